@@ -1,0 +1,28 @@
+"""Shared by all tests: run-time checked annotations, eight CPU devices, where the goldens are."""
+
+import os
+import pathlib
+
+# Before JAX starts: eight devices let every test have a mesh.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Every annotated function of ours is checked at run time: shapes, dtypes and types.
+install_import_hook("vit_jax", "beartype.beartype")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def goldens() -> pathlib.Path:
+    """Folder of arrays that the reference implementations wrote; absent outside the team."""
+    folder = SHARED / "goldens"
+    if not folder.is_dir():
+        pytest.skip(f"no reference arrays: {folder} does not exist")
+    return folder

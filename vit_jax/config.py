@@ -1,0 +1,154 @@
+"""The one base config: every key that a run can read, declared with its default and its meaning.
+
+A file in `configs/` calls `base_config()`, changes what it wants and returns the result; the
+front doors read that file, apply `--config.KEY=VALUE`, and freeze it. Nothing anywhere reads a
+key that is not declared here, and a key that is not declared here cannot be set.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from vit_jax.errors import ConfigError, did_you_mean
+
+# A duration is given in exactly one of these units: `warmup_steps`, `warmup_epochs`, ...
+DURATION_UNITS = ("steps", "epochs", "examples", "percent")
+
+
+def _duration(name: str) -> dict[str, Any]:
+    return {
+        f"{name}_steps": placeholder(int),  # optimizer updates
+        f"{name}_epochs": placeholder(float),  # passes over the training split
+        f"{name}_examples": placeholder(float),  # images seen
+        f"{name}_percent": placeholder(float),  # of the whole run: 0.1 is a tenth
+    }
+
+
+def base_config() -> ConfigDict:
+    """Every key a run can read, with its default. Unlocked, for a config file to change."""
+    c = ConfigDict()
+
+    c.seed = 0  # Decides the initial parameters, the order of the data, augmentation and dropout.
+    c.batch_size = 128  # Examples per optimizer update, over all devices and processes.
+    # The length of the run: exactly one of total_steps, total_epochs, total_examples.
+    c.total_steps = placeholder(int)
+    c.total_epochs = placeholder(float)
+    c.total_examples = placeholder(float)
+
+    # Resume precedence: the workdir's own last checkpoint > resume > init_from > scratch.
+    c.resume = ""  # Another workdir (or checkpoint): take its whole state, step included.
+    c.init_from = ""  # A workdir or checkpoint: take its parameters only, start at step 0.
+    # Parameter-path patterns that init_from leaves out; "head" is what fine-tuning wants.
+    c.init_skip = ("head/.*",)
+
+    c.model = ConfigDict()
+    c.model.variant = "S/16"  # A name in vit_jax.models.variants.VARIANTS, then "/patch size".
+    c.model.width = placeholder(int)  # This and the next three override the variant's.
+    c.model.depth = placeholder(int)
+    c.model.mlp_dim = placeholder(int)
+    c.model.num_heads = placeholder(int)
+    c.model.image_size = (224,)  # (side,) or (height, width), in pixels.
+    c.model.channels = 3  # Of the images that the model is fed.
+    c.model.num_classes = placeholder(int)  # None: as many as the data set has.
+    c.model.pool = "token"  # What the head reads: token, gap or map.
+    c.model.posemb = "learned"  # learned, sincos2d or none.
+    c.model.rep_size = 0  # Width of the tanh pre-logits layer; 0: none; -1: the model's width.
+    c.model.dropout = 0.0  # After embedding, attention and in the MLP.
+    c.model.attention_dropout = 0.0  # Of the attention weights.
+    c.model.stochastic_depth = 0.0  # Of the last block; grows linearly from 0 at the first.
+    c.model.head_bias_init = 0.0  # E.g. -6.9 or -10 with the sigmoid loss and many classes.
+    c.model.ln_eps = 1e-6  # LayerNorm epsilon.
+    c.model.gelu = "tanh"  # tanh (Google's models) or erf (PyTorch's).
+    c.model.qkv_bias = placeholder(bool)  # None: as the variant was published.
+    c.model.dtype = "float32"  # Of the computation: float32 or bfloat16. Parameters are float32.
+    c.model.attention = "auto"  # Back end of attention: auto, xla or cudnn.
+    c.model.scan = True  # Compile one block and loop over it: compile time independent of depth.
+    c.model.remat = "none"  # What the backward pass recomputes: see vit_jax.models.blocks.REMAT.
+
+    c.data = ConfigDict()
+    c.data.source = "digits"  # digits, fashion_mnist, tfds or image_folder.
+    c.data.name = ""  # For tfds: the data set's name, "imagenet2012" or "cifar10:3.0.2".
+    c.data.data_dir = ""  # Where TFDS keeps prepared data, or the root of an image folder.
+    c.data.manual_dir = ""  # Where files that cannot be downloaded are (Fashion-MNIST's four).
+    c.data.split = "train"  # What is trained on; slices such as train[:99%] are allowed.
+    c.data.image_key = "image"  # Names of the features in the TFDS data set.
+    c.data.label_key = "label"
+    # Transforms, in order: see vit_jax.data.transforms.OPS. A `size` that is left out is the
+    # model's image_size.
+    c.data.train_transforms = ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"})
+    c.data.eval_transforms = ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"})
+    c.data.workers = 0  # Loader processes per host; 0 loads in threads of the main process.
+    c.data.threads = 4  # Reading threads, in the main process or in each worker.
+    c.data.prefetch = 2  # Batches kept ready, per host (per worker, if there are workers).
+
+    c.mix = ConfigDict()  # Inside the jitted step; labels become soft.
+    c.mix.mixup_alpha = 0.0  # Beta(alpha, alpha); 0: off.
+    c.mix.cutmix_alpha = 0.0  # 0: off. With both on, each batch uses one of them, evenly.
+
+    c.loss = ConfigDict()
+    c.loss.name = "softmax_xent"  # softmax_xent or sigmoid_xent.
+    c.loss.label_smoothing = 0.0  # This share of the target is spread over all classes.
+
+    c.optim = ConfigDict()
+    c.optim.name = "adamw"  # adamw, sgd, adafactor, lion, lamb or muon.
+    c.optim.lr = 1e-3  # At the schedule's peak.
+    c.optim.b1 = 0.9  # adamw, lion, lamb, muon's Adam part.
+    c.optim.b2 = 0.999  # The same; adafactor caps its decay at b2.
+    c.optim.eps = 1e-8  # adamw, lamb, muon's Adam part.
+    c.optim.momentum = 0.9  # sgd, adafactor, muon.
+    c.optim.nesterov = False  # sgd, muon.
+    c.optim.momentum_dtype = "float32"  # Of the first moment: float32 or bfloat16.
+    c.optim.weight_decay = 0.0  # Times lr and schedule, as in AdamW.
+    # (pattern of the parameter's path, multiplier); the first that matches counts, else 0.
+    c.optim.weight_decay_rules = ((".*/kernel", 1.0),)
+    c.optim.lr_rules = ((".*", 1.0),)  # The same for the learning rate; no match: 1.
+    c.optim.layer_decay = 1.0  # Learning rate times this per layer counted from the head.
+    c.optim.freeze = ()  # Patterns of parameters that stay as they are.
+    c.optim.clip_norm = 0.0  # Largest global norm of the gradient; 0: no clipping.
+    c.optim.accum_steps = 1  # Microbatches per update.
+    c.optim.sam_rho = 0.0  # Sharpness-aware minimisation's radius; 0: off.
+    c.optim.ema_decay = 0.0  # Of the averaged parameters that are evaluated; 0: off.
+
+    c.optim.schedule = ConfigDict()
+    c.optim.schedule.name = "cosine"  # constant, cosine, linear or rsqrt.
+    c.optim.schedule.update(_duration("warmup"))  # Linear from 0; unset: none.
+    c.optim.schedule.update(_duration("cooldown"))  # Linear to 0 at the very end; unset: none.
+    c.optim.schedule.update(_duration("timescale"))  # rsqrt only.
+    c.optim.schedule.end = 0.0  # Where cosine and linear end, as a share of lr.
+
+    c.mesh = ConfigDict()  # Devices along each axis; one of them may be -1, the rest.
+    c.mesh.data = -1  # Batch split, parameters copied.
+    c.mesh.fsdp = 1  # Batch split, parameters split too.
+    c.mesh.tensor = 1  # Heads and MLP split.
+
+    # Evaluations by name: see classification_eval() below for their keys.
+    c.evals = ConfigDict()
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 1000  # Save at every multiple, and at the end.
+    c.checkpoint.keep_last = 2  # The newest ones kept.
+    c.checkpoint.keep_every_steps = 0  # These are kept for ever; 0: none.
+    c.checkpoint.best_metric = ""  # E.g. "test/top1": keep the best as well; "": do not.
+    c.checkpoint.best_mode = "max"  # max or min.
+
+    c.log = ConfigDict()
+    c.log.every_steps = 50  # A line in metrics.jsonl.
+    c.log.tensorboard = True
+    c.log.wandb_project = ""  # Weights & Biases, if it is installed; "": off.
+    c.log.profile_steps = ()  # (first, last): a trace of these steps into workdir/profile.
+    c.log.compilation_cache = ""  # Folder of XLA's persistent cache; "": off.
+    return c
+
+
+def classification_eval(*, split: str, every_steps: int = 0) -> ConfigDict:
+    """An entry of `config.evals`: top-1, top-5, loss and calibration error on one split.
+
+    Args:
+      split: split of `config.data`'s data set, slices allowed.
+      every_steps: evaluate at every multiple, and at the end; 0: only at the end.
+    """
+    return ConfigDict({"type": "classification", "split": split, "every_steps": every_steps})

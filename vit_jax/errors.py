@@ -1,0 +1,44 @@
+"""The errors that a user can cause, and the words that help to mend them.
+
+Every error of ours says what was wrong, where, and what to do next. The front doors
+(`python -m vit_jax.<verb>`) print these without a traceback and leave with exit code 2.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitJaxError(Exception):
+    """Something the user can mend: the message says what, where and how."""
+
+
+class ConfigError(VitJaxError, ValueError):
+    """A config key, value or argument that makes no sense."""
+
+
+class DataError(VitJaxError):
+    """A data set, split, file or label that is missing or broken."""
+
+
+class CheckpointError(VitJaxError):
+    """A checkpoint that is missing, broken, or does not belong to this run."""
+
+
+class NonFiniteError(VitJaxError):
+    """A loss or a gradient became NaN or infinite."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """A hint that ends an error message: the nearest choice, and all the accepted ones.
+
+    Args:
+      name: what the user wrote.
+      choices: what is accepted.
+
+    Returns:
+      E.g. `Did you mean "cosine"? Accepted: constant, cosine, linear, rsqrt.`
+    """
+    choices = list(choices)
+    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    guess = f'Did you mean "{near[0]}"? ' if near else ""
+    return f"{guess}Accepted: {', '.join(choices)}."
