@@ -5,12 +5,11 @@ front doors read that file, apply `--config.KEY=VALUE`, and freeze it. Nothing a
 key that is not declared here, and a key that is not declared here cannot be set.
 """
 
-import difflib
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from immutabledict import immutabledict
+from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
 from vit_jax.errors import ConfigError, did_you_mean
@@ -29,7 +28,7 @@ def _duration(name: str) -> dict[str, Any]:
 
 
 def base_config() -> ConfigDict:
-    """Every key a run can read, with its default. Unlocked, for a config file to change."""
+    """Every key a run can read, with its default. Locked: values change, no key can be added."""
     c = ConfigDict()
 
     c.seed = 0  # Decides the initial parameters, the order of the data, augmentation and dropout.
@@ -109,6 +108,7 @@ def base_config() -> ConfigDict:
     c.optim.layer_decay = 1.0  # Learning rate times this per layer counted from the head.
     c.optim.freeze = ()  # Patterns of parameters that stay as they are.
     c.optim.clip_norm = 0.0  # Largest global norm of the gradient; 0: no clipping.
+    c.optim.clip_rms = 0.0  # adafactor: largest RMS of a parameter's scaled gradient; 0: none.
     c.optim.accum_steps = 1  # Microbatches per update.
     c.optim.sam_rho = 0.0  # Sharpness-aware minimisation's radius; 0: off.
     c.optim.ema_decay = 0.0  # Of the averaged parameters that are evaluated; 0: off.
@@ -141,7 +141,7 @@ def base_config() -> ConfigDict:
     c.log.wandb_project = ""  # Weights & Biases, if it is installed; "": off.
     c.log.profile_steps = ()  # (first, last): a trace of these steps into workdir/profile.
     c.log.compilation_cache = ""  # Folder of XLA's persistent cache; "": off.
-    return c
+    return c.lock()
 
 
 def classification_eval(*, split: str, every_steps: int = 0) -> ConfigDict:
@@ -152,3 +152,56 @@ def classification_eval(*, split: str, every_steps: int = 0) -> ConfigDict:
       every_steps: evaluate at every multiple, and at the end; 0: only at the end.
     """
     return ConfigDict({"type": "classification", "split": split, "every_steps": every_steps})
+
+
+def freeze(config: ConfigDict) -> FrozenConfigDict:
+    """The config as a run uses it: nothing in it can change, dicts inside tuples included."""
+    frozen = config.copy_and_resolve_references()
+    with frozen.unlocked():
+        _freeze_tuples(frozen)
+    return FrozenConfigDict(frozen)
+
+
+def _freeze_tuples(section: ConfigDict) -> None:
+    for key, value in section.items():
+        if isinstance(value, ConfigDict):
+            _freeze_tuples(value)
+        elif isinstance(value, tuple):
+            section[key] = _frozen(value)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return tuple(_frozen(item) for item in value)
+    if isinstance(value, Mapping | ConfigDict):
+        return immutabledict({key: _frozen(item) for key, item in value.items()})
+    return value
+
+
+def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:
+    """The arguments of a config file: what follows the colon in `configs/vit_i1k.py:variant=L/16`.
+
+    Args:
+      arg: "key=value,key=value", or None or "" for none.
+      **defaults: every argument that the file takes; a value has its default's type.
+
+    Raises:
+      ConfigError: an unknown argument, or a value of another type.
+    """
+    args = ConfigDict(defaults)
+    for item in (arg or "").split(",") if arg else ():
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ConfigError(f'Config argument "{item}": write key=value. ' + _accepted(defaults))
+        if key not in defaults:
+            raise ConfigError(f'Unknown config argument "{key}". ' + did_you_mean(key, defaults))
+        kind = type(defaults[key])
+        try:
+            args[key] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            raise ConfigError(f'Config argument {key}="{text}" is not a {kind.__name__}.') from None
+    return args
+
+
+def _accepted(defaults: dict[str, Any]) -> str:
+    return "Accepted: " + ", ".join(f"{key}={value}" for key, value in defaults.items()) + "."

@@ -1,0 +1,165 @@
+"""Pictures: that they are drawn, replaced whole, and say what they should."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from vit_jax.analysis import confusion, curves, predictions
+from vit_jax.analysis.confusion_matrix import _largest_of_blocks
+from vit_jax.analysis.figures import _running_mean
+from vit_jax.errors import DataError
+from vit_jax.evals import Classification
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """All that is written in the pictures that are saved."""
+    found = []
+    save = Figure.savefig
+
+    def savefig(figure, *args, **kwargs):
+        found.extend(text.get_text() for text in figure.findobj(Text) if text.get_text())
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return found
+
+
+def picture(path):
+    """The pixels, after a check that no unfinished file is left beside it."""
+    assert [p.name for p in path.parent.glob("*.tmp")] == []
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def write_run(path, steps):
+    lines = [
+        {"step": t, "train/loss": 0.01 + 3 * 0.99**t, "train/lr": 1e-3, "other/number": 7.0}
+        for t in steps
+    ]
+    lines[-1] |= {"test/top1": 0.875, "test/loss": None}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("steps", [[0], range(5), range(0, 3000, 3)])
+def test_curves_of_short_and_long_runs(tmp_path, texts, steps):
+    write_run(tmp_path / "metrics.jsonl", steps)
+    out = tmp_path / "new" / "curves.png"
+    curves(tmp_path / "metrics.jsonl", out)
+    assert picture(out).std() > 0
+    assert {"Loss", "Accuracy", "Learning rate", "step (optimizer updates)"} <= set(texts)
+    assert "test/top1: 87.50%" in texts
+    assert "train/lr: 0.001" in texts
+    # Neither what was never finite nor what is none of the three.
+    assert not any("test/loss" in text or "other" in text for text in texts)
+
+
+def test_curves_of_a_run_that_is_still_writing(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_run(path, range(5))
+    path.write_text(path.read_text() + '{"step": 9, "train/lo')
+    curves(path, tmp_path / "curves.png")
+    assert picture(tmp_path / "curves.png").std() > 0
+
+
+def test_curves_without_anything_to_draw(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "other": 1.0}\n')
+    with pytest.raises(DataError, match="has no loss"):
+        curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_running_mean_keeps_straight_lines():
+    line = np.linspace(3, 5, 500)
+    np.testing.assert_allclose(_running_mean(line), line, rtol=1e-12)
+    noisy = line + np.random.default_rng(0).normal(size=500)
+    assert np.std(_running_mean(noisy) - line) < 0.6
+
+
+def test_predictions_show_the_surest_mistakes_first(tmp_path, texts):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+    labels = np.zeros(12, np.int64)
+    sure_of_first = np.full(12, 0.9)
+    sure_of_first[[4, 7]] = 0.4, 0.1  # Both wrong; the model is surer of 7.
+    probabilities = np.stack([sure_of_first, 1 - sure_of_first], axis=-1)
+    out = tmp_path / "predictions.png"
+    predictions(images, labels, probabilities, ["cat", "dog $x$"], out, num_shown=4)
+    assert picture(out).std() > 0
+    assert "10 of 12 pictures right; the 2 surest mistakes first" in texts
+    titles = [text for text in texts if text.startswith(("✓", "✗"))]
+    assert titles == ["✗ dog $x$  90%", "✗ dog $x$  60%", "✓ cat  90%", "✓ cat  90%"]
+    assert texts.count("true: cat") == 2
+
+
+def test_predictions_of_colour_pictures_with_long_names(tmp_path, texts):
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
+    names = ["a very long name of a class", "b"]
+    predictions(images, np.zeros(3, int), np.tile([0.8, 0.2], (3, 1)), names, tmp_path / "p.png")
+    assert picture(tmp_path / "p.png").std() > 0
+    assert "✓ a very long n…\n80%" in texts
+    assert "3 of 3 pictures right" in texts
+
+
+def test_predictions_of_nothing(tmp_path):
+    nothing = np.zeros((0, 4, 4, 1), np.uint8), np.zeros(0, int), np.zeros((0, 2))
+    with pytest.raises(DataError, match="empty"):
+        predictions(*nothing, ["a", "b"], tmp_path / "p.png")
+
+
+def report_of(classes, *, examples_per_class, multi_hot=False):
+    """A report in which some of class 1 are taken for class 0, and nothing else is wrong."""
+    labels = np.repeat(np.arange(classes), examples_per_class)
+    logits = 9 * np.eye(classes, dtype=np.float32)[labels]
+    logits[labels == 1] = logits[0] if classes > 1 else logits[labels == 1]
+    metric = Classification(
+        lambda _, x: x[:, 0, :, 0], num_classes=classes, loss_name="softmax_xent"
+    )
+    label = np.eye(classes, dtype=np.float32)[labels] if multi_hot else labels.astype(np.int32)
+    batch = {"image": logits[:, None, :, None], "label": label, "weight": np.ones(len(labels))}
+    return metric.report(None, [{k: jnp.asarray(v) for k, v in batch.items()}])
+
+
+@pytest.mark.parametrize("classes", [2, 10, 20, 300, 1000])
+def test_confusion_of_few_and_many_classes(tmp_path, texts, classes):
+    report = report_of(classes, examples_per_class=3)
+    confusion(report, [f"thing {c}" for c in range(classes)], tmp_path / "confusion.png")
+    assert picture(tmp_path / "confusion.png").std() > 0
+    assert {"Confusion matrix", "Reliability", "Commonest mistakes"} <= set(texts)
+    assert "thing 1 → thing 0" in texts
+    assert any(f"{3 * classes:,} examples · top-1" in text for text in texts)
+
+
+def test_confusion_without_mistakes_and_without_a_matrix(tmp_path, texts):
+    names = ["only"]
+    confusion(report_of(1, examples_per_class=4), names, tmp_path / "confusion.png")
+    assert "None: every example is right." in texts
+    with pytest.raises(DataError, match="no confusion matrix"):
+        report = report_of(3, examples_per_class=2, multi_hot=True)
+        confusion(report, names * 3, tmp_path / "none.png")
+
+
+def test_blocks_lose_no_mistake():
+    shares = np.zeros((7, 7))
+    shares[6, 2] = 0.01
+    np.testing.assert_array_equal(np.argwhere(_largest_of_blocks(shares, 3)), [[2, 0]])
+
+
+def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    write_run(tmp_path / "metrics.jsonl", range(5))
+    curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    before = (tmp_path / "curves.png").read_bytes()
+
+    def fail(figure, path, **kwargs):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="No space"):
+        curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes() == before

@@ -1,0 +1,230 @@
+"""Every kind of image file becomes the right uint8 pixels, or an error that says why not."""
+
+import io
+import json
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data import decode
+from vit_jax.data.decode import decode_image
+from vit_jax.errors import DataError
+
+IMAGES = (
+    "cmyk.jpg",
+    "exif6.jpg",
+    "gray.jpg",
+    "gray16.png",
+    "palette_small.png",
+    "rgb_landscape_420.jpg",
+    "rgb_portrait_444.jpg",
+    "rgba.png",
+)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """Smooth, asymmetric uint8 [12, 20, 3]: survives lossy formats, shows any rotation."""
+    y, x = np.mgrid[:12, :20]
+    return np.stack([y * 20, x * 12, 255 - x * 6 - y * 9], axis=-1).astype(np.uint8)
+
+
+def encode(picture, kind, **options):
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture)
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_decoding_equals_the_references(goldens, name):
+    folder = goldens / "preprocessing"
+    data = (folder / "images" / name).read_bytes()
+    torch = np.load(folder / f"{name.replace('.', '_')}.torch.npz")
+    tf = np.load(folder / f"{name.replace('.', '_')}.tf.npz")
+    as_stored = decode_image(data, exif=False)
+    accurate = tf["decoded_tf_precise" if "decoded_tf_precise" in tf else "decoded_tf_jpeg_op"]
+    np.testing.assert_array_equal(as_stored, accurate)
+    if name != "gray16.png":  # Which Pillow's conversion turns white.
+        np.testing.assert_array_equal(as_stored, torch["decoded_pil_rgb"])
+    upright = "decoded_pil_exif_rgb"
+    np.testing.assert_array_equal(
+        decode_image(data), torch[upright] if upright in torch else as_stored
+    )
+
+
+def test_the_goldens_hold_every_image_tested(goldens):
+    manifest = json.loads((goldens / "manifest.json").read_text())
+    assert sorted(manifest["preprocessing"]["images"]) == sorted(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "tolerance"),
+    [
+        ("PNG", {}, 0),
+        ("BMP", {}, 0),
+        ("PPM", {}, 0),
+        ("TIFF", {}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("WEBP", {"quality": 100}, 8),
+        ("JPEG", {"quality": 100, "subsampling": 0}, 4),
+        ("GIF", {}, 40),
+    ],
+)
+def test_formats(pixels, kind, options, tolerance):
+    got = decode_image(encode(pixels, kind, **options))
+    assert got.dtype == np.uint8
+    assert got.shape == pixels.shape
+    assert abs(got.astype(int) - pixels).max() <= tolerance
+
+
+def test_alpha_is_dropped_not_composited(pixels):
+    alpha = np.zeros_like(pixels[..., :1])
+    rgba = np.concatenate([pixels, alpha], axis=-1)
+    np.testing.assert_array_equal(decode_image(encode(rgba, "PNG")), pixels)
+    np.testing.assert_array_equal(decode_image(rgba), pixels)
+    gray = decode_image(encode(Image.merge("LA", [Image.fromarray(pixels[..., 0])] * 2), "PNG"))
+    np.testing.assert_array_equal(gray, np.repeat(pixels[..., :1], 3, axis=-1))
+
+
+@pytest.mark.parametrize("transparency", [3, bytes([0, 255, 0, 128])])
+def test_a_palette_with_transparency_keeps_its_colors(transparency):
+    picture = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8), mode=None).convert("P")
+    picture.putdata([0, 1, 2, 3])
+    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
+    got = decode_image(encode(picture, "PNG", transparency=transparency))
+    np.testing.assert_array_equal(got.reshape(4, 3), np.arange(10, 130, 10).reshape(4, 3))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_of_16_bit_gray_the_high_byte_is_kept(kind):
+    levels = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
+    for channels in (1, 3):
+        got = decode_image(encode(levels, kind), channels=channels)
+        assert got.shape == (2, 3, channels)
+        # PPM's maximum is not exactly 16 bits in Pillow's writer: allow its rounding.
+        np.testing.assert_allclose(got[..., 0], levels >> 8, atol=1 if kind == "PPM" else 0)
+
+
+def test_one_bit_images_are_black_and_white():
+    bits = np.array([[True, False, True]])
+    got = decode_image(encode(Image.fromarray(bits), "PNG"), channels=1)
+    np.testing.assert_array_equal(got[..., 0], bits * 255)
+
+
+def test_gray_on_request(pixels):
+    want = np.round(pixels @ np.array([0.299, 0.587, 0.114]))
+    for data in (pixels, encode(pixels, "PNG")):
+        got = decode_image(data, channels=1)
+        assert got.shape == (12, 20, 1)
+        assert abs(got[..., 0] - want).max() <= 1
+    gray = pixels[..., 0]
+    for data in (gray, gray[..., None], encode(gray, "PNG")):
+        np.testing.assert_array_equal(decode_image(data, channels=1)[..., 0], gray)
+        np.testing.assert_array_equal(decode_image(data), np.stack([gray] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(pixels, kind, orientation):
+    # The EXIF standard: where row 0 and column 0 of what is stored belong in what is seen.
+    upright = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.swapaxes(0, 1),
+        6: pixels[::-1].swapaxes(0, 1),
+        7: pixels[::-1, ::-1].swapaxes(0, 1),
+        8: pixels[:, ::-1].swapaxes(0, 1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    got = decode_image(encode(pixels, kind, exif=exif, **lossless))
+    assert got.shape == upright.shape
+    assert abs(got.astype(int) - upright).mean() < (20 if kind == "JPEG" else 1e-9)
+
+
+def test_broken_exif_does_not_cost_the_image(pixels):
+    data = encode(pixels, "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7fbroken")
+    np.testing.assert_array_equal(decode_image(data), pixels)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_truncated_files_are_refused(kind):
+    noise = np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8)
+    data = encode(noise, kind)
+    for length in (len(data) // 2, 40):
+        with pytest.raises(DataError, match=r"Broken|Not an image"):
+            decode_image(data[:length])
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n" + bytes(99)])
+def test_what_is_no_image_is_refused(data):
+    with pytest.raises(DataError, match="Not an image"):
+        decode_image(data)
+
+
+def test_corrupt_bytes_never_raise_anything_but_data_error(pixels):
+    rng = np.random.default_rng(0)
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM"):
+        data = np.frombuffer(encode(pixels, kind), np.uint8)
+        for _ in range(30):
+            broken = data.copy()
+            where = rng.integers(len(data), size=4)
+            broken[where] = rng.integers(256, size=4)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Of Pillow's, about odd but legal files.
+                try:
+                    got = decode_image(broken.tobytes())
+                except DataError:
+                    continue
+            assert got.dtype == np.uint8
+            assert got.shape[-1] == 3
+
+
+def test_an_image_that_declares_too_many_pixels_is_refused_unread():
+    side = 9460  # 9460 ** 2 is just above the limit; nothing of it is there.
+    assert side**2 > decode.MAX_PIXELS
+    for width, height in ((side, side), (60_000, 60_000)):
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
+        with pytest.raises(DataError, match="too large"):
+            decode_image(data)
+
+
+def test_too_many_pixels_are_refused_where_pillow_only_warns(pixels, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 100)
+    with pytest.raises(DataError, match=r"20x12 is more than 100"):
+        decode_image(encode(pixels, "PNG"))
+
+
+def chunk(name, data):
+    checked = name + data
+    return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 5), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((2, 4, 4, 3), np.uint8),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(array):
+    with pytest.raises(DataError, match=r"uint8|channels"):
+        decode_image(array)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_unknown_range_are_refused(dtype):
+    with pytest.raises(DataError, match="which of them is white"):
+        decode_image(encode(np.full((3, 3), 10**6, dtype), "TIFF"))

@@ -1,0 +1,117 @@
+"""Dropout and stochastic depth: present where they should be, keyed, and of the right size."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.errors import ConfigError
+from vit_jax.models import Vit, VitConfig
+from vit_jax.models.attention import dot_product_attention, resolve_backend
+from vit_jax.models.blocks import Block
+
+CFG = VitConfig(
+    image_size=(16, 16), patch_size=(4, 4), num_classes=3, width=16, depth=2, mlp_dim=32, num_heads=2
+)  # fmt: skip
+X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 16, 16, 3)), jnp.float32)
+
+
+def params(cfg):
+    p = Vit(cfg).init(jax.random.key(0), X)["params"]
+    p["head"]["kernel"] = jax.random.normal(jax.random.key(1), p["head"]["kernel"].shape)
+    return p
+
+
+def logits(cfg, p, seed):
+    return Vit(cfg).apply({"params": p}, X, train=True, rngs={"dropout": jax.random.key(seed)})[0]
+
+
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout", "stochastic_depth"])
+@pytest.mark.parametrize("scan", [True, False])
+def test_each_kind_of_dropout_changes_the_training_output_only(kind, scan):
+    # The attention_dropout case is the trap of an attention function that ignores its dropout.
+    cfg = dataclasses.replace(CFG, **{kind: 0.5}, scan=scan)
+    p = params(cfg)
+    still = Vit(cfg).apply({"params": p}, X)[0]
+    np.testing.assert_array_equal(
+        still, Vit(dataclasses.replace(cfg, **{kind: 0.0})).apply({"params": p}, X)[0]
+    )
+    a, b, again = logits(cfg, p, 1), logits(cfg, p, 2), logits(cfg, p, 1)
+    assert np.abs(a - still).max() > 1e-3 and np.abs(a - b).max() > 1e-3
+    np.testing.assert_array_equal(a, again)
+
+
+def test_layers_of_a_scan_have_keys_of_their_own():
+    # Two blocks with equal parameters and equal masks would change their input equally.
+    cfg = dataclasses.replace(CFG, dropout=0.5)
+    p = params(cfg)
+    p["encoder"]["blocks"] = jax.tree.map(
+        lambda leaf: jnp.stack([leaf[0]] * 2), p["encoder"]["blocks"]
+    )
+    p["encoder"]["blocks"]["attn"]["out"]["kernel"] *= 0
+    fc2 = p["encoder"]["blocks"]["mlp"]["fc2"]
+    fc2["kernel"], fc2["bias"] = fc2["kernel"] * 0, jnp.ones_like(fc2["bias"])
+    _, out = Vit(cfg).apply(
+        {"params": p}, X, train=True, capture=("embed", "blocks"), rngs={"dropout": jax.random.key(0)}
+    )  # fmt: skip
+    first, second = out["blocks"][0] - out["embed"], out["blocks"][1] - out["blocks"][0]
+    np.testing.assert_allclose(np.unique(np.round(first, 4)), [0, 2], atol=1e-3)  # A mask over 0.5.
+    assert (np.abs(first - second) > 1).mean() > 0.3
+
+
+def test_attention_dropout_keeps_the_mean_and_the_share():
+    rng = np.random.default_rng(1)
+    q, k = (jnp.asarray(rng.normal(size=(1, 4, 2, 8)), jnp.float32) for _ in range(2))
+    v = jnp.asarray(rng.normal(size=(1, 4, 2, 8)), jnp.float32)
+    want, _ = dot_product_attention(q, k, v)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    out = jax.vmap(lambda key: dot_product_attention(q, k, v, dropout=0.3, dropout_rng=key)[0])(
+        keys
+    )
+    error = np.asarray(out.std(0)) / np.sqrt(len(keys))
+    assert (np.abs(out.mean(0) - want) < 5 * error + 1e-6).all() and out.std(0).min() > 0.05
+
+
+def test_stochastic_depth_drops_whole_examples_at_the_rate_of_the_layer():
+    cfg = dataclasses.replace(CFG, stochastic_depth=0.4)
+    block = Block(cfg, train=True)
+    x = jnp.ones((4000, 2, 16)) * jnp.arange(16.0)
+    p = block.init({"params": jax.random.key(0), "dropout": jax.random.key(0)}, x, jnp.float32(0))
+    p["params"]["attn"]["out"]["kernel"] *= 0
+    p["params"]["mlp"]["fc2"]["kernel"] *= 0
+    p["params"]["mlp"]["fc2"]["bias"] = jnp.ones(16)
+    y, _ = block.apply(p, x, jnp.float32(0.25), rngs={"dropout": jax.random.key(1)})
+    change = np.asarray(y - x)
+    assert set(np.unique(np.round(change, 4))) == {0.0, np.float32(np.round(4 / 3, 4))}
+    per_example = change[:, 0, 0] > 0
+    assert (change > 0).reshape(4000, -1).all(1).sum() == per_example.sum()
+    assert abs(per_example.mean() - 0.75) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("changes", "train", "platform", "want"),
+    [
+        ({}, False, "cpu", "xla"),
+        ({"dtype": "bfloat16"}, True, "gpu", "cudnn"),
+        ({"dtype": "bfloat16", "attention": "xla"}, True, "gpu", "xla"),
+        ({"dtype": "bfloat16", "attention_dropout": 0.1}, True, "gpu", "xla"),
+        ({"dtype": "bfloat16", "attention_dropout": 0.1}, False, "gpu", "cudnn"),
+        ({"dtype": "float32"}, False, "gpu", "xla"),
+        ({"dtype": "bfloat16", "num_heads": 4}, False, "gpu", "xla"),
+        ({"dtype": "bfloat16"}, False, "tpu", "xla"),
+    ],
+)
+def test_attention_back_end_is_resolved(changes, train, platform, want):
+    cfg = dataclasses.replace(CFG, **changes)
+    assert resolve_backend(cfg, train=train, platform=platform) == want
+
+
+def test_cudnn_never_drops_dropout_silently():
+    cfg = dataclasses.replace(CFG, dtype="bfloat16", attention="cudnn", attention_dropout=0.1)
+    assert resolve_backend(cfg, train=False, platform="gpu") == "cudnn"
+    with pytest.raises(ConfigError, match="attention_dropout is on"):
+        resolve_backend(cfg, train=True, platform="gpu")
+    with pytest.raises(ConfigError, match="platform is cpu, not gpu"):
+        Vit(cfg).init(jax.random.key(0), X)

@@ -1,0 +1,301 @@
+"""The Vision Transformer against the reference implementations and against itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.config import base_config
+from vit_jax.errors import ConfigError
+from vit_jax.models import Vit, VitConfig, vit_config
+from vit_jax.models.blocks import REMAT
+from vit_jax.models.config import CHOICES
+
+TINY = VitConfig(
+    image_size=(16, 24), patch_size=(8, 8), num_classes=5, width=32, depth=3, mlp_dim=48,
+    num_heads=4,
+)  # fmt: skip
+
+
+def images(cfg, batch=2, seed=0):
+    shape = (batch, *cfg.image_size, cfg.channels)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def random_params(cfg, seed=0):
+    """Parameters without the zeros of the initialisation, so that everything is exercised."""
+    shapes = jax.eval_shape(Vit(cfg).init, jax.random.key(0), images(cfg))["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.2, s.dtype), shapes)
+
+
+def apply(cfg, params, x, **kwargs):
+    return Vit(cfg).apply({"params": params}, x, **kwargs)
+
+
+def unscan(params, depth):
+    """Parameters of a scanned encoder as those of an unrolled one."""
+    encoder = dict(params["encoder"])
+    blocks = encoder.pop("blocks")
+    for i in range(depth):
+        encoder[f"block_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], blocks)
+    return {**params, "encoder": encoder}
+
+
+# --- Against google-research/vision_transformer and big_vision ------------------------------------
+
+
+def google_params(ckpt, depth):
+    """A Google checkpoint's arrays under our names (pre-linen and linen numbering)."""
+    flat = {key.removeprefix("params/"): ckpt[key] for key in ckpt.files}
+    names = {
+        "LayerNorm_0": "norm1", "LayerNorm_1": "norm2", "LayerNorm_2": "norm2",
+        "MultiHeadDotProductAttention_0": "attn", "MultiHeadDotProductAttention_1": "attn",
+        "MlpBlock_0": "mlp", "MlpBlock_3": "mlp", "Dense_0": "fc1", "Dense_1": "fc2",
+    }  # fmt: skip
+    map_names = {**names, "LayerNorm_0": "norm"}
+    params = {}
+    for key, value in flat.items():
+        parts = key.split("/")
+        if parts[0] == "MAPHead_0":
+            parts = ["map_head"] + [map_names.get(part, part) for part in parts[1:]]
+        elif parts[0] == "Transformer":
+            if "posembed" in parts[1]:
+                parts = ["pos_embedding"]
+            else:
+                block = parts[1].replace("encoderblock_", "block_").replace("encoder_norm", "norm")
+                parts = ["encoder", block] + [names.get(part, part) for part in parts[2:]]
+        node = params
+        for part in parts[:-1]:
+            node = node.setdefault(part, {})
+        node[parts[-1]] = jnp.asarray(value)
+    return params
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vt_npz/token_prelogits", {"pool": "token", "rep_size": True}),
+        ("vt_npz/gap_norep", {"pool": "gap"}),
+        ("bv_npz/map_learn", {"pool": "map"}),
+        ("bv_npz/gap_sincos2d", {"pool": "gap", "posemb": "sincos2d"}),
+    ],
+)
+def test_equals_the_reference(goldens, name, changes):
+    import json
+
+    manifest = json.loads((goldens / "manifest.json").read_text())
+    entry = next(entry for entry in manifest["models"] if entry["id"] == name)
+    arch, ckpt = entry["architecture"], np.load(goldens / name / "ckpt.npz")
+    params = google_params(ckpt, arch["depth"])
+    width, patch = params["embedding"]["kernel"].shape[-1], params["embedding"]["kernel"].shape[0]
+    want = np.load(goldens / name / "expected.npz")
+    x = np.load(goldens / name / "inputs.npz")["image"]
+    if "rep_size" in changes:
+        changes = {**changes, "rep_size": params["pre_logits"]["kernel"].shape[1]}
+    cfg = VitConfig(
+        image_size=x.shape[1:3], patch_size=(patch, patch), num_classes=want["logits"].shape[1],
+        width=width, depth=arch["depth"], mlp_dim=arch["mlp_dim"], num_heads=arch["num_heads"],
+        scan=False, **changes,
+    )  # fmt: skip
+    with jax.default_matmul_precision("highest"):
+        logits, out = apply(cfg, params, jnp.asarray(x), capture=("embed", "blocks", "attention"))
+    got = {"logits": logits, "features": out["pre_logits"], "tokens": out["tokens"]}
+    got["embed"] = out["embed"]
+    for i in range(arch["depth"]):
+        got |= {f"block{i}": out["blocks"][i], f"attn{i}": out["attention"][i]}
+    compared = [key for key in got if key in want]
+    assert {"logits", "tokens", "block0"} <= set(compared)
+    for key in compared:
+        tol = entry["expected_arrays"][key]["tol"]
+        np.testing.assert_allclose(got[key], want[key], atol=tol, rtol=0, err_msg=key)
+
+
+# --- Against other ways to say the same ------------------------------------------------------------
+
+
+def layer_norm(x, p, eps, kind):
+    if kind == "layernorm":
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * p["scale"] + p["bias"]
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * p["scale"]
+
+
+def gelu(x, kind):
+    from scipy.special import erf
+
+    if kind == "erf":
+        return x * 0.5 * (1 + erf(x / np.sqrt(2)))
+    return x * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def numpy_vit(cfg, params, x):
+    """The model in float64 numpy, written from the papers, one image and one head at a time."""
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    (rows, cols), (ph, pw) = cfg.grid, cfg.patch_size
+    out = []
+    for image in np.asarray(x, np.float64):
+        patches = [
+            image[r * ph : (r + 1) * ph, c * pw : (c + 1) * pw].reshape(-1)
+            for r in range(rows)
+            for c in range(cols)
+        ]
+        kernel = p["embedding"]["kernel"].reshape(-1, cfg.width)
+        t = np.stack(patches) @ kernel + p["embedding"]["bias"]
+        if cfg.pool == "token":
+            t = np.concatenate([p["cls"][0], t])
+        t = t + p["pos_embedding"][0]
+        for i in range(cfg.depth):
+            b = jax.tree.map(lambda leaf, i=i: leaf[i], p["encoder"]["blocks"])
+
+            def attention(y, b=b):
+                heads = []
+                for h in range(cfg.num_heads):
+                    q, k, v = (
+                        y @ b["attn"][n]["kernel"][:, h]
+                        + (b["attn"][n]["bias"][h] if cfg.qkv_bias else 0)
+                        for n in ("query", "key", "value")
+                    )
+                    if cfg.qk_norm:
+                        zero = {"bias": 0}
+                        q = layer_norm(q, b["attn"]["query_norm"] | zero, cfg.ln_eps, "layernorm")
+                        k = layer_norm(k, b["attn"]["key_norm"] | zero, cfg.ln_eps, "layernorm")
+                    a = np.exp(q @ k.T / np.sqrt(q.shape[1]))
+                    heads.append(a / a.sum(1, keepdims=True) @ v @ b["attn"]["out"]["kernel"][h])
+                return sum(heads) + b["attn"]["out"]["bias"]
+
+            def mlp(y, b=b):
+                y = gelu(y @ b["mlp"]["fc1"]["kernel"] + b["mlp"]["fc1"]["bias"], cfg.gelu)
+                return y @ b["mlp"]["fc2"]["kernel"] + b["mlp"]["fc2"]["bias"]
+
+            y = layer_norm(t, b["norm1"], cfg.ln_eps, cfg.norm)
+            if cfg.parallel:
+                t = t + attention(y) + mlp(y)
+            else:
+                t = t + attention(y)
+                t = t + mlp(layer_norm(t, b["norm2"], cfg.ln_eps, cfg.norm))
+        t = layer_norm(t, p["encoder"]["norm"], cfg.ln_eps, cfg.norm)
+        out.append(t[0] if cfg.pool == "token" else t.mean(0))
+    return np.stack(out) @ p["head"]["kernel"] + p["head"]["bias"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pool": "gap", "gelu": "erf", "ln_eps": 1e-3},
+        {"qkv_bias": False, "qk_norm": True, "norm": "rmsnorm", "parallel": True},
+    ],
+)
+def test_equals_a_float64_rewrite(changes):
+    cfg = dataclasses.replace(TINY, **changes)
+    params, x = random_params(cfg), images(cfg)
+    np.testing.assert_allclose(apply(cfg, params, x)[0], numpy_vit(cfg, params, x), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("pool", "posemb"), [("token", "learned"), ("gap", "sincos2d"), ("map", "none")]
+)
+def test_scan_remat_and_unrolled_agree(pool, posemb):
+    cfg = dataclasses.replace(TINY, pool=pool, posemb=posemb, rep_size=20)
+    params, x = random_params(cfg), images(cfg)
+    unrolled = dataclasses.replace(cfg, scan=False)
+
+    def loss(cfg):
+        return jax.jit(jax.value_and_grad(lambda params: (apply(cfg, params, x)[0] ** 2).sum()))
+
+    value, grads = loss(cfg)(params)
+    other, other_grads = loss(unrolled)(unscan(params, cfg.depth))
+    np.testing.assert_allclose(other, value, rtol=1e-6)
+    # The gradient of the key's bias is zero but for rounding, so errors are absolute.
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
+
+    def assert_close(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
+
+    jax.tree.map(assert_close, other_grads, unscan(grads, cfg.depth))
+    for remat in REMAT:
+        _, again = loss(dataclasses.replace(cfg, remat=remat))(params)
+        jax.tree.map(assert_close, again, grads)
+
+
+def test_remat_names_are_all_known():
+    assert set(CHOICES["remat"]) == {"none", *REMAT}
+
+
+def test_intermediates_on_request_only():
+    params, x = random_params(TINY), images(TINY)
+    plain, few = apply(TINY, params, x)
+    logits, all_ = apply(TINY, params, x, capture=("embed", "blocks", "attention"))
+    np.testing.assert_array_equal(plain, logits)
+    assert set(few) == {"tokens", "pre_logits"}
+    n, depth = TINY.num_tokens, TINY.depth
+    assert n == 2 * 3 + 1
+    assert all_["embed"].shape == (2, n, 32) and all_["blocks"].shape == (depth, 2, n, 32)
+    assert all_["attention"].shape == (depth, 2, 4, n, n)
+    np.testing.assert_allclose(all_["attention"].sum(-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(all_["pre_logits"], all_["tokens"][:, 0])
+    compiled = [
+        jax.jit(lambda p, capture=capture: apply(TINY, p, x, capture=capture)[0])
+        .lower(params).compile().as_text()
+        for capture in ((), ("blocks", "attention"))
+    ]  # fmt: skip
+    assert compiled[0].count("fusion") <= compiled[1].count("fusion")
+
+
+def test_a_fresh_model_predicts_the_bias():
+    cfg = dataclasses.replace(TINY, head_bias_init=-6.9)
+    variables = Vit(cfg).init(jax.random.key(1), images(cfg))
+    np.testing.assert_allclose(Vit(cfg).apply(variables, images(cfg))[0], -6.9)
+
+
+def test_bfloat16_computes_near_float32_and_returns_float32():
+    params, x = random_params(TINY), images(TINY)
+    logits, out = apply(dataclasses.replace(TINY, dtype="bfloat16"), params, x)
+    assert logits.dtype == jnp.float32 and out["pre_logits"].dtype == jnp.float32
+    assert out["tokens"].dtype == jnp.bfloat16
+    want = apply(TINY, params, x)[0]
+    np.testing.assert_allclose(logits, want, atol=0.05 * np.abs(want).max())
+
+
+def test_published_overrides_of_a_variant():
+    c = base_config()
+    c.model.variant, c.model.depth = "22B/14", 2
+    cfg = vit_config(c.model, num_classes=10)
+    assert (cfg.width, cfg.depth, cfg.qkv_bias, cfg.qk_norm, cfg.parallel) == (
+        6144, 2, False, True, True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("variant", "B16", 'such as "B/16"'),
+        ("variant", "So400/14", 'Did you mean "So400m"'),
+        ("variant", "X/16", "Accepted: mu, s, Ti"),
+        ("image_size", (225,), "not a multiple of the patch size 16. The nearest that are: 224 or 240"),
+        ("image_size", (8,), "nearest that are: 16"),
+        ("image_size", (224, 224, 3), r"write \(side,\) or \(height, width\)"),
+        ("pool", "cls", "Accepted: token, gap, map"),
+        ("posemb", "sincos", 'Did you mean "sincos2d"'),
+        ("dropout", 1.5, r"in \[0, 1\)"),
+        ("num_heads", 5, "not a multiple of model.num_heads 5"),
+        ("remat", "all", "Accepted: none, dots"),
+        ("depth", 0, "must be positive"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(key, value, message):
+    c = base_config()
+    c.model[key] = value
+    with pytest.raises(ConfigError, match=message):
+        vit_config(c.model, num_classes=10)
+
+
+def test_wrong_images_and_captures_are_named():
+    params = random_params(TINY)
+    with pytest.raises(ConfigError, match=r"takes images of height, width, channels \(16, 24, 3\)"):
+        apply(TINY, params, jnp.zeros((1, 16, 16, 3)))
+    with pytest.raises(ConfigError, match='Did you mean "attention"'):
+        apply(TINY, params, images(TINY), capture=("atention",))

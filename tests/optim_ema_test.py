@@ -1,0 +1,45 @@
+"""The averaged parameters against the sum that defines them."""
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax.errors import ConfigError
+from vit_jax.optim import ema
+
+
+def histories(steps):
+    rng = np.random.default_rng(0)
+    return [{"w": rng.normal(size=(3, 2)).astype(np.float32)} for _ in range(steps + 1)]
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
+def test_average_equals_the_weighted_sum(decay):
+    history = histories(60)
+    average = ema.init(history[0])
+    update = jax.jit(lambda a, p, n: ema.update(a, p, decay=decay, count=n))
+    for n, params in enumerate(history[1:], 1):
+        average = update(average, params, n)
+        weights = np.float64(decay) ** np.arange(n - 1, -1, -1)
+        want = sum(w * np.float64(p["w"]) for w, p in zip(weights, history[1:], strict=False))
+        np.testing.assert_allclose(average["w"], want / weights.sum(), rtol=0, atol=2e-6)
+        assert average["w"].dtype == np.float32
+
+
+def test_usable_from_the_start():
+    history = histories(1)
+    average = ema.init(history[0])
+    np.testing.assert_array_equal(average["w"], history[0]["w"])
+    average = ema.update(average, history[1], decay=0.9999, count=1)
+    np.testing.assert_allclose(average["w"], history[1]["w"], rtol=1e-6)
+
+
+def test_a_start_that_does_not_share_memory():
+    """So that the parameters can be donated."""
+    params = {"w": jax.numpy.ones(3)}
+    assert ema.init(params)["w"] is not params["w"]
+
+
+def test_a_decay_out_of_range_is_refused():
+    with pytest.raises(ConfigError, match="ema_decay=1"):
+        ema.update({}, {}, decay=1.0, count=1)

@@ -1,0 +1,178 @@
+"""Microbatches against the big batch, their keys and their sharding, SAM, held parameters."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vit_jax.errors import ConfigError
+from vit_jax.optim import softmax_xent, value_and_grad
+
+CLASSES, FEATURES, HIDDEN = 4, 6, 5
+
+
+def parameters(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return {
+        "body": rng.normal(size=(FEATURES, HIDDEN)).astype(dtype),
+        "head": rng.normal(size=(HIDDEN, CLASSES)).astype(dtype),
+    }
+
+
+def data(size, dtype=np.float32):
+    rng = np.random.default_rng(1)
+    return {
+        "image": rng.normal(size=(size, FEATURES)).astype(dtype),
+        "label": rng.integers(CLASSES, size=size).astype(np.int32),
+    }
+
+
+def smooth_loss(params, batch, rng):
+    """A network in whatever dtype its parameters have, without randomness."""
+    logits = jnp.tanh(batch["image"] @ params["body"]) @ params["head"]
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)
+    right = jnp.argmax(logits, -1) == batch["label"]
+    return -chosen.mean(), {"top1": right.mean(), "logits": logits.mean(0)}
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(np.float32, 3e-7), (np.float64, 1e-14)])
+@pytest.mark.parametrize("accum_steps", [2, 3, 8, 24])
+@pytest.mark.parametrize("sam_rho", [0.0, 0.1])
+def test_microbatches_give_the_big_batchs_loss_metrics_and_gradient(
+    dtype, tol, accum_steps, sam_rho
+):
+    with jax.enable_x64(dtype == np.float64):
+        args = (smooth_loss, parameters(dtype), data(24, dtype), jax.random.key(0))
+        big = value_and_grad(*args, sam_rho=sam_rho)
+        small = value_and_grad(*args, accum_steps=accum_steps, sam_rho=sam_rho)
+        for a, b in zip(jax.tree.leaves(big), jax.tree.leaves(small), strict=True):
+            assert a.dtype == b.dtype and a.dtype in (dtype, np.float32)
+            rounding = tol if a.dtype == dtype else 3e-7
+            np.testing.assert_allclose(a, b, rtol=0, atol=rounding)
+
+
+def test_the_gradient_is_jaxs_own():
+    params, batch, rng = parameters(), data(8), jax.random.key(0)
+    (loss, metrics), grads = value_and_grad(smooth_loss, params, batch, rng)
+    (want_loss, want_metrics), want = jax.value_and_grad(smooth_loss, has_aux=True)(
+        params, batch, rng
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal, (loss, metrics, grads), (want_loss, want_metrics, want)
+    )
+
+
+def test_every_microbatch_has_its_own_dropout_key():
+    """Features of 1 and a linear loss: the gradient of `body` is the mean dropout mask."""
+
+    def loss(params, batch, rng):
+        mask = jax.random.bernoulli(rng, 0.5, (64,)).astype(jnp.float32)
+        return (params["w"] * mask * batch["image"].mean()).sum(), {}
+
+    params, batch, rng = {"w": np.ones(64, np.float32)}, {"image": np.ones(8)}, jax.random.key(3)
+    _, grads = value_and_grad(loss, params, batch, rng, accum_steps=4)
+    masks = [jax.random.bernoulli(jax.random.fold_in(rng, i), 0.5, (64,)) for i in range(4)]
+    np.testing.assert_allclose(grads["w"], np.mean(masks, axis=0), rtol=1e-6)
+    assert len({np.asarray(mask).tobytes() for mask in masks}) == 4
+    _, again = value_and_grad(loss, params, batch, rng, accum_steps=4)
+    np.testing.assert_array_equal(grads["w"], again["w"])
+    _, alone = value_and_grad(loss, params, batch, rng)
+    np.testing.assert_array_equal(alone["w"], masks[0])
+
+
+def test_microbatches_of_a_split_batch_stay_on_their_devices():
+    """No device sends examples: what crosses devices is no larger than the gradient."""
+    mesh = Mesh(np.asarray(jax.devices()).reshape(8), ("data",))
+    rows, copied = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("data",), ()))
+    batch, params = jax.device_put(data(64), rows), jax.device_put(parameters(), copied)
+    step = jax.jit(
+        lambda params, batch, rng: value_and_grad(smooth_loss, params, batch, rng, accum_steps=4),
+        in_shardings=(copied, rows, copied),
+        out_shardings=copied,
+    )
+    rng = jax.device_put(jax.random.key(0), copied)
+    program = step.lower(params, batch, rng).compile().as_text()
+    crossing = re.findall(r"= .*? (all-gather|all-to-all|collective-permute)\(", program)
+    assert not crossing and " all-reduce(" in program
+    got = step(params, batch, rng)
+    want = value_and_grad(smooth_loss, parameters(), data(64), jax.random.key(0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-7), got, want)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ConfigError, match="accum_steps=5 must divide the batch of 24"):
+        value_and_grad(smooth_loss, parameters(), data(24), jax.random.key(0), accum_steps=5)
+
+
+def test_sam_equals_its_definition_in_float64():
+    """Gradient of softmax regression by hand, at w + rho g / |g|."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(10, FEATURES)), rng.normal(size=(FEATURES, CLASSES))
+    labels = rng.integers(CLASSES, size=10)
+
+    def by_hand(w):
+        p = np.exp(x @ w)
+        p /= p.sum(1, keepdims=True)
+        return x.T @ (p - np.eye(CLASSES)[labels]) / len(x)
+
+    g = by_hand(w)
+    want = by_hand(w + 0.3 * g / np.linalg.norm(g))
+    assert np.abs(want - g).max() > 1e-3
+
+    def loss(params, batch, rng):
+        logits = batch["image"] @ params["w"]
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)
+        return -chosen.mean(), {}
+
+    with jax.enable_x64(True):
+        batch = {"image": jnp.asarray(x), "label": jnp.asarray(labels)}
+        (value, _), grads = value_and_grad(
+            loss, {"w": jnp.asarray(w)}, batch, jax.random.key(0), accum_steps=5, sam_rho=0.3
+        )
+        np.testing.assert_allclose(grads["w"], want, atol=1e-13)
+        np.testing.assert_allclose(value, loss({"w": w}, batch, None)[0], rtol=1e-6)
+
+
+def test_sam_stays_where_the_gradient_is_zero():
+    def flat_loss(params, batch, rng):
+        return (0.0 * params["w"]).sum(), {}
+
+    _, grads = value_and_grad(
+        flat_loss, {"w": jnp.ones(3)}, {"image": jnp.ones(2)}, jax.random.key(0), sam_rho=0.1
+    )
+    np.testing.assert_array_equal(grads["w"], 0.0)
+
+
+def test_held_parameters_have_no_gradient_and_no_part_in_sam():
+    params, batch, rng = parameters(), data(8), jax.random.key(0)
+    _, grads = value_and_grad(
+        smooth_loss, params, batch, rng, sam_rho=0.2, frozen={"body": True, "head": False}
+    )
+    assert not grads["body"].any()
+
+    def head_only(head, batch, rng):
+        return smooth_loss({"body": params["body"], "head": head["head"]}, batch, rng)
+
+    _, want = value_and_grad(head_only, {"head": params["head"]}, batch, rng, sam_rho=0.2)
+    np.testing.assert_allclose(grads["head"], want["head"], rtol=1e-6)
+
+
+def test_it_trains_compiled_with_the_real_loss():
+    def loss(params, batch, rng):
+        logits = jnp.tanh(batch["image"] @ params["body"]) @ params["head"]
+        return softmax_xent(logits, batch["label"]).mean(), {}
+
+    params, batch = parameters(), data(32)
+    step = jax.jit(
+        lambda params, rng: value_and_grad(loss, params, batch, rng, accum_steps=2, sam_rho=0.05)
+    )
+    first = None
+    for i in range(50):
+        (value, _), grads = step(params, jax.random.key(i))
+        first = value if first is None else first
+        params = optax.apply_updates(params, jax.tree.map(lambda g: -0.3 * g, grads))
+    assert value < 0.7 * first

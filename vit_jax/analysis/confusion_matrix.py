@@ -1,0 +1,161 @@
+"""The confusion matrix of an evaluation, and whether its confidence can be trusted."""
+
+import os
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from vit_jax.analysis.figures import GREY, NAMES_AS_THEY_ARE, SKY, STYLE, VERMILLION, save, shorten
+from vit_jax.errors import DataError
+from vit_jax.evals.classification import ClassificationReport
+
+_NAMED_CLASSES = 25  # Up to so many, rows and columns have names and cells have numbers.
+_CELLS = 250  # Along a side, at most: more could not be seen.
+
+
+def confusion(
+    report: ClassificationReport,
+    class_names: Sequence[str],
+    out_png: str | os.PathLike[str],
+) -> None:
+    """The confusion matrix, how far the confidence can be trusted, and the commonest mistakes.
+
+    Args:
+      report: of a split with single labels.
+      class_names: C names.
+      out_png: the picture.
+
+    Raises:
+      DataError: the report has no confusion matrix.
+    """
+    if report.confusion is None:
+        raise DataError(
+            "This report has no confusion matrix: its labels have several classes an example, or "
+            "there are more than 4096 classes."
+        )
+    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+        figure = Figure(figsize=(11.5, 6.8), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+        figure.suptitle(
+            f"{report.count:,} examples · top-1 {report.top1:.2%} · top-5 {report.top5:.2%} · "
+            f"loss {report.loss:.4f} · calibration error {report.ece:.2%}",
+            x=0.01,
+            ha="left",
+            fontsize=11,
+            fontweight="bold",
+        )
+        left, right = figure.subfigures(1, 2, width_ratios=(1.75, 1))
+        _matrix(left, report.confusion, class_names)
+        above, below = right.subfigures(2, 1, height_ratios=(1.15, 1))
+        _reliability(above.subplots(), report)
+        _commonest_mistakes(below.subplots(), report.confusion, class_names)
+        save(figure, out_png)
+
+
+def _matrix(figure: SubFigure, counts: np.ndarray, class_names: Sequence[str]) -> None:
+    """Shares of each true class; many classes are drawn in blocks that show their largest cell."""
+    axes = figure.subplots()
+    classes = len(counts)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(totals, 1)
+    block = -(-classes // _CELLS)
+    drawn = _largest_of_blocks(shares, block)
+    image = axes.imshow(
+        drawn,
+        cmap="Blues",
+        # A square root, so that rare mistakes are seen beside the diagonal.
+        norm=matplotlib.colors.PowerNorm(0.5, vmin=0, vmax=1),
+        interpolation="nearest",
+        extent=(-0.5, len(drawn) * block - 0.5, len(drawn) * block - 0.5, -0.5),
+    )
+    axes.set(title="Confusion matrix", xlabel="predicted class", ylabel="true class")
+    for spine in axes.spines.values():
+        spine.set(visible=True)
+    colour_bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02)
+    note = "" if block == 1 else f" (largest of {block} × {block} classes)"
+    colour_bar.set_label(f"share of the true class{note}")
+    colour_bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
+    colour_bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    colour_bar.outline.set_visible(False)
+    if classes > _NAMED_CLASSES:
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(10, integer=True))
+        return
+    names = [shorten(name) for name in class_names]
+    upright = max(map(len, names)) <= 3
+    axes.set_xticks(range(classes), names, rotation=0 if upright else 45)
+    if not upright:
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(classes), names)
+    for true, predicted in np.argwhere(counts):
+        axes.text(
+            predicted,
+            true,
+            f"{counts[true, predicted]:,}",
+            ha="center",
+            va="center",
+            fontsize=9 if classes <= 12 else 6.5,
+            color="white" if shares[true, predicted] > 0.4 else "black",
+        )
+
+
+def _largest_of_blocks(shares: np.ndarray, block: int) -> np.ndarray:
+    """[C, C] -> [ceil(C / block), ...], the maximum over block × block cells."""
+    padded = np.pad(shares, (0, -len(shares) % block))
+    side = len(padded) // block
+    return padded.reshape(side, block, side, block).max(axis=(1, 3))
+
+
+def _reliability(axes: Axes, report: ClassificationReport) -> None:
+    """Accuracy over confidence (Guo et al. 2017), and where the examples are."""
+    bins = len(report.bin_count)
+    centres = (np.arange(bins) + 0.5) / bins
+    share = report.bin_count / report.count
+    axes.bar(centres, share, width=1 / bins, color="#DDDDDD", label="share of examples")
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="ideal")
+    seen = report.bin_count > 0
+    axes.plot(
+        report.bin_confidence[seen],
+        report.bin_accuracy[seen],
+        "-o",
+        color=VERMILLION,
+        markersize=4,
+        linewidth=1.4,
+        label="accuracy",
+    )
+    axes.set(
+        title="Reliability", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02)
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none")
+
+
+def _commonest_mistakes(axes: Axes, counts: np.ndarray, class_names: Sequence[str]) -> None:
+    """The largest cells off the diagonal, by name."""
+    mistakes = counts.copy()
+    np.fill_diagonal(mistakes, 0)
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:10]
+    pairs = [divmod(int(cell), len(counts)) for cell in order if mistakes.flat[cell] > 0]
+    axes.set_title("Commonest mistakes")
+    if not pairs:
+        axes.set_axis_off()
+        axes.text(0, 0.9, "None: every example is right.", transform=axes.transAxes, va="top")
+        return
+    amounts = [mistakes[pair] for pair in pairs]
+    names = [
+        f"{shorten(class_names[true], 18)} → {shorten(class_names[predicted], 18)}"
+        for true, predicted in pairs
+    ]
+    bars = axes.barh(range(len(pairs)), amounts, color=SKY, height=0.7)
+    axes.bar_label(bars, padding=3, fontsize=8, fmt="{:,.0f}")
+    axes.set_yticks(range(len(pairs)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlabel="examples (true → predicted)", xlim=(0, 1.12 * max(amounts)))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

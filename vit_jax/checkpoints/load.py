@@ -1,0 +1,148 @@
+"""Reading the parameters of a run, given its work directory or one of its checkpoints."""
+
+import dataclasses
+import pathlib
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+from ml_collections import FrozenConfigDict
+
+from vit_jax import workdir as workdirs
+from vit_jax.checkpoints.store import Store
+from vit_jax.errors import CheckpointError, did_you_mean
+from vit_jax.parallel.rules import param_shardings, path_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """A run's work directory and the step of one of its checkpoints."""
+
+    workdir: pathlib.Path
+    step: int
+
+
+def locate(path: pathlib.Path) -> Location:
+    """The checkpoint that a path means: WORKDIR (its newest) or WORKDIR/checkpoints/STEP.
+
+    Raises:
+      CheckpointError: neither, or the run has no checkpoint yet.
+    """
+    path = path.expanduser().absolute()
+    if path.name.isdigit() and path.parent.name == workdirs.CHECKPOINTS:
+        workdir, wanted = path.parent.parent, int(path.name)
+    else:
+        workdir, wanted = path, None
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist.")
+    workdirs.read_config(workdir)  # Says what is wrong if this is no work directory.
+    folder = workdir / workdirs.CHECKPOINTS
+    if not folder.is_dir():
+        raise CheckpointError(f"{workdir} has no checkpoint yet: there is no {folder}.")
+    with Store(folder, read_only=True) as store:
+        steps = store.steps()
+    if not steps:
+        raise CheckpointError(f"{workdir} has no complete checkpoint yet in {folder}.")
+    if wanted is not None and wanted not in steps:
+        raise CheckpointError(
+            f"{path} is not a complete checkpoint. " + did_you_mean(path.name, map(str, steps))
+        )
+    return Location(workdir, steps[-1] if wanted is None else wanted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model, as its run left it.
+
+    Attributes:
+      config: of the run.
+      dataset: what its outputs mean: see `vit_jax.workdir.read_dataset`.
+      params: of the step; the averaged ones where the run averages.
+      step: of the checkpoint.
+      workdir: of the run.
+    """
+
+    config: FrozenConfigDict
+    dataset: dict[str, Any]
+    params: PyTree
+    step: int
+    workdir: pathlib.Path
+
+
+def load_run(path: pathlib.Path, *, mesh: Mesh) -> Run:
+    """Reads config, class names and parameters; the parameters lie on the mesh by our rules.
+
+    Args:
+      path: WORKDIR or WORKDIR/checkpoints/STEP.
+      mesh: of any shape, whatever the run was trained on.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or it is broken.
+    """
+    location = locate(path)
+    return Run(
+        config=workdirs.read_config(location.workdir),
+        dataset=workdirs.read_dataset(location.workdir),
+        params=load_params(location, mesh=mesh),
+        step=location.step,
+        workdir=location.workdir,
+    )
+
+
+def load_params(location: Location, *, mesh: Mesh) -> PyTree:
+    """The averaged parameters of a checkpoint, or the plain ones if it has no average."""
+    with Store(location.workdir / workdirs.CHECKPOINTS, read_only=True) as store:
+        item = "ema" if jax.tree.leaves(store.shapes(location.step, "ema")) else "params"
+        shapes = store.shapes(location.step, item)
+        targets = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            param_shardings(shapes, mesh),
+        )
+        arrays, _ = store.restore(location.step, {item: targets})
+    return arrays[item]
+
+
+def merge_params(fresh: PyTree, loaded: PyTree, *, skip: tuple[str, ...], source: str) -> PyTree:
+    """Parameters to start from: loaded ones, but freshly initialised ones where skipped.
+
+    Args:
+      fresh: the model's own initial parameters.
+      loaded: of the checkpoint.
+      skip: patterns of whole parameter paths that keep their initial values.
+      source: name of the checkpoint, for errors.
+
+    Raises:
+      CheckpointError: beyond what is skipped, the two do not have the same names and shapes.
+    """
+
+    def named(tree):
+        return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+    def wanted(tree):
+        return {
+            name: leaf
+            for name, leaf in named(tree).items()
+            if not any(re.fullmatch(pattern, name) for pattern in skip)
+        }
+
+    ours, theirs = wanted(fresh), wanted(loaded)
+    differences = [
+        f"  {name}: checkpoint {_shape(theirs.get(name))}, model {_shape(ours.get(name))}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if _shape(ours.get(name)) != _shape(theirs.get(name))
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{source} does not fit the model:\n" + "\n".join(differences) + "\n"
+            "Change the model, or name in init_skip what shall start from scratch."
+        )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: theirs.get(path_name(path), leaf), fresh
+    )
+
+
+def _shape(leaf: Any) -> str:
+    return "lacks it" if leaf is None else str(tuple(leaf.shape))

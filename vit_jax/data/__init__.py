@@ -1,0 +1,12 @@
+"""Images in, batches out. The way of an example, file by file:
+
+sources         open a data set by its config: `open_source`
+  base            what every source is, and split slices such as train[:90%]
+  digits, fashion_mnist, tfds_source, image_folder    one source each
+order           which examples are in the batch of step t: `example_ids`
+decode          encoded bytes of any kind -> pixels
+transforms      crop, flip, normalise, ... as plain config data: `build`, `OPS`
+  randaugment     RandAugment
+pipeline        global batches on the mesh: `train_batches`, `eval_batches`
+mixing          Mixup and CutMix, inside of the jitted step: `mix`
+"""

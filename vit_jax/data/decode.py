@@ -1,0 +1,158 @@
+"""Image files to arrays: every kind of file becomes uint8 [height, width, 3 or 1]."""
+
+import io
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vit_jax.errors import DataError
+
+# Larger images are refused before a pixel is decoded: a few kilobytes can declare gigabytes.
+# This is where Pillow itself begins to warn; 268 MB as RGB.
+MAX_PIXELS = 89_478_485
+
+# What is tried. Pillow knows more, but some of those (EPS) start other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_image(
+    data: bytes | np.ndarray, *, channels: int = 3, exif: bool = True
+) -> UInt8[np.ndarray, "h w c"]:
+    """An image as stored in a data set, as an array.
+
+    Alpha is dropped, not composited (as TensorFlow, timm and Hugging Face do). Of 16-bit gray the
+    high byte is kept, as TensorFlow does; Pillow's own conversion would clip nearly all to white.
+    JPEGs are decoded by libjpeg's accurate integer DCT: TensorFlow's default is the fast one, which
+    differs by up to 14 levels. Of animations the first frame is taken.
+
+    Args:
+      data: an encoded file (any of `FORMATS`), or uint8 pixels [h, w] or [h, w, 1 to 4].
+      channels: 3 for RGB, 1 for gray; the image is converted if it is stored otherwise.
+      exif: turn the image upright as its EXIF orientation says. Hugging Face does,
+        TensorFlow, timm and torchvision do not. Unreadable EXIF counts as none.
+
+    Returns:
+      uint8 pixels.
+
+    Raises:
+      DataError: not an image, a truncated one, one of more than `MAX_PIXELS`, or pixels whose
+        range is unknown (floats, 32-bit integers).
+    """
+    if isinstance(data, np.ndarray):
+        return _convert_array(data, channels)
+    image = _open(data)
+    try:
+        image.load()
+        if exif:
+            image = _upright(image)
+        return _pixels(image, channels)
+    except DataError:
+        raise
+    except Exception as e:  # Pillow's readers raise nearly every type on a broken file.
+        raise DataError(
+            f"Broken {image.format or ''} image of {len(data)} bytes: {e}. Replace the file, or "
+            "leave it out of the data set."
+        ) from e
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        raise DataError(f"The image is too large: {e} Scale it down beforehand.") from e
+    except Exception as e:  # As above.
+        raise DataError(
+            f"Not an image: {len(data)} bytes that begin with {bytes(data[:8])!r} are none of "
+            f"{', '.join(FORMATS)} ({type(e).__name__})."
+        ) from e
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(
+            f"The image is too large: {image.width}x{image.height} is more than {MAX_PIXELS} "
+            "pixels (vit_jax.data.decode.MAX_PIXELS). Scale it down beforehand."
+        )
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # Broken EXIF is no reason to lose good pixels.
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _pixels(image: Image.Image, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    if image.mode.startswith("I"):  # I;16, I;16B, I;16L; I where Pillow widens 16 bits to 32.
+        gray = np.asarray(image)
+        if gray.min() < 0 or gray.max() > 65535:
+            raise DataError(
+                f"The image has 32-bit pixels from {gray.min()} to {gray.max()}, and which of them "
+                "is white is unknown. Convert it to 8 or 16 bits."
+            )
+        return _convert_array((gray >> 8).astype(np.uint8), channels)
+    if image.mode == "F":
+        raise DataError(
+            "The image has floating-point pixels, and which of them is white is unknown. Convert "
+            "it to 8 or 16 bits."
+        )
+    if image.mode in ("P", "PA"):  # By way of RGBA: a transparent palette entry has a colour too.
+        image = image.convert("RGBA")
+    image = image.convert("RGB" if channels == 3 else "L")
+    return _convert_array(np.array(image), channels)
+
+
+def _convert_array(pixels: np.ndarray, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.size == 0:
+        raise DataError(
+            "An image that is stored as an array must be uint8 [height, width] or [height, width, "
+            f"channels] and not empty; this one is {pixels.dtype} {list(pixels.shape)}."
+        )
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.shape[-1] in (2, 4):
+        pixels = pixels[..., :-1]
+    match pixels.shape[-1], channels:
+        case (1, 1) | (3, 3):
+            return pixels
+        case 1, 3:
+            return gray_to_rgb(pixels)
+        case 3, 1:
+            return rgb_to_gray(pixels)
+        case stored, _:
+            raise DataError(
+                f"Cannot turn an image of {stored} channels into one of {channels}: 1 and 3 are "
+                "accepted (2 and 4, with alpha, as stored)."
+            )
+
+
+def gray_to_rgb(pixels: UInt8[np.ndarray, "h w 1"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The gray value as red, green and blue."""
+    return np.repeat(pixels, 3, axis=-1)
+
+
+def rgb_to_gray(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 1"]:
+    """Luma: .299 red + .587 green + .114 blue (ITU-R BT.601), rounded."""
+    return from_pillow(to_pillow(pixels).convert("L"))
+
+
+def to_pillow(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    """Pixels (1 or 3 channels) as a Pillow image of mode L or RGB."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def from_pillow(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    """The inverse of `to_pillow`."""
+    pixels = np.array(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels

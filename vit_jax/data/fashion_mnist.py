@@ -1,0 +1,169 @@
+"""Fashion-MNIST (Xiao et al., 2017, arXiv 1708.07747) through TFDS, without TensorFlow.
+
+TFDS's own builder of this data set needs TensorFlow to write its images. Ours reads the same four
+IDX files and writes them as PNG, once (seconds), into TFDS's folder of prepared data; from then on
+both are read alike.
+"""
+
+import gzip
+import io
+import math
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from jaxtyping import UInt8
+from PIL import Image
+
+from vit_jax.data.tfds_source import TfdsSource, find_builder
+from vit_jax.errors import DataError
+
+# Where Debian's package dataset-fashion-mnist installs the files.
+PACKAGE_DIR = pathlib.Path("/usr/share/datasets/fashion-mnist")
+_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", 60_000),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 10_000),
+}
+_NAMES = [name for images, labels, _ in _FILES.values() for name in (images, labels)]
+_UNSIGNED_BYTE = 8  # IDX's code of this element type, the only one here.
+
+
+def open_fashion_mnist(*, split: str, data_dir: str, manual_dir: str) -> TfdsSource:
+    """Opens Fashion-MNIST, and prepares it first if that has not been done.
+
+    Prepared data are taken from `data_dir`, whether TFDS's own builder made them (with random
+    access) or ours. Otherwise they are made from the four IDX files in `manual_dir`, else in the
+    folder of Debian's package, else downloaded by TFDS.
+
+    Args:
+      split: "train" (60,000 images) or "test" (10,000), or a slice of one.
+      data_dir: the folder of prepared data; "": TFDS's own (`~/tensorflow_datasets`).
+      manual_dir: the folder with the four IDX files, as they are or with gzip; "": none.
+
+    Raises:
+      DataError: the files are missing (the message says how to get them) or broken, or there is
+        no such split.
+    """
+    theirs = find_builder("fashion_mnist", data_dir=data_dir)
+    formats = tfds.core.FileFormat.with_random_access()
+    if theirs.is_prepared() and theirs.info.available_file_formats() & formats:
+        return TfdsSource(theirs, split=split)
+
+    builder = FashionMnistIdx(data_dir=data_dir or None, file_format="array_record")
+    if not builder.is_prepared():
+        builder.idx_folder = _find_folder(manual_dir)
+        logging.info("Preparing Fashion-MNIST in %s, once.", builder.data_dir)
+        try:
+            builder.download_and_prepare()
+        except OSError:
+            # TFDS writes into a folder of its own and renames that at the end, which fails if
+            # another process was faster. Then its data are as good.
+            if not builder.is_prepared():
+                raise
+        builder = FashionMnistIdx(data_dir=data_dir or None, file_format="array_record")
+    return TfdsSource(builder, split=split)
+
+
+class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
+    """Fashion-MNIST from its IDX files. Examples keep the order of the files."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path: ClassVar[None] = None  # TFDS would look for lists of checksums around this file.
+    idx_folder: pathlib.Path | None = None  # None: download the files.
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        names = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Zalando's article images: 28x28 grayscale, 10 classes.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(names=names.split(",")),
+                }
+            ),
+            homepage="https://github.com/zalandoresearch/fashion-mnist",
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        if self.idx_folder:
+            paths = {name: _find_file(self.idx_folder, name) for name in _NAMES}
+        else:
+            try:
+                paths = dl_manager.download({name: f"{_URL}{name}.gz" for name in _NAMES})
+            except Exception as error:  # Of whatever the network is made of.
+                raise DataError(
+                    f"Fashion-MNIST could not be downloaded ({type(error).__name__}), and "
+                    f"{PACKAGE_DIR} does not exist. Either install Debian's package with `apt-get "
+                    "install dataset-fashion-mnist`, or put these four files into a folder and set "
+                    f"data.manual_dir to it: {', '.join(f'{name}.gz' for name in _NAMES)}, from "
+                    f"{self.info.homepage}."
+                ) from error
+        return {
+            split: self._generate_examples(
+                read_idx(paths[images], shape=(count, 28, 28)),
+                read_idx(paths[labels], shape=(count,)),
+            )
+            for split, (images, labels, count) in _FILES.items()
+        }
+
+    def _generate_examples(
+        self, images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, "n"]
+    ) -> Iterator[tuple[int, dict]]:
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            # Encoded here: TFDS would encode an array with TensorFlow.
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, format="png")
+            png.seek(0)
+            yield i, {"image": png, "label": int(label)}
+
+
+def read_idx(path: pathlib.Path, *, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+    """Reads an IDX file of unsigned bytes, with gzip or without.
+
+    The format: two zero bytes, the type of the elements, the number of dimensions, each dimension
+    as a big-endian uint32, then the elements.
+
+    Args:
+      path: of the file.
+      shape: that the array must have.
+
+    Raises:
+      DataError: the file cannot be read, or is not what is expected.
+    """
+    try:
+        data = pathlib.Path(path).read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read, get it again: {error}") from error
+    header = bytes([0, 0, _UNSIGNED_BYTE, len(shape)]) + np.array(shape, ">u4").tobytes()
+    if data[: len(header)] != header or len(data) != len(header) + math.prod(shape):
+        raise DataError(
+            f"{path} is not Fashion-MNIST's: expected an IDX file of {shape} unsigned bytes, "
+            f"{len(header) + math.prod(shape)} bytes with its header; got {len(data)} bytes, which "
+            f"begin with {data[: len(header)].hex()}. Get it again."
+        )
+    return np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
+
+
+def _find_folder(manual_dir: str) -> pathlib.Path | None:
+    if manual_dir:
+        folder = pathlib.Path(manual_dir).expanduser()
+        missing = [name for name in _NAMES if not _find_file(folder, name)]
+        if missing:
+            raise DataError(
+                f"data.manual_dir={manual_dir} lacks {', '.join(f'{n}.gz' for n in missing)}."
+            )
+        return folder
+    return PACKAGE_DIR if PACKAGE_DIR.is_dir() else None
+
+
+def _find_file(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    return next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)

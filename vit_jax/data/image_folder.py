@@ -1,0 +1,157 @@
+"""A folder of images, one folder a class."""
+
+import hashlib
+import os
+import pathlib
+
+from absl import logging
+
+from vit_jax.data.base import Example, Source, check_split, split_name, split_range
+from vit_jax.errors import DataError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+TEST_SHARE = 0.1  # Of a folder without split folders.
+_USUAL_SPLITS = ("train", "val", "valid", "validation", "test")
+_LAYOUT = (
+    "Expected ROOT/SPLIT/CLASS/image.jpg, or ROOT/CLASS/image.jpg to have it split "
+    f"{1 - TEST_SHARE:.0%} train, {TEST_SHARE:.0%} test; images end in {', '.join(EXTENSIONS)}."
+)
+
+
+class ImageFolder(Source):
+    """Images in `root/split/class/` or `root/class/`, listed once, read when asked for.
+
+    The classes are the names of the class folders, sorted. Within a split the files are in a
+    pseudo-random order that depends on their names alone, so that a slice such as train[:90%] takes
+    its share of every class. Without split folders, a file belongs to "test" with a chance of
+    `TEST_SHARE`, decided by the seed and its name alone: files added later move no other.
+
+    Hidden files and folders (a leading dot) are passed over; files of other kinds are left out with
+    a warning.
+    """
+
+    def __init__(self, root: str | os.PathLike, *, split: str, seed: int):
+        """Lists the files of one split; decodes nothing.
+
+        Args:
+          root: the folder.
+          split: a split, or a slice of one.
+          seed: divides a folder that has no split folders.
+
+        Raises:
+          DataError: the folder is missing or empty, a class has no image, the splits differ in
+            their classes, a link leads out of the root, or there is no such split.
+        """
+        self.name = self._root = os.path.realpath(os.path.expanduser(root))
+        self.split = split
+        top = self._subfolders(self._root)
+        if not top:
+            raise DataError(f"{self._root} has no folders. {_LAYOUT}")
+        # A class may be called "train": a split's folder is one that holds folders.
+        names = {*_USUAL_SPLITS, split_name(split)}
+        splits = [s for s in top if s in names and self._subfolders(self._join(s))]
+        if splits:
+            name = check_split(split, splits=splits, where=self._root)
+            self.class_names = self._common_classes(splits)
+            files = [
+                os.path.join(name, file) for file in self._list_classes(os.path.join(name, ""))
+            ]
+        else:
+            name = check_split(split, splits=("train", "test"), where=self._root)
+            self.class_names = tuple(top)
+            files = [
+                file
+                for file in self._list_classes("")
+                if (_uniform(f"{seed}/{file}") < TEST_SHARE) == (name == "test")
+            ]
+            if not files:
+                raise DataError(
+                    f'{self._root}: no image fell to "{name}", a matter of chance with so few. '
+                    f"Add images, or divide them yourself. {_LAYOUT}"
+                )
+        files.sort(key=lambda file: (_uniform(file), file))
+        positions = split_range(split, num_examples=len(files))
+        self._files = files[positions.start : positions.stop]
+        self._labels = {label: i for i, label in enumerate(self.class_names)}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        file = self._files[index]
+        try:
+            image = pathlib.Path(self._root, file).read_bytes()
+        except OSError as error:
+            raise DataError(f"The file cannot be read: {error.strerror}.") from error
+        return {"image": image, "label": self._labels[os.path.basename(os.path.dirname(file))]}
+
+    def describe(self, index: int) -> str:
+        return os.path.join(self._root, self._files[index])
+
+    def _join(self, path: str) -> str:
+        return os.path.join(self._root, path)
+
+    def _scan(self, folder: str) -> list[os.DirEntry]:
+        """What is in a folder, sorted by name, without hidden entries."""
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted(
+                    (e for e in entries if not e.name.startswith(".")), key=lambda e: e.name
+                )
+        except OSError as error:
+            raise DataError(f"{folder} cannot be listed: {error.strerror}. {_LAYOUT}") from error
+        for entry in found:
+            if entry.is_symlink():
+                target = os.path.realpath(entry.path)
+                if os.path.commonpath([self._root, target]) != self._root:
+                    raise DataError(
+                        f"{entry.path} is a link that leads out of {self._root}, to {target}. Copy "
+                        "the files, or set data.data_dir to a folder that holds all of them."
+                    )
+                if not os.path.exists(target):
+                    raise DataError(f"{entry.path} is a link to nothing: {target}.")
+        return found
+
+    def _subfolders(self, folder: str) -> list[str]:
+        return [e.name for e in self._scan(folder) if e.is_dir()]
+
+    def _common_classes(self, splits: list[str]) -> tuple[str, ...]:
+        classes = {split: set(self._subfolders(self._join(split))) for split in splits}
+        every = set.union(*classes.values())
+        lacking = [
+            f"{split} lacks {', '.join(sorted(every - classes[split]))}"
+            for split in splits
+            if classes[split] != every
+        ]
+        if lacking:
+            raise DataError(
+                f"{self._root}: the splits differ in their class folders: {'; '.join(lacking)}."
+            )
+        return tuple(sorted(every))
+
+    def _list_classes(self, prefix: str) -> list[str]:
+        """Images as "class/file", of all classes under `root/prefix`."""
+        files, others = [], []
+        for name in self.class_names:
+            before = len(files)
+            for entry in self._scan(self._join(prefix + name)):
+                if entry.is_dir():
+                    raise DataError(f"{entry.path}: a folder inside of a class's. {_LAYOUT}")
+                is_image = entry.is_file() and entry.name.lower().endswith(EXTENSIONS)
+                (files if is_image else others).append(f"{name}/{entry.name}")
+            if len(files) == before:
+                raise DataError(f"{self._join(prefix + name)}: no images in this class. {_LAYOUT}")
+        if others:
+            logging.warning(
+                "%s: %d files do not look like images and are left out, such as %s.",
+                self._join(prefix),
+                len(others),
+                others[0],
+            )
+        return files
+
+
+def _uniform(text: str) -> float:
+    """A number in [0, 1) that is a fixed function of the text."""
+    digest = hashlib.blake2b(os.fsencode(text), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -1,0 +1,193 @@
+"""RandAugment (Cubuk et al. 2019, arXiv 1909.13719) with the operations and levels of AugReg.
+
+That is the set of google-research/big_vision (archive/autoaugment.py), descended from
+EfficientNet's for TPU: sixteen operations, Invert, Cutout and SolarizeAdd among them and Identity
+not; levels on a scale of 10 that may go beyond it (AugReg uses up to 20); places without a pixel
+filled with gray 128. As there, no level grows only stronger: Posterize keeps more bits and Solarize
+inverts fewer levels as the magnitude rises, and Solarize, Posterize and the four blends are strong
+at magnitude 0.
+
+Known differences, all to what that code says it does: its Contrast blends with the number of
+pixels / 256 in place of the mean level; its Solarize threshold overflows a byte from magnitude 10
+on, where ours inverts nothing. Of its blends' gray levels a few differ by 1 (rounded here).
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+
+from vit_jax.data.decode import from_pillow, to_pillow
+from vit_jax.data.op import Op, check_number
+
+OPERATIONS = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "Posterize",
+    "Solarize",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+    "Cutout",
+    "SolarizeAdd",
+)
+
+_GRAY = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandAugment(Op):
+    """`num_layers` operations, one after the other, each drawn evenly from `OPERATIONS`.
+
+    Each one drawn is applied. (The reference also draws a probability in [.2, .8] for each, and
+    then uses it for no image operation.)
+
+    Attributes:
+      num_layers: operations per image.
+      magnitude: on a scale of 10; may be larger. AugReg: 0, 10, 15 or 20.
+      translate: pixels that TranslateX and TranslateY move at magnitude 10; 100 is meant for 224
+        pixel images. Scale it down with the images, e.g. 12 for 28 pixels.
+      cutout: half the side, in pixels, of Cutout's square at magnitude 10; as above, e.g. 5.
+    """
+
+    num_layers: int = 2
+    magnitude: float = 10
+    translate: float = 100
+    cutout: float = 40
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_number(field.name, getattr(self, field.name), low=0)
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
+    ) -> UInt8[np.ndarray, "h w c"]:
+        picture = to_pillow(image)
+        for _ in range(self.num_layers):
+            operation = OPERATIONS[rng.integers(len(OPERATIONS))]
+            picture = apply(
+                operation,
+                picture,
+                rng,
+                magnitude=self.magnitude,
+                translate=self.translate,
+                cutout=self.cutout,
+            )
+        return from_pillow(picture)
+
+
+def apply(
+    operation: str,
+    picture: Image.Image,
+    rng: np.random.Generator,
+    *,
+    magnitude: float,
+    translate: float = 100,
+    cutout: float = 40,
+) -> Image.Image:
+    """One operation: the table of what each magnitude means.
+
+    Args:
+      operation: one of `OPERATIONS`.
+      picture: mode L or RGB.
+      rng: decides the direction (evenly) of what has one, and Cutout's place.
+      magnitude: on a scale of 10.
+      translate: see `RandAugment`.
+      cutout: see `RandAugment`.
+
+    Returns:
+      A picture of the same size and mode.
+    """
+    m = magnitude / 10
+    match operation:
+        case "AutoContrast":  # Of each channel, as Equalize.
+            return ImageOps.autocontrast(picture)
+        case "Equalize":
+            return ImageOps.equalize(picture)
+        case "Invert":
+            return ImageOps.invert(picture)
+        case "Rotate":  # Degrees, about the middle.
+            return _rotate(picture, _either_way(30 * m, rng))
+        case "Posterize":  # Bits kept.
+            return ImageOps.posterize(picture, min(max(int(4 * m), 1), 8))
+        case "Solarize":  # Levels from this one on are inverted.
+            return ImageOps.solarize(picture, min(int(256 * m), 256))
+        case "SolarizeAdd":  # Added to the levels below 128.
+            return _solarize_add(picture, int(110 * m))
+        case "Color":
+            return ImageEnhance.Color(picture).enhance(1.8 * m + 0.1)
+        case "Contrast":
+            return ImageEnhance.Contrast(picture).enhance(1.8 * m + 0.1)
+        case "Brightness":
+            return ImageEnhance.Brightness(picture).enhance(1.8 * m + 0.1)
+        case "Sharpness":
+            return _sharpness(picture, 1.8 * m + 0.1)
+        case "ShearX":  # Pixels to the side per pixel down; the upper left corner stays.
+            return _affine(picture, (1, _either_way(0.3 * m, rng), 0, 0, 1, 0))
+        case "ShearY":
+            return _affine(picture, (1, 0, 0, _either_way(0.3 * m, rng), 1, 0))
+        case "TranslateX":  # Pixels.
+            return _affine(picture, (1, 0, _either_way(translate * m, rng), 0, 1, 0))
+        case "TranslateY":
+            return _affine(picture, (1, 0, 0, 0, 1, _either_way(translate * m, rng)))
+        case "Cutout":
+            return _cutout(picture, int(cutout * m), rng)
+        case _:
+            raise ValueError(operation)
+
+
+def _either_way(level: float, rng: np.random.Generator) -> float:
+    return level if rng.random() < 0.5 else -level
+
+
+def _rotate(picture: Image.Image, degrees: float) -> Image.Image:
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = (picture.width - 1) / 2, (picture.height - 1) / 2
+    return _affine(picture, (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y))
+
+
+def _affine(picture: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    """Output pixel (x, y) is input pixel (a x + b y + c, d x + e y + f), the nearest, or gray."""
+    a, b, c, d, e, f = matrix
+    # Pillow counts from pixels' corners, we from their centres.
+    corners = (a, b, c + (1 - a - b) / 2, d, e, f + (1 - d - e) / 2)
+    return picture.transform(
+        picture.size,
+        Image.Transform.AFFINE,
+        corners,
+        resample=Image.Resampling.NEAREST,
+        fillcolor=_gray(picture),
+    )
+
+
+def _sharpness(picture: Image.Image, factor: float) -> Image.Image:
+    if min(picture.size) < 3:  # No pixel has all its neighbours.
+        return picture
+    return Image.blend(picture.filter(ImageFilter.SMOOTH), picture, factor)
+
+
+def _solarize_add(picture: Image.Image, addition: int) -> Image.Image:
+    levels = [min(level + addition, 255) if level < 128 else level for level in range(256)]
+    return picture.point(levels * len(picture.getbands()))
+
+
+def _cutout(picture: Image.Image, half: int, rng: np.random.Generator) -> Image.Image:
+    x, y = rng.integers(picture.width), rng.integers(picture.height)
+    if half > 0:
+        picture = picture.copy()
+        corners = [(x - half, y - half), (x + half - 1, y + half - 1)]  # Both inclusive.
+        ImageDraw.Draw(picture).rectangle(corners, fill=_gray(picture))
+    return picture
+
+
+def _gray(picture: Image.Image) -> int | tuple[int, int, int]:
+    return _GRAY if picture.mode == "L" else (_GRAY,) * 3

@@ -1,0 +1,112 @@
+"""Resizing as the published models' code does it: which kernel, antialiased or not, how rounded.
+
+They all agree on where pixels are (at i + 1/2), and on little else. Pillow, torchvision and Hugging
+Face widen the kernel when an image shrinks (antialiasing) and round to the nearest of 256 levels;
+vision_transformer reads the 2x2 nearest pixels whatever the scale and keeps fractions;
+big_vision does the same, or averages areas, and rounds down.
+"""
+
+import functools
+import math
+
+import numpy as np
+from jaxtyping import Float, Int, Num
+from PIL import Image
+
+from vit_jax.data.decode import from_pillow, to_pillow
+
+METHODS = ("nearest", "bilinear", "bicubic", "area")
+ROUNDINGS = ("nearest", "down", "none")
+
+_PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def resize(
+    image: Num[np.ndarray, "h w c"],
+    size: tuple[int, int],
+    *,
+    method: str = "bilinear",
+    antialias: bool = True,
+    rounding: str = "nearest",
+) -> Num[np.ndarray, "h2 w2 c"]:
+    """Resizes to `size`, whatever that does to the aspect ratio.
+
+    Args:
+      image: uint8, or float32 in 0..255.
+      size: (height, width) of the result, in pixels.
+      method: nearest, bilinear, bicubic (Keys, a = -1/2) or area (mean over the pixel's area).
+      antialias: bilinear and bicubic: widen the kernel by the scale when the image shrinks.
+      rounding: of a uint8 image: nearest; down (as big_vision's cast); none: float32 in 0..255.
+
+    Returns:
+      uint8; float32 if the image was that or if `rounding` is none.
+    """
+    exact = image.dtype != np.uint8 or rounding == "none"
+    if image.shape[:2] == size:
+        return image.astype(np.float32) if exact else image
+    if not exact and rounding == "nearest" and antialias and method in _PILLOW:
+        # Pillow's own, several times as fast.
+        return from_pillow(to_pillow(image).resize(size[::-1], _PILLOW[method]))
+    # float64 where fractions are cut off: float32 would turn many a 100.0 into 99.
+    out = image.astype(np.float64 if rounding == "down" else np.float32)
+    for axis in (0, 1):
+        out = _resample(out, size[axis], axis=axis, method=method, antialias=antialias)
+    if exact:
+        return out.astype(np.float32)
+    # 1e-9 is far above float64's errors and far below any fraction that matters.
+    return np.clip(out + (0.5 if rounding == "nearest" else 1e-9), 0, 255).astype(np.uint8)
+
+
+def _resample(
+    image: Float[np.ndarray, "h w c"], length: int, *, axis: int, method: str, antialias: bool
+) -> Float[np.ndarray, "h2 w2 c"]:
+    indices, weights = _taps(image.shape[axis], length, method, antialias)
+    weights = weights.astype(image.dtype)[..., None]
+    if axis == 0:
+        weights = weights[..., None]
+    return sum(
+        image.take(indices[:, k], axis=axis) * weights[:, k] for k in range(indices.shape[1])
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _taps(
+    length_in: int, length_out: int, method: str, antialias: bool
+) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+    """Which k input pixels each output pixel reads along one axis, and their weights (sum 1)."""
+    scale = length_in / length_out
+    left = np.arange(length_out)[:, None] * scale  # Edge of each output pixel.
+    centre = left + scale / 2
+    if method == "nearest":
+        first, count = np.floor(centre), 1
+    elif method == "area":
+        first, count = np.floor(left), math.ceil(scale) + 1
+    else:
+        stretch = max(scale, 1.0) if antialias else 1.0
+        support = stretch * (1 if method == "bilinear" else 2)
+        first, count = np.floor(centre - support), math.ceil(2 * support) + 1
+    pixel = first + np.arange(count)
+    if method == "nearest":
+        weights = np.ones_like(pixel)
+    elif method == "area":
+        overlap = np.minimum(pixel + 1, left + scale) - np.maximum(pixel, left)
+        weights = np.maximum(overlap, 0.0)
+    else:
+        kernel = _triangle if method == "bilinear" else _cubic
+        weights = kernel(np.abs(pixel + 0.5 - centre) / stretch)
+    # Pixels beyond the border have no say.
+    weights = np.where((pixel >= 0) & (pixel < length_in), weights, 0.0)
+    used = weights.any(axis=0)
+    pixel, weights = pixel[:, used].clip(0, length_in - 1), weights[:, used]
+    return pixel.astype(np.int64), weights / weights.sum(axis=1, keepdims=True)
+
+
+def _triangle(x: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+    return np.maximum(1.0 - x, 0.0)
+
+
+def _cubic(x: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+    """Keys' cubic convolution kernel with a = -1/2, of |x|."""
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))

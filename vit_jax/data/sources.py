@@ -1,0 +1,54 @@
+"""Open a data set by its config: the bundled digits, Fashion-MNIST, TFDS or a folder of images.
+
+Each source has a file of its own, imported when it is asked for: TFDS takes a while to import.
+"""
+
+from ml_collections import ConfigDict
+
+from vit_jax.data.base import Example, Source
+from vit_jax.errors import ConfigError, did_you_mean
+
+__all__ = ["SOURCES", "Example", "Source", "open_source"]
+
+SOURCES = ("digits", "fashion_mnist", "tfds", "image_folder")
+
+
+def open_source(data_config: ConfigDict, *, split: str, seed: int) -> Source:
+    """Opens one split of the configured data set.
+
+    Args:
+      data_config: `config.data`; read are source, name, data_dir, manual_dir, image_key, label_key.
+      split: a split's name, or a slice of it such as "train[:90%]".
+      seed: divides an image folder that has no split folders.
+
+    Returns:
+      The source, with at least one example.
+
+    Raises:
+      ConfigError: unknown source, or one that lacks a key it needs.
+      DataError: the data are missing, broken or have no such split.
+    """
+    c = data_config
+    match c.source:
+        case "digits":
+            from vit_jax.data.digits import Digits
+
+            return Digits(split=split)
+        case "fashion_mnist":
+            from vit_jax.data.fashion_mnist import open_fashion_mnist
+
+            return open_fashion_mnist(split=split, data_dir=c.data_dir, manual_dir=c.manual_dir)
+        case "tfds":
+            from vit_jax.data.tfds_source import TfdsSource, find_builder
+
+            if not c.name:
+                raise ConfigError('data.source="tfds" needs data.name, such as "cifar10".')
+            builder = find_builder(c.name, data_dir=c.data_dir)
+            return TfdsSource(builder, split=split, image_key=c.image_key, label_key=c.label_key)
+        case "image_folder":
+            from vit_jax.data.image_folder import ImageFolder
+
+            if not c.data_dir:
+                raise ConfigError('data.source="image_folder" needs data.data_dir, its root.')
+            return ImageFolder(c.data_dir, split=split, seed=seed)
+    raise ConfigError(f'Unknown data.source "{c.source}". {did_you_mean(c.source, SOURCES)}')

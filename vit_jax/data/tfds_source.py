@@ -1,0 +1,148 @@
+"""Any data set of TensorFlow Datasets, read at random without TensorFlow.
+
+TFDS reads prepared data without TensorFlow if they are stored as ArrayRecord (its default,
+TFRecord, has no random access). Images stay encoded here; `vit_jax.data.decode` decodes them.
+"""
+
+import difflib
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from vit_jax.data.base import Example, Source, split_name
+from vit_jax.errors import ConfigError, DataError, did_you_mean
+
+_CATALOG = "https://www.tensorflow.org/datasets/catalog/overview"
+
+
+def find_builder(name: str, *, data_dir: str) -> tfds.core.DatasetBuilder:
+    """Finds a data set by name.
+
+    Args:
+      name: as TFDS names it: "cifar10", "imagenet2012:5.1.0", "imagenet_v2/matched-frequency".
+      data_dir: the folder of prepared data; "": TFDS's own (`~/tensorflow_datasets`).
+
+    Raises:
+      DataError: there is no such data set, config or version.
+    """
+    try:
+        return tfds.builder(name, data_dir=data_dir or None)
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)  # Hundreds: name the nearest.
+        base = name.partition(":")[0].partition("/")[0]
+        near = difflib.get_close_matches(base, known, n=3, cutoff=0.5)
+        guess = f"Did you mean {' or '.join(near)}? " if near else ""
+        raise DataError(
+            f'TFDS knows no data set "{name}", and none of this name is prepared in '
+            f"{data_dir or 'its default folder'}. {guess}All names: {_CATALOG}"
+        ) from None
+    except (AssertionError, ValueError) as error:
+        # Known, but not in this config or version.
+        raise DataError(f'TFDS cannot open "{name}": {error}') from error
+
+
+class TfdsSource(Source):
+    """One split of a data set that TFDS has prepared."""
+
+    def __init__(
+        self,
+        builder: tfds.core.DatasetBuilder,
+        *,
+        split: str,
+        image_key: str = "image",
+        label_key: str = "label",
+    ):
+        """Opens the split; reads no example.
+
+        Args:
+          builder: of the data set; see `find_builder`.
+          split: a split or a slice of it, in TFDS's own notation.
+          image_key: name of the image feature.
+          label_key: name of the label feature: a ClassLabel, or a Sequence of them (multi-label).
+
+        Raises:
+          ConfigError: a key names no feature, or one of another kind.
+          DataError: the data are not prepared, not in a format with random access, or have no such
+            split.
+        """
+        self.name = builder.info.full_name
+        self.split = split
+        features = builder.info.features
+        image = _feature(features, image_key, config_key="data.image_key", name=self.name)
+        label = _feature(features, label_key, config_key="data.label_key", name=self.name)
+        self.multi_label = isinstance(label, tfds.features.Sequence)
+        classes = label.feature if self.multi_label else label
+        if not isinstance(image, tfds.features.Image):
+            raise ConfigError(
+                f'data.image_key="{image_key}" is not an image in {self.name}, but {image}.'
+            )
+        if not isinstance(classes, tfds.features.ClassLabel) or not classes.num_classes:
+            raise ConfigError(
+                f'data.label_key="{label_key}" is not a class label in {self.name}, but {label}.'
+            )
+        self.class_names = tuple(classes.names)
+        self.channels = 1 if image.shape[-1] == 1 else 3
+        self._image_key, self._label_key = image_key, label_key
+        # No image is decoded here, nor one that is not asked for.
+        decoders = {
+            key: tfds.decode.SkipDecoding()
+            for key, feature in features.items()
+            if isinstance(feature, tfds.features.Image)
+        }
+        try:
+            self._records = builder.as_data_source(split, decoders=decoders)
+        except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
+            raise _why_not(builder, split, error) from error
+        if not len(self._records):
+            raise DataError(f'"{split}" of {self.name} is empty.')
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        try:
+            record = self._records[index]
+        except Exception as error:  # Whatever the reader or the parser found.
+            raise DataError(f"This record cannot be read: {error}") from error
+        label = record[self._label_key]
+        if self.multi_label:
+            hot = np.zeros(self.num_classes, np.float32)
+            hot[np.asarray(label, np.int64)] = 1
+            return {"image": record[self._image_key], "label": hot}
+        return {"image": record[self._image_key], "label": int(label)}
+
+
+def _feature(features, key: str, *, config_key: str, name: str):
+    if key not in features:
+        raise ConfigError(f'{config_key}="{key}": {name} has {did_you_mean(key, features)}')
+    return features[key]
+
+
+def _why_not(builder: tfds.core.DatasetBuilder, split: str, error: Exception) -> DataError:
+    """The reason why TFDS could not open a split, and what to do."""
+    name, folder = builder.info.full_name, builder.data_dir
+    prepare = (
+        f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
+        f"data_dir={str(builder.data_dir_root)!r}, file_format='array_record')"
+        '.download_and_prepare()"'
+    )
+    if not builder.is_prepared():
+        return DataError(
+            f"{name} is not prepared in {folder}. If it is elsewhere, set data.data_dir. To prepare"
+            f" it (most data sets need TensorFlow for this, once): {prepare}. A data set that must "
+            f"be downloaded by hand says there where to put its files: {_CATALOG}"
+        )
+    if isinstance(error, NotImplementedError):
+        return DataError(
+            f"{name} in {folder} is stored as {builder.info.file_format.value}, which has no "
+            "random access. To convert it (needs TensorFlow, once): python -m tensorflow_datasets."
+            f"scripts.convert_format --dataset_version_dir={folder} --out_file_format=array_record;"
+            f" or prepare it anew, in another data_dir: {prepare}"
+        )
+    base = split.partition("[")[0]
+    if base not in builder.info.splits:
+        return DataError(
+            f'{name} has no split "{split}". {did_you_mean(base, builder.info.splits)}'
+        )
+    split_name(split)  # Malformed: says what is accepted.
+    return DataError(f'TFDS cannot open the split "{split}" of {name}: {error}')

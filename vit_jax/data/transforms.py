@@ -1,0 +1,170 @@
+"""Transforms as config data: a tuple of dicts {"op": name, **arguments}, applied in order.
+
+For example, to train on ImageNet and to evaluate on it:
+
+    ({"op": "decode"}, {"op": "random_resized_crop"}, {"op": "flip_lr"}, {"op": "value_range"})
+    ({"op": "decode"}, {"op": "resize_small", "size": 256}, {"op": "center_crop"},
+     {"op": "value_range"})
+
+The arguments of an operation are the fields of its class in `OPS`. Images are uint8 [height, width,
+channels] from `decode` on and float32 from `value_range` or `normalize` on; what is out of order
+is refused when the transforms are built, before an image is read.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vit_jax.data import color, geometry, randaugment
+from vit_jax.data.decode import decode_image
+from vit_jax.data.op import STORED, UINT8, Op
+from vit_jax.errors import ConfigError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decode(Op):
+    """An encoded file, or uint8 pixels as stored, to uint8 [height, width, channels].
+
+    Attributes:
+      channels: 3 or 1.
+      exif: turn the image upright as its EXIF orientation says.
+    """
+
+    channels: int = 3
+    exif: bool = True
+    takes: ClassVar[tuple[str, ...]] = (STORED,)
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ConfigError(f"channels={self.channels} should be 3 (RGB) or 1 (gray).")
+
+    def gives(self, kind: str) -> str:
+        return UINT8
+
+    def __call__(
+        self, image: bytes | np.ndarray, rng: np.random.Generator
+    ) -> UInt8[np.ndarray, "h w c"]:
+        return decode_image(image, channels=self.channels, exif=self.exif)
+
+
+OPS: dict[str, type[Op]] = {
+    "decode": Decode,
+    "resize": geometry.Resize,
+    "resize_small": geometry.ResizeSmall,
+    "center_crop": geometry.CenterCrop,
+    "pad": geometry.Pad,
+    "random_crop": geometry.RandomCrop,
+    "random_resized_crop": geometry.RandomResizedCrop,
+    "flip_lr": geometry.FlipLr,
+    "random_erasing": geometry.RandomErasing,
+    "randaugment": randaugment.RandAugment,
+    "three_augment": color.ThreeAugment,
+    "color_jitter": color.ColorJitter,
+    "grayscale_to_rgb": color.GrayscaleToRgb,
+    "rgb_to_grayscale": color.RgbToGrayscale,
+    "value_range": color.ValueRange,
+    "normalize": color.Normalize,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """What `build` makes: operations in order, on an example's "image".
+
+    Attributes:
+      ops: the operations.
+      gives: the kind of image that comes out; one of those in `vit_jax.data.op`.
+    """
+
+    ops: tuple[Op, ...]
+    gives: str
+
+    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """A copy of the example with its image transformed.
+
+        Args:
+          example: "image": what the first operation takes; other entries are kept.
+          rng: the only source of randomness.
+
+        Raises:
+          DataError: the image is broken, or too small for a crop.
+        """
+        image = example["image"]
+        for op in self.ops:
+            image = op(image, rng)
+        return {**example, "image": np.ascontiguousarray(image)}
+
+
+def build(transforms: Iterable[Mapping[str, Any]], *, image_size: Iterable[int] | int) -> Transform:
+    """Checks transforms and makes a function of them.
+
+    Args:
+      transforms: dicts {"op": name in `OPS`, **arguments}, the first of them decode.
+      image_size: side, or (side,), or (height, width), in pixels; every `size` left out is this.
+
+    Returns:
+      A function of (example, random generator) that can be pickled.
+
+    Raises:
+      ConfigError: an unknown operation or argument, a value that makes no sense, or an operation on
+        images of a kind that it does not take.
+    """
+    image_size = _height_width(image_size, where="image_size")
+    ops: list[Op] = []
+    kind, previous = STORED, ""
+    for i, entry in enumerate(transforms):
+        entry = dict(entry)
+        name = entry.pop("op", None)
+        where = f'Transform {i} ("{name}")'
+        if name not in OPS:
+            raise ConfigError(f"{where}: no such operation. {did_you_mean(str(name), OPS)}")
+        op = _make(OPS[name], entry, image_size=image_size, where=where)
+        if kind not in op.takes:
+            raise ConfigError(f"{where} {_out_of_order(op, kind, previous)}")
+        ops.append(op)
+        kind, previous = op.gives(kind), name
+    return Transform(tuple(ops), kind)
+
+
+def _make(
+    cls: type[Op], arguments: dict[str, Any], *, image_size: tuple[int, int], where: str
+) -> Op:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in arguments:
+        if key not in fields:
+            hint = did_you_mean(key, fields) if fields else "It takes none."
+            raise ConfigError(f'{where}: no such argument, "{key}". {hint}')
+    # Configs that went through JSON have lists.
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    if "size" in fields:
+        size = arguments.get("size")
+        size = image_size if size is None else _height_width(size, where=f"{where}: size")
+        arguments["size"] = size
+    try:
+        return cls(**arguments)
+    except ConfigError as e:
+        raise ConfigError(f"{where}: {e}") from e
+    except TypeError as e:  # Comparisons of a value of the wrong type.
+        raise ConfigError(f"{where}: an argument has the wrong type in {arguments}: {e}.") from e
+
+
+def _height_width(size: Iterable[int] | int, *, where: str) -> tuple[int, int]:
+    pair = tuple(size) if isinstance(size, Iterable) else (size, size)
+    pair = pair * 2 if len(pair) == 1 else pair
+    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+        raise ConfigError(f"{where}={size!r} should be a side or (height, width), in pixels.")
+    return pair
+
+
+def _out_of_order(op: Op, kind: str, previous: str) -> str:
+    if not previous:
+        return "comes first; that should be decode, which takes files and arrays alike."
+    if op.takes == (STORED,):
+        return "should come first, and once."
+    return (
+        f"takes images that are {' or '.join(op.takes)}; after {previous} they are {kind}. "
+        f"Move it to before {previous}."
+    )

@@ -1,0 +1,143 @@
+"""Multi-head attention, with the back end that computes it chosen by name.
+
+Letters in the einsums and shapes: b batch, q query tokens, k key tokens, h heads, d head width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit_jax.errors import ConfigError
+from vit_jax.models.config import VitConfig
+from vit_jax.parallel.constraints import BATCH, constrain
+
+
+def resolve_backend(cfg: VitConfig, *, train: bool, platform: str) -> str:
+    """The back end that will run: `cfg.attention`, or the best allowed one if that is "auto".
+
+    cuDNN's fused kernel has no dropout that we could key by step, and takes 16-bit numbers and
+    head widths that are multiples of 8 up to 128. XLA's attention takes everything.
+
+    Args:
+      cfg: of the model.
+      train: whether dropout is on.
+      platform: "cpu", "gpu" or "tpu", as `jax.default_backend()` says.
+
+    Returns:
+      "xla" or "cudnn".
+
+    Raises:
+      ConfigError: cuDNN was asked for and can't do what the model needs; nothing is dropped
+        silently.
+    """
+    head_width = cfg.width // cfg.num_heads
+    obstacles = {
+        f"the platform is {platform}, not gpu": platform != "gpu",
+        f"model.dtype is {cfg.dtype}, not bfloat16": cfg.dtype != "bfloat16",
+        f"the head width {head_width} is not a multiple of 8 up to 128": (
+            head_width % 8 != 0 or head_width > 128
+        ),
+        "model.attention_dropout is on": train and cfg.attention_dropout > 0,
+    }
+    reasons = [reason for reason, holds in obstacles.items() if holds]
+    if cfg.attention == "cudnn" and reasons:
+        raise ConfigError(
+            f'model.attention is "cudnn", which cannot run here: {"; ".join(reasons)}. '
+            'Take "xla", or "auto" to have cudnn where it can run.'
+        )
+    return "xla" if reasons or cfg.attention == "xla" else "cudnn"
+
+
+def dot_product_attention(
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k h d"],
+    value: Float[Array, "b k h d"],
+    *,
+    dropout: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+) -> tuple[Float[Array, "b q h d"], Float[Array, "b h q k"]]:
+    """softmax(q k' / sqrt d) v, softmax in float32, and the weights before their dropout.
+
+    Vaswani et al. 2017, arXiv 1706.03762. The query is scaled before the product, as flax does.
+
+    Args:
+      query: in the computing dtype, as are key and value.
+      key: one for each token that is attended to.
+      value: what a token gives to those that attend to it.
+      dropout: probability with which a weight is zeroed; the others grow by 1 / (1 - dropout).
+      dropout_rng: key for it; needed if `dropout` is positive.
+
+    Returns:
+      The output in the dtype of `value`, and the attention weights in float32.
+    """
+    query = query * (query.shape[-1] ** -0.5)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits, axis=-1)
+    kept = weights
+    if dropout > 0:
+        keep = jax.random.bernoulli(dropout_rng, 1 - dropout, weights.shape)
+        kept = jnp.where(keep, weights / (1 - dropout), 0.0)
+    return jnp.einsum("bhqk,bkhd->bqhd", kept.astype(value.dtype), value), weights
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention of queries to keys, with its four projections.
+
+    Attributes:
+      cfg: of the model.
+      train: dropout on.
+      capture: return the attention weights; costs their memory, and takes the XLA back end.
+    """
+
+    cfg: VitConfig
+    train: bool
+    capture: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x_q: Float[Array, "b q width"], x_kv: Float[Array, "b k width"]
+    ) -> tuple[Float[Array, "b q width"], Float[Array, "b h q k"] | None]:
+        cfg = self.cfg
+
+        def project(x, name):
+            x = nn.DenseGeneral(
+                (cfg.num_heads, cfg.width // cfg.num_heads),
+                use_bias=cfg.qkv_bias,
+                kernel_init=nn.initializers.xavier_uniform(),
+                dtype=cfg.dtype,
+                name=name,
+            )(x)
+            return constrain(x, BATCH, None, "tensor", None)
+
+        query, key, value = project(x_q, "query"), project(x_kv, "key"), project(x_kv, "value")
+        if cfg.qk_norm:
+            # Over each head's width, without bias (ViT-22B, arXiv 2302.05442).
+            query = nn.LayerNorm(
+                epsilon=cfg.ln_eps, use_bias=False, dtype=cfg.dtype, name="query_norm"
+            )(query)
+            key = nn.LayerNorm(
+                epsilon=cfg.ln_eps, use_bias=False, dtype=cfg.dtype, name="key_norm"
+            )(key)
+
+        backend = resolve_backend(cfg, train=self.train, platform=jax.default_backend())
+        weights = None
+        if backend == "cudnn" and not self.capture:
+            x = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+        else:
+            dropout = cfg.attention_dropout if self.train else 0.0
+            x, weights = dot_product_attention(
+                query,
+                key,
+                value,
+                dropout=dropout,
+                dropout_rng=self.make_rng("dropout") if dropout else None,
+            )
+        x = nn.DenseGeneral(
+            cfg.width,
+            axis=(-2, -1),
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=cfg.dtype,
+            name="out",
+        )(x)
+        return x, weights if self.capture else None

@@ -1,0 +1,30 @@
+"""Attention pooling: from the encoded tokens to one vector."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit_jax.models.attention import MultiHeadAttention
+from vit_jax.models.blocks import Mlp, make_norm
+from vit_jax.models.config import VitConfig
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling: one learned query reads all tokens, then a residual MLP.
+
+    Zhai et al. 2021 (arXiv 2106.04560), as in big_vision.
+    """
+
+    cfg: VitConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b width"]:
+        # The published head has neither dropout nor normalised queries, whatever the encoder has.
+        cfg = dataclasses.replace(self.cfg, qk_norm=False)
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, cfg.width))
+        probe = jnp.tile(probe.astype(x.dtype), (x.shape[0], 1, 1))
+        x, _ = MultiHeadAttention(cfg, train=False, name="attn")(probe, x)
+        x = x + Mlp(cfg, train=False, name="mlp")(make_norm(cfg, "norm")(x))
+        return x[:, 0]

@@ -1,0 +1,80 @@
+"""Losses per example, in float32. A batch's loss is their plain mean."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vit_jax.errors import ConfigError, did_you_mean
+
+Labels = Int[Array, "b"] | Float[Array, "b classes"]
+
+
+def softmax_xent(
+    logits: Float[Array, "b classes"], labels: Labels, *, label_smoothing: float = 0.0
+) -> Float[Array, "b"]:
+    """Cross-entropy of the softmax with the target distribution.
+
+    Args:
+      logits: of any float dtype; computed in float32.
+      labels: class numbers, or how much of each class (one-hot, mixed, or distilled).
+      label_smoothing: see `smooth_labels`.
+    """
+    targets = smooth_labels(_dense(labels, logits), label_smoothing)
+    return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+
+
+def sigmoid_xent(
+    logits: Float[Array, "b classes"], labels: Labels, *, label_smoothing: float = 0.0
+) -> Float[Array, "b"]:
+    """Binary cross-entropy of every class by itself, summed over the classes.
+
+    Any number of classes may be right. Beyer et al. 2020 (arXiv 2006.07159) use it for ImageNet,
+    Zhai et al. 2021 (2106.04560) to pre-train ViTs.
+
+    Args:
+      logits: of any float dtype; computed in float32.
+      labels: class numbers, or for each class how much of it is there, in [0, 1].
+      label_smoothing: see `smooth_labels`.
+    """
+    targets = smooth_labels(_dense(labels, logits), label_smoothing)
+    logits = logits.astype(jnp.float32)
+    present, absent = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    return -jnp.sum(targets * present + (1.0 - targets) * absent, axis=-1)
+
+
+def smooth_labels(
+    targets: Float[Array, "b classes"], smoothing: float
+) -> Float[Array, "b classes"]:
+    """Take a share of the target and spread it evenly over all V classes, the right one included.
+
+    As in Inception (Szegedy et al. 2015, arXiv 1512.00567) and DeiT: of a one-hot target with
+    smoothing s, the right class keeps 1 - s + s/V and each other one gets s/V. (big_vision's
+    weighted_softmax_xent spreads s over the V - 1 others: its s is ours times (V - 1) / V.) The
+    sum of the targets stays.
+    """
+    if not smoothing:
+        return targets
+    mean = jnp.mean(targets, axis=-1, keepdims=True)
+    return (1.0 - smoothing) * targets + smoothing * mean
+
+
+LOSSES = {"softmax_xent": softmax_xent, "sigmoid_xent": sigmoid_xent}
+
+
+def loss_by_name(name: str) -> Callable[..., Array]:
+    """The loss that `config.loss.name` means, called as loss(logits, labels, label_smoothing=s).
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    if name not in LOSSES:
+        raise ConfigError(f"loss.name={name!r}: no such loss. {did_you_mean(name, LOSSES)}")
+    return LOSSES[name]
+
+
+def _dense(labels: Labels, logits: Float[Array, "b classes"]) -> Float[Array, "b classes"]:
+    if labels.ndim == 1:
+        return jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
+    return labels.astype(jnp.float32)

@@ -1,0 +1,94 @@
+"""Rules by parameter path: a pattern that must match the whole of "encoder/blocks/mlp/fc1/kernel".
+
+A rule that has no effect is a mistake that trains on silently, so it is an error here.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from vit_jax.errors import ConfigError
+from vit_jax.parallel.rules import path_name
+
+
+def map_with_path(fn: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
+    """The tree of fn("encoder/norm/scale", leaf)."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: fn(path_name(path), leaf), tree)
+
+
+def matches(params: PyTree, patterns: Sequence[str], *, key: str) -> PyTree:
+    """Which parameters match one of the patterns.
+
+    Args:
+      params: parameters, or their shapes.
+      patterns: regular expressions for whole paths.
+      key: the config key they come from, for error messages.
+
+    Returns:
+      A tree of bool.
+
+    Raises:
+      ConfigError: a pattern matches no parameter, or is not a regular expression.
+    """
+    names = _names(params)
+    hits = set()
+    for pattern in patterns:
+        hits |= _matching(pattern, names, key=key)
+    return map_with_path(lambda name, _: name in hits, params)
+
+
+def multipliers(
+    params: PyTree, rules: Sequence[Sequence[Any]], *, key: str, default: float
+) -> PyTree:
+    """The multiplier of every parameter: that of the first rule that matches, else the default.
+
+    Args:
+      params: parameters, or their shapes.
+      rules: pairs (regular expression for a whole path, multiplier).
+      key: the config key they come from, for error messages.
+      default: where no rule matches.
+
+    Returns:
+      A tree of float.
+
+    Raises:
+      ConfigError: a pattern matches no parameter, or only ones that earlier rules took, or is
+        not a regular expression; or a multiplier is negative.
+    """
+    names = _names(params)
+    found: dict[str, float] = {}
+    for pattern, value in rules:
+        if value < 0:
+            raise ConfigError(f"{key}: the multiplier {value} of {pattern!r} is negative.")
+        hits = _matching(pattern, names, key=key)
+        if hits <= found.keys():
+            raise ConfigError(
+                f"{key}: the first rule that matches counts, and every parameter that {pattern!r} "
+                "matches is taken by an earlier rule. Put it further to the front or remove it."
+            )
+        found = dict.fromkeys(hits, float(value)) | found
+    return map_with_path(lambda name, _: found.get(name, default), params)
+
+
+def _names(params: PyTree) -> list[str]:
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def _matching(pattern: str, names: list[str], *, key: str) -> set[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as e:
+        raise ConfigError(f"{key}: {pattern!r} is not a regular expression: {e}.") from e
+    hits = {name for name in names if compiled.fullmatch(name)}
+    if not hits:
+        plain = re.sub(r"[^\w/]", "", pattern)
+        near = difflib.get_close_matches(plain, names, n=3, cutoff=0.0)
+        raise ConfigError(
+            f"{key}: {pattern!r} matches the whole path of no parameter. "
+            f"The nearest of {len(names)} paths: {', '.join(near)}."
+        )
+    return hits

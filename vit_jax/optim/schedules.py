@@ -1,0 +1,159 @@
+"""How long a run is, and the learning rate's course along it. Steps count from 0."""
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from vit_jax.config import DURATION_UNITS
+from vit_jax.errors import ConfigError, did_you_mean
+
+NAMES = ("constant", "cosine", "linear", "rsqrt")
+
+
+def total_steps(config: ConfigDict, num_examples: int) -> int:
+    """The number of updates in the run.
+
+    Args:
+      config: the whole config: its total_steps, total_epochs or total_examples, and batch_size.
+      num_examples: in the training split.
+
+    Raises:
+      ConfigError: not exactly one of the three is set, or it comes to no step at all.
+    """
+    steps = _in_steps(
+        config, "total", total_steps=None, batch_size=config.batch_size, num_examples=num_examples
+    )
+    if steps is None:
+        raise ConfigError(
+            "The length of the run is not set: give one of total_steps, total_epochs, "
+            "total_examples."
+        )
+    if steps < 1:
+        raise ConfigError("The run has no steps: total_steps (_epochs, _examples) must be above 0.")
+    return steps
+
+
+def resolve_duration(
+    config: ConfigDict, name: str, *, total_steps: int, batch_size: int, num_examples: int
+) -> int | None:
+    """A duration, whichever unit it is given in, as a number of updates.
+
+    Rounded to the nearest step, but at least one unless it is 0 (as big_vision does).
+
+    Args:
+      config: has `{name}_steps`, `{name}_epochs`, `{name}_examples`, `{name}_percent`, of which at
+        most one is set; percent is a share, .1 of the run.
+      name: e.g. "warmup".
+      total_steps: length of the run.
+      batch_size: examples per update.
+      num_examples: in the training split.
+
+    Returns:
+      Steps, or None where no unit is set.
+
+    Raises:
+      ConfigError: several units are set, or the value is negative or a share above 1.
+    """
+    return _in_steps(
+        config, name, total_steps=total_steps, batch_size=batch_size, num_examples=num_examples
+    )
+
+
+def make_schedule(
+    schedule_config: ConfigDict, *, total_steps: int, batch_size: int, num_examples: int
+) -> optax.Schedule:
+    """The learning rate as a share of its peak.
+
+    With p going from 0 to 1 between the end of warm-up and the end of the run, the courses are
+    constant 1, cosine end + (1 - end) * (1 + cos(pi p)) / 2, linear 1 - (1 - end) * p, and rsqrt
+    1 / sqrt(1 + steps since warm-up / timescale). They are multiplied by warm-up, which grows
+    linearly from 0 at step 0, and cooldown, which falls linearly to 0 at the end of the run: the
+    first update of a run with warm-up changes nothing. Constant with cooldown is the schedule
+    known as WSD. Values equal those of big_vision (linear and cosine also vision_transformer's).
+
+    Args:
+      schedule_config: `config.optim.schedule`.
+      total_steps: length of the run.
+      batch_size: examples per update.
+      num_examples: in the training split.
+
+    Returns:
+      A function from the number of earlier updates to float32[].
+
+    Raises:
+      ConfigError: an unknown name, a bad duration, rsqrt without timescale, or more warm-up and
+        cooldown than there are steps.
+    """
+    name, end = schedule_config.name, schedule_config.end
+    if name not in NAMES:
+        raise ConfigError(
+            f"optim.schedule.name={name!r}: no such schedule. {did_you_mean(name, NAMES)}"
+        )
+    warmup, cooldown, timescale = (
+        resolve_duration(
+            schedule_config,
+            duration,
+            total_steps=total_steps,
+            batch_size=batch_size,
+            num_examples=num_examples,
+        )
+        for duration in ("warmup", "cooldown", "timescale")
+    )
+    warmup, cooldown = warmup or 0, cooldown or 0
+    if warmup >= total_steps or warmup + cooldown > total_steps:
+        raise ConfigError(
+            f"{warmup} steps of warm-up and {cooldown} of cooldown do not fit into a run of "
+            f"{total_steps} steps: shorten warmup_* or cooldown_*, or give them as _percent."
+        )
+    if name == "rsqrt" and not timescale:
+        raise ConfigError(
+            "The rsqrt schedule needs a timescale above 0: set one of "
+            f"{', '.join(f'optim.schedule.timescale_{unit}' for unit in DURATION_UNITS)}."
+        )
+
+    def schedule(step):
+        since = jnp.maximum(jnp.float32(step) - warmup, 0.0)
+        progress = jnp.minimum(since / (total_steps - warmup), 1.0)
+        match name:
+            case "constant":
+                share = jnp.float32(1.0)
+            case "cosine":
+                share = end + (1.0 - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+            case "linear":
+                share = end + (1.0 - end) * (1.0 - progress)
+            case "rsqrt":
+                share = 1.0 / jnp.sqrt(1.0 + since / timescale)
+        if warmup:
+            share *= jnp.minimum(jnp.float32(step) / warmup, 1.0)
+        if cooldown:
+            share *= jnp.clip((total_steps - jnp.float32(step)) / cooldown, 0.0, 1.0)
+        return share
+
+    return schedule
+
+
+def _in_steps(
+    config: ConfigDict, name: str, *, total_steps: int | None, batch_size: int, num_examples: int
+) -> int | None:
+    values = {f"{name}_{unit}": config.get(f"{name}_{unit}") for unit in DURATION_UNITS}
+    values = {key: value for key, value in values.items() if value is not None}
+    if not values:
+        return None
+    if len(values) > 1:
+        raise ConfigError(f"{' and '.join(values)} are set: keep one and set the others to None.")
+    ((key, value),) = values.items()
+    unit = key.rpartition("_")[2]
+    if value < 0:
+        raise ConfigError(f"{key}={value} must not be negative.")
+    if unit == "percent" and value > 1:
+        raise ConfigError(f"{key}={value} must be a share of the run: 0.1 is a tenth of it.")
+    match unit:
+        case "steps":
+            return value
+        case "epochs":
+            steps = value * num_examples / batch_size
+        case "examples":
+            steps = value / batch_size
+        case "percent":
+            steps = value * total_steps
+    return max(1, round(steps)) if value else 0

@@ -1,0 +1,34 @@
+"""Sharding constraints on activations, which models state and every mesh obeys."""
+
+import jax
+from jax.sharding import PartitionSpec
+
+from vit_jax.errors import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+# A batch is split over both of these; parameters only over the second.
+BATCH = ("data", "fsdp")
+
+
+def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
+    """Ask XLA to lay `x` out as `spec` says, over the mesh that `jax.set_mesh` made current.
+
+    Without a mesh this is the identity, so that a model runs as it stands on one device. (Flax's
+    own `with_logical_constraint` is the identity under `with mesh:` too, silently; this is not.)
+
+    Args:
+      x: an activation.
+      *spec: for each dimension a mesh axis, a tuple of them, or None for not split.
+
+    Raises:
+      ConfigError: the current mesh lacks one of our axes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    if missing := [axis for axis in AXES if axis not in mesh.axis_names]:
+        raise ConfigError(
+            f"The current mesh has the axes {mesh.axis_names} and lacks {missing}: models are "
+            "laid out over data, fsdp and tensor. Make it with vit_jax.parallel.make_mesh."
+        )
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))

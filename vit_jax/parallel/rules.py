@@ -1,0 +1,109 @@
+"""The one table that says which parameter is split over which mesh axis."""
+
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vit_jax.errors import ConfigError
+
+# (pattern of the whole parameter path, mesh axis of each trailing dimension). The first pattern
+# that matches counts. Leading dimensions that a rule does not name (the depth of scanned blocks)
+# are not split. Heads and the hidden units of the MLP go to tensor (Shoeybi et al. 2019,
+# arXiv 1909.08053), another dimension of the same kernel to fsdp.
+RULES = (
+    (r"embedding/kernel", (None, None, None, "fsdp")),
+    (r"(cls|pos_embedding|.*/probe)", ("fsdp",)),
+    (r".*/(query|key|value)/kernel", ("fsdp", "tensor", None)),
+    (r".*/(query|key|value)/bias", ("tensor", None)),
+    (r".*/(query_norm|key_norm)/scale", ()),
+    (r".*/out/kernel", ("tensor", None, "fsdp")),
+    (r".*/fc1/kernel", ("fsdp", "tensor")),
+    (r".*/fc1/bias", ("tensor",)),
+    (r".*/fc2/kernel", ("tensor", "fsdp")),
+    (r"pre_logits/kernel", ("fsdp", None)),
+    (r"head/kernel", ("fsdp", None)),
+    (r"(.*/)?(bias|scale)", ()),
+)
+
+# Bytes are counted in elements. Below this a copy on every device costs next to nothing, and a
+# dimension that the mesh does not divide may stay whole. Above it that is an error.
+LARGE = 2**18
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A key path of `jax.tree_util` as "encoder/blocks/mlp/fc1/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Where the dimensions of one parameter go.
+
+    Args:
+      path: of the parameter, joined by slashes.
+      shape: of the parameter.
+      mesh: with the axes data, fsdp, tensor.
+
+    Raises:
+      ConfigError: no rule matches, or the mesh does not divide a dimension of a large parameter.
+    """
+    axes = next((axes for pattern, axes in RULES if re.fullmatch(pattern, path)), None)
+    if axes is None:
+        raise ConfigError(
+            f"No sharding rule matches the parameter {path} of shape {shape}: add one to RULES in "
+            "vit_jax/parallel/rules.py."
+        )
+    spec = [None] * (len(shape) - len(axes)) + list(axes)
+    for dim, axis in enumerate(spec):
+        if axis is not None and shape[dim] % mesh.shape[axis]:
+            if math.prod(shape) >= LARGE:
+                raise ConfigError(
+                    f"Dimension {dim} of the parameter {path}, shape {shape}, does not split over "
+                    f"mesh.{axis}={mesh.shape[axis]}: choose a divisor of {shape[dim]}."
+                )
+            spec[dim] = None
+    return PartitionSpec(*spec)
+
+
+def param_shardings(params: Any, mesh: Mesh) -> Any:
+    """The tree of `NamedSharding`s for a tree of parameters (arrays or their shapes)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh)),
+        params,
+    )
+
+
+def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
+    """Shardings for a tree that holds copies of the parameters, such as an optimizer's state.
+
+    A leaf whose path ends with a parameter's path and that has its shape is laid out like that
+    parameter; anything else (counters, Adafactor's row and column statistics) is replicated.
+
+    Raises:
+      ConfigError: a large leaf would be replicated although the mesh splits parameters.
+    """
+    known = {
+        path_name(path): (
+            leaf.shape,
+            NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh)),
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    split = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+
+    def sharding(path, leaf):
+        parts = path_name(path).split("/")
+        for start in range(len(parts)):
+            shape, spec = known.get("/".join(parts[start:]), (None, None))
+            if shape == leaf.shape:
+                return spec
+        if split and leaf.size >= LARGE:
+            raise ConfigError(
+                f"The state {path_name(path)} of shape {leaf.shape} has no parameter of its shape "
+                "to be laid out like, and is too large to copy to every device."
+            )
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(sharding, state)

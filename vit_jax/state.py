@@ -1,0 +1,99 @@
+"""The state of a run: what it is, how it starts, where it lies, what it goes on from."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+from ml_collections import FrozenConfigDict
+
+from vit_jax import workdir as workdirs
+from vit_jax.checkpoints.load import load_params, locate, merge_params
+from vit_jax.checkpoints.store import Store
+from vit_jax.models import Vit
+from vit_jax.optim import ema
+from vit_jax.parallel import mesh as meshes
+from vit_jax.parallel import rules
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run carries from one step to the next. Randomness is derived from the step."""
+
+    step: Any  # int32[]: updates made.
+    params: PyTree
+    opt_state: PyTree
+    ema: PyTree  # Averaged parameters, or {}.
+
+
+def make_init(
+    config: FrozenConfigDict, model: Vit, tx: optax.GradientTransformation
+) -> Callable[..., TrainState]:
+    """A function (key, params=None) -> the state before the first update."""
+    cfg = model.cfg
+
+    def init(key: jax.Array, params: PyTree = None) -> TrainState:
+        if params is None:
+            # A batch that every mesh can split; parameters do not depend on its size.
+            images = jnp.zeros((jax.device_count(), *cfg.image_size, cfg.channels))
+            params = model.init(key, images)["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=tx.init(params),
+            ema=ema.init(params) if config.optim.ema_decay else {},
+        )
+
+    return init
+
+
+def state_layout(shapes: TrainState, mesh: Mesh) -> TrainState:
+    """The shardings of a state, by the one table of rules."""
+    params = rules.param_shardings(shapes.params, mesh)
+    return TrainState(
+        step=meshes.replicated(mesh),
+        params=params,
+        opt_state=rules.state_shardings(shapes.opt_state, shapes.params, mesh),
+        ema=params if shapes.ema else {},
+    )
+
+
+def starting_point(
+    config: FrozenConfigDict,
+    store: Store,
+    init: Callable[..., TrainState],
+    layout: TrainState,
+    mesh: Mesh,
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state to go on from and its checkpoint's clock, or a state at step 0 and None.
+
+    Precedence: the work directory, then config.resume, then config.init_from, then scratch.
+    """
+    key = jax.random.key(config.seed)
+    targets = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(init, key),
+        layout,
+    )
+    items = {"params": targets.params, "opt_state": targets.opt_state, "ema": targets.ema}
+
+    found = store.restore_newest(items)
+    if found is None and config.resume:
+        location = locate(pathlib.Path(config.resume))
+        with Store(location.workdir / workdirs.CHECKPOINTS, read_only=True) as other:
+            found = (location.step, *other.restore(location.step, items))
+    if found is not None:
+        step, arrays, chrono = found
+        return TrainState(step=jax.device_put(jnp.int32(step), layout.step), **arrays), chrono
+
+    state = jax.jit(init, out_shardings=layout)(key)
+    if config.init_from:
+        loaded = load_params(locate(pathlib.Path(config.init_from)), mesh=mesh)
+        params = merge_params(state.params, loaded, skip=config.init_skip, source=config.init_from)
+        state = jax.jit(init, out_shardings=layout)(key, params)
+    return state, None

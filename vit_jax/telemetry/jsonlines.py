@@ -1,0 +1,105 @@
+"""Files of one JSON object a line: appended to, cut back on resume, never half a line wrong.
+
+A process may be killed at any byte. What it leaves is a file of whole lines, the last one perhaps
+cut short; both the reader and `cut_after` understand that, and nothing else is forgiven.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vit_jax.errors import DataError
+
+
+class JsonLines:
+    """A file that grows by one JSON object a line.
+
+    A line reaches the operating system when it is appended, so it outlives the process; `flush`
+    brings it to the disk, so it outlives the machine.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._file = open(path, "ab")  # noqa: SIM115 (closed by close)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Append one line. Floats are written as `repr` does and read back to the same bits.
+
+        Raises:
+          ValueError: a float is NaN or infinite, which JSON cannot say.
+        """
+        self._file.write(json.dumps(dict(record), allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def flush(self) -> None:
+        """Return when all lines are on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and close. Closing twice is allowed."""
+        if not self._file.closed:
+            self.flush()
+            self._file.close()
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """All lines of a file, without the last one if it is half written.
+
+    Args:
+      path: a metrics.jsonl or timing.jsonl; a run may be writing to it.
+
+    Raises:
+      DataError: there is no such file, or a line other than the last cannot be read.
+    """
+    if not os.path.exists(path):
+        raise DataError(f"There is no file {path}: is this the work directory of a run?")
+    return [record for _, record in _lines(pathlib.Path(path))]
+
+
+def cut_after(path: str | os.PathLike[str], *, last_step: int) -> int | None:
+    """Remove the lines of all steps after `last_step`, atomically; keep the others to the byte.
+
+    Args:
+      path: a file whose lines have a "step", or no file yet.
+      last_step: the last step to keep; -1 removes everything.
+
+    Returns:
+      The greatest step that is left, None if there is none.
+
+    Raises:
+      DataError: a line other than the last cannot be read.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return None
+    kept = [(line, record) for line, record in _lines(path) if record["step"] <= last_step]
+    content = b"".join(line for line, _ in kept)
+    if content != path.read_bytes():
+        replacement = path.with_name(path.name + ".tmp")
+        with open(replacement, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(replacement, path)
+    return max((record["step"] for _, record in kept), default=None)
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each whole line with its newline, and what it says."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            whole = isinstance(record, dict) and type(record.get("step")) is int
+        except ValueError:  # Neither JSON nor UTF-8.
+            whole = False
+        if whole:
+            # Cut short by nothing but its newline, the line is still whole.
+            yield line.rstrip(b"\r\n") + b"\n" if not line.endswith(b"\n") else line, record
+        elif number < len(lines):
+            raise DataError(
+                f'{path}, line {number} is not a JSON object with a whole-numbered "step": '
+                f"{line[:80]!r}. Only the last line can have been cut short by a kill, so the "
+                "file was changed by something else: mend or remove that line, then start again."
+            )

@@ -1,0 +1,137 @@
+"""How far the run is: a bar on a terminal, plain lines in a log file."""
+
+import io
+import shutil
+import sys
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Shows steps, epoch, loss, learning rate, speed and the time that is left.
+
+    On a terminal this is one line that is drawn over and over; elsewhere (a file, a scheduler's
+    log) one line each time that `log` is called.
+    """
+
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        start_step: int = 0,
+        steps_per_epoch: float | int,
+        is_main: bool = True,
+        stream: io.TextIOBase | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ):
+        """Start showing.
+
+        Args:
+          total_steps: of the whole run.
+          start_step: steps that were done before this process.
+          steps_per_epoch: to show the epoch.
+          is_main: whether this process shows anything: `jax.process_index() == 0`.
+          stream: where to; None: standard output.
+          now: a clock, in seconds.
+        """
+        self._stream = sys.stdout if stream is None else stream
+        self._total = total_steps
+        self._step = start_step
+        self._steps_per_epoch = steps_per_epoch
+        self._is_main = is_main
+        self._now = now
+        self._first: tuple[int, float] | None = None  # Step and time of the first update.
+        self._numbers = ""
+        self._bar = None
+        if is_main and self._stream.isatty():
+            # Asked here, not by tqdm: in a terminal that says its size is 0, tqdm shows nothing.
+            columns, lines = shutil.get_terminal_size()
+            self._bar = _Bar(
+                desc=self._status(),
+                total=total_steps,
+                initial=start_step,
+                file=self._stream,
+                ncols=columns,
+                nrows=lines,
+                bar_format="{percentage:3.0f}%|{bar}| {desc}",
+            )
+
+    def update(self, step: int) -> None:
+        """Say that `step` steps of the run are done."""
+        # The time left is judged from the end of the first step on: compilation is over by then.
+        if self._first is None:
+            self._first = (step, self._now())
+        advance, self._step = step - self._step, step
+        if self._bar is not None:
+            self._bar.ncols = shutil.get_terminal_size().columns
+            self._bar.set_description_str(self._status(), refresh=False)
+            self._bar.update(advance)
+
+    def log(self, step: int, *, loss: float, lr: float, images_per_second: float | None) -> None:
+        """Show the numbers of a step; off a terminal this prints a line."""
+        self._numbers = f" | loss {loss:.4f} | lr {lr:.3g}"
+        if images_per_second is not None:
+            self._numbers += f" | {_short(images_per_second)} img/s"
+        self.update(step)
+        if self._is_main and self._bar is None:
+            print(self._status(), file=self._stream, flush=True)
+
+    def note(self, message: str) -> None:
+        """Print a message on a line of its own, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(message, file=self._stream)
+        elif self._is_main:
+            print(message, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is and go to the next line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _status(self) -> str:
+        # What matters most comes first: a narrow terminal cuts off the end.
+        left = self.seconds_left()
+        eta = "" if left is None else f" | ETA {format_duration(left)}"
+        epoch = self._step / self._steps_per_epoch
+        return f"step {self._step:,}/{self._total:,}{eta} | epoch {epoch:.2f}{self._numbers}"
+
+    def seconds_left(self) -> float | None:
+        """Time to the end at the mean pace so far, evaluations and saves included."""
+        if self._first is None or self._step <= self._first[0]:
+            return None
+        first_step, first_time = self._first
+        pace = max(0.0, self._now() - first_time) / (self._step - first_step)
+        return pace * (self._total - self._step)
+
+
+class _Bar(tqdm):
+    """tqdm's bar without its watching thread, which data workers would inherit on fork."""
+
+    monitor_interval = 0
+
+
+def format_duration(seconds: float | int) -> str:
+    """Seconds for people: 42s, 3m07s, 2h05m, 3d04h."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes}m{seconds:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours}h{minutes:02d}m"
+    days, hours = divmod(hours, 24)
+    return f"{days}d{hours:02d}h"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
