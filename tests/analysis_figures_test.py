@@ -54,7 +54,7 @@ def test_curves_of_short_and_long_runs(tmp_path, texts, steps):
     assert picture(out).std() > 0
     assert {"Loss", "Accuracy", "Learning rate", "step (optimizer updates)"} <= set(texts)
     assert "test/top1: 87.50%" in texts
-    assert "train/lr: 0.001" in texts
+    assert "train/lr: peak 0.001" in texts
     # Neither what was never finite nor what is none of the three.
     assert not any("test/loss" in text or "other" in text for text in texts)
 

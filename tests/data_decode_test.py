@@ -53,9 +53,8 @@ def test_decoding_equals_the_references(goldens, name):
     if name != "gray16.png":  # Which Pillow's conversion turns white.
         np.testing.assert_array_equal(as_stored, torch["decoded_pil_rgb"])
     upright = "decoded_pil_exif_rgb"
-    np.testing.assert_array_equal(
-        decode_image(data), torch[upright] if upright in torch else as_stored
-    )
+    want = torch.get(upright, as_stored)
+    np.testing.assert_array_equal(decode_image(data), want)
 
 
 def test_the_goldens_hold_every_image_tested(goldens):
@@ -71,7 +70,7 @@ def test_the_goldens_hold_every_image_tested(goldens):
         ("PPM", {}, 0),
         ("TIFF", {}, 0),
         ("WEBP", {"lossless": True}, 0),
-        ("WEBP", {"quality": 100}, 8),
+        ("WEBP", {"quality": 100}, 20),  # Halves the resolution of color.
         ("JPEG", {"quality": 100, "subsampling": 0}, 4),
         ("GIF", {}, 40),
     ],
@@ -94,8 +93,7 @@ def test_alpha_is_dropped_not_composited(pixels):
 
 @pytest.mark.parametrize("transparency", [3, bytes([0, 255, 0, 128])])
 def test_a_palette_with_transparency_keeps_its_colors(transparency):
-    picture = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8), mode=None).convert("P")
-    picture.putdata([0, 1, 2, 3])
+    picture = Image.frombytes("P", (2, 2), bytes([0, 1, 2, 3]))
     picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
     got = decode_image(encode(picture, "PNG", transparency=transparency))
     np.testing.assert_array_equal(got.reshape(4, 3), np.arange(10, 130, 10).reshape(4, 3))

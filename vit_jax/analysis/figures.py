@@ -91,8 +91,7 @@ def curves(metrics_jsonl: str | os.PathLike[str], out_png: str | os.PathLike[str
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, label, found) in zip(all_axes, panels, strict=True):
             for (name, (steps, values)), colour in zip(found.items(), _cycle(found), strict=True):
-                last = f"{values[-1]:.2%}" if title == "Accuracy" else f"{values[-1]:.4g}"
-                _line(axes, steps, values, label=f"{name}: {last}", colour=colour)
+                _line(axes, steps, values, label=f"{name}: {_gist(title, values)}", colour=colour)
             axes.set(title=title, xlabel="step (optimizer updates)", ylabel=label)
             axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -118,6 +117,13 @@ def _series(records: list[dict], endings: tuple[str, ...]) -> Series:
             steps, values = np.array(points, np.float64).T
             found[name] = (steps, values)
     return found
+
+
+def _gist(title: str, values: np.ndarray) -> str:
+    """The one number to remember of a metric: its last, or how high the learning rate went."""
+    if title == "Learning rate":
+        return f"peak {values.max():.3g}"
+    return f"{values[-1]:.2%}" if title == "Accuracy" else f"{values[-1]:.4g}"
 
 
 def _cycle(found: Series) -> list[str]:
@@ -160,7 +166,7 @@ def _scale(axes: Axes, title: str, found: Series) -> None:
     else:
         axes.set_ylim(bottom=min(0.0, values.min()))
         if title == "Learning rate":
-            axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _thousands(value: float, _: int) -> str:

@@ -42,7 +42,7 @@ class Store:
           keep_every_steps: those at multiples of this are kept for ever; 0: none.
           best_metric: the best one by this metric is kept as well; "": none.
           best_mode: "max" or "min": what is best.
-          read_only: never write or delete.
+          read_only: nothing is made or tidied up; do not save.
         """
         self.folder = folder.absolute()
         self._best_metric = best_metric
@@ -61,7 +61,6 @@ class Store:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
             create=not read_only,
-            read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
         handlers = {item: ocp.StandardCheckpointHandler() for item in ARRAYS}

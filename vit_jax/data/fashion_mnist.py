@@ -19,7 +19,7 @@ from absl import logging
 from jaxtyping import UInt8
 from PIL import Image
 
-from vit_jax.data.tfds_source import TfdsSource, find_builder
+from vit_jax.data.tfds_source import TfdsSource, find_builder, is_prepared
 from vit_jax.errors import DataError
 
 # Where Debian's package dataset-fashion-mnist installs the files.
@@ -51,11 +51,11 @@ def open_fashion_mnist(*, split: str, data_dir: str, manual_dir: str) -> TfdsSou
     """
     theirs = find_builder("fashion_mnist", data_dir=data_dir)
     formats = tfds.core.FileFormat.with_random_access()
-    if theirs.is_prepared() and theirs.info.available_file_formats() & formats:
+    if is_prepared(theirs) and theirs.info.available_file_formats() & formats:
         return TfdsSource(theirs, split=split)
 
     builder = FashionMnistIdx(data_dir=data_dir or None, file_format="array_record")
-    if not builder.is_prepared():
+    if not is_prepared(builder):
         builder.idx_folder = _find_folder(manual_dir)
         logging.info("Preparing Fashion-MNIST in %s, once.", builder.data_dir)
         try:
@@ -63,7 +63,7 @@ def open_fashion_mnist(*, split: str, data_dir: str, manual_dir: str) -> TfdsSou
         except OSError:
             # TFDS writes into a folder of its own and renames that at the end, which fails if
             # another process was faster. Then its data are as good.
-            if not builder.is_prepared():
+            if not is_prepared(builder):
                 raise
         builder = FashionMnistIdx(data_dir=data_dir or None, file_format="array_record")
     return TfdsSource(builder, split=split)

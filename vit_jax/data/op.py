@@ -1,6 +1,7 @@
 """What a transform is: a frozen dataclass whose fields are its arguments in the config."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -44,15 +45,15 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ConfigError(f'{name}="{value}" is unknown. {did_you_mean(value, choices)}')
 
 
-def check_range(name: str, value: Sequence[float], *, low: float, high: float) -> None:
+def check_range(name: str, value: tuple[float, ...], *, low: float, high: float) -> None:
     """Raises ConfigError unless `value` is two ascending numbers, between `low` and `high`."""
     if len(value) != 2 or not low <= value[0] <= value[1] <= high:
-        raise ConfigError(
-            f"{name}={tuple(value)} should be (smallest, largest), within {low} to {high}."
-        )
+        raise ConfigError(f"{name}={value} should be (smallest, largest), within {low} to {high}.")
 
 
-def check_number(name: str, value: float, *, low: float, high: float = float("inf")) -> None:
+def check_number(
+    name: str, value: int | float, *, low: int | float, high: int | float = math.inf
+) -> None:
     """Raises ConfigError unless `value` is between `low` and `high`."""
     if not low <= value <= high:
         raise ConfigError(f"{name}={value} should be within {low} to {high}.")

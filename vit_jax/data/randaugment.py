@@ -7,9 +7,10 @@ filled with gray 128. As there, no level grows only stronger: Posterize keeps mo
 inverts fewer levels as the magnitude rises, and Solarize, Posterize and the four blends are strong
 at magnitude 0.
 
-Known differences, all to what that code says it does: its Contrast blends with the number of
-pixels / 256 in place of the mean level; its Solarize threshold overflows a byte from magnitude 10
-on, where ours inverts nothing. Of its blends' gray levels a few differ by 1 (rounded here).
+Known differences, each to what that code says it does: its Contrast blends with the number of
+pixels / 256 in place of the mean level; its Solarize compares bytes with 256 and more from
+magnitude 10 on, where ours inverts nothing. Levels of gray that it truncates are rounded here, so
+that some differ by 1.
 """
 
 import dataclasses
@@ -60,9 +61,9 @@ class RandAugment(Op):
     """
 
     num_layers: int = 2
-    magnitude: float = 10
-    translate: float = 100
-    cutout: float = 40
+    magnitude: float = 10.0
+    translate: float = 100.0
+    cutout: float = 40.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -91,8 +92,8 @@ def apply(
     rng: np.random.Generator,
     *,
     magnitude: float,
-    translate: float = 100,
-    cutout: float = 40,
+    translate: float = 100.0,
+    cutout: float = 40.0,
 ) -> Image.Image:
     """One operation: the table of what each magnitude means.
 
@@ -155,7 +156,7 @@ def _rotate(picture: Image.Image, degrees: float) -> Image.Image:
     return _affine(picture, (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y))
 
 
-def _affine(picture: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+def _affine(picture: Image.Image, matrix: tuple[int | float, ...]) -> Image.Image:
     """Output pixel (x, y) is input pixel (a x + b y + c, d x + e y + f), the nearest, or gray."""
     a, b, c, d, e, f = matrix
     # Pillow counts from pixels' corners, we from their centres.

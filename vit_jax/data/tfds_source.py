@@ -41,6 +41,11 @@ def find_builder(name: str, *, data_dir: str) -> tfds.core.DatasetBuilder:
         raise DataError(f'TFDS cannot open "{name}": {error}') from error
 
 
+def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    """Whether the data are there. (TFDS logs a warning about a folder that does not exist.)"""
+    return builder.data_path.exists() and builder.is_prepared()
+
+
 class TfdsSource(Source):
     """One split of a data set that TFDS has prepared."""
 
@@ -126,7 +131,7 @@ def _why_not(builder: tfds.core.DatasetBuilder, split: str, error: Exception) ->
         f"data_dir={str(builder.data_dir_root)!r}, file_format='array_record')"
         '.download_and_prepare()"'
     )
-    if not builder.is_prepared():
+    if not is_prepared(builder):
         return DataError(
             f"{name} is not prepared in {folder}. If it is elsewhere, set data.data_dir. To prepare"
             f" it (most data sets need TensorFlow for this, once): {prepare}. A data set that must "

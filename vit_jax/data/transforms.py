@@ -12,6 +12,7 @@ is refused when the transforms are built, before an image is read.
 """
 
 import dataclasses
+import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -137,18 +138,26 @@ def _make(
         if key not in fields:
             hint = did_you_mean(key, fields) if fields else "It takes none."
             raise ConfigError(f'{where}: no such argument, "{key}". {hint}')
-    # Configs that went through JSON have lists.
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     if "size" in fields:
         size = arguments.get("size")
         size = image_size if size is None else _height_width(size, where=f"{where}: size")
-        arguments["size"] = size
+        arguments = {**arguments, "size": size}
     try:
-        return cls(**arguments)
+        return cls(**{k: _typed(k, v, fields[k].type) for k, v in arguments.items()})
     except ConfigError as e:
         raise ConfigError(f"{where}: {e}") from e
-    except TypeError as e:  # Comparisons of a value of the wrong type.
-        raise ConfigError(f"{where}: an argument has the wrong type in {arguments}: {e}.") from e
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """The value as its field declares it; in configs 1 means 1.0, and JSON has lists for tuples."""
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(name, v, typing.get_args(hint)[0]) for v in value)
+    if hint is float and isinstance(value, int):
+        return float(value)
+    if typing.get_origin(hint) is tuple or not isinstance(value, hint):
+        kind = hint.__name__ if isinstance(hint, type) else hint
+        raise ConfigError(f"{name}: {value!r} should be {kind}.")
+    return value
 
 
 def _height_width(size: Iterable[int] | int, *, where: str) -> tuple[int, int]:

@@ -1,8 +1,7 @@
 """From `config.evals` to evaluations that the train loop can run."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -54,7 +53,8 @@ def build_evals(config: FrozenConfigDict, cfg: VitConfig, mesh: Mesh) -> dict[st
         evaluator = classifier(config, cfg)
 
         def run(params, source=source, evaluator=evaluator):
-            return evaluator.evaluate(params, eval_batches(config, cfg, source, mesh))
+            with eval_batches(config, cfg, source, mesh) as batches:
+                return evaluator.evaluate(params, batches)
 
         evals[name] = Evaluation(entry.every_steps, run)
     return evals
@@ -71,14 +71,29 @@ def classifier(config: FrozenConfigDict, cfg: VitConfig) -> Classification:
 
 
 def eval_batches(
-    config: FrozenConfigDict, cfg: VitConfig, source: Source, mesh: Mesh
-) -> Iterable[dict[str, Any]]:
-    """A split's examples as the run's model is evaluated on: each once, padded by weight 0."""
+    config: FrozenConfigDict,
+    cfg: VitConfig,
+    source: Source,
+    mesh: Mesh,
+    *,
+    on_bad: Callable[[int, str], None] | None = None,
+) -> pipeline.Batches:
+    """A split's examples as the run's model is evaluated on: each once, padded by weight 0.
+
+    Args:
+      config: of the run.
+      cfg: of its model.
+      source: of the examples.
+      mesh: that the batches will lie on; need not be the one of the training.
+      on_bad: see `vit_jax.data.pipeline.eval_batches`.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
     return pipeline.eval_batches(
         source,
         transforms.build(config.data.eval_transforms, image_size=cfg.image_size),
-        batch_size=config.batch_size,
+        batch_size=-(-config.batch_size // parts) * parts,
         sharding=batch_sharding(mesh),
+        on_bad=on_bad,
         workers=config.data.workers,
         threads=config.data.threads,
         prefetch=config.data.prefetch,

@@ -1,0 +1,112 @@
+"""Mixup and CutMix against NumPy and against their definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from scipy import stats
+
+from vit_jax.data.mixing import mix
+
+BATCH, HEIGHT, WIDTH, CLASSES = 8, 12, 10, 8
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Images of distinct values everywhere, and one-hot labels."""
+    images = np.random.default_rng(0).normal(size=(BATCH, HEIGHT, WIDTH, 3)).astype(np.float32)
+    return images, np.eye(CLASSES, dtype=np.float32)
+
+
+def run(seed, batch, **alphas):
+    mixed = jax.jit(lambda key, *batch: mix(key, *batch, **alphas))(jax.random.key(seed), *batch)
+    return [np.asarray(array) for array in mixed]
+
+
+def is_cutmix(images, batch):
+    return bool(np.all(np.isin(images, batch[0])))
+
+
+def test_off_changes_nothing(batch):
+    images, labels = run(0, batch, mixup_alpha=0.0, cutmix_alpha=0.0)
+    np.testing.assert_array_equal(images, batch[0])
+    np.testing.assert_array_equal(labels, batch[1])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mixup_is_its_formula(batch, seed):
+    images, labels = run(seed, batch, mixup_alpha=0.5, cutmix_alpha=0.0)
+    share = float(labels[0, 0])  # The image's own label.
+    assert 0.5 <= share <= 1
+    for own, mixed in zip(batch, (images, labels), strict=True):
+        own = own.astype(np.float64)
+        expected = [share * own[i] + (1 - share) * own[i - 1] for i in range(BATCH)]
+        np.testing.assert_allclose(mixed, expected, atol=1e-6)
+
+
+def test_mixup_share_has_the_folded_beta_distribution(batch):
+    keys = jax.random.split(jax.random.key(0), 2000)
+    images, labels = (jnp.asarray(array[:2]) for array in batch)
+    shares = jax.vmap(
+        lambda key: mix(key, images, labels, mixup_alpha=0.4, cutmix_alpha=0.0)[1][0, 0]
+    )(keys)
+    beta = stats.beta(0.4, 0.4)
+    assert stats.kstest(np.asarray(shares), lambda x: beta.cdf(x) - beta.cdf(1 - x)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cutmix_pastes_a_box_and_weighs_labels_by_it(batch, seed):
+    images, labels = run(seed, batch, mixup_alpha=0.0, cutmix_alpha=1.0)
+    own = (images == batch[0]).all(-1)
+    pasted = (images == np.roll(batch[0], 1, axis=0)).all(-1)
+    assert np.all(own ^ pasted)  # Every pixel is from one of the two.
+    assert np.all(pasted == pasted[0])  # One box for the batch.
+    rows, columns = pasted[0].any(1), pasted[0].any(0)
+    np.testing.assert_array_equal(pasted[0], rows[:, None] & columns[None, :])
+    assert np.abs(np.diff(rows.astype(int))).sum() <= 2  # Without gaps.
+    assert np.abs(np.diff(columns.astype(int))).sum() <= 2
+    share = 1 - pasted[0].mean()
+    expected = share * np.eye(BATCH) + (1 - share) * np.roll(np.eye(BATCH), 1, axis=0)
+    np.testing.assert_allclose(labels, expected, atol=1e-6)
+
+
+def test_cutmix_boxes_vary_and_have_the_mean_area_of_their_definition(batch):
+    keys = jax.random.split(jax.random.key(1), 4000)
+    size, images, labels = 32, jnp.zeros((2, 32, 32, 1)), jnp.asarray(batch[1][:2])
+    shares = jax.vmap(
+        lambda key: mix(key, images, labels, mixup_alpha=0.0, cutmix_alpha=1.0)[1][0, 0]
+    )(keys)
+    rng = np.random.default_rng(0)
+    half = (np.sqrt(rng.uniform(size=(100_000, 1))) * size).astype(int) // 2
+    centre = rng.integers(0, size, (100_000, 2))
+    sides = np.minimum(centre + half, size) - np.maximum(centre - half, 0)
+    pasted = sides.prod(1) / size**2
+    assert np.mean(1 - np.asarray(shares)) == pytest.approx(pasted.mean(), abs=0.01)
+    assert np.std(np.asarray(shares)) == pytest.approx(pasted.std(), abs=0.01)
+
+
+def test_both_take_turns_evenly(batch):
+    keys = jax.random.split(jax.random.key(2), 400)
+    mix_one = jax.vmap(
+        lambda key, *batch: mix(key, *batch, mixup_alpha=0.8, cutmix_alpha=1.0)[0],
+        in_axes=(0, None, None),
+    )
+    images = jax.jit(mix_one)(keys, *batch)
+    num_cutmix = sum(is_cutmix(mixed, batch) for mixed in np.asarray(images))
+    assert 150 < num_cutmix < 250
+
+
+@pytest.mark.parametrize("alphas", [(0.2, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_result_does_not_depend_on_the_mesh(batch, alphas):
+    alphas = dict(zip(("mixup_alpha", "cutmix_alpha"), alphas, strict=True))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    split = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    for one, eight in zip(run(3, batch, **alphas), run(3, split, **alphas), strict=True):
+        np.testing.assert_array_equal(one, eight)
+
+
+def test_dtypes_are_kept(batch):
+    images, labels = jnp.asarray(batch[0], jnp.bfloat16), jnp.asarray(batch[1])
+    mixed = mix(jax.random.key(0), images, labels, mixup_alpha=0.2, cutmix_alpha=1.0)
+    assert [array.dtype for array in mixed] == [jnp.bfloat16, np.float32]

@@ -1,0 +1,64 @@
+"""Image files that somebody names, to predict on: no labels, no classes."""
+
+import pathlib
+from collections.abc import Sequence
+
+from vit_jax.data.base import Example, Source
+from vit_jax.data.image_folder import EXTENSIONS
+from vit_jax.errors import DataError
+
+
+def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
+    """The files named, and all images below the folders named (sorted; hidden ones left out).
+
+    A file that is named is taken whatever its ending, and even if it does not exist: reading it
+    will say so, beside the results of the others.
+
+    Raises:
+      DataError: a folder without any image, or nothing named.
+    """
+    if not paths:
+        raise DataError("Name at least one image or folder of images.")
+    found = []
+    for path in map(pathlib.Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in EXTENSIONS
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        )
+        if not inside:
+            raise DataError(f"{path} holds no image: looked for {', '.join(EXTENSIONS)} below it.")
+        found += inside
+    return found
+
+
+class Files(Source):
+    """Files as they are on the disk, all with the label 0."""
+
+    def __init__(self, paths: Sequence[pathlib.Path], *, class_names: Sequence[str]):
+        """Takes the paths as they are; nothing is opened.
+
+        Args:
+          paths: of the files.
+          class_names: of the model that will look at them.
+        """
+        self.name, self.split = "files", ""
+        self.class_names = tuple(class_names)
+        self._paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Example:
+        path = self._paths[index]
+        try:
+            return {"image": path.read_bytes(), "label": 0}
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}") from error
+
+    def describe(self, index: int) -> str:
+        return str(self._paths[index])

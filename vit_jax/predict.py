@@ -1,0 +1,171 @@
+r"""Says what is on pictures.
+
+    python -m vit_jax.predict --checkpoint=runs/quickstart [--top_k=5] [--output=preds.csv] \\
+        IMAGE_OR_FOLDER ...
+
+Each picture is prepared as the model was evaluated and gets the names and probabilities of the
+most probable classes: in the terminal, or in a .csv, .jsonl or .parquet file. A file that is no
+picture is reported in its place, and the others are predicted all the same.
+
+Exit codes: 0 all pictures were read; 1 some could not be; 2 an error that the message explains.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+from absl import flags
+from ml_collections import ConfigDict
+
+from vit_jax import cli
+from vit_jax.checkpoints.load import load_run
+from vit_jax.data.files import Files, find_images
+from vit_jax.errors import ConfigError, did_you_mean
+from vit_jax.evals.build import eval_batches
+from vit_jax.evals.probabilities import predict as predict_batches
+from vit_jax.models import vit_config
+from vit_jax.parallel.mesh import make_mesh
+
+EXIT_BAD_FILES = 1
+FORMATS = (".csv", ".jsonl", ".parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the model says of one file.
+
+    Attributes:
+      path: of the file, as it was named or found.
+      classes: names of the most probable classes, the most probable first.
+      probabilities: of these.
+      error: why there are none; "" if there are.
+    """
+
+    path: str
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+
+
+def predict(
+    checkpoint: pathlib.Path, paths: Sequence[str], *, top_k: int = 5
+) -> Iterator[Prediction]:
+    """Predicts pictures, in order, a batch at a time.
+
+    Args:
+      checkpoint: WORKDIR or WORKDIR/checkpoints/STEP.
+      paths: image files, and folders that are searched for images.
+      top_k: how many classes to name for each.
+
+    Raises:
+      VitJaxError: the checkpoint cannot be used, or there is nothing to predict.
+    """
+    files = find_images(paths)
+    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": -1, "tensor": 1}))
+    with jax.set_mesh(mesh):
+        run = load_run(checkpoint, mesh=mesh)
+        names = run.dataset["class_names"]
+        cfg = vit_config(run.config.model, num_classes=len(names))
+        bad: dict[int, str] = {}
+        seen = 0
+        with eval_batches(
+            run.config, cfg, Files(files, class_names=names), mesh, on_bad=bad.__setitem__
+        ) as batches:
+            for rows, _ in predict_batches(
+                cfg, run.params, batches, loss_name=run.config.loss.name, mesh=mesh
+            ):
+                for row in rows[: len(files) - seen]:
+                    yield _prediction(files[seen], row, names, top_k, bad.get(seen, ""))
+                    seen += 1
+        for i in range(seen, len(files)):  # No file at all could be read: there was no batch.
+            yield Prediction(str(files[i]), error=bad[i])
+
+
+def _prediction(
+    path: pathlib.Path, probabilities: np.ndarray, names: Sequence[str], top_k: int, error: str
+) -> Prediction:
+    if error:
+        return Prediction(str(path), error=error.removeprefix(f"{path}: "))
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    return Prediction(
+        str(path), tuple(names[i] for i in best), tuple(float(probabilities[i]) for i in best)
+    )
+
+
+def write(predictions: Sequence[Prediction], output: pathlib.Path) -> None:
+    """Writes predictions to a .csv, .jsonl or .parquet file, whole or not at all.
+
+    CSV and Parquet have the columns path, error, class_1, probability_1, class_2, ...
+    """
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        if output.suffix == ".jsonl":
+            lines = (json.dumps(dataclasses.asdict(p), ensure_ascii=False) for p in predictions)
+            unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        else:
+            table = _table(predictions)
+            if output.suffix == ".csv":
+                pyarrow.csv.write_csv(table, unfinished)
+            else:
+                pyarrow.parquet.write_table(table, unfinished)
+        os.replace(unfinished, output)
+    except OSError as error:
+        raise ConfigError(f"--output={output} cannot be written: {error}") from error
+
+
+def _table(predictions: Sequence[Prediction]) -> pyarrow.Table:
+    columns: dict[str, pyarrow.Array] = {
+        "path": pyarrow.array([p.path for p in predictions], pyarrow.string()),
+        "error": pyarrow.array([p.error for p in predictions], pyarrow.string()),
+    }
+    for k in range(max((len(p.classes) for p in predictions), default=0)):
+        at_k = [p if k < len(p.classes) else None for p in predictions]
+        columns[f"class_{k + 1}"] = pyarrow.array(
+            [p and p.classes[k] for p in at_k], pyarrow.string()
+        )
+        columns[f"probability_{k + 1}"] = pyarrow.array(
+            [p and p.probabilities[k] for p in at_k], pyarrow.float64()
+        )
+    return pyarrow.table(columns)
+
+
+def _line(prediction: Prediction) -> str:
+    if prediction.error:
+        return f"{prediction.path}: cannot be predicted: {prediction.error}"
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    return f"{prediction.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in pairs)
+
+
+if __name__ == "__main__":
+    _CHECKPOINT = flags.DEFINE_string(
+        "checkpoint", None, "The model: WORKDIR or WORKDIR/checkpoints/STEP."
+    )
+    _TOP_K = flags.DEFINE_integer("top_k", 5, "Classes to name for each picture.", lower_bound=1)
+    _OUTPUT = flags.DEFINE_string("output", "", "A .csv, .jsonl or .parquet file to write.")
+    flags.mark_flag_as_required("checkpoint")
+
+    def main(argv: Sequence[str]) -> int:
+        output = pathlib.Path(_OUTPUT.value)
+        if _OUTPUT.value and output.suffix not in FORMATS:
+            raise ConfigError(f"--output={output}: " + did_you_mean(output.suffix, FORMATS))
+        if _OUTPUT.value and not output.absolute().parent.is_dir():
+            raise ConfigError(f"--output={output}: there is no folder {output.parent}.")
+        predictions = []
+        for prediction in predict(pathlib.Path(_CHECKPOINT.value), argv[1:], top_k=_TOP_K.value):
+            predictions.append(prediction)
+            if not _OUTPUT.value or prediction.error:
+                print(_line(prediction))
+        bad = sum(bool(p.error) for p in predictions)
+        if _OUTPUT.value:
+            write(predictions, output)
+            print(f"{len(predictions) - bad:,} predictions and {bad:,} errors in {output}")
+        return EXIT_BAD_FILES if bad else 0
+
+    cli.run(main)
