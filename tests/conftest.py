@@ -8,6 +8,10 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Runs of the same small model are compiled once, and kept for the next time.
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import pytest
 from jaxtyping import install_import_hook
@@ -15,7 +19,6 @@ from jaxtyping import install_import_hook
 # Every annotated function of ours is checked at run time: shapes, dtypes and types.
 install_import_hook("vit_jax", "beartype.beartype")
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 

@@ -19,9 +19,11 @@ def batch():
     return images, np.eye(CLASSES, dtype=np.float32)
 
 
+jit_mix = jax.jit(mix, static_argnames=("mixup_alpha", "cutmix_alpha"))
+
+
 def run(seed, batch, **alphas):
-    mixed = jax.jit(lambda key, *batch: mix(key, *batch, **alphas))(jax.random.key(seed), *batch)
-    return [np.asarray(array) for array in mixed]
+    return [np.asarray(array) for array in jit_mix(jax.random.key(seed), *batch, **alphas)]
 
 
 def is_cutmix(images, batch):

@@ -65,7 +65,9 @@ def test_equals_a_second_formulation(num_examples):
 def test_every_example_once_an_epoch(num_examples, batch_size):
     num_epochs = 3
     ids = run_of_ids(
-        -(-num_epochs * num_examples // batch_size), batch_size=batch_size, num_examples=num_examples
+        -(-num_epochs * num_examples // batch_size),
+        batch_size=batch_size,
+        num_examples=num_examples,
     )
     for epoch in ids[: num_epochs * num_examples].reshape(num_epochs, num_examples):
         assert sorted(epoch) == list(range(num_examples))

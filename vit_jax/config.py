@@ -82,7 +82,7 @@ def base_config() -> ConfigDict:
     c.data.eval_transforms = ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"})
     c.data.workers = 0  # Loader processes per host; 0 loads in threads of the main process.
     c.data.threads = 4  # Reading threads, in the main process or in each worker.
-    c.data.prefetch = 2  # Batches kept ready, per host (per worker, if there are workers).
+    c.data.prefetch = 2  # Batches kept loaded, and as many on the devices, per host.
 
     c.mix = ConfigDict()  # Inside the jitted step; labels become soft.
     c.mix.mixup_alpha = 0.0  # Beta(alpha, alpha); 0: off.

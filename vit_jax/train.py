@@ -127,7 +127,11 @@ def make_train_step(
 
 
 def train(
-    config: FrozenConfigDict, workdir: pathlib.Path, *, allow_config_change: bool = False
+    config: FrozenConfigDict,
+    workdir: pathlib.Path,
+    *,
+    allow_config_change: bool = False,
+    devices: Sequence[jax.Device] | None = None,
 ) -> int:
     """Runs a config to its end, from wherever the work directory has got to.
 
@@ -135,6 +139,7 @@ def train(
       config: of `vit_jax.config.base_config`'s form.
       workdir: of the run; made if it is not there.
       allow_config_change: go on although the work directory was started with another config.
+      devices: to train on, in place of all of them.
 
     Returns:
       The exit code: 0 if the run is complete, 75 if it was told to stop and has saved.
@@ -148,7 +153,7 @@ def train(
         is_main = jax.process_index() == 0
         if config.log.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", config.log.compilation_cache)
-        mesh = meshes.make_mesh(config.mesh)
+        mesh = meshes.make_mesh(config.mesh, devices=devices)
         stack.enter_context(jax.set_mesh(mesh))
         meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
 
@@ -168,7 +173,7 @@ def train(
         clock = Clock(
             num_devices=mesh.size,
             flops_per_example=train_flops(cfg) * (2 if config.optim.sam_rho else 1),
-            peak_flops=peak_flops(jax.devices()[0].device_kind),
+            peak_flops=peak_flops(mesh.devices.flat[0].device_kind),
         )
 
         # --- The work directory, once all of the config has been understood
@@ -355,7 +360,7 @@ def describe(
     config: FrozenConfigDict, cfg: VitConfig, source: Source, mesh: Mesh, *, start: int, total: int
 ) -> str:
     """What is about to happen, in a few lines."""
-    device = jax.devices()[0]
+    device = mesh.devices.flat[0]
     attention = resolve_backend(cfg, train=True, platform=jax.default_backend())
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     return (

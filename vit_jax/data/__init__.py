@@ -6,7 +6,10 @@ sources         open a data set by its config: `open_source`
 order           which examples are in the batch of step t: `example_ids`
 decode          encoded bytes of any kind -> pixels
 transforms      crop, flip, normalise, ... as plain config data: `build`, `OPS`
-  randaugment     RandAugment
+  op              what a transform is
+  geometry, resample, color, randaugment    the transforms
+  recipes         published ones, put together
 pipeline        global batches on the mesh: `train_batches`, `eval_batches`
+  blocks          the part that runs in threads and worker processes
 mixing          Mixup and CutMix, inside of the jitted step: `mix`
 """

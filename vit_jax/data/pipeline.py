@@ -17,7 +17,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Self
 
 import grain
 import jax
@@ -130,8 +129,9 @@ def eval_batches(
     rows = local_rows(sharding, batch_size=batch_size)
     plan = functools.partial(_eval_plan, batch_size=batch_size, num_examples=len(source))
     load = ExampleLoader(source, transform, 0)
-    like, num_batches = _first_loaded(load, on_bad=on_bad), math.ceil(len(source) / batch_size)
-    blocks = Blocks(load, plan, rows=rows, num_batches=num_batches if like else 0, like=like)
+    like = _first_loaded(load, on_bad=on_bad)
+    num_batches = math.ceil(len(source) / batch_size) if like else 0
+    blocks = Blocks(load, plan, rows=rows, num_batches=num_batches, like=like)
     return Batches(
         blocks,
         batch_size=batch_size,
@@ -201,7 +201,7 @@ class Batches:
         self._close = weakref.finalize(self, _shut_down, feeder, stop, loader)
         feeder.start()
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> Batch:
@@ -223,7 +223,7 @@ class Batches:
         """Ends all threads and processes. The iterator is then exhausted."""
         self._close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Batches":
         return self
 
     def __exit__(self, *exc_info) -> None:
@@ -244,8 +244,8 @@ def _eval_plan(batch: int, rows: Ids, *, batch_size: int, num_examples: int) -> 
 
 def _first_loaded(
     load: ExampleLoader, *, on_bad: Callable[[int, str], None] | None
-) -> dict[str, np.ndarray] | None:
-    """The first example that can be loaded, which shows the shapes; None if none can be."""
+) -> dict[str, np.ndarray]:
+    """The first example that can be loaded, which shows the shapes; empty if none can be."""
     failures = []
     for i in range(len(load.source)):
         try:
@@ -256,7 +256,7 @@ def _first_loaded(
             failures.append((i, str(error)))
     for i, message in failures:
         on_bad(i, message)
-    return None
+    return {}
 
 
 def _start_grain(
@@ -332,14 +332,19 @@ def _to_devices(
     parts: list[Block], rows: Int64[np.ndarray, "rows"], batch_size: int, sharding: Sharding
 ) -> Batch:
     """One global batch, of this process's rows; their transfer is started, not awaited."""
+    indices = sharding.addressable_devices_indices_map((batch_size,))
 
     def globalise(local: np.ndarray) -> jax.Array:
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(batch_size)
+        shards = []
+        for (of_device,) in indices.values():
+            start, stop, _ = of_device.indices(batch_size)
             first = np.searchsorted(rows, start)
-            return local[first : first + stop - start]
-
-        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
+            shards.append(local[first : first + stop - start])
+        # An explicit transfer, which a transfer guard lets through.
+        shards = jax.device_put(shards, list(indices))
+        return jax.make_array_from_single_device_arrays(
+            (batch_size, *local.shape[1:]), sharding, shards
+        )
 
     # Concatenating copies out of the shared memory, which Grain frees when a block is dropped.
     return {key: globalise(np.concatenate([p[key] for p in parts])) for key in parts[0]}

@@ -1,6 +1,7 @@
 """The mesh of devices, and how arrays lie on it."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -37,7 +38,7 @@ def mesh_shape(mesh: ConfigDict, num_devices: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(mesh: ConfigDict, *, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(mesh: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes data, fsdp and tensor over the devices of all processes.
 
     Args:

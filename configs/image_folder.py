@@ -1,0 +1,63 @@
+"""A ViT from scratch on a folder of your own pictures.
+
+    python -m vit_jax.train --config=configs/image_folder.py:root=PICTURES --workdir=...
+
+The folder is PICTURES/CLASS/*.jpg (or png, webp, bmp), of which a tenth is kept for the test, or
+PICTURES/train/CLASS/*.jpg and PICTURES/test/CLASS/*.jpg; where the second is called val, add
+--config.evals.test.split=val. Then `python -m vit_jax.predict --checkpoint=WORKDIR IMAGES`.
+
+Arguments: root; variant and size (of the images, in pixels): what a picture costs grows with
+(size / patch)^2; epochs, of which few pictures want many. To start from a model that has seen more
+pictures: `finetune.py`'s optimizer, and --config.init_from.
+
+Hardware and time: a laptop; not measured. The first lines of a run and its progress bar tell.
+Expected: nobody has measured it; it depends on the pictures.
+"""
+
+from ml_collections import ConfigDict
+
+from vit_jax.config import base_config, classification_eval, parse_args
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """A small model, and all that keeps it from learning a few pictures by heart."""
+    args = parse_args(arg, root="", variant="Ti/8", size=64, epochs=100.0)
+    c = base_config()
+    c.batch_size = 64
+    c.total_epochs = args.epochs
+
+    c.model.variant = args.variant
+    c.model.image_size = (args.size,)
+    c.model.pool = "gap"
+    c.model.posemb = "sincos2d"  # Where patches are need not be learned from few pictures.
+    c.model.stochastic_depth = 0.1
+
+    c.data.source, c.data.data_dir = "image_folder", args.root
+    c.data.train_transforms = (
+        {"op": "decode"},
+        {"op": "random_resized_crop", "area": (0.3, 1.0)},
+        {"op": "flip_lr"},  # Leave it out where left and right matter, as in writing.
+        {"op": "color_jitter", "brightness": 0.3, "contrast": 0.3, "saturation": 0.3},
+        {"op": "value_range"},
+    )
+    # The whole picture, whatever its shape, as long as its middle has most of it.
+    c.data.eval_transforms = (
+        {"op": "decode"},
+        {"op": "resize_small"},
+        {"op": "center_crop"},
+        {"op": "value_range"},
+    )
+    c.mix.mixup_alpha = 0.2
+
+    c.loss.label_smoothing = 0.1
+    c.optim.name = "adamw"
+    c.optim.lr = 5e-4
+    c.optim.weight_decay = 0.05
+    c.optim.clip_norm = 1.0
+    c.optim.schedule.name = "cosine"
+    c.optim.schedule.warmup_percent = 0.1
+
+    c.evals = ConfigDict({"test": classification_eval(split="test", every_steps=200)})
+    c.checkpoint.every_steps = 200
+    c.log.every_steps = 10
+    return c

@@ -1,0 +1,464 @@
+"""Sources: what they hold, what they refuse, and in which words."""
+
+import io
+import json
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from tests.mock_tfds import mock_tfds
+from vit_jax.config import base_config
+from vit_jax.data import fashion_mnist, image_folder
+from vit_jax.data.base import split_range
+from vit_jax.data.image_folder import ImageFolder
+from vit_jax.data.sources import open_source
+from vit_jax.errors import ConfigError, DataError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def open_(split="train", *, seed=0, **data) -> object:
+    config = base_config().data
+    config.update(data)
+    return open_source(ConfigDict(config), split=split, seed=seed)
+
+
+def pixels(example):
+    return np.asarray(Image.open(io.BytesIO(example["image"])))
+
+
+# Split slices.
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train", range(0, 200)),
+        ("train[:90%]", range(0, 180)),
+        ("train[90%:]", range(180, 200)),
+        ("train[10:150]", range(10, 150)),
+        ("train[-50:]", range(150, 200)),
+        ("train[:-50%]", range(0, 100)),
+        ("train[10%:20]", None),
+        ("train[:]", range(0, 200)),
+        ("train[:201]", None),
+        ("train[-201:]", None),
+        ("train[20:10]", None),
+        ("train[:10%", None),
+        ("train[5]", None),
+        ("train+test", None),
+        ("", None),
+    ],
+)
+def test_split_slices(split, expected):
+    if expected is not None:
+        assert split_range(split, num_examples=200) == expected
+    else:
+        with pytest.raises(DataError):
+            split_range(split, num_examples=200)
+
+
+@pytest.mark.parametrize("num_examples", [7, 99, 1797])
+def test_adjacent_percentages_share_nothing_and_leave_nothing_out(num_examples):
+    parts = [
+        split_range(f"train[{low}%:{low + 20}%]", num_examples=num_examples)
+        for low in range(0, 100, 20)
+    ]
+    assert [i for part in parts for i in part] == list(range(num_examples))
+
+
+def test_unknown_source_and_missing_keys():
+    with pytest.raises(ConfigError, match='Did you mean "fashion_mnist"'):
+        open_(source="fashion-mnist")
+    with pytest.raises(ConfigError, match=r"needs data\.name"):
+        open_(source="tfds")
+    with pytest.raises(ConfigError, match=r"needs data\.data_dir"):
+        open_(source="image_folder")
+
+
+# Digits.
+
+
+def test_digits():
+    train, test = open_("train"), open_("test")
+    assert (len(train), len(test)) == (1442, 355)
+    assert train.class_names == tuple("0123456789")
+    assert (train.num_classes, train.channels) == (10, 1)
+    labels = np.array([test[i]["label"] for i in range(len(test))])
+    assert set(np.bincount(labels)) <= {34, 35, 36}
+    image = train[0]["image"]
+    assert (image.shape, image.dtype) == ((8, 8, 1), np.uint8)
+    assert max(train[i]["image"].max() for i in range(50)) == 255
+    # The two splits together are the data set, each picture once.
+    from sklearn.datasets import load_digits
+
+    whole = load_digits()
+    both = [source[i] for source in (train, test) for i in range(len(source))]
+    keys = sorted((example["label"], example["image"].tobytes()) for example in both)
+    scaled = np.round(whole.images * 255 / 16).astype(np.uint8)
+    assert keys == sorted((int(y), x.tobytes()) for x, y in zip(scaled, whole.target, strict=True))
+
+
+def test_digits_slices_and_errors():
+    assert len(open_("train[:90%]")) == 1298
+    assert len(open_("train[90%:]")) == 144
+    assert open_("test[5:10]").describe(3) == "digits test[5:10][3]"
+    with pytest.raises(DataError, match=r'digits has no split "tests". Did you mean "test"'):
+        open_("tests")
+
+
+def test_sources_can_be_pickled(tmp_path):
+    make_folder(tmp_path, per_class=3)
+    for source in (open_(), open_(source="image_folder", data_dir=str(tmp_path))):
+        again = pickle.loads(pickle.dumps(source))
+        assert again.describe(1) == source.describe(1)
+        assert again[1]["label"] == source[1]["label"]
+
+
+# Image folders.
+
+
+def write_image(path, value=0, size=(5, 4)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, (value % 256, 0, 0))
+    # What the folder holds is decided by names; the content is up to the decoder.
+    image.save(path, format={".jpeg": "jpeg", ".webp": "webp"}.get(path.suffix.lower(), "png"))
+
+
+def make_folder(root, *, splits=("train", "test"), classes=("cat", "dog"), per_class=20):
+    for split in splits:
+        for c, name in enumerate(classes):
+            for i in range(per_class):
+                suffix = (".png", ".JPEG", ".webp")[i % 3]
+                write_image(root / split / name / f"{i}{suffix}", 10 * c + i)
+
+
+def files_of(source):
+    return [
+        str(pathlib.Path(source.describe(i)).relative_to(source.name)) for i in range(len(source))
+    ]
+
+
+def test_folder_with_splits(tmp_path):
+    make_folder(tmp_path, splits=("train", "holdout"))
+    for split in ("train", "holdout"):
+        source = open_(split, source="image_folder", data_dir=str(tmp_path))
+        assert len(source) == 40
+        assert source.class_names == ("cat", "dog")
+        assert all(file.startswith(f"{split}/") for file in files_of(source))
+        for i in range(40):
+            file = pathlib.Path(source.describe(i))
+            assert source[i]["label"] == ("cat", "dog").index(file.parent.name)
+            assert source[i]["image"] == file.read_bytes()
+
+
+def test_a_slice_takes_its_share_of_every_class(tmp_path):
+    make_folder(tmp_path, per_class=60)
+    whole = files_of(ImageFolder(tmp_path, split="train", seed=0))
+    first = ImageFolder(tmp_path, split="train[:50%]", seed=1)
+    rest = ImageFolder(tmp_path, split="train[50%:]", seed=2)
+    assert files_of(first) + files_of(rest) == whole
+    cats = sum(first[i]["label"] == 0 for i in range(len(first)))
+    assert 18 < cats < 42
+
+
+def test_seeded_split(tmp_path):
+    make_folder(tmp_path, splits=("",), per_class=150)
+
+    def split(seed):
+        return [set(files_of(ImageFolder(tmp_path, split=s, seed=seed))) for s in ("train", "test")]
+
+    train, test = split(0)
+    assert not train & test
+    assert len(train | test) == 300
+    assert 15 < len(test) < 50
+    assert split(0) == [train, test]
+    assert split(1) != [train, test]
+    # More files, even of another class, move none.
+    for i in range(50):
+        write_image(tmp_path / "ant" / f"{i}.png")
+    more_train, more_test = split(0)
+    assert train < more_train
+    assert test <= more_test
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    make_folder(tmp_path, splits=("",), classes=("car", "train"))
+    assert ImageFolder(tmp_path, split="train", seed=0).class_names == ("car", "train")
+
+
+def test_only_images_are_listed(tmp_path, caplog):
+    make_folder(tmp_path)
+    for name in ("notes.txt", "image.gif", ".hidden.png"):
+        (tmp_path / "train" / "cat" / name).write_text("no image")
+    (tmp_path / ".git").mkdir()
+    assert len(ImageFolder(tmp_path, split="train", seed=0)) == 40
+    assert "2 files do not look like images" in caplog.text
+    # Listing decodes nothing: what a file holds is found out when it is decoded.
+    (tmp_path / "train" / "cat" / "broken.png").write_text("no image")
+    assert len(ImageFolder(tmp_path, split="train", seed=0)) == 41
+
+
+def test_a_file_that_vanishes(tmp_path):
+    make_folder(tmp_path)
+    source = ImageFolder(tmp_path, split="train", seed=0)
+    pathlib.Path(source.describe(3)).unlink()
+    with pytest.raises(DataError, match=r"cannot be read: No such file"):
+        source[3]
+
+
+def refuses(root, match, split="train"):
+    with pytest.raises(DataError, match=match):
+        ImageFolder(root, split=split, seed=0)
+
+
+def test_folder_mistakes(tmp_path):
+    refuses(tmp_path / "nowhere", "nowhere cannot be listed: No such file.* Expected ROOT/SPLIT")
+    (tmp_path / "empty").mkdir()
+    refuses(tmp_path / "empty", "empty has no folders. Expected ROOT/SPLIT")
+    make_folder(tmp_path / "a")
+    refuses(tmp_path / "a", 'no split "tset". Did you mean "test"', split="tset")
+    (tmp_path / "a" / "test" / "Cat").mkdir()
+    refuses(tmp_path / "a", "differ in their class folders: train lacks Cat")
+    make_folder(tmp_path / "b")
+    (tmp_path / "b" / "train" / "fox").mkdir()
+    (tmp_path / "b" / "test" / "fox").mkdir()
+    refuses(tmp_path / "b", "fox: no images in this class")
+    make_folder(tmp_path / "c")
+    write_image(tmp_path / "c" / "train" / "cat" / "more" / "1.png")
+    refuses(tmp_path / "c", "more: a folder inside of a class's")
+    make_folder(tmp_path / "d", splits=("",), classes=("cat",), per_class=1)
+    assert len(ImageFolder(tmp_path / "d", split="test", seed=0)) == 1
+    refuses(tmp_path / "d", 'no image fell to "train"')
+
+
+def test_links_stay_inside_of_the_root(tmp_path):
+    root = tmp_path / "root"
+    make_folder(root)
+    (root / "train" / "cat" / "twin.png").symlink_to("0.png")
+    assert len(ImageFolder(root, split="train", seed=0)) == 41
+    write_image(tmp_path / "secret.png")
+    link = root / "train" / "cat" / "z.png"
+    link.symlink_to(tmp_path / "secret.png")
+    refuses(root, "z.png is a link that leads out of .*root, to .*secret.png")
+    link.unlink()
+    link.symlink_to("missing.png")
+    refuses(root, "z.png is a link to nothing")
+    link.unlink()
+    (tmp_path / "elsewhere").symlink_to(root)  # The root itself may be one.
+    assert len(ImageFolder(tmp_path / "elsewhere", split="train", seed=0)) == 41
+
+
+def test_names_of_any_kind(tmp_path):
+    make_folder(tmp_path, classes=("Ärger", "a b", "<i>"))
+    source = ImageFolder(tmp_path, split="train", seed=0)
+    assert source.class_names == ("<i>", "a b", "Ärger")
+    assert sorted({source[i]["label"] for i in range(len(source))}) == [0, 1, 2]
+
+
+def test_extensions_are_matched_in_any_case():
+    assert all(extension == extension.lower() for extension in image_folder.EXTENSIONS)
+
+
+# TFDS.
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes"),
+    [("cifar10", 10), ("imagenet2012:5.1.0", 1000), ("oxford_flowers102", 102)],
+)
+def test_tfds(name, num_classes):
+    with mock_tfds(num_examples=5):
+        source = open_("train[:90%]", source="tfds", name=name)
+        assert len(source) == 5
+        assert (source.num_classes, source.channels) == (num_classes, 3)
+        assert len(source.class_names) == num_classes
+        assert pixels(source[3]).shape[-1] == 3
+        assert source[3]["label"] == 3
+    assert name.partition(":")[0] in source.describe(2)
+    assert source.describe(2).endswith(" train[:90%][2]")
+
+
+def test_tfds_multi_label():
+    with mock_tfds():
+        source = open_(source="tfds", name="voc/2007", label_key="labels")
+        assert source.multi_label
+        label = source[1]["label"]
+    assert label.dtype == np.float32
+    np.testing.assert_array_equal(np.flatnonzero(label), [1, 4])
+    assert source.class_names[1] == "bicycle"
+
+
+def test_tfds_names(tmp_path):
+    def refused(match, error=DataError, **data):
+        with pytest.raises(error, match=match):
+            open_(source="tfds", data_dir=str(tmp_path), **data)
+
+    refused('no data set "cifra10".*Did you mean .*cifar10', name="cifra10")
+    refused("cannot be loaded at version 9.9.9", name="cifar10:9.9.9")
+    refused("BuilderConfig nothing not found", name="voc/nothing")
+    refused(r"not prepared in .*file_format='array_record'", name="cifar10")
+    refused(
+        r'data.image_key="picture".*Accepted: .*image', ConfigError, name="cifar10",
+        image_key="picture",
+    )  # fmt: skip
+    refused(r'data.label_key="id" is not a class', ConfigError, name="cifar10", label_key="id")
+    refused(r'data.image_key="label" is not an', ConfigError, name="cifar10", image_key="label")
+
+
+# Fashion-MNIST.
+
+
+@pytest.fixture
+def small_idx(tmp_path, monkeypatch):
+    """A folder of IDX files of 60 and 20 images; image i is i in its first pixel."""
+    files = {
+        split: (images, labels, count)
+        for (split, (images, labels, _)), count in zip(
+            fashion_mnist._FILES.items(), (60, 20), strict=True
+        )
+    }
+    monkeypatch.setattr(fashion_mnist, "_FILES", files)
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    for images, labels, count in files.values():
+        pictures = np.zeros((count, 28, 28), np.uint8)
+        pictures[:, 0, 0] = np.arange(count)
+        write_idx(folder / images, pictures)
+        write_idx(folder / labels, (np.arange(count) % 10).astype(np.uint8))
+    return folder
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(header + array.tobytes())
+
+
+def open_fashion(tmp_path, manual_dir, split="train"):
+    return open_(
+        split,
+        source="fashion_mnist",
+        data_dir=str(tmp_path / "tfds"),
+        manual_dir=str(manual_dir) if manual_dir else "",
+    )
+
+
+def test_fashion_mnist_from_idx(tmp_path, small_idx, monkeypatch):
+    train = open_fashion(tmp_path, small_idx)
+    assert (len(train), train.num_classes, train.channels) == (60, 10, 1)
+    assert train.class_names[0] == "T-shirt/top"
+    assert [pixels(train[i])[0, 0] for i in range(60)] == list(range(60))  # In the files' order.
+    assert [train[i]["label"] for i in range(60)] == [i % 10 for i in range(60)]
+    # The second time nothing is prepared, nor are the files needed.
+    monkeypatch.setattr(
+        fashion_mnist.FashionMnistIdx, "download_and_prepare", lambda self: pytest.fail("again")
+    )
+    test = open_fashion(tmp_path, None, "test[5:]")
+    assert [test[i]["label"] for i in range(2)] == [5, 6]
+    assert not list((tmp_path / "tfds").rglob("*incomplete*"))
+    with pytest.raises(DataError, match=r'no split "tests".*Did you mean "test"'):
+        open_fashion(tmp_path, None, "tests")
+    with pytest.raises(DataError, match="cannot open the split"):
+        open_fashion(tmp_path, None, "test[:500]")
+    pickle.loads(pickle.dumps(test))[0]
+
+
+def test_fashion_mnist_from_broken_files(tmp_path, small_idx):
+    name = "train-labels-idx1-ubyte"
+    good = (small_idx / name).read_bytes()
+    for bad in (b"", good[:-1], good + b"\0", b"\1" + good[1:], b"\x1f\x8b no gzip"):
+        (small_idx / name).write_bytes(bad)
+        with pytest.raises(DataError, match=f"{name} (cannot be read|is not Fashion-MNIST's)"):
+            open_fashion(tmp_path, small_idx)
+    (small_idx / name).unlink()
+    with pytest.raises(DataError, match=rf"lacks {name}\.gz\."):
+        open_fashion(tmp_path, small_idx)
+    # Nothing half-made is left to be taken for the data.
+    (small_idx / name).write_bytes(good)
+    assert len(open_fashion(tmp_path, small_idx)) == 60
+
+
+def test_fashion_mnist_from_nowhere(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(fashion_mnist, "PACKAGE_DIR", tmp_path / "none")
+    monkeypatch.setattr("tensorflow_datasets.download.DownloadManager.download", offline)
+    with pytest.raises(DataError, match=r"apt-get install dataset-fashion-mnist.*data\.manual_dir"):
+        open_fashion(tmp_path, None)
+
+
+def test_fashion_mnist_is_downloaded_by_tfds(tmp_path, small_idx, monkeypatch):
+    def download(self, urls):
+        return {name: small_idx / url.rpartition("/")[2][:-3] for name, url in urls.items()}
+
+    monkeypatch.setattr(fashion_mnist, "PACKAGE_DIR", tmp_path / "none")
+    monkeypatch.setattr("tensorflow_datasets.download.DownloadManager.download", download)
+    assert len(open_fashion(tmp_path, None)) == 60
+
+
+def test_data_without_random_access(tmp_path, small_idx):
+    open_fashion(tmp_path, small_idx)
+    (info,) = (tmp_path / "tfds").rglob("dataset_info.json")
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
+    for file in info.parent.glob("*.array_record-*"):
+        file.rename(str(file).replace("array_record", "tfrecord"))
+    with pytest.raises(
+        DataError, match=r"stored as tfrecord.*convert_format --dataset_version_dir"
+    ):
+        open_(source="tfds", name="fashion_mnist_idx", data_dir=str(tmp_path / "tfds"))
+
+
+def test_a_damaged_record_is_named(tmp_path, small_idx):
+    from vit_jax.data.blocks import ExampleLoader
+
+    source = open_fashion(tmp_path, small_idx)
+    (file,) = (tmp_path / "tfds").rglob("*train.array_record*")
+    content = bytearray(file.read_bytes())
+    content[2000:6000] = bytes(4000)
+    file.write_bytes(content)
+    load = ExampleLoader(open_fashion(tmp_path, None), lambda example, rng: example, 0)
+    with pytest.raises(DataError, match=r"fashion_mnist_idx/1.0.0 train\[\d+\]: This record"):
+        for i in range(len(source)):
+            load(i, epoch=0)
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from vit_jax.config import base_config
+from vit_jax.data.sources import open_source
+if __name__ == "__main__":
+    config = base_config().data
+    config.source, config.data_dir = "fashion_mnist", sys.argv[2]
+    source = open_source(config, split="test", seed=0)
+    print(len(source), sum(source[i]["label"] for i in range(100)), source[0]["image"][1:4])
+    assert "tensorflow" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not fashion_mnist.PACKAGE_DIR.is_dir(), reason="no dataset-fashion-mnist")
+def test_concurrent_starts_without_tensorflow(tmp_path):
+    """Three processes find nothing prepared at the same time."""
+    script = tmp_path / "open.py"
+    script.write_text(WITHOUT_TENSORFLOW)
+    command = [sys.executable, "-W", "error", script, ROOT, tmp_path / "tfds"]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = [process.communicate(timeout=250)[0].splitlines()[-1] for process in running]
+    assert outputs == [outputs[0]] * 3
+    assert outputs[0].startswith("10000 ")
+    assert outputs[0].endswith("b'PNG'")
+    assert [p.name for p in (tmp_path / "tfds" / "fashion_mnist_idx").iterdir()] == ["1.0.0"]
+    source = open_fashion(tmp_path, None)
+    assert len(source) == 60_000
+    # The published files' first examples: an ankle boot, two shirts, two dresses.
+    assert [source.class_names[source[i]["label"]] for i in range(4)] == [
+        "Ankle boot", "T-shirt/top", "T-shirt/top", "Dress",
+    ]  # fmt: skip

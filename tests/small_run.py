@@ -1,0 +1,52 @@
+"""A run that is real in every part and takes seconds: digits, a ViT of one to three blocks."""
+
+import json
+import pathlib
+
+import jax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from vit_jax.config import base_config, classification_eval, freeze
+from vit_jax.telemetry.jsonlines import read_jsonl
+from vit_jax.train import train
+
+
+def small_config(**changes) -> FrozenConfigDict:
+    """A config for 12 steps on digits; `changes` are dotted keys with double underscores."""
+    c = base_config()
+    c.batch_size, c.total_steps = 16, 12
+    c.model.update(
+        {"variant": "mu/4", "depth": 2, "image_size": (8,), "channels": 1, "pool": "token"}
+    )
+    crop = {"op": "random_crop", "padding": 1}
+    decode = {"op": "decode", "channels": 1}
+    c.data.train_transforms = (decode, crop, {"op": "value_range"})
+    c.data.eval_transforms = (decode, {"op": "resize"}, {"op": "value_range"})
+    c.data.threads = 2
+    c.optim.lr, c.optim.clip_norm, c.optim.weight_decay = 3e-3, 1.0, 0.01
+    c.optim.schedule.warmup_steps = 2
+    c.evals = ConfigDict({"test": classification_eval(split="test[:50]", every_steps=6)})
+    c.checkpoint.every_steps = 4
+    c.log.every_steps, c.log.tensorboard = 2, False
+    for key, value in changes.items():
+        section, _, leaf = key.rpartition("__")
+        target = c
+        for part in section.split("__") if section else ():
+            target = target[part]
+        target[leaf] = value
+    return freeze(c)
+
+
+def train_on_one(config: FrozenConfigDict, workdir: pathlib.Path, **kwargs) -> int:
+    """`train` on one of the eight devices that the tests have."""
+    return train(config, workdir, devices=jax.devices()[:1], **kwargs)
+
+
+def run(workdir: pathlib.Path, **changes) -> list[dict]:
+    """Trains to the end on one device; gives the lines of metrics.jsonl."""
+    assert train_on_one(small_config(**changes), workdir) == 0
+    return read_jsonl(workdir / "metrics.jsonl")
+
+
+def dataset(workdir: pathlib.Path) -> dict:
+    return json.loads((workdir / "dataset.json").read_text())

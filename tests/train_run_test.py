@@ -1,0 +1,240 @@
+"""The train loop: what it leaves, what it repeats to the bit, and how it stops."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from tests.small_run import run, small_config, train_on_one
+from vit_jax.checkpoints.load import load_run
+from vit_jax.checkpoints.store import Store
+from vit_jax.config import classification_eval
+from vit_jax.data import pipeline
+from vit_jax.errors import CheckpointError, ConfigError, NonFiniteError
+from vit_jax.parallel.mesh import make_mesh
+from vit_jax.telemetry.jsonlines import read_jsonl
+from vit_jax.train import EXIT_STOPPED
+
+ONE = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+STOCHASTIC = {
+    "model__dropout": 0.1,
+    "model__attention_dropout": 0.1,
+    "model__stochastic_depth": 0.1,
+    "mix__mixup_alpha": 0.2,
+    "optim__ema_decay": 0.9,
+}
+
+
+def arrays(workdir, step):
+    """Every array of a checkpoint, by name."""
+    with Store(workdir / "checkpoints") as store:
+        tree = {
+            item: store.restore(step, {item: store.shapes(step, item)})[0][item]
+            for item in ("params", "opt_state", "ema")
+        }
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same_bits(a, b):
+    assert a.keys() == b.keys() and len(a) > 20
+    for name in a:
+        assert a[name].tobytes() == b[name].tobytes(), name
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    lines = run(tmp_path, log__tensorboard=True)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert all({"train/loss", "train/lr", "train/grad_norm"} <= line.keys() for line in lines)
+    assert [line["step"] for line in lines if "test/top1" in line] == [6, 12]
+    assert lines[-1]["test/count"] == 50
+    timing = read_jsonl(tmp_path / "timing.jsonl")
+    assert [line["step"] for line in timing] == [2, 4, 6, 8, 10, 12]
+    assert timing[-1]["speed/img_per_s"] > 0 and "speed/mfu" not in timing[-1]  # Unknown on a CPU.
+    left = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "dataset.json", "curves.png", "checkpoints", "tb"} <= left
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 3e-3
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["12", "8"]
+
+
+def test_the_same_config_gives_the_same_bits(tmp_path):
+    run(tmp_path / "a", **STOCHASTIC)
+    run(tmp_path / "b", **STOCHASTIC)
+    assert_same_bits(arrays(tmp_path / "a", 12), arrays(tmp_path / "b", 12))
+    files = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in "ab"]
+    assert files[0] == files[1]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it."""
+
+
+def kill_at(monkeypatch, draw):
+    """Dies in place of drawing a batch when `draw` have been drawn.
+
+    Steps 0 to 5 draw six, the evaluation at step 6 draws five (the last is the end), then come the
+    steps 6 to 11.
+    """
+    original = pipeline.Batches.__next__
+    drawn = []
+
+    def draw_or_die(self):
+        drawn.append(None)
+        if len(drawn) > draw:
+            raise Killed
+        return original(self)
+
+    monkeypatch.setattr(pipeline.Batches, "__next__", draw_or_die)
+
+
+@pytest.mark.parametrize("killed_at", [3, 8, 12, 16])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, killed_at):
+    changes = {**STOCHASTIC, "evals": small_config().evals.as_configdict()}
+    run(tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch:
+        kill_at(patch, killed_at)
+        with pytest.raises(Killed):
+            train_on_one(small_config(**changes), tmp_path / "killed")
+    run(tmp_path / "killed", **changes)
+    assert_same_bits(arrays(tmp_path / "whole", 12), arrays(tmp_path / "killed", 12))
+    files = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "killed")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_with_a_code_of_its_own(tmp_path, monkeypatch, number):
+    original = pipeline.Batches.__next__
+    drawn = []
+
+    def draw_and_signal(self):
+        drawn.append(None)
+        if len(drawn) == 6:
+            os.kill(os.getpid(), number)
+        return original(self)
+
+    config = small_config(**STOCHASTIC)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Batches, "__next__", draw_and_signal)
+        assert train_on_one(config, tmp_path / "a") == EXIT_STOPPED
+    with Store(tmp_path / "a" / "checkpoints") as store:
+        stopped_at = store.steps()[-1]
+    assert 5 <= stopped_at <= 8 and stopped_at not in (4, 8)
+    assert train_on_one(config, tmp_path / "a") == 0
+    run(tmp_path / "b", **STOCHASTIC)
+    assert_same_bits(arrays(tmp_path / "a", 12), arrays(tmp_path / "b", 12))
+    files = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in "ab"]
+    assert files[0] == files[1]
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    lines = run(tmp_path)
+    before = arrays(tmp_path, 12)
+    assert run(tmp_path) == lines
+    assert_same_bits(arrays(tmp_path, 12), before)
+
+
+def test_another_config_in_the_same_workdir_is_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.003 -> 0\.01") as error:
+        train_on_one(small_config(optim__lr=0.01), tmp_path)
+    assert "--allow_config_change" in str(error.value)
+    longer = small_config(total_steps=14)
+    assert train_on_one(longer, tmp_path, allow_config_change=True) == 0
+    assert json.loads((tmp_path / "config.json").read_text())["total_steps"] == 14
+
+
+def test_a_wrong_config_leaves_no_workdir(tmp_path):
+    with pytest.raises(ConfigError):
+        train_on_one(small_config(optim__name="adamx"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_nonfinite_loss_stops_the_run_and_spares_the_checkpoint(tmp_path):
+    run(tmp_path, total_steps=8)
+    exploding = small_config(optim__lr=1e38, total_steps=20)
+    with pytest.raises(NonFiniteError) as error:
+        train_on_one(exploding, tmp_path, allow_config_change=True)
+    message = str(error.value)
+    assert "Update" in message and str(tmp_path / "checkpoints" / "8") in message
+    assert "digits" in message and "examples" in message
+    with Store(tmp_path / "checkpoints") as store:
+        assert store.steps() == [4, 8]
+    assert all(np.isfinite(value).all() for value in arrays(tmp_path, 8).values())
+    steps = [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+
+
+def test_resume_and_init_from_and_their_precedence(tmp_path):
+    run(tmp_path / "first", total_steps=8)
+    first = arrays(tmp_path / "first", 8)
+
+    # resume: the whole state; the run goes on at step 8.
+    lines = run(tmp_path / "resumed", resume=str(tmp_path / "first"))
+    assert [line["step"] for line in lines] == [10, 12]
+
+    # init_from: the parameters, but for the head, at step 0 (whose warm-up update changes nothing).
+    started = {"init_from": str(tmp_path / "first" / "checkpoints" / "4"), "total_steps": 1}
+    run(tmp_path / "started", **started, optim__schedule__warmup_steps=None,
+        optim__schedule__warmup_percent=0.0, optim__lr=1e-30)  # fmt: skip
+    fourth, got = arrays(tmp_path / "first", 4), arrays(tmp_path / "started", 1)
+    body = "['params']['encoder']['blocks']['mlp']['fc1']['kernel']"
+    head = "['params']['head']['kernel']"
+    np.testing.assert_array_equal(got[body], fourth[body])
+    assert np.abs(got[head]).max() < 1e-20 < np.abs(fourth[head]).max()
+
+    # The work directory goes before both.
+    lines = run(tmp_path / "resumed", resume=str(tmp_path / "first"))
+    assert [line["step"] for line in lines] == [10, 12]
+    assert not np.array_equal(first[body], fourth[body])
+
+
+def test_init_from_another_model_shows_both_sides(tmp_path):
+    run(tmp_path / "first", total_steps=4)
+    other = small_config(init_from=str(tmp_path / "first"), model__mlp_dim=64)
+    with pytest.raises(
+        CheckpointError, match=r"fc1/kernel: checkpoint \(2, 32, 128\), model \(2, 32, 64\)"
+    ):
+        train_on_one(other, tmp_path / "second")
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty"])
+def test_resuming_from_nothing_is_an_error(tmp_path, path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError):
+        train_on_one(small_config(resume=str(tmp_path / path)), tmp_path / "new")
+
+
+def test_a_truncated_last_checkpoint_falls_back(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_at(patch, 14)
+        with pytest.raises(Killed):
+            train_on_one(small_config(), tmp_path / "a")
+    for path in (tmp_path / "a" / "checkpoints" / "8").rglob("*"):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+    run(tmp_path / "a")
+    run(tmp_path / "b")
+    assert_same_bits(arrays(tmp_path / "a", 12), arrays(tmp_path / "b", 12))
+    assert (tmp_path / "a" / "checkpoints.broken.8").is_dir()
+
+
+def test_the_best_checkpoint_is_kept(tmp_path):
+    changes = {"checkpoint__best_metric": "test/loss", "checkpoint__best_mode": "min"}
+    evals = ConfigDict({"test": classification_eval(split="test[:50]", every_steps=4)})
+    lines = run(tmp_path, **changes, evals=evals, optim__lr=0.3, checkpoint__keep_last=1)
+    losses = {line["step"]: line["test/loss"] for line in lines if "test/loss" in line}
+    best = min(losses, key=losses.get)
+    with Store(tmp_path / "checkpoints") as store:
+        assert store.steps() == sorted({best, 12})
+
+
+def test_a_trained_run_is_loaded_with_its_average(tmp_path):
+    run(tmp_path, optim__ema_decay=0.9)
+    loaded = load_run(tmp_path, mesh=make_mesh(ONE, devices=jax.devices()[:1]))
+    want = arrays(tmp_path, 12)["['ema']['head']['kernel']"]
+    np.testing.assert_array_equal(loaded.params["head"]["kernel"], want)
+    assert loaded.step == 12 and loaded.dataset["class_names"] == list("0123456789")
