@@ -1,0 +1,170 @@
+"""Layouts: every parameter where its rule says, nothing large copied by accident."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from ml_collections import ConfigDict
+
+from vit_jax.config import base_config
+from vit_jax.errors import ConfigError
+from vit_jax.models import Vit, param_shapes, vit_config
+from vit_jax.optim import make_optimizer
+from vit_jax.parallel import rules
+from vit_jax.parallel.constraints import constrain
+from vit_jax.parallel.mesh import check_batch_size, make_mesh, mesh_shape
+
+
+def mesh(**sizes):
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1} | sizes
+    return make_mesh(ConfigDict(sizes), devices=jax.devices()[: int(np.prod([*sizes.values()]))])
+
+
+def cfg_of(variant="B/16", **changes):
+    c = base_config()
+    c.model.variant = variant
+    c.model.update(changes)
+    return vit_config(c.model, num_classes=1000)
+
+
+EVERY_PARAMETER = [
+    {"pool": "token", "rep_size": -1},
+    {"pool": "map", "scan": False, "depth": 2},
+    {"variant": "22B/14", "pool": "map"},
+]
+
+
+@pytest.mark.parametrize("changes", EVERY_PARAMETER)
+def test_large_parameters_are_split_as_theory_says(changes):
+    shapes = param_shapes(cfg_of(**changes))
+    grid = mesh(fsdp=4, tensor=2)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        name = rules.path_name(path)
+        spec = rules.partition_spec(name, leaf.shape, grid)
+        local = jax.sharding.NamedSharding(grid, spec).shard_shape(leaf.shape)
+        share = np.prod(local) / leaf.size
+        if leaf.ndim >= 2 and name.endswith("kernel") and leaf.size >= rules.LARGE:
+            inner = "attn/" in name or "mlp/" in name
+            assert share == (1 / 8 if inner else 1 / 4), name
+    total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    held = sum(
+        np.prod(sharding.shard_shape(leaf.shape))
+        for leaf, sharding in zip(
+            jax.tree.leaves(shapes),
+            jax.tree.leaves(rules.param_shardings(shapes, grid)),
+            strict=True,
+        )
+    )
+    assert held < total / 7
+
+
+def test_every_rule_matches_some_parameter():
+    names = {
+        rules.path_name(path)
+        for changes in EVERY_PARAMETER
+        for path, _ in jax.tree_util.tree_leaves_with_path(param_shapes(cfg_of(**changes)))
+    }
+    import re
+
+    for pattern, axes in rules.RULES:
+        assert any(re.fullmatch(pattern, name) for name in names), pattern
+        assert set(axes) <= {None, "fsdp", "tensor"}
+
+
+def test_a_misspelt_rule_is_an_error_and_not_a_copy(monkeypatch):
+    # The trap: a rule that matches nothing would leave its parameter whole on every device.
+    misspelt = tuple((p.replace("fc1/kernel", "fc_1/kernel"), axes) for p, axes in rules.RULES)
+    monkeypatch.setattr(rules, "RULES", misspelt)
+    with pytest.raises(ConfigError, match=r"No sharding rule matches .*mlp/fc1/kernel"):
+        rules.param_shardings(param_shapes(cfg_of()), mesh(fsdp=8))
+
+
+def test_a_dimension_that_does_not_split_is_an_error_if_large():
+    shapes = param_shapes(cfg_of("Ti/16", num_heads=3))
+    with pytest.raises(ConfigError, match=r"does not split over mesh.tensor=2"):
+        rules.param_shardings(shapes, mesh(tensor=2))
+    small = rules.partition_spec("encoder/blocks/attn/query/kernel", (2, 6, 3, 2), mesh(tensor=2))
+    assert small == PartitionSpec(None, "fsdp", None, None)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lion", "lamb", "muon"])
+def test_optimizer_state_lies_where_its_parameters_lie(name):
+    c = base_config()
+    c.optim.name = name
+    shapes, grid = param_shapes(cfg_of()), mesh(fsdp=4, tensor=2)
+    tx = make_optimizer(c.optim, shapes, schedule=lambda step: 1.0)
+    state = jax.eval_shape(tx.init, shapes)
+    layout = rules.state_shardings(state, shapes, grid)
+    sizes = jax.tree.leaves(jax.tree.map(lambda leaf: leaf.size, state))
+    local = [
+        int(np.prod(sharding.shard_shape(leaf.shape)))
+        for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True)
+    ]
+    assert sum(local) < sum(sizes) / 6
+    assert max(l for l, s in zip(local, sizes, strict=True) if l == s) < rules.LARGE
+
+
+def test_a_large_state_without_a_parameter_is_an_error():
+    shapes = {"head": {"kernel": jax.ShapeDtypeStruct((1024, 1000), jnp.float32)}}
+    state = {"odd": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
+    with pytest.raises(ConfigError, match="too large to copy"):
+        rules.state_shardings(state, shapes, mesh(fsdp=2))
+    rules.state_shardings(state, shapes, mesh(data=2))  # Without fsdp all is copied anyway.
+
+
+def test_constraints_are_in_the_lowered_program():
+    # The trap: under `with mesh:` or without a current mesh, constraints vanish silently.
+    cfg = cfg_of("mu/16", image_size=(32,), depth=2)
+    x = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
+    shapes = param_shapes(cfg)
+
+    def lower():
+        return jax.jit(lambda p, x: Vit(cfg).apply({"params": p}, x)[0]).lower(shapes, x).as_text()
+
+    with jax.set_mesh(mesh(data=2, fsdp=2, tensor=2)):
+        text = lower()
+    assert "sharding_constraint" in text
+    # Heads and MLP over tensor, batches over data and fsdp.
+    assert '{"data", "fsdp"}, {}, {"tensor"}' in text
+    assert '{"data", "fsdp"}, {}, {"tensor"}, {}' in text
+    assert "sharding_constraint" not in lower()
+
+
+def test_a_mesh_of_other_axes_is_refused():
+    other = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    with jax.set_mesh(other), pytest.raises(ConfigError, match="lacks"):
+        constrain(jnp.zeros((2, 2)), "data", None)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "want"),
+    [
+        ({"data": -1}, 8, (8, 1, 1)),
+        ({"data": -1, "fsdp": 2, "tensor": 2}, 8, (2, 2, 2)),
+        ({"data": 1, "fsdp": -1}, 8, (1, 8, 1)),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 8, (2, 2, 2)),
+    ],
+)
+def test_mesh_sizes(sizes, devices, want):
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1} | sizes
+    assert tuple(mesh_shape(ConfigDict(sizes), devices).values()) == want
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"data": 3}, {"data": -1, "fsdp": -1}, {"data": 0}, {"data": 2}, {"tensor": 16}]
+)
+def test_mesh_sizes_that_do_not_fit(sizes):
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1} | sizes
+    with pytest.raises(ConfigError, match=r"mesh\.data="):
+        mesh_shape(ConfigDict(sizes), 8)
+
+
+def test_axes_are_auto():
+    assert set(mesh(data=2).axis_types) == {AxisType.Auto}
+
+
+def test_batch_sizes_that_do_not_split():
+    check_batch_size(32, accum_steps=2, mesh=mesh(data=2, fsdp=2, tensor=2))
+    with pytest.raises(ConfigError, match=r"multiple of 8, such as 8 or 16"):
+        check_batch_size(12, accum_steps=2, mesh=mesh(data=4))
