@@ -1,5 +1,6 @@
 """What the front doors share: flags, overrides, and errors without tracebacks."""
 
+import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from vit_jax.config import DURATION_UNITS, freeze
-from vit_jax.errors import ConfigError, VitJaxError
+from vit_jax.errors import ConfigError, VitJaxError, did_you_mean
 
 EXIT_ERROR = 2
 
@@ -31,12 +32,48 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
+        _check_config_file(argv)
         return flags.FLAGS(argv)
-    except flags.Error as error:  # Absl's words are clear.
-        sys.exit(_fail(f"{error}\nSee --help."))
-    # ml_collections lets these through: a missing file, a mistyped key, a broken config file.
-    except (VitJaxError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        sys.exit(_fail(error.args[0] if isinstance(error, KeyError) else error))
+    except VitJaxError as error:
+        sys.exit(_fail(error))
+    # ml_collections puts a traceback into the text of what went wrong inside a config file, and
+    # does not say where the key is that nobody declared.
+    except flags.Error as error:
+        sys.exit(_fail(_own_error(str(error))))
+    except (AttributeError, KeyError, IndexError) as error:
+        sys.exit(_fail(_unknown_key(argv, str(error)) or f"A --config.KEY=VALUE is wrong: {error}"))
+
+
+def _check_config_file(argv: Sequence[str]) -> None:
+    """Raises ConfigError if --config names a file that is not there."""
+    for flag in argv:
+        match = re.fullmatch(r"--?config=(?P<path>[^:]*)(:.*)?", flag)
+        if match and not pathlib.Path(match["path"]).is_file():
+            path = pathlib.Path(match["path"])
+            others = sorted(str(other) for other in path.parent.glob("*.py"))
+            hint = did_you_mean(str(path), others) if others else f"{path.parent} holds no configs."
+            raise ConfigError(f"--config={path}: there is no such file. {hint}")
+
+
+def _own_error(message: str) -> str:
+    """The message of our own error, if it is at the end of a traceback that was made text."""
+    match = re.search(r"\nvit_jax\.errors\.\w+: (?P<own>.*)", message, flags=re.DOTALL)
+    return match["own"].strip() if match else f"{message}\nSee --help."
+
+
+def _unknown_key(argv: Sequence[str], message: str) -> str | None:
+    """What is wrong with the override that an error of ml_collections is about."""
+    for flag in argv:
+        match = re.match(r"--?config\.(?P<key>[^=]+)", flag)
+        for part in re.split(r"[.\[]", match["key"]) if match else ():
+            if re.match(rf"\W*{re.escape(part)}\W", message):
+                near = re.search(r'Did you mean "(\w+)"', message)
+                hint = f' Did you mean "{near[1]}"?' if near else ""
+                return (
+                    f'{flag}: there is no config key "{part}".{hint} All keys are in '
+                    "vit_jax/config.py."
+                )
+    return None
 
 
 def _fail(error: Exception | str) -> int:
@@ -58,7 +95,12 @@ def read_config(holder: flags.FlagHolder) -> FrozenConfigDict:
     A duration that is overridden in one unit is unset in the others, so that
     `--config.total_steps=10` shortens a run that its file gives in epochs.
     """
-    config: ConfigDict = holder.value
+    config = holder.value
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"get_config() in the config file gave {type(config).__name__}: it must return what "
+            "vit_jax.config.base_config() gave it, changed."
+        )
     overridden = config_flags.get_override_values(flags.FLAGS[holder.name])
     for key in overridden:
         match = re.fullmatch(rf"(?P<stem>.*)_({'|'.join(DURATION_UNITS)})", key)

@@ -395,6 +395,7 @@ def conclusion(workdir: pathlib.Path, clock: Clock, total: int) -> str:
 
 if __name__ == "__main__":
     _CONFIG = cli.define_config()
+    flags.declare_key_flag("config")  # So that --help shows it.
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
     _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
         "allow_config_change", False, "Go on in a work directory that was started otherwise."

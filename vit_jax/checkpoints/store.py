@@ -15,6 +15,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vit_jax.errors import CheckpointError
+from vit_jax.parallel.rules import path_name
 
 ARRAYS = ("params", "opt_state", "ema")
 # A checkpoint that cannot be read is moved aside under this suffix, never deleted.
@@ -228,6 +229,6 @@ class MismatchError(CheckpointError):
 
 def _named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        path_name(path): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }

@@ -1,0 +1,121 @@
+"""Predictions and evaluations of a trained run."""
+
+import json
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from tests.small_run import run
+from vit_jax.data.sources import open_source
+from vit_jax.errors import CheckpointError, DataError
+from vit_jax.evaluate import evaluate
+from vit_jax.predict import Prediction, predict, write
+from vit_jax.workdir import read_config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained")
+    run(workdir, total_steps=60, optim__ema_decay=0.5)
+    return workdir
+
+
+@pytest.fixture
+def pictures(tmp_path, trained):
+    """Test pictures as files of several formats and modes, with their labels in their names."""
+    source = open_source(read_config(trained).data, split="test[:20]", seed=0)
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    for i in range(len(source)):
+        image = Image.fromarray(source[i]["image"].squeeze())
+        mode, ending = [("L", "png"), ("RGB", "png"), ("RGBA", "webp"), ("L", "BMP")][i % 4]
+        place = folder / "deeper" if i % 2 else folder
+        lossless = {"lossless": True} if ending == "webp" else {}
+        image.convert(mode).save(place / f"{i:02d}.{ending}", **lossless)
+    image.save(folder / ".hidden" / "x.png")
+    return folder
+
+
+def test_predicts_a_folder_as_the_evaluation_does(trained, pictures):
+    source = open_source(read_config(trained).data, split="test[:20]", seed=0)
+    found = list(predict(trained, [str(pictures)], top_k=10))
+    assert len(found) == 20 and not any(p.error for p in found)
+    for p in found:
+        assert sum(p.probabilities) == pytest.approx(1, abs=1e-5)
+        assert list(p.probabilities) == sorted(p.probabilities, reverse=True)
+        assert sorted(p.classes) == list("0123456789")
+    right = sum(
+        p.classes[0] == str(source[int(p.path.rsplit("/", 1)[1][:2])]["label"]) for p in found
+    )
+    report = evaluate(trained, split="test[:20]")
+    assert right / 20 == report.top1 and report.count == 20
+
+
+def test_a_batch_does_not_depend_on_its_neighbours(trained, pictures):
+    files = sorted(map(str, pictures.rglob("*.png")))
+    alone = [next(predict(trained, [file])) for file in files[:3]]
+    together = list(predict(trained, files))[:3]
+    for a, b in zip(alone, together, strict=True):
+        assert a.classes == b.classes
+        np.testing.assert_allclose(a.probabilities, b.probabilities, rtol=1e-5)
+
+
+def test_bad_files_are_reported_in_their_place(trained, pictures, tmp_path):
+    good = str(pictures / "00.png")
+    text, empty, cut = tmp_path / "text.png", tmp_path / "empty.jpg", tmp_path / "cut.png"
+    text.write_text("not an image")
+    empty.touch()
+    cut.write_bytes((pictures / "00.png").read_bytes()[:60])
+    paths = [good, str(text), str(empty), str(cut), str(tmp_path / "missing.png"), good]
+    found = list(predict(trained, paths))
+    assert [p.path for p in found] == paths
+    assert [bool(p.error) for p in found] == [False, True, True, True, True, False]
+    assert found[0] == Prediction(found[-1].path, found[-1].classes, found[-1].probabilities)
+    assert "Not an image" in found[1].error and "No such file" in found[4].error
+    assert [bool(p.error) for p in predict(trained, paths[1:5])] == [True] * 4
+
+
+def test_nothing_to_predict_is_an_error(trained, tmp_path):
+    with pytest.raises(DataError, match="holds no image"):
+        list(predict(trained, [str(tmp_path)]))
+    with pytest.raises(DataError, match="Name at least one"):
+        list(predict(trained, []))
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_outputs_hold_the_same(tmp_path, ending):
+    predictions = [
+        Prediction('a, "b".png', ("Ünï", "x"), (0.75, 0.25)),
+        Prediction("bad.png", error="Not an image"),
+    ]
+    output = tmp_path / f"out.{ending}"
+    write(predictions, output)
+    if ending == "jsonl":
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+        assert rows[0]["classes"] == ["Ünï", "x"] and rows[1]["error"] == "Not an image"
+        return
+    read = pyarrow.csv.read_csv if ending == "csv" else pyarrow.parquet.read_table
+    rows = read(output).to_pylist()
+    assert rows[0]["path"] == 'a, "b".png' and rows[0]["class_1"] == "Ünï"
+    assert rows[0]["probability_2"] == 0.25 and rows[1]["error"] == "Not an image"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_evaluation_files(trained):
+    report = evaluate(trained)
+    written = json.loads((trained / "evaluation.json").read_text())
+    assert written["count"] == 50 == report.count == np.sum(written["confusion"])
+    assert written["split"] == "test[:50]" and written["step"] == 60
+    assert written["top1"] == np.trace(np.array(written["confusion"])) / 50
+    assert {"confusion.png", "predictions.png", "samples"} <= {p.name for p in trained.iterdir()}
+
+
+def test_an_older_checkpoint_can_be_named(trained):
+    report = evaluate(trained / "checkpoints" / "56", split="test[:10]")
+    assert report.count == 10
+    with pytest.raises(CheckpointError, match="not exist"):
+        evaluate(trained / "checkpoints" / "57")
