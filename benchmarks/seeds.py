@@ -1,0 +1,48 @@
+"""Trains a config with several seeds and prints each accuracy, their mean and their spread.
+
+    python -m benchmarks.seeds --config=configs/quickstart.py --workdir=runs/seeds --num_seeds=5
+
+Every seed is a run of its own below the work directory, with other initial parameters and another
+order of the data. Repeating the command goes on where it stopped.
+"""
+
+import pathlib
+import statistics
+import time
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from vit_jax import cli
+from vit_jax.config import freeze
+from vit_jax.telemetry.jsonlines import read_jsonl
+from vit_jax.train import train
+
+if __name__ == "__main__":
+    _CONFIG = cli.define_config()
+    flags.declare_key_flag("config")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all the runs.")
+    _NUM_SEEDS = flags.DEFINE_integer("num_seeds", 5, "Seeds 0, 1, 2, ...", lower_bound=1)
+    flags.mark_flags_as_required(["config", "workdir"])
+
+    def main(argv: Sequence[str]) -> None:
+        cli.no_arguments(argv)
+        results = []
+        for seed in range(_NUM_SEEDS.value):
+            config = ConfigDict(cli.read_config(_CONFIG).as_configdict())
+            config.seed = seed
+            workdir = pathlib.Path(_WORKDIR.value) / f"seed{seed}"
+            began = time.perf_counter()
+            train(freeze(config), workdir)
+            seconds = time.perf_counter() - began
+            lines = read_jsonl(workdir / "metrics.jsonl")
+            results.append(next(x["test/top1"] for x in reversed(lines) if "test/top1" in x))
+            print(f"seed {seed}: test/top1 {results[-1]:.2%}, {seconds:.0f} s", flush=True)
+        spread = statistics.stdev(results) if len(results) > 1 else float("nan")
+        print(
+            f"{len(results)} seeds: mean {statistics.mean(results):.2%}, standard deviation "
+            f"{spread:.2%}, smallest {min(results):.2%}, largest {max(results):.2%}"
+        )
+
+    cli.run(main)
