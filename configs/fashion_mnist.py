@@ -1,4 +1,9 @@
-"""Draft."""
+"""Fashion-MNIST from scratch on a laptop: 70,000 real pictures of clothes, 28 pixels, 10 classes.
+
+    python -m vit_jax.train --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
+
+TBD
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,30 +11,36 @@ from vit_jax.config import base_config, classification_eval, parse_args
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    """Four narrow blocks on 49 tokens; `epochs` may be given for a longer run."""
     args = parse_args(arg, epochs=12.0)
     c = base_config()
-    c.total_epochs = args.epochs
     c.batch_size = 256
+    c.total_epochs = args.epochs
 
-    c.model.variant = "Ti/7"
-    c.model.update({"width": 128, "depth": 4, "mlp_dim": 256, "num_heads": 4})
+    c.model.variant = "Ti/4"
+    c.model.update({"width": 96, "depth": 4, "mlp_dim": 384, "num_heads": 4})
     c.model.image_size, c.model.channels = (28,), 1
+    # Average pooling and fixed positions have less to learn: it shows in a short run.
     c.model.pool, c.model.posemb = "gap", "sincos2d"
+    c.model.scan = False  # Four blocks compile soon; unrolled they ran a quarter faster on a CPU.
 
     c.data.source = "fashion_mnist"
     decode = {"op": "decode", "channels": 1}
     c.data.train_transforms = (
         decode,
-        {"op": "random_crop", "padding": 2},
+        {"op": "random_crop", "padding": 1},
         {"op": "flip_lr"},
         {"op": "value_range"},
     )
     c.data.eval_transforms = (decode, {"op": "resize"}, {"op": "value_range"})
 
-    c.optim.lr = 1e-3
+    c.optim.name = "adamw"
+    c.optim.lr = 2e-3
     c.optim.weight_decay = 0.05
     c.optim.clip_norm = 1.0
+    c.optim.schedule.name = "cosine"
     c.optim.schedule.warmup_percent = 0.1
+
     c.evals = ConfigDict({"test": classification_eval(split="test", every_steps=470)})
-    c.checkpoint.every_steps = 235
+    c.checkpoint.every_steps = 470
     return c

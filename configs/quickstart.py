@@ -1,24 +1,42 @@
-"""Draft."""
+"""The first run: a small ViT on scikit-learn's 1,797 scanned digits, which need no network.
+
+    python -m vit_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+TBD
+"""
 
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, classification_eval
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
+def get_config() -> ConfigDict:
+    """Four blocks on 16 patches of 2x2 pixels."""
     c = base_config()
-    c.total_epochs = 60.0
     c.batch_size = 128
-    c.model.update(dict(variant="Ti/2", width=64, depth=4, mlp_dim=192, num_heads=4, image_size=(8,), channels=1, pool="gap", posemb="learned"))
+    c.total_epochs = 120.0
+
+    c.model.variant = "Ti/2"
+    c.model.update({"width": 64, "depth": 4, "mlp_dim": 192, "num_heads": 4})
+    c.model.image_size, c.model.channels = (8,), 1
+    # Where a patch is need not be learned from 1,442 pictures: worth a point of accuracy.
+    c.model.pool, c.model.posemb = "gap", "sincos2d"
+    c.model.scan = False  # Four blocks compile soon; unrolled they run faster on a CPU.
+
     c.data.source = "digits"
-    tail = ({"op": "value_range"},)
-    c.data.train_transforms = ({"op": "decode", "channels": 1},{"op":"random_crop","padding":1}, *tail)
-    c.data.eval_transforms = ({"op": "decode", "channels": 1}, *tail)
+    decode = {"op": "decode", "channels": 1}
+    c.data.train_transforms = (decode, {"op": "random_crop", "padding": 1}, {"op": "value_range"})
+    # Only vit_jax.predict, given pictures of another size, has anything to resize.
+    c.data.eval_transforms = (decode, {"op": "resize"}, {"op": "value_range"})
+
+    c.loss.label_smoothing = 0.1
+    c.optim.name = "adamw"
     c.optim.lr = 2e-3
     c.optim.weight_decay = 0.05
     c.optim.clip_norm = 1.0
+    c.optim.schedule.name = "cosine"
     c.optim.schedule.warmup_percent = 0.1
-    c.loss.label_smoothing = 0.1
-    c.evals = ConfigDict({"test": classification_eval(split="test", every_steps=100)})
-    c.checkpoint.every_steps = 200
+
+    c.evals = ConfigDict({"test": classification_eval(split="test", every_steps=200)})
+    c.checkpoint.every_steps = 400
     return c

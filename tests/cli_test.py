@@ -1,13 +1,16 @@
 """The front doors as a user types them: one message for a mistake, no traceback, exit code 2."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.small_run import run
+from tests.pictures import make
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -71,7 +74,83 @@ def test_train_evaluate_predict_in_the_shell(tmp_path):
     left = {path.name for path in folder.iterdir()}
     assert left == {"evaluation.json", "confusion.png", "predictions.png", "samples"}
     output = tmp_path / "out.csv"
-    code, out, err = call(
+    code, _, err = call(
         "predict", f"--checkpoint={workdir}", f"--output={output}", folder / "samples"
     )
     assert code == 0 and len(output.read_text().splitlines()) == 11, err
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_is_learnt(tmp_path):
+    make(tmp_path / "pictures", each=80)
+    workdir = tmp_path / "run"
+    code, out, err = call(
+        "train", f"--config=configs/image_folder.py:root={tmp_path / 'pictures'},size=32,epochs=15",
+        f"--workdir={workdir}",
+    )  # fmt: skip
+    assert code == 0, err
+    code, out, err = call("evaluate", f"--workdir={workdir}")
+    report = json.loads((workdir / "evaluation.json").read_text())
+    assert code == 0 and report["class_names"] == ["flower", "portrait", "temple"], err
+    assert report["top1"] > 0.7
+    (tmp_path / "pictures" / "broken.jpg").write_text("not a picture")
+    output = tmp_path / "out.jsonl"
+    code, out, err = call(
+        "predict", f"--checkpoint={workdir}", f"--output={output}", tmp_path / "pictures"
+    )
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    right = [row["classes"][0] == row["path"].split("/")[-2] for row in rows if not row["error"]]
+    assert code == 1 and len(rows) == 241 and len(right) == 240 and sum(right) > 0.75 * 240
+
+
+@pytest.mark.slow
+def test_a_run_is_killed_for_real_and_goes_on_to_the_same_bits(tmp_path):
+    flags = [
+        QUICKSTART, "--config.total_steps=60", "--config.checkpoint.every_steps=5",
+        "--config.log.every_steps=1", "--config.log.tensorboard=False",
+        "--config.model.dropout=0.1",
+    ]  # fmt: skip
+    assert call("train", *flags, f"--workdir={tmp_path / 'whole'}")[0] == 0
+    command = [sys.executable, "-m", "vit_jax.train", *flags, f"--workdir={tmp_path / 'killed'}"]
+    killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not any((tmp_path / "killed" / "checkpoints").glob("1[05]")):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    assert killed.wait() == -9
+    assert call("train", *flags, f"--workdir={tmp_path / 'killed'}")[0] == 0
+    whole, again = ((tmp_path / run / "metrics.jsonl").read_bytes() for run in ("whole", "killed"))
+    assert whole == again and whole.count(b"\n") == 60
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    flags = [
+        QUICKSTART, "--config.total_steps=6", "--config.log.every_steps=1",
+        "--config.log.tensorboard=False", "--config.mesh.fsdp=2",
+    ]  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    one_device = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "vit_jax.train", *flags, f"--workdir={tmp_path / 'two'}"],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+            env={**one_device, "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                 "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)},
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+    assert call("train", *flags, "--config.mesh.data=4", f"--workdir={tmp_path / 'one'}")[0] == 0
+    two, one = (
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").open()]
+        for run in ("two", "one")
+    )
+    assert len(two) == 6
+    for a, b in zip(two, one, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], abs=1e-5)
+    assert two[-1]["test/count"] == one[-1]["test/count"] == 355

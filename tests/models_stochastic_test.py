@@ -13,7 +13,8 @@ from vit_jax.models.attention import dot_product_attention, resolve_backend
 from vit_jax.models.blocks import Block
 
 CFG = VitConfig(
-    image_size=(16, 16), patch_size=(4, 4), num_classes=3, width=16, depth=2, mlp_dim=32, num_heads=2
+    image_size=(16, 16), patch_size=(4, 4), num_classes=3, width=16, depth=2, mlp_dim=32,
+    num_heads=2,
 )  # fmt: skip
 X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 16, 16, 3)), jnp.float32)
 
@@ -54,7 +55,8 @@ def test_layers_of_a_scan_have_keys_of_their_own():
     fc2 = p["encoder"]["blocks"]["mlp"]["fc2"]
     fc2["kernel"], fc2["bias"] = fc2["kernel"] * 0, jnp.ones_like(fc2["bias"])
     _, out = Vit(cfg).apply(
-        {"params": p}, X, train=True, capture=("embed", "blocks"), rngs={"dropout": jax.random.key(0)}
+        {"params": p}, X, train=True, capture=("embed", "blocks"),
+        rngs={"dropout": jax.random.key(0)},
     )  # fmt: skip
     first, second = out["blocks"][0] - out["embed"], out["blocks"][1] - out["blocks"][0]
     np.testing.assert_allclose(np.unique(np.round(first, 4)), [0, 2], atol=1e-3)  # A mask over 0.5.

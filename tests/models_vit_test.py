@@ -113,7 +113,7 @@ def test_equals_the_reference(goldens, name, changes):
         np.testing.assert_allclose(got[key], want[key], atol=tol, rtol=0, err_msg=key)
 
 
-# --- Against other ways to say the same ------------------------------------------------------------
+# --- Against other ways to say the same -----------------------------------------------------------
 
 
 def layer_norm(x, p, eps, kind):
@@ -275,7 +275,7 @@ def test_published_overrides_of_a_variant():
         ("variant", "B16", 'such as "B/16"'),
         ("variant", "So400/14", 'Did you mean "So400m"'),
         ("variant", "X/16", "Accepted: mu, s, Ti"),
-        ("image_size", (225,), "not a multiple of the patch size 16. The nearest that are: 224 or 240"),
+        ("image_size", (225,), "multiple of the patch size 16. The nearest that are: 224 or 240"),
         ("image_size", (8,), "nearest that are: 16"),
         ("image_size", (224, 224, 3), r"write \(side,\) or \(height, width\)"),
         ("pool", "cls", "Accepted: token, gap, map"),

@@ -102,7 +102,7 @@ def test_optimizer_state_lies_where_its_parameters_lie(name):
         for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True)
     ]
     assert sum(local) < sum(sizes) / 6
-    assert max(l for l, s in zip(local, sizes, strict=True) if l == s) < rules.LARGE
+    assert max(here for here, size in zip(local, sizes, strict=True) if here == size) < rules.LARGE
 
 
 def test_a_large_state_without_a_parameter_is_an_error():

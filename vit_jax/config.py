@@ -17,6 +17,9 @@ from vit_jax.errors import ConfigError, did_you_mean
 # A duration is given in exactly one of these units: `warmup_steps`, `warmup_epochs`, ...
 DURATION_UNITS = ("steps", "epochs", "examples", "percent")
 
+# What an evaluation of the type classification measures.
+CLASSIFICATION_METRICS = ("top1", "top5", "loss", "ece", "count")
+
 
 def _duration(name: str) -> dict[str, Any]:
     return {
@@ -176,6 +179,34 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, Mapping | ConfigDict):
         return immutabledict({key: _frozen(item) for key, item in value.items()})
     return value
+
+
+def validate(config: ConfigDict | FrozenConfigDict) -> None:
+    """Checks what no other part of the code would: counts that must be positive, names of metrics.
+
+    Raises:
+      ConfigError: naming the key.
+    """
+    counts = ("batch_size", "optim.accum_steps", "log.every_steps")
+    for key in (*counts, "checkpoint.every_steps", "checkpoint.keep_last"):
+        section, _, leaf = key.rpartition(".")
+        value = (config[section] if section else config)[leaf]
+        if value < 1:
+            raise ConfigError(f"{key} is {value}: it must be at least 1.")
+    if config.seed < 0:
+        raise ConfigError(f"seed is {config.seed}: it must not be negative.")
+    best = config.checkpoint
+    if best.best_mode not in ("max", "min"):
+        raise ConfigError(
+            f'checkpoint.best_mode is "{best.best_mode}". '
+            + did_you_mean(best.best_mode, ("max", "min"))
+        )
+    measured = [f"{name}/{metric}" for name in config.evals for metric in CLASSIFICATION_METRICS]
+    if best.best_metric and best.best_metric not in measured:
+        raise ConfigError(
+            f'checkpoint.best_metric is "{best.best_metric}", which the run does not measure. '
+            + did_you_mean(best.best_metric, measured)
+        )
 
 
 def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:

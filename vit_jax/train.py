@@ -14,16 +14,13 @@ Exit codes: 0 finished; 2 an error that the message explains; 75 told to stop (S
 and saved: run the same command again to go on.
 """
 
-import math
 import pathlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import jax
 import optax
 from absl import flags
-from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import FrozenConfigDict
 
@@ -31,13 +28,11 @@ from vit_jax import cli
 from vit_jax import workdir as workdirs
 from vit_jax.analysis import figures
 from vit_jax.checkpoints.store import Store
-from vit_jax.data import mixing, order, pipeline, transforms
-from vit_jax.data.base import Source
+from vit_jax.config import validate
+from vit_jax.data import mixing, pipeline, transforms
 from vit_jax.data.sources import open_source
-from vit_jax.errors import NonFiniteError
 from vit_jax.evals.build import build_evals
-from vit_jax.models import Vit, VitConfig, num_params, param_shapes, train_flops, vit_config
-from vit_jax.models.attention import resolve_backend
+from vit_jax.models import Vit, param_shapes, train_flops, vit_config
 from vit_jax.optim import (
     ema,
     frozen_mask,
@@ -49,10 +44,10 @@ from vit_jax.optim import (
 )
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
+from vit_jax.reports import check_finite, conclusion, describe
 from vit_jax.state import TrainState, make_init, starting_point, state_layout
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.devices import peak_flops
-from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.telemetry.profiler import StepProfiler
 from vit_jax.telemetry.progress import Progress
 from vit_jax.telemetry.writers import MetricWriter
@@ -150,6 +145,7 @@ def train(
     with ExitStack() as stack:
         # --- Devices, data, model, optimizer
 
+        validate(config)
         is_main = jax.process_index() == 0
         if config.log.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", config.log.compilation_cache)
@@ -255,7 +251,7 @@ def train(
             stop = bool(values.pop("stop"))
             check_finite(values, step, config, source, store)
             if log:
-                timing = clock.window()
+                timing = clock.summary() | clock.window()
                 writer.write(step, values)
                 writer.write_timing(step, timing)
                 progress.log(
@@ -333,64 +329,6 @@ def train(
             figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")
         progress.note(conclusion(workdir, clock, total))
         return 0
-
-
-def check_finite(
-    values: dict[str, Any], step: int, config: FrozenConfigDict, source: Source, store: Store
-) -> None:
-    """Raises NonFiniteError, with all one needs to look into it, if the update went wrong."""
-    broken = [name for name, value in values.items() if not math.isfinite(value)]
-    if not broken:
-        return
-    ids = order.example_ids(
-        step - 1, batch_size=config.batch_size, num_examples=len(source), seed=config.seed
-    )
-    saved = store.steps()
-    good = f"{store.folder / str(saved[-1])}" if saved else "none was saved yet"
-    raise NonFiniteError(
-        f"Update {step} gave "
-        + ", ".join(f"{name} = {values[name]}" for name in broken)
-        + f".\nLast good checkpoint: {good}.\nThe batch was of {source.name}, {source.split}, the "
-        f"examples {', '.join(map(str, ids))} (the first is {source.describe(int(ids[0]))}).\n"
-        "Look at these examples; else lower optim.lr, lengthen warm-up or set optim.clip_norm."
-    )
-
-
-def describe(
-    config: FrozenConfigDict, cfg: VitConfig, source: Source, mesh: Mesh, *, start: int, total: int
-) -> str:
-    """What is about to happen, in a few lines."""
-    device = mesh.devices.flat[0]
-    attention = resolve_backend(cfg, train=True, platform=jax.default_backend())
-    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    return (
-        f"model   {config.model.variant} at {cfg.image_size[0]}x{cfg.image_size[1]}: "
-        f"{num_params(cfg):,} parameters, {train_flops(cfg) / 1e9:.3g} GFLOPs to train on an "
-        f"image, {cfg.dtype}, attention by {attention}\n"
-        f"data    {source.name}, {source.split}: {len(source):,} images, "
-        f"{cfg.num_classes} classes\n"
-        f"devices {mesh.size} x {device.device_kind} ({shape}), {jax.process_count()} processes\n"
-        f"run     steps {start:,} to {total:,} of {config.batch_size:,} images, "
-        f"{total * config.batch_size / len(source):.4g} epochs"
-    )
-
-
-def conclusion(workdir: pathlib.Path, clock: Clock, total: int) -> str:
-    """What has been reached, and what to type next."""
-    results = {}
-    for line in read_jsonl(workdir / "metrics.jsonl"):
-        results |= {name: value for name, value in line.items() if name.endswith("/top1")}
-    results.pop("train/top1", None)
-    timing = clock.summary()
-    reached = [f"{name} {value:.2%}" for name, value in results.items()]
-    if "speed/img_per_s" in timing:
-        reached.append(f"{timing['speed/img_per_s']:,.0f} img/s")
-    return (
-        f"Done: {total:,} steps in {timing['time/wall_s']:,.0f} s; {', '.join(reached)}.\n"
-        f"Curves: {workdir / 'curves.png'}\n"
-        f"Next:   python -m vit_jax.evaluate --workdir={workdir}\n"
-        f"        python -m vit_jax.predict --checkpoint={workdir} IMAGE_OR_FOLDER"
-    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Checkpoints: a run's own, through Orbax.
+"""Checkpoints: what a run saves, and what another run or a prediction takes from it.
 
-store    what a run saves and restores
+store    a run's own checkpoints, through Orbax
+load     the parameters of a run, by its work directory or one of its checkpoints
 """

@@ -107,7 +107,10 @@ class Store:
                 },
                 chrono=ocp.args.JsonSave(dict(chrono)),
             ),
-            metrics={self._best_metric: metrics[self._best_metric]} if self._best_metric else None,
+            # A step that was not evaluated cannot be the best.
+            metrics={self._best_metric: metrics[self._best_metric]}
+            if self._best_metric in metrics
+            else None,
         )
 
     def wait(self) -> None:

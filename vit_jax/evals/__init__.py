@@ -1,6 +1,8 @@
 """Evaluations: what a trained model can do, measured exactly.
 
 classification  top-1, top-5, loss, calibration, per-class accuracy, confusion matrix
+probabilities   what a model says of each example
+build           from a run's config to its evaluations
 """
 
 from vit_jax.evals.classification import (

@@ -43,6 +43,7 @@ def build_evals(config: FrozenConfigDict, cfg: VitConfig, mesh: Mesh) -> dict[st
       DataError: a split that does not exist.
     """
     evals = {}
+    evaluator = classifier(config, cfg)  # One, compiled once for all splits.
     for name, entry in config.evals.items():
         if entry.get("type") not in TYPES:
             raise ConfigError(
@@ -50,9 +51,8 @@ def build_evals(config: FrozenConfigDict, cfg: VitConfig, mesh: Mesh) -> dict[st
                 + did_you_mean(str(entry.get("type")), TYPES)
             )
         source = open_source(config.data, split=entry.split, seed=config.seed)
-        evaluator = classifier(config, cfg)
 
-        def run(params, source=source, evaluator=evaluator):
+        def run(params, source=source):
             with eval_batches(config, cfg, source, mesh) as batches:
                 return evaluator.evaluate(params, batches)
 

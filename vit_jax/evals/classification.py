@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from vit_jax.config import CLASSIFICATION_METRICS
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.optim.losses import loss_by_name
 
@@ -54,7 +55,7 @@ class ClassificationReport:
 
     def scalars(self) -> dict[str, float]:
         """What a train loop logs: top1, top5, loss, ece, count."""
-        return {name: float(getattr(self, name)) for name in _SCALARS}
+        return {name: float(getattr(self, name)) for name in CLASSIFICATION_METRICS}
 
     def to_json(self, *, class_names: Sequence[str] | None = None) -> str:
         """One JSON object with all fields; NaN, and what there is not, as null.
@@ -66,9 +67,6 @@ class ClassificationReport:
         if class_names is not None:
             fields["class_names"] = list(class_names)
         return json.dumps({name: _jsonable(value) for name, value in fields.items()})
-
-
-_SCALARS = ("top1", "top5", "loss", "ece", "count")
 
 
 class Classification:

@@ -55,15 +55,15 @@ def make_optimizer(
         return jax.tree.map(lambda skip, x: optax.MaskedNode() if skip else x, frozen, tree)
 
     decay = _add_decay(trained(jax.tree.map(lambda rule: c.weight_decay * rule, decay_rules)))
-    steps = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
-    steps += [_direction(c, trained(params), decay), _scale(trained(lr_rules))]
-    if c.weight_decay and c.name != "lamb":
-        steps += [decay]
-    steps += [
+    # What is off is still a link of the chain, so that a run's state fits when it is turned on.
+    tx = optax.chain(
+        optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
+        _direction(c, trained(params), decay),
+        _scale(trained(lr_rules)),
+        optax.identity() if c.name == "lamb" else decay,
         _scale(trained(layer_decay)),
         optax.scale_by_schedule(lambda step: -c.lr * schedule(step)),
-    ]
-    tx = optax.chain(*steps)
+    )
     if any(jax.tree.leaves(frozen)):
         labels = jax.tree.map(lambda skip: "frozen" if skip else "trained", frozen)
         tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)

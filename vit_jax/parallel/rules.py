@@ -78,8 +78,9 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
 def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
     """Shardings for a tree that holds copies of the parameters, such as an optimizer's state.
 
-    A leaf whose path ends with a parameter's path and that has its shape is laid out like that
-    parameter; anything else (counters, Adafactor's row and column statistics) is replicated.
+    A leaf whose path ends with a parameter's path is laid out like that parameter if it has its
+    shape, or its shape without one dimension (Adafactor's row and column statistics); anything
+    else (counters) is replicated.
 
     Raises:
       ConfigError: a large leaf would be replicated although the mesh splits parameters.
@@ -99,6 +100,11 @@ def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
             shape, spec = known.get("/".join(parts[start:]), (None, None))
             if shape == leaf.shape:
                 return spec
+            for dim in range(len(shape or ())):
+                if shape[:dim] + shape[dim + 1 :] == leaf.shape:
+                    return NamedSharding(
+                        mesh, PartitionSpec(*spec.spec[:dim], *spec.spec[dim + 1 :])
+                    )
         if split and leaf.size >= LARGE:
             raise ConfigError(
                 f"The state {path_name(path)} of shape {leaf.shape} has no parameter of its shape "

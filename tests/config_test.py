@@ -1,0 +1,111 @@
+"""Configs: overrides, arguments, checks, and the way to JSON and back."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from tests.small_run import small_config
+from vit_jax import workdir as workdirs
+from vit_jax.config import base_config, classification_eval, freeze, parse_args, validate
+from vit_jax.errors import CheckpointError, ConfigError
+
+
+def test_the_base_config_takes_no_new_keys():
+    c = base_config()
+    with pytest.raises(AttributeError, match='Did you mean "batch_size"'):
+        c.batchsize = 3
+    with pytest.raises(AttributeError):
+        c.optim.rate = 3
+    with pytest.raises(TypeError):
+        c.batch_size = "many"
+
+
+def test_nothing_in_a_frozen_config_changes():
+    config = small_config()
+    with pytest.raises(AttributeError):
+        config.batch_size = 3
+    with pytest.raises((AttributeError, TypeError)):
+        config.optim.lr = 3.0
+    with pytest.raises(TypeError):
+        config.data.train_transforms[0]["op"] = "pad"
+
+
+def test_json_and_back(tmp_path):
+    config = small_config(total_epochs=1.5, total_steps=None, mix__mixup_alpha=0.2)
+    workdirs.claim(tmp_path, config, allow_config_change=False)
+    assert workdirs.read_config(tmp_path) == config
+    plain = json.loads((tmp_path / "config.json").read_text())
+    assert plain["data"]["train_transforms"][1] == {"op": "random_crop", "padding": 1}
+    assert plain["total_steps"] is None and plain["total_epochs"] == 1.5
+
+
+def test_an_older_runs_config_lacks_keys_and_has_their_defaults(tmp_path):
+    plain = workdirs.config_to_json(small_config())
+    del plain["optim"]["sam_rho"], plain["log"]
+    config = workdirs.config_from_json(plain)
+    assert config.optim.sam_rho == 0.0 and config.log == base_config().log
+    plain["optim"]["wieght_decay"] = 1.0
+    with pytest.raises(ConfigError, match="wieght_decay"):
+        workdirs.config_from_json(plain)
+
+
+def test_a_folder_without_a_run_is_said(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+        workdirs.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        workdirs.read_config(tmp_path)
+
+
+def test_differences_are_shown_key_by_key():
+    old = workdirs.config_to_json(small_config())
+    new = workdirs.config_to_json(small_config(optim__lr=1.0, model__image_size=(16,)))
+    assert workdirs.config_diff(old, new) == [
+        "  model.image_size: [8] -> [16]",
+        "  optim.lr: 0.003 -> 1.0",
+    ]
+
+
+def test_arguments_have_their_defaults_types():
+    args = parse_args("variant=L/16,reg=true,epochs=3", variant="B/16", reg=False, epochs=300.0)
+    assert args.to_dict() == {"variant": "L/16", "reg": True, "epochs": 3.0}
+    assert parse_args(None, x=1).x == 1 == parse_args("", x=1).x
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("varient=B/16", 'Did you mean "variant"'),
+        ("B/16", "write key=value"),
+        ("reg=maybe", "is not a bool"),
+        ("epochs=many", "is not a float"),
+    ],
+)
+def test_wrong_arguments_are_named(arg, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_args(arg, variant="B/16", reg=False, epochs=300.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"log__every_steps": 0}, r"log\.every_steps is 0"),
+        ({"checkpoint__every_steps": -1}, "must be at least 1"),
+        ({"seed": -1}, "must not be negative"),
+        ({"checkpoint__best_mode": "maximum"}, 'Did you mean "max"'),
+        ({"checkpoint__best_metric": "test/top"}, 'Did you mean "test/top1"'),
+        ({"checkpoint__best_metric": "val/top1"}, "does not measure"),
+    ],
+)
+def test_values_that_make_no_sense_are_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(small_config(**change))
+    validate(small_config(checkpoint__best_metric="test/loss", checkpoint__best_mode="min"))
+
+
+def test_evals_are_replaced_as_a_whole():
+    c = base_config()
+    c.evals = ConfigDict({"a": classification_eval(split="x")})
+    assert freeze(c).evals.a.split == "x"

@@ -1,0 +1,79 @@
+"""What a run says of itself: before it starts, when it goes wrong, and when it is done."""
+
+import math
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import FrozenConfigDict
+
+from vit_jax.checkpoints.store import Store
+from vit_jax.data import order
+from vit_jax.data.base import Source
+from vit_jax.errors import NonFiniteError
+from vit_jax.models import VitConfig, num_params, train_flops
+from vit_jax.models.attention import resolve_backend
+from vit_jax.telemetry.clock import SPANS, Clock
+from vit_jax.telemetry.jsonlines import read_jsonl
+
+
+def check_finite(
+    values: dict[str, Any], step: int, config: FrozenConfigDict, source: Source, store: Store
+) -> None:
+    """Raises NonFiniteError, with all one needs to look into it, if the update went wrong."""
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if not broken:
+        return
+    ids = order.example_ids(
+        step - 1, batch_size=config.batch_size, num_examples=len(source), seed=config.seed
+    )
+    saved = store.steps()
+    good = f"{store.folder / str(saved[-1])}" if saved else "none was saved yet"
+    raise NonFiniteError(
+        f"Update {step} gave "
+        + ", ".join(f"{name} = {values[name]}" for name in broken)
+        + f".\nLast good checkpoint: {good}.\nThe batch was of {source.name}, {source.split}, the "
+        f"examples {', '.join(map(str, ids))} (the first is {source.describe(int(ids[0]))}).\n"
+        "Look at these examples; else lower optim.lr, lengthen warm-up or set optim.clip_norm."
+    )
+
+
+def describe(
+    config: FrozenConfigDict, cfg: VitConfig, source: Source, mesh: Mesh, *, start: int, total: int
+) -> str:
+    """What is about to happen, in a few lines."""
+    device = mesh.devices.flat[0]
+    attention = resolve_backend(cfg, train=True, platform=jax.default_backend())
+    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    return (
+        f"model   {config.model.variant} at {cfg.image_size[0]}x{cfg.image_size[1]}: "
+        f"{num_params(cfg):,} parameters, {train_flops(cfg) / 1e9:.3g} GFLOPs to train on an "
+        f"image, {cfg.dtype}, attention by {attention}\n"
+        f"data    {source.name}, {source.split}: {len(source):,} images, "
+        f"{cfg.num_classes} classes\n"
+        f"devices {mesh.size} x {device.device_kind} ({shape}), {jax.process_count()} processes\n"
+        f"run     steps {start:,} to {total:,} of {config.batch_size:,} images, "
+        f"{total * config.batch_size / len(source):.4g} epochs"
+    )
+
+
+def conclusion(workdir: pathlib.Path, clock: Clock, total: int) -> str:
+    """What has been reached, and what to type next."""
+    results = {}
+    for line in read_jsonl(workdir / "metrics.jsonl"):
+        results |= {name: value for name, value in line.items() if name.endswith("/top1")}
+    results.pop("train/top1", None)
+    timing = clock.summary()
+    reached = [f"{name} {value:.2%}" for name, value in results.items()]
+    if "speed/img_per_s" in timing:
+        reached.append(f"{timing['speed/img_per_s']:,.0f} img/s")
+    return (
+        f"Done: {total:,} steps; {', '.join(reached)}.\n"
+        f"Time:   {timing['time/wall_s']:,.0f} s, of which "
+        + ", ".join(f"{name} {timing[f'time/{name}_s']:,.0f} s" for name in SPANS)
+        + f"; {timing['time/core_hours']:.3g} core-hours\n"
+        f"Curves: {workdir / 'curves.png'}\n"
+        f"Next:   python -m vit_jax.evaluate --workdir={workdir}\n"
+        f"        python -m vit_jax.predict --checkpoint={workdir} IMAGE_OR_FOLDER"
+    )
