@@ -2,7 +2,13 @@
 
     python -m vit_jax.train --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
-TBD
+The data come through TFDS; where it cannot download them, from the four files of Debian's package
+dataset-fashion-mnist, or of the folder that --config.data.manual_dir names.
+
+Arguments: epochs.
+
+Hardware and time: 2 cores of an AMD EPYC: 21 minutes, 600 img/s (measured).
+Expected: 90.55% test accuracy (measured, seed 0). A longer run, `:epochs=40`, is not measured.
 """
 
 from ml_collections import ConfigDict

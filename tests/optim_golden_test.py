@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-from optim_trees import flat, nested
 
+from tests.optim_trees import flat, nested
 from vit_jax.config import base_config
 from vit_jax.optim import make_optimizer, make_schedule
 

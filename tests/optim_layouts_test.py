@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from optim_trees import DEPTH, flat, random_scanned, unscanned
 
+from tests.optim_trees import DEPTH, flat, random_scanned, unscanned
 from vit_jax.config import base_config
 from vit_jax.errors import ConfigError
 from vit_jax.models import param_shapes, vit_config

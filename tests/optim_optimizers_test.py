@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-from optim_trees import flat, random_scanned, scanned_shapes
 
+from tests.optim_trees import flat, random_scanned, scanned_shapes
 from vit_jax.config import base_config
 from vit_jax.errors import ConfigError
 from vit_jax.optim import make_optimizer
