@@ -7,11 +7,12 @@ TBD
 
 from ml_collections import ConfigDict
 
-from vit_jax.config import base_config, classification_eval
+from vit_jax.config import base_config, classification_eval, parse_args
 
 
-def get_config() -> ConfigDict:
-    """Four blocks on 16 patches of 2x2 pixels."""
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Four blocks on 16 patches of 2x2 pixels. No arguments."""
+    parse_args(arg)
     c = base_config()
     c.batch_size = 128
     c.total_epochs = 120.0

@@ -95,7 +95,7 @@ def test_wrong_arguments_are_named(arg, message):
         ({"checkpoint__every_steps": -1}, "must be at least 1"),
         ({"seed": -1}, "must not be negative"),
         ({"checkpoint__best_mode": "maximum"}, 'Did you mean "max"'),
-        ({"checkpoint__best_metric": "test/top"}, 'Did you mean "test/top1"'),
+        ({"checkpoint__best_metric": "test/los"}, 'Did you mean "test/loss"'),
         ({"checkpoint__best_metric": "val/top1"}, "does not measure"),
     ],
 )

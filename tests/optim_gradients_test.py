@@ -40,7 +40,7 @@ def smooth_loss(params, batch, rng):
 
 
 @pytest.mark.parametrize(("dtype", "tol"), [(np.float32, 3e-7), (np.float64, 1e-14)])
-@pytest.mark.parametrize("accum_steps", [2, 3, 8, 24])
+@pytest.mark.parametrize("accum_steps", [3, 24])
 @pytest.mark.parametrize("sam_rho", [0.0, 0.1])
 def test_microbatches_give_the_big_batchs_loss_metrics_and_gradient(
     dtype, tol, accum_steps, sam_rho
