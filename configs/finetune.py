@@ -67,7 +67,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         else ({"op": "random_resized_crop", "area": (0.05, 1.0)},)
     )
     c.data.train_transforms = ({"op": "decode"}, *crop, {"op": "flip_lr"}, {"op": "value_range"})
-    c.data.eval_transforms = evaluation("big_vision", resize=margin)
+    c.data.eval_transforms = evaluation("big_vision", resize=margin, exif=True)
     c.data.workers = 8
 
     c.loss.name = "softmax_xent"

@@ -41,7 +41,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data.split = "full[51200:]"  # As big_vision divides it.
     # With so many images the paper needs no more than Inception crops and flips.
     c.data.train_transforms, c.mix.mixup_alpha = augreg("none")
-    c.data.eval_transforms = evaluation("big_vision", resize=256)
+    c.data.eval_transforms = evaluation("big_vision", resize=256, exif=True)
     c.data.workers = 16
 
     # Nearly no memory beside the parameters: a factored second moment, a first one in bfloat16.

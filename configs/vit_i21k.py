@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data.source, c.data.name = "tfds", "imagenet21k"
     c.data.split = "full[51200:]"  # As big_vision divides it.
     c.data.train_transforms, c.mix.mixup_alpha = augreg(args.aug)
-    c.data.eval_transforms = evaluation("big_vision", resize=256)
+    c.data.eval_transforms = evaluation("big_vision", resize=256, exif=True)
     c.data.workers = 16  # An accelerator's host has the cores, and RandAugment needs them.
 
     c.optim.name = "adamw"

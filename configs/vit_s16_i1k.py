@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data.split = "train[:99%]"  # The last hundredth is for choosing; validation is the test.
     # RandAugment of 2 layers at magnitude 10 and mixup .2, and no dropout of any kind.
     c.data.train_transforms, c.mix.mixup_alpha = augreg("light2")
-    c.data.eval_transforms = evaluation("big_vision", resize=256)
+    c.data.eval_transforms = evaluation("big_vision", resize=256, exif=True)
     c.data.workers = 16  # An accelerator's host has the cores, and RandAugment needs them.
 
     c.loss.name = "softmax_xent"

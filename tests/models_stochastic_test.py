@@ -96,13 +96,14 @@ def test_stochastic_depth_drops_whole_examples_at_the_rate_of_the_layer():
     ("changes", "train", "platform", "want"),
     [
         ({}, False, "cpu", "xla"),
-        ({"dtype": "bfloat16"}, True, "gpu", "cudnn"),
-        ({"dtype": "bfloat16", "attention": "xla"}, True, "gpu", "xla"),
-        ({"dtype": "bfloat16", "attention_dropout": 0.1}, True, "gpu", "xla"),
-        ({"dtype": "bfloat16", "attention_dropout": 0.1}, False, "gpu", "cudnn"),
-        ({"dtype": "float32"}, False, "gpu", "xla"),
-        ({"dtype": "bfloat16", "num_heads": 4}, False, "gpu", "xla"),
+        ({"dtype": "bfloat16"}, True, "cuda", "cudnn"),
+        ({"dtype": "bfloat16", "attention": "xla"}, True, "cuda", "xla"),
+        ({"dtype": "bfloat16", "attention_dropout": 0.1}, True, "cuda", "xla"),
+        ({"dtype": "bfloat16", "attention_dropout": 0.1}, False, "cuda", "cudnn"),
+        ({"dtype": "float32"}, False, "cuda", "xla"),
+        ({"dtype": "bfloat16", "num_heads": 4}, False, "cuda", "xla"),
         ({"dtype": "bfloat16"}, False, "tpu", "xla"),
+        ({"dtype": "bfloat16"}, False, "gpu", "xla"),
     ],
 )
 def test_attention_back_end_is_resolved(changes, train, platform, want):
@@ -112,8 +113,60 @@ def test_attention_back_end_is_resolved(changes, train, platform, want):
 
 def test_cudnn_never_drops_dropout_silently():
     cfg = dataclasses.replace(CFG, dtype="bfloat16", attention="cudnn", attention_dropout=0.1)
-    assert resolve_backend(cfg, train=False, platform="gpu") == "cudnn"
+    assert resolve_backend(cfg, train=False, platform="cuda") == "cudnn"
     with pytest.raises(ConfigError, match="attention_dropout is on"):
-        resolve_backend(cfg, train=True, platform="gpu")
-    with pytest.raises(ConfigError, match="platform is cpu, not gpu"):
+        resolve_backend(cfg, train=True, platform="cuda")
+    with pytest.raises(ConfigError, match="platform is cpu, not an NVIDIA"):
         Vit(cfg).init(jax.random.key(0), X)
+
+
+def test_dropout_is_at_each_of_its_places():
+    # With every branch silenced but one, half of what that one adds must be missing.
+    cfg = dataclasses.replace(CFG, dropout=0.5, depth=1, mlp_dim=512)
+    p = jax.tree.map(lambda leaf: leaf * 0, params(cfg))
+
+    def zeros(p, name):
+        """Share of zeros, or of dropped tokens, in the captured array."""
+        _, out = Vit(cfg).apply(
+            {"params": p}, X, train=True, capture=("embed", "blocks"),
+            rngs={"dropout": jax.random.key(3)},
+        )  # fmt: skip
+        return np.asarray(out[name])
+
+    blocks = p["encoder"]["blocks"]
+    embedded = {**p, "pos_embedding": jnp.ones_like(p["pos_embedding"])}
+    np.testing.assert_allclose((zeros(embedded, "embed") == 0).mean(), 0.5, atol=0.05)
+
+    ones = jnp.ones_like(blocks["attn"]["out"]["bias"])
+    attn = {**blocks["attn"], "out": {**blocks["attn"]["out"], "bias": ones}}
+    after = zeros({**p, "encoder": {**p["encoder"], "blocks": {**blocks, "attn": attn}}}, "blocks")
+    np.testing.assert_allclose((after == 0).mean(), 0.5, atol=0.05)
+
+    mlp = {"fc1": blocks["mlp"]["fc1"], "fc2": {**blocks["mlp"]["fc2"], "bias": ones}}
+    after = zeros({**p, "encoder": {**p["encoder"], "blocks": {**blocks, "mlp": mlp}}}, "blocks")
+    np.testing.assert_allclose((after == 0).mean(), 0.5, atol=0.05)
+
+    # Inside the MLP each hidden unit is dropped by itself: the sum of 512 varies by its binomial.
+    fc1 = {**blocks["mlp"]["fc1"], "bias": jnp.full_like(blocks["mlp"]["fc1"]["bias"], 10.0)}
+    fc2 = {**blocks["mlp"]["fc2"], "kernel": jnp.full_like(blocks["mlp"]["fc2"]["kernel"], 0.1)}
+    mlp = {"fc1": fc1, "fc2": fc2}
+    after = zeros({**p, "encoder": {**p["encoder"], "blocks": {**blocks, "mlp": mlp}}}, "blocks")
+    kept = after[after != 0] / 2  # Undo the scaling of the dropout behind it.
+    np.testing.assert_allclose(kept.mean(), 512, rtol=0.02)
+    np.testing.assert_allclose(kept.std(), np.sqrt(512), rtol=0.3)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_stochastic_depth_grows_linearly_from_zero(scan):
+    cfg = dataclasses.replace(CFG, stochastic_depth=0.6, depth=4, scan=scan)
+    images = jnp.tile(X, (100, 1, 1, 1))
+    p = params(cfg)
+    _, out = Vit(cfg).apply(
+        {"params": p}, images, train=True, capture=("embed", "blocks"),
+        rngs={"dropout": jax.random.key(0)},
+    )  # fmt: skip
+    inputs = jnp.concatenate([out["embed"][None], out["blocks"][:-1]])
+    # An example is unchanged if both of the block's branches were dropped.
+    unchanged = np.asarray((inputs == out["blocks"]).all(axis=(2, 3)).mean(axis=1))
+    np.testing.assert_allclose(unchanged, np.linspace(0, 0.6, 4) ** 2, atol=0.07)
+    assert unchanged[0] == 0

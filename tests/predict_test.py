@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.small_run import run
+from vit_jax.data import pipeline
 from vit_jax.data.sources import open_source
 from vit_jax.errors import CheckpointError, DataError
 from vit_jax.evaluate import evaluate
@@ -119,3 +120,16 @@ def test_an_older_checkpoint_can_be_named(trained):
     assert report.count == 10
     with pytest.raises(CheckpointError, match="not exist"):
         evaluate(trained / "checkpoints" / "57")
+
+
+def test_one_picture_is_not_padded_to_a_training_batch(trained, pictures, monkeypatch):
+    sizes = []
+    original = pipeline.eval_batches
+
+    def spy(*args, **kwargs):
+        sizes.append(kwargs["batch_size"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "eval_batches", spy)
+    assert len(list(predict(trained, [str(pictures / "00.png")]))) == 1
+    assert sizes == [8]  # One, and as many as there are devices.

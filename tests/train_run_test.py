@@ -14,7 +14,7 @@ from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import classification_eval
 from vit_jax.data import pipeline
-from vit_jax.errors import CheckpointError, ConfigError, NonFiniteError
+from vit_jax.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import EXIT_STOPPED
@@ -238,3 +238,30 @@ def test_a_trained_run_is_loaded_with_its_average(tmp_path):
     want = arrays(tmp_path, 12)["['ema']['head']['kernel']"]
     np.testing.assert_array_equal(loaded.params["head"]["kernel"], want)
     assert loaded.step == 12 and loaded.dataset["class_names"] == list("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model__num_classes": 5}, ConfigError, "num_classes is 5, but digits has 10"),
+        (
+            {"data__eval_transforms": ({"op": "decode", "channels": 1},
+                                       {"op": "center_crop", "size": 99}, {"op": "value_range"})},
+            DataError, "center_crop",
+        ),
+        (
+            {"evals": ConfigDict({"x": {"type": "fewshot", "split": "test", "every_steps": 0}})},
+            ConfigError, "Accepted: classification",
+        ),
+    ],
+)  # fmt: skip
+def test_what_would_fail_later_fails_before_the_run(tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        train_on_one(small_config(**changes), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_shortest_run_ends_well(tmp_path):
+    lines = run(tmp_path, total_steps=1, evals=ConfigDict(), log__every_steps=50,
+                optim__schedule__warmup_steps=None, optim__schedule__warmup_percent=0.1)  # fmt: skip
+    assert [line["step"] for line in lines] == [1] and (tmp_path / "curves.png").exists()

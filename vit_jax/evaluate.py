@@ -60,7 +60,9 @@ def evaluate(checkpoint: pathlib.Path, *, split: str = "") -> ClassificationRepo
             raise ConfigError("The run's config evaluates no split: name one with --split.")
         source = open_source(run.config.data, split=split, seed=run.config.seed)
         cfg = vit_config(run.config.model, num_classes=run.dataset["num_classes"])
-        with eval_batches(run.config, cfg, source, mesh) as batches:
+        with eval_batches(
+            run.config, cfg, source, mesh, batch_size=run.config.batch_size
+        ) as batches:
             report = classifier(run.config, cfg).report(run.params, batches)
         probabilities = _first_probabilities(run, cfg, source, mesh)
 
@@ -89,7 +91,7 @@ def evaluate(checkpoint: pathlib.Path, *, split: str = "") -> ClassificationRepo
 def _first_probabilities(run: Run, cfg: VitConfig, source: Source, mesh: Mesh) -> np.ndarray:
     """Class probabilities of the first examples of a split."""
     rows = []
-    with eval_batches(run.config, cfg, source, mesh) as batches:
+    with eval_batches(run.config, cfg, source, mesh, batch_size=run.config.batch_size) as batches:
         for probabilities, batch in predict(
             cfg, run.params, batches, loss_name=run.config.loss.name, mesh=mesh
         ):

@@ -34,6 +34,7 @@ from vit_jax.models import vit_config
 from vit_jax.parallel.mesh import make_mesh
 
 EXIT_BAD_FILES = 1
+BATCH_SIZE = 64  # At most: a training batch of a pod is more than a laptop can hold.
 FORMATS = (".csv", ".jsonl", ".parquet")
 
 
@@ -76,7 +77,12 @@ def predict(
         bad: dict[int, str] = {}
         seen = 0
         with eval_batches(
-            run.config, cfg, Files(files, class_names=names), mesh, on_bad=bad.__setitem__
+            run.config,
+            cfg,
+            Files(files, class_names=names),
+            mesh,
+            batch_size=min(BATCH_SIZE, run.config.batch_size),
+            on_bad=bad.__setitem__,
         ) as batches:
             for rows, _ in predict_batches(
                 cfg, run.params, batches, loss_name=run.config.loss.name, mesh=mesh

@@ -13,7 +13,7 @@ from vit_jax.data import order
 from vit_jax.data.base import Source
 from vit_jax.errors import NonFiniteError
 from vit_jax.models import VitConfig, num_params, train_flops
-from vit_jax.models.attention import resolve_backend
+from vit_jax.models.attention import current_platform, resolve_backend
 from vit_jax.telemetry.clock import SPANS, Clock
 from vit_jax.telemetry.jsonlines import read_jsonl
 
@@ -44,7 +44,7 @@ def describe(
 ) -> str:
     """What is about to happen, in a few lines."""
     device = mesh.devices.flat[0]
-    attention = resolve_backend(cfg, train=True, platform=jax.default_backend())
+    attention = resolve_backend(cfg, train=True, platform=current_platform())
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     return (
         f"model   {config.model.variant} at {cfg.image_size[0]}x{cfg.image_size[1]}: "

@@ -31,6 +31,7 @@ from vit_jax.checkpoints.store import Store
 from vit_jax.config import validate
 from vit_jax.data import mixing, pipeline, transforms
 from vit_jax.data.sources import open_source
+from vit_jax.errors import ConfigError
 from vit_jax.evals.build import build_evals
 from vit_jax.models import Vit, param_shapes, train_flops, vit_config
 from vit_jax.optim import (
@@ -155,8 +156,13 @@ def train(
 
         source = open_source(config.data, split=config.data.split, seed=config.seed)
         cfg = vit_config(config.model, num_classes=source.num_classes)
+        if cfg.num_classes < source.num_classes:
+            raise ConfigError(
+                f"model.num_classes is {cfg.num_classes}, but {source.name} has "
+                f"{source.num_classes} classes."
+            )
         transform = transforms.build(config.data.train_transforms, image_size=cfg.image_size)
-        evals = build_evals(config, cfg, mesh)
+        evals = build_evals(config, cfg, mesh, class_names=source.class_names)
 
         total = total_steps(config, len(source))
         schedule = make_schedule(
@@ -268,7 +274,7 @@ def train(
 
         stack.enter_context(jax.transfer_guard("disallow"))
         for step in range(start, total + 1):
-            log_due = step % config.log.every_steps == 0
+            log_due = step == total or step % config.log.every_steps == 0
             evals_due = [name for name in evals if evals[name].due(step, total)]
             save_due = stopping or step == total or step % config.checkpoint.every_steps == 0
             if step > start and (evals_due or save_due):

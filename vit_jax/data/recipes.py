@@ -43,13 +43,14 @@ def augreg(level: str) -> tuple[Transforms, float]:
     ), mixup_alpha
 
 
-def evaluation(style: str, *, resize: int | None = None) -> Transforms:
+def evaluation(style: str, *, resize: int | None = None, exif: bool | None = None) -> Transforms:
     """How a code base prepares images for evaluation, to the bit where that is possible.
 
     Args:
       style: whose: a key of `EVALUATION`.
       resize: shorter side before the centre crop, in pixels, for the styles that crop: commonly
         256 for 224. Left out: the model's size, nothing but the longer side's ends is cut off.
+      exif: whether to turn pictures as their EXIF says. Left out: as the code base does.
 
     Returns:
       Transforms for `config.data.eval_transforms`.
@@ -62,6 +63,8 @@ def evaluation(style: str, *, resize: int | None = None) -> Transforms:
             f'"{style}" is no known way of evaluation. {did_you_mean(style, EVALUATION)}'
         )
     transforms = tuple(dict(entry) for entry in EVALUATION[style])
+    if exif is not None:
+        transforms[0]["exif"] = exif
     if resize is not None:
         small = [entry for entry in transforms if entry["op"] == "resize_small"]
         if not small:

@@ -1,7 +1,7 @@
 """From `config.evals` to evaluations that the train loop can run."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -9,8 +9,9 @@ from ml_collections import FrozenConfigDict
 
 from vit_jax.data import pipeline, transforms
 from vit_jax.data.base import Source
+from vit_jax.data.blocks import ExampleLoader
 from vit_jax.data.sources import open_source
-from vit_jax.errors import ConfigError, did_you_mean
+from vit_jax.errors import ConfigError, DataError, did_you_mean
 from vit_jax.evals.classification import Classification
 from vit_jax.models import Vit, VitConfig
 from vit_jax.parallel.mesh import batch_sharding
@@ -35,12 +36,24 @@ class Evaluation:
         return step == total_steps or (self.every_steps > 0 and step % self.every_steps == 0)
 
 
-def build_evals(config: FrozenConfigDict, cfg: VitConfig, mesh: Mesh) -> dict[str, Evaluation]:
-    """All of `config.evals` by name; their splits are opened now, so that errors come early.
+def build_evals(
+    config: FrozenConfigDict, cfg: VitConfig, mesh: Mesh, *, class_names: Sequence[str]
+) -> dict[str, Evaluation]:
+    """All of `config.evals` by name.
+
+    Each split is opened, and its first example prepared, now: a mistake should not show at the
+    first evaluation, hours into a run.
+
+    Args:
+      config: of the run.
+      cfg: of its model.
+      mesh: of its batches.
+      class_names: of the split that is trained on.
 
     Raises:
       ConfigError: an entry with an unknown type or key.
-      DataError: a split that does not exist.
+      DataError: a split that does not exist, has other classes, or whose pictures cannot be
+        prepared.
     """
     evals = {}
     evaluator = classifier(config, cfg)  # One, compiled once for all splits.
@@ -51,13 +64,24 @@ def build_evals(config: FrozenConfigDict, cfg: VitConfig, mesh: Mesh) -> dict[st
                 + did_you_mean(str(entry.get("type")), TYPES)
             )
         source = open_source(config.data, split=entry.split, seed=config.seed)
+        if tuple(source.class_names) != tuple(class_names):
+            raise DataError(
+                f"{source.name}: {entry.split} has the classes {_shown(source.class_names)}, and "
+                f"{config.data.split} has {_shown(class_names)}: they must be the same."
+            )
+        transform = transforms.build(config.data.eval_transforms, image_size=cfg.image_size)
+        ExampleLoader(source, transform, 0)(0, epoch=0)
 
         def run(params, source=source):
-            with eval_batches(config, cfg, source, mesh) as batches:
+            with eval_batches(config, cfg, source, mesh, batch_size=config.batch_size) as batches:
                 return evaluator.evaluate(params, batches)
 
         evals[name] = Evaluation(entry.every_steps, run)
     return evals
+
+
+def _shown(names: Sequence[str]) -> str:
+    return f"{len(names)}: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else "")
 
 
 def classifier(config: FrozenConfigDict, cfg: VitConfig) -> Classification:
@@ -76,6 +100,7 @@ def eval_batches(
     source: Source,
     mesh: Mesh,
     *,
+    batch_size: int,
     on_bad: Callable[[int, str], None] | None = None,
 ) -> pipeline.Batches:
     """A split's examples as the run's model is evaluated on: each once, padded by weight 0.
@@ -85,13 +110,15 @@ def eval_batches(
       cfg: of its model.
       source: of the examples.
       mesh: that the batches will lie on; need not be the one of the training.
+      batch_size: rows of a batch, at most; fewer if there are not so many examples. Rounded up to
+        a multiple of the mesh's parts.
       on_bad: see `vit_jax.data.pipeline.eval_batches`.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     return pipeline.eval_batches(
         source,
         transforms.build(config.data.eval_transforms, image_size=cfg.image_size),
-        batch_size=-(-config.batch_size // parts) * parts,
+        batch_size=-(-min(batch_size, len(source)) // parts) * parts,
         sharding=batch_sharding(mesh),
         on_bad=on_bad,
         workers=config.data.workers,

@@ -3,6 +3,8 @@
 Letters in the einsums and shapes: b batch, q query tokens, k key tokens, h heads, d head width.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,8 @@ def resolve_backend(cfg: VitConfig, *, train: bool, platform: str) -> str:
     Args:
       cfg: of the model.
       train: whether dropout is on.
-      platform: "cpu", "gpu" or "tpu", as `jax.default_backend()` says.
+      platform: "cpu", "tpu", "gpu", or "cuda" for a GPU that cuDNN's kernel runs on: see
+        `current_platform`.
 
     Returns:
       "xla" or "cudnn".
@@ -33,7 +36,7 @@ def resolve_backend(cfg: VitConfig, *, train: bool, platform: str) -> str:
     """
     head_width = cfg.width // cfg.num_heads
     obstacles = {
-        f"the platform is {platform}, not gpu": platform != "gpu",
+        f"the platform is {platform}, not an NVIDIA GPU from Ampere on": platform != "cuda",
         f"model.dtype is {cfg.dtype}, not bfloat16": cfg.dtype != "bfloat16",
         f"the head width {head_width} is not a multiple of 8 up to 128": (
             head_width % 8 != 0 or head_width > 128
@@ -47,6 +50,17 @@ def resolve_backend(cfg: VitConfig, *, train: bool, platform: str) -> str:
             'Take "xla", or "auto" to have cudnn where it can run.'
         )
     return "xla" if reasons or cfg.attention == "xla" else "cudnn"
+
+
+def current_platform() -> str:
+    """The platform that JAX computes on, in the words of `resolve_backend`."""
+    platform = jax.default_backend()
+    if platform != "gpu":
+        return platform
+    # "9.0" on an H200; an AMD GPU says "gfx942" or the like.
+    capability = getattr(jax.devices()[0], "compute_capability", "")
+    modern = capability[:1].isdigit() and float(capability) >= 8.0
+    return "cuda" if modern else "gpu"
 
 
 def dot_product_attention(
@@ -113,14 +127,16 @@ class MultiHeadAttention(nn.Module):
         query, key, value = project(x_q, "query"), project(x_kv, "key"), project(x_kv, "value")
         if cfg.qk_norm:
             # Over each head's width, without bias (ViT-22B, arXiv 2302.05442).
-            query = nn.LayerNorm(
-                epsilon=cfg.ln_eps, use_bias=False, dtype=cfg.dtype, name="query_norm"
-            )(query)
-            key = nn.LayerNorm(
-                epsilon=cfg.ln_eps, use_bias=False, dtype=cfg.dtype, name="key_norm"
-            )(key)
+            norm = functools.partial(
+                nn.LayerNorm,
+                epsilon=cfg.ln_eps,
+                use_bias=False,
+                use_fast_variance=False,
+                dtype=cfg.dtype,
+            )
+            query, key = norm(name="query_norm")(query), norm(name="key_norm")(key)
 
-        backend = resolve_backend(cfg, train=self.train, platform=jax.default_backend())
+        backend = resolve_backend(cfg, train=self.train, platform=current_platform())
         weights = None
         if backend == "cudnn" and not self.capture:
             x = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")

@@ -5,6 +5,7 @@ not notice: everything here gives the same update in both layouts.
 """
 
 import re
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -24,18 +25,25 @@ def is_scanned(path: str) -> bool:
     return path.startswith("encoder/blocks/")
 
 
-def per_layer(tx: optax.GradientTransformation, params: PyTree) -> optax.GradientTransformation:
-    """Apply a transformation to each block of a scanned parameter by itself.
+def per_layer(
+    tx: optax.GradientTransformation, params: PyTree, *, where: Callable[[str], bool]
+) -> optax.GradientTransformation:
+    """Apply a transformation to some parameters, to each block of a scanned one by itself.
 
     For transformations that look at a parameter as a whole, such as at its norm.
 
     Args:
       tx: treats every parameter independently of the others.
       params: parameters, or their shapes.
+      where: which parameters, by path; the others' updates stay as they are.
     """
-    labels = paths.map_with_path(lambda p, _: "scanned" if is_scanned(p) else "single", params)
+
+    def label(path, _):
+        return "other" if not where(path) else "scanned" if is_scanned(path) else "single"
+
+    labels = paths.map_with_path(label, params)
     over_blocks = optax.GradientTransformation(jax.vmap(tx.init), jax.vmap(tx.update))
-    transforms = {"scanned": over_blocks, "single": tx}
+    transforms = {"scanned": over_blocks, "single": tx, "other": optax.identity()}
     present = set(jax.tree.leaves(labels))  # vmap over nothing is an error.
     return optax.partition({name: transforms[name] for name in sorted(present)}, labels)
 

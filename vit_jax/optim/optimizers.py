@@ -105,7 +105,13 @@ def _direction(
         case "lion":  # Chen et al. 2023, arXiv 2302.06675.
             return optax.scale_by_lion(b1=c.b1, b2=c.b2, mu_dtype=c.momentum_dtype)
         case "lamb":  # You et al. 2019, arXiv 1904.00962.
-            trust = layers.per_layer(optax.scale_by_trust_ratio(), params)
+            # The trust ratio |p| / |u| would hold what starts at zero (head, biases, class token)
+            # near zero for ever; as usual it is for kernels alone.
+            trust = layers.per_layer(
+                optax.scale_by_trust_ratio(),
+                params,
+                where=lambda path: path.endswith("/kernel") and not path.startswith("head/"),
+            )
             return optax.chain(adam, decay, trust)
         case "muon":
             return scale_by_muon_and_adam(
@@ -145,7 +151,7 @@ def _check(c: ConfigDict) -> None:
     if c.momentum_dtype not in _MOMENTUM_DTYPES:
         hint = did_you_mean(c.momentum_dtype, _MOMENTUM_DTYPES)
         raise ConfigError(f"optim.momentum_dtype={c.momentum_dtype!r}: {hint}")
-    for key in ("lr", "weight_decay", "clip_norm", "clip_rms"):
+    for key in ("lr", "weight_decay", "clip_norm", "clip_rms", "sam_rho"):
         if c[key] < 0:
             raise ConfigError(f"optim.{key}={c[key]} must not be negative.")
     for key in ("b1", "b2", "momentum"):

@@ -155,5 +155,7 @@ def _in_steps(
         case "examples":
             steps = value / batch_size
         case "percent":
-            steps = value * total_steps
+            # At most all steps but one, so that the shortest trial run has a warm-up that fits.
+            steps = min(value * total_steps, max(total_steps - 1, 0)) if value < 1 else total_steps
+            return max(min(1, total_steps - 1), round(steps)) if value else 0
     return max(1, round(steps)) if value else 0
