@@ -33,7 +33,7 @@ def test_nothing_in_a_frozen_config_changes():
 
 def test_json_and_back(tmp_path):
     config = small_config(total_epochs=1.5, total_steps=None, mix__mixup_alpha=0.2)
-    workdirs.claim(tmp_path, config, allow_config_change=False)
+    workdirs.claim(tmp_path, config, {})
     assert workdirs.read_config(tmp_path) == config
     plain = json.loads((tmp_path / "config.json").read_text())
     assert plain["data"]["train_transforms"][1] == {"op": "random_crop", "padding": 1}

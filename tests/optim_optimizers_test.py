@@ -124,7 +124,7 @@ def test_optimizer_equals_its_paper_in_float64(paper):
 def test_lamb_moves_a_head_that_starts_at_zero():
     params, grads = small_tree(0), small_tree(1)
     params["head"]["kernel"] = params["head"]["kernel"] * 0
-    trajectory, _ = run(optim_config(name="lamb", lr=LR, eps=EPS), params, [grads])
+    trajectory, _ = run(optim_config(name="lamb", lr=LR), params, [grads])
     np.testing.assert_allclose(np.abs(trajectory[0]["head/kernel"]), LR, rtol=1e-3)
 
 

@@ -135,10 +135,13 @@ def test_the_step_keeps_its_constraints_and_donates_its_state(mesh):
     assert compiled.memory_analysis().alias_size_in_bytes > state_bytes / 8  # Donated.
 
 
-@pytest.mark.parametrize("flag", [False, True])
-def test_all_processes_learn_of_a_stop(flag):
+@pytest.mark.parametrize("told", [None, 0, 5])
+def test_all_processes_learn_of_a_stop(told):
     mesh = make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
+    flags = [processes.flag_array(value, mesh) for value in (False, True)]
+    assert flags[0].shape == (8,) and len(flags[0].addressable_shards) == 8
+    # As if each device were a process, and one of them had been told.
+    shards = [flags[i == told].addressable_shards[i].data for i in range(8)]
+    mixed = jax.make_array_from_single_device_arrays((8,), flags[0].sharding, shards)
     with jax.set_mesh(mesh):
-        array = processes.flag_array(flag, mesh)
-        assert bool(jax.jit(processes.any_flag)(array)) is flag
-    assert array.shape == (8,) and len(array.addressable_shards) == 8
+        assert bool(jax.jit(processes.any_flag)(mixed)) is (told is not None)

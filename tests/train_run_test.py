@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from tests.pictures import make
 from tests.small_run import run, small_config, train_on_one
 from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import classification_eval
 from vit_jax.data import pipeline
 from vit_jax.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from vit_jax.evaluate import evaluate
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import EXIT_STOPPED
@@ -70,7 +72,10 @@ def test_the_same_config_gives_the_same_bits(tmp_path):
 
 
 class Killed(BaseException):
-    """Stands for kill -9: nothing catches it."""
+    """A sudden end inside the process, after which what is open is closed.
+
+    (`cli_test` has kill -9, after which nothing is.)
+    """
 
 
 def kill_at(monkeypatch, draw):
@@ -151,6 +156,42 @@ def test_a_wrong_config_leaves_no_workdir(tmp_path):
     with pytest.raises(ConfigError):
         train_on_one(small_config(optim__name="adamx"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_could_not_start_may_be_mended(tmp_path):
+    with pytest.raises(CheckpointError):
+        train_on_one(small_config(init_from=str(tmp_path / "typo")), tmp_path / "run")
+    run(tmp_path / "run")
+
+
+def test_a_change_that_does_not_fit_changes_nothing(tmp_path):
+    run(tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    for changes, error in (
+        ({"model__depth": 3}, CheckpointError),
+        ({"total_steps": 4}, ConfigError),
+    ):
+        with pytest.raises(error):
+            train_on_one(small_config(**changes), tmp_path, allow_config_change=True)
+        assert (tmp_path / "config.json").read_bytes() == before
+    run(tmp_path)
+
+
+def test_other_classes_under_the_same_config_are_refused(tmp_path):
+    folder = tmp_path / "pictures"
+    make(folder, each=12)
+    changes = {
+        "data__source": "image_folder", "data__data_dir": str(folder), "data__split": "train",
+        "model__channels": 3, "evals": ConfigDict(),
+        "data__train_transforms": ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"}),
+        "data__eval_transforms": ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"}),
+    }  # fmt: skip
+    run(tmp_path / "run", **changes)
+    (folder / "flower").rename(folder / "zinnia")
+    with pytest.raises(ConfigError, match="class_names"):
+        train_on_one(small_config(**changes), tmp_path / "run")
+    with pytest.raises(DataError, match="was trained on"):
+        evaluate(tmp_path / "run", split="test")
 
 
 def test_a_nonfinite_loss_stops_the_run_and_spares_the_checkpoint(tmp_path):
@@ -262,6 +303,6 @@ def test_what_would_fail_later_fails_before_the_run(tmp_path, changes, error, me
 
 
 def test_the_shortest_run_ends_well(tmp_path):
-    lines = run(tmp_path, total_steps=1, evals=ConfigDict(), log__every_steps=50,
-                optim__schedule__warmup_steps=None, optim__schedule__warmup_percent=0.1)  # fmt: skip
+    warmup = {"optim__schedule__warmup_steps": None, "optim__schedule__warmup_percent": 0.1}
+    lines = run(tmp_path, total_steps=1, evals=ConfigDict(), log__every_steps=50, **warmup)
     assert [line["step"] for line in lines] == [1] and (tmp_path / "curves.png").exists()

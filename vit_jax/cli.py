@@ -46,7 +46,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 def _check_config_file(argv: Sequence[str]) -> None:
     """Raises ConfigError if --config names a file that is not there."""
-    for flag in argv:
+    joined = re.sub(r"(?<!\S)(--?config)\n", r"\1=", "\n".join(argv))  # `--config FILE`, too.
+    for flag in joined.split("\n"):
         match = re.fullmatch(r"--?config=(?P<path>[^:]*)(:.*)?", flag)
         if match and not pathlib.Path(match["path"]).is_file():
             path = pathlib.Path(match["path"])
@@ -112,6 +113,17 @@ def read_config(holder: flags.FlagHolder) -> FrozenConfigDict:
                 if leaf in section:
                     section[leaf] = None
     return freeze(config)
+
+
+def local_path(path: str, *, flag: str) -> pathlib.Path:
+    """A flag's value as a path; ~ is the home folder.
+
+    Raises:
+      ConfigError: it is an address, such as gs://..., which this release cannot write to.
+    """
+    if "://" in path:
+        raise ConfigError(f"--{flag}={path}: only folders of this machine (or mounted) will do.")
+    return pathlib.Path(path).expanduser()
 
 
 def no_arguments(argv: Sequence[str]) -> None:

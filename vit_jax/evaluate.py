@@ -28,7 +28,7 @@ from vit_jax.checkpoints.load import Run, load_run
 from vit_jax.data import transforms
 from vit_jax.data.base import Source
 from vit_jax.data.sources import open_source
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, DataError
 from vit_jax.evals.build import classifier, eval_batches
 from vit_jax.evals.classification import ClassificationReport
 from vit_jax.evals.probabilities import predict
@@ -59,6 +59,12 @@ def evaluate(checkpoint: pathlib.Path, *, split: str = "") -> ClassificationRepo
         if not split:
             raise ConfigError("The run's config evaluates no split: name one with --split.")
         source = open_source(run.config.data, split=split, seed=run.config.seed)
+        names = run.dataset["class_names"]
+        if list(source.class_names) != names[: source.num_classes]:
+            raise DataError(
+                f"{source.name}, {split}, has the classes {', '.join(source.class_names[:9])}; the "
+                f"model was trained on {', '.join(names[:9])}: what it says would mean nothing."
+            )
         cfg = vit_config(run.config.model, num_classes=run.dataset["num_classes"])
         with eval_batches(
             run.config, cfg, source, mesh, batch_size=run.config.batch_size
@@ -70,7 +76,6 @@ def evaluate(checkpoint: pathlib.Path, *, split: str = "") -> ClassificationRepo
         slug = re.sub(r"[^\w.-]+", "_", split).strip("_")
         folder = run.workdir if split == usual else run.workdir / f"evaluation-{slug}"
         folder.mkdir(exist_ok=True)
-        names = run.dataset["class_names"]
         head = {"data": source.name, "split": split, "step": run.step}
         workdirs.write_json(
             folder / "evaluation.json", head | json.loads(report.to_json(class_names=names))
@@ -83,7 +88,7 @@ def evaluate(checkpoint: pathlib.Path, *, split: str = "") -> ClassificationRepo
             f"{source.name}, {split}, after {run.step:,} steps: "
             f"{report.count:,} examples, top-1 {report.top1:.2%}, top-5 {report.top5:.2%}, "
             f"loss {report.loss:.4f}, calibration error {report.ece:.2%}\n"
-            f"Written to {folder}: evaluation.json, confusion.png, predictions.png, samples/"
+            f"Written to {folder}."
         )
     return report
 
@@ -132,6 +137,6 @@ if __name__ == "__main__":
     def main(argv: Sequence[str]) -> None:
         cli.no_arguments(argv)
         processes.start()
-        evaluate(pathlib.Path(_WORKDIR.value), split=_SPLIT.value)
+        evaluate(cli.local_path(_WORKDIR.value, flag="workdir"), split=_SPLIT.value)
 
     cli.run(main)

@@ -91,18 +91,23 @@ def predict(
                     yield _prediction(files[seen], row, names, top_k, bad.get(seen, ""))
                     seen += 1
         for i in range(seen, len(files)):  # No file at all could be read: there was no batch.
-            yield Prediction(str(files[i]), error=bad[i])
+            yield Prediction(_shown(files[i]), error=bad[i].removeprefix(f"{files[i]}: "))
 
 
 def _prediction(
     path: pathlib.Path, probabilities: np.ndarray, names: Sequence[str], top_k: int, error: str
 ) -> Prediction:
     if error:
-        return Prediction(str(path), error=error.removeprefix(f"{path}: "))
+        return Prediction(_shown(path), error=error.removeprefix(f"{path}: "))
     best = np.argsort(-probabilities, kind="stable")[:top_k]
     return Prediction(
-        str(path), tuple(names[i] for i in best), tuple(float(probabilities[i]) for i in best)
+        _shown(path), tuple(names[i] for i in best), tuple(float(probabilities[i]) for i in best)
     )
+
+
+def _shown(path: pathlib.Path) -> str:
+    """A path as text that can be written; file names need not be UTF-8."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def write(predictions: Sequence[Prediction], output: pathlib.Path) -> None:
@@ -158,13 +163,14 @@ if __name__ == "__main__":
     flags.mark_flag_as_required("checkpoint")
 
     def main(argv: Sequence[str]) -> int:
-        output = pathlib.Path(_OUTPUT.value)
+        checkpoint = cli.local_path(_CHECKPOINT.value, flag="checkpoint")
+        output = cli.local_path(_OUTPUT.value, flag="output")
         if _OUTPUT.value and output.suffix not in FORMATS:
             raise ConfigError(f"--output={output}: " + did_you_mean(output.suffix, FORMATS))
         if _OUTPUT.value and not output.absolute().parent.is_dir():
             raise ConfigError(f"--output={output}: there is no folder {output.parent}.")
         predictions = []
-        for prediction in predict(pathlib.Path(_CHECKPOINT.value), argv[1:], top_k=_TOP_K.value):
+        for prediction in predict(checkpoint, argv[1:], top_k=_TOP_K.value):
             predictions.append(prediction)
             if not _OUTPUT.value or prediction.error:
                 print(_line(prediction))

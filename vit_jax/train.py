@@ -49,6 +49,7 @@ from vit_jax.reports import check_finite, conclusion, describe
 from vit_jax.state import TrainState, make_init, starting_point, state_layout
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.devices import peak_flops
+from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.telemetry.profiler import StepProfiler
 from vit_jax.telemetry.progress import Progress
 from vit_jax.telemetry.writers import MetricWriter
@@ -146,6 +147,7 @@ def train(
     with ExitStack() as stack:
         # --- Devices, data, model, optimizer
 
+        stop_asked = stack.enter_context(processes.stop_signals())
         validate(config)
         is_main = jax.process_index() == 0
         if config.log.compilation_cache:
@@ -178,11 +180,10 @@ def train(
             peak_flops=peak_flops(mesh.devices.flat[0].device_kind),
         )
 
-        # --- The work directory, once all of the config has been understood
+        # --- The work directory: whose is it, and where has it got to?
 
-        if is_main:
-            workdirs.claim(workdir, config, allow_config_change=allow_config_change)
-            workdirs.write_dataset(workdir, source)
+        dataset = workdirs.describe_dataset(source, num_classes=cfg.num_classes)
+        workdirs.check_claim(workdir, config, dataset, allow_config_change=allow_config_change)
         store = stack.enter_context(
             Store(
                 workdir / workdirs.CHECKPOINTS,
@@ -200,6 +201,11 @@ def train(
             layout = state_layout(jax.eval_shape(init, jax.random.key(0)), mesh)
             state, chrono = starting_point(config, store, init, layout, mesh)
             start = int(state.step)
+            if start > total:
+                raise ConfigError(
+                    f"The state to go on from is of step {start:,}, beyond the end of this run at "
+                    f"{total:,}: raise total_steps, _epochs or _examples."
+                )
             if chrono is not None:
                 clock.load_state_dict(chrono["clock"])
         train_step = jax.jit(
@@ -209,6 +215,9 @@ def train(
         )
 
         # --- Batches in, reports out
+
+        if is_main:
+            workdirs.claim(workdir, config, dataset)
 
         batches = stack.enter_context(
             pipeline.train_batches(
@@ -244,7 +253,6 @@ def train(
         profiler = stack.enter_context(StepProfiler(workdir, steps=config.log.profile_steps))
         progress.note(describe(config, cfg, source, mesh, start=start, total=total))
 
-        stop_asked = stack.enter_context(processes.stop_signals())
         flag = {value: processes.flag_array(value, mesh) for value in (False, True)}
         stopping = False
         pending = None  # Metrics of the last update, perhaps still being computed.
@@ -331,7 +339,7 @@ def train(
             )
             return EXIT_STOPPED
         writer.flush()
-        if is_main:
+        if is_main and read_jsonl(workdir / "metrics.jsonl"):
             figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")
         progress.note(conclusion(workdir, clock, total))
         return 0
@@ -351,7 +359,7 @@ if __name__ == "__main__":
         processes.start()
         return train(
             cli.read_config(_CONFIG),
-            pathlib.Path(_WORKDIR.value),
+            cli.local_path(_WORKDIR.value, flag="workdir"),
             allow_config_change=_ALLOW_CONFIG_CHANGE.value,
         )
 

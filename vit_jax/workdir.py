@@ -85,25 +85,51 @@ def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def claim(workdir: pathlib.Path, config: FrozenConfigDict, *, allow_config_change: bool) -> None:
-    """Makes `workdir` this run's, or finds that it is: writes config.json if there is none.
+def check_claim(
+    workdir: pathlib.Path,
+    config: FrozenConfigDict,
+    dataset: Mapping[str, Any],
+    *,
+    allow_config_change: bool,
+) -> None:
+    """Checks that a work directory is this run's, or nobody's; writes nothing.
+
+    It is a run's from the first checkpoint on: what failed before that may be mended.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      dataset: what `describe_dataset` says of its data.
+      allow_config_change: whether a difference is meant.
 
     Raises:
-      ConfigError: the work directory belongs to another config, whose difference is shown.
+      ConfigError: the work directory belongs to a run with another config, or whose data set had
+        other classes or another number of examples; the difference is shown.
+    """
+    started = any((workdir / CHECKPOINTS).glob("[0-9]*"))
+    if allow_config_change or not started:
+        return
+    diff = config_diff(config_to_json(read_config(workdir)), config_to_json(config))
+    diff += config_diff(read_dataset(workdir), dataset)
+    if diff:
+        raise ConfigError(
+            f"{workdir} holds a run with another config or other data:\n" + "\n".join(diff) + "\n"
+            "Choose another --workdir, or pass --allow_config_change to go on with the new one."
+        )
+
+
+def claim(workdir: pathlib.Path, config: FrozenConfigDict, dataset: Mapping[str, Any]) -> None:
+    """Writes what the run is into its work directory, once it is known to be able to start.
+
+    Raises:
+      ConfigError: the work directory cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / CONFIG, config_to_json(config))
+        write_json(workdir / DATASET, dataset)
     except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be made: {error.strerror}.") from error
-    path, new = workdir / CONFIG, config_to_json(config)
-    if path.exists():
-        diff = config_diff(config_to_json(read_config(workdir)), new)
-        if diff and not allow_config_change:
-            raise ConfigError(
-                f"{workdir} holds a run with another config:\n" + "\n".join(diff) + "\n"
-                "Choose another --workdir, or pass --allow_config_change to go on with the new one."
-            )
-    write_json(path, new)
+        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}.") from error
 
 
 def read_config(workdir: pathlib.Path) -> FrozenConfigDict:
@@ -137,14 +163,19 @@ def read_dataset(workdir: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(f"{workdir / DATASET} cannot be read: {error}") from error
 
 
-def write_dataset(workdir: pathlib.Path, source: Source) -> None:
-    """Keeps what the outputs of a model trained on `source` mean."""
-    description = {
+def describe_dataset(source: Source, *, num_classes: int) -> dict[str, Any]:
+    """What the outputs of a model trained on `source` mean; outputs beyond its classes get names.
+
+    Args:
+      source: what is trained on.
+      num_classes: of the model.
+    """
+    names = list(source.class_names)
+    return {
         "name": source.name,
         "split": source.split,
         "num_examples": len(source),
-        "num_classes": source.num_classes,
-        "class_names": list(source.class_names),
+        "num_classes": num_classes,
+        "class_names": names + [f"class {i}" for i in range(len(names), num_classes)],
         "channels": source.channels,
     }
-    write_json(workdir / DATASET, description)

@@ -5,6 +5,7 @@ where there is no averaging), and `chrono`, a small JSON with the step and the c
 aside and renamed when complete, so a run that is killed during a save never leaves a half one.
 """
 
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -97,21 +98,23 @@ class Store:
           chrono: plain data that is kept beside them.
           metrics: by which the best checkpoint is chosen.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    item: ocp.args.StandardSave(arrays[item])
-                    for item in ARRAYS
-                    if jax.tree.leaves(arrays[item])  # Orbax has no empty items.
-                },
-                chrono=ocp.args.JsonSave(dict(chrono)),
-            ),
-            # A step that was not evaluated cannot be the best.
-            metrics={self._best_metric: metrics[self._best_metric]}
-            if self._best_metric in metrics
-            else None,
+        args = ocp.args.Composite(
+            **{
+                item: ocp.args.StandardSave(arrays[item])
+                for item in ARRAYS
+                if jax.tree.leaves(arrays[item])  # Orbax has no empty items.
+            },
+            chrono=ocp.args.JsonSave(dict(chrono)),
         )
+        # A step that was not evaluated cannot be the best.
+        best = self._best_metric in metrics
+        # The train loop forbids implicit transfers, and Orbax's copies to the host are such.
+        with jax.transfer_guard("allow"):
+            self._manager.save(
+                step,
+                args=args,
+                metrics={self._best_metric: metrics[self._best_metric]} if best else None,
+            )
 
     def wait(self) -> None:
         """Returns when the last save is on disk; raises what went wrong with it."""
@@ -178,7 +181,8 @@ class Store:
             return step, arrays, chrono
         if errors:
             raise CheckpointError(
-                f"None of the checkpoints {steps} in {self.folder} can be read: {errors[0][1]}"
+                f"None of the checkpoints {steps} in {self.folder} can be read: {errors[0][1]}. To "
+                "start anew, choose another --workdir."
             )
         return None
 
@@ -190,8 +194,10 @@ class Store:
         """
         try:
             metadata = self._manager.item_metadata(step).get(item)
-            if metadata is None:  # Nothing was saved under this name.
-                return {}
+            if metadata is None:
+                if (self.folder / str(step) / item).exists():
+                    raise FileNotFoundError(f"{item} has no metadata")
+                return {}  # Nothing was saved under this name.
             tree = metadata.tree
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
         except Exception as error:
@@ -219,7 +225,10 @@ class Store:
 
     def _set_aside(self, step):
         source = self.folder / str(step)
-        target = self.folder.parent / f"{self.folder.name}.{BROKEN}.{step}"
+        name, tries = f"{self.folder.name}.{BROKEN}.{step}", itertools.count(2)
+        target = self.folder.parent / name
+        while target.exists():
+            target = self.folder.parent / f"{name}.{next(tries)}"
         if jax.process_index() == 0:
             source.rename(target)
         logging.warning("Moved the broken checkpoint %s to %s.", source, target)

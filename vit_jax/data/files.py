@@ -28,6 +28,7 @@ def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
             file
             for file in path.rglob("*")
             if file.suffix.lower() in EXTENSIONS
+            and file.is_file()
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
         )
         if not inside:

@@ -74,7 +74,7 @@ class Vit(nn.Module):
         if cfg.pool == "map":
             x = MapHead(cfg, name="map_head")(x)
         else:
-            x = x[:, 0] if cfg.pool == "token" else x.mean(axis=1)
+            x = x[:, 0] if cfg.pool == "token" else x.astype(jnp.float32).mean(axis=1)
         x = x.astype(jnp.float32)
         if cfg.rep_size:
             x = nn.tanh(nn.Dense(cfg.rep_size, name="pre_logits")(x))

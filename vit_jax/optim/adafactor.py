@@ -42,4 +42,4 @@ def scale_by_adafactor(
     if clip_rms:
         scale = optax.chain(scale, optax.clip_by_block_rms(clip_rms))
     average = optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype)
-    return optax.chain(layers.per_layer(scale, params), average)
+    return optax.chain(layers.per_layer(scale, params, where=lambda path: True), average)

@@ -11,18 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vit_jax.errors import ConfigError
 from vit_jax.parallel.constraints import AXES
 
 
 def start() -> None:
     """Joins the run's other processes, if there are any.
 
-    On a Cloud TPU pod, under Slurm and under Open MPI JAX finds the others by itself. Elsewhere
-    set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. With none of these the run
-    has one process.
+    Under Slurm's srun, Open MPI and GKE's TPU slices JAX finds the others by itself. Elsewhere set
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. With none of these the run has
+    one process.
+
+    Raises:
+      ConfigError: the first of the three is set without the others.
     """
     explicit = "JAX_COORDINATOR_ADDRESS" in os.environ
-    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    # Only a step that srun started has its peers running; a batch script alone does not.
+    slurm = "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     mpi = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
     tpu_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     if not (explicit or slurm or mpi or tpu_pod):
@@ -30,7 +35,9 @@ def start() -> None:
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     named = {}
-    if explicit and "JAX_NUM_PROCESSES" in os.environ:
+    if explicit:
+        if missing := {"JAX_NUM_PROCESSES", "JAX_PROCESS_ID"} - os.environ.keys():
+            raise ConfigError(f"JAX_COORDINATOR_ADDRESS is set: set {sorted(missing)} as well.")
         named = {
             "num_processes": int(os.environ["JAX_NUM_PROCESSES"]),
             "process_id": int(os.environ["JAX_PROCESS_ID"]),
