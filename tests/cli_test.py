@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.pictures import make
+from vit_jax.telemetry.jsonlines import read_jsonl
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -147,10 +148,7 @@ def test_two_processes_train_as_one(tmp_path):
         _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
     assert call("train", *flags, "--config.mesh.data=4", f"--workdir={tmp_path / 'one'}")[0] == 0
-    two, one = (
-        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").open()]
-        for run in ("two", "one")
-    )
+    two, one = (read_jsonl(tmp_path / run / "metrics.jsonl") for run in ("two", "one"))
     assert len(two) == 6
     for a, b in zip(two, one, strict=True):
         assert a["train/loss"] == pytest.approx(b["train/loss"], abs=1e-5)
