@@ -8,7 +8,9 @@ dataset-fashion-mnist, or of the folder that --config.data.manual_dir names.
 Arguments: epochs.
 
 Hardware and time: 2 cores of an AMD EPYC: 21 minutes, 600 img/s (measured).
-Expected: 90.55% test accuracy (measured, seed 0). A longer run, `:epochs=40`, is not measured.
+Expected: 90.55% test accuracy (measured, seed 0). A longer run: 91.67% after `:epochs=8` more from
+its checkpoint (--config.init_from=..., --config.init_skip='()', --config.optim.lr=1e-3,
+--config.seed=1; 14 minutes, measured).
 """
 
 from ml_collections import ConfigDict
