@@ -158,6 +158,13 @@ def test_a_wrong_config_leaves_no_workdir(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_workdir_that_cannot_be_is_said(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        train_on_one(small_config(), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_a_run_that_could_not_start_may_be_mended(tmp_path):
     with pytest.raises(CheckpointError):
         train_on_one(small_config(init_from=str(tmp_path / "typo")), tmp_path / "run")

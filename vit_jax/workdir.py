@@ -92,7 +92,7 @@ def check_claim(
     *,
     allow_config_change: bool,
 ) -> None:
-    """Checks that a work directory is this run's, or nobody's; writes nothing.
+    """Makes the work directory, or checks that it is this run's, or nobody's.
 
     It is a run's from the first checkpoint on: what failed before that may be mended.
 
@@ -103,9 +103,13 @@ def check_claim(
       allow_config_change: whether a difference is meant.
 
     Raises:
-      ConfigError: the work directory belongs to a run with another config, or whose data set had
-        other classes or another number of examples; the difference is shown.
+      ConfigError: the work directory cannot be made; or it belongs to a run with another config,
+        or whose data set had other classes or another number of examples: the difference is shown.
     """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be made: {error.strerror}.") from error
     started = any((workdir / CHECKPOINTS).glob("[0-9]*"))
     if allow_config_change or not started:
         return
@@ -125,7 +129,6 @@ def claim(workdir: pathlib.Path, config: FrozenConfigDict, dataset: Mapping[str,
       ConfigError: the work directory cannot be written.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / CONFIG, config_to_json(config))
         write_json(workdir / DATASET, dataset)
     except OSError as error:
