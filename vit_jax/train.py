@@ -322,6 +322,7 @@ def train(
                     compiled = train_step.lower(state, batch, stop).compile()
             with clock.span("step"), profiler.step(step):
                 state, metrics = compiled(state, batch, stop)
+                meshes.wait_if_simulated(metrics)
             profiler.after(step, metrics)
             clock.count(config.batch_size)
             if pending is not None:  # The update before this one, while this one is computed.
