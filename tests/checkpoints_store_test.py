@@ -1,15 +1,22 @@
 """Checkpoints come back to the bit, on any mesh; broken ones are set aside."""
 
 import os
+import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from vit_jax.checkpoints.store import MismatchError, Store
+from tests.conftest import ROOT
+from vit_jax.checkpoints.digests import digests
+from vit_jax.checkpoints.faults import MismatchError
+from vit_jax.checkpoints.store import Store
 from vit_jax.errors import CheckpointError
 from vit_jax.parallel.mesh import make_mesh
 
@@ -150,3 +157,162 @@ def test_reads_one_item_without_knowing_the_others(tmp_path):
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
     with Store(tmp_path / "new") as store:
         assert store.restore_newest({}) is None and store.steps() == []
+
+
+def flip(path, *, byte, bit):
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
+    split = NamedSharding(mesh(fsdp=2), PartitionSpec("fsdp"))
+    saved = state(0)
+    saved["params"]["a"]["kernel"] = jax.random.normal(jax.random.key(0), (64, 64))
+    saved["opt_state"], saved["params"] = {}, jax.device_put(saved["params"], split)
+    with Store(tmp_path) as store:
+        store.save(1, saved, {"seconds": 1.0}, metrics={})
+    files = [p for p in (tmp_path / "1").rglob("*") if p.is_file() and p.stat().st_size]
+    rng = np.random.default_rng(0)
+    found = []
+    for path in files:
+        whole = path.read_bytes()
+        for _ in range(12):
+            flip(path, byte=int(rng.integers(len(whole))), bit=int(rng.integers(8)))
+            try:
+                with Store(tmp_path, read_only=True) as store:
+                    arrays, _ = store.restore(1, targets(saved, split))
+                assert_same_bits(arrays, saved)  # It was in what nobody reads.
+            except CheckpointError as error:
+                found.append(str(error))
+            path.write_bytes(whole)
+    # Numbers that do not compress are stored as they are: no library notices.
+    assert any("damaged" in message and "kernel" in message for message in found), found
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_file_system_that_is_away_for_a_moment_breaks_nothing(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    with Store(folder, keep_last=2) as store:
+        for step in (1, 2):
+            store.save(step, state(step), {}, metrics={})
+
+    def away(self, *args, **kwargs):
+        raise OSError(116, os.strerror(116))
+
+    with Store(folder) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(ocp.StandardCheckpointHandler, "restore", away)
+            with pytest.raises(CheckpointError, match=r"cannot be read now: .*Stale"):
+                store.restore_newest(targets(state(0)))
+        assert store.restore_newest(targets(state(0)))[0] == 2
+    assert not list(tmp_path.glob("*broken*"))
+
+
+def test_reads_another_dtype_than_was_saved(tmp_path):
+    saved = state(0)
+    with Store(tmp_path) as store:
+        store.save(1, saved, {}, metrics={})
+    wanted = targets(saved)
+    wanted["opt_state"][0]["mu"] = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+    with Store(tmp_path) as store:
+        arrays, _ = store.restore(1, wanted)
+    mu = arrays["opt_state"][0]["mu"]
+    assert mu.dtype == jnp.float32
+    np.testing.assert_array_equal(mu, saved["opt_state"][0]["mu"].astype(jnp.float32))
+
+
+def murmur(x):
+    x %= 2**32
+    x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+    x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
+    return x ^ x >> 16
+
+
+def test_digests_are_the_same_on_every_mesh_and_see_each_bit_and_place():
+    tree = {
+        "kernel": np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32),
+        "mu": np.arange(64).reshape(8, 8).astype(jnp.bfloat16),
+        "count": np.int32(7),
+        "flags": np.array([True, False] * 4),
+    }
+    want = digests(jax.tree.map(jnp.asarray, tree))
+    for spec, sizes in ((("fsdp",), {"fsdp": 8}), ((None, "tensor"), {"data": 2, "tensor": 4})):
+        on = mesh(**sizes)
+
+        def put(x, on=on, spec=spec):
+            fits = np.ndim(x) == 2
+            return jax.device_put(x, NamedSharding(on, PartitionSpec(*spec if fits else ())))
+
+        assert digests(jax.tree.map(put, tree)) == want
+    # The definition, in whole numbers.
+    bits = tree["kernel"].view(np.uint32).ravel().tolist()
+    assert (
+        want["kernel"] == sum(murmur(b ^ (i * 2_654_435_769)) for i, b in enumerate(bits)) % 2**32
+    )
+    for change in (lambda x: x[::-1], lambda x: -x, lambda x: np.roll(x, 1, axis=1)):
+        changed = {**tree, "kernel": change(tree["kernel"]).copy()}
+        other = digests(jax.tree.map(jnp.asarray, changed))
+        assert other["kernel"] != want["kernel"] and other["mu"] == want["mu"]
+
+
+FULL_DISK = """
+import sys, jax.numpy as jnp, pathlib
+from vit_jax.checkpoints.store import Store
+from vit_jax.errors import CheckpointError
+import numpy as np
+folder = pathlib.Path(sys.argv[1], "checkpoints")
+rng = np.random.default_rng(0)
+def save(store, step, size):
+    params = {"kernel": jnp.asarray(rng.normal(size=size).astype(np.float32))}
+    store.save(step, {"params": params, "opt_state": {}, "ema": {}}, {}, metrics={})
+try:
+    with Store(folder, keep_last=2) as store:
+        save(store, 1, 100_000)
+        store.wait()
+        save(store, 2, 2_000_000)
+        store.wait()
+except CheckpointError as error:
+    print(error)
+with Store(folder) as store:
+    print("LEFT", store.steps(), [p.name for p in folder.iterdir()])
+    save(store, 3, 100_000)
+    store.wait()
+    print("LATER", store.steps())
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("this user may not mount a small file system")
+    script = tmp_path / "script.py"
+    script.write_text(FULL_DISK)
+    small = tmp_path / "small"
+    small.mkdir()
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c",
+         f"mount -t tmpfs -o size=4m tmpfs {small} && {sys.executable} {script} {small}"],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "could not be written" in done.stdout and "No space left" in done.stdout, done.stdout
+    assert "of step 1, is kept" in done.stdout
+    assert "LEFT [1] ['1']" in done.stdout and "LATER [3]" in done.stdout, done.stdout
+
+
+def test_an_old_checkpoint_is_never_half_deleted_under_its_name(tmp_path, monkeypatch):
+    with Store(tmp_path, keep_last=1) as store:
+        with monkeypatch.context() as killed:  # As after a kill between the move and its deletion.
+            killed.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+            for step in (1, 2):
+                store.save(step, state(step), {}, metrics={})
+            store.wait()
+        assert store.steps() == [2]
+    assert not (tmp_path / ".deleted").exists()  # Leaving tidies up.
+    (tmp_path / ".deleted" / "1" / "params").mkdir(parents=True)
+    with Store(tmp_path, read_only=True):
+        assert (tmp_path / ".deleted" / "1").exists()
+    with Store(tmp_path, keep_last=1) as store:
+        assert not (tmp_path / ".deleted" / "1").exists() and store.steps() == [2]

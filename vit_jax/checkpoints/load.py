@@ -1,18 +1,22 @@
 """Reading the parameters of a run, given its work directory or one of its checkpoints."""
 
 import dataclasses
-import pathlib
 import re
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
+from vit_jax import storage
 from vit_jax import workdir as workdirs
 from vit_jax.checkpoints.store import Store
+from vit_jax.config import validate
 from vit_jax.errors import CheckpointError, did_you_mean
+from vit_jax.models import param_shapes, vit_config
+from vit_jax.optim.paths import matching
 from vit_jax.parallel.rules import param_shardings, path_name
 
 
@@ -20,27 +24,34 @@ from vit_jax.parallel.rules import param_shardings, path_name
 class Location:
     """A run's work directory and the step of one of its checkpoints."""
 
-    workdir: pathlib.Path
+    workdir: epath.Path
     step: int
+    newest: int
+    """The step of the run's newest checkpoint."""
 
 
-def locate(path: pathlib.Path) -> Location:
+def locate(path: epath.PathLike) -> Location:
     """The checkpoint that a path means: WORKDIR (its newest) or WORKDIR/checkpoints/STEP.
 
     Raises:
       CheckpointError: neither, or the run has no checkpoint yet.
+      ConfigError: the path cannot be one.
     """
-    path = path.expanduser().absolute()
+    path = storage.absolute(storage.as_path(path))
     if path.name.isdigit() and path.parent.name == workdirs.CHECKPOINTS:
         workdir, wanted = path.parent.parent, int(path.name)
     else:
         workdir, wanted = path, None
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist.")
-    workdirs.read_config(workdir)  # Says what is wrong if this is no work directory.
     folder = workdir / workdirs.CHECKPOINTS
-    if not folder.is_dir():
-        raise CheckpointError(f"{workdir} has no checkpoint yet: there is no {folder}.")
+    try:
+        if not storage.exists(path):
+            raise CheckpointError(f"{path} does not exist.")
+        workdirs.read_config(workdir)  # Says what is wrong if this is no work directory.
+        saved = storage.names(folder)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {storage.explain(error)}.") from error
+    if not saved:
+        raise CheckpointError(f"{workdir} has no checkpoint yet: {folder} is missing or empty.")
     with Store(folder, read_only=True) as store:
         steps = store.steps()
     if not steps:
@@ -49,7 +60,7 @@ def locate(path: pathlib.Path) -> Location:
         raise CheckpointError(
             f"{path} is not a complete checkpoint. " + did_you_mean(path.name, map(str, steps))
         )
-    return Location(workdir, steps[-1] if wanted is None else wanted)
+    return Location(workdir, steps[-1] if wanted is None else wanted, newest=steps[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +72,7 @@ class Run:
       dataset: what its outputs mean: see `vit_jax.workdir.read_dataset`.
       params: of the step; the averaged ones where the run averages.
       step: of the checkpoint.
+      newest: the step of the run's newest checkpoint.
       workdir: of the run.
     """
 
@@ -68,10 +80,11 @@ class Run:
     dataset: dict[str, Any]
     params: PyTree
     step: int
-    workdir: pathlib.Path
+    newest: int
+    workdir: epath.Path
 
 
-def load_run(path: pathlib.Path, *, mesh: Mesh) -> Run:
+def load_run(path: epath.PathLike, *, mesh: Mesh) -> Run:
     """Reads config, class names and parameters; the parameters lie on the mesh by our rules.
 
     Args:
@@ -79,16 +92,35 @@ def load_run(path: pathlib.Path, *, mesh: Mesh) -> Run:
       mesh: of any shape, whatever the run was trained on.
 
     Raises:
-      CheckpointError: there is no such checkpoint, or it is broken.
+      CheckpointError: there is no such checkpoint, or it is broken, or not of the model that the
+        work directory's config describes.
     """
     location = locate(path)
-    return Run(
+    run = Run(
         config=workdirs.read_config(location.workdir),
         dataset=workdirs.read_dataset(location.workdir),
         params=load_params(location, mesh=mesh),
         step=location.step,
+        newest=location.newest,
         workdir=location.workdir,
     )
+    _check_model(run)
+    return run
+
+
+def _check_model(run: Run) -> None:
+    """Raises CheckpointError if the parameters are not of the model that the config describes."""
+    config = run.workdir / workdirs.CONFIG
+    try:
+        validate(run.config)
+        fresh = param_shapes(vit_config(run.config.model, num_classes=run.dataset["num_classes"]))
+    except Exception as error:  # A config that somebody has made up may break anything.
+        raise CheckpointError(f"{config} describes no model: {str(error)[:1000]}") from error
+    if differences := _differences(_named(fresh), _named(run.params)):
+        raise CheckpointError(
+            f"The checkpoint of step {run.step:,} is not of the model of {config}:\n"
+            + "\n".join(differences)
+        )
 
 
 def load_params(location: Location, *, mesh: Mesh) -> PyTree:
@@ -116,25 +148,21 @@ def merge_params(fresh: PyTree, loaded: PyTree, *, skip: tuple[str, ...], source
 
     Raises:
       CheckpointError: beyond what is skipped, the two do not have the same names and shapes.
+      ConfigError: a pattern matches no parameter of either.
     """
-
-    def named(tree):
-        return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    names = sorted(_named(fresh).keys() | _named(loaded).keys())
+    for pattern in skip:
+        matching(pattern, names, key="init_skip")
 
     def wanted(tree):
         return {
             name: leaf
-            for name, leaf in named(tree).items()
+            for name, leaf in _named(tree).items()
             if not any(re.fullmatch(pattern, name) for pattern in skip)
         }
 
     ours, theirs = wanted(fresh), wanted(loaded)
-    differences = [
-        f"  {name}: checkpoint {_shape(theirs.get(name))}, model {_shape(ours.get(name))}"
-        for name in sorted(ours.keys() | theirs.keys())
-        if _shape(ours.get(name)) != _shape(theirs.get(name))
-    ]
-    if differences:
+    if differences := _differences(ours, theirs):
         raise CheckpointError(
             f"{source} does not fit the model:\n" + "\n".join(differences) + "\n"
             "Change the model, or name in init_skip what shall start from scratch."
@@ -142,6 +170,20 @@ def merge_params(fresh: PyTree, loaded: PyTree, *, skip: tuple[str, ...], source
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: theirs.get(path_name(path), leaf), fresh
     )
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """A line for each parameter that a model and a checkpoint do not have alike."""
+    lines = [
+        f"  {name}: checkpoint {_shape(theirs.get(name))}, model {_shape(ours.get(name))}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if _shape(ours.get(name)) != _shape(theirs.get(name))
+    ]
+    return lines[:20] + ([f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else [])
 
 
 def _shape(leaf: Any) -> str:

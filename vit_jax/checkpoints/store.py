@@ -1,26 +1,37 @@
 """A run's own checkpoints, through Orbax: the only file that imports it.
 
 A checkpoint is a folder `checkpoints/<step>` with the items `params`, `opt_state` and `ema` (empty
-where there is no averaging), and `chrono`, a small JSON with the step and the clock. It is written
-aside and renamed when complete, so a run that is killed during a save never leaves a half one.
+where there is no averaging), and `chrono`, a small JSON with the step, the clock and the arrays'
+digests. It is written aside and renamed when complete, so a run that is killed during a save never
+leaves a half one.
 """
 
 import itertools
-import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from vit_jax import storage
+from vit_jax.checkpoints.digests import digests
+from vit_jax.checkpoints.faults import FAULTS, BrokenError, MismatchError, brief, reading
 from vit_jax.errors import CheckpointError
+from vit_jax.parallel.processes import exchange
 from vit_jax.parallel.rules import path_name
 
 ARRAYS = ("params", "opt_state", "ema")
 # A checkpoint that cannot be read is moved aside under this suffix, never deleted.
 BROKEN = "broken"
+DIGESTS = "digests"  # Of the arrays, in the chrono.
+# Where a checkpoint goes before it is deleted, file by file: what is killed meanwhile must not
+# leave half of one under its name. (In an object store there are no folders to move.)
+DELETED = ".deleted"
 
 
 class Store:
@@ -28,7 +39,7 @@ class Store:
 
     def __init__(
         self,
-        folder: pathlib.Path,
+        folder: epath.PathLike,
         *,
         keep_last: int = 1,
         keep_every_steps: int = 0,
@@ -46,7 +57,7 @@ class Store:
           best_mode: "max" or "min": what is best.
           read_only: nothing is made or tidied up; do not save.
         """
-        self.folder = folder.absolute()
+        self.folder = storage.absolute(folder)
         self._best_metric = best_metric
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_every_steps:
@@ -64,23 +75,48 @@ class Store:
             preservation_policy=policies.AnyPreservationPolicy(keep),
             create=not read_only,
             cleanup_tmp_directories=not read_only,
+            todelete_subdir=None if read_only else DELETED,
         )
+        # In a store there are no folders to move: what is deleted is deleted at once.
+        local = storage.is_local(self.folder)
+        self._tidies = not read_only and local and jax.process_index() == 0
         handlers = {item: ocp.StandardCheckpointHandler() for item in ARRAYS}
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=options,
-            item_handlers={**handlers, "chrono": ocp.JsonCheckpointHandler()},
-        )
+        with reading(self.folder):
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=options,
+                item_handlers={**handlers, "chrono": ocp.JsonCheckpointHandler()},
+            )
+        self._tidy()
 
     def __enter__(self) -> "Store":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        remote = not storage.is_local(self.folder)
+        if error is not None and remote and self._manager.is_saving_in_progress():
+            # TensorStore asks a store that does not answer for a quarter of an hour.
+            logging.warning("%s\nThe save that is under way is waited for.", error)
+        try:
+            with self._saving():
+                self._manager.close()
+            self._tidy()
+            if self._tidies and (self.folder / DELETED).exists():
+                (self.folder / DELETED).rmdir()
+        except CheckpointError as fault:
+            if error is None:
+                raise
+            logging.warning("%s", fault)  # Not in place of what ended the run.
+
+    def _tidy(self) -> None:
+        if self._tidies and (self.folder / DELETED).exists():
+            for old in (self.folder / DELETED).iterdir():
+                shutil.rmtree(old, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        with reading(self.folder):
+            return sorted(self._manager.all_steps())
 
     def save(
         self,
@@ -98,18 +134,24 @@ class Store:
           chrono: plain data that is kept beside them.
           metrics: by which the best checkpoint is chosen.
         """
+        if storage.is_local(self.folder) and not self.folder.exists():
+            raise CheckpointError(
+                f"{self.folder} was there when the run began, and is not any more: the state after "
+                f"{step} updates is not saved. If it was moved, move it back and start the same "
+                "command again."
+            )
+        self._tidy()
+        present = {item: arrays[item] for item in ARRAYS if jax.tree.leaves(arrays[item])}
+        chrono = {**chrono, DIGESTS: {item: digests(tree) for item, tree in present.items()}}
         args = ocp.args.Composite(
-            **{
-                item: ocp.args.StandardSave(arrays[item])
-                for item in ARRAYS
-                if jax.tree.leaves(arrays[item])  # Orbax has no empty items.
-            },
-            chrono=ocp.args.JsonSave(dict(chrono)),
+            # Orbax has no empty items.
+            **{item: ocp.args.StandardSave(tree) for item, tree in present.items()},
+            chrono=ocp.args.JsonSave(chrono),
         )
         # A step that was not evaluated cannot be the best.
         best = self._best_metric in metrics
         # The train loop forbids implicit transfers, and Orbax's copies to the host are such.
-        with jax.transfer_guard("allow"):
+        with self._saving(), jax.transfer_guard("allow"):
             self._manager.save(
                 step,
                 args=args,
@@ -117,62 +159,104 @@ class Store:
             )
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises what went wrong with it."""
-        self._manager.wait_until_finished()
+        """Returns when the last save is on disk.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax raises what its many layers raise, and later.
+            kept = _newest_whole(self.folder)
+            raise CheckpointError(
+                f"A checkpoint could not be written to {self.folder}: {brief(error)}\n{kept}. "
+                "Mend what hindered it (a full disk, a quota, permissions), then start the same "
+                "command again: the run goes on from its newest checkpoint."
+            ) from error
 
     def restore(
         self, step: int, targets: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reads some of a checkpoint's items, laid out on the mesh as the targets say.
 
+        All processes of a run must call this, and all return, or raise the same kind of error.
+
         Args:
           step: of the checkpoint.
           targets: for each wanted item a tree of `jax.ShapeDtypeStruct` with shardings; the
-            mesh may be another than the one that saved.
+            mesh may be another than the one that saved, and the dtypes other than the saved.
 
         Returns:
           The arrays by item, and the chrono.
 
         Raises:
-          CheckpointError: the checkpoint is broken, or it is of another model.
+          MismatchError: the checkpoint is of another model.
+          BrokenError: it is broken: files are missing, or are not what was written.
+          CheckpointError: it cannot be read now: memory, permissions, a file system that is away.
         """
-        # Shapes first: Orbax would pad or cut an array that does not fit.
-        self._check_shapes(step, targets)
-        wanted = {item: tree for item, tree in targets.items() if jax.tree.leaves(tree)}
+        arrays, chrono = {}, {}
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    **{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()},
-                    chrono=ocp.args.JsonRestore(),
-                ),
+            arrays, chrono = self._read(step, targets)
+            fault = None
+        except CheckpointError as error:
+            fault = error
+        # What one process cannot read, none has.
+        words = exchange(f"{type(fault).__name__}: {fault}" if fault else "")
+        for i, word in enumerate(words):
+            if fault is None and word:
+                name, _, message = word.partition(": ")
+                fault = FAULTS[name](f"{message} (So says process {i}.)")
+        if fault is not None:
+            raise fault
+        self._check_digests(step, arrays, chrono.pop(DIGESTS, {}))
+        return {
+            item: jax.tree.map(_as, arrays.get(item, tree), tree) for item, tree in targets.items()
+        }, chrono
+
+    def _read(self, step: int, targets: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The items of `targets` that are not empty, as they were saved; no process waits here."""
+        # Shapes first: Orbax would pad or cut an array that does not fit.
+        saved = self._check_shapes(step, targets)
+        folder = epath.Path(self.folder / str(step))
+        arrays = {}
+        with reading(folder):
+            for item, tree in targets.items():
+                if jax.tree.leaves(tree):
+                    # Straight from the item's handler: a `CheckpointManager` would wait for the
+                    # other processes in between, and those that fail do not come.
+                    arrays[item] = ocp.StandardCheckpointHandler().restore(
+                        folder / item, args=ocp.args.StandardRestore(saved[item])
+                    )
+            chrono = ocp.JsonCheckpointHandler().restore(
+                folder / "chrono", args=ocp.args.JsonRestore()
             )
-            arrays = {item: restored[item] for item in wanted}
-            return {**targets, **arrays}, restored["chrono"]
-        except Exception as error:  # Orbax raises what its many layers raise.
-            raise CheckpointError(
-                f"The checkpoint {self.folder / str(step)} cannot be read: {error}"
-            ) from error
+            if not isinstance(chrono, dict):
+                raise TypeError(f"chrono holds {type(chrono).__name__}, not an object")
+        return arrays, chrono
 
     def restore_newest(
         self, targets: Mapping[str, Any]
     ) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
-        """Reads the newest checkpoint that can be read; sets broken ones aside, saying so.
+        """Reads the newest checkpoint that is whole; sets broken ones aside, saying so.
 
         Returns:
           Its step, its arrays and its chrono, or None if there is none at all.
 
         Raises:
-          CheckpointError: there are checkpoints, and none can be read; or one is of another model.
+          CheckpointError: there are checkpoints, and none is whole; or one is of another model, or
+            cannot be read now. Nothing is changed then.
         """
         steps = self.steps()
         errors = []
         for step in reversed(steps):
             try:
                 arrays, chrono = self.restore(step, targets)
-            except MismatchError:
-                raise
-            except CheckpointError as error:
+            except BrokenError as error:
                 logging.warning("%s", error)
                 errors.append((step, error))
                 continue
@@ -192,7 +276,7 @@ class Store:
         Raises:
           CheckpointError: the metadata cannot be read.
         """
-        try:
+        with reading(self.folder / str(step)):
             metadata = self._manager.item_metadata(step).get(item)
             if metadata is None:
                 if (self.folder / str(step) / item).exists():
@@ -200,28 +284,50 @@ class Store:
                 return {}  # Nothing was saved under this name.
             tree = metadata.tree
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-        except Exception as error:
-            raise CheckpointError(
-                f"The checkpoint {self.folder / str(step)} cannot be read: {error}"
-            ) from error
 
-    def _check_shapes(self, step, targets):
+    def _check_shapes(self, step: int, targets: Mapping[str, Any]) -> dict[str, Any]:
+        """The targets with the dtypes that were saved.
+
+        Raises:
+          MismatchError: they have other names or shapes than what was saved.
+        """
+        found = {}
         for item, tree in targets.items():
-            saved, wanted = _named_shapes(self.shapes(step, item)), _named_shapes(tree)
-            if saved == wanted:
-                continue
+            shapes = self.shapes(step, item)
+            saved, wanted = _named(shapes), _named(tree)
             lines = [
-                f"  {item}/{name}: checkpoint {saved.get(name, 'lacks it')}, "
-                f"model {wanted.get(name, 'lacks it')}"
+                f"  {item}/{name}: checkpoint {_shape(saved.get(name))}, "
+                f"model {_shape(wanted.get(name))}"
                 for name in sorted(saved.keys() | wanted.keys())
-                if saved.get(name) != wanted.get(name)
+                if _shape(saved.get(name)) != _shape(wanted.get(name))
             ]
-            more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
-            raise MismatchError(
-                f"The checkpoint {self.folder / str(step)} is of another model:\n"
-                + "\n".join(lines[:20])
-                + more
+            if lines:
+                more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
+                raise MismatchError(
+                    f"The checkpoint {self.folder / str(step)} is of another model:\n"
+                    + "\n".join(lines[:20])
+                    + more
+                )
+            found[item] = jax.tree_util.tree_map_with_path(
+                lambda path, leaf, saved=saved: jax.ShapeDtypeStruct(
+                    leaf.shape, saved[path_name(path)].dtype, sharding=leaf.sharding
+                ),
+                tree,
             )
+        return found
+
+    def _check_digests(self, step: int, arrays: Mapping[str, Any], saved: Any) -> None:
+        """Raises BrokenError if what was read is not what was saved; older ones have no digests."""
+        for item, tree in arrays.items():
+            if not isinstance(saved, dict) or item not in saved:
+                continue
+            wrong = [name for name, got in digests(tree).items() if saved[item].get(name) != got]
+            if wrong:
+                raise BrokenError(
+                    f"The checkpoint {self.folder / str(step)} is damaged: what it holds is not "
+                    f"what was saved, in {item}/{wrong[0]}"
+                    + (f" and {len(wrong) - 1} more" if wrong[1:] else "")
+                )
 
     def _set_aside(self, step):
         source = self.folder / str(step)
@@ -231,16 +337,32 @@ class Store:
             target = self.folder.parent / f"{name}.{next(tries)}"
         if jax.process_index() == 0:
             source.rename(target)
-        logging.warning("Moved the broken checkpoint %s to %s.", source, target)
+            logging.warning("Moved the broken checkpoint %s to %s.", source, target)
+        exchange("moved")  # No process looks at the folder before.
         self._manager.reload()
 
 
-class MismatchError(CheckpointError):
-    """A checkpoint whose arrays have other names or shapes than the model's."""
+def _newest_whole(folder: epath.Path) -> str:
+    """What to say of the checkpoints that there are."""
+    # The last file that Orbax writes: a local checkpoint has its name only when it is complete.
+    last = "_CHECKPOINT_METADATA" if storage.is_local(folder) else "commit_success.txt"
+    try:
+        found = [int(name) for name in storage.names(folder) if name.isdigit()]
+        complete = [step for step in found if storage.exists(folder / str(step) / last)]
+    except OSError as error:
+        return f"What is kept cannot be read now: {storage.explain(error)}"
+    if not complete:
+        return "There is no complete one yet"
+    return f"The newest that is complete, of step {max(complete)}, is kept"
 
 
-def _named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {
-        path_name(path): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+def _as(array: jax.Array, target: jax.ShapeDtypeStruct) -> jax.Array:
+    return array if array.dtype == target.dtype else array.astype(target.dtype)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _shape(leaf: Any) -> str:
+    return "lacks it" if leaf is None else str(tuple(leaf.shape))

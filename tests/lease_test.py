@@ -1,0 +1,109 @@
+"""Two runs in one folder of an object store: the second is refused, and no line is written over."""
+
+import json
+import os
+import subprocess
+import threading
+import time
+
+import pytest
+from etils import epath
+
+from tests.small_run import small_config, train_on_one
+from vit_jax import lease as lease_module
+from vit_jax.errors import ConfigError, DataError
+from vit_jax.lock import lock
+from vit_jax.telemetry import MetricWriter, read_jsonl
+
+RUN = epath.Path("gs://bucket/run")
+
+
+def test_of_two_runs_in_one_folder_one_ends(gcs):
+    def write(writer, step):
+        writer.write(step, {"train/loss": 1.0})
+        writer.commit(step)
+
+    one = MetricWriter(RUN, resume_step=None, tensorboard=False, wandb_project="", config={})
+    write(one, 1)
+    one.flush()
+    two = MetricWriter(RUN, resume_step=1, tensorboard=False, wandb_project="", config={})
+    write(one, 2)
+    write(two, 2)
+    two.flush()
+    with pytest.raises(DataError, match=r"metrics.jsonl was replaced .* leave it to that one"):
+        one.flush()
+    two.close()
+    assert [line["step"] for line in read_jsonl(RUN / "metrics.jsonl")] == [1, 2]
+    with pytest.raises(DataError, match="was replaced"):
+        one.close()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
+def test_lines_that_are_deleted_under_the_run_end_it(gcs, name):
+    writer = MetricWriter(RUN, resume_step=None, tensorboard=False, wandb_project="", config={})
+    writer.flush()
+    gcs.delete(f"run/{name}")
+    with pytest.raises(DataError, match=f"{name} was deleted while the run was writing to it"):
+        writer.flush()
+
+
+def test_a_second_run_is_refused_while_the_first_gives_signs_of_life(gcs, monkeypatch):
+    monkeypatch.setattr(lease_module, "BEAT", 0.05)
+    monkeypatch.setattr(lease_module, "_is_over", lambda said: False)  # As on another machine.
+    with lock(RUN):
+        time.sleep(0.2)
+        with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on .*SIGTERM"):
+            train_on_one(small_config(), RUN)
+    assert gcs.objects().keys() == set()
+    with lock(RUN):  # It was given back.
+        pass
+
+
+@pytest.mark.parametrize("left", [b"", b"{}", b"[1]", b"process 1 on elsewhere", b"[" * 9000])
+def test_what_is_no_lease_is_replaced(gcs, left):
+    gcs.put("run/lock", left)
+    with lock(RUN):
+        assert b'"token"' in gcs.objects()["run/lock"]
+
+
+@pytest.mark.parametrize(
+    "left", [{"token": 1, "pid": -1}, {"token": "x", "owner": "process 1 on elsewhere", "pid": 1}]
+)
+def test_a_run_that_died_elsewhere_is_waited_for_and_replaced(gcs, monkeypatch, caplog, left):
+    monkeypatch.setattr(lease_module, "PATIENCE", 0.3)
+    gcs.put("run/lock", json.dumps(left).encode())
+    began = time.monotonic()
+    with lock(RUN):
+        assert time.monotonic() - began >= 0.3
+        assert b'"token"' in gcs.objects()["run/lock"]
+    assert "is it alive?" in caplog.text
+
+
+def test_a_run_that_died_on_this_machine_is_not_waited_for(gcs, caplog):
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    left = {"pid": ended.pid, "place": lease_module._place(), "owner": "x", "token": "y"}
+    gcs.put("run/lock", json.dumps(left).encode())
+    with lock(RUN):
+        assert "is it alive?" not in caplog.text
+
+
+def test_of_two_that_begin_at_once_one_is_refused(gcs, monkeypatch):
+    monkeypatch.setattr(lease_module, "SETTLED", 0.3)
+    both, outcomes = threading.Barrier(2), []
+
+    def begin():
+        both.wait()
+        try:
+            with lock(RUN):
+                outcomes.append("holds")
+                time.sleep(0.5)
+        except ConfigError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=begin) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("holds") == 1 and any("is in use by" in word for word in outcomes)

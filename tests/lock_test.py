@@ -1,0 +1,50 @@
+"""A work directory is one run's at a time."""
+
+import errno
+import fcntl
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from tests.conftest import ROOT
+from tests.small_run import small_config, train_on_one
+from vit_jax.errors import ConfigError
+from vit_jax.lock import lock
+
+HOLDER = """
+import sys, time
+from etils import epath
+from vit_jax.lock import lock
+with lock(epath.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_is_refused_until_the_first_is_gone_however_it_ends(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match=rf"in use by process {holder.pid} on .*SIGTERM"):
+        train_on_one(small_config(), tmp_path)
+    assert not (tmp_path / "config.json").exists()  # It did not touch the directory.
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    assert train_on_one(small_config(total_steps=4), tmp_path) == 0
+    with lock(epath.Path(tmp_path)):  # And it has given it back.
+        assert str(os.getpid()) in (tmp_path / "lock").read_text()
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def refuse(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with caplog.at_level(logging.WARNING), lock(epath.Path(tmp_path)):
+        assert "no locks here" in caplog.text and "No locks available" in caplog.text

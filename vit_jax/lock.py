@@ -1,0 +1,58 @@
+"""One run at a time in a work directory."""
+
+import contextlib
+import datetime
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+
+from absl import logging
+from etils import epath
+
+from vit_jax import storage
+from vit_jax.errors import ConfigError
+from vit_jax.lease import lease
+
+LOCK = "lock"
+_NO_LOCKS = "there are no locks here; see to it that no second run is started in this directory."
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.Path) -> Iterator[None]:
+    """Holds a work directory for this process, for as long as the context or the process lasts.
+
+    The operating system gives it back when the process ends, however it ends: a killed run leaves
+    no lock behind, only the file, which stays. On a file system without locks nothing is held, and
+    a warning says so. In an object store it is a `vit_jax.lease.lease`.
+
+    Raises:
+      ConfigError: another process holds it.
+    """
+    if not storage.is_local(workdir):
+        with lease(workdir / LOCK):
+            yield
+        return
+    try:
+        # Not through a link: what it leads to would be emptied.
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        file = os.fdopen(os.open(workdir / LOCK, flags, 0o666), "a+")
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"--workdir={workdir} is in use by {file.read().strip() or 'another process'}: two "
+                "runs cannot write to one work directory. Wait until it is done, stop it (SIGTERM "
+                "lets it save), or choose another --workdir."
+            ) from None
+        except OSError as error:
+            logging.warning("%s: %s (%s)", workdir, _NO_LOCKS, error.strerror)
+        file.truncate(0)
+        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
+        file.flush()
+        yield
