@@ -1,5 +1,6 @@
 """Shared by all tests: run-time checked annotations, eight CPU devices, where the goldens are."""
 
+import importlib.util
 import os
 import pathlib
 
@@ -7,6 +8,7 @@ import pathlib
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+os.environ["NPROC"] = "32"  # See give_threads_to_simulated_devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Runs of the same small model are compiled once, and kept for the next time.
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -29,3 +31,28 @@ def goldens() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no reference arrays: {folder} does not exist")
     return folder
+
+
+@pytest.fixture(scope="session")
+def gcs_server():
+    """One object store for all tests of a process: the libraries keep its address."""
+    if importlib.util.find_spec("gcsfs") is None:
+        pytest.skip('needs gcsfs: pip install -e ".[gcs]"')
+    from tests.fake_gcs import FakeGcs
+    from vit_jax import lease, storage
+
+    with FakeGcs() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        patch.setattr(lease, "SETTLED", 0.01)
+        storage.as_path("gs://bucket/run")  # As the front doors do; it makes gcsfs ready.
+        yield server
+
+
+@pytest.fixture
+def gcs(gcs_server):
+    """The object store, empty and as it should be."""
+    gcs_server.buckets["bucket"] = {}
+    yield gcs_server
+    gcs_server.fault = None
+    gcs_server.start()

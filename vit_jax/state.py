@@ -1,6 +1,5 @@
 """The state of a run: what it is, how it starts, where it lies, what it goes on from."""
 
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from vit_jax.models import Vit
 from vit_jax.optim import ema
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import rules
+from vit_jax.storage import as_path
 
 
 @flax.struct.dataclass
@@ -84,7 +84,7 @@ def starting_point(
 
     found = store.restore_newest(items)
     if found is None and config.resume:
-        location = locate(pathlib.Path(config.resume))
+        location = locate(as_path(config.resume, name="config.resume"))
         with Store(location.workdir / workdirs.CHECKPOINTS, read_only=True) as other:
             found = (location.step, *other.restore(location.step, items))
     if found is not None:
@@ -93,7 +93,7 @@ def starting_point(
 
     state = jax.jit(init, out_shardings=layout)(key)
     if config.init_from:
-        loaded = load_params(locate(pathlib.Path(config.init_from)), mesh=mesh)
+        loaded = load_params(locate(as_path(config.init_from, name="config.init_from")), mesh=mesh)
         params = merge_params(state.params, loaded, skip=config.init_skip, source=config.init_from)
         state = jax.jit(init, out_shardings=layout)(key, params)
     return state, None

@@ -11,121 +11,53 @@ the state after exactly t updates, before the batch of step t is drawn. That bat
 augmentation and its dropout are functions of (config.seed, t) alone.
 
 Exit codes: 0 finished; 2 an error that the message explains; 75 told to stop (SIGTERM, SIGINT)
-and saved: run the same command again to go on.
+and saved; 76 nothing happened for `config.timeout_seconds`, or another process of the run is lost.
+After 75 and 76 the same command goes on.
 """
 
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import jax
-import optax
 from absl import flags
-from jaxtyping import Array
+from etils import epath
 from ml_collections import FrozenConfigDict
 
 from vit_jax import cli
 from vit_jax import workdir as workdirs
 from vit_jax.analysis import figures
 from vit_jax.checkpoints.store import Store
-from vit_jax.config import validate
-from vit_jax.data import mixing, pipeline, transforms
+from vit_jax.config import check_best, validate
+from vit_jax.data import pipeline, transforms
+from vit_jax.data.bad_examples import BadExamples
 from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError
 from vit_jax.evals.build import build_evals
+from vit_jax.lock import lock
 from vit_jax.models import Vit, param_shapes, train_flops, vit_config
-from vit_jax.optim import (
-    ema,
-    frozen_mask,
-    loss_by_name,
-    make_optimizer,
-    make_schedule,
-    total_steps,
-    value_and_grad,
-)
+from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
+from vit_jax.parallel.compilation import keep_compiled
+from vit_jax.parallel.watch import Watch
 from vit_jax.reports import check_finite, conclusion, describe
-from vit_jax.state import TrainState, make_init, starting_point, state_layout
+from vit_jax.state import make_init, starting_point, state_layout
+from vit_jax.storage import as_path
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.devices import peak_flops
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.telemetry.profiler import StepProfiler
 from vit_jax.telemetry.progress import Progress
 from vit_jax.telemetry.writers import MetricWriter
+from vit_jax.update import make_train_step
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a scheduler may requeue the job.
-
-# ------------------------------------------------------------------------------- one update
-
-
-def make_train_step(
-    config: FrozenConfigDict,
-    model: Vit,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """A function (state, batch, stop) -> (state, metrics): one update, to be jitted."""
-    loss_of = loss_by_name(config.loss.name)
-
-    def loss_fn(params, batch, rng):
-        logits, _ = model.apply(
-            {"params": params}, batch["image"], train=True, rngs={"dropout": rng}
-        )
-        losses = loss_of(logits, batch["label"], label_smoothing=config.loss.label_smoothing)
-        hits = logits.argmax(axis=-1) == batch["label"].argmax(axis=-1)
-        return losses.mean(), {"top1": hits.mean()}
-
-    def train_step(state: TrainState, batch: dict[str, Array], stop: Array):
-        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        rng_mix, rng_model = jax.random.split(rng)
-
-        images, labels = batch["image"], batch["label"]
-        if labels.ndim == 1:
-            labels = jax.nn.one_hot(labels, model.cfg.num_classes)
-        images, labels = mixing.mix(
-            rng_mix,
-            images,
-            labels,
-            mixup_alpha=config.mix.mixup_alpha,
-            cutmix_alpha=config.mix.cutmix_alpha,
-        )
-
-        (loss, metrics), grads = value_and_grad(
-            loss_fn,
-            state.params,
-            {"image": images, "label": labels},
-            rng_model,
-            accum_steps=config.optim.accum_steps,
-            sam_rho=config.optim.sam_rho,
-            frozen=frozen_mask(config.optim, state.params),
-        )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-
-        step, average = state.step + 1, state.ema
-        if config.optim.ema_decay:
-            average = ema.update(average, params, decay=config.optim.ema_decay, count=step)
-        metrics = {
-            "train/loss": loss,
-            "train/top1": metrics["top1"],
-            "train/lr": config.optim.lr * schedule(state.step),
-            "train/grad_norm": optax.tree.norm(grads),
-            "train/update_norm": optax.tree.norm(updates),
-            "train/param_norm": optax.tree.norm(params),
-            "stop": processes.any_flag(stop),
-        }
-        return TrainState(step=step, params=params, opt_state=opt_state, ema=average), metrics
-
-    return train_step
-
-
-# ------------------------------------------------------------------------------------- the run
 
 
 def train(
     config: FrozenConfigDict,
-    workdir: pathlib.Path,
+    workdir: epath.PathLike,
     *,
     allow_config_change: bool = False,
     devices: Sequence[jax.Device] | None = None,
@@ -147,11 +79,13 @@ def train(
     with ExitStack() as stack:
         # --- Devices, data, model, optimizer
 
+        workdir = as_path(workdir, name="--workdir")
         stop_asked = stack.enter_context(processes.stop_signals())
         validate(config)
+        watch = stack.enter_context(Watch(config.timeout_seconds))
         is_main = jax.process_index() == 0
         if config.log.compilation_cache:
-            jax.config.update("jax_compilation_cache_dir", config.log.compilation_cache)
+            keep_compiled(config.log.compilation_cache)
         mesh = meshes.make_mesh(config.mesh, devices=devices)
         stack.enter_context(jax.set_mesh(mesh))
         meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
@@ -163,10 +97,16 @@ def train(
                 f"model.num_classes is {cfg.num_classes}, but {source.name} has "
                 f"{source.num_classes} classes."
             )
-        transform = transforms.build(config.data.train_transforms, image_size=cfg.image_size)
+        transform = transforms.build(
+            config.data.train_transforms,
+            image_size=cfg.image_size,
+            channels=cfg.channels,
+            key="data.train_transforms",
+        )
         evals = build_evals(config, cfg, mesh, class_names=source.class_names)
 
         total = total_steps(config, len(source))
+        check_best(config, total_steps=total)
         schedule = make_schedule(
             config.optim.schedule,
             total_steps=total,
@@ -184,6 +124,8 @@ def train(
 
         dataset = workdirs.describe_dataset(source, num_classes=cfg.num_classes)
         workdirs.check_claim(workdir, config, dataset, allow_config_change=allow_config_change)
+        if is_main:
+            stack.enter_context(lock(workdir))
         store = stack.enter_context(
             Store(
                 workdir / workdirs.CHECKPOINTS,
@@ -196,6 +138,7 @@ def train(
 
         # --- The state, and the step that changes it
 
+        watch.at("the initial state")
         with clock.span("init"):
             init = make_init(config, Vit(cfg), tx)
             layout = state_layout(jax.eval_shape(init, jax.random.key(0)), mesh)
@@ -216,9 +159,17 @@ def train(
 
         # --- Batches in, reports out
 
+        watch.at("the first batch")
         if is_main:
             workdirs.claim(workdir, config, dataset)
 
+        bad_examples = stack.enter_context(
+            BadExamples(
+                workdir,
+                on_bad=config.data.on_bad,
+                resume_step=None if chrono is None else start,
+            )
+        )
         batches = stack.enter_context(
             pipeline.train_batches(
                 source,
@@ -230,6 +181,7 @@ def train(
                 workers=config.data.workers,
                 threads=config.data.threads,
                 prefetch=config.data.prefetch,
+                on_bad=bad_examples.of_training(source),
             )
         )
         writer = stack.enter_context(
@@ -239,6 +191,8 @@ def train(
                 tensorboard=config.log.tensorboard,
                 wandb_project=config.log.wandb_project,
                 config=workdirs.config_to_json(config),
+                # Of another run, `config.resume`, there are no lines here.
+                last_line=chrono.get("last_line") if chrono and store.steps() else None,
                 is_main=is_main,
             )
         )
@@ -253,6 +207,8 @@ def train(
         profiler = stack.enter_context(StepProfiler(workdir, steps=config.log.profile_steps))
         progress.note(describe(config, cfg, source, mesh, start=start, total=total))
 
+        # The others are told of an error before anything is closed that waits for them.
+        stack.push(watch.tell)
         flag = {value: processes.flag_array(value, mesh) for value in (False, True)}
         stopping = False
         pending = None  # Metrics of the last update, perhaps still being computed.
@@ -292,14 +248,21 @@ def train(
                 measured = {}
                 with clock.span("eval"):
                     for name in evals_due:
-                        values = evals[name].run(state.ema or state.params)
+                        place = f"the evaluation {name} after {step} updates"
+                        values = evals[name].run(
+                            state.ema or state.params,
+                            partial(watch.over, place=place),
+                            bad_examples.of_evaluation(step),
+                        )
                         measured |= {f"{name}/{key}": value for key, value in values.items()}
                 if measured:
                     writer.write(step, measured)
                 writer.commit(step)
                 if save_due or stopping:
+                    watch.at(f"the save after {step} updates")
                     with clock.span("save"):
-                        writer.flush()  # The metrics are never behind a checkpoint.
+                        writer.flush()  # The metrics are never behind a checkpoint,
+                        bad_examples.flush()  # nor is the report of bad examples.
                         store.save(
                             step,
                             {
@@ -307,22 +270,28 @@ def train(
                                 "opt_state": state.opt_state,
                                 "ema": state.ema,
                             },
-                            {"step": step, "clock": clock.state_dict()},
+                            {
+                                "step": step,
+                                "clock": clock.state_dict(),
+                                "last_line": writer.last_step,
+                            },
                             metrics=measured,
                         )
             if step == total or stopping:
                 break
 
+            watch.at(f"the batch of update {step + 1}")
             with clock.span("data"):
                 batch = next(batches)
             stop = flag[stop_asked()]
             if compiled is None:
+                watch.at("the compilation of the update")
                 # Ahead of time: a compiled function cannot be compiled a second time.
                 with clock.span("compile"):
                     compiled = train_step.lower(state, batch, stop).compile()
+            watch.at(f"update {step + 1}")
             with clock.span("step"), profiler.step(step):
                 state, metrics = compiled(state, batch, stop)
-                meshes.wait_if_simulated(metrics)
             profiler.after(step, metrics)
             clock.count(config.batch_size)
             if pending is not None:  # The update before this one, while this one is computed.
@@ -332,6 +301,7 @@ def train(
 
         # --- What is left behind
 
+        watch.at("the last save")
         with clock.span("save"):
             store.wait()
         if step < total:
@@ -360,7 +330,7 @@ if __name__ == "__main__":
         processes.start()
         return train(
             cli.read_config(_CONFIG),
-            cli.local_path(_WORKDIR.value, flag="workdir"),
+            as_path(_WORKDIR.value, name="--workdir"),
             allow_config_change=_ALLOW_CONFIG_CHANGE.value,
         )
 

@@ -1,8 +1,10 @@
 """From `config.evals` to evaluations that the train loop can run."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
+from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
@@ -18,6 +20,9 @@ from vit_jax.parallel.mesh import batch_sharding
 
 TYPES = ("classification",)
 
+# A loader process takes seconds to start, at every evaluation: it must have enough to do.
+EXAMPLES_PER_WORKER = 2000
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -25,11 +30,16 @@ class Evaluation:
 
     Attributes:
       every_steps: it is due at every multiple, and at the end; 0: only at the end.
-      run: from parameters to values by name.
+      run: from parameters, a function that each batch is counted by, and one that is called with
+        (source, example, message) for each bad example (None: the first ends it with a DataError),
+        to values by name.
     """
 
     every_steps: int
-    run: Callable[[PyTree], dict[str, float]]
+    run: Callable[
+        [PyTree, Callable[[Iterable], Iterable], Callable[[Source, int, str], None] | None],
+        dict[str, float],
+    ]
 
     def due(self, step: int, total_steps: int) -> bool:
         """Whether the state after `step` updates is to be evaluated."""
@@ -69,15 +79,39 @@ def build_evals(
                 f"{source.name}: {entry.split} has the classes {_shown(source.class_names)}, and "
                 f"{config.data.split} has {_shown(class_names)}: they must be the same."
             )
-        transform = transforms.build(config.data.eval_transforms, image_size=cfg.image_size)
-        ExampleLoader(source, transform, 0)(0, epoch=0)
+        transform = _transform(config, cfg)
+        load = ExampleLoader(source, transform, 0)
+        if config.data.on_bad == "skip":
+            pipeline.first_good(load)
+        else:
+            load(0, epoch=0)
 
-        def run(params, source=source):
-            with eval_batches(config, cfg, source, mesh, batch_size=config.batch_size) as batches:
-                return evaluator.evaluate(params, batches)
+        def run(params, over=iter, on_bad=None, source=source):
+            with eval_batches(
+                config,
+                cfg,
+                source,
+                mesh,
+                batch_size=config.batch_size,
+                on_bad=on_bad and partial(on_bad, source),
+            ) as batches:
+                return evaluator.evaluate(params, over(batches))
 
         evals[name] = Evaluation(entry.every_steps, run)
     return evals
+
+
+def _transform(config: FrozenConfigDict, cfg: VitConfig) -> transforms.Transform:
+    return transforms.build(
+        config.data.eval_transforms,
+        image_size=cfg.image_size,
+        channels=cfg.channels,
+        key="data.eval_transforms",
+    )
+
+
+def _warn(example: int, message: str) -> None:
+    logging.warning("Example %d is bad and is not counted: %s", example, message)
 
 
 def _shown(names: Sequence[str]) -> str:
@@ -112,16 +146,19 @@ def eval_batches(
       mesh: that the batches will lie on; need not be the one of the training.
       batch_size: rows of a batch, at most; fewer if there are not so many examples. Rounded up to
         a multiple of the mesh's parts.
-      on_bad: see `vit_jax.data.pipeline.eval_batches`.
+      on_bad: see `vit_jax.data.pipeline.eval_batches`. None: as the run's config says, an error or
+        a warning.
     """
+    if on_bad is None and config.data.on_bad == "skip":
+        on_bad = _warn
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     return pipeline.eval_batches(
         source,
-        transforms.build(config.data.eval_transforms, image_size=cfg.image_size),
+        _transform(config, cfg),
         batch_size=-(-min(batch_size, len(source)) // parts) * parts,
         sharding=batch_sharding(mesh),
         on_bad=on_bad,
-        workers=config.data.workers,
+        workers=min(config.data.workers, len(source) // EXAMPLES_PER_WORKER),
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )

@@ -22,7 +22,6 @@ from jaxtyping import Array, Bool, Float, Int
 from vit_jax.config import CLASSIFICATION_METRICS
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.optim.losses import loss_by_name
-from vit_jax.parallel.mesh import wait_if_simulated
 
 _CALIBRATION_BINS = 15  # As Guo et al. and most papers since.
 _LARGEST_CONFUSION = 4096  # Classes; the matrix has this squared, in int64: 128 MiB.
@@ -150,7 +149,6 @@ class Classification:
         ahead = None  # The device works on a batch while the host takes the one before.
         for batch in batches:
             values = self._step_for(batch)(params, {k: batch[k] for k in _BATCH_KEYS})
-            wait_if_simulated(values)
             if ahead is not None:
                 collect(ahead)
             ahead = values

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from vit_jax.errors import ConfigError
@@ -78,14 +77,3 @@ def check_batch_size(batch_size: int, *, accum_steps: int, mesh: Mesh) -> None:
             f"microbatches over {parts} devices (mesh.data x mesh.fsdp): it must be a multiple of "
             f"{step}, such as {below or above} or {above}."
         )
-
-
-def wait_if_simulated(results: PyTree) -> None:
-    """Waits for results that are computed on several CPU devices; elsewhere returns at once.
-
-    Such devices share one pool of threads. Of two programs in flight, the later one can hold the
-    threads that the earlier one needs to complete a collective, and both wait for ever.
-    """
-    devices = jax.tree.leaves(results)[0].sharding.device_set
-    if len(devices) > 1 and next(iter(devices)).platform == "cpu":
-        jax.block_until_ready(results)

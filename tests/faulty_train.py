@@ -1,0 +1,65 @@
+"""`python -m vit_jax.train` with a fault planted in it: VIT_JAX_FAULT=WHERE, in one process.
+
+batch-hangs    the data set never gives an example of the training batch of step 5
+batch-fails    the fifth batch raises a DataError
+batch-breaks   the fifth batch raises what no code of ours should
+hidden-bytes   the newest checkpoint cannot be read here, and can everywhere else
+disk-busy      a checkpoint cannot be read now, and may be whole
+"""
+
+import os
+import runpy
+import time
+
+from vit_jax.checkpoints.store import Store
+from vit_jax.data.pipeline import Batches
+from vit_jax.errors import DataError
+
+FAULT = os.environ.get("VIT_JAX_FAULT", "")
+_taken = 0
+
+
+def plant() -> None:
+    if FAULT.startswith("batch-"):
+        give = Batches.__next__
+
+        def next_batch(self):
+            global _taken
+            _taken += 1
+            if _taken == 5:
+                if FAULT == "batch-hangs":
+                    time.sleep(3600)
+                raise DataError("pear.jpg: rotten.") if FAULT == "batch-fails" else OSError("pear")
+            return give(self)
+
+        Batches.__next__ = next_batch
+    if FAULT in ("hidden-bytes", "disk-busy"):
+        read, tries = Store._read, []
+
+        def fail(self, step, targets):
+            if not tries:
+                tries.append(step)
+                error = PermissionError(13, "Permission denied")
+                error = error if FAULT == "disk-busy" else FileNotFoundError("a shard is missing")
+                targets = _Raises(error)
+            return read(self, step, targets)
+
+        Store._read = fail
+
+
+class _Raises(dict):
+    """Items whose arrays cannot be read."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def items(self):
+        from vit_jax.checkpoints.faults import reading
+
+        with reading("the newest checkpoint"):
+            raise self.error
+
+
+if __name__ == "__main__":
+    plant()
+    runpy.run_module("vit_jax.train", run_name="__main__", alter_sys=True)
