@@ -10,6 +10,7 @@ from scipy import stats
 from vit_jax.data.mixing import mix
 
 BATCH, HEIGHT, WIDTH, CLASSES = 8, 12, 10, 8
+ALL_GOOD = jnp.ones(2)
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,9 @@ def batch():
 jit_mix = jax.jit(mix, static_argnames=("mixup_alpha", "cutmix_alpha"))
 
 
-def run(seed, batch, **alphas):
-    return [np.asarray(array) for array in jit_mix(jax.random.key(seed), *batch, **alphas)]
+def run(seed, batch, weights=None, **alphas):
+    weights = np.ones(BATCH, np.float32) if weights is None else weights
+    return [np.asarray(array) for array in jit_mix(jax.random.key(seed), *batch, weights, **alphas)]
 
 
 def is_cutmix(images, batch):
@@ -51,7 +53,7 @@ def test_mixup_share_has_the_folded_beta_distribution(batch):
     keys = jax.random.split(jax.random.key(0), 2000)
     images, labels = (jnp.asarray(array[:2]) for array in batch)
     shares = jax.vmap(
-        lambda key: mix(key, images, labels, mixup_alpha=0.4, cutmix_alpha=0.0)[1][0, 0]
+        lambda key: mix(key, images, labels, ALL_GOOD, mixup_alpha=0.4, cutmix_alpha=0.0)[1][0, 0]
     )(keys)
     beta = stats.beta(0.4, 0.4)
     assert stats.kstest(np.asarray(shares), lambda x: beta.cdf(x) - beta.cdf(1 - x)).pvalue > 1e-3
@@ -77,7 +79,7 @@ def test_cutmix_boxes_vary_and_have_the_mean_area_of_their_definition(batch):
     keys = jax.random.split(jax.random.key(1), 4000)
     size, images, labels = 32, jnp.zeros((2, 32, 32, 1)), jnp.asarray(batch[1][:2])
     shares = jax.vmap(
-        lambda key: mix(key, images, labels, mixup_alpha=0.0, cutmix_alpha=1.0)[1][0, 0]
+        lambda key: mix(key, images, labels, ALL_GOOD, mixup_alpha=0.0, cutmix_alpha=1.0)[1][0, 0]
     )(keys)
     rng = np.random.default_rng(0)
     half = (np.sqrt(rng.uniform(size=(100_000, 1))) * size).astype(int) // 2
@@ -91,12 +93,28 @@ def test_cutmix_boxes_vary_and_have_the_mean_area_of_their_definition(batch):
 def test_both_take_turns_evenly(batch):
     keys = jax.random.split(jax.random.key(2), 400)
     mix_one = jax.vmap(
-        lambda key, *batch: mix(key, *batch, mixup_alpha=0.8, cutmix_alpha=1.0)[0],
+        lambda key, *batch: mix(key, *batch, jnp.ones(BATCH), mixup_alpha=0.8, cutmix_alpha=1.0)[0],
         in_axes=(0, None, None),
     )
     images = jax.jit(mix_one)(keys, *batch)
     num_cutmix = sum(is_cutmix(mixed, batch) for mixed in np.asarray(images))
     assert 150 < num_cutmix < 250
+
+
+@pytest.mark.parametrize("alphas", [(0.5, 0.0), (0.0, 1.0), (0.8, 1.0)])
+@pytest.mark.parametrize("bad", [[0], [7], [2, 3, 6]])
+def test_a_bad_row_is_mixed_into_no_other(batch, alphas, bad):
+    """The one after it stays as it is; all others are what they would be without it."""
+    alphas = dict(zip(("mixup_alpha", "cutmix_alpha"), alphas, strict=True))
+    weights = np.ones(BATCH, np.float32)
+    weights[bad] = 0
+    images, labels = batch[0].copy(), batch[1].copy()
+    images[bad] = labels[bad] = 0
+    got, usual = run(5, (images, labels), weights, **alphas), run(5, batch, **alphas)
+    for own, mixed, otherwise in zip((images, labels), got, usual, strict=True):
+        for row in set(range(BATCH)) - set(bad):
+            expected = own if row - 1 in bad or (row == 0 and BATCH - 1 in bad) else otherwise
+            np.testing.assert_array_equal(mixed[row], expected[row])
 
 
 @pytest.mark.parametrize("alphas", [(0.2, 0.0), (0.0, 1.0), (0.8, 1.0)])
@@ -110,5 +128,6 @@ def test_result_does_not_depend_on_the_mesh(batch, alphas):
 
 def test_dtypes_are_kept(batch):
     images, labels = jnp.asarray(batch[0], jnp.bfloat16), jnp.asarray(batch[1])
-    mixed = mix(jax.random.key(0), images, labels, mixup_alpha=0.2, cutmix_alpha=1.0)
+    weights = jnp.ones(BATCH)
+    mixed = mix(jax.random.key(0), images, labels, weights, mixup_alpha=0.2, cutmix_alpha=1.0)
     assert [array.dtype for array in mixed] == [jnp.bfloat16, np.float32]

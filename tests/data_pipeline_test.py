@@ -350,27 +350,6 @@ def test_a_dropped_iterator_closes_itself():
     assert_nothing_lives()
 
 
-def test_a_killed_worker_is_an_error_at_once():
-    with pipeline.train_batches(
-        Numbers(100),
-        noisy,
-        batch_size=8,
-        seed=0,
-        start_step=0,
-        sharding=one_device(),
-        workers=1,
-        threads=1,
-        prefetch=1,
-    ) as batches:
-        next(batches)
-        (worker,) = multiprocessing.active_children()
-        os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(DataError, match=r"exit code -9.*lower data\.workers"):
-            for _ in range(50):
-                next(batches)
-    assert_nothing_lives()
-
-
 def test_no_transfer_is_implicit():
     with jax.transfer_guard("disallow"):
         jax.config.update("jax_transfer_guard", "disallow")  # For the thread as well.

@@ -454,15 +454,15 @@ def test_transforms_are_read_from_any_kind_of_config():
 @pytest.mark.parametrize(
     ("transforms", "message"),
     [
-        ([{"op": "decod"}], r'Transform 0 \("decod"\).*Did you mean "decode"'),
-        ([{"size": 3}], r"Transform 0.*Accepted: decode, resize"),
-        ([DECODE, {"op": "resize", "siz": 3}], r'Transform 1.*"siz".*Did you mean "size"'),
+        ([{"op": "decod"}], r'transforms\[0\] \("decod"\).*Did you mean "decode"'),
+        ([{"size": 3}], r"transforms\[0\].*Accepted: decode, resize"),
+        ([DECODE, {"op": "resize", "siz": 3}], r'transforms\[1\].*"siz".*Did you mean "size"'),
         ([DECODE, {"op": "grayscale_to_rgb", "x": 3}], "It takes none"),
         ([DECODE, {"op": "resize", "method": "bicubik"}], 'Did you mean "bicubic"'),
         ([DECODE, {"op": "resize", "size": (1, 2, 3)}], r"size=\(1, 2, 3\)"),
         ([DECODE, {"op": "resize", "size": 0}], "size=0"),
         ([DECODE, {"op": "flip_lr", "prob": 2}], "prob=2.0 should be within 0 to 1"),
-        ([DECODE, {"op": "flip_lr", "prob": "x"}], r"Transform 1.*prob: 'x' should be float"),
+        ([DECODE, {"op": "flip_lr", "prob": "x"}], r"transforms\[1\].*prob: 'x' should be float"),
         ([DECODE, {"op": "random_resized_crop", "area": (1.0, 0.5)}], "area="),
         ([DECODE, {"op": "random_erasing", "fill": "x"}], "noise"),
         ([DECODE, {"op": "randaugment", "magnitude": -1}], "magnitude=-1.0"),
@@ -474,7 +474,7 @@ def test_transforms_are_read_from_any_kind_of_config():
         ([DECODE, DECODE], "should come first, and once"),
         (
             [DECODE, {"op": "value_range"}, {"op": "randaugment"}],
-            r'Transform 2 \("randaugment"\) takes images that are uint8; after value_range they are'
+            r'transforms\[2\] \("randaugment"\) takes images that are uint8; after value_range they are'
             r" float32, normalised. Move it to before value_range",
         ),
         ([DECODE, {"op": "value_range"}, {"op": "normalize"}], "after value_range"),

@@ -2,7 +2,8 @@
 
 sources         open a data set by its config: `open_source`
   base            what every source is, and split slices such as train[:90%]
-  digits, fashion_mnist, tfds_source, image_folder    one source each
+  digits, fashion_mnist, tfds_source, image_folder, files    one source each
+  reading         a file's bytes, whatever has taken its place
 order           which examples are in the batch of step t: `example_ids`
 decode          encoded bytes of any kind -> pixels
 transforms      crop, flip, normalise, ... as plain config data: `build`, `OPS`
@@ -10,6 +11,9 @@ transforms      crop, flip, normalise, ... as plain config data: `build`, `OPS`
   geometry, resample, color, randaugment    the transforms
   recipes         published ones, put together
 pipeline        global batches on the mesh: `train_batches`, `eval_batches`
+  batches         their iterator: from blocks to devices, ahead of time
   blocks          the part that runs in threads and worker processes
+  workers         these processes, any of which may be lost
+  bad_examples    the report of what was skipped
 mixing          Mixup and CutMix, inside of the jitted step: `mix`
 """

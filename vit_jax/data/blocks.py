@@ -1,11 +1,13 @@
 """Load examples in blocks: the part of the pipeline that runs in threads and worker processes."""
 
+import copy
 import dataclasses
+import errno
 import math
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -17,13 +19,24 @@ Transform = Callable[[Example, np.random.Generator], Example]
 Ids = Int64[np.ndarray, "n"]
 # From a batch's number and some of its rows to the rows' example ids (or PADDING) and epochs.
 Plan = Callable[[int, Ids], tuple[Ids, Ids]]
-# {"image": [R,H,W,C], "label": i32[R] or f32[R,K], "weight": f32[R], "failures": [(id, message)]}
+# {"image": [R,H,W,C], "label": i32[R] or f32[R,K], "weight": f32[R], "bad": [BadRow]}
 Block = dict[str, Any]
 
 BLOCK_ROWS = (
     32  # Many, to outweigh Grain's cost per element; few, to busy all threads with a batch.
 )
 PADDING = -1  # In place of an example's id: a row of zeros.
+
+# What the machine lacks is no fault of the example: another time it would be read.
+_EXHAUSTED = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
+class BadRow(NamedTuple):
+    """A row that holds zeros, of weight 0, in place of an example that cannot be used."""
+
+    row: int  # Of the global batch.
+    example: int
+    message: str  # Why; begins with the example's place.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,27 +54,41 @@ class ExampleLoader:
           {"image": [H,W,C], "label": i32[] or f32[K]}.
 
         Raises:
-          DataError: whatever went wrong; the message begins with the example's place.
+          DataError: whatever is wrong with the example; the message begins with its place.
+          MemoryError, OSError: the machine has no memory or open files left.
         """
         try:
             example = self.source[i]
-            label, classes = example["label"], self.source.num_classes
-            if not self.source.multi_label and not 0 <= label < classes:
-                raise DataError(f"its label is {label}, but labels go from 0 to {classes - 1}.")
+            self._check_label(example["label"])
             example = self.transform(example, np.random.default_rng((self.seed, epoch, i)))
+            image = np.asarray(example["image"])
+            if image.dtype.kind == "f" and not np.isfinite(image).all():
+                raise DataError("its pixels are not all finite after the transforms.")
+            dtype = np.float32 if np.ndim(example["label"]) else np.int32
+            return {"image": image, "label": np.asarray(example["label"], dtype)}
         except VitJaxError as error:
             raise DataError(f"{self.source.describe(i)}: {error}") from error
         except Exception as error:  # A fault of a transform or of a library: say in which line.
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _EXHAUSTED:
+                raise
             frame = traceback.extract_tb(error.__traceback__)[-1]
             raise DataError(
                 f"{self.source.describe(i)}: {type(error).__name__}: {error} "
                 f"({frame.filename}, line {frame.lineno})"
             ) from error
-        dtype = np.float32 if np.ndim(example["label"]) else np.int32
-        return {
-            "image": np.asarray(example["image"]),
-            "label": np.asarray(example["label"], dtype),
-        }
+
+    def _check_label(self, label: Any) -> None:
+        classes = self.source.num_classes
+        if not self.source.multi_label:
+            if not 0 <= label < classes:
+                raise DataError(f"its label is {label}, but labels go from 0 to {classes - 1}.")
+            return
+        hot = np.asarray(label)
+        if hot.shape != (classes,) or not ((hot >= 0) & (hot <= 1)).all():
+            raise DataError(
+                f"its label should be {classes} numbers from 0 to 1, one for each class; it is "
+                f"{str(hot)[:80]}."
+            )
 
 
 class Blocks:
@@ -86,28 +113,34 @@ class Blocks:
           plan: says which example a row is.
           rows: of the global batch, that this process loads.
           num_batches: None: no end.
-          like: an example; all others must have its shapes.
+          like: an example; all others must have its shapes and dtypes.
         """
         self.rows = rows
         self._load, self._plan = load, plan
-        self._like = {key: (array.shape, array.dtype) for key, array in like.items()}
+        # Of an example: shape and dtype of everything that a block has a row of.
+        self.arrays = {key: (array.shape, array.dtype) for key, array in like.items()}
+        self.arrays["weight"] = ((), np.dtype(np.float32))
         self.per_batch = math.ceil(len(rows) / BLOCK_ROWS)
-        self._length = (
-            sys.maxsize // self.per_batch if num_batches is None else num_batches
-        ) * self.per_batch
+        self._first = 0
+        self._end = sys.maxsize // self.per_batch if num_batches is None else num_batches
+
+    def starting_at(self, batch: int) -> "Blocks":
+        """The same without the blocks of the first batches: block 0 is the first of `batch`."""
+        rest = copy.copy(self)
+        rest._first = self._first + batch
+        return rest
 
     def __len__(self) -> int:
-        return self._length
+        return (self._end - self._first) * self.per_batch
 
     def __getitem__(self, index: int) -> Block:
         batch, part = divmod(index, self.per_batch)
         rows = self.rows[part * BLOCK_ROWS : (part + 1) * BLOCK_ROWS]
-        ids, epochs = self._plan(batch, rows)
+        ids, epochs = self._plan(self._first + batch, rows)
         block: Block = {
-            key: np.zeros((len(rows), *shape), dtype) for key, (shape, dtype) in self._like.items()
+            key: np.zeros((len(rows), *shape), dtype) for key, (shape, dtype) in self.arrays.items()
         }
-        block["weight"] = np.zeros(len(rows), np.float32)
-        block["failures"] = []
+        block["bad"] = []
         for row, (i, epoch) in enumerate(zip(ids.tolist(), epochs.tolist(), strict=True)):
             if i == PADDING:
                 continue
@@ -115,17 +148,18 @@ class Blocks:
                 self._fill(block, row, i, epoch)
             except DataError as error:
                 # A value, not an exception: Grain would add its own traceback to the message.
-                block["failures"].append((i, str(error)))
+                block["bad"].append(BadRow(int(rows[row]), i, str(error)))
         return block
 
     def _fill(self, block: Block, row: int, i: int, epoch: int) -> None:
-        example = self._load(i, epoch=epoch)
-        for key, (shape, _) in self._like.items():
-            if example[key].shape != shape:
+        example = self._load(i, epoch=epoch) | {"weight": np.ones((), np.float32)}
+        for key, (shape, dtype) in self.arrays.items():
+            got = example[key]
+            if (got.shape, got.dtype) != (shape, dtype):
                 raise DataError(
-                    f"{self._load.source.describe(i)}: {key} of shape {example[key].shape} after "
-                    f"the transforms, where others have {shape}. Add a resize or a crop."
+                    f"{self._load.source.describe(i)}: {key} of shape {got.shape} and {got.dtype} "
+                    f"after the transforms, where others have {shape} and {dtype}. Add a resize or "
+                    "a crop."
                 )
-        for key in self._like:
+        for key in self.arrays:
             block[key][row] = example[key]
-        block["weight"][row] = 1

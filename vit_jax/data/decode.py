@@ -4,13 +4,18 @@ import io
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vit_jax.errors import DataError
 
 # Larger images are refused before a pixel is decoded: a few kilobytes can declare gigabytes.
 # This is where Pillow itself begins to warn; 268 MB as RGB.
 MAX_PIXELS = 89_478_485
+# OpenJPEG takes about 36 bytes a pixel to decode one, the others at most 16.
+MAX_PIXELS_JPEG2000 = MAX_PIXELS // 4
+# Of a JPEG. A megabyte can hold 100,000 empty scans, each of them over all pixels; encoders make
+# about ten.
+MAX_SCANS = 500
 
 # What is tried. Pillow knows more, but some of those (EPS) start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -47,8 +52,8 @@ def decode_image(
       uint8 pixels.
 
     Raises:
-      DataError: not an image, a truncated one, one of more than `MAX_PIXELS`, or pixels whose
-        range is unknown (floats, 32-bit integers).
+      DataError: not an image, a truncated one, one of more than `MAX_PIXELS` or `MAX_SCANS`, or
+        pixels whose range is unknown (floats, 32-bit integers).
     """
     if isinstance(data, np.ndarray):
         return _convert_array(data, channels)
@@ -58,13 +63,10 @@ def decode_image(
         if exif:
             image = _upright(image)
         return _pixels(image, channels)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as e:  # Pillow's readers raise nearly every type on a broken file.
-        raise DataError(
-            f"Broken {image.format or ''} image of {len(data)} bytes: {e}. Replace the file, or "
-            "leave it out of the data set."
-        ) from e
+        raise _broken(image.format or "", data, e) from e
 
 
 def _open(data: bytes) -> Image.Image:
@@ -72,17 +74,37 @@ def _open(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise DataError(f"The image is too large: {e} Scale it down beforehand.") from e
-    except Exception as e:  # As above.
+    except UnidentifiedImageError as e:
         raise DataError(
             f"Not an image: {len(data)} bytes that begin with {bytes(data[:8])!r} are none of "
-            f"{', '.join(FORMATS)} ({type(e).__name__})."
+            f"{', '.join(FORMATS)}."
         ) from e
-    if image.width * image.height > MAX_PIXELS:
+    except MemoryError:
+        raise
+    except Exception as e:  # As above.
+        raise _broken("", data, e) from e
+    limit, limit_name = MAX_PIXELS, "MAX_PIXELS"
+    if image.format == "JPEG2000":
+        limit, limit_name = MAX_PIXELS_JPEG2000, "MAX_PIXELS_JPEG2000"
+    if image.width * image.height > limit:
         raise DataError(
-            f"The image is too large: {image.width}x{image.height} is more than {MAX_PIXELS} "
-            "pixels (vit_jax.data.decode.MAX_PIXELS). Scale it down beforehand."
+            f"The image is too large: {image.width}x{image.height} is more than {limit} pixels "
+            f"(vit_jax.data.decode.{limit_name}). Scale it down beforehand."
+        )
+    # Within a scan, the byte FF is never followed by DA.
+    if image.format in ("JPEG", "MPO") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise DataError(
+            f"The JPEG has {scans} scans: more than {MAX_SCANS} (vit_jax.data.decode.MAX_SCANS) "
+            "would take too long. Encode it anew."
         )
     return image
+
+
+def _broken(kind: str, data: bytes, error: Exception) -> DataError:
+    return DataError(
+        f"Broken {kind}{' ' * bool(kind)}image of {len(data)} bytes: {error}. Replace the file, or "
+        "leave it out of the data set."
+    )
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -109,7 +131,8 @@ def _pixels(image: Image.Image, channels: int) -> UInt8[np.ndarray, "h w c"]:
         )
     if image.mode in ("P", "PA"):  # By way of RGBA: a transparent palette entry has a colour too.
         image = image.convert("RGBA")
-    image = image.convert("RGB" if channels == 3 else "L")
+    mode = "RGB" if channels == 3 else "L"
+    image = image if image.mode == mode else image.convert(mode)
     return _convert_array(np.array(image), channels)
 
 

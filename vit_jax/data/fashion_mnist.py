@@ -137,18 +137,23 @@ def read_idx(path: pathlib.Path, *, shape: tuple[int, ...]) -> UInt8[np.ndarray,
     Raises:
       DataError: the file cannot be read, or is not what is expected.
     """
+    header = bytes([0, 0, _UNSIGNED_BYTE, len(shape)]) + np.array(shape, ">u4").tobytes()
+    size = len(header) + math.prod(shape)
     try:
-        data = pathlib.Path(path).read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        # A byte more than there should be, and no more: a gzip file can hold a thousand times its
+        # size. Reading to the end checks what follows, too.
+        with (gzip.open if zipped else open)(path, "rb") as file:
+            data = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read, get it again: {error}") from error
-    header = bytes([0, 0, _UNSIGNED_BYTE, len(shape)]) + np.array(shape, ">u4").tobytes()
-    if data[: len(header)] != header or len(data) != len(header) + math.prod(shape):
+    if data[: len(header)] != header or len(data) != size:
+        got = f"more than {size}" if len(data) > size else len(data)
         raise DataError(
             f"{path} is not Fashion-MNIST's: expected an IDX file of {shape} unsigned bytes, "
-            f"{len(header) + math.prod(shape)} bytes with its header; got {len(data)} bytes, which "
-            f"begin with {data[: len(header)].hex()}. Get it again."
+            f"{size} bytes with its header; got {got} bytes, which begin with "
+            f"{data[: len(header)].hex()}. Get it again."
         )
     return np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
 

@@ -1,10 +1,12 @@
 """Image files that somebody names, to predict on: no labels, no classes."""
 
+import os
 import pathlib
 from collections.abc import Sequence
 
 from vit_jax.data.base import Example, Source
 from vit_jax.data.image_folder import EXTENSIONS
+from vit_jax.data.reading import leads_out, read_file
 from vit_jax.errors import DataError
 
 
@@ -15,7 +17,7 @@ def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
     will say so, beside the results of the others.
 
     Raises:
-      DataError: a folder without any image, or nothing named.
+      DataError: a folder without any image, or with a link that leads out of it; nothing named.
     """
     if not paths:
         raise DataError("Name at least one image or folder of images.")
@@ -33,6 +35,12 @@ def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
         )
         if not inside:
             raise DataError(f"{path} holds no image: looked for {', '.join(EXTENSIONS)} below it.")
+        for file in inside:
+            if target := leads_out(file, of=os.path.realpath(path)):
+                raise DataError(
+                    f"{file} is a link that leads out of {path}, to {target}. Name that itself, or "
+                    "take the link away."
+                )
         found += inside
     return found
 
@@ -55,11 +63,7 @@ class Files(Source):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Example:
-        path = self._paths[index]
-        try:
-            return {"image": path.read_bytes(), "label": 0}
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}") from error
+        return {"image": read_file(self._paths[index]), "label": 0}
 
     def describe(self, index: int) -> str:
         return str(self._paths[index])

@@ -166,7 +166,7 @@ class RandomCrop(Op):
     fill: int = 0
 
     def __post_init__(self) -> None:
-        check_number("padding", self.padding, low=0)
+        check_number("padding", self.padding, low=0, high=2**12)
         check_choice("mode", self.mode, ("constant", "reflect"))
         check_number("fill", self.fill, low=0, high=255)
 

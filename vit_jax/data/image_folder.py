@@ -1,12 +1,13 @@
 """A folder of images, one folder a class."""
 
+import functools
 import hashlib
 import os
-import pathlib
 
 from absl import logging
 
-from vit_jax.data.base import Example, Source, check_split, split_name, split_range
+from vit_jax.data.base import Example, Source, check_split, digest, split_name, split_range
+from vit_jax.data.reading import leads_out, read_file
 from vit_jax.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -79,14 +80,15 @@ class ImageFolder(Source):
 
     def __getitem__(self, index: int) -> Example:
         file = self._files[index]
-        try:
-            image = pathlib.Path(self._root, file).read_bytes()
-        except OSError as error:
-            raise DataError(f"The file cannot be read: {error.strerror}.") from error
+        image = read_file(self._join(file), within=self._root)
         return {"image": image, "label": self._labels[os.path.basename(os.path.dirname(file))]}
 
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._files[index])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return digest(*self.class_names, "", *self._files)
 
     def _join(self, path: str) -> str:
         return os.path.join(self._root, path)
@@ -102,14 +104,15 @@ class ImageFolder(Source):
             raise DataError(f"{folder} cannot be listed: {error.strerror}. {_LAYOUT}") from error
         for entry in found:
             if entry.is_symlink():
-                target = os.path.realpath(entry.path)
-                if os.path.commonpath([self._root, target]) != self._root:
+                if target := leads_out(entry.path, of=self._root):
                     raise DataError(
                         f"{entry.path} is a link that leads out of {self._root}, to {target}. Copy "
                         "the files, or set data.data_dir to a folder that holds all of them."
                     )
-                if not os.path.exists(target):
-                    raise DataError(f"{entry.path} is a link to nothing: {target}.")
+                if not os.path.exists(entry.path):
+                    raise DataError(
+                        f"{entry.path} is a link to nothing: {os.path.realpath(entry.path)}."
+                    )
         return found
 
     def _subfolders(self, folder: str) -> list[str]:

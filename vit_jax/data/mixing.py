@@ -9,6 +9,7 @@ def mix(
     rng: PRNGKeyArray,
     images: Float[Array, "B H W C"],
     labels: Float[Array, "B K"],
+    weights: Float[Array, "B"],
     *,
     mixup_alpha: float,
     cutmix_alpha: float,
@@ -28,6 +29,7 @@ def mix(
       rng: key of this step.
       images: f[B,H,W,C].
       labels: one-hot or soft, f[B,K].
+      weights: f[B]; 0 where there is no image but zeros. The one after it stays as it is.
       mixup_alpha: 0: no mixup.
       cutmix_alpha: 0: no CutMix. With both on, each batch uses one of them, evenly.
 
@@ -50,7 +52,9 @@ def mix(
         keep, share = jax.tree.map(
             lambda *pair: jnp.where(jax.random.bernoulli(choice_rng), *pair), *choices
         )
-    return _blend(images, keep[None, :, :, None]), _blend(labels, share)
+    partner = jnp.roll(weights, 1) > 0
+    keep = jnp.where(partner[:, None, None, None], keep[None, :, :, None], 1)
+    return _blend(images, keep), _blend(labels, jnp.where(partner[:, None], share, 1))
 
 
 def _mixup_share(rng: PRNGKeyArray, *, alpha: float) -> Float[Array, ""]:

@@ -66,8 +66,9 @@ class RandAugment(Op):
     cutout: float = 40.0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check_number(field.name, getattr(self, field.name), low=0)
+        check_number("num_layers", self.num_layers, low=0, high=100)
+        for name in ("magnitude", "translate", "cutout"):
+            check_number(name, getattr(self, name), low=0, high=1e6)
 
     def __call__(
         self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator

@@ -9,7 +9,7 @@ import difflib
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vit_jax.data.base import Example, Source, split_name
+from vit_jax.data.base import Example, Source, digest, split_name
 from vit_jax.errors import ConfigError, DataError, did_you_mean
 
 _CATALOG = "https://www.tensorflow.org/datasets/catalog/overview"
@@ -98,11 +98,18 @@ class TfdsSource(Source):
             self._records = builder.as_data_source(split, decoders=decoders)
         except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
             raise _why_not(builder, split, error) from error
+        # How the order of the records arises; a builder that knows no splits says nothing of it.
+        of_split = builder.info.splits.get(split.partition("[")[0])
+        self._shards = tuple(of_split.shard_lengths) if of_split else ()
         if not len(self._records):
             raise DataError(f'"{split}" of {self.name} is empty.')
 
     def __len__(self) -> int:
         return len(self._records)
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(super().fingerprint, *map(str, self._shards))
 
     def __getitem__(self, index: int) -> Example:
         try:
@@ -112,7 +119,13 @@ class TfdsSource(Source):
         label = record[self._label_key]
         if self.multi_label:
             hot = np.zeros(self.num_classes, np.float32)
-            hot[np.asarray(label, np.int64)] = 1
+            classes = np.asarray(label, np.int64)
+            if np.any((classes < 0) | (classes >= self.num_classes)):
+                raise DataError(
+                    f"its labels are {', '.join(map(str, classes))}, but labels go from 0 to "
+                    f"{self.num_classes - 1}."
+                )
+            hot[classes] = 1
             return {"image": record[self._image_key], "label": hot}
         return {"image": record[self._image_key], "label": int(label)}
 

@@ -12,6 +12,7 @@ is refused when the transforms are built, before an image is read.
 """
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -20,8 +21,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vit_jax.data import color, geometry, randaugment
-from vit_jax.data.decode import decode_image
-from vit_jax.data.op import STORED, UINT8, Op
+from vit_jax.data.decode import MAX_PIXELS, decode_image
+from vit_jax.data.op import FLOAT, STORED, UINT8, Op
 from vit_jax.errors import ConfigError, did_you_mean
 
 
@@ -78,10 +79,14 @@ class Transform:
     Attributes:
       ops: the operations.
       gives: the kind of image that comes out; one of those in `vit_jax.data.op`.
+      key: of the config that they are from, for messages.
+      shape: (height, width, channels) that must come out; None: any may.
     """
 
     ops: tuple[Op, ...]
     gives: str
+    key: str
+    shape: tuple[int, int, int] | None = None
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """A copy of the example with its image transformed.
@@ -91,43 +96,68 @@ class Transform:
           rng: the only source of randomness.
 
         Raises:
+          ConfigError: what comes out is not what the model takes.
           DataError: the image is broken, or too small for a crop.
         """
         image = example["image"]
         for op in self.ops:
             image = op(image, rng)
+        if self.shape not in (None, image.shape):
+            raise ConfigError(
+                f"{self.key} make images of height, width, channels {image.shape}, and the model "
+                f"takes {self.shape}: add a resize or a crop, let decode give as many channels, or "
+                "set model.image_size and model.channels."
+            )
         return {**example, "image": np.ascontiguousarray(image)}
 
 
-def build(transforms: Iterable[Mapping[str, Any]], *, image_size: Iterable[int] | int) -> Transform:
+def build(
+    transforms: Iterable[Any],
+    *,
+    image_size: Iterable[int] | int,
+    channels: int | None = None,
+    key: str = "transforms",
+) -> Transform:
     """Checks transforms and makes a function of them.
 
     Args:
       transforms: dicts {"op": name in `OPS`, **arguments}, the first of them decode.
       image_size: side, or (side,), or (height, width), in pixels; every `size` left out is this.
+      channels: of the model that the images are for: they must come out normalised, and have this
+        many channels and `image_size`. None: they are for something else.
+      key: of the config, for messages.
 
     Returns:
       A function of (example, random generator) that can be pickled.
 
     Raises:
-      ConfigError: an unknown operation or argument, a value that makes no sense, or an operation on
-        images of a kind that it does not take.
+      ConfigError: an unknown operation or argument, a value that makes no sense, an operation on
+        images of a kind that it does not take, or no normalised images for a model.
     """
     image_size = _height_width(image_size, where="image_size")
     ops: list[Op] = []
     kind, previous = STORED, ""
     for i, entry in enumerate(transforms):
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f'{key}[{i}] is {entry!r}: write {{"op": "resize", "size": 224}}.')
         entry = dict(entry)
         name = entry.pop("op", None)
-        where = f'Transform {i} ("{name}")'
-        if name not in OPS:
+        where = f'{key}[{i}] ("{name}")'
+        if not isinstance(name, str) or name not in OPS:
             raise ConfigError(f"{where}: no such operation. {did_you_mean(str(name), OPS)}")
         op = _make(OPS[name], entry, image_size=image_size, where=where)
         if kind not in op.takes:
             raise ConfigError(f"{where} {_out_of_order(op, kind, previous)}")
         ops.append(op)
         kind, previous = op.gives(kind), name
-    return Transform(tuple(ops), kind)
+    if channels is None:
+        return Transform(tuple(ops), kind, key)
+    if kind != FLOAT:
+        raise ConfigError(
+            f"{key} end with images that are {kind}, and a model takes {FLOAT}: add value_range "
+            "or normalize."
+        )
+    return Transform(tuple(ops), kind, key, (*image_size, channels))
 
 
 def _make(
@@ -152,19 +182,22 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     """The value as its field declares it; in configs 1 means 1.0, and JSON has lists for tuples."""
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(_typed(name, v, typing.get_args(hint)[0]) for v in value)
-    if hint is float and isinstance(value, int):
+    flag = isinstance(value, bool)  # Which Python takes for a whole number.
+    if hint is float and isinstance(value, int) and not flag:
         return float(value)
-    if typing.get_origin(hint) is tuple or not isinstance(value, hint):
+    if typing.get_origin(hint) is tuple or not isinstance(value, hint) or flag != (hint is bool):
         kind = hint.__name__ if isinstance(hint, type) else hint
         raise ConfigError(f"{name}: {value!r} should be {kind}.")
     return value
 
 
-def _height_width(size: Iterable[int] | int, *, where: str) -> tuple[int, int]:
+def _height_width(size: Any, *, where: str) -> tuple[int, int]:
     pair = tuple(size) if isinstance(size, Iterable) else (size, size)
     pair = pair * 2 if len(pair) == 1 else pair
-    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+    if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
         raise ConfigError(f"{where}={size!r} should be a side or (height, width), in pixels.")
+    if math.prod(pair) > MAX_PIXELS:
+        raise ConfigError(f"{where}={size!r} is more than {MAX_PIXELS:,} pixels.")
     return pair
 
 

@@ -1,0 +1,159 @@
+"""The promise of the data, as a property: ids and pixels are a function of (seed, step) alone.
+
+Whatever the number of processes, of workers and threads, the mesh, the step that a run starts from,
+and however the batch size and the size of the data set go into each other.
+"""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.data_order_test import reference_id
+from tests.data_pipeline_test import (
+    Numbers,
+    ProcessOf,
+    assert_same,
+    expected_batch,
+    mesh_sharding,
+    noisy,
+    one_device,
+    take,
+)
+from vit_jax.data import order, pipeline
+from vit_jax.data.blocks import Blocks, ExampleLoader
+
+SEED = 3
+MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
+sharding_of = functools.cache(mesh_sharding)
+
+
+def loaded_by(process, count, *, mesh, size, batch_size, start_step, batch):
+    """{row: (image, label, weight)} that one of `count` processes loads of a batch."""
+    sharding = ProcessOf(sharding_of(*mesh), process, count)
+    rows = pipeline.local_rows(sharding, batch_size=batch_size)
+    plan = functools.partial(
+        pipeline._train_plan,
+        start_step=start_step,
+        batch_size=batch_size,
+        num_examples=size,
+        seed=SEED,
+    )
+    load = ExampleLoader(Numbers(size), noisy, SEED)
+    blocks = Blocks(load, plan, rows=rows, num_batches=None, like=load(0, epoch=0))
+    first = batch * blocks.per_batch
+    parts = [blocks[first + i] for i in range(blocks.per_batch)]
+    arrays = [np.concatenate([part[key] for part in parts]) for key in ("image", "label", "weight")]
+    return dict(zip(rows.tolist(), zip(*arrays, strict=True), strict=True))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    size=st.integers(1, 300),
+    per_device=st.integers(1, 12),
+    count=st.sampled_from([1, 2, 4, 8]),
+    mesh=st.sampled_from(MESHES),
+    start_step=st.one_of(st.integers(0, 40), st.integers(0, 10**9)),
+    batch=st.integers(0, 3),
+)
+def test_any_number_of_processes_from_any_step(size, per_device, count, mesh, start_step, batch):
+    batch_size, step = 8 * per_device, start_step + batch
+    expected = expected_batch(step, size=size, batch_size=batch_size)
+    ids = [
+        reference_id(step * batch_size + row, num_examples=size, seed=SEED)
+        for row in range(batch_size)
+    ]
+    np.testing.assert_array_equal(expected["image"][:, 0, 0, 0], ids)
+    covered = set()
+    for process in range(count):
+        rows = loaded_by(
+            process, count, mesh=mesh, size=size, batch_size=batch_size, start_step=start_step,
+            batch=batch,
+        )  # fmt: skip
+        for row, (image, label, weight) in rows.items():
+            np.testing.assert_array_equal(image, expected["image"][row])
+            assert (label, weight) == (expected["label"][row], 1)
+        covered |= set(rows)
+    assert covered == set(range(batch_size))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    size=st.integers(1, 200),
+    per_device=st.integers(1, 10),
+    mesh=st.sampled_from(MESHES),
+    start_step=st.one_of(st.integers(0, 40), st.integers(0, 10**9)),
+    threads=st.integers(1, 5),
+    prefetch=st.integers(1, 3),
+)
+def test_the_iterator_from_any_step(size, per_device, mesh, start_step, threads, prefetch):
+    shape = {"size": size, "batch_size": 8 * per_device}
+    got = take(
+        3, start_step=start_step, sharding=sharding_of(*mesh), threads=threads, prefetch=prefetch,
+        **shape,
+    )  # fmt: skip
+    assert_same(got, [expected_batch(start_step + t, **shape) for t in range(3)])
+
+
+# 40 and 104 rows are a part of a block, and several blocks for several workers; 37 examples divide
+# neither, and their epochs end in the middle of batches.
+@pytest.mark.parametrize("batch_size", [40, 104])
+@pytest.mark.parametrize(
+    "workers", [0, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))]
+)
+def test_any_number_of_workers_across_the_borders_of_epochs(workers, batch_size):
+    shape = {"size": 37, "batch_size": batch_size}
+    got = take(4, start_step=11, workers=workers, **shape)
+    assert_same(got, [expected_batch(t, **shape) for t in range(11, 15)])
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(37, 8), (100, 16), (8, 24), (64, 16), (1, 8)])
+@pytest.mark.parametrize("stops", [(), (3,), (1, 2, 7)])
+def test_every_example_is_seen_once_an_epoch_however_often_it_resumes(size, batch_size, stops):
+    """Pixels tell which: through the iterator, started anew at each of `stops`."""
+    num_epochs = 3
+    total = -(-num_epochs * size // batch_size)
+    seen, noise = [], []
+    borders = [0, *(stop for stop in stops if stop < total), total]
+    for first, last in itertools.pairwise(borders):
+        with pipeline.train_batches(
+            Numbers(size), noisy, batch_size=batch_size, seed=SEED, start_step=first,
+            sharding=one_device(), workers=0, threads=3, prefetch=2,
+        ) as batches:  # fmt: skip
+            for _ in range(first, last):
+                image = jax.device_get(next(batches)["image"])
+                seen += image[:, 0, 0, 0].tolist()
+                noise += image[:, 0, 1, 0].tolist()
+    for epoch in range(num_epochs):
+        of_epoch = slice(epoch * size, (epoch + 1) * size)
+        assert sorted(seen[of_epoch]) == list(range(size))
+    assert len(set(noise)) == len(noise)  # Each time with an augmentation of its own.
+
+
+@pytest.mark.parametrize("split", ["train[:37]", "train[37:100]"])
+def test_real_examples_too(split):
+    """Digits, cropped at random: an epoch holds each picture of the split, and each once."""
+    from tests.small_run import small_config
+    from vit_jax.data import transforms
+    from vit_jax.data.digits import Digits
+
+    source = Digits(split=split)
+    transform = transforms.build(small_config().data.train_transforms, image_size=(8,))
+    size, batch_size = len(source), 16
+    sharding = sharding_of(8, 1)
+    with pipeline.train_batches(
+        source, transform, batch_size=batch_size, seed=SEED, start_step=5, sharding=sharding,
+        workers=0, threads=3, prefetch=2,
+    ) as batches:  # fmt: skip
+        for step in range(5, 15):
+            batch = jax.device_get(next(batches))
+            ids = order.example_ids(step, batch_size=batch_size, num_examples=size, seed=SEED)
+            epochs = order.epochs(step, batch_size=batch_size, num_examples=size)
+            for row, (i, epoch) in enumerate(zip(ids.tolist(), epochs.tolist(), strict=True)):
+                example = transform(source[i], np.random.default_rng((SEED, epoch, i)))
+                np.testing.assert_array_equal(batch["image"][row], example["image"])
+                assert batch["label"][row] == example["label"]

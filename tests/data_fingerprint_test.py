@@ -1,0 +1,153 @@
+"""A data set that is not what it was at the checkpoint: said before the run goes on."""
+
+import json
+import re
+import shutil
+
+import pytest
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+
+from tests.data_sources_test import make_folder, open_, open_fashion, small_idx, write_image
+from tests.small_run import run, small_config, train_on_one
+from vit_jax.data import fashion_mnist
+from vit_jax.data.base import digest
+from vit_jax.errors import ConfigError
+
+__all__ = ["small_idx"]  # A fixture.
+
+TRANSFORMS = ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"})
+
+
+def on(folder, **changes):
+    return {
+        "data__source": "image_folder", "data__data_dir": str(folder), "model__channels": 3,
+        "data__train_transforms": TRANSFORMS, "data__eval_transforms": TRANSFORMS,
+        "evals": ConfigDict(), "total_steps": 4, "model__depth": 1, **changes,
+    }  # fmt: skip
+
+
+def remove(folder):
+    (folder / "train" / "cat" / "3.png").unlink()
+
+
+def rename(folder):
+    (folder / "train" / "cat" / "3.png").rename(folder / "train" / "cat" / "three.png")
+
+
+def move(folder):
+    (folder / "train" / "cat" / "3.png").rename(folder / "train" / "dog" / "333.png")
+
+
+def add(folder):
+    write_image(folder / "train" / "cat" / "99.png")
+
+
+def add_class(folder):
+    for split in ("train", "test"):
+        write_image(folder / split / "ant" / "0.png")
+
+
+def nothing(folder):
+    write_image(folder / "train" / "cat" / "3.png", 200)  # Names are compared, not contents.
+
+
+SAYS = {
+    remove: "num_examples: 40 -> 39",
+    rename: "",
+    move: "",
+    add: "num_examples: 40 -> 41",
+    add_class: r"class_names: \['cat', 'dog'\] -> \['ant', 'cat', 'dog'\]",
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder of pictures, and the work directory of a run on it that is not done."""
+    root = tmp_path_factory.mktemp("trained")
+    make_folder(root / "pictures")
+    run(root / "run", **on(root / "pictures"))
+    return root
+
+
+@pytest.mark.parametrize("change", [*SAYS, nothing])
+def test_another_folder_is_refused_and_says_what_differs(trained, tmp_path, change):
+    shutil.copytree(trained, tmp_path / "copy", symlinks=True)
+    # The same place, so that nothing but the change differs.
+    (trained / "pictures").rename(trained / "kept")
+    shutil.copytree(trained / "kept", trained / "pictures")
+    try:
+        change(trained / "pictures")
+        config = small_config(**on(trained / "pictures"))
+        if change is nothing:
+            assert train_on_one(config, tmp_path / "copy" / "run") == 0
+            return
+        with pytest.raises(ConfigError) as error:
+            train_on_one(config, tmp_path / "copy" / "run")
+        message = str(error.value)
+        assert re.search(r"fingerprint: '[0-9a-f]{32}' -> '[0-9a-f]{32}'", message)
+        assert re.search(SAYS[change], message), message
+        assert "files were added, taken away, renamed or moved" in message
+        assert "Put them back, and the run goes on exactly." in message
+        assert "--allow_config_change" in message
+    finally:
+        shutil.rmtree(trained / "pictures")
+        (trained / "kept").rename(trained / "pictures")
+
+
+def test_a_run_of_the_first_release_has_nothing_to_compare(trained, tmp_path):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    path = tmp_path / "run" / "dataset.json"
+    dataset = json.loads(path.read_text())
+    assert dataset.pop("fingerprint")
+    path.write_text(json.dumps(dataset))
+    assert train_on_one(small_config(**on(trained / "pictures")), tmp_path / "run") == 0
+
+
+def test_another_version_of_a_tfds_data_set_is_refused(tmp_path, small_idx, monkeypatch):
+    open_fashion(tmp_path, small_idx)
+    changes = {
+        "data__source": "tfds", "data__name": "fashion_mnist_idx",
+        "data__data_dir": str(tmp_path / "tfds"), "evals": ConfigDict(), "total_steps": 4,
+    }  # fmt: skip
+    run(tmp_path / "run", **changes)
+    monkeypatch.setattr(fashion_mnist.FashionMnistIdx, "VERSION", tfds.core.Version("1.0.1"))
+    open_fashion(tmp_path, small_idx)
+    assert sorted(p.name for p in (tmp_path / "tfds" / "fashion_mnist_idx").iterdir()) == [
+        "1.0.0", "1.0.1",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        train_on_one(small_config(**changes), tmp_path / "run")
+    message = str(error.value)
+    assert "name: 'fashion_mnist_idx/1.0.0' -> 'fashion_mnist_idx/1.0.1'" in message
+    assert "another version of the data set" in message and "fingerprint: " in message
+    pinned = small_config(**changes | {"data__name": "fashion_mnist_idx:1.0.0"})
+    with pytest.raises(ConfigError, match=r"data\.name: 'fashion_mnist_idx' ->") as error:
+        train_on_one(pinned, tmp_path / "run")
+    assert "fingerprint" not in str(error.value)  # The data are those of the run.
+
+
+def test_a_fingerprint_tells_all_that_fixes_the_order(tmp_path, small_idx):
+    open_fashion(tmp_path, small_idx)
+    shards = open_fashion(tmp_path, None)
+    prints = {
+        "train": open_().fingerprint,
+        "test": open_("test").fingerprint,
+        "slice": open_("train[:90%]").fingerprint,
+        "tfds": shards.fingerprint,
+    }
+    shards._shards = (30, 30)
+    prints["other shards"] = shards.fingerprint
+    assert len(set(prints.values())) == len(prints)
+    assert open_().fingerprint == prints["train"]
+    # A promise to runs that go on with a later release.
+    assert prints["train"] == "3f7f490f69578205a197aeed0d30a33b"
+    assert digest("a", "b") != digest("ab") != digest("ab", "")
+
+
+def test_names_that_are_not_utf8_have_one_too(tmp_path):
+    make_folder(tmp_path)
+    with open(bytes(tmp_path / "train" / "cat") + b"/\xff.png", "wb") as file:
+        file.write(b"")
+    source = open_("train", source="image_folder", data_dir=str(tmp_path))
+    assert len(source) == 41 and len(source.fingerprint) == 32

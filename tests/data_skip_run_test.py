@@ -1,0 +1,256 @@
+"""data.on_bad="skip" in whole runs: what is left out is named and counted, once, kills or not."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.pictures import make
+from tests.same_run import steps_of
+from tests.small_run import run, small_config, train_on_one
+from tests.watch_test import ends
+from vit_jax.data import order, pipeline
+from vit_jax.data.bad_examples import BadExamples, summary
+from vit_jax.data.image_folder import ImageFolder
+from vit_jax.errors import DataError
+from vit_jax.evaluate import evaluate
+from vit_jax.telemetry.jsonlines import read_jsonl
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """60 pictures, 12 of them for testing; of each split, some are no longer pictures."""
+    root = tmp_path / "pictures"
+    make(root / "train", each=16)
+    make(root / "test", each=4, seed=1)
+    spoil(root / "train" / "flower" / "003.JPEG", b"no picture")
+    spoil(root / "train" / "temple" / "008.jpg", (root / "train/temple/008.jpg").read_bytes()[:500])
+    spoil(root / "train" / "portrait" / "001.png", b"")
+    spoil(root / "test" / "flower" / "002.webp", b"RIFF")
+    return root
+
+
+def spoil(path, content):
+    assert path.exists()
+    path.write_bytes(content)
+
+
+TRANSFORMS = ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"})
+
+
+def on(folder, **changes):
+    return {
+        "data__source": "image_folder", "data__data_dir": str(folder), "model__channels": 3,
+        "data__train_transforms": TRANSFORMS, "data__eval_transforms": TRANSFORMS,
+        "evals": ConfigDict({"test": {"type": "classification", "split": "test",
+                                      "every_steps": 6}}),
+        "data__on_bad": "skip", **changes,
+    }  # fmt: skip
+
+
+def expected_report(folder, steps, *, after_steps=()):
+    """(step, split, row, path) of each line, from the order's definition."""
+    train = ImageFolder(folder, split="train", seed=0)
+    names = {"flower/003.JPEG", "temple/008.jpg", "portrait/001.png"}
+    lines = []
+    for step in steps:
+        ids = order.example_ids(step, batch_size=16, num_examples=len(train), seed=0)
+        for row, i in enumerate(ids.tolist()):
+            place = pathlib.Path(train.describe(i))
+            if "/".join(place.parts[-2:]) in names:
+                lines.append((step + 1, "train", row, str(place)))
+    lines += [(step, "test", None, f"{folder}/test/flower/002.webp") for step in after_steps]
+    return sorted(lines, key=str)
+
+
+def report(workdir, name="bad_examples.jsonl"):
+    return sorted(
+        [
+            (line["step"], line["split"], line.get("row"), line["place"])
+            for line in read_jsonl(workdir / name)
+        ],
+        key=str,
+    )
+
+
+def test_a_run_skips_names_and_counts_them(tmp_path, folder, capsys):
+    lines = run(tmp_path / "run", log__every_steps=1, **on(folder))
+    wanted = expected_report(folder, range(12), after_steps=(6, 12))
+    assert report(tmp_path / "run") == wanted
+    told = read_jsonl(tmp_path / "run" / "bad_examples.jsonl")
+    assert {line["error"].split(":")[0].split(" of ")[0] for line in told} == {
+        "Not an image", "Broken image",
+    }  # fmt: skip
+    for line in lines:
+        here = [entry for entry in wanted if entry[0] == line["step"] and entry[1] == "train"]
+        assert line["train/skipped"] == len(here)
+    assert [line["test/count"] for line in lines if "test/count" in line] == [11, 11]
+    out = capsys.readouterr().out
+    assert f"Skipped: 4 bad examples, {len(wanted)} times in all: see {tmp_path}" in out
+
+
+def test_without_the_policy_the_first_one_ends_the_run(tmp_path, folder):
+    with pytest.raises(DataError, match=r"/pictures/.*: (Not an image|Broken image)"):
+        run(tmp_path / "run", **on(folder, data__on_bad="error"))
+    assert not (tmp_path / "run" / "bad_examples.jsonl").exists()
+
+
+def test_after_a_kill_no_line_is_there_twice_and_none_is_lost(tmp_path, folder, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    run(tmp_path / "whole", **on(folder))
+    original, drawn = pipeline.Batches.__next__, []
+
+    def draw_or_die(self):
+        if len(drawn) == 13:
+            raise Killed
+        drawn.append(None)
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Batches, "__next__", draw_or_die)
+        with pytest.raises(Killed):
+            train_on_one(small_config(**on(folder)), tmp_path / "run")
+    killed = report(tmp_path / "run")
+    assert max(step for step, *_ in killed) > 8  # Beyond the checkpoint it will go on from.
+    with open(tmp_path / "run" / "bad_examples.jsonl", "ab") as file:
+        file.write(b'{"step": 11, "spl')  # And the last line half written.
+    run(tmp_path / "run", **on(folder))
+    for name in ("bad_examples.jsonl", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_files_of_processes_that_are_no_more_are_cut_too(tmp_path):
+    for name in ("bad_examples.jsonl", "bad_examples.1.jsonl", "bad_examples.12.jsonl"):
+        lines = [{"step": step, "place": "p"} for step in (1, 5, 9)]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "bad_examples.old.jsonl").write_text("not ours")
+    BadExamples(tmp_path, on_bad="skip", resume_step=5).close()
+    assert "1 bad examples, 6 times" in summary(tmp_path)
+    BadExamples(tmp_path, on_bad="error", resume_step=None).close()
+    assert summary(tmp_path) == ""
+
+
+def test_a_batch_without_a_good_example_ends_the_run(tmp_path, folder):
+    """As when the disk with the pictures goes away: nothing would be learned from then on."""
+    config = small_config(**on(folder, checkpoint__every_steps=4))
+    original, drawn = pipeline.Batches.__next__, []
+
+    def draw_and_take_away(self):
+        drawn.append(None)
+        if len(drawn) == 2:
+            (folder / "train").rename(folder / "gone")
+        return original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.Batches, "__next__", draw_and_take_away)
+        with pytest.raises(DataError, match=r"Every example of the batch of update \d+ is bad"):
+            train_on_one(config, tmp_path / "run")
+    errors = {line["error"] for line in read_jsonl(tmp_path / "run" / "bad_examples.jsonl")}
+    assert any("No such file" in error for error in errors)
+    (folder / "gone").rename(folder / "train")
+    run(tmp_path / "run", **on(folder))  # It goes on.
+
+
+def test_an_evaluation_leaves_them_out_and_shows_the_others(tmp_path, folder, capsys, caplog):
+    run(tmp_path / "run", **on(folder, total_steps=4))
+    result = evaluate(tmp_path / "run")
+    assert result.count == 11 and result.confusion.sum() == 11
+    assert "11 examples (1 bad ones are not counted)" in capsys.readouterr().out
+    assert [r.getMessage() for r in caplog.records if "flower/002.webp" in r.getMessage()]
+    # Pictures and what is said of them belong together: the samples are the good ones, in order.
+    test = ImageFolder(folder, split="test", seed=0)
+    good = [i for i in range(12) if not test.describe(i).endswith("flower/002.webp")]
+    for number, i in enumerate(good[:10]):
+        label = test.class_names[test[i]["label"]]
+        sample = tmp_path / "run" / "samples" / f"{number}-{label}.png"
+        with Image.open(sample) as picture:
+            assert picture.size == (8, 8)
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+from vit_jax.config import base_config, classification_eval
+
+def get_config(arg=None):
+    c = base_config()
+    c.total_steps, c.batch_size = 1000, 16
+    c.model.update({"variant": "mu/4", "depth": 1, "image_size": (8,)})
+    c.data.source, c.data.data_dir, c.data.on_bad = "image_folder", FOLDER, "skip"
+    c.checkpoint.every_steps, c.log.tensorboard = 4, False
+    c.evals = ConfigDict({"test": classification_eval(split="test", every_steps=4)})
+    return c
+"""
+
+
+@contextlib.contextmanager
+def processes(n, config, workdir, *flags):
+    """Starts n processes of one run; none is left behind."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "vit_jax.train", f"--config={config}", f"--workdir={workdir}"]
+    started = []
+    for i in range(n):
+        env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+        if n > 1:
+            env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(n)}
+            env["JAX_PROCESS_ID"] = str(i)
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([*command, *flags], cwd=ROOT, env=env, **pipes))
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.slow
+def test_every_process_names_its_own_and_together_they_name_all(tmp_path, folder):
+    """Two processes, told to stop; then one, killed; then one: each has its line, and one line."""
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.replace("FOLDER", repr(str(folder))))
+    workdir = tmp_path / "run"
+    with processes(2, config, workdir) as both:
+        wait_for_step(workdir, 8, both)
+        both[0].send_signal(signal.SIGTERM)
+        assert [ends(process)[0] for process in both] == [75, 75]
+    stopped = {name: report(workdir, name) for name in NAMES}
+    assert all(stopped.values())
+    first = steps_of(workdir)[-1]
+    with processes(1, config, workdir) as [one]:
+        wait_for_step(workdir, first + 9, [one])
+    last = steps_of(workdir)[-1]
+    length = f"--config.total_steps={last + 5}"
+    with processes(1, config, workdir, length, "--allow_config_change") as [one]:
+        code, err = ends(one)
+        assert code == 0, err
+    steps = [step for step in range(1, last + 6) if step % 4 == 0 or step == last + 5]
+    wanted = expected_report(folder, range(last + 5), after_steps=steps)
+    told = {name: report(workdir, name) for name in NAMES}
+    assert sorted(told[NAMES[0]] + told[NAMES[1]], key=str) == wanted
+    assert told[NAMES[1]] == stopped[NAMES[1]]  # The second process is no more.
+
+
+NAMES = ("bad_examples.jsonl", "bad_examples.1.jsonl")
+
+
+def wait_for_step(workdir, step, running):
+    for _ in range(1200):
+        if any(saved >= step for saved in steps_of(workdir)):
+            return
+        assert all(process.poll() is None for process in running), ends(running[0])
+        time.sleep(0.1)
+    raise AssertionError(f"step {step} never came")

@@ -1,0 +1,253 @@
+"""data.on_bad="skip": a bad example is left out of its batch exactly, and named."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.data_pipeline_test import (
+    Numbers,
+    assert_same,
+    evaluate,
+    expected_batch,
+    mesh_sharding,
+    noisy,
+    one_device,
+)
+from tests.small_run import run, small_config
+from vit_jax.config import validate
+from vit_jax.data import order, pipeline
+from vit_jax.data.mixing import mix
+from vit_jax.errors import ConfigError, DataError
+from vit_jax.models import Vit, param_shapes, vit_config
+from vit_jax.optim import make_optimizer, make_schedule
+from vit_jax.parallel import mesh as meshes
+from vit_jax.parallel import processes
+from vit_jax.state import make_init, state_layout
+from vit_jax.update import make_train_step
+
+
+def test_the_policy_is_checked():
+    with pytest.raises(ConfigError, match=r'data\.on_bad is "skips"\. Did you mean "skip"'):
+        validate(small_config(data__on_bad="skips"))
+
+
+# The batches.
+
+
+@pytest.mark.parametrize(("workers", "sharding"), [(0, one_device), (2, one_device), (0, None)])
+def test_a_bad_row_is_zero_and_nothing_else_changes(workers, sharding):
+    size, batch_size, bad = 40, 16, (0, 7, 39)
+    reports = []
+    with pipeline.train_batches(
+        Numbers(size, bad=bad),
+        noisy,
+        batch_size=batch_size,
+        seed=3,
+        start_step=4,
+        sharding=sharding() if sharding else mesh_sharding(8, 1),
+        workers=workers,
+        threads=2,
+        prefetch=2,
+        on_bad=lambda *report: reports.append(report),
+    ) as batches:
+        got = [jax.device_get(next(batches)) for _ in range(6)]
+    want, told = [], []
+    for step in range(4, 10):
+        batch = expected_batch(step, size=size, batch_size=batch_size)
+        ids = order.example_ids(step, batch_size=batch_size, num_examples=size, seed=3)
+        for row in np.flatnonzero(np.isin(ids, bad)).tolist():
+            told.append((step, row, ids[row], f"numbers train[{ids[row]}]: it is broken."))
+            for array in batch.values():
+                array[row] = 0
+        want.append(batch)
+    assert_same(got, want)
+    assert reports == told and len(told) > 5
+
+
+def test_a_few_bad_ones_may_come_first_but_not_all():
+    load = functools.partial(
+        pipeline.train_batches, transform=noisy, batch_size=16, seed=3, start_step=0,
+        sharding=one_device(), workers=0, threads=2, prefetch=2, on_bad=lambda *report: None,
+    )  # fmt: skip
+    with load(Numbers(40, bad=range(39))) as batches:
+        assert next(batches)["image"].shape == (16, 2, 3, 1)
+    with pytest.raises(DataError, match=r"None of the first 40 examples can be used.*train\[0\]"):
+        load(Numbers(40, bad=range(40)))
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (8, 1), (2, 4)])
+def test_an_evaluation_does_not_count_them_on_any_mesh(shape):
+    bad = {}
+    with pipeline.eval_batches(
+        Numbers(20, bad=(0, 13)),
+        noisy,
+        batch_size=8,
+        sharding=mesh_sharding(*shape),
+        workers=0,
+        threads=2,
+        prefetch=2,
+        on_bad=bad.__setitem__,
+    ) as batches:
+        got = [jax.device_get(batch) for batch in batches]
+    assert_same(got, evaluate(Numbers(20, bad=(0, 13)), on_bad=lambda i, message: None))
+    assert sum(int(batch["weight"].sum()) for batch in got) == 18
+    assert bad == {i: f"numbers train[{i}]: it is broken." for i in (0, 13)}
+
+
+# The update. Its second formulation takes one example at a time, and leaves the bad ones out of a
+# plain mean in float64.
+
+BATCH = 16
+VARIANTS = {
+    "plain": {},
+    "accumulated": {"optim__accum_steps": 4},
+    "mixed": {"mix__mixup_alpha": 0.5, "mix__cutmix_alpha": 1.0},
+    "sharp": {"optim__sam_rho": 0.05},
+    "8 devices": {"mesh__data": 4, "mesh__tensor": 2, "mix__mixup_alpha": 0.5,
+                  "optim__accum_steps": 2},
+}  # fmt: skip
+
+
+@functools.cache
+def the_step(variant):
+    """(config, parameters, step: (batch, step) -> (metrics, parameters after))."""
+    config = small_config(
+        data__on_bad="skip", batch_size=BATCH, optim__name="sgd", optim__clip_norm=0.0,
+        optim__weight_decay=0.0, optim__lr=0.1, optim__schedule__warmup_steps=None,
+        optim__schedule__name="constant", loss__label_smoothing=0.1, **VARIANTS[variant],
+    )  # fmt: skip
+    cfg = vit_config(config.model, num_classes=10)
+    devices = jax.devices()[: 8 if "mesh__data" in VARIANTS[variant] else 1]
+    mesh = meshes.make_mesh(config.mesh, devices=devices)
+    with jax.set_mesh(mesh):
+        schedule = make_schedule(
+            config.optim.schedule, total_steps=9, batch_size=BATCH, num_examples=99
+        )
+        tx = make_optimizer(config.optim, param_shapes(cfg), schedule=schedule)
+        init = make_init(config, Vit(cfg), tx)
+        layout = state_layout(jax.eval_shape(init, jax.random.key(0)), mesh)
+        state = jax.jit(init, out_shardings=layout)(jax.random.key(0))
+        # A head that is not zero, so that every parameter has a gradient.
+        head = state.params["head"]["kernel"]
+        noise = 0.3 * jax.random.normal(jax.random.key(1), head.shape)
+        params = {**state.params, "head": {**state.params["head"], "kernel": noise}}
+        params = jax.device_put(params, layout.params)
+        jitted = jax.jit(make_train_step(config, Vit(cfg), tx, schedule))
+        flag = processes.flag_array(False, mesh)
+
+    def step(batch, number):
+        with jax.set_mesh(mesh):
+            batch = jax.device_put(batch, meshes.batch_sharding(mesh))
+            at = state.replace(params=params, step=jnp.int32(number))
+            after, metrics = jitted(at, batch, flag)
+            return jax.device_get((metrics, after.params))
+
+    return config, jax.device_get(params), step
+
+
+@functools.cache
+def per_example():
+    """A function (params, images, targets) -> each example's ((loss, logits), gradient)."""
+    model = Vit(vit_config(small_config().model, num_classes=10))
+
+    def loss(params, image, target):
+        logits = model.apply({"params": params}, image[None])[0][0]
+        target = 0.9 * target + 0.1 * target.mean()  # Label smoothing.
+        return -jnp.sum(target * jax.nn.log_softmax(logits)), logits
+
+    return jax.jit(jax.vmap(jax.value_and_grad(loss, has_aux=True), in_axes=(None, 0, 0)))
+
+
+def second_formulation(variant, params, batch, number):
+    """Metrics and parameters after the update, from the good examples one by one."""
+    config = the_step(variant)[0]
+    good = np.flatnonzero(batch["weight"])
+    images = batch["image"].astype(np.float64)
+    targets = np.eye(10)[batch["label"]]
+    if config.mix.mixup_alpha or config.mix.cutmix_alpha:
+        # The draw of this step, shown by a batch of images that are all 0 and all 1 in turn.
+        key = jax.random.fold_in(jax.random.key(config.seed), number)
+        rng = jax.random.split(key)[0]
+        ones = np.zeros((BATCH, *images.shape[1:]), np.float32)
+        ones[1::2] = 1
+        keep, share = jax.device_get(
+            mix(
+                rng, jnp.asarray(ones), jnp.asarray(ones[:, 0, 0, :]), jnp.ones(BATCH),
+                mixup_alpha=config.mix.mixup_alpha, cutmix_alpha=config.mix.cutmix_alpha,
+            )
+        )  # fmt: skip
+        keep, share = keep[1].astype(np.float64), float(share[1, 0])
+        whole = images.copy(), targets.copy()
+        for row in range(BATCH):
+            if batch["weight"][row - 1]:
+                images[row] = keep * whole[0][row] + (1 - keep) * whole[0][row - 1]
+                targets[row] = share * whole[1][row] + (1 - share) * whole[1][row - 1]
+
+    def mean_gradient(at):
+        single = [np.asarray(array, np.float32) for array in (images, targets)]
+        (losses, logits), grads = jax.device_get(per_example()(at, *single))
+        hits = logits.argmax(-1) == targets.argmax(-1)
+        mean = lambda values: np.mean(values[good], axis=0, dtype=np.float64)  # noqa: E731
+        return mean(losses), mean(hits), jax.tree.map(mean, grads)
+
+    def norm_of(grads):
+        return np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
+
+    loss, top1, grads = mean_gradient(params)
+    if config.optim.sam_rho:
+        step = config.optim.sam_rho / norm_of(grads)
+        uphill = jax.tree.map(lambda p, g: (p + step * g).astype(np.float32), params, grads)
+        grads = mean_gradient(uphill)[2]
+    after = jax.tree.map(lambda p, g: p - config.optim.lr * g, params, grads)
+    norm = norm_of(grads)
+    return {"train/loss": loss, "train/top1": top1, "train/grad_norm": norm}, after
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(v, marks=[pytest.mark.slow] if v in ("sharp", "plain") else [])
+        for v in VARIANTS
+    ],
+)
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(
+    bad=st.sets(st.integers(0, BATCH - 1), max_size=BATCH - 1),
+    seed=st.integers(0, 99),
+    number=st.integers(0, 50),
+)
+def test_an_update_is_that_of_its_good_examples_alone(variant, bad, seed, number):
+    rng = np.random.default_rng(seed)
+    batch = {
+        "image": rng.uniform(-1, 1, (BATCH, 8, 8, 1)).astype(np.float32),
+        "label": rng.integers(0, 10, BATCH).astype(np.int32),
+        "weight": np.ones(BATCH, np.float32),
+    }
+    for array in batch.values():
+        array[list(bad)] = 0
+    _, params, step = the_step(variant)
+    metrics, after = step(batch, number)
+    expected, expected_after = second_formulation(variant, params, batch, number)
+    assert metrics["train/skipped"] == len(bad)
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value, rel=2e-5, abs=1e-7), name
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), after, expected_after
+    )
+
+
+def test_without_a_bad_example_an_update_is_the_usual_one(tmp_path):
+    """But for the last bits: another program is compiled. Measured: 3e-7 at most."""
+    stochastic = {"model__dropout": 0.1, "model__stochastic_depth": 0.1, "mix__mixup_alpha": 0.2}
+    usual = run(tmp_path / "error", **stochastic)
+    skipping = run(tmp_path / "skip", data__on_bad="skip", **stochastic)
+    for one, other in zip(usual, skipping, strict=True):
+        assert other.pop("train/skipped") == 0
+        assert one.keys() == other.keys()
+        for name in one:
+            assert other[name] == pytest.approx(one[name], rel=2e-6)

@@ -1,0 +1,63 @@
+"""Reading a file of a data set: a regular one, inside of its folder, and not more than fits."""
+
+import os
+import stat
+
+from vit_jax.errors import DataError
+
+# What the largest image that is decoded takes as RGB (vit_jax.data.decode.MAX_PIXELS).
+MAX_BYTES = 256 * 2**20
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def read_file(path: str | os.PathLike[str], *, within: str = "") -> bytes:
+    """All bytes of a file, whatever has been put in its place since it was listed.
+
+    Args:
+      path: of the file; links are followed.
+      within: the folder, without links in its own path, that the file must lie in; "": anywhere.
+
+    Raises:
+      DataError: it cannot be read, is no regular file (reading a pipe would wait for ever), is
+        larger than `MAX_BYTES`, or lies outside of the folder.
+    """
+    try:
+        if within and (target := leads_out(path, of=within)):
+            raise DataError(f"It is a link that leads out of {within}, to {target}.")
+        _check_kind(os.stat(path))  # Before: opening a device may do something.
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(file, "rb") as opened:
+            status = os.fstat(file)
+            _check_kind(status)  # And after: it may be another one by now.
+            if status.st_size <= MAX_BYTES:
+                return opened.read(status.st_size)
+    except OSError as error:
+        raise DataError(f"The file cannot be read: {error.strerror}.") from error
+    raise DataError(
+        f"The file is too large: of its {status.st_size:,} bytes at most {MAX_BYTES:,} would be "
+        "read (vit_jax.data.reading.MAX_BYTES). Scale the image down beforehand."
+    )
+
+
+def leads_out(path: str | os.PathLike[str], *, of: str) -> str:
+    """Where a path leads to if that is, by a link, outside of a folder; "" if it is inside.
+
+    Args:
+      path: of a file or folder.
+      of: the folder, absolute and without links in its own path.
+    """
+    target = os.path.realpath(path)
+    return "" if os.path.commonpath([of, target]) == of else target
+
+
+def _check_kind(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise DataError(f"It is {kind}, not a file.")
