@@ -1,15 +1,23 @@
 """What the front doors share: flags, overrides, and errors without tracebacks."""
 
+import copy
+import importlib.util
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+import types
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import SourceFileLoader
+from logging import LogRecord
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from vit_jax.config import DURATION_UNITS, freeze
-from vit_jax.errors import ConfigError, VitJaxError, did_you_mean
+from vit_jax.config import DURATION_UNITS, check_form, freeze
+from vit_jax.errors import ConfigError, VitJaxError, did_you_mean, printable
+from vit_jax.parallel.processes import give_threads_to_simulated_devices
 
 EXIT_ERROR = 2
 
@@ -27,67 +35,226 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return _fail(error)
 
     logging.set_verbosity(logging.WARNING)
+    _keep_libraries_quiet()
+    give_threads_to_simulated_devices()
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _keep_libraries_quiet() -> None:
+    """Libraries that raise an error also print where: a save that fails would make pages of it."""
+
+    def without_traceback(record: LogRecord) -> bool:
+        record.exc_info = record.exc_text = None
+        return True
+
+    def unraisable(args: Any) -> None:
+        # TensorStore's last words to an event loop that Orbax has closed after a failed save.
+        if str(args.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(args)
+
+    logging.get_absl_handler().addFilter(without_traceback)
+    sys.unraisablehook = unraisable
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
-        _check_config_file(argv)
         return flags.FLAGS(argv)
     except VitJaxError as error:
         sys.exit(_fail(error))
-    # ml_collections puts a traceback into the text of what went wrong inside a config file, and
-    # does not say where the key is that nobody declared.
     except flags.Error as error:
-        sys.exit(_fail(_own_error(str(error))))
-    except (AttributeError, KeyError, IndexError) as error:
-        sys.exit(_fail(_unknown_key(argv, str(error)) or f"A --config.KEY=VALUE is wrong: {error}"))
+        # absl makes its own error of one that is a ValueError, such as ConfigError.
+        own = isinstance(error.__context__, VitJaxError)
+        sys.exit(_fail(error.__context__ if own else _explain_flag(str(error))))
+    except Exception as error:  # ml_collections raises whatever looking up a key raises.
+        sys.exit(_fail(_explain_key(argv) or f"A --config.KEY=VALUE is wrong: {error}"))
 
 
-def _check_config_file(argv: Sequence[str]) -> None:
-    """Raises ConfigError if --config names a file that is not there."""
-    joined = re.sub(r"(?<!\S)(--?config)\n", r"\1=", "\n".join(argv))  # `--config FILE`, too.
-    for flag in joined.split("\n"):
-        match = re.fullmatch(r"--?config=(?P<path>[^:]*)(:.*)?", flag)
-        if match and not pathlib.Path(match["path"]).is_file():
-            path = pathlib.Path(match["path"])
-            others = sorted(str(other) for other in path.parent.glob("*.py"))
-            hint = did_you_mean(str(path), others) if others else f"{path.parent} holds no configs."
-            raise ConfigError(f"--config={path}: there is no such file. {hint}")
+# ---------------------------------------------------------------------------- the config's file
 
 
-def _own_error(message: str) -> str:
-    """The message of our own error, if it is at the end of a traceback that was made text."""
-    match = re.search(r"\nvit_jax\.errors\.\w+: (?P<own>.*)", message, flags=re.DOTALL)
-    return match["own"].strip() if match else f"{message}\nSee --help."
+class _OrNone(flags.ArgumentParser):
+    """What another parser takes, and None: so that a key which may be unset can be."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument in (None, "None") else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
 
 
-def _unknown_key(argv: Sequence[str], message: str) -> str | None:
-    """What is wrong with the override that an error of ml_collections is about."""
+class _ConfigFile(flags.ArgumentParser):
+    """Makes a config of a file, in place of ml_collections' parser, which hides what goes wrong.
+
+    Attributes:
+      config: the last one that was made; overrides change it.
+    """
+
+    config: ConfigDict | None = None
+
+    def parse(self, argument: str) -> ConfigDict:
+        """Runs FILE.py or FILE.py:ARGUMENT."""
+        name, colon, argument = argument.partition(":")
+        path = _config_path(name, address=argument.startswith("//"))
+        try:
+            module = _run(path)
+            if not hasattr(module, "get_config"):
+                raise ConfigError(f"--config={path} defines no get_config().")
+            config = module.get_config(argument) if colon else module.get_config()
+        except VitJaxError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"--config={path}{_where(error, path)}: {_what(error)}") from error
+        if type(config) is not ConfigDict:
+            raise ConfigError(
+                f"--config={path}: get_config() gave {type(config).__name__}: it must return what "
+                "vit_jax.config.base_config() gave it, changed."
+            )
+        try:
+            check_form(config)
+        except ConfigError as error:
+            raise ConfigError(f"--config={path}: {error}") from error
+        _unshare(config)
+        self.config = config.lock()
+        return self.config
+
+
+def _unshare(section: ConfigDict) -> None:
+    """Lets no key have a dict that another has, too: an override of one would change both."""
+    for key, value in section.items():
+        if isinstance(value, ConfigDict):
+            _unshare(value)
+        elif isinstance(value, tuple):
+            section[key] = copy.deepcopy(value)
+
+
+class _AsWritten(SourceFileLoader):
+    """Runs the text of a file, and no compiled copy that lies beside it."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _run(path: pathlib.Path) -> types.ModuleType:
+    name = "the_config_file"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_AsWritten(name, str(path)))
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _config_path(name: str, *, address: bool) -> pathlib.Path:
+    """The file of --config, which must be one of this machine."""
+    if address:
+        raise ConfigError(f"--config={name}://...: copy the file here; it must be a local one.")
+    path = pathlib.Path(name).expanduser()
+    if path.suffix == ".py" and path.is_file():
+        return path
+    wrong = (
+        "there is no such file" if not path.exists()
+        else "this is no file" if not path.is_file()
+        else "a config is a Python file, FILE.py"
+    )  # fmt: skip
+    folder = path if path.is_dir() else path.parent
+    others = sorted(str(other) for other in folder.glob("*.py") if other.stem != "__init__")
+    none = f"There is none in {folder}; the project's are in its folder configs."
+    hint = did_you_mean(str(path), others) if others else none
+    raise ConfigError(f"--config={name}: {wrong}. {hint}")
+
+
+def _where(error: Exception, path: pathlib.Path) -> str:
+    """The line of the config file at which it went wrong, if it was in that file."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines = [error.lineno]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _what(error: Exception) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    if isinstance(error, KeyError | AttributeError):  # Of ml_collections: it shows whole sections.
+        if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
+            return f'there is no config key "{near[2]}". Did you mean "{near[1]}"?'
+        text = text.partition("Other fields present")[0]
+    return f"{type(error).__name__}: {text}"
+
+
+# ------------------------------------------------------------------------------- overridden keys
+
+_ACCEPTED = {
+    int: "a whole number, such as 3",
+    float: "a number, such as 0.1",
+    bool: "true or false",
+    tuple: "a tuple, such as '(1, 2)'",
+    ConfigDict: "its keys one by one, --config.SECTION.KEY=VALUE",
+}
+
+
+def _explain_flag(message: str) -> str:
+    """What absl says of a flag, in words that help."""
+    if missing := re.search(r"Flag (--\w+) must have a value other than None", message):
+        return f"{missing[1]}=... is missing. See --help."
+    if part := re.match(r"Type <class .*?> of field (config\.\S+) is not supported", message):
+        return f"--{part[1]}: write its keys one by one, --{part[1]}.KEY=VALUE."
+    match = re.match(r"flag (--config\.(?P<key>[^=]+)=.*?): ", message, flags=re.DOTALL)
+    _, kind = _walk(match["key"]) if match else (None, None)
+    if kind in _ACCEPTED:
+        return f"{match[1]}: write {_ACCEPTED[kind]}."
+    return f"{message}\nSee --help."
+
+
+def _explain_key(argv: Sequence[str]) -> str | None:
+    """Which of the overrides names a key that is not there."""
     for flag in argv:
-        match = re.match(r"--?config\.(?P<key>[^=]+)", flag)
-        for part in re.split(r"[.\[]", match["key"]) if match else ():
-            if re.match(rf"\W*{re.escape(part)}\W", message):
-                near = re.search(r'Did you mean "(\w+)"', message)
-                hint = f' Did you mean "{near[1]}"?' if near else ""
-                return (
-                    f'{flag}: there is no config key "{part}".{hint} All keys are in '
-                    "vit_jax/config.py."
-                )
+        match = re.match(r"--?(no)?config\.(?P<key>[^=]+)", flag)
+        wrong, _ = _walk(match["key"]) if match else (None, None)
+        if wrong:
+            return f"{flag}: {wrong}"
     return None
 
 
+def _walk(key: str) -> tuple[str | None, type | None]:
+    """Follows a key such as model.image_size[0] into the config: what is wrong, or its type."""
+    node, kind = flags.FLAGS["config"].parser.config, ConfigDict
+    for part in filter(None, re.split(r"[.\[\]]", key)):
+        part = part.strip("'\"")
+        if isinstance(node, ConfigDict) and part in node:
+            node, kind = node[part], node.get_type(part)
+        elif isinstance(node, ConfigDict):
+            return f'there is no config key "{part}". {did_you_mean(part, node)}', None
+        elif isinstance(node, Mapping) and part in node:
+            node = node[part]
+            kind = type(node)
+        elif isinstance(node, tuple) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+            kind = type(node)
+        elif isinstance(node, tuple):
+            return f"there is no [{part}]: it counts from [0] to [{len(node) - 1}].", None
+        else:
+            return f'there is no "{part}" in {node!r}.', None
+    return None, kind
+
+
 def _fail(error: Exception | str) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print(printable(f"error: {error}"), file=sys.stderr)
     return EXIT_ERROR
 
 
 def define_config() -> flags.FlagHolder:
     """Defines --config; read it with `read_config`."""
-    return config_flags.DEFINE_config_file(
+    holder = config_flags.DEFINE_config_file(
         "config", None, "FILE.py or FILE.py:key=value,...; --config.KEY=VALUE overrides a key.",
-        lock_config=True,
     )  # fmt: skip
+    flags.FLAGS[holder.name].parser = _ConfigFile()
+    for kind, parser in ((int, flags.IntegerParser()), (float, flags.FloatParser())):
+        config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
+    return holder
 
 
 def read_config(holder: flags.FlagHolder) -> FrozenConfigDict:
@@ -97,13 +264,10 @@ def read_config(holder: flags.FlagHolder) -> FrozenConfigDict:
     `--config.total_steps=10` shortens a run that its file gives in epochs.
     """
     config = holder.value
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(
-            f"get_config() in the config file gave {type(config).__name__}: it must return what "
-            "vit_jax.config.base_config() gave it, changed."
-        )
     overridden = config_flags.get_override_values(flags.FLAGS[holder.name])
-    for key in overridden:
+    for key, value in overridden.items():
+        if value is None:
+            continue
         match = re.fullmatch(rf"(?P<stem>.*)_({'|'.join(DURATION_UNITS)})", key)
         for unit in DURATION_UNITS if match else ():
             sibling = f"{match['stem']}_{unit}"
@@ -113,17 +277,6 @@ def read_config(holder: flags.FlagHolder) -> FrozenConfigDict:
                 if leaf in section:
                     section[leaf] = None
     return freeze(config)
-
-
-def local_path(path: str, *, flag: str) -> pathlib.Path:
-    """A flag's value as a path; ~ is the home folder.
-
-    Raises:
-      ConfigError: it is an address, such as gs://..., which this release cannot write to.
-    """
-    if "://" in path:
-        raise ConfigError(f"--{flag}={path}: only folders of this machine (or mounted) will do.")
-    return pathlib.Path(path).expanduser()
 
 
 def no_arguments(argv: Sequence[str]) -> None:

@@ -5,6 +5,8 @@ front doors read that file, apply `--config.KEY=VALUE`, and freeze it. Nothing a
 key that is not declared here, and a key that is not declared here cannot be set.
 """
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +14,13 @@ from immutabledict import immutabledict
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
+from vit_jax.config_form import check_entries, check_section
 from vit_jax.errors import ConfigError, did_you_mean
 
 # A duration is given in exactly one of these units: `warmup_steps`, `warmup_epochs`, ...
 DURATION_UNITS = ("steps", "epochs", "examples", "percent")
+
+ON_BAD = ("error", "skip")  # What becomes of an example that cannot be used.
 
 # What an evaluation of the type classification measures.
 CLASSIFICATION_METRICS = ("top1", "top5", "loss", "ece", "count")
@@ -41,10 +46,14 @@ def base_config() -> ConfigDict:
     c.total_epochs = placeholder(float)
     c.total_examples = placeholder(float)
 
+    # A run that stays at one place for so long (an update, a compilation, a save, a batch of an
+    # evaluation) ends and says who keeps it waiting.
+    c.timeout_seconds = 1800
+
     # Resume precedence: the workdir's own last checkpoint > resume > init_from > scratch.
     c.resume = ""  # Another workdir (or checkpoint): take its whole state, step included.
     c.init_from = ""  # A workdir or checkpoint: take its parameters only, start at step 0.
-    # Parameter-path patterns that init_from leaves out; "head" is what fine-tuning wants.
+    # Patterns of whole parameter paths that init_from leaves out: a new head for other classes.
     c.init_skip = ("head/.*",)
 
     c.model = ConfigDict()
@@ -83,6 +92,9 @@ def base_config() -> ConfigDict:
     # model's image_size.
     c.data.train_transforms = ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"})
     c.data.eval_transforms = ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"})
+    # An example that cannot be read, decoded or transformed: error ends the run and names it; skip
+    # goes on without it, says so in bad_examples.jsonl, and changes the place of no other.
+    c.data.on_bad = "error"
     c.data.workers = 0  # Loader processes per host; 0 loads in threads of the main process.
     c.data.threads = 4  # Reading threads, in the main process or in each worker.
     c.data.prefetch = 2  # Batches kept loaded, and as many on the devices, per host.
@@ -157,9 +169,24 @@ def classification_eval(*, split: str, every_steps: int = 0) -> ConfigDict:
     return ConfigDict({"type": "classification", "split": split, "every_steps": every_steps})
 
 
+def check_form(config: ConfigDict) -> None:
+    """Checks that a config has the keys of the base config, with values of their types.
+
+    Raises:
+      ConfigError: naming the key.
+    """
+    check_section(config, base_config())
+    check_entries(config.evals, classification_eval(split=""), where="evals.")
+
+
 def freeze(config: ConfigDict) -> FrozenConfigDict:
-    """The config as a run uses it: nothing in it can change, dicts inside tuples included."""
+    """The config as a run uses it: nothing in it can change, dicts inside tuples included.
+
+    Raises:
+      ConfigError: it does not have the form of the base config.
+    """
     frozen = config.copy_and_resolve_references()
+    check_form(frozen)
     with frozen.unlocked():
         _freeze_tuples(frozen)
     return FrozenConfigDict(frozen)
@@ -181,32 +208,113 @@ def _frozen(value: Any) -> Any:
     return value
 
 
+# The smallest and the largest accepted value of what no other part of the code would check.
+_BOUNDS = {
+    "seed": (0, 2**32 - 1),  # JAX's keys would take a larger one for a smaller one.
+    "batch_size": (1, 2**24),
+    "timeout_seconds": (1, math.inf),
+    "data.workers": (0, 1024),
+    "data.threads": (1, 1024),
+    "data.prefetch": (1, 1024),
+    "mix.mixup_alpha": (0, math.inf),
+    "mix.cutmix_alpha": (0, math.inf),
+    "optim.accum_steps": (1, 2**24),
+    "checkpoint.every_steps": (1, math.inf),
+    "checkpoint.keep_last": (1, math.inf),
+    "checkpoint.keep_every_steps": (0, math.inf),
+    "log.every_steps": (1, math.inf),
+}
+_SHARES = ("loss.label_smoothing", "optim.ema_decay")  # From 0 to less than 1.
+_CHOICES = {"data.on_bad": ON_BAD, "checkpoint.best_mode": ("max", "min")}
+
+
 def validate(config: ConfigDict | FrozenConfigDict) -> None:
-    """Checks what no other part of the code would: counts that must be positive, names of metrics.
+    """Checks what no other part of the code would, or not before the run has begun.
 
     Raises:
       ConfigError: naming the key.
     """
-    counts = ("batch_size", "optim.accum_steps", "log.every_steps")
-    for key in (*counts, "checkpoint.every_steps", "checkpoint.keep_last"):
-        section, _, leaf = key.rpartition(".")
-        value = (config[section] if section else config)[leaf]
-        if value < 1:
-            raise ConfigError(f"{key} is {value}: it must be at least 1.")
-    if config.seed < 0:
-        raise ConfigError(f"seed is {config.seed}: it must not be negative.")
-    best = config.checkpoint
-    if best.best_mode not in ("max", "min"):
+    for key, (low, high) in _BOUNDS.items():
+        if not low <= _get(config, key) <= high:
+            span = f"at least {low}" if high == math.inf else f"from {low:,} to {high:,}"
+            raise ConfigError(f"{key} is {_get(config, key)}: it must be {span}.")
+    for key in _SHARES:
+        if not 0 <= _get(config, key) < 1:
+            raise ConfigError(f"{key} is {_get(config, key)}: it must be in [0, 1).")
+    for key, accepted in _CHOICES.items():
+        value = _get(config, key)
+        if value not in accepted:
+            raise ConfigError(f'{key} is "{value}". {did_you_mean(value, accepted)}')
+    for key in ("init_skip", "optim.freeze"):
+        for pattern in _get(config, key):
+            check_pattern(pattern, key=key)
+    _check_evals(config)
+    steps = config.log.profile_steps
+    whole = all(type(step) is int for step in steps)
+    if steps and not (whole and len(steps) == 2 and 0 <= steps[0] <= steps[1]):
         raise ConfigError(
-            f'checkpoint.best_mode is "{best.best_mode}". '
-            + did_you_mean(best.best_mode, ("max", "min"))
+            f"log.profile_steps is {tuple(steps)}: give (first, last) with 0 <= first <= last, or "
+            "() for no trace."
         )
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    section, _, leaf = key.rpartition(".")
+    return (config[section] if section else config)[leaf]
+
+
+def _check_evals(config: ConfigDict) -> None:
+    for name, entry in config.evals.items():
+        if name == "train":
+            raise ConfigError(
+                "evals.train: its results would be called as those of the training itself, "
+                "train/loss. Give it another name."
+            )
+        if entry.every_steps < 0:
+            raise ConfigError(
+                f"evals.{name}.every_steps is {entry.every_steps}: it must be positive, or 0 to "
+                "evaluate at the end alone."
+            )
+    best = config.checkpoint.best_metric
     measured = [f"{name}/{metric}" for name in config.evals for metric in CLASSIFICATION_METRICS]
-    if best.best_metric and best.best_metric not in measured:
+    if best and best not in measured:
         raise ConfigError(
-            f'checkpoint.best_metric is "{best.best_metric}", which the run does not measure. '
-            + did_you_mean(best.best_metric, measured)
+            f'checkpoint.best_metric is "{best}", which the run does not measure. '
+            + (did_you_mean(best, measured) if measured else "It has no config.evals.")
         )
+
+
+def check_best(config: ConfigDict | FrozenConfigDict, *, total_steps: int) -> None:
+    """Checks that the best of several checkpoints is looked for, if one is.
+
+    A checkpoint can be the best only if the metric is measured at its step.
+
+    Args:
+      config: of the run.
+      total_steps: its length.
+
+    Raises:
+      ConfigError: no step but the last is both saved and evaluated.
+    """
+    if not config.checkpoint.best_metric:
+        return
+    name = config.checkpoint.best_metric.rpartition("/")[0]
+    save, measure = config.checkpoint.every_steps, config.evals[name].every_steps
+    both = math.lcm(save, measure)  # 0 if it is evaluated only at the end.
+    if save < total_steps <= (both or total_steps):
+        raise ConfigError(
+            f"checkpoint.best_metric is {config.checkpoint.best_metric}, but no step before the "
+            f"last, {total_steps:,}, is both saved (checkpoint.every_steps={save}) and evaluated "
+            f"(evals.{name}.every_steps={measure}): make the second a multiple of the first."
+        )
+
+
+def check_pattern(pattern: Any, *, key: str) -> None:
+    """Raises ConfigError unless `pattern`, which stands in the config's `key`, can be searched."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError, OverflowError, RecursionError) as error:
+        raise ConfigError(f"{key}: {pattern!r} is not a regular expression: {error}.") from error
 
 
 def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:
@@ -223,9 +331,10 @@ def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:
     for item in (arg or "").split(",") if arg else ():
         key, equals, text = item.partition("=")
         if not equals:
-            raise ConfigError(f'Config argument "{item}": write key=value. ' + _accepted(defaults))
+            raise ConfigError(f'Config argument "{item}": write key=value. {_accepted(defaults)}')
         if key not in defaults:
-            raise ConfigError(f'Unknown config argument "{key}". ' + did_you_mean(key, defaults))
+            hint = did_you_mean(key, defaults) if defaults else _accepted(defaults)
+            raise ConfigError(f'Unknown config argument "{key}". {hint}')
         kind = type(defaults[key])
         try:
             args[key] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
@@ -235,4 +344,6 @@ def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:
 
 
 def _accepted(defaults: dict[str, Any]) -> str:
+    if not defaults:
+        return "This config takes none."
     return "Accepted: " + ", ".join(f"{key}={value}" for key, value in defaults.items()) + "."

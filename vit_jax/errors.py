@@ -42,3 +42,11 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     guess = f'Did you mean "{near[0]}"? ' if near else ""
     return f"{guess}Accepted: {', '.join(choices)}."
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey: class names may come from a stranger."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}"
+        for letter in text
+    )

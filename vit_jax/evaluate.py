@@ -5,22 +5,24 @@
 Prints accuracy, loss and calibration error, and leaves evaluation.json (these, per-class accuracy
 and the confusion matrix), confusion.png, predictions.png (a page of pictures with what the model
 says of them) and samples/ (a few of the split's pictures, to try vit_jax.predict on) in the work
-directory, or in its folder evaluation-SPLIT for a split that the config does not evaluate.
+directory; or in its folder evaluation-SPLIT for a split that the config does not evaluate,
+evaluation-step-STEP for a checkpoint that is not the newest, evaluation-SPLIT-step-STEP for both.
 """
 
+import io
 import json
-import pathlib
 import re
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vit_jax import cli
+from vit_jax import cli, storage
 from vit_jax import workdir as workdirs
 from vit_jax.analysis import figures
 from vit_jax.analysis.confusion_matrix import confusion
@@ -40,7 +42,7 @@ NUM_PICTURES = 500  # Among these, predictions.png looks for mistakes.
 NUM_SAMPLES = 10
 
 
-def evaluate(checkpoint: pathlib.Path, *, split: str = "") -> ClassificationReport:
+def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationReport:
     """Evaluates a run's model and writes what is found into its work directory.
 
     Args:
@@ -48,7 +50,7 @@ def evaluate(checkpoint: pathlib.Path, *, split: str = "") -> ClassificationRepo
       split: of the run's data set, slices allowed; "": the first that its config evaluates.
 
     Raises:
-      VitJaxError: there is no such checkpoint or split.
+      VitJaxError: there is no such checkpoint or split, or the results cannot be written.
     """
     # The parameters are split over all devices, so that what could be trained can be evaluated.
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": -1, "tensor": 1}))
@@ -70,63 +72,98 @@ def evaluate(checkpoint: pathlib.Path, *, split: str = "") -> ClassificationRepo
             run.config, cfg, source, mesh, batch_size=run.config.batch_size
         ) as batches:
             report = classifier(run.config, cfg).report(run.params, batches)
-        probabilities = _first_probabilities(run, cfg, source, mesh)
+        ids, probabilities = _first_probabilities(run, cfg, source, mesh)
 
     if jax.process_index() == 0:
-        slug = re.sub(r"[^\w.-]+", "_", split).strip("_")
-        folder = run.workdir if split == usual else run.workdir / f"evaluation-{slug}"
-        folder.mkdir(exist_ok=True)
+        folder = _results_folder(run, split=split, usual=usual)
         head = {"data": source.name, "split": split, "step": run.step}
-        workdirs.write_json(
-            folder / "evaluation.json", head | json.loads(report.to_json(class_names=names))
-        )
-        if report.confusion is not None:
-            confusion(report, names, folder / "confusion.png")
-        if not source.multi_label:
-            _draw_pictures(run, cfg, source, probabilities, names, folder)
+        results = head | json.loads(report.to_json(class_names=names))
+        try:
+            storage.make_folder(folder)
+            workdirs.write_json(folder / "evaluation.json", results)
+            if report.confusion is not None:
+                confusion(report, names, folder / "confusion.png")
+            if not source.multi_label:
+                _draw_pictures(run, cfg, source, ids, probabilities, names, folder)
+        except OSError as error:
+            raise DataError(f"{folder} cannot be written: {storage.explain(error)}.") from error
+        bad = len(source) - report.count
+        skipped = f" ({bad:,} bad ones are not counted)" if bad else ""
         print(
             f"{source.name}, {split}, after {run.step:,} steps: "
-            f"{report.count:,} examples, top-1 {report.top1:.2%}, top-5 {report.top5:.2%}, "
-            f"loss {report.loss:.4f}, calibration error {report.ece:.2%}\n"
+            f"{report.count:,} examples{skipped}, top-1 {report.top1:.2%}, "
+            f"top-5 {report.top5:.2%}, loss {report.loss:.4f}, calibration error {report.ece:.2%}\n"
             f"Written to {folder}."
         )
     return report
 
 
-def _first_probabilities(run: Run, cfg: VitConfig, source: Source, mesh: Mesh) -> np.ndarray:
-    """Class probabilities of the first examples of a split."""
-    rows = []
-    with eval_batches(run.config, cfg, source, mesh, batch_size=run.config.batch_size) as batches:
+def _results_folder(run: Run, *, split: str, usual: str) -> epath.Path:
+    """The work directory for what is usual, and a folder in it for what is not."""
+    parts = []
+    if split != usual:
+        # [:50], [50:] and [:50%] are three.
+        told = split.replace("%", "pct").replace(":]", "_end]")
+        parts.append(_file_name(told).strip("_"))
+    if run.step != run.newest:
+        parts.append(f"step-{run.step}")
+    return run.workdir / "-".join(["evaluation", *parts]) if parts else run.workdir
+
+
+def _file_name(text: str) -> str:
+    """Text as part of a file's name: it leads to no other folder."""
+    return re.sub(r"[^\w.-]+", "_", text)[:100]
+
+
+def _first_probabilities(
+    run: Run, cfg: VitConfig, source: Source, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first examples of a split that are not bad, and their class probabilities."""
+    ids, rows, seen = [], [], 0
+    with eval_batches(
+        run.config,
+        cfg,
+        source,
+        mesh,
+        batch_size=run.config.batch_size,
+        on_bad=lambda example, message: None,  # It was told of before.
+    ) as batches:
         for probabilities, batch in predict(
             cfg, run.params, batches, loss_name=run.config.loss.name, mesh=mesh
         ):
-            rows.append(probabilities[batch["weight"] > 0])
+            (good,) = np.nonzero(batch["weight"])
+            ids.append(seen + good)
+            rows.append(probabilities[good])
+            seen += len(probabilities)
             if sum(map(len, rows)) >= NUM_PICTURES:
                 break
-    return np.concatenate(rows)[:NUM_PICTURES]
+    return np.concatenate(ids)[:NUM_PICTURES], np.concatenate(rows)[:NUM_PICTURES]
 
 
 def _draw_pictures(
     run: Run,
     cfg: VitConfig,
     source: Source,
+    ids: np.ndarray,
     probabilities: np.ndarray,
     names: Sequence[str],
-    folder: pathlib.Path,
+    folder: epath.Path,
 ) -> None:
     """predictions.png and samples/: whole pictures, squashed to the model's size."""
     decode = run.config.data.eval_transforms[0]
     picture = transforms.build((decode, {"op": "resize"}), image_size=cfg.image_size)
     rng = np.random.default_rng(0)
-    examples = [picture(source[i], rng) for i in range(len(probabilities))]
+    examples = [picture(source[i], rng) for i in ids.tolist()]
     images = np.stack([example["image"] for example in examples])
     labels = np.array([example["label"] for example in examples])
     figures.predictions(images, labels, probabilities, names, folder / "predictions.png")
-    (folder / "samples").mkdir(exist_ok=True)
+    storage.make_folder(folder / "samples")
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         if i < NUM_SAMPLES:
-            name = re.sub(r"[^\w.-]+", "_", names[label])
-            Image.fromarray(image.squeeze()).save(folder / "samples" / f"{i}-{name}.png")
+            png = io.BytesIO()
+            Image.fromarray(image.squeeze()).save(png, format="png")
+            name = f"{i}-{_file_name(names[label])}.png"
+            storage.write_bytes(folder / "samples" / name, png.getvalue())
 
 
 if __name__ == "__main__":
@@ -137,6 +174,6 @@ if __name__ == "__main__":
     def main(argv: Sequence[str]) -> None:
         cli.no_arguments(argv)
         processes.start()
-        evaluate(cli.local_path(_WORKDIR.value, flag="workdir"), split=_SPLIT.value)
+        evaluate(storage.as_path(_WORKDIR.value, name="--workdir"), split=_SPLIT.value)
 
     cli.run(main)

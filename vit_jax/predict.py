@@ -11,6 +11,7 @@ Exit codes: 0 all pictures were read; 1 some could not be; 2 an error that the m
 """
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -22,12 +23,13 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 
-from vit_jax import cli
+from vit_jax import cli, storage
 from vit_jax.checkpoints.load import load_run
 from vit_jax.data.files import Files, find_images
-from vit_jax.errors import ConfigError, did_you_mean
+from vit_jax.errors import ConfigError, did_you_mean, printable
 from vit_jax.evals.build import eval_batches
 from vit_jax.evals.probabilities import predict as predict_batches
 from vit_jax.models import vit_config
@@ -56,7 +58,7 @@ class Prediction:
 
 
 def predict(
-    checkpoint: pathlib.Path, paths: Sequence[str], *, top_k: int = 5
+    checkpoint: epath.PathLike, paths: Sequence[str], *, top_k: int = 5
 ) -> Iterator[Prediction]:
     """Predicts pictures, in order, a batch at a time.
 
@@ -72,7 +74,7 @@ def predict(
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": -1, "tensor": 1}))
     with jax.set_mesh(mesh):
         run = load_run(checkpoint, mesh=mesh)
-        names = run.dataset["class_names"]
+        names = [name.encode(errors="replace").decode() for name in run.dataset["class_names"]]
         cfg = vit_config(run.config.model, num_classes=len(names))
         bad: dict[int, str] = {}
         seen = 0
@@ -110,25 +112,36 @@ def _shown(path: pathlib.Path) -> str:
     return os.fsencode(path).decode(errors="replace")
 
 
-def write(predictions: Sequence[Prediction], output: pathlib.Path) -> None:
+def write(predictions: Sequence[Prediction], output: epath.PathLike) -> None:
     """Writes predictions to a .csv, .jsonl or .parquet file, whole or not at all.
 
     CSV and Parquet have the columns path, error, class_1, probability_1, class_2, ...
     """
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+    output, content = epath.Path(output), io.BytesIO()
+    if output.suffix == ".jsonl":
+        for prediction in predictions:
+            line = json.dumps(dataclasses.asdict(prediction), ensure_ascii=False)
+            content.write(f"{line}\n".encode(errors="replace"))
+    elif output.suffix == ".csv":
+        pyarrow.csv.write_csv(_table(predictions), content)
+    else:
+        pyarrow.parquet.write_table(_table(predictions), content)
     try:
-        if output.suffix == ".jsonl":
-            lines = (json.dumps(dataclasses.asdict(p), ensure_ascii=False) for p in predictions)
-            unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        else:
-            table = _table(predictions)
-            if output.suffix == ".csv":
-                pyarrow.csv.write_csv(table, unfinished)
-            else:
-                pyarrow.parquet.write_table(table, unfinished)
-        os.replace(unfinished, output)
+        storage.write_bytes(output, content.getvalue())
     except OSError as error:
-        raise ConfigError(f"--output={output} cannot be written: {error}") from error
+        raise ConfigError(
+            f"--output={output} cannot be written: {storage.explain(error)}."
+        ) from error
+
+
+def _check_output(output: epath.Path) -> None:
+    """Raises ConfigError, before anything is predicted, if this cannot be written."""
+    if output.suffix not in FORMATS:
+        raise ConfigError(f"--output={output}: " + did_you_mean(output.suffix, FORMATS))
+    if storage.is_local(output) and not output.parent.is_dir():
+        raise ConfigError(f"--output={output}: there is no folder {output.parent}.")
+    if output.is_dir():
+        raise ConfigError(f"--output={output} is a folder: name a file.")
 
 
 def _table(predictions: Sequence[Prediction]) -> pyarrow.Table:
@@ -163,19 +176,17 @@ if __name__ == "__main__":
     flags.mark_flag_as_required("checkpoint")
 
     def main(argv: Sequence[str]) -> int:
-        checkpoint = cli.local_path(_CHECKPOINT.value, flag="checkpoint")
-        output = cli.local_path(_OUTPUT.value, flag="output")
-        if _OUTPUT.value and output.suffix not in FORMATS:
-            raise ConfigError(f"--output={output}: " + did_you_mean(output.suffix, FORMATS))
-        if _OUTPUT.value and not output.absolute().parent.is_dir():
-            raise ConfigError(f"--output={output}: there is no folder {output.parent}.")
+        checkpoint = storage.as_path(_CHECKPOINT.value, name="--checkpoint")
+        output = storage.as_path(_OUTPUT.value, name="--output") if _OUTPUT.value else None
+        if output is not None:
+            _check_output(output)
         predictions = []
         for prediction in predict(checkpoint, argv[1:], top_k=_TOP_K.value):
             predictions.append(prediction)
-            if not _OUTPUT.value or prediction.error:
-                print(_line(prediction))
+            if output is None or prediction.error:
+                print(printable(_line(prediction)))
         bad = sum(bool(p.error) for p in predictions)
-        if _OUTPUT.value:
+        if output is not None:
             write(predictions, output)
             print(f"{len(predictions) - bad:,} predictions and {bad:,} errors in {output}")
         return EXIT_BAD_FILES if bad else 0

@@ -1,17 +1,17 @@
 """What a run says of itself: before it starts, when it goes wrong, and when it is done."""
 
 import math
-import pathlib
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from vit_jax.checkpoints.store import Store
-from vit_jax.data import order
+from vit_jax.data import bad_examples, order
 from vit_jax.data.base import Source
-from vit_jax.errors import NonFiniteError
+from vit_jax.errors import DataError, NonFiniteError
 from vit_jax.models import VitConfig, num_params, train_flops
 from vit_jax.models.attention import current_platform, resolve_backend
 from vit_jax.telemetry.clock import SPANS, Clock
@@ -21,7 +21,16 @@ from vit_jax.telemetry.jsonlines import read_jsonl
 def check_finite(
     values: dict[str, Any], step: int, config: FrozenConfigDict, source: Source, store: Store
 ) -> None:
-    """Raises NonFiniteError, with all one needs to look into it, if the update went wrong."""
+    """Raises NonFiniteError, with all one needs to look into it, if the update went wrong.
+
+    Or DataError, if it went wrong without a sign: no example of its batch could be used.
+    """
+    if values.get("train/skipped") == config.batch_size:
+        raise DataError(
+            f"Every example of the batch of update {step} is bad, which is no matter of a few to "
+            "skip: is the storage of the data still there? The report of bad examples in the work "
+            "directory says what is wrong with each."
+        )
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if not broken:
         return
@@ -58,7 +67,7 @@ def describe(
     )
 
 
-def conclusion(workdir: pathlib.Path, clock: Clock, total: int) -> str:
+def conclusion(workdir: epath.Path, clock: Clock, total: int) -> str:
     """What has been reached, and what to type next."""
     results = {}
     for line in read_jsonl(workdir / "metrics.jsonl"):
@@ -73,6 +82,7 @@ def conclusion(workdir: pathlib.Path, clock: Clock, total: int) -> str:
         f"Time:   {timing['time/wall_s']:,.0f} s, of which "
         + ", ".join(f"{name} {timing[f'time/{name}_s']:,.0f} s" for name in SPANS)
         + f"; {timing['time/core_hours']:.3g} core-hours\n"
+        f"{bad_examples.summary(workdir)}"
         f"Curves: {workdir / 'curves.png'}\n"
         f"Next:   python -m vit_jax.evaluate --workdir={workdir}\n"
         f"        python -m vit_jax.predict --checkpoint={workdir} IMAGE_OR_FOLDER"

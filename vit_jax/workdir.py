@@ -8,27 +8,64 @@ checkpoints/     one folder a saved step
 """
 
 import json
-import os
-import pathlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from vit_jax.config import base_config, freeze
+from vit_jax import storage
+from vit_jax.config import base_config, classification_eval, freeze
 from vit_jax.data.base import Source
-from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, did_you_mean
 
 CONFIG = "config.json"
 DATASET = "dataset.json"
 CHECKPOINTS = "checkpoints"
 
+_OTHER_EXAMPLES = (
+    "\nAnother fingerprint: the examples or their order are not what they were (files were added, "
+    "taken away, renamed or moved, or it is another version of the data set). Put them back, and "
+    "the run goes on exactly."
+)
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+# In bytes. Ours are far smaller: a work directory may come from a stranger.
+_LARGEST_CONFIG = 2**20
+_LARGEST_DATASET = 2**26
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes a JSON file whole or not at all.
+
+    Raises:
+      OSError: it cannot be written.
+      ValueError: there is NaN or an infinity in it.
+    """
+    storage.write_bytes(path, json.dumps(value, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def read_json(path: epath.PathLike, *, limit: int) -> dict[str, Any]:
+    """Reads a JSON file of one object, of at most `limit` bytes.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is not JSON (NaN and the infinities are not), or not an object.
+    """
+    content = storage.read_bytes(path, limit=limit)
+    try:
+        value = json.loads(content, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {type(value).__name__} where an object should be")
+    return value
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is no number of JSON")
+    return value
 
 
 def config_to_json(config: ConfigDict | FrozenConfigDict) -> dict[str, Any]:
@@ -46,16 +83,36 @@ def config_from_json(plain: Mapping[str, Any]) -> ConfigDict:
     """The inverse of `config_to_json`; keys that a later release added have their defaults.
 
     Raises:
-      ConfigError: a key that no config has.
+      ConfigError: a key that no config has, or a value of another type.
     """
     config = base_config()
-    with config.unlocked():
-        config.evals = ConfigDict(_tuples(plain.get("evals", {})))
+    rest = dict(plain)
     try:
-        config.update(_tuples({key: value for key, value in plain.items() if key != "evals"}))
-    except (KeyError, AttributeError, TypeError) as error:
-        raise ConfigError(f"Not a config of this release of vit_jax: {error}") from error
+        evals = {name: _eval(entry) for name, entry in rest.pop("evals", {}).items()}
+        _check_keys(rest, config)
+        config.update(_tuples(rest))
+        with config.unlocked():
+            config.evals = ConfigDict(evals)
+    except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise ConfigError(f"Not a config of this release of vit_jax: {said}") from error
     return config
+
+
+def _eval(plain: Mapping[str, Any]) -> ConfigDict:
+    entry = classification_eval(split="").lock()
+    _check_keys(plain, entry)
+    entry.update(_tuples(dict(plain)))
+    return entry
+
+
+def _check_keys(plain: Mapping[str, Any], config: ConfigDict) -> None:
+    """Raises ValueError, with no more words than it needs, for a key that the config has not."""
+    for key, value in plain.items():
+        if key not in config:
+            raise ValueError(f"there is no key {key[:80]!r}. {did_you_mean(key[:80], config)}")
+        if isinstance(value, Mapping) and isinstance(config[key], ConfigDict):
+            _check_keys(value, config[key])
 
 
 def _tuples(value: Any) -> Any:
@@ -86,7 +143,7 @@ def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def check_claim(
-    workdir: pathlib.Path,
+    workdir: epath.PathLike,
     config: FrozenConfigDict,
     dataset: Mapping[str, Any],
     *,
@@ -105,65 +162,119 @@ def check_claim(
     Raises:
       ConfigError: the work directory cannot be made; or it belongs to a run with another config,
         or whose data set had other classes or another number of examples: the difference is shown.
+      CheckpointError: it has checkpoints, and what they are of cannot be read.
     """
+    workdir = epath.Path(workdir)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(workdir)
     except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be made: {error.strerror}.") from error
-    started = any((workdir / CHECKPOINTS).glob("[0-9]*"))
+        raise ConfigError(
+            f"--workdir={workdir} cannot be made: {storage.explain(error)}."
+        ) from error
+    try:
+        started = any(name.isdigit() for name in storage.names(workdir / CHECKPOINTS))
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir}: {CHECKPOINTS} cannot be read: {storage.explain(error)}."
+        ) from error
     if allow_config_change or not started:
         return
-    diff = config_diff(config_to_json(read_config(workdir)), config_to_json(config))
-    diff += config_diff(read_dataset(workdir), dataset)
+    try:
+        then = read_config(workdir), read_dataset(workdir)
+    except VitJaxError as error:
+        if isinstance(error.__cause__, OSError):  # Not now, perhaps.
+            raise
+        raise CheckpointError(
+            f"{error}\nThere are checkpoints in {workdir}. Put back the file as it was; or pass "
+            "--allow_config_change to go on from them with the config given now."
+        ) from error
+    diff = config_diff(config_to_json(then[0]), config_to_json(config))
+    # The first release wrote no fingerprint: then there is none to compare.
+    data = {"fingerprint": dataset["fingerprint"]} | then[1]
+    diff += config_diff(data, dataset)
     if diff:
         raise ConfigError(
-            f"{workdir} holds a run with another config or other data:\n" + "\n".join(diff) + "\n"
-            "Choose another --workdir, or pass --allow_config_change to go on with the new one."
+            f"{workdir} holds a run with another config or other data:\n"
+            + "\n".join(diff)
+            + (_OTHER_EXAMPLES if data["fingerprint"] != dataset["fingerprint"] else "")
+            + "\nChoose another --workdir, or pass --allow_config_change to go on with the new one."
         )
 
 
-def claim(workdir: pathlib.Path, config: FrozenConfigDict, dataset: Mapping[str, Any]) -> None:
+def claim(workdir: epath.PathLike, config: FrozenConfigDict, dataset: Mapping[str, Any]) -> None:
     """Writes what the run is into its work directory, once it is known to be able to start.
 
     Raises:
-      ConfigError: the work directory cannot be written.
+      ConfigError: the work directory cannot be written, or the config has an infinite number.
     """
+    workdir = epath.Path(workdir)
     try:
         write_json(workdir / CONFIG, config_to_json(config))
         write_json(workdir / DATASET, dataset)
     except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}.") from error
+        raise ConfigError(
+            f"--workdir={workdir} cannot be written: {storage.explain(error)}."
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"The config holds a number that is not finite: {error}.") from error
 
 
-def read_config(workdir: pathlib.Path) -> FrozenConfigDict:
+def read_config(workdir: epath.PathLike) -> FrozenConfigDict:
     """The config of the run in a work directory.
 
     Raises:
-      CheckpointError: there is no run there.
+      CheckpointError: there is no run there, or its config cannot be read.
     """
-    path = workdir / CONFIG
+    path = epath.Path(workdir) / CONFIG
     try:
-        plain = json.loads(path.read_text())
+        return freeze(config_from_json(read_json(path, limit=_LARGEST_CONFIG)))
     except FileNotFoundError:
         raise CheckpointError(
             f"{workdir} is not the work directory of a run: it holds no {CONFIG}. Give the "
             "--workdir that vit_jax.train wrote."
         ) from None
-    except (OSError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {storage.explain(error)}.") from error
+    except ValueError as error:  # A ConfigError is one, too.
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return freeze(config_from_json(plain))
 
 
-def read_dataset(workdir: pathlib.Path) -> dict[str, Any]:
-    """What `dataset.json` says: name, num_classes, class_names, channels, num_examples.
+_DATASET_KEYS = {
+    "name": str,
+    "split": str,
+    "num_examples": int,
+    "num_classes": int,
+    "class_names": list,
+    "channels": int,
+}
+
+
+def read_dataset(workdir: epath.PathLike) -> dict[str, Any]:
+    """What `dataset.json` says: the keys of `describe_dataset`.
 
     Raises:
-      CheckpointError: the run has not got as far as writing it.
+      CheckpointError: it is missing or damaged.
     """
+    path = epath.Path(workdir) / DATASET
     try:
-        return json.loads((workdir / DATASET).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{workdir / DATASET} cannot be read: {error}") from error
+        dataset = read_json(path, limit=_LARGEST_DATASET)
+        for key, kind in _DATASET_KEYS.items():
+            if type(dataset.get(key)) is not kind:
+                raise ValueError(f"{key} is not of type {kind.__name__}")
+        if not all(isinstance(name, str) for name in dataset["class_names"]):
+            raise ValueError("class_names are not all text")
+        if not 0 < dataset["num_classes"] == len(dataset["class_names"]):
+            raise ValueError(
+                f"num_classes is {dataset['num_classes']}, and there are "
+                f"{len(dataset['class_names'])} class_names"
+            )
+        return dataset
+    except FileNotFoundError:
+        raise CheckpointError(f"{workdir} holds no {DATASET}: the run did not start.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {storage.explain(error)}.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
 
 def describe_dataset(source: Source, *, num_classes: int) -> dict[str, Any]:
@@ -181,4 +292,5 @@ def describe_dataset(source: Source, *, num_classes: int) -> dict[str, Any]:
         "num_classes": num_classes,
         "class_names": names + [f"class {i}" for i in range(len(names), num_classes)],
         "channels": source.channels,
+        "fingerprint": source.fingerprint,
     }

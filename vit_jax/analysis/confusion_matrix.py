@@ -1,10 +1,10 @@
 """The confusion matrix of an evaluation, and whether its confidence can be trusted."""
 
-import os
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -20,7 +20,7 @@ _CELLS = 250  # Along a side, at most: more could not be seen.
 def confusion(
     report: ClassificationReport,
     class_names: Sequence[str],
-    out_png: str | os.PathLike[str],
+    out_png: epath.PathLike,
 ) -> None:
     """The confusion matrix, how far the confidence can be trusted, and the commonest mistakes.
 

@@ -4,12 +4,12 @@ They are drawn without a display, in Okabe and Ito's colours, which the colour-b
 and replace an older picture only when they are complete.
 """
 
-import os
-import pathlib
+import io
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from etils import epath
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
+from vit_jax import storage
 from vit_jax.errors import DataError
 from vit_jax.telemetry.jsonlines import read_jsonl
 
@@ -47,23 +48,31 @@ NAMES_AS_THEY_ARE = {"text.parse_math": False}  # A dollar in a class's name is 
 
 
 def shorten(name: str, width: int = 14) -> str:
-    """The name, or its beginning and an ellipsis: `width` characters at most."""
+    """The name, or its beginning and an ellipsis: `width` characters at most, all with a shape."""
+    name = "".join(letter if letter.isprintable() else " " for letter in name)
     return name if len(name) <= width else name[: width - 1].rstrip() + "…"
 
 
-def save(figure: Figure, out_png: str | os.PathLike[str]) -> None:
-    """Write a picture beside its place, then put it there: nobody sees half of one."""
-    out_png = pathlib.Path(out_png)
-    out_png.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out_png.with_name(out_png.name + ".tmp")
-    figure.savefig(unfinished, format="png")
-    os.replace(unfinished, out_png)
+def save(figure: Figure, out_png: epath.PathLike) -> None:
+    """Write a picture whole or not at all.
+
+    Raises:
+      DataError: it cannot be written there.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    out_png = epath.Path(out_png)
+    try:
+        storage.make_folder(out_png.parent)
+        storage.write_bytes(out_png, picture.getvalue())
+    except OSError as error:
+        raise DataError(f"{out_png} cannot be written: {storage.explain(error)}.") from error
 
 
 # ---------------------------------------------------------------------------------------- curves
 
 
-def curves(metrics_jsonl: str | os.PathLike[str], out_png: str | os.PathLike[str]) -> None:
+def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike) -> None:
     """Loss, accuracy and learning rate over the steps of a run.
 
     Args:
@@ -91,7 +100,8 @@ def curves(metrics_jsonl: str | os.PathLike[str], out_png: str | os.PathLike[str
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, label, found) in zip(all_axes, panels, strict=True):
             for (name, (steps, values)), colour in zip(found.items(), _cycle(found), strict=True):
-                _line(axes, steps, values, label=f"{name}: {_gist(title, values)}", colour=colour)
+                shown = shorten(name, 40).replace("$", r"\$")
+                _line(axes, steps, values, label=f"{shown}: {_gist(title, values)}", colour=colour)
             axes.set(title=title, xlabel="step (optimizer updates)", ylabel=label)
             axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -183,7 +193,7 @@ def predictions(
     labels: Int[np.ndarray, " N"],
     probabilities: Float[np.ndarray, "N C"],
     class_names: Sequence[str],
-    out_png: str | os.PathLike[str],
+    out_png: epath.PathLike,
     *,
     num_shown: int = 40,
     num_wrong: int = 8,

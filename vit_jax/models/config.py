@@ -20,6 +20,17 @@ CHOICES = {
     # those of products without a batch dimension (the attention matrix is recomputed); everything.
     "remat": ("none", "dots", "dots_no_batch", "full"),
 }
+# The smallest and the largest accepted value: ten times what anybody has published, and more.
+_SPANS = {
+    "width": (1, 2**17),
+    "depth": (1, 1024),
+    "mlp_dim": (1, 2**20),
+    "num_heads": (1, 2**12),
+    "channels": (1, 2**10),
+    "num_classes": (0, 2**24),
+    "rep_size": (0, 2**17),
+}
+_LONGEST_SIDE = 2**14  # Of an image, in pixels.
 _PROBABILITIES = ("dropout", "attention_dropout", "stochastic_depth")
 
 
@@ -67,9 +78,13 @@ class VitConfig:
         for field in _PROBABILITIES:
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"model.{field} is {getattr(self, field)}: it must be in [0, 1).")
-        for field in ("width", "depth", "mlp_dim", "num_heads", "channels"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"model.{field} is {getattr(self, field)}: it must be positive.")
+        for field, (low, high) in _SPANS.items():
+            if not low <= getattr(self, field) <= high:
+                raise ConfigError(
+                    f"model.{field} is {getattr(self, field)}: it must be from {low} to {high:,}."
+                )
+        if not self.ln_eps > 0:
+            raise ConfigError(f"model.ln_eps is {self.ln_eps}: it must be above 0.")
         for side, image, patch in zip(
             ("height", "width"), self.image_size, self.patch_size, strict=True
         ):
@@ -98,10 +113,12 @@ class VitConfig:
         return self.grid[0] * self.grid[1] + (self.pool == "token")
 
 
-def square(size: tuple[int, ...], name: str) -> tuple[int, int]:
+def square(size: tuple[Any, ...], name: str) -> tuple[int, int]:
     """(side,) or (height, width) as (height, width); `name` is for the error."""
-    if len(size) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in size):
+    if len(size) not in (1, 2) or not all(type(side) is int and side > 0 for side in size):
         raise ConfigError(f"{name} is {size}: write (side,) or (height, width), whole pixels.")
+    if max(size) > _LONGEST_SIDE:
+        raise ConfigError(f"{name} is {size}: a side must be at most {_LONGEST_SIDE:,} pixels.")
     return size[0], size[-1]
 
 

@@ -56,9 +56,11 @@ def parse_variant(name: str) -> tuple[Variant, int]:
     """
     match = re.fullmatch(r"(?P<row>[\w-]+)/(?P<patch>[1-9]\d*)", name)
     if not match:
+        row = name.partition("/")[0]
+        example = row if row in VARIANTS else "B"
         raise ConfigError(
-            f'model.variant is "{name}": write a size, a slash and a patch size, such as "B/16". '
-            + did_you_mean(name.partition("/")[0], VARIANTS)
+            f'model.variant is "{name}": write a size, a slash and a patch size, such as '
+            f'"{example}/16". Sizes: {", ".join(VARIANTS)}.'
         )
     if match["row"] not in VARIANTS:
         raise ConfigError(

@@ -154,6 +154,8 @@ def _check(c: ConfigDict) -> None:
     for key in ("lr", "weight_decay", "clip_norm", "clip_rms", "sam_rho"):
         if c[key] < 0:
             raise ConfigError(f"optim.{key}={c[key]} must not be negative.")
+    if not c.eps > 0:
+        raise ConfigError(f"optim.eps={c.eps} must be above 0.")
     for key in ("b1", "b2", "momentum"):
         if not 0 <= c[key] < 1:
             raise ConfigError(f"optim.{key}={c[key]} must be in [0, 1).")

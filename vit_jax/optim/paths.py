@@ -4,6 +4,7 @@ A rule that has no effect is a mistake that trains on silently, so it is an erro
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
+from vit_jax.config import check_pattern
 from vit_jax.errors import ConfigError
 from vit_jax.parallel.rules import path_name
 
@@ -37,13 +39,11 @@ def matches(params: PyTree, patterns: Sequence[str], *, key: str) -> PyTree:
     names = _names(params)
     hits = set()
     for pattern in patterns:
-        hits |= _matching(pattern, names, key=key)
+        hits |= matching(pattern, names, key=key)
     return map_with_path(lambda name, _: name in hits, params)
 
 
-def multipliers(
-    params: PyTree, rules: Sequence[Sequence[Any]], *, key: str, default: float
-) -> PyTree:
+def multipliers(params: PyTree, rules: Sequence[Any], *, key: str, default: float) -> PyTree:
     """The multiplier of every parameter: that of the first rule that matches, else the default.
 
     Args:
@@ -61,10 +61,22 @@ def multipliers(
     """
     names = _names(params)
     found: dict[str, float] = {}
-    for pattern, value in rules:
-        if value < 0:
-            raise ConfigError(f"{key}: the multiplier {value} of {pattern!r} is negative.")
-        hits = _matching(pattern, names, key=key)
+    for rule in rules:
+        if (
+            not isinstance(rule, tuple | list)
+            or len(rule) != 2
+            or type(rule[1]) not in (int, float)
+        ):
+            raise ConfigError(
+                f"{key}: {rule!r} is no rule: write pairs (pattern, multiplier), such as "
+                '((".*/kernel", 1.0),).'
+            )
+        pattern, value = rule
+        if not 0 <= value < math.inf:
+            raise ConfigError(
+                f"{key}: the multiplier {value} of {pattern!r} must be finite and not negative."
+            )
+        hits = matching(pattern, names, key=key)
         if hits <= found.keys():
             raise ConfigError(
                 f"{key}: the first rule that matches counts, and every parameter that {pattern!r} "
@@ -78,12 +90,19 @@ def _names(params: PyTree) -> list[str]:
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
-def _matching(pattern: str, names: list[str], *, key: str) -> set[str]:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as e:
-        raise ConfigError(f"{key}: {pattern!r} is not a regular expression: {e}.") from e
-    hits = {name for name in names if compiled.fullmatch(name)}
+def matching(pattern: str, names: list[str], *, key: str) -> set[str]:
+    """The paths that a pattern matches as a whole.
+
+    Args:
+      pattern: regular expression.
+      names: paths of parameters.
+      key: the config key it comes from, for error messages.
+
+    Raises:
+      ConfigError: it matches none of them, or is not a regular expression.
+    """
+    check_pattern(pattern, key=key)
+    hits = {name for name in names if re.fullmatch(pattern, name)}
     if not hits:
         plain = re.sub(r"[^\w/]", "", pattern)
         near = difflib.get_close_matches(plain, names, n=3, cutoff=0.0)

@@ -8,6 +8,7 @@ from vit_jax.config import DURATION_UNITS
 from vit_jax.errors import ConfigError, did_you_mean
 
 NAMES = ("constant", "cosine", "linear", "rsqrt")
+_LONGEST = 2**31 - 1  # The state counts its updates in 32 bits.
 
 
 def total_steps(config: ConfigDict, num_examples: int) -> int:
@@ -28,8 +29,11 @@ def total_steps(config: ConfigDict, num_examples: int) -> int:
             "The length of the run is not set: give one of total_steps, total_epochs, "
             "total_examples."
         )
-    if steps < 1:
-        raise ConfigError("The run has no steps: total_steps (_epochs, _examples) must be above 0.")
+    if not 0 < steps <= _LONGEST:
+        raise ConfigError(
+            f"The run has {steps:,} steps: total_steps (_epochs, _examples) must come to 1 to "
+            f"{_LONGEST:,}."
+        )
     return steps
 
 
@@ -105,6 +109,13 @@ def make_schedule(
             f"{warmup} steps of warm-up and {cooldown} of cooldown do not fit into a run of "
             f"{total_steps} steps: shorten warmup_* or cooldown_*, or give them as _percent."
         )
+    if not 0 <= end <= 1:
+        raise ConfigError(f"optim.schedule.end={end} must be a share of lr, in [0, 1].")
+    if timescale is not None and name != "rsqrt":
+        raise ConfigError(
+            f"optim.schedule.timescale_* is set, which {name} does not have: set it to None, or "
+            "optim.schedule.name to rsqrt."
+        )
     if name == "rsqrt" and not timescale:
         raise ConfigError(
             "The rsqrt schedule needs a timescale above 0: set one of "
@@ -140,7 +151,7 @@ def _in_steps(
     if not values:
         return None
     if len(values) > 1:
-        raise ConfigError(f"{' and '.join(values)} are set: keep one and set the others to None.")
+        raise ConfigError(f"{' and '.join(values)} are set: keep one, and let the others be None.")
     ((key, value),) = values.items()
     unit = key.rpartition("_")[2]
     if value < 0:

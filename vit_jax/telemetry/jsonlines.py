@@ -6,44 +6,49 @@ cut short; both the reader and `cut_after` understand that, and nothing else is 
 
 import json
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from etils import epath
+
+from vit_jax import storage
 from vit_jax.errors import DataError
+from vit_jax.telemetry.growing import open_growing
 
 
 class JsonLines:
     """A file that grows by one JSON object a line.
 
     A line reaches the operating system when it is appended, so it outlives the process; `flush`
-    brings it to the disk, so it outlives the machine.
+    brings it to the disk, so it outlives the machine. In an object store it takes `flush` for both.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        self._file = open(path, "ab")  # noqa: SIM115 (closed by close)
+    def __init__(self, path: epath.PathLike):
+        self._file = open_growing(path)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Append one line. Floats are written as `repr` does and read back to the same bits.
 
         Raises:
           ValueError: a float is NaN or infinite, which JSON cannot say.
+          DataError: the file cannot be written.
         """
-        self._file.write(json.dumps(dict(record), allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        self._file.append(json.dumps(dict(record), allow_nan=False).encode() + b"\n")
 
     def flush(self) -> None:
-        """Return when all lines are on the disk."""
-        os.fsync(self._file.fileno())
+        """Return when all lines are on the disk.
+
+        Raises:
+          DataError: the file cannot be written, or is no longer there.
+        """
+        self._file.flush()
 
     def close(self) -> None:
         """Flush and close. Closing twice is allowed."""
-        if not self._file.closed:
-            self.flush()
-            self._file.close()
+        self._file.close()
 
 
-def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_jsonl(path: epath.PathLike) -> list[dict[str, Any]]:
     """All lines of a file, without the last one if it is half written.
 
     Args:
@@ -52,12 +57,13 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
       DataError: there is no such file, or a line other than the last cannot be read.
     """
-    if not os.path.exists(path):
+    content = _read(path)
+    if content is None:
         raise DataError(f"There is no file {path}: is this the work directory of a run?")
-    return [record for _, record in _lines(pathlib.Path(path))]
+    return [record for _, record in _lines(content, path)]
 
 
-def cut_after(path: str | os.PathLike[str], *, last_step: int) -> int | None:
+def cut_after(path: epath.PathLike, *, last_step: int) -> int | None:
     """Remove the lines of all steps after `last_step`, atomically; keep the others to the byte.
 
     Args:
@@ -68,31 +74,39 @@ def cut_after(path: str | os.PathLike[str], *, last_step: int) -> int | None:
       The greatest step that is left, None if there is none.
 
     Raises:
-      DataError: a line other than the last cannot be read.
+      DataError: a line other than the last cannot be read, or the file cannot be written.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
+    before = _read(path)
+    if before is None:
         return None
-    kept = [(line, record) for line, record in _lines(path) if record["step"] <= last_step]
+    kept = [(line, record) for line, record in _lines(before, path) if record["step"] <= last_step]
     content = b"".join(line for line, _ in kept)
-    if content != path.read_bytes():
-        replacement = path.with_name(path.name + ".tmp")
-        with open(replacement, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(replacement, path)
+    if content != before:
+        try:
+            storage.write_bytes(path, content)
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {storage.explain(error)}.") from error
     return max((record["step"] for _, record in kept), default=None)
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+def _read(path: epath.PathLike) -> bytes | None:
+    """All of a file, None if there is none."""
+    try:
+        return storage.read_bytes(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{os.fspath(path)} cannot be read: {storage.explain(error)}.") from error
+
+
+def _lines(content: bytes, path: epath.PathLike) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Each whole line with its newline, and what it says."""
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = content.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             whole = isinstance(record, dict) and type(record.get("step")) is int
-        except ValueError:  # Neither JSON nor UTF-8.
+        except (ValueError, RecursionError):  # Neither JSON nor UTF-8; or a joke.
             whole = False
         if whole:
             # Cut short by nothing but its newline, the line is still whole.

@@ -1,14 +1,16 @@
 """A profiler trace of chosen steps, for TensorBoard's profile tab or Perfetto."""
 
 import contextlib
-import os
 import pathlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
-from vit_jax.errors import ConfigError
+from vit_jax import storage
+from vit_jax.errors import ConfigError, DataError
 
 
 class StepProfiler:
@@ -24,11 +26,12 @@ class StepProfiler:
                 profiler.after(t, metrics)
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, steps: Sequence[int]):
+    def __init__(self, workdir: epath.PathLike, *, steps: Sequence[int]):
         """Prepare; nothing starts yet.
 
         Args:
-          workdir: of the run.
+          workdir: of the run. The profiler writes to folders only: for an object store, the trace
+            is copied when it is complete.
           steps: (first, last), both traced; (): no trace.
 
         Raises:
@@ -39,7 +42,8 @@ class StepProfiler:
                 f"log.profile_steps is {tuple(steps)}: give (first, last) with "
                 "0 <= first <= last, or () for no trace."
             )
-        self._folder = pathlib.Path(workdir) / "profile"
+        self._folder = epath.Path(workdir) / "profile"
+        self._copied: tempfile.TemporaryDirectory | None = None
         self._first, self._last = steps or (0, -1)
         self._tracing = False
 
@@ -47,8 +51,9 @@ class StepProfiler:
     def step(self, step: int) -> Iterator[None]:
         """Mark what is inside as step `step` of the trace; starts the trace when it is due."""
         if not self._tracing and self._first <= step <= self._last:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            jax.profiler.start_trace(str(self._folder))
+            if not storage.is_local(self._folder):
+                self._copied = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(self._copied.name if self._copied else str(self._folder))
             self._tracing = True
         if not self._tracing:
             yield
@@ -77,3 +82,15 @@ class StepProfiler:
     def _stop(self) -> None:
         self._tracing = False
         jax.profiler.stop_trace()
+        if self._copied is None:
+            return
+        with self._copied as folder:
+            for source in pathlib.Path(folder).rglob("*"):
+                if source.is_file():
+                    target = self._folder / source.relative_to(folder).as_posix()
+                    try:
+                        storage.write_bytes(target, source.read_bytes())
+                    except OSError as error:
+                        raise DataError(
+                            f"{target} cannot be written: {storage.explain(error)}."
+                        ) from error

@@ -10,18 +10,20 @@ written. Then a file is never behind a checkpoint, and on resume at step s the l
 all there, the lines after s are removed, and the loop writes them again.
 """
 
+import contextlib
 import math
-import os
-import pathlib
 import secrets
-import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
+from etils import epath
 
-from vit_jax.errors import ConfigError
+from vit_jax import storage
+from vit_jax.errors import ConfigError, DataError
 from vit_jax.telemetry.jsonlines import JsonLines, cut_after
+from vit_jax.telemetry.tensorboard import EventFile
 
 Number = int | float | np.generic | np.ndarray  # Arrays have shape ().
 
@@ -35,12 +37,13 @@ class MetricWriter:
 
     def __init__(
         self,
-        workdir: str | os.PathLike[str],
+        workdir: epath.PathLike,
         *,
         resume_step: int | None,
         tensorboard: bool,
         wandb_project: str,
         config: dict[str, Any],
+        last_line: int | None = None,
         is_main: bool = True,
     ):
         """Cut what an earlier process wrote after `resume_step`, and open for appending.
@@ -52,12 +55,14 @@ class MetricWriter:
           tensorboard: write events to workdir/tb.
           wandb_project: project on Weights & Biases; "": off.
           config: of the run, shown by W&B.
+          last_line: what `last_step` was when the state was saved; None: not known. If the file
+            ends before, somebody has changed it, and a warning says what is lost.
           is_main: whether this process writes: `jax.process_index() == 0`. The others make the
             same calls, and nothing comes of them.
 
         Raises:
           ConfigError: W&B is asked for and not installed.
-          DataError: an existing file is damaged.
+          DataError: an existing file is damaged, or the work directory cannot be written.
         """
         self.last_step: int | None = None
         """Step of the last line in metrics.jsonl; None: no line yet, or not the main process."""
@@ -67,16 +72,25 @@ class MetricWriter:
         self._sinks: list[_Sink] = []
         if not is_main:
             return
-        workdir = pathlib.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
+        workdir = epath.Path(workdir)
+        try:
+            storage.make_folder(workdir)
+        except OSError as error:
+            raise DataError(f"{workdir} cannot be made: {storage.explain(error)}.") from error
         last_kept = -1 if resume_step is None else resume_step
         self.last_step = cut_after(workdir / "metrics.jsonl", last_step=last_kept)
         cut_after(workdir / "timing.jsonl", last_step=last_kept)
+        if last_line is not None and (self.last_step is None or self.last_step < last_line):
+            logging.warning(
+                "%s ends at step %s; it went to step %s when the state of step %s was saved: lines "
+                "are lost. If you have them, stop the run, put them back and start it again.",
+                *(workdir / "metrics.jsonl", self.last_step, last_line, resume_step),
+            )
         if wandb_project:
             fresh = resume_step is None
             self._sinks.append(_Wandb(workdir, project=wandb_project, config=config, fresh=fresh))
         if tensorboard:
-            self._sinks.append(_TensorBoard(workdir / "tb", first_step=last_kept + 1))
+            self._sinks.append(EventFile(workdir / "tb", first_step=last_kept + 1))
         self._metrics = JsonLines(workdir / "metrics.jsonl")
         self._timing = JsonLines(workdir / "timing.jsonl")
 
@@ -130,7 +144,11 @@ class MetricWriter:
             sink.write(step, numbers)
 
     def flush(self) -> None:
-        """Return when every committed line is on the disk: call it before saving a checkpoint."""
+        """Return when every committed line is on the disk: call it before saving a checkpoint.
+
+        Raises:
+          DataError: a file cannot be written, or is no longer there.
+        """
         if not self._is_main:
             return
         self._metrics.flush()
@@ -139,19 +157,29 @@ class MetricWriter:
             sink.flush()
 
     def close(self) -> None:
-        """Flush and close. A line that was not committed is dropped: its step will be redone."""
+        """Flush and close. A line that was not committed is dropped: its step will be redone.
+
+        Raises:
+          DataError: a file cannot be written, or is no longer there.
+        """
         if not self._is_main:
             return
-        self._metrics.close()
-        self._timing.close()
-        while self._sinks:
-            self._sinks.pop().close()
+        with contextlib.ExitStack() as stack:  # One that fails does not spare the others.
+            for open_one in (*self._sinks, self._timing, self._metrics):
+                stack.callback(open_one.close)
+        self._sinks = []
 
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self.close()
+        except DataError as second:
+            if error is None:
+                raise
+            if str(second) != str(error):  # The first one goes on to the user.
+                logging.warning("%s", second)
 
 
 class _Sink(Protocol):
@@ -162,30 +190,6 @@ class _Sink(Protocol):
     def close(self) -> None: ...
 
 
-class _TensorBoard:
-    """Event files, written without TensorFlow."""
-
-    def __init__(self, logdir: pathlib.Path, *, first_step: int):
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(
-            str(logdir),
-            purge_step=first_step,  # TensorBoard hides what earlier files say of it and later.
-            # Files are named by the second, and read by name: two in one second need more.
-            filename_suffix=f".{time.time_ns()}",
-        )
-
-    def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
 class _Wandb:
     """Weights & Biases, one run per work directory.
 
@@ -193,7 +197,7 @@ class _Wandb:
     same values, because a run is a pure function of its config.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, project: str, config: dict[str, Any], fresh: bool):
+    def __init__(self, workdir: epath.Path, *, project: str, config: dict[str, Any], fresh: bool):
         try:
             import wandb
         except ImportError as error:
@@ -202,16 +206,20 @@ class _Wandb:
                 'Install it with: pip install -e ".[wandb]", or leave log.wandb_project empty.'
             ) from error
         id_file = workdir / "wandb_run_id"
-        if fresh or not id_file.exists():
-            id_file.write_text(secrets.token_hex(4) + "\n")
+        try:
+            if fresh or not storage.exists(id_file):
+                storage.write_bytes(id_file, secrets.token_hex(4).encode() + b"\n")
+            run_id = storage.read_bytes(id_file).decode(errors="replace").strip()
+        except OSError as error:
+            raise DataError(f"{id_file}: {storage.explain(error)}.") from error
         self._run = wandb.init(
             project=project,
-            name=workdir.resolve().name,
-            id=id_file.read_text().strip(),
+            name=storage.absolute(workdir).name,
+            id=run_id,
             resume="allow",  # Continue the run of this id if there is one.
             config=config,
             allow_val_change=True,  # The front door has already agreed to a changed config.
-            dir=str(workdir),
+            dir=str(workdir) if storage.is_local(workdir) else None,  # None: W&B's own place.
         )
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:

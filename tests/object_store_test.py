@@ -1,0 +1,296 @@
+"""Work directories in an object store: the same bits as on a disk, whatever the store does.
+
+The store is `tests.fake_gcs`: a real server, with gcsfs, Orbax and TensorStore as they are.
+"""
+
+import asyncio
+import importlib.util
+import json
+import threading
+import time
+import types
+
+import jax
+import pytest
+from etils import epath
+
+from tests.fake_gcs import FakeGcs
+from tests.small_run import run, small_config, train_on_one
+from tests.train_run_test import Killed, arrays, assert_same_bits, kill_at
+from vit_jax.checkpoints.store import Store
+from vit_jax.errors import CheckpointError, ConfigError, DataError
+from vit_jax.evaluate import evaluate
+from vit_jax.predict import predict
+from vit_jax.telemetry import StepProfiler, read_jsonl
+from vit_jax.workdir import read_config
+
+pytestmark = [
+    # Not imported here: it reads its environment then.
+    pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="needs gcsfs"),
+    # Orbax leaves tasks of a read that failed to an event loop that is closed.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning"),  # gcsfs does.
+]
+
+
+RUN = epath.Path("gs://bucket/run")
+
+
+def slow(value):
+    """A case that takes a while, and is much like the one that does not."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Retries without waiting, and few of them."""
+    hurried = types.SimpleNamespace(**{**vars(asyncio), "sleep": lambda seconds: asyncio.sleep(0)})
+    monkeypatch.setattr("gcsfs.retry.asyncio", hurried)
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    quick = {"max_retries": 3, "initial_delay": "10ms", "max_delay": "20ms"}
+    for context in ("_BASE_TS_CONTEXT", "_DEFAULT_OCDBT_TS_CONTEXT"):
+        changed = {**getattr(tensorstore_utils, context), "gcs_request_retries": quick}
+        monkeypatch.setattr(tensorstore_utils, context, changed)
+
+
+def steps(gcs, folder="run/checkpoints"):
+    """Steps that anything is left of, complete or not."""
+    depth = folder.count("/") + 1
+    return sorted(
+        {int(name.split("/")[depth]) for name in gcs.objects() if name.startswith(folder + "/")}
+    )
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The run that all others are compared with, on a disk."""
+    workdir = tmp_path_factory.mktemp("local")
+    run(workdir)
+    return workdir
+
+
+def assert_same_run(gcs, local, folder="run"):
+    assert gcs.objects()[f"{folder}/metrics.jsonl"] == (local / "metrics.jsonl").read_bytes()
+    assert_same_bits(arrays(epath.Path(f"gs://bucket/{folder}"), 12), arrays(local, 12))
+
+
+# ------------------------------------------------------------------------------------- it works
+
+
+def test_a_run_in_a_store_is_the_run_on_a_disk(gcs, local):
+    run(RUN, log__tensorboard=True)
+    assert_same_run(gcs, local)
+    left = {name.split("/")[1] for name in gcs.objects()}
+    assert left == {
+        "config.json", "dataset.json", "metrics.jsonl", "timing.jsonl", "curves.png",
+        "checkpoints", "tb",
+    }  # fmt: skip
+    assert steps(gcs) == [8, 12]
+    on_disk = json.loads((local / "config.json").read_text())
+    on_disk["log"]["tensorboard"] = True
+    assert json.loads(gcs.objects()["run/config.json"]) == on_disk
+
+
+@pytest.mark.slow
+def test_evaluations_and_predictions_are_the_same(gcs, local, tmp_path):
+    run(RUN)
+    here, there = evaluate(local), evaluate(RUN)
+    assert here.to_json() == there.to_json()
+    objects = gcs.objects()
+    for name in ("evaluation.json", "predictions.png", "confusion.png"):
+        assert objects[f"run/{name}"] == (local / name).read_bytes(), name
+    samples = sorted(path.name for path in (local / "samples").iterdir())
+    assert samples == [n.split("/")[2] for n in objects if n.startswith("run/samples/")]
+    pictures = [str(local / "samples" / name) for name in samples]
+    assert list(predict(RUN, pictures)) == list(predict(local, pictures))
+    evaluate(RUN / "checkpoints" / "8")
+    assert json.loads(gcs.objects()["run/evaluation-step-8/evaluation.json"])["step"] == 8
+    assert gcs.objects()["run/evaluation.json"] == objects["run/evaluation.json"]
+
+
+@pytest.mark.slow
+def test_the_state_goes_from_a_disk_to_the_store_and_back(gcs, local, tmp_path):
+    resumed = small_config(total_steps=14, resume=str(local))
+    assert train_on_one(resumed, RUN) == 0
+    back = small_config(total_steps=16, resume="gs://bucket/run")
+    assert train_on_one(back, tmp_path / "back") == 0
+    assert [line["step"] for line in read_jsonl(tmp_path / "back" / "metrics.jsonl")] == [16]
+    started = small_config(total_steps=3, init_from="gs://bucket/run/checkpoints/14")
+    assert train_on_one(started, tmp_path / "started") == 0
+
+
+@pytest.mark.parametrize("killed_at", [slow(3), 8, slow(12), slow(16)])
+def test_a_killed_run_resumes_to_the_same_bits(gcs, local, monkeypatch, killed_at):
+    with monkeypatch.context() as patch:
+        kill_at(patch, killed_at)
+        with pytest.raises(Killed):
+            train_on_one(small_config(), RUN)
+    run(RUN)
+    assert_same_run(gcs, local)
+
+
+def test_a_trace_is_copied_to_the_store(gcs):
+    with StepProfiler(RUN, steps=(0, 1)) as profiler:
+        for step in range(3):
+            with profiler.step(step):
+                result = jax.numpy.ones(3) + step
+            profiler.after(step, result)
+    assert any(name.endswith(".xplane.pb") for name in gcs.objects())
+
+
+# ------------------------------------------------------------------------------- the store fails
+
+
+def test_a_store_that_is_busy_is_asked_again(gcs, local, impatient):
+    refused = {}
+
+    def busy(method, place):
+        """Refuses every request the first time."""
+        if (method, place) in refused:
+            return None
+        refused[method, place] = [503, 429, 500, 502][len(refused) % 4]
+        return refused[method, place]
+
+    gcs.fault = busy
+    run(RUN)
+    gcs.fault = None
+    assert len(refused) > 200
+    assert_same_run(gcs, local)
+
+
+def stop_at(gcs, part, *, method="POST"):
+    """The store goes away at the first request of this method with `part` in its place."""
+
+    def fault(asked, place):
+        if asked == method and part in place:
+            gcs.fault = None
+            threading.Thread(target=gcs.stop).start()
+            time.sleep(0.1)
+
+    gcs.fault = fault
+
+
+@pytest.mark.parametrize("part", [slow("checkpoints/8/params"), "run/metrics.jsonl"])
+def test_a_store_that_goes_away_ends_the_run_and_keeps_the_checkpoints(gcs, local, impatient, part):
+    with pytest.raises((CheckpointError, DataError)) as error:
+        stop_at(gcs, part)
+        train_on_one(small_config(), RUN)
+    print(error.value)
+    assert "gs://bucket/run" in str(error.value)
+    assert "same command" in str(error.value)
+    gcs.start()
+    run(RUN)
+    assert_same_run(gcs, local)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        slow("config.json"),
+        slow("checkpoints/8"),
+        "params",
+        slow("chrono"),
+        slow("run/metrics.jsonl"),
+    ],
+)
+def test_a_store_that_is_away_at_the_start_is_not_an_empty_one(gcs, local, impatient, part):
+    """Nothing is begun anew, set aside or tidied up because nobody answers."""
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, 14)
+        with pytest.raises(Killed):
+            train_on_one(small_config(), RUN)
+    before = gcs.objects()
+    stop_at(gcs, part, method="GET")
+    with pytest.raises((CheckpointError, ConfigError, DataError)) as error:
+        train_on_one(small_config(), RUN)
+    print(error.value)
+    gcs.start()
+    after = gcs.objects()
+    after.pop("run/lock", None)  # It could not be given back.
+    assert after == before
+    run(RUN)
+    assert_same_run(gcs, local)
+
+
+def test_half_a_checkpoint_is_ignored_and_tidied_up(gcs, local, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_at(patch, 14)
+        with pytest.raises(Killed):
+            train_on_one(small_config(), RUN)
+    # Killed just before the last object of a save was written, which says that it is complete.
+    gcs.delete("run/checkpoints/8/commit_success.txt")
+    gcs.delete("run/checkpoints/8/params/manifest.ocdbt")
+    with Store(RUN / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [4]
+    assert steps(gcs) == [4, 8]  # Whoever only reads tidies nothing up.
+    with pytest.raises(CheckpointError, match="8 is not a complete checkpoint"):
+        evaluate(RUN / "checkpoints" / "8")
+    run(RUN)
+    assert_same_run(gcs, local)
+    assert not any("broken" in name for name in gcs.objects())
+
+
+def cut_short(gcs, name):
+    gcs.put(name, gcs.objects()[name][: len(gcs.objects()[name]) // 2])
+
+
+def flip(gcs, name):
+    content = bytearray(gcs.objects()[name])
+    content[len(content) // 2] ^= 1
+    gcs.put(name, bytes(content))
+
+
+@pytest.mark.parametrize("damage", [slow(FakeGcs.delete), slow(cut_short), flip])
+def test_a_damaged_checkpoint_is_set_aside(gcs, local, monkeypatch, damage):
+    with monkeypatch.context() as patch:
+        kill_at(patch, 14)
+        with pytest.raises(Killed):
+            train_on_one(small_config(), RUN)
+    largest = max(
+        (name for name in gcs.objects() if "checkpoints/8/params" in name and "/d/" in name),
+        key=lambda name: len(gcs.objects()[name]),
+    )
+    damage(gcs, largest)
+    damaged = gcs.objects()
+    run(RUN)
+    assert_same_run(gcs, local)
+    for name, content in damaged.items():  # Kept to be looked at.
+        if name.startswith("run/checkpoints/8/"):
+            kept = name.replace("checkpoints/8", "checkpoints.broken.8")
+            assert gcs.objects()[kept] == content
+
+
+@pytest.mark.slow
+def test_a_run_that_was_copied_to_the_store_goes_on_there(gcs, local, tmp_path):
+    for path in local.rglob("*"):
+        if path.is_file():
+            gcs.put(f"run/{path.relative_to(local).as_posix()}", path.read_bytes())
+    assert evaluate(RUN).to_json() == evaluate(local).to_json()
+    run(RUN)
+    assert_same_run(gcs, local)
+
+
+def test_a_bucket_that_is_not_there_and_one_that_is_closed(gcs, impatient):
+    with pytest.raises(ConfigError, match=r"cannot be made: there is no bucket nowhere"):
+        train_on_one(small_config(), epath.Path("gs://nowhere/run"))
+    assert set(gcs.buckets) == {"bucket"}
+    gcs.fault = lambda method, place: 403
+    with pytest.raises(ConfigError, match=r"gs://bucket/run cannot be made: .*Forbidden"):
+        train_on_one(small_config(), RUN)
+    with pytest.raises(CheckpointError, match=r"gs://bucket/run cannot be read: .*Forbidden"):
+        evaluate(RUN)
+    gcs.fault = lambda method, place: 403 if method == "POST" else None
+    with pytest.raises(ConfigError, match=r"gs://bucket/run cannot be written: .*Forbidden"):
+        train_on_one(small_config(), RUN)
+
+
+def test_nothing_at_an_address_is_said(gcs):
+    with pytest.raises(CheckpointError, match="gs://bucket/run does not exist"):
+        evaluate(RUN)
+    gcs.put("run/config.json", b"{}")
+    with pytest.raises(CheckpointError, match="gs://bucket/run has no checkpoint yet"):
+        evaluate(RUN)
+    gcs.put("run/config.json", b'{"x": NaN}')
+    with pytest.raises(CheckpointError, match=r"run/config.json cannot be read"):
+        read_config(RUN)

@@ -1,0 +1,226 @@
+"""Where files are: in a folder of this machine, or in an object store (gs://bucket/folder).
+
+Every path of a run is an `etils.epath.Path`, local or not. What differs is said here, and these
+functions raise nothing but OSError, whatever the layers below a remote path raise:
+
+- An object appears whole or not at all, and cannot be appended to; there are no folders.
+- That the store cannot be reached is not the same as that there is nothing: `exists` and `names`
+  raise, where the like of them in other libraries say that there is no such file.
+"""
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import pathlib
+import re
+import stat
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import BinaryIO
+
+from etils import epath
+
+from vit_jax.errors import ConfigError
+
+# Orbax 0.12 writes checkpoints to folders and to Google Cloud Storage, to no other store.
+STORE = "gs"
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<rest>.*)", re.DOTALL)
+# etils takes the local folders /gs, /s3, ... for the stores of these names.
+_TAKEN = re.compile(r"/+(gs|s3|az|hf)(/|$)")
+
+
+def as_path(path: epath.PathLike, *, name: str = "path") -> epath.Path:
+    """A path or address that a user has named; ~ is the home folder.
+
+    Args:
+      path: a local path, or gs://bucket/folder.
+      name: what it is called where the user wrote it, such as "--workdir"; for errors.
+
+    Raises:
+      ConfigError: it is empty, or an address that cannot be used; or what is needed to use it is
+        not installed.
+    """
+    text = os.fspath(path)
+    said = f"{name}={text}"
+    if not text:
+        raise ConfigError(f"{name} is empty: give a path, or gs://bucket/folder.")
+    if "\0" in text:
+        raise ConfigError(f"{name}={text!r}: no path has a zero byte.")
+    if match := _ADDRESS.match(text):
+        _check_address(match["scheme"], match["rest"], said)
+        _prepare(said)
+        return epath.Path(text)
+    if _TAKEN.match(text):
+        raise ConfigError(
+            f"{said}: folders below /{_TAKEN.match(text)[1]} are taken for an object store's. Give "
+            "the folder another name, by a link."
+        )
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ConfigError(f"{said}: there is no such home folder. If ~ is meant, write ./{text}.")
+    return epath.Path(expanded)
+
+
+def _check_address(scheme: str, rest: str, said: str) -> None:
+    if scheme != STORE:
+        raise ConfigError(
+            f"{said}: only folders of this machine (mounted ones, too) and {STORE}:// will do."
+        )
+    slash, bucket, *parts = rest.split("/") if rest.startswith("/") else ("no slash", "")
+    if slash or not bucket or not any(parts):
+        raise ConfigError(f"{said}: write gs://bucket/folder.")
+    if {".", ".."} & {bucket, *parts}:
+        raise ConfigError(f"{said}: an object store knows no . and ..: write the address in full.")
+    if strange := set(re.findall(r"[*?\[\]{}#\x00-\x1f]", rest)):
+        raise ConfigError(
+            f"{said}: {' '.join(map(repr, sorted(strange)))} would be taken for a pattern: choose "
+            "a name without."
+        )
+
+
+@functools.cache
+def _prepare(said: str) -> None:
+    """Makes ready for the object store."""
+    if find_spec("gcsfs") is None:
+        raise ConfigError(
+            f'{said}: gcsfs is not installed. Install it with: pip install -e ".[gcs]".'
+        )
+    import fsspec.config
+
+    # Arrays are written past gcsfs, and other processes write, too: what it remembers of folders
+    # would be wrong.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    # It prints tracebacks of what it raises as well.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
+
+def is_local(path: epath.PathLike) -> bool:
+    """Whether a path is one of this machine's file system."""
+    return not os.fspath(path).startswith(f"{STORE}://")
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """The path from the root on, with its links and .. as they are."""
+    return epath.Path(pathlib.Path(path).absolute()) if is_local(path) else epath.Path(path)
+
+
+def exists(path: epath.PathLike) -> bool:
+    """Whether there is a file or folder of this name."""
+    with _os_errors(path):
+        if not is_local(path):
+            return epath.Path(path).exists()
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+
+def names(folder: epath.PathLike) -> list[str]:
+    """Names in a folder, sorted; none if there is no such folder."""
+    with _os_errors(folder):
+        try:
+            if is_local(folder):
+                return sorted(os.listdir(folder))
+            return sorted(path.name for path in epath.Path(folder).iterdir())
+        except FileNotFoundError:
+            return []
+
+
+def make_folder(folder: epath.PathLike) -> None:
+    """Makes a folder and those above it; in a store, checks that there is such a bucket."""
+    with _os_errors(folder):
+        if is_local(folder):
+            os.makedirs(folder, exist_ok=True)
+            return
+        bucket = os.fspath(folder).split("/")[2]
+        if not epath.Path(f"{STORE}://{bucket}").exists():
+            raise FileNotFoundError(f"there is no bucket {bucket}")
+
+
+def read_bytes(path: epath.PathLike, *, limit: int | None = None) -> bytes:
+    """All that a file holds.
+
+    Args:
+      path: of a regular file: a pipe, say, would keep us waiting.
+      limit: in bytes; what is larger is an error.
+    """
+    with _os_errors(path):
+        with _open_regular(path) if is_local(path) else epath.Path(path).open("rb") as file:
+            content = file.read(-1 if limit is None else limit + 1)
+        if limit is not None and len(content) > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit:,} bytes")
+        return content
+
+
+def _open_regular(path: epath.PathLike) -> BinaryIO:
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return os.fdopen(file, "rb")
+    os.close(file)
+    raise OSError(errno.EINVAL, "not a regular file")
+
+
+def write_bytes(path: epath.PathLike, content: bytes) -> None:
+    """Writes a file whole or not at all; it is on the disk when this returns."""
+    with _os_errors(path):
+        if not is_local(path):
+            epath.Path(path).write_bytes(content)
+            return
+        path = pathlib.Path(path)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(unfinished, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise
+
+
+def delete(path: epath.PathLike) -> None:
+    """Deletes a file."""
+    with _os_errors(path):
+        epath.Path(path).unlink()
+
+
+def identity(path: epath.PathLike) -> tuple[int | str, ...] | None:
+    """What tells a file from another that has taken its place; None if there is none.
+
+    It is the device and inode of a local file, and the generation of an object, which every write
+    to it changes.
+    """
+    with _os_errors(path):
+        try:
+            if is_local(path):
+                status = os.stat(path)
+                return status.st_dev, status.st_ino
+            import fsspec
+
+            system, name = fsspec.url_to_fs(os.fspath(path))
+            return (system.info(name)["generation"],)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def explain(error: OSError) -> str:
+    """What went wrong, in a few words."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _os_errors(path: epath.PathLike) -> Iterator[None]:
+    """Everything that goes wrong with a remote path becomes an OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # Of gcsfs, aiohttp, requests or google.auth.
+        if is_local(path):
+            raise
+        raise OSError(f"{type(error).__name__}: {error}") from error
