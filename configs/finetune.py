@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     margin = round(size * 7 / 6)  # 448 for 384.
 
     c = base_config()
-    c.init_skip = ("head/.*", "pre_logits/.*")  # The new head is linear, and starts at zero.
+    c.init_skip = ("(head|pre_logits)/.*",)  # The new head is linear, and starts at zero.
     c.batch_size = 512
     c.total_steps = steps
 

@@ -156,7 +156,7 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     before = (tmp_path / "curves.png").read_bytes()
 
     def fail(figure, path, **kwargs):
-        path.write_bytes(b"half")
+        path.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", fail)

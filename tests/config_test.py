@@ -93,7 +93,7 @@ def test_wrong_arguments_are_named(arg, message):
         ({"batch_size": 0}, "batch_size is 0"),
         ({"log__every_steps": 0}, r"log\.every_steps is 0"),
         ({"checkpoint__every_steps": -1}, "must be at least 1"),
-        ({"seed": -1}, "must not be negative"),
+        ({"seed": -1}, "must be from 0 to 4,294,967,295"),
         ({"checkpoint__best_mode": "maximum"}, 'Did you mean "max"'),
         ({"checkpoint__best_metric": "test/los"}, 'Did you mean "test/loss"'),
         ({"checkpoint__best_metric": "val/top1"}, "does not measure"),

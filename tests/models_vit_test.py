@@ -335,7 +335,7 @@ def test_published_overrides_of_a_variant():
         ("dropout", 1.5, r"in \[0, 1\)"),
         ("num_heads", 5, "not a multiple of model.num_heads 5"),
         ("remat", "all", "Accepted: none, dots"),
-        ("depth", 0, "must be positive"),
+        ("depth", 0, "must be from 1 to"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(key, value, message):

@@ -213,7 +213,7 @@ def test_every_optimizer_goes_downhill(name):
         ({"freeze": ("embed.*", "head")}, "optim.freeze: 'head' matches the whole path of no"),
         ({"freeze": (".*",)}, "nothing is left to train"),
         ({"lr_rules": (("head/.*", 0.0),)}, "list them in freeze"),
-        ({"lr_rules": (("head/.*", -1.0),)}, "is negative"),
+        ({"lr_rules": (("head/.*", -1.0),)}, "must be finite and not negative"),
         ({"lr_rules": (("(head", 1.0),)}, "not a regular expression"),
         ({"weight_decay_rules": ((".*/kernel", 1.0), ("head/kernel", 9.0))}, "earlier rule"),
         ({"weight_decay_rules": ((".*/kernels", 1.0),)}, "optim.weight_decay_rules.*kernel"),

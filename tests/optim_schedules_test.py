@@ -133,7 +133,7 @@ def test_a_run_without_or_with_two_lengths_is_refused():
     with pytest.raises(ConfigError, match="total_steps and total_epochs are set"):
         total_steps(c, 640)
     c.total_steps, c.total_epochs = 0, None
-    with pytest.raises(ConfigError, match="no steps"):
+    with pytest.raises(ConfigError, match="has 0 steps"):
         total_steps(c, 640)
 
 

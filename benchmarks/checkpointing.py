@@ -1,0 +1,271 @@
+"""What a run spends on not being lost: start-up, saves, restores, shutdown.
+
+    python -m benchmarks.checkpointing --out=DIR [--sizes=small,ViT-S] [--repeats=5]
+
+Two models on the bundled digits: the quickstart's, and one of a ViT-S's blocks on few tokens, whose
+state (parameters and Adam's moments, 256 MB) is about as large as a ViT-S/16's. For each:
+
+  start-up   from the command to the end of its first step: with an empty compilation cache, with a
+             filled one, and from a checkpoint (with a filled one)
+  save       how long the train loop waits, how long until the checkpoint is on the disk, and how
+             much longer steps take while it is written: steps with and without a save in turn
+  restore    onto the device, from files that the operating system still has in memory
+  shutdown   from SIGTERM to the process's end, saved; from the last step to the end of a run that
+             is done (one example evaluated, last save, curves drawn)
+
+Prints a table of medians, with the smallest and the largest, and leaves it in DIR/checkpointing.md.
+Nothing else should run on the machine meanwhile.
+"""
+
+import os
+import pathlib
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from jax.sharding import Mesh
+
+from configs import quickstart
+from vit_jax.checkpoints.store import ARRAYS, Store
+from vit_jax.config import freeze
+from vit_jax.models import Vit, param_shapes, vit_config
+from vit_jax.optim import make_optimizer, make_schedule
+from vit_jax.parallel import mesh as meshes
+from vit_jax.parallel import processes
+from vit_jax.state import make_init, state_layout
+from vit_jax.train import make_train_step
+
+SIZES = {
+    "small": {"batch_size": 128},
+    "ViT-S": {
+        "batch_size": 16,
+        "model.width": 384,
+        "model.depth": 12,
+        "model.mlp_dim": 1536,
+        "model.num_heads": 6,
+        "model.scan": True,
+    },
+}
+Seconds = dict[str, list[float]]  # What was measured, each time.
+
+# ------------------------------------------------------------------------------------- commands
+
+
+class Command:
+    """A training command whose output is read line by line."""
+
+    def __init__(self, size: str, workdir: pathlib.Path, cache: pathlib.Path, *, total: int):
+        changes = SIZES[size] | {
+            "total_steps": total,
+            "evals.test.split": "test[:1]",
+            "evals.test.every_steps": 0,
+            "checkpoint.every_steps": 10**9,
+            "log.every_steps": 1,
+            "log.tensorboard": False,
+            "log.compilation_cache": cache,
+        }
+        self._began = time.perf_counter()
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "vit_jax.train", "--config=configs/quickstart.py"),
+                *(f"--config.{key}={value}" for key, value in changes.items()),
+                f"--workdir={workdir}",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+        )
+
+    def until(self, text: str) -> float:
+        """Seconds from the start to the line that begins with `text`."""
+        for line in self._process.stdout:
+            if line.startswith(text):
+                return time.perf_counter() - self._began
+        raise RuntimeError(f'The command ended without a line "{text}".')
+
+    def until_the_end(self, *, code: int) -> float:
+        """Seconds from this call to the end of the process, which must leave with `code`."""
+        began = time.perf_counter()
+        self._process.stdout.read()
+        if (left := self._process.wait()) != code:
+            raise RuntimeError(f"The command left with {left}, not with {code}.")
+        return time.perf_counter() - began
+
+    def stop(self) -> float:
+        """Sends SIGTERM; gives the seconds to the end of the process."""
+        self._process.send_signal(signal.SIGTERM)
+        return self.until_the_end(code=75)
+
+
+def commands(size: str, out: pathlib.Path, repeats: int) -> Seconds:
+    """Start-up and shutdown of real processes."""
+    found: Seconds = defaultdict(list)
+    workdir, cache = out / "run", out / "cache"
+    for _ in range(repeats):
+        shutil.rmtree(cache, ignore_errors=True)
+        for name in ("start-up, nothing compiled", "start-up, compiled before"):
+            shutil.rmtree(workdir, ignore_errors=True)
+            command = Command(size, workdir, cache, total=10**6)
+            found[name].append(command.until("step 1/"))
+            found["shutdown, from SIGTERM"].append(command.stop())
+        done = int(max((workdir / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name)).name)
+        command = Command(size, workdir, cache, total=10**6)
+        found["start-up, from a checkpoint"].append(command.until(f"step {done + 1:,}/"))
+        found["shutdown, from SIGTERM"].append(command.stop())
+        shutil.rmtree(workdir)
+        command = Command(size, workdir, cache, total=3)
+        command.until("step 3/3")
+        found["shutdown, from the last step"].append(command.until_the_end(code=0))
+    return found
+
+
+# ------------------------------------------------------------------------------ saves, restores
+
+
+def training(size: str, mesh: Mesh) -> tuple[Any, Any, Any]:
+    """A state on the mesh, its layout, and the compiled step (state) -> (state, metrics)."""
+    c = quickstart.get_config()
+    for key, value in SIZES[size].items():
+        section, _, leaf = key.rpartition(".")
+        (c[section] if section else c)[leaf] = value
+    config = freeze(c)
+    cfg = vit_config(config.model, num_classes=10)
+    schedule = make_schedule(
+        config.optim.schedule, total_steps=1000, batch_size=config.batch_size, num_examples=1442
+    )
+    tx = make_optimizer(config.optim, param_shapes(cfg), schedule=schedule)
+    init = make_init(config, Vit(cfg), tx)
+    layout = state_layout(jax.eval_shape(init, jax.random.key(0)), mesh)
+    state = jax.jit(init, out_shardings=layout)(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    batch = jax.device_put(
+        {
+            "image": rng.normal(size=(config.batch_size, 8, 8, 1)).astype(np.float32),
+            "label": rng.integers(0, 10, config.batch_size, np.int32),
+            "weight": np.ones(config.batch_size, np.float32),
+        },
+        meshes.batch_sharding(mesh),
+    )
+    stop = processes.flag_array(False, mesh)
+    step = jax.jit(
+        make_train_step(config, Vit(cfg), tx, schedule),
+        donate_argnums=0,
+        out_shardings=(layout, meshes.replicated(mesh)),
+    )
+    compiled = step.lower(state, batch, stop).compile()
+    return state, layout, lambda state: compiled(state, batch, stop)
+
+
+def saves(size: str, out: pathlib.Path, repeats: int) -> tuple[Seconds, float]:
+    """What saving and restoring take, and the megabytes of the state."""
+    found: Seconds = defaultdict(list)
+    mesh = meshes.make_mesh(quickstart.get_config().mesh)
+    with jax.set_mesh(mesh):
+        state, layout, train_step = training(size, mesh)
+        targets = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(lambda: state),
+            layout,
+        )
+        number = 0
+
+        def steps(state: Any, seconds: float) -> tuple[Any, float]:
+            """Trains for so long at least; gives the mean time of a step."""
+            began, count = time.perf_counter(), 0
+            while count < 3 or time.perf_counter() - began < seconds:
+                state, metrics = train_step(state)
+                jax.block_until_ready(metrics)
+                count += 1
+            return state, (time.perf_counter() - began) / count
+
+        state, _ = steps(state, 1.0)
+        with Store(out / "checkpoints", keep_last=1) as store:
+            began = time.perf_counter()
+            store.save(number, _items(state), {"step": number}, metrics={})
+            found["first save of a process, the loop waits"].append(time.perf_counter() - began)
+            store.wait()
+            for _ in range(repeats):
+                # Alone: until it is on the disk, with nothing else to do.
+                number += 1
+                began = time.perf_counter()
+                store.save(number, _items(state), {"step": number}, metrics={})
+                found["save, the loop waits"].append(time.perf_counter() - began)
+                store.wait()
+                on_disk = time.perf_counter() - began
+                found["save, until on the disk"].append(on_disk)
+
+                # Steps alone, then steps while a checkpoint is written, for as long as that takes.
+                state, alone = steps(state, on_disk)
+                number += 1
+                store.save(number, _items(state), {"step": number}, metrics={})
+                state, beside = steps(state, on_disk)
+                store.wait()
+                found["step"].append(alone)
+                found["step while a save is written"].append(beside)
+        for _ in range(repeats):
+            with Store(out / "checkpoints", read_only=True) as store:
+                began = time.perf_counter()
+                arrays, _ = store.restore(number, _items(targets))
+                jax.block_until_ready(arrays)
+                found["restore"].append(time.perf_counter() - began)
+    megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(_items(state))) / 1e6
+    return found, megabytes
+
+
+def _items(state: Any) -> dict[str, Any]:
+    return {item: getattr(state, item) for item in ARRAYS}
+
+
+# ----------------------------------------------------------------------------------------- table
+
+
+def table(measured: dict[str, Seconds]) -> str:
+    """Rows of what was measured, a column for each size."""
+    rows = list(dict.fromkeys(name for found in measured.values() for name in found))
+    lines = ["| seconds: median (smallest to largest) | " + " | ".join(measured) + " |"]
+    lines += ["|---" * (len(measured) + 1) + "|"]
+    for row in rows:
+        cells = (_shown(found.get(row, [])) for found in measured.values())
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _shown(values: Sequence[float]) -> str:
+    if not values:
+        return "not measured"
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+if __name__ == "__main__":
+    _OUT = flags.DEFINE_string("out", None, "Folder for everything; emptied.", required=True)
+    _SIZES = flags.DEFINE_list("sizes", list(SIZES), "Which models: " + ", ".join(SIZES) + ".")
+    _REPEATS = flags.DEFINE_integer("repeats", 5, "Of each measurement.", lower_bound=1)
+
+    def main(argv: Sequence[str]) -> None:
+        del argv
+        logging.set_verbosity(logging.ERROR)
+        out = pathlib.Path(_OUT.value).absolute()
+        shutil.rmtree(out, ignore_errors=True)
+        measured = {}
+        for size in _SIZES.value:
+            (out / size).mkdir(parents=True)
+            # Commands first: the other part's threads and memory are not there yet.
+            found = commands(size, out / size, _REPEATS.value)
+            more, megabytes = saves(size, out / size, _REPEATS.value)
+            measured[f"{size} ({megabytes:,.1f} MB)"] = {**found, **more}
+        device = jax.devices()[0].device_kind
+        text = f"{os.cpu_count()} CPUs, {jax.device_count()} x {device}\n\n{table(measured)}\n"
+        (out / "checkpointing.md").write_text(text)
+        print(text)
+
+    app.run(main)

@@ -1,0 +1,249 @@
+"""The same run on other meshes, moved between them, and on several processes: how equal it is.
+
+    python -m tests.exactness --out=DIR [--processes]
+
+Prints tables of the largest relative differences between the losses of 50 steps on one device and
+those on meshes of eight simulated ones, of a run that is moved four times, and (--processes) of one
+that is moved between real processes; writes them to DIR/exactness.json. The tests assert the same.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+if __name__ == "__main__":
+    import tests.conftest  # noqa: F401 (eight simulated devices)
+
+import jax
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from tests import recorded_train
+from tests.small_run import small_config
+from vit_jax.telemetry.jsonlines import read_jsonl
+from vit_jax.train import EXIT_STOPPED, train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STEPS = 50
+TOLERANCE = 1e-5  # Relative, of each step's loss.
+
+# (data, fsdp, tensor), and microbatches: those change the dropout, so each has its own reference.
+MESHES = (
+    ((8, 1, 1), 1),
+    ((1, 8, 1), 1),
+    ((2, 2, 2), 1),
+    ((4, 1, 2), 1),
+    ((1, 2, 4), 1),
+    ((2, 4, 1), 1),
+    ((2, 2, 2), 4),
+    ((1, 8, 1), 4),
+)
+# One run's way: 8 devices, 2, 1, 4 (fsdp), 8 (tensor), each for about ten steps.
+MOVES = ((8, 1, 1), (2, 1, 1), (1, 1, 1), (1, 4, 1), (1, 1, 8))
+# And one run's way over real processes with one device each, and their loader processes.
+PROCESSES = ((1, 0), (2, 1), (4, 0), (1, 2))
+PROCESS_STEPS = 24
+
+
+def stochastic(*, accum_steps: int = 1, mesh: tuple[int, int, int] = (1, 1, 1)) -> FrozenConfigDict:
+    """A run in which everything is random that can be, and in which the loss falls."""
+    return small_config(
+        batch_size=64,
+        total_steps=STEPS,
+        model__num_heads=8,  # So that tensor=8 splits them.
+        model__dropout=0.1,
+        model__attention_dropout=0.1,
+        model__stochastic_depth=0.1,
+        mix__mixup_alpha=0.2,
+        mix__cutmix_alpha=1.0,
+        optim__accum_steps=accum_steps,
+        optim__lr=5e-3,
+        optim__ema_decay=0.9,
+        log__every_steps=1,
+        checkpoint__every_steps=STEPS,
+        mesh__data=mesh[0],
+        mesh__fsdp=mesh[1],
+        mesh__tensor=mesh[2],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run gave, whatever it ran on."""
+
+    losses: np.ndarray  # f64[steps]
+    tests: list[dict[str, float]]  # Of each evaluation.
+    rows: recorded_train.Rows
+
+    def compared(self, other: "Outcome") -> dict[str, float | bool]:
+        """How far this run is from another one."""
+        relative = np.abs(self.losses - other.losses) / other.losses
+        return {
+            "loss": float(relative.max()),
+            "loss at the end": float(relative[-1]),
+            "evaluation": max(
+                abs(a["test/loss"] - b["test/loss"]) / b["test/loss"]
+                for a, b in zip(self.tests, other.tests, strict=True)
+            ),
+            "same accuracies": [t["test/top1"] for t in self.tests]
+            == [t["test/top1"] for t in other.tests],
+            "same batches": self.rows == other.rows,
+        }
+
+
+def outcome(workdir: pathlib.Path, *records: pathlib.Path) -> Outcome:
+    """Reads a finished run: its metrics, and what its processes were given."""
+    lines = read_jsonl(workdir / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    tests = [
+        {name: value for name, value in line.items() if name.startswith("test/")}
+        for line in lines
+        if "test/loss" in line
+    ]
+    losses = np.array([line["train/loss"] for line in lines])
+    return Outcome(losses, tests, recorded_train.read(*records))
+
+
+def on_mesh(
+    folder: pathlib.Path, mesh: tuple[int, int, int], *, accum_steps: int = 1, stop_at: int = -1
+) -> int:
+    """Trains in folder/run on as many simulated devices as the mesh has, or goes on there."""
+    config = stochastic(accum_steps=accum_steps, mesh=mesh)
+    devices = jax.devices()[: int(np.prod(mesh))]
+    with recorded_train.recording(folder / "rows", stop_at=stop_at):
+        return train(config, folder / "run", devices=devices, allow_config_change=True)
+
+
+def whole(folder: pathlib.Path, mesh: tuple[int, int, int], *, accum_steps: int = 1) -> Outcome:
+    """A run that stays on one mesh."""
+    folder.mkdir(parents=True)
+    assert on_mesh(folder, mesh, accum_steps=accum_steps) == 0
+    return outcome(folder / "run", folder / "rows")
+
+
+def moved(folder: pathlib.Path, meshes: Sequence[tuple[int, int, int]]) -> Outcome:
+    """A run that is told to stop, and goes on somewhere else, as often as there are meshes."""
+    folder.mkdir(parents=True)
+    for i, mesh in enumerate(meshes):
+        last = i == len(meshes) - 1
+        stop_at = -1 if last else STEPS * (i + 1) // len(meshes) - 2
+        assert on_mesh(folder, mesh, stop_at=stop_at) == (0 if last else EXIT_STOPPED)
+    return outcome(folder / "run", folder / "rows")
+
+
+# ------------------------------------------------------------------------------------- processes
+
+PROCESS_FLAGS = (
+    "--config=configs/quickstart.py",
+    f"--config.total_steps={PROCESS_STEPS}",
+    "--config.batch_size=64",
+    "--config.model.depth=1",
+    "--config.model.dropout=0.1",
+    "--config.model.stochastic_depth=0.1",
+    "--config.mix.mixup_alpha=0.2",
+    "--config.optim.ema_decay=0.9",
+    "--config.optim.lr=1e-2",
+    "--config.evals.test.every_steps=12",
+    "--config.log.every_steps=1",
+    "--config.log.tensorboard=False",
+    "--allow_config_change",
+)
+
+
+def on_processes(
+    folder: pathlib.Path, count: int, *, workers: int = 0, stop_at: int = -1
+) -> list[pathlib.Path]:
+    """Starts `count` real processes that train in folder/run; gives what they were fed.
+
+    Parameters are split over two processes (fsdp), if there are as many.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    if count > 1:
+        env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    first = len(list(folder.glob("rows*")))
+    records = [folder / f"rows{first + i}" for i in range(count)]
+    started = []
+    for i, record in enumerate(records):
+        # The last of them is told to stop, and the others learn it from that one.
+        command = [sys.executable, "-m", "tests.recorded_train", str(record)]
+        command += [str(stop_at if i == count - 1 else -1), *PROCESS_FLAGS]
+        command += [f"--config.mesh.fsdp={min(count, 2)}", f"--config.data.workers={workers}"]
+        command += [f"--workdir={folder / 'run'}"]
+        with open(folder / f"log{first + i}", "wb") as log:
+            started.append(
+                subprocess.Popen(
+                    command, cwd=ROOT, env={**env, "JAX_PROCESS_ID": str(i)}, stdout=log, stderr=log
+                )
+            )
+    want = 0 if stop_at < 0 else EXIT_STOPPED
+    try:
+        for i, process in enumerate(started):
+            code = process.wait(timeout=240)
+            assert code == want, f"{code}: {(folder / f'log{first + i}').read_text()[-3000:]}"
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    return records
+
+
+def moved_between_processes(folder: pathlib.Path, stages: Sequence[tuple[int, int]]) -> Outcome:
+    """A run that is told to stop, and goes on with another number of processes and workers."""
+    records = []
+    for i, (count, workers) in enumerate(stages):
+        last = i == len(stages) - 1
+        stop_at = -1 if last else PROCESS_STEPS * (i + 1) // len(stages) - 2
+        records += on_processes(folder, count, workers=workers, stop_at=stop_at)
+    return outcome(folder / "run", *records)
+
+
+# ----------------------------------------------------------------------------------------- tables
+
+
+def main(out: pathlib.Path, *, processes: bool) -> None:
+    """Measures everything, prints the tables, writes exactness.json."""
+    shutil.rmtree(out, ignore_errors=True)
+    alone = {accum: whole(out / f"alone{accum}", (1, 1, 1), accum_steps=accum) for accum in (1, 4)}
+    rows = []
+
+    def add(name: str, run: Outcome, reference: Outcome) -> None:
+        rows.append({"run": name, **run.compared(reference)})
+        print(rows[-1], flush=True)
+
+    for mesh, accum in MESHES:
+        name = " x ".join(map(str, mesh)) + (f", {accum} microbatches" if accum > 1 else "")
+        add(name, whole(out / name.replace(" ", ""), mesh, accum_steps=accum), alone[accum])
+    add("moved: " + ", ".join(map(str, MOVES)), moved(out / "moved", MOVES), alone[1])
+    if processes:
+        one = moved_between_processes(out / "processes1", ((1, 0),))
+        for count in (2, 4):
+            run = moved_between_processes(out / f"processes{count}", ((count, 0),))
+            add(f"{count} processes", run, one)
+        name = "moved (processes, workers): " + ", ".join(map(str, PROCESSES))
+        add(name, moved_between_processes(out / "processes", PROCESSES), one)
+    (out / "exactness.json").write_text(json.dumps(rows, indent=2) + "\n")
+    columns = list(rows[0])
+    print("\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for row in rows:
+        shown = (f"{v:.1e}" if isinstance(v, float) else str(v) for v in row.values())
+        print("| " + " | ".join(shown) + " |")
+
+
+if __name__ == "__main__":
+    import argparse
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder; emptied")
+    parser.add_argument("--processes", action="store_true", help="real processes, too")
+    args = parser.parse_args()
+    main(args.out, processes=args.processes)

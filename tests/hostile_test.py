@@ -1,0 +1,239 @@
+"""Strangers' files: nothing in them runs, and nothing in them speaks to the terminal."""
+
+import ast
+import json
+import os
+import py_compile
+import shutil
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.mistakes import ROOT, Doors, contents
+from vit_jax.analysis import confusion, curves, predictions
+from vit_jax.evals import Classification
+
+SOURCES = sorted([*(ROOT / "vit_jax").rglob("*.py"), *(ROOT / "configs").rglob("*.py")])
+
+# ---------------------------------------------------------------------------------- nothing runs
+
+# What makes code of data, or starts programs.
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "code",
+           "torch", "yaml", "subprocess", "pty", "ctypes"}  # fmt: skip
+CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "np.load", "numpy.load",
+         "np.fromregex", "jnp.load", "importlib.import_module", "runpy.run_module",
+         "runpy.run_path", "spec.loader.exec_module"}  # fmt: skip
+# The one file that a user names as code.
+ALLOWED = {("cli.py", "spec.loader.exec_module")}
+
+
+def suspicious(source, name):
+    """Which of these a file uses, as (file, what)."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            yield from ((name, module) for module in modules if module.split(".")[0] in MODULES)
+        if isinstance(node, ast.Call):
+            if (called := ast.unparse(node.func)) in CALLS:
+                yield name, called
+            yield from ((name, "allow_pickle") for k in node.keywords if k.arg == "allow_pickle")
+
+
+def test_the_search_finds_what_it_is_for():
+    source = (
+        "import pickle\nfrom torch.serialization import load\neval('1')\nnp.load(f, allow_pickle=1)"
+    )
+    found = [what for _, what in suspicious(source, "x")]
+    assert sorted(found) == ["allow_pickle", "eval", "np.load", "pickle", "torch.serialization"]
+    assert not list(suspicious("re.compile('x')\nmodel.eval()\nlowered.compile()", "x"))
+
+
+def test_no_source_file_makes_code_of_data():
+    found = {hit for path in SOURCES for hit in suspicious(path.read_text(), path.name)}
+    assert found == ALLOWED
+
+
+@pytest.fixture(scope="module")
+def doors():
+    with Doors() as doors:
+        yield doors
+
+
+def hostile(path, mark):
+    """Python that leaves a mark if it runs."""
+    path.write_text(f"open({str(mark)!r}, 'w')\n\ndef get_config(arg=None):\n    pass\n")
+    return path
+
+
+GOOD = "from configs.quickstart import get_config\n"
+STOP = "--config.batch_size=0"  # Once the config's file has run.
+
+
+def test_no_compiled_copy_of_a_config_runs(doors, tmp_path):
+    mark, config = tmp_path / "mark", tmp_path / "config.py"
+    py_compile.compile(str(hostile(config, mark)))
+    (cached,) = (tmp_path / "__pycache__").iterdir()
+    compiled = bytearray(cached.read_bytes())
+    config.write_text(GOOD)
+    status = config.stat()
+    # Python compares only the time and the size of the file that it was made of.
+    compiled[8:16] = (int(status.st_mtime)).to_bytes(4, "little") + len(GOOD).to_bytes(4, "little")
+    cached.write_bytes(compiled)
+    os.utime(config, (int(status.st_mtime), int(status.st_mtime)))
+    answer = doors.call("train", f"--config={config}", f"--workdir={tmp_path / 'w'}", STOP)
+    assert answer.code == 2 and "batch_size is 0" in answer.err and not mark.exists(), answer
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "config.txt", "config", "config.py.bak", "config.pyc", "config.PY"]
+)
+def test_only_python_files_are_configs(doors, tmp_path, name):
+    mark = tmp_path / "mark"
+    config = hostile(tmp_path / name, mark)
+    if name == "config.pyc":
+        py_compile.compile(str(config), cfile=str(config), doraise=True)
+    answer = doors.call("train", f"--config={config}", f"--workdir={tmp_path / 'w'}", STOP)
+    assert answer.code == 2 and "a config is a Python file, FILE.py" in answer.err, answer
+    assert not mark.exists()
+
+
+def test_a_folder_that_python_would_run_is_no_config(doors, tmp_path):
+    (tmp_path / "config.py").mkdir()
+    mark = tmp_path / "mark"
+    hostile(tmp_path / "config.py" / "__main__.py", mark)
+    hostile(tmp_path / "config.py" / "__init__.py", mark)
+    answer = doors.call(
+        "train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'w'}"
+    )
+    assert answer.code == 2 and "this is no file" in answer.err and not mark.exists(), answer
+
+
+def test_an_archive_that_python_would_run_is_no_config(doors, tmp_path):
+    mark = tmp_path / "mark"
+    hostile(tmp_path / "code.py", mark)
+    with zipfile.ZipFile(tmp_path / "config.py", "w") as archive:
+        archive.write(tmp_path / "code.py", "__main__.py")
+    answer = doors.call(
+        "train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'w'}"
+    )
+    assert answer.code == 2 and answer.err.startswith("error: ") and not mark.exists(), answer
+
+
+@pytest.fixture(scope="module")
+def run(doors, tmp_path_factory):
+    """A finished run on pictures whose classes are called by HOSTILE."""
+    folder = tmp_path_factory.mktemp("hostile")
+    rng = np.random.default_rng(0)
+    for name in HOSTILE:
+        (folder / "pictures" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "pictures" / name / f"{i}{ESCAPE}.png")
+    answer = doors.call(
+        "train", "--config=configs/quickstart.py", f"--workdir={folder / 'run'}",
+        "--config.total_steps=1", "--config.batch_size=8", "--config.model.depth=1",
+        "--config.data.source=image_folder", f"--config.data.data_dir={folder / 'pictures'}",
+        "--config.evals.test.split=train",
+    )  # fmt: skip
+    return folder, answer
+
+
+def test_no_code_in_a_work_directory_runs(doors, run, tmp_path):
+    folder, _ = run
+    shutil.copytree(folder / "run", tmp_path / "run")
+    mark = tmp_path / "mark"
+    for name in ("config.py", "config.json.py", "__init__.py", "checkpoints/__init__.py",
+                 "checkpoints/1/__init__.py", "conftest.py", "sitecustomize.py"):  # fmt: skip
+        hostile(tmp_path / "run" / name, mark)
+    plain = json.loads((tmp_path / "run" / "config.json").read_text())
+    for key in ("name", "manual_dir"):
+        plain["data"][key] = str(tmp_path / "run" / "config.py")
+    plain["resume"] = plain["init_from"] = str(tmp_path / "run" / "config.py")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(plain))
+    answer = doors.call("predict", f"--checkpoint={tmp_path / 'run'}", folder / "pictures")
+    assert answer.code == 0, answer
+    answer = doors.call("evaluate", f"--workdir={tmp_path / 'run'}")
+    assert answer.code == 0 and not mark.exists(), answer
+
+
+# -------------------------------------------------------------------------- nothing is obeyed
+
+ESCAPE = "\x1b]0;owned\x07\x1b[31m"
+HOSTILE = (
+    "two\nlines\rand a return",
+    f"colour{ESCAPE}",
+    "$\\frac{1}{$",
+    "<script>alert(1)</script>".replace("/", "\N{DIVISION SLASH}"),
+    "long " * 40,
+    "\N{RIGHT-TO-LEFT OVERRIDE}gnp.exe\x9b31m",
+    "-rf",
+    "%s {0} {x} \\n",
+)
+
+
+def spoken(answer):
+    """What a call said, after a check that a terminal would only show it."""
+    text = answer.out + answer.err
+    assert all(letter.isprintable() or letter == "\n" for letter in text), ascii(text)
+    assert "Traceback" not in text and "Warning" not in text, text
+    return text
+
+
+def test_class_names_are_shown_and_not_obeyed(doors, run):
+    folder, trained = run
+    assert trained.code == 0 and "Done: 1 steps" in spoken(trained), trained
+    evaluated = doors.call("evaluate", f"--workdir={folder / 'run'}")
+    assert evaluated.code == 0 and "top-1" in spoken(evaluated), evaluated
+    predicted = doors.call("predict", f"--checkpoint={folder / 'run'}", folder / "pictures")
+    assert predicted.code == 0 and "frac" in spoken(predicted), predicted
+    samples = contents(folder / "run" / "samples")
+    assert len(samples) == 10 and all(name.isprintable() for name in samples), samples
+
+
+def test_a_bad_picture_with_a_hostile_name(doors, run, tmp_path):
+    folder, _ = run
+    picture = tmp_path / f"{ESCAPE}\n.png"
+    picture.write_text(f"{ESCAPE} no picture")
+    answer = doors.call("predict", f"--checkpoint={folder / 'run'}", picture)
+    assert answer.code == 1 and "cannot be predicted" in spoken(answer), answer
+
+
+def test_a_hostile_config_is_refused_in_plain_words(doors, run, tmp_path):
+    folder, _ = run
+    shutil.copytree(folder / "run", tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    plain = json.loads(path.read_text())
+    for change in (
+        {"model": plain["model"] | {"variant": f"B/16{ESCAPE}"}},
+        {f"key{ESCAPE}": 1},
+        {"evals": {f"a{ESCAPE}": plain["evals"]["test"]}},
+        {"data": plain["data"] | {"source": ESCAPE}},
+        {"data": plain["data"] | {"eval_transforms": [{"op": ESCAPE}]}},
+    ):
+        path.write_text(json.dumps(plain | change))
+        answer = doors.call("evaluate", f"--workdir={tmp_path / 'run'}")
+        assert answer.code == 2 and spoken(answer).startswith("error: "), answer
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "", "\0", "\ud800", "\N{COMBINING ACUTE ACCENT}" * 300])
+def test_pictures_are_drawn_whatever_classes_are_called(tmp_path, name):
+    names, rng = [name, name + "2"], np.random.default_rng(0)
+    probabilities = np.full((4, 2), 0.5, np.float32)
+    predictions(
+        rng.integers(0, 256, (4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1]), probabilities, names,
+        tmp_path / "predictions.png",
+    )  # fmt: skip
+    logits = jnp.array([[0.0, 1.0]] * 4)
+    batch = {"image": jnp.zeros((4, 2)), "label": jnp.array([0, 1, 0, 1]), "weight": jnp.ones(4)}
+    report = Classification(
+        lambda params, images: logits, num_classes=2, loss_name="softmax_xent"
+    ).report({}, [batch])
+    confusion(report, names, tmp_path / "confusion.png")
+    lines = [{"step": i, "train/loss": 1 / (i + 1), f"{name}/top1": 0.5} for i in range(3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert len(list(tmp_path.glob("*.png"))) == 3

@@ -1,0 +1,103 @@
+"""What older releases wrote is evaluated, predicted from and trained further by this one."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vit_jax import workdir as workdirs
+from vit_jax.checkpoints.load import load_run
+from vit_jax.config import freeze
+from vit_jax.data import transforms
+from vit_jax.data.sources import open_source
+from vit_jax.evaluate import evaluate
+from vit_jax.models import Vit, vit_config
+from vit_jax.parallel.mesh import make_mesh
+from vit_jax.predict import predict
+from vit_jax.telemetry.jsonlines import read_jsonl
+from vit_jax.train import train
+
+FIXTURES = pathlib.Path(__file__).resolve().parent / "fixtures"
+RELEASES = ("0.1.0",)
+
+
+@pytest.fixture(params=RELEASES)
+def release(request, tmp_path):
+    """A copy of the work directory that a release left, and what it said of its model."""
+    workdir = tmp_path / "run"
+    shutil.copytree(FIXTURES / f"workdir-{request.param}", workdir)
+    said = json.loads((FIXTURES / f"workdir-{request.param}.json").read_text())
+    return workdir, said
+
+
+def digits(run, count):
+    """The first test digits, as the run's model is fed."""
+    source = open_source(run.config.data, split="test", seed=run.config.seed)
+    cfg = vit_config(run.config.model, num_classes=source.num_classes)
+    build = transforms.build(run.config.data.eval_transforms, image_size=cfg.image_size)
+    rng = np.random.default_rng(0)
+    return np.stack([build(source[i], rng)["image"] for i in range(count)]), source, cfg
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
+def test_the_same_logits(release, sizes):
+    workdir, said = release
+    mesh = make_mesh(
+        ConfigDict(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))),
+        devices=jax.devices()[: int(np.prod(sizes))],
+    )
+    run = load_run(workdir, mesh=mesh)
+    images, _, cfg = digits(run, 3)
+    logits, _ = Vit(cfg).apply({"params": run.params}, jnp.asarray(images))
+    want = np.array(said["logits"], np.float32)
+    assert logits.dtype == np.float32 and np.abs(want).max() > 1
+    np.testing.assert_allclose(logits, want, atol=1e-6, rtol=1e-6)
+
+
+def test_it_is_evaluated_and_predicted_from(release, tmp_path):
+    workdir, said = release
+    report = evaluate(workdir)
+    for name, value in said["evaluation"].items():
+        exact = name in ("top1", "top5", "count")
+        assert getattr(report, name) == (value if exact else pytest.approx(value, rel=1e-5)), name
+
+    run = load_run(workdir, mesh=make_mesh(ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})))
+    _, source, _ = digits(run, 3)
+    paths = []
+    for i in range(3):
+        # Digits are 8 by 8; on a picture file they are as they are.
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(source[i]["image"].squeeze().astype(np.uint8)).save(paths[-1])
+    best = [prediction.classes[0] for prediction in predict(workdir, paths, top_k=1)]
+    assert best == [str(np.argmax(row)) for row in said["logits"]]
+
+
+def test_it_is_trained_further(release):
+    workdir, _ = release
+    before = (workdir / "metrics.jsonl").read_bytes()
+    config = ConfigDict(workdirs.read_config(workdir).as_configdict())
+    assert config.total_steps == 400
+    config.total_steps = 450
+    devices = jax.devices()[:1]
+    assert train(freeze(config), workdir, devices=devices, allow_config_change=True) == 0
+    after = (workdir / "metrics.jsonl").read_bytes()
+    assert after.startswith(before)
+    (line,) = read_jsonl(workdir / "metrics.jsonl")[len(before.splitlines()) :]
+    assert line["step"] == 450 and line["test/count"] == 355
+    # It went on from there, and not from the start: the loss of a model that knows nothing is 2.3.
+    assert line["test/loss"] < 1.8
+    assert not list(workdir.glob("checkpoints.broken*"))
+
+
+def test_it_is_the_finished_run_of_its_own_config(release):
+    """The same command again changes nothing: no key that was added since is a difference."""
+    workdir, _ = release
+    before = (workdir / "metrics.jsonl").read_bytes()
+    assert train(workdirs.read_config(workdir), workdir, devices=jax.devices()[:1]) == 0
+    assert (workdir / "metrics.jsonl").read_bytes() == before

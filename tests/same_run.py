@@ -1,0 +1,97 @@
+"""Whether two work directories hold the same run: every array, line and file, to the bit."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from vit_jax import workdir as workdirs
+from vit_jax.checkpoints.store import ARRAYS, Store
+from vit_jax.errors import CheckpointError
+
+# Names that differ between equal runs: what is in them is compared, or is the machine's own.
+CHECKED_ELSEWHERE = ("checkpoints", "tb")
+
+
+def steps_of(workdir: pathlib.Path) -> list[int]:
+    """Steps whose checkpoint has its final name, ascending; without opening anything."""
+    names = (path.name for path in (workdir / workdirs.CHECKPOINTS).glob("*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def being_written(workdir: pathlib.Path) -> bool:
+    """Whether a checkpoint is there under a name that is not yet its own."""
+    return any((workdir / workdirs.CHECKPOINTS).glob("*tmp*"))
+
+
+def left_over(workdir: pathlib.Path) -> list[str]:
+    """What is among the checkpoints and is none."""
+    found = []
+    for path in (workdir / workdirs.CHECKPOINTS).glob("*"):
+        if not path.name.isdigit() and (path.is_file() or any(path.iterdir())):
+            found.append(path.name)
+    return found
+
+
+def checkpoint(workdir: pathlib.Path, step: int) -> tuple[dict[str, np.ndarray], dict]:
+    """Every array of a checkpoint by name, and what is kept beside them but for the clock."""
+    with Store(workdir / workdirs.CHECKPOINTS, read_only=True) as store:
+        targets = {item: store.shapes(step, item) for item in ARRAYS}
+        tree, chrono = store.restore(step, targets)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    arrays = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in leaves
+    }
+    return arrays, {key: value for key, value in chrono.items() if key != "clock"}
+
+
+def differences(
+    workdir: pathlib.Path, reference: pathlib.Path, *, stopped: bool = False
+) -> dict[str, list[str]]:
+    """What was compared, and for each what differs: all lists are empty for the same run.
+
+    Args:
+      workdir: of a run that is complete.
+      reference: of the same run, never interrupted.
+      stopped: whether it was told to stop, and so has saved a step that the reference has not,
+        perhaps in place of an older one.
+    """
+    found: dict[str, list[str]] = {}
+    ours, theirs = ((run / "metrics.jsonl").read_bytes() for run in (workdir, reference))
+    found["metrics.jsonl, bytes"] = [] if ours == theirs else ["the bytes differ"]
+    steps = [json.loads(line)["step"] for line in ours.splitlines()]
+    if steps != sorted(set(steps)):
+        found["metrics.jsonl, bytes"].append(f"the steps are {steps}")
+
+    # An older one may be left over: the kill came before it was tidied away.
+    wanted, left = steps_of(reference), steps_of(workdir)
+    missing = [step for step in (wanted[-1:] if stopped else wanted) if step not in left]
+    found["steps of checkpoints"] = [f"{step} is missing" for step in missing]
+    for item in ARRAYS:
+        found[f"{item}, bits"] = []
+    found["digests and step"] = []
+    found["older checkpoints left over, whole"] = []
+    for step in left:
+        if step not in wanted:
+            try:
+                checkpoint(workdir, step)
+            except CheckpointError as error:
+                found["older checkpoints left over, whole"].append(str(error))
+            continue
+        (arrays, chrono), (want, want_chrono) = (
+            checkpoint(run, step) for run in (workdir, reference)
+        )
+        for name in sorted(arrays.keys() | want.keys()):
+            a, b = arrays.get(name), want.get(name)
+            if a is None or b is None or a.dtype != b.dtype or a.tobytes() != b.tobytes():
+                found[f"{name.partition('/')[0]}, bits"].append(f"{step}: {name}")
+        found["digests and step"] += workdirs.config_diff(want_chrono, chrono)
+
+    names = [
+        {path.name for path in run.iterdir()} - set(CHECKED_ELSEWHERE)
+        for run in (workdir, reference)
+    ]
+    found["files left"] = sorted(names[0] ^ names[1]) + left_over(workdir)
+    return found
