@@ -7,7 +7,14 @@ from ml_collections import ConfigDict
 
 from tests.small_run import small_config
 from vit_jax import workdir as workdirs
-from vit_jax.config import base_config, classification_eval, freeze, parse_args, validate
+from vit_jax.config import (
+    base_config,
+    check_best,
+    classification_eval,
+    freeze,
+    parse_args,
+    validate,
+)
 from vit_jax.errors import CheckpointError, ConfigError
 
 
@@ -109,3 +116,50 @@ def test_evals_are_replaced_as_a_whole():
     c = base_config()
     c.evals = ConfigDict({"a": classification_eval(split="x")})
     assert freeze(c).evals.a.split == "x"
+
+
+@pytest.mark.parametrize(
+    ("save", "measure", "total", "compared"),
+    [
+        (10, 10, 100, True),
+        (10, 30, 100, True),
+        (30, 20, 100, True),  # At step 60.
+        (30, 40, 100, False),  # Not before step 120.
+        (10, 0, 100, False),
+        (10, 40, 40, False),
+        (1000, 40, 100, True),  # Saved at the end alone: there is nothing to compare.
+        (100, 0, 100, True),
+    ],
+)
+def test_the_best_checkpoint_is_one_of_several(save, measure, total, compared):
+    config = small_config(
+        checkpoint__best_metric="test/top1", checkpoint__every_steps=save,
+        evals__test__every_steps=measure,
+    )  # fmt: skip
+    if compared:
+        check_best(config, total_steps=total)
+    else:
+        with pytest.raises(ConfigError, match="no step before the last"):
+            check_best(config, total_steps=total)
+    check_best(small_config(evals__test__every_steps=0), total_steps=total)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.__setattr__("optim", None), "optim is None: it must be a section of keys"),
+        (lambda c: c.model.update({"depth": 1.0}), "model.depth is 1.0: it must be a whole number"),
+        (lambda c: c.optim.update({"nesterov": 1}), "optim.nesterov is 1: it must be True or Fals"),
+        (lambda c: c.update({"seed": True}), "seed is True: it must be a whole number"),
+        (lambda c: c.optim.update({"lr": float("nan")}), "optim.lr is nan: it must be finite"),
+        (lambda c: c.update({"init_skip": ({1: 2},)}), r"init_skip\[0\] has the key 1"),
+        (lambda c: c.update({"total_steps": 2**63}), "larger than a whole number may be"),
+        (lambda c: c.optim.__delattr__("lr"), 'lacks the key "optim.lr"'),
+    ],
+)
+def test_a_config_of_another_form_is_not_frozen(change, message):
+    c = base_config().unlock()
+    with c.ignore_type():
+        change(c)
+    with pytest.raises(ConfigError, match=message):
+        freeze(c)

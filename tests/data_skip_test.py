@@ -18,9 +18,11 @@ from tests.data_pipeline_test import (
     noisy,
     one_device,
 )
+from tests.data_sources_test import open_
+from tests.mock_tfds import mock_tfds
 from tests.small_run import run, small_config
 from vit_jax.config import validate
-from vit_jax.data import order, pipeline
+from vit_jax.data import order, pipeline, transforms
 from vit_jax.data.mixing import mix
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.models import Vit, param_shapes, vit_config
@@ -97,6 +99,72 @@ def test_an_evaluation_does_not_count_them_on_any_mesh(shape):
     assert_same(got, evaluate(Numbers(20, bad=(0, 13)), on_bad=lambda i, message: None))
     assert sum(int(batch["weight"].sum()) for batch in got) == 18
     assert bad == {i: f"numbers train[{i}]: it is broken." for i in (0, 13)}
+
+
+# What is bad, beyond files that cannot be read or decoded (data_decode_test, data_hostile_test).
+
+
+def with_pixel(value, dtype=np.float32):
+    def transform(example, rng):
+        image = example["image"].astype(dtype)
+        if example["image"][0, 0, 0] == 4:
+            image = image.astype(np.float64) if value == "float64" else image
+            image[1, 1, 0] = 0 if value == "float64" else value
+        return {**example, "image": image}
+
+    return transform
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "its pixels are not all finite after the transforms"),
+        (-np.inf, "its pixels are not all finite after the transforms"),
+        ("float64", r"image of shape \(2, 3, 1\) and float64 after .* others have .* float32"),
+    ],
+)
+def test_pixels_that_no_model_should_see_are_named(value, message):
+    with pytest.raises(DataError, match=rf"numbers train\[4\]: {message}"):
+        evaluate(Numbers(20), transform=with_pixel(value))
+    reports = {}
+    evaluate(Numbers(20), transform=with_pixel(value), on_bad=reports.__setitem__)
+    assert list(reports) == [4]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, bool])
+def test_pixels_as_stored_must_be_bytes(dtype):
+    class Stored(Numbers):
+        def __getitem__(self, index):
+            image = np.zeros((4, 4, 3), dtype if index == 4 else np.uint8)
+            return {"image": image, "label": 0}
+
+    decode = transforms.build(({"op": "decode"}, {"op": "value_range"}), image_size=4)
+    with pytest.raises(DataError, match=rf"train\[4\]: .*must be uint8.* is {np.dtype(dtype)} \["):
+        evaluate(Stored(20), transform=decode)
+
+
+@pytest.mark.parametrize(
+    "label", [np.zeros(9), np.full(10, np.nan), np.full(10, 2.0), np.full(10, -1.0), 3]
+)
+def test_labels_of_several_classes_are_checked(label):
+    class Many(Numbers):
+        multi_label = True
+
+        def __getitem__(self, index):
+            return {**super().__getitem__(index), "label": label if index == 4 else np.eye(10)[3]}
+
+    with pytest.raises(DataError, match=r"train\[4\]: its label should be 10 numbers from 0 to 1"):
+        evaluate(Many(20))
+
+
+@pytest.mark.parametrize("labels", [[-1], [3, 20]])
+def test_labels_of_a_tfds_data_set_are_checked(labels):
+    with mock_tfds():
+        source = open_(source="tfds", name="voc/2007", label_key="labels")
+        record = source._records[0] | {"labels": np.array(labels)}
+        source._records = [record]
+        with pytest.raises(DataError, match=r"its labels are .*, but labels go from 0 to 19"):
+            source[0]
 
 
 # The update. Its second formulation takes one example at a time, and leaves the bad ones out of a

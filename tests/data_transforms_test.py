@@ -474,8 +474,8 @@ def test_transforms_are_read_from_any_kind_of_config():
         ([DECODE, DECODE], "should come first, and once"),
         (
             [DECODE, {"op": "value_range"}, {"op": "randaugment"}],
-            r'transforms\[2\] \("randaugment"\) takes images that are uint8; after value_range they are'
-            r" float32, normalised. Move it to before value_range",
+            r'transforms\[2\] \("randaugment"\) takes images that are uint8; after value_range they'
+            r" are float32, normalised. Move it to before value_range",
         ),
         ([DECODE, {"op": "value_range"}, {"op": "normalize"}], "after value_range"),
         ([DECODE, {"op": "resize", "rounding": "none"}, {"op": "color_jitter"}], "after resize"),

@@ -27,6 +27,10 @@ DATA = {
         FOLDER + "pictures --config.data.eval_transforms[0].channels=3",
         "make images of height, width, channels (8, 8, 3), and the model takes (8, 8, 1)",
     ),
+    "channels of one of the two": (
+        "--config.data.train_transforms[0].channels=3",
+        "digits train[0]: data.train_transforms make images of height, width, channels (8, 8, 3)",
+    ),
     "split misspelt": (
         "--config.data.split=trian",
         'digits has no split "trian". Did you mean "train"? Accepted: train, test.',

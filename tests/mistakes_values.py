@@ -206,6 +206,10 @@ LENGTHS = {
         SCHEDULE + "warmup_percent=0.6 " + SCHEDULE + "cooldown_percent=0.6",
         "811 steps of warm-up and 811 of cooldown do not fit into a run of 1352 steps",
     ),
+    "cooldown longer than the run": (
+        f"--config.total_steps=20 {SCHEDULE}warmup_percent=None {SCHEDULE}cooldown_steps=25",
+        "0 steps of warm-up and 25 of cooldown do not fit into a run of 20 steps",
+    ),
     "warm-up in two units": (
         SCHEDULE + "warmup_steps=1 " + SCHEDULE + "warmup_epochs=1",
         "warmup_steps and warmup_epochs are set",

@@ -213,6 +213,23 @@ def test_a_store_that_is_away_at_the_start_is_not_an_empty_one(gcs, local, impat
     assert_same_run(gcs, local)
 
 
+@pytest.mark.parametrize("status", [slow(403), 503])
+@pytest.mark.parametrize("part", ["params/_METADATA", slow("params/manifest"), "chrono/metadata"])
+def test_what_is_refused_for_now_is_not_broken(gcs, local, impatient, monkeypatch, part, status):
+    with monkeypatch.context() as patch:
+        kill_at(patch, 14)
+        with pytest.raises(Killed):
+            train_on_one(small_config(), RUN)
+    before = gcs.objects()
+    gcs.fault = lambda method, place: status if f"checkpoints/8/{part}" in place else None
+    with pytest.raises(CheckpointError, match=r"checkpoints/8 cannot be read now: .*"):
+        train_on_one(small_config(), RUN)
+    assert gcs.objects() == before
+    gcs.fault = None
+    run(RUN)
+    assert_same_run(gcs, local)
+
+
 def test_half_a_checkpoint_is_ignored_and_tidied_up(gcs, local, monkeypatch):
     with monkeypatch.context() as patch:
         kill_at(patch, 14)

@@ -15,6 +15,7 @@ from tests.small_run import run, small_config, train_on_one
 from vit_jax import evaluate as evaluate_module
 from vit_jax.errors import CheckpointError, DataError, VitJaxError
 from vit_jax.evaluate import evaluate
+from vit_jax.workdir import read_config
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,23 @@ def test_a_config_that_somebody_made_up_is_refused(copy, content):
 def test_a_dataset_that_somebody_made_up_is_refused(copy, content):
     (copy / "dataset.json").write_bytes(content)
     assert_only_our_errors(copy, "dataset.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b" " * 2**20 + b"{}", "larger than 1,048,576 bytes"),
+        (b'{"optim": {"eps": NaN}}', "NaN is no number of JSON"),
+        (b'{"optim": {"eps": -Infinity}}', "-Infinity is no number of JSON"),
+        (b'{"optim": {"eps": 1e400}}', "1e400 is no number of JSON"),
+        (b"[" * 5000 + b"]" * 5000, "nested too deeply"),
+        (b'{"optim": {"epss": 1}}', "no key 'epss'. Did you mean \"eps\"?"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_said(tmp_path, content, message):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "dataset.json", "metrics.jsonl", "checkpoints"])
