@@ -209,18 +209,23 @@ class Campaign:
         self._compare(name, variant, self._start(workdir, variant), stopped=True)
 
     def second_starts(self, count: int) -> None:
-        """Starts the same command again while the first is at work, and after it was killed."""
+        """Two starts of the same command: the second while the first is at work, or both at once."""
         for i in range(count):
-            variant = self._variants[i % len(self._variants)]
+            variant = self._variants[i // 2 % len(self._variants)]
             name = f"second{i:02}-{variant}"
             workdir = self.out / name
-            first = self._start(workdir, variant, traced=True)
-            first.wait_for("steps", self._rng.randint(1, TOTAL - 8))
-            first.send(signal.SIGSTOP)  # Or it might be done before the second has looked.
+            at_once = i % 2 == 1
+            first = self._start(workdir, variant, traced=not at_once)
+            if not at_once:
+                first.wait_for("steps", self._rng.randint(1, TOTAL - 8))
+                first.send(signal.SIGSTOP)  # Or it might be done before the second has looked.
             second = self._start(workdir, variant)
+            if at_once and first.wait() == 2:
+                first, second = second, first
             code = second.wait()
-            self._check(name, "second start: exit code 2", code == 2, f"{code}: {second.output()}")
             first.send(signal.SIGCONT)
+            what = "two starts at once" if at_once else "a second start"
+            self._check(name, f"{what}: exit code 2", code == 2, f"{code}: {second.output()}")
             self._compare(name, variant, first)
 
     # --------------------------------------------------------------------------- comparisons

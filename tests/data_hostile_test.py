@@ -157,7 +157,9 @@ sys.path.insert(0, sys.argv[1])
 from vit_jax.data.decode import decode_image
 from vit_jax.errors import DataError
 warnings.simplefilter("ignore")  # Of Pillow's.
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # In kilobytes. (getrusage would count the parent's, too.)
+    return int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+before = peak()
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 for path in sorted(pathlib.Path(sys.argv[2]).iterdir()):
     begun = time.process_time()
@@ -165,11 +167,12 @@ for path in sorted(pathlib.Path(sys.argv[2]).iterdir()):
         said = str(decode_image(path.read_bytes()).shape)
     except DataError as error:
         said = str(error)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = peak() - before
     print(path.name, round(time.process_time() - begun, 2), grown // 1024, said, sep="|")
 """
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
 def test_bombs_take_little_memory_and_time(tmp_path):
     for name, (make, _) in BOMBS.items():
         (tmp_path / name).write_bytes(make())

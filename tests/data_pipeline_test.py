@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -307,8 +308,11 @@ def live_threads():
     return [t for t in threading.enumerate() if t.name.startswith(("batches", "grain-prefetch"))]
 
 
-def shared_memory():
-    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+def shared_memory(pid="self"):
+    """Files of shared memory that a process has; none where there is no /proc."""
+    maps = pathlib.Path(f"/proc/{pid}/maps")
+    text = maps.read_text() if maps.exists() else ""
+    return {pathlib.Path(name) for name in re.findall(r"/dev/shm/psm_\w+", text)}
 
 
 def assert_nothing_lives():
@@ -320,7 +324,6 @@ def assert_nothing_lives():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_consumer_that_raises_leaves_nothing_behind(workers):
-    before = shared_memory()
     with (
         pytest.raises(KeyboardInterrupt),
         pipeline.train_batches(
@@ -334,9 +337,11 @@ def test_a_consumer_that_raises_leaves_nothing_behind(workers):
         ) as batches,
     ):
         next(batches)
+        shared = shared_memory()
+        assert len(shared) == workers or not os.path.isdir("/proc/self")
         raise KeyboardInterrupt
     assert_nothing_lives()
-    assert shared_memory() <= before
+    assert not any(path.exists() for path in shared)
     assert list(batches) == []  # Closed: exhausted.
 
 
@@ -398,7 +403,6 @@ def is_running(pid):
 def test_workers_do_not_outlive_their_process(how, tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    before = shared_memory()
     parent = subprocess.Popen(
         [sys.executable, script, HERE, HERE.parent],
         stdin=subprocess.PIPE,
@@ -409,14 +413,16 @@ def test_workers_do_not_outlive_their_process(how, tmp_path):
         workers = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(workers) == 2
         assert all(is_running(pid) for pid in workers)
+        shared = set().union(*map(shared_memory, workers))
+        assert len(shared) == 2
         if how:
             parent.send_signal(how)
         else:
             parent.stdin.close()  # It ends by itself, without closing the iterator.
         parent.wait(timeout=60)
     deadline = time.monotonic() + 10
-    while any(is_running(pid) for pid in workers) or not shared_memory() <= before:
-        assert time.monotonic() < deadline, (workers, shared_memory() - before)
+    while any(map(is_running, workers)) or any(path.exists() for path in shared):
+        assert time.monotonic() < deadline, (workers, shared)
         time.sleep(0.1)
 
 

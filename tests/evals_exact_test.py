@@ -60,7 +60,7 @@ def expected(count):
     }
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 48), mesh=st.sampled_from(MESHES))
 def test_exactly_n_examples(metrics, count, batch_size, mesh):
     check(metrics[mesh], count, batch_size, mesh)

@@ -197,6 +197,7 @@ LENGTHS = {
     "no steps": ("--config.total_steps=0", "The run has 0 steps"),
     "negative length": ("--config.total_steps=-5", "total_steps=-5 must not be negative."),
     "length beyond 32 bits": ("--config.total_examples=1e300", "must come to 1 to 2,147,483,647"),
+    "length beyond all numbers": ("--config.total_epochs=1e308", "must come to 1 to 2,147,483,6"),
     "unknown schedule": (SCHEDULE + "name=cos", 'Did you mean "cosine"?'),
     "warm-up longer than the run": (
         "--config.total_steps=20 " + SCHEDULE + "warmup_steps=50",

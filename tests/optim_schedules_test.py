@@ -152,3 +152,10 @@ def test_a_run_without_or_with_two_lengths_is_refused():
 def test_nonsense_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         curve([0], total=100, **values)
+
+
+def test_an_endless_timescale_is_a_constant():
+    c = base_config().optim.schedule
+    c.name, c.timescale_steps = "rsqrt", 2**40  # More than JAX's whole numbers hold.
+    schedule = make_schedule(c, total_steps=10, batch_size=1, num_examples=1)
+    assert float(schedule(9)) == 1.0

@@ -7,7 +7,9 @@ leaves a half one.
 """
 
 import itertools
+import json
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +30,8 @@ from vit_jax.parallel.rules import path_name
 ARRAYS = ("params", "opt_state", "ema")
 # A checkpoint that cannot be read is moved aside under this suffix, never deleted.
 BROKEN = "broken"
-DIGESTS = "digests"  # Of the arrays, in the chrono.
+DIGESTS = "digests"  # Of the arrays, in the chrono,
+CHECKSUM = "checksum"  # and of all the rest of the chrono.
 # Where a checkpoint goes before it is deleted, file by file: what is killed meanwhile must not
 # leave half of one under its name. (In an object store there are no folders to move.)
 DELETED = ".deleted"
@@ -76,6 +79,8 @@ class Store:
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             todelete_subdir=None if read_only else DELETED,
+            # Orbax measures it by the wall clock, which may jump; `parallel.watch` bounds waits.
+            async_options=ocp.AsyncOptions(timeout_secs=10**8),
         )
         # In a store there are no folders to move: what is deleted is deleted at once.
         local = storage.is_local(self.folder)
@@ -143,6 +148,7 @@ class Store:
         self._tidy()
         present = {item: arrays[item] for item in ARRAYS if jax.tree.leaves(arrays[item])}
         chrono = {**chrono, DIGESTS: {item: digests(tree) for item, tree in present.items()}}
+        chrono[CHECKSUM] = _checksum(chrono)
         args = ocp.args.Composite(
             # Orbax has no empty items.
             **{item: ocp.args.StandardSave(tree) for item, tree in present.items()},
@@ -237,6 +243,8 @@ class Store:
             )
             if not isinstance(chrono, dict):
                 raise TypeError(f"chrono holds {type(chrono).__name__}, not an object")
+            if chrono.pop(CHECKSUM, None) != _checksum(chrono) and DIGESTS in chrono:
+                raise ValueError("chrono is not what was saved")
         return arrays, chrono
 
     def restore_newest(
@@ -354,6 +362,10 @@ def _newest_whole(folder: epath.Path) -> str:
     if not complete:
         return "There is no complete one yet"
     return f"The newest that is complete, of step {max(complete)}, is kept"
+
+
+def _checksum(chrono: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(chrono, sort_keys=True).encode())
 
 
 def _as(array: jax.Array, target: jax.ShapeDtypeStruct) -> jax.Array:

@@ -133,7 +133,7 @@ def make_schedule(
             case "linear":
                 share = end + (1.0 - end) * (1.0 - progress)
             case "rsqrt":
-                share = 1.0 / jnp.sqrt(1.0 + since / timescale)
+                share = 1.0 / jnp.sqrt(1.0 + since / float(timescale))
         if warmup:
             share *= jnp.minimum(jnp.float32(step) / warmup, 1.0)
         if cooldown:
@@ -169,4 +169,5 @@ def _in_steps(
             # At most all steps but one, so that the shortest trial run has a warm-up that fits.
             steps = min(value * total_steps, max(total_steps - 1, 0)) if value < 1 else total_steps
             return max(min(1, total_steps - 1), round(steps)) if value else 0
-    return max(1, round(steps)) if value else 0
+    # A product of two large numbers may be infinite.
+    return max(1, round(min(steps, 2**62))) if value else 0

@@ -1,11 +1,13 @@
 """Telemetry: what a run says about itself, and what it costs.
 
-writers    metrics.jsonl, timing.jsonl, TensorBoard, Weights & Biases
-jsonlines  files of one JSON object a line that survive kill -9 and resume
-progress   a bar on a terminal, plain lines elsewhere
-clock      where the time went: img/s, goodput, MFU, core-hours
-devices    peak FLOP/s by kind of device
-profiler   a trace of chosen steps
+writers      metrics.jsonl, timing.jsonl, TensorBoard, Weights & Biases
+jsonlines    files of one JSON object a line that survive kill -9 and resume
+growing      what they are written to, on a disk or in an object store
+tensorboard  event files
+progress     a bar on a terminal, plain lines elsewhere
+clock        where the time went: img/s, goodput, MFU, core-hours
+devices      peak FLOP/s by kind of device
+profiler     a trace of chosen steps
 
 Nothing here starts a device: whether this process is the one that writes, and how many devices
 there are, is passed in.

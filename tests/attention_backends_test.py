@@ -1,0 +1,73 @@
+"""The attention back ends compute the same: outputs and gradients, in both dtypes.
+
+cuDNN's kernel needs an NVIDIA GPU. What can be held on a CPU: that our own attention is the
+function which JAX defines, with cuDNN as one of its implementations; and that the model calls that
+function as it must, with XLA's implementation standing in for cuDNN's.
+"""
+
+import functools
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.config import base_config
+from vit_jax.models import Vit, attention, vit_config
+from vit_jax.models.attention import dot_product_attention
+
+SHAPE = (2, 17, 4, 8)  # batch, tokens, heads, head width
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
+def test_ours_is_the_function_that_jax_defines(dtype, tolerance):
+    rng = np.random.default_rng(0)
+    q, k, v, out = (jnp.asarray(rng.normal(size=SHAPE), dtype) for _ in range(4))
+
+    def ours(q, k, v):
+        return dot_product_attention(q, k, v)[0]
+
+    theirs = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+    got, got_gradients = jax.vjp(ours, q, k, v)
+    want, want_gradients = jax.vjp(theirs, q, k, v)
+    assert got.dtype == want.dtype == dtype
+    pairs = zip((got, *got_gradients(out)), (want, *want_gradients(out)), strict=True)
+    for a, b in pairs:
+        a, b = (np.asarray(x, np.float32) for x in (a, b))
+        np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max(), rtol=0)
+
+
+def test_the_model_is_the_same_by_either_back_end(monkeypatch):
+    calls = []
+
+    def stand_in(*args, implementation, **kwargs):
+        calls.append(implementation)
+        return original(*args, implementation="xla", **kwargs)
+
+    original = jax.nn.dot_product_attention
+    monkeypatch.setattr(attention.jax.nn, "dot_product_attention", stand_in)
+    c = base_config()
+    c.model.update({"variant": "mu/4", "image_size": (16,), "depth": 2, "num_heads": 4})
+    cfg = vit_config(c.model, num_classes=10)
+    x = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
+    params = Vit(cfg).init(jax.random.key(0), x)["params"]
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(2), (cfg.width, 10))
+
+    def loss_and_gradient(backend):
+        # In float32, which cuDNN would refuse: rounding then hides nothing.
+        monkeypatch.setattr(attention, "resolve_backend", lambda *args, **kwargs: backend)
+        calls.clear()
+
+        def loss(params):
+            logits, _ = Vit(cfg).apply({"params": params}, x, train=True)
+            return jax.nn.logsumexp(logits, axis=-1).mean()
+
+        value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+        return value, jax.flatten_util.ravel_pytree(gradient)[0], set(calls)
+
+    xla, xla_gradient, xla_calls = loss_and_gradient("xla")
+    cudnn, cudnn_gradient, cudnn_calls = loss_and_gradient("cudnn")
+    assert not xla_calls and cudnn_calls == {"cudnn"}
+    np.testing.assert_allclose(cudnn, xla, rtol=1e-6)
+    assert np.linalg.norm(cudnn_gradient - xla_gradient) < 2e-6 * np.linalg.norm(xla_gradient)
