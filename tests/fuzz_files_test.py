@@ -1,4 +1,4 @@
-"""Whatever an image or a work directory holds: only our own errors come out. See `tests.fuzzing`."""
+"""Whatever an image or a work directory holds: only our own errors come out of it, soon."""
 
 import contextlib
 import io

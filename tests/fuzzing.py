@@ -2,7 +2,7 @@
 
 The number of examples is for a few seconds a target. For a long search, a hundred times as many:
 
-    VIT_JAX_FUZZ_EXAMPLES=100 python -m pytest tests/fuzz_test.py tests/fuzz_files_test.py --timeout=0
+    VIT_JAX_FUZZ_EXAMPLES=100 python -m pytest tests/fuzz_*test.py --timeout=0
 """
 
 import contextlib

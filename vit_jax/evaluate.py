@@ -33,7 +33,7 @@ from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.evals.build import classifier, eval_batches
 from vit_jax.evals.classification import ClassificationReport
-from vit_jax.evals.probabilities import predict
+from vit_jax.evals.predictions import predict
 from vit_jax.models import VitConfig, vit_config
 from vit_jax.parallel import processes
 from vit_jax.parallel.mesh import make_mesh

@@ -31,7 +31,7 @@ from vit_jax.checkpoints.load import load_run
 from vit_jax.data.files import Files, find_images
 from vit_jax.errors import ConfigError, did_you_mean, printable
 from vit_jax.evals.build import eval_batches
-from vit_jax.evals.probabilities import predict as predict_batches
+from vit_jax.evals.predictions import predict as predict_batches
 from vit_jax.models import vit_config
 from vit_jax.parallel.mesh import make_mesh
 

@@ -170,7 +170,8 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
             epath.Path(path).write_bytes(content)
             return
         path = pathlib.Path(path)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        # One name: what a killed process leaves behind, the next one writes over.
+        unfinished = path.with_name(f".{path.name}.unfinished")
         try:
             with open(unfinished, "wb") as file:
                 file.write(content)
