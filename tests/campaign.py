@@ -199,6 +199,8 @@ class Campaign:
         self._note(name, aim, command, number, moment)
         # Before the handler is there the signal ends it; from the last step on the run goes on.
         due = (0, 75) if moment[1] >= TOTAL - 2 else (75,)
+        if moment[0] == "end":  # All is done and saved, and the handler gone.
+            due += (-signal.Signals[number],)
         if not caught:
             due = (-signal.Signals[number],)
         self._check(name, f"{number}: exit code", code in due, f"{code}, {moment}")
@@ -209,7 +211,7 @@ class Campaign:
         self._compare(name, variant, self._start(workdir, variant), stopped=True)
 
     def second_starts(self, count: int) -> None:
-        """Two starts of the same command: the second while the first is at work, or both at once."""
+        """Two starts of one command: the second while the first is at work, or both at once."""
         for i in range(count):
             variant = self._variants[i // 2 % len(self._variants)]
             name = f"second{i:02}-{variant}"
@@ -261,12 +263,16 @@ class Campaign:
             "| phase | aimed at | hit | while a checkpoint was written | main process alone |",
             "|---|---|---|---|---|",
         ]
-        for phase in PHASES:
+        for phase in sorted(
+            {kill.hit for kill in kills} | set(self._shares), key=list(PHASES).index
+        ):
             aimed = sum(kill.aimed == phase for kill in kills)
             hit = [kill for kill in kills if kill.hit == phase]
             cut = sum(kill.writing for kill in hit)
             alone = sum(kill.by == "kill main" for kill in hit)
             lines.append(f"| {phase} | {aimed} | {len(hit)} | {cut} | {alone} |")
+        after = sum(kill.writing and kill.hit not in ("save", "last") for kill in kills)
+        lines.append(f"\nWhile a checkpoint was written after save() had returned: {after}.")
         lines += ["", "| signal | in phase | exit code |", "|---|---|---|"]
         for kill in self.kills[len(kills) :]:
             lines.append(f"| {kill.by} | {kill.hit} {kill.step} | {kill.exit_code} |")

@@ -108,7 +108,6 @@ def test_a_batch_larger_than_the_data_is_no_mistake(doors, tmp_path):
     assert answer.code == 0 and "1.387 epochs" in answer.out, answer
 
 
-@pytest.mark.xfail(strict=True, reason="config.json is written before the first batch is drawn")
 def test_a_changed_run_that_cannot_begin_is_as_it_was(doors, places, tmp_path):
     shutil.copytree(places / "run", tmp_path / "run")
     answer = doors.call(

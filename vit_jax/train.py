@@ -160,9 +160,6 @@ def train(
         # --- Batches in, reports out
 
         watch.at("the first batch")
-        if is_main:
-            workdirs.claim(workdir, config, dataset)
-
         bad_examples = stack.enter_context(
             BadExamples(
                 workdir,
@@ -184,6 +181,8 @@ def train(
                 on_bad=bad_examples.of_training(source),
             )
         )
+        if is_main:  # Now that it can begin.
+            workdirs.claim(workdir, config, dataset)
         writer = stack.enter_context(
             MetricWriter(
                 workdir,
