@@ -34,15 +34,17 @@ def digests(tree: PyTree[Array]) -> dict[str, int]:
         return {}
     sharding = next(iter(named.values())).sharding
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    digest = _digest_on(mesh)
     with jax.transfer_guard("allow"):
-        values = jax.device_get(_digests_on(mesh)(list(named.values())))
+        # An array at a time: one program for each shape, not a large one for each tree.
+        values = jax.device_get([digest(leaf) for leaf in named.values()])
     return dict(zip(named, map(int, values), strict=True))
 
 
 @functools.cache
-def _digests_on(mesh: Mesh | None):
+def _digest_on(mesh: Mesh | None):
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return jax.jit(lambda leaves: jnp.stack([_digest(x) for x in leaves]), out_shardings=everywhere)
+    return jax.jit(_digest, out_shardings=everywhere)
 
 
 def _digest(x: Array) -> UInt32[Array, ""]:
