@@ -12,6 +12,7 @@ from etils import epath
 
 from tests.conftest import ROOT
 from tests.small_run import small_config, train_on_one
+from vit_jax import workdir as workdirs
 from vit_jax.errors import ConfigError
 from vit_jax.lock import lock
 
@@ -39,6 +40,21 @@ def test_a_second_run_is_refused_until_the_first_is_gone_however_it_ends(tmp_pat
     assert train_on_one(small_config(total_steps=4), tmp_path) == 0
     with lock(epath.Path(tmp_path)):  # And it has given it back.
         assert str(os.getpid()) in (tmp_path / "lock").read_text()
+
+
+def test_a_run_holds_its_directory_before_it_asks_whose_it_is(tmp_path, monkeypatch):
+    check = workdirs.check_claim
+
+    def check_held(workdir, *args, **kwargs):
+        with pytest.raises(ConfigError, match="in use"), lock(epath.Path(workdir)):
+            pass
+        asked.append(workdir)
+        check(workdir, *args, **kwargs)
+
+    asked = []
+    monkeypatch.setattr(workdirs, "check_claim", check_held)
+    assert train_on_one(small_config(total_steps=4), tmp_path / "new") == 0
+    assert len(asked) == 1
 
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):

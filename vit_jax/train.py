@@ -122,10 +122,11 @@ def train(
 
         # --- The work directory: whose is it, and where has it got to?
 
-        dataset = workdirs.describe_dataset(source, num_classes=cfg.num_classes)
-        workdirs.check_claim(workdir, config, dataset, allow_config_change=allow_config_change)
+        workdirs.make(workdir)
         if is_main:
             stack.enter_context(lock(workdir))
+        dataset = workdirs.describe_dataset(source, num_classes=cfg.num_classes)
+        workdirs.check_claim(workdir, config, dataset, allow_config_change=allow_config_change)
         store = stack.enter_context(
             Store(
                 workdir / workdirs.CHECKPOINTS,

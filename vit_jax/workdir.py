@@ -142,6 +142,20 @@ def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def make(workdir: epath.PathLike) -> None:
+    """Makes the work directory, if it is not there.
+
+    Raises:
+      ConfigError: it cannot be made.
+    """
+    try:
+        storage.make_folder(workdir)
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir} cannot be made: {storage.explain(error)}."
+        ) from error
+
+
 def check_claim(
     workdir: epath.PathLike,
     config: FrozenConfigDict,
@@ -149,7 +163,7 @@ def check_claim(
     *,
     allow_config_change: bool,
 ) -> None:
-    """Makes the work directory, or checks that it is this run's, or nobody's.
+    """Checks that the work directory is this run's, or nobody's: look while you hold its lock.
 
     It is a run's from the first checkpoint on: what failed before that may be mended.
 
@@ -160,17 +174,11 @@ def check_claim(
       allow_config_change: whether a difference is meant.
 
     Raises:
-      ConfigError: the work directory cannot be made; or it belongs to a run with another config,
-        or whose data set had other classes or another number of examples: the difference is shown.
+      ConfigError: it belongs to a run with another config, or whose data set had other classes or
+        another number of examples: the difference is shown; or it cannot be read.
       CheckpointError: it has checkpoints, and what they are of cannot be read.
     """
     workdir = epath.Path(workdir)
-    try:
-        storage.make_folder(workdir)
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={workdir} cannot be made: {storage.explain(error)}."
-        ) from error
     try:
         started = any(name.isdigit() for name in storage.names(workdir / CHECKPOINTS))
     except OSError as error:
