@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT
+from tests.many_processes import ends, processes
 from tests.pictures import make
 from vit_jax.telemetry.jsonlines import read_jsonl
 
@@ -134,22 +134,11 @@ def test_two_processes_train_as_one(tmp_path):
         QUICKSTART, "--config.total_steps=6", "--config.log.every_steps=1",
         "--config.log.tensorboard=False", "--config.mesh.fsdp=2",
     ]  # fmt: skip
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    one_device = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "vit_jax.train", *flags, f"--workdir={tmp_path / 'two'}"],
-            cwd=ROOT, stderr=subprocess.PIPE, text=True,
-            env={**one_device, "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                 "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)},
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    for process in processes:
-        _, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
+    command = ["vit_jax.train", *flags, f"--workdir={tmp_path / 'two'}"]
+    with processes([command, command]) as both:
+        for process in both:
+            code, err = ends(process)
+            assert code == 0, err
     assert call("train", *flags, "--config.mesh.fsdp=1", f"--workdir={tmp_path / 'one'}")[0] == 0
     two, one = (read_jsonl(tmp_path / run / "metrics.jsonl") for run in ("two", "one"))
     assert len(two) == 6

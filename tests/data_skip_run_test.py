@@ -1,24 +1,18 @@
 """data.on_bad="skip" in whole runs: what is left out is named and counted, once, kills or not."""
 
-import contextlib
 import json
-import os
 import pathlib
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tests.conftest import ROOT
+from tests.many_processes import ends, processes
 from tests.pictures import make
 from tests.same_run import steps_of
 from tests.small_run import run, small_config, train_on_one
-from tests.watch_test import ends
 from vit_jax.data import order, pipeline
 from vit_jax.data.bad_examples import BadExamples, summary
 from vit_jax.data.image_folder import ImageFolder
@@ -194,27 +188,9 @@ def get_config(arg=None):
 """
 
 
-@contextlib.contextmanager
-def processes(n, config, workdir, *flags):
-    """Starts n processes of one run; none is left behind."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "vit_jax.train", f"--config={config}", f"--workdir={workdir}"]
-    started = []
-    for i in range(n):
-        env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-        if n > 1:
-            env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(n)}
-            env["JAX_PROCESS_ID"] = str(i)
-        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([*command, *flags], cwd=ROOT, env=env, **pipes))
-    try:
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
+def train(n, config, workdir, *flags):
+    """The n processes of one run."""
+    return processes([["vit_jax.train", f"--config={config}", f"--workdir={workdir}", *flags]] * n)
 
 
 @pytest.mark.slow
@@ -223,18 +199,18 @@ def test_every_process_names_its_own_and_together_they_name_all(tmp_path, folder
     config = tmp_path / "config.py"
     config.write_text(CONFIG.replace("FOLDER", repr(str(folder))))
     workdir = tmp_path / "run"
-    with processes(2, config, workdir) as both:
+    with train(2, config, workdir) as both:
         wait_for_step(workdir, 8, both)
         both[0].send_signal(signal.SIGTERM)
         assert [ends(process)[0] for process in both] == [75, 75]
     stopped = {name: report(workdir, name) for name in NAMES}
     assert all(stopped.values())
     first = steps_of(workdir)[-1]
-    with processes(1, config, workdir) as [one]:
+    with train(1, config, workdir) as [one]:
         wait_for_step(workdir, first + 9, [one])
     last = steps_of(workdir)[-1]
     length = f"--config.total_steps={last + 5}"
-    with processes(1, config, workdir, length, "--allow_config_change") as [one]:
+    with train(1, config, workdir, length, "--allow_config_change") as [one]:
         code, err = ends(one)
         assert code == 0, err
     steps = [step for step in range(1, last + 6) if step % 4 == 0 or step == last + 5]

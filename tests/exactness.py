@@ -9,12 +9,8 @@ that is moved between real processes; writes them to DIR/exactness.json. The tes
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 
 if __name__ == "__main__":
@@ -25,11 +21,11 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from tests import recorded_train
+from tests.many_processes import ends, processes
 from tests.small_run import small_config
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import EXIT_STOPPED, train
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 50
 TOLERANCE = 1e-5  # Relative, of each step's loss.
 
@@ -164,36 +160,25 @@ def on_processes(
     Parameters are split over two processes (fsdp), if there are as many.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    if count > 1:
-        env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
     first = len(list(folder.glob("rows*")))
     records = [folder / f"rows{first + i}" for i in range(count)]
-    started = []
-    for i, record in enumerate(records):
-        # The last of them is told to stop, and the others learn it from that one.
-        command = [sys.executable, "-m", "tests.recorded_train", str(record)]
-        command += [str(stop_at if i == count - 1 else -1), *PROCESS_FLAGS]
-        command += [f"--config.mesh.fsdp={min(count, 2)}", f"--config.data.workers={workers}"]
-        command += [f"--workdir={folder / 'run'}"]
-        with open(folder / f"log{first + i}", "wb") as log:
-            started.append(
-                subprocess.Popen(
-                    command, cwd=ROOT, env={**env, "JAX_PROCESS_ID": str(i)}, stdout=log, stderr=log
-                )
-            )
-    want = 0 if stop_at < 0 else EXIT_STOPPED
-    try:
-        for i, process in enumerate(started):
-            code = process.wait(timeout=240)
-            assert code == want, f"{code}: {(folder / f'log{first + i}').read_text()[-3000:]}"
-    finally:
+    commands = [
+        [
+            "tests.recorded_train",
+            record,
+            # The last of them is told to stop, and the others learn it from that one.
+            stop_at if i == count - 1 else -1,
+            *PROCESS_FLAGS,
+            f"--config.mesh.fsdp={min(count, 2)}",
+            f"--config.data.workers={workers}",
+            f"--workdir={folder / 'run'}",
+        ]
+        for i, record in enumerate(records)
+    ]
+    with processes(commands) as started:
         for process in started:
-            process.kill()
-            process.wait()
+            code, err = ends(process, timeout=240)
+            assert code == (0 if stop_at < 0 else EXIT_STOPPED), f"{code}: {err[-3000:]}"
     return records
 
 

@@ -1,16 +1,11 @@
 """A process that is killed, stopped, hung or fails alone ends the run, and is named."""
 
-import contextlib
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.many_processes import ends, processes
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 FLAGS = (
@@ -19,48 +14,11 @@ FLAGS = (
 )  # fmt: skip
 
 
-@contextlib.contextmanager
-def processes(n, workdir, *flags, faults=None):
-    """Starts n processes of one run, each with its own fault; none is left behind."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for i in range(n):
-        env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-        env["VIT_JAX_FAULT"] = (faults or {}).get(i, "")
-        if n > 1:
-            env["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
-            env["JAX_NUM_PROCESSES"], env["JAX_PROCESS_ID"] = str(n), str(i)
-        started.append(
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "tests.faulty_train",
-                    *FLAGS,
-                    f"--workdir={workdir}",
-                    *flags,
-                ],
-                cwd=ROOT,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=env,
-            )
-        )
-    try:
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-
-
-def ends(process, timeout=150):
-    """The exit code and stderr of a process that ends by itself."""
-    _, err = process.communicate(timeout=timeout)
-    return process.returncode, err
+def train(n, workdir, *flags, faults=None):
+    """The n processes of one run, each with its own fault."""
+    command = ["tests.faulty_train", *FLAGS, f"--workdir={workdir}", *flags]
+    faults = {i: {"VIT_JAX_FAULT": fault} for i, fault in (faults or {}).items()}
+    return processes([command] * n, environments=faults)
 
 
 def wait_for(path, run):
@@ -76,7 +34,7 @@ def wait_for(path, run):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_killed_or_stopped_is_named_and_the_run_goes_on(tmp_path, number):
     flags = ("--config.total_steps=400", "--config.timeout_seconds=30")
-    with processes(3, tmp_path / "run", *flags) as run:
+    with train(3, tmp_path / "run", *flags) as run:
         wait_for(tmp_path / "run" / "checkpoints" / "4", run)
         run[1].send_signal(number)
         for survivor in (run[0], run[2]):
@@ -84,7 +42,7 @@ def test_a_process_that_is_killed_or_stopped_is_named_and_the_run_goes_on(tmp_pa
             assert code == 76, err
             assert "process 1 of 3" in err and "lost" in err and "same command" in err, err
     kept = read_jsonl(tmp_path / "run" / "metrics.jsonl")[:4]
-    with processes(1, tmp_path / "run", "--config.total_steps=8", "--allow_config_change") as [one]:
+    with train(1, tmp_path / "run", "--config.total_steps=8", "--allow_config_change") as [one]:
         newest = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))
         code, err = ends(one)
         # Beyond the shortened end there is nothing to do but say so.
@@ -95,13 +53,13 @@ def test_a_process_that_is_killed_or_stopped_is_named_and_the_run_goes_on(tmp_pa
 @pytest.mark.slow
 def test_the_others_end_when_process_0_is_killed_or_stopped(tmp_path):
     flags = ("--config.total_steps=400", "--config.timeout_seconds=30")
-    with processes(2, tmp_path / "killed", *flags) as run:
+    with train(2, tmp_path / "killed", *flags) as run:
         wait_for(tmp_path / "killed" / "checkpoints" / "4", run)
         run[0].kill()
         code, err = ends(run[1])
         # The coordination service was in process 0: JAX itself ends the others.
         assert code in (76, -signal.SIGABRT) and ("leader" in err or "process 0" in err), err
-    with processes(2, tmp_path / "stopped", *flags) as run:
+    with train(2, tmp_path / "stopped", *flags) as run:
         wait_for(tmp_path / "stopped" / "checkpoints" / "4", run)
         run[0].send_signal(signal.SIGSTOP)
         code, err = ends(run[1])
@@ -111,7 +69,7 @@ def test_the_others_end_when_process_0_is_killed_or_stopped(tmp_path):
 @pytest.mark.slow
 def test_the_others_hear_why_one_process_failed(tmp_path):
     for culprit in (0, 1):
-        with processes(
+        with train(
             2, tmp_path / str(culprit), "--config.total_steps=50", faults={culprit: "batch-fails"}
         ) as run:
             code, err = ends(run[culprit])
@@ -123,9 +81,7 @@ def test_the_others_hear_why_one_process_failed(tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_breaks_shows_its_traceback_and_the_others_do_not_hang(tmp_path):
-    with processes(
-        2, tmp_path / "run", "--config.total_steps=50", faults={1: "batch-breaks"}
-    ) as run:
+    with train(2, tmp_path / "run", "--config.total_steps=50", faults={1: "batch-breaks"}) as run:
         code, err = ends(run[1])
         assert code == 2 and "OSError: pear" in err, err
         code, err = ends(run[0])
@@ -135,12 +91,12 @@ def test_a_process_that_breaks_shows_its_traceback_and_the_others_do_not_hang(tm
 @pytest.mark.slow
 def test_a_hung_process_is_named_with_its_place(tmp_path):
     flags = ("--config.total_steps=50", "--config.timeout_seconds=30")
-    with processes(2, tmp_path / "run", *flags, faults={1: "batch-hangs"}) as run:
+    with train(2, tmp_path / "run", *flags, faults={1: "batch-hangs"}) as run:
         code, err = ends(run[0])
         assert code == 76 and "process 1 of 2" in err and "at the batch of update 5" in err, err
         assert "timeout_seconds=30" in err
         assert ends(run[1])[0] == 76
-    with processes(1, tmp_path / "alone", *flags, faults={0: "batch-hangs"}) as [one]:
+    with train(1, tmp_path / "alone", *flags, faults={0: "batch-hangs"}) as [one]:
         code, err = ends(one)
         assert code == 76 and "batch of update 5" in err and "got nowhere" in err, err
     assert len(read_jsonl(tmp_path / "alone" / "metrics.jsonl")) >= 3
@@ -149,17 +105,17 @@ def test_a_hung_process_is_named_with_its_place(tmp_path):
 @pytest.mark.slow
 def test_processes_agree_on_the_checkpoint_to_go_on_from(tmp_path):
     flags = ("--config.total_steps=8", "--config.checkpoint.keep_last=5")
-    with processes(2, tmp_path / "run", *flags) as run:
+    with train(2, tmp_path / "run", *flags) as run:
         assert [ends(process)[0] for process in run] == [0, 0]
     whole = (tmp_path / "run" / "metrics.jsonl").read_bytes()
 
-    with processes(2, tmp_path / "run", *flags, faults={1: "disk-busy"}) as run:
+    with train(2, tmp_path / "run", *flags, faults={1: "disk-busy"}) as run:
         results = [ends(process) for process in run]
     assert any(code == 2 and "cannot be read now" in err for code, err in results), results
     assert all(code in (2, 76) for code, _ in results), results
     assert (tmp_path / "run" / "checkpoints" / "8").is_dir()
 
-    with processes(2, tmp_path / "run", *flags, faults={1: "hidden-bytes"}) as run:
+    with train(2, tmp_path / "run", *flags, faults={1: "hidden-bytes"}) as run:
         results = [ends(process) for process in run]
     assert [code for code, _ in results] == [0, 0], results
     assert (tmp_path / "run" / "checkpoints.broken.8").is_dir()

@@ -73,6 +73,9 @@ def _answers(folder: Any) -> bool:
 
 
 def brief(error: BaseException) -> str:
-    """The first line of what a library says, which may be pages."""
+    """The first line of what a library says, which may be pages: its beginning and its end.
+
+    TensorStore begins with what it wanted to do, and ends with what the system said.
+    """
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return first if len(first) <= 500 else f"{first[:500]} ..."
+    return first if len(first) <= 500 else f"{first[:250]} ... {first[-250:]}"

@@ -51,7 +51,8 @@ class Watch:
           timeout_seconds: the longest that the main thread may stay at one place.
         """
         self._timeout = timeout_seconds
-        self._silence = min(SILENCE, timeout_seconds)
+        # Before the others' patience is over: that one is lost says more than that they wait.
+        self._silence = min(SILENCE, timeout_seconds / 2)
         self._client = processes.coordination_client()
         self._prefix = f"vit_jax/watch/{next(_runs)}/"
         self._host = socket.gethostname()
