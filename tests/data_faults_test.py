@@ -246,6 +246,26 @@ def test_a_worker_that_is_killed_while_it_starts_is_replaced(caplog):
     assert_nothing_lives()
 
 
+def test_workers_are_deaf_to_signals_of_the_group_from_their_first_moment(caplog):
+    over = threading.Event()
+
+    def pester():
+        while not over.wait(0.01):
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGINT)
+                os.kill(process.pid, signal.SIGTERM)
+
+    pestering = threading.Thread(target=pester)
+    pestering.start()
+    try:
+        with start() as batches:
+            assert_same(take(batches, 4), expected(range(4)))
+    finally:
+        over.set()
+        pestering.join()
+    assert not restarts(caplog)
+
+
 def test_rows_are_reported_by_the_first_process_that_holds_them():
     rows = batches_module.first_held_rows(one_device(), batch_size=16)
     np.testing.assert_array_equal(rows, np.arange(16))

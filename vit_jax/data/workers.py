@@ -27,7 +27,8 @@ import numpy as np
 from vit_jax.data.blocks import BLOCK_ROWS, Block, Blocks
 
 BEAT = 1.0  # Seconds. So often every worker counts up a number, in a thread of its own,
-SILENCE = 60  # and after so many waits of this length without a count it is lost.
+SILENCE = 60  # and after so many waits of this length without a count it is lost,
+START_UP = 600  # or after so many before its first count: imports may come from a slow disk.
 
 _LOOKS = 10  # At what closes the iterator, in each `BEAT`.
 _SLOTS = 2  # Of each worker: a block is read from one while the next is written to the other.
@@ -80,7 +81,7 @@ class Workers:
             )
         # Side by side: each waits until its process has read what it is to do.
         with concurrent.futures.ThreadPoolExecutor(count) as starters:
-            list(starters.map(lambda process: process.start(), self._processes))
+            list(starters.map(_start_deaf, self._processes))
         for their in theirs:
             their.close()  # So that the end of a worker is the end of what its pipe gives.
         for index, slot in itertools.product(range(count), range(_SLOTS)):
@@ -146,8 +147,8 @@ class Workers:
                 # workers (as by Ctrl-Z), they have moved again by the next look.
                 before, (count,) = count, _BOARD.unpack_from(self._memory[index].buf)
                 silent = silent + 1 if count == before else 0
-                if count and silent >= SILENCE:
-                    raise WorkerLost(f"{name} has not moved for {SILENCE} s")
+                if silent >= (SILENCE if count else START_UP):
+                    raise WorkerLost(f"{name} has not moved for {silent} s")
         except (EOFError, OSError):
             process.join(10)
         if (process.exitcode or 0) > 0:
@@ -160,6 +161,16 @@ class Workers:
     def _free(self, index: int, slot: int) -> None:
         with contextlib.suppress(OSError):  # It is lost: reading from it will say so.
             self._pipes[index].send(slot)
+
+
+def _start_deaf(process: BaseProcess) -> None:
+    """Starts a process that hears neither Ctrl-C nor a scheduler's SIGTERM, from the first moment.
+
+    They reach the whole group; the main process then still needs batches up to its last step, and
+    ends its workers itself. A process inherits what the thread that starts it has blocked.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    process.start()
 
 
 def _sizes(blocks: Blocks) -> list[int]:
@@ -187,10 +198,6 @@ def _work(
     blocks: Blocks, pipe: Connection, memory_name: str, index: int, count: int, threads: int
 ) -> None:
     """Body of a worker process."""
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the main process then still needs
-    # batches up to its last step, and ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         memory = SharedMemory(memory_name)
         threading.Thread(target=_beat, args=(memory, os.getppid()), daemon=True).start()
