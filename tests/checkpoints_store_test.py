@@ -1,6 +1,7 @@
 """Checkpoints come back to the bit, on any mesh; broken ones are set aside."""
 
 import gc
+import json
 import os
 import shutil
 import subprocess
@@ -325,3 +326,86 @@ def test_an_old_checkpoint_is_never_half_deleted_under_its_name(tmp_path, monkey
         assert (tmp_path / ".deleted" / "1").exists()
     with Store(tmp_path, keep_last=1) as store:
         assert not (tmp_path / ".deleted" / "1").exists() and store.steps() == [2]
+
+
+def saved_steps(folder, *steps):
+    with Store(folder, keep_last=len(steps)) as store:
+        for step in steps:
+            store.save(step, state(step), {"step": step, "seconds": 1.5}, metrics={})
+            store.wait()
+    return targets(state(0), NamedSharding(mesh(data=1), PartitionSpec()))
+
+
+def rewrite_chrono(folder, step, change):
+    path = folder / str(step) / "chrono" / "metadata"
+    chrono = json.loads(path.read_text())
+    change(chrono)
+    path.write_text(json.dumps(chrono))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda chrono: chrono.update(seconds=2.5), "chrono is not what was saved"),
+        (lambda chrono: chrono.pop("checksum"), "chrono is not what was saved"),
+        (lambda chrono: chrono.update(digests=[1]), "no digests where they should be"),
+        (lambda chrono: chrono.update(digests={"params": [1]}), "no digests where they should be"),
+        (lambda chrono: (chrono.clear(), chrono.update(step=1)), "it is of step 1"),
+    ],
+    ids=["another number", "no checksum", "a list", "a list below", "another step"],
+)
+def test_a_chrono_that_is_not_what_was_saved_is_found(tmp_path, caplog, change, says):
+    wanted = saved_steps(tmp_path / "checkpoints", 1, 2)
+    rewrite_chrono(tmp_path / "checkpoints", 2, change)
+    with Store(tmp_path / "checkpoints") as store:
+        step, arrays, _ = store.restore_newest(wanted)
+    assert step == 1 and says in caplog.text
+    assert_same_bits(arrays, state(1))
+
+
+def test_a_checkpoint_under_another_steps_name_is_found(tmp_path, caplog):
+    wanted = saved_steps(tmp_path / "checkpoints", 1, 2)
+    (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "7")
+    with Store(tmp_path / "checkpoints") as store:
+        assert store.restore_newest(wanted)[0] == 1
+    assert "it is of step 2" in caplog.text
+
+
+@pytest.mark.parametrize("item", ["params", "opt_state"])
+def test_an_item_that_is_gone_is_no_other_model(tmp_path, caplog, item):
+    wanted = saved_steps(tmp_path / "checkpoints", 1, 2)
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / item)
+    (tmp_path / "checkpoints.broken.2").symlink_to("nowhere")  # This name is taken.
+    with Store(tmp_path / "checkpoints") as store:
+        assert store.restore_newest(wanted)[0] == 1
+    assert f"{item} is missing" in caplog.text
+    assert (tmp_path / "checkpoints.broken.2.2").is_dir()
+
+
+def test_what_is_deleted_is_ours(tmp_path):
+    photos = tmp_path / "elsewhere" / "photos"
+    photos.mkdir(parents=True)
+    (photos / "a.txt").write_text("mine")
+    for name in ("link", "file"):
+        folder = tmp_path / name / "checkpoints"
+        folder.mkdir(parents=True)
+        if name == "link":
+            (folder / ".deleted").symlink_to(photos.parent)
+        else:
+            (folder / ".deleted").write_text("mine")
+        with pytest.raises(CheckpointError, match=r"\.deleted cannot be used.*Move it away"):
+            Store(folder)
+    (tmp_path / "checkpoints").symlink_to(photos.parent)
+    with pytest.raises(CheckpointError, match="lead out of the work directory"):
+        Store(tmp_path / "checkpoints")
+    assert (photos / "a.txt").read_text() == "mine"
+
+
+def test_what_cannot_be_deleted_stays_and_harms_nobody(tmp_path):
+    folder = tmp_path / "checkpoints"
+    saved_steps(folder, 1)
+    (folder / ".deleted").mkdir()
+    (folder / ".deleted" / ".nfs0001").write_text("held open by somebody")
+    saved_steps(folder, 2)
+    with Store(folder) as store:
+        assert store.steps() == [2]

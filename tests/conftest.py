@@ -26,7 +26,7 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.fixture(scope="session")
 def goldens() -> pathlib.Path:
-    """Folder of arrays that the reference implementations wrote; absent outside the team."""
+    """Folder of arrays that the reference implementations wrote; without it a test is skipped."""
     folder = SHARED / "goldens"
     if not folder.is_dir():
         pytest.skip(f"no reference arrays: {folder} does not exist")

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from tests.data_sources_test import make_folder, open_, open_fashion, small_idx, write_image
 from tests.small_run import run, small_config, train_on_one
+from vit_jax.config import classification_eval
 from vit_jax.data import fashion_mnist
 from vit_jax.data.base import digest
 from vit_jax.errors import ConfigError
@@ -95,11 +96,22 @@ def test_another_folder_is_refused_and_says_what_differs(trained, tmp_path, chan
         (trained / "kept").rename(trained / "pictures")
 
 
+def test_other_pictures_to_evaluate_on_are_refused(tmp_path):
+    make_folder(tmp_path / "pictures")
+    evals = ConfigDict({"test": classification_eval(split="test")})
+    config = {**on(tmp_path / "pictures"), "evals": evals}
+    run(tmp_path / "run", **config)
+    path = next((tmp_path / "pictures" / "test").rglob("*.png"))
+    path.rename(path.with_name("another.png"))
+    with pytest.raises(ConfigError, match=r"evals.test: '[0-9a-f]{32}' -> '[0-9a-f]{32}'"):
+        train_on_one(small_config(**config), tmp_path / "run")
+
+
 def test_a_run_of_the_first_release_has_nothing_to_compare(trained, tmp_path):
     shutil.copytree(trained / "run", tmp_path / "run")
     path = tmp_path / "run" / "dataset.json"
     dataset = json.loads(path.read_text())
-    assert dataset.pop("fingerprint")
+    assert dataset.pop("fingerprint") and dataset.pop("evals") == {}
     path.write_text(json.dumps(dataset))
     assert train_on_one(small_config(**on(trained / "pictures")), tmp_path / "run") == 0
 

@@ -1,21 +1,26 @@
 """`python -m vit_jax.train` with a fault planted in it: VIT_JAX_FAULT=WHERE, in one process.
 
+(Or `vit_jax.VERB`: VIT_JAX_VERB.)
+
 batch-hangs    the data set never gives an example of the training batch of step 5
 batch-fails    the fifth batch raises a DataError
 batch-breaks   the fifth batch raises what no code of ours should
 hidden-bytes   the newest checkpoint cannot be read here, and can everywhere else
 disk-busy      a checkpoint cannot be read now, and may be whole
+curves-slow    the curves of a complete run take 20 s to draw
 """
 
 import os
 import runpy
 import time
 
+from vit_jax.analysis import figures
 from vit_jax.checkpoints.store import Store
 from vit_jax.data.pipeline import Batches
 from vit_jax.errors import DataError
 
 FAULT = os.environ.get("VIT_JAX_FAULT", "")
+VERB = os.environ.get("VIT_JAX_VERB", "train")
 _taken = 0
 
 
@@ -26,13 +31,16 @@ def plant() -> None:
         def next_batch(self):
             global _taken
             _taken += 1
-            if _taken == 5:
+            if _taken == (5 if VERB == "train" else 1):
                 if FAULT == "batch-hangs":
                     time.sleep(3600)
                 raise DataError("pear.jpg: rotten.") if FAULT == "batch-fails" else OSError("pear")
             return give(self)
 
         Batches.__next__ = next_batch
+    if FAULT == "curves-slow":
+        draw = figures.curves
+        figures.curves = lambda *paths: (time.sleep(20), draw(*paths))
     if FAULT in ("hidden-bytes", "disk-busy"):
         read, tries = Store._read, []
 
@@ -62,4 +70,4 @@ class _Raises(dict):
 
 if __name__ == "__main__":
     plant()
-    runpy.run_module("vit_jax.train", run_name="__main__", alter_sys=True)
+    runpy.run_module(f"vit_jax.{VERB}", run_name="__main__", alter_sys=True)

@@ -64,3 +64,23 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(fcntl, "flock", refuse)
     with caplog.at_level(logging.WARNING), lock(epath.Path(tmp_path)):
         assert "no locks here" in caplog.text and "No locks available" in caplog.text
+
+
+def test_what_is_no_file_is_no_lock(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "lock")
+    with (
+        pytest.raises(ConfigError, match="cannot be written: lock is no regular file"),
+        lock(epath.Path(tmp_path)),
+    ):
+        pass
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    (tmp_path / "full").mkdir()
+    with (
+        pytest.raises(ConfigError, match="No space left on device"),
+        lock(epath.Path(tmp_path / "full")),
+    ):
+        pass

@@ -1,5 +1,6 @@
 """Paths and addresses: what is refused, and that local ones are left as they are."""
 
+import concurrent.futures
 import errno
 import os
 
@@ -99,3 +100,25 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     with pytest.raises(OSError, match="No space left"):
         storage.write_bytes(tmp_path / "x", b"new")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x", b"old")]
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_write_follows_no_link(tmp_path, link):
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"mine")
+    link(precious, tmp_path / ".x.unfinished")
+    storage.write_bytes(tmp_path / "x", b"new")
+    assert precious.read_bytes() == b"mine" and (tmp_path / "x").read_bytes() == b"new"
+    assert not (tmp_path / "x").is_symlink() and (tmp_path / "x").stat().st_nlink == 1
+
+
+def test_two_that_write_one_file_leave_it_whole(tmp_path):
+    def write(letter):
+        for _ in range(60):
+            storage.write_bytes(tmp_path / "x", letter * 300_000)
+            content = storage.read_bytes(tmp_path / "x")
+            assert content in (b"a" * 300_000, b"b" * 300_000)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as writers:
+        list(writers.map(write, [b"a", b"b"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

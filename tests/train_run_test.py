@@ -224,6 +224,11 @@ def test_resume_and_init_from_and_their_precedence(tmp_path):
     lines = run(tmp_path / "resumed", resume=str(tmp_path / "first"))
     assert [line["step"] for line in lines] == [10, 12]
 
+    # Not among the lines of another attempt there, which had not saved anything.
+    (tmp_path / "tried").mkdir()
+    (tmp_path / "tried" / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
+    assert run(tmp_path / "tried", resume=str(tmp_path / "first")) == lines
+
     # init_from: the parameters, but for the head, at step 0 (whose warm-up update changes nothing).
     started = {"init_from": str(tmp_path / "first" / "checkpoints" / "4"), "total_steps": 1}
     run(tmp_path / "started", **started, optim__schedule__warmup_steps=None,

@@ -1,10 +1,13 @@
 """A process that is killed, stopped, hung or fails alone ends the run, and is named."""
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.many_processes import ends, processes
 from vit_jax.telemetry.jsonlines import read_jsonl
 
@@ -120,3 +123,72 @@ def test_processes_agree_on_the_checkpoint_to_go_on_from(tmp_path):
     assert [code for code, _ in results] == [0, 0], results
     assert (tmp_path / "run" / "checkpoints.broken.8").is_dir()
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_processes_that_were_started_differently_are_refused(tmp_path):
+    command = ["vit_jax.train", *FLAGS, "--config.total_steps=4"]
+    same = [*command, f"--workdir={tmp_path / 'run'}"]
+    with processes([same, [*same, "--config.optim.lr=0.1", "--config.seed=5"]]) as run:
+        for code, err in map(ends, run):
+            assert code == 2 and "Process 1 of 2 was started with another config" in err, err
+            assert "optim.lr: 0.002 -> 0.1\n" in err and "seed: 0 -> 5" in err, err
+            assert "Traceback" not in err
+    assert not (tmp_path / "run" / "config.json").exists()
+    with processes([[*command, f"--workdir={tmp_path / place}"] for place in "ab"]) as run:
+        for code, err in map(ends, run):
+            assert code == 2 and "is another folder here, in process 1" in err, err
+    with train(2, tmp_path / "run", "--config.total_steps=4") as run:
+        assert [ends(process)[0] for process in run] == [0, 0]
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_pause_of_all_processes_loses_none(tmp_path):
+    flags = ("--config.total_steps=60", "--config.timeout_seconds=12")
+    with train(2, tmp_path / "run", *flags) as run:
+        wait_for(tmp_path / "run" / "checkpoints" / "4", run)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for process in run:
+                process.send_signal(number)
+            time.sleep(20 if number == signal.SIGSTOP else 0)
+        results = [ends(process) for process in run]
+    assert [code for code, _ in results] == [0, 0], results
+
+
+@pytest.mark.slow
+def test_a_process_that_is_done_first_is_not_lost(tmp_path):
+    flags = ("--config.total_steps=4", "--config.timeout_seconds=30")
+    with train(2, tmp_path / "run", *flags, faults={0: "curves-slow"}) as run:
+        results = [ends(process) for process in run]
+    assert [code for code, _ in results] == [0, 0], results
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_fails_in_one_process_ends_in_all(tmp_path):
+    with train(1, tmp_path / "run", "--config.total_steps=4") as [one]:
+        assert ends(one)[0] == 0
+    command = ["tests.faulty_train", f"--workdir={tmp_path / 'run'}"]
+    faults = {0: {"VIT_JAX_VERB": "evaluate"}}
+    faults[1] = {**faults[0], "VIT_JAX_FAULT": "batch-fails"}
+    with processes([command] * 2, environments=faults) as run:
+        code, err = ends(run[1])
+        assert code == 2 and "error: pear.jpg: rotten." in err and "Traceback" not in err, err
+        code, err = ends(run[0])
+        assert code == 76 and "process 1 of 2" in err and "pear.jpg" in err, err
+
+
+def test_a_run_whose_output_nobody_reads_ends_all_the_same():
+    program = (
+        "import sys, time\n"
+        "from vit_jax.parallel.watch import Watch\n"
+        "with Watch(1):\n"
+        "    sys.stdin.read()\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", program]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as run:
+        for pipe in (run.stderr, run.stdout, run.stdin):
+            pipe.close()
+        assert run.wait(timeout=40) == 76

@@ -148,6 +148,50 @@ def test_a_file_that_is_none_does_not_keep_us_waiting(copy, name, kind):
         assert_only_our_errors(copy, name)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clock": None},
+        {"clock": [1]},
+        {"clock": {"seconds": {"step": "long"}, "core_seconds": 1, "examples": 1}},
+        {"clock": {"seconds": {"step": 1}, "core_seconds": "much", "examples": 1}},
+        {"clock": {"seconds": {"step": 1}, "core_seconds": 1e999, "examples": 10**400}},
+        {"last_line": "12"},
+        {"last_line": [12]},
+        {"step": "12"},
+        {"step": None},
+    ],
+)
+def test_a_chrono_that_somebody_made_up_is_refused(copy, change):
+    for step in (4, 8, 12):
+        path = copy / "checkpoints" / str(step) / "chrono" / "metadata"
+        if path.exists():
+            chrono = {**json.loads(path.read_text()), **change}
+            del chrono["digests"]  # As in the first release: no checksum, either.
+            path.write_text(json.dumps(chrono))
+    with pytest.raises(CheckpointError):
+        train_on_one(small_config(), copy)
+
+
+def test_a_span_that_only_another_release_has_is_other_time(copy):
+    path = copy / "checkpoints" / "12" / "chrono" / "metadata"
+    chrono = json.loads(path.read_text())
+    chrono["clock"]["seconds"]["naps"] = 1000.0
+    del chrono["digests"]
+    path.write_text(json.dumps(chrono))
+    assert train_on_one(small_config(), copy) == 0
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tb"])
+def test_a_folder_that_is_a_link_is_not_written_to(tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(VitJaxError, match=rf"{name} cannot be .*lead out of the work directory"):
+        train_on_one(small_config(log__tensorboard=True), tmp_path / "run")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 @pytest.mark.slow
 def test_no_name_in_a_work_directory_leads_out_of_it(copy, whole):
     names = [

@@ -27,6 +27,7 @@ from vit_jax import workdir as workdirs
 from vit_jax.analysis import figures
 from vit_jax.analysis.confusion_matrix import confusion
 from vit_jax.checkpoints.load import Run, load_run
+from vit_jax.config import base_config
 from vit_jax.data import transforms
 from vit_jax.data.base import Source
 from vit_jax.data.sources import open_source
@@ -37,6 +38,7 @@ from vit_jax.evals.predictions import predict
 from vit_jax.models import VitConfig, vit_config
 from vit_jax.parallel import processes
 from vit_jax.parallel.mesh import make_mesh
+from vit_jax.parallel.watch import Watch
 
 NUM_PICTURES = 500  # Among these, predictions.png looks for mistakes.
 NUM_SAMPLES = 10
@@ -54,7 +56,8 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
     """
     # The parameters are split over all devices, so that what could be trained can be evaluated.
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": -1, "tensor": 1}))
-    with jax.set_mesh(mesh):
+    with Watch(base_config().timeout_seconds) as watch, jax.set_mesh(mesh):
+        watch.at("the restore")
         run = load_run(checkpoint, mesh=mesh)
         usual = next((entry.split for entry in run.config.evals.values()), "")
         split = split or usual
@@ -71,7 +74,10 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
         with eval_batches(
             run.config, cfg, source, mesh, batch_size=run.config.batch_size
         ) as batches:
-            report = classifier(run.config, cfg).report(run.params, batches)
+            report = classifier(run.config, cfg).report(
+                run.params, watch.over(batches, "the evaluation")
+            )
+        watch.at("the pictures")
         ids, probabilities = _first_probabilities(run, cfg, source, mesh)
 
     if jax.process_index() == 0:
@@ -79,7 +85,8 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
         head = {"data": source.name, "split": split, "step": run.step}
         results = head | json.loads(report.to_json(class_names=names))
         try:
-            storage.make_folder(folder)
+            if folder != run.workdir:
+                storage.make_subfolder(folder)
             workdirs.write_json(folder / "evaluation.json", results)
             if report.confusion is not None:
                 confusion(report, names, folder / "confusion.png")
@@ -157,7 +164,7 @@ def _draw_pictures(
     images = np.stack([example["image"] for example in examples])
     labels = np.array([example["label"] for example in examples])
     figures.predictions(images, labels, probabilities, names, folder / "predictions.png")
-    storage.make_folder(folder / "samples")
+    storage.make_subfolder(folder / "samples")
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         if i < NUM_SAMPLES:
             png = io.BytesIO()

@@ -2,9 +2,11 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Iterator
 
 from absl import logging
@@ -27,32 +29,43 @@ def lock(workdir: epath.Path) -> Iterator[None]:
     a warning says so. In an object store it is a `vit_jax.lease.lease`.
 
     Raises:
-      ConfigError: another process holds it.
+      ConfigError: another process holds it, or it cannot be written.
     """
     if not storage.is_local(workdir):
         with lease(workdir / LOCK):
             yield
         return
     try:
-        # Not through a link: what it leads to would be emptied.
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-        file = os.fdopen(os.open(workdir / LOCK, flags, 0o666), "a+")
+        # Not through a link: what it leads to would be emptied. Nor into a pipe.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = os.open(workdir / LOCK, flags, 0o666)
     except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}.") from error
-    with file:
+        raise _cannot_write(workdir, error) from error
+    try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
+            owner = os.pread(file, 1000, 0).decode(errors="replace").strip()
             raise ConfigError(
-                f"--workdir={workdir} is in use by {file.read().strip() or 'another process'}: two "
-                "runs cannot write to one work directory. Wait until it is done, stop it (SIGTERM "
-                "lets it save), or choose another --workdir."
+                f"--workdir={workdir} is in use by {owner or 'another process'}: two runs cannot "
+                "write to one work directory. Wait until it is done, stop it (SIGTERM lets it "
+                "save), or choose another --workdir."
             ) from None
         except OSError as error:
             logging.warning("%s: %s (%s)", workdir, _NO_LOCKS, error.strerror)
-        file.truncate(0)
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
-        file.flush()
+        owner = f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise OSError(errno.EINVAL, f"{LOCK} is no regular file")
+            os.ftruncate(file, 0)
+            os.pwrite(file, owner.encode(), 0)
+        except OSError as error:
+            raise _cannot_write(workdir, error) from error
         yield
+    finally:
+        os.close(file)
+
+
+def _cannot_write(workdir: epath.Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--workdir={workdir} cannot be written: {storage.explain(error)}.")

@@ -14,6 +14,7 @@ from ml_collections import FrozenConfigDict
 from vit_jax import workdir as workdirs
 from vit_jax.checkpoints.load import load_params, locate, merge_params
 from vit_jax.checkpoints.store import Store
+from vit_jax.errors import CheckpointError
 from vit_jax.models import Vit
 from vit_jax.optim import ema
 from vit_jax.parallel import mesh as meshes
@@ -89,6 +90,9 @@ def starting_point(
             found = (location.step, *other.restore(location.step, items))
     if found is not None:
         step, arrays, chrono = found
+        last_line = chrono.get("last_line")
+        if last_line is not None and type(last_line) is not int:
+            raise CheckpointError(f"The checkpoint's last_line is {last_line!r:.80}, not a number.")
         return TrainState(step=jax.device_put(jnp.int32(step), layout.step), **arrays), chrono
 
     state = jax.jit(init, out_shardings=layout)(key)

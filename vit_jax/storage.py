@@ -10,6 +10,7 @@ functions raise nothing but OSError, whatever the layers below a remote path rai
 
 import contextlib
 import errno
+import fcntl
 import functools
 import logging
 import os
@@ -140,6 +141,18 @@ def make_folder(folder: epath.PathLike) -> None:
             raise FileNotFoundError(f"there is no bucket {bucket}")
 
 
+def make_subfolder(folder: epath.PathLike) -> None:
+    """Makes a folder in a work directory, which may itself be a link; what is in it may not."""
+    check_no_link(folder)
+    make_folder(folder)
+
+
+def check_no_link(path: epath.PathLike) -> None:
+    """Raises OSError if what is read and written there would be elsewhere."""
+    if is_local(path) and os.path.islink(path):
+        raise OSError(errno.ELOOP, "it is a link, and would lead out of the work directory")
+
+
 def read_bytes(path: epath.PathLike, *, limit: int | None = None) -> bytes:
     """All that a file holds.
 
@@ -172,16 +185,58 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         path = pathlib.Path(path)
         # One name: what a killed process leaves behind, the next one writes over.
         unfinished = path.with_name(f".{path.name}.unfinished")
+        with _only_writer(unfinished) as file:
+            try:
+                os.ftruncate(file, 0)
+                left = memoryview(content)
+                while left:
+                    left = left[os.write(file, left) :]
+                os.fsync(file)
+                os.replace(unfinished, path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    unfinished.unlink()
+                raise
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _only_writer(path: pathlib.Path) -> Iterator[int]:
+    """Opens a file of ours that is nobody else's, not even by a link; others wait for it."""
+    while True:
+        if os.path.islink(path):
+            os.unlink(path)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
-            with open(unfinished, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
-            raise
+            with contextlib.suppress(OSError):  # Where there are no locks, nobody waits.
+                fcntl.flock(file, fcntl.LOCK_EX)
+            status = os.fstat(file)
+            # Another writer has given it its name meanwhile; or it has a second name elsewhere.
+            if identity(path) != (status.st_dev, status.st_ino):
+                continue
+            if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
+                os.unlink(path)
+                continue
+            yield file
+            return
+        finally:
+            os.close(file)
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    """Makes new names in a folder outlive a power cut, where the file system can."""
+    with contextlib.suppress(OSError):
+        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def rename(source: epath.PathLike, target: epath.PathLike) -> None:
+    """Gives a file or folder another name; `target` must not be there."""
+    with _os_errors(source):
+        epath.Path(source).rename(target)
 
 
 def delete(path: epath.PathLike) -> None:

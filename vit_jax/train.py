@@ -26,6 +26,7 @@ from ml_collections import FrozenConfigDict
 
 from vit_jax import cli
 from vit_jax import workdir as workdirs
+from vit_jax.agreement import agree
 from vit_jax.analysis import figures
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import check_best, validate
@@ -125,7 +126,12 @@ def train(
         workdirs.make(workdir)
         if is_main:
             stack.enter_context(lock(workdir))
-        dataset = workdirs.describe_dataset(source, num_classes=cfg.num_classes)
+        dataset = workdirs.describe_dataset(
+            source,
+            num_classes=cfg.num_classes,
+            evals={name: evaluation.fingerprint for name, evaluation in evals.items()},
+        )
+        agree(workdir, config, dataset)
         workdirs.check_claim(workdir, config, dataset, allow_config_change=allow_config_change)
         store = stack.enter_context(
             Store(
@@ -151,7 +157,9 @@ def train(
                     f"{total:,}: raise total_steps, _epochs or _examples."
                 )
             if chrono is not None:
-                clock.load_state_dict(chrono["clock"])
+                clock.load_state_dict(chrono.get("clock"))
+            # After `config.resume` there are lines and reports of another run, if any, here.
+            resumed = start if chrono is not None and store.steps() else None
         train_step = jax.jit(
             make_train_step(config, Vit(cfg), tx, schedule),
             donate_argnums=0,
@@ -165,7 +173,7 @@ def train(
             BadExamples(
                 workdir,
                 on_bad=config.data.on_bad,
-                resume_step=None if chrono is None else start,
+                resume_step=resumed,
             )
         )
         batches = stack.enter_context(
@@ -187,12 +195,11 @@ def train(
         writer = stack.enter_context(
             MetricWriter(
                 workdir,
-                resume_step=None if chrono is None else start,
+                resume_step=resumed,
                 tensorboard=config.log.tensorboard,
                 wandb_project=config.log.wandb_project,
                 config=workdirs.config_to_json(config),
-                # Of another run, `config.resume`, there are no lines here.
-                last_line=chrono.get("last_line") if chrono and store.steps() else None,
+                last_line=None if resumed is None else chrono.get("last_line"),
                 is_main=is_main,
             )
         )
@@ -309,6 +316,7 @@ def train(
                 f"Stopped and saved at step {step:,} of {total:,}: run it again to go on."
             )
             return EXIT_STOPPED
+        watch.at("the curves")
         writer.flush()
         if is_main and read_jsonl(workdir / "metrics.jsonl"):
             figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")

@@ -24,6 +24,7 @@ CONFIG = "config.json"
 DATASET = "dataset.json"
 CHECKPOINTS = "checkpoints"
 
+_FINGERPRINTS = ("fingerprint", "evals")
 _OTHER_EXAMPLES = (
     "\nAnother fingerprint: the examples or their order are not what they were (files were added, "
     "taken away, renamed or moved, or it is another version of the data set). Put them back, and "
@@ -197,14 +198,15 @@ def check_claim(
             "--allow_config_change to go on from them with the config given now."
         ) from error
     diff = config_diff(config_to_json(then[0]), config_to_json(config))
-    # The first release wrote no fingerprint: then there is none to compare.
-    data = {"fingerprint": dataset["fingerprint"]} | then[1]
+    # The first release wrote no fingerprints: then there are none to compare.
+    prints = {key: dataset[key] for key in _FINGERPRINTS}
+    data = prints | then[1]
     diff += config_diff(data, dataset)
     if diff:
         raise ConfigError(
             f"{workdir} holds a run with another config or other data:\n"
             + "\n".join(diff)
-            + (_OTHER_EXAMPLES if data["fingerprint"] != dataset["fingerprint"] else "")
+            + (_OTHER_EXAMPLES if any(data[key] != prints[key] for key in prints) else "")
             + "\nChoose another --workdir, or pass --allow_config_change to go on with the new one."
         )
 
@@ -285,12 +287,15 @@ def read_dataset(workdir: epath.PathLike) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
 
-def describe_dataset(source: Source, *, num_classes: int) -> dict[str, Any]:
+def describe_dataset(
+    source: Source, *, num_classes: int, evals: Mapping[str, str]
+) -> dict[str, Any]:
     """What the outputs of a model trained on `source` mean; outputs beyond its classes get names.
 
     Args:
       source: what is trained on.
       num_classes: of the model.
+      evals: the fingerprint of each evaluation's examples.
     """
     names = list(source.class_names)
     return {
@@ -301,4 +306,5 @@ def describe_dataset(source: Source, *, num_classes: int) -> dict[str, Any]:
         "class_names": names + [f"class {i}" for i in range(len(names), num_classes)],
         "channels": source.channels,
         "fingerprint": source.fingerprint,
+        "evals": dict(evals),
     }

@@ -6,12 +6,14 @@ digests. It is written aside and renamed when complete, so a run that is killed 
 leaves a half one.
 """
 
+import contextlib
+import errno
 import itertools
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -85,6 +87,8 @@ class Store:
         # In a store there are no folders to move: what is deleted is deleted at once.
         local = storage.is_local(self.folder)
         self._tidies = not read_only and local and jax.process_index() == 0
+        if self._tidies:
+            _check_folders(self.folder, self.folder / DELETED)
         handlers = {item: ocp.StandardCheckpointHandler() for item in ARRAYS}
         with reading(self.folder):
             self._manager = ocp.CheckpointManager(
@@ -106,17 +110,19 @@ class Store:
             with self._saving():
                 self._manager.close()
             self._tidy()
-            if self._tidies and (self.folder / DELETED).exists():
-                (self.folder / DELETED).rmdir()
         except CheckpointError as fault:
             if error is None:
                 raise
             logging.warning("%s", fault)  # Not in place of what ended the run.
 
     def _tidy(self) -> None:
-        if self._tidies and (self.folder / DELETED).exists():
-            for old in (self.folder / DELETED).iterdir():
-                shutil.rmtree(old, ignore_errors=True)
+        trash = self.folder / DELETED
+        if not self._tidies or not trash.exists():
+            return
+        for old in trash.iterdir():
+            shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):  # What cannot be deleted harms nobody there.
+            os.rmdir(trash)
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, ascending."""
@@ -173,7 +179,7 @@ class Store:
         with self._saving():
             self._manager.wait_until_finished()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
         try:
             yield
@@ -226,9 +232,17 @@ class Store:
 
     def _read(self, step: int, targets: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The items of `targets` that are not empty, as they were saved; no process waits here."""
-        # Shapes first: Orbax would pad or cut an array that does not fit.
-        saved = self._check_shapes(step, targets)
         folder = epath.Path(self.folder / str(step))
+        with reading(folder):
+            chrono = ocp.JsonCheckpointHandler().restore(
+                folder / "chrono", args=ocp.args.JsonRestore()
+            )
+            _check_chrono(chrono, step)
+            for item in targets:
+                if item in chrono.get(DIGESTS, {}) and not storage.exists(folder / item):
+                    raise FileNotFoundError(f"{item} is missing")
+        # Then shapes: Orbax would pad or cut an array that does not fit.
+        saved = self._check_shapes(step, targets)
         arrays = {}
         with reading(folder):
             for item, tree in targets.items():
@@ -238,13 +252,6 @@ class Store:
                     arrays[item] = ocp.StandardCheckpointHandler().restore(
                         folder / item, args=ocp.args.StandardRestore(saved[item])
                     )
-            chrono = ocp.JsonCheckpointHandler().restore(
-                folder / "chrono", args=ocp.args.JsonRestore()
-            )
-            if not isinstance(chrono, dict):
-                raise TypeError(f"chrono holds {type(chrono).__name__}, not an object")
-            if chrono.pop(CHECKSUM, None) != _checksum(chrono) and DIGESTS in chrono:
-                raise ValueError("chrono is not what was saved")
         return arrays, chrono
 
     def restore_newest(
@@ -324,10 +331,12 @@ class Store:
             )
         return found
 
-    def _check_digests(self, step: int, arrays: Mapping[str, Any], saved: Any) -> None:
+    def _check_digests(
+        self, step: int, arrays: Mapping[str, Any], saved: Mapping[str, Any]
+    ) -> None:
         """Raises BrokenError if what was read is not what was saved; older ones have no digests."""
         for item, tree in arrays.items():
-            if not isinstance(saved, dict) or item not in saved:
+            if item not in saved:
                 continue
             wrong = [name for name, got in digests(tree).items() if saved[item].get(name) != got]
             if wrong:
@@ -340,14 +349,35 @@ class Store:
     def _set_aside(self, step):
         source = self.folder / str(step)
         name, tries = f"{self.folder.name}.{BROKEN}.{step}", itertools.count(2)
-        target = self.folder.parent / name
-        while target.exists():
-            target = self.folder.parent / f"{name}.{next(tries)}"
+        fault = ""
         if jax.process_index() == 0:
-            source.rename(target)
-            logging.warning("Moved the broken checkpoint %s to %s.", source, target)
-        exchange("moved")  # No process looks at the folder before.
+            try:
+                while name in storage.names(self.folder.parent):
+                    name = f"{self.folder.name}.{BROKEN}.{step}.{next(tries)}"
+                storage.rename(source, target := self.folder.parent / name)
+                logging.warning("Moved the broken checkpoint %s to %s.", source, target)
+            except OSError as error:
+                fault = storage.explain(error)
+        # No process looks at the folder before.
+        if fault := exchange(fault)[0]:
+            raise CheckpointError(
+                f"The broken checkpoint {source} cannot be moved aside: {fault}. Move it away "
+                "yourself, and the run goes on from the one before."
+            )
         self._manager.reload()
+
+
+def _check_folders(*folders: epath.Path) -> None:
+    """Raises CheckpointError for one that is a link or a file: its contents may be somebody's."""
+    for folder in folders:
+        try:
+            storage.check_no_link(folder)
+            if storage.exists(folder) and not folder.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "it is no folder")
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder} cannot be used: {storage.explain(error)}. Move it away."
+            ) from error
 
 
 def _newest_whole(folder: epath.Path) -> str:
@@ -366,6 +396,19 @@ def _newest_whole(folder: epath.Path) -> str:
 
 def _checksum(chrono: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(chrono, sort_keys=True).encode())
+
+
+def _check_chrono(chrono: Any, step: int) -> None:
+    """Raises ValueError if it is not what was saved for this step; older ones have no checksum."""
+    if not isinstance(chrono, dict):
+        raise ValueError(f"chrono holds {type(chrono).__name__}, not an object")
+    checksum, kept = chrono.pop(CHECKSUM, None), chrono.get(DIGESTS, {})
+    if not isinstance(kept, dict) or not all(isinstance(names, dict) for names in kept.values()):
+        raise ValueError("chrono holds no digests where they should be")
+    if DIGESTS in chrono and checksum != _checksum(chrono):
+        raise ValueError("chrono is not what was saved")
+    if chrono.get("step", step) != step:
+        raise ValueError(f"it is of step {chrono['step']!r}")
 
 
 def _as(array: jax.Array, target: jax.ShapeDtypeStruct) -> jax.Array:

@@ -30,12 +30,14 @@ class Evaluation:
 
     Attributes:
       every_steps: it is due at every multiple, and at the end; 0: only at the end.
+      fingerprint: of the examples: see `vit_jax.data.base.Source`.
       run: from parameters, a function that each batch is counted by, and one that is called with
         (source, example, message) for each bad example (None: the first ends it with a DataError),
         to values by name.
     """
 
     every_steps: int
+    fingerprint: str
     run: Callable[
         [PyTree, Callable[[Iterable], Iterable], Callable[[Source, int, str], None] | None],
         dict[str, float],
@@ -97,7 +99,7 @@ def build_evals(
             ) as batches:
                 return evaluator.evaluate(params, over(batches))
 
-        evals[name] = Evaluation(entry.every_steps, run)
+        evals[name] = Evaluation(entry.every_steps, source.fingerprint, run)
     return evals
 
 

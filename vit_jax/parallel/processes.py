@@ -33,7 +33,7 @@ def start() -> None:
     one process.
 
     Raises:
-      ConfigError: the first of the three is set without the others, or one is no number.
+      ConfigError: the first of the three is set without the others, or one is no such number.
     """
     explicit = "JAX_COORDINATOR_ADDRESS" in os.environ
     # Only a step that srun started has its peers running; a batch script alone does not.
@@ -52,6 +52,11 @@ def start() -> None:
             "num_processes": _number("JAX_NUM_PROCESSES"),
             "process_id": _number("JAX_PROCESS_ID"),
         }
+        if not named["process_id"] < named["num_processes"]:
+            raise ConfigError(
+                "JAX_PROCESS_ID={process_id} of JAX_NUM_PROCESSES={num_processes}: the processes "
+                "are numbered from 0 to one less than there are.".format(**named)
+            )
     # Who has not come yet is not known here, and JAX ends a process that waits in vain.
     reminder = threading.Timer(REMINDER, _remind, kwargs=named)
     reminder.daemon = True

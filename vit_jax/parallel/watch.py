@@ -10,9 +10,11 @@ nothing is lost by that but the updates since the last checkpoint.
 The service itself lives in process 0. If that one dies, JAX ends the others and says so.
 """
 
+import contextlib
 import itertools
 import json
 import os
+import pathlib
 import socket
 import sys
 import threading
@@ -34,6 +36,7 @@ TICK = 2.0  # Seconds.
 SILENCE = 60.0  # Seconds without a word after which a process counts as lost,
 SILENCE_AFTER_ERROR = 8.0  # or this many if there was an error that its loss would explain.
 
+_PACKAGE = str(pathlib.Path(__file__).parent.parent) + os.sep
 _runs = itertools.count()
 T = TypeVar("T")
 
@@ -52,15 +55,18 @@ class Watch:
         """
         self._timeout = timeout_seconds
         # Before the others' patience is over: that one is lost says more than that they wait.
-        self._silence = min(SILENCE, timeout_seconds / 2)
+        self._silence = max(4 * TICK, min(SILENCE, timeout_seconds / 2))
         self._client = processes.coordination_client()
         self._prefix = f"vit_jax/watch/{next(_runs)}/"
         self._host = socket.gethostname()
-        self._place, self._count, self._since = "start-up", 0, time.monotonic()
-        self._error = ""
+        # Seconds in which this process was running: one that is suspended (by Ctrl-Z, or with its
+        # machine) keeps nobody waiting that is not suspended as well, or waits for what is.
+        self._now, self._looked = 0.0, time.monotonic()
+        self._place, self._count, self._since = "start-up", 0, self._now
+        self._error, self._done = "", False
         # What the others said last, and when that was news.
         self._heard: dict[int, tuple[dict[str, Any], float]] = {}
-        self._answered = time.monotonic()
+        self._answered = self._now
         self._closed, self._leaving = threading.Event(), threading.Lock()
         self._main = threading.get_ident()
         bodies = [self._guard] + ([self._talk] if self._client else [])
@@ -70,7 +76,7 @@ class Watch:
 
     def at(self, place: str) -> None:
         """Says what the main thread does now; `timeout_seconds` count anew from here."""
-        self._place, self._count, self._since = place, self._count + 1, time.monotonic()
+        self._place, self._count, self._since = place, self._count + 1, self._now
 
     def over(self, items: Iterable[T], place: str) -> Iterator[T]:
         """The items, each of which is a place."""
@@ -90,6 +96,10 @@ class Watch:
         self._closed.set()
         for thread in self._threads:
             thread.join()
+        if self._client is not None:
+            self._done = True
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # Process 0 has ended before.
+                self._say()
 
     def tell(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
@@ -115,7 +125,10 @@ class Watch:
         # Process 0 comes first, so that it can say who keeps all waiting.
         patience = self._timeout + (4 * TICK if jax.process_index() else 0)
         while not self._closed.wait(min(TICK, self._timeout / 4)):
-            if time.monotonic() - self._since > patience:
+            looked = time.monotonic()
+            self._now += min(looked - self._looked, 2 * TICK)
+            self._looked = looked
+            if self._now - self._since > patience:
                 self._leave(self._stuck(), EXIT_LOST)
 
     def _talk(self) -> None:
@@ -139,6 +152,7 @@ class Watch:
             "place": self._place,
             "count": self._count,
             "error": self._error,
+            "done": self._done,
             "time": time.monotonic(),  # Makes it news.
         }
         self._client.key_value_set(
@@ -146,7 +160,7 @@ class Watch:
         )
 
     def _listen(self) -> None:
-        now = time.monotonic()
+        now = self._now
         for key, text in self._client.key_value_dir_get(f"{self._prefix}at/"):
             process, word = int(key.rsplit("/", 1)[-1]), json.loads(text)
             if process not in self._heard or self._heard[process][0] != word:
@@ -156,17 +170,17 @@ class Watch:
     def _verdict(self) -> str:
         """What process 0 has to say, if it ends the run."""
         found = dict(self._client.key_value_dir_get(f"{self._prefix}verdict/"))
-        self._answered = time.monotonic()
+        self._answered = self._now
         return next(iter(found.values()), "")
 
     # --- Who it was
 
     def _lost(self, silence: float) -> str:
         """Which other processes failed or are silent, as a message; "" if none."""
-        now = time.monotonic()
+        now = self._now
         causes = []
         for other, (word, heard) in sorted(self._heard.items()):
-            if other == jax.process_index():
+            if other == jax.process_index() or word["done"]:
                 continue
             name = self._name(other, word["host"])
             if word["error"]:
@@ -180,13 +194,15 @@ class Watch:
 
     def _stuck(self) -> str:
         """Who keeps this process waiting, as a message."""
-        now = time.monotonic()
+        now = self._now
         waited = f"{now - self._since:.0f} s (timeout_seconds={self._timeout})"
         here = f"at {self._place} for {waited}, in {self._line()}"
         if self._client is None:
             return _end([f"the run has got nowhere: it has been {here}"])
         others = {i: word for i, (word, _) in self._heard.items() if i != jax.process_index()}
-        behind = [i for i, word in others.items() if word["count"] < self._count]
+        behind = [
+            i for i, word in others.items() if word["count"] < self._count and not word["done"]
+        ]
         causes = [f"process {jax.process_index()} has been {here}"]
         for i in sorted(behind):
             causes.append(
@@ -200,7 +216,7 @@ class Watch:
     def _line(self) -> str:
         """Where in our code the main thread is."""
         frames = traceback.extract_stack(sys._current_frames()[self._main])
-        ours = [frame for frame in frames if "vit_jax" in frame.filename] or frames
+        ours = [frame for frame in frames if frame.filename.startswith(_PACKAGE)] or frames
         return f"{os.path.basename(ours[-1].filename)}:{ours[-1].lineno} ({ours[-1].name})"
 
     # --- Ends
@@ -218,17 +234,21 @@ class Watch:
         """Ends this process at once, whatever its main thread waits for."""
         if not self._leaving.acquire(blocking=False):
             time.sleep(60)  # Another thread is at it.
-        print(message, file=sys.stderr, flush=True)
-        if self._client is not None and jax.process_index() == 0:
-            if self._error:
-                message = _end([f"{self._name(0, self._host)} failed: {self._error}"])
-            self._client.key_value_set(f"{self._prefix}verdict/0", message)
-            # The service ends with this process, and with it all that did not listen yet.
-            time.sleep(3 * TICK)
-        elif self._error:
-            self._say()
-        sys.stdout.flush()
-        os._exit(code)
+        try:
+            with contextlib.suppress(OSError):  # Nobody may be left that reads it.
+                print(message, file=sys.stderr, flush=True)
+            if self._client is not None and jax.process_index() == 0:
+                if self._error:
+                    message = _end([f"{self._name(0, self._host)} failed: {self._error}"])
+                self._client.key_value_set(f"{self._prefix}verdict/0", message)
+                # The service ends with this process, and with it all that did not listen yet.
+                time.sleep(3 * TICK)
+            elif self._error:
+                self._say()
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+        finally:
+            os._exit(code)
 
     def _name(self, process: int, host: str) -> str:
         return f"process {process} of {jax.process_count()} (on {host})"

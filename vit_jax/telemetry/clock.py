@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vit_jax.errors import did_you_mean
+from vit_jax.errors import CheckpointError, did_you_mean
 
 SPANS = ("init", "compile", "data", "step", "eval", "save")
 
@@ -105,13 +105,26 @@ class Clock:
             "examples": self._examples,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the totals of a checkpoint; what this process has spent so far is added."""
+    def load_state_dict(self, state: Any) -> None:
+        """Continue the totals of a checkpoint; what this process has spent so far is added.
+
+        Raises:
+          CheckpointError: it is not what `state_dict` gives.
+        """
+        try:
+            seconds = {name: float(value) for name, value in state["seconds"].items()}
+            core_seconds, examples = float(state["core_seconds"]), int(state["examples"])
+            if not all(0 <= value < 2**63 for value in (core_seconds, examples, *seconds.values())):
+                raise ValueError("a number is negative or beyond all bounds")
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                f"The checkpoint's clock is not what was saved: {type(error).__name__}: {error}"
+            ) from error
         self._advance()
-        for name, seconds in state["seconds"].items():
-            self._seconds[name] += float(seconds)
-        self._core_seconds += float(state["core_seconds"])
-        self._examples += int(state["examples"])
+        for name, value in seconds.items():  # Another release may have other spans.
+            self._seconds[name if name in self._seconds else "other"] += value
+        self._core_seconds += core_seconds
+        self._examples += examples
         self._process_start = self._window_start = self._trained()
 
     def _advance(self) -> None:

@@ -38,7 +38,7 @@ class EventFile:
         self._event, self._summary, self._crc = Event, Summary, masked_crc32c
         logdir = epath.Path(logdir)
         try:
-            storage.make_folder(logdir)
+            storage.make_subfolder(logdir)
             stamp = _next_stamp(storage.names(logdir))
         except OSError as error:
             raise DataError(f"{logdir} cannot be written: {storage.explain(error)}.") from error
