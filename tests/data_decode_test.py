@@ -3,6 +3,8 @@
 import io
 import json
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import ROOT
 from vit_jax.data import decode
 from vit_jax.data.decode import decode_image
 from vit_jax.errors import DataError
@@ -222,7 +225,28 @@ def test_arrays_that_are_no_images_are_refused(array):
         decode_image(array)
 
 
+@pytest.mark.parametrize("white", [255, 65535, 10**6])
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_pixels_of_unknown_range_are_refused(dtype):
+def test_pixels_of_unknown_range_are_refused(dtype, white):
     with pytest.raises(DataError, match="which of them is white"):
-        decode_image(encode(np.full((3, 3), 10**6, dtype), "TIFF"))
+        decode_image(encode(np.full((3, 3), white, dtype), "TIFF"))
+
+
+def test_16_bits_that_pillow_widens_may_lie_on_their_side():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("PNG", "TIFF"):
+        data = encode(np.full((2, 3), 0x1234, np.uint16), kind, exif=exif)
+        np.testing.assert_array_equal(decode_image(data, channels=1), np.full((3, 2, 1), 0x12))
+
+
+def test_of_too_many_pixels_pillow_does_not_warn_as_well():
+    header = struct.pack(">IIBBBBB", 9460, 9460, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
+    # pytest has filters of its own.
+    code = f"from vit_jax.data.decode import decode_image; decode_image({data!r})"
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "DataError: The image is too large" in done.stderr
+    assert "DecompressionBombWarning" not in done.stderr

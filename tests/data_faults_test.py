@@ -24,8 +24,11 @@ from tests.data_pipeline_test import (
     noisy,
     one_device,
 )
+from tests.data_sources_test import write_image
 from vit_jax.data import batches as batches_module
 from vit_jax.data import pipeline, workers
+from vit_jax.data.blocks import ExampleLoader
+from vit_jax.data.image_folder import ImageFolder
 from vit_jax.errors import DataError
 
 
@@ -230,6 +233,56 @@ def test_what_the_machine_lacks_is_no_bad_example(error):
     ):
         take(batches, 3)
     assert not bad
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE])
+def test_what_the_machine_lacks_is_no_bad_picture(tmp_path, monkeypatch, number):
+    write_image(tmp_path / "train" / "cat" / "0.png")
+    write_image(tmp_path / "test" / "cat" / "0.png")
+    folder = ImageFolder(tmp_path, split="train")
+    load = ExampleLoader(folder, lambda example, rng: example, 0)
+
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            load(0, epoch=0)
+    assert load(0, epoch=0)["label"] == 0
+
+
+def test_restarts_are_forgiven_after_a_while(caplog, monkeypatch):
+    monkeypatch.setattr(batches_module, "MAX_RESTARTS", 1)
+    monkeypatch.setattr(batches_module, "FORGIVEN", 4)
+    with start() as batches:
+        got = []
+        for _ in range(3):
+            got += take(batches, 12)  # Some of which were ready when the worker was killed.
+            os.kill(living()[0].pid, signal.SIGKILL)
+        got += take(batches, 12)
+        assert_same(got, expected(range(48)))
+    assert len(restarts(caplog)) == 3
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="shared memory has names elsewhere")
+def test_a_kill_of_all_processes_leaves_no_memory():
+    program = (
+        "from tests.data_faults_test import start\n"
+        "if __name__ == '__main__':\n"
+        "    with start() as batches:\n"
+        "        next(batches), next(batches)\n"
+        "        print('fed', flush=True)\n"
+        "        input()\n"
+    )
+    before = set(os.listdir("/dev/shm"))
+    command = [sys.executable, "-c", program]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as run:
+        assert run.stdout.readline() == "fed\n"
+        named = set(os.listdir("/dev/shm")) - before
+        os.killpg(run.pid, signal.SIGKILL)
+    assert not [name for name in named if name.startswith("psm_")]
 
 
 def test_a_worker_that_is_killed_while_it_starts_is_replaced(caplog):

@@ -25,6 +25,7 @@ from tests.data_decode_test import chunk, encode
 from vit_jax.data import decode, fashion_mnist, reading
 from vit_jax.data.decode import decode_image
 from vit_jax.data.files import Files, find_images
+from vit_jax.data.geometry import Resize, ResizeSmall
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.errors import DataError
 
@@ -195,6 +196,29 @@ def test_the_limits_leave_honest_images_alone():
     assert decode_image(jpeg() + film).shape == (16, 16, 3)
 
 
+LINES = {
+    "a line to cover": ((200_000 // 2, 1), ResizeSmall(size=(64, 64))),
+    "a line to cover, lying": ((1, 5000), ResizeSmall(size=(256, 256), rounding="down")),
+    "longer than all": ((1, 2**17 + 1), Resize(size=(8, 8))),
+}
+
+
+@pytest.mark.parametrize(("shape", "op"), LINES.values(), ids=LINES)
+def test_a_line_is_not_made_a_wall(shape, op):
+    with pytest.raises(DataError, match=r"too long and thin|no side may have more"):
+        op(np.zeros((*shape, 3), np.uint8), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1), (3, 40_000)])
+def test_a_line_is_squashed_in_little_memory(shape):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = np.full((*shape, 3), 7, np.uint8)
+    for rounding in ("nearest", "down", "none"):
+        squash = Resize(size=(3000, 30), rounding=rounding, method="area")
+        np.testing.assert_allclose(squash(line, np.random.default_rng(0)), 7, atol=1e-3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # Kilobytes.
+
+
 def test_memory_that_runs_out_is_not_the_images_fault(monkeypatch):
     def no_memory(self):
         raise MemoryError
@@ -219,7 +243,7 @@ def folder(tmp_path):
 
 
 def opened(folder):
-    return ImageFolder(folder, split="train", seed=0)
+    return ImageFolder(folder, split="train")
 
 
 def replace(path, how):

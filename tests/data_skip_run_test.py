@@ -54,7 +54,7 @@ def on(folder, **changes):
 
 def expected_report(folder, steps, *, after_steps=()):
     """(step, split, row, path) of each line, from the order's definition."""
-    train = ImageFolder(folder, split="train", seed=0)
+    train = ImageFolder(folder, split="train")
     names = {"flower/003.JPEG", "temple/008.jpg", "portrait/001.png"}
     lines = []
     for step in steps:
@@ -164,7 +164,7 @@ def test_an_evaluation_leaves_them_out_and_shows_the_others(tmp_path, folder, ca
     assert "11 examples (1 bad ones are not counted)" in capsys.readouterr().out
     assert [r.getMessage() for r in caplog.records if "flower/002.webp" in r.getMessage()]
     # Pictures and what is said of them belong together: the samples are the good ones, in order.
-    test = ImageFolder(folder, split="test", seed=0)
+    test = ImageFolder(folder, split="test")
     good = [i for i in range(12) if not test.describe(i).endswith("flower/002.webp")]
     for number, i in enumerate(good[:10]):
         label = test.class_names[test[i]["label"]]

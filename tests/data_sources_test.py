@@ -23,10 +23,10 @@ from vit_jax.errors import ConfigError, DataError
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def open_(split="train", *, seed=0, **data) -> object:
+def open_(split="train", **data) -> object:
     config = base_config().data
     config.update(data)
-    return open_source(ConfigDict(config), split=split, seed=seed)
+    return open_source(ConfigDict(config), split=split)
 
 
 def pixels(example):
@@ -160,37 +160,36 @@ def test_folder_with_splits(tmp_path):
 
 def test_a_slice_takes_its_share_of_every_class(tmp_path):
     make_folder(tmp_path, per_class=60)
-    whole = files_of(ImageFolder(tmp_path, split="train", seed=0))
-    first = ImageFolder(tmp_path, split="train[:50%]", seed=1)
-    rest = ImageFolder(tmp_path, split="train[50%:]", seed=2)
+    whole = files_of(ImageFolder(tmp_path, split="train"))
+    first = ImageFolder(tmp_path, split="train[:50%]")
+    rest = ImageFolder(tmp_path, split="train[50%:]")
     assert files_of(first) + files_of(rest) == whole
     cats = sum(first[i]["label"] == 0 for i in range(len(first)))
     assert 18 < cats < 42
 
 
-def test_seeded_split(tmp_path):
+def test_a_folder_without_splits_is_always_divided_the_same(tmp_path):
     make_folder(tmp_path, splits=("",), per_class=150)
 
-    def split(seed):
-        return [set(files_of(ImageFolder(tmp_path, split=s, seed=seed))) for s in ("train", "test")]
+    def split():
+        return [set(files_of(ImageFolder(tmp_path, split=s))) for s in ("train", "test")]
 
-    train, test = split(0)
+    train, test = split()
     assert not train & test
     assert len(train | test) == 300
     assert 15 < len(test) < 50
-    assert split(0) == [train, test]
-    assert split(1) != [train, test]
+    assert split() == [train, test]
     # More files, even of another class, move none.
     for i in range(50):
         write_image(tmp_path / "ant" / f"{i}.png")
-    more_train, more_test = split(0)
+    more_train, more_test = split()
     assert train < more_train
     assert test <= more_test
 
 
 def test_a_class_called_train_is_a_class(tmp_path):
     make_folder(tmp_path, splits=("",), classes=("car", "train"))
-    assert ImageFolder(tmp_path, split="train", seed=0).class_names == ("car", "train")
+    assert ImageFolder(tmp_path, split="train").class_names == ("car", "train")
 
 
 def test_only_images_are_listed(tmp_path, caplog):
@@ -198,16 +197,16 @@ def test_only_images_are_listed(tmp_path, caplog):
     for name in ("notes.txt", "image.gif", ".hidden.png"):
         (tmp_path / "train" / "cat" / name).write_text("no image")
     (tmp_path / ".git").mkdir()
-    assert len(ImageFolder(tmp_path, split="train", seed=0)) == 40
+    assert len(ImageFolder(tmp_path, split="train")) == 40
     assert "2 files do not look like images" in caplog.text
     # Listing decodes nothing: what a file holds is found out when it is decoded.
     (tmp_path / "train" / "cat" / "broken.png").write_text("no image")
-    assert len(ImageFolder(tmp_path, split="train", seed=0)) == 41
+    assert len(ImageFolder(tmp_path, split="train")) == 41
 
 
 def test_a_file_that_vanishes(tmp_path):
     make_folder(tmp_path)
-    source = ImageFolder(tmp_path, split="train", seed=0)
+    source = ImageFolder(tmp_path, split="train")
     pathlib.Path(source.describe(3)).unlink()
     with pytest.raises(DataError, match=r"cannot be read: No such file"):
         source[3]
@@ -215,7 +214,7 @@ def test_a_file_that_vanishes(tmp_path):
 
 def refuses(root, match, split="train"):
     with pytest.raises(DataError, match=match):
-        ImageFolder(root, split=split, seed=0)
+        ImageFolder(root, split=split)
 
 
 def test_folder_mistakes(tmp_path):
@@ -234,7 +233,7 @@ def test_folder_mistakes(tmp_path):
     write_image(tmp_path / "c" / "train" / "cat" / "more" / "1.png")
     refuses(tmp_path / "c", "more: a folder inside of a class's")
     make_folder(tmp_path / "d", splits=("",), classes=("cat",), per_class=1)
-    assert len(ImageFolder(tmp_path / "d", split="test", seed=0)) == 1
+    assert len(ImageFolder(tmp_path / "d", split="test")) == 1
     refuses(tmp_path / "d", 'no image fell to "train"')
 
 
@@ -242,7 +241,7 @@ def test_links_stay_inside_of_the_root(tmp_path):
     root = tmp_path / "root"
     make_folder(root)
     (root / "train" / "cat" / "twin.png").symlink_to("0.png")
-    assert len(ImageFolder(root, split="train", seed=0)) == 41
+    assert len(ImageFolder(root, split="train")) == 41
     write_image(tmp_path / "secret.png")
     link = root / "train" / "cat" / "z.png"
     link.symlink_to(tmp_path / "secret.png")
@@ -252,12 +251,12 @@ def test_links_stay_inside_of_the_root(tmp_path):
     refuses(root, "z.png is a link to nothing")
     link.unlink()
     (tmp_path / "elsewhere").symlink_to(root)  # The root itself may be one.
-    assert len(ImageFolder(tmp_path / "elsewhere", split="train", seed=0)) == 41
+    assert len(ImageFolder(tmp_path / "elsewhere", split="train")) == 41
 
 
 def test_names_of_any_kind(tmp_path):
     make_folder(tmp_path, classes=("Ärger", "a b", "<i>"))
-    source = ImageFolder(tmp_path, split="train", seed=0)
+    source = ImageFolder(tmp_path, split="train")
     assert source.class_names == ("<i>", "a b", "Ärger")
     assert sorted({source[i]["label"] for i in range(len(source))}) == [0, 1, 2]
 
@@ -384,6 +383,26 @@ def test_fashion_mnist_from_broken_files(tmp_path, small_idx):
     assert len(open_fashion(tmp_path, small_idx)) == 60
 
 
+def test_fashion_mnist_where_it_cannot_be_written(tmp_path, small_idx, monkeypatch):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / (300 * "x")):
+        with pytest.raises(DataError, match=r"cannot be prepared in .*Set data\.data_dir"):
+            open_(source="fashion_mnist", data_dir=str(folder), manual_dir=str(small_idx))
+
+    def full(self):
+        raise RuntimeError("Failed to finalize writing")  # ArrayRecord's, of a full disk.
+
+    monkeypatch.setattr(fashion_mnist.FashionMnistIdx, "download_and_prepare", full)
+    with pytest.raises(DataError, match="tfds/fashion_mnist_idx/1.0.0: Failed to finalize"):
+        open_fashion(tmp_path, small_idx)
+
+
+@pytest.mark.parametrize("folder", ["~nouser/x", 300 * "x", "/dev/null"])
+def test_fashion_mnist_from_a_folder_that_is_none(tmp_path, folder):
+    with pytest.raises(DataError, match=r"data\.manual_dir=.*: there is no such folder"):
+        open_fashion(tmp_path, folder)
+
+
 def test_fashion_mnist_from_nowhere(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise ConnectionError("no network")
@@ -437,7 +456,7 @@ from vit_jax.data.sources import open_source
 if __name__ == "__main__":
     config = base_config().data
     config.source, config.data_dir = "fashion_mnist", sys.argv[2]
-    source = open_source(config, split="test", seed=0)
+    source = open_source(config, split="test")
     print(len(source), sum(source[i]["label"] for i in range(100)), source[0]["image"][1:4])
     assert "tensorflow" not in sys.modules
 """

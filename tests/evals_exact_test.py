@@ -45,7 +45,7 @@ def metrics():
 def expected(count):
     """The definition, in float64: of the first test digits, one by one."""
     config = small_config()
-    source = open_source(config.data, split=f"test[:{count}]", seed=0)
+    source = open_source(config.data, split=f"test[:{count}]")
     images = np.stack([source[i]["image"] for i in range(count)]).reshape(count, -1)
     labels = np.array([source[i]["label"] for i in range(count)])
     logits = (images.astype(np.float32) / np.float32(127.5) - 1) @ KERNEL.astype(np.float64)
@@ -76,7 +76,7 @@ def test_every_number_of_examples(metrics, mesh):
 
 def check(metric, count, batch_size, mesh):
     config, want = small_config(), expected(count)
-    source = open_source(config.data, split=f"test[:{count}]", seed=0)
+    source = open_source(config.data, split=f"test[:{count}]")
     assert len(source) == count
     cfg, grid = vit_config(config.model, num_classes=10), mesh_of(mesh)
     weights = []

@@ -4,7 +4,9 @@ import ast
 import json
 import os
 import py_compile
+import re
 import shutil
+import sys
 import zipfile
 
 import jax.numpy as jnp
@@ -12,9 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data_sources_test import open_, open_fashion, small_idx
 from tests.mistakes import ROOT, Doors, contents
 from vit_jax.analysis import confusion, curves, predictions
+from vit_jax.errors import DataError
 from vit_jax.evals import Classification
+
+__all__ = ["small_idx"]  # A fixture.
 
 SOURCES = sorted([*(ROOT / "vit_jax").rglob("*.py"), *(ROOT / "configs").rglob("*.py")])
 
@@ -237,3 +243,31 @@ def test_pictures_are_drawn_whatever_classes_are_called(tmp_path, name):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
     assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_a_tfds_folder_names_no_module_to_import(tmp_path, small_idx, monkeypatch):
+    """TFDS imports what `pythonClassName` says."""
+    open_fashion(tmp_path, small_idx)
+    prepared = next((tmp_path / "tfds").rglob("features.json")).parent
+    strange = tmp_path / "strange" / "stranger" / "1.0.0"
+    shutil.copytree(prepared, strange)
+    info = json.loads((strange / "dataset_info.json").read_text())
+    (strange / "dataset_info.json").write_text(json.dumps({**info, "name": "stranger"}))
+    mark = tmp_path / "mark"
+    hostile(tmp_path / "payload.py", mark)
+    monkeypatch.syspath_prepend(tmp_path)
+    features = (strange / "features.json").read_text()
+    where = str(tmp_path / "strange")
+    assert len(open_("train", source="tfds", name="stranger", data_dir=where)) == 60  # As it was.
+    for named in ("payload.X", "this.X"):
+        changed = re.sub(r'"tensorflow_datasets[^"]*"', f'"{named}"', features, count=1)
+        (strange / "features.json").write_text(changed)
+        with pytest.raises(DataError, match=f"names the class '{named}'"):
+            open_("train", source="tfds", name="stranger", data_dir=where)
+    assert not mark.exists() and "payload" not in sys.modules
+    (strange / "features.json").write_text(features)
+    (strange / "dataset_info.json").write_text('{"name": 3')
+    with pytest.raises(DataError, match="TFDS cannot open"):
+        open_("train", source="tfds", name="stranger", data_dir=where)
+    with pytest.raises(DataError, match="run code of theirs"):
+        open_("train", source="tfds", name="huggingface:mnist", data_dir=where)

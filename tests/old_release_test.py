@@ -38,7 +38,7 @@ def release(request, tmp_path):
 
 def digits(run, count):
     """The first test digits, as the run's model is fed."""
-    source = open_source(run.config.data, split="test", seed=run.config.seed)
+    source = open_source(run.config.data, split="test")
     cfg = vit_config(run.config.model, num_classes=source.num_classes)
     build = transforms.build(run.config.data.eval_transforms, image_size=cfg.image_size)
     rng = np.random.default_rng(0)

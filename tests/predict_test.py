@@ -1,6 +1,8 @@
 """Predictions and evaluations of a trained run."""
 
 import json
+import os
+import pathlib
 
 import numpy as np
 import pyarrow.csv
@@ -9,7 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.small_run import run
+from vit_jax import evaluate as evaluate_door
+from vit_jax import predict as predict_door
 from vit_jax.data import pipeline
+from vit_jax.data.files import find_images
 from vit_jax.data.sources import open_source
 from vit_jax.errors import CheckpointError, DataError
 from vit_jax.evaluate import evaluate
@@ -27,7 +32,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def pictures(tmp_path, trained):
     """Test pictures as files of several formats and modes, with their labels in their names."""
-    source = open_source(read_config(trained).data, split="test[:20]", seed=0)
+    source = open_source(read_config(trained).data, split="test[:20]")
     folder = tmp_path / "pictures"
     (folder / "deeper").mkdir(parents=True)
     (folder / ".hidden").mkdir()
@@ -42,7 +47,7 @@ def pictures(tmp_path, trained):
 
 
 def test_predicts_a_folder_as_the_evaluation_does(trained, pictures):
-    source = open_source(read_config(trained).data, split="test[:20]", seed=0)
+    source = open_source(read_config(trained).data, split="test[:20]")
     found = list(predict(trained, [str(pictures)], top_k=10))
     assert len(found) == 20 and not any(p.error for p in found)
     for p in found:
@@ -87,6 +92,50 @@ def test_nothing_to_predict_is_an_error(trained, tmp_path):
         list(predict(trained, []))
 
 
+def test_what_a_folder_holds_besides_images_is_told(tmp_path, caplog):
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    for name in ("a.jpg", "deeper/b.PNG", "anim.gif", "deeper/x.heic", ".y.gif", ".hidden/z.gif"):
+        (tmp_path / name).touch()
+    (tmp_path / "broken.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "link").symlink_to("deeper")
+    os.mkfifo(tmp_path / "p.jpg")
+    found = [str(path.relative_to(tmp_path)) for path in find_images([str(tmp_path)])]
+    assert found == ["a.jpg", "broken.jpg", "deeper/b.PNG", "p.jpg"]
+    assert "3 that do not look like images are left out: anim.gif, deeper/x.heic, link. Name" in (
+        caplog.text
+    )
+    for i in range(9):
+        (tmp_path / f"{i}.gif").touch()
+    find_images([str(tmp_path)])
+    assert (
+        "12 that do not look like images are left out: 0.gif, 1.gif, 2.gif, 3.gif, 4.gif, ..."
+        in (caplog.text)
+    )
+
+
+def test_links_to_nothing_and_pipes_are_reported_in_their_place(trained, pictures):
+    (pictures / "00.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(pictures / "p.jpg")
+    found = {p.path: p.error for p in predict(trained, [str(pictures)]) if p.error}
+    assert found.keys() == {str(pictures / "00.jpg"), str(pictures / "p.jpg")}
+    assert "No such file" in found[str(pictures / "00.jpg")]
+    assert "a named pipe" in found[str(pictures / "p.jpg")]
+
+
+def test_a_folder_without_images_names_what_is_there(tmp_path):
+    (tmp_path / "anim.gif").touch()
+    with pytest.raises(
+        DataError, match=r"holds no image.*Left out: anim\.gif\. Name a file itself"
+    ):
+        find_images([str(tmp_path)])
+
+
+def test_too_long_a_name_is_a_file_that_is_not_there():
+    name = 300 * "x"
+    assert find_images([name]) == [pathlib.Path(name)]
+
+
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_outputs_hold_the_same(tmp_path, ending):
     predictions = [
@@ -113,6 +162,27 @@ def test_evaluation_files(trained):
     assert written["split"] == "test[:50]" and written["step"] == 60
     assert written["top1"] == np.trace(np.array(written["confusion"])) / 50
     assert {"confusion.png", "predictions.png", "samples"} <= {p.name for p in trained.iterdir()}
+
+
+def test_an_evaluation_of_data_in_a_folder_of_any_name(trained, monkeypatch, capsys):
+    def renamed(*args, **kwargs):
+        source = open_source(*args, **kwargs)
+        source.name = "/data/\x1b[31m\udcff"
+        return source
+
+    monkeypatch.setattr(evaluate_door, "open_source", renamed)
+    evaluate(trained, split="test[:10]")
+    assert capsys.readouterr().out.startswith("/data/\ufffd[31m\ufffd, test[:10], after 60 steps")
+
+
+def test_names_of_classes_make_names_of_files():
+    name = evaluate_door._file_name(80 * "\N{CJK UNIFIED IDEOGRAPH-732B}")
+    assert len(f".9-{name}.png.unfinished".encode()) < 200 and set(name) == {"\u732b"}
+    assert evaluate_door._file_name("a/b: c\udcff" + 200 * "x") == "a_b_c_" + 94 * "x"
+
+
+def test_the_help_shows_commands_as_they_are_typed():
+    assert "\\\n" in predict_door.__doc__ and "\\\\" not in predict_door.__doc__
 
 
 def test_an_older_checkpoint_can_be_named(trained):

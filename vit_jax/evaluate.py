@@ -31,7 +31,7 @@ from vit_jax.config import base_config
 from vit_jax.data import transforms
 from vit_jax.data.base import Source
 from vit_jax.data.sources import open_source
-from vit_jax.errors import ConfigError, DataError
+from vit_jax.errors import ConfigError, DataError, printable
 from vit_jax.evals.build import classifier, eval_batches
 from vit_jax.evals.classification import ClassificationReport
 from vit_jax.evals.predictions import predict
@@ -63,7 +63,7 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
         split = split or usual
         if not split:
             raise ConfigError("The run's config evaluates no split: name one with --split.")
-        source = open_source(run.config.data, split=split, seed=run.config.seed)
+        source = open_source(run.config.data, split=split)
         names = run.dataset["class_names"]
         if list(source.class_names) != names[: source.num_classes]:
             raise DataError(
@@ -96,12 +96,13 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
             raise DataError(f"{folder} cannot be written: {storage.explain(error)}.") from error
         bad = len(source) - report.count
         skipped = f" ({bad:,} bad ones are not counted)" if bad else ""
-        print(
+        said = (
             f"{source.name}, {split}, after {run.step:,} steps: "
             f"{report.count:,} examples{skipped}, top-1 {report.top1:.2%}, "
             f"top-5 {report.top5:.2%}, loss {report.loss:.4f}, calibration error {report.ece:.2%}\n"
             f"Written to {folder}."
         )
+        print(printable(said))
     return report
 
 
@@ -119,7 +120,8 @@ def _results_folder(run: Run, *, split: str, usual: str) -> epath.Path:
 
 def _file_name(text: str) -> str:
     """Text as part of a file's name: it leads to no other folder."""
-    return re.sub(r"[^\w.-]+", "_", text)[:100]
+    short = re.sub(r"[^\w.-]+", "_", text).encode()[:100]  # Bytes are what a name has 255 of.
+    return short.decode(errors="ignore")
 
 
 def _first_probabilities(

@@ -91,7 +91,7 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
 
-        source = open_source(config.data, split=config.data.split, seed=config.seed)
+        source = open_source(config.data, split=config.data.split)
         cfg = vit_config(config.model, num_classes=source.num_classes)
         if cfg.num_classes < source.num_classes:
             raise ConfigError(

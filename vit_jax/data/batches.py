@@ -25,7 +25,8 @@ from vit_jax.errors import ConfigError, DataError, VitJaxError
 
 Batch = dict[str, jax.Array]
 
-MAX_RESTARTS = 3  # Of one iterator's loader.
+MAX_RESTARTS = 3  # Of a loader,
+FORGIVEN = 1000  # within so many batches: over weeks a worker may well be killed more often.
 _GRACE = 10.0  # Seconds that closing waits for the thread, at most.
 
 
@@ -35,7 +36,7 @@ class Batches:
     A thread takes blocks from Grain's threads or from worker processes, puts batches together and
     starts their transfer to the devices, `prefetch` batches ahead. Closing ends all of these; so
     does garbage collection, later. A worker process that is killed, stopped or hung
-    (`workers.SILENCE`) is replaced, `MAX_RESTARTS` times.
+    (`workers.SILENCE`) is replaced, `MAX_RESTARTS` times in `FORGIVEN` batches.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Batches:
             prefetch=prefetch,
         )
         self._given = 0
-        self._restarts = 0
+        self._restarts, self._restarted_at = 0, 0
         # It holds no reference to self, so that an iterator that is dropped is closed too.
         self._loader = [self._start(blocks)]
         self._close = weakref.finalize(self, _close_last, self._loader)
@@ -122,6 +123,8 @@ class Batches:
             item = self._loader[0].batches.get()
             if not isinstance(item, Exception):
                 return item
+            if self._given - self._restarted_at >= FORGIVEN:
+                self._restarts = 0
             if isinstance(item, WorkerLost) and self._restarts < MAX_RESTARTS:
                 self._restart(item)
                 continue
@@ -129,7 +132,7 @@ class Batches:
             raise item if isinstance(item, VitJaxError) else self._explain(item) from item
 
     def _restart(self, fault: WorkerLost) -> None:
-        self._restarts += 1
+        self._restarts, self._restarted_at = self._restarts + 1, self._given
         logging.warning(
             "The data loader is started again (%d of at most %d times), which changes no batch: %s",
             self._restarts,

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import errno
 import math
 import sys
 import traceback
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from vit_jax.data.base import Example, Source
+from vit_jax.data.reading import is_passing
 from vit_jax.errors import DataError, VitJaxError
 
 Transform = Callable[[Example, np.random.Generator], Example]
@@ -26,9 +26,6 @@ BLOCK_ROWS = (
     32  # Many, to outweigh Grain's cost per element; few, to busy all threads with a batch.
 )
 PADDING = -1  # In place of an example's id: a row of zeros.
-
-# What the machine lacks is no fault of the example: another time it would be read.
-_EXHAUSTED = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 class BadRow(NamedTuple):
@@ -55,7 +52,7 @@ class ExampleLoader:
 
         Raises:
           DataError: whatever is wrong with the example; the message begins with its place.
-          MemoryError, OSError: the machine has no memory or open files left.
+          MemoryError, OSError: it cannot be read now (`vit_jax.data.reading.is_passing`).
         """
         try:
             example = self.source[i]
@@ -69,7 +66,7 @@ class ExampleLoader:
         except VitJaxError as error:
             raise DataError(f"{self.source.describe(i)}: {error}") from error
         except Exception as error:  # A fault of a transform or of a library: say in which line.
-            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _EXHAUSTED:
+            if is_passing(error):
                 raise
             frame = traceback.extract_tb(error.__traceback__)[-1]
             raise DataError(

@@ -19,6 +19,7 @@ from vit_jax.data.op import (
 )
 from vit_jax.errors import ConfigError, DataError
 
+MAX_RESIZED = 2**24  # Pixels that `resize_small` makes at the most: of a line it would make a wall.
 _ATTEMPTS = 10  # At drawing a box that fits: as in TensorFlow's Inception crop, and torchvision's.
 
 
@@ -87,6 +88,11 @@ class ResizeSmall(Resize):
             size = height, max(width, self._round(height * w, h))
         else:
             size = max(height, self._round(width * h, w)), width
+        if math.prod(size) > max(MAX_RESIZED, 4 * math.prod(self.size)):
+            raise DataError(
+                f"An image of {h} x {w} pixels (height x width) is too long and thin: resized it "
+                f"would have {size[0]:,} x {size[1]:,}. Cut it beforehand."
+            )
         return self._to(image, size)
 
     def _round(self, numerator: int, denominator: int) -> int:

@@ -25,19 +25,19 @@ class ImageFolder(Source):
     The classes are the names of the class folders, sorted. Within a split the files are in a
     pseudo-random order that depends on their names alone, so that a slice such as train[:90%] takes
     its share of every class. Without split folders, a file belongs to "test" with a chance of
-    `TEST_SHARE`, decided by the seed and its name alone: files added later move no other.
+    `TEST_SHARE`, decided by its name alone: files added later move no other, and what one run is
+    tested on no other run, such as one that it goes on from, has been trained on.
 
     Hidden files and folders (a leading dot) are passed over; files of other kinds are left out with
     a warning.
     """
 
-    def __init__(self, root: str | os.PathLike, *, split: str, seed: int):
+    def __init__(self, root: str | os.PathLike, *, split: str):
         """Lists the files of one split; decodes nothing.
 
         Args:
           root: the folder.
           split: a split, or a slice of one.
-          seed: divides a folder that has no split folders.
 
         Raises:
           DataError: the folder is missing or empty, a class has no image, the splits differ in
@@ -63,7 +63,7 @@ class ImageFolder(Source):
             files = [
                 file
                 for file in self._list_classes("")
-                if (_uniform(f"{seed}/{file}") < TEST_SHARE) == (name == "test")
+                if (_uniform(f"0/{file}") < TEST_SHARE) == (name == "test")
             ]
             if not files:
                 raise DataError(

@@ -1,5 +1,6 @@
 """Reading a file of a data set: a regular one, inside of its folder, and not more than fits."""
 
+import errno
 import os
 import stat
 
@@ -8,6 +9,12 @@ from vit_jax.errors import DataError
 # What the largest image that is decoded takes as RGB (vit_jax.data.decode.MAX_PIXELS).
 MAX_BYTES = 256 * 2**20
 
+# What the machine lacks, or a file system that is away, is no fault of the file.
+_PASSING = {
+    errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN,
+    errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH,
+}  # fmt: skip
+
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -15,6 +22,11 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same example might be read another time: it is not to be called bad."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING
 
 
 def read_file(path: str | os.PathLike[str], *, within: str = "") -> bytes:
@@ -27,6 +39,7 @@ def read_file(path: str | os.PathLike[str], *, within: str = "") -> bytes:
     Raises:
       DataError: it cannot be read, is no regular file (reading a pipe would wait for ever), is
         larger than `MAX_BYTES`, or lies outside of the folder.
+      OSError: it cannot be read now (`is_passing`).
     """
     try:
         if within and (target := leads_out(path, of=within)):
@@ -39,6 +52,8 @@ def read_file(path: str | os.PathLike[str], *, within: str = "") -> bytes:
             if status.st_size <= MAX_BYTES:
                 return opened.read(status.st_size)
     except OSError as error:
+        if is_passing(error):
+            raise
         raise DataError(f"The file cannot be read: {error.strerror}.") from error
     raise DataError(
         f"The file is too large: of its {status.st_size:,} bytes at most {MAX_BYTES:,} would be "

@@ -14,9 +14,13 @@ from jaxtyping import Float, Int, Num
 from PIL import Image
 
 from vit_jax.data.decode import from_pillow, to_pillow
+from vit_jax.errors import DataError
 
 METHODS = ("nearest", "bilinear", "bicubic", "area")
 ROUNDINGS = ("nearest", "down", "none")
+
+MAX_SIDE = 2**17  # Pixels of what is resized: the weights of longer sides would fill the memory.
+_MAX_BETWEEN = 2**26  # Pixels between the two axes.
 
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -40,7 +44,15 @@ def resize(
 
     Returns:
       uint8; float32 if the image was that or if `rounding` is none.
+
+    Raises:
+      DataError: a side is longer than `MAX_SIDE`.
     """
+    if max(image.shape[:2]) > MAX_SIDE:
+        raise DataError(
+            f"An image of {image.shape[0]:,} x {image.shape[1]:,} pixels (height x width): no side "
+            f"may have more than {MAX_SIDE:,}. Cut it beforehand."
+        )
     exact = image.dtype != np.uint8 or rounding == "none"
     if image.shape[:2] == size:
         return image.astype(np.float32) if exact else image
@@ -48,9 +60,10 @@ def resize(
         # Pillow's own, several times as fast.
         return from_pillow(to_pillow(image).resize(size[::-1], _PILLOW[method]))
     # float64 where fractions are cut off: float32 would turn many a 100.0 into 99.
-    out = image.astype(np.float64 if rounding == "down" else np.float32)
-    for axis in (0, 1):
-        out = _resample(out, size[axis], axis=axis, method=method, antialias=antialias)
+    dtype, out = np.float64 if rounding == "down" else np.float32, image
+    # A long line is shortened before it is made thick.
+    for axis in (0, 1) if size[0] * image.shape[1] <= _MAX_BETWEEN else (1, 0):
+        out = _resample(out, size[axis], axis=axis, method=method, antialias=antialias, dtype=dtype)
     if exact:
         return out.astype(np.float32)
     # 1e-9 is far above float64's errors and far below any fraction that matters.
@@ -58,10 +71,16 @@ def resize(
 
 
 def _resample(
-    image: Float[np.ndarray, "h w c"], length: int, *, axis: int, method: str, antialias: bool
+    image: Num[np.ndarray, "h w c"],
+    length: int,
+    *,
+    axis: int,
+    method: str,
+    antialias: bool,
+    dtype: type[np.floating],
 ) -> Float[np.ndarray, "h2 w2 c"]:
     indices, weights = _taps(image.shape[axis], length, method, antialias)
-    weights = weights.astype(image.dtype)[..., None]
+    weights = weights.astype(dtype)[..., None]
     if axis == 0:
         weights = weights[..., None]
     return sum(

@@ -13,13 +13,12 @@ __all__ = ["SOURCES", "Example", "Source", "open_source"]
 SOURCES = ("digits", "fashion_mnist", "tfds", "image_folder")
 
 
-def open_source(data_config: ConfigDict, *, split: str, seed: int) -> Source:
+def open_source(data_config: ConfigDict, *, split: str) -> Source:
     """Opens one split of the configured data set.
 
     Args:
       data_config: `config.data`; read are source, name, data_dir, manual_dir, image_key, label_key.
       split: a split's name, or a slice of it such as "train[:90%]".
-      seed: divides an image folder that has no split folders.
 
     Returns:
       The source, with at least one example.
@@ -49,6 +48,9 @@ def open_source(data_config: ConfigDict, *, split: str, seed: int) -> Source:
             from vit_jax.data.image_folder import ImageFolder
 
             if not c.data_dir:
-                raise ConfigError('data.source="image_folder" needs data.data_dir, its root.')
-            return ImageFolder(c.data_dir, split=split, seed=seed)
+                raise ConfigError(
+                    'data.source="image_folder" needs data.data_dir, its root. Pass '
+                    "--config.data.data_dir=FOLDER or --config=configs/image_folder.py:root=FOLDER."
+                )
+            return ImageFolder(c.data_dir, split=split)
     raise ConfigError(f'Unknown data.source "{c.source}". {did_you_mean(c.source, SOURCES)}')

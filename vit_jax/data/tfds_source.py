@@ -4,12 +4,16 @@ TFDS reads prepared data without TensorFlow if they are stored as ArrayRecord (i
 TFRecord, has no random access). Images stay encoded here; `vit_jax.data.decode` decodes them.
 """
 
+import contextlib
 import difflib
+import re
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from vit_jax.data.base import Example, Source, digest, split_name
+from vit_jax.data.reading import is_passing
 from vit_jax.errors import ConfigError, DataError, did_you_mean
 
 _CATALOG = "https://www.tensorflow.org/datasets/catalog/overview"
@@ -23,10 +27,20 @@ def find_builder(name: str, *, data_dir: str) -> tfds.core.DatasetBuilder:
       data_dir: the folder of prepared data; "": TFDS's own (`~/tensorflow_datasets`).
 
     Raises:
-      DataError: there is no such data set, config or version.
+      DataError: there is no such data set, config or version, or what is prepared is damaged.
     """
+    if not re.fullmatch(r"[^:]*(:[\d.*]+)?", name):
+        raise DataError(
+            f'"{name}" is no data set of TFDS: write NAME, NAME/CONFIG or NAME:VERSION. Those of '
+            "other places (huggingface:...) run code of theirs: prepare one with TFDS first."
+        )
     try:
-        return tfds.builder(name, data_dir=data_dir or None)
+        with _own_features_only():
+            builder = tfds.builder(name, data_dir=data_dir or None)
+            _ = builder.info  # What is prepared is read here.
+            return builder
+    except DataError:
+        raise
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)  # Hundreds: name the nearest.
         base = name.partition(":")[0].partition("/")[0]
@@ -36,9 +50,30 @@ def find_builder(name: str, *, data_dir: str) -> tfds.core.DatasetBuilder:
             f'TFDS knows no data set "{name}", and none of this name is prepared in '
             f"{data_dir or 'its default folder'}. {guess}All names: {_CATALOG}"
         ) from None
-    except (AssertionError, ValueError) as error:
-        # Known, but not in this config or version.
+    except Exception as error:
+        # Known, but not in this config or version; or files that no TFDS has written.
         raise DataError(f'TFDS cannot open "{name}": {error}') from error
+
+
+@contextlib.contextmanager
+def _own_features_only() -> Iterator[None]:
+    """Inside, TFDS does not import the module that a features.json names: it may be anybody's."""
+    connector = tfds.features.FeatureConnector
+    find = connector.cls_from_name
+
+    def find_own(cls: type, name: str) -> type:
+        if not name.startswith("tensorflow_datasets."):
+            raise DataError(
+                f"features.json names the class {name[:200]!r}: only features of TFDS itself are "
+                "read, for any other would be code to run."
+            )
+        return find(name)
+
+    connector.cls_from_name = classmethod(find_own)
+    try:
+        yield
+    finally:
+        connector.cls_from_name = find
 
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
@@ -115,6 +150,8 @@ class TfdsSource(Source):
         try:
             record = self._records[index]
         except Exception as error:  # Whatever the reader or the parser found.
+            if is_passing(error):
+                raise
             raise DataError(f"This record cannot be read: {error}") from error
         label = record[self._label_key]
         if self.multi_label:

@@ -58,6 +58,7 @@ class Workers:
         self._done: tuple[int, int] | None = None  # Worker and slot of the block given last.
         size = _BOARD.size + _ALIGN + _SLOTS * sum(_sizes(blocks))
         self._memory = [SharedMemory(create=True, size=size) for _ in range(count)]
+        self._named = set(range(count))  # Whose memory still has a name, under /dev/shm.
         self._arrays = [_views(memory, blocks) for memory in self._memory]
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
@@ -119,9 +120,15 @@ class Workers:
         for pipe in self._pipes:
             pipe.close()
         self._arrays = []
-        for memory in self._memory:
+        for index, memory in enumerate(self._memory):
+            self._forget_name(index)
             memory.close()
-            memory.unlink()
+
+    def _forget_name(self, index: int) -> None:
+        """From here on the memory ends with the two processes that have it, however they end."""
+        if index in self._named:
+            self._named.remove(index)
+            self._memory[index].unlink()
 
     def _kill(self) -> None:
         started = [process for process in self._processes if process.pid is not None]
@@ -138,7 +145,9 @@ class Workers:
         try:
             for wait in itertools.count(1):
                 if pipe.poll(BEAT / _LOOKS):
-                    return pipe.recv()
+                    answer = pipe.recv()
+                    self._forget_name(index)
+                    return answer
                 if self._stop.is_set():
                     raise RuntimeError("it was told to stop")
                 if wait % _LOOKS:

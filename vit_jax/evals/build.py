@@ -75,7 +75,7 @@ def build_evals(
                 f'config.evals.{name}.type is "{entry.get("type")}". '
                 + did_you_mean(str(entry.get("type")), TYPES)
             )
-        source = open_source(config.data, split=entry.split, seed=config.seed)
+        source = open_source(config.data, split=entry.split)
         if tuple(source.class_names) != tuple(class_names):
             raise DataError(
                 f"{source.name}: {entry.split} has the classes {_shown(source.class_names)}, and "
