@@ -1,17 +1,19 @@
 """Pictures: that they are drawn, replaced whole, and say what they should."""
 
 import json
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from vit_jax.analysis import confusion, curves, predictions
 from vit_jax.analysis.confusion_matrix import _largest_of_blocks
-from vit_jax.analysis.figures import _running_mean
+from vit_jax.analysis.figures import _running_mean, save
 from vit_jax.errors import DataError
 from vit_jax.evals import Classification
 
@@ -54,7 +56,7 @@ def test_curves_of_short_and_long_runs(tmp_path, texts, steps):
     assert picture(out).std() > 0
     assert {"Loss", "Accuracy", "Learning rate", "step (optimizer updates)"} <= set(texts)
     assert "test/top1: 87.50%" in texts
-    assert "train/lr: peak 0.001" in texts
+    assert "train/lr: largest logged 0.001" in texts
     # Neither what was never finite nor what is none of the three.
     assert not any("test/loss" in text or "other" in text for text in texts)
 
@@ -104,6 +106,27 @@ def test_predictions_of_colour_pictures_with_long_names(tmp_path, texts):
     assert picture(tmp_path / "p.png").std() > 0
     assert "✓ a very long n…\n80%" in texts
     assert "3 of 3 pictures right" in texts
+
+
+def test_letters_that_the_font_lacks_are_told_of_once(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        logging, "log_first_n", lambda level, message, n, *values: said.append(message % values)
+    )
+    images = np.zeros((3, 8, 8, 1), np.uint8)
+    names = ["\N{CJK UNIFIED IDEOGRAPH-732B}\N{CJK UNIFIED IDEOGRAPH-72AC}", "b"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictions(images, np.ones(3, int), np.tile([0.8, 0.2], (3, 1)), names, tmp_path / "p.png")
+        assert len(said) == 1 and "no shapes for 2 letters" in said[0]
+        assert "font.family: DejaVu Sans, Noto Sans CJK JP" in said[0]
+    assert picture(tmp_path / "p.png").std() > 0
+
+
+def test_other_warnings_of_a_picture_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: warnings.warn("odd", stacklevel=1))
+    with pytest.warns(UserWarning, match="odd"):
+        save(Figure(), tmp_path / "p.png")
 
 
 def test_predictions_of_nothing(tmp_path):

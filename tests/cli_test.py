@@ -63,6 +63,43 @@ def test_no_checkpoint_is_said(tmp_path, verb, flag):
         assert code == 2 and message in err and "Traceback" not in err, err
 
 
+def door(main, *, env=None, **streams):
+    """Runs a front door of which this is all; gives exit code, standard output, standard error."""
+    code = f"from absl import logging; from vit_jax import cli; cli.run(lambda argv: {main})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, timeout=60, env={**os.environ, **(env or {})},
+        **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams),
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_ends_it_quietly(unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    code, _, err = door("print('x')", env={"PYTHONUNBUFFERED": unbuffered}, stdout=writer)
+    os.close(writer)
+    assert (code, err) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_an_output_that_is_full_is_said():
+    with open("/dev/full", "w") as full:
+        code, _, err = door("print('x')", env={"PYTHONUNBUFFERED": ""}, stdout=full)
+    assert code == 2
+    assert err == "error: Standard output cannot be written: No space left on device.\n"
+
+
+def test_a_terminal_without_the_letters_gets_their_numbers():
+    env = {"PYTHONIOENCODING": "ascii:strict"}
+    assert door("print('\u732b')", env=env)[:2] == (0, b"\\u732b\n")
+
+
+def test_warnings_are_shown_and_not_obeyed():
+    code, _, err = door(r"logging.warning('%s is left out', 'a\x1b[31m\udcff.txt')")
+    assert code == 0 and "a\ufffd[31m\ufffd.txt is left out" in err and "\x1b" not in err, err
+
+
 def test_train_evaluate_predict_in_the_shell(tmp_path):
     workdir = tmp_path / "run"
     code, out, err = call(

@@ -9,7 +9,8 @@ DATA = {
     ),
     "folder not named": (
         "--config.data.source=image_folder",
-        'data.source="image_folder" needs data.data_dir, its root.',
+        'data.source="image_folder" needs data.data_dir, its root. Pass --config.data.data_dir=',
+        "--config=configs/image_folder.py:root=FOLDER.",
     ),
     "folder that is not there": (
         FOLDER + "nowhere",
@@ -212,6 +213,12 @@ PREDICT_SOME = {
         "--checkpoint=run pictures/cat/none.png",
         "pictures/cat/none.png: cannot be predicted: ",
         "No such file",
+    ),
+    "picture of too long a name": (
+        f"--checkpoint=run {300 * 'x'}.png pictures/cat/0.png",
+        "x.png: cannot be predicted: ",
+        "File name too long",
+        "pictures/cat/0.png: ",
     ),
     "picture that is text": (
         "--checkpoint=run notes.txt pictures/cat/0.png",

@@ -96,6 +96,23 @@ COMMAND_LINE = {
     ),
     "config without get_config": ("--config=bare.py", "--config=bare.py defines no get_config()."),
     "config that is nothing": ("--config=", "--config=: this is no file."),
+    "config in a home that is not there": (
+        "--config=~nouser/x.py",
+        "--config=~nouser/x.py: there is no such home folder.",
+    ),
+    "config of too long a name": (
+        f"--config={300 * 'x'}.py",
+        "x.py cannot be read: File name too long.",
+    ),
+    "config below a folder with a colon": (
+        "--config=/a:b/x.py",
+        "--config=/a: there is no such file, and what follows a colon is its argument",
+    ),
+    "config's argument with a comma": (
+        "--config=CONFIGS/image_folder.py:root=/x/a,b",
+        'Config argument "b": write key=value.',
+        "give one that has a comma to its key, such as --config.data.data_dir=FOLDER.",
+    ),
     "config in an object store": (
         "--config=gs://bucket/config.py",
         "copy the file here; it must be a local one",

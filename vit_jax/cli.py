@@ -2,8 +2,12 @@
 
 import copy
 import importlib.util
+import io
+import os
 import pathlib
 import re
+import select
+import signal
 import sys
 import traceback
 import types
@@ -20,6 +24,7 @@ from vit_jax.errors import ConfigError, VitJaxError, did_you_mean, printable
 from vit_jax.parallel.processes import give_threads_to_simulated_devices
 
 EXIT_ERROR = 2
+_EXIT_UNREAD = 128 + signal.SIGPIPE  # What a shell says of a tool whose reader left.
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -35,9 +40,39 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return _fail(error)
 
     logging.set_verbosity(logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # Neither closed, nor a notebook's.
+            stream.reconfigure(errors="backslashreplace")  # A terminal may lack letters of a name.
     _keep_libraries_quiet()
     give_threads_to_simulated_devices()
-    app.run(guarded, flags_parser=_parse_flags)
+    try:
+        app.run(guarded, flags_parser=_parse_flags)
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        sys.exit(_EXIT_UNREAD)
+    finally:
+        _flush()
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads standard output any more, as after `... | head -1`."""
+    poll = select.poll()
+    if sys.stdout:
+        poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _flush() -> None:
+    """Writes what is still to be written; if that fails, it is said now and without a traceback."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more.
+        if isinstance(error, BrokenPipeError):
+            sys.exit(_EXIT_UNREAD)
+        sys.exit(_fail(f"Standard output cannot be written: {error.strerror}."))
 
 
 def _keep_libraries_quiet() -> None:
@@ -53,7 +88,15 @@ def _keep_libraries_quiet() -> None:
             sys.__unraisablehook__(args)
 
     logging.get_absl_handler().addFilter(without_traceback)
+    logging.get_absl_handler().setFormatter(_Printable())
     sys.unraisablehook = unraisable
+
+
+class _Printable(logging.PythonFormatter):
+    """Log lines that a terminal does not obey, whatever the names of files in them are."""
+
+    def format(self, record: LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -97,7 +140,7 @@ class _ConfigFile(flags.ArgumentParser):
     def parse(self, argument: str) -> ConfigDict:
         """Runs FILE.py or FILE.py:ARGUMENT."""
         name, colon, argument = argument.partition(":")
-        path = _config_path(name, address=argument.startswith("//"))
+        path = _config_path(name, address=argument.startswith("//"), cut=bool(colon))
         try:
             module = _run(path)
             if not hasattr(module, "get_config"):
@@ -145,18 +188,25 @@ def _run(path: pathlib.Path) -> types.ModuleType:
     return module
 
 
-def _config_path(name: str, *, address: bool) -> pathlib.Path:
-    """The file of --config, which must be one of this machine."""
+def _config_path(name: str, *, address: bool, cut: bool) -> pathlib.Path:
+    """The file of --config, which must be one of this machine; `cut`: a colon came after it."""
     if address:
         raise ConfigError(f"--config={name}://...: copy the file here; it must be a local one.")
-    path = pathlib.Path(name).expanduser()
-    if path.suffix == ".py" and path.is_file():
-        return path
-    wrong = (
-        "there is no such file" if not path.exists()
-        else "this is no file" if not path.is_file()
-        else "a config is a Python file, FILE.py"
-    )  # fmt: skip
+    try:
+        path = pathlib.Path(name).expanduser()
+        if path.suffix == ".py" and path.is_file():
+            return path
+        wrong = (
+            "there is no such file" if not path.exists()
+            else "this is no file" if not path.is_file()
+            else "a config is a Python file, FILE.py"
+        )  # fmt: skip
+    except RuntimeError:
+        raise ConfigError(f"--config={name}: there is no such home folder.") from None
+    except OSError as error:
+        raise ConfigError(f"--config={name} cannot be read: {error.strerror}.") from error
+    if cut and path.suffix != ".py":
+        wrong += ", and what follows a colon is its argument: no colon may be in the path"
     folder = path if path.is_dir() else path.parent
     others = sorted(str(other) for other in folder.glob("*.py") if other.stem != "__init__")
     none = f"There is none in {folder}; the project's are in its folder configs."

@@ -328,10 +328,14 @@ def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:
       ConfigError: an unknown argument, or a value of another type.
     """
     args = ConfigDict(defaults)
-    for item in (arg or "").split(",") if arg else ():
+    for i, item in enumerate((arg or "").split(",") if arg else ()):
         key, equals, text = item.partition("=")
         if not equals:
-            raise ConfigError(f'Config argument "{item}": write key=value. {_accepted(defaults)}')
+            comma = " A value ends at a comma: give one that has a comma to its key, such as "
+            raise ConfigError(
+                f'Config argument "{item}": write key=value. {_accepted(defaults)}'
+                + (f"{comma}--config.data.data_dir=FOLDER." if i else "")
+            )
         if key not in defaults:
             hint = did_you_mean(key, defaults) if defaults else _accepted(defaults)
             raise ConfigError(f'Unknown config argument "{key}". {hint}')

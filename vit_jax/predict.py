@@ -1,11 +1,12 @@
 r"""Says what is on pictures.
 
-    python -m vit_jax.predict --checkpoint=runs/quickstart [--top_k=5] [--output=preds.csv] \\
+    python -m vit_jax.predict --checkpoint=runs/quickstart [--top_k=5] [--output=preds.csv] \
         IMAGE_OR_FOLDER ...
 
 Each picture is prepared as the model was evaluated and gets the names and probabilities of the
 most probable classes: in the terminal, or in a .csv, .jsonl or .parquet file. A file that is no
-picture is reported in its place, and the others are predicted all the same.
+picture is reported in its place, and the others are predicted all the same. What in a folder has
+no picture's name is left out, with a word on standard error.
 
 Exit codes: 0 all pictures were read; 1 some could not be; 2 an error that the message explains.
 """

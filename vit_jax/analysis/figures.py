@@ -5,10 +5,13 @@ and replace an older picture only when they are complete.
 """
 
 import io
+import re
+import warnings
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from absl import logging
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
@@ -60,13 +63,38 @@ def save(figure: Figure, out_png: epath.PathLike) -> None:
       DataError: it cannot be written there.
     """
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(picture, format="png")
+    _say_what_is_missing(caught)
     out_png = epath.Path(out_png)
     try:
         storage.make_folder(out_png.parent)
         storage.write_bytes(out_png, picture.getvalue())
     except OSError as error:
         raise DataError(f"{out_png} cannot be written: {storage.explain(error)}.") from error
+
+
+def _say_what_is_missing(caught: list[warnings.WarningMessage]) -> None:
+    """Warns once of all letters that the font lacks: Matplotlib does for each, at each place."""
+    letters = []
+    for warning in caught:
+        if glyph := re.match(r"Glyph (\d+) .*missing from", str(warning.message)):
+            letters.append(chr(int(glyph[1])))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    if letters:
+        logging.log_first_n(
+            logging.WARNING,
+            "The font of the pictures has no shapes for %d letters of the names, such as %s: they "
+            "are boxes. Install a font that has them, Noto Sans CJK JP say, and write the line "
+            '"font.family: DejaVu Sans, Noto Sans CJK JP" into ~/.config/matplotlib/matplotlibrc.',
+            1,
+            len(set(letters)),
+            "".join(list(dict.fromkeys(letters))[:5]),
+        )
 
 
 # ---------------------------------------------------------------------------------------- curves
@@ -130,9 +158,12 @@ def _series(records: list[dict], endings: tuple[str, ...]) -> Series:
 
 
 def _gist(title: str, values: np.ndarray) -> str:
-    """The one number to remember of a metric: its last, or how high the learning rate went."""
+    """The one number to remember of a metric: its last, or how high the learning rate went.
+
+    Between two logged steps it may have been higher yet.
+    """
     if title == "Learning rate":
-        return f"peak {values.max():.3g}"
+        return f"largest logged {values.max():.3g}"
     return f"{values[-1]:.2%}" if title == "Accuracy" else f"{values[-1]:.4g}"
 
 

@@ -1,6 +1,7 @@
 """Image files to arrays: every kind of file becomes uint8 [height, width, 3 or 1]."""
 
 import io
+import warnings
 
 import numpy as np
 from jaxtyping import UInt8
@@ -9,8 +10,9 @@ from PIL import Image, UnidentifiedImageError
 from vit_jax.errors import DataError
 
 # Larger images are refused before a pixel is decoded: a few kilobytes can declare gigabytes.
-# This is where Pillow itself begins to warn; 268 MB as RGB.
+# This is where Pillow itself begins to warn, in vain: 268 MB as RGB.
 MAX_PIXELS = 89_478_485
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # OpenJPEG takes about 36 bytes a pixel to decode one, the others at most 16.
 MAX_PIXELS_JPEG2000 = MAX_PIXELS // 4
 # Of a JPEG. A megabyte can hold 100,000 empty scans, each of them over all pixels; encoders make
@@ -19,6 +21,9 @@ MAX_SCANS = 500
 
 # What is tried. Pillow knows more, but some of those (EPS) start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+
+# Those of which Pillow widens 16 bits to the 32 of its mode I (PNG: before Pillow 11).
+_WIDENED = ("PNG", "PPM")
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -53,16 +58,17 @@ def decode_image(
 
     Raises:
       DataError: not an image, a truncated one, one of more than `MAX_PIXELS` or `MAX_SCANS`, or
-        pixels whose range is unknown (floats, 32-bit integers).
+        pixels whose range is unknown (floats, 32-bit and signed integers).
     """
     if isinstance(data, np.ndarray):
         return _convert_array(data, channels)
     image = _open(data)
     try:
         image.load()
+        widened = image.format in _WIDENED  # A turned image does not say so any more.
         if exif:
             image = _upright(image)
-        return _pixels(image, channels)
+        return _pixels(image, channels, widened=widened)
     except (DataError, MemoryError):
         raise
     except Exception as e:  # Pillow's readers raise nearly every type on a broken file.
@@ -115,13 +121,13 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _pixels(image: Image.Image, channels: int) -> UInt8[np.ndarray, "h w c"]:
-    if image.mode.startswith("I"):  # I;16, I;16B, I;16L; I where Pillow widens 16 bits to 32.
+def _pixels(image: Image.Image, channels: int, *, widened: bool) -> UInt8[np.ndarray, "h w c"]:
+    if image.mode.startswith("I"):  # I;16, I;16B, I;16L; or I.
         gray = np.asarray(image)
-        if gray.min() < 0 or gray.max() > 65535:
+        if image.mode == "I" and not widened:
             raise DataError(
-                f"The image has 32-bit pixels from {gray.min()} to {gray.max()}, and which of them "
-                "is white is unknown. Convert it to 8 or 16 bits."
+                f"The image has 32-bit or signed pixels, from {gray.min()} to {gray.max()}, and "
+                "which of them is white is unknown. Convert it to 8 bits, or 16 without a sign."
             )
         return _convert_array((gray >> 8).astype(np.uint8), channels)
     if image.mode == "F":

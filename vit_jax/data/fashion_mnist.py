@@ -8,6 +8,7 @@ both are read alike.
 import gzip
 import io
 import math
+import os
 import pathlib
 import zlib
 from collections.abc import Iterator
@@ -46,8 +47,8 @@ def open_fashion_mnist(*, split: str, data_dir: str, manual_dir: str) -> TfdsSou
       manual_dir: the folder with the four IDX files, as they are or with gzip; "": none.
 
     Raises:
-      DataError: the files are missing (the message says how to get them) or broken, or there is
-        no such split.
+      DataError: the files are missing (the message says how to get them) or broken, there is no
+        such split, or the data cannot be written.
     """
     theirs = find_builder("fashion_mnist", data_dir=data_dir)
     formats = tfds.core.FileFormat.with_random_access()
@@ -60,11 +61,14 @@ def open_fashion_mnist(*, split: str, data_dir: str, manual_dir: str) -> TfdsSou
         logging.info("Preparing Fashion-MNIST in %s, once.", builder.data_dir)
         try:
             builder.download_and_prepare()
-        except OSError:
+        except (OSError, RuntimeError) as error:  # The second: ArrayRecord's, of a full disk.
             # TFDS writes into a folder of its own and renames that at the end, which fails if
             # another process was faster. Then its data are as good.
             if not is_prepared(builder):
-                raise
+                raise DataError(
+                    f"Fashion-MNIST cannot be prepared in {builder.data_dir}: {error}. Set "
+                    "data.data_dir to a folder that can be written, with 100 MB of room."
+                ) from error
         builder = FashionMnistIdx(data_dir=data_dir or None, file_format="array_record")
     return TfdsSource(builder, split=split)
 
@@ -160,7 +164,11 @@ def read_idx(path: pathlib.Path, *, shape: tuple[int, ...]) -> UInt8[np.ndarray,
 
 def _find_folder(manual_dir: str) -> pathlib.Path | None:
     if manual_dir:
-        folder = pathlib.Path(manual_dir).expanduser()
+        folder = pathlib.Path(os.path.expanduser(manual_dir))
+        if not os.path.isdir(folder):
+            raise DataError(
+                f"data.manual_dir={manual_dir}: there is no such folder, or it cannot be reached."
+            )
         missing = [name for name in _NAMES if not _find_file(folder, name)]
         if missing:
             raise DataError(
@@ -171,4 +179,4 @@ def _find_folder(manual_dir: str) -> pathlib.Path | None:
 
 
 def _find_file(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-    return next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
+    return next((p for p in (folder / f"{name}.gz", folder / name) if os.path.isfile(p)), None)
