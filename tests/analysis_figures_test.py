@@ -13,7 +13,7 @@ from PIL import Image
 
 from vit_jax.analysis import confusion, curves, predictions
 from vit_jax.analysis.confusion_matrix import _largest_of_blocks
-from vit_jax.analysis.figures import _running_mean, save
+from vit_jax.analysis.figures import _running_mean, save, shorten
 from vit_jax.errors import DataError
 from vit_jax.evals import Classification
 
@@ -106,6 +106,15 @@ def test_predictions_of_colour_pictures_with_long_names(tmp_path, texts):
     assert picture(tmp_path / "p.png").std() > 0
     assert "✓ a very long n…\n80%" in texts
     assert "3 of 3 pictures right" in texts
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("", ""), (14 * "a", 14 * "a"), (15 * "a", 13 * "a" + "…"), (7 * "\u732b", 7 * "\u732b"),
+     (80 * "\u732b", 6 * "\u732b" + "…"), ("a\n b", "a  b")],
+)  # fmt: skip
+def test_long_names_are_cut_to_what_has_room(name, shown):
+    assert shorten(name) == shown
 
 
 def test_letters_that_the_font_lacks_are_told_of_once(tmp_path, monkeypatch):

@@ -4,10 +4,13 @@ They are drawn without a display, in Okabe and Ito's colours, which the colour-b
 and replace an older picture only when they are complete.
 """
 
+import bisect
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Sequence
+from unicodedata import east_asian_width
 
 import matplotlib
 import numpy as np
@@ -51,9 +54,15 @@ NAMES_AS_THEY_ARE = {"text.parse_math": False}  # A dollar in a class's name is 
 
 
 def shorten(name: str, width: int = 14) -> str:
-    """The name, or its beginning and an ellipsis: `width` characters at most, all with a shape."""
+    """The name, or its beginning and an ellipsis: `width` characters at most, all with a shape.
+
+    Letters of double width, such as Chinese ones, count twice.
+    """
     name = "".join(letter if letter.isprintable() else " " for letter in name)
-    return name if len(name) <= width else name[: width - 1].rstrip() + "…"
+    ends = list(itertools.accumulate(1 + (east_asian_width(letter) in "WF") for letter in name))
+    if not ends or ends[-1] <= width:
+        return name
+    return name[: bisect.bisect_right(ends, width - 1)].rstrip() + "…"
 
 
 def save(figure: Figure, out_png: epath.PathLike) -> None:
