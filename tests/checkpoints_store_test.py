@@ -1,6 +1,5 @@
 """Checkpoints come back to the bit, on any mesh; broken ones are set aside."""
 
-import gc
 import json
 import os
 import shutil
@@ -22,12 +21,7 @@ from vit_jax.checkpoints.store import Store
 from vit_jax.errors import CheckpointError
 from vit_jax.parallel.mesh import make_mesh
 
-
-@pytest.fixture(autouse=True)
-def no_coroutines_left():
-    """A read that failed leaves some; found in a later test, they would fail that one."""
-    yield
-    gc.collect()
+pytestmark = pytest.mark.usefixtures("no_coroutines_left")
 
 
 def mesh(**sizes):

@@ -72,7 +72,7 @@ def use(config):
     for path in (config.data.split, *(entry.split for entry in config.evals.values())):
         split_range(path, num_examples=1442)
     for entry in config.evals.values():
-        Evaluation(entry.every_steps, print).due(5, 10)
+        Evaluation(entry.every_steps, "", print).due(5, 10)
     mesh_shape(config.mesh, 8)
     loss_by_name(config.loss.name)
     cfg = vit_config(config.model, num_classes=10)

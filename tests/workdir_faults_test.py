@@ -25,7 +25,10 @@ from vit_jax.telemetry import MetricWriter, read_jsonl
 from vit_jax.telemetry.growing import open_growing
 
 # Orbax leaves tasks of a save that failed to an event loop that is closed.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("no_coroutines_left"),
+]
 
 
 def at_draw(monkeypatch, draw, act):
