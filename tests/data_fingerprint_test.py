@@ -101,9 +101,14 @@ def test_other_pictures_to_evaluate_on_are_refused(tmp_path):
     evals = ConfigDict({"test": classification_eval(split="test")})
     config = {**on(tmp_path / "pictures"), "evals": evals}
     run(tmp_path / "run", **config)
+    more = ConfigDict({"test": evals.test, "again": classification_eval(split="test")})
+    with pytest.raises(ConfigError, match=r"evals.again: '\(absent\)' -> ") as error:
+        train_on_one(small_config(**{**config, "evals": more}), tmp_path / "run")
+    assert "Another fingerprint" not in str(error.value)
     path = next((tmp_path / "pictures" / "test").rglob("*.png"))
     path.rename(path.with_name("another.png"))
-    with pytest.raises(ConfigError, match=r"evals.test: '[0-9a-f]{32}' -> '[0-9a-f]{32}'"):
+    other = r"evals.test: '[0-9a-f]{32}' -> '[0-9a-f]{32}'\nAnother fingerprint"
+    with pytest.raises(ConfigError, match=other):
         train_on_one(small_config(**config), tmp_path / "run")
 
 

@@ -1,5 +1,6 @@
 """The processes of a run have one config, the same data, and one work directory."""
 
+import contextlib
 import json
 import secrets
 import time
@@ -61,7 +62,8 @@ def agree(workdir: epath.Path, config: FrozenConfigDict, dataset: Mapping[str, A
         )
     faults = exchange(fault)
     if jax.process_index() == 0 and not faults[0]:
-        storage.delete(workdir / TOKEN)
+        with contextlib.suppress(OSError):  # Then the next start writes over it.
+            storage.delete(workdir / TOKEN)
     for fault in filter(None, faults):
         raise ConfigError(fault)
 

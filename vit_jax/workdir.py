@@ -24,7 +24,6 @@ CONFIG = "config.json"
 DATASET = "dataset.json"
 CHECKPOINTS = "checkpoints"
 
-_FINGERPRINTS = ("fingerprint", "evals")
 _OTHER_EXAMPLES = (
     "\nAnother fingerprint: the examples or their order are not what they were (files were added, "
     "taken away, renamed or moved, or it is another version of the data set). Put them back, and "
@@ -199,14 +198,17 @@ def check_claim(
         ) from error
     diff = config_diff(config_to_json(then[0]), config_to_json(config))
     # The first release wrote no fingerprints: then there are none to compare.
-    prints = {key: dataset[key] for key in _FINGERPRINTS}
-    data = prints | then[1]
+    data = {key: dataset[key] for key in ("fingerprint", "evals")} | then[1]
     diff += config_diff(data, dataset)
+    # An evaluation that only one of the two has is a matter of the config.
+    were = flatten({key: data[key] for key in ("fingerprint", "evals")})
+    now = flatten({key: dataset[key] for key in ("fingerprint", "evals")})
+    others = any(were[key] != now[key] for key in were.keys() & now.keys())
     if diff:
         raise ConfigError(
             f"{workdir} holds a run with another config or other data:\n"
             + "\n".join(diff)
-            + (_OTHER_EXAMPLES if any(data[key] != prints[key] for key in prints) else "")
+            + (_OTHER_EXAMPLES if others else "")
             + "\nChoose another --workdir, or pass --allow_config_change to go on with the new one."
         )
 
