@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.errors import ConfigError
 from vit_jax.models.config import VitConfig
+from vit_jax.models.positions import rotation
 from vit_jax.parallel.constraints import BATCH, constrain
 
 
@@ -102,11 +103,13 @@ class MultiHeadAttention(nn.Module):
       cfg: of the model.
       train: dropout on.
       capture: return the attention weights; costs their memory, and takes the XLA back end.
+      rotate: by the model's rotary position embedding, if it has one: the tokens are its own.
     """
 
     cfg: VitConfig
     train: bool
     capture: bool = False
+    rotate: bool = False
 
     @nn.compact
     def __call__(
@@ -117,7 +120,7 @@ class MultiHeadAttention(nn.Module):
         def project(x, name):
             x = nn.DenseGeneral(
                 (cfg.num_heads, cfg.width // cfg.num_heads),
-                use_bias=cfg.qkv_bias,
+                use_bias=cfg.qkv_bias and (cfg.key_bias or name != "key"),
                 kernel_init=nn.initializers.xavier_uniform(),
                 dtype=cfg.dtype,
                 name=name,
@@ -126,15 +129,17 @@ class MultiHeadAttention(nn.Module):
 
         query, key, value = project(x_q, "query"), project(x_kv, "key"), project(x_kv, "value")
         if cfg.qk_norm:
-            # Over each head's width, without bias (ViT-22B, arXiv 2302.05442).
+            # Over each head's width; ViT-22B's (arXiv 2302.05442) has no bias.
             norm = functools.partial(
                 nn.LayerNorm,
                 epsilon=cfg.ln_eps,
-                use_bias=False,
+                use_bias=cfg.qk_norm_bias,
                 use_fast_variance=False,
                 dtype=cfg.dtype,
             )
             query, key = norm(name="query_norm")(query), norm(name="key_norm")(key)
+        if self.rotate and (turn := rotation(cfg)):
+            query, key = turn(query), turn(key)
 
         backend = resolve_backend(cfg, train=self.train, platform=current_platform())
         weights = None
@@ -149,6 +154,11 @@ class MultiHeadAttention(nn.Module):
                 dropout=dropout,
                 dropout_rng=self.make_rng("dropout") if dropout else None,
             )
+        if cfg.attn_norm:
+            shape = x.shape
+            x = nn.LayerNorm(
+                epsilon=cfg.ln_eps, dtype=cfg.dtype, use_fast_variance=False, name="norm"
+            )(x.reshape(*shape[:2], -1)).reshape(shape)
         x = nn.DenseGeneral(
             cfg.width,
             axis=(-2, -1),

@@ -27,7 +27,7 @@ def make_norm(cfg: VitConfig, name: str) -> nn.Module:
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them."""
+    """Two dense layers with a GELU between them, or with a gate (Shazeer 2020, 2002.05202)."""
 
     cfg: VitConfig
     train: bool
@@ -45,9 +45,19 @@ class Mlp(nn.Module):
                 name=name,
             )
 
-        x = dense(cfg.mlp_dim, "fc1")(x)
-        x = constrain(x, BATCH, None, "tensor")
-        x = nn.gelu(x, approximate=cfg.gelu == "tanh")
+        def activation(x):
+            if cfg.mlp == "swiglu":
+                return nn.silu(x)
+            return nn.gelu(x, approximate=cfg.gelu == "tanh")
+
+        hidden = constrain(dense(cfg.mlp_dim, "fc1")(x), BATCH, None, "tensor")
+        if cfg.mlp == "gelu":
+            x = activation(hidden)
+        else:
+            gate = constrain(dense(cfg.mlp_dim, "gate")(x), BATCH, None, "tensor")
+            x = activation(gate) * hidden
+        if cfg.mlp_norm:
+            x = make_norm(cfg, "norm")(x)
         x = nn.Dropout(cfg.dropout, deterministic=not self.train)(x)
         return dense(cfg.width, "fc2")(x)
 
@@ -70,7 +80,9 @@ class Block(nn.Module):
         self, x: Float[Array, "b n width"], drop_rate: Float[Array, ""]
     ) -> tuple[Float[Array, "b n width"], dict[str, Array]]:
         cfg = self.cfg
-        attention = MultiHeadAttention(cfg, self.train, "attention" in self.capture, name="attn")
+        attention = MultiHeadAttention(
+            cfg, self.train, "attention" in self.capture, rotate=True, name="attn"
+        )
         mlp = Mlp(cfg, self.train, name="mlp")
         x = constrain(x, BATCH, None, None)
 
@@ -79,15 +91,23 @@ class Block(nn.Module):
         y_attn = nn.Dropout(cfg.dropout, deterministic=not self.train)(y_attn)
         if cfg.parallel:
             y_mlp = nn.Dropout(cfg.dropout, deterministic=not self.train)(mlp(y))
-            x = x + self._drop_path(y_attn + y_mlp, drop_rate)
+            x = x + self._drop_path(self._scale(y_attn + y_mlp, "scale1"), drop_rate)
         else:
-            x = x + self._drop_path(y_attn, drop_rate)
+            x = x + self._drop_path(self._scale(y_attn, "scale1"), drop_rate)
             y_mlp = mlp(make_norm(cfg, "norm2")(x))
             y_mlp = nn.Dropout(cfg.dropout, deterministic=not self.train)(y_mlp)
-            x = x + self._drop_path(y_mlp, drop_rate)
+            x = x + self._drop_path(self._scale(y_mlp, "scale2"), drop_rate)
 
         captured = {"blocks": x, "attention": weights}
         return x, {key: captured[key] for key in self.capture}
+
+    def _scale(self, y, name):
+        """Layer scale: a factor for each component of a branch (Touvron 2021, 2103.17239)."""
+        cfg = self.cfg
+        if not cfg.layer_scale:
+            return y
+        initial = nn.initializers.constant(cfg.layer_scale)
+        return y * self.param(name, initial, (cfg.width,)).astype(y.dtype)
 
     def _drop_path(self, y, drop_rate):
         """Stochastic depth: drops the branch for whole examples (Huang 2016, 1603.09382)."""
@@ -98,7 +118,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All blocks, then the final norm."""
+    """All blocks, between the norms that the model has there."""
 
     cfg: VitConfig
 
@@ -117,6 +137,8 @@ class Encoder(nn.Module):
           The normalised tokens, and for each captured name an array with a leading axis of depth.
         """
         cfg = self.cfg
+        if cfg.pre_norm:
+            x = make_norm(cfg, "pre_norm")(x)
         drop_rates = jnp.linspace(0.0, cfg.stochastic_depth, cfg.depth, dtype=jnp.float32)
         block = Block
         if cfg.remat != "none":
@@ -138,4 +160,4 @@ class Encoder(nn.Module):
                 x, captured = block(*settings, name=f"block_{i}")(x, drop_rates[i])
                 each.append(captured)
             captured = jax.tree.map(lambda *layers: jnp.stack(layers), *each)
-        return make_norm(cfg, "norm")(x), captured
+        return (make_norm(cfg, "norm")(x) if cfg.final_norm == "tokens" else x), captured

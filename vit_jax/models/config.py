@@ -10,8 +10,22 @@ from vit_jax.models.variants import parse_variant
 
 # The accepted values of the fields that are names.
 CHOICES = {
-    "pool": ("token", "gap", "map"),
+    # What the head reads: the class token; the mean of the patches; what attention pools of all
+    # tokens; class token and mean of the patches, one after the other (DINOv2's classifier).
+    "pool": ("token", "gap", "map", "token_gap"),
     "posemb": ("learned", "sincos2d", "none"),
+    # Which prefix tokens have a row in a learned position embedding: none (DeiT-III), class and
+    # distillation token but no registers (DINOv2), all (timm's default).
+    "posemb_prefix": ("none", "class", "all"),
+    # How a learned position embedding is brought to another grid: see vit_jax.models.resize.
+    "posemb_resize": (
+        "bilinear_corners", "bilinear", "bicubic_corners", "bicubic", "bicubic_antialias",
+        "bicubic_offset",
+    ),
+    "rope": ("none", "dinov3", "axial_ij", "axial_xy"),
+    "mlp": ("gelu", "swiglu", "geglu"),
+    # Where the last norm is: over tokens, over what is pooled of them, nowhere.
+    "final_norm": ("tokens", "pooled", "none"),
     "gelu": ("tanh", "erf"),
     "norm": ("layernorm", "rmsnorm"),
     "dtype": ("float32", "bfloat16"),
@@ -29,6 +43,7 @@ _SPANS = {
     "channels": (1, 2**10),
     "num_classes": (0, 2**24),
     "rep_size": (0, 2**17),
+    "registers": (0, 2**10),
 }
 _LONGEST_SIDE = 2**14  # Of an image, in pixels.
 _PROBABILITIES = ("dropout", "attention_dropout", "stochastic_depth")
@@ -53,7 +68,16 @@ class VitConfig:
     mlp_dim: int
     num_heads: int
     pool: str = "token"
+    class_token: bool | None = None  # None: if the head reads it.
+    distilled: bool = False
+    registers: int = 0
     posemb: str = "learned"
+    posemb_prefix: str = "class"
+    posemb_resize: str = "bilinear_corners"
+    rope: str = "none"
+    rope_theta: float = 100.0
+    rope_periods: tuple[float, ...] = ()  # In place of those of theta: as a checkpoint has them.
+    rope_grid: tuple[int, int] = (0, 0)  # axial: positions are scaled to this grid; (0, 0): none.
     rep_size: int = 0
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -61,8 +85,17 @@ class VitConfig:
     head_bias_init: float = 0.0
     ln_eps: float = 1e-6
     gelu: str = "tanh"
+    patch_bias: bool = True
     qkv_bias: bool = True
+    key_bias: bool = True
     qk_norm: bool = False
+    qk_norm_bias: bool = False
+    attn_norm: bool = False
+    mlp: str = "gelu"
+    mlp_norm: bool = False
+    layer_scale: float = 0.0
+    pre_norm: bool = False
+    final_norm: str = "tokens"
     norm: str = "layernorm"
     parallel: bool = False
     dtype: str = "float32"
@@ -95,6 +128,17 @@ class VitConfig:
                     f"model.image_size has the {side} {image}, which is not a multiple of the "
                     f"patch size {patch}. The nearest that are: {nearest}."
                 )
+        reads_class_token = self.pool in ("token", "token_gap")
+        if self.class_token is None:
+            object.__setattr__(self, "class_token", reads_class_token)
+        if not self.class_token and (reads_class_token or self.distilled):
+            what = "model.distilled" if self.distilled else f'model.pool="{self.pool}"'
+            raise ConfigError(f"{what} needs the class token: leave model.class_token unset.")
+        if self.rope != "none" and self.width // self.num_heads % 4:
+            raise ConfigError(
+                f"model.rope needs a head width that is a multiple of 4, not "
+                f"{self.width // self.num_heads}."
+            )
         if self.width % self.num_heads:
             raise ConfigError(
                 f"model.width {self.width} is not a multiple of model.num_heads {self.num_heads}."
@@ -108,9 +152,20 @@ class VitConfig:
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
     @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches: class, distillation, registers."""
+        return bool(self.class_token) + self.distilled + self.registers
+
+    @property
     def num_tokens(self) -> int:
-        """Length of the sequence in the encoder, class token included."""
-        return self.grid[0] * self.grid[1] + (self.pool == "token")
+        """Length of the sequence in the encoder."""
+        return self.num_prefix + self.grid[0] * self.grid[1]
+
+    @property
+    def posemb_rows(self) -> int:
+        """Prefix tokens that have a row in a learned position embedding."""
+        rows = {"none": 0, "class": self.num_prefix - self.registers, "all": self.num_prefix}
+        return rows[self.posemb_prefix]
 
 
 def square(size: tuple[Any, ...], name: str) -> tuple[int, int]:

@@ -21,8 +21,10 @@ class MapHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b width"]:
-        # The published head has neither dropout nor normalised queries, whatever the encoder has.
-        cfg = dataclasses.replace(self.cfg, qk_norm=False)
+        # The published head is plain, whatever the encoder's blocks are.
+        cfg = dataclasses.replace(
+            self.cfg, qk_norm=False, attn_norm=False, mlp="gelu", mlp_norm=False, key_bias=True
+        )
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, cfg.width))
         probe = jnp.tile(probe.astype(x.dtype), (x.shape[0], 1, 1))
         x, _ = MultiHeadAttention(cfg, train=False, name="attn")(probe, x)
