@@ -19,7 +19,11 @@ CHOICES = {
     "posemb_prefix": ("none", "class", "all"),
     # How a learned position embedding is brought to another grid: see vit_jax.models.resize.
     "posemb_resize": (
-        "bilinear_corners", "bilinear", "bicubic_corners", "bicubic", "bicubic_antialias",
+        "bilinear_corners",
+        "bilinear",
+        "bicubic_corners",
+        "bicubic",
+        "bicubic_antialias",
         "bicubic_offset",
     ),
     "rope": ("none", "dinov3", "axial_ij", "axial_xy"),
@@ -68,7 +72,7 @@ class VitConfig:
     mlp_dim: int
     num_heads: int
     pool: str = "token"
-    class_token: bool | None = None  # None: if the head reads it.
+    class_token: bool = False  # Even if the head does not read it.
     distilled: bool = False
     registers: int = 0
     posemb: str = "learned"
@@ -128,12 +132,8 @@ class VitConfig:
                     f"model.image_size has the {side} {image}, which is not a multiple of the "
                     f"patch size {patch}. The nearest that are: {nearest}."
                 )
-        reads_class_token = self.pool in ("token", "token_gap")
-        if self.class_token is None:
-            object.__setattr__(self, "class_token", reads_class_token)
-        if not self.class_token and (reads_class_token or self.distilled):
-            what = "model.distilled" if self.distilled else f'model.pool="{self.pool}"'
-            raise ConfigError(f"{what} needs the class token: leave model.class_token unset.")
+        if self.distilled and self.pool != "token":
+            raise ConfigError(f'model.distilled needs model.pool="token", not "{self.pool}".')
         if self.rope != "none" and self.width // self.num_heads % 4:
             raise ConfigError(
                 f"model.rope needs a head width that is a multiple of 4, not "
@@ -152,9 +152,14 @@ class VitConfig:
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
     @property
+    def has_class_token(self) -> bool:
+        """Whether the sequence begins with one."""
+        return self.class_token or self.pool in ("token", "token_gap")
+
+    @property
     def num_prefix(self) -> int:
         """Tokens before the patches: class, distillation, registers."""
-        return bool(self.class_token) + self.distilled + self.registers
+        return self.has_class_token + self.distilled + self.registers
 
     @property
     def num_tokens(self) -> int:

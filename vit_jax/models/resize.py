@@ -118,9 +118,7 @@ def resize_patches(
     """
     old = kernel.shape[:2]
     # What resizes a patch (bilinear, antialiased as FlexiViT's), flattened.
-    grow = np.kron(
-        *(_linear_antialias(o, n) for o, n in zip(old, new, strict=True))
-    )
+    grow = np.kron(*(_linear_antialias(o, n) for o, n in zip(old, new, strict=True)))
     inverse = jnp.asarray(np.linalg.pinv(grow.T), jnp.float32)
     flat = kernel.reshape(old[0] * old[1], -1)
     resized = jnp.einsum("no,ok->nk", inverse, flat, precision=jax.lax.Precision.HIGHEST)

@@ -122,7 +122,7 @@ class Vit(nn.Module):
         if cfg.posemb == "sincos2d":  # The class token has no place in the grid.
             x = x + sincos2d(cfg.grid, cfg.width).astype(x.dtype)
         prefix = []
-        if cfg.class_token:
+        if cfg.has_class_token:
             prefix.append(self.param("cls", nn.initializers.zeros, (1, 1, cfg.width)))
         if cfg.distilled:
             prefix.append(self.param("dist", nn.initializers.zeros, (1, 1, cfg.width)))
