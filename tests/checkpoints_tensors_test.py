@@ -1,0 +1,476 @@
+"""Files of tensors: what the writers' own libraries wrote, what is damaged, what is something else.
+
+Nothing but a CheckpointError may come of a file, and nothing in it may run.
+"""
+
+import argparse
+import collections
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import pickle
+import struct
+import tarfile
+import tracemalloc
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from tests.fuzzing import bounded, fuzz
+from vit_jax.checkpoints.tensors import Npz, Pth, Safetensors, open_tensors
+from vit_jax.errors import CheckpointError
+
+torch = pytest.importorskip("torch", reason="needs torch: pip install vit_jax[torch]")
+safetensors_numpy = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+ARRAYS = {
+    "scalar": np.array(-3.5, np.float32),
+    "empty": np.zeros((0, 3), np.float32),
+    "kernel": np.arange(24, dtype=np.float32).reshape(4, 3, 2),
+    "half": np.arange(5, dtype=np.float16),
+    "double": np.linspace(0, 1, 7),
+    "brain": np.arange(6).reshape(3, 2).astype(BFLOAT16),
+    "long": np.arange(3) - 1,
+    "byte": np.arange(4, dtype=np.uint8),
+    "mask": np.array([True, False]),
+}
+
+
+def to_torch(array):
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+def write(kind, path):
+    tensors = {name: to_torch(array) for name, array in ARRAYS.items()}
+    if kind == "safetensors":
+        safetensors_numpy.save_file(ARRAYS, path, metadata={"format": "pt"})
+    elif kind == "npz":
+        with path.open("wb") as file:
+            np.savez(file, **ARRAYS)
+    elif kind == "npz compressed":
+        with path.open("wb") as file:
+            np.savez_compressed(file, **ARRAYS)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "pth")
+    return path
+
+
+KINDS = {
+    "safetensors": Safetensors,
+    "npz": Npz,
+    "npz compressed": Npz,
+    "pth": Pth,
+    "pth legacy": Pth,
+}
+
+
+@pytest.fixture(params=KINDS)
+def written(request, tmp_path):
+    """A file of each kind, without a telling name."""
+    return request.param, write(request.param, tmp_path / "weights")
+
+
+# --- What is whole
+
+
+def test_every_tensor_is_read_as_it_was_written(written):
+    kind, path = written
+    tensors = open_tensors(path)
+    assert type(tensors) is KINDS[kind] and set(tensors) == set(ARRAYS)
+    for name, want in ARRAYS.items():
+        assert tensors[name] == (want.shape, want.dtype)
+        got = tensors.read(name)
+        assert got.dtype == want.dtype and got.flags.c_contiguous and got.flags.writeable
+        np.testing.assert_array_equal(got, want)
+
+
+def test_leading_rows(written):
+    tensors = open_tensors(written[1])
+    for rows in (slice(1, 3), slice(None, 2), slice(2, 9), slice(-1, None), slice(3, 1)):
+        for name in ("kernel", "brain", "empty"):
+            got = tensors.read(name, rows)
+            np.testing.assert_array_equal(got, ARRAYS[name][rows])
+            assert got.shape == ARRAYS[name][rows].shape
+    for name, rows in (("kernel", slice(0, 4, 2)), ("scalar", slice(0, 1))):
+        with pytest.raises(ValueError, match="not consecutive rows"):
+            tensors.read(name, rows)
+
+
+def test_reading_rows_takes_the_memory_of_the_rows(tmp_path):
+    safetensors_numpy.save_file({"a": np.ones((1000, 1000), np.float32)}, tmp_path / "x")
+    tensors = open_tensors(tmp_path / "x")
+    tracemalloc.start()
+    got = tensors.read("a", slice(10, 20))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert got.nbytes == 40_000 and peak < 100_000
+
+
+def test_all_the_goldens_are_opened(goldens):
+    files = [
+        path
+        for path in sorted(goldens.glob("*/*/*"))
+        if path.suffix in (".safetensors", ".pth", ".bin") or path.name == "ckpt.npz"
+    ]
+    assert len(files) > 30
+    for path in files:
+        tensors = open_tensors(path)
+        assert tensors and all(tensors.read(n).shape == tensors[n].shape for n in tensors)
+
+
+def test_npz_in_other_orders(tmp_path):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.savez(tmp_path / "x.npz", fortran=np.asfortranarray(array), big=array.astype(">f4"))
+    tensors = open_tensors(tmp_path / "x.npz")
+    for name in tensors:
+        got = tensors.read(name)
+        assert got.dtype == np.dtype(np.float32) == tensors[name].dtype and got.flags.c_contiguous
+        np.testing.assert_array_equal(got, array)
+
+
+def test_a_file_that_has_changed_since_is_not_read(tmp_path):
+    path = write("safetensors", tmp_path / "x")
+    tensors = open_tensors(path)
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match="has changed"):
+        tensors.read("kernel")
+
+
+# --- PyTorch's wrappers
+
+MODEL = {"head.weight": torch.ones(2, 3)}
+OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(2, 3)}}, "param_groups": [{"lr": 0.1}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "wrapper", "beside"),
+    [
+        (MODEL, "", ()),
+        (collections.OrderedDict(MODEL), "", ()),
+        ({"model": MODEL}, "model", ()),
+        (
+            {"model": MODEL, "optimizer": OPTIMIZER, "epoch": 9, "args": argparse.Namespace(lr=1)},
+            "model",
+            ("optimizer", "epoch", "args"),
+        ),
+        ({"state_dict": MODEL, "state_dict_ema": MODEL}, "state_dict_ema", ("state_dict",)),
+        ({"student": {}, "teacher": {"backbone": MODEL}}, "teacher.backbone", ("student",)),
+        ({"model": MODEL, "best": np.float64(81.2)}, "model", ("best",)),
+        ({**MODEL, "extra": None}, "", ("extra",)),
+        ({"model": torch.nn.Linear(2, 3).state_dict()}, "model", ()),
+    ],
+)
+def test_the_model_is_found_in_what_training_saved(tmp_path, content, wrapper, beside):
+    torch.save(content, tmp_path / "x.pth")
+    tensors = open_tensors(tmp_path / "x.pth")
+    assert tensors.metadata == {"wrapper": wrapper, "beside": beside}
+    for name in tensors:
+        assert tensors.read(name).shape == tensors[name].shape
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"a": 1}}, torch.ones(2), {}])
+def test_no_table_of_tensors(tmp_path, content):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"no table of tensors.*state_dict"):
+        open_tensors(tmp_path / "x.pth")
+
+
+def test_parameters_and_transposed_tensors(tmp_path):
+    weight = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": torch.nn.Parameter(weight), "b": weight.T}, tmp_path / "x.pth")
+    tensors = open_tensors(tmp_path / "x.pth")
+    np.testing.assert_array_equal(tensors.read("a"), weight.numpy())
+    np.testing.assert_array_equal(tensors.read("b", slice(1, 3)), weight.T.numpy()[1:])
+    assert tensors.read("b").flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(1).expand(10**9),  # Four gigabytes, of four bytes.
+        torch.ones(3, device="meta"),
+        torch.eye(3).to_sparse(),
+        torch.ones(2, dtype=torch.complex64),
+        torch.ones(2).to(torch.float8_e4m3fn),
+    ],
+)
+def test_tensors_that_are_not_in_the_file_or_not_supported(tmp_path, tensor):
+    torch.save({"a": tensor}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"not all there|not supported"):
+        open_tensors(tmp_path / "x.pth")
+
+
+class Runs:
+    """Executes a command when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_is_refused_by_name(tmp_path, monkeypatch, zipped):
+    monkeypatch.chdir(tmp_path)
+    content = {"model": MODEL, "args": Runs()}
+    torch.save(content, "x.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"holds (os|posix)\.mkdir.*state_dict"):
+        open_tensors(pathlib.Path("x.pth"))
+    torch.save(torch.nn.Linear(2, 2), "y.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"holds torch\.nn\.modules\.linear\.Linear"):
+        open_tensors(pathlib.Path("y.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_torch_is_not_installed(tmp_path, monkeypatch):
+    path, find = write("pth", tmp_path / "x"), importlib.util.find_spec
+    monkeypatch.setattr(
+        "vit_jax.checkpoints.tensors.pth.find_spec", lambda name: find(name + "_no")
+    )
+    with pytest.raises(CheckpointError, match=r"pip install vit_jax\[torch\]"):
+        open_tensors(path)
+
+
+# --- Shards
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_shards(tmp_path, form):
+    names, weights = list(ARRAYS), {}
+    for i, part in enumerate((names[:4], names[4:])):
+        file = f"model-{i + 1:05}-of-00002.{form}"
+        if form == "safetensors":
+            safetensors_numpy.save_file({n: ARRAYS[n] for n in part}, tmp_path / file)
+        else:
+            torch.save({n: to_torch(ARRAYS[n]) for n in part}, tmp_path / file)
+        weights |= dict.fromkeys(part, file)
+    index = tmp_path / f"model.{form}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    tensors = open_tensors(index)
+    for name, want in ARRAYS.items():
+        np.testing.assert_array_equal(tensors.read(name), want)
+    np.testing.assert_array_equal(tensors.read("kernel", slice(1, 2)), ARRAYS["kernel"][1:2])
+
+    index.write_text(json.dumps({"weight_map": weights | {"more": file}}))
+    with pytest.raises(CheckpointError, match="more is not in"):
+        open_tensors(index)
+    (tmp_path / file).unlink()
+    with pytest.raises(CheckpointError, match=r"is missing: the checkpoint has 2 parts"):
+        open_tensors(index)
+    for hostile in ("../x.safetensors", "/etc/passwd", 3, None, "x.txt"):
+        index.write_text(json.dumps({"weight_map": {"a": hostile}}))
+        with pytest.raises(CheckpointError):
+            open_tensors(index)
+
+
+# --- What is something else
+
+
+def zipped(name, content=b"content"):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(name):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "empty"),
+        (b"\n<!DOCTYPE html><html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", r"LFS.*git lfs pull"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
+        (b"\x1f\x8b\x08" + bytes(99), "gunzip"),
+        (tarred("a"), "tar -xf"),
+        (zipped("model.weights.h5"), "Keras"),
+        (zipped("a.txt"), r"zip of a\.txt"),
+        (b"\x83\xa6params\x80", "MessagePack"),
+        (pickle.dumps({"a": 1}), "pickle, which is code"),
+        (b'{"model_type": "vit"}', "JSON"),
+        (b"\x93NUMPY\x01\x00", "savez"),
+        (b"\x00\x01\x02", "begins with"),
+        (b"PK\x03\x04", "damaged"),
+        (b"{", "damaged"),
+    ],
+)
+def test_other_files_are_named(tmp_path, content, match):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=match):
+        open_tensors(tmp_path / "model.safetensors")
+
+
+def test_no_file(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r'There is no file.*Did you mean "model.safeten'):
+        open_tensors(tmp_path / "model.safetensor")
+    with pytest.raises(CheckpointError, match=r"is a folder: .*There are: model.safetensors"):
+        open_tensors(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        open_tensors(tmp_path / "pipe")
+
+
+# --- What is hostile
+
+
+def header(entries, data=b"", length=None):
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (header({"a": entry()}, b"1234", length=2**26), "header would have"),
+        (header({"a": entry()}, b"123"), "has 3 for them"),
+        (header({"a": entry()}, b"12345"), "has 5 for them"),
+        (header({"a": entry(shape=(2,))}, b"1234"), "too many or too few"),
+        (header({"a": entry(shape=(-1,))}, b"1234"), "shape would be"),
+        (header({"a": entry(shape=(1.0,))}, b"1234"), "shape would be"),
+        (header({"a": entry(shape=(True,))}, b"1234"), "shape would be"),
+        (header({"a": entry(shape=(2**62, 2**62))}, b"1234"), "shape would be"),
+        (header({"a": entry(shape=(0, 2**60), offsets=(0, 0))}), "shape would be"),
+        (header({"a": entry(shape=[1] * 99)}, b"1234"), "shape would be"),
+        (header({"a": entry(shape=4)}, b"1234"), "damaged"),
+        (header({"a": entry(offsets=(-4, 0))}, b"1234"), "such a place"),
+        (header({"a": entry(offsets=(4, 0))}, b"1234"), "such a place"),
+        (header({"a": entry(offsets=(0, 4, 8))}, b"1234"), "damaged"),
+        (header({"a": entry(offsets=(2**70, 2**70 + 4))}, b"1234"), "nobody's"),
+        (header({"a": entry(), "b": entry()}, b"1234"), "others' too"),
+        (header({"a": entry(offsets=(4, 8))}, b"12345678"), "nobody's"),
+        (header(b'{"a": 1, "a": 2}'), "twice"),
+        (header(b"{" + b'"a":[' * 10**5), "not JSON"),
+        (header({"a": 3}), "damaged"),
+        (header({"a": {}}), "damaged"),
+        (header({"a": entry(dtype="F8_E4M3")}, b"1234"), r"F8_E4M3, which is not supp.*quantised"),
+        (header({"a": entry(dtype=["F32"])}, b"1234"), "not supported"),
+    ],
+)
+def test_hostile_safetensors(tmp_path, content, match):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(CheckpointError, match=match):
+        open_tensors(tmp_path / "x")
+
+
+def npy(array=None, *, shape=(3,), descr="<f4", data=b""):
+    buffer = io.BytesIO()
+    if array is not None:
+        np.save(buffer, array, allow_pickle=True)
+    else:
+        head = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(buffer, head)
+        buffer.write(data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("a.npy", npy(shape=(10**12,)), "not all there"),
+        ("a.npy", npy(shape=(10**12,), data=bytes(99)), "not all there"),
+        ("a.npy", npy(shape=(-3,), data=bytes(12)), "shape would be"),
+        ("a.npy", npy(np.array([object()], dtype=object)), "would be code|Can't"),
+        ("a.npy", npy(np.array(["text"])), "not supported"),
+        ("a.npy", npy(np.ones(2, np.complex64)), "not supported"),
+        ("a.npy", npy(np.ones(2, [("x", "f4")])), "not supported"),
+        ("a.npy", b"\x93NUMPY\x09\x00" + bytes(99), "damaged"),
+        ("a.npy", b"", "damaged"),
+        ("dir/", b"", "no array"),
+    ],
+)
+def test_hostile_npz(tmp_path, name, content, match):
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "x", "w", method) as archive:
+            archive.writestr("good.npy", npy(np.ones(3)))
+            archive.writestr(name, content)
+        tracemalloc.start()
+        with pytest.raises(CheckpointError, match=match):
+            open_tensors(tmp_path / "x")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+        tracemalloc.stop()
+
+
+def test_members_that_are_strange(tmp_path):
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "x", "w", method) as archive:
+            archive.writestr("a.npy", npy(np.ones(3)))
+        with pytest.raises(CheckpointError, match="not NumPy's"):
+            open_tensors(tmp_path / "x")
+    path = write("npz", tmp_path / "y")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # The flag: encrypted.
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="encrypted"):
+        open_tensors(path)
+    with zipfile.ZipFile(tmp_path / "z", "w") as archive:
+        archive.writestr("a.npy", npy(np.ones(3)))
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a.npy", npy(np.ones(4)))
+    with pytest.raises(CheckpointError, match="twice"):
+        open_tensors(tmp_path / "z")
+
+
+def read_all(path):
+    """Whatever is in the file: tensors, or the one error, soon and in little memory."""
+    with bounded():
+        try:
+            tensors = open_tensors(path)
+            for name in tensors:
+                assert tensors.read(name).shape == tensors[name].shape
+        except CheckpointError as error:
+            assert len(str(error)) < 2000
+
+
+@fuzz(120, data=st.data())
+def test_damage_of_any_kind_gives_the_one_error(written, data):
+    _, path = written
+    whole = path.with_name("whole")
+    if not whole.exists():
+        whole.write_bytes(path.read_bytes())
+    content = bytearray(whole.read_bytes())
+    for _ in range(data.draw(st.integers(0, 4), label="flips")):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    start = data.draw(st.one_of(st.just(0), st.integers(0, len(content))), label="start")
+    end = data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))), label="end")
+    path.write_bytes(content[start:end])
+    read_all(path)
+
+
+@fuzz(
+    200,
+    noise=st.binary(max_size=200),
+    start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"{"]),
+)
+def test_noise(tmp_path, noise, start):
+    (tmp_path / "x").write_bytes(start + noise)
+    read_all(tmp_path / "x")
+
+
+@fuzz(200, noise=st.binary(max_size=99))
+def test_noise_in_a_pickle(tmp_path, noise):
+    whole = io.BytesIO()
+    torch.save(MODEL, whole)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(tmp_path / "x", "w") as other:
+        for item in archive.namelist():
+            content = archive.read(item)
+            if item.endswith("data.pkl"):
+                content = content[: -len(noise)] + noise if noise else content
+            other.writestr(item, content)
+    read_all(tmp_path / "x")
