@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from vit_jax.config import base_config
-from vit_jax.models import Vit, attention, vit_config
+from vit_jax.models import Vit, attention, model_config
 from vit_jax.models.attention import dot_product_attention
 
 SHAPE = (2, 17, 4, 8)  # batch, tokens, heads, head width
@@ -49,7 +49,7 @@ def test_the_model_is_the_same_by_either_back_end(monkeypatch):
     monkeypatch.setattr(attention.jax.nn, "dot_product_attention", stand_in)
     c = base_config()
     c.model.update({"variant": "mu/4", "image_size": (16,), "depth": 2, "num_heads": 4})
-    cfg = vit_config(c.model, num_classes=10)
+    cfg = model_config(c.model, num_classes=10)
     x = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
     params = Vit(cfg).init(jax.random.key(0), x)["params"]
     params["head"]["kernel"] = jax.random.normal(jax.random.key(2), (cfg.width, 10))

@@ -18,7 +18,7 @@ from tests.mock_tfds import mock_tfds
 from vit_jax.checkpoints.load import load_run
 from vit_jax.config import freeze
 from vit_jax.data import transforms
-from vit_jax.models import Vit, num_params, param_shapes, vit_config
+from vit_jax.models import build, model_config, num_params, param_shapes
 from vit_jax.models.variants import parse_variant
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel.mesh import check_batch_size, make_mesh
@@ -54,7 +54,7 @@ def test_the_models_are_the_published_ones():
     def params(name, arg, **changes):
         config = get_config(name, arg)
         config.model.update(changes)
-        return num_params(vit_config(config.model, num_classes=data_set(config)[1]))
+        return num_params(model_config(config.model, num_classes=data_set(config)[1]))
 
     assert params("vit_i1k", "variant=B/16") == 86_567_656
     assert params("vit_i1k", "variant=Ti/16") == 5_717_416
@@ -67,7 +67,7 @@ def test_the_models_are_the_published_ones():
 def shape_evaluate(config: FrozenConfigDict) -> None:
     """All that `train` builds before it allocates: transforms, schedule, optimizer, state, mesh."""
     num_examples, num_classes = data_set(config)
-    cfg = vit_config(config.model, num_classes=num_classes)
+    cfg = model_config(config.model, num_classes=num_classes)
     for entry in (config.data.train_transforms, config.data.eval_transforms):
         transforms.build(entry, image_size=cfg.image_size)
     total = total_steps(config, num_examples)
@@ -83,7 +83,7 @@ def shape_evaluate(config: FrozenConfigDict) -> None:
     check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
     with jax.set_mesh(mesh):
         tx = make_optimizer(config.optim, param_shapes(cfg), schedule=schedule)
-        shapes = jax.eval_shape(make_init(config, Vit(cfg), tx), jax.random.key(0))
+        shapes = jax.eval_shape(make_init(config, build(cfg), tx), jax.random.key(0))
         layout = state_layout(shapes, mesh)
     assert jax.tree.structure(layout) == jax.tree.structure(shapes)
     # The state really is split: a device holds its share, and little beside.

@@ -25,7 +25,7 @@ from vit_jax.config import validate
 from vit_jax.data import order, pipeline, transforms
 from vit_jax.data.mixing import mix
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.models import Vit, param_shapes, vit_config
+from vit_jax.models import build, model_config, param_shapes
 from vit_jax.optim import make_optimizer, make_schedule
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
@@ -189,7 +189,7 @@ def the_step(variant):
         optim__weight_decay=0.0, optim__lr=0.1, optim__schedule__warmup_steps=None,
         optim__schedule__name="constant", loss__label_smoothing=0.1, **VARIANTS[variant],
     )  # fmt: skip
-    cfg = vit_config(config.model, num_classes=10)
+    cfg = model_config(config.model, num_classes=10)
     devices = jax.devices()[: 8 if "mesh__data" in VARIANTS[variant] else 1]
     mesh = meshes.make_mesh(config.mesh, devices=devices)
     with jax.set_mesh(mesh):
@@ -197,7 +197,7 @@ def the_step(variant):
             config.optim.schedule, total_steps=9, batch_size=BATCH, num_examples=99
         )
         tx = make_optimizer(config.optim, param_shapes(cfg), schedule=schedule)
-        init = make_init(config, Vit(cfg), tx)
+        init = make_init(config, build(cfg), tx)
         layout = state_layout(jax.eval_shape(init, jax.random.key(0)), mesh)
         state = jax.jit(init, out_shardings=layout)(jax.random.key(0))
         # A head that is not zero, so that every parameter has a gradient.
@@ -205,7 +205,7 @@ def the_step(variant):
         noise = 0.3 * jax.random.normal(jax.random.key(1), head.shape)
         params = {**state.params, "head": {**state.params["head"], "kernel": noise}}
         params = jax.device_put(params, layout.params)
-        jitted = jax.jit(make_train_step(config, Vit(cfg), tx, schedule))
+        jitted = jax.jit(make_train_step(config, build(cfg), tx, schedule))
         flag = processes.flag_array(False, mesh)
 
     def step(batch, number):
@@ -221,7 +221,7 @@ def the_step(variant):
 @functools.cache
 def per_example():
     """A function (params, images, targets) -> each example's ((loss, logits), gradient)."""
-    model = Vit(vit_config(small_config().model, num_classes=10))
+    model = build(model_config(small_config().model, num_classes=10))
 
     def loss(params, image, target):
         logits = model.apply({"params": params}, image[None])[0][0]

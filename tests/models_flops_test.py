@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax.config import base_config
-from vit_jax.models import VARIANTS, Vit, forward_flops, num_params, train_flops, vit_config
+from vit_jax.models import VARIANTS, Vit, forward_flops, model_config, num_params, train_flops
 from vit_jax.models.flops import param_shapes
 
 
@@ -13,7 +13,7 @@ def config(variant, **changes):
     c = base_config()
     c.model.variant = variant
     c.model.update(changes)
-    return vit_config(c.model, num_classes=1000)
+    return model_config(c.model, num_classes=1000)
 
 
 # google-research/vision_transformer at 224 pixels, 1000 classes, class token.

@@ -11,7 +11,7 @@ import pytest
 
 from vit_jax.config import base_config
 from vit_jax.errors import ConfigError
-from vit_jax.models import Vit, VitConfig, vit_config
+from vit_jax.models import Vit, VitConfig, model_config
 from vit_jax.models.blocks import REMAT
 from vit_jax.models.config import CHOICES
 from vit_jax.optim import make_optimizer, make_schedule, softmax_xent, value_and_grad
@@ -315,7 +315,7 @@ def test_bfloat16_computes_near_float32_and_returns_float32():
 def test_published_overrides_of_a_variant():
     c = base_config()
     c.model.variant, c.model.depth = "22B/14", 2
-    cfg = vit_config(c.model, num_classes=10)
+    cfg = model_config(c.model, num_classes=10)
     assert (cfg.width, cfg.depth, cfg.qkv_bias, cfg.qk_norm, cfg.parallel) == (
         6144, 2, False, True, True,
     )  # fmt: skip
@@ -342,7 +342,7 @@ def test_mistakes_are_named(key, value, message):
     c = base_config()
     c.model[key] = value
     with pytest.raises(ConfigError, match=message):
-        vit_config(c.model, num_classes=10)
+        model_config(c.model, num_classes=10)
 
 
 def test_wrong_images_and_captures_are_named():

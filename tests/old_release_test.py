@@ -17,7 +17,7 @@ from vit_jax.config import freeze
 from vit_jax.data import transforms
 from vit_jax.data.sources import open_source
 from vit_jax.evaluate import evaluate
-from vit_jax.models import Vit, vit_config
+from vit_jax.models import Vit, model_config
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.predict import predict
 from vit_jax.telemetry.jsonlines import read_jsonl
@@ -39,7 +39,7 @@ def release(request, tmp_path):
 def digits(run, count):
     """The first test digits, as the run's model is fed."""
     source = open_source(run.config.data, split="test")
-    cfg = vit_config(run.config.model, num_classes=source.num_classes)
+    cfg = model_config(run.config.model, num_classes=source.num_classes)
     build = transforms.build(run.config.data.eval_transforms, image_size=cfg.image_size)
     rng = np.random.default_rng(0)
     return np.stack([build(source[i], rng)["image"] for i in range(count)]), source, cfg

@@ -7,7 +7,7 @@ import pytest
 from tests.optim_trees import DEPTH, flat, random_scanned, unscanned
 from vit_jax.config import base_config
 from vit_jax.errors import ConfigError
-from vit_jax.models import param_shapes, vit_config
+from vit_jax.models import model_config, param_shapes
 from vit_jax.optim import make_optimizer
 from vit_jax.optim.layers import layer_decay_multipliers
 from vit_jax.optim.muon import matrix_axes
@@ -144,7 +144,7 @@ def test_the_rules_know_every_parameter_of_the_real_models(variant, scan):
     model = base_config().model
     model.variant, model.pool, model.num_classes, model.scan = variant, "map", 10, scan
     model.depth, model.rep_size = 4, -1
-    shapes = param_shapes(vit_config(model, num_classes=10))
+    shapes = param_shapes(model_config(model, num_classes=10))
     depths = layer_decay_multipliers(shapes, decay=0.5)
     first, last, stacked = 0.5**5, 1.0, [0.5**4, 0.5**3, 0.5**2, 0.5]
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tests.exactness import MESHES, TOLERANCE, whole
 from tests.small_run import small_config
 from vit_jax import train as train_module
-from vit_jax.models import Vit, param_shapes, vit_config
+from vit_jax.models import build, model_config, param_shapes
 from vit_jax.optim import make_optimizer, make_schedule
 from vit_jax.parallel import processes
 from vit_jax.parallel.mesh import batch_sharding, make_mesh
@@ -119,12 +119,12 @@ def prepared(**changes):
     config = small_config(**changes)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        cfg = vit_config(config.model, num_classes=10)
+        cfg = model_config(config.model, num_classes=10)
         schedule = make_schedule(
             config.optim.schedule, total_steps=10, batch_size=16, num_examples=1000
         )
         tx = make_optimizer(config.optim, param_shapes(cfg), schedule=schedule)
-        shapes = jax.eval_shape(make_init(config, Vit(cfg), tx), jax.random.key(0))
+        shapes = jax.eval_shape(make_init(config, build(cfg), tx), jax.random.key(0))
         layout = state_layout(shapes, mesh)
         state = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -137,7 +137,7 @@ def prepared(**changes):
             "label": jax.ShapeDtypeStruct((16,), jnp.int32, sharding=split),
             "weight": jax.ShapeDtypeStruct((16,), jnp.float32, sharding=split),
         }
-        step = make_train_step(config, Vit(cfg), tx, schedule)
+        step = make_train_step(config, build(cfg), tx, schedule)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
         return jitted, mesh, (state, batch, processes.flag_array(False, mesh))
 

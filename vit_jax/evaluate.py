@@ -35,7 +35,7 @@ from vit_jax.errors import ConfigError, DataError, printable
 from vit_jax.evals.build import classifier, eval_batches
 from vit_jax.evals.classification import ClassificationReport
 from vit_jax.evals.predictions import predict
-from vit_jax.models import VitConfig, vit_config
+from vit_jax.models import ModelConfig, model_config
 from vit_jax.parallel import processes
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.watch import Watch
@@ -70,7 +70,7 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
                 f"{source.name}, {split}, has the classes {', '.join(source.class_names[:9])}; the "
                 f"model was trained on {', '.join(names[:9])}: what it says would mean nothing."
             )
-        cfg = vit_config(run.config.model, num_classes=run.dataset["num_classes"])
+        cfg = model_config(run.config.model, num_classes=run.dataset["num_classes"])
         with eval_batches(
             run.config, cfg, source, mesh, batch_size=run.config.batch_size
         ) as batches:
@@ -125,7 +125,7 @@ def _file_name(text: str) -> str:
 
 
 def _first_probabilities(
-    run: Run, cfg: VitConfig, source: Source, mesh: Mesh
+    run: Run, cfg: ModelConfig, source: Source, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first examples of a split that are not bad, and their class probabilities."""
     ids, rows, seen = [], [], 0
@@ -151,7 +151,7 @@ def _first_probabilities(
 
 def _draw_pictures(
     run: Run,
-    cfg: VitConfig,
+    cfg: ModelConfig,
     source: Source,
     ids: np.ndarray,
     probabilities: np.ndarray,

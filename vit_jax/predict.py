@@ -33,7 +33,7 @@ from vit_jax.data.files import Files, find_images
 from vit_jax.errors import ConfigError, did_you_mean, printable
 from vit_jax.evals.build import eval_batches
 from vit_jax.evals.predictions import predict as predict_batches
-from vit_jax.models import vit_config
+from vit_jax.models import model_config
 from vit_jax.parallel.mesh import make_mesh
 
 EXIT_BAD_FILES = 1
@@ -76,7 +76,7 @@ def predict(
     with jax.set_mesh(mesh):
         run = load_run(checkpoint, mesh=mesh)
         names = [name.encode(errors="replace").decode() for name in run.dataset["class_names"]]
-        cfg = vit_config(run.config.model, num_classes=len(names))
+        cfg = model_config(run.config.model, num_classes=len(names))
         bad: dict[int, str] = {}
         seen = 0
         with eval_batches(

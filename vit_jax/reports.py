@@ -12,7 +12,7 @@ from vit_jax.checkpoints.store import Store
 from vit_jax.data import bad_examples, order
 from vit_jax.data.base import Source
 from vit_jax.errors import DataError, NonFiniteError
-from vit_jax.models import VitConfig, num_params, train_flops
+from vit_jax.models import ModelConfig, VitConfig, num_params, train_flops
 from vit_jax.models.attention import current_platform, resolve_backend
 from vit_jax.telemetry.clock import SPANS, Clock
 from vit_jax.telemetry.jsonlines import read_jsonl
@@ -49,16 +49,25 @@ def check_finite(
 
 
 def describe(
-    config: FrozenConfigDict, cfg: VitConfig, source: Source, mesh: Mesh, *, start: int, total: int
+    config: FrozenConfigDict,
+    cfg: ModelConfig,
+    source: Source,
+    mesh: Mesh,
+    *,
+    start: int,
+    total: int,
 ) -> str:
     """What is about to happen, in a few lines."""
     device = mesh.devices.flat[0]
-    attention = resolve_backend(cfg, train=True, platform=current_platform())
+    attention = ""
+    if isinstance(cfg, VitConfig):
+        backend = resolve_backend(cfg, train=True, platform=current_platform())
+        attention = f", attention by {backend}"
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     return (
         f"model   {config.model.variant} at {cfg.image_size[0]}x{cfg.image_size[1]}: "
         f"{num_params(cfg):,} parameters, {train_flops(cfg) / 1e9:.3g} GFLOPs to train on an "
-        f"image, {cfg.dtype}, attention by {attention}\n"
+        f"image, {cfg.dtype}{attention}\n"
         f"data    {source.name}, {source.split}: {len(source):,} images, "
         f"{cfg.num_classes} classes\n"
         f"devices {mesh.size} x {device.device_kind} ({shape}), {jax.process_count()} processes\n"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ from vit_jax import workdir as workdirs
 from vit_jax.checkpoints.load import load_params, locate, merge_params
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import CheckpointError
-from vit_jax.models import Vit
 from vit_jax.optim import ema
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import rules
@@ -33,7 +33,7 @@ class TrainState:
 
 
 def make_init(
-    config: FrozenConfigDict, model: Vit, tx: optax.GradientTransformation
+    config: FrozenConfigDict, model: nn.Module, tx: optax.GradientTransformation
 ) -> Callable[..., TrainState]:
     """A function (key, params=None) -> the state before the first update."""
     cfg = model.cfg

@@ -36,7 +36,7 @@ from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError
 from vit_jax.evals.build import build_evals
 from vit_jax.lock import lock
-from vit_jax.models import Vit, param_shapes, train_flops, vit_config
+from vit_jax.models import build, model_config, param_shapes, train_flops
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
@@ -92,7 +92,7 @@ def train(
         meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
 
         source = open_source(config.data, split=config.data.split)
-        cfg = vit_config(config.model, num_classes=source.num_classes)
+        cfg = model_config(config.model, num_classes=source.num_classes)
         if cfg.num_classes < source.num_classes:
             raise ConfigError(
                 f"model.num_classes is {cfg.num_classes}, but {source.name} has "
@@ -147,7 +147,7 @@ def train(
 
         watch.at("the initial state")
         with clock.span("init"):
-            init = make_init(config, Vit(cfg), tx)
+            init = make_init(config, build(cfg), tx)
             layout = state_layout(jax.eval_shape(init, jax.random.key(0)), mesh)
             state, chrono = starting_point(config, store, init, layout, mesh)
             start = int(state.step)
@@ -161,7 +161,7 @@ def train(
             # After `config.resume` there are lines and reports of another run, if any, here.
             resumed = start if chrono is not None and store.steps() else None
         train_step = jax.jit(
-            make_train_step(config, Vit(cfg), tx, schedule),
+            make_train_step(config, build(cfg), tx, schedule),
             donate_argnums=0,
             out_shardings=(layout, meshes.replicated(mesh)),
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,7 +10,6 @@ from jaxtyping import Array
 from ml_collections import FrozenConfigDict
 
 from vit_jax.data import mixing
-from vit_jax.models import Vit
 from vit_jax.optim import ema, frozen_mask, loss_by_name, value_and_grad
 from vit_jax.parallel import processes
 from vit_jax.state import TrainState
@@ -17,7 +17,7 @@ from vit_jax.state import TrainState
 
 def make_train_step(
     config: FrozenConfigDict,
-    model: Vit,
+    model: nn.Module,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:

@@ -15,7 +15,7 @@ from vit_jax.data.blocks import ExampleLoader
 from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError, DataError, did_you_mean
 from vit_jax.evals.classification import Classification
-from vit_jax.models import Vit, VitConfig
+from vit_jax.models import ModelConfig, build
 from vit_jax.parallel.mesh import batch_sharding
 
 TYPES = ("classification",)
@@ -49,7 +49,7 @@ class Evaluation:
 
 
 def build_evals(
-    config: FrozenConfigDict, cfg: VitConfig, mesh: Mesh, *, class_names: Sequence[str]
+    config: FrozenConfigDict, cfg: ModelConfig, mesh: Mesh, *, class_names: Sequence[str]
 ) -> dict[str, Evaluation]:
     """All of `config.evals` by name.
 
@@ -103,7 +103,7 @@ def build_evals(
     return evals
 
 
-def _transform(config: FrozenConfigDict, cfg: VitConfig) -> transforms.Transform:
+def _transform(config: FrozenConfigDict, cfg: ModelConfig) -> transforms.Transform:
     return transforms.build(
         config.data.eval_transforms,
         image_size=cfg.image_size,
@@ -120,9 +120,9 @@ def _shown(names: Sequence[str]) -> str:
     return f"{len(names)}: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else "")
 
 
-def classifier(config: FrozenConfigDict, cfg: VitConfig) -> Classification:
+def classifier(config: FrozenConfigDict, cfg: ModelConfig) -> Classification:
     """The classification metrics of a run's model."""
-    model = Vit(cfg)
+    model = build(cfg)
     return Classification(
         lambda params, images: model.apply({"params": params}, images)[0],
         num_classes=cfg.num_classes,
@@ -132,7 +132,7 @@ def classifier(config: FrozenConfigDict, cfg: VitConfig) -> Classification:
 
 def eval_batches(
     config: FrozenConfigDict,
-    cfg: VitConfig,
+    cfg: ModelConfig,
     source: Source,
     mesh: Mesh,
     *,

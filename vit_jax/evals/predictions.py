@@ -8,12 +8,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from vit_jax.evals.classification import probabilities
-from vit_jax.models import Vit, VitConfig
+from vit_jax.models import ModelConfig, build
 from vit_jax.parallel.mesh import replicated
 
 
 def predict(
-    cfg: VitConfig,
+    cfg: ModelConfig,
     params: PyTree,
     batches: Iterable[dict[str, Array]],
     *,
@@ -32,7 +32,7 @@ def predict(
     Yields:
       Probabilities, and the batch they belong to on the host, padding (weight 0) included.
     """
-    model = Vit(cfg)
+    model = build(cfg)
 
     @jax.jit
     def step(params, batch):

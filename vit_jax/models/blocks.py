@@ -1,6 +1,7 @@
 """The pre-norm Transformer encoder (Dosovitskiy et al. 2020, arXiv 2010.11929, section 3.1)."""
 
 from collections.abc import Collection
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,6 +25,20 @@ def make_norm(cfg: VitConfig, name: str) -> nn.Module:
     if cfg.norm == "rmsnorm":
         return nn.RMSNorm(epsilon=cfg.ln_eps, dtype=cfg.dtype, use_fast_variance=False, name=name)
     return nn.LayerNorm(epsilon=cfg.ln_eps, dtype=cfg.dtype, use_fast_variance=False, name=name)
+
+
+def drop_path(
+    y: Float[Array, "b n width"], drop_rate: Float[Array, ""], rng: jax.Array
+) -> Float[Array, "b n width"]:
+    """Stochastic depth: drops a branch for whole examples (Huang 2016, 1603.09382).
+
+    Args:
+      y: the branch's output.
+      drop_rate: probability of dropping; what is kept grows by 1 / (1 - drop_rate).
+      rng: key for it.
+    """
+    keep = jax.random.bernoulli(rng, 1 - drop_rate, (y.shape[0], 1, 1))
+    return jnp.where(keep, y / (1 - drop_rate).astype(y.dtype), jnp.zeros_like(y))
 
 
 class Mlp(nn.Module):
@@ -110,11 +125,43 @@ class Block(nn.Module):
         return y * self.param(name, initial, (cfg.width,)).astype(y.dtype)
 
     def _drop_path(self, y, drop_rate):
-        """Stochastic depth: drops the branch for whole examples (Huang 2016, 1603.09382)."""
         if not self.train or self.cfg.stochastic_depth == 0:
             return y
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_rate, (y.shape[0], 1, 1))
-        return jnp.where(keep, y / (1 - drop_rate).astype(y.dtype), jnp.zeros_like(y))
+        return drop_path(y, drop_rate, self.make_rng("dropout"))
+
+
+def run_blocks(
+    block: type[nn.Module], cfg: Any, settings: tuple[Any, ...], x: Float[Array, "b n width"]
+) -> tuple[Float[Array, "b n width"], dict[str, Array]]:
+    """All blocks, one after the other, as submodules of the module that calls.
+
+    Args:
+      block: from (x, rate of stochastic depth) to (x, {name: what to return beside it}).
+      cfg: depth, stochastic_depth, scan and remat of the model.
+      settings: what each block is made of.
+      x: the first one's input.
+
+    Returns:
+      The last one's output, and for each name an array with a leading axis of depth.
+    """
+    drop_rates = jnp.linspace(0.0, cfg.stochastic_depth, cfg.depth, dtype=jnp.float32)
+    if cfg.remat != "none":
+        # Inside a scan nothing can be merged with the forward pass anyway, and the barrier that
+        # prevents it costs speed.
+        block = nn.remat(block, prevent_cse=not cfg.scan, policy=REMAT[cfg.remat])
+    if cfg.scan:
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=cfg.depth,
+        )(*settings, name="blocks")
+        return blocks(x, drop_rates)
+    each = []
+    for i in range(cfg.depth):
+        x, captured = block(*settings, name=f"block_{i}")(x, drop_rates[i])
+        each.append(captured)
+    return x, jax.tree.map(lambda *layers: jnp.stack(layers), *each)
 
 
 class Encoder(nn.Module):
@@ -139,25 +186,5 @@ class Encoder(nn.Module):
         cfg = self.cfg
         if cfg.pre_norm:
             x = make_norm(cfg, "pre_norm")(x)
-        drop_rates = jnp.linspace(0.0, cfg.stochastic_depth, cfg.depth, dtype=jnp.float32)
-        block = Block
-        if cfg.remat != "none":
-            # Inside a scan nothing can be merged with the forward pass anyway, and the barrier
-            # that prevents it costs speed.
-            block = nn.remat(Block, prevent_cse=not cfg.scan, policy=REMAT[cfg.remat])
-        settings = (cfg, train, tuple(capture))
-        if cfg.scan:
-            blocks = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                length=cfg.depth,
-            )(*settings, name="blocks")
-            x, captured = blocks(x, drop_rates)
-        else:
-            each = []
-            for i in range(cfg.depth):
-                x, captured = block(*settings, name=f"block_{i}")(x, drop_rates[i])
-                each.append(captured)
-            captured = jax.tree.map(lambda *layers: jnp.stack(layers), *each)
+        x, captured = run_blocks(Block, cfg, (cfg, train, tuple(capture)), x)
         return (make_norm(cfg, "norm")(x) if cfg.final_norm == "tokens" else x), captured

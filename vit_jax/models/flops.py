@@ -10,8 +10,8 @@ measures the model's work and not the machine's.
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models.build import ModelConfig, build
 from vit_jax.models.config import VitConfig
-from vit_jax.models.vit import Vit
 
 
 def forward_flops(cfg: VitConfig) -> int:
@@ -33,18 +33,18 @@ def forward_flops(cfg: VitConfig) -> int:
     return 2 * macs
 
 
-def train_flops(cfg: VitConfig) -> int:
+def train_flops(cfg: ModelConfig) -> int:
     """FLOPs of the forward and backward pass of one image."""
     return 3 * forward_flops(cfg)
 
 
-def param_shapes(cfg: VitConfig) -> dict:
+def param_shapes(cfg: ModelConfig) -> dict:
     """The tree of parameters as `jax.ShapeDtypeStruct`s; nothing is computed or allocated."""
     images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.channels), jnp.float32)
     rng = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(Vit(cfg).init, rng, images)["params"]
+    return jax.eval_shape(build(cfg).init, rng, images)["params"]
 
 
-def num_params(cfg: VitConfig) -> int:
+def num_params(cfg: ModelConfig) -> int:
     """Number of parameters, embeddings and head included."""
     return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(cfg)))

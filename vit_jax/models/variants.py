@@ -1,6 +1,10 @@
 """The one table of model sizes, and the names that select from it.
 
-A name is a row of the table, a slash and a patch size in pixels: "B/16", "Ti/7", "So400m/14".
+ViT      a size, a slash and a patch size in pixels: "B/16", "Ti/7", "So400m/14"
+hybrid   "R26+S/32", "R50+B/16", ...: a ViT on the feature map of a ResNet
+ResNet   "BiT-R50x1", "BiT-R152x2": depth, and a factor of the width
+Mixer    "Mixer-B/16": a size and a patch size in pixels
+
 Capitals count: S (Dosovitskiy et al.'s family, 22 M parameters) is not s (Zhai et al.'s, 5 M).
 """
 
@@ -8,6 +12,7 @@ import dataclasses
 import re
 
 from vit_jax.errors import ConfigError, did_you_mean
+from vit_jax.models.resnet import NUMERICS, StemConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,23 +53,108 @@ VARIANTS = {
 }
 
 
-def parse_variant(name: str) -> tuple[Variant, int]:
-    """Splits "B/16" into the row B of `VARIANTS` and the patch size 16 (pixels).
+@dataclasses.dataclass(frozen=True)
+class HybridVariant:
+    """A ViT whose patches are of a ResNet's feature map."""
+
+    vit: Variant
+    stem: StemConfig
+    patch: int  # Side, in points of the feature map.
+
+
+# arXiv 2010.11929 and 2106.10270. The number in a name is the stride in pixels, but for R+Ti/16:
+# its stem has a stride of 4 and its patches have 8 points, 32 pixels.
+HYBRIDS = {
+    "R+Ti/16": HybridVariant(VARIANTS["Ti"], StemConfig(units=()), 8),
+    "R26+S/32": HybridVariant(VARIANTS["S"], StemConfig(units=(2, 2, 2, 2)), 1),
+    "R26+B/32": HybridVariant(VARIANTS["B"], StemConfig(units=(2, 2, 2, 2)), 1),
+    "R50+B/16": HybridVariant(VARIANTS["B"], StemConfig(units=(3, 4, 9)), 1),
+    "R50+L/32": HybridVariant(VARIANTS["L"], StemConfig(units=(3, 4, 6, 3)), 1),
+}
+
+# Units of each stage by depth, arXiv 1512.03385, 1912.11370.
+RESNETS = {
+    26: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerVariant:
+    """A size of MLP-Mixer."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    token_mlp_dim: int
+
+
+# arXiv 2105.01601, table 1.
+MIXERS = {
+    "Mixer-S": MixerVariant(512, 8, 2048, 256),
+    "Mixer-B": MixerVariant(768, 12, 3072, 384),
+    "Mixer-L": MixerVariant(1024, 24, 4096, 512),
+    "Mixer-H": MixerVariant(1280, 32, 5120, 640),
+}
+
+
+def parse_variant(name: str) -> tuple[Variant | HybridVariant | StemConfig | MixerVariant, int]:
+    """What a name stands for, and what the sides of images must be a multiple of, in pixels.
+
+    "B/16" is the row B of `VARIANTS` and its patch size 16. Of a ResNet, whose name says no more,
+    the body is given; it takes images of any size.
 
     Raises:
       ConfigError: no such row, or no patch size; the message names the nearest.
     """
+    if name in HYBRIDS:
+        hybrid = HYBRIDS[name]
+        return hybrid, hybrid.stem.stride * hybrid.patch
+    if name.startswith("BiT-"):
+        return _parse_resnet(name), 1
+    if "+" in name:
+        raise ConfigError(
+            f'model.variant is "{name}": there is no such hybrid. {did_you_mean(name, HYBRIDS)}'
+        )
+    rows = VARIANTS | MIXERS
     match = re.fullmatch(r"(?P<row>[\w-]+)/(?P<patch>[1-9]\d*)", name)
     if not match:
         row = name.partition("/")[0]
-        example = row if row in VARIANTS else "B"
+        example = row if row in rows else "B"
         raise ConfigError(
             f'model.variant is "{name}": write a size, a slash and a patch size, such as '
-            f'"{example}/16". Sizes: {", ".join(VARIANTS)}.'
+            f'"{example}/16". Sizes: {", ".join(rows)}. Or a ResNet, such as "BiT-R50x1", or a '
+            f"hybrid: {', '.join(HYBRIDS)}."
         )
-    if match["row"] not in VARIANTS:
+    if match["row"] not in rows:
         raise ConfigError(
             f'model.variant is "{name}": there is no size "{match["row"]}". '
-            + did_you_mean(match["row"], VARIANTS)
+            + did_you_mean(match["row"], rows)
         )
-    return VARIANTS[match["row"]], int(match["patch"])
+    return rows[match["row"]], int(match["patch"])
+
+
+def _parse_resnet(name: str) -> StemConfig:
+    """The body of a name such as "BiT-R50x1"; of the paper's kind, v2."""
+    match = re.fullmatch(r"BiT-R(?P<depth>\d{1,4})x(?P<factor>\d{1,4}(\.\d{1,4})?)", name)
+    if not match:
+        raise ConfigError(
+            f'model.variant is "{name}": write a depth and a factor of the width, such as '
+            f'"BiT-R50x1". Depths: {", ".join(map(str, RESNETS))}.'
+        )
+    depth = int(match["depth"])
+    if depth not in RESNETS:
+        nearest = min(RESNETS, key=lambda known: abs(known - depth))
+        raise ConfigError(
+            f'model.variant is "{name}": there is no depth {depth}. Did you mean '
+            f'"BiT-R{nearest}x{match["factor"]}"? Accepted: {", ".join(map(str, RESNETS))}.'
+        )
+    return StemConfig(
+        units=RESNETS[depth],
+        width_factor=float(match["factor"]),
+        version="v2",
+        **NUMERICS["v2"],
+    )

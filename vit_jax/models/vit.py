@@ -7,11 +7,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.models.blocks import Encoder, make_norm
+from vit_jax.models.checks import check_capture, check_images
 from vit_jax.models.config import VitConfig
 from vit_jax.models.heads import MapHead
 from vit_jax.models.positions import sincos2d
+from vit_jax.models.resnet import Stem
 from vit_jax.parallel.constraints import BATCH, constrain
 
 CAPTURABLE = ("embed", "blocks", "attention")
@@ -44,8 +45,8 @@ class Vit(nn.Module):
 
         Returns:
           The logits in float32, and intermediates: `pre_logits` [b, width or rep_size], the
-          head's input in float32; `tokens` [b, n, width], the sequence after the final norm (or after
-          the blocks, if that norm is of what is pooled), class token, distillation token and
+          head's input in float32; `tokens` [b, n, width], the sequence after the final norm (or
+          after the blocks, if that norm is of what is pooled), class token, distillation token and
           registers first; if captured, `embed` [b, n, width], the first block's input, `blocks`
           [depth, b, n, width], every block's output, and `attention` [depth, b, heads, n, n].
 
@@ -53,18 +54,8 @@ class Vit(nn.Module):
           ConfigError: images of another size, or an unknown name in `capture`.
         """
         cfg = self.cfg
-        if images.shape[1:] != (*cfg.image_size, cfg.channels):
-            raise ConfigError(
-                f"This model takes images of height, width, channels "
-                f"{(*cfg.image_size, cfg.channels)}, not {images.shape[1:]}: set model.image_size "
-                "and model.channels, or resize the images."
-            )
-        for name in capture:
-            if name not in CAPTURABLE:
-                raise ConfigError(
-                    f'Cannot capture "{name}". ' + did_you_mean(str(name), CAPTURABLE)
-                )
-
+        check_images(images.shape, cfg.image_size, cfg.channels)
+        check_capture(capture, CAPTURABLE)
         x = self._embed(images, train=train)
         intermediates = {"embed": x} if "embed" in capture else {}
         x, captured = Encoder(cfg, name="encoder")(
@@ -108,6 +99,7 @@ class Vit(nn.Module):
     def _embed(self, images, *, train):
         """Patches to tokens; positions; class token. [b, height, width, channels] -> [b, n, d]."""
         cfg = self.cfg
+        x = images if cfg.stem is None else Stem(cfg.stem, cfg.dtype, name="stem")(images)
         # A convolution whose stride is its kernel is a linear map of each patch.
         x = nn.Conv(
             cfg.width,
@@ -117,7 +109,7 @@ class Vit(nn.Module):
             use_bias=cfg.patch_bias,
             dtype=cfg.dtype,
             name="embedding",
-        )(images)
+        )(x)
         x = x.reshape(x.shape[0], -1, cfg.width)
         if cfg.posemb == "sincos2d":  # The class token has no place in the grid.
             x = x + sincos2d(cfg.grid, cfg.width).astype(x.dtype)
