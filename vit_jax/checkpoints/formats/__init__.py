@@ -1,0 +1,23 @@
+"""Foreign formats: which tensor of a file is which parameter of ours.
+
+entries      the tables' form, read in both directions
+names        tensors under other names
+base         what a format says of a checkpoint; hints; published shapes
+google       .npz of vision_transformer and big_vision
+huggingface  folders of transformers
+timm         timm's names: timm, DeiT, DeiT-III, MAE, DINOv2, DINOv3, EVA
+torchvision  its VisionTransformer
+"""
+
+from vit_jax.checkpoints.formats import google, huggingface, timm, torchvision
+from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints
+
+# In the order in which they are tried; config.json goes before names.
+FORMATS: tuple[Format, ...] = (
+    huggingface.FORMAT,
+    google.FORMAT,
+    torchvision.FORMAT,
+    timm.FORMAT,
+)
+
+__all__ = ["FORMATS", "Description", "Foreign", "Format", "Hints"]

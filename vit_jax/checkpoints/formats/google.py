@@ -1,0 +1,170 @@
+"""Archives of google-research/vision_transformer and google-research/big_vision.
+
+Both write parameters of Flax models as .npz. The published names of vision_transformer are older
+than Flax linen: one counter runs through the modules of a block. big_vision has linen's names,
+blocks one by one or stacked, under params/ or opt/target/, and may keep two towers in one file.
+Their numbers: tanh GELU, LayerNorm epsilon 1e-6, corner-aligned bilinear resize of positions.
+"""
+
+import re
+from typing import Any
+
+from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints, complete, place
+from vit_jax.checkpoints.formats.entries import Entry
+from vit_jax.checkpoints.formats.names import count, unstacked, without_prefix
+from vit_jax.checkpoints.tensors import Tensors
+from vit_jax.data.recipes import evaluation
+from vit_jax.errors import CheckpointError
+from vit_jax.models import VitConfig
+
+_BLOCK = "Transformer/encoderblock_{i}"
+_LAYER = r"Transformer/encoderblock_(\d+)/"
+
+
+def _leaves(ours: str, theirs: str, *leaves: str) -> tuple[Entry, ...]:
+    return tuple(Entry(f"{ours}/{leaf}", f"{theirs}/{leaf}") for leaf in leaves)
+
+
+def _dense(ours: str, theirs: str) -> tuple[Entry, ...]:
+    return _leaves(ours, theirs, "kernel", "bias")
+
+
+def _norm(ours: str, theirs: str) -> tuple[Entry, ...]:
+    return _leaves(ours, theirs, "scale", "bias")
+
+
+def _attention_and_mlp(ours: str, attention: str, mlp: str) -> tuple[Entry, ...]:
+    return (
+        *(
+            entry
+            for name in ("query", "key", "value", "out")
+            for entry in _dense(f"{ours}/attn/{name}", f"{attention}/{name}")
+        ),
+        *_dense(f"{ours}/mlp/fc1", f"{mlp}/Dense_0"),
+        *_dense(f"{ours}/mlp/fc2", f"{mlp}/Dense_1"),
+    )
+
+
+def _entries(*, linen: bool) -> tuple[Entry, ...]:
+    attention, mlp, norm2 = (
+        ("MultiHeadDotProductAttention_0", "MlpBlock_0", "LayerNorm_1")
+        if linen
+        else ("MultiHeadDotProductAttention_1", "MlpBlock_3", "LayerNorm_2")
+    )
+    # Where it has been over the years; each code base writes its first one.
+    places = ["pos_embedding", "Transformer/pos_embedding"]
+    places.insert(2 if linen else 0, "Transformer/posembed_input/pos_embedding")
+    ours = "encoder/block_{i}"
+    return (
+        Entry("cls", "cls"),
+        *(Entry("pos_embedding", place) for place in places),
+        *(entry for name in ("embedding", "pre_logits", "head") for entry in _dense(name, name)),
+        *_norm("encoder/norm", "Transformer/encoder_norm"),
+        *_norm(f"{ours}/norm1", f"{_BLOCK}/LayerNorm_0"),
+        *_norm(f"{ours}/norm2", f"{_BLOCK}/{norm2}"),
+        *_attention_and_mlp(ours, f"{_BLOCK}/{attention}", f"{_BLOCK}/{mlp}"),
+        Entry("map_head/probe", "MAPHead_0/probe"),
+        *_norm("map_head/norm", "MAPHead_0/LayerNorm_0"),
+        *_attention_and_mlp(
+            "map_head", "MAPHead_0/MultiHeadDotProductAttention_0", "MAPHead_0/MlpBlock_0"
+        ),
+    )
+
+
+PRE_LINEN, LINEN = _entries(linen=False), _entries(linen=True)
+
+
+def recognises(foreign: Foreign) -> bool:
+    """Whether there is a tower with a Transformer in it."""
+    return any(re.search(r"(^|/)Transformer/encoder", name) for name in foreign.tensors)
+
+
+def describe(foreign: Foreign, hints: Hints) -> Description:
+    """See `Format`."""
+    tensors, unused = tower(foreign)
+    tensors = unstacked(
+        tensors, r"Transformer/encoderblock/(.*)", "Transformer/encoderblock_{i}/{name}"
+    )
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    try:
+        facts = _facts(shapes)
+    except (KeyError, IndexError, ValueError) as error:
+        raise CheckpointError(
+            f"{foreign.path} looks like a checkpoint of Google's, but has no usable {error}."
+        ) from error
+    facts = hints.over(facts, choices=("ln_eps", "gelu"))
+    facts |= _positions(shapes, facts, hints, foreign)
+    style = "vision_transformer" if "posembed_input" in " ".join(shapes) else "big_vision"
+    config = complete(facts, path=foreign.path)
+    return Description(config, tensors, unused, evaluation(style))
+
+
+def tower(foreign: Foreign) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors of one model of a file, and patterns of what else may be there.
+
+    Raises:
+      CheckpointError: there are several models, or not the one that was asked for.
+    """
+    marks = ("embedding/kernel", "conv_root/kernel", "stem/kernel", "root_block/kernel")
+    prefixes = sorted(
+        {
+            name[: -len(mark)]
+            for name in foreign.tensors
+            for mark in marks
+            if name == mark or name.endswith(f"/{mark}")
+        }
+    )
+    # A text tower embeds words: its embedding is a table, under another name.
+    wanted = [p for p in prefixes if not foreign.submodel or p.endswith(f"{foreign.submodel}/")]
+    if len(wanted) != 1 or (not foreign.submodel and re.fullmatch(r"(params/)?img/", wanted[0])):
+        names = [p.rstrip("/").rpartition("/")[2] for p in prefixes]
+        raise CheckpointError(
+            f"{foreign.path} holds the models {', '.join(names) or '(none)'}: name one, as "
+            f"{foreign.path}:{names[0] if names else 'img'}."
+        )
+    prefix = wanted[0]
+    beside = rf"(?!{re.escape(prefix)}).*" if foreign.submodel else r"(opt|optimizer|step)(/.*)?"
+    view = without_prefix(foreign.tensors, prefix)
+    return view, (beside,)
+
+
+def _facts(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    kernel = shapes["embedding/kernel"]
+    linen = f"{_BLOCK.format(i=0)}/MultiHeadDotProductAttention_0/query/kernel" in shapes
+    block = _BLOCK.format(i=0)
+    query = shapes[f"{block}/MultiHeadDotProductAttention_{0 if linen else 1}/query/kernel"]
+    pool = "token" if "cls" in shapes else "map" if "MAPHead_0/probe" in shapes else "gap"
+    return {
+        "patch_size": tuple(kernel[:2]),
+        "channels": kernel[2],
+        "width": kernel[3],
+        "depth": count(shapes, _LAYER),
+        "mlp_dim": shapes[f"{block}/MlpBlock_{0 if linen else 3}/Dense_0/kernel"][1],
+        "num_heads": query[1],
+        "pool": pool,
+        "rep_size": shapes["pre_logits/kernel"][1] if "pre_logits/kernel" in shapes else 0,
+        "num_classes": shapes["head/kernel"][1] if "head/kernel" in shapes else 0,
+        "posemb_resize": "bilinear_corners",
+        "ln_eps": 1e-6,
+        "gelu": "tanh",
+    }
+
+
+def _positions(shapes, facts: dict[str, Any], hints: Hints, foreign: Foreign) -> dict[str, Any]:
+    rows = next((s[1] for name, s in shapes.items() if name.endswith("pos_embedding")), None)
+    if rows is None:
+        return {"posemb": "sincos2d"}
+    prefixes = {"class": 1, "none": 0} if facts["pool"] == "token" else {"none": 0}
+    return {"posemb": "learned"} | place(
+        rows, prefixes, patch_size=facts["patch_size"], image_size=hints.get("image_size"),
+        path=foreign.path,
+    )  # fmt: skip
+
+
+def entries(config: VitConfig) -> tuple[Entry, ...]:
+    """See `Format`."""
+    del config  # Every model of Google's has the same names.
+    return (*PRE_LINEN, *LINEN)
+
+
+FORMAT = Format("Google .npz", recognises, describe, entries)

@@ -1,0 +1,302 @@
+"""Folders of Hugging Face transformers: config.json, safetensors, preprocessor_config.json.
+
+One encoder under several names: ViT, DeiT, MSN, MAE and I-JEPA, DINOv2 (with registers), DINOv3,
+SigLIP. Since version 5 the library has other names in memory than on the disk; both are read, and
+so is a file without its model's prefix. Numbers: what config.json says, or its class's default.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints, complete, place
+from vit_jax.checkpoints.formats.entries import Entry, dense, embedding, fused, norm
+from vit_jax.checkpoints.formats.names import count, renamed
+from vit_jax.checkpoints.preprocess import from_hf
+from vit_jax.errors import CheckpointError, did_you_mean
+from vit_jax.models import VitConfig
+
+
+class Family(NamedTuple):
+    """A model_type of transformers.
+
+    Attributes:
+      ln_eps: the class's default.
+      resize: how it brings position embeddings to another grid.
+      spelling: index into SPELLINGS of the names that it writes.
+      hidden_act: the class's default.
+    """
+
+    ln_eps: float
+    resize: str
+    spelling: int
+    hidden_act: str = "gelu"
+
+
+FAMILIES = {
+    "vit": Family(1e-12, "bicubic", 0),
+    "deit": Family(1e-12, "bicubic", 0),
+    "vit_mae": Family(1e-12, "bicubic", 0),
+    "vit_msn": Family(1e-6, "bicubic", 0),
+    "ijepa": Family(1e-12, "bicubic", 0),
+    "dinov2": Family(1e-6, "bicubic", 1),
+    "dinov2_with_registers": Family(1e-6, "bicubic_antialias", 1),
+    "dinov3_vit": Family(1e-5, "bicubic", 2),
+    "siglip_vision_model": Family(1e-6, "bicubic", 3, "gelu_pytorch_tanh"),
+}
+_GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
+_PREFIX = re.compile(
+    r"^((vit|deit|ijepa|vit_msn|vit_mae|dinov2|dinov2_with_registers|dinov3_vit|model"
+    r"|vision_model)\.)+"
+)
+_UNUSED = (
+    r"(embeddings\.)?mask_token", r"embeddings\.position_ids", r"decoder\..*", r"text_model\..*",
+    r"logit_(scale|bias)", r"rope_embeddings\..*",
+)  # fmt: skip
+
+
+class Spelling(NamedTuple):
+    """The names within a block."""
+
+    block: str
+    attention: tuple[str, str, str, str]  # Query, key, value, out.
+    norms: tuple[str, str]
+    mlp: tuple[str, str]
+    gate: str = ""
+    scales: tuple[str, str] = ()
+
+
+_NESTED = tuple(f"attention.attention.{name}" for name in ("query", "key", "value"))
+_PROJ = tuple(f"attention.{name}_proj" for name in "qkvo")
+_NORM12, _AROUND = ("norm1", "norm2"), ("layernorm_before", "layernorm_after")
+_LAMBDAS = ("layer_scale1.lambda1", "layer_scale2.lambda1")
+_FC, _UP_DOWN = ("mlp.fc1", "mlp.fc2"), ("mlp.up_proj", "mlp.down_proj")
+
+SPELLINGS = (
+    Spelling(
+        "encoder.layer.{i}",
+        (*_NESTED, "attention.output.dense"),
+        _AROUND,
+        ("intermediate.dense", "output.dense"),
+    ),
+    Spelling(
+        "encoder.layer.{i}", (*_NESTED, "attention.output.dense"), _NORM12, _FC, scales=_LAMBDAS
+    ),
+    Spelling("layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
+    Spelling(
+        "encoder.layers.{i}",
+        (*(f"self_attn.{name}_proj" for name in "qkv"), "self_attn.out_proj"),
+        ("layer_norm1", "layer_norm2"),
+        _FC,
+    ),
+    # In memory, since version 5.
+    Spelling("layers.{i}", _PROJ, _AROUND, _FC),
+    Spelling("encoder.layer.{i}", _PROJ, _NORM12, _FC, scales=_LAMBDAS),
+    Spelling("encoder.layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
+)
+
+
+def recognises(foreign: Foreign) -> bool:
+    """Whether config.json is of a model that transformers knows."""
+    return "model_type" in foreign.config
+
+
+def describe(foreign: Foreign, hints: Hints) -> Description:
+    """See `Format`."""
+    config, family = _family(foreign)
+    tensors = renamed(foreign.tensors, lambda name: _PREFIX.sub("", name))
+    shapes = {n: tensor.shape for n, tensor in tensors.items() if not n.startswith("decoder.")}
+    try:
+        facts = _facts(shapes, config, family) | _numerics(config, family)
+        facts |= {} if facts["posemb"] == "none" else _positions(shapes, facts, config, foreign)
+    except (KeyError, IndexError, ValueError, TypeError, StopIteration) as error:
+        raise CheckpointError(
+            f"{foreign.path} has a config.json of {config.get('model_type')}, but its tensors or "
+            f"its config have no usable {error}."
+        ) from error
+    model = complete(hints.over(facts, choices=("ln_eps", "gelu", "pool")), path=foreign.path)
+    labels = _labels(config if "id2label" in config else foreign.config, model.num_classes)
+    transforms = from_hf(foreign.preprocessor, image_size=model.image_size)
+    return Description(
+        model, tensors, _UNUSED, transforms, labels, notes=(f"model_type {config['model_type']}",)
+    )
+
+
+def _family(foreign: Foreign) -> tuple[Mapping[str, Any], Family]:
+    """The config of the part that sees, and what is known of its kind.
+
+    Raises:
+      CheckpointError: no model of this type is known.
+    """
+    config = foreign.config
+    if config["model_type"] == "siglip":  # Two towers in one folder.
+        config = {"model_type": "siglip_vision_model"} | config.get("vision_config", {})
+    if config["model_type"] not in FAMILIES:
+        raise CheckpointError(
+            f'{foreign.path} is of the model_type "{config["model_type"]}". '
+            + did_you_mean(str(config["model_type"]), FAMILIES)
+        )
+    return config, FAMILIES[config["model_type"]]
+
+
+def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """What names and shapes tell, and config.json where they do not."""
+    kernel = next(s for n, s in shapes.items() if n.endswith(".weight") and "patch_embedding" in n)
+    width, channels, *patch = kernel
+    depth = max(
+        count(shapes, s.block.replace(".", r"\.").replace("{i}", r"(\d+)")) for s in SPELLINGS
+    )
+    gated = any(".weights_in." in name or ".gate_proj." in name for name in shapes)
+    hidden = next(
+        shape[1] for name, shape in shapes.items()
+        if re.search(r"\.0\.(output\.dense|mlp\.(fc2|weights_out|down_proj))\.weight$", name)
+    )  # fmt: skip
+    positions = any("position_embedding" in name for name in shapes)
+    head = next((n for n in ("classifier", "cls_classifier") if f"{n}.weight" in shapes), None)
+    activation = config.get("hidden_act", family.hidden_act)
+    if gated and not config["model_type"].startswith("dinov2"):
+        mlp = {"silu": "swiglu", "swish": "swiglu"}.get(activation, "geglu")
+    else:
+        mlp = "swiglu" if gated else "gelu"
+    dino_head = config["model_type"].startswith("dinov2") and head
+    two, both = (
+        "embeddings.distillation_token" in shapes,
+        "distillation_classifier.weight" in shapes,
+    )
+    has_class = "embeddings.cls_token" in shapes
+    pool = (
+        "map"
+        if "head.probe" in shapes
+        else "token_gap"
+        if dino_head
+        else "token"
+        if has_class
+        else "gap"
+    )
+    return {
+        "patch_size": tuple(patch),
+        "channels": channels,
+        "width": width,
+        "depth": depth,
+        "mlp_dim": hidden,
+        "mlp": mlp,
+        "num_heads": config.get("num_attention_heads", 6 if family.ln_eps == 1e-5 else 12),
+        "num_classes": shapes[f"{head}.weight"][0] if head else 0,
+        "rep_size": shapes["pooler.dense.weight"][0] if "pooler.dense.weight" in shapes else 0,
+        "pool": pool,
+        "class_token": has_class,
+        "distilled": both,
+        # Without a head of its own the distillation token is like a register with a position.
+        "registers": shapes.get("embeddings.register_tokens", (1, 0))[1] + (two - both),
+        "posemb": "learned" if positions else "none",
+        "layer_scale": 1.0 if any("layer_scale1" in name for name in shapes) else 0.0,
+        "qkv_bias": any(re.search(r"\.0\..*(query|q_proj)\.bias$", name) for name in shapes),
+        "key_bias": any(re.search(r"\.0\..*(key|k_proj)\.bias$", name) for name in shapes),
+    }  # fmt: skip
+
+
+def _numerics(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    activation = config.get("hidden_act", family.hidden_act)
+    if activation not in _GELU and activation not in ("silu", "swish"):
+        raise CheckpointError(
+            f'config.json has hidden_act="{activation}", which no model here has. '
+            + did_you_mean(str(activation), (*_GELU, "silu"))
+        )
+    facts: dict[str, Any] = {
+        "ln_eps": float(config.get("layer_norm_eps", family.ln_eps)),
+        "gelu": _GELU.get(activation, "erf"),
+        "posemb_resize": family.resize,
+    }
+    if config["model_type"] == "dinov3_vit":
+        size = config.get("image_size", 224)
+        facts |= {
+            "rope": "dinov3",
+            "rope_theta": float(config.get("rope_theta", 100.0)),
+            "image_size": tuple(size) if isinstance(size, list) else (size, size),
+        }
+    return facts
+
+
+def _positions(shapes, facts: dict[str, Any], config, foreign: Foreign) -> dict[str, Any]:
+    shape = next(s for n, s in shapes.items() if n.startswith("embeddings.position_embedding"))
+    size = config.get("image_size")
+    size = tuple(size) if isinstance(size, list) else (size, size) if size else None
+    if "embeddings.distillation_token" in shapes:
+        prefixes = {"all": 2}
+    else:
+        prefixes = {"class": 1} if facts["class_token"] else {"none": 0}
+    return place(
+        shape[-2], prefixes, patch_size=facts["patch_size"], image_size=size, path=foreign.path
+    )
+
+
+def _labels(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
+    """Names of the classes, in order: config.json numbers them as strings."""
+    names = {str(key): value for key, value in dict(config.get("id2label") or {}).items()}
+    if not num_classes or any(str(k) not in names for k in range(num_classes)):
+        return None
+    return tuple(str(names[str(k)]) for k in range(num_classes))
+
+
+def _spelled(spelling: Spelling) -> tuple[Entry, ...]:
+    """Entries of a block."""
+    ours, block = "encoder/block_{i}", spelling.block
+    query, key, value, out = (f"{block}.{name}" for name in spelling.attention)
+    scales = zip(("scale1", "scale2"), spelling.scales, strict=False)
+    return (
+        *norm(f"{ours}/norm1", f"{block}.{spelling.norms[0]}"),
+        *norm(f"{ours}/norm2", f"{block}.{spelling.norms[1]}"),
+        *dense(f"{ours}/attn/query", query, "heads_in"),
+        *dense(f"{ours}/attn/key", key, "heads_in"),
+        *dense(f"{ours}/attn/value", value, "heads_in"),
+        *dense(f"{ours}/attn/out", out, "heads_out"),
+        *dense(f"{ours}/mlp/fc1", f"{block}.{spelling.mlp[0]}"),
+        *dense(f"{ours}/mlp/fc2", f"{block}.{spelling.mlp[1]}"),
+        *(dense(f"{ours}/mlp/gate", f"{block}.{spelling.gate}") if spelling.gate else ()),
+        *(Entry(f"{ours}/{scale}", f"{block}.{theirs}") for scale, theirs in scales),
+    )
+
+
+# DINOv2's gate and hidden units are one tensor on the disk.
+_WEIGHTS_IN = (
+    *dense("encoder/block_{i}/mlp/gate", "encoder.layer.{i}.mlp.weights_in", part=(0, 2)),
+    *dense("encoder/block_{i}/mlp/fc1", "encoder.layer.{i}.mlp.weights_in", part=(1, 2)),
+    *dense("encoder/block_{i}/mlp/fc2", "encoder.layer.{i}.mlp.weights_out"),
+)
+_AROUND_BLOCKS = (
+    Entry("cls", "embeddings.cls_token"),
+    Entry("dist", "embeddings.distillation_token"),
+    Entry("registers", "embeddings.register_tokens"),
+    Entry("registers", "embeddings.distillation_token"),
+    Entry("pos_embedding", "embeddings.position_embeddings"),
+    Entry("pos_embedding", "embeddings.position_embedding.weight", "table"),
+    *embedding("embeddings.patch_embeddings.projection"),
+    *embedding("embeddings.patch_embeddings"),
+    *embedding("embeddings.patch_embedding"),
+    *norm("encoder/norm", "layernorm"),
+    *norm("encoder/norm", "norm"),
+    *norm("encoder/norm", "post_layernorm"),
+    *dense("pre_logits", "pooler.dense"),
+    *dense("head", "classifier"),
+    *dense("head", "cls_classifier"),
+    *dense("head_dist", "distillation_classifier"),
+    Entry("map_head/probe", "head.probe"),
+    *(
+        Entry(f"map_head/attn/{name}/{ours}", f"head.attention.in_proj_{theirs}", layout, (k, 3))
+        for k, name in enumerate(("query", "key", "value"))
+        for ours, theirs, layout in (("kernel", "weight", "heads_in"), ("bias", "bias", "flat"))
+    ),
+    *dense("map_head/attn/out", "head.attention.out_proj", "heads_out"),
+    *norm("map_head/norm", "head.layernorm"),
+    *dense("map_head/mlp/fc1", "head.mlp.fc1"),
+    *dense("map_head/mlp/fc2", "head.mlp.fc2"),
+)
+
+
+def entries(config: VitConfig) -> tuple[Entry, ...]:
+    """See `Format`."""
+    packed = _WEIGHTS_IN if config.mlp != "gelu" else ()
+    return (*_AROUND_BLOCKS, *packed, *(e for s in SPELLINGS for e in _spelled(s)))
+
+
+FORMAT = Format("Hugging Face transformers", recognises, describe, entries)
