@@ -92,7 +92,7 @@ def _model() -> ConfigDict:
     c.resnet.units = placeholder(tuple)  # Of each stage: (3, 4, 6, 3).
     c.resnet.width_factor = placeholder(float)  # 1: 64 channels in the root.
     c.resnet.version = placeholder(str)  # v1 (activation after convolutions) or v2 (before).
-    c.resnet.padding = placeholder(str)  # same (v1) or explicit (v2).
+    c.resnet.padding = placeholder(str)  # same (v1), explicit (v2) or explicit_zeros.
     c.resnet.gn_eps = placeholder(float)  # GroupNorm epsilon: 1e-6 (v1) or 1e-5 (v2).
     c.resnet.std_eps = placeholder(float)  # Of standardised kernels: 1e-5 (v1) or 1e-10 (v2).
     c.resnet.std_eps_in = placeholder(str)  # That is added to the std (v1) or the var (v2).

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.config import base_config
 from vit_jax.errors import ConfigError
-from vit_jax.models.checks import square
+from vit_jax.models.checks import numbers, square
 from vit_jax.models.config import VitConfig
 from vit_jax.models.mixer import Mixer, MixerConfig
 from vit_jax.models.resnet import NUMERICS, Resnet, ResnetConfig, StemConfig
@@ -57,6 +57,9 @@ def model_config(model: ConfigDict | FrozenConfigDict, *, num_classes: int) -> M
     if isinstance(row, HybridVariant):
         row, stem, patch = row.vit, _stem(row.stem, model), row.patch
     fields = dataclasses.asdict(row) | fields | {"patch_size": (patch, patch), "stem": stem}
+    for key, kind in (("rope_periods", float), ("rope_grid", int)):
+        if key in fields:
+            fields[key] = numbers(fields[key], f"model.{key}", kind)
     if fields.get("rep_size") == -1:
         fields["rep_size"] = fields["width"]
     return _make(VitConfig, model, fields)
@@ -65,6 +68,8 @@ def model_config(model: ConfigDict | FrozenConfigDict, *, num_classes: int) -> M
 def _stem(published: StemConfig, model: ConfigDict) -> StemConfig:
     """A ResNet's body, with what `model.resnet` changes; another version has its own numerics."""
     changes = {key: value for key, value in model.resnet.items() if value is not None}
+    if "units" in changes:
+        changes["units"] = numbers(changes["units"], "model.resnet.units", int)
     numerics = NUMERICS.get(changes["version"], {}) if "version" in changes else {}
     return dataclasses.replace(published, **{**numerics, **changes})
 

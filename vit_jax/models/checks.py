@@ -108,6 +108,18 @@ def check_capture(capture: Collection[str], capturable: Sequence[str]) -> None:
             raise ConfigError(f'Cannot capture "{name}". ' + did_you_mean(str(name), capturable))
 
 
+def numbers(value: tuple[Any, ...], name: str, kind: type) -> tuple[Any, ...]:
+    """A tuple of numbers of one kind, int or float; `name` is for the error.
+
+    Raises:
+      ConfigError: something else is in it.
+    """
+    if not all(type(item) in (int, kind) for item in value):
+        what = "whole numbers" if kind is int else "numbers"
+        raise ConfigError(f"{name} is {value}: write a tuple of {what}.")
+    return tuple(kind(item) for item in value)
+
+
 def square(size: tuple[Any, ...], name: str) -> tuple[int, int]:
     """(side,) or (height, width) as (height, width); `name` is for the error."""
     if len(size) not in (1, 2) or not all(type(side) is int and side > 0 for side in size):

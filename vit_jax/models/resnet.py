@@ -25,9 +25,10 @@ NUMERICS = {
 }
 _CHOICES = {
     "version": tuple(NUMERICS),
-    # same: as TensorFlow, a pixel more at the end where the sides are even. explicit: the same on
-    # either side.
-    "padding": ("same", "explicit"),
+    # same: as TensorFlow, a pixel more at the end where the sides are even. explicit: as many on
+    # either side (big_vision). explicit_zeros: and the root's maximum is taken with zeros beyond
+    # the border (PyTorch's BiT: timm, Hugging Face); in v1, after a ReLU, that is the same.
+    "padding": ("same", "explicit", "explicit_zeros"),
     # The epsilon is added to the standard deviation, or to the variance under its root.
     "std_eps_in": ("std", "var"),
 }
@@ -56,8 +57,7 @@ class StemConfig:
 
     def __post_init__(self):
         check_choices(self, _CHOICES, where="model.resnet.")
-        whole = all(type(n) is int and 0 < n <= 1024 for n in self.units)
-        if not whole or len(self.units) > 8:
+        if not all(0 < n <= 1024 for n in self.units) or len(self.units) > 8:
             raise ConfigError(
                 f"model.resnet.units is {self.units}: write at most 8 numbers of units, from 1 to "
                 "1,024, such as (3, 4, 6, 3)."
@@ -168,8 +168,10 @@ class Root(nn.Module):
             x = nn.relu(_norm(cfg, self.dtype, "norm")(x))
         if cfg.padding == "same":
             return nn.max_pool(x, (3, 3), (2, 2), "SAME")
-        # The published models take the maximum with zeros beyond the border.
-        return nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+        margin = (1, 1)
+        if cfg.padding == "explicit_zeros":
+            x, margin = jnp.pad(x, ((0, 0), margin, margin, (0, 0))), (0, 0)
+        return nn.max_pool(x, (3, 3), (2, 2), (margin, margin))
 
 
 class Unit(nn.Module):
