@@ -64,15 +64,35 @@ def decode_image(
         return _convert_array(data, channels)
     image = _open(data)
     try:
-        image.load()
-        widened = image.format in _WIDENED  # A turned image does not say so any more.
-        if exif:
-            image = _upright(image)
-        return _pixels(image, channels, widened=widened)
+        return _decode(image, channels, exif)
     except (DataError, MemoryError):
         raise
     except Exception as e:  # Pillow's readers raise nearly every type on a broken file.
         raise _broken(image.format or "", data, e) from e
+
+
+def decode_pillow(
+    image: Image.Image, *, channels: int = 3, exif: bool = True
+) -> UInt8[np.ndarray, "h w c"]:
+    """As `decode_image`, of an image that is open in Pillow already.
+
+    Raises:
+      DataError: the image is broken, or its pixels' range is unknown.
+    """
+    try:
+        return _decode(image, channels, exif)
+    except (DataError, MemoryError):
+        raise
+    except Exception as e:  # As above.
+        raise DataError(f"Broken image: {e}. Replace it, or leave it out.") from e
+
+
+def _decode(image: Image.Image, channels: int, exif: bool) -> UInt8[np.ndarray, "h w c"]:
+    image.load()
+    widened = image.format in _WIDENED  # A turned image does not say so any more.
+    if exif:
+        image = _upright(image)
+    return _pixels(image, channels, widened=widened)
 
 
 def _open(data: bytes) -> Image.Image:

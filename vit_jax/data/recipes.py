@@ -43,13 +43,16 @@ def augreg(level: str) -> tuple[Transforms, float]:
     ), mixup_alpha
 
 
-def evaluation(style: str, *, resize: int | None = None, exif: bool | None = None) -> Transforms:
+def evaluation(
+    style: str, *, resize: int | tuple[int, int] | None = None, exif: bool | None = None
+) -> Transforms:
     """How a code base prepares images for evaluation, to the bit where that is possible.
 
     Args:
       style: whose: a key of `EVALUATION`.
       resize: shorter side before the centre crop, in pixels, for the styles that crop: commonly
-        256 for 224. Left out: the model's size, nothing but the longer side's ends is cut off.
+        256 for 224; or (height, width) that is covered. Left out: the model's size, nothing but
+        the longer side's ends is cut off.
       exif: whether to turn pictures as their EXIF says. Left out: as the code base does.
 
     Returns:

@@ -105,8 +105,9 @@ def reading(path: pathlib.Path, what: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (CheckpointError, KeyError, MemoryError):
+    except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # Zip, zlib, NumPy's and PyTorch's readers raise nearly every type.
         where = f"{what[:200]}: " if what else ""
-        raise damaged(path, f"{where}{error or type(error).__name__}") from error
+        why = str(error)[:300] or type(error).__name__  # Some quote what they have read.
+        raise damaged(path, f"{where}{why}") from error
