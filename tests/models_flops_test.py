@@ -2,11 +2,22 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from vit_jax.config import base_config
-from vit_jax.models import VARIANTS, Vit, forward_flops, model_config, num_params, train_flops
+from vit_jax.models import (
+    VARIANTS,
+    Vit,
+    build,
+    forward_flops,
+    model_config,
+    num_params,
+    train_flops,
+)
 from vit_jax.models.flops import param_shapes
+from vit_jax.models.variants import MIXERS
 
 
 def config(variant, **changes):
@@ -100,6 +111,73 @@ def test_forward_flops_against_xla(variant, pool):
     elementwise = elementwise_share(VARIANTS[variant].width)
     for xla, ours in ((xla1, ours1), (xla2 - xla1, ours2 - ours1)):
         assert ours <= xla <= ours * (1 + elementwise), (xla / ours, variant)
+
+
+def xla_flops(cfg):
+    images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.channels), jnp.float32)
+    lowered = jax.jit(lambda p, x: build(cfg).apply({"params": p}, x)[0]).lower(
+        param_shapes(cfg), images
+    )
+    return lowered.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("patch", [16, 32])
+@pytest.mark.parametrize("row", MIXERS)
+def test_forward_flops_of_mixers_against_xla(row, patch):
+    one, two = (config(f"{row}/{patch}", scan=False, depth=depth) for depth in (1, 2))
+    (xla1, ours1), (xla2, ours2) = ((xla_flops(cfg), forward_flops(cfg)) for cfg in (one, two))
+    for xla, ours in ((xla1, ours1), (xla2 - xla1, ours2 - ours1)):
+        # GELU of two MLPs.
+        assert ours <= xla <= ours * (1 + 2 * elementwise_share(one.width))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mlp": "swiglu", "registers": 4, "pool": "token_gap"},
+        {"mlp": "geglu", "distilled": True, "rope": "dinov3"},
+        {"registers": 8, "class_token": True, "pool": "map", "layer_scale": 1e-4, "mlp": "swiglu"},
+        {"attn_norm": True, "mlp_norm": True, "pre_norm": True, "qk_norm": True},
+    ],
+)
+def test_forward_flops_of_what_checkpoints_need_against_xla(changes):
+    cfg = config("B/16", scan=False, depth=2, num_classes=21_843, **changes)
+    xla, ours = xla_flops(cfg), forward_flops(cfg)
+    assert ours <= xla <= ours * (1 + elementwise_share(cfg.width))
+
+
+# XLA does not count what kernels multiply beyond the border, and counts norms and standardisation.
+@pytest.mark.parametrize(
+    "variant",
+    ["BiT-R26x1", "BiT-R50x1", "BiT-R101x3", "R+Ti/16", "R26+S/32", "R50+B/16", "R50+L/32"],
+)
+def test_forward_flops_of_convolutions_against_xla(variant):
+    # On images this large the border is a small share.
+    blocks = {} if "BiT" in variant else {"depth": 1, "scan": False}
+    cfg = config(variant, image_size=(896,), **blocks)
+    assert forward_flops(cfg) == pytest.approx(xla_flops(cfg), rel=0.04)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (97, 161)])
+def test_flops_of_each_convolution(size):
+    """The program's convolutions one by one, from their shapes."""
+    cfg = config("BiT-R26x1", image_size=size)
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    program = jax.make_jaxpr(lambda p, x: build(cfg).apply({"params": p}, x))(
+        param_shapes(cfg), images
+    )
+
+    def convolutions(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "conv_general_dilated":
+                kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
+                yield out[1] * out[2] * np.prod(kernel)
+            for inner in jaxprs_in_params(eqn.params):
+                yield from convolutions(inner)
+
+    macs = list(convolutions(program.jaxpr))
+    assert len(macs) == 1 + 8 * 3 + 4
+    assert forward_flops(cfg) == 2 * (sum(macs) + 2048 * 1000)
 
 
 def test_training_takes_three_forward_passes():

@@ -160,7 +160,7 @@ def test_bfloat16_and_a_fresh_model():
 def test_it_cannot_change_its_resolution(scan):
     params = random_params(dataclasses.replace(TINY, scan=scan))
     other = dataclasses.replace(TINY, image_size=(32, 24), scan=scan)
-    with pytest.raises(ConfigError, match="are for 6 patches, .* has 12: unlike a ViT"):
+    with pytest.raises(ConfigError, match=r"are for 6 patches, .* has 12: unlike a ViT"):
         apply(other, params, images(other))
 
 

@@ -1,36 +1,86 @@
 """How many parameters a model has and how many operations it takes, counted by hand.
 
-One multiply-add is two FLOPs. Only matrix products are counted, as in the papers: softmax, norms
-and GELU are left out (XLA's own count, which has them, is a few per cent larger; the tests
-compare). A training step takes three times the forward pass: the backward pass multiplies each
-gradient with the input and with the kernel. Recomputation (remat) is not counted, so that MFU
+One multiply-add is two FLOPs. Only matrix products and convolutions are counted, as in the papers:
+softmax, norms and GELU are left out (XLA's own count, which has them, is a few per cent larger; the
+tests compare). A training step takes three times the forward pass: the backward pass multiplies
+each gradient with the input and with the kernel. Recomputation (remat) is not counted, so that MFU
 measures the model's work and not the machine's.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
 
 from vit_jax.models.build import ModelConfig, build
 from vit_jax.models.config import VitConfig
+from vit_jax.models.mixer import MixerConfig
+from vit_jax.models.resnet import ResnetConfig, StemConfig
 
 
-def forward_flops(cfg: VitConfig) -> int:
+def forward_flops(cfg: ModelConfig) -> int:
     """FLOPs of the forward pass of one image."""
+    match cfg:
+        case VitConfig():
+            macs = _vit_macs(cfg)
+        case MixerConfig():
+            macs = _mixer_macs(cfg)
+        case ResnetConfig():
+            macs = _resnet_macs(cfg, cfg.image_size, cfg.channels) + cfg.features * cfg.num_classes
+    return 2 * macs
+
+
+def _vit_macs(cfg: VitConfig) -> int:
     n, width = cfg.num_tokens, cfg.width
+    macs, channels = 0, cfg.channels
+    if cfg.stem is not None:
+        macs, channels = _resnet_macs(cfg.stem, cfg.image_size, cfg.channels), cfg.stem.features
     patches = cfg.grid[0] * cfg.grid[1]
-    embedding = patches * cfg.patch_size[0] * cfg.patch_size[1] * cfg.channels * width
+    macs += patches * cfg.patch_size[0] * cfg.patch_size[1] * channels * width
     projections = 4 * n * width * width  # Query, key, value, out.
     attention = 2 * n * n * width  # Query with key, weights with value.
-    mlp = 2 * n * width * cfg.mlp_dim
-    macs = embedding + cfg.depth * (projections + attention + mlp)
-    features = width
+    mlp = (2 if cfg.mlp == "gelu" else 3) * n * width * cfg.mlp_dim  # A gate is a third matrix.
+    macs += cfg.depth * (projections + attention + mlp)
     if cfg.pool == "map":
         macs += 2 * (1 + n) * width * width + 2 * n * width + 2 * width * cfg.mlp_dim
+    features = 2 * width if cfg.pool == "token_gap" else width
     if cfg.rep_size:
         macs += features * cfg.rep_size
         features = cfg.rep_size
-    macs += features * cfg.num_classes
-    return 2 * macs
+    return macs + (features + (width if cfg.distilled else 0)) * cfg.num_classes
+
+
+def _mixer_macs(cfg: MixerConfig) -> int:
+    n, width = cfg.num_tokens, cfg.width
+    embedding = n * cfg.patch_size[0] * cfg.patch_size[1] * cfg.channels * width
+    block = 2 * n * width * (cfg.token_mlp_dim + cfg.mlp_dim)
+    return embedding + cfg.depth * block + width * cfg.num_classes
+
+
+def _resnet_macs(cfg: StemConfig, image_size: tuple[int, int], channels: int) -> int:
+    """Of root and stages. What a kernel multiplies beyond the border is counted, as usual."""
+
+    def conv(features_in, features, size, place):
+        return math.prod(place) * size * size * features_in * features
+
+    def halved(place):
+        return tuple(-(-side // 2) for side in place)
+
+    place = halved(image_size)
+    macs = conv(channels, cfg.root_width, 7, place)
+    place, features = halved(place), cfg.root_width
+    for stage, units in enumerate(cfg.units):
+        width = cfg.root_width * 2**stage
+        for unit in range(units):
+            before, project = place, unit == 0
+            if stage and project:
+                place = halved(place)
+            macs += conv(features, width, 1, before) + conv(width, width, 3, place)
+            macs += conv(width, 4 * width, 1, place)
+            if project:
+                macs += conv(features, 4 * width, 1, place)
+            features = 4 * width
+    return macs
 
 
 def train_flops(cfg: ModelConfig) -> int:
