@@ -26,7 +26,7 @@ from vit_jax.checkpoints.formats import entries as tables
 from vit_jax.checkpoints.formats.names import Renamed
 from vit_jax.checkpoints.preprocess import Preprocess
 from vit_jax.errors import CheckpointError
-from vit_jax.models import build, param_shapes
+from vit_jax.models import ModelConfig, build, param_shapes
 from vit_jax.models.resize import resize_patches, resize_posemb
 from vit_jax.parallel.rules import param_shardings, path_name
 
@@ -49,11 +49,11 @@ class Pretrained:
 
     model: nn.Module
     params: PyTree
-    config: Any
+    config: ModelConfig
     preprocess: Preprocess
     labels: tuple[str, ...] | None
     format: str
-    published: Any
+    published: ModelConfig
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -103,7 +103,13 @@ def load_pretrained(
     """
     plan = make_plan(path, hints=hints, leave_out=leave_out)
     published = plan.description.config
-    config = _adapted(published, image_size, patch_size, num_classes, resize)
+    config = adapted(
+        published,
+        image_size=image_size,
+        patch_size=patch_size,
+        num_classes=num_classes,
+        resize=resize,
+    )
     params, notes = _read(plan, config, mesh)
     same_classes = config.num_classes == published.num_classes
     return Pretrained(
@@ -186,7 +192,7 @@ def _beside(plan: Plan) -> list[str]:
     return []
 
 
-def describe_briefly(config: Any) -> str:
+def describe_briefly(config: ModelConfig) -> str:
     """A model in a few words: sizes."""
     fields = ("width", "depth", "mlp_dim", "num_heads", "num_classes")
     return ", ".join(f"{f} {getattr(config, f)}" for f in fields if hasattr(config, f))
@@ -206,7 +212,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "" if shape is None else "x".join(map(str, shape)) or "scalar"
 
 
-def unrolled_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+def unrolled_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of a model's parameters by path, blocks one by one."""
     if hasattr(config, "scan"):
         config = dataclasses.replace(config, scan=False)
@@ -214,24 +220,31 @@ def unrolled_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     return {path_name(path): leaf.shape for path, leaf in leaves}
 
 
-def _adapted(published: Any, image_size, patch_size, num_classes, resize) -> Any:
-    changes: dict[str, Any] = {}
-    if image_size is not None:
-        changes["image_size"] = _pair(image_size)
-    if patch_size is not None:
-        changes["patch_size"] = _pair(patch_size)
-    if num_classes is not None:
-        changes["num_classes"] = num_classes
-    if resize is not None:
-        changes["posemb_resize"] = resize
-    return dataclasses.replace(published, **changes)
+def adapted(
+    published: ModelConfig,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    patch_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    resize: str | None = None,
+) -> ModelConfig:
+    """A checkpoint's config for another size or head: see `load_pretrained`."""
+    changes: dict[str, Any] = {
+        "image_size": None if image_size is None else _pair(image_size),
+        "patch_size": None if patch_size is None else _pair(patch_size),
+        "num_classes": num_classes,
+        "posemb_resize": resize,
+    }
+    return dataclasses.replace(
+        published, **{field: value for field, value in changes.items() if value is not None}
+    )
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _read(plan: Plan, config: Any, mesh: Mesh | None) -> tuple[PyTree, tuple[str, ...]]:
+def _read(plan: Plan, config: ModelConfig, mesh: Mesh | None) -> tuple[PyTree, tuple[str, ...]]:
     """The parameters of the adapted model, each read where it will lie."""
     reader = Reader(plan, config)
     targets = param_shapes(config)
@@ -251,7 +264,7 @@ def _read(plan: Plan, config: Any, mesh: Mesh | None) -> tuple[PyTree, tuple[str
 class Reader:
     """Reads parameters of a model out of a plan's file, shard by shard."""
 
-    def __init__(self, plan: Plan, config: Any):
+    def __init__(self, plan: Plan, config: ModelConfig):
         self.plan = plan
         self.config = config
         self.notes: list[str] = []
@@ -277,11 +290,7 @@ class Reader:
 
     def _leaf(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
         """A parameter of one block, or of none: float32."""
-        if (
-            path.split("/")[0] in ("head", "head_dist")
-            and (path in self._published and self._published[path] != shape)
-            or path not in self._published
-        ):
+        if path.startswith("head") and self._published.get(path) != shape:
             self._note("new head, of zeros")
             value = self.config.head_bias_init if path.endswith("bias") else 0.0
             return np.full(shape, value, np.float32)
@@ -293,16 +302,12 @@ class Reader:
         rows = tables.rows_of(source, stored) if source.part[1] > 1 else None
         array = tables.load(tensors.read(source.theirs, rows), source, self._published[path])
         array = array.astype(np.float32, copy=False)
-        if path == "pos_embedding" and array.shape != shape or self._turned(path):
+        if path == "pos_embedding" and self.config.grid != self.plan.description.config.grid:
             array = self._resized(array)
         if path == "embedding/kernel" and array.shape != shape:
             self._note(f"patch embedding resized to {shape[0]}x{shape[1]} (FlexiViT)")
             array = np.asarray(resize_patches(jnp.asarray(array), new=shape[:2]))
         return array
-
-    def _turned(self, path: str) -> bool:
-        """Whether the grid changed although its number of patches did not: 4x4 to 2x8."""
-        return path == "pos_embedding" and self.config.grid != self.plan.description.config.grid
 
     def _resized(self, posemb: np.ndarray) -> np.ndarray:
         old, new = self.plan.description.config, self.config

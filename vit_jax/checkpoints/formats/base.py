@@ -219,6 +219,8 @@ def complete(facts: dict[str, Any], *, path: pathlib.Path) -> VitConfig:
             f"hints={{{', '.join(f'{name!r}: ...' for name in missing)}}}, or --hints "
             f"{' '.join(f'{name}=...' for name in missing)}."
         )
+    if facts.get("pool") in ("token", "token_gap"):
+        facts = facts | {"class_token": False}  # It follows from what the head reads.
     try:
         return VitConfig(**facts)
     except ConfigError as error:

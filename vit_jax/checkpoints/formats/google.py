@@ -12,8 +12,8 @@ from typing import Any
 from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints, complete, place
 from vit_jax.checkpoints.formats.entries import Entry
 from vit_jax.checkpoints.formats.names import count, unstacked, without_prefix
+from vit_jax.checkpoints.preprocess import from_family
 from vit_jax.checkpoints.tensors import Tensors
-from vit_jax.data.recipes import evaluation
 from vit_jax.errors import CheckpointError
 from vit_jax.models import VitConfig
 
@@ -94,9 +94,11 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         ) from error
     facts = hints.over(facts, choices=("ln_eps", "gelu"))
     facts |= _positions(shapes, facts, hints, foreign)
-    style = "vision_transformer" if "posembed_input" in " ".join(shapes) else "big_vision"
     config = complete(facts, path=foreign.path)
-    return Description(config, tensors, unused, evaluation(style))
+    published = any("MultiHeadDotProductAttention_1" in name for name in shapes)
+    siglip = config.pool == "map" and not config.num_classes
+    family = "google" if published else "siglip" if siglip else "big_vision"
+    return Description(config, tensors, unused, from_family(family, image_size=config.image_size))
 
 
 def tower(foreign: Foreign) -> tuple[Tensors, tuple[str, ...]]:

@@ -14,8 +14,9 @@ import numpy as np
 from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints, complete, place
 from vit_jax.checkpoints.formats.entries import Entry, dense, embedding, fused, norm
 from vit_jax.checkpoints.formats.names import count, renamed
+from vit_jax.checkpoints.preprocess import from_family, from_timm
 from vit_jax.checkpoints.tensors import Tensors
-from vit_jax.data.recipes import evaluation
+from vit_jax.data.recipes import Transforms
 from vit_jax.errors import CheckpointError
 from vit_jax.models import VitConfig
 
@@ -56,7 +57,39 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         facts["pool"] = "map"
     facts |= _positions(shapes, facts, hints, foreign)
     config = complete(facts, path=foreign.path)
-    return Description(config, tensors, _UNUSED, evaluation("timm"), notes=(f"names of {kind}",))
+    return Description(
+        config,
+        tensors,
+        _UNUSED,
+        _transforms(kind, config, foreign.config),
+        _labels(foreign.config, config.num_classes),
+        notes=(f"names of {kind}",),
+    )
+
+
+# How each publisher evaluates: families of `vit_jax.checkpoints.preprocess`.
+_FAMILIES = {
+    "DINOv3": "dinov3",
+    "timm's EVA, with DINOv3's positions": "dinov3",
+    "DINOv2": "dinov2",
+    "MAE": "mae",
+    "DeiT or MAE": "deit",
+    "DeiT-III": "deit3",
+}
+
+
+def _transforms(kind: str, config: VitConfig, folder: Mapping[str, Any]) -> Transforms:
+    if folder.get("pretrained_cfg"):
+        return from_timm(folder["pretrained_cfg"])
+    return from_family(_FAMILIES.get(kind, "timm"), image_size=config.image_size)
+
+
+def _labels(folder: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
+    """Names of classes in a config.json of timm's, if they are there."""
+    names = folder.get("label_names") or (folder.get("pretrained_cfg") or {}).get("label_names")
+    if not isinstance(names, list) or len(names) != num_classes:
+        return None
+    return tuple(map(str, names))
 
 
 def _unchunked(name: str) -> str:
@@ -122,7 +155,7 @@ def _facts(shapes: Mapping[str, tuple[int, ...]], kind: str) -> dict[str, Any]:
         "key_bias": qkv_bias and f"{block}.attn.q_bias" not in shapes,
         "qk_norm": f"{block}.attn.q_norm.weight" in shapes,
         "qk_norm_bias": f"{block}.attn.q_norm.bias" in shapes,
-        "layer_scale": 1e-5 if any(f"{block}.{n}" in shapes for n in ("ls1.gamma", "gamma_1")) else 0.0,
+        "layer_scale": 1e-5 * any(f"{block}.{n}" in shapes for n in ("ls1.gamma", "gamma_1")),
     }  # fmt: skip
     if f"{block}.attn.q_proj.weight" in shapes:
         facts["key_bias"] = f"{block}.attn.k_proj.bias" in shapes

@@ -6,7 +6,7 @@ from typing import Any
 from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints, complete, place
 from vit_jax.checkpoints.formats.entries import Entry, dense, norm
 from vit_jax.checkpoints.formats.names import count, renamed
-from vit_jax.data.recipes import evaluation
+from vit_jax.checkpoints.preprocess import from_family
 from vit_jax.errors import CheckpointError
 from vit_jax.models import VitConfig
 
@@ -57,7 +57,9 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         path=foreign.path,
     )
     config = complete(facts, path=foreign.path)
-    return Description(config, tensors, (), evaluation("torchvision"))
+    return Description(
+        config, tensors, (), from_family("torchvision", image_size=config.image_size)
+    )
 
 
 def entries(config: VitConfig) -> tuple[Entry, ...]:

@@ -1,0 +1,94 @@
+"""What a checkpoint is, as text: from its names and shapes, no tensor is read."""
+
+import dataclasses
+import math
+from typing import Any
+
+from vit_jax.checkpoints.pretrained import Plan
+from vit_jax.models import forward_flops, num_params
+
+# Fields that are shown on lines of their own, or say nothing of a checkpoint.
+_APART = ("image_size", "patch_size", "num_classes", "stem")
+_RUNNING = (
+    "dropout", "attention_dropout", "stochastic_depth", "head_bias_init", "dtype", "attention",
+    "scan", "remat",
+)  # fmt: skip
+_SHOWN_LABELS = 5
+
+
+def inspect(plan: Plan, config: Any) -> str:
+    """Describes a checkpoint.
+
+    Args:
+      plan: of `vit_jax.checkpoints.pretrained.make_plan`.
+      config: of the model that it would be loaded into: its own, or for another image size.
+    """
+    published, tensors = plan.description.config, plan.foreign.tensors
+    stored = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())
+    dtypes = sorted({str(t.dtype) for t in tensors.values()})
+    lines = {
+        "path": str(plan.foreign.path),
+        "format": ", ".join((plan.format.name, *plan.description.notes)),
+        "tensors": f"{len(tensors):,}, {', '.join(dtypes)}, {stored / 1e6:,.1f} MB",
+        "model": type(published).__name__.removesuffix("Config"),
+        "image size": _size(config.image_size) + _grid(config),
+        "classes": f"{config.num_classes:,}" if config.num_classes else "no head",
+        "labels": _labels(plan.description.labels),
+        "parameters": f"{num_params(config):,}",
+        "forward pass": f"{forward_flops(config) / 1e9:,.4g} GFLOPs an image",
+        "architecture": _fields(published),
+        "preprocessing": "; ".join(map(_operation, plan.description.transforms)),
+        "resized": _resized(published, config),
+        "left out": ", ".join(plan.left_out[:8]) + _more(len(plan.left_out) - 8) or "nothing",
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{key.ljust(width)}  {value}" for key, value in lines.items())
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _grid(config: Any) -> str:
+    if not hasattr(config, "grid"):
+        return ""
+    return f", patches of {_size(config.patch_size)}, a grid of {_size(config.grid)}"
+
+
+def _labels(labels: tuple[str, ...] | None) -> str:
+    if not labels:
+        return "none"
+    return "; ".join(labels[:_SHOWN_LABELS]) + _more(len(labels) - _SHOWN_LABELS)
+
+
+def _more(n: int) -> str:
+    return f" and {n:,} more" if n > 0 else ""
+
+
+def _fields(config: Any) -> str:
+    """What is the model's own: sizes always, the rest where it is not the default."""
+    shown = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in (*_APART, *_RUNNING):
+            continue
+        if field.default is dataclasses.MISSING or value != field.default or field.name in (
+            "ln_eps", "gelu", "pool", "posemb",
+        ):  # fmt: skip
+            shown.append(f"{field.name} {value}")
+    return ", ".join(shown)
+
+
+def _operation(operation: dict[str, Any]) -> str:
+    settings = ", ".join(f"{k}={v}" for k, v in operation.items() if k != "op")
+    return f"{operation['op']}({settings})"
+
+
+def _resized(published: Any, config: Any) -> str:
+    if getattr(config, "grid", None) == getattr(published, "grid", None):
+        return "nothing"
+    how = {"learned": config.posemb_resize, "none": "recomputed", "sincos2d": "recomputed"}
+    return (
+        f"positions from {_size(published.grid)} to {_size(config.grid)} patches "
+        f"({how[config.posemb]})"
+    )

@@ -1,0 +1,101 @@
+r"""Looks at, proves and converts checkpoints of any known format.
+
+    python -m vit_jax.convert --inspect CHECKPOINT [--image_size=384]
+    python -m vit_jax.convert --verify REFERENCE
+    python -m vit_jax.convert SOURCE DESTINATION --to=hf [--image_size=384] [--dtype=bfloat16]
+
+CHECKPOINT and SOURCE are a file, a folder, a work directory of ours, or a name on a hub
+(hf:google/vit-base-patch16-224, timm:vit_base_patch16_224.augreg_in21k, gs://vit_models/...npz).
+What a file does not tell is hinted: --hints=num_heads=12,image_size=224x224.
+
+Exit codes: 0 done; 1 --verify found a difference; 2 an error that the message explains.
+"""
+
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from vit_jax import cli
+from vit_jax.checkpoints.inspection import inspect
+from vit_jax.checkpoints.pretrained import adapted, make_plan
+from vit_jax.checkpoints.verification import fixtures, verify
+from vit_jax.errors import ConfigError, printable
+
+EXIT_DIFFERENT = 1
+
+
+def parse_hints(words: Sequence[str]) -> dict[str, Any]:
+    """["num_heads=5", "image_size=32x48", "gelu=erf"] as a dict of hints.
+
+    Raises:
+      ConfigError: a word is none.
+    """
+    hints: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"--hints={word}: write NAME=VALUE, such as num_heads=12.")
+        hints[name] = _parse(value)
+    return hints
+
+
+def parse_size(text: str, *, flag: str) -> tuple[int, int] | None:
+    """The sides that "384" or "384x256" says, as (height, width); None for ""."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
+    if not match:
+        raise ConfigError(f"--{flag}={text}: write pixels, 384 or HEIGHTxWIDTH.")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _parse(value: str) -> Any:
+    if match := re.fullmatch(r"(\d+)x(\d+)", value):
+        return int(match[1]), int(match[2])
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def print_verification(reference: pathlib.Path) -> bool:
+    """Prints a line for each output of each fixture; True if all are right."""
+    right = True
+    print(f"{'fixture':40} {'array':18} {'difference':>10} {'noise':>8} {'allowed':>8}")
+    for fixture in fixtures(reference):
+        for found in verify(fixture):
+            right &= found.right
+            line = (
+                f"{found.fixture:40} {found.array:18} {found.difference:10.1e} "
+                f"{found.noise_floor:8.1e} {found.tolerance:8.1e}"
+            )
+            print(printable(line + ("" if found.right else "  WRONG")), flush=True)
+    return right
+
+
+if __name__ == "__main__":
+    _INSPECT = flags.DEFINE_string("inspect", "", "A checkpoint to describe.")
+    _VERIFY = flags.DEFINE_string("verify", "", "A folder of fixtures to compare with.")
+    _SIZE = flags.DEFINE_string("image_size", "", "Pixels, 384 or HEIGHTxWIDTH.")
+    _HINTS = flags.DEFINE_list("hints", [], "What the file does not tell: NAME=VALUE,...")
+    _LEAVE_OUT = flags.DEFINE_list("leave_out", [], "Patterns of tensors or parameters to leave.")
+
+    def main(argv: Sequence[str]) -> int:
+        hints = parse_hints(_HINTS.value)
+        size = parse_size(_SIZE.value, flag="image_size")
+        if _VERIFY.value:
+            cli.no_arguments(argv)
+            return 0 if print_verification(pathlib.Path(_VERIFY.value)) else EXIT_DIFFERENT
+        if _INSPECT.value:
+            cli.no_arguments(argv)
+            plan = make_plan(_INSPECT.value, hints=hints, leave_out=_LEAVE_OUT.value)
+            print(printable(inspect(plan, adapted(plan.description.config, image_size=size))))
+            return 0
+        raise ConfigError("What shall be done? --inspect=..., --verify=..., or SOURCE DESTINATION.")
+
+    cli.run(main)
