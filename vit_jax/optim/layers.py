@@ -16,7 +16,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.optim import paths
 
 # What the encoder's blocks feed. Whatever is neither this nor a block comes before them.
-_AFTER_BLOCKS = re.compile(r"(encoder/norm|map_head|pre_logits|head)/.*")
+_AFTER_BLOCKS = re.compile(r"(encoder/norm|norm|map_head|pre_logits|head|head_dist)/.*")
 _ONE_BLOCK = re.compile(r"encoder/block_(\d+)/.*")
 
 

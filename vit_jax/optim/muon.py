@@ -16,7 +16,7 @@ from vit_jax.optim import layers, paths
 _MATRICES = (
     (r".*/attn/(query|key|value)/kernel", (0,), (1, 2)),
     (r".*/attn/out/kernel", (0, 1), (2,)),
-    (r".*/mlp/(fc1|fc2)/kernel", (0,), (1,)),
+    (r".*/(mlp|token_mlp)/(fc1|gate|fc2)/kernel", (0,), (1,)),
     (r"pre_logits/kernel", (0,), (1,)),
 )
 

@@ -110,7 +110,7 @@ def _direction(
             trust = layers.per_layer(
                 optax.scale_by_trust_ratio(),
                 params,
-                where=lambda path: path.endswith("/kernel") and not path.startswith("head/"),
+                where=lambda path: path.endswith("/kernel") and not path.startswith("head"),
             )
             return optax.chain(adam, decay, trust)
         case "muon":

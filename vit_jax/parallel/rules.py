@@ -12,20 +12,26 @@ from vit_jax.errors import ConfigError
 # (pattern of the whole parameter path, mesh axis of each trailing dimension). The first pattern
 # that matches counts. Leading dimensions that a rule does not name (the depth of scanned blocks)
 # are not split. Heads and the hidden units of the MLP go to tensor (Shoeybi et al. 2019,
-# arXiv 1909.08053), another dimension of the same kernel to fsdp.
+# arXiv 1909.08053), another dimension of the same kernel to fsdp. Convolutions, whose norms look at
+# groups of channels, and a Mixer's layers over tokens, whose number nothing need divide, go to fsdp
+# alone.
 RULES = (
     (r"embedding/kernel", (None, None, None, "fsdp")),
-    (r"(cls|pos_embedding|.*/probe)", ("fsdp",)),
+    (r"(.*/)?(root/conv|unit\d+/(conv\d|proj))/kernel", (None, None, None, "fsdp")),
+    (r"(cls|dist|registers|pos_embedding|.*/probe)", ("fsdp",)),
     (r".*/(query|key|value)/kernel", ("fsdp", "tensor", None)),
     (r".*/(query|key|value)/bias", ("tensor", None)),
     (r".*/(query_norm|key_norm)/scale", ()),
     (r".*/out/kernel", ("tensor", None, "fsdp")),
-    (r".*/fc1/kernel", ("fsdp", "tensor")),
-    (r".*/fc1/bias", ("tensor",)),
+    (r".*/token_mlp/fc1/kernel", (None, "fsdp")),
+    (r".*/token_mlp/fc2/kernel", ("fsdp", None)),
+    (r".*/token_mlp/.*/bias", ()),
+    (r".*/(fc1|gate)/kernel", ("fsdp", "tensor")),
+    (r".*/(fc1|gate)/bias", ("tensor",)),
     (r".*/fc2/kernel", ("tensor", "fsdp")),
     (r"pre_logits/kernel", ("fsdp", None)),
-    (r"head/kernel", ("fsdp", None)),
-    (r"(.*/)?(bias|scale)", ()),
+    (r"(head|head_dist)/kernel", ("fsdp", None)),
+    (r"(.*/)?(bias|scale|scale1|scale2)", ()),
 )
 
 # Bytes are counted in elements. Below this a copy on every device costs next to nothing, and a

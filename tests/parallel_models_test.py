@@ -1,0 +1,70 @@
+"""Every kind of model computes the same on eight devices as on one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vit_jax.config import base_config
+from vit_jax.models import build, model_config
+from vit_jax.parallel.mesh import batch_sharding, make_mesh
+from vit_jax.parallel.rules import param_shardings, path_name
+
+MODELS = {
+    "ViT": {
+        "variant": "mu/8", "depth": 2, "registers": 3, "distilled": True, "mlp": "swiglu",
+        "layer_scale": 0.5, "qk_norm": True, "qk_norm_bias": True, "attn_norm": True,
+        "mlp_norm": True, "rope": "dinov3",
+    },
+    "hybrid": {"variant": "R26+S/32", "width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 4},
+    "ResNet v1": {"variant": "BiT-R26x0.5"},
+    "ResNet v2": {"variant": "BiT-R26x0.5"},
+    "Mixer": {"variant": "Mixer-S/8", "width": 32, "depth": 2, "mlp_dim": 64, "token_mlp_dim": 24},
+}  # fmt: skip
+RESNETS = {
+    "hybrid": {"units": (1, 1), "width_factor": 0.5},
+    "ResNet v1": {"units": (1, 1), "version": "v1"},
+    "ResNet v2": {"units": (1, 1)},
+}
+
+
+def make(name):
+    c = base_config().model
+    c.update(MODELS[name])
+    c.resnet.update(RESNETS.get(name, {}))
+    c.image_size = (32, 40)
+    return model_config(c, num_classes=16)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 8, 1)])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_gradient_on_any_mesh(name, sizes):
+    cfg = make(name)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, *cfg.image_size, 3)).astype(np.float32)
+    shapes = jax.eval_shape(build(cfg).init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32) * 0.2, shapes)
+
+    def loss(params, x):
+        logits, out = build(cfg).apply({"params": params}, x, train=True)
+        assert out["pre_logits"].dtype == jnp.float32
+        return jnp.square(jnp.tanh(logits)).mean()
+
+    want = jax.jit(jax.value_and_grad(loss))(params, x)
+    mesh = make_mesh(ConfigDict(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))))
+    with jax.set_mesh(mesh):
+        layout = param_shardings(shapes, mesh)
+        inputs = jax.device_put((params, x), (layout, batch_sharding(mesh)))
+        step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, layout))
+        assert "sharding_constraint" in step.lower(*inputs).as_text()
+        got = step(*inputs)
+
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want[1]))
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(got[1]), jax.tree.leaves(want[1]), strict=True
+    ):
+        np.testing.assert_allclose(
+            ours, theirs, rtol=0, atol=2e-5 * largest, err_msg=path_name(path)
+        )
