@@ -47,7 +47,7 @@ def matrix(kernel: str, old: int, new: int) -> Float[np.ndarray, "new old"]:
     if kernel not in KERNELS:
         raise ConfigError(f'There is no kernel "{kernel}". {did_you_mean(kernel, KERNELS)}')
     a, corners, antialias, offset = KERNELS[kernel]
-    if old == new:
+    if old == new and not offset:
         return np.eye(old)
     i = np.arange(new)[:, None]
     if corners:
@@ -92,6 +92,8 @@ def resize_posemb(
       prefix: number of rows of prefix tokens.
       kernel: one of KERNELS.
     """
+    if old == new:  # Untouched even where the kernel has an offset, as in DINOv2's code.
+        return posemb
     first, patches = posemb[:, :prefix], posemb[:, prefix:]
     patches = patches.reshape(1, *old, posemb.shape[-1]).astype(jnp.float32)
     down, across = (
