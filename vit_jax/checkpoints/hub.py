@@ -129,9 +129,10 @@ def _from_bucket(said: str, bucket: str, name: str) -> pathlib.Path:
         _download(f"{bucket}/{name}", target)
     except Exception as error:  # Of gcsfs, aiohttp or the disk.
         why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        why = " ".join(why.split())[:300] or type(error).__name__
         raise CheckpointError(
-            f"{said} cannot be downloaded: {' '.join(why.split())[:300] or type(error).__name__}. By hand: "
-            f"download https://storage.googleapis.com/{bucket}/{name} to {target} (where it is "
+            f"{said} cannot be downloaded: {why}. By hand: download "
+            f"https://storage.googleapis.com/{bucket}/{name} to {target} (where it is "
             "looked for), or anywhere, and name it by its path."
         ) from error
     return target
