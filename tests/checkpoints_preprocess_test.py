@@ -182,7 +182,9 @@ def test_timm_crop_modes():
         ("deit3", (224, 224), "timm_imagenet"),
         ("mae", (256, 256), "timm_imagenet"),
         ("dinov2", (256, 256), "timm_imagenet"),
+        ("dinov3", None, "dinov3"),
         ("torchvision", (256, 256), "torchvision"),
+        ("torchvision_swag", (224, 224), "timm_imagenet"),
     ],
 )
 def test_families(family, before, style):
@@ -190,6 +192,15 @@ def test_families(family, before, style):
     assert output_size(transforms) == (224, 224)
     want = build(evaluation(style, resize=before), image_size=224)
     assert build(transforms, image_size=9).ops == want.ops
+
+
+@pytest.mark.parametrize(
+    ("family", "side", "before"),
+    [("timm", 384, 384), ("mae", 448, 448), ("dinov2", 518, 592), ("deit", 384, 438)],
+)
+def test_families_at_other_sizes(family, side, before):
+    transforms = from_family(family, image_size=(side, side))
+    assert transforms[1]["size"] == (before, before)
 
 
 def test_no_such_family():

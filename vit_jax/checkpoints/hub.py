@@ -56,7 +56,7 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
             f"{text}: only storage.googleapis.com is downloaded from. Download the file, and name "
             "it by its path."
         )
-    return pathlib.Path(text).expanduser()
+    return pathlib.Path(os.path.expanduser(text))
 
 
 # --- The Hugging Face Hub
@@ -141,7 +141,8 @@ def _from_bucket(said: str, bucket: str, name: str) -> pathlib.Path:
 def _cache() -> pathlib.Path:
     """Source: the XDG Base Directory Specification, which wants absolute paths."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    return pathlib.Path(home if os.path.isabs(home) else "~/.cache").expanduser() / "vit_jax"
+    home = home if os.path.isabs(home) else os.path.expanduser("~/.cache")
+    return pathlib.Path(home) / "vit_jax"
 
 
 def _download(source: str, target: pathlib.Path) -> None:

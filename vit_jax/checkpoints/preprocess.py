@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -176,21 +176,22 @@ def from_timm(pretrained_cfg: Any) -> Transforms:
     )
 
 
+def _timm_side(side: int) -> int:
+    """Of its ViTs' default_cfgs: crop_pct is .9, and 1 from 384 on."""
+    return side if side >= 384 else math.floor(side / 0.9)
+
+
 # Family -> how it evaluates (`vit_jax.data.recipes.EVALUATION`), and the side before the crop for
 # the side after it.
-_FAMILIES = {
+_FAMILIES: dict[str, tuple[str, Callable[[int], int] | None]] = {
     # google-research/vision_transformer, whatever the size.
     "google": ("vision_transformer", None),
     # google-research/big_vision: resize_small(256)|central_crop(224); its SigLIP and BiT squash.
     "big_vision": ("big_vision", lambda side: round(side * 256 / 224)),
     "siglip": ("big_vision_squash", None),
     "bit": ("big_vision_squash", None),
-    # timm's default_cfgs: crop_pct .9, and 1 from 384 on.
-    "timm": ("timm", lambda side: side if side >= 384 else math.floor(side / 0.9)),
-    "timm_imagenet": (
-        "timm_imagenet",
-        lambda side: side if side >= 384 else math.floor(side / 0.9),
-    ),
+    "timm": ("timm", _timm_side),
+    "timm_imagenet": ("timm_imagenet", _timm_side),
     # facebookresearch/deit, datasets.py with --eval-crop-ratio .875; DeiT III asks for 1.
     "deit": ("timm_imagenet", lambda side: int(side / 0.875)),
     "deit3": ("timm_imagenet", lambda side: side),
@@ -198,8 +199,7 @@ _FAMILIES = {
     "mae": ("timm_imagenet", lambda side: int(side * 256 / 224) if side <= 224 else side),
     # facebookresearch/dinov2, data/transforms.py: 256, then 224.
     "dinov2": ("timm_imagenet", lambda side: round(side * 256 / 224)),
-    # facebookresearch/dinov3: the README squashes, its evaluation code does as DINOv2's. The
-    # README is what its users do.
+    # As facebookresearch/dinov3's README tells its users to.
     "dinov3": ("dinov3", None),
     # torchvision's V1 weights, and those of SWAG.
     "torchvision": ("torchvision", lambda side: round(side * 256 / 224)),
@@ -220,12 +220,6 @@ def from_family(family: str, *, image_size: tuple[int, int]) -> Transforms:
     if family not in _FAMILIES:
         raise CheckpointError(f'No family "{family}". {did_you_mean(family, _FAMILIES)}')
     style, before = _FAMILIES[family]
-    if style == "dinov3":
-        return (
-            {"op": "decode", "exif": False},
-            {"op": "resize", "size": image_size},
-            {"op": "normalize"},
-        )
     resize = None if before is None else tuple(map(before, image_size))
     return tuple(
         {**op, "size": image_size} if op["op"] in ("resize", "center_crop") else op

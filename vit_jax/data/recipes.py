@@ -107,6 +107,8 @@ EVALUATION: dict[str, Transforms] = {
     "hf_siglip": (_DECODE, _squash(method="bicubic"), _RANGE),
     "hf_dinov2": (_DECODE, _resize_small(method="bicubic", long_side="down"), _CROP, _IMAGENET),
     "hf_dinov3": (_DECODE, _squash(rounding="none"), _IMAGENET),
+    # DINOv3's README; its evaluation code does as DINOv2's.
+    "dinov3": (_DECODE_AS_STORED, _squash(), _IMAGENET),
     # timm's ViTs that came from Google; with ImageNet's statistics its DeiT, DINO and MAE.
     "timm": (
         _DECODE_AS_STORED,

@@ -7,11 +7,12 @@ import stat
 import struct
 import zipfile
 
+from vit_jax import storage
 from vit_jax.checkpoints.tensors.base import Tensors, reading
 from vit_jax.checkpoints.tensors.npz import Npz
 from vit_jax.checkpoints.tensors.pth import Pth
 from vit_jax.checkpoints.tensors.safetensors import LARGEST_HEADER, Safetensors
-from vit_jax.checkpoints.tensors.shards import read_shards
+from vit_jax.checkpoints.tensors.shards import LARGEST_INDEX, read_shards
 from vit_jax.errors import CheckpointError, did_you_mean
 
 _HEAD = 512  # Bytes that tell.
@@ -98,7 +99,7 @@ def _open_zip(path: pathlib.Path) -> Tensors:
 
 def _open_json(path: pathlib.Path) -> Tensors:
     with reading(path):
-        content = json.loads(path.read_bytes())
+        content = json.loads(storage.read_bytes(path, limit=LARGEST_INDEX))
     if "weight_map" in content:
         return read_shards(path)
     raise _refused(path, "JSON", "Name the file of the weights, or the folder that it is in.")

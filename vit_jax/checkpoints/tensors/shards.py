@@ -13,7 +13,7 @@ from vit_jax.checkpoints.tensors.pth import Pth
 from vit_jax.checkpoints.tensors.safetensors import Safetensors
 from vit_jax.errors import CheckpointError
 
-_LARGEST_INDEX = 2**26  # Bytes.
+LARGEST_INDEX = 2**26  # Bytes.
 _OPEN: dict[str, Callable[[pathlib.Path], Tensors]] = {"safetensors": Safetensors, "bin": Pth}
 
 
@@ -45,7 +45,7 @@ def read_shards(index: pathlib.Path) -> Joined:
       CheckpointError: a shard, or a tensor of one, is missing; a name leads out of the folder.
     """
     try:
-        weights = json.loads(storage.read_bytes(index, limit=_LARGEST_INDEX))["weight_map"]
+        weights = json.loads(storage.read_bytes(index, limit=LARGEST_INDEX))["weight_map"]
         names = sorted(set(weights.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(index, f"{type(error).__name__}: {error}") from error
