@@ -228,6 +228,21 @@ def test_code_is_refused_by_name(tmp_path, monkeypatch, zipped):
     assert not (tmp_path / "ran").exists()
 
 
+def test_zip_bombs_are_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**26))
+    with bounded(), pytest.raises(CheckpointError, match=r"data\.pkl is compressed"):
+        open_tensors(tmp_path / "x")
+
+
+def test_programs_are_refused(tmp_path):
+    (tmp_path / "x").write_bytes(zipped("x/data.pkl"))
+    with zipfile.ZipFile(tmp_path / "x", "a") as archive:
+        archive.writestr("x/constants.pkl", b"")
+    with pytest.raises(CheckpointError, match=r"TorchScript.*state_dict"):
+        open_tensors(tmp_path / "x")
+
+
 def test_torch_is_not_installed(tmp_path, monkeypatch):
     path, find = write("pth", tmp_path / "x"), importlib.util.find_spec
     monkeypatch.setattr(

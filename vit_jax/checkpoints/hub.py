@@ -20,7 +20,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import tqdm
+from absl import logging
 
+from vit_jax import storage
 from vit_jax.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -149,7 +151,9 @@ def _download(source: str, target: pathlib.Path) -> None:
     """Copies an object to a file that has its name only when it is whole, and as it was."""
     import gcsfs
 
+    storage.as_path(f"gs://{source}")  # Makes gcsfs ready: it would print tracebacks.
     store = gcsfs.GCSFileSystem(token="anon", use_listings_cache=False)
+    logging.info("Downloading gs://%s to %s", source, target)
     described = store.info(source)
     if described["type"] != "file":
         raise FileNotFoundError(source)

@@ -63,6 +63,9 @@ class Pth(Tensors):
     def __init__(self, path: pathlib.Path):
         """Reads the pickle; the tensors' bytes stay on the disk if the file is of the zip form.
 
+        They are mapped from there: what was read counts as this process's memory until the system
+        takes it back, which it can at any time.
+
         Raises:
           CheckpointError: torch is not installed; the file is damaged, holds objects that would be
             code, or no tensors.
@@ -136,8 +139,13 @@ def _check_zip(path: pathlib.Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
     with reading(path), zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    if any(name.endswith("/constants.pkl") for name in names):
+        entries = archive.infolist()
+    # PyTorch compresses nothing, and would make room for whatever size a member claims.
+    size = path.stat().st_size
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+            raise damaged(path, f"{entry.filename[:200]} is compressed, or larger than the file")
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise CheckpointError(
             f"{path} is a TorchScript program, not a file of weights. Save the weights: "
             "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
