@@ -3,65 +3,32 @@
 Nothing but a CheckpointError may come of a file, and nothing in it may run.
 """
 
-import argparse
-import collections
-import importlib.util
 import io
 import json
 import os
-import pathlib
 import pickle
 import struct
 import tarfile
 import tracemalloc
 import zipfile
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from tests.fuzzing import bounded, fuzz
+from tests.fuzzing import fuzz
+from tests.tensor_files import (
+    ARRAYS,
+    npy,
+    read_all,
+    safetensors_numpy,
+    to_torch,
+    torch,
+    write,
+    zipped,
+)
 from vit_jax.checkpoints.tensors import Npz, Pth, Safetensors, open_tensors
 from vit_jax.errors import CheckpointError
-
-torch = pytest.importorskip("torch", reason="needs torch: pip install vit_jax[torch]")
-safetensors_numpy = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
-
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-ARRAYS = {
-    "scalar": np.array(-3.5, np.float32),
-    "empty": np.zeros((0, 3), np.float32),
-    "kernel": np.arange(24, dtype=np.float32).reshape(4, 3, 2),
-    "half": np.arange(5, dtype=np.float16),
-    "double": np.linspace(0, 1, 7),
-    "brain": np.arange(6).reshape(3, 2).astype(BFLOAT16),
-    "long": np.arange(3) - 1,
-    "byte": np.arange(4, dtype=np.uint8),
-    "mask": np.array([True, False]),
-}
-
-
-def to_torch(array):
-    if array.dtype == BFLOAT16:
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
-
-
-def write(kind, path):
-    tensors = {name: to_torch(array) for name, array in ARRAYS.items()}
-    if kind == "safetensors":
-        safetensors_numpy.save_file(ARRAYS, path, metadata={"format": "pt"})
-    elif kind == "npz":
-        with path.open("wb") as file:
-            np.savez(file, **ARRAYS)
-    elif kind == "npz compressed":
-        with path.open("wb") as file:
-            np.savez_compressed(file, **ARRAYS)
-    else:
-        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "pth")
-    return path
-
 
 KINDS = {
     "safetensors": Safetensors,
@@ -144,114 +111,6 @@ def test_a_file_that_has_changed_since_is_not_read(tmp_path):
         tensors.read("kernel")
 
 
-# --- PyTorch's wrappers
-
-MODEL = {"head.weight": torch.ones(2, 3)}
-OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(2, 3)}}, "param_groups": [{"lr": 0.1}]}
-
-
-@pytest.mark.parametrize(
-    ("content", "wrapper", "beside"),
-    [
-        (MODEL, "", ()),
-        (collections.OrderedDict(MODEL), "", ()),
-        ({"model": MODEL}, "model", ()),
-        (
-            {"model": MODEL, "optimizer": OPTIMIZER, "epoch": 9, "args": argparse.Namespace(lr=1)},
-            "model",
-            ("optimizer", "epoch", "args"),
-        ),
-        ({"state_dict": MODEL, "state_dict_ema": MODEL}, "state_dict_ema", ("state_dict",)),
-        ({"student": {}, "teacher": {"backbone": MODEL}}, "teacher.backbone", ("student",)),
-        ({"model": MODEL, "best": np.float64(81.2)}, "model", ("best",)),
-        ({**MODEL, "extra": None}, "", ("extra",)),
-        ({"model": torch.nn.Linear(2, 3).state_dict()}, "model", ()),
-    ],
-)
-def test_the_model_is_found_in_what_training_saved(tmp_path, content, wrapper, beside):
-    torch.save(content, tmp_path / "x.pth")
-    tensors = open_tensors(tmp_path / "x.pth")
-    assert tensors.metadata == {"wrapper": wrapper, "beside": beside}
-    for name in tensors:
-        assert tensors.read(name).shape == tensors[name].shape
-
-
-@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"a": 1}}, torch.ones(2), {}])
-def test_no_table_of_tensors(tmp_path, content):
-    torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"no table of tensors.*state_dict"):
-        open_tensors(tmp_path / "x.pth")
-
-
-def test_parameters_and_transposed_tensors(tmp_path):
-    weight = torch.arange(6.0).reshape(2, 3)
-    torch.save({"a": torch.nn.Parameter(weight), "b": weight.T}, tmp_path / "x.pth")
-    tensors = open_tensors(tmp_path / "x.pth")
-    np.testing.assert_array_equal(tensors.read("a"), weight.numpy())
-    np.testing.assert_array_equal(tensors.read("b", slice(1, 3)), weight.T.numpy()[1:])
-    assert tensors.read("b").flags.c_contiguous
-
-
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        torch.ones(1).expand(10**9),  # Four gigabytes, of four bytes.
-        torch.ones(3, device="meta"),
-        torch.eye(3).to_sparse(),
-        torch.ones(2, dtype=torch.complex64),
-        torch.ones(2).to(torch.float8_e4m3fn),
-    ],
-)
-def test_tensors_that_are_not_in_the_file_or_not_supported(tmp_path, tensor):
-    torch.save({"a": tensor}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"not all there|not supported"):
-        open_tensors(tmp_path / "x.pth")
-
-
-class Runs:
-    """Executes a command when it is unpickled."""
-
-    def __reduce__(self):
-        return os.mkdir, ("ran",)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_is_refused_by_name(tmp_path, monkeypatch, zipped):
-    monkeypatch.chdir(tmp_path)
-    content = {"model": MODEL, "args": Runs()}
-    torch.save(content, "x.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match=r"holds (os|posix)\.mkdir.*state_dict"):
-        open_tensors(pathlib.Path("x.pth"))
-    torch.save(torch.nn.Linear(2, 2), "y.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match=r"holds torch\.nn\.modules\.linear\.Linear"):
-        open_tensors(pathlib.Path("y.pth"))
-    assert not (tmp_path / "ran").exists()
-
-
-def test_zip_bombs_are_not_unpacked(tmp_path):
-    with zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(2**26))
-    with bounded(), pytest.raises(CheckpointError, match=r"data\.pkl is compressed"):
-        open_tensors(tmp_path / "x")
-
-
-def test_programs_are_refused(tmp_path):
-    (tmp_path / "x").write_bytes(zipped("x/data.pkl"))
-    with zipfile.ZipFile(tmp_path / "x", "a") as archive:
-        archive.writestr("x/constants.pkl", b"")
-    with pytest.raises(CheckpointError, match=r"TorchScript.*state_dict"):
-        open_tensors(tmp_path / "x")
-
-
-def test_torch_is_not_installed(tmp_path, monkeypatch):
-    path, find = write("pth", tmp_path / "x"), importlib.util.find_spec
-    monkeypatch.setattr(
-        "vit_jax.checkpoints.tensors.pth.find_spec", lambda name: find(name + "_no")
-    )
-    with pytest.raises(CheckpointError, match=r"pip install vit_jax\[torch\]"):
-        open_tensors(path)
-
-
 # --- Shards
 
 
@@ -285,13 +144,6 @@ def test_shards(tmp_path, form):
 
 
 # --- What is something else
-
-
-def zipped(name, content=b"content"):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(name, content)
-    return buffer.getvalue()
 
 
 def tarred(name):
@@ -384,17 +236,6 @@ def test_hostile_safetensors(tmp_path, content, match):
         open_tensors(tmp_path / "x")
 
 
-def npy(array=None, *, shape=(3,), descr="<f4", data=b""):
-    buffer = io.BytesIO()
-    if array is not None:
-        np.save(buffer, array, allow_pickle=True)
-    else:
-        head = {"descr": descr, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(buffer, head)
-        buffer.write(data)
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
@@ -442,17 +283,6 @@ def test_members_that_are_strange(tmp_path):
         open_tensors(tmp_path / "z")
 
 
-def read_all(path):
-    """Whatever is in the file: tensors, or the one error, soon and in little memory."""
-    with bounded():
-        try:
-            tensors = open_tensors(path)
-            for name in tensors:
-                assert tensors.read(name).shape == tensors[name].shape
-        except CheckpointError as error:
-            assert len(str(error)) < 2000
-
-
 @fuzz(120, data=st.data())
 def test_damage_of_any_kind_gives_the_one_error(written, data):
     _, path = written
@@ -475,17 +305,4 @@ def test_damage_of_any_kind_gives_the_one_error(written, data):
 )
 def test_noise(tmp_path, noise, start):
     (tmp_path / "x").write_bytes(start + noise)
-    read_all(tmp_path / "x")
-
-
-@fuzz(200, noise=st.binary(max_size=99))
-def test_noise_in_a_pickle(tmp_path, noise):
-    whole = io.BytesIO()
-    torch.save(MODEL, whole)
-    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(tmp_path / "x", "w") as other:
-        for item in archive.namelist():
-            content = archive.read(item)
-            if item.endswith("data.pkl"):
-                content = content[: -len(noise)] + noise if noise else content
-            other.writestr(item, content)
     read_all(tmp_path / "x")
