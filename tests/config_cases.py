@@ -27,6 +27,15 @@ ARGUMENTS = {
         "model=B/32,dataset=oxford_iiit_pet",
         "model=S/16,dataset=oxford_flowers102,size=224",
     ],
+    "vit_vs_cnn": [
+        "model=BiT-R152x2,subset=10%",
+        "model=R50+B/16,data=imagenet2012,subset=128000",
+        "model=Mixer-B/32,data=imagenet2012",
+        "data=fashion_mnist",
+        "data=fashion_mnist,model=hybrid,subset=1%",
+        "data=fashion_mnist,model=resnet,subset=10%",
+        "data=fashion_mnist,model=mixer,subset=5500",
+    ],
     "image_folder": ["root=/data/birds,variant=S/16,size=224,epochs=30"],
 }
 CASES = [(name, arg) for name in NAMES for arg in ("", *ARGUMENTS.get(name, ()))]

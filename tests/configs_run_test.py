@@ -104,7 +104,8 @@ def test_real_model_on_a_mesh_of_all_three_axes(name, arg):
     config = get_config(name, arg)
     variant, _ = parse_variant(config.model.variant)
     # Three heads (Ti) cannot be split in two.
-    tensor = 2 if (config.model.num_heads or variant.num_heads) % 2 == 0 else 1
+    heads = config.model.num_heads or getattr(getattr(variant, "vit", variant), "num_heads", 2)
+    tensor = 2 if heads % 2 == 0 else 1
     config.mesh.update({"data": -1, "fsdp": 2, "tensor": tensor})
     shape_evaluate(freeze(config))
 

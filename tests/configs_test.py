@@ -81,6 +81,20 @@ def test_arguments_reach_the_config():
     assert get_config("image_folder", "root=~/my=pictures").data.data_dir == "~/my=pictures"
 
 
+def test_subsets_are_nested_and_the_same_for_every_model():
+    ends = []
+    for subset in ("1%", "1%", "10%", "50%", "100%"):
+        model = ("BiT-R50x1", "R50+B/16", "B/32", "Mixer-B/32", "L/16")[len(ends)]
+        c = get_config("vit_vs_cnn", f"model={model},subset={subset}")
+        first, _, end = c.data.split.removeprefix("full[").removesuffix("]").partition(":")
+        assert int(first) == 51_200 and c.total_steps == 310_823
+        ends.append(int(end))
+    assert ends == sorted(ends) and ends[0] == ends[1] == 51_200 + 141_459
+    assert ends[-1] <= 14_197_122
+    # What is held out is trained on by none.
+    assert c.evals.val.split == "full[25600:51200]" and c.evals.test.split == "full[:25600]"
+
+
 @pytest.mark.parametrize(
     ("name", "arg", "hint"),
     [
@@ -95,6 +109,11 @@ def test_arguments_reach_the_config():
         ("finetune", "dataset=cifar11", 'Did you mean "cifar10"?'),
         ("finetune", "model=So400/14", 'Did you mean "So400m"?'),
         ("image_folder", "rot=/data", 'Did you mean "root"?'),
+        ("vit_vs_cnn", "subset=0", "from 1 to 14,145,922"),
+        ("vit_vs_cnn", "subset=101%", "a share such as 10%"),
+        ("vit_vs_cnn", "subset=half", "a share such as 10%"),
+        ("vit_vs_cnn", "data=imagenet", 'Did you mean "imagenet21k"?'),
+        ("vit_vs_cnn", "data=fashion_mnist,model=resnets", 'Did you mean "resnet"?'),
     ],
 )
 def test_bad_arguments_name_the_nearest(name, arg, hint):
