@@ -1,0 +1,39 @@
+"""ResNets, hybrids and Mixers under the same loop as ViTs: they learn, and are evaluated."""
+
+import numpy as np
+import pytest
+
+from tests.small_run import run
+from vit_jax.evaluate import evaluate
+
+KINDS = {
+    "ResNet v1": {
+        "model__variant": "BiT-R26x0.5", "model__resnet__units": (1,), "model__depth": None,
+        "model__resnet__version": "v1",
+    },
+    "ResNet v2": {
+        "model__variant": "BiT-R26x0.5", "model__resnet__units": (1,), "model__depth": None,
+    },
+    "hybrid": {
+        "model__variant": "R26+S/32", "model__resnet__units": (), "model__width": 32,
+        "model__resnet__width_factor": 0.5, "model__mlp_dim": 64, "model__num_heads": 2,
+    },
+    "Mixer": {
+        "model__variant": "Mixer-S/2", "model__width": 32, "model__mlp_dim": 64,
+        "model__token_mlp_dim": 16, "model__stochastic_depth": 0.1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_digits(tmp_path, kind):
+    lines = run(
+        tmp_path, model__pool=None, batch_size=64, total_steps=100, optim__lr=1e-2,
+        evals__test__every_steps=0, checkpoint__every_steps=100, **KINDS[kind],
+    )  # fmt: skip
+    losses = [line["train/loss"] for line in lines]
+    assert losses[0] > 2  # A fresh head knows nothing: log(10) is 2.3.
+    assert np.mean(losses[-10:]) < 0.7 * losses[0]
+    assert lines[-1]["test/top1"] > 0.5
+    report = evaluate(tmp_path)
+    assert report.top1 == pytest.approx(lines[-1]["test/top1"]) and report.count == 50
