@@ -19,8 +19,10 @@ from typing import Any
 from absl import flags
 
 from vit_jax import cli
+from vit_jax.checkpoints.exports import DTYPES, TARGETS, export
 from vit_jax.checkpoints.inspection import inspect
-from vit_jax.checkpoints.pretrained import adapted, make_plan
+from vit_jax.checkpoints.plan import make_plan
+from vit_jax.checkpoints.pretrained import adapted, load_pretrained
 from vit_jax.checkpoints.verification import fixtures, verify
 from vit_jax.errors import ConfigError, printable
 
@@ -85,6 +87,12 @@ if __name__ == "__main__":
     _HINTS = flags.DEFINE_list("hints", [], "What the file does not tell: NAME=VALUE,...")
     _LEAVE_OUT = flags.DEFINE_list("leave_out", [], "Patterns of tensors or parameters to leave.")
 
+    _TO = flags.DEFINE_enum("to", None, TARGETS, "The format to write.")
+    _DTYPE = flags.DEFINE_enum("dtype", "float32", list(DTYPES), "The numbers to write.")
+    _CHANGE = flags.DEFINE_bool(
+        "change_numerics", False, "Write it although outputs will be a little different."
+    )
+
     def main(argv: Sequence[str]) -> int:
         hints = parse_hints(_HINTS.value)
         size = parse_size(_SIZE.value, flag="image_size")
@@ -94,8 +102,19 @@ if __name__ == "__main__":
         if _INSPECT.value:
             cli.no_arguments(argv)
             plan = make_plan(_INSPECT.value, hints=hints, leave_out=_LEAVE_OUT.value)
-            print(printable(inspect(plan, adapted(plan.description.config, image_size=size))))
+            config = adapted(plan.description.config, {"image_size": size})
+            print(printable(inspect(plan, config)))
             return 0
-        raise ConfigError("What shall be done? --inspect=..., --verify=..., or SOURCE DESTINATION.")
+        if len(argv) != 3 or not _TO.value:
+            raise ConfigError(
+                "What shall be done? --inspect=CHECKPOINT, --verify=REFERENCE, or SOURCE "
+                f"DESTINATION --to={'|'.join(TARGETS)}."
+            )
+        pretrained = load_pretrained(
+            argv[1], image_size=size, hints=hints, leave_out=_LEAVE_OUT.value
+        )
+        export(pretrained, argv[2], to=_TO.value, dtype=_DTYPE.value, change_numerics=_CHANGE.value)
+        print(printable("\n".join((f"{argv[2]}: written, --to={_TO.value}", *pretrained.notes))))
+        return 0
 
     cli.run(main)

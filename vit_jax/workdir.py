@@ -275,7 +275,7 @@ def read_dataset(workdir: epath.PathLike) -> dict[str, Any]:
                 raise ValueError(f"{key} is not of type {kind.__name__}")
         if not all(isinstance(name, str) for name in dataset["class_names"]):
             raise ValueError("class_names are not all text")
-        if not 0 < dataset["num_classes"] == len(dataset["class_names"]):
+        if dataset["num_classes"] != len(dataset["class_names"]):
             raise ValueError(
                 f"num_classes is {dataset['num_classes']}, and there are "
                 f"{len(dataset['class_names'])} class_names"

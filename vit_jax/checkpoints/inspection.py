@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from vit_jax.checkpoints.pretrained import Plan
+from vit_jax.checkpoints.plan import Plan
 from vit_jax.models import forward_flops, num_params
 
 # Fields that are shown on lines of their own, or say nothing of a checkpoint.

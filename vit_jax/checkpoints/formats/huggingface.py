@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints, complete, place
-from vit_jax.checkpoints.formats.entries import Entry, dense, embedding, fused, norm
+from vit_jax.checkpoints.formats.entries import Entry, dense, embedding, norm
 from vit_jax.checkpoints.formats.names import count, renamed
 from vit_jax.checkpoints.preprocess import from_hf
 from vit_jax.errors import CheckpointError, did_you_mean
@@ -238,7 +238,7 @@ def _labels(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | No
     return tuple(str(names[str(k)]) for k in range(num_classes))
 
 
-def _spelled(spelling: Spelling) -> tuple[Entry, ...]:
+def spelled(spelling: Spelling) -> tuple[Entry, ...]:
     """Entries of a block."""
     ours, block = "encoder/block_{i}", spelling.block
     query, key, value, out = (f"{block}.{name}" for name in spelling.attention)
@@ -258,28 +258,52 @@ def _spelled(spelling: Spelling) -> tuple[Entry, ...]:
 
 
 # DINOv2's gate and hidden units are one tensor on the disk.
-_WEIGHTS_IN = (
+WEIGHTS_IN = (
     *dense("encoder/block_{i}/mlp/gate", "encoder.layer.{i}.mlp.weights_in", part=(0, 2)),
     *dense("encoder/block_{i}/mlp/fc1", "encoder.layer.{i}.mlp.weights_in", part=(1, 2)),
     *dense("encoder/block_{i}/mlp/fc2", "encoder.layer.{i}.mlp.weights_out"),
 )
-_AROUND_BLOCKS = (
-    Entry("cls", "embeddings.cls_token"),
-    Entry("dist", "embeddings.distillation_token"),
-    Entry("registers", "embeddings.register_tokens"),
-    Entry("registers", "embeddings.distillation_token"),
-    Entry("pos_embedding", "embeddings.position_embeddings"),
-    Entry("pos_embedding", "embeddings.position_embedding.weight", "table"),
-    *embedding("embeddings.patch_embeddings.projection"),
-    *embedding("embeddings.patch_embeddings"),
-    *embedding("embeddings.patch_embedding"),
-    *norm("encoder/norm", "layernorm"),
-    *norm("encoder/norm", "norm"),
-    *norm("encoder/norm", "post_layernorm"),
-    *dense("pre_logits", "pooler.dense"),
-    *dense("head", "classifier"),
-    *dense("head", "cls_classifier"),
-    *dense("head_dist", "distillation_classifier"),
+
+
+class Around(NamedTuple):
+    """The names around the blocks."""
+
+    embedding: str = "embeddings.patch_embeddings.projection"
+    positions: tuple[str, str] = ("embeddings.position_embeddings", "same")
+    norm: str = "layernorm"
+    head: str = "classifier"
+
+
+AROUND = (
+    Around(),
+    Around(head="cls_classifier"),  # DeiT with its teacher.
+    Around("embeddings.patch_embeddings", norm="norm"),  # DINOv3.
+    Around(  # SigLIP.
+        "embeddings.patch_embedding",
+        ("embeddings.position_embedding.weight", "table"),
+        "post_layernorm",
+    ),
+)
+
+
+def around(names: Around) -> tuple[Entry, ...]:
+    """Entries of what is not in a block."""
+    return (
+        Entry("cls", "embeddings.cls_token"),
+        Entry("dist", "embeddings.distillation_token"),
+        Entry("registers", "embeddings.register_tokens"),
+        Entry("registers", "embeddings.distillation_token"),
+        Entry("pos_embedding", *names.positions),
+        *embedding(names.embedding),
+        *norm("encoder/norm", names.norm),
+        *dense("pre_logits", "pooler.dense"),
+        *dense("head", names.head),
+        *dense("head_dist", "distillation_classifier"),
+        *_MAP_HEAD,
+    )
+
+
+_MAP_HEAD = (
     Entry("map_head/probe", "head.probe"),
     *(
         Entry(f"map_head/attn/{name}/{ours}", f"head.attention.in_proj_{theirs}", layout, (k, 3))
@@ -295,8 +319,12 @@ _AROUND_BLOCKS = (
 
 def entries(config: VitConfig) -> tuple[Entry, ...]:
     """See `Format`."""
-    packed = _WEIGHTS_IN if config.mlp != "gelu" else ()
-    return (*_AROUND_BLOCKS, *packed, *(e for s in SPELLINGS for e in _spelled(s)))
+    packed = WEIGHTS_IN if config.mlp != "gelu" else ()
+    return (
+        *(entry for names in AROUND for entry in around(names)),
+        *packed,
+        *(entry for names in SPELLINGS for entry in spelled(names)),
+    )
 
 
 FORMAT = Format("Hugging Face transformers", recognises, describe, entries)

@@ -1,0 +1,46 @@
+"""Parameters of ours for another image size, patch size or head, wherever their shards lie."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from vit_jax.models import ModelConfig, VitConfig, param_shapes
+from vit_jax.models.resize import resize_patches, resize_posemb
+from vit_jax.parallel.rules import param_shardings
+
+
+def adapt_params(params: PyTree, *, old: ModelConfig, new: ModelConfig, mesh: Mesh) -> PyTree:
+    """Resizes position and patch embeddings; a head of another size starts at zero.
+
+    It is one jitted function over the mesh: no process gathers a parameter.
+
+    Args:
+      params: of the old model, on the mesh.
+      old: the model that they are of.
+      new: the model that is wanted, of the same blocks.
+      mesh: that the result lies on, by our rules.
+    """
+    shapes = param_shapes(new)
+    adapt = functools.partial(_adapt, old=old, new=new, shapes=shapes)
+    return jax.jit(adapt, out_shardings=param_shardings(shapes, mesh))(params)
+
+
+def _adapt(params: PyTree, *, old: ModelConfig, new: ModelConfig, shapes: PyTree) -> PyTree:
+    changed: dict[str, Any] = {}
+    if isinstance(old, VitConfig) and "pos_embedding" in shapes and old.grid != new.grid:
+        changed["pos_embedding"] = resize_posemb(
+            params["pos_embedding"], old=old.grid, new=new.grid, prefix=old.posemb_rows,
+            kernel=new.posemb_resize,
+        )  # fmt: skip
+    if isinstance(old, VitConfig) and old.patch_size != new.patch_size:
+        kernel = resize_patches(params["embedding"]["kernel"], new=new.patch_size)
+        changed["embedding"] = {**params["embedding"], "kernel": kernel}
+    for head in ("head", "head_dist"):
+        if head in shapes and old.num_classes != new.num_classes:
+            bias = jnp.full(shapes[head]["bias"].shape, new.head_bias_init)
+            changed[head] = {"kernel": jnp.zeros(shapes[head]["kernel"].shape), "bias": bias}
+    return {name: leaf for name, leaf in {**params, **changed}.items() if name in shapes}

@@ -1,0 +1,48 @@
+"""Exports as a work directory of ours: evaluate, predict, fine-tune from it as from a run."""
+
+from etils import epath
+from ml_collections import FrozenConfigDict
+
+from vit_jax import workdir as workdirs
+from vit_jax.checkpoints.pretrained import Pretrained
+from vit_jax.checkpoints.store import Store
+from vit_jax.config import base_config, freeze
+from vit_jax.models.section import write_section
+
+
+def write(pretrained: Pretrained, folder: epath.PathLike) -> None:
+    """Writes config.json, dataset.json and a checkpoint of step 0.
+
+    The parameters go from where they lie into the checkpoint; no process holds all of them.
+
+    Args:
+      pretrained: the model.
+      folder: of the new work directory.
+
+    Raises:
+      ConfigError: no config can say what the model is, or the folder cannot be written.
+    """
+    labels = pretrained.labels or tuple(f"class {k}" for k in range(pretrained.config.num_classes))
+    dataset = {
+        "name": f"{pretrained.format} checkpoint",
+        "split": "none",
+        "num_examples": 0,
+        "num_classes": len(labels),
+        "class_names": list(labels),
+        "channels": pretrained.config.channels,
+        "fingerprint": "",
+        "evals": {},
+    }
+    workdirs.make(folder)
+    workdirs.claim(folder, _config(pretrained), dataset)
+    arrays = {"params": pretrained.params, "opt_state": {}, "ema": {}}
+    with Store(epath.Path(folder) / workdirs.CHECKPOINTS) as store:
+        store.save(0, arrays, {"step": 0}, metrics={})
+
+
+def _config(pretrained: Pretrained) -> FrozenConfigDict:
+    config = base_config()
+    config.total_steps = 1
+    write_section(pretrained.config, config.model)
+    config.data.eval_transforms = pretrained.preprocess.transforms
+    return freeze(config)
