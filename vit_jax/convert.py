@@ -14,12 +14,12 @@ Exit codes: 0 done; 1 --verify found a difference; 2 an error that the message e
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
 from vit_jax import cli
 from vit_jax.checkpoints.exports import DTYPES, TARGETS, export
+from vit_jax.checkpoints.formats.base import parse_hints
 from vit_jax.checkpoints.inspection import inspect
 from vit_jax.checkpoints.plan import make_plan
 from vit_jax.checkpoints.pretrained import adapted, load_pretrained
@@ -27,21 +27,6 @@ from vit_jax.checkpoints.verification import fixtures, verify
 from vit_jax.errors import ConfigError, printable
 
 EXIT_DIFFERENT = 1
-
-
-def parse_hints(words: Sequence[str]) -> dict[str, Any]:
-    """["num_heads=5", "image_size=32x48", "gelu=erf"] as a dict of hints.
-
-    Raises:
-      ConfigError: a word is none.
-    """
-    hints: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise ConfigError(f"--hints={word}: write NAME=VALUE, such as num_heads=12.")
-        hints[name] = _parse(value)
-    return hints
 
 
 def parse_size(text: str, *, flag: str) -> tuple[int, int] | None:
@@ -52,17 +37,6 @@ def parse_size(text: str, *, flag: str) -> tuple[int, int] | None:
     if not match:
         raise ConfigError(f"--{flag}={text}: write pixels, 384 or HEIGHTxWIDTH.")
     return int(match[1]), int(match[2] or match[1])
-
-
-def _parse(value: str) -> Any:
-    if match := re.fullmatch(r"(\d+)x(\d+)", value):
-        return int(match[1]), int(match[2])
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
 
 
 def print_verification(reference: pathlib.Path) -> bool:

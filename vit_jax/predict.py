@@ -3,6 +3,9 @@ r"""Says what is on pictures.
     python -m vit_jax.predict --checkpoint=runs/quickstart [--top_k=5] [--output=preds.csv] \
         IMAGE_OR_FOLDER ...
 
+The checkpoint is a work directory of ours, or a published one: a folder of Hugging Face's, a file
+of timm's or Google's, or a name on a hub, hf:google/vit-base-patch16-224.
+
 Each picture is prepared as the model was evaluated and gets the names and probabilities of the
 most probable classes: in the terminal, or in a .csv, .jsonl or .parquet file. A file that is no
 picture is reported in its place, and the others are predicted all the same. What in a folder has
@@ -16,7 +19,8 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,12 +29,18 @@ import pyarrow.csv
 import pyarrow.parquet
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax import cli, storage
+from vit_jax.checkpoints.exports.workdir import class_names, run_config
+from vit_jax.checkpoints.formats.base import parse_hints
 from vit_jax.checkpoints.load import load_run
+from vit_jax.checkpoints.own import is_own
+from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.data.files import Files, find_images
-from vit_jax.errors import ConfigError, did_you_mean, printable
+from vit_jax.errors import CheckpointError, ConfigError, did_you_mean, printable
 from vit_jax.evals.build import eval_batches
 from vit_jax.evals.predictions import predict as predict_batches
 from vit_jax.models import model_config
@@ -59,14 +69,20 @@ class Prediction:
 
 
 def predict(
-    checkpoint: epath.PathLike, paths: Sequence[str], *, top_k: int = 5
+    checkpoint: epath.PathLike,
+    paths: Sequence[str],
+    *,
+    top_k: int = 5,
+    hints: Mapping[str, Any] | None = None,
 ) -> Iterator[Prediction]:
     """Predicts pictures, in order, a batch at a time.
 
     Args:
-      checkpoint: WORKDIR or WORKDIR/checkpoints/STEP.
+      checkpoint: WORKDIR or WORKDIR/checkpoints/STEP; or what
+        `vit_jax.checkpoints.pretrained.load_pretrained` takes.
       paths: image files, and folders that are searched for images.
       top_k: how many classes to name for each.
+      hints: what a published checkpoint's file does not tell.
 
     Raises:
       VitJaxError: the checkpoint cannot be used, or there is nothing to predict.
@@ -74,27 +90,45 @@ def predict(
     files = find_images(paths)
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": -1, "tensor": 1}))
     with jax.set_mesh(mesh):
-        run = load_run(checkpoint, mesh=mesh)
-        names = [name.encode(errors="replace").decode() for name in run.dataset["class_names"]]
-        cfg = model_config(run.config.model, num_classes=len(names))
+        config, params, names = _load(checkpoint, mesh, hints or {})
+        cfg = model_config(config.model, num_classes=len(names))
         bad: dict[int, str] = {}
         seen = 0
         with eval_batches(
-            run.config,
+            config,
             cfg,
             Files(files, class_names=names),
             mesh,
-            batch_size=min(BATCH_SIZE, run.config.batch_size),
+            batch_size=min(BATCH_SIZE, config.batch_size),
             on_bad=bad.__setitem__,
         ) as batches:
             for rows, _ in predict_batches(
-                cfg, run.params, batches, loss_name=run.config.loss.name, mesh=mesh
+                cfg, params, batches, loss_name=config.loss.name, mesh=mesh
             ):
                 for row in rows[: len(files) - seen]:
                     yield _prediction(files[seen], row, names, top_k, bad.get(seen, ""))
                     seen += 1
         for i in range(seen, len(files)):  # No file at all could be read: there was no batch.
             yield Prediction(_shown(files[i]), error=bad[i].removeprefix(f"{files[i]}: "))
+
+
+def _load(
+    checkpoint: epath.PathLike, mesh: Mesh, hints: Mapping[str, Any]
+) -> tuple[FrozenConfigDict, PyTree, list[str]]:
+    """Config, parameters and class names of a run of ours or of a published checkpoint."""
+    if is_own(checkpoint):
+        run = load_run(checkpoint, mesh=mesh)
+        config, params, names = run.config, run.params, run.dataset["class_names"]
+    else:
+        pretrained = load_pretrained(str(checkpoint), mesh=mesh, hints=hints)
+        config, params = run_config(pretrained), pretrained.params
+        names = class_names(pretrained)
+    if not names:
+        raise CheckpointError(
+            f"{checkpoint} has no head: it tells no classes. Fine-tune it first, see "
+            "configs/finetune.py."
+        )
+    return config, params, [name.encode(errors="replace").decode() for name in names]
 
 
 def _prediction(
@@ -170,19 +204,20 @@ def _line(prediction: Prediction) -> str:
 
 if __name__ == "__main__":
     _CHECKPOINT = flags.DEFINE_string(
-        "checkpoint", None, "The model: WORKDIR or WORKDIR/checkpoints/STEP."
+        "checkpoint", None, "The model: WORKDIR, WORKDIR/checkpoints/STEP, or a published one."
     )
+    _HINTS = flags.DEFINE_list("hints", [], "What its file does not tell: NAME=VALUE,...")
     _TOP_K = flags.DEFINE_integer("top_k", 5, "Classes to name for each picture.", lower_bound=1)
     _OUTPUT = flags.DEFINE_string("output", "", "A .csv, .jsonl or .parquet file to write.")
     flags.mark_flag_as_required("checkpoint")
 
     def main(argv: Sequence[str]) -> int:
-        checkpoint = storage.as_path(_CHECKPOINT.value, name="--checkpoint")
+        hints = parse_hints(_HINTS.value)
         output = storage.as_path(_OUTPUT.value, name="--output") if _OUTPUT.value else None
         if output is not None:
             _check_output(output)
         predictions = []
-        for prediction in predict(checkpoint, argv[1:], top_k=_TOP_K.value):
+        for prediction in predict(_CHECKPOINT.value, argv[1:], top_k=_TOP_K.value, hints=hints):
             predictions.append(prediction)
             if output is None or prediction.error:
                 print(printable(_line(prediction)))

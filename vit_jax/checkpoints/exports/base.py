@@ -41,7 +41,7 @@ def check(
     for field, accepted in wanted.items():
         value = getattr(config, field)
         if value not in accepted:
-            reason = f"{field} is {value!r}, and it has only {' or '.join(map(repr, accepted))}"
+            reason = f"{field} is {value!r}; it can say only {' or '.join(map(repr, accepted))}"
             (numerics if field in _NUMERICS else impossible).append(reason)
     if impossible or (numerics and not change_numerics):
         advice = (

@@ -33,7 +33,8 @@ _CAN: dict[str, dict[str, tuple[Any, ...]]] = {
         "mlp": ("gelu", "swiglu"), "posemb_resize": ("bicubic",),
     },
     "dinov2_with_registers": {
-        "mlp": ("gelu", "swiglu"), "posemb_prefix": ("class",), "posemb_resize": ("bicubic_antialias",),
+        "mlp": ("gelu", "swiglu"), "posemb_prefix": ("class",),
+        "posemb_resize": ("bicubic_antialias",),
     },
     "dinov3_vit": {
         "pool": ("token",), "num_classes": (0,), "mlp": ("gelu", "swiglu", "geglu"),

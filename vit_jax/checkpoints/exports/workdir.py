@@ -34,13 +34,20 @@ def write(pretrained: Pretrained, folder: epath.PathLike) -> None:
         "evals": {},
     }
     workdirs.make(folder)
-    workdirs.claim(folder, _config(pretrained), dataset)
+    workdirs.claim(folder, run_config(pretrained), dataset)
     arrays = {"params": pretrained.params, "opt_state": {}, "ema": {}}
     with Store(epath.Path(folder) / workdirs.CHECKPOINTS) as store:
         store.save(0, arrays, {"step": 0}, metrics={})
 
 
-def _config(pretrained: Pretrained) -> FrozenConfigDict:
+def class_names(pretrained: Pretrained) -> tuple[str, ...]:
+    """The names of a model's classes, or their numbers."""
+    numbers = (f"class {k}" for k in range(pretrained.config.num_classes))
+    return pretrained.labels or tuple(numbers)
+
+
+def run_config(pretrained: Pretrained) -> FrozenConfigDict:
+    """A run's config that says what the model is and how pictures are prepared for it."""
     config = base_config()
     config.total_steps = 1
     write_section(pretrained.config, config.model)

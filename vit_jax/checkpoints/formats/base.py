@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vit_jax.checkpoints.formats.entries import Entry
@@ -145,6 +146,32 @@ class Hints:
                 )
             merged[field] = value
         return merged
+
+
+def parse_hints(words: Sequence[str]) -> dict[str, Any]:
+    """["num_heads=5", "image_size=32x48", "gelu=erf"] as a dict of hints.
+
+    Raises:
+      ConfigError: a word is none.
+    """
+    hints: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"--hints={word}: write NAME=VALUE, such as num_heads=12.")
+        hints[name] = _parse(value)
+    return hints
+
+
+def _parse(value: str) -> Any:
+    if match := re.fullmatch(r"(\d+)x(\d+)", value):
+        return int(match[1]), int(match[2])
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
 
 
 def _value(field: str, value: Any) -> Any:
