@@ -3,10 +3,11 @@ r"""Fine-tuning a pre-trained ViT, as in Table 4 of the ViT paper (arXiv 2010.11
     python -m vit_jax.train --config=configs/finetune.py:model=B/16,dataset=cifar10 \
         --config.init_from=PRETRAINING_WORKDIR --workdir=...
 
-Arguments: model, the variant that was pre-trained; dataset, one of `TASKS`; size of the images, of
-which the nearest multiple of the patch size is taken. The model must be the pre-trained one but for
-its head: `--config.model.pool=gap`, `--config.model.posemb=sincos2d`, ... where that had them. Its
-learned position embeddings belong to its number of patches: take its size, or train it at this one.
+Arguments: model, the variant that was pre-trained: B/16, R50+B/16, BiT-R50x1; dataset, one of
+`TASKS`; size of the images, of which the nearest multiple of the patch size is taken. The model
+must be the pre-trained one but for its head: `--config.model.pool=gap`,
+`--config.model.posemb=sincos2d`, ... where that had them. Its learned position embeddings belong to
+its number of patches: take its size, or train it at this one.
 
 Hardware and time: not measured. --config.optim.accum_steps=8 fits it into an eighth of the memory;
 --config.model.dtype=bfloat16 makes it faster.
@@ -56,7 +57,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.model.variant = args.model
     c.model.image_size = (size,)
-    c.model.pool = "token"
 
     c.data.source, c.data.name = "tfds", args.dataset
     c.data.split = f"train[:{share}]"

@@ -2,7 +2,7 @@
 
     python -m vit_jax.train --config=configs/vit_i1k.py:variant=B/16,aug=medium1 --workdir=...
 
-Arguments: variant, any of `vit_jax.models.variants.VARIANTS` with its patch size; aug, AugReg's
+Arguments: variant, any of `vit_jax.models.variants`: B/16, R26+S/32, Mixer-B/16; aug, AugReg's
 level from none to strong2; reg=true adds its dropout and stochastic depth. The data are TFDS's
 imagenet2012, prepared as ArrayRecord: name their place with --config.data.data_dir.
 
@@ -27,7 +27,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.model.variant = args.variant
     c.model.image_size = (224,)
-    c.model.pool = "token"  # And no hidden layer in the head, as AugReg's published models.
     c.model.dtype = "bfloat16"
     if args.reg:  # AugReg switches both on or off together.
         c.model.dropout = c.model.stochastic_depth = 0.1

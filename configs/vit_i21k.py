@@ -2,7 +2,7 @@
 
     python -m vit_jax.train --config=configs/vit_i21k.py:variant=B/16,aug=light2 --workdir=...
 
-Arguments: variant, any of `vit_jax.models.variants.VARIANTS` with its patch size; aug, AugReg's
+Arguments: variant, any of `vit_jax.models.variants`: B/16, R26+S/32, Mixer-B/16; aug, AugReg's
 level from none to strong2 (the more data, the less of it: big_vision has none for Ti/16, light1 for
 S/16, light2 for B/16, medium2 for L/16); epochs, 30 or 300 in the paper. Then `finetune.py`.
 
@@ -31,7 +31,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.model.variant = args.variant
     c.model.image_size = (224,)
-    c.model.pool = "token"  # And no hidden layer in the head, as AugReg's published models.
     c.model.dtype = "bfloat16"
 
     # ImageNet-21k's classes overlap (a dog is an animal): one yes or no for each of them, which

@@ -351,3 +351,37 @@ def test_wrong_images_and_captures_are_named():
         apply(TINY, params, jnp.zeros((1, 16, 16, 3)))
     with pytest.raises(ConfigError, match='Did you mean "attention"'):
         apply(TINY, params, images(TINY), capture=("atention",))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rope_grid", (16,), "model.rope_grid is .16,.: write a tuple of 2 whole numbers"),
+        ("rope_grid", (16, -1), "must not be negative"),
+        ("rope_periods", ("1",), "write a tuple of numbers"),
+        ("rope_periods", (1.0, 2.0), "must have 16 above 0"),
+        ("rope_theta", 0.0, "model.rope_theta is 0.0: it must be above 0"),
+        ("mlp", "swglu", 'Did you mean "swiglu"'),
+        ("final_norm", "token", 'Did you mean "tokens"'),
+        ("registers", -1, "must be from 0 to 1,024"),
+    ],
+)
+def test_mistakes_in_what_checkpoints_need_are_named(key, value, message):
+    c = base_config()
+    c.model[key] = value
+    with pytest.raises(ConfigError, match=message):
+        model_config(c.model, num_classes=10)
+
+
+def test_what_is_set_reaches_the_model_and_what_is_not_is_the_default():
+    c = base_config()
+    c.model.update({"rope": "dinov3", "rope_periods": tuple(range(1, 17)), "rope_grid": (7, 7)})
+    c.model.update({"registers": 4, "layer_scale": 1e-5, "qkv_bias": False})
+    cfg = model_config(c.model, num_classes=10)
+    assert cfg.rope_periods[:2] == (1.0, 2.0) and type(cfg.rope_periods[0]) is float
+    assert (cfg.rope_grid, cfg.registers, cfg.layer_scale, cfg.qkv_bias) == ((7, 7), 4, 1e-5, False)
+    plain = model_config(base_config().model, num_classes=10)
+    assert plain == VitConfig(
+        image_size=(224, 224), patch_size=(16, 16), num_classes=10, width=384, depth=12,
+        mlp_dim=1536, num_heads=6,
+    )  # fmt: skip

@@ -57,9 +57,10 @@ def model_config(model: ConfigDict | FrozenConfigDict, *, num_classes: int) -> M
     if isinstance(row, HybridVariant):
         row, stem, patch = row.vit, _stem(row.stem, model), row.patch
     fields = dataclasses.asdict(row) | fields | {"patch_size": (patch, patch), "stem": stem}
-    for key, kind in (("rope_periods", float), ("rope_grid", int)):
-        if key in fields:
-            fields[key] = numbers(fields[key], f"model.{key}", kind)
+    if "rope_periods" in fields:
+        fields["rope_periods"] = numbers(fields["rope_periods"], "model.rope_periods", float)
+    if "rope_grid" in fields:
+        fields["rope_grid"] = numbers(fields["rope_grid"], "model.rope_grid", int, count=2)
     if fields.get("rep_size") == -1:
         fields["rep_size"] = fields["width"]
     return _make(VitConfig, model, fields)

@@ -108,15 +108,18 @@ def check_capture(capture: Collection[str], capturable: Sequence[str]) -> None:
             raise ConfigError(f'Cannot capture "{name}". ' + did_you_mean(str(name), capturable))
 
 
-def numbers(value: tuple[Any, ...], name: str, kind: type) -> tuple[Any, ...]:
-    """A tuple of numbers of one kind, int or float; `name` is for the error.
+def numbers(
+    value: tuple[Any, ...], name: str, kind: type, *, count: int | None = None
+) -> tuple[Any, ...]:
+    """A tuple of `count` numbers (None: any) of one kind, int or float; `name` is for the error.
 
     Raises:
       ConfigError: something else is in it.
     """
-    if not all(type(item) in (int, kind) for item in value):
+    if not all(type(item) in (int, kind) for item in value) or count not in (None, len(value)):
+        many = "" if count is None else f"{count} "
         what = "whole numbers" if kind is int else "numbers"
-        raise ConfigError(f"{name} is {value}: write a tuple of {what}.")
+        raise ConfigError(f"{name} is {value}: write a tuple of {many}{what}.")
     return tuple(kind(item) for item in value)
 
 

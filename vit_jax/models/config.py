@@ -105,6 +105,15 @@ class VitConfig:
                 f"model.rope needs a head width that is a multiple of 4, not "
                 f"{self.width // self.num_heads}."
             )
+        quarter = self.width // self.num_heads // 4
+        periods = self.rope_periods
+        if periods and (len(periods) != quarter or min(periods) <= 0):
+            raise ConfigError(
+                f"model.rope_periods has {len(periods)} numbers: it must have {quarter} above 0, a "
+                "quarter of a head's width, or none."
+            )
+        if min(self.rope_grid) < 0:
+            raise ConfigError(f"model.rope_grid is {self.rope_grid}: it must not be negative.")
         if self.width % self.num_heads:
             raise ConfigError(
                 f"model.width {self.width} is not a multiple of model.num_heads {self.num_heads}."
