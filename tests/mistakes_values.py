@@ -26,7 +26,7 @@ MODEL = {
         "--config.model.image_size=1000000",
         "model.image_size is (1000000,): a side must be at most 16,384 pixels.",
     ),
-    "unknown pooling": ("--config.model.pool=cls", "Accepted: token, gap, map."),
+    "unknown pooling": ("--config.model.pool=cls", "Accepted: token, gap, map, token_gap."),
     "unknown position embedding": (
         "--config.model.posemb=sincos",
         'model.posemb is "sincos". Did you mean "sincos2d"?',
@@ -62,6 +62,17 @@ MODEL = {
         "--config.model.num_classes=5",
         "model.num_classes is 5, but digits has 10 classes.",
     ),
+    "unknown depth of a ResNet": ("--config.model.variant=BiT-R51x1", 'Did you mean "BiT-R50x1"?'),
+    "unknown hybrid": ("--config.model.variant=R26+S/16", 'Did you mean "R26+S/32"?'),
+    "heads of a ResNet": (
+        "--config.model.variant=BiT-R50x1",
+        "a ResNet has no use for it: leave it at None.",
+    ),
+    "ResNet's padding of a ViT": (
+        "--config.model.resnet.padding=same",
+        "model.resnet.padding is 'same', but a Vision Transformer has no use for it",
+    ),
+    "misspelt key of a ResNet": ("--config.model.resnet.unit=3", 'Did you mean "units"'),
     "channels that the transforms do not make": (
         "--config.model.channels=3",
         "data.eval_transforms make images of height, width, channels (8, 8, 1)",
