@@ -87,8 +87,14 @@ if __name__ == "__main__":
         pretrained = load_pretrained(
             argv[1], image_size=size, hints=hints, leave_out=_LEAVE_OUT.value
         )
-        export(pretrained, argv[2], to=_TO.value, dtype=_DTYPE.value, change_numerics=_CHANGE.value)
-        print(printable("\n".join((f"{argv[2]}: written, --to={_TO.value}", *pretrained.notes))))
+        said = export(
+            pretrained, argv[2], to=_TO.value, dtype=_DTYPE.value, change_numerics=_CHANGE.value
+        )
+        print(
+            printable(
+                "\n".join((f"{argv[2]}: written, --to={_TO.value}", *pretrained.notes, *said))
+            )
+        )
         return 0
 
     cli.run(main)

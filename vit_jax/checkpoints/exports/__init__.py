@@ -5,6 +5,7 @@ preprocessing  how pictures are prepared, as their JSON
 huggingface    folders of transformers
 timm           folders of timm
 google         .npz of vision_transformer and big_vision
+programs       StableHLO and ONNX
 workdir        a work directory of ours
 """
 
@@ -12,12 +13,12 @@ import os
 import pathlib
 import shutil
 
-from vit_jax.checkpoints.exports import google, huggingface, timm, workdir
+from vit_jax.checkpoints.exports import google, huggingface, programs, timm, workdir
 from vit_jax.checkpoints.exports.base import DTYPES
 from vit_jax.checkpoints.pretrained import Pretrained
 from vit_jax.errors import CheckpointError
 
-TARGETS = ("hf", "timm", "google", "big_vision", "orbax")
+TARGETS = ("hf", "timm", "google", "big_vision", "orbax", "stablehlo", "onnx")
 
 
 def export(
@@ -27,16 +28,20 @@ def export(
     to: str,
     dtype: str = "float32",
     change_numerics: bool = False,
-) -> None:
+) -> tuple[str, ...]:
     """Writes a model, whole or not at all.
 
     Args:
       pretrained: the model.
-      path: a folder that is not there yet; of google and big_vision a file, .npz.
+      path: that is not there yet: a folder; for google and big_vision an .npz, for stablehlo and
+        onnx a file.
       to: one of TARGETS.
-      dtype: that the numbers are written in, float32 or bfloat16. A work directory has float32.
+      dtype: that the numbers are written in, float32 or bfloat16 (hf, timm, google, big_vision).
       change_numerics: write it although the format has another LayerNorm epsilon, GELU or way of
         resizing positions than the model.
+
+    Returns:
+      What is to be said of it.
 
     Raises:
       CheckpointError: something is at `path`, or the format cannot express the model.
@@ -44,22 +49,34 @@ def export(
     path = pathlib.Path(path)
     if path.exists():
         raise CheckpointError(f"{path} is there already: name a new one, nothing is overwritten.")
+    if dtype != "float32" and to in ("orbax", "stablehlo", "onnx"):
+        raise CheckpointError(f"--to={to} writes float32 only, not {dtype}.")
     if to == "orbax":
         workdir.write(pretrained, path)
-        return
+        return ()
     aside = path.with_name(f"{path.name}.unfinished")
     path.parent.mkdir(parents=True, exist_ok=True)
+    how = {"dtype": dtype, "change_numerics": change_numerics}
     try:
-        if to in ("google", "big_vision"):
-            google.write(pretrained, aside, to=to, dtype=dtype, change_numerics=change_numerics)
-        else:
-            write = huggingface.write if to == "hf" else timm.write
-            write(pretrained, aside, dtype=dtype, change_numerics=change_numerics)
+        match to:
+            case "google" | "big_vision":
+                google.write(pretrained, aside, to=to, **how)
+            case "hf":
+                huggingface.write(pretrained, aside, **how)
+            case "timm":
+                timm.write(pretrained, aside, **how)
+            case "stablehlo":
+                difference = programs.write_stablehlo(pretrained, aside)
+            case "onnx":
+                difference = programs.write_onnx(pretrained, aside)
         aside.rename(path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True) if aside.is_dir() else aside.unlink(
-            missing_ok=True
-        )
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        aside.unlink(missing_ok=True)
+    if to in ("stablehlo", "onnx"):
+        return (f"largest difference of a logit to the model: {difference:.1e}",)
+    return ()
 
 
 __all__ = ["DTYPES", "TARGETS", "export"]
