@@ -19,6 +19,7 @@ from vit_jax.data.sources import open_source
 from vit_jax.evaluate import evaluate
 from vit_jax.models import Vit, model_config
 from vit_jax.parallel.mesh import make_mesh
+from vit_jax.parallel.rules import path_name
 from vit_jax.predict import predict
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
@@ -58,6 +59,20 @@ def test_the_same_logits(release, sizes):
     want = np.array(said["logits"], np.float32)
     assert logits.dtype == np.float32 and np.abs(want).max() > 1
     np.testing.assert_allclose(logits, want, atol=1e-6, rtol=1e-6)
+
+
+def test_it_would_start_from_the_same_parameters(release):
+    """Keys that were added since, and are None, change nothing in what the config makes."""
+    workdir, said = release
+    config = workdirs.read_config(workdir)
+    cfg = model_config(config.model, num_classes=10)
+    images = jnp.zeros((1, *cfg.image_size, cfg.channels))
+    params = Vit(cfg).init(jax.random.key(config.seed), images)["params"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        # To the bit with that release's JAX; another one may round otherwise.
+        want = said["initial"].pop(path_name(path))
+        np.testing.assert_allclose(leaf.ravel()[:3], want, rtol=1e-6, err_msg=path_name(path))
+    assert not said["initial"]
 
 
 def test_it_is_evaluated_and_predicted_from(release, tmp_path):
