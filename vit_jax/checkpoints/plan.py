@@ -62,7 +62,8 @@ def _account(plan: Plan, leave_out: Collection[str]) -> Plan:
     used = {source.theirs for source in sources.values()}
     others = {name: tensors[name].shape for name in tensors if name not in used}
     others |= {name: plan.foreign.tensors[name].shape for name in _beside(plan)}
-    left_out = tuple(name for name in others if _matches(unused, name))
+    # An empty tensor, such as no registers, says nothing.
+    left_out = tuple(name for name, shape in others.items() if 0 in shape or _matches(unused, name))
     lines = [(name, others[name], "-", None) for name in others if name not in left_out]
     lines += [("-", None, path, shapes[path]) for path in missing if path not in fresh]
     for path, source in sources.items():

@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vit_jax.errors import ConfigError
@@ -139,7 +140,7 @@ class Mixer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "b height width channels"],
+        images: Float[Array | np.ndarray, "b height width channels"],
         *,
         train: bool = False,
         capture: Collection[str] = (),

@@ -12,6 +12,7 @@ from collections.abc import Collection
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vit_jax.errors import ConfigError
@@ -266,7 +267,7 @@ class Resnet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "b height width channels"],
+        images: Float[Array | np.ndarray, "b height width channels"],
         *,
         train: bool = False,
         capture: Collection[str] = (),

@@ -43,7 +43,8 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     kind = _kind(shapes, foreign)
     try:
-        facts = _facts(shapes, kind) | _numerics(tensors, kind)
+        facts = _facts(shapes)
+        facts |= _numerics(tensors, kind, gated=facts["mlp"] != "gelu")
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(
             f"{foreign.path} has the names of {kind}, but no usable {error}."
@@ -115,7 +116,7 @@ def _kind(shapes: Mapping[str, tuple[int, ...]], foreign: Foreign) -> str:
     return "DeiT or MAE" if foreign.tensors.metadata.get("wrapper") == "model" else "timm"
 
 
-def _facts(shapes: Mapping[str, tuple[int, ...]], kind: str) -> dict[str, Any]:
+def _facts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """What the names and shapes tell."""
     width, channels, *patch = shapes["patch_embed.proj.weight"]
     block = "blocks.0"
@@ -164,7 +165,7 @@ def _facts(shapes: Mapping[str, tuple[int, ...]], kind: str) -> dict[str, Any]:
     return facts
 
 
-def _numerics(tensors: Tensors, kind: str) -> dict[str, Any]:
+def _numerics(tensors: Tensors, kind: str, *, gated: bool) -> dict[str, Any]:
     """What the publisher's code computes differently."""
     facts: dict[str, Any] = {"ln_eps": 1e-6, "gelu": "erf", "posemb_resize": "bicubic_antialias"}
     if kind == "DINOv2" and "register_tokens" not in tensors:
@@ -186,15 +187,10 @@ def _numerics(tensors: Tensors, kind: str) -> dict[str, Any]:
     elif kind == "timm's EVA, with DINOv3's positions":
         facts |= {"ln_eps": 1e-5, "rope": "dinov3"}
     elif kind == "timm's EVA":
-        # EVA-02 measures its positions on the grid of its pre-training, RoPE-ViT as they are.
-        eva02 = "blocks.0.mlp.fc1_g.weight" in tensors
-        facts |= (
-            {"rope": "axial_ij", "rope_theta": 1e4, "rope_grid": (16, 16)}
-            if eva02
-            else {"rope": "axial_xy", "rope_theta": 100.0}
-            if "pos_embed" not in tensors
-            else {}
-        )
+        if gated:  # EVA-02 measures its positions on the grid of its pre-training.
+            facts |= {"rope": "axial_ij", "rope_theta": 1e4, "rope_grid": (16, 16)}
+        elif "pos_embed" not in tensors:  # RoPE-ViT takes them as they are; EVA has none.
+            facts |= {"rope": "axial_xy", "rope_theta": 100.0}
     return facts
 
 

@@ -1,0 +1,145 @@
+r"""Memory and time to load large published checkpoints.
+
+    python -m benchmarks.loading --out=DIR
+
+Writes safetensors files of random numbers in the shape of published models (a ViT-L/16 in timm's
+names, 1.2 GB; one of 5 GB in transformers' names, in two parts) and loads each in a process of its
+own: the first on one device, the second split over eight simulated ones (fsdp). Prints the peak of
+the resident memory beyond what the process had when JAX was ready, as a multiple of the file's size,
+and the seconds that it took; the median of several, and their spread. The file is in the page cache,
+so what a disk costs is not in these seconds.
+"""
+
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from absl import app, flags
+
+_REPEATS = 3
+# Name, how it is written, simulated devices.
+_CASES = (("ViT-L/16 (timm)", "timm", 1), ("25 blocks of width 2,048 (transformers, 2 parts)", "hf", 8))
+
+
+def write(kind: str, folder: pathlib.Path) -> int:
+    """Writes a checkpoint of random numbers; returns its bytes."""
+    from vit_jax.checkpoints.exports.huggingface import write_shards
+
+    rng = np.random.default_rng(0)
+    width, mlp, depth = (1024, 4096, 24) if kind == "timm" else (2048, 8448, 25)
+
+    def tensor(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32)
+
+    def timm():
+        yield "cls_token", tensor(1, 1, width)
+        yield "pos_embed", tensor(1, 197, width)
+        yield "patch_embed.proj.weight", tensor(width, 3, 16, 16)
+        for name in ("patch_embed.proj", "norm"):
+            yield f"{name}.bias", tensor(width)
+        yield "norm.weight", tensor(width)
+        yield "head.weight", tensor(1000, width)
+        yield "head.bias", tensor(1000)
+        shapes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width),
+                  "mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}  # fmt: skip
+        yield from blocks("blocks.{}", shapes, ("norm1", "norm2"))
+
+    def transformers():
+        yield "embeddings.cls_token", tensor(1, 1, width)
+        yield "embeddings.position_embeddings", tensor(1, 197, width)
+        yield "embeddings.patch_embeddings.projection.weight", tensor(width, 3, 16, 16)
+        yield "embeddings.patch_embeddings.projection.bias", tensor(width)
+        yield "layernorm.weight", tensor(width)
+        yield "layernorm.bias", tensor(width)
+        shapes = {f"attention.attention.{name}": (width, width) for name in ("query", "key", "value")}
+        shapes |= {"attention.output.dense": (width, width), "intermediate.dense": (mlp, width),
+                   "output.dense": (width, mlp)}  # fmt: skip
+        yield from blocks("encoder.layer.{}", shapes, ("layernorm_before", "layernorm_after"))
+
+    def blocks(name, shapes, norms):
+        for i in range(depth):
+            for part, shape in shapes.items():
+                yield f"{name.format(i)}.{part}.weight", tensor(*shape)
+                yield f"{name.format(i)}.{part}.bias", tensor(shape[0])
+            for norm in norms:
+                yield f"{name.format(i)}.{norm}.weight", tensor(width)
+                yield f"{name.format(i)}.{norm}.bias", tensor(width)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "hf":
+        config = {"model_type": "vit", "num_attention_heads": 16}
+        (folder / "config.json").write_text(json.dumps(config))
+        write_shards(transformers(), folder, largest=3 * 10**9)
+    else:
+        write_shards(timm(), folder)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def load(folder: str, devices: int) -> dict[str, float]:
+    """Loads a checkpoint here; the peak memory beyond that of before, and the seconds."""
+    import jax
+    from ml_collections import ConfigDict
+
+    from vit_jax.checkpoints.pretrained import load_pretrained
+    from vit_jax.parallel.mesh import make_mesh
+
+    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": devices, "tensor": 1}))
+    jax.block_until_ready(jax.numpy.zeros(1) + 1)
+    before = peak_memory()
+    start = time.perf_counter()
+    params = load_pretrained(folder, mesh=mesh).params
+    jax.block_until_ready(params)
+    seconds = time.perf_counter() - start
+    return {"bytes": peak_memory() - before, "seconds": seconds}
+
+
+def peak_memory() -> int:
+    """The most that was resident since this program began, in bytes (Linux)."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
+
+
+def measure(folder: pathlib.Path, devices: int) -> dict[str, float]:
+    """Loads a checkpoint in a new process."""
+    flags_ = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.loading", f"--load={folder}", f"--devices={devices}"],
+        env={**os.environ, "XLA_FLAGS": flags_, "JAX_PLATFORMS": "cpu"},
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures, or is the process that is measured."""
+    del argv
+    if _LOAD.value:
+        print(json.dumps(load(_LOAD.value, _DEVICES.value)))
+        return
+    print("| checkpoint | GB | devices | peak memory / file | seconds (least to most) |")
+    print("|---|---|---|---|---|")
+    for name, kind, devices in _CASES:
+        folder = pathlib.Path(_OUT.value) / kind
+        size = write(kind, folder)
+        runs = [measure(folder, devices) for _ in range(_REPEATS)]
+        ratio = max(run["bytes"] for run in runs) / size
+        seconds = sorted(run["seconds"] for run in runs)
+        print(
+            f"| {name} | {size / 1e9:.2f} | {devices} | {ratio:.2f} | "
+            f"{statistics.median(seconds):.1f} ({seconds[0]:.1f} to {seconds[-1]:.1f}) |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    _OUT = flags.DEFINE_string("out", "", "Folder for the files, 6.3 GB.")
+    _LOAD = flags.DEFINE_string("load", "", "Load this, and print what it took.")
+    _DEVICES = flags.DEFINE_integer("devices", 1, "Simulated devices.")
+    app.run(main)

@@ -1,0 +1,65 @@
+"""Random models of timm, saved as it does, read by us: outputs are the same."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.references import outputs, randomise, reference
+from vit_jax.checkpoints.pretrained import load_pretrained
+
+TINY = {"embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 5}
+SIZE = {"img_size": 32, "patch_size": 8}
+# timm's name -> arguments, and hints beyond the number of heads and the image size.
+CASES = {
+    "vit_base_patch16_224": {},
+    "vit_base_patch16_224 gap": {"global_pool": "avg"},
+    "vit_base_patch16_224 gap without fc_norm": {"global_pool": "avg", "fc_norm": False},
+    "vit_base_patch16_224 no class token": {"class_token": False, "global_pool": "avg"},
+    "vit_base_patch16_224 no head": {"num_classes": 0},
+    "vit_base_patch16_224 all kinds of norm": {"qk_norm": True, "pre_norm": True},
+    "vit_base_patch16_siglip_224": {},
+    "vit_base_patch16_siglip_gap_224": {},
+    "vit_base_patch14_reg4_dinov2": {},
+    "vit_giant_patch14_dinov2": {},
+    "vit_giant_patch14_reg4_dinov2": {},
+    "vit_medium_patch16_reg4_gap_256": {},
+    "vit_so150m2_patch16_reg1_gap_256": {},
+    "deit_base_distilled_patch16_224": {},
+    "deit3_base_patch16_224": {},
+    "eva02_tiny_patch14_224": {},
+    "eva02_base_patch14_224": {},
+    "eva02_base_patch16_clip_224": {},
+    "eva_giant_patch14_224": {},
+    "vit_small_patch16_rope_224": {},
+    "vit_small_patch16_dinov3": {},
+    "vit_small_patch16_dinov3_qkvb": {},
+    "vit_huge_plus_patch16_dinov3": {},
+    "vit_huge_plus_patch16_dinov3_qkvb": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_are_those_of_timm(case, kind, tmp_path):
+    timm = reference("timm")
+    import safetensors.torch
+    import torch
+
+    name = case.partition(" ")[0]
+    model = randomise(timm.create_model(name, pretrained=False, **TINY | SIZE | CASES[case]))
+    path = tmp_path / f"model.{kind}"
+    if kind == "pth":
+        torch.save({"state_dict": model.state_dict(), "epoch": 3}, path)
+    else:
+        safetensors.torch.save_model(model, path)
+    hints = {"num_heads": 4, "image_size": 32}
+    if name.startswith("vit") and model.global_pool == "avg":
+        hints["pool"] = "gap"
+    if "clip" in name or "dinov3" in name:
+        hints["ln_eps"] = model.norm.eps
+    pretrained = load_pretrained(str(path), hints=hints)
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
+    wanted, allowed = outputs(model, images, lambda logits: {"logits": logits})
+    with jax.default_matmul_precision("highest"):
+        logits, _ = pretrained.model.apply({"params": pretrained.params}, images)
+    assert np.abs(np.asarray(logits) - wanted["logits"]).max() <= allowed["logits"]

@@ -1,0 +1,80 @@
+"""Random models of Hugging Face transformers, written by it, read by us: outputs are the same."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.references import outputs, randomise, reference
+from vit_jax.checkpoints.pretrained import load_pretrained
+
+SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
+         "patch_size": 8}  # fmt: skip
+MLP = {"intermediate_size": 80}
+LABELS = {"id2label": {k: f"thing {k}" for k in range(5)}}
+
+# Name -> config's class, model's class, config's settings.
+CASES = {
+    "vit": ("ViTConfig", "ViTForImageClassification", MLP | LABELS),
+    "vit gelu_new, no qkv bias": (
+        "ViTConfig", "ViTForImageClassification",
+        MLP | LABELS | {"hidden_act": "gelu_new", "qkv_bias": False, "layer_norm_eps": 1e-3},
+    ),
+    "vit with pooler": ("ViTConfig", "ViTModel", MLP),
+    "vit gray": ("ViTConfig", "ViTForImageClassification", MLP | LABELS | {"num_channels": 1}),
+    "deit": ("DeiTConfig", "DeiTForImageClassification", MLP | LABELS),
+    "deit with teacher": ("DeiTConfig", "DeiTForImageClassificationWithTeacher", MLP | LABELS),
+    "dinov2 swiglu": ("Dinov2Config", "Dinov2Model", {"use_swiglu_ffn": True, "mlp_ratio": 4}),
+    "dinov2 classifier": ("Dinov2Config", "Dinov2ForImageClassification", LABELS),
+    "dinov2 registers classifier": (
+        "Dinov2WithRegistersConfig", "Dinov2WithRegistersForImageClassification",
+        LABELS | {"num_register_tokens": 3},
+    ),
+    "dinov2 registers swiglu": (
+        "Dinov2WithRegistersConfig", "Dinov2WithRegistersModel",
+        {"use_swiglu_ffn": True, "num_register_tokens": 4},
+    ),
+    "dinov3": ("DINOv3ViTConfig", "DINOv3ViTModel", MLP | {"num_register_tokens": 4}),
+    "dinov3 gated gelu, all biases": (
+        "DINOv3ViTConfig", "DINOv3ViTModel",
+        MLP | {"use_gated_mlp": True, "key_bias": True, "num_register_tokens": 0},
+    ),
+    "msn": ("ViTMSNConfig", "ViTMSNForImageClassification", MLP | LABELS),
+    "ijepa": ("IJepaConfig", "IJepaModel", MLP),
+    "siglip": ("SiglipVisionConfig", "SiglipVisionModel", MLP),
+}  # fmt: skip
+
+
+def read(output):
+    """The outputs that a model of ours has, too."""
+    found = {}
+    for theirs, ours in (("logits", "logits"), ("last_hidden_state", "tokens"),
+                         ("pooler_output", "pre_logits")):  # fmt: skip
+        if getattr(output, theirs, None) is not None:
+            found[ours] = getattr(output, theirs)
+    return found
+
+
+@pytest.mark.parametrize("state_dict", [False, True], ids=["saved", "in memory"])
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_are_those_of_transformers(case, state_dict, tmp_path):
+    transformers = reference("transformers")
+    import torch
+
+    config_class, model_class, settings = CASES[case]
+    config = getattr(transformers, config_class)(**SIZES | settings)
+    model = randomise(getattr(transformers, model_class)(config))
+    model.save_pretrained(tmp_path)
+    if state_dict:
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    pretrained = load_pretrained(str(tmp_path))
+    shape = (2, 32, 32, settings.get("num_channels", 3))
+    images = np.random.default_rng(0).standard_normal(shape, np.float32)
+    wanted, allowed = outputs(model, images, read)
+    with jax.default_matmul_precision("highest"):
+        logits, intermediates = pretrained.model.apply({"params": pretrained.params}, images)
+    ours = {"logits": logits, **intermediates}
+    for name, array in wanted.items():
+        assert np.abs(np.asarray(ours[name]) - array).max() <= allowed[name], name
+    if pretrained.config.num_classes:
+        assert pretrained.labels == tuple(LABELS["id2label"].values())

@@ -1,0 +1,61 @@
+"""The reference libraries, timm and transformers, and tiny random models of theirs."""
+
+import importlib
+import warnings
+
+import numpy as np
+import pytest
+
+_registered = []
+
+
+def reference(name):
+    """A library of the PyTorch world, or a skip with the reason."""
+    torch = pytest.importorskip("torch", reason="the torch extra is not installed")
+    if not _registered:
+        # Wheels of torchvision without compiled operators register shapes for them all the same.
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou) -> Tensor")
+        _registered.append(library)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            pytest.skip(f"{name} is not installed: {error}")
+
+
+def randomise(model, *, seed=0):
+    """Numbers for every parameter, small ones for matrices, so that attention is far from even."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            norm = parameter.ndim == 1 and name.endswith("weight")
+            parameter.copy_(1 + 0.2 * noise if norm else 0.15 * noise)
+    return model.eval()
+
+
+def outputs(model, images, read):
+    """What a model gives in float32, and ten times the noise of that: its distance to float64.
+
+    Args:
+      model: of PyTorch.
+      images: float32 [b, h, w, c].
+      read: from the model's output to {name: tensor}.
+    """
+    import copy
+
+    import torch
+
+    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    with torch.no_grad():
+        single = {name: tensor.numpy() for name, tensor in read(model(x)).items()}
+        double = read(copy.deepcopy(model).double()(x.double()))
+    exact = {name: tensor.numpy() for name, tensor in double.items()}
+    noise = {name: float(np.abs(single[name] - exact[name]).max()) for name in single}
+    floor = {name: float(np.abs(exact[name]).max()) * 2**-23 for name in single}
+    return exact, {name: 10 * max(noise[name], floor[name]) for name in single}
