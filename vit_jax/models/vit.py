@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vit_jax.models.blocks import Encoder, make_norm
@@ -30,7 +31,7 @@ class Vit(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "b height width channels"],
+        images: Float[Array | np.ndarray, "b height width channels"],
         *,
         train: bool = False,
         capture: Collection[str] = (),
