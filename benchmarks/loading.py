@@ -5,9 +5,9 @@ r"""Memory and time to load large published checkpoints.
 Writes safetensors files of random numbers in the shape of published models (a ViT-L/16 in timm's
 names, 1.2 GB; one of 5 GB in transformers' names, in two parts) and loads each in a process of its
 own: the first on one device, the second split over eight simulated ones (fsdp). Prints the peak of
-the resident memory beyond what the process had when JAX was ready, as a multiple of the file's size,
-and the seconds that it took; the median of several, and their spread. The file is in the page cache,
-so what a disk costs is not in these seconds.
+the resident memory beyond what the process had when JAX was ready, as a multiple of the file's
+size, and the seconds that it took: the median of several, and their spread. The file is in the page
+cache, so what a disk costs is not in these seconds.
 """
 
 import json
@@ -25,7 +25,10 @@ from absl import app, flags
 
 _REPEATS = 3
 # Name, how it is written, simulated devices.
-_CASES = (("ViT-L/16 (timm)", "timm", 1), ("25 blocks of width 2,048 (transformers, 2 parts)", "hf", 8))
+_CASES = (
+    ("ViT-L/16 (timm)", "timm", 1),
+    ("25 blocks of width 2,048 (transformers, 2 parts)", "hf", 8),
+)
 
 
 def write(kind: str, folder: pathlib.Path) -> int:
@@ -58,7 +61,9 @@ def write(kind: str, folder: pathlib.Path) -> int:
         yield "embeddings.patch_embeddings.projection.bias", tensor(width)
         yield "layernorm.weight", tensor(width)
         yield "layernorm.bias", tensor(width)
-        shapes = {f"attention.attention.{name}": (width, width) for name in ("query", "key", "value")}
+        shapes = {
+            f"attention.attention.{name}": (width, width) for name in ("query", "key", "value")
+        }
         shapes |= {"attention.output.dense": (width, width), "intermediate.dense": (mlp, width),
                    "output.dense": (width, mlp)}  # fmt: skip
         yield from blocks("encoder.layer.{}", shapes, ("layernorm_before", "layernorm_after"))
