@@ -9,12 +9,16 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from vit_jax.models import ModelConfig, VitConfig, param_shapes
+from vit_jax.models.lora import merge_lora
 from vit_jax.models.resize import resize_patches, resize_posemb
 from vit_jax.parallel.rules import param_shardings
 
 
 def adapt_params(params: PyTree, *, old: ModelConfig, new: ModelConfig, mesh: Mesh) -> PyTree:
-    """Resizes position and patch embeddings; a head of another size starts at zero.
+    """Resizes position and patch embeddings, stacks blocks or takes them apart.
+
+    A head of another size starts at zero. Low-rank adapters are added to their kernels if the new
+    model has none.
 
     It is one jitted function over the mesh: no process gathers a parameter.
 
@@ -30,6 +34,8 @@ def adapt_params(params: PyTree, *, old: ModelConfig, new: ModelConfig, mesh: Me
 
 
 def _adapt(params: PyTree, *, old: ModelConfig, new: ModelConfig, shapes: PyTree) -> PyTree:
+    if isinstance(old, VitConfig) and not new.lora_rank:
+        params, old = merge_lora(params, old)
     changed: dict[str, Any] = {}
     if isinstance(old, VitConfig) and "pos_embedding" in shapes and old.grid != new.grid:
         changed["pos_embedding"] = resize_posemb(
@@ -43,4 +49,23 @@ def _adapt(params: PyTree, *, old: ModelConfig, new: ModelConfig, shapes: PyTree
         if head in shapes and old.num_classes != new.num_classes:
             bias = jnp.full(shapes[head]["bias"].shape, new.head_bias_init)
             changed[head] = {"kernel": jnp.zeros(shapes[head]["kernel"].shape), "bias": bias}
+    if "encoder" in params and old.scan != new.scan:
+        restack = _stacked if new.scan else _unstacked
+        changed["encoder"] = restack(params["encoder"], old.depth)
     return {name: leaf for name, leaf in {**params, **changed}.items() if name in shapes}
+
+
+def _stacked(encoder: PyTree, depth: int) -> PyTree:
+    """One tree of blocks, with a leading axis of depth."""
+    names = [f"block_{i}" for i in range(depth)]
+    blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *(encoder[name] for name in names))
+    return {k: v for k, v in encoder.items() if k not in names} | {"blocks": blocks}
+
+
+def _unstacked(encoder: PyTree, depth: int) -> PyTree:
+    """The same, a tree for each block."""
+    each = {
+        f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], encoder["blocks"])
+        for i in range(depth)
+    }
+    return {k: v for k, v in encoder.items() if k != "blocks"} | each

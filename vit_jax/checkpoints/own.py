@@ -5,9 +5,13 @@ import os
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
+from ml_collections import FrozenConfigDict
 
 from vit_jax import storage
 from vit_jax import workdir as workdirs
+from vit_jax.checkpoints.load import Location, locate
+from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.models import ModelConfig, model_config
 from vit_jax.parallel.constraints import AXES
 
 
@@ -17,6 +21,23 @@ def is_own(path: str | os.PathLike) -> bool:
     if folder.name.isdigit() and folder.parent.name == workdirs.CHECKPOINTS:
         return True
     return storage.exists(folder / workdirs.DATASET)
+
+
+def describe_own(path: str | os.PathLike) -> tuple[Location, FrozenConfigDict, ModelConfig]:
+    """A run's checkpoint, config and model; no parameter is read.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or what it is of cannot be read.
+    """
+    location = locate(path)
+    config = workdirs.read_config(location.workdir)
+    num_classes = workdirs.read_dataset(location.workdir)["num_classes"]
+    try:
+        return location, config, model_config(config.model, num_classes=num_classes)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{location.workdir / workdirs.CONFIG} describes no model: {error}"
+        ) from error
 
 
 def one_device() -> Mesh:

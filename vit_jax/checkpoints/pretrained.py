@@ -23,7 +23,7 @@ from vit_jax.checkpoints.own import is_own, one_device
 from vit_jax.checkpoints.plan import make_plan
 from vit_jax.checkpoints.preprocess import Preprocess
 from vit_jax.checkpoints.reader import read
-from vit_jax.models import ModelConfig, build, model_config
+from vit_jax.models import ModelConfig, VitConfig, build, model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,9 @@ def _load_own(path: str, changes: Mapping[str, Any], mesh: Mesh) -> Pretrained:
     with jax.set_mesh(mesh):
         run = load_run(path, mesh=mesh)
         published = model_config(run.config.model, num_classes=run.dataset["num_classes"])
-        config = adapted(published, changes)
+        # What is exported or predicted with needs no adapters beside its kernels.
+        plain = {"lora_rank": 0} if isinstance(published, VitConfig) else {}
+        config = adapted(published, {**changes, **plain})
         params = adapt_params(run.params, old=published, new=config, mesh=mesh)
     return Pretrained(
         model=build(config),

@@ -289,7 +289,7 @@ class Resnet(nn.Module):
         check_images(images.shape, cfg.image_size, cfg.channels)
         if capture:
             raise ConfigError(f'Cannot capture "{", ".join(capture)}" of a ResNet.')
-        x = _feature_map(cfg, images, dtype=cfg.dtype)
+        x = _feature_map(cfg, jnp.asarray(images), dtype=cfg.dtype)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
         intermediates = {"pre_logits": x}
         if not cfg.num_classes:

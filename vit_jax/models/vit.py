@@ -57,7 +57,7 @@ class Vit(nn.Module):
         cfg = self.cfg
         check_images(images.shape, cfg.image_size, cfg.channels)
         check_capture(capture, CAPTURABLE)
-        x = self._embed(images, train=train)
+        x = self._embed(jnp.asarray(images), train=train)
         intermediates = {"embed": x} if "embed" in capture else {}
         x, captured = Encoder(cfg, name="encoder")(
             x, train=train, capture=[name for name in ("blocks", "attention") if name in capture]

@@ -7,9 +7,11 @@ google       .npz of vision_transformer and big_vision
 huggingface  folders of transformers
 timm         timm's names: timm, DeiT, DeiT-III, MAE, DINOv2, DINOv3, EVA
 torchvision  its VisionTransformer
+resnet       BiT's ResNets, and the stems of hybrids
+mixer        MLP-Mixer
 """
 
-from vit_jax.checkpoints.formats import google, huggingface, timm, torchvision
+from vit_jax.checkpoints.formats import google, huggingface, mixer, resnet, timm, torchvision
 from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints
 
 # In the order in which they are tried; config.json goes before names.
@@ -17,7 +19,9 @@ FORMATS: tuple[Format, ...] = (
     huggingface.FORMAT,
     google.FORMAT,
     torchvision.FORMAT,
+    mixer.FORMAT,
     timm.FORMAT,
+    resnet.FORMAT,
 )
 
 __all__ = ["FORMATS", "Description", "Foreign", "Format", "Hints"]

@@ -11,7 +11,7 @@ from vit_jax.checkpoints.formats.entries import Entry
 from vit_jax.checkpoints.tensors import Tensors
 from vit_jax.data.recipes import Transforms
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
-from vit_jax.models import VARIANTS, VitConfig
+from vit_jax.models import VARIANTS, ModelConfig, VitConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Description:
       notes: what a reader should know of it.
     """
 
-    config: VitConfig
+    config: ModelConfig
     tensors: Tensors
     unused: tuple[str, ...]
     transforms: Transforms
@@ -68,7 +68,7 @@ class Format:
     name: str
     recognises: Callable[[Foreign], bool]
     describe: Callable[[Foreign, "Hints"], Description]
-    entries: Callable[[VitConfig], tuple[Entry, ...]]
+    entries: Callable[[Any], tuple[Entry, ...]]
 
 
 # Names that a hint may have: those of the goldens' manifest, and what they are called here. None:

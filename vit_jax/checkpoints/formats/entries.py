@@ -36,6 +36,7 @@ LAYOUTS = {
     "flat": Layout(None, lambda s: (math.prod(s),)),  # Ours [heads, d].
     # torch.nn.Conv2d's weight is [out, in, height, width].
     "conv": Layout((2, 3, 1, 0), lambda s: (s[3], s[2], s[0], s[1])),
+    "dense_1x1": Layout((2, 3, 1, 0), lambda s: (s[1], s[0], 1, 1)),  # A convolution as a head.
     "table": Layout(None, lambda s: s[1:]),  # Ours has an axis of 1 before.
 }
 

@@ -9,13 +9,15 @@ Their numbers: tanh GELU, LayerNorm epsilon 1e-6, corner-aligned bilinear resize
 import re
 from typing import Any
 
+from vit_jax.checkpoints.formats import resnet
 from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints, complete, place
 from vit_jax.checkpoints.formats.entries import Entry
 from vit_jax.checkpoints.formats.names import count, unstacked, without_prefix
+from vit_jax.checkpoints.formats.resnet import stem_entries, units_of
 from vit_jax.checkpoints.preprocess import from_family
 from vit_jax.checkpoints.tensors import Tensors
-from vit_jax.errors import CheckpointError
-from vit_jax.models import VitConfig
+from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.models import StemConfig, VitConfig
 
 _BLOCK = "Transformer/encoderblock_{i}"
 _LAYER = r"Transformer/encoderblock_(\d+)/"
@@ -88,7 +90,7 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     try:
         facts = _facts(shapes)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, ConfigError) as error:
         raise CheckpointError(
             f"{foreign.path} looks like a checkpoint of Google's, but has no usable {error}."
         ) from error
@@ -136,9 +138,14 @@ def _facts(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     block = _BLOCK.format(i=0)
     query = shapes[f"{block}/MultiHeadDotProductAttention_{0 if linen else 1}/query/kernel"]
     pool = "token" if "cls" in shapes else "map" if "MAPHead_0/probe" in shapes else "gap"
+    stem = None
+    if "conv_root/kernel" in shapes:
+        width_factor = shapes["conv_root/kernel"][3] / 64
+        stem = StemConfig(units=units_of(shapes, resnet.GOOGLE), width_factor=width_factor)
     return {
         "patch_size": tuple(kernel[:2]),
-        "channels": kernel[2],
+        "stem": stem,
+        "channels": shapes["conv_root/kernel"][2] if stem else kernel[2],
         "width": kernel[3],
         "depth": count(shapes, _LAYER),
         "mlp_dim": shapes[f"{block}/MlpBlock_{0 if linen else 3}/Dense_0/kernel"][1],
@@ -157,16 +164,19 @@ def _positions(shapes, facts: dict[str, Any], hints: Hints, foreign: Foreign) ->
     if rows is None:
         return {"posemb": "sincos2d"}
     prefixes = {"class": 1, "none": 0} if facts["pool"] == "token" else {"none": 0}
+    stride = facts["stem"].stride if facts["stem"] else 1
+    pixels = (facts["patch_size"][0] * stride, facts["patch_size"][1] * stride)
     return {"posemb": "learned"} | place(
-        rows, prefixes, patch_size=facts["patch_size"], image_size=hints.get("image_size"),
+        rows, prefixes, patch_size=pixels, image_size=hints.get("image_size"),
         path=foreign.path,
     )  # fmt: skip
 
 
 def entries(config: VitConfig) -> tuple[Entry, ...]:
     """See `Format`."""
-    del config  # Every model of Google's has the same names.
-    return (*PRE_LINEN, *LINEN)
+    stem = config.stem
+    body = stem_entries(stem, resnet.GOOGLE, ours="stem/", theirs="") if stem else ()
+    return (*PRE_LINEN, *LINEN, *body)
 
 
 FORMAT = Format("Google .npz", recognises, describe, entries)

@@ -14,12 +14,14 @@ import numpy as np
 from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints, complete, place
 from vit_jax.checkpoints.formats.entries import Entry, dense, embedding, fused, norm
 from vit_jax.checkpoints.formats.names import count, renamed
+from vit_jax.checkpoints.formats.resnet import TIMM, TIMM_NAMES, stem_entries, units_of
 from vit_jax.checkpoints.preprocess import from_family, from_timm
 from vit_jax.checkpoints.tensors import Tensors
 from vit_jax.data.recipes import Transforms
 from vit_jax.errors import CheckpointError
-from vit_jax.models import VitConfig
+from vit_jax.models import StemConfig, VitConfig
 
+_BACKBONE = "patch_embed.backbone."  # Of hybrids.
 _B, _OURS = "blocks.{i}", "encoder/block_{i}"
 
 # Around the names of a model in training checkpoints and larger models.
@@ -131,12 +133,21 @@ def _facts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     head_pool = (
         "map" if "attn_pool.latent" in shapes else "token" if "cls_token" in shapes else "gap"
     )
+    stem = None
+    roots = (f"{_BACKBONE}stem.conv.weight", f"{_BACKBONE}conv.weight")
+    first = next((name for name in roots if name in shapes), "")
+    if first:
+        root, channels = shapes[first][:2]
+        stem = StemConfig(
+            units=units_of(shapes, TIMM_NAMES, prefix=_BACKBONE), width_factor=root / 64, **TIMM
+        )
     names = ["reg_token", "register_tokens", "storage_tokens"]
     if "head_dist.weight" not in shapes:  # A distillation token without a head is a register.
         names.append("dist_token")
     registers = next((shapes[name][-2] for name in names if name in shapes), 0)
     facts = {
         "patch_size": tuple(patch),
+        "stem": stem,
         "channels": channels,
         "width": width,
         "depth": count(shapes, r"blocks\.(\d+)\."),
@@ -212,15 +223,23 @@ def _positions(shapes, facts: dict[str, Any], hints: Hints, foreign: Foreign) ->
         del prefixes["all"]
     elif "register_tokens" in shapes:  # DINOv2's own have no row, its class token has one.
         del prefixes["all"], prefixes["none"]
+    stride = facts["stem"].stride if facts["stem"] else 1
+    pixels = (facts["patch_size"][0] * stride, facts["patch_size"][1] * stride)
     return {"posemb": "learned"} | place(
-        shapes["pos_embed"][-2], prefixes, patch_size=facts["patch_size"],
+        shapes["pos_embed"][-2], prefixes, patch_size=pixels,
         image_size=hints.get("image_size"), path=foreign.path,
     )  # fmt: skip
 
 
 def entries(config: VitConfig) -> tuple[Entry, ...]:
     """See `Format`."""
-    return (*_COMMON, *(_PACKED if config.mlp != "gelu" else ()), *_PLAIN_MLP)
+    stem = config.stem
+    # A root alone is not called a stem.
+    names = (
+        TIMM_NAMES if stem and stem.units else TIMM_NAMES._replace(root="conv", root_norm="norm")
+    )
+    body = stem_entries(stem, names, ours="stem/", theirs=_BACKBONE) if stem else ()
+    return (*_COMMON, *(_PACKED if config.mlp != "gelu" else ()), *_PLAIN_MLP, *body)
 
 
 _QKV = ("query", "key", "value")
