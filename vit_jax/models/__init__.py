@@ -9,6 +9,7 @@ resnet      Resnet (the CNN baseline), and the stem of hybrids
 mixer       Mixer
 blocks      the encoder and its block; rematerialisation
 attention   multi-head attention and its back ends
+lora        low-rank adapters of attention, and their merging
 positions   sincos2d, rotary embeddings
 resize      position and patch embeddings for another size
 heads       MAP head
@@ -17,7 +18,7 @@ flops       parameters and FLOPs
 
 from vit_jax.models.build import ModelConfig, build, model_config
 from vit_jax.models.config import VitConfig
-from vit_jax.models.flops import forward_flops, num_params, param_shapes, train_flops
+from vit_jax.models.flops import forward_flops, head_flops, num_params, param_shapes, train_flops
 from vit_jax.models.mixer import Mixer, MixerConfig
 from vit_jax.models.resnet import Resnet, ResnetConfig, StemConfig
 from vit_jax.models.variants import VARIANTS, Variant, parse_variant
@@ -36,6 +37,7 @@ __all__ = [
     "VitConfig",
     "build",
     "forward_flops",
+    "head_flops",
     "model_config",
     "num_params",
     "param_shapes",

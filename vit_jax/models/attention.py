@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.errors import ConfigError
 from vit_jax.models.config import VitConfig
+from vit_jax.models.lora import Adapter
 from vit_jax.models.positions import rotation
 from vit_jax.parallel.constraints import BATCH, constrain
 
@@ -116,16 +117,19 @@ class MultiHeadAttention(nn.Module):
         self, x_q: Float[Array, "b q width"], x_kv: Float[Array, "b k width"]
     ) -> tuple[Float[Array, "b q width"], Float[Array, "b h q k"] | None]:
         cfg = self.cfg
+        heads = (cfg.num_heads, cfg.width // cfg.num_heads)
 
         def project(x, name):
-            x = nn.DenseGeneral(
-                (cfg.num_heads, cfg.width // cfg.num_heads),
+            y = nn.DenseGeneral(
+                heads,
                 use_bias=cfg.qkv_bias and (cfg.key_bias or name != "key"),
                 kernel_init=nn.initializers.xavier_uniform(),
                 dtype=cfg.dtype,
                 name=name,
             )(x)
-            return constrain(x, BATCH, None, "tensor", None)
+            if cfg.lora_rank:
+                y = y + Adapter(cfg, heads, name=f"{name}_lora")(x)
+            return constrain(y, BATCH, None, "tensor", None)
 
         query, key, value = project(x_q, "query"), project(x_kv, "key"), project(x_kv, "value")
         if cfg.qk_norm:
@@ -159,11 +163,13 @@ class MultiHeadAttention(nn.Module):
             x = nn.LayerNorm(
                 epsilon=cfg.ln_eps, dtype=cfg.dtype, use_fast_variance=False, name="norm"
             )(x.reshape(*shape[:2], -1)).reshape(shape)
-        x = nn.DenseGeneral(
+        y = nn.DenseGeneral(
             cfg.width,
             axis=(-2, -1),
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=cfg.dtype,
             name="out",
         )(x)
-        return x, weights if self.capture else None
+        if cfg.lora_rank:
+            y = y + Adapter(cfg, (cfg.width,), axes=2, name="out_lora")(x)
+        return y, weights if self.capture else None

@@ -18,9 +18,10 @@ _SPANS = {
     "num_classes": (0, 2**24),
     "rep_size": (0, 2**17),
     "registers": (0, 2**10),
+    "lora_rank": (0, 2**12),
 }
 _PROBABILITIES = ("dropout", "attention_dropout", "stochastic_depth")
-_POSITIVE = ("ln_eps", "rope_theta")
+_POSITIVE = ("ln_eps", "rope_theta", "lora_alpha")
 
 
 def check_choices(cfg: Any, choices: Mapping[str, Sequence[str]], *, where: str = "model.") -> None:

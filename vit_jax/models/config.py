@@ -88,6 +88,8 @@ class VitConfig:
     final_norm: str = "tokens"
     norm: str = "layernorm"
     parallel: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
     dtype: str = "float32"
     attention: str = "auto"
     scan: bool = True

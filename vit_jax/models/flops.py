@@ -40,7 +40,8 @@ def _vit_macs(cfg: VitConfig) -> int:
     projections = 4 * n * width * width  # Query, key, value, out.
     attention = 2 * n * n * width  # Query with key, weights with value.
     mlp = (2 if cfg.mlp == "gelu" else 3) * n * width * cfg.mlp_dim  # A gate is a third matrix.
-    macs += cfg.depth * (projections + attention + mlp)
+    adapters = 8 * n * width * cfg.lora_rank  # Two thin matrices for each projection.
+    macs += cfg.depth * (projections + adapters + attention + mlp)
     if cfg.pool == "map":
         macs += 2 * (1 + n) * width * width + 2 * n * width + 2 * width * cfg.mlp_dim
     features = 2 * width if cfg.pool == "token_gap" else width
@@ -86,6 +87,11 @@ def _resnet_macs(cfg: StemConfig, image_size: tuple[int, int], channels: int) ->
 def train_flops(cfg: ModelConfig) -> int:
     """FLOPs of the forward and backward pass of one image."""
     return 3 * forward_flops(cfg)
+
+
+def head_flops(cfg: ModelConfig) -> int:
+    """FLOPs of the forward and backward pass of the head alone, from one image's features."""
+    return 6 * param_shapes(cfg)["head"]["kernel"].size
 
 
 def param_shapes(cfg: ModelConfig) -> dict:
