@@ -26,6 +26,8 @@ ARGUMENTS = {
         "model=H/14,dataset=cifar100",
         "model=B/32,dataset=oxford_iiit_pet",
         "model=S/16,dataset=oxford_flowers102,size=224",
+        "mode=probe,pixels=imagenet,pre_logits=keep",
+        "mode=lora,rank=4,decay=0.75",
     ],
     "vit_vs_cnn": [
         "model=BiT-R152x2,subset=10%",

@@ -13,7 +13,8 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict, FrozenConfigDict
 from PIL import Image
 
-from tests.config_cases import NAMES, data_set, each_case, get_config
+from tests import config_cases
+from tests.config_cases import NAMES, data_set, each_case
 from tests.mock_tfds import mock_tfds
 from vit_jax.checkpoints.load import load_run
 from vit_jax.config import freeze
@@ -45,6 +46,13 @@ class Imagenet21k(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         raise NotImplementedError
+
+
+def get_config(name: str, arg: str = "") -> ConfigDict:
+    """The config, of a usual variant where it takes that of a checkpoint."""
+    config = config_cases.get_config(name, arg)
+    config.model.variant = config.model.variant or "B/16"
+    return config
 
 
 # -------------------------------------------------------------- the real thing, by shape alone

@@ -38,7 +38,8 @@ def _duration(name: str) -> dict[str, Any]:
 def _model() -> ConfigDict:
     """The section `model`. A placeholder, None, stands for: as the variant was published."""
     c = ConfigDict()
-    c.variant = "S/16"  # A name of vit_jax.models.variants: S/16, R26+S/32, BiT-R50x1, Mixer-B/16.
+    # A name of vit_jax.models.variants: S/16, R26+S/32, BiT-R50x1, Mixer-B/16. "": init_from's.
+    c.variant = "S/16"
     c.image_size = (224,)  # (side,) or (height, width), in pixels.
     c.channels = 3  # Of the images that the model is fed.
     c.num_classes = placeholder(int)  # None: as many as the data set has.
@@ -52,6 +53,10 @@ def _model() -> ConfigDict:
     c.attention = "auto"  # Back end of attention: auto, xla or cudnn.
     c.scan = True  # Compile one block and loop over it: compile time independent of depth.
     c.remat = "none"  # What the backward pass recomputes: see vit_jax.models.blocks.REMAT.
+    # Low-rank adapters of attention's four projections (arXiv 2106.09685). Freeze what they adapt:
+    # optim.freeze, as configs/finetune.py:mode=lora does.
+    c.lora_rank = 0  # 0: none.
+    c.lora_alpha = 16.0  # Their sum is multiplied by lora_alpha / lora_rank.
 
     # The architecture and its numerics. None: as the variant was published, or as the checkpoint
     # of init_from has it; where neither says, VitConfig's default, which is named first.
@@ -116,11 +121,17 @@ def base_config() -> ConfigDict:
 
     # Resume precedence: the workdir's own last checkpoint > resume > init_from > scratch.
     c.resume = ""  # Another workdir (or checkpoint): take its whole state, step included.
-    c.init_from = ""  # A workdir or checkpoint: take its parameters only, start at step 0.
+    # A workdir or checkpoint of ours, or a published one (vit_jax.checkpoints.pretrained): take its
+    # parameters only, start at step 0. What is None in `model` is as the checkpoint has it.
+    c.init_from = ""
+    c.init_hints = ()  # What a published one does not tell: (("num_heads", 4), ...).
     # Patterns of whole parameter paths that init_from leaves out: a new head for other classes.
     c.init_skip = ("head/.*",)
 
     c.model = _model()
+    # Linear probe: with all but the head in optim.freeze, compute the features of each picture once
+    # and train the head on them. Needs train_transforms that are eval_transforms.
+    c.cache_features = False
 
     c.data = ConfigDict()
     c.data.source = "digits"  # digits, fashion_mnist, tfds or image_folder.
@@ -128,6 +139,8 @@ def base_config() -> ConfigDict:
     c.data.data_dir = ""  # Where TFDS keeps prepared data, or the root of an image folder.
     c.data.manual_dir = ""  # Where files that cannot be downloaded are (Fashion-MNIST's four).
     c.data.split = "train"  # What is trained on; slices such as train[:99%] are allowed.
+    c.data.classes = ()  # Numbers of classes: these alone, numbered anew from 0; (): all.
+    c.data.shots = 0  # Trained on are so many examples of each class, chosen by seed; 0: all.
     c.data.image_key = "image"  # Names of the features in the TFDS data set.
     c.data.label_key = "label"
     # Transforms, in order: see vit_jax.data.transforms.OPS. A `size` that is left out is the
@@ -255,6 +268,7 @@ _BOUNDS = {
     "seed": (0, 2**32 - 1),  # JAX's keys would take a larger one for a smaller one.
     "batch_size": (1, 2**24),
     "timeout_seconds": (1, math.inf),
+    "data.shots": (0, math.inf),
     "data.workers": (0, 1024),
     "data.threads": (1, 1024),
     "data.prefetch": (1, 1024),

@@ -13,9 +13,11 @@ from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
 from vit_jax import workdir as workdirs
-from vit_jax.checkpoints.load import load_params, locate, merge_params
+from vit_jax.checkpoints.inherit import inherit_params
+from vit_jax.checkpoints.load import locate
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import CheckpointError
+from vit_jax.models import ModelConfig
 from vit_jax.optim import ema
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import rules
@@ -69,6 +71,7 @@ def starting_point(
     store: Store,
     init: Callable[..., TrainState],
     layout: TrainState,
+    cfg: ModelConfig,
     mesh: Mesh,
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """The state to go on from and its checkpoint's clock, or a state at step 0 and None.
@@ -97,7 +100,6 @@ def starting_point(
 
     state = jax.jit(init, out_shardings=layout)(key)
     if config.init_from:
-        loaded = load_params(locate(as_path(config.init_from, name="config.init_from")), mesh=mesh)
-        params = merge_params(state.params, loaded, skip=config.init_skip, source=config.init_from)
+        params = inherit_params(config, cfg, state.params, mesh=mesh)
         state = jax.jit(init, out_shardings=layout)(key, params)
     return state, None

@@ -24,19 +24,21 @@ from absl import flags
 from etils import epath
 from ml_collections import FrozenConfigDict
 
-from vit_jax import cli
+from vit_jax import cli, probe
 from vit_jax import workdir as workdirs
 from vit_jax.agreement import agree
 from vit_jax.analysis import figures
+from vit_jax.checkpoints.inherit import inherit_model
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import check_best, validate
 from vit_jax.data import pipeline, transforms
 from vit_jax.data.bad_examples import BadExamples
 from vit_jax.data.sources import open_source
+from vit_jax.data.subset import few_shot
 from vit_jax.errors import ConfigError
 from vit_jax.evals.build import build_evals
 from vit_jax.lock import lock
-from vit_jax.models import build, model_config, param_shapes, train_flops
+from vit_jax.models import build, head_flops, model_config, param_shapes, train_flops
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
@@ -91,7 +93,9 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
 
+        config = inherit_model(config, workdir)
         source = open_source(config.data, split=config.data.split)
+        source = few_shot(source, config.data.shots, seed=config.seed)
         cfg = model_config(config.model, num_classes=source.num_classes)
         if cfg.num_classes < source.num_classes:
             raise ConfigError(
@@ -117,7 +121,8 @@ def train(
         tx = make_optimizer(config.optim, param_shapes(cfg), schedule=schedule)
         clock = Clock(
             num_devices=mesh.size,
-            flops_per_example=train_flops(cfg) * (2 if config.optim.sam_rho else 1),
+            flops_per_example=(head_flops(cfg) if config.cache_features else train_flops(cfg))
+            * (2 if config.optim.sam_rho else 1),
             peak_flops=peak_flops(mesh.devices.flat[0].device_kind),
         )
 
@@ -149,7 +154,7 @@ def train(
         with clock.span("init"):
             init = make_init(config, build(cfg), tx)
             layout = state_layout(jax.eval_shape(init, jax.random.key(0)), mesh)
-            state, chrono = starting_point(config, store, init, layout, mesh)
+            state, chrono = starting_point(config, store, init, layout, cfg, mesh)
             start = int(state.step)
             if start > total:
                 raise ConfigError(
@@ -160,8 +165,13 @@ def train(
                 clock.load_state_dict(chrono.get("clock"))
             # After `config.resume` there are lines and reports of another run, if any, here.
             resumed = start if chrono is not None and store.steps() else None
+            model = build(cfg)
+            if config.cache_features:
+                model, source, transform, evals = probe.on_features(
+                    config, cfg, source, evals, state.params, mesh, over=watch.over
+                )
         train_step = jax.jit(
-            make_train_step(config, build(cfg), tx, schedule),
+            make_train_step(config, model, tx, schedule),
             donate_argnums=0,
             out_shardings=(layout, meshes.replicated(mesh)),
         )

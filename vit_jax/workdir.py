@@ -156,6 +156,21 @@ def make(workdir: epath.PathLike) -> None:
         ) from error
 
 
+def has_checkpoints(workdir: epath.PathLike) -> bool:
+    """Whether a run has saved something in a work directory, which need not be there.
+
+    Raises:
+      ConfigError: it cannot be read.
+    """
+    try:
+        names = storage.names(epath.Path(workdir) / CHECKPOINTS)
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir}: {CHECKPOINTS} cannot be read: {storage.explain(error)}."
+        ) from error
+    return any(name.isdigit() for name in names)
+
+
 def check_claim(
     workdir: epath.PathLike,
     config: FrozenConfigDict,
@@ -178,14 +193,7 @@ def check_claim(
         another number of examples: the difference is shown; or it cannot be read.
       CheckpointError: it has checkpoints, and what they are of cannot be read.
     """
-    workdir = epath.Path(workdir)
-    try:
-        started = any(name.isdigit() for name in storage.names(workdir / CHECKPOINTS))
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={workdir}: {CHECKPOINTS} cannot be read: {storage.explain(error)}."
-        ) from error
-    if allow_config_change or not started:
+    if allow_config_change or not has_checkpoints(workdir):
         return
     try:
         then = read_config(workdir), read_dataset(workdir)

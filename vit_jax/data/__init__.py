@@ -3,6 +3,7 @@
 sources         open a data set by its config: `open_source`
   base            what every source is, and split slices such as train[:90%]
   digits, fashion_mnist, tfds_source, image_folder, files    one source each
+  subset          some classes, a few examples of each: of any source
   reading         a file's bytes, whatever has taken its place
 order           which examples are in the batch of step t: `example_ids`
 decode          encoded bytes of any kind -> pixels

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from vit_jax.errors import DataError, did_you_mean
 
@@ -42,6 +43,10 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def __getitem__(self, index: int) -> Example: ...
+
+    def label(self, index: int) -> Any:
+        """The label of example `index`, as in the example itself; no image is decoded for it."""
+        return self[index]["label"]
 
     def describe(self, index: int) -> str:
         """Where example `index` is from, for messages: a file, or its place in the split."""

@@ -79,9 +79,11 @@ class ImageFolder(Source):
         return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
-        file = self._files[index]
-        image = read_file(self._join(file), within=self._root)
-        return {"image": image, "label": self._labels[os.path.basename(os.path.dirname(file))]}
+        image = read_file(self._join(self._files[index]), within=self._root)
+        return {"image": image, "label": self.label(index)}
+
+    def label(self, index: int) -> int:
+        return self._labels[os.path.basename(os.path.dirname(self._files[index]))]
 
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._files[index])

@@ -6,6 +6,7 @@ Each source has a file of its own, imported when it is asked for: TFDS takes a w
 from ml_collections import ConfigDict
 
 from vit_jax.data.base import Example, Source
+from vit_jax.data.subset import of_classes
 from vit_jax.errors import ConfigError, did_you_mean
 
 __all__ = ["SOURCES", "Example", "Source", "open_source"]
@@ -14,10 +15,11 @@ SOURCES = ("digits", "fashion_mnist", "tfds", "image_folder")
 
 
 def open_source(data_config: ConfigDict, *, split: str) -> Source:
-    """Opens one split of the configured data set.
+    """Opens one split of the configured data set, of the configured classes.
 
     Args:
-      data_config: `config.data`; read are source, name, data_dir, manual_dir, image_key, label_key.
+      data_config: `config.data`; read are source, name, data_dir, manual_dir, image_key, label_key,
+        classes.
       split: a split's name, or a slice of it such as "train[:90%]".
 
     Returns:
@@ -27,7 +29,10 @@ def open_source(data_config: ConfigDict, *, split: str) -> Source:
       ConfigError: unknown source, or one that lacks a key it needs.
       DataError: the data are missing, broken or have no such split.
     """
-    c = data_config
+    return of_classes(_open(data_config, split=split), data_config.classes)
+
+
+def _open(c: ConfigDict, *, split: str) -> Source:
     match c.source:
         case "digits":
             from vit_jax.data.digits import Digits

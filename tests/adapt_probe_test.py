@@ -1,0 +1,83 @@
+"""The linear probe on cached features is the run with a frozen body, and leaves the whole model."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from tests.small_run import run, small_config, train_on_one
+from vit_jax.checkpoints.load import load_run
+from vit_jax.config import classification_eval
+from vit_jax.errors import ConfigError
+from vit_jax.evaluate import evaluate
+from vit_jax.parallel.mesh import make_mesh
+from vit_jax.telemetry.jsonlines import read_jsonl
+from vit_jax.train import train
+
+PLAIN = small_config().data.eval_transforms
+PROBE = {
+    "optim__freeze": ("(?!head/).*",),
+    "data__train_transforms": PLAIN,
+    "evals": ConfigDict(
+        {
+            "test": classification_eval(split="test[:50]", every_steps=6),
+            "val": classification_eval(split="train[:40]"),
+        }
+    ),
+}
+
+
+def assert_same_run(lines, others, rtol=2e-5):
+    assert [line.keys() for line in lines] == [line.keys() for line in others]
+    for line, other in zip(lines, others, strict=True):
+        for key, value in line.items():
+            assert value == pytest.approx(other[key], rel=rtol, abs=1e-6), (line["step"], key)
+
+
+def test_it_equals_the_run_with_a_frozen_body(tmp_path):
+    run(tmp_path / "first", total_steps=3)
+    changes = {**PROBE, "init_from": str(tmp_path / "first"), "optim__ema_decay": 0.9}
+    slow = run(tmp_path / "slow", **changes)
+    fast = run(tmp_path / "fast", **changes, cache_features=True)
+    assert fast[0]["train/loss"] > fast[-1]["train/loss"]
+    assert_same_run(fast, slow)
+
+    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1])
+    first, ours, theirs = (
+        load_run(tmp_path / name, mesh=mesh).params for name in ("first", "fast", "slow")
+    )
+    for part in ours.keys() - {"head"}:
+        jax.tree.map(np.testing.assert_array_equal, ours[part], first[part])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
+    # It is a whole model: the pictures themselves are evaluated.
+    report = evaluate(tmp_path / "fast")
+    assert report.top1 == fast[-1]["test/top1"]
+    assert report.loss == pytest.approx(fast[-1]["test/loss"], rel=1e-5)
+
+
+def test_on_any_mesh_and_after_a_stop(tmp_path):
+    run(tmp_path / "one", **PROBE, cache_features=True)
+    config = small_config(**PROBE, cache_features=True, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    assert train(config, tmp_path / "eight") == 0
+    lines = read_jsonl(tmp_path / "one" / "metrics.jsonl")
+    assert_same_run(read_jsonl(tmp_path / "eight" / "metrics.jsonl"), lines)
+    shutil.rmtree(tmp_path / "one" / "checkpoints" / "12")  # As if it was stopped after step 8.
+    assert run(tmp_path / "one", **PROBE, cache_features=True) == lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim__freeze": ()}, r"parameters beside the head are trained, such as \['cls'\]"),
+        ({"data__train_transforms": small_config().data.train_transforms}, "are not data.eval_tra"),
+        ({"mix__mixup_alpha": 0.2}, "mixup or CutMix is on"),
+        ({"model__dropout": 0.1}, "the body has dropout"),
+        ({"data__on_bad": "skip"}, 'on_bad is not "error"'),
+        ({"model__distilled": True, "optim__freeze": ("(?!head/).*",)}, "has two heads"),
+    ],
+)
+def test_what_cannot_be_cached_is_refused(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        train_on_one(small_config(**PROBE | changes, cache_features=True), tmp_path / "run")
