@@ -5,6 +5,7 @@ tensors, by which they are told apart; and in how they resize positions. All hav
 LayerNorm epsilon is 1e-6, DINOv3's 1e-5.
 """
 
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -51,8 +52,7 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         raise CheckpointError(
             f"{foreign.path} has the names of {kind}, but no usable {error}."
         ) from error
-    published = _arguments(foreign.config)
-    facts |= {key: value for key, value in published.items() if key not in facts}
+    facts |= _arguments(foreign.config, path=foreign.path)
     facts = hints.over(
         facts, choices=("ln_eps", "gelu", "pool", "rope", "rope_theta", "image_size")
     )
@@ -183,6 +183,8 @@ def _numerics(tensors: Tensors, kind: str, *, gated: bool) -> dict[str, Any]:
         facts["posemb_resize"] = "bicubic_offset"
     if kind in ("DeiT or MAE", "DeiT-III", "MAE"):
         facts["posemb_resize"] = "bicubic"
+    if "norm_pre.weight" in tensors:  # CLIP's.
+        facts["ln_eps"] = 1e-5
     if kind == "DINOv3":
         periods = tensors.read("rope_embed.periods").astype(np.float64)
         width = tensors["patch_embed.proj.weight"].shape[0]
@@ -205,12 +207,30 @@ def _numerics(tensors: Tensors, kind: str, *, gated: bool) -> dict[str, Any]:
     return facts
 
 
-def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json of timm on the Hugging Face hub tells."""
-    arguments = config.get("model_args") or {}
+# Entry points of timm whose GELU is the tanh one, and those whose rotary positions stand beside a
+# table; what names and shapes of a bare file do not tell.
+_TANH = re.compile(
+    r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip|vit_large_patch16_siglip(_gap)?_512"
+)
+_ROPE_AND_TABLE = re.compile(r"vit_\w+_rope_ape_")
+
+
+def _arguments(config: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any]:
+    """What a config.json of timm on the Hugging Face hub tells: its entry point and arguments.
+
+    Raises:
+      CheckpointError: that has an activation that no model here has.
+    """
+    architecture, arguments = str(config.get("architecture", "")), config.get("model_args") or {}
     facts: dict[str, Any] = {}
     if "num_heads" in arguments:
         facts["num_heads"] = arguments["num_heads"]
+    if "quickgelu" in architecture or arguments.get("act_layer") == "quick_gelu":
+        raise CheckpointError(f"{path} is {architecture}: its quick GELU is in no model here.")
+    if _TANH.match(architecture) or arguments.get("act_layer") == "gelu_tanh":
+        facts["gelu"] = "tanh"
+    if _ROPE_AND_TABLE.match(architecture):
+        facts |= {"rope": "axial_xy", "rope_theta": 100.0}
     return facts
 
 
