@@ -1,3 +1,18 @@
 """vit_jax: train Vision Transformers, adapt published ones, and measure how they scale."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vit_jax.checkpoints.pretrained import Pretrained, load_pretrained
+
 __version__ = "0.2.0"
+__all__ = ["Pretrained", "load_pretrained"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is public, imported when it is asked for: `import vit_jax` alone loads no JAX."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vit_jax.checkpoints import pretrained
+
+    return getattr(pretrained, name)
