@@ -21,8 +21,7 @@ from vit_jax import cli
 from vit_jax.checkpoints.exports import DTYPES, TARGETS, export
 from vit_jax.checkpoints.formats.base import parse_hints
 from vit_jax.checkpoints.inspection import inspect
-from vit_jax.checkpoints.plan import make_plan
-from vit_jax.checkpoints.pretrained import adapted, load_pretrained
+from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.checkpoints.verification import fixtures, verify
 from vit_jax.errors import ConfigError, printable
 
@@ -75,9 +74,8 @@ if __name__ == "__main__":
             return 0 if print_verification(pathlib.Path(_VERIFY.value)) else EXIT_DIFFERENT
         if _INSPECT.value:
             cli.no_arguments(argv)
-            plan = make_plan(_INSPECT.value, hints=hints, leave_out=_LEAVE_OUT.value)
-            config = adapted(plan.description.config, {"image_size": size})
-            print(printable(inspect(plan, config)))
+            said = inspect(_INSPECT.value, image_size=size, hints=hints, leave_out=_LEAVE_OUT.value)
+            print(printable(said))
             return 0
         if len(argv) != 3 or not _TO.value:
             raise ConfigError(

@@ -2,9 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from vit_jax.checkpoints.plan import Plan
+from vit_jax import workdir as workdirs
+from vit_jax.checkpoints.own import describe_own, is_own
+from vit_jax.checkpoints.plan import make_plan
+from vit_jax.checkpoints.pretrained import adapted
 from vit_jax.models import forward_flops, num_params
 
 # Fields that are shown on lines of their own, or say nothing of a checkpoint.
@@ -16,30 +20,56 @@ _RUNNING = (
 _SHOWN_LABELS = 5
 
 
-def inspect(plan: Plan, config: Any) -> str:
+def inspect(
+    path: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    hints: Mapping[str, Any] | None = None,
+    leave_out: Collection[str] = (),
+) -> str:
     """Describes a checkpoint.
 
     Args:
-      plan: of `vit_jax.checkpoints.pretrained.make_plan`.
-      config: of the model that it would be loaded into: its own, or for another image size.
+      path: what `vit_jax.checkpoints.pretrained.load_pretrained` takes.
+      image_size: that it would be loaded for, if not its own.
+      hints: what its file does not tell.
+      leave_out: patterns of tensors and parameters.
+
+    Raises:
+      CheckpointError: it is damaged, or of no known format.
     """
-    published, tensors = plan.description.config, plan.foreign.tensors
-    stored = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())
-    dtypes = sorted({str(t.dtype) for t in tensors.values()})
-    lines = {
-        "path": str(plan.foreign.path),
-        "format": ", ".join((plan.format.name, *plan.description.notes)),
-        "tensors": f"{len(tensors):,}, {', '.join(dtypes)}, {stored / 1e6:,.1f} MB",
+    if is_own(path):
+        location, run, published = describe_own(path)
+        found = {
+            "path": str(location.workdir),
+            "format": f"work directory of vit_jax, step {location.step:,}",
+        }
+        names = workdirs.read_dataset(location.workdir)["class_names"]
+        labels, transforms, left_out = tuple(names), run.data.eval_transforms, ()
+    else:
+        plan = make_plan(path, hints=hints, leave_out=leave_out)
+        described, tensors = plan.description, plan.foreign.tensors
+        stored = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())
+        dtypes = ", ".join(sorted({str(t.dtype) for t in tensors.values()}))
+        found = {
+            "path": str(plan.foreign.path),
+            "format": ", ".join((plan.format.name, *described.notes)),
+            "tensors": f"{len(tensors):,}, {dtypes}, {stored / 1e6:,.1f} MB",
+        }
+        published, labels = described.config, described.labels
+        transforms, left_out = described.transforms, plan.left_out
+    config = adapted(published, {"image_size": image_size})
+    lines = found | {
         "model": type(published).__name__.removesuffix("Config"),
         "image size": _size(config.image_size) + _grid(config),
         "classes": f"{config.num_classes:,}" if config.num_classes else "no head",
-        "labels": _labels(plan.description.labels),
+        "labels": _labels(labels),
         "parameters": f"{num_params(config):,}",
         "forward pass": f"{forward_flops(config) / 1e9:,.4g} GFLOPs an image",
         "architecture": _fields(published),
-        "preprocessing": "; ".join(map(_operation, plan.description.transforms)),
+        "preprocessing": "; ".join(map(_operation, transforms)),
         "resized": _resized(published, config),
-        "left out": ", ".join(plan.left_out[:8]) + _more(len(plan.left_out) - 8) or "nothing",
+        "left out": ", ".join(left_out[:8]) + _more(len(left_out) - 8) or "nothing",
     }
     width = max(map(len, lines))
     return "\n".join(f"{key.ljust(width)}  {value}" for key, value in lines.items())
