@@ -12,7 +12,7 @@ from vit_jax.checkpoints.pretrained import adapted
 from vit_jax.models import forward_flops, num_params
 
 # Fields that are shown on lines of their own, or say nothing of a checkpoint.
-_APART = ("image_size", "patch_size", "num_classes", "stem")
+_APART = ("image_size", "patch_size", "num_classes")
 _RUNNING = (
     "dropout", "attention_dropout", "stochastic_depth", "head_bias_init", "dtype", "attention",
     "scan", "remat",
@@ -103,7 +103,7 @@ def _fields(config: Any) -> str:
         if field.name in (*_APART, *_RUNNING):
             continue
         if field.default is dataclasses.MISSING or value != field.default or field.name in (
-            "ln_eps", "gelu", "pool", "posemb",
+            "ln_eps", "gelu", "pool", "posemb", "version", "padding", "gn_eps", "std_eps",
         ):  # fmt: skip
             shown.append(f"{field.name} {value}")
     return ", ".join(shown)
