@@ -149,6 +149,11 @@ RUNS = {
         "embedding/bias: checkpoint (32,), model (64,)",
         "Change the model, or name in init_skip what shall start from scratch.",
     ),
+    "starting from other sizes than the name says": (
+        "--config.init_from=other --config.model.variant=Ti/4",
+        'model.variant is "Ti/4": patch (4, 4); other has patch (2, 2).',
+        'Set model.variant to "" to take what the checkpoint is.',
+    ),
     "skipping what is not there": (
         "--config.init_from=run --config.init_skip=haed/.*",
         "init_skip: 'haed/.*' matches the whole path of no parameter. The nearest of",

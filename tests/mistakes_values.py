@@ -12,6 +12,14 @@ MODEL = {
         "--config.model.variant=Ti",
         'model.variant is "Ti": write a size, a slash and a patch size, such as "Ti/16"',
     ),
+    "no size and no checkpoint": (
+        "--config.model.variant=",
+        'model.variant is "", which stands for that of the checkpoint to start from: give that as',
+    ),
+    "negative rank of adapters": (
+        "--config.model.lora_rank=-1",
+        "model.lora_rank is -1: it must be from 0 to 4,096.",
+    ),
     "image not divisible by the patch": (
         "--config.model.variant=Ti/3",
         "model.image_size has the height 8, which is not a multiple of the patch size 3",

@@ -150,9 +150,9 @@ def _check_sizes(model: FrozenConfigDict, published: ModelConfig, path: str) -> 
     """Raises ConfigError if the variant's row, where no key goes before it, is another model's."""
     named, found = _named_sizes(model.variant), _sizes(published)
     for section in (model, model.resnet):
-        for key in named.keys() & dict(section).keys():
-            if section[key] is not None:
-                found[key] = named[key]
+        for key in [key for key in named if section.get(key) is not None]:
+            named.pop(key)
+            found.pop(key, None)
     if named != found:
         raise ConfigError(
             f'model.variant is "{model.variant}": {_shown(named)}; {path} has '

@@ -69,7 +69,7 @@ def of_classes(source: Source, classes: Sequence[Any]) -> Source:
         return source
     _check_single(source, "data.classes")
     known = range(source.num_classes)
-    if len({*classes}) < len(classes) or any(type(c) is not int or c not in known for c in classes):
+    if any(type(c) is not int or c not in known for c in classes) or len({*classes}) < len(classes):
         raise ConfigError(
             f"data.classes is {tuple(classes)}: write different class numbers of {source.name}, "
             f"from 0 to {source.num_classes - 1}."
