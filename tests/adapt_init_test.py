@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging
 from ml_collections import ConfigDict
 
 from tests.small_run import run, small_config, train_on_one
@@ -146,7 +145,6 @@ def test_other_pixels_are_said(tmp_path, caplog):
     run(tmp_path / "first", **STILL)
     decode = {"op": "decode", "channels": 1}
     other = (decode, {"op": "resize"}, {"op": "normalize", "mean": (0.45,), "std": (0.23,)})
-    logging.get_absl_logger().propagate = True
     run(tmp_path / "same", **STILL, **TAKEN, init_from=str(tmp_path / "first"))
     assert "black and white" not in caplog.text
     run(
