@@ -13,10 +13,11 @@ import os
 import pathlib
 import shutil
 
+from vit_jax import storage
 from vit_jax.checkpoints.exports import google, huggingface, programs, timm, workdir
 from vit_jax.checkpoints.exports.base import DTYPES
 from vit_jax.checkpoints.pretrained import Pretrained
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
 
 TARGETS = ("hf", "timm", "google", "big_vision", "orbax", "stablehlo", "onnx")
 
@@ -34,7 +35,7 @@ def export(
     Args:
       pretrained: the model.
       path: that is not there yet: a folder; for google and big_vision an .npz, for stablehlo and
-        onnx a file.
+        onnx a file. A work directory (orbax) may be in an object store.
       to: one of TARGETS.
       dtype: that the numbers are written in, float32 or bfloat16 (hf, timm, google, big_vision).
       change_numerics: write it although the format has another LayerNorm epsilon, GELU or way of
@@ -44,19 +45,39 @@ def export(
       What is to be said of it.
 
     Raises:
-      CheckpointError: something is at `path`, or the format cannot express the model.
+      CheckpointError: something is at `path` or it cannot be written, or the format cannot express
+        the model.
+      ConfigError: there is no such format.
     """
-    path = pathlib.Path(path)
-    if path.exists():
-        raise CheckpointError(f"{path} is there already: name a new one, nothing is overwritten.")
+    if to not in TARGETS:
+        raise ConfigError(f"to={to!r}: there is no such format. {did_you_mean(str(to), TARGETS)}")
     if dtype != "float32" and to in ("orbax", "stablehlo", "onnx"):
         raise CheckpointError(f"--to={to} writes float32 only, not {dtype}.")
-    if to == "orbax":
-        workdir.write(pretrained, path)
-        return ()
+    target = storage.as_path(path, name="the destination")
+    if to != "orbax" and not storage.is_local(target):
+        raise CheckpointError(f"{target}: --to={to} writes on this machine; copy it there then.")
+    try:
+        if storage.exists(target):
+            raise CheckpointError(
+                f"{target} is there already: name a new one, nothing is overwritten."
+            )
+        if to == "orbax":
+            workdir.write(pretrained, target)
+            return ()
+        return _write(pretrained, pathlib.Path(target), to, dtype, change_numerics)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {storage.explain(error)}.") from error
+
+
+def _write(
+    pretrained: Pretrained, path: pathlib.Path, to: str, dtype: str, change_numerics: bool
+) -> tuple[str, ...]:
+    """Writes beside `path`, and renames what is whole."""
     aside = path.with_name(f"{path.name}.unfinished")
+    _remove(aside)  # Of a process that was killed.
     path.parent.mkdir(parents=True, exist_ok=True)
     how = {"dtype": dtype, "change_numerics": change_numerics}
+    said: tuple[str, ...] = ()
     try:
         match to:
             case "google" | "big_vision":
@@ -66,17 +87,24 @@ def export(
             case "timm":
                 timm.write(pretrained, aside, **how)
             case "stablehlo":
-                difference = programs.write_stablehlo(pretrained, aside)
+                said = _compared(programs.write_stablehlo(pretrained, aside))
             case "onnx":
-                difference = programs.write_onnx(pretrained, aside)
+                said = _compared(programs.write_onnx(pretrained, aside))
         aside.rename(path)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        aside.unlink(missing_ok=True)
-    if to in ("stablehlo", "onnx"):
-        return (f"largest difference of a logit to the model: {difference:.1e}",)
-    return ()
+        _remove(aside)
+    return said
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()
+
+
+def _compared(difference: float) -> tuple[str, ...]:
+    return (f"largest difference of a logit to the model: {difference:.1e}",)
 
 
 __all__ = ["DTYPES", "TARGETS", "export"]
