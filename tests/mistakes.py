@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-VERBS = ("train", "evaluate", "predict")
+VERBS = ("train", "evaluate", "predict", "convert")
 PATIENCE = 120  # Seconds: a mistake that is not noticed trains on.
 
 

@@ -1,6 +1,8 @@
 """A checkpoint's files, found and opened: a folder, a file, a name on a hub."""
 
+import difflib
 import json
+import os
 import pathlib
 import re
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 from vit_jax import storage
 from vit_jax.checkpoints.formats.base import Foreign
 from vit_jax.checkpoints.hub import resolve
-from vit_jax.checkpoints.tensors import Tensors, open_tensors
+from vit_jax.checkpoints.tensors import open_tensors
 from vit_jax.errors import CheckpointError
 
 _LARGEST_JSON = 2**26  # Bytes: ImageNet-21k's names take two million.
@@ -19,9 +21,10 @@ _FILES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+_ENDINGS = (".safetensors", ".npz", ".pth")
 
 
-def open_foreign(path: str) -> Foreign:
+def open_foreign(path: str | os.PathLike) -> Foreign:
     """Opens the tensors and the JSON files of a checkpoint.
 
     Args:
@@ -30,51 +33,62 @@ def open_foreign(path: str) -> Foreign:
     Raises:
       CheckpointError: nothing is there that can be read.
     """
-    text, _, submodel = path.partition(":") if _names_submodel(path) else (path, "", "")
+    text, submodel = os.fspath(path), ""
+    if re.search(r"\.npz:[\w/]+$", text):
+        text, _, submodel = text.rpartition(":")
     local = resolve(text)
-    if local.is_dir():
-        folder, file = local, _file_of(local)
-    elif local.is_file():
-        folder, file = local.parent, local
-    else:
-        raise CheckpointError(f"{local} does not exist.")
-    config = _json(folder / "config.json")
-    if file is local and "model_type" in config and not _belongs(folder, file):
-        config = {}
+    try:
+        if local.is_dir():
+            folder, file = local, _file_of(local)
+        elif local.is_file():
+            folder, file = local.parent, local
+        else:
+            raise CheckpointError(_not_there(local))
+        config = _json(folder / "config.json") if _is_described(file) else {}
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(local)[:300]} cannot be opened: {storage.explain(error)}."
+        ) from error
     return Foreign(
         path=local,
-        tensors=_open(file),
+        tensors=open_tensors(file),
         config=config,
         preprocessor=_json(folder / "preprocessor_config.json") if config else {},
         submodel=submodel,
     )
 
 
-def _names_submodel(path: str) -> bool:
-    return re.search(r"\.npz:[\w/]+$", path) is not None
+def _not_there(path: pathlib.Path) -> str:
+    """What a user may have meant by a path that does not exist."""
+    near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    similar = difflib.get_close_matches(path.name, near, n=1)
+    guess = f' Did you mean "{path.parent / similar[0]}"?' if similar else ""
+    return (
+        f"{path} does not exist.{guess} Name a file or a folder; what is on the Hugging Face Hub "
+        "is written hf:OWNER/NAME or timm:NAME."
+    )
 
 
-def _belongs(folder: pathlib.Path, file: pathlib.Path) -> bool:
-    """Whether a file that was named alone is the model of the config.json beside it."""
-    return file.name in _FILES or len([f for f in folder.iterdir() if f.suffix == file.suffix]) == 1
+def _candidates(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that libraries write into a folder, the best first; else all files of tensors."""
+    written = [folder / name for name in _FILES if (folder / name).is_file()]
+    return written or [f for f in sorted(folder.iterdir()) if f.suffix in _ENDINGS]
+
+
+def _is_described(file: pathlib.Path) -> bool:
+    """Whether a file is what the config.json beside it is of, not one that lies there, too."""
+    return file.name in _FILES or _candidates(file.parent) in ([], [file])
 
 
 def _file_of(folder: pathlib.Path) -> pathlib.Path:
-    for name in _FILES:
-        if (folder / name).is_file():
-            return folder / name
-    files = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".npz", ".pth")]
-    if len(files) != 1:
-        names = ", ".join(f.name for f in files) or "none of these"
-        raise CheckpointError(
-            f"{folder} holds no checkpoint that can be chosen: a folder has {', '.join(_FILES)}, "
-            f"or one file of tensors. Here: {names}. Name a file."
-        )
-    return files[0]
-
-
-def _open(file: pathlib.Path) -> Tensors:
-    return open_tensors(file)
+    files = _candidates(folder)
+    if len(files) == 1 or (files and files[0].name in _FILES):
+        return files[0]
+    names = ", ".join(f.name for f in files) or "none of these"
+    raise CheckpointError(
+        f"{folder} holds no checkpoint that can be chosen: a folder has {', '.join(_FILES)}, "
+        f"or one file of tensors. Here: {names}. Name a file."
+    )
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A work directory of ours as a pretrained model, like any published checkpoint."""
 
 import os
+import re
 
 import jax
 import numpy as np
@@ -20,7 +21,14 @@ def is_own(path: str | os.PathLike) -> bool:
     folder = storage.as_path(path)
     if folder.name.isdigit() and folder.parent.name == workdirs.CHECKPOINTS:
         return True
-    return storage.exists(folder / workdirs.DATASET)
+    if not storage.is_local(folder) and re.search(r"\.\w+$", folder.name):
+        return False  # A file: no need to ask whether something is below it.
+    try:
+        return storage.exists(folder / workdirs.DATASET)
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(path)[:300]} cannot be opened: {storage.explain(error)}."
+        ) from error
 
 
 def describe_own(path: str | os.PathLike) -> tuple[Location, FrozenConfigDict, ModelConfig]:

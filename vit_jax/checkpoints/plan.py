@@ -1,6 +1,8 @@
 """Where every parameter of a foreign checkpoint is, known before a tensor is read."""
 
 import dataclasses
+import difflib
+import os
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -11,7 +13,7 @@ from vit_jax.checkpoints.foreign import open_foreign
 from vit_jax.checkpoints.formats import FORMATS, Description, Foreign, Format, Hints
 from vit_jax.checkpoints.formats import entries as tables
 from vit_jax.checkpoints.formats.names import Renamed
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
 from vit_jax.models import ModelConfig, param_shapes
 from vit_jax.parallel.rules import path_name
 
@@ -29,13 +31,18 @@ class Plan:
 
 
 def make_plan(
-    path: str, *, hints: Mapping[str, Any] | None = None, leave_out: Collection[str] = ()
+    path: str | os.PathLike,
+    *,
+    hints: Mapping[str, Any] | None = None,
+    leave_out: Collection[str] = (),
 ) -> Plan:
     """Recognises a checkpoint and accounts for all its tensors, without reading them.
 
     Raises:
       CheckpointError: see `load_pretrained`.
+      ConfigError: a hint or a pattern is none, or a pattern matches nothing.
     """
+    patterns = _compiled(leave_out)
     foreign = open_foreign(path)
     found = next((format_ for format_ in FORMATS if format_.recognises(foreign)), None)
     if found is None:
@@ -44,19 +51,43 @@ def make_plan(
             f"{path} holds {len(foreign.tensors):,} tensors ({some}, ...), of no known format: "
             f"{', '.join(format_.name for format_ in FORMATS)}."
         )
-    description = found.describe(foreign, Hints(hints))
-    return _account(Plan(foreign, found, description, {}, (), ()), leave_out)
+    try:
+        description = found.describe(foreign, Hints(hints))
+    except VitJaxError:
+        raise
+    except Exception as error:  # Whatever looking up something in a stranger's JSON raises.
+        raise CheckpointError(
+            f"{path} has the names of {found.name}, but its tensors or its config.json are not as "
+            f"they are there ({type(error).__name__}: {str(error)[:200]}). Download it again."
+        ) from error
+    return _account(Plan(foreign, found, description, {}, (), ()), patterns)
 
 
-def _account(plan: Plan, leave_out: Collection[str]) -> Plan:
+def _compiled(leave_out: Collection[str]) -> list[re.Pattern[str]]:
+    if isinstance(leave_out, str):
+        raise ConfigError(f"leave_out={leave_out!r}: write a list of patterns.")
+    try:
+        return [re.compile(pattern) for pattern in leave_out]
+    except re.error as error:
+        raise ConfigError(
+            f"leave_out (--leave_out) has {error.pattern!r}, which is no regular expression: "
+            f"{error}. A pattern matches whole names, such as head/.* or .*\\.bias."
+        ) from error
+
+
+def _account(plan: Plan, wanted: Collection[re.Pattern[str]]) -> Plan:
     """Finds a source for every parameter, and a use or a name for every tensor."""
     description, tensors = plan.description, plan.description.tensors
-    wanted = [re.compile(pattern) for pattern in leave_out]
     unused = wanted + [re.compile(pattern) for pattern in description.unused]
     shapes = unrolled_shapes(description.config)
     entries = plan.format.entries(description.config)
     sources, missing = tables.find(entries, shapes, tensors)
-    fresh = tuple(path for path in shapes if _matches(wanted, path))
+    _check_use(wanted, (*shapes, *tensors, *plan.foreign.tensors))
+    fresh = tuple(
+        path
+        for path in shapes
+        if _matches(wanted, path) or (path in sources and _matches(wanted, sources[path].theirs))
+    )
     sources = {path: source for path, source in sources.items() if path not in fresh}
 
     used = {source.theirs for source in sources.values()}
@@ -70,6 +101,7 @@ def _account(plan: Plan, leave_out: Collection[str]) -> Plan:
         theirs = tensors[source.theirs].shape
         if not tables.fits(source, theirs, shapes[path]):
             lines.append((source.theirs, theirs, path, shapes[path]))
+        _check_dtype(plan, source.theirs)
     if lines:
         raise CheckpointError(
             f"{plan.foreign.path} ({plan.format.name}) does not fit the model that it describes, "
@@ -77,6 +109,27 @@ def _account(plan: Plan, leave_out: Collection[str]) -> Plan:
             "Name in leave_out (--leave_out) what may be missing or is of no use."
         )
     return dataclasses.replace(plan, sources=sources, fresh=fresh, left_out=left_out)
+
+
+def _check_use(wanted: Collection[re.Pattern[str]], names: Collection[str]) -> None:
+    """A pattern that matches nothing is a slip: what it was to leave out would be loaded."""
+    for pattern in wanted:
+        if not any(pattern.fullmatch(name) for name in names):
+            near = difflib.get_close_matches(pattern.pattern, set(names), n=3, cutoff=0)
+            raise ConfigError(
+                f'leave_out (--leave_out): "{pattern.pattern}" matches no whole name of a tensor '
+                f"or a parameter. There are {', '.join(near)}, ..."
+            )
+
+
+def _check_dtype(plan: Plan, name: str) -> None:
+    """Whole numbers are no parameters until they are scaled, which no format here describes."""
+    dtype = plan.description.tensors[name].dtype
+    if dtype.kind in "iub":
+        raise CheckpointError(
+            f"{plan.foreign.path}: {name} is of {dtype}, as in a quantised checkpoint. Take the "
+            "one of floating-point numbers that it was made of."
+        )
 
 
 def _matches(patterns: Collection[re.Pattern[str]], name: str) -> bool:

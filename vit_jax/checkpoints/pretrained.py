@@ -9,6 +9,7 @@ no use, or was named by the caller to be left out; anything else is an error wit
 """
 
 import dataclasses
+import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -23,7 +24,9 @@ from vit_jax.checkpoints.own import is_own, one_device
 from vit_jax.checkpoints.plan import make_plan
 from vit_jax.checkpoints.preprocess import Preprocess
 from vit_jax.checkpoints.reader import read
-from vit_jax.models import ModelConfig, VitConfig, build, model_config
+from vit_jax.errors import ConfigError
+from vit_jax.models import MixerConfig, ModelConfig, VitConfig, build, model_config
+from vit_jax.models.checks import square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Pretrained:
 
 
 def load_pretrained(
-    path: str,
+    path: str | os.PathLike,
     *,
     image_size: int | tuple[int, int] | None = None,
     patch_size: int | tuple[int, int] | None = None,
@@ -85,8 +88,8 @@ def load_pretrained(
       ConfigError: a hint, size or kernel is none.
     """
     changes = {
-        "image_size": None if image_size is None else _pair(image_size),
-        "patch_size": None if patch_size is None else _pair(patch_size),
+        "image_size": None if image_size is None else _pair(image_size, name="image_size"),
+        "patch_size": None if patch_size is None else _pair(patch_size, name="patch_size"),
         "num_classes": num_classes,
         "posemb_resize": resize,
     }
@@ -110,7 +113,7 @@ def load_pretrained(
     )
 
 
-def _load_own(path: str, changes: Mapping[str, Any], mesh: Mesh) -> Pretrained:
+def _load_own(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mesh) -> Pretrained:
     with jax.set_mesh(mesh):
         run = load_run(path, mesh=mesh)
         published = model_config(run.config.model, num_classes=run.dataset["num_classes"])
@@ -142,11 +145,28 @@ def _labels(labels: tuple[str, ...] | None, published: ModelConfig, config: Mode
 
 
 def adapted(published: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
-    """A checkpoint's config with what is wanted otherwise; None: as it is."""
-    return dataclasses.replace(
-        published, **{field: value for field, value in changes.items() if value is not None}
-    )
+    """A checkpoint's config with what is wanted otherwise; None: as it is.
+
+    Raises:
+      ConfigError: a model of this kind cannot be otherwise in that, or not so.
+    """
+    changes = {field: value for field, value in changes.items() if value is not None}
+    kind = type(published).__name__.removesuffix("Config")
+    fields = {field.name for field in dataclasses.fields(published)}
+    for field in changes:
+        if field not in fields:
+            raise ConfigError(f"A {kind} has no {field} to be changed: leave it out.")
+    for field in ("image_size", "patch_size") if isinstance(published, MixerConfig) else ():
+        own = getattr(published, field)
+        if changes.get(field, own) != own:
+            raise ConfigError(
+                f"A Mixer takes only the {field} that it was trained with, {own[0]}x{own[1]}: "
+                "the number of its patches is a size of its weights."
+            )
+    if type(changes.get("num_classes", 0)) is not int:
+        raise ConfigError(f"num_classes is {changes['num_classes']!r}: write a whole number.")
+    return dataclasses.replace(published, **changes)
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _pair(size: int | tuple[int, int], *, name: str) -> tuple[int, int]:
+    return square(tuple(size) if isinstance(size, list | tuple) else (size,), name)

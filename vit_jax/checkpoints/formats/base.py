@@ -100,6 +100,8 @@ _HINTS: dict[str, str | None] = {
         "width_factor",
     )
 )  # fmt: skip
+# What a file has that tells nothing of it.
+_PLAIN = {"rope": "none", "registers": 0, "rep_size": 0}
 _POOLS = {"tok": "token", "cls": "token", "avg": "gap", "learn": "learned"}
 
 
@@ -111,6 +113,8 @@ class Hints:
     """
 
     def __init__(self, hints: Mapping[str, Any] | None):
+        if not isinstance(hints or {}, Mapping):
+            raise ConfigError(f"hints={hints!r}: write a dict, such as {{'num_heads': 12}}.")
         self._values: dict[str, Any] = {}
         for name, value in (hints or {}).items():
             if name not in _HINTS:
@@ -139,10 +143,11 @@ class Hints:
         """
         merged = dict(facts)
         for field, value in self._values.items():
-            if field in facts and field not in choices and facts[field] != value:
+            known = facts.get(field, _PLAIN.get(field, value))
+            if field not in choices and known != value:
                 raise CheckpointError(
                     f"The hint {field}={value!r} contradicts the checkpoint, which has "
-                    f"{facts[field]!r}. Leave the hint out, or look whether it is the right file."
+                    f"{known!r}. Leave the hint out, or look whether it is the right file."
                 )
             merged[field] = value
         return merged
@@ -185,6 +190,8 @@ def _value(field: str, value: Any) -> Any:
             raise ConfigError(f"The hint {field}={value!r}: write a number above 0.")
         return float(value)
     if field in ("pool", "posemb", "gelu", "rope"):
+        if not isinstance(value, str):
+            raise ConfigError(f"The hint {field}={value!r}: write a name.")
         return _POOLS.get(value, value)
     if value is None:
         return 0
@@ -243,8 +250,8 @@ def complete(facts: dict[str, Any], *, path: pathlib.Path) -> VitConfig:
         raise CheckpointError(
             f"{path} does not tell {' and '.join(missing)}, and no published model has its shape "
             f"(width {shape[0]}, depth {shape[1]}, mlp_dim {shape[2]:,}). Say so: "
-            f"hints={{{', '.join(f'{name!r}: ...' for name in missing)}}}, or --hints "
-            f"{' '.join(f'{name}=...' for name in missing)}."
+            f"hints={{{', '.join(f'{name!r}: ...' for name in missing)}}}, or "
+            f"--hints={','.join(f'{name}=...' for name in missing)}."
         )
     if facts.get("pool") in ("token", "token_gap"):
         facts = facts | {"class_token": False}  # It follows from what the head reads.
@@ -282,8 +289,8 @@ def place(
         raise CheckpointError(
             f"{path}: its position embedding has {rows:,} rows, which the image size "
             f"{image_size[0]}x{image_size[1]} with patches of {patch_size[0]}x{patch_size[1]} does "
-            f"not give ({math.prod(grid):,} patches). The hint image_size is of the checkpoint as "
-            "it is stored; the wanted size is an argument of its own."
+            f"not give ({math.prod(grid):,} patches). image_size, of its config.json or a hint, is "
+            "that of the checkpoint as it is stored; another wanted size is an argument of its own."
         )
     for name, prefix in prefixes.items():
         side = math.isqrt(max(rows - prefix, 0))
@@ -292,5 +299,5 @@ def place(
             return {"image_size": size, "posemb_prefix": name}
     raise CheckpointError(
         f"{path}: its position embedding has {rows:,} rows, of no square grid. Give its image "
-        "size: hints={'image_size': (height, width)}, or --hints image_size=HEIGHTxWIDTH."
+        "size: hints={'image_size': (height, width)}, or --hints=image_size=HEIGHTxWIDTH."
     )

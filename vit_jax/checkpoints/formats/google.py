@@ -119,6 +119,10 @@ def tower(foreign: Foreign) -> tuple[Tensors, tuple[str, ...]]:
         }
     )
     # A text tower embeds words: its embedding is a table, under another name.
+    if foreign.submodel and prefixes == [""]:
+        raise CheckpointError(
+            f"{foreign.path} holds one model, without a name: leave :{foreign.submodel} away."
+        )
     wanted = [p for p in prefixes if not foreign.submodel or p.endswith(f"{foreign.submodel}/")]
     if len(wanted) != 1 or (not foreign.submodel and re.fullmatch(r"(params/)?img/", wanted[0])):
         names = [p.rstrip("/").rpartition("/")[2] for p in prefixes]

@@ -108,8 +108,9 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     shapes = {n: tensor.shape for n, tensor in tensors.items() if not n.startswith("decoder.")}
     try:
         facts = _facts(shapes, config, family) | _numerics(config, family)
+        _agree(facts, config, foreign)
         facts |= {} if facts["posemb"] == "none" else _positions(shapes, facts, config, foreign)
-    except (KeyError, IndexError, ValueError, TypeError, StopIteration) as error:
+    except (KeyError, IndexError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{foreign.path} has a config.json of {config.get('model_type')}, but its tensors or "
             f"its config have no usable {error}."
@@ -130,8 +131,8 @@ def _family(foreign: Foreign) -> tuple[Mapping[str, Any], Family]:
     """
     config = foreign.config
     if config["model_type"] == "siglip":  # Two towers in one folder.
-        config = {"model_type": "siglip_vision_model"} | config.get("vision_config", {})
-    if config["model_type"] not in FAMILIES:
+        config = {**config.get("vision_config", {}), "model_type": "siglip_vision_model"}
+    if config["model_type"] not in [*FAMILIES]:
         raise CheckpointError(
             f'{foreign.path} is of the model_type "{config["model_type"]}". '
             + did_you_mean(str(config["model_type"]), FAMILIES)
@@ -141,29 +142,25 @@ def _family(foreign: Foreign) -> tuple[Mapping[str, Any], Family]:
 
 def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """What names and shapes tell, and config.json where they do not."""
-    kernel = next(s for n, s in shapes.items() if n.endswith(".weight") and "patch_embedding" in n)
-    width, channels, *patch = kernel
+    width, channels, *patch = _first(shapes, r"embeddings\.patch_embedding.*\.weight")
     depth = max(
         count(shapes, s.block.replace(".", r"\.").replace("{i}", r"(\d+)")) for s in SPELLINGS
     )
     gated = any(".weights_in." in name or ".gate_proj." in name for name in shapes)
-    hidden = next(
-        shape[1] for name, shape in shapes.items()
-        if re.search(r"\.0\.(output\.dense|mlp\.(fc2|weights_out|down_proj))\.weight$", name)
-    )  # fmt: skip
-    positions = any("position_embedding" in name for name in shapes)
+    hidden = _first(shapes, r".*\.0\.(output\.dense|mlp\.(fc2|weights_out|down_proj))\.weight")[1]
+    kind = config["model_type"]
     head = next((n for n in ("classifier", "cls_classifier") if f"{n}.weight" in shapes), None)
+    classifies = any("ForImageClassification" in a for a in config.get("architectures") or ())
+    # Without its tensors the head is there all the same, and they are missing.
+    unseen = len(config.get("id2label") or (0, 1)) if classifies else 0
     activation = config.get("hidden_act", family.hidden_act)
-    if gated and not config["model_type"].startswith("dinov2"):
+    if gated and not kind.startswith("dinov2"):
         mlp = {"silu": "swiglu", "swish": "swiglu"}.get(activation, "geglu")
     else:
         mlp = "swiglu" if gated else "gelu"
-    dino_head = config["model_type"].startswith("dinov2") and head
-    two, both = (
-        "embeddings.distillation_token" in shapes,
-        "distillation_classifier.weight" in shapes,
-    )
-    has_class = "embeddings.cls_token" in shapes
+    dino_head = kind.startswith("dinov2") and (head or classifies)
+    two, both = kind == "deit", "distillation_classifier.weight" in shapes
+    has_class = kind not in ("ijepa", "siglip_vision_model")
     pool = (
         "map"
         if "head.probe" in shapes
@@ -180,19 +177,26 @@ def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
         "depth": depth,
         "mlp_dim": hidden,
         "mlp": mlp,
-        "num_heads": config.get("num_attention_heads", 6 if family.ln_eps == 1e-5 else 12),
-        "num_classes": shapes[f"{head}.weight"][0] if head else 0,
+        "num_heads": _whole(config, "num_attention_heads", 6 if kind == "dinov3_vit" else 12),
+        "num_classes": shapes[f"{head}.weight"][0] if head else unseen,
         "rep_size": shapes["pooler.dense.weight"][0] if "pooler.dense.weight" in shapes else 0,
         "pool": pool,
         "class_token": has_class,
         "distilled": both,
         # Without a head of its own the distillation token is like a register with a position.
         "registers": shapes.get("embeddings.register_tokens", (1, 0))[1] + (two - both),
-        "posemb": "learned" if positions else "none",
+        "posemb": "none" if kind == "dinov3_vit" else "learned",
         "layer_scale": 1.0 if any("layer_scale1" in name for name in shapes) else 0.0,
         "qkv_bias": any(re.search(r"\.0\..*(query|q_proj)\.bias$", name) for name in shapes),
         "key_bias": any(re.search(r"\.0\..*(key|k_proj)\.bias$", name) for name in shapes),
     }  # fmt: skip
+
+
+def _first(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> tuple[int, ...]:
+    found = [shape for name, shape in shapes.items() if re.fullmatch(pattern, name)]
+    if not found:
+        raise KeyError(f"tensor whose name matches {pattern}")
+    return found[0]
 
 
 def _numerics(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -208,25 +212,74 @@ def _numerics(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
         "posemb_resize": family.resize,
     }
     if config["model_type"] == "dinov3_vit":
-        size = config.get("image_size", 224)
         facts |= {
             "rope": "dinov3",
             "rope_theta": float(config.get("rope_theta", 100.0)),
-            "image_size": tuple(size) if isinstance(size, list) else (size, size),
+            "image_size": _sides(config, "image_size") or (224, 224),
         }
     return facts
 
 
+def _whole(config: Mapping[str, Any], key: str, default: int) -> int:
+    value = config.get(key, default)
+    if type(value) is not int:
+        raise ValueError(f"{key}: {value!r} is no whole number")
+    return value
+
+
+def _sides(config: Mapping[str, Any], key: str) -> tuple[int, int] | None:
+    """Height and width that config.json gives as one number or two; None if it does not."""
+    value = config.get(key)
+    if value is None:
+        return None
+    sides = tuple(value) if isinstance(value, list) else (value, value)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"{key}: {value!r} is neither pixels nor [height, width]")
+    return sides
+
+
+def _agree(facts: Mapping[str, Any], config: Mapping[str, Any], foreign: Foreign) -> None:
+    """Raises CheckpointError where config.json is of another model than the tensors."""
+    if not isinstance(config.get("id2label") or {}, Mapping):
+        raise ValueError("id2label: it is no table of names")
+    said = {
+        "hidden_size": (config.get("hidden_size"), facts["width"]),
+        "num_hidden_layers": (config.get("num_hidden_layers"), facts["depth"]),
+        "intermediate_size": (config.get("intermediate_size"), facts["mlp_dim"]),
+        "num_channels": (config.get("num_channels"), facts["channels"]),
+        "patch_size": (_sides(config, "patch_size"), facts["patch_size"]),
+        "id2label, of so many names": (len(config.get("id2label") or ()), facts["num_classes"]),
+    }
+    if config["model_type"].startswith("dinov2"):  # Its MLP follows from mlp_ratio.
+        del said["intermediate_size"]
+    if not facts["num_classes"] or "id2label" not in config:
+        del said["id2label, of so many names"]
+    wrong = [
+        f"  {key}: {theirs!r}; the tensors have {ours!r}"
+        for key, (theirs, ours) in said.items()
+        if theirs is not None and theirs != ours
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{foreign.path}: config.json and the tensors are of different models.\n"
+            + "\n".join(wrong)
+            + "\nDownload both from the same place."
+        )
+
+
 def _positions(shapes, facts: dict[str, Any], config, foreign: Foreign) -> dict[str, Any]:
-    shape = next(s for n, s in shapes.items() if n.startswith("embeddings.position_embedding"))
-    size = config.get("image_size")
-    size = tuple(size) if isinstance(size, list) else (size, size) if size else None
-    if "embeddings.distillation_token" in shapes:
+    name = "embeddings.position_embeddings"
+    shape = shapes[name] if name in shapes else shapes["embeddings.position_embedding.weight"]
+    if config["model_type"] == "deit":
         prefixes = {"all": 2}
     else:
         prefixes = {"class": 1} if facts["class_token"] else {"none": 0}
     return place(
-        shape[-2], prefixes, patch_size=facts["patch_size"], image_size=size, path=foreign.path
+        shape[-2],
+        prefixes,
+        patch_size=facts["patch_size"],
+        image_size=_sides(config, "image_size"),
+        path=foreign.path,
     )
 
 

@@ -29,6 +29,8 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         facts = _google(shapes) if google else _timm(shapes)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{foreign.path} is a Mixer without a usable {error}.") from error
+    merged = hints.over(facts, choices=("gelu", "ln_eps"))
+    facts = {field: merged[field] for field in (*facts, *({"gelu", "ln_eps"} & merged.keys()))}
     facts["image_size"] = _image_size(facts, facts.pop("tokens"), hints, foreign)
     try:
         config = MixerConfig(**facts)

@@ -140,6 +140,8 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     root = shapes[f"{names.root}{names.kernel}"]
     width, channels = (root[0], root[1]) if names is TIMM_NAMES else (root[3], root[2])
     head = next((shapes[name] for name in _HEADS if name in shapes), None)
+    num_classes = 0 if head is None else head[0] if names is TIMM_NAMES else head[-1]
+    hints.over({"num_classes": num_classes})
     version = "v1" if f"{names.root_norm}{names.norm[0]}" in shapes else "v2"
     numerics = NUMERICS[version]
     if names is TIMM_NAMES:
@@ -148,8 +150,7 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         config = ResnetConfig(
             units=units_of(shapes, names), width_factor=width / 64, version=version,
             image_size=hints.get("image_size") or (224, 224), channels=channels,
-            num_classes=0 if head is None else head[0] if names is TIMM_NAMES else head[-1],
-            **numerics,
+            num_classes=num_classes, **numerics,
         )  # fmt: skip
     except ConfigError as error:
         raise CheckpointError(f"{foreign.path} describes no ResNet: {error}") from error

@@ -56,6 +56,12 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     facts = hints.over(
         facts, choices=("ln_eps", "gelu", "pool", "rope", "rope_theta", "image_size")
     )
+    if kind == "timm's EVA" and not _rotates(shapes, hints, foreign):
+        raise CheckpointError(
+            f"{foreign.path} has no position embedding (pos_embed). If it is a model of timm's "
+            "with rotary positions, say so: hints={'rope': 'axial_xy'}, or --hints=rope=axial_xy. "
+            "Otherwise a part of it is missing."
+        )
     if facts["pool"] == "gap" and "attn_pool.latent" in shapes:
         facts["pool"] = "map"
     facts |= _positions(shapes, facts, hints, foreign)
@@ -109,7 +115,8 @@ def _kind(shapes: Mapping[str, tuple[int, ...]], foreign: Foreign) -> str:
     if "decoder_embed.weight" in shapes:
         return "MAE"
     if "pos_embed" not in shapes:
-        return "timm's EVA, with DINOv3's positions" if "reg_token" in shapes else "timm's EVA"
+        dinov3 = {"reg_token", "blocks.0.gamma_1"} <= shapes.keys()
+        return "timm's EVA, with DINOv3's positions" if dinov3 else "timm's EVA"
     if any(f"blocks.0.{name}" in shapes for name in ("attn.q_bias", "mlp.fc1_g.weight")):
         return "timm's EVA"
     if "blocks.0.gamma_1" in shapes:
@@ -157,7 +164,7 @@ def _facts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "attn_norm": f"{block}.attn.norm.weight" in shapes,
         "num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0,
         "pool": "gap" if "fc_norm.weight" in shapes and head_pool == "token" else head_pool,
-        "final_norm": "tokens" if "norm.weight" in shapes else "pooled",
+        "final_norm": "tokens" if {"norm.weight", "norm.bias"} & shapes.keys() else "pooled",
         "class_token": "cls_token" in shapes,
         "distilled": "head_dist.weight" in shapes,
         "registers": registers,
@@ -205,6 +212,12 @@ def _numerics(tensors: Tensors, kind: str, *, gated: bool) -> dict[str, Any]:
         elif "pos_embed" not in tensors:  # RoPE-ViT takes them as they are; EVA has none.
             facts |= {"rope": "axial_xy", "rope_theta": 100.0}
     return facts
+
+
+def _rotates(shapes: Mapping[str, Any], hints: Hints, foreign: Foreign) -> bool:
+    """Whether a model without a position embedding is said to have rotary positions instead."""
+    said = "rope" in str(foreign.config.get("architecture"))
+    return "pos_embed" in shapes or said or bool(hints.get("rope") or hints.get("rope_theta"))
 
 
 # Entry points of timm whose GELU is the tanh one, and those whose rotary positions stand beside a

@@ -1,0 +1,167 @@
+"""Whole checkpoints of tiny models, and what can be done to them."""
+
+import io
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from tests.tiny_checkpoints import LABELS, tiny
+from vit_jax.checkpoints.exports import export
+from vit_jax.checkpoints.exports.huggingface import write_shards
+
+HINTS = {"num_heads": 4, "image_size": 32}
+GOOGLE = {"gelu": "tanh", "posemb_resize": "bilinear_corners"}
+RAN = "THE_CODE_RAN"  # The file that hostile pickles would make.
+
+
+class Shelf:
+    """Whole checkpoints of tiny models, and a new place for each damaged copy."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        if not (folder / "hf").exists():
+            export(tiny(labels=LABELS), folder / "hf", to="hf")
+            export(tiny(posemb_resize="bicubic_antialias"), folder / "timm", to="timm")
+            export(tiny(**GOOGLE), folder / "google.npz", to="google")
+
+    def new(self, name: str) -> pathlib.Path:
+        return pathlib.Path(tempfile.mkdtemp(dir=self.folder)) / name
+
+    def hf(self, **config) -> pathlib.Path:
+        """A folder of transformers, with keys of config.json changed."""
+        shutil.copytree(self.folder / "hf", copy := self.new("vit"))
+        content = json.loads((copy / "config.json").read_text()) | config
+        (copy / "config.json").write_text(json.dumps(content))
+        return copy
+
+    def timm(self, name: str = "model.safetensors", **changed) -> pathlib.Path:
+        """A bare file of timm's, with tensors changed; None: without it. Dots are written __."""
+        tensors = load_file(self.folder / "timm/model.safetensors")
+        tensors |= {key.replace("__", "."): array for key, array in changed.items()}
+        tensors = {key: array for key, array in tensors.items() if array is not None}
+        save_file(tensors, path := self.new(name))
+        return path
+
+    def google(self, change: Callable[[dict], dict]) -> pathlib.Path:
+        """An archive of Google's, changed."""
+        with np.load(self.folder / "google.npz") as file:
+            tensors = change(dict(file))
+        np.savez(path := self.new("vit.npz"), **tensors)
+        return path
+
+    def mixer(self) -> pathlib.Path:
+        """An MLP-Mixer for 16x16 pixels in Google's names."""
+        arrays = {"stem/kernel": (8, 8, 3, 6), "stem/bias": (6,), "head/kernel": (6, 2),
+                  "head/bias": (2,)}  # fmt: skip
+        for mlp, width in (("token_mixing", 4), ("channel_mixing", 6)):
+            arrays |= {
+                f"MixerBlock_0/{mlp}/Dense_0/kernel": (width, 5),
+                f"MixerBlock_0/{mlp}/Dense_0/bias": (5,),
+                f"MixerBlock_0/{mlp}/Dense_1/kernel": (5, width),
+                f"MixerBlock_0/{mlp}/Dense_1/bias": (width,),
+            }
+        for name in ("MixerBlock_0/LayerNorm_0", "MixerBlock_0/LayerNorm_1", "pre_head_layer_norm"):
+            arrays |= {f"{name}/scale": (6,), f"{name}/bias": (6,)}
+        np.savez(path := self.new("mixer.npz"), **{k: np.ones(s) for k, s in arrays.items()})
+        return path
+
+    def file(self, name: str, content: bytes) -> pathlib.Path:
+        (path := self.new(name)).write_bytes(content)
+        return path
+
+    def cut(self, path: pathlib.Path, share: float = 0.5) -> pathlib.Path:
+        """The same file, not wholly downloaded."""
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+        return path
+
+    def pickled(self, *, zipped: bool) -> pathlib.Path:
+        """A PyTorch file that runs a command where it is unpickled."""
+
+        class Code:
+            def __reduce__(self):
+                return os.system, (f"touch {pathlib.Path.cwd() / RAN}",)
+
+        content = pickle.dumps({"state_dict": Code()}, protocol=2)
+        if zipped:
+            buffer = io.BytesIO()
+            with zipfile.ZipFile(buffer, "w") as archive:
+                archive.writestr("archive/data.pkl", content)
+                archive.writestr("archive/version", "3")
+            content = buffer.getvalue()
+        return self.file("evil.pth", content)
+
+    def shards(self) -> pathlib.Path:
+        """A folder of transformers in several files, of which one was not downloaded."""
+        folder = self.hf()
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        write_shards(tensors.items(), folder, largest=9000)
+        sorted(folder.glob("model-*"))[1].unlink()
+        return folder
+
+
+def objects(shelf: Shelf) -> pathlib.Path:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{"embedding/kernel": np.array([{"a": 1}], dtype=object)})
+    return shelf.file("objects.npz", buffer.getvalue())
+
+
+def bomb(shelf: Shelf) -> pathlib.Path:
+    """An archive of a few kilobytes that says that its array has a terabyte."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": "<f4", "fortran_order": False, "shape": (2**38,)}
+    )
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("embedding/kernel.npy", head.getvalue() + bytes(10**6))
+    return shelf.file("bomb.npz", buffer.getvalue())
+
+
+def two(shelf: Shelf) -> pathlib.Path:
+    def towers(tensors):
+        image = {f"params/img/{name}": array for name, array in tensors.items()}
+        return image | {"params/txt/Embed_0/embedding": np.zeros((4, 4), np.float32)}
+
+    return shelf.google(towers)
+
+
+def beside(shelf: Shelf) -> pathlib.Path:
+    folder = shelf.new("several")
+    folder.mkdir()
+    for name in ("first", "second"):
+        shutil.copy(shelf.timm(), folder / f"{name}.safetensors")
+    return folder
+
+
+def swapped(shelf: Shelf) -> pathlib.Path:
+    """A folder of transformers whose weights were overwritten by timm's."""
+    folder = shelf.hf()
+    shutil.copy(shelf.timm(), folder / "model.safetensors")
+    return folder
+
+
+def written(folder: pathlib.Path, name: str, text: str) -> pathlib.Path:
+    (folder / name).write_text(text)
+    return folder
+
+
+def made(folder: pathlib.Path) -> pathlib.Path:
+    folder.mkdir()
+    return folder
+
+
+def without_head(folder: pathlib.Path) -> pathlib.Path:
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: array for name, array in tensors.items() if not name.startswith("classifier")}
+    save_file(kept, folder / "model.safetensors")
+    return folder
