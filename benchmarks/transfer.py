@@ -9,7 +9,15 @@ probe, by LoRA. All have the same model, pictures, augmentation (but the probe, 
 number of updates and batch size. Each way has the learning rate that was best, with the fewest
 labels, on pictures of `train` that no run is trained on, for a seed that is not reported.
 
-Repeating the command goes on where it stopped.
+Repeating the command goes on where it stopped. Measured on 2 cores of an AMD EPYC, shared with
+others (pre-training 13 minutes, a run half a minute, a probe 5 seconds), mean and standard deviation
+of test accuracy over three seeds:
+
+                                       10 labels a class    25 labels a class
+    from scratch (AdamW, lr .003)      62.0% +- 1.3         67.8% +- 2.4
+    linear probe (SGD, lr .1)          64.9% +- 4.2         75.2% +- 1.8
+    fine-tuned (SGD, lr .03)           70.0% +- 4.8         78.3% +- 2.5
+    LoRA, rank 8 (AdamW, lr .003)      74.8% +- 2.0         81.1% +- 2.2
 """
 
 import contextlib
@@ -40,7 +48,7 @@ SEEDS = 3
 LEARNING_RATES = {
     "scratch": (1e-3, 3e-3, 1e-2),
     "full": (0.01, 0.03, 0.1),
-    "probe": (0.1, 0.3, 1.0),
+    "probe": (0.03, 0.1, 0.3),
     "lora": (1e-3, 3e-3, 1e-2),
 }
 PLAIN = (DECODE, {"op": "resize"}, {"op": "value_range"})
