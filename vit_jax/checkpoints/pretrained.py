@@ -22,7 +22,7 @@ from vit_jax.checkpoints.adaptation import adapt_params
 from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.own import is_own, one_device
 from vit_jax.checkpoints.plan import make_plan
-from vit_jax.checkpoints.preprocess import Preprocess
+from vit_jax.checkpoints.preprocess import Preprocess, output_size
 from vit_jax.checkpoints.reader import read
 from vit_jax.errors import ConfigError
 from vit_jax.models import MixerConfig, ModelConfig, VitConfig, build, model_config
@@ -136,8 +136,10 @@ def _load_own(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mesh) -
 
 def _preprocess(transforms: Any, published: ModelConfig, config: ModelConfig) -> Preprocess:
     """How pictures are prepared for the model, in proportion where its image size is another."""
-    own = Preprocess(tuple(map(dict, transforms)), published.image_size, published.channels)
-    return own.for_size(config.image_size)
+    transforms = tuple(map(dict, transforms))
+    # DINOv2's, say, is evaluated at 224 pixels and was trained at 518.
+    made = output_size(transforms) or published.image_size
+    return Preprocess(transforms, made, published.channels).for_size(config.image_size)
 
 
 def _labels(labels: tuple[str, ...] | None, published: ModelConfig, config: ModelConfig):

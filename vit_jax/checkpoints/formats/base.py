@@ -82,7 +82,6 @@ _HINTS: dict[str, str | None] = {
     "num_heads": "num_heads",
     "num_classes": "num_classes",
     "representation_size": "rep_size",
-    "num_register_tokens": "registers",
     "pool": "pool",
     "posemb": "posemb",
     "ln_eps": "ln_eps",
@@ -94,7 +93,7 @@ _HINTS: dict[str, str | None] = {
     (
         "block_units", "channels_mlp_dim", "class_token", "constructor_kwargs", "family", "ffn",
         "final_norm", "grid", "group_norm", "hidden_act", "layer_scale", "map_head",
-        "no_embed_class", "num_prefix_tokens", "padding", "pooling", "posemb_on_cls", "pre_norm",
+        "no_embed_class", "num_prefix_tokens", "num_register_tokens", "padding", "pooling", "posemb_on_cls", "pre_norm",
         "pre_logits_activation", "qk_norm", "qkv_bias", "resnet", "root_width", "scan", "sincos2d",
         "softmax_dtype", "timm_class", "timm_kwargs", "tokens_mlp_dim", "weight_standardization",
         "width_factor",
