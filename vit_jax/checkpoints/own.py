@@ -18,10 +18,12 @@ from vit_jax.parallel.constraints import AXES
 
 def is_own(path: str | os.PathLike) -> bool:
     """Whether a path is a work directory, or a checkpoint in one."""
+    if re.match(r"https?://", os.fspath(path)):
+        return False
     folder = storage.as_path(path)
     if folder.name.isdigit() and folder.parent.name == workdirs.CHECKPOINTS:
         return True
-    if not storage.is_local(folder) and re.search(r"\.\w+$", folder.name):
+    if not storage.is_local(folder) and re.search(r"\.\w+(:\w+)?$", folder.name):
         return False  # A file: no need to ask whether something is below it.
     try:
         return storage.exists(folder / workdirs.DATASET)

@@ -101,7 +101,12 @@ def write(
         processor = "Bit"
     _write_json(
         folder / "preprocessor_config.json",
-        to_hf(pretrained.preprocess.transforms, processor=processor),
+        to_hf(
+            pretrained.preprocess.transforms,
+            processor=processor,
+            image_size=config.image_size,
+            channels=config.channels,
+        ),
     )
 
 

@@ -1,27 +1,32 @@
 """Transforms as the JSON that Hugging Face and timm keep beside a model."""
 
+import math
 from typing import Any
 
 from vit_jax.data.recipes import Transforms
 from vit_jax.errors import CheckpointError
 
 _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's codes.
-_HALF = [0.5, 0.5, 0.5]
 _IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def to_hf(transforms: Transforms, *, processor: str) -> dict[str, Any]:
+def to_hf(
+    transforms: Transforms, *, processor: str, image_size: tuple[int, int], channels: int
+) -> dict[str, Any]:
     """The content of preprocessor_config.json.
 
     What transformers cannot do, resizing without antialiasing or by areas, becomes the same
-    method with it.
+    method with it; a crop that would begin at half a pixel begins where they round it to, which
+    is a pixel beside timm's for every other difference of sides.
 
     Args:
       transforms: with explicit sizes.
       processor: name of the image processor's class, without "ImageProcessor".
+      image_size: of the model: what is made of pictures where the transforms resize nothing.
+      channels: of the model.
     """
-    mean, std = _statistics(transforms)
-    resize = _operation(transforms, "resize", "resize_small")
+    mean, std = _statistics(transforms, channels)
+    resize = _resize(transforms, image_size)
     crop = _operation(transforms, "center_crop")
     content: dict[str, Any] = {
         "image_processor_type": f"{processor}ImageProcessor",
@@ -43,15 +48,20 @@ def to_hf(transforms: Transforms, *, processor: str) -> dict[str, Any]:
     return content
 
 
-def to_timm(transforms: Transforms, *, image_size: tuple[int, int]) -> dict[str, Any]:
+def to_timm(
+    transforms: Transforms, *, image_size: tuple[int, int], channels: int
+) -> dict[str, Any]:
     """What timm calls pretrained_cfg, without what names the model."""
-    mean, std = _statistics(transforms)
-    resize = _operation(transforms, "resize", "resize_small")
-    before = min(_pair(resize["size"]))
+    mean, std = _statistics(transforms, channels)
+    resize = _resize(transforms, image_size)
+    side, before = min(image_size), min(_pair(resize["size"]))
+    share = side / before
+    if math.floor(side / share) != before:  # As timm rounds.
+        share = math.nextafter(share, 0)
     return {
-        "input_size": [3, *image_size],
+        "input_size": [channels, *image_size],
         "interpolation": _method(resize),
-        "crop_pct": min(image_size) / before,
+        "crop_pct": share,
         "crop_mode": "center" if resize["op"] == "resize_small" else "squash",
         "mean": mean,
         "std": std,
@@ -60,6 +70,11 @@ def to_timm(transforms: Transforms, *, image_size: tuple[int, int]) -> dict[str,
 
 def _operation(transforms: Transforms, *names: str) -> dict[str, Any]:
     return next((dict(op) for op in transforms if op["op"] in names), {})
+
+
+def _resize(transforms: Transforms, image_size: tuple[int, int]) -> dict[str, Any]:
+    found = _operation(transforms, "resize", "resize_small")
+    return found or {"op": "resize", "size": image_size}
 
 
 def _method(resize: dict[str, Any]) -> str:
@@ -71,10 +86,10 @@ def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
-def _statistics(transforms: Transforms) -> tuple[list[float], list[float]]:
+def _statistics(transforms: Transforms, channels: int) -> tuple[list[float], list[float]]:
     last = transforms[-1]
     if last["op"] == "value_range":
-        return _HALF, _HALF
+        return [0.5] * channels, [0.5] * channels
     if last["op"] != "normalize":
         raise CheckpointError(f"Pictures are prepared by {last['op']} at last: not expressible.")
     return list(last.get("mean", _IMAGENET[0])), list(last.get("std", _IMAGENET[1]))

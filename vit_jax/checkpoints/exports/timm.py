@@ -71,7 +71,11 @@ def write(
         "global_pool": arguments["global_pool"],
         "model_args": arguments,
         "pretrained_cfg": {
-            **to_timm(pretrained.preprocess.transforms, image_size=config.image_size),
+            **to_timm(
+                pretrained.preprocess.transforms,
+                image_size=config.image_size,
+                channels=config.channels,
+            ),
             "num_classes": config.num_classes,
             "fixed_input_size": True,
             "pool_size": None,
@@ -87,6 +91,7 @@ def _entry_point(config: VitConfig) -> tuple[str, dict[str, tuple[Any, ...]], di
     arguments: dict[str, Any] = {
         "img_size": _side(config.image_size),
         "patch_size": _side(config.patch_size),
+        "in_chans": config.channels,
         "embed_dim": config.width,
         "depth": config.depth,
         "num_heads": config.num_heads,

@@ -5,6 +5,7 @@ tensors, by which they are told apart; and in how they resize positions. All hav
 LayerNorm epsilon is 1e-6, DINOv3's 1e-5.
 """
 
+import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -65,6 +66,8 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     if facts["pool"] == "gap" and "attn_pool.latent" in shapes:
         facts["pool"] = "map"
     facts |= _positions(shapes, facts, hints, foreign)
+    if facts["posemb"] == "none" and (said := _said_size(foreign.config)):
+        facts = {"image_size": said} | facts
     config = complete(facts, path=foreign.path)
     return Description(
         config,
@@ -258,10 +261,22 @@ def _positions(shapes, facts: dict[str, Any], hints: Hints, foreign: Foreign) ->
         del prefixes["all"], prefixes["none"]
     stride = facts["stem"].stride if facts["stem"] else 1
     pixels = (facts["patch_size"][0] * stride, facts["patch_size"][1] * stride)
+    rows, size = shapes["pos_embed"][-2], hints.get("image_size")
+    if size is None and (said := _said_size(foreign.config)):
+        # It may be a size that patches do not fill, which timm cuts off.
+        grid = [side / patch for side, patch in zip(said, pixels, strict=True)]
+        size = said if math.prod(grid) in {rows - n for n in prefixes.values()} else None
     return {"posemb": "learned"} | place(
-        shapes["pos_embed"][-2], prefixes, patch_size=pixels,
-        image_size=hints.get("image_size"), path=foreign.path,
-    )  # fmt: skip
+        rows, prefixes, patch_size=pixels, image_size=size, path=foreign.path
+    )
+
+
+def _said_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width in a config.json of timm's, if they are there."""
+    size = (config.get("model_args") or {}).get("img_size")
+    size = size or ((config.get("pretrained_cfg") or {}).get("input_size") or [None])[1:]
+    sides = tuple(size) if isinstance(size, list) else (size, size)
+    return sides if len(sides) == 2 and all(type(side) is int for side in sides) else None
 
 
 def entries(config: VitConfig) -> tuple[Entry, ...]:

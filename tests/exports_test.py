@@ -1,0 +1,296 @@
+"""Exports: every golden in every format that can say it, read again here and by the real libraries.
+
+What is read again has the same bits: the parameters are equal, or, where a format has another table
+of positions, the outputs are.
+"""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import SHARED
+from tests.references import outputs as reference_outputs
+from tests.references import reference
+from tests.tiny_checkpoints import LABELS, outputs, pictures, tiny
+from vit_jax.checkpoints.exports import export, huggingface
+from vit_jax.checkpoints.exports.huggingface import write_shards
+from vit_jax.checkpoints.preprocess import from_hf
+from vit_jax.checkpoints.pretrained import load_pretrained
+from vit_jax.checkpoints.verification import fixtures, load_fixture
+from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.predict import predict
+
+GOLDENS = SHARED / "goldens"
+FIXTURES = {f["id"]: f for f in fixtures(GOLDENS)} if GOLDENS.is_dir() else {}
+FORMATS = ("hf", "timm", "google", "big_vision", "orbax")
+# Of the goldens' models, those that these formats cannot say; all others are written.
+REFUSED = {
+    "hf": {
+        "bv_npz/bf16_gap", "bv_npz/bit_paper_tfnames", "bv_npz/bit_v1", "bv_npz/gap_sincos2d",
+        "bv_npz/map_learn", "bv_npz/scan_gap", "bv_npz/tok_learn_rep", "deit3_native/layerscale",
+        "timm_eva/rope_axial", "timm_vit/gap_fcnorm_pth", "timm_vit/map_siglip",
+        "timm_vit/noembedclass_ls", "timm_vit/reg_ls_qknorm_swiglu", "vt_npz/gap_norep",
+        "vt_npz/hybrid_token", "vt_npz/mixer", "vt_npz/token_prelogits",
+    },
+    "timm": {
+        "bv_npz/bit_paper_tfnames", "bv_npz/bit_v1", "bv_npz/tok_learn_rep", "hf_dinov2/cls_mlp",
+        "hf_vit/model_with_pooler", "vt_npz/hybrid_token", "vt_npz/mixer",
+        "vt_npz/token_prelogits",
+    },
+}  # fmt: skip
+
+
+@functools.cache
+def golden(name):
+    """A golden's model and its inputs."""
+    fixture = FIXTURES[name]
+    with np.load(fixture["folder"] / fixture["inputs"]) as file:
+        return load_fixture(fixture), file["image"]
+
+
+def written(pretrained, path, to, **how):
+    """Whether the format can say the model; if only with other numerics, it is written so."""
+    try:
+        export(pretrained, path, to=to, **how)
+    except CheckpointError as error:
+        if "--change_numerics" not in str(error):
+            assert f"--to={to}" in str(error) and not list(path.parent.glob(f"{path.name}*"))
+            return False
+        export(pretrained, path, to=to, change_numerics=True, **how)
+    return True
+
+
+def again(pretrained, path, to):
+    """The export, read; with what a bare file does not tell."""
+    bare = to in ("google", "big_vision") and hasattr(pretrained.config, "grid")
+    hints = {"image_size": pretrained.config.image_size} if bare else {}
+    return load_pretrained(path, hints=hints)
+
+
+def same(a, b):
+    """Whether two trees have the same bits."""
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("name", FIXTURES)
+def test_round_trips_have_the_same_bits(name, to, tmp_path):
+    pretrained, images = golden(name)
+    path = tmp_path / "exported"
+    done = written(pretrained, path, to)
+    assert done == (name not in REFUSED[to]) if to in REFUSED else to != "orbax" or done
+    if not done:
+        return
+    found = again(pretrained, path, to)
+    if not same(found.params, pretrained.params):
+        fields = ("ln_eps", "gelu")
+        assert [getattr(found.config, f) for f in fields] == [
+            getattr(pretrained.config, f) for f in fields
+        ]
+        assert same(outputs(found, images)["tokens"], outputs(pretrained, images)["tokens"])
+        assert same(outputs(found, images)["logits"], outputs(pretrained, images)["logits"])
+
+
+# --------------------------------------------------------------------------- in other libraries
+
+
+def from_transformers(folder):
+    """A model of transformers, to the last tensor; what it gives; and which weights it made up."""
+    transformers = reference("transformers")
+    config = json.loads((folder / "config.json").read_text())
+    kind = getattr(transformers, config["architectures"][0])
+    model, info = kind.from_pretrained(folder, output_loading_info=True)
+    # A ViTModel has a pooler, whether its checkpoint has one or not.
+    made_up = set(info.pop("missing_keys"))
+    assert made_up <= {"pooler.dense.weight", "pooler.dense.bias"} and not any(info.values())
+    names = {"logits": "logits", "last_hidden_state": "tokens"}
+    if not made_up:
+        names["pooler_output"] = "pre_logits"
+
+    def read(output):
+        found = {ours: getattr(output, theirs, None) for theirs, ours in names.items()}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    return model.eval(), read
+
+
+def from_timm(folder):
+    """A model of timm's, and what it gives."""
+    model = reference("timm").create_model(f"local-dir:{folder}", pretrained=True)
+    return model.eval(), lambda logits: {"logits": logits}
+
+
+LIBRARIES = {"hf": from_transformers, "timm": from_timm}
+
+
+def check_library(folder, to, found, images):
+    """The library's outputs are those of the model that is read here, to its own noise."""
+    model, read = LIBRARIES[to](folder)
+    wanted, allowed = reference_outputs(model, images, read)
+    ours = outputs(found, images)
+    assert wanted
+    for name, array in wanted.items():
+        difference = np.abs(ours[name] - array).max()
+        print(f"{folder.name} {to} {name}: {difference:.1e}, allowed {allowed[name]:.1e}")
+        assert difference <= allowed[name], name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [(to, name) for to in LIBRARIES for name in FIXTURES if name not in REFUSED[to]],
+)
+def test_libraries_give_the_same_outputs(to, name, tmp_path):
+    pretrained, images = golden(name)
+    path = tmp_path / name.replace("/", "_")
+    assert written(pretrained, path, to)
+    check_library(path, to, again(pretrained, path, to), images)
+
+
+SHAPES = {
+    "plain": {},
+    "no square": {"image_size": (16, 64), "patch_size": (8, 8)},  # A grid of 2x8, as 4x4.
+    "patches that are no square": {"image_size": (32, 48), "patch_size": (8, 16)},
+    "gray": {"channels": 1},
+    "one block": {"depth": 1},
+    "twelve blocks": {"depth": 12},
+    "no head": {"num_classes": 0},
+    "one class": {"num_classes": 1},
+    "one by one": {"scan": False},
+}
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_shape(shape, to, tmp_path):
+    pretrained = tiny(gelu="tanh", **SHAPES[shape])
+    path, images = tmp_path / "exported", pictures(pretrained)
+    if to == "orbax" and shape == "patches that are no square":
+        with pytest.raises(ConfigError, match="No config can say what this model is"):
+            export(pretrained, path, to=to)
+        return
+    assert written(pretrained, path, to)
+    found = again(pretrained, path, to)
+    assert found.config.image_size == pretrained.config.image_size
+    if shape == "one by one":  # It is read as a stack.
+        ours, theirs = outputs(found, images)["logits"], outputs(pretrained, images)["logits"]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    else:
+        assert same(found.params, pretrained.params)
+    if to in LIBRARIES:
+        check_library(path, to, found, images)
+
+
+# ------------------------------------------------------------------------------ what is beside it
+
+
+@pytest.mark.parametrize("to", ["hf", "timm", "google", "big_vision"])
+def test_bfloat16(to, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert written(tiny(gelu="tanh"), first, to, dtype="bfloat16")
+    half = again(tiny(gelu="tanh"), first, to)
+    exact = jax.tree.map(lambda x: x.astype("bfloat16").astype("float32"), tiny().params)
+    assert same(half.params, exact)
+    assert written(half, second, to, dtype="bfloat16")
+    assert same(again(half, second, to).params, exact)
+    if to in LIBRARIES:
+        model, _ = LIBRARIES[to](second)
+        assert model.num_classes == 5 if to == "timm" else model.num_labels == 5
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("registers", [0, 3])
+def test_another_image_size(to, registers, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    options = {"registers": registers, "posemb_prefix": "class", "final_norm": "tokens"}
+    pretrained = tiny(gelu="erf", posemb_resize="bicubic_antialias", **options)
+    source = "timm" if registers else "hf"
+    assert written(pretrained, first, source)
+    larger = load_pretrained(first, image_size=(40, 56))
+    assert larger.config.grid == (5, 7)
+    if not written(larger, second, to):
+        assert registers and to in ("hf", "google", "big_vision")
+        return
+    found = again(larger, second, to)
+    assert found.config.image_size == (40, 56)
+    if to == source or to == "orbax":
+        assert same(found.params, larger.params)
+    if to in LIBRARIES:
+        check_library(second, to, found, pictures(larger))
+
+
+def test_shards_are_read_by_transformers(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface, "write_shards", functools.partial(write_shards, largest=9000))
+    pretrained = tiny(labels=LABELS)
+    export(pretrained, tmp_path / "vit", to="hf")
+    assert len(list((tmp_path / "vit").glob("model-0000?-of-0000?.safetensors"))) > 2
+    found = load_pretrained(tmp_path / "vit")
+    assert same(found.params, pretrained.params) and found.labels == LABELS
+    check_library(tmp_path / "vit", "hf", found, pictures(pretrained))
+
+
+def picture(height=60, width=80):
+    """A smooth picture with some noise, as photographs have."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width] / 20
+    waves = np.stack([np.sin(y + x), np.cos(x), np.sin(2 * y)], axis=-1)
+    return (127 + 90 * waves + rng.normal(0, 10, waves.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("to", ["hf", "timm"])
+@pytest.mark.parametrize("family", ["timm", "timm_imagenet", "deit", "mae", "dinov2", "hf's own"])
+def test_pictures_are_prepared_the_same(family, to, tmp_path):
+    # Of these sides both libraries round the corner of the crop to the same pixel.
+    size = {"image_size": (40, 40)}
+    pretrained = tiny(family="timm" if family == "hf's own" else family, **size)
+    if family == "hf's own":
+        own = from_hf({"image_processor_type": "ViTImageProcessor"}, **size)
+        preprocess = dataclasses.replace(pretrained.preprocess, transforms=own)
+        pretrained = dataclasses.replace(pretrained, preprocess=preprocess)
+    assert written(pretrained, tmp_path / "vit", to)
+    image = Image.fromarray(picture())
+    if to == "hf":
+        transformers = reference("transformers")
+        processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "vit", backend="pil")
+        theirs = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    else:
+        timm = reference("timm")
+        model = timm.create_model(f"local-dir:{tmp_path / 'vit'}", pretrained=True)
+        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+        theirs = transform(image).numpy().transpose(1, 2, 0)
+    ours = pretrained.preprocess([image])[0]
+    level = 1 / 255 / 0.224  # One of 256, by the smallest deviation.
+    assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1.01 * level
+    again = load_pretrained(tmp_path / "vit").preprocess([image])[0]
+    assert np.abs(again - theirs).max() <= 1.01 * level
+
+
+@pytest.mark.parametrize("to", ["hf", "timm", "orbax"])
+def test_names_of_classes_travel(to, tmp_path):
+    names = ("tench, Tinca tinca", 'a "quoted" one', "Zürich", "雪", "")
+    assert written(tiny(labels=names), tmp_path / "vit", to)
+    assert load_pretrained(tmp_path / "vit").labels == names
+
+
+def test_predictions_are_those_of_transformers(tmp_path):
+    export(tiny(labels=LABELS, family="dinov2"), tmp_path / "vit", to="hf")
+    Image.fromarray(picture()).save(tmp_path / "x.png")
+    (found,) = predict(tmp_path / "vit", [str(tmp_path / "x.png")])
+    transformers = reference("transformers")
+    import torch
+
+    model = transformers.ViTForImageClassification.from_pretrained(tmp_path / "vit").eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "vit", backend="pil")
+    with torch.no_grad():
+        pixels = processor(Image.open(tmp_path / "x.png"), return_tensors="pt")
+        probabilities = model(**pixels).logits.softmax(-1)[0]
+    order = probabilities.argsort(descending=True).tolist()
+    assert found.classes == tuple(model.config.id2label[k] for k in order)
+    np.testing.assert_allclose(found.probabilities, probabilities[order], atol=1e-5)
