@@ -95,6 +95,8 @@ def load_pretrained(
     }
     mesh = one_device() if mesh is None else mesh
     if is_own(path):
+        if hints or leave_out:
+            raise ConfigError(f"{path} is a work directory, which tells all: give no hints for it.")
         return _load_own(path, changes, mesh)
     plan = make_plan(path, hints=hints, leave_out=leave_out)
     published = plan.description.config

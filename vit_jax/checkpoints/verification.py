@@ -7,6 +7,7 @@ reference's own code. What differs by more than ten times that is wrong.
 
 import json
 import pathlib
+import zipfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -93,29 +94,44 @@ def verify(fixture: dict[str, Any]) -> Iterator[Difference]:
 
     Args:
       fixture: of `fixtures`.
+
+    Raises:
+      CheckpointError: the fixture lacks something, or holds nothing that can be compared.
     """
-    with np.load(fixture["folder"] / fixture["inputs"]) as file:
-        inputs = dict(file)
-    with np.load(fixture["folder"] / fixture["expected"]) as file:
-        expected = dict(file)
-    names = [name for name in fixture["expected_arrays"] if name.rpartition("/")[2] in _OUTPUTS]
-    for size in dict.fromkeys(name.rpartition("/")[0] for name in names):
+    try:
+        inputs, expected = _arrays(fixture, "inputs"), _arrays(fixture, "expected")
+        known = {
+            name: (expected[name], entry["noise_floor"], entry["tol"])
+            for name, entry in fixture["expected_arrays"].items()
+            if name.rpartition("/")[2] in _OUTPUTS
+        }
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{fixture['id']}: its arrays cannot be read ({type(error).__name__}: {error})."
+        ) from error
+    if not known:
+        raise CheckpointError(
+            f"{fixture['id']}: none of its arrays can be compared: {', '.join(_OUTPUTS)}."
+        )
+    for size in dict.fromkeys(name.rpartition("/")[0] for name in known):
         height_width = tuple(map(int, size.split("x"))) if size else None
         outputs = _outputs(fixture, height_width, inputs[f"image_{size}" if size else "image"])
-        for name in names:
+        for name, (theirs, noise_floor, tolerance) in known.items():
             folder, _, output = name.rpartition("/")
             if folder != size:
                 continue
-            ours, theirs = outputs[_OUTPUTS[output]], expected[name]
+            ours = outputs[_OUTPUTS[output]]
             if ours.shape != theirs.shape:
                 raise CheckpointError(
                     f"{fixture['id']}: {name} has the shape {ours.shape}, not {theirs.shape}."
                 )
-            known = fixture["expected_arrays"][name]
-            yield Difference(
-                fixture["id"], name, float(np.abs(ours - theirs).max()), known["noise_floor"],
-                known["tol"],
-            )  # fmt: skip
+            difference = float(np.abs(ours - theirs).max())
+            yield Difference(fixture["id"], name, difference, noise_floor, tolerance)
+
+
+def _arrays(fixture: dict[str, Any], name: str) -> dict[str, np.ndarray]:
+    with np.load(fixture["folder"] / fixture[name], allow_pickle=False) as file:
+        return dict(file)
 
 
 def _outputs(fixture, image_size: tuple[int, int] | None, images: np.ndarray) -> dict[str, Any]:

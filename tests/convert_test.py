@@ -1,0 +1,134 @@
+"""`python -m vit_jax.convert`: looks at, proves and writes checkpoints."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.damaged_checkpoints import Shelf
+from tests.mistakes import Doors
+from tests.tiny_checkpoints import LABELS, tiny
+from vit_jax.checkpoints.exports import TARGETS
+from vit_jax.checkpoints.pretrained import load_pretrained
+
+
+@pytest.fixture(scope="module")
+def doors():
+    with Doors() as doors:
+        yield doors
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    return Shelf(tmp_path_factory.mktemp("shelf"))
+
+
+def called(doors, *words, code=0, cwd=None):
+    answer = doors.call("convert", *words, **({"cwd": cwd} if cwd else {}))
+    assert answer.code == code and "Traceback" not in answer.err, answer
+    return answer
+
+
+INSPECTED = {
+    "vt_npz/token_prelogits/ckpt.npz": ("Google .npz", "rep_size", "gelu tanh", "pool token"),
+    "vt_npz/mixer/ckpt.npz": ("MLP-Mixer", "Mixer", "token_mlp_dim 24"),
+    "vt_npz/hybrid_token/ckpt.npz": ("Google .npz", "image size", "stem"),
+    "bv_npz/scan_gap/ckpt.npz": ("Google .npz", "pool gap"),
+    "bv_npz/bit_v1/ckpt.npz": ("BiT ResNet", "Resnet", "version v1"),
+    "hf_vit/cls": ("Hugging Face transformers, model_type vit", "ln_eps 1e-12", "10"),
+    "hf_dinov3_vit/gated": ("model_type dinov3_vit", "mlp swiglu", "rope dinov3", "no head"),
+    "dinov2_native/reg4/checkpoint.pth": ("names of DINOv2", "registers 4", "gelu erf"),
+    "deit3_native/layerscale/checkpoint.pth": ("names of DeiT-III", "layer_scale"),
+    "timm_vit/cls/model.safetensors": ("timm, names of timm", "posemb_resize bicubic_antialias"),
+    "torchvision_vit/cls/checkpoint.pth": ("torchvision", "posemb_resize bicubic_corners"),
+}
+
+
+@pytest.mark.parametrize("name", INSPECTED)
+def test_inspect_tells_what_it_is(doors, goldens, name):
+    manifest = json.loads((goldens / "manifest.json").read_text())["models"]
+    (fixture,) = [f for f in manifest if name.startswith(f["id"])]
+    heads = fixture["architecture"].get("num_heads")
+    size = "x".join(map(str, fixture["architecture"]["image_size"]))
+    hints = "" if name.startswith("hf") else f"--hints=image_size={size}"
+    if hints and heads:
+        hints += f",num_heads={heads}"
+    out = called(doors, f"--inspect={goldens / name}", *filter(None, [hints])).out
+    for words in (*INSPECTED[name], f"image size     {size}", "GFLOPs an image"):
+        assert words in out, f"{words!r} is not in {out}"
+
+
+def test_inspect_for_another_size(doors, shelf):
+    out = called(doors, "--inspect=hf", "--image_size=64x32", cwd=shelf.folder).out
+    assert "64x32, patches of 8x8, a grid of 8x4" in out
+    assert "positions from 4x4 to 8x4 patches (bicubic)" in out
+    assert "thing 0; thing 1; thing 2; thing 3; thing 4" in out
+
+
+def test_verify_says_what_is_right_and_what_is_wrong(doors, goldens, tmp_path):
+    out = called(doors, f"--verify={goldens / 'hf_vit/cls'}").out
+    assert "hf_vit/cls" in out and "logits" in out and "WRONG" not in out
+    copy = tmp_path / "hf_vit/cls"
+    shutil.copytree(goldens / "hf_vit/cls", copy)
+    shutil.copy(goldens / "manifest.json", tmp_path)
+    tensors = load_file(copy / "model.safetensors")
+    name = next(name for name in tensors if "layer.1" in name and "dense.weight" in name)
+    tensors[name][0, 0] += 0.01
+    save_file(tensors, copy / "model.safetensors")
+    lines = called(doors, f"--verify={copy}", code=1).out.splitlines()
+    assert any(" logits " in line and line.endswith("  WRONG") for line in lines)
+
+
+@pytest.mark.parametrize("harm", ["no inputs", "nothing to compare", "NaN"])
+def test_a_damaged_reference_proves_nothing(doors, goldens, tmp_path, harm):
+    copy = tmp_path / "hf_vit/cls"
+    shutil.copytree(goldens / "hf_vit/cls", copy)
+    manifest = json.loads((goldens / "manifest.json").read_text())
+    (entry,) = [f for f in manifest["models"] if f["id"] == "hf_vit/cls"]
+    if harm == "no inputs":
+        (copy / "inputs.npz").unlink()
+    elif harm == "nothing to compare":
+        entry["expected_arrays"] = {}
+    else:
+        expected = dict(np.load(copy / "expected.npz"))
+        np.savez(copy / "expected.npz", **expected | {"logits": expected["logits"] * np.nan})
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    answer = called(doors, f"--verify={copy}", code=1 if harm == "NaN" else 2)
+    assert {
+        "no inputs": "hf_vit/cls: its arrays cannot be read (FileNotFoundError",
+        "nothing to compare": "hf_vit/cls: none of its arrays can be compared",
+        "NaN": "WRONG",
+    }[harm] in answer.out + answer.err
+
+
+def test_convert_writes_and_says_what_it_did(doors, shelf, tmp_path):
+    out = called(
+        doors, shelf.folder / "hf", tmp_path / "vit", "--to=timm", "--image_size=48",
+        "--change_numerics", "--dtype=bfloat16",
+    ).out  # fmt: skip
+    assert out.startswith(f"{tmp_path / 'vit'}: written, --to=timm\n")
+    assert "position embedding resized from 4x4 to 6x6 patches (bicubic)" in out
+    found = load_pretrained(tmp_path / "vit")
+    assert found.config.image_size == (48, 48) and found.labels == LABELS
+    assert load_file(tmp_path / "vit/model.safetensors")["norm.weight"].dtype == "bfloat16"
+
+
+def test_there_and_back_again(doors, shelf, tmp_path):
+    start = load_pretrained(shelf.folder / "google.npz")
+    steps = ("big_vision", "orbax", "google")
+    path = shelf.folder / "google.npz"
+    for to in steps:
+        called(doors, path, tmp_path / to, f"--to={to}")
+        path = tmp_path / to
+    end = load_pretrained(path)
+    for a, b in zip(np.asarray(start.params["cls"]), np.asarray(end.params["cls"]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert start.config == end.config == tiny(start.config).config
+
+
+def test_help(doors):
+    answer = doors.call("convert", "--help")
+    for words in ("--inspect CHECKPOINT", "--verify REFERENCE", "Exit codes: 0 done;", *TARGETS):
+        assert words in answer.out, words
