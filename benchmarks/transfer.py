@@ -10,8 +10,8 @@ number of updates and batch size. Each way has the learning rate that was best, 
 labels, on pictures of `train` that no run is trained on, for a seed that is not reported.
 
 Repeating the command goes on where it stopped. Measured on 2 cores of an AMD EPYC, shared with
-others (pre-training 13 minutes, a run half a minute, a probe 5 seconds), mean and standard deviation
-of test accuracy over three seeds:
+others (pre-training 13 minutes, a run half a minute, a probe 5 seconds); mean and standard
+deviation of test accuracy over three seeds:
 
                                        10 labels a class    25 labels a class
     from scratch (AdamW, lr .003)      62.0% +- 1.3         67.8% +- 2.4
