@@ -94,9 +94,9 @@ _HINTS: dict[str, str | None] = {
         "block_units", "channels_mlp_dim", "class_token", "constructor_kwargs", "family", "ffn",
         "final_norm", "grid", "group_norm", "hidden_act", "layer_scale", "map_head",
         "no_embed_class", "num_prefix_tokens", "num_register_tokens", "padding", "pooling",
-        "posemb_on_cls", "pre_norm", "pre_logits_activation", "qk_norm", "qkv_bias", "resnet", "root_width", "scan", "sincos2d",
-        "softmax_dtype", "timm_class", "timm_kwargs", "tokens_mlp_dim", "weight_standardization",
-        "width_factor",
+        "posemb_on_cls", "pre_norm", "pre_logits_activation", "qk_norm", "qkv_bias", "resnet",
+        "root_width", "scan", "sincos2d", "softmax_dtype", "timm_class", "timm_kwargs", "tokens_mlp_dim",
+        "weight_standardization", "width_factor",
     )
 )  # fmt: skip
 # What a file has that tells nothing of it.
