@@ -95,8 +95,8 @@ _HINTS: dict[str, str | None] = {
         "final_norm", "grid", "group_norm", "hidden_act", "layer_scale", "map_head",
         "no_embed_class", "num_prefix_tokens", "num_register_tokens", "padding", "pooling",
         "posemb_on_cls", "pre_norm", "pre_logits_activation", "qk_norm", "qkv_bias", "resnet",
-        "root_width", "scan", "sincos2d", "softmax_dtype", "timm_class", "timm_kwargs", "tokens_mlp_dim",
-        "weight_standardization", "width_factor",
+        "root_width", "scan", "sincos2d", "softmax_dtype", "timm_class", "timm_kwargs",
+        "tokens_mlp_dim", "weight_standardization", "width_factor",
     )
 )  # fmt: skip
 # What a file has that tells nothing of it.
