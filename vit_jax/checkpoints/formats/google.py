@@ -12,7 +12,7 @@ from typing import Any
 from vit_jax.checkpoints.formats import resnet
 from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints, complete, place
 from vit_jax.checkpoints.formats.entries import Entry
-from vit_jax.checkpoints.formats.names import count, unstacked, without_prefix
+from vit_jax.checkpoints.formats.names import count, of_optimizer, unstacked, without_prefix
 from vit_jax.checkpoints.formats.resnet import stem_entries, units_of
 from vit_jax.checkpoints.preprocess import from_family
 from vit_jax.checkpoints.tensors import Tensors
@@ -115,7 +115,7 @@ def tower(foreign: Foreign) -> tuple[Tensors, tuple[str, ...]]:
             name[: -len(mark)]
             for name in foreign.tensors
             for mark in marks
-            if name == mark or name.endswith(f"/{mark}")
+            if (name == mark or name.endswith(f"/{mark}")) and not of_optimizer(name)
         }
     )
     # A text tower embeds words: its embedding is a table, under another name.

@@ -69,6 +69,14 @@ def unstacked(tensors: Tensors, stack: str, block: str) -> Renamed:
     return Renamed(tensors, original)
 
 
+def of_optimizer(name: str) -> bool:
+    """Whether a tensor of Google's is a moment, called as the parameter that it is of.
+
+    What the oldest optimizers of Flax keep under opt/target/ are the parameters themselves.
+    """
+    return re.match(r"(opt|optimizer)/(?!target/)", name) is not None
+
+
 def count(names: Iterable[str], pattern: str) -> int:
     """How many blocks there are: one more than the largest number in the pattern's group."""
     numbers = [int(match[1]) for name in names if (match := re.match(pattern, name))]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints
 from vit_jax.checkpoints.formats.entries import Entry
-from vit_jax.checkpoints.formats.names import renamed, without_prefix
+from vit_jax.checkpoints.formats.names import of_optimizer, renamed, without_prefix
 from vit_jax.checkpoints.preprocess import from_family, from_timm
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import ResnetConfig, StemConfig
@@ -116,6 +116,8 @@ def _spelling(foreign: Foreign) -> tuple[Spelling, str] | None:
     for names, mark in ((GOOGLE, "conv_root/kernel"), (TENSORFLOW, f"{TENSORFLOW.root}/kernel"),
                         (TIMM_NAMES, "stem.conv.weight")):  # fmt: skip
         for name in foreign.tensors:
+            if of_optimizer(name):
+                continue
             if name == mark or (name.endswith(mark) and name[-len(mark) - 1] in "/."):
                 return names, name[: -len(mark)]
     return None

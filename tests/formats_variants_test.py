@@ -1,0 +1,203 @@
+"""One model under the many names and wrappings that files of it have had: the same bits."""
+
+import re
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
+
+from tests.tiny_checkpoints import LABELS, outputs, pictures, tiny
+from vit_jax.checkpoints.exports import export
+from vit_jax.checkpoints.pretrained import load_pretrained
+from vit_jax.parallel.mesh import make_mesh
+
+GOOGLE = {"gelu": "tanh", "posemb_resize": "bilinear_corners"}
+HINTS = {"num_heads": 4, "image_size": 32}
+
+
+def same(a, b):
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def timm_file(tmp_path, rename=lambda name: name, change=lambda array: array, **config):
+    """A model, and the path of a bare file of timm's with its tensors."""
+    pretrained = tiny(posemb_resize="bicubic_antialias", **config)
+    export(pretrained, tmp_path / "timm", to="timm")
+    tensors = load_file(tmp_path / "timm/model.safetensors")
+    save_file({rename(n): change(t) for n, t in tensors.items()}, tmp_path / "x.safetensors")
+    return pretrained, tmp_path / "x.safetensors"
+
+
+def google_file(tmp_path, rename=lambda name: name, change=lambda array: array, **config):
+    """A model, and the path of a file of Google's."""
+    pretrained = tiny(**GOOGLE | config)
+    export(pretrained, tmp_path / "whole.npz", to="big_vision")
+    with np.load(tmp_path / "whole.npz") as file:
+        tensors = {rename(n.removeprefix("params/")): change(file[n]) for n in file}
+    np.savez(tmp_path / "x.npz", **tensors)
+    return pretrained, tmp_path / "x.npz"
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "backbone.", "teacher.backbone.", "module.backbone.", "model."]
+)
+def test_prefixes_of_training_scripts(prefix, tmp_path):
+    pretrained, path = timm_file(tmp_path, lambda name: prefix + name)
+    assert same(load_pretrained(path, hints=HINTS).params, pretrained.params)
+
+
+@pytest.mark.parametrize("prefix", ["", "params/", "opt/target/", "params/img/", "img/"])
+def test_prefixes_of_archives(prefix, tmp_path):
+    pretrained, path = google_file(tmp_path, lambda name: prefix + name)
+    name = f"{path}:img" if prefix.endswith("img/") else path
+    assert same(load_pretrained(name).params, pretrained.params)
+
+
+@pytest.mark.parametrize(
+    ("model", "moments"), [("opt/target/", "opt/state/param_states/"), ("params/", "opt/0/mu/")]
+)
+@pytest.mark.parametrize("kind", ["vit", "resnet", "mixer"])
+def test_an_optimizer_beside_the_model(kind, model, moments, goldens, tmp_path):
+    if kind == "vit":
+        _, path = google_file(tmp_path)
+    else:
+        path = goldens / {"resnet": "bv_npz/bit_v1", "mixer": "vt_npz/mixer"}[kind] / "ckpt.npz"
+    with np.load(path) as file:
+        bare = {n.removeprefix("params/").removeprefix("opt/target/"): file[n] for n in file}
+    np.savez(tmp_path / "bare.npz", **bare)
+    state = {f"{moments}{n}": t + 1 for n, t in bare.items()}
+    tensors = {f"{model}{n}": t for n, t in bare.items()} | {"step": np.array(3)}
+    np.savez(tmp_path / "with.npz", **state, **tensors)
+    found, wanted = load_pretrained(tmp_path / "with.npz"), load_pretrained(tmp_path / "bare.npz")
+    assert same(found.params, wanted.params) and len(found.left_out) == len(state) + 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_twelve_stacked_blocks(dtype, tmp_path):
+    pretrained, path = google_file(tmp_path, depth=12)
+    with np.load(path) as file:
+        tensors = dict(file)
+    names = {n for n in tensors if "encoderblock_0/" in n}
+    for name in names:
+        blocks = [tensors.pop(name.replace("_0/", f"_{i}/", 1)) for i in range(12)]
+        tensors[name.replace("encoderblock_0/", "encoderblock/")] = np.stack(blocks)
+    assert not any("encoderblock_" in n for n in tensors)
+    np.savez(path, **{n: t.astype(dtype) for n, t in tensors.items()})
+    exact = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), pretrained.params)
+    assert same(load_pretrained(path).params, exact)
+
+
+def test_chunks_of_dinov2(tmp_path):
+    def chunked(name):
+        return re.sub(r"^blocks\.(\d+)\.", lambda m: f"blocks.{int(m[1]) // 4}.{m[1]}.", name)
+
+    pretrained, path = timm_file(tmp_path, chunked, depth=12, layer_scale=1e-5)
+    found = load_pretrained(path, hints=HINTS)
+    assert same(found.params, pretrained.params) and found.config.depth == 12
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_other_dtypes(dtype, tmp_path):
+    pretrained, path = timm_file(tmp_path, change=lambda t: t.astype(dtype))
+    exact = jax.tree.map(
+        lambda x: np.asarray(x).astype(dtype).astype(np.float32), pretrained.params
+    )
+    found = load_pretrained(path, hints=HINTS).params
+    assert same(found, exact) and {str(x.dtype) for x in jax.tree.leaves(found)} == {"float32"}
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_torchvision(old, goldens, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = goldens / "torchvision_vit/cls/checkpoint.pth"
+    state = torch.load(path, weights_only=True)
+    state = state.get("model", state)
+    if old:
+        names = {".mlp.0.": ".mlp.linear_1.", ".mlp.3.": ".mlp.linear_2."}
+        state = {re.sub(r"\.mlp\.[03]\.", lambda m: names[m[0]], n): t for n, t in state.items()}
+        assert any("linear_1" in name for name in state)
+    torch.save(state, tmp_path / "old.pth")
+    hints = {"num_heads": 4}
+    found = load_pretrained(tmp_path / "old.pth", hints=hints)
+    assert same(found.params, load_pretrained(path, hints=hints).params)
+
+
+def test_names_of_files_say_nothing(tmp_path):
+    first, timm = timm_file(tmp_path)
+    second, google = google_file(tmp_path)
+    shutil.move(timm, tmp_path / "a.npz")
+    shutil.move(google, tmp_path / "b.safetensors")
+    assert same(load_pretrained(tmp_path / "a.npz", hints=HINTS).params, first.params)
+    assert same(load_pretrained(tmp_path / "b.safetensors").params, second.params)
+
+
+def test_a_file_of_a_folder_is_described_by_its_config(tmp_path):
+    pretrained = tiny(labels=LABELS, num_heads=2)
+    export(pretrained, tmp_path / "vit", to="hf")
+    other, path = timm_file(tmp_path)
+    shutil.copy(path, tmp_path / "vit/timm.safetensors")
+    for name in ("vit", "vit/model.safetensors"):
+        found = load_pretrained(tmp_path / name)
+        assert same(found.params, pretrained.params)
+        assert found.config == pretrained.config or found.config.num_heads == 2
+    # What lies beside is described by itself.
+    found = load_pretrained(tmp_path / "vit/timm.safetensors", hints=HINTS)
+    assert same(found.params, other.params) and found.labels is None
+
+
+# ------------------------------------------------------------------------------ what is wanted
+
+
+@pytest.mark.parametrize("kind", ["hf", "google", "sharded google", "distilled", "mixer"])
+def test_a_mesh_has_the_same_parameters(kind, goldens, tmp_path):
+    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 4, "tensor": 2}))
+    path, hints = {
+        "hf": (goldens / "hf_vit/cls", {}),
+        "google": (goldens / "vt_npz/token_prelogits/ckpt.npz", {}),
+        "sharded google": (goldens / "bv_npz/scan_gap/ckpt.npz", {}),
+        "distilled": (goldens / "deit_native/distilled/checkpoint.pth", {"num_heads": 4}),
+        "mixer": (goldens / "vt_npz/mixer/ckpt.npz", {}),
+    }[kind]
+    alone = load_pretrained(path, hints=hints)
+    spread = load_pretrained(path, hints=hints, mesh=mesh)
+    assert same(jax.device_get(spread.params), jax.device_get(alone.params))
+    assert max(len(x.sharding.device_set) for x in jax.tree.leaves(spread.params)) == 8
+    if kind != "mixer":
+        side = alone.config.stride[0]
+        size = (alone.config.image_size[0] + side, alone.config.image_size[1] + 2 * side)
+        alone = load_pretrained(path, hints=hints, image_size=size, num_classes=3)
+        spread = load_pretrained(path, hints=hints, image_size=size, num_classes=3, mesh=mesh)
+        assert same(jax.device_get(spread.params), jax.device_get(alone.params))
+
+
+@pytest.mark.parametrize("num_classes", [None, 0, 5, 7])
+def test_another_head(num_classes, tmp_path):
+    pretrained, path = timm_file(tmp_path, distilled=True)
+    found = load_pretrained(path, hints=HINTS, num_classes=num_classes)
+    heads = {name for name in found.params if name.startswith("head")}
+    assert found.config.num_classes == (5 if num_classes is None else num_classes)
+    assert heads == (set() if num_classes == 0 else {"head", "head_dist"})
+    if num_classes in (None, 5):
+        assert same(found.params, pretrained.params)
+    if num_classes == 7:
+        assert not np.any(found.params["head"]["kernel"]) and "new head, of zeros" in found.notes
+    images = pictures(found)
+    for_size = load_pretrained(path, hints=HINTS, num_classes=num_classes, image_size=(40, 48))
+    assert for_size.params["pos_embedding"].shape == (1, 5 * 6 + 2, 16)
+    tokens = outputs(found, images)["tokens"]
+    np.testing.assert_allclose(tokens, outputs(pretrained, images)["tokens"], atol=1e-5)
+
+
+def test_a_head_without_a_bias_is_named(tmp_path):
+    _, path = timm_file(tmp_path)
+    tensors = load_file(path)
+    del tensors["head.bias"]
+    save_file(tensors, path)
+    found = load_pretrained(path, hints=HINTS, leave_out=["head/bias"])
+    assert not np.any(found.params["head"]["bias"]) and "head/bias initialised" in found.notes
