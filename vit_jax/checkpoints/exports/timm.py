@@ -134,6 +134,8 @@ def _entry_point(config: VitConfig) -> tuple[str, dict[str, tuple[Any, ...]], di
     }
     if config.distilled:
         return "deit_base_distilled_patch16_224", can | {"distilled": (True,)}, arguments
+    if config.pool == "map":  # Its attention pools the patches alone.
+        can |= {"class_token": (False,), "registers": (0,)}
     gated = "vit_giant_patch14_dinov2"  # The one whose MLP is gated; its numbers are overridden.
     return gated if config.mlp == "swiglu" else "vit_base_patch16_224", can, arguments
 

@@ -105,7 +105,8 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     """See `Format`."""
     config, family = _family(foreign)
     tensors = renamed(foreign.tensors, lambda name: _PREFIX.sub("", name))
-    shapes = {n: tensor.shape for n, tensor in tensors.items() if not n.startswith("decoder.")}
+    beside = ("decoder.", "text_model.")
+    shapes = {n: tensor.shape for n, tensor in tensors.items() if not n.startswith(beside)}
     try:
         facts = _facts(shapes, config, family) | _numerics(config, family)
         _agree(facts, config, foreign)
@@ -118,8 +119,10 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     model = complete(hints.over(facts, choices=("ln_eps", "gelu", "pool")), path=foreign.path)
     labels = _labels(config if "id2label" in config else foreign.config, model.num_classes)
     transforms = from_hf(foreign.preprocessor, image_size=model.image_size)
+    pooled = config["model_type"] != "siglip_vision_model" or model.pool == "map"
+    unused = _UNUSED if pooled else (*_UNUSED, r"head\..*")
     return Description(
-        model, tensors, _UNUSED, transforms, labels, notes=(f"model_type {config['model_type']}",)
+        model, tensors, unused, transforms, labels, notes=(f"model_type {config['model_type']}",)
     )
 
 
@@ -152,7 +155,7 @@ def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     head = next((n for n in ("classifier", "cls_classifier") if f"{n}.weight" in shapes), None)
     classifies = any("ForImageClassification" in a for a in config.get("architectures") or ())
     # Without its tensors the head is there all the same, and they are missing.
-    unseen = len(config.get("id2label") or (0, 1)) if classifies else 0
+    unseen = len(config.get("id2label", (0, 1))) if classifies else 0
     activation = config.get("hidden_act", family.hidden_act)
     if gated and not kind.startswith("dinov2"):
         mlp = {"silu": "swiglu", "swish": "swiglu"}.get(activation, "geglu")
@@ -163,7 +166,7 @@ def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     has_class = kind not in ("ijepa", "siglip_vision_model")
     pool = (
         "map"
-        if "head.probe" in shapes
+        if "head.probe" in shapes and not head  # SigLIP's classifier reads the patches' mean.
         else "token_gap"
         if dino_head
         else "token"
@@ -239,7 +242,11 @@ def _sides(config: Mapping[str, Any], key: str) -> tuple[int, int] | None:
 
 
 def _agree(facts: Mapping[str, Any], config: Mapping[str, Any], foreign: Foreign) -> None:
-    """Raises CheckpointError where config.json is of another model than the tensors."""
+    """Raises CheckpointError where config.json is of another model than the tensors, or ours."""
+    if facts["rep_size"] and config.get("pooler_act", "tanh") != "tanh":
+        raise CheckpointError(
+            f"{foreign.path} has pooler_act={config['pooler_act']}: poolers here have tanh."
+        )
     if not isinstance(config.get("id2label") or {}, Mapping):
         raise ValueError("id2label: it is no table of names")
     said = {

@@ -65,6 +65,11 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         )
     if facts["pool"] == "gap" and "attn_pool.latent" in shapes:
         facts["pool"] = "map"
+    if facts["pool"] == "map" and facts["class_token"] + facts["registers"]:
+        raise CheckpointError(
+            f"{foreign.path} pools its patches alone by attention, although there are other "
+            "tokens: no model here does."
+        )
     facts |= _positions(shapes, facts, hints, foreign)
     if facts["posemb"] == "none" and (said := _said_size(foreign.config)):
         facts = {"image_size": said} | facts
@@ -235,7 +240,7 @@ def _arguments(config: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, An
     """What a config.json of timm on the Hugging Face hub tells: its entry point and arguments.
 
     Raises:
-      CheckpointError: that has an activation that no model here has.
+      CheckpointError: it is of a model that is not one of ours.
     """
     architecture, arguments = str(config.get("architecture", "")), config.get("model_args") or {}
     facts: dict[str, Any] = {}
@@ -243,8 +248,15 @@ def _arguments(config: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, An
         facts["num_heads"] = arguments["num_heads"]
     if "quickgelu" in architecture or arguments.get("act_layer") == "quick_gelu":
         raise CheckpointError(f"{path} is {architecture}: its quick GELU is in no model here.")
-    if _TANH.match(architecture) or arguments.get("act_layer") == "gelu_tanh":
+    if (activation := arguments.get("act_layer")) not in (None, "gelu", "gelu_tanh", "silu"):
+        raise CheckpointError(f"{path} has the activation {activation}, which no model here has.")
+    if _TANH.match(architecture) or activation == "gelu_tanh":
         facts["gelu"] = "tanh"
+    pool = arguments.get("global_pool") or config.get("global_pool") or "token"
+    if pool not in ("token", "avg", "map"):
+        raise CheckpointError(f"{path} pools by {pool}, which no model here does.")
+    if pool == "avg":  # The others show in its tensors.
+        facts["pool"] = "gap"
     if _ROPE_AND_TABLE.match(architecture):
         facts |= {"rope": "axial_xy", "rope_theta": 100.0}
     return facts

@@ -1,0 +1,105 @@
+"""What transformers and timm save that looks like a model of ours: it is one, or it is refused."""
+
+import numpy as np
+import pytest
+
+from tests.references import outputs as reference_outputs
+from tests.references import randomise, reference
+from tests.tiny_checkpoints import outputs, pictures
+from vit_jax.checkpoints.pretrained import load_pretrained
+from vit_jax.errors import CheckpointError
+
+SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
+         "patch_size": 8, "intermediate_size": 80}  # fmt: skip
+LABELS = {"id2label": {k: f"thing {k}" for k in range(5)}}
+TIMM = {"embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 5, "patch_size": 8}
+
+
+def saved_by_transformers(folder, name, **settings):
+    transformers = reference("transformers")
+    if name == "SiglipForImageClassification":
+        config = transformers.SiglipConfig(vision_config=SIZES, **settings)
+    else:
+        config = transformers.ViTConfig(**SIZES | settings)
+    model = randomise(getattr(transformers, name)(config))
+    model.save_pretrained(folder)
+    return model
+
+
+def saved_by_timm(folder, name, **settings):
+    timm = reference("timm")
+    settings = {"img_size": 32} | TIMM | settings
+    model = randomise(timm.create_model(name, pretrained=False, **settings))
+    timm.models._hub.save_for_hf(model, folder, model_args=settings)
+    return model
+
+
+RIGHT = {
+    "SigLIP's classifier": (
+        saved_by_transformers, "SiglipForImageClassification", LABELS,
+    ),
+    "a classifier of nothing": (saved_by_transformers, "ViTForImageClassification",
+                                {"id2label": {}}),
+    "another pooler's width": (saved_by_transformers, "ViTModel", {"pooler_output_size": 40}),
+    "no square": (saved_by_transformers, "ViTForImageClassification",
+                  LABELS | {"image_size": [32, 48], "patch_size": [8, 16]}),
+    "timm's no square": (saved_by_timm, "vit_base_patch16_224", {"img_size": [16, 64]}),
+    "timm's gray": (saved_by_timm, "vit_base_patch16_224", {"in_chans": 1}),
+    "timm's mean without a norm": (
+        saved_by_timm, "vit_base_patch16_224", {"global_pool": "avg", "fc_norm": False},
+    ),
+    "timm's tanh": (saved_by_timm, "vit_base_patch16_224", {"act_layer": "gelu_tanh"}),
+    "timm's rotary positions": (saved_by_timm, "vit_small_patch16_rope_224", {}),
+}  # fmt: skip
+REFUSED = {
+    "another pooler": (saved_by_transformers, "ViTModel", {"pooler_act": "relu"}, "pooler_act"),
+    "quick GELU": (
+        saved_by_transformers, "ViTModel", {"hidden_act": "quick_gelu"}, 'hidden_act="quick_gelu"',
+    ),
+    "timm's relu": (saved_by_timm, "vit_base_patch16_224", {"act_layer": "relu"}, "relu"),
+    "timm's two means": (
+        saved_by_timm, "vit_base_patch16_224", {"global_pool": "avgmax", "fc_norm": False},
+        "pools by avgmax",
+    ),
+    "attention that pools the patches alone": (
+        saved_by_timm, "vit_so150m_patch16_reg4_map_256", {}, "pools its patches alone",
+    ),
+    "learned rotary positions": (
+        saved_by_timm, "vit_small_patch16_rope_mixed_224", {}, "rope.freqs",
+    ),
+    "root mean squares": (
+        saved_by_timm, "vit_base_patch16_224", {"norm_layer": "rmsnorm"}, "norm1/bias",
+    ),
+    "parallel branches": (saved_by_timm, "vit_small_patch16_18x2_224", {}, "of no known format"),
+    "BEiT": (saved_by_timm, "beit_base_patch16_224", {}, "no position embedding"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_outputs_are_right(kind, tmp_path):
+    save, name, settings = RIGHT[kind]
+    model = save(tmp_path, name, **settings)
+    found = load_pretrained(tmp_path)
+    images = pictures(found)
+
+    def read(output):
+        if name == "ViTModel":
+            return {"pre_logits": output.pooler_output}
+        return {"logits": getattr(output, "logits", output)}
+
+    if kind == "a classifier of nothing":  # Its logits are the whole sequence.
+        assert found.config.num_classes == 0
+        model, read = model.vit, lambda output: {"tokens": output.last_hidden_state}
+    wanted, allowed = reference_outputs(model, images, read)
+    ours = outputs(found, images)
+    for key, array in wanted.items():
+        assert np.abs(ours[key] - array).max() <= allowed[key]
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_would_be_another_model_is_refused(kind, tmp_path):
+    save, name, settings, said = REFUSED[kind]
+    save(tmp_path, name, **settings)
+    with pytest.raises(CheckpointError) as error:
+        load_pretrained(tmp_path)
+    assert said in str(error.value)
