@@ -15,7 +15,7 @@ MODELS = {
     "ViT": {
         "variant": "mu/8", "depth": 2, "registers": 3, "distilled": True, "mlp": "swiglu",
         "layer_scale": 0.5, "qk_norm": True, "qk_norm_bias": True, "attn_norm": True,
-        "mlp_norm": True, "rope": "dinov3",
+        "mlp_norm": True, "rope": "dinov3", "lora_rank": 2,
     },
     "hybrid": {"variant": "R26+S/32", "width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 4},
     "ResNet v1": {"variant": "BiT-R26x0.5"},

@@ -36,6 +36,7 @@ EVERY_PARAMETER = [
      "qk_norm_bias": True, "attn_norm": True, "mlp_norm": True, "pre_norm": True,
      "final_norm": "pooled"},
     {"variant": "R50+L/32"},
+    {"lora_rank": 8},
 ]  # fmt: skip
 # Without heads there is nothing for the axis tensor.
 WITHOUT_HEADS = [{"variant": "BiT-R50x3"}, {"variant": "Mixer-L/16"}, {"variant": "Mixer-B/32"}]

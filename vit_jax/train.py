@@ -4,7 +4,8 @@
 
 The same command goes on where a killed run stopped. A run starts from the first of these that
 there is: the newest readable checkpoint in the work directory; the checkpoint `config.resume`
-(the whole state, step included); the parameters of `config.init_from`; fresh parameters.
+(the whole state, step included); the model and the parameters of `config.init_from`, a checkpoint
+of ours or a published one (vit_jax.checkpoints.inherit); fresh parameters.
 
 The order of the loop is a contract: what is due at step t (evaluations, then the checkpoint) sees
 the state after exactly t updates, before the batch of step t is drawn. That batch, its
