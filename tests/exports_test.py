@@ -22,7 +22,7 @@ from vit_jax.checkpoints.exports.huggingface import write_shards
 from vit_jax.checkpoints.preprocess import from_hf
 from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.checkpoints.verification import fixtures, load_fixture
-from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
 from vit_jax.predict import predict
 
 GOLDENS = SHARED / "goldens"
@@ -294,3 +294,40 @@ def test_predictions_are_those_of_transformers(tmp_path):
     order = probabilities.argsort(descending=True).tolist()
     assert found.classes == tuple(model.config.id2label[k] for k in order)
     np.testing.assert_allclose(found.probabilities, probabilities[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["hf", "timm", "orbax"])
+def test_gray_models_predict_coloured_pictures(to, tmp_path):
+    pretrained = tiny(labels=LABELS, channels=1)
+    assert written(pretrained, tmp_path / "vit", to)
+    Image.fromarray(picture()).save(tmp_path / "x.png")
+    (found,) = predict(tmp_path / "vit", [str(tmp_path / "x.png")])
+    assert not found.error and set(found.classes) == set(LABELS)
+    if to == "orbax":  # The others say how pictures are resized in words of their own.
+        images = pretrained.preprocess([tmp_path / "x.png"])
+        wanted = jax.nn.softmax(outputs(pretrained, images)["logits"][0])
+        np.testing.assert_allclose(found.probabilities, np.sort(wanted)[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"to": "pt"}, "there is no such format. Accepted: hf, timm"),
+        ({"to": "hf", "dtype": "int8"}, "Accepted: \\['float32', 'bfloat16'\\]"),
+        ({"to": "onnx", "dtype": "bfloat16"}, "--to=onnx writes float32 only"),
+    ],
+)
+def test_what_cannot_be_written_is_said(how, said, tmp_path):
+    with pytest.raises(VitJaxError, match=said):
+        export(tiny(), tmp_path / "x", **how)
+    with pytest.raises(VitJaxError, match="gs://bucket/x: --to=hf writes on this machine"):
+        export(tiny(), "gs://bucket/x", to="hf")
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_a_killed_export_left_is_not_in_the_next(tmp_path):
+    (tmp_path / "vit.unfinished").mkdir()
+    (tmp_path / "vit.unfinished/model-00009-of-00009.safetensors").touch()
+    export(tiny(), tmp_path / "vit", to="hf")
+    files = {path.name for path in (tmp_path / "vit").iterdir()}
+    assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}

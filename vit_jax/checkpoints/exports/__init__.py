@@ -51,6 +51,8 @@ def export(
     """
     if to not in TARGETS:
         raise ConfigError(f"to={to!r}: there is no such format. {did_you_mean(str(to), TARGETS)}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r}: numbers are not written so. Accepted: {[*DTYPES]}.")
     if dtype != "float32" and to in ("orbax", "stablehlo", "onnx"):
         raise CheckpointError(f"--to={to} writes float32 only, not {dtype}.")
     target = storage.as_path(path, name="the destination")

@@ -51,5 +51,7 @@ def run_config(pretrained: Pretrained) -> FrozenConfigDict:
     config = base_config()
     config.total_steps = 1
     write_section(pretrained.config, config.model)
-    config.data.eval_transforms = pretrained.preprocess.transforms
+    decode, *others = pretrained.preprocess.transforms
+    decode = {**decode, "channels": pretrained.config.channels}
+    config.data.eval_transforms = (decode, *others)
     return freeze(config)
