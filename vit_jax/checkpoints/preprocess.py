@@ -228,9 +228,12 @@ def from_family(family: str, *, image_size: tuple[int, int]) -> Transforms:
 
 
 def output_size(transforms: Transforms) -> tuple[int, int] | None:
-    """(height, width) of the images that transforms make: the last size that they name, or None."""
-    sizes = [op["size"] for op in transforms if op["op"] in ("resize", "center_crop")]
-    return (sizes[-1][0], sizes[-1][1]) if sizes else None
+    """(height, width) of the images that transforms make; None: the model's, as none is named."""
+    sizes = [op.get("size") for op in transforms if op["op"] in ("resize", "center_crop")]
+    if not sizes or sizes[-1] is None:
+        return None
+    height, width = np.broadcast_to(sizes[-1], 2).tolist()
+    return height, width
 
 
 @dataclasses.dataclass(frozen=True)
