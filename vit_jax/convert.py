@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.checkpoints.exports import DTYPES, TARGETS, export
+from vit_jax.checkpoints.exports import DTYPES, TARGETS, check_destination, export
 from vit_jax.checkpoints.formats.base import parse_hints
 from vit_jax.checkpoints.inspection import inspect
 from vit_jax.checkpoints.pretrained import load_pretrained
@@ -82,6 +82,7 @@ if __name__ == "__main__":
                 "What shall be done? --inspect=CHECKPOINT, --verify=REFERENCE, or SOURCE "
                 f"DESTINATION --to={'|'.join(TARGETS)}."
             )
+        check_destination(argv[2], to=_TO.value, dtype=_DTYPE.value)
         pretrained = load_pretrained(
             argv[1], image_size=size, hints=hints, leave_out=_LEAVE_OUT.value
         )

@@ -30,8 +30,12 @@ def write_section(cfg: ModelConfig, section: ConfigDict) -> None:
     if isinstance(stem, StemConfig):
         for field in dataclasses.fields(StemConfig):
             section.resnet[field.name] = getattr(stem, field.name)
-    if model_config(section, num_classes=cfg.num_classes) != cfg:
-        raise ConfigError(f"No config can say what this model is: {cfg}.")
+    said = model_config(section, num_classes=cfg.num_classes)
+    for field in dataclasses.fields(cfg):
+        if getattr(said, field.name) != getattr(cfg, field.name):
+            raise ConfigError(
+                f"A run's config cannot say that {field.name} is {getattr(cfg, field.name)}."
+            )
 
 
 def _variant(cfg: ModelConfig) -> str:

@@ -13,6 +13,8 @@ import os
 import pathlib
 import shutil
 
+from etils import epath
+
 from vit_jax import storage
 from vit_jax.checkpoints.exports import google, huggingface, programs, timm, workdir
 from vit_jax.checkpoints.exports.base import DTYPES
@@ -49,6 +51,23 @@ def export(
         the model.
       ConfigError: there is no such format.
     """
+    target = check_destination(path, to=to, dtype=dtype)
+    try:
+        if to == "orbax":
+            workdir.write(pretrained, target)
+            return ()
+        return _write(pretrained, pathlib.Path(target), to, dtype, change_numerics)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {storage.explain(error)}.") from error
+
+
+def check_destination(path: str | os.PathLike, *, to: str, dtype: str) -> epath.Path:
+    """Whether `export` may write there, known before a model is loaded; the path.
+
+    Raises:
+      CheckpointError: see `export`.
+      ConfigError: see `export`.
+    """
     if to not in TARGETS:
         raise ConfigError(f"to={to!r}: there is no such format. {did_you_mean(str(to), TARGETS)}")
     if dtype not in DTYPES:
@@ -59,16 +78,12 @@ def export(
     if to != "orbax" and not storage.is_local(target):
         raise CheckpointError(f"{target}: --to={to} writes on this machine; copy it there then.")
     try:
-        if storage.exists(target):
-            raise CheckpointError(
-                f"{target} is there already: name a new one, nothing is overwritten."
-            )
-        if to == "orbax":
-            workdir.write(pretrained, target)
-            return ()
-        return _write(pretrained, pathlib.Path(target), to, dtype, change_numerics)
+        taken = storage.exists(target)
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {storage.explain(error)}.") from error
+    if taken:
+        raise CheckpointError(f"{target} is there already: name a new one, nothing is overwritten.")
+    return target
 
 
 def _write(
@@ -109,4 +124,4 @@ def _compared(difference: float) -> tuple[str, ...]:
     return (f"largest difference of a logit to the model: {difference:.1e}",)
 
 
-__all__ = ["DTYPES", "TARGETS", "export"]
+__all__ = ["DTYPES", "TARGETS", "check_destination", "export"]
