@@ -57,6 +57,7 @@ def test_it_equals_the_run_with_a_frozen_body(tmp_path):
     assert report.loss == pytest.approx(fast[-1]["test/loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_on_any_mesh_and_after_a_stop(tmp_path):
     run(tmp_path / "one", **PROBE, cache_features=True)
     config = small_config(**PROBE, cache_features=True, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)

@@ -195,7 +195,7 @@ PREDICT = {
     "checkpoint that is not there": ("--checkpoint=nowhere pictures", "nowhere does not exist."),
     "folder that holds no checkpoint": (
         "--checkpoint=pictures pictures",
-        "pictures is not the work directory of a run: it holds no config.json.",
+        "pictures is not the work directory of a run, and holds no checkpoint of others",
     ),
     "checkpoint that was not saved": (
         "--checkpoint=run/checkpoints/7 pictures",

@@ -46,8 +46,10 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "pth"])
-@pytest.mark.parametrize("case", [*CASES, *WHOLE])
+@pytest.mark.parametrize("kind", ["safetensors", pytest.param("pth", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in WHOLE)]
+)
 def test_outputs_are_those_of_timm(case, kind, tmp_path):
     timm = reference("timm")
     import safetensors.torch

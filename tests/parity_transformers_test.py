@@ -54,7 +54,10 @@ def read(output):
     return found
 
 
-@pytest.mark.parametrize("state_dict", [False, True], ids=["saved", "in memory"])
+@pytest.mark.parametrize(
+    "state_dict",
+    [pytest.param(False, id="saved"), pytest.param(True, id="in memory", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_are_those_of_transformers(case, state_dict, tmp_path):
     transformers = reference("transformers")

@@ -73,6 +73,7 @@ def test_fifty_steps_on_any_mesh(tmp_path, alone, mesh, accum_steps):
     assert run.losses[-5:].mean() < run.losses[0] - 0.02  # It learns: equality means something.
 
 
+@pytest.mark.slow
 def test_a_run_moves_to_another_mesh(tmp_path, one_device):
     losses(tmp_path / "a", devices=8, total_steps=4, mesh__fsdp=4, optim__schedule__name="constant")
     first = losses(tmp_path / "b", devices=1, total_steps=12, optim__schedule__name="constant")

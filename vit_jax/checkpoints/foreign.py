@@ -84,10 +84,14 @@ def _file_of(folder: pathlib.Path) -> pathlib.Path:
     files = _candidates(folder)
     if len(files) == 1 or (files and files[0].name in _FILES):
         return files[0]
-    names = ", ".join(f.name for f in files) or "none of these"
+    if not files:
+        raise CheckpointError(
+            f"{folder} is not the work directory of a run, and holds no checkpoint of others: none "
+            f"of {', '.join(_FILES)}, and no file of tensors. Name the folder or file that is one."
+        )
     raise CheckpointError(
-        f"{folder} holds no checkpoint that can be chosen: a folder has {', '.join(_FILES)}, "
-        f"or one file of tensors. Here: {names}. Name a file."
+        f"{folder} holds no checkpoint that can be chosen: a folder has {', '.join(_FILES)}, or one "
+        f"file of tensors. Here: {', '.join(file.name for file in files)}. Name a file."
     )
 
 
