@@ -100,7 +100,8 @@ FILES = {
         "Name a file.",
     ),
     "empty folder": (
-        lambda s: make.made(s.new("hollow")), "holds no checkpoint", "holds no checkpoint of others",
+        lambda s: make.made(s.new("hollow")), "is not the work directory of a run",
+        "holds no checkpoint of others",
     ),
     "path that does not exist": (
         lambda s: s.timm().with_name("modle.safetensors"), "modle.safetensors does not exist.",
