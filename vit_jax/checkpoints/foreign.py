@@ -90,8 +90,8 @@ def _file_of(folder: pathlib.Path) -> pathlib.Path:
             f"of {', '.join(_FILES)}, and no file of tensors. Name the folder or file that is one."
         )
     raise CheckpointError(
-        f"{folder} holds no checkpoint that can be chosen: a folder has {', '.join(_FILES)}, or one "
-        f"file of tensors. Here: {', '.join(file.name for file in files)}. Name a file."
+        f"{folder} holds no checkpoint that can be chosen: a folder has {', '.join(_FILES)}, or "
+        f"one file of tensors. Here: {', '.join(file.name for file in files)}. Name a file."
     )
 
 
