@@ -67,8 +67,6 @@ def test_outputs_are_those_of_timm(case, kind, tmp_path):
     hints = {"image_size": side} if name in WHOLE else {"image_size": side, "num_heads": 4}
     if name not in WHOLE and name.startswith("vit") and model.global_pool == "avg":
         hints["pool"] = "gap"
-    if "_rope_" in name:  # Without a table of positions the file could as well lack a part.
-        hints["rope"] = "axial_xy"
     pretrained = load_pretrained(str(path), hints=hints)
     images = np.random.default_rng(0).standard_normal((2, side, side, 3), np.float32)
     wanted, allowed = outputs(model, images, lambda logits: {"logits": logits})

@@ -223,9 +223,16 @@ def _numerics(tensors: Tensors, kind: str, *, gated: bool) -> dict[str, Any]:
 
 
 def _rotates(shapes: Mapping[str, Any], hints: Hints, foreign: Foreign) -> bool:
-    """Whether a model without a position embedding is said to have rotary positions instead."""
+    """Whether a model without a position embedding has rotary positions instead.
+
+    RoPE-ViT's files show it by nothing but their layer scale; DeiT-III's have that, too, but as
+    Facebook keeps them, under "model".
+    """
     said = "rope" in str(foreign.config.get("architecture"))
-    return "pos_embed" in shapes or said or bool(hints.get("rope") or hints.get("rope_theta"))
+    hinted = hints.get("rope") or hints.get("rope_theta")
+    facebook = foreign.tensors.metadata.get("wrapper") == "model"
+    rope_vit = "blocks.0.gamma_1" in shapes and not facebook
+    return "pos_embed" in shapes or said or bool(hinted) or rope_vit
 
 
 # Entry points of timm whose GELU is the tanh one, and those whose rotary positions stand beside a
