@@ -17,6 +17,8 @@ from vit_jax.parallel.rules import path_name
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
 
+pytestmark = pytest.mark.slow  # Minutes in all.
+
 # What learns in each mode.
 LEARNS = {
     "full": lambda name: True,

@@ -25,6 +25,8 @@ from vit_jax.checkpoints.verification import fixtures, load_fixture
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
 from vit_jax.predict import predict
 
+pytestmark = pytest.mark.slow  # Minutes in all.
+
 GOLDENS = SHARED / "goldens"
 FIXTURES = {f["id"]: f for f in fixtures(GOLDENS)} if GOLDENS.is_dir() else {}
 FORMATS = ("hf", "timm", "google", "big_vision", "orbax")
@@ -79,7 +81,6 @@ def same(a, b):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("to", FORMATS)
 @pytest.mark.parametrize("name", FIXTURES)
 def test_round_trips_have_the_same_bits(name, to, tmp_path):
@@ -143,7 +144,6 @@ def check_library(folder, to, found, images):
         assert difference <= allowed[name], name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "name"),
     [(to, name) for to in LIBRARIES for name in FIXTURES if name not in REFUSED[to]],

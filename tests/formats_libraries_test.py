@@ -9,6 +9,8 @@ from tests.tiny_checkpoints import outputs, pictures
 from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.errors import CheckpointError
 
+pytestmark = pytest.mark.slow  # Minutes in all.
+
 SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
          "patch_size": 8, "intermediate_size": 80}  # fmt: skip
 LABELS = {"id2label": {k: f"thing {k}" for k in range(5)}}

@@ -7,6 +7,8 @@ import pytest
 from tests.references import outputs, randomise, reference
 from vit_jax.checkpoints.pretrained import load_pretrained
 
+pytestmark = pytest.mark.slow  # Minutes in all.
+
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 5}
 SIZE = {"img_size": 32, "patch_size": 8}
 # timm's name -> arguments, and hints beyond the number of heads and the image size.
@@ -46,10 +48,8 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("kind", ["safetensors", pytest.param("pth", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "case", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in WHOLE)]
-)
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+@pytest.mark.parametrize("case", [*CASES, *WHOLE])
 def test_outputs_are_those_of_timm(case, kind, tmp_path):
     timm = reference("timm")
     import safetensors.torch

@@ -7,6 +7,8 @@ import pytest
 from tests.references import outputs, randomise, reference
 from vit_jax.checkpoints.pretrained import load_pretrained
 
+pytestmark = pytest.mark.slow  # Minutes in all.
+
 SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
          "patch_size": 8}  # fmt: skip
 MLP = {"intermediate_size": 80}
@@ -54,10 +56,7 @@ def read(output):
     return found
 
 
-@pytest.mark.parametrize(
-    "state_dict",
-    [pytest.param(False, id="saved"), pytest.param(True, id="in memory", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("state_dict", [False, True], ids=["saved", "in memory"])
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_are_those_of_transformers(case, state_dict, tmp_path):
     transformers = reference("transformers")
