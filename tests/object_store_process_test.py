@@ -135,7 +135,7 @@ def test_mistakes_at_the_front_doors(store):
             "gs://bucket/none does not exist",
         ),
         ("evaluate", ["--workdir=gs://bucket/none"], "gs://bucket/none does not exist"),
-        ("predict", ["--checkpoint=gs://bucket/none", "x.png"], "gs://bucket/none does not exist"),
+        ("predict", ["--checkpoint=gs://bucket/none", "x.png"], "there is no such file"),
         (
             "predict",
             ["--checkpoint=x", "--output=s3://bucket/x.csv", "x.png"],
