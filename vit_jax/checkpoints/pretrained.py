@@ -80,7 +80,8 @@ def load_pretrained(
       resize: another kernel for position embeddings: a key of `vit_jax.models.resize.KERNELS`.
       leave_out: patterns of whole names, of theirs or of our parameters: tensors that are not
         read, parameters that get initial values.
-      mesh: to lay the parameters on by our sharding rules; no process reads more than its shards.
+      mesh: to lay the parameters on by our sharding rules: of each tensor that is read, a device
+        keeps its shard.
 
     Raises:
       CheckpointError: the file is damaged, of no known format, or does not account for every

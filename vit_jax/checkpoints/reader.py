@@ -1,4 +1,4 @@
-"""Parameters of a model read out of a foreign file, each device's shards alone."""
+"""Parameters of a model read out of a foreign file: a tensor at a time, devices keep their part."""
 
 import dataclasses
 
