@@ -73,7 +73,7 @@ REFUSED = {
         saved_by_timm, "vit_base_patch16_224", {"norm_layer": "rmsnorm"}, "norm1/bias",
     ),
     "parallel branches": (saved_by_timm, "vit_small_patch16_18x2_224", {}, "of no known format"),
-    "BEiT": (saved_by_timm, "beit_base_patch16_224", {}, "no position embedding"),
+    "BEiT": (saved_by_timm, "beit_base_patch16_224", {}, "relative_position_bias_table"),
 }  # fmt: skip
 
 

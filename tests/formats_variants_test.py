@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tests.tiny_checkpoints import LABELS, outputs, pictures, tiny
 from vit_jax.checkpoints.exports import export
 from vit_jax.checkpoints.pretrained import load_pretrained
+from vit_jax.checkpoints.tensors import Safetensors
 from vit_jax.parallel.mesh import make_mesh
 
 GOOGLE = {"gelu": "tanh", "posemb_resize": "bilinear_corners"}
@@ -174,6 +175,20 @@ def test_a_mesh_has_the_same_parameters(kind, goldens, tmp_path):
         alone = load_pretrained(path, hints=hints, image_size=size, num_classes=3)
         spread = load_pretrained(path, hints=hints, image_size=size, num_classes=3, mesh=mesh)
         assert same(jax.device_get(spread.params), jax.device_get(alone.params))
+
+
+def test_a_mesh_reads_each_tensor_once(goldens, monkeypatch):
+    reads, read = [], Safetensors.read
+
+    def counted(self, name, rows=None):
+        reads.append((name, rows and (rows.start, rows.stop)))
+        return read(self, name, rows)
+
+    monkeypatch.setattr(Safetensors, "read", counted)
+    load_pretrained(
+        goldens / "hf_vit/cls", mesh=make_mesh(ConfigDict({"data": 1, "fsdp": 4, "tensor": 2}))
+    )
+    assert len(reads) > 30 and len(set(reads)) == len(reads)
 
 
 @pytest.mark.parametrize("num_classes", [None, 0, 5, 7])

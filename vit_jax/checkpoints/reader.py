@@ -1,6 +1,7 @@
 """Parameters of a model read out of a foreign file: a tensor at a time, devices keep their part."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -49,16 +50,22 @@ class Reader:
             whole = self._leaf(path, shape)
             return jax.make_array_from_callback(shape, sharding, lambda index: whole[index])
 
-        def stack(index: tuple[slice, ...]) -> np.ndarray:
-            layers = range(*index[0].indices(shape[0]))
-            probe = np.broadcast_to(np.zeros((), np.float32), shape[1:])[index[1:]]
-            # Aligned, so that JAX on the CPU takes it as it is.
-            out = _aligned((len(layers), *probe.shape))
-            for k, i in enumerate(layers):
-                out[k] = self._leaf(path.replace("/blocks/", f"/block_{i}/"), shape[1:])[index[1:]]
-            return out
-
-        return jax.make_array_from_callback(shape, sharding, stack)
+        # Each tensor of the file is read once, however many devices hold a part of it.
+        parts = {}
+        for index in sharding.addressable_devices_indices_map(shape).values():
+            extent = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
+            parts[_bounds(index, shape)] = (index, _aligned(extent))
+        for i in range(shape[0]):
+            name = path.replace("/blocks/", f"/block_{i}/")
+            leaf = None
+            for bounds, (index, part) in parts.items():
+                first, last = bounds[0]
+                if first <= i < last:
+                    leaf = self._leaf(name, shape[1:]) if leaf is None else leaf
+                    part[i - first] = leaf[index[1:]]
+        return jax.make_array_from_callback(
+            shape, sharding, lambda index: parts[_bounds(index, shape)][1]
+        )
 
     def _leaf(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
         """A parameter of one block, or of none: float32."""
@@ -110,7 +117,13 @@ class Reader:
             self.notes.append(note)
 
 
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Where a shard begins and ends along each dimension."""
+    return tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+
+
+def _aligned(shape: Sequence[int]) -> np.ndarray:
+    """Memory that JAX on the CPU takes as it is, without a copy."""
     size = int(np.prod(shape)) * 4
     buffer = np.empty(size + 64, np.uint8)
     start = -buffer.ctypes.data % 64
