@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from tests.conftest import slow
 from tests.small_run import run, small_config, train_on_one
 from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.pretrained import load_pretrained
@@ -51,7 +52,7 @@ def hints(goldens, name):
     return entry
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["hf_vit/cls", *map(slow, sorted({*PUBLISHED} - {"hf_vit/cls"}))])
 def test_a_published_model_is_taken_as_it_is(goldens, tmp_path, name):
     """The body that the run begins with is the published one, at the run's image size."""
     path = goldens / name / PUBLISHED[name]
@@ -83,6 +84,7 @@ def test_a_published_model_is_taken_as_it_is(goldens, tmp_path, name):
     np.testing.assert_allclose(ours, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_needs_its_origin_only_once(tmp_path):
     run(tmp_path / "first", total_steps=3, model__gelu="erf", model__registers=1)
     changes = {**TAKEN, "init_from": str(tmp_path / "first"), "model__image_size": (16,)}

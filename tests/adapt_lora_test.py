@@ -107,6 +107,7 @@ def test_adapters_are_split_as_their_kernels():
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_adapts_a_run(tmp_path):
     """Adapters and head learn, the rest stays; then it is a checkpoint like any other."""
     first = {"total_steps": 3, "model__scan": False}

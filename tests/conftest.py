@@ -26,6 +26,11 @@ install_import_hook("vit_jax", "beartype.beartype")
 SHARED = ROOT.parent / "shared"
 
 
+def slow(*values):
+    """A case that takes a while, and is much like another that does not."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def goldens() -> pathlib.Path:
     """Folder of arrays that the reference implementations wrote; without it a test is skipped."""
@@ -38,9 +43,11 @@ def goldens() -> pathlib.Path:
 @pytest.fixture
 def no_coroutines_left(monkeypatch):
     """A checkpoint that could not be read leaves some of Orbax's: they would fail a later test."""
+    gc.freeze()  # To look through all that earlier tests left takes seconds, at each test.
     yield
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     gc.collect()
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.conftest import slow
 from vit_jax.config import base_config
 from vit_jax.errors import ConfigError
 from vit_jax.models import Vit, VitConfig, model_config
@@ -247,7 +248,7 @@ def test_equals_a_float64_rewrite(changes):
 
 
 @pytest.mark.parametrize(
-    ("pool", "posemb"), [("token", "learned"), ("gap", "sincos2d"), ("map", "none")]
+    ("pool", "posemb"), [slow("token", "learned"), slow("gap", "sincos2d"), ("map", "none")]
 )
 def test_scan_remat_and_unrolled_agree(pool, posemb):
     cfg = dataclasses.replace(TINY, pool=pool, posemb=posemb, rep_size=20)

@@ -14,6 +14,7 @@ import jax
 import pytest
 from etils import epath
 
+from tests.conftest import slow
 from tests.fake_gcs import FakeGcs
 from tests.small_run import run, small_config, train_on_one
 from tests.train_run_test import Killed, arrays, assert_same_bits, kill_at
@@ -35,11 +36,6 @@ pytestmark = [
 
 
 RUN = epath.Path("gs://bucket/run")
-
-
-def slow(value):
-    """A case that takes a while, and is much like the one that does not."""
-    return pytest.param(value, marks=pytest.mark.slow)
 
 
 @pytest.fixture

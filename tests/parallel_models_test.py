@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from tests.conftest import slow
 from vit_jax.config import base_config
 from vit_jax.models import build, model_config
 from vit_jax.parallel.mesh import batch_sharding, make_mesh
@@ -37,7 +38,7 @@ def make(name):
     return model_config(c, num_classes=16)
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 8, 1)])
+@pytest.mark.parametrize("sizes", [(2, 2, 2), slow((1, 8, 1))])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_gradient_on_any_mesh(name, sizes):
     cfg = make(name)
