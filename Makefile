@@ -9,7 +9,7 @@ WORKDIR ?= runs/quickstart
 .DEFAULT_GOAL := help
 
 help:
-	@grep '^# ' Makefile
+	@grep '^# make' Makefile
 
 # Installed anew when a list of requirements changes.
 $(VENV)/.installed: requirements.txt constraints.txt
@@ -26,11 +26,12 @@ quickstart: $(VENV)/.installed
 	$(RUN) -m vit_jax.evaluate --workdir=$(WORKDIR)
 	$(RUN) -m vit_jax.predict --checkpoint=$(WORKDIR) --top_k=3 $(WORKDIR)/samples
 
+# Neighbours share compiled programs: worksteal keeps them on one worker.
 test: $(VENV)/.installed-dev
-	$(RUN) -m pytest -n 2 -m "not slow"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(RUN) -m pytest -n 2 -m slow
+	$(RUN) -m pytest -n 2 --dist worksteal -m slow
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

@@ -109,6 +109,7 @@ def test_a_run_needs_its_origin_only_once(tmp_path):
         run(tmp_path / "second", **changes, model__dropout=0.1)
 
 
+@pytest.mark.slow
 def test_blocks_may_be_stacked_otherwise(tmp_path):
     run(tmp_path / "first", total_steps=3)
     for scan in (False, True):

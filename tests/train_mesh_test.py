@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from tests.conftest import slow
 from tests.exactness import MESHES, TOLERANCE, whole
 from tests.small_run import small_config
 from vit_jax import train as train_module
@@ -45,7 +46,7 @@ def one_device(tmp_path_factory):
 @pytest.mark.parametrize(
     "mesh",
     [
-        {"mesh__data": 8},
+        slow({"mesh__data": 8}),
         {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2},
     ],
 )

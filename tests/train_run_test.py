@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from tests.conftest import slow
 from tests.pictures import make
 from tests.small_run import run, small_config, train_on_one
 from vit_jax.checkpoints.load import load_run
@@ -98,7 +99,7 @@ def kill_at(monkeypatch, draw):
     monkeypatch.setattr(pipeline.Batches, "__next__", draw_or_die)
 
 
-@pytest.mark.parametrize("killed_at", [3, 8, 12, 16])
+@pytest.mark.parametrize("killed_at", [slow(3), 8, slow(12), 16])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, killed_at):
     changes = {**STOCHASTIC, "evals": small_config().evals.as_configdict()}
     run(tmp_path / "whole", **changes)
@@ -112,7 +113,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, killed_at)
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
 def test_a_signal_saves_and_leaves_with_a_code_of_its_own(tmp_path, monkeypatch, number):
     original = pipeline.Batches.__next__
     drawn = []
