@@ -21,8 +21,6 @@ from vit_jax.checkpoints.store import Store
 from vit_jax.errors import CheckpointError
 from vit_jax.parallel.mesh import make_mesh
 
-pytestmark = pytest.mark.usefixtures("no_coroutines_left")
-
 
 def mesh(**sizes):
     devices = jax.devices()[: int(np.prod(list(sizes.values())))]

@@ -26,7 +26,7 @@ from vit_jax.errors import DataError
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.telemetry.jsonlines import read_jsonl
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_coroutines_left")]
+pytestmark = pytest.mark.slow
 
 # -------------------------------------------------------------------------------------- images
 

@@ -26,11 +26,11 @@ from vit_jax.telemetry import StepProfiler, read_jsonl
 from vit_jax.workdir import read_config
 
 pytestmark = [
-    pytest.mark.usefixtures("no_coroutines_left"),
     # Not imported here: it reads its environment then.
     pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="needs gcsfs"),
     # Orbax leaves tasks of a read that failed to an event loop that is closed.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("leaves_nothing"),
     pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning"),  # gcsfs does.
 ]
 

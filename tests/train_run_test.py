@@ -22,8 +22,6 @@ from vit_jax.parallel.mesh import make_mesh
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import EXIT_STOPPED
 
-pytestmark = pytest.mark.usefixtures("no_coroutines_left")
-
 ONE = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
 STOCHASTIC = {
     "model__dropout": 0.1,

@@ -145,13 +145,13 @@ def test_processes_that_were_started_differently_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_pause_of_all_processes_loses_none(tmp_path):
-    flags = ("--config.total_steps=60", "--config.timeout_seconds=12")
+    flags = ("--config.total_steps=60", "--config.timeout_seconds=25")
     with train(2, tmp_path / "run", *flags) as run:
         wait_for(tmp_path / "run" / "checkpoints" / "4", run)
         for number in (signal.SIGSTOP, signal.SIGCONT):
             for process in run:
                 process.send_signal(number)
-            time.sleep(20 if number == signal.SIGSTOP else 0)
+            time.sleep(32 if number == signal.SIGSTOP else 0)
         results = [ends(process) for process in run]
     assert [code for code, _ in results] == [0, 0], results
 

@@ -27,7 +27,7 @@ from vit_jax.telemetry.growing import open_growing
 # Orbax leaves tasks of a save that failed to an event loop that is closed.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.usefixtures("no_coroutines_left"),
+    pytest.mark.usefixtures("leaves_nothing"),
 ]
 
 

@@ -17,8 +17,6 @@ from vit_jax.errors import CheckpointError, DataError, VitJaxError
 from vit_jax.evaluate import evaluate
 from vit_jax.workdir import read_config
 
-pytestmark = pytest.mark.usefixtures("no_coroutines_left")
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
