@@ -70,7 +70,7 @@ def test_saved_arrays_may_be_donated_at_once(tmp_path):
             store.save(step, {"params": params, "opt_state": {}, "ema": {}}, {}, metrics={})
             params = bump(params)
         want = {"params": {"x": jnp.arange(1_000_000, dtype=jnp.float32) + 2}}
-        store.wait()
+        store.finish()
         arrays, _ = store.restore(2, targets(want))
     assert_same_bits(arrays, want)
 
@@ -84,8 +84,53 @@ def test_keeps_the_last_every_mth_and_the_best(tmp_path):
         ) as store:
             for step, score in scores.items():
                 store.save(step, state(step), {}, metrics={"t": score})
-            store.wait()
+            store.finish()
             assert store.steps() == sorted({best, 3, 6})
+
+
+@pytest.mark.parametrize("metric", ["", "t"])
+def test_a_kill_before_the_older_ones_are_deleted_leaves_them_until_the_end(tmp_path, metric):
+    with Store(tmp_path, keep_last=9, best_metric=metric) as store:
+        for step in range(1, 6):
+            store.save(step, state(step), {}, metrics={"t": -abs(step - 2.0)})
+    # Half of it is deleted: in a store it is not renamed before.
+    (tmp_path / "3" / "_CHECKPOINT_METADATA").unlink()
+    shutil.rmtree(tmp_path / "3" / "params" / "d")
+    for keep_last, left in ((2, [4, 5]), (9, [4, 5])):
+        with Store(tmp_path, keep_last=keep_last, best_metric=metric) as store:
+            assert store.restore_newest(targets(state(0)))[0] == 5
+            store.finish()
+            assert store.steps() == ([2, *left] if metric else left)
+    assert not (tmp_path / "3").exists()
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_run_that_goes_on_keeps_its_best(tmp_path, mode):
+    sign = {"max": 1.0, "min": -1.0}[mode]
+    for scores, left in (
+        ({1: 0.5, 2: 0.9, 3: 0.9, 4: 0.1}, [3, 4]),
+        ({5: 0.3, 6: None}, [3, 6]),
+        ({7: 1.0, 8: 0.2}, [7, 8]),
+        ({}, [7, 8]),
+    ):
+        with Store(tmp_path, keep_last=1, best_metric="t", best_mode=mode) as store:
+            for step, score in scores.items():
+                metrics = {} if score is None else {"t": sign * score}
+                store.save(step, state(step), {}, metrics=metrics)
+            store.finish()
+            assert store.steps() == left
+
+
+def test_what_may_be_the_best_is_kept(tmp_path):
+    """The first release wrote no metrics."""
+    with Store(tmp_path, keep_last=2) as store:
+        for step in (1, 2):
+            store.save(step, state(step), {}, metrics={})
+    with Store(tmp_path, keep_last=1, best_metric="t") as store:
+        for step in (3, 4, 5):
+            store.save(step, state(step), {}, metrics={"t": -float(step)})
+        store.finish()
+        assert store.steps() == [1, 2, 3, 5]
 
 
 def corrupt(folder):
@@ -271,15 +316,15 @@ def save(store, step, size):
 try:
     with Store(folder, keep_last=2) as store:
         save(store, 1, 100_000)
-        store.wait()
+        store.finish()
         save(store, 2, 2_000_000)
-        store.wait()
+        store.finish()
 except CheckpointError as error:
     print(error)
 with Store(folder) as store:
     print("LEFT", store.steps())
     save(store, 3, 100_000)
-    store.wait()
+    store.finish()
     print("LATER", store.steps())
 print("NAMES", sorted(path.name for path in folder.iterdir()))
 """
@@ -310,7 +355,7 @@ def test_an_old_checkpoint_is_never_half_deleted_under_its_name(tmp_path, monkey
             killed.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
             for step in (1, 2):
                 store.save(step, state(step), {}, metrics={})
-            store.wait()
+            store.finish()
         assert store.steps() == [2]
     assert not (tmp_path / ".deleted").exists()  # Leaving tidies up.
     (tmp_path / ".deleted" / "1" / "params").mkdir(parents=True)
@@ -324,7 +369,7 @@ def saved_steps(folder, *steps):
     with Store(folder, keep_last=len(steps)) as store:
         for step in steps:
             store.save(step, state(step), {"step": step, "seconds": 1.5}, metrics={})
-            store.wait()
+            store.finish()
     return targets(state(0), NamedSharding(mesh(data=1), PartitionSpec()))
 
 

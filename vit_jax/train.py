@@ -321,7 +321,7 @@ def train(
 
         watch.at("the last save")
         with clock.span("save"):
-            store.wait()
+            store.finish()
         if step < total:
             progress.note(
                 f"Stopped and saved at step {step:,} of {total:,}: run it again to go on."

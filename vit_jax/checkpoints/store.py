@@ -7,14 +7,15 @@ leaves a half one.
 """
 
 import contextlib
+import datetime
 import errno
 import itertools
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -68,16 +69,12 @@ class Store:
         if keep_every_steps:
             keep.append(policies.EveryNSteps(keep_every_steps))
         if best_metric:
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric],
-                    reverse=best_mode == "min",
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+            keep.append(_Best(best_metric, best_mode))
+        self._keep = policies.AnyPreservationPolicy(keep)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(keep),
+            preservation_policy=self._keep,
+            # Only with one are the metrics written: a run that goes on must know its best.
+            best_fn=(lambda metrics: metrics[best_metric]) if best_metric else None,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             todelete_subdir=None if read_only else DELETED,
@@ -160,24 +157,32 @@ class Store:
             **{item: ocp.args.StandardSave(tree) for item, tree in present.items()},
             chrono=ocp.args.JsonSave(chrono),
         )
-        # A step that was not evaluated cannot be the best.
-        best = self._best_metric in metrics
+        named = {k: metrics[k] for k in (self._best_metric,) if k in metrics}
         # The train loop forbids implicit transfers, and Orbax's copies to the host are such.
         with self._saving(), jax.transfer_guard("allow"):
             self._manager.save(
                 step,
                 args=args,
-                metrics={self._best_metric: metrics[self._best_metric]} if best else None,
+                metrics=named if self._best_metric else None,
             )
 
-    def wait(self) -> None:
-        """Returns when the last save is on disk.
+    def finish(self) -> None:
+        """Returns when the last save is on disk, and nothing is there that is not to be kept.
+
+        What a save supersedes is deleted after it, and a run that is killed meanwhile leaves some:
+        the next save sees to it, but after the last one there is none. All processes must call
+        this.
 
         Raises:
-          CheckpointError: it could not be written.
+          CheckpointError: it could not be written, or the older ones not be deleted.
         """
         with self._saving():
             self._manager.wait_until_finished()
+            found = [_Saved(step, self._manager.metrics(step)) for step in self.steps()]
+            kept = self._keep.should_preserve(found, context=policies.PreservationContext())
+            for saved, keep in zip(found, kept, strict=True):
+                if not keep:
+                    self._manager.delete(saved.step)
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
@@ -365,6 +370,39 @@ class Store:
                 "yourself, and the run goes on from the one before."
             )
         self._manager.reload()
+
+
+class _Best(policies.PreservationPolicy):
+    """Keeps the best checkpoint by a metric, of equals the newest.
+
+    One without the metric cannot be the best. Those of release 0.1.0 have no metrics at all: one of
+    them may be, and they are kept.
+    """
+
+    def __init__(self, metric: str, mode: str):
+        self._metric, self._sign = metric, {"max": 1, "min": -1}[mode]
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[Any],
+        *,
+        context: policies.PreservationContext,
+    ) -> Sequence[bool]:
+        values = {
+            (self._sign * info.metrics[self._metric], info.step)
+            for info in checkpoints
+            if info.metrics and self._metric in info.metrics
+        }
+        best = max(values, default=(0, None))[1]
+        return [info.step == best or info.metrics is None for info in checkpoints]
+
+
+class _Saved(NamedTuple):
+    """A checkpoint as Orbax's policies see it."""
+
+    step: int
+    metrics: Mapping[str, float] | None
+    time: datetime.datetime | None = None  # Ours do not look at it.
 
 
 def _check_folders(*folders: epath.Path) -> None:
