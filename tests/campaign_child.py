@@ -22,7 +22,7 @@ WRAPPED = (
     ("vit_jax.data.sources", "open_source", "data"),
     ("vit_jax.checkpoints.store", "Store.restore_newest", "restore"),
     ("vit_jax.checkpoints.store", "Store.save", "save"),
-    ("vit_jax.checkpoints.store", "Store.wait", "wait"),
+    ("vit_jax.checkpoints.store", "Store.finish", "wait"),
     ("vit_jax.state", "starting_point", "init"),
     ("jax.stages", "Lowered.compile", "compile"),
     ("vit_jax.evals.classification", "Classification.evaluate", "eval"),

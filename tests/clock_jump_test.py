@@ -57,7 +57,7 @@ def test_a_run_whose_clock_jumps_back_a_day(tmp_path, monkeypatch):
 
         def save_and_mend(self, step, *args, **kwargs):
             original(self, step, *args, **kwargs)
-            self.wait()  # Orbax's patience is measured by the wall clock.
+            self.finish()  # Orbax's patience is measured by the wall clock.
             set_back(patch, -2 * DAY)
 
         patch.setattr(Store, "save", save_and_mend)
