@@ -10,7 +10,7 @@ from PIL import Image
 from tests.small_run import dataset, run, small_config
 from vit_jax.config import base_config
 from vit_jax.data.sources import open_source
-from vit_jax.data.subset import few_shot
+from vit_jax.data.subset import few_shot, random_part
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.evaluate import evaluate
 
@@ -49,6 +49,37 @@ def test_shots_are_balanced_nested_and_of_the_seed():
     assert len(places(few) & places(few_shot(source, 4, seed=1))) < 6
     assert few.fingerprint != few_shot(source, 4, seed=1).fingerprint != more.fingerprint
     assert few_shot(source, 0, seed=0) is source
+
+
+def test_a_random_part_is_nested_and_of_the_seed():
+    source = opened()
+    few, more = random_part(source, 10, seed=0), random_part(source, 100, seed=0)
+
+    def places(subset):
+        return {subset.describe(i) for i in range(len(subset))}
+
+    assert len(places(few)) == 10 and len(places(more)) == 100
+    assert places(few) < places(more) and places(few) == places(random_part(source, 10, seed=0))
+    # Ten of 1,497 twice: that four are common has a chance below 1e-6.
+    assert len(places(few) & places(random_part(source, 10, seed=1))) < 4
+    prints = {few.fingerprint, more.fingerprint, random_part(source, 10, seed=1).fingerprint}
+    assert len(prints) == 3 and source.fingerprint not in prints
+    assert random_part(source, 0, seed=0) is source
+    assert places(random_part(source, len(source), seed=5)) == places(source)
+    # The classes are those of the whole, though some of them have no example here.
+    assert random_part(source, 1, seed=0).class_names == source.class_names
+
+
+def test_a_part_of_several_labels_keeps_them():
+    source = opened()
+    source.multi_label = True
+    part = random_part(source, 3, seed=0)
+    assert part.multi_label and part[0]["label"] == part.label(0)
+
+
+def test_more_examples_than_there_are_are_said():
+    with pytest.raises(DataError, match=r"data\.examples is 2,000, but digits, train, has 1,\d+"):
+        random_part(opened(), 2000, seed=0)
 
 
 def test_of_a_folder_of_images_no_file_is_read(tmp_path, monkeypatch):

@@ -73,6 +73,8 @@ def base_config() -> ConfigDict:
     c.data.split = "train"  # What is trained on; slices such as train[:99%] are allowed.
     c.data.classes = ()  # Numbers of classes: these alone, numbered anew from 0; (): all.
     c.data.shots = 0  # Trained on are so many examples of each class, chosen by seed; 0: all.
+    # Trained on are so many examples of the split, chosen by seed, fewer ones among more; 0: all.
+    c.data.examples = 0
     c.data.image_key = "image"  # Names of the features in the TFDS data set.
     c.data.label_key = "label"
     # Transforms, in order: see vit_jax.data.transforms.OPS. A `size` that is left out is the
@@ -134,6 +136,7 @@ def base_config() -> ConfigDict:
     c.checkpoint.every_steps = 1000  # Save at every multiple, and at the end.
     c.checkpoint.keep_last = 2  # The newest ones kept.
     c.checkpoint.keep_every_steps = 0  # These are kept for ever; 0: none.
+    c.checkpoint.keep_steps = ()  # Saved at these, too, and kept for ever: resume branches off.
     c.checkpoint.best_metric = ""  # E.g. "test/top1": keep the best as well; "": do not.
     c.checkpoint.best_mode = "max"  # max or min.
 
@@ -201,6 +204,7 @@ _BOUNDS = {
     "batch_size": (1, 2**24),
     "timeout_seconds": (1, math.inf),
     "data.shots": (0, math.inf),
+    "data.examples": (0, math.inf),
     "data.workers": (0, 1024),
     "data.threads": (1, 1024),
     "data.prefetch": (1, 1024),
@@ -241,6 +245,16 @@ def validate(config: ConfigDict | FrozenConfigDict) -> None:
             raise ConfigError(
                 f"init_hints: {hint!r} is no hint: write pairs (name, value), such as "
                 '(("num_heads", 4),).'
+            )
+    if config.data.shots and config.data.examples:
+        raise ConfigError(
+            "data.shots and data.examples are set: choose by class or from all, and let the other "
+            "be 0."
+        )
+    for step in config.checkpoint.keep_steps:
+        if type(step) is not int or step < 1:
+            raise ConfigError(
+                f"checkpoint.keep_steps has {step!r}: write numbers of updates, such as (100, 300)."
             )
     _check_evals(config)
     steps = config.log.profile_steps

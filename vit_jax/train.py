@@ -35,7 +35,7 @@ from vit_jax.config import check_best, validate
 from vit_jax.data import pipeline, transforms
 from vit_jax.data.bad_examples import BadExamples
 from vit_jax.data.sources import open_source
-from vit_jax.data.subset import few_shot
+from vit_jax.data.subset import few_shot, random_part
 from vit_jax.errors import ConfigError
 from vit_jax.evals.build import build_evals
 from vit_jax.lock import lock
@@ -96,6 +96,7 @@ def train(
 
         config = inherit_model(config, workdir)
         source = open_source(config.data, split=config.data.split)
+        source = random_part(source, config.data.examples, seed=config.seed)
         source = few_shot(source, config.data.shots, seed=config.seed)
         cfg = model_config(config.model, num_classes=source.num_classes)
         if cfg.num_classes < source.num_classes:
@@ -144,6 +145,7 @@ def train(
                 workdir / workdirs.CHECKPOINTS,
                 keep_last=config.checkpoint.keep_last,
                 keep_every_steps=config.checkpoint.keep_every_steps,
+                keep_steps=config.checkpoint.keep_steps,
                 best_metric=config.checkpoint.best_metric,
                 best_mode=config.checkpoint.best_mode,
             )
@@ -258,7 +260,12 @@ def train(
         for step in range(start, total + 1):
             log_due = step == total or step % config.log.every_steps == 0
             evals_due = [name for name in evals if evals[name].due(step, total)]
-            save_due = stopping or step == total or step % config.checkpoint.every_steps == 0
+            save_due = (
+                stopping
+                or step == total
+                or step % config.checkpoint.every_steps == 0
+                or step in config.checkpoint.keep_steps
+            )
             if step > start and (evals_due or save_due):
                 # Nothing is saved or measured before it is known to be finite.
                 stopping = settle(step, log=log_due or bool(evals_due)) or stopping

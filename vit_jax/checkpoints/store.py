@@ -49,6 +49,7 @@ class Store:
         *,
         keep_last: int = 1,
         keep_every_steps: int = 0,
+        keep_steps: Sequence[int] = (),
         best_metric: str = "",
         best_mode: str = "max",
         read_only: bool = False,
@@ -59,6 +60,7 @@ class Store:
           folder: that holds the checkpoints, one folder a step.
           keep_last: how many of the newest to keep.
           keep_every_steps: those at multiples of this are kept for ever; 0: none.
+          keep_steps: those of these steps are kept for ever.
           best_metric: the best one by this metric is kept as well; "": none.
           best_mode: "max" or "min": what is best.
           read_only: nothing is made or tidied up; do not save.
@@ -68,6 +70,8 @@ class Store:
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_every_steps:
             keep.append(policies.EveryNSteps(keep_every_steps))
+        if keep_steps:
+            keep.append(policies.CustomSteps(list(keep_steps)))
         if best_metric:
             keep.append(_Best(best_metric, best_mode))
         self._keep = policies.AnyPreservationPolicy(keep)

@@ -1,4 +1,4 @@
-"""Some classes of a data set, and a few labelled examples of each: any source, read in part."""
+"""Some classes of a data set, some of its examples, a few of each class: any source, in part."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from vit_jax.data import order
 from vit_jax.data.base import Example, Source, digest
 from vit_jax.errors import ConfigError, DataError
 
@@ -18,7 +19,7 @@ class Subset(Source):
         source: Source,
         ids: Int[np.ndarray, "n"],
         *,
-        classes: Sequence[int],
+        classes: Sequence[int] | None = None,
         fingerprint: str,
     ):
         """Describes the subset; reads no example.
@@ -26,23 +27,29 @@ class Subset(Source):
         Args:
           source: the whole.
           ids: of the examples that are kept; all of them are of `classes`.
-          classes: numbers of the source's classes: the i-th is class i here.
+          classes: numbers of the source's classes: the i-th is class i here; None: all, as there.
           fingerprint: what tells this subset from others of the same source.
         """
         self._source, self._ids, self._fingerprint = source, ids, fingerprint
-        self._number = {label: i for i, label in enumerate(classes)}
         self.name, self.split, self.channels = source.name, source.split, source.channels
-        self.class_names = tuple(source.class_names[label] for label in classes)
+        self.class_names, self.multi_label = source.class_names, source.multi_label
+        self._number = None
+        if classes is not None:
+            self._number = {label: i for i, label in enumerate(classes)}
+            self.class_names = tuple(source.class_names[label] for label in classes)
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def __getitem__(self, index: int) -> Example:
         example = self._source[int(self._ids[index])]
-        return {**example, "label": self._number[example["label"]]}
+        return {**example, "label": self._renumbered(example["label"])}
 
     def label(self, index: int) -> Any:
-        return self._number[self._source.label(int(self._ids[index]))]
+        return self._renumbered(self._source.label(int(self._ids[index])))
+
+    def _renumbered(self, label: Any) -> Any:
+        return label if self._number is None else self._number[label]
 
     def describe(self, index: int) -> str:
         return self._source.describe(int(self._ids[index]))
@@ -85,6 +92,31 @@ def of_classes(source: Source, classes: Sequence[Any]) -> Source:
     return Subset(source, ids, classes=classes, fingerprint=f"classes {tuple(classes)}")
 
 
+def random_part(source: Source, examples: int, *, seed: int) -> Source:
+    """Some examples, chosen by a seed whatever their class; those of n are among those of n + 1.
+
+    They are the first of the permutation that `vit_jax.data.order` makes of the seed: the choice
+    takes memory in proportion to the part, reads no label, and is equal in every release.
+
+    Args:
+      source: the whole.
+      examples: `config.data.examples`: how many; 0: all that there are.
+      seed: decides which.
+
+    Raises:
+      DataError: there are not so many.
+    """
+    if not examples:
+        return source
+    if examples > len(source):
+        raise DataError(
+            f"data.examples is {examples:,}, but {source.name}, {source.split}, has "
+            f"{len(source):,}: give at most that, or 0 for all."
+        )
+    ids, _ = order.locate(np.arange(examples, dtype=np.int64), num_examples=len(source), seed=seed)
+    return Subset(source, np.sort(ids), fingerprint=f"{examples} examples of {seed}")
+
+
 def few_shot(source: Source, shots: int, *, seed: int) -> Source:
     """As many examples of each class, chosen by a seed; those of k shots are among those of k + 1.
 
@@ -112,9 +144,7 @@ def few_shot(source: Source, shots: int, *, seed: int) -> Source:
             )
         chosen.append(of_class[:shots])
     ids = np.sort(np.concatenate(chosen))
-    return Subset(
-        source, ids, classes=range(source.num_classes), fingerprint=f"{shots} shots of {seed}"
-    )
+    return Subset(source, ids, fingerprint=f"{shots} shots of {seed}")
 
 
 def _labels(source: Source) -> Int[np.ndarray, "n"]:
