@@ -101,15 +101,26 @@ class _Printable(logging.PythonFormatter):
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        return _parse(flags.FLAGS, argv)
     except VitJaxError as error:
         sys.exit(_fail(error))
+
+
+def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parses a command line; whatever is wrong with it is an error that says so."""
+    try:
+        return values(argv)
+    except VitJaxError:
+        raise
     except flags.Error as error:
         # absl makes its own error of one that is a ValueError, such as ConfigError.
-        own = isinstance(error.__context__, VitJaxError)
-        sys.exit(_fail(error.__context__ if own else _explain_flag(str(error))))
+        if isinstance(error.__context__, VitJaxError):
+            raise error.__context__ from None
+        raise ConfigError(_explain_flag(values, str(error))) from error
     except Exception as error:  # ml_collections raises whatever looking up a key raises.
-        sys.exit(_fail(_explain_key(argv) or f"A --config.KEY=VALUE is wrong: {error}"))
+        raise ConfigError(
+            _explain_key(values, argv) or f"A --config.KEY=VALUE is wrong: {error}"
+        ) from error
 
 
 # ---------------------------------------------------------------------------- the config's file
@@ -246,32 +257,32 @@ _ACCEPTED = {
 }
 
 
-def _explain_flag(message: str) -> str:
+def _explain_flag(values: flags.FlagValues, message: str) -> str:
     """What absl says of a flag, in words that help."""
     if missing := re.search(r"Flag (--\w+) must have a value other than None", message):
         return f"{missing[1]}=... is missing. See --help."
     if part := re.match(r"Type <class .*?> of field (config\.\S+) is not supported", message):
         return f"--{part[1]}: write its keys one by one, --{part[1]}.KEY=VALUE."
     match = re.match(r"flag (--config\.(?P<key>[^=]+)=.*?): ", message, flags=re.DOTALL)
-    _, kind = _walk(match["key"]) if match else (None, None)
+    _, kind = _walk(values, match["key"]) if match else (None, None)
     if kind in _ACCEPTED:
         return f"{match[1]}: write {_ACCEPTED[kind]}."
     return f"{message}\nSee --help."
 
 
-def _explain_key(argv: Sequence[str]) -> str | None:
+def _explain_key(values: flags.FlagValues, argv: Sequence[str]) -> str | None:
     """Which of the overrides names a key that is not there."""
     for flag in argv:
         match = re.match(r"--?(no)?config\.(?P<key>[^=]+)", flag)
-        wrong, _ = _walk(match["key"]) if match else (None, None)
+        wrong, _ = _walk(values, match["key"]) if match else (None, None)
         if wrong:
             return f"{flag}: {wrong}"
     return None
 
 
-def _walk(key: str) -> tuple[str | None, type | None]:
+def _walk(values: flags.FlagValues, key: str) -> tuple[str | None, type | None]:
     """Follows a key such as model.image_size[0] into the config: what is wrong, or its type."""
-    node, kind = flags.FLAGS["config"].parser.config, ConfigDict
+    node, kind = values["config"].parser.config, ConfigDict
     for part in filter(None, re.split(r"[.\[\]]", key)):
         part = part.strip("'\"")
         if isinstance(node, ConfigDict) and part in node:
@@ -296,37 +307,98 @@ def _fail(error: Exception | str) -> int:
     return EXIT_ERROR
 
 
-def define_config() -> flags.FlagHolder:
-    """Defines --config; read it with `read_config`."""
+def define_config(
+    values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None
+) -> flags.FlagHolder:
+    """Defines --config; read it with `read_config`.
+
+    Args:
+      values: where to.
+      argv: the command line that overrides keys; None: that of the process.
+    """
     holder = config_flags.DEFINE_config_file(
-        "config", None, "FILE.py or FILE.py:key=value,...; --config.KEY=VALUE overrides a key.",
-    )  # fmt: skip
-    flags.FLAGS[holder.name].parser = _ConfigFile()
+        "config",
+        None,
+        "FILE.py or FILE.py:key=value,...; --config.KEY=VALUE overrides a key.",
+        flag_values=values,
+        sys_argv=argv,
+    )
+    values[holder.name].parser = _ConfigFile()
     for kind, parser in ((int, flags.IntegerParser()), (float, flags.FloatParser())):
         config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
     return holder
 
 
-def read_config(holder: flags.FlagHolder) -> FrozenConfigDict:
+def config_of(arguments: Sequence[str]) -> FrozenConfigDict:
+    """The config that a front door would read from these --config... flags.
+
+    Raises:
+      ConfigError: as the front door would say.
+    """
+    argv = ["", *arguments]
+    values = flags.FlagValues()
+    holder = define_config(values, argv)
+    _parse(values, argv)
+    return read_config(holder, values)
+
+
+def overridden(holder: flags.FlagHolder) -> dict[str, Any]:
+    """What the command line of the process overrides: {"optim.lr": 0.001}."""
+    return dict(config_flags.get_override_values(flags.FLAGS[holder.name]))
+
+
+def read_config(
+    holder: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS
+) -> FrozenConfigDict:
     """The config with its overrides, frozen.
 
     A duration that is overridden in one unit is unset in the others, so that
     `--config.total_steps=10` shortens a run that its file gives in epochs.
     """
     config = holder.value
-    overridden = config_flags.get_override_values(flags.FLAGS[holder.name])
-    for key, value in overridden.items():
+    changed = config_flags.get_override_values(values[holder.name])
+    for key, value in changed.items():
         if value is None:
             continue
-        match = re.fullmatch(rf"(?P<stem>.*)_({'|'.join(DURATION_UNITS)})", key)
-        for unit in DURATION_UNITS if match else ():
-            sibling = f"{match['stem']}_{unit}"
-            if sibling not in overridden:
+        for sibling in other_units(key):
+            if sibling not in changed:
                 parent, _, leaf = sibling.rpartition(".")
                 section = config[parent] if parent else config
                 if leaf in section:
                     section[leaf] = None
     return freeze(config)
+
+
+def other_units(key: str) -> list[str]:
+    """The keys that give the same duration in other units; none if it is no duration."""
+    match = re.fullmatch(rf"(?P<stem>.*)_({'|'.join(DURATION_UNITS)})", key)
+    names = [f"{match['stem']}_{unit}" for unit in DURATION_UNITS] if match else []
+    return [name for name in names if name != key]
+
+
+def read_sweep(holder: flags.FlagHolder) -> tuple[str, str, list[Any]]:
+    """The points of a config file's `sweep`, as they are.
+
+    Returns:
+      The file, what follows the colon of --config ("" if there is none), and the points.
+
+    Raises:
+      ConfigError: the file has no sweep(), or it went wrong.
+    """
+    name, colon, argument = flags.FLAGS[holder.name].config_filename.partition(":")
+    path = _config_path(name, address=False, cut=bool(colon))
+    module = _run(path)
+    if not hasattr(module, "sweep"):
+        raise ConfigError(
+            f"--config={path} defines no sweep(): vit_jax.sweep needs one beside get_config(), "
+            "that yields a dict of changed keys for each run. One run alone: vit_jax.train."
+        )
+    try:
+        return name, argument, list(module.sweep(argument) if colon else module.sweep())
+    except VitJaxError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--config={path}{_where(error, path)}: {_what(error)}") from error
 
 
 def no_arguments(argv: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
 """What a run says of itself: before it starts, when it goes wrong, and when it is done."""
 
 import math
+import pathlib
+import subprocess
 from typing import Any
 
 import jax
@@ -8,11 +10,20 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
+from vit_jax import __version__
 from vit_jax.checkpoints.store import Store
 from vit_jax.data import bad_examples, order
 from vit_jax.data.base import Source
 from vit_jax.errors import DataError, NonFiniteError
-from vit_jax.models import ModelConfig, VitConfig, num_params, train_flops
+from vit_jax.models import (
+    ModelConfig,
+    VitConfig,
+    forward_flops,
+    num_params,
+    num_params_non_embedding,
+    train_flops,
+    update_flops,
+)
 from vit_jax.models.attention import current_platform, resolve_backend
 from vit_jax.telemetry.clock import SPANS, Clock
 from vit_jax.telemetry.jsonlines import read_jsonl
@@ -74,6 +85,50 @@ def describe(
         f"run     steps {start:,} to {total:,} of {config.batch_size:,} images, "
         f"{total * config.batch_size / len(source):.4g} epochs"
     )
+
+
+def numbers(
+    config: FrozenConfigDict, cfg: ModelConfig, source: Source, mesh: Mesh, total: int
+) -> dict[str, Any]:
+    """What a study of scaling asks of a run, and its other files do not say, for `run.json`.
+
+    Returns:
+      params, params_non_embedding   of the model;
+      forward_flops, train_flops     of one image, counted by hand (vit_jax.models.flops);
+      examples                       trained on in an epoch;
+      total_steps, batch_size        of the run;
+      device, num_devices            that this process and its peers train on;
+      code_version                   of this release, and of the commit if it is a checkout.
+    """
+    return {
+        "params": num_params(cfg),
+        "params_non_embedding": num_params_non_embedding(cfg),
+        "forward_flops": forward_flops(cfg),
+        "train_flops": update_flops(
+            cfg, head_only=config.cache_features, sam=config.optim.sam_rho > 0
+        ),
+        "examples": len(source),
+        "total_steps": total,
+        "batch_size": config.batch_size,
+        "device": mesh.devices.flat[0].device_kind,
+        "num_devices": mesh.size,
+        "code_version": code_version(),
+    }
+
+
+def code_version() -> str:
+    """The release, and of a checkout its commit: "0.2.0+g1a2b3c4", and ".dirty" if changed."""
+    folder = pathlib.Path(__file__).parent
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty=.dirty", "--abbrev=7", "--exclude=*"],
+            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):  # No checkout, or no git.
+        return __version__
+    # An installed copy may lie in the checkout of something else.
+    own = (folder.parent / ".git").exists()
+    return f"{__version__}+g{said}" if own else __version__
 
 
 def conclusion(workdir: epath.Path, clock: Clock, total: int) -> str:

@@ -39,13 +39,13 @@ from vit_jax.data.subset import few_shot, random_part
 from vit_jax.errors import ConfigError
 from vit_jax.evals.build import build_evals
 from vit_jax.lock import lock
-from vit_jax.models import build, head_flops, model_config, param_shapes, train_flops
+from vit_jax.models import build, model_config, param_shapes, update_flops
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
 from vit_jax.parallel.compilation import keep_compiled
 from vit_jax.parallel.watch import Watch
-from vit_jax.reports import check_finite, conclusion, describe
+from vit_jax.reports import check_finite, conclusion, describe, numbers
 from vit_jax.state import make_init, starting_point, state_layout
 from vit_jax.storage import as_path
 from vit_jax.telemetry.clock import Clock
@@ -123,8 +123,9 @@ def train(
         tx = make_optimizer(config.optim, param_shapes(cfg), schedule=schedule)
         clock = Clock(
             num_devices=mesh.size,
-            flops_per_example=(head_flops(cfg) if config.cache_features else train_flops(cfg))
-            * (2 if config.optim.sam_rho else 1),
+            flops_per_example=update_flops(
+                cfg, head_only=config.cache_features, sam=config.optim.sam_rho > 0
+            ),
             peak_flops=peak_flops(mesh.devices.flat[0].device_kind),
         )
 
@@ -204,7 +205,7 @@ def train(
             )
         )
         if is_main:  # Now that it can begin.
-            workdirs.claim(workdir, config, dataset)
+            workdirs.claim(workdir, config, dataset, numbers(config, cfg, source, mesh, total))
         writer = stack.enter_context(
             MetricWriter(
                 workdir,

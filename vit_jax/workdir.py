@@ -2,6 +2,7 @@
 
 config.json      every key of the config, as it ran
 dataset.json     what the model's outputs mean: class names, channels, examples
+run.json         what the run is in numbers: parameters, FLOPs, steps; and the code that it ran last
 metrics.jsonl    what was measured, a line a step: a pure function of the config
 timing.jsonl     how long it took
 checkpoints/     one folder a saved step
@@ -22,6 +23,7 @@ from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, did_you_me
 
 CONFIG = "config.json"
 DATASET = "dataset.json"
+NUMBERS = "run.json"
 CHECKPOINTS = "checkpoints"
 
 _OTHER_EXAMPLES = (
@@ -221,8 +223,20 @@ def check_claim(
         )
 
 
-def claim(workdir: epath.PathLike, config: FrozenConfigDict, dataset: Mapping[str, Any]) -> None:
+def claim(
+    workdir: epath.PathLike,
+    config: FrozenConfigDict,
+    dataset: Mapping[str, Any],
+    numbers: Mapping[str, Any] | None = None,
+) -> None:
     """Writes what the run is into its work directory, once it is known to be able to start.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      dataset: what `describe_dataset` says of its data.
+      numbers: what `vit_jax.reports.numbers` says of its model and length; None where it is no run
+        but a published model as one.
 
     Raises:
       ConfigError: the work directory cannot be written, or the config has an infinite number.
@@ -231,6 +245,8 @@ def claim(workdir: epath.PathLike, config: FrozenConfigDict, dataset: Mapping[st
     try:
         write_json(workdir / CONFIG, config_to_json(config))
         write_json(workdir / DATASET, dataset)
+        if numbers is not None:
+            write_json(workdir / NUMBERS, numbers)
     except OSError as error:
         raise ConfigError(
             f"--workdir={workdir} cannot be written: {storage.explain(error)}."

@@ -18,7 +18,15 @@ flops       parameters and FLOPs
 
 from vit_jax.models.build import ModelConfig, build, model_config
 from vit_jax.models.config import VitConfig
-from vit_jax.models.flops import forward_flops, head_flops, num_params, param_shapes, train_flops
+from vit_jax.models.flops import (
+    forward_flops,
+    head_flops,
+    num_params,
+    num_params_non_embedding,
+    param_shapes,
+    train_flops,
+    update_flops,
+)
 from vit_jax.models.mixer import Mixer, MixerConfig
 from vit_jax.models.resnet import Resnet, ResnetConfig, StemConfig
 from vit_jax.models.variants import VARIANTS, Variant, parse_variant
@@ -40,7 +48,9 @@ __all__ = [
     "head_flops",
     "model_config",
     "num_params",
+    "num_params_non_embedding",
     "param_shapes",
     "parse_variant",
     "train_flops",
+    "update_flops",
 ]

@@ -94,6 +94,17 @@ def head_flops(cfg: ModelConfig) -> int:
     return 6 * param_shapes(cfg)["head"]["kernel"].size
 
 
+def update_flops(cfg: ModelConfig, *, head_only: bool, sam: bool) -> int:
+    """FLOPs that an update of a run takes for each of its images.
+
+    Args:
+      cfg: of the model.
+      head_only: whether the head alone is trained, on features (`config.cache_features`).
+      sam: whether the gradient is taken a second time (`config.optim.sam_rho`).
+    """
+    return (head_flops(cfg) if head_only else train_flops(cfg)) * (2 if sam else 1)
+
+
 def param_shapes(cfg: ModelConfig) -> dict:
     """The tree of parameters as `jax.ShapeDtypeStruct`s; nothing is computed or allocated."""
     images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.channels), jnp.float32)
@@ -104,3 +115,19 @@ def param_shapes(cfg: ModelConfig) -> dict:
 def num_params(cfg: ModelConfig) -> int:
     """Number of parameters, embeddings and head included."""
     return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(cfg)))
+
+
+# Of a Vision Transformer: what turns patches into tokens, the tokens that are no patches, and the
+# classifier. (Of a ResNet only the head is of these; its root is a convolution like the others.)
+_EMBEDDING = ("embedding", "pos_embedding", "cls", "dist", "registers", "head", "head_dist")
+
+
+def num_params_non_embedding(cfg: ModelConfig) -> int:
+    """Number of parameters without patch and position embeddings, further tokens and the head.
+
+    It is the size that laws of scaling are written in (Kaplan et al. 2020, arXiv 2001.08361): the
+    parameters that are left do not depend on the picture's size, nor on how many classes there are.
+    """
+    shapes = param_shapes(cfg)
+    kept = {name: tree for name, tree in shapes.items() if name not in _EMBEDDING}
+    return sum(leaf.size for leaf in jax.tree.leaves(kept))
