@@ -19,7 +19,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from vit_jax.config import DURATION_UNITS, check_form, freeze
+from vit_jax.config import check_form, freeze, other_units
 from vit_jax.errors import ConfigError, VitJaxError, did_you_mean, printable
 from vit_jax.parallel.processes import give_threads_to_simulated_devices
 
@@ -367,13 +367,6 @@ def read_config(
                 if leaf in section:
                     section[leaf] = None
     return freeze(config)
-
-
-def other_units(key: str) -> list[str]:
-    """The keys that give the same duration in other units; none if it is no duration."""
-    match = re.fullmatch(rf"(?P<stem>.*)_({'|'.join(DURATION_UNITS)})", key)
-    names = [f"{match['stem']}_{unit}" for unit in DURATION_UNITS] if match else []
-    return [name for name in names if name != key]
 
 
 def read_sweep(holder: flags.FlagHolder) -> tuple[str, str, list[Any]]:

@@ -36,6 +36,13 @@ def _duration(name: str) -> dict[str, Any]:
     }
 
 
+def other_units(key: str) -> list[str]:
+    """The keys that give the same duration in other units; none if it is no duration."""
+    match = re.fullmatch(rf"(?P<stem>.*)_({'|'.join(DURATION_UNITS)})", key)
+    names = [f"{match['stem']}_{unit}" for unit in DURATION_UNITS] if match else []
+    return [name for name in names if name != key]
+
+
 def base_config() -> ConfigDict:
     """Every key a run can read, with its default. Locked: values change, no key can be added."""
     c = ConfigDict()

@@ -5,6 +5,8 @@ import datetime
 import errno
 import fcntl
 import os
+import pathlib
+import re
 import socket
 import stat
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.lease import lease
 
 LOCK = "lock"
+_OWNER = re.compile(r"process (?P<pid>[1-9]\d*) on (?P<host>\S+), started ")
 _NO_LOCKS = "there are no locks here; see to it that no second run is started in this directory."
 
 
@@ -65,6 +68,49 @@ def lock(workdir: epath.Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+def is_held(workdir: pathlib.Path) -> bool:
+    """Whether a process holds a local work directory now; on a file system without locks, no.
+
+    Ask only where nothing else may be about to take it: for a moment, the one who asks holds it.
+    """
+    try:
+        file = os.open(workdir / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return False
+
+
+def owner_lives(workdir: pathlib.Path) -> bool:
+    """Whether the last process that took a local work directory is still there; disturbs nobody.
+
+    It may have given the directory back; of one on another machine nothing is known, and it counts
+    as there.
+    """
+    try:
+        owner = (workdir / LOCK).read_text(errors="replace")
+    except OSError:
+        return False
+    if not (match := _OWNER.match(owner)):
+        return False
+    if match["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(match["pid"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # Somebody else's.
+        return True
+    return True
 
 
 def _cannot_write(workdir: epath.Path, error: OSError) -> ConfigError:

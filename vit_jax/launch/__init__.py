@@ -1,0 +1,11 @@
+"""Launching the runs of a sweep: what they are, what became of them, and where they run.
+
+plan      the points of a config file's sweep() -> Runs: names, commands, configs, all checked
+costs     what a run will take: parameters, FLOPs, memory
+record    what a sweep knows of a run, in its work directory; has it finished?
+attempt   one process of vit_jax.train, from its start to what its end means
+start     the first lines of that process: its cores, and that it ends with its parent
+local     the runs side by side on this machine
+slurm     the runs as jobs
+board     how far all of them are: a live table, or lines
+"""

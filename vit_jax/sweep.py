@@ -1,0 +1,116 @@
+"""Runs all the runs of a sweep, each by `vit_jax.train`, here or as jobs of Slurm.
+
+    python -m vit_jax.sweep --config=configs/scaling/data_x_params.py --workdir=runs/study --dry_run
+    python -m vit_jax.sweep --config=configs/scaling/data_x_params.py --workdir=runs/study
+
+The config file has beside get_config() a function sweep(), which yields a dict of changed keys for
+each run (vit_jax.scaling.grids). Each run has a folder of its name in the sweep's. The same command
+goes on where it stopped: what is finished is skipped, what is broken is resumed, what failed is
+tried again. Ctrl-C and SIGTERM let the runs save; a run that fails does not stop the others.
+
+What came out is in runs.parquet and runs.csv: a row for each run and evaluation.
+
+Exit codes: 0 all runs are finished; 1 some failed; 2 an error that the message explains; 75 told to
+stop: the same command goes on.
+"""
+
+import fnmatch
+import pathlib
+import shlex
+from collections.abc import Sequence
+
+from absl import flags
+
+from vit_jax import cli
+from vit_jax import workdir as workdirs
+from vit_jax.errors import ConfigError, did_you_mean
+from vit_jax.launch import record as records
+from vit_jax.launch.board import Board
+from vit_jax.launch.local import run_local
+from vit_jax.launch.plan import Run, check_unchanged, make_plan
+from vit_jax.lock import lock
+
+EXIT_FAILED, EXIT_STOPPED = 1, 75
+
+
+def select(runs: Sequence[Run], pattern: str) -> list[Run]:
+    """The runs whose names match a pattern such as "*seed=0*"; "": all.
+
+    Raises:
+      ConfigError: none does.
+    """
+    chosen = [run for run in runs if fnmatch.fnmatchcase(run.name, pattern or "*")]
+    if not chosen:
+        raise ConfigError(
+            f"--only={pattern} matches no run: it is a pattern of whole names, such as *seed=0*. "
+            + did_you_mean(pattern, [run.name for run in runs[:20]])
+        )
+    return chosen
+
+
+def sweep(runs: Sequence[Run], folder: pathlib.Path, *, max_parallel: int) -> int:
+    """Runs what is not finished.
+
+    Args:
+      runs: of the sweep, from `vit_jax.launch.plan.make_plan`.
+      folder: of the sweep.
+      max_parallel: at a time; 0: one for each GPU, or one.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      VitJaxError: a run has begun with another config, or another sweep is at work in the folder.
+    """
+    workdirs.make(folder)
+    with lock(folder):
+        for run in runs:
+            check_unchanged(run)
+        board = Board(runs)
+        whole = run_local(runs, max_parallel=max_parallel, changed=board.changed)
+        board.show()
+    return conclude(runs, folder, whole=whole)
+
+
+def conclude(runs: Sequence[Run], folder: pathlib.Path, *, whole: bool) -> int:
+    """Says what became of the runs; gives the exit code."""
+    found = {run.name: records.read(run.workdir) for run in runs}
+    for run in runs:
+        record = found[run.name]
+        if record.status in ("failed", "blocked"):
+            print(f"{run.name} {record.status}: {record.error}")
+            if record.status == "failed":
+                print(f"  Log: {run.workdir / records.LOG}")
+    finished = sum(record.status == "finished" for record in found.values())
+    print(f"{finished} of {len(runs)} runs are finished, in {folder}.")
+    if not whole:
+        print("Stopped: the same command goes on.")
+        return EXIT_STOPPED
+    return 0 if finished == len(runs) else EXIT_FAILED
+
+
+if __name__ == "__main__":
+    _CONFIG = cli.define_config()
+    flags.declare_key_flag("config")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep; made if it is not there.")
+    _MAX_PARALLEL = flags.DEFINE_integer(
+        "max_parallel", 0, "Runs at a time; 0: one for each GPU, or one.", lower_bound=0
+    )
+    _ONLY = flags.DEFINE_string("only", "", "Only the runs whose names match, such as *seed=0*.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+    def main(argv: Sequence[str]) -> int:
+        cli.no_arguments(argv)
+        file, argument, points = cli.read_sweep(_CONFIG)
+        folder = pathlib.Path(_WORKDIR.value).expanduser().absolute()
+        runs = make_plan(
+            points,
+            file=file,
+            argument=argument,
+            overrides=cli.overridden(_CONFIG),
+            folder=folder,
+            configure=cli.config_of,
+        )
+        return sweep(select(runs, _ONLY.value), folder, max_parallel=_MAX_PARALLEL.value)
+
+    cli.run(main)
