@@ -8,7 +8,12 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+CONFIGS = ROOT / "configs"
+NAMES = sorted(
+    path.relative_to(CONFIGS).with_suffix("").as_posix()
+    for path in CONFIGS.rglob("*.py")
+    if path.stem != "__init__"
+)
 # Arguments that are tried beside none.
 ARGUMENTS = {
     "vit_i1k": ["variant=L/16,aug=strong2,reg=true", "variant=Ti/16,aug=none", "variant=S/32"],
@@ -29,14 +34,21 @@ ARGUMENTS = {
         "mode=probe,pixels=imagenet,pre_logits=keep",
         "mode=lora,rank=4,decay=0.75",
     ],
-    "vit_vs_cnn": [
-        "model=BiT-R152x2,subset=10%",
-        "model=R50+B/16,data=imagenet2012,subset=128000",
+    "scaling/data_x_params": [
+        "model=BiT-R50x1",
+        "data=fashion_mnist,model=vit-1m",
+        "data=fashion_mnist,model=resnet-2m",
+    ],
+    "scaling/isoflop": ["model=L/16", "data=fashion_mnist"],
+    "scaling/shape_star": ["data=fashion_mnist"],
+    "scaling/vit_vs_cnn": [
+        "model=BiT-R152x2",
+        "model=R50+B/16,data=imagenet2012",
         "model=Mixer-B/32,data=imagenet2012",
         "data=fashion_mnist",
-        "data=fashion_mnist,model=hybrid,subset=1%",
-        "data=fashion_mnist,model=resnet,subset=10%",
-        "data=fashion_mnist,model=mixer,subset=5500",
+        "data=fashion_mnist,model=hybrid",
+        "data=fashion_mnist,model=resnet",
+        "data=fashion_mnist,model=mixer",
     ],
     "image_folder": ["root=/data/birds,variant=S/16,size=224,epochs=30"],
 }

@@ -57,7 +57,8 @@ def test_calls_do_not_share_what_can_change(name):
 @each_config
 def test_docstring_says_how_and_what(name):
     doc = load(name).__doc__
-    assert f"python -m vit_jax.train --config=configs/{name}.py" in doc
+    verb = "sweep" if hasattr(load(name), "sweep") else "train"
+    assert f"python -m vit_jax.{verb} --config=configs/{name}.py" in doc
     assert "--workdir" in doc
     assert f"{name} " in load("__init__").__doc__, "the table of contents, configs/__init__.py"
 
@@ -81,18 +82,19 @@ def test_arguments_reach_the_config():
     assert get_config("image_folder", "root=~/my=pictures").data.data_dir == "~/my=pictures"
 
 
-def test_subsets_are_nested_and_the_same_for_every_model():
-    ends = []
-    for subset in ("1%", "1%", "10%", "50%", "100%"):
-        model = ("BiT-R50x1", "R50+B/16", "B/32", "Mixer-B/32", "L/16")[len(ends)]
-        c = get_config("vit_vs_cnn", f"model={model},subset={subset}")
-        first, _, end = c.data.split.removeprefix("full[").removesuffix("]").partition(":")
-        assert int(first) == 51_200 and c.total_steps == 310_823
-        ends.append(int(end))
-    assert ends == sorted(ends) and ends[0] == ends[1] == 51_200 + 141_459
-    assert ends[-1] <= 14_197_122
+def test_the_parts_are_the_same_for_every_model():
+    points = load("scaling/vit_vs_cnn").sweep()
+    of_model = {}
+    for point in points:
+        of_model.setdefault(point[":model"], []).append(point["data.examples"])
+    assert {tuple(parts) for parts in of_model.values()} == {
+        (141_459, 424_378, 1_414_592, 4_243_777, 14_145_922)
+    }
+    configs = [get_config("scaling/vit_vs_cnn", f"model={model}") for model in of_model]
+    assert {(c.data.split, c.total_steps) for c in configs} == {("full[51200:]", 310_823)}
     # What is held out is trained on by none.
-    assert c.evals.val.split == "full[25600:51200]" and c.evals.test.split == "full[:25600]"
+    held_out = {(c.evals.val.split, c.evals.test.split) for c in configs}
+    assert held_out == {("full[25600:51200]", "full[:25600]")}
 
 
 @pytest.mark.parametrize(
@@ -109,11 +111,8 @@ def test_subsets_are_nested_and_the_same_for_every_model():
         ("finetune", "dataset=cifar11", 'Did you mean "cifar10"?'),
         ("finetune", "model=So400/14", 'Did you mean "So400m"?'),
         ("image_folder", "rot=/data", 'Did you mean "root"?'),
-        ("vit_vs_cnn", "subset=0", "from 1 to 14,145,922"),
-        ("vit_vs_cnn", "subset=101%", "a share such as 10%"),
-        ("vit_vs_cnn", "subset=half", "a share such as 10%"),
-        ("vit_vs_cnn", "data=imagenet", 'Did you mean "imagenet21k"?'),
-        ("vit_vs_cnn", "data=fashion_mnist,model=resnets", 'Did you mean "resnet"?'),
+        ("scaling/vit_vs_cnn", "data=imagenet", 'Did you mean "imagenet21k"?'),
+        ("scaling/vit_vs_cnn", "data=fashion_mnist,model=resnets", 'Did you mean "resnet"?'),
     ],
 )
 def test_bad_arguments_name_the_nearest(name, arg, hint):
@@ -172,14 +171,16 @@ def test_it_is_what_its_golden_file_says(name):
 
 
 def test_there_is_no_golden_without_a_config():
-    assert sorted(path.stem for path in GOLDENS.glob("*.json")) == NAMES, UPDATE
+    goldens = (path.relative_to(GOLDENS).with_suffix("") for path in GOLDENS.rglob("*.json"))
+    assert sorted(path.as_posix() for path in goldens) == NAMES, UPDATE
 
 
 def update_goldens() -> None:
     GOLDENS.mkdir(parents=True, exist_ok=True)
-    for path in GOLDENS.glob("*.json"):
+    for path in GOLDENS.rglob("*.json"):
         path.unlink()
     for name in NAMES:
+        (GOLDENS / name).parent.mkdir(exist_ok=True)
         (GOLDENS / f"{name}.json").write_text(golden_text(name))
 
 

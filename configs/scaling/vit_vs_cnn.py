@@ -1,20 +1,22 @@
-"""How much data does a Transformer need? ViT, hybrid and ResNet on nested subsets of one data set.
+"""How much data does a Transformer need? ViT, hybrid and ResNet on nested parts of one data set.
 
-    python -m vit_jax.train --config=configs/vit_vs_cnn.py:model=BiT-R50x1,subset=10% --workdir=...
-    python -m vit_jax.train --config=configs/vit_vs_cnn.py:data=fashion_mnist,model=vit,subset=1% \
-        --workdir=runs/vit-1
+    python -m vit_jax.sweep --config=configs/scaling/vit_vs_cnn.py --workdir=...
+    python -m vit_jax.sweep --config=configs/scaling/vit_vs_cnn.py:data=fashion_mnist \
+        --workdir=runs/vit_vs_cnn
+    python -m vit_jax.train --config=configs/scaling/vit_vs_cnn.py:model=BiT-R50x1 \
+        --config.data.examples=1_000_000 --workdir=...
 
 The study of section 4.3 and figure 4 of the ViT paper (arXiv 2010.11929): each model is trained on
-ever smaller parts of the data, a smaller part being within each larger one, with the same number of
+ever smaller random parts of the data, a smaller being within each larger, with the same number of
 updates, the same hyperparameters and no regularisation but weight decay. The checkpoint that is
 best on held-out training data is kept beside the last, in place of their early stopping.
 
 Arguments: model, any of `vit_jax.models.variants`, such as B/32, R50+B/16, BiT-R50x1, Mixer-B/16,
-or one of `LAPTOP` for data=fashion_mnist; subset, a share such as 10% or a number of examples;
-data: imagenet21k (see `vit_i21k.py`), imagenet2012 or fashion_mnist.
+or one of `LAPTOP` for data=fashion_mnist; data: imagenet21k (see `vit_i21k.py`), imagenet2012 or
+fashion_mnist.
 
 Hardware and time: fashion_mnist on 2 busy cores of an AMD EPYC: 270 (mixer) to 500 img/s (resnet)
-measured, so 8 to 15 minutes for each run. The others: a pod, not measured.
+measured, so 8 to 15 minutes for each of the 20 runs. The others: a pod, not measured.
 Expected: in the paper, on JFT and by 5-shot accuracy, ResNets are better on 9 million images and
 ViTs on 90 million and more: B/32 overtakes R50x1 near 24 million, L/16 R152x2 near 80 million.
 Nobody has measured it with this code.
@@ -27,15 +29,23 @@ from ml_collections import ConfigDict
 from vit_jax.config import base_config, classification_eval, parse_args
 from vit_jax.data.recipes import augreg, evaluation
 from vit_jax.errors import ConfigError, did_you_mean
+from vit_jax.scaling.grids import Point, grid, subset
 
-# Training split, its first example, how many there are; held-out and test split; batch size, steps.
+# Training split, how many examples it has; held-out and test split; batch size, steps.
 DATA = {
     # Divided as by big_vision; 90 epochs of the whole.
-    "imagenet21k": ("full", 51_200, 14_145_922, "full[25600:51200]", "full[:25600]", 4096, 310_823),
+    "imagenet21k": (
+        "full[51200:]", 14_145_922, "full[25600:51200]", "full[:25600]", 4096, 310_823
+    ),
     # 300 epochs of the whole.
-    "imagenet2012": ("train", 0, 1_268_355, "train[1268355:]", "validation", 4096, 92_897),
-    "fashion_mnist": ("train", 0, 55_000, "train[55000:]", "test", 128, 1500),
-}
+    "imagenet2012": (
+        "train[:1268355]", 1_268_355, "train[1268355:]", "validation", 4096, 92_897
+    ),
+    "fashion_mnist": ("train[:55000]", 55_000, "train[55000:]", "test", 128, 1500),
+}  # fmt: skip
+# What the sweep trains: the paper's, and all kinds of laptop models.
+MODELS = ("B/32", "B/16", "L/32", "L/16", "BiT-R50x1", "BiT-R101x1", "BiT-R152x2", "R50+B/16")
+SHARES = (0.01, 0.03, 0.1, 0.3, 1)
 
 # For 28 pixels: 49 tokens, or 7x7 points of the first feature map. Fields of model, model.resnet.
 _NARROW = {"width": 96, "mlp_dim": 384, "depth": 4, "scan": False}
@@ -48,14 +58,14 @@ LAPTOP: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The same updates for every model and subset."""
-    args = parse_args(arg, model="", subset="100%", data="imagenet21k")
+    """The same updates for every model and part of the data."""
+    args = parse_args(arg, model="", data="imagenet21k")
     if args.data not in DATA:
         raise ConfigError(f'Config argument data="{args.data}": {did_you_mean(args.data, DATA)}')
-    split, first, examples, held_out, test, batch_size, steps = DATA[args.data]
+    split, _, held_out, test, batch_size, steps = DATA[args.data]
     c = base_config()
     c.batch_size, c.total_steps = batch_size, steps
-    c.data.split = f"{split}[{first}:{first + _count(args.subset, examples)}]"
+    c.data.split = split
     if args.data == "fashion_mnist":
         _small(c, args.model or "vit")
     else:
@@ -72,6 +82,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     c.checkpoint.every_steps, c.checkpoint.best_metric = every, "val/top1"
     return c
+
+
+def sweep(arg: str | None = None) -> list[Point]:
+    """Every model, or the one of the argument, on every part of the data."""
+    args = parse_args(arg, model="", data="imagenet21k")
+    models = LAPTOP if args.data == "fashion_mnist" else MODELS
+    examples = DATA[args.data][1]
+    return grid({":model": (args.model,) if args.model else models}, subset(examples, SHARES))
 
 
 def _large(c: ConfigDict, variant: str, data: str) -> None:
@@ -95,18 +113,3 @@ def _small(c: ConfigDict, name: str) -> None:
     c.data.train_transforms = (decode, {"op": "flip_lr"}, {"op": "value_range"})
     c.data.eval_transforms = (decode, {"op": "resize"}, {"op": "value_range"})
     c.optim.schedule.warmup_percent = 0.1
-
-
-def _count(subset: str, examples: int) -> int:
-    """A share ("10%") or a number ("5500") of examples as a number of them."""
-    number = subset.removesuffix("%")
-    try:
-        count = int(number) if number == subset else round(examples * float(number) / 100)
-    except (ValueError, OverflowError):
-        count = 0
-    if not 0 < count <= examples:
-        raise ConfigError(
-            f'Config argument subset="{subset}": write a share such as 10%, or a number of '
-            f"examples from 1 to {examples:,}."
-        )
-    return count

@@ -1,0 +1,67 @@
+"""How the error falls with parameters, data and updates: ViTs and ResNets, at every combination.
+
+    python -m vit_jax.sweep --config=configs/scaling/data_x_params.py --workdir=...
+    python -m vit_jax.sweep --config=configs/scaling/data_x_params.py:data=fashion_mnist \
+        --workdir=runs/study --max_parallel=2
+
+The study that this codebase is for. Every model is trained on nested random parts of the training
+split (`data.examples`), with the same hyperparameters. The learning rate is constant (on
+ImageNet-21k 1/sqrt) until the cooldown, so one long run gives the shorter ones as branches that are
+cooled down from its saved states (`vit_jax.scaling.grids.durations`).
+
+Arguments: data, imagenet21k (see `configs/vit_i21k.py`) or fashion_mnist; seeds, of the sweep: how
+many of fashion_mnist's smaller models; model, of a run: see `MODELS`.
+
+Hardware and time: see the README, "A scaling study", for fashion_mnist. imagenet21k: not measured.
+Expected: the same. Nobody has run it on ImageNet-21k.
+"""
+
+from ml_collections import ConfigDict
+
+from vit_jax.config import parse_args
+from vit_jax.scaling import recipes
+from vit_jax.scaling.grids import Point, durations, grid, subset
+
+MODELS = {
+    "imagenet21k": ("Ti/16", "S/16", "M/16", "B/16", "L/16", "BiT-R50x1", "BiT-R101x1"),
+    "fashion_mnist": (*recipes.LAPTOP_VITS, *recipes.LAPTOP_RESNETS),
+}
+SHARES = (0.01, 0.03, 0.1, 0.3, 1)  # Of ImageNet-21k.
+EXAMPLES = (300, 1000, 3000, 10_000, 30_000, 60_000)  # Of Fashion-MNIST.
+STEPS = {"imagenet21k": (20_000, 60_000, 200_000), "fashion_mnist": (200, 800, 3200)}
+# The models of Fashion-MNIST that are trained with several seeds.
+SMALLER = ("vit-8k", "vit-40k", "vit-120k", "resnet-20k", "resnet-120k")
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """One model; the sweep says on how much data, and for how long."""
+    args = parse_args(arg, data="imagenet21k", model="", seeds=3)
+    recipes.check_data(args.data)
+    make = recipes.fashion_mnist if args.data == "fashion_mnist" else recipes.imagenet21k
+    return make(args.model or MODELS[args.data][0], steps=STEPS[args.data][-1])
+
+
+def sweep(arg: str | None = None) -> list[Point]:
+    """Seed 0 of all first: it is a study already while the other seeds run."""
+    args = parse_args(arg, data="imagenet21k", model="", seeds=3)
+    recipes.check_data(args.data)
+    parts = subset(recipes.EXAMPLES["imagenet21k"], SHARES)
+    if args.data == "fashion_mnist":
+        parts = grid({"data.examples": EXAMPLES})
+    models = (args.model,) if args.model else MODELS[args.data]
+    points = grid({":model": models}, parts, {"seed": (0,)})
+    if args.data == "fashion_mnist":
+        smaller = [model for model in models if model in SMALLER]
+        points += grid({"seed": range(1, args.seeds)}, {":model": smaller}, parts)
+    return [
+        run
+        for point in points
+        for run in durations(
+            point, _steps(args.data, point["data.examples"]), cooldown=recipes.COOLDOWN
+        )
+    ]
+
+
+def _steps(data: str, examples: int) -> tuple[int, ...]:
+    """The longest run would go over 3,000 pictures of Fashion-MNIST 137 times: a shorter does."""
+    return STEPS[data][:2] if data == "fashion_mnist" and examples <= 3000 else STEPS[data]

@@ -1,0 +1,59 @@
+"""The best model for a compute budget: at each budget, larger models for fewer updates.
+
+    python -m vit_jax.sweep --config=configs/scaling/isoflop.py --workdir=...
+    python -m vit_jax.sweep --config=configs/scaling/isoflop.py:data=fashion_mnist \
+        --workdir=runs/isoflop --max_parallel=2
+    python -m vit_jax.fit --runs=runs/isoflop/runs.parquet --law=isoflop --out=runs/isoflop/fit
+
+The second approach of Hoffmann et al. 2022 (arXiv 2203.15556): the errors at a budget lie in a
+valley over the number of parameters, and the bottoms of the valleys follow a power law. A model
+goes through all of its budgets in one long run with branches, as `data_x_params.py` does.
+
+Arguments: data, imagenet21k or fashion_mnist; model, of a run.
+
+Hardware and time: not measured.
+Expected: nobody has measured it.
+"""
+
+from ml_collections import ConfigDict
+
+from vit_jax.config import parse_args
+from vit_jax.models import model_config, train_flops
+from vit_jax.scaling import recipes
+from vit_jax.scaling.grids import Point, durations
+
+MODELS = {
+    "imagenet21k": ("Ti/16", "S/16", "M/16", "B/16", "L/16"),
+    "fashion_mnist": tuple(recipes.LAPTOP_VITS),
+}
+CLASSES = {"imagenet21k": 21_843, "fashion_mnist": 10}
+# FLOPs of a whole training, forward and backward.
+BUDGETS = {
+    "imagenet21k": (1e19, 3e19, 1e20, 3e20),
+    "fashion_mnist": (2.5e11, 1e12, 4e12, 1.6e13),
+}
+# Updates: with fewer a run is warm-up and little else, with more it takes too long.
+FEWEST = {"imagenet21k": 20_000, "fashion_mnist": 150}
+MOST = {"imagenet21k": 500_000, "fashion_mnist": 6000}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """One model; the sweep says for how long."""
+    args = parse_args(arg, data="imagenet21k", model="")
+    recipes.check_data(args.data)
+    make = recipes.fashion_mnist if args.data == "fashion_mnist" else recipes.imagenet21k
+    return make(args.model or MODELS[args.data][0], steps=MOST[args.data])
+
+
+def sweep(arg: str | None = None) -> list[Point]:
+    """For each model the budgets at which it makes a sensible number of updates."""
+    args = parse_args(arg, data="imagenet21k", model="")
+    recipes.check_data(args.data)
+    points = []
+    for model in (args.model,) if args.model else MODELS[args.data]:
+        c = get_config(f"data={args.data},model={model}")
+        update = train_flops(model_config(c.model, num_classes=CLASSES[args.data])) * c.batch_size
+        steps = [round(budget / update) for budget in BUDGETS[args.data]]
+        steps = [n for n in steps if FEWEST[args.data] <= n <= MOST[args.data]]
+        points += durations({":model": model}, steps, cooldown=recipes.COOLDOWN)
+    return points

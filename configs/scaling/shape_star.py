@@ -1,0 +1,68 @@
+"""Which width, depth and MLP? One of them at a time is changed around a centre, as in SoViT.
+
+    python -m vit_jax.sweep --config=configs/scaling/shape_star.py --workdir=...
+    python -m vit_jax.sweep --config=configs/scaling/shape_star.py:data=fashion_mnist \
+        --workdir=runs/star --max_parallel=2
+    python -m vit_jax.fit --runs=runs/star/runs.parquet --law=shape --x=model.width \
+        --t=train_flops --y=error --out=runs/star/fit
+
+"Getting ViT in shape" (Alabdulmohsin et al. 2023, arXiv 2305.13035): for each of the three, the law
+f(x, t) = alpha x^-a + (beta x^b + xi) t^-c + eps says which value is best for a given compute; with
+compute it grows by the power c / (a + b). The best must lie within the values that are tried.
+
+Arguments: data, imagenet21k (the paper's centre, values and durations, which were of JFT-3B) or
+fashion_mnist.
+
+Hardware and time: not measured.
+Expected: in the paper, exponents of .22 (width), .45 (depth) and .6 (MLP). Nobody has measured it
+with this code.
+"""
+
+from ml_collections import ConfigDict
+
+from vit_jax.config import parse_args
+from vit_jax.scaling import recipes
+from vit_jax.scaling.grids import Point, durations, star
+
+# Each with the centre's value last.
+AXES = {
+    "imagenet21k": {
+        "model.width": (608, 768, 928, 1088, 1328, 1648, 1968),
+        "model.depth": (8, 10, 12, 16, 20, 24, 40),
+        "model.mlp_dim": (1088, 1360, 1728, 2160, 2592, 3072, 6144),
+    },
+    "fashion_mnist": {
+        "model.width": (16, 24, 32, 48, 96, 64),
+        "model.depth": (1, 2, 3, 6, 8, 4),
+        "model.mlp_dim": (32, 64, 128, 512, 256),
+    },
+}
+STEPS = {"imagenet21k": (500_000, 1_000_000, 2_000_000), "fashion_mnist": (200, 600, 1800)}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The centre; the sweep changes its shape."""
+    args = parse_args(arg, data="imagenet21k")
+    recipes.check_data(args.data)
+    steps = STEPS[args.data][-1]
+    if args.data == "imagenet21k":
+        c = recipes.imagenet21k("So400m/14", steps=steps)
+        c.model.num_heads, c.model.remat = 16, "full"  # Which every width is a multiple of.
+    else:
+        c = recipes.fashion_mnist("vit-320k", steps=steps)
+        c.model.num_heads = 4
+    c.model.update({key.removeprefix("model."): value for key, value in _centre(args.data).items()})
+    return c
+
+
+def sweep(arg: str | None = None) -> list[Point]:
+    """The centre first, then each arm; three durations of each."""
+    args = parse_args(arg, data="imagenet21k")
+    recipes.check_data(args.data)
+    points = star(_centre(args.data), AXES[args.data])
+    steps = STEPS[args.data]
+    return [run for point in points for run in durations(point, steps, cooldown=recipes.COOLDOWN)]
+
+
+def _centre(data: str) -> dict[str, int]:
+    return {key: values[-1] for key, values in AXES[data].items()}

@@ -1,0 +1,121 @@
+"""What the runs of a scaling study have in common, on ImageNet-21k and on Fashion-MNIST.
+
+Nothing here depends on how long a run is, or on how much data it has: the same hyperparameters for
+all, as in the data-size study of the ViT paper (arXiv 2010.11929, section 4.3), and a schedule that
+can be cooled down from any state (Zhai et al., arXiv 2106.04560).
+"""
+
+from ml_collections import ConfigDict
+
+from vit_jax.config import base_config, classification_eval
+from vit_jax.data.recipes import augreg, evaluation
+from vit_jax.errors import ConfigError, did_you_mean
+
+# Training examples of the two.
+EXAMPLES = {"imagenet21k": 14_145_922, "fashion_mnist": 60_000}
+
+COOLDOWN = 0.2  # Of a run, whatever its length.
+
+# Models for 28 pixels, over a hundredfold in parameters; names are about how many they have.
+# Width, depth and heads of ViTs on 16 patches of 7 pixels, with mlp_dim of four times the width.
+LAPTOP_VITS = {
+    "vit-8k": (16, 2, 2),
+    "vit-40k": (32, 3, 2),
+    "vit-120k": (48, 4, 3),
+    "vit-320k": (80, 4, 5),
+    "vit-1m": (128, 5, 8),
+}
+# Width factor and units of ResNets: 32 or 64 channels in the root, whose feature map is 7x7.
+LAPTOP_RESNETS = {
+    "resnet-20k": (0.5, (1,)),
+    "resnet-120k": (0.5, (1, 1)),
+    "resnet-500k": (0.5, (1, 1, 1)),
+    "resnet-2m": (1.0, (1, 1, 1)),
+}
+
+
+def check_data(data: str) -> None:
+    """Raises ConfigError unless a config's argument `data` is one of `EXAMPLES`."""
+    if data not in EXAMPLES:
+        raise ConfigError(f'Config argument data="{data}": {did_you_mean(data, EXAMPLES)}')
+
+
+def imagenet21k(variant: str, *, steps: int) -> ConfigDict:
+    """ImageNet-21k as in `configs/vit_i21k.py`, without regularisation but weight decay.
+
+    Args:
+      variant: any of `vit_jax.models.variants`.
+      steps: updates.
+    """
+    c = base_config()
+    c.batch_size, c.total_steps = 4096, steps
+    c.model.variant, c.model.image_size, c.model.dtype = variant, (224,), "bfloat16"
+    if "/" in variant:  # Neither ResNets nor their names have patches.
+        c.model.pool = "map"
+    c.loss.name, c.model.head_bias_init = "sigmoid_xent", -10.0  # Its classes overlap.
+
+    c.data.source, c.data.name, c.data.workers = "tfds", "imagenet21k", 16
+    c.data.split = "full[51200:]"  # As big_vision divides it.
+    c.data.train_transforms, _ = augreg("none")
+    c.data.eval_transforms = evaluation("big_vision", resize=256, exif=True)
+
+    c.optim.update({"name": "adamw", "lr": 8e-4, "weight_decay": 0.03, "clip_norm": 1.0})
+    c.optim.schedule.update({"name": "rsqrt", "timescale_steps": 10_000, "warmup_steps": 10_000})
+    c.optim.schedule.cooldown_percent = COOLDOWN
+    c.mesh.data, c.mesh.fsdp = -1, 8
+    c.evals = ConfigDict(
+        {
+            "val": classification_eval(split="full[25600:51200]"),
+            "test": classification_eval(split="full[:25600]"),
+        }
+    )
+    c.checkpoint.every_steps = 5000
+    return c
+
+
+def fashion_mnist(model: str, *, steps: int) -> ConfigDict:
+    """Fashion-MNIST at sizes that two cores train: what differs is the model alone.
+
+    Half of the test pictures, `val`, is for choices, such as of the best duration; the other half,
+    `test`, is for what is reported. All 60,000 training pictures can be trained on.
+
+    Args:
+      model: one of `LAPTOP_VITS` and `LAPTOP_RESNETS`.
+      steps: updates.
+
+    Raises:
+      ConfigError: it is none of them.
+    """
+    c = base_config()
+    c.batch_size, c.total_steps = 128, steps
+    c.model.image_size, c.model.channels = (28,), 1
+    if model in LAPTOP_VITS:
+        width, depth, heads = LAPTOP_VITS[model]
+        c.model.variant, c.model.pool, c.model.posemb = "Ti/7", "gap", "sincos2d"
+        c.model.update({"width": width, "depth": depth, "num_heads": heads, "mlp_dim": 4 * width})
+        c.model.scan = False
+    elif model in LAPTOP_RESNETS:
+        c.model.variant = "BiT-R26x1"
+        c.model.resnet.width_factor, c.model.resnet.units = LAPTOP_RESNETS[model]
+    else:
+        hint = did_you_mean(model, [*LAPTOP_VITS, *LAPTOP_RESNETS])
+        raise ConfigError(f'Config argument model="{model}": {hint}')
+
+    c.data.source = "fashion_mnist"
+    decode = {"op": "decode", "channels": 1}
+    crop = {"op": "random_crop", "padding": 1}
+    c.data.train_transforms = (decode, crop, {"op": "flip_lr"}, {"op": "value_range"})
+    c.data.eval_transforms = (decode, {"op": "resize"}, {"op": "value_range"})
+    c.data.threads = 1  # Many runs side by side.
+
+    c.optim.update({"name": "adamw", "lr": 2e-3, "weight_decay": 0.1, "clip_norm": 1.0})
+    c.optim.schedule.update({"name": "constant", "warmup_steps": 100})
+    c.optim.schedule.cooldown_percent = COOLDOWN
+    c.evals = ConfigDict(
+        {
+            "val": classification_eval(split="test[:5000]"),
+            "test": classification_eval(split="test[5000:]"),
+        }
+    )
+    c.log.tensorboard = False
+    return c
