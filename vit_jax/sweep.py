@@ -16,7 +16,6 @@ stop: the same command goes on.
 
 import fnmatch
 import pathlib
-import shlex
 from collections.abc import Sequence
 
 from absl import flags
