@@ -8,7 +8,8 @@ each run (vit_jax.scaling.grids). Each run has a folder of its name in the sweep
 goes on where it stopped: what is finished is skipped, what is broken is resumed, what failed is
 tried again. Ctrl-C and SIGTERM let the runs save; a run that fails does not stop the others.
 
-What came out is in runs.parquet and runs.csv: a row for each run and evaluation.
+What came out is in runs.parquet and runs.csv, a row for each run and evaluation
+(vit_jax.scaling.runs). --collect writes them anew, at any time, and runs nothing.
 
 Exit codes: 0 all runs are finished; 1 some failed; 2 an error that the message explains; 75 told to
 stop: the same command goes on.
@@ -16,6 +17,7 @@ stop: the same command goes on.
 
 import fnmatch
 import pathlib
+import time
 from collections.abc import Sequence
 
 from absl import flags
@@ -28,8 +30,10 @@ from vit_jax.launch.board import Board
 from vit_jax.launch.local import run_local
 from vit_jax.launch.plan import Run, check_unchanged, make_plan
 from vit_jax.lock import lock
+from vit_jax.scaling.runs import PARQUET, collect
 
 EXIT_FAILED, EXIT_STOPPED = 1, 75
+_COLLECTED = 60.0  # Seconds between two tables while the runs go on.
 
 
 def select(runs: Sequence[Run], pattern: str) -> list[Run]:
@@ -65,9 +69,18 @@ def sweep(runs: Sequence[Run], folder: pathlib.Path, *, max_parallel: int) -> in
     with lock(folder):
         for run in runs:
             check_unchanged(run)
-        board = Board(runs)
-        whole = run_local(runs, max_parallel=max_parallel, changed=board.changed)
+        board, collected = Board(runs), time.monotonic()
+
+        def changed(run: Run | None) -> None:
+            nonlocal collected
+            board.changed(run)
+            if run is not None and time.monotonic() - collected > _COLLECTED:
+                collect(folder)
+                collected = time.monotonic()
+
+        whole = run_local(runs, max_parallel=max_parallel, changed=changed)
         board.show()
+        collect(folder)
     return conclude(runs, folder, whole=whole)
 
 
@@ -81,7 +94,7 @@ def conclude(runs: Sequence[Run], folder: pathlib.Path, *, whole: bool) -> int:
             if record.status == "failed":
                 print(f"  Log: {run.workdir / records.LOG}")
     finished = sum(record.status == "finished" for record in found.values())
-    print(f"{finished} of {len(runs)} runs are finished, in {folder}.")
+    print(f"{finished} of {len(runs)} runs are finished. Table: {folder / PARQUET}")
     if not whole:
         print("Stopped: the same command goes on.")
         return EXIT_STOPPED
@@ -96,12 +109,18 @@ if __name__ == "__main__":
         "max_parallel", 0, "Runs at a time; 0: one for each GPU, or one.", lower_bound=0
     )
     _ONLY = flags.DEFINE_string("only", "", "Only the runs whose names match, such as *seed=0*.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    _COLLECT = flags.DEFINE_bool("collect", False, "Run nothing: write the table of what is there.")
+    flags.mark_flag_as_required("workdir")
 
     def main(argv: Sequence[str]) -> int:
         cli.no_arguments(argv)
-        file, argument, points = cli.read_sweep(_CONFIG)
         folder = pathlib.Path(_WORKDIR.value).expanduser().absolute()
+        if _COLLECT.value:
+            print(f"Table: {collect(folder)}")
+            return 0
+        if _CONFIG.value is None:
+            raise ConfigError("Flag --config=... is missing. See --help.")
+        file, argument, points = cli.read_sweep(_CONFIG)
         runs = make_plan(
             points,
             file=file,
