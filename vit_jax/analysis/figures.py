@@ -65,23 +65,36 @@ def shorten(name: str, width: int = 14) -> str:
     return name[: bisect.bisect_right(ends, width - 1)].rstrip() + "…"
 
 
-def save(figure: Figure, out_png: epath.PathLike) -> None:
-    """Write a picture whole or not at all.
+def save(figure: Figure, out: epath.PathLike) -> None:
+    """Write a picture whole or not at all, as PNG or, where the name ends in .svg, as SVG.
 
     Raises:
       DataError: it cannot be written there.
     """
+    out = epath.Path(out)
+    picture = rendered(figure, "svg" if out.suffix == ".svg" else "png")
+    try:
+        storage.make_folder(out.parent)
+        storage.write_bytes(out, picture)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {storage.explain(error)}.") from error
+
+
+def rendered(figure: Figure, kind: str) -> bytes:
+    """A picture's file as bytes: equal for equal figures.
+
+    Args:
+      figure: what is drawn.
+      kind: "png" or "svg".
+    """
     picture = io.BytesIO()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure.savefig(picture, format="png")
+        # A fixed salt for the names inside an SVG, and no date.
+        with matplotlib.rc_context({"svg.hashsalt": "vit_jax"}):
+            figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
     _say_what_is_missing(caught)
-    out_png = epath.Path(out_png)
-    try:
-        storage.make_folder(out_png.parent)
-        storage.write_bytes(out_png, picture.getvalue())
-    except OSError as error:
-        raise DataError(f"{out_png} cannot be written: {storage.explain(error)}.") from error
+    return picture.getvalue()
 
 
 def _say_what_is_missing(caught: list[warnings.WarningMessage]) -> None:

@@ -1,0 +1,287 @@
+"""The figures of a scaling study, in the style of the papers: what was fitted, and how well.
+
+Each function draws one figure; `vit_jax.analysis.figures.save` writes it as PNG or SVG.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import matplotlib
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from vit_jax.analysis.figures import COLOURS, GREY, NAMES_AS_THEY_ARE, STYLE, VERMILLION, shorten
+
+_POINTS = {"markersize": 4.5, "linestyle": "none"}
+_GRID = {"color": "#E6E6E6", "linewidth": 0.8}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curve:
+    """The rows of a group, and the law fitted to them.
+
+    Attributes:
+      name: of the group; "" if there is one only.
+      x: of the rows, above 0.
+      y: the same.
+      role: of each row: "fit", "behind" (behind the Pareto frontier, so not fitted) or "held back"
+        (not seen by the fit).
+      line_x: where the law is drawn; empty if none was fitted.
+      line_y: its predictions.
+      low: lower ends of the interval of the curve.
+      high: upper ends; may be infinite.
+    """
+
+    name: str
+    x: Float[np.ndarray, "n"]
+    y: Float[np.ndarray, "n"]
+    role: Sequence[str]
+    line_x: Float[np.ndarray, "m"]
+    line_y: Float[np.ndarray, "m"]
+    low: Float[np.ndarray, "m"]
+    high: Float[np.ndarray, "m"]
+
+
+def law_figure(
+    curves: Sequence[Curve], *, x_label: str, y_label: str, title: str, level: float
+) -> Figure:
+    """Error over scale, both on log axes: rows, law, interval, and what was held back.
+
+    Args:
+      curves: a group each.
+      x_label: with its unit.
+      y_label: the same.
+      title: of the figure.
+      level: of the intervals.
+    """
+    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for curve, colour in zip(curves, colours(len(curves)), strict=True):
+            _curve(axes, curve, colour, level=level)
+        _log_axes(axes, x_label=x_label, y_label=y_label, title=title)
+        values = np.concatenate([curve.y for curve in curves])
+        lines = np.concatenate([curve.line_y for curve in curves] + [values])
+        axes.set_ylim(lines.min() / 1.15, max(values.max(), lines.max()) * 1.15)
+        figure.legend(loc="outside right upper", handlelength=1.6)
+    return figure
+
+
+def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
+    named = f"{shorten(curve.name, 28)}, " if curve.name else ""
+    role = np.asarray(curve.role)
+    fitted = role == "fit"
+    axes.plot(
+        curve.x[fitted], curve.y[fitted], "o", color=colour, label=f"{named}{fitted.sum()} fitted",
+        **_POINTS,
+    )  # fmt: skip
+    for other, marker, face in (("behind", ".", colour), ("held back", "D", "white")):
+        shown = role == other
+        if shown.any():
+            label = f"{named}{shown.sum()} {other}"
+            axes.plot(
+                curve.x[shown], curve.y[shown], marker, color=colour, markerfacecolor=face,
+                alpha=0.35 if other == "behind" else 1, label=label, **_POINTS,
+            )  # fmt: skip
+    if len(curve.line_x):
+        inside = curve.line_x <= curve.x[fitted].max()
+        axes.plot(curve.line_x[inside], curve.line_y[inside], color=colour, linewidth=1.4)
+        beyond = curve.line_x >= curve.x[fitted].max()
+        axes.plot(curve.line_x[beyond], curve.line_y[beyond], "--", color=colour, linewidth=1.4)
+        # An end that is infinite, or nothing at all, is far outside the axes.
+        low = np.maximum(curve.low, curve.line_y * 1e-3)
+        high = np.minimum(curve.high, curve.line_y * 1e3)
+        axes.fill_between(
+            curve.line_x, low, high, color=colour, alpha=0.15, linewidth=0,
+            label=f"{named}{level:.0%} interval",
+        )  # fmt: skip
+
+
+def data_size_figure(curves: Sequence[Curve], *, x_label: str, y_label: str, title: str) -> Figure:
+    """Error over data size, a line for each model: which one leads on how much data.
+
+    Rows at the same x, such as several seeds, are joined through their mean.
+
+    Args:
+      curves: a model each; their laws are not drawn.
+      x_label: with its unit.
+      y_label: the same.
+      title: of the figure.
+    """
+    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for curve, colour in zip(curves, colours(len(curves)), strict=True):
+            at = np.unique(curve.x)
+            mean = [curve.y[curve.x == x].mean() for x in at]
+            axes.plot(curve.x, curve.y, ".", color=colour, alpha=0.5, markersize=4)
+            axes.plot(at, mean, "-o", color=colour, markersize=4, label=shorten(curve.name, 28))
+        _log_axes(axes, x_label=x_label, y_label=y_label, title=title)
+        figure.legend(loc="outside right upper", handlelength=1.6)
+    return figure
+
+
+def contours(
+    predict: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    n: Float[np.ndarray, "m"],
+    d: Float[np.ndarray, "m"],
+    y: Float[np.ndarray, "m"],
+    *,
+    held_back: Bool[np.ndarray, "m"],
+    path: tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]] | None,
+    labels: tuple[str, str, str],
+    title: str,
+) -> Figure:
+    """L(N, D): the law as contours, the rows as dots of the same colours, the best N and D dashed.
+
+    Args:
+      predict: the law, from arrays of N and D to y.
+      n: parameters of the rows.
+      d: their examples.
+      y: their errors or losses.
+      held_back: rows that the fit did not see.
+      path: N and D that are best for growing compute, if that was asked for.
+      labels: of n, d and y.
+      title: of the figure.
+    """
+    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+        figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+        axes = figure.subplots()
+        grid_n, grid_d = (np.geomspace(v.min() / 2, v.max() * 2, 120) for v in (n, d))
+        level = predict(*np.meshgrid(grid_n, grid_d))
+        low, high = min(y.min(), level.min()), max(y.max(), level.max())
+        norm = matplotlib.colors.LogNorm(low, high)
+        levels = np.geomspace(low, high, 16)[1:-1]
+        lines = axes.contour(grid_n, grid_d, level, levels, norm=norm, linewidths=1)
+        axes.clabel(lines, fmt=lambda value: f"{value:.3g}", fontsize=7)
+        for rows, marker in ((~held_back, "o"), (held_back, "D")):
+            axes.scatter(
+                n[rows], d[rows], c=y[rows], norm=norm, marker=marker, s=22, edgecolors="black",
+                linewidths=0.5, zorder=3,
+                label="held back" if marker == "D" and held_back.any() else None,
+            )  # fmt: skip
+        if path is not None:
+            axes.plot(*path, "--", color=VERMILLION, linewidth=1.4, label="best for its compute")
+        _log_axes(axes, x_label=labels[0], y_label=labels[1], title=title)
+        axes.set(xlim=(grid_n[0], grid_n[-1]), ylim=(grid_d[0], grid_d[-1]))
+        scalar = matplotlib.cm.ScalarMappable(norm=norm)
+        bar = figure.colorbar(scalar, ax=axes, label=labels[2])
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(_plain))
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="best")
+    return figure
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Valley:
+    """The rows of one compute budget, and the parabola in log x through them.
+
+    Attributes:
+      budget: in FLOPs.
+      x: of the rows.
+      y: the same.
+      line_x: where the parabola is drawn.
+      line_y: its values.
+      best: the x of its bottom, or None where it has none within the rows.
+    """
+
+    budget: float
+    x: Float[np.ndarray, "n"]
+    y: Float[np.ndarray, "n"]
+    line_x: Float[np.ndarray, "m"]
+    line_y: Float[np.ndarray, "m"]
+    best: float | None
+
+
+def valleys(
+    found: Sequence[Valley],
+    line: tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]] | None,
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+) -> Figure:
+    """IsoFLOP valleys, and beside them the bottoms over the budgets with their power law.
+
+    Args:
+      found: a valley for each budget.
+      line: budgets and best x of the power law; None if there are too few bottoms for one.
+      x_label: of x.
+      y_label: of y.
+      title: of the figure.
+    """
+    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for valley, colour in zip(found, colours(len(found)), strict=True):
+            left.plot(valley.x, valley.y, "o", color=colour, **_POINTS)
+            label = f"{valley.budget:.3g} FLOPs"
+            left.plot(valley.line_x, valley.line_y, color=colour, linewidth=1.4, label=label)
+            if valley.best is not None:
+                bottom = np.interp(np.log(valley.best), np.log(valley.line_x), valley.line_y)
+                left.plot(valley.best, bottom, "v", color=colour, markersize=8)
+                right.plot(valley.budget, valley.best, "v", color=colour, markersize=8)
+        _log_axes(left, x_label=x_label, y_label=y_label, title=title)
+        left.legend(loc="best", fontsize=8)
+        if line is not None:
+            right.plot(*line, "--", color=GREY, linewidth=1.4, zorder=0)
+        _log_axes(right, x_label="budget (FLOPs)", y_label=f"best {x_label}", title="Bottoms")
+    return figure
+
+
+def residuals(
+    x: Float[np.ndarray, "n"],
+    log_residuals: Float[np.ndarray, "n"],
+    names: Sequence[str],
+    *,
+    x_label: str,
+) -> Figure:
+    """What the law misses: log prediction - log y of every fitted row, over scale.
+
+    Args:
+      x: of the rows.
+      log_residuals: of the rows.
+      names: the group of each row.
+      x_label: with its unit.
+    """
+    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+        figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+        axes = figure.subplots()
+        groups = list(dict.fromkeys(names))
+        of_row = np.asarray(names)
+        for name, colour in zip(groups, colours(len(groups)), strict=True):
+            rows = of_row == name
+            axes.plot(x[rows], log_residuals[rows], "o", color=colour, **_POINTS)
+        axes.axhline(0, color=GREY, linewidth=1)
+        axes.set(xscale="log", xlabel=x_label, ylabel="log residual", title="What the law misses")
+        axes.grid(axis="y", **_GRID)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    return figure
+
+
+def colours(count: int) -> list[str]:
+    """A colour for each of `count` groups: the house's, or a scale where they are more."""
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    scale = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, count))
+    return [matplotlib.colors.to_hex(colour) for colour in scale]
+
+
+def _log_axes(axes: Axes, *, x_label: str, y_label: str, title: str) -> None:
+    axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label, title=title)
+    axes.grid(which="major", **_GRID)
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_data_interval()
+        if 0 < low < high < 30 * low:  # Powers of ten alone would be too few.
+            subs = (1, 2, 3, 5, 7) if high < 8 * low else (1, 2, 5)
+            axis.set_major_locator(LogLocator(subs=subs))
+            axis.set_major_formatter(FuncFormatter(_plain))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _plain(value: float, _: int) -> str:
+    return f"{value:.3g}"

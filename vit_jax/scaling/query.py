@@ -1,0 +1,187 @@
+"""Which rows of a table of runs a law is fitted to: conditions, the chosen of several runs, groups.
+
+    query(table, y="error", where=("evaluation=test", "seed=0"), group=("model",), ...)
+
+A condition is COLUMN OPERATOR VALUE with one of = != < <= > >=; a value such as 50% stands for a
+share of the column's largest number.
+"""
+
+import dataclasses
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from vit_jax.errors import ConfigError, DataError, did_you_mean
+from vit_jax.scaling.runs import column
+
+Table = Mapping[str, np.ndarray]
+
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "!=": operator.ne,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "=": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows that belong together.
+
+    Attributes:
+      group: value of each grouping column, as text; {} if nothing is grouped by.
+      rows: numbers of the rows in the table.
+    """
+
+    group: dict[str, str]
+    rows: Int[np.ndarray, "n"]
+
+    @property
+    def name(self) -> str:
+        """The group's values, for legends: "vit-8k"."""
+        return ", ".join(self.group.values())
+
+
+def matches(table: Table, condition: str) -> Bool[np.ndarray, "n"]:
+    """Which rows fulfil a condition.
+
+    Args:
+      table: of `vit_jax.scaling.runs.read_runs`.
+      condition: such as "evaluation=test", "train_flops<1e14", "examples>=50%".
+
+    Raises:
+      ConfigError: it is no condition, names no column, or compares text with a number.
+    """
+    match = re.fullmatch(r"(?P<name>.+?)\s*(?P<sign>!=|<=|>=|=|<|>)\s*(?P<value>.*)", condition)
+    if not match:
+        raise ConfigError(
+            f"{condition!r} is no condition: write COLUMN, one of {' '.join(_OPERATORS)}, and a "
+            "value, such as evaluation=test or 'train_flops<1e14'."
+        )
+    values, text, sign = column(table, match["name"]), match["value"], match["sign"]
+    if values.dtype.kind == "U" or values.dtype.kind == "b":
+        if sign not in ("=", "!="):
+            raise ConfigError(f"{condition!r}: {match['name']} has no numbers: use = or !=.")
+        if values.dtype.kind == "b":
+            values, text = values.astype(str), text.capitalize()
+        wanted = text
+        if sign == "=" and text not in values:
+            hint = did_you_mean(text, sorted({*values.tolist()})[:50])
+            raise ConfigError(f"{condition!r}: no row has that value. {hint}")
+    else:
+        wanted = _number(text, values, condition)
+    return _OPERATORS[sign](values, wanted)
+
+
+def _number(text: str, values: np.ndarray, condition: str) -> float:
+    share = text.endswith("%")
+    try:
+        number = float(text.removesuffix("%").replace("_", ""))
+    except ValueError:
+        raise ConfigError(
+            f"{condition!r} compares a column of numbers with {text!r}: write a number, or a share "
+            "of the largest such as 50%."
+        ) from None
+    return number / 100 * float(np.nanmax(values)) if share else number
+
+
+def select(
+    table: Table,
+    *,
+    needed: Sequence[str],
+    where: Sequence[str],
+    chosen_by: str = "",
+    y: str,
+    alike: Sequence[str] = (),
+) -> tuple[Int[np.ndarray, "n"], list[str]]:
+    """The rows to use, and what was done to find them, a line each.
+
+    In a table of `vit_jax.scaling.runs`, which has several rows a run, those of a run's last step
+    count, and of the evaluation "test" if there are several; a condition on `final` or `evaluation`
+    replaces that.
+
+    Args:
+      table: of `vit_jax.scaling.runs.read_runs`.
+      needed: columns of numbers that a row must have.
+      where: conditions that a row must fulfil.
+      chosen_by: an evaluation, such as "val": of the runs that agree in the columns `alike`, the
+        one with its least `y` is taken, as one stops early; "": all are.
+      y: the column of errors.
+      alike: columns.
+
+    Raises:
+      ConfigError: a condition or a column is wrong, or several evaluations are left.
+      DataError: no row is left.
+    """
+    said = []
+    conditions = list(where)
+    named = {re.split(r"\s*(?:!=|<=|>=|=|<|>)", condition)[0] for condition in conditions}
+    if "final" in table and "final" not in named:
+        conditions.append("final=true")
+    if "evaluation" in table and "evaluation" not in named:
+        evaluations = sorted({*table["evaluation"].tolist()} - {""})
+        if "test" in evaluations:
+            conditions.append("evaluation=test")
+        elif len(evaluations) > 1:
+            raise ConfigError(
+                f"The table has the evaluations {', '.join(evaluations)}: choose one with "
+                f"--where=evaluation={evaluations[0]}."
+            )
+    size = len(column(table, y))
+    mask = np.ones(size, bool)
+    for condition in conditions:
+        mask &= matches(table, condition)
+        said.append(f"{mask.sum():,} of {size:,} rows with {condition}")
+    for name in needed:
+        values = column(table, name)
+        if values.dtype.kind not in "if":
+            raise ConfigError(f'The column "{name}" has no numbers, such as {values[:1].tolist()}.')
+        there = np.isfinite(values.astype(float))
+        if (mask & ~there).any():
+            said.append(f"{(mask & ~there).sum():,} rows left out: they have no {name}")
+        mask &= there
+    (rows,) = np.nonzero(mask)
+    if not len(rows):
+        raise DataError("No row of the table is left:\n  " + "\n  ".join(said))
+    if chosen_by:
+        rows = _chosen(table, rows, chosen_by, y, alike)
+        said.append(
+            f"{len(rows):,} rows: of runs alike in {', '.join(alike)} the best by {chosen_by}"
+        )
+    return rows, said
+
+
+def _chosen(
+    table: Table, rows: np.ndarray, evaluation: str, y: str, alike: Sequence[str]
+) -> np.ndarray:
+    judged = matches(table, f"evaluation={evaluation}")
+    if "final" in table:
+        judged &= table["final"]
+    names = column(table, "run")
+    score = dict(zip(names[judged].tolist(), column(table, y)[judged].tolist(), strict=True))
+    best: dict[tuple, int] = {}
+    for row in rows.tolist():
+        key = tuple(column(table, name)[row] for name in alike)
+        own = score.get(names[row].item(), np.inf)
+        if key not in best or own < score.get(names[best[key]].item(), np.inf):
+            best[key] = row
+    return np.array(sorted(best.values()), np.int64)
+
+
+def groups(table: Table, rows: Int[np.ndarray, "n"], names: Sequence[str]) -> Iterator[Rows]:
+    """The rows that agree in some columns, in the order of the table.
+
+    Raises:
+      ConfigError: the table has no such column.
+    """
+    columns = [column(table, name)[rows] for name in names]
+    keys = [tuple(str(value) for value in values) for values in zip(*columns, strict=True)]
+    for key in dict.fromkeys(keys or [()]):
+        mine = [i for i, other in enumerate(keys) if other == key] if keys else slice(None)
+        yield Rows(dict(zip(names, key, strict=True)), rows[mine])
