@@ -17,9 +17,11 @@ stop: the same command goes on.
 
 import fnmatch
 import pathlib
+import shlex
 import time
 from collections.abc import Sequence
 
+import jax
 from absl import flags
 
 from vit_jax import cli
@@ -27,6 +29,7 @@ from vit_jax import workdir as workdirs
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.launch import record as records
 from vit_jax.launch.board import Board
+from vit_jax.launch.costs import cost
 from vit_jax.launch.local import run_local
 from vit_jax.launch.plan import Run, check_unchanged, make_plan
 from vit_jax.lock import lock
@@ -84,6 +87,43 @@ def sweep(runs: Sequence[Run], folder: pathlib.Path, *, max_parallel: int) -> in
     return conclude(runs, folder, whole=whole)
 
 
+def dry_run(runs: Sequence[Run]) -> None:
+    """Prints the command of each run and what it will take, and the sum of all.
+
+    Raises:
+      ConfigError: a run could not begin.
+    """
+    flops, left, unknown, largest = 0, 0, 0, 0
+    for run in runs:
+        told, record = cost(run), records.read(run.workdir)
+        finished = records.is_finished(run.workdir, record)
+        print(f"{run.name} ({'finished' if finished else record.status})")
+        print(f"  {shlex.join(['python', *run.command[1:]])}")
+        largest = max(largest, told.memory)
+        if told.train_flops is None:
+            length = "a number of steps that is not known"
+            unknown += 1
+        else:
+            length = f"{told.own_steps:,} steps, {told.train_flops:.3g} FLOPs"
+            flops += told.train_flops
+            left += 0 if finished else told.train_flops
+        print(
+            f"  {told.params:,} parameters ({told.params_non_embedding:,} non-embedding), {length}"
+            f", about {_size(told.memory)} of memory"
+        )
+        if told.unknown:
+            print(f"  Not known is {told.unknown}")
+    print(
+        f"In all: {len(runs)} runs, {flops:.3g} FLOPs, of which {left:.3g} are still to be done"
+        + (f" (without {unknown} runs of unknown length)" if unknown else "")
+        + f"; the largest takes about {_size(largest)} of memory, over all its devices."
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
 def conclude(runs: Sequence[Run], folder: pathlib.Path, *, whole: bool) -> int:
     """Says what became of the runs; gives the exit code."""
     found = {run.name: records.read(run.workdir) for run in runs}
@@ -109,6 +149,9 @@ if __name__ == "__main__":
         "max_parallel", 0, "Runs at a time; 0: one for each GPU, or one.", lower_bound=0
     )
     _ONLY = flags.DEFINE_string("only", "", "Only the runs whose names match, such as *seed=0*.")
+    _DRY_RUN = flags.DEFINE_bool(
+        "dry_run", False, "Run nothing: print each command and what it will take."
+    )
     _COLLECT = flags.DEFINE_bool("collect", False, "Run nothing: write the table of what is there.")
     flags.mark_flag_as_required("workdir")
 
@@ -120,6 +163,8 @@ if __name__ == "__main__":
             return 0
         if _CONFIG.value is None:
             raise ConfigError("Flag --config=... is missing. See --help.")
+        if _DRY_RUN.value:
+            jax.config.update("jax_platforms", "cpu")  # Shapes alone are computed.
         file, argument, points = cli.read_sweep(_CONFIG)
         runs = make_plan(
             points,
@@ -129,6 +174,10 @@ if __name__ == "__main__":
             folder=folder,
             configure=cli.config_of,
         )
-        return sweep(select(runs, _ONLY.value), folder, max_parallel=_MAX_PARALLEL.value)
+        runs = select(runs, _ONLY.value)
+        if _DRY_RUN.value:
+            dry_run(runs)
+            return 0
+        return sweep(runs, folder, max_parallel=_MAX_PARALLEL.value)
 
     cli.run(main)
