@@ -1,4 +1,4 @@
-"""A run's own checkpoints, through Orbax: the only file that imports it.
+"""A run's own checkpoints, through Orbax: the only file that imports it, but for `preservation`.
 
 A checkpoint is a folder `checkpoints/<step>` with the items `params`, `opt_state` and `ema` (empty
 where there is no averaging), and `chrono`, a small JSON with the step, the clock and the arrays'
@@ -7,7 +7,6 @@ leaves a half one.
 """
 
 import contextlib
-import datetime
 import errno
 import itertools
 import json
@@ -15,17 +14,17 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from orbax.checkpoint import checkpoint_managers as policies
 
 from vit_jax import storage
 from vit_jax.checkpoints.digests import digests
 from vit_jax.checkpoints.faults import FAULTS, BrokenError, MismatchError, brief, reading
+from vit_jax.checkpoints.preservation import preservation, superseded
 from vit_jax.errors import CheckpointError
 from vit_jax.parallel.processes import exchange
 from vit_jax.parallel.rules import path_name
@@ -67,14 +66,13 @@ class Store:
         """
         self.folder = storage.absolute(folder)
         self._best_metric = best_metric
-        keep: list[Any] = [policies.LatestN(keep_last)]
-        if keep_every_steps:
-            keep.append(policies.EveryNSteps(keep_every_steps))
-        if keep_steps:
-            keep.append(policies.CustomSteps(list(keep_steps)))
-        if best_metric:
-            keep.append(_Best(best_metric, best_mode))
-        self._keep = policies.AnyPreservationPolicy(keep)
+        self._keep = preservation(
+            last=keep_last,
+            every_steps=keep_every_steps,
+            steps=keep_steps,
+            best_metric=best_metric,
+            best_mode=best_mode,
+        )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._keep,
             # Only with one are the metrics written: a run that goes on must know its best.
@@ -182,11 +180,9 @@ class Store:
         """
         with self._saving():
             self._manager.wait_until_finished()
-            found = [_Saved(step, self._manager.metrics(step)) for step in self.steps()]
-            kept = self._keep.should_preserve(found, context=policies.PreservationContext())
-            for saved, keep in zip(found, kept, strict=True):
-                if not keep:
-                    self._manager.delete(saved.step)
+            metrics = {step: self._manager.metrics(step) for step in self.steps()}
+            for step in superseded(self._keep, metrics):
+                self._manager.delete(step)
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
@@ -374,39 +370,6 @@ class Store:
                 "yourself, and the run goes on from the one before."
             )
         self._manager.reload()
-
-
-class _Best(policies.PreservationPolicy):
-    """Keeps the best checkpoint by a metric, of equals the newest.
-
-    One without the metric cannot be the best. Those of release 0.1.0 have no metrics at all: one of
-    them may be, and they are kept.
-    """
-
-    def __init__(self, metric: str, mode: str):
-        self._metric, self._sign = metric, {"max": 1, "min": -1}[mode]
-
-    def should_preserve(
-        self,
-        checkpoints: Sequence[Any],
-        *,
-        context: policies.PreservationContext,
-    ) -> Sequence[bool]:
-        values = {
-            (self._sign * info.metrics[self._metric], info.step)
-            for info in checkpoints
-            if info.metrics and self._metric in info.metrics
-        }
-        best = max(values, default=(0, None))[1]
-        return [info.step == best or info.metrics is None for info in checkpoints]
-
-
-class _Saved(NamedTuple):
-    """A checkpoint as Orbax's policies see it."""
-
-    step: int
-    metrics: Mapping[str, float] | None
-    time: datetime.datetime | None = None  # Ours do not look at it.
 
 
 def _check_folders(*folders: epath.Path) -> None:
