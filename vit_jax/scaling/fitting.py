@@ -1,0 +1,381 @@
+"""Fits a law to runs: squares or Huber's loss of log residuals, from several starts, in bounds.
+
+Errors of a scaling study are relative, so residuals are log prediction - log y. A fit says how far
+its letters can be trusted; intervals are in `intervals`.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from vit_jax.errors import DataError
+from vit_jax.scaling import varpro
+from vit_jax.scaling.laws import Law, log_inputs
+from vit_jax.scaling.laws import law as law_by_name
+from vit_jax.scaling.pareto import pareto
+from vit_jax.scaling.solver import Problem, Solution, letters_of, scaled_letters, solve
+
+_STARTS, _FOLLOWED = 12, 4
+# Huber's constant for 95% of the efficiency of least squares under normal noise.
+_HUBER = 1.345
+_LEAST_DELTA = 1e-3  # Hoffmann et al.'s: what the residuals of exact data are compared with.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted law.
+
+    Attributes:
+      law: what was fitted.
+      params: its letters, in the paper's units.
+      rows: which of the given rows were used, in order: all, but for a law of the frontier.
+      inputs: of those rows, by role.
+      y: of those rows.
+      weights: of those rows.
+      delta: where the loss turns from squares to absolute values; infinite: least squares.
+      log_residuals: log prediction - log y.
+      rmse_log: root of their weighted mean square.
+      aic: Akaike's criterion, for normal log residuals; smaller is better.
+      bic: Schwarz's.
+      condition: condition number of the Jacobian, its columns scaled to length one. Above 1e3 the
+        letters can trade against each other.
+      standard_errors: of the letters, from the Jacobian; relative to the letter. For orientation:
+        an interval is what `intervals` gives.
+      identified: a word for each letter: "well" (relative standard error below .1), "weakly"
+        (below .5), "no", or "at its bound".
+      converged: whether the search ended at a minimum.
+      agreeing: the share of the starts that came to this minimum.
+      theta: the searched values, and `low`, `high` their bounds, `scales` those of the inputs.
+    """
+
+    law: Law
+    params: dict[str, float]
+    rows: Int[np.ndarray, "n"]
+    inputs: dict[str, Float[np.ndarray, "n"]]
+    y: Float[np.ndarray, "n"]
+    weights: Float[np.ndarray, "n"]
+    delta: float
+    log_residuals: Float[np.ndarray, "n"]
+    rmse_log: float
+    aic: float
+    bic: float
+    condition: float
+    standard_errors: dict[str, float]
+    identified: dict[str, str]
+    converged: bool
+    agreeing: float
+    theta: Float[np.ndarray, "p"]
+    low: Float[np.ndarray, "p"]
+    high: Float[np.ndarray, "p"]
+    scales: Float[np.ndarray, "inputs"]
+
+    @property
+    def n(self) -> int:
+        """The number of rows that were fitted."""
+        return len(self.y)
+
+    @property
+    def at_bound(self) -> tuple[str, ...]:
+        """Letters at an end of what they may be."""
+        return tuple(k for k, word in self.identified.items() if word == "at its bound")
+
+    def predict(self, inputs: Mapping[str, Any]) -> Float[np.ndarray, "*m"]:
+        """Errors of given inputs: numbers or arrays of one shape, above 0, for every role."""
+        return self.law.predict(self.params, inputs)
+
+
+def fit(
+    law: Law | str,
+    inputs: Mapping[str, Any],
+    y: Any,
+    *,
+    weights: Any = None,
+    delta: float | None = None,
+) -> Fit:
+    """Fits a law.
+
+    Args:
+      law: or its name.
+      inputs: arrays of n positive numbers, for every role of the law.
+      y: n errors or losses, above 0. Where all are at most 1 they are taken as shares, and so is
+        M4's e0; a floor is never above the largest y.
+      weights: of the rows, at least 0; None: all are equal.
+      delta: the log residual at which the loss turns from squares to absolute values. None: 1.345
+        robust standard deviations, at least .001; math.inf: least squares (Revisiting); .001 is
+        Hoffmann et al.'s.
+
+    Raises:
+      ConfigError: the law is unknown or has other inputs.
+      DataError: the rows cannot determine the letters.
+    """
+    law = law_by_name(law) if isinstance(law, str) else law
+    rows, logs, y, weights = _checked(law, inputs, y, weights)
+    scales = _scales(law, logs)
+    scaled = logs - scales[:, None]
+    low, high = bounds(law, y)
+    start = varpro.starts(law, scaled, y, weights, count=_STARTS)
+
+    def search(delta: float, start: np.ndarray, rounds: int = 10) -> Solution:
+        problem = Problem(
+            logs=scaled[None],
+            log_y=np.log(y)[None],
+            weights=weights[None],
+            low=low[None],
+            high=high[None],
+            delta=np.full(1, delta),
+            scales=scales,
+        )
+        return solve(law, problem, start, rounds=rounds)
+
+    # Of many starts a few steps tell the good ones; these are followed to the end.
+    first = search(math.inf if delta is None else delta, start, rounds=1)
+    best = first.theta[np.argsort(np.nan_to_num(first.loss, nan=np.inf), kind="stable")[:_FOLLOWED]]
+    solution = search(math.inf if delta is None else delta, best)
+    if delta is None:
+        delta = _turning_point(law, solution.theta[np.nanargmin(solution.loss)], scaled, y, weights)
+        solution = search(delta, solution.theta)
+    least = int(np.nanargmin(solution.loss))
+    near = solution.loss <= solution.loss[least] * (1 + 1e-6) + 1e-18
+    return _described(
+        law,
+        solution.theta[least],
+        rows=rows,
+        logs=logs,
+        y=y,
+        weights=weights,
+        delta=float(delta),
+        bounds=(low, high),
+        converged=bool(solution.converged[least]),
+        agreeing=float(near.mean()),
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Refits:
+    """The letters of many fits of a law.
+
+    Attributes:
+      params: by letter, one a fit.
+      theta: searched values.
+      loss: of each fit.
+      converged: whether the search of each fit ended at a minimum.
+    """
+
+    params: dict[str, Float[np.ndarray, "b"]]
+    theta: Float[np.ndarray, "b p"]
+    loss: Float[np.ndarray, "b"]
+    converged: Bool[np.ndarray, "b"]
+
+
+def refits(
+    of: Fit,
+    *,
+    y: Float[np.ndarray, "b n"] | None = None,
+    weights: Float[np.ndarray, "b n"] | None = None,
+) -> Refits:
+    """Fits the rows of a fit again, many times, in one vectorised search from the fit's letters.
+
+    Args:
+      of: the fit.
+      y: other errors of its rows, a set a fit; None: its own.
+      weights: other weights, a set a fit, such as how often a bootstrap drew each row.
+    """
+    count = len(y if y is not None else weights if weights is not None else [0])
+    problem = Problem(
+        logs=_scaled(of)[None],
+        log_y=np.log(of.y[None] if y is None else y),
+        weights=of.weights[None] if weights is None else weights,
+        low=of.low[None],
+        high=of.high[None],
+        delta=np.full(1, of.delta),
+        scales=of.scales,
+    )
+    found = solve(of.law, problem, np.tile(of.theta, (count, 1)))
+    return Refits(natural(of, found.theta), found.theta, found.loss, found.converged)
+
+
+def natural(of: Fit, theta: Float[np.ndarray, "b p"]) -> dict[str, Float[np.ndarray, "b"]]:
+    """The paper's letters from searched values."""
+    with jax.enable_x64(True):
+        letters = letters_of(of.law, theta.T, of.scales)
+        return {name: np.asarray(letters[name]) for name in of.law.letters}
+
+
+def bounds(
+    law: Law, y: Float[np.ndarray, "n"]
+) -> tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]]:
+    """The least and the largest of each searched value."""
+    low, high = [], []
+    for letter in law.table:
+        least, most = letter.low, letter.high
+        if letter.floor:
+            most = y.max()
+        elif letter.name == "e0":  # M4's ceiling, the error of no data at all.
+            least, most = y.max(), 1.0 if y.max() <= 1 else 100 * y.max()
+        elif not letter.starts and letter.name != "c":  # A coefficient: of the size of y.
+            least, most = least * y.min(), most * y.max()
+        low.append(math.log(least) if letter.log else least)
+        high.append(math.log(most) if letter.log else most)
+    return np.array(low), np.array(high)
+
+
+def _checked(law, inputs, y, weights):
+    logs = np.stack(log_inputs(law, inputs))
+    y = np.asarray(y, np.float64)
+    weights = np.ones_like(y) if weights is None else np.asarray(weights, np.float64)
+    if logs.ndim != 2 or y.shape != logs.shape[1:] or weights.shape != y.shape:
+        raise DataError(
+            f"The law {law.name} needs columns of one length: {', '.join(law.inputs)} have "
+            f"{logs.shape[1:]}, y {y.shape}, weights {weights.shape}."
+        )
+    bad = ~(np.isfinite(y) & (y > 0))
+    if bad.any():
+        raise DataError(
+            f"y must be positive and finite, since its logs are fitted, but {bad.sum()} of "
+            f"{y.size} rows are not, such as {y[bad][0]}: drop them, or take an error, not a score."
+        )
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise DataError("Weights must be finite and at least 0.")
+    keep = weights > 0
+    if law.pareto:
+        keep &= pareto(np.exp(logs[0]), np.where(keep, y, np.inf))
+    (rows,) = np.nonzero(keep)
+    logs, y, weights = logs[:, rows], y[rows], weights[rows]
+    what = "rows on the Pareto frontier" if law.pareto else "rows"
+    need = len(law.table) + 1
+    if len(y) < need:
+        raise DataError(
+            f"The law {law.name} has {need - 1} letters: it needs at least {need} {what}, and "
+            f"there are {len(y)}. Fit a law with fewer letters, or add runs."
+        )
+    for role, values in zip(law.inputs, logs, strict=True):
+        if np.ptp(values) < 1e-9:
+            raise DataError(
+                f"The input {role} is {math.exp(values[0]):g} in all rows: nothing can be learned "
+                "of how y depends on it. Add runs with other values."
+            )
+    distinct = len(np.unique(logs.round(9), axis=1).T)
+    if distinct < need - 1:
+        raise DataError(
+            f"The law {law.name} has {need - 1} letters, but the rows have only {distinct} "
+            f"different {' and '.join(law.inputs)}. Fit a law with fewer letters, or add sizes."
+        )
+    return rows, logs, y, weights
+
+
+def _scales(law: Law, logs: Float[np.ndarray, "inputs n"]) -> Float[np.ndarray, "inputs"]:
+    # u counts examples as d does: what matters is how often each is seen.
+    roles = ["d" if role == "u" else role for role in law.inputs]
+    return np.array([logs[law.inputs.index(role)].mean() for role in roles])
+
+
+def _turning_point(law, theta, scaled, y, weights):
+    miss = np.abs(_residuals(law, theta, scaled, y))[weights > 0]
+    deviation = np.median(miss) / 0.6745 * math.sqrt(len(miss) / (len(miss) - len(theta)))
+    return max(_LEAST_DELTA, _HUBER * deviation)
+
+
+def _residuals(law, theta, scaled, y):
+    letters = natural_at(law, theta, np.zeros(len(scaled)))
+    inputs = {role: np.exp(x) for role, x in zip(law.inputs, scaled, strict=True)}
+    return np.log(law.predict(letters, inputs)) - np.log(y)
+
+
+def natural_at(
+    law: Law, theta: Float[np.ndarray, "p"], scales: Float[np.ndarray, "inputs"]
+) -> dict[str, float]:
+    """The paper's letters of one fit."""
+    with jax.enable_x64(True):
+        letters = letters_of(law, theta, scales)
+        return {name: float(letters[name]) for name in law.letters}
+
+
+def _scaled(of: Fit) -> Float[np.ndarray, "inputs n"]:
+    return np.log(np.stack([of.inputs[role] for role in of.law.inputs])) - of.scales[:, None]
+
+
+def _described(law, theta, *, rows, logs, y, weights, delta, bounds, converged, agreeing):
+    scales = _scales(law, logs)
+    n, p = len(y), len(theta)
+    params = natural_at(law, theta, scales)
+    inputs = {role: np.exp(x) for role, x in zip(law.inputs, logs, strict=True)}
+    misses = np.log(law.predict(params, inputs)) - np.log(y)
+    mean_square = float(weights @ misses**2 / weights.sum())
+    likelihood = n * math.log(max(mean_square, 1e-300))
+    condition, errors, at_bound = _sensitivity(
+        law, theta, logs - scales[:, None], scales, weights, bounds
+    )
+    deviation = math.sqrt(mean_square * n / (n - p))
+    relative = {
+        name: float(deviation * errors[i] / max(abs(params[name]), 1e-300))
+        for i, name in enumerate(law.letters)
+    }
+    words = {
+        name: "at its bound" if at_bound[i] else _word(relative[name])
+        for i, name in enumerate(law.letters)
+    }
+    return Fit(
+        law=law,
+        params=params,
+        rows=rows,
+        inputs=inputs,
+        y=y,
+        weights=weights,
+        delta=delta,
+        log_residuals=misses,
+        rmse_log=math.sqrt(mean_square),
+        aic=likelihood + 2 * (p + 1),
+        bic=likelihood + math.log(n) * (p + 1),
+        condition=condition,
+        standard_errors=relative,
+        identified=words,
+        converged=converged,
+        agreeing=agreeing,
+        theta=theta,
+        low=bounds[0],
+        high=bounds[1],
+        scales=scales,
+    )
+
+
+def _word(relative_error: float) -> str:
+    return "well" if relative_error < 0.1 else "weakly" if relative_error < 0.5 else "no"
+
+
+def _sensitivity(law, theta, scaled, scales, weights, bounds):
+    # Of the letters that are free: the condition number, and errors of one unit of noise.
+    low, high = bounds
+    margin = 1e-9 * (1 + np.abs(theta))
+    at_bound = (theta <= low + margin) | (theta >= high - margin)
+    with jax.enable_x64(True):
+        slopes, change = (np.asarray(x) for x in _jacobians(law, theta, scaled, scales))
+    slopes = (slopes * np.sqrt(weights)[:, None])[:, ~at_bound]
+    length = np.linalg.norm(slopes, axis=0) + 1e-300
+    values = np.linalg.svd(slopes / length, compute_uv=False)
+    condition = float(values[0] / max(values[-1], 1e-300)) if len(values) else 1.0
+    inverse = np.linalg.pinv(slopes / length, rcond=1e-14)
+    covariance = inverse @ inverse.T / np.outer(length, length)
+    change = change[:, ~at_bound]
+    errors = np.sqrt(np.maximum(np.einsum("lp,pq,lq->l", change, covariance, change), 0.0))
+    return condition, errors, at_bound
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _jacobians(law, theta, scaled, scales):
+    def log_predict(theta):
+        return law.log_predict(
+            scaled_letters(law, theta), dict(zip(law.inputs, scaled, strict=True))
+        )
+
+    def letters(theta):
+        found = letters_of(law, theta, scales)
+        return jnp.stack([found[name] for name in law.letters])
+
+    return jax.jacfwd(log_predict)(theta), jax.jacfwd(letters)(theta)

@@ -1,0 +1,140 @@
+"""IsoFLOP valleys: at each budget the best size by a parabola, then a power law of the optima.
+
+Approach 2 of Hoffmann et al. 2022 (2203.15556). A valley of L = E + A/N^alpha + B/D^beta along
+N D = const is steeper on the side of the larger exponent, and a parabola is not: its lowest point
+is off by `bias`, which grows with the square of the log of the spread. Fit the law of both inputs
+beside it (`fitting.fit("chinchilla", ...)`, `optima.compute_optimal`): that has no such bias.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from vit_jax.errors import DataError
+from vit_jax.scaling.fitting import Fit, fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Valley:
+    """The runs of one budget and their parabola y = lowest + curvature / 2 (log x - log best)^2.
+
+    Attributes:
+      budget: what each of them cost.
+      x: sizes, ascending.
+      y: losses.
+      best: size of the parabola's lowest point.
+      lowest: loss there.
+      curvature: of the parabola, per squared log of the size.
+      interior: whether `best` lies between the smallest and the largest size.
+    """
+
+    budget: float
+    x: Float[np.ndarray, "n"]
+    y: Float[np.ndarray, "n"]
+    best: float
+    lowest: float
+    curvature: float
+    interior: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class IsoFlop:
+    """Valleys and the power law of their lowest points, best = b budget^c.
+
+    Attributes:
+      valleys: one a budget, ascending.
+      optima: the fit of the interior ones.
+      exponent: its c.
+      spread: the factor to the side of the optimum, of the widest valley.
+    """
+
+    valleys: tuple[Valley, ...]
+    optima: Fit
+    exponent: float
+    spread: float
+
+
+def valley(budget: float, x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> Valley:
+    """Fits a parabola in log x to the losses of one budget, by least squares.
+
+    Raises:
+      DataError: fewer than three sizes, or the parabola has no lowest point.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if not (np.isfinite(y).all() and np.isfinite(x).all() and (x > 0).all()):
+        raise DataError(f"The valley of budget {budget:g} has sizes or losses that are no numbers.")
+    if len(np.unique(x)) < 3:
+        raise DataError(
+            f"The valley of budget {budget:g} has {len(np.unique(x))} sizes; a parabola needs 3."
+        )
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], y[order]
+    middle = np.log(x).mean()
+    square, line, level = np.polyfit(np.log(x) - middle, y, 2)
+    if square <= 0:
+        raise DataError(
+            f"The losses of budget {budget:g} have no valley: their parabola opens downwards. Add "
+            "smaller and larger sizes."
+        )
+    best = math.exp(middle - line / (2 * square))
+    return Valley(
+        budget=float(budget),
+        x=x,
+        y=y,
+        best=best,
+        lowest=float(level - line**2 / (4 * square)),
+        curvature=float(2 * square),
+        interior=bool(x[0] < best < x[-1]),
+    )
+
+
+def isoflop(
+    budget: Float[np.ndarray, "n"], x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]
+) -> IsoFlop:
+    """Valleys of all budgets, and how their optima grow.
+
+    Args:
+      budget: of each run; runs belong to one valley where theirs are within 2%.
+      x: sizes: parameters, or examples.
+      y: losses.
+
+    Raises:
+      DataError: a valley cannot be fitted, or fewer than three have an interior optimum.
+    """
+    budget, x, y = (np.asarray(v, float) for v in (budget, x, y))
+    order = np.argsort(budget, kind="stable")
+    breaks = np.flatnonzero(np.diff(np.log(budget[order])) > 0.02) + 1
+    valleys = tuple(
+        valley(float(np.exp(np.log(budget[rows]).mean())), x[rows], y[rows])
+        for rows in np.split(order, breaks)
+    )
+    inside = [v for v in valleys if v.interior]
+    if len(inside) < 3:
+        raise DataError(
+            f"{len(inside)} of {len(valleys)} budgets have their optimum between the smallest and "
+            "the largest size; their power law needs three. Sweep more sizes or budgets."
+        )
+    optima = fit("power", {"x": np.array([v.budget for v in inside])}, [v.best for v in inside])
+    spread = max(max(v.x[-1] / v.best, v.best / v.x[0]) for v in inside)
+    return IsoFlop(valleys, optima, optima.params["c"], float(spread))
+
+
+def bias(spread: float, *, alpha: float, beta: float, points: int) -> float:
+    """How far a parabola misplaces the best D, relative to it, without any noise.
+
+    Args:
+      spread: largest D over the best; the smallest is as far below.
+      alpha: exponent of N in the law of both inputs.
+      beta: exponent of D.
+      points: of the valley, evenly spaced in log D around the optimum.
+
+    Returns:
+      E.g. -.0510 for 16 x, 15 points and Hoffmann et al.'s .34 and .28.
+    """
+    # Along the budget N falls as D grows; at the optimum alpha A / N^alpha = beta B / D^beta.
+    t = math.log(spread) * np.linspace(-1, 1, points)
+    loss = beta * np.exp(alpha * t) + alpha * np.exp(-beta * t)
+    square, line, _ = np.polyfit(t, loss, 2)
+    return math.exp(-line / (2 * square)) - 1

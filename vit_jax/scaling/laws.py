@@ -1,0 +1,407 @@
+"""The laws that a scaling study fits, each by its paper's letters.
+
+All but one are a sum of positive terms, a coefficient times a shape: y = sum_j c_j f_j(x; p). The
+shapes are given as logs, so that a law is one table of terms: what predicts, what starts a fit
+(`varpro`, which solves for the coefficients) and what has a floor are read from it. M4 is implicit,
+and solved by Newton's method.
+
+Inputs enter as logs, divided by their geometric mean in the fitted data: letters are then of order
+one, and `Law.rescale` brings them back to the papers' units.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from vit_jax.errors import ConfigError, did_you_mean
+
+Letters = dict[str, Any]  # Numbers, arrays or traced arrays, by letter.
+_BIG = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Letter:
+    """One free number of a law: where it may lie, and where a fit starts to look for it.
+
+    Attributes:
+      name: in the paper.
+      log: whether a fit searches for its log, and its interval is one of factors.
+      low: the least it may be. For all but floors, of inputs whose geometric mean is 1.
+      high: the largest.
+      starts: values to start from; () for a coefficient, which is solved for.
+      floor: whether it is an error that stays, whatever the inputs: at most the largest y.
+    """
+
+    name: str
+    log: bool = False
+    low: float = 0.0
+    high: float = _BIG
+    starts: tuple[float, ...] = ()
+    floor: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Law:
+    """A formula with letters: y, an error or a loss, of one or more inputs.
+
+    Attributes:
+      name: as `--law` takes it.
+      formula: as text, with the paper's letters.
+      source: the paper.
+      inputs: names of the roles that a table's columns take.
+      table: the letters, in the formula's order.
+      terms: from letters and logs of inputs to {coefficient: log of its shape}; None for an
+        implicit law.
+      rescale: from letters of scaled inputs and the logs of the scales to the paper's letters.
+      log_predict: from letters and logs of inputs to the log of y.
+      pareto: whether it is a law of the best y of each x: a fit takes the Pareto frontier first.
+    """
+
+    name: str
+    formula: str
+    source: str
+    inputs: tuple[str, ...]
+    table: tuple[Letter, ...]
+    terms: Callable[[Letters, Letters], Letters] | None
+    rescale: Callable[[Letters, Letters], Letters]
+    log_predict: Callable[[Letters, Letters], Any]
+    pareto: bool = False
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """Names of the letters, in order."""
+        return tuple(letter.name for letter in self.table)
+
+    @property
+    def floor(self) -> str | None:
+        """The letter that is the error of infinite inputs; None where there is none."""
+        return next((letter.name for letter in self.table if letter.floor), None)
+
+    def predict(
+        self, params: Mapping[str, float], inputs: Mapping[str, Any]
+    ) -> Float[np.ndarray, "*n"]:
+        """Errors of given inputs, in float64.
+
+        Args:
+          params: a number for every letter.
+          inputs: numbers or arrays of one shape, above 0, for every role.
+
+        Raises:
+          ConfigError: a letter or an input is missing or unknown, or an input is not positive.
+        """
+        if set(params) != set(self.letters):
+            raise ConfigError(
+                f"The law {self.name} has the letters {', '.join(self.letters)}, not "
+                f"{', '.join(params)}."
+            )
+        logs = np.stack(log_inputs(self, inputs))
+        return np.exp(_log_predict(self, np.array([params[k] for k in self.letters], float), logs))
+
+
+def log_inputs(law: Law, inputs: Mapping[str, Any]) -> tuple[Float[np.ndarray, "*n"], ...]:
+    """Logs of the inputs, in the order of the law's roles, of one shape.
+
+    Raises:
+      ConfigError: a role is missing or unknown, or a value is not a positive finite number.
+    """
+    if set(inputs) != set(law.inputs):
+        raise ConfigError(
+            f"The law {law.name}, {law.formula}, has the inputs {', '.join(law.inputs)}, not "
+            f"{', '.join(inputs) or 'none'}: name a column for each."
+        )
+    values = [np.asarray(inputs[role], np.float64) for role in law.inputs]
+    for role, value in zip(law.inputs, values, strict=True):
+        bad = ~(np.isfinite(value) & (value > 0))
+        if bad.any():
+            raise ConfigError(
+                f"The input {role} of the law {law.name} must be positive and finite, but "
+                f"{bad.sum()} of {bad.size} values are not, such as {value[bad].flat[0]}."
+            )
+    return tuple(np.log(value) for value in np.broadcast_arrays(*values))
+
+
+def law(name: str) -> Law:
+    """A law by its name.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    if name not in LAWS:
+        raise ConfigError(f"{name!r} is no scaling law. {did_you_mean(name, LAWS)}")
+    return LAWS[name]
+
+
+def roomy(points: int) -> int:
+    """The number that so many points are padded to: 64, 256, 1024, ... so that programs are few."""
+    return max(64, 4 ** math.ceil(math.log(points, 4)))
+
+
+def _log_predict(of: Law, params: np.ndarray, logs: np.ndarray) -> np.ndarray:
+    shape = logs.shape[1:]
+    logs = logs.reshape(len(logs), -1)
+    size = logs.shape[1]
+    room = roomy(size)
+    with jax.enable_x64(True):
+        out = _compiled(of, params, np.pad(logs, ((0, 0), (0, room - size)), mode="edge"))
+        return np.asarray(out)[:size].reshape(shape)
+
+
+def _evaluate(of: Law, params: Any, logs: Any) -> Any:
+    letters = dict(zip(of.letters, params, strict=True))
+    return of.log_predict(letters, dict(zip(of.inputs, logs, strict=True)))
+
+
+_compiled = jax.jit(_evaluate, static_argnums=0)
+
+
+def _sum_law(terms: Callable[[Letters, Letters], Letters], **fields: Any) -> Law:
+    def log_predict(p: Letters, s: Letters) -> Any:
+        return jnp.log(sum(p[name] * jnp.exp(shape) for name, shape in terms(p, s).items()))
+
+    return Law(terms=terms, log_predict=log_predict, **fields)
+
+
+# Exponents to start from: those of published laws lie between .05 and 1.2.
+_EXPONENTS = (0.05, 0.1, 0.17, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+_FEW = (0.1, 0.25, 0.5, 1.0)
+
+
+def _coefficient(name: str) -> Letter:
+    return Letter(name, log=True, low=1e-9)
+
+
+def _floor(name: str) -> Letter:
+    return Letter(name, floor=True)
+
+
+_REVISITING = "Alabdulmohsin et al. 2022, Revisiting Neural Scaling Laws (2209.06640)"
+
+POWER = _sum_law(
+    lambda p, s: {"b": p["c"] * s["x"]},
+    name="power",
+    formula="y = b x^c",
+    source=f"{_REVISITING}, M1",
+    inputs=("x",),
+    table=(
+        _coefficient("b"),
+        Letter("c", low=-20.0, high=20.0, starts=(*(-e for e in _EXPONENTS), *_EXPONENTS)),
+    ),
+    rescale=lambda p, s: p | {"b": p["b"] * jnp.exp(-p["c"] * s["x"])},
+)
+
+POWER_FLOOR = _sum_law(
+    lambda p, s: {"b": p["c"] * s["x"], "e": 0.0 * s["x"]},
+    name="power_floor",
+    formula="y = b x^c + e",
+    source=f"{_REVISITING}, M2",
+    inputs=("x",),
+    table=(
+        _coefficient("b"),
+        Letter("c", low=-20.0, high=0.0, starts=tuple(-e for e in _EXPONENTS)),
+        _floor("e"),
+    ),
+    rescale=lambda p, s: p | {"b": p["b"] * jnp.exp(-p["c"] * s["x"])},
+)
+
+M3 = _sum_law(
+    lambda p, s: {"b": p["c"] * jnp.log(jnp.exp(-s["x"]) + p["g"])},
+    name="m3",
+    formula="y = b (1/x + g)^c",
+    source=f"{_REVISITING}, M3",
+    inputs=("x",),
+    table=(
+        _coefficient("b"),
+        Letter("g", high=1e4, starts=(0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
+        Letter("c", high=20.0, starts=_EXPONENTS),
+    ),
+    rescale=lambda p, s: (
+        p | {"b": p["b"] * jnp.exp(p["c"] * s["x"]), "g": p["g"] * jnp.exp(-s["x"])}
+    ),
+)
+
+# As in the paper, the limit in which C or d is far above the data is a power law's.
+FRONTIER = _sum_law(
+    lambda p, s: {"a": -p["b"] * jnp.log(jnp.exp(s["x"]) + p["d"]), "c": 0.0 * s["x"]},
+    name="frontier",
+    formula="y = a (x + d)^-b + c",
+    source="Zhai et al. 2021, Scaling Vision Transformers (2106.04560)",
+    inputs=("x",),
+    pareto=True,
+    table=(
+        _coefficient("a"),
+        Letter("b", high=20.0, starts=_EXPONENTS),
+        _floor("c"),
+        Letter("d", high=1e4, starts=(0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
+    ),
+    rescale=lambda p, s: (
+        p | {"a": p["a"] * jnp.exp(p["b"] * s["x"]), "d": p["d"] * jnp.exp(s["x"])}
+    ),
+)
+
+_CHINCHILLA = (
+    _floor("E"),
+    _coefficient("A"),
+    _coefficient("B"),
+    Letter("alpha", high=5.0, starts=_EXPONENTS),
+    Letter("beta", high=5.0, starts=_EXPONENTS),
+)
+
+
+def _rescale_chinchilla(p: Letters, s: Letters) -> Letters:
+    return p | {
+        "A": p["A"] * jnp.exp(p["alpha"] * s["n"]),
+        "B": p["B"] * jnp.exp(p["beta"] * s["d"]),
+    }
+
+
+CHINCHILLA = _sum_law(
+    lambda p, s: {"E": 0.0 * s["n"], "A": -p["alpha"] * s["n"], "B": -p["beta"] * s["d"]},
+    name="chinchilla",
+    formula="y = E + A / n^alpha + B / d^beta",
+    source="Hoffmann et al. 2022, Training Compute-Optimal LLMs (2203.15556)",
+    inputs=("n", "d"),
+    table=_CHINCHILLA,
+    rescale=_rescale_chinchilla,
+)
+
+
+def _saturating(log_unique: Any, log_total: Any, half: Any) -> Any:
+    # log of U + U R* (1 - exp(-R / R*)), where R = total / U - 1 counts the repetitions.
+    repeats = jnp.maximum(jnp.exp(log_total - log_unique) - 1.0, 0.0)
+    return log_unique + jnp.log1p(-half * jnp.expm1(-repeats / half))
+
+
+def _repeat_terms(p: Letters, s: Letters) -> Letters:
+    unique = jnp.minimum(s["u"], s["d"])
+    # The parameters that are compute-optimal for the unique examples count fully; a model that
+    # is larger than those wastes some.
+    a, b = p["alpha"], p["beta"]
+    log_g = (jnp.log(a * p["A"]) - jnp.log(b * p["B"])) / (a + b)
+    base = jnp.minimum(s["n"], log_g + b / a * (unique + log_g))
+    return {
+        "E": 0.0 * s["n"],
+        "A": -a * _saturating(base, s["n"], p["R_N"]),
+        "B": -b * _saturating(unique, s["d"], p["R_D"]),
+    }
+
+
+CHINCHILLA_REPEAT = _sum_law(
+    _repeat_terms,
+    name="chinchilla_repeat",
+    formula=(
+        "y = E + A / n'^alpha + B / d'^beta, d' = u + u R_D (1 - exp(-(d / u - 1) / R_D)), n' alike"
+    ),
+    source="Muennighoff et al. 2023, Scaling Data-Constrained Language Models (2305.16264)",
+    inputs=("n", "d", "u"),
+    table=(
+        *(dataclasses.replace(x, low=x.low or (0 if x.floor else 1e-3)) for x in _CHINCHILLA),
+        Letter("R_N", log=True, low=1e-3, high=1e5, starts=(1.0, 10.0, 1e3)),
+        Letter("R_D", log=True, low=1e-3, high=1e5, starts=(1.0, 10.0, 1e3)),
+    ),
+    rescale=_rescale_chinchilla,
+)
+
+SHAPE = _sum_law(
+    lambda p, s: {
+        "alpha": -p["a"] * s["x"],
+        "beta": p["b"] * s["x"] - p["c"] * s["t"],
+        "xi": -p["c"] * s["t"],
+        "eps": 0.0 * s["x"],
+    },
+    name="shape",
+    formula="y = alpha x^-a + (beta x^b + xi) t^-c + eps",
+    source="Alabdulmohsin et al. 2023, Getting ViT in Shape (2305.13035)",
+    inputs=("x", "t"),
+    table=(
+        _coefficient("alpha"),
+        Letter("a", high=10.0, starts=_FEW),
+        _coefficient("beta"),
+        Letter("b", high=10.0, starts=_FEW),
+        Letter("xi"),
+        Letter("c", high=10.0, starts=_FEW),
+        _floor("eps"),
+    ),
+    rescale=lambda p, s: (
+        p
+        | {
+            "alpha": p["alpha"] * jnp.exp(p["a"] * s["x"]),
+            "beta": p["beta"] * jnp.exp(p["c"] * s["t"] - p["b"] * s["x"]),
+            "xi": p["xi"] * jnp.exp(p["c"] * s["t"]),
+        }
+    ),
+)
+
+BNSL = _sum_law(
+    lambda p, s: {
+        "a": 0.0 * s["x"],
+        "b": -p["c0"] * s["x"]
+        - p["c1"] * p["f1"] * jnp.logaddexp(0.0, (s["x"] - jnp.log(p["d1"])) / p["f1"]),
+    },
+    name="bnsl",
+    formula="y = a + b x^-c0 (1 + (x / d1)^(1 / f1))^(-c1 f1)",
+    source="Caballero et al. 2022, Broken Neural Scaling Laws (2210.14891), one break",
+    inputs=("x",),
+    table=(
+        _floor("a"),
+        _coefficient("b"),
+        Letter("c0", low=-5.0, high=5.0, starts=(0.0, *_FEW)),
+        Letter("c1", low=-5.0, high=5.0, starts=(-0.25, 0.1, 0.25, 0.5, 1.0)),
+        Letter("d1", log=True, low=1e-4, high=1e4, starts=(0.1, 0.3, 1.0, 3.0, 10.0)),
+        Letter("f1", log=True, low=0.02, high=10.0, starts=(0.1, 0.5, 1.5)),
+    ),
+    rescale=lambda p, s: (
+        p | {"b": p["b"] * jnp.exp(p["c0"] * s["x"]), "d1": p["d1"] * jnp.exp(s["x"])}
+    ),
+)
+
+
+def _log_predict_m4(p: Letters, s: Letters) -> Any:
+    """The log of the y where (y - e) / (e0 - y)^a = b x^c.
+
+    With y = e + (e0 - e) sigmoid(v) the equation is log_sigmoid(v) - a log_sigmoid(-v) = z, whose
+    left side rises in v and bends one way only: Newton's method cannot cycle. The last step is
+    taken with the slope held fixed, which gives the derivatives of the implicit function.
+    """
+    a, span = p["a"], p["e0"] - p["e"]
+    z = jnp.log(p["b"]) + p["c"] * s["x"] - (1.0 - a) * jnp.log(span)
+    # Far out on either side the equation is v = z or v = z / a: so is where to begin, on the side
+    # from which the steps do not overshoot.
+    v = jnp.where(a > 1.0, jnp.maximum(z, z / a), jnp.minimum(z, z / a))
+
+    def step(v: Any, a: Any, z: Any) -> Any:
+        slope = jax.lax.stop_gradient(jax.nn.sigmoid(-v) + a * jax.nn.sigmoid(v))
+        return v - (jax.nn.log_sigmoid(v) - a * jax.nn.log_sigmoid(-v) - z) / slope
+
+    v, held_a, held_z = jax.lax.stop_gradient((v, a, z))
+    v = jax.lax.fori_loop(0, 12, lambda _, v: step(v, held_a, held_z), v)
+    v = step(jax.lax.stop_gradient(v), a, z)
+    return jnp.log(p["e"] + span * jax.nn.sigmoid(v))
+
+
+M4 = Law(
+    name="m4",
+    formula="(y - e) / (e0 - y)^a = b x^c",
+    source=f"{_REVISITING}, M4",
+    inputs=("x",),
+    table=(
+        Letter("a", log=True, low=1e-3, high=20.0, starts=(0.03, 0.3, 1.0, 2.0, 4.0)),
+        _coefficient("b"),
+        Letter("c", low=-20.0, high=0.0),
+        _floor("e"),
+        Letter("e0"),
+    ),
+    terms=None,
+    rescale=lambda p, s: p | {"b": p["b"] * jnp.exp(-p["c"] * s["x"])},
+    log_predict=_log_predict_m4,
+)
+
+LAWS: dict[str, Law] = {
+    of.name: of
+    for of in (POWER, POWER_FLOOR, M3, M4, FRONTIER, CHINCHILLA, CHINCHILLA_REPEAT, SHAPE, BNSL)
+}

@@ -1,0 +1,207 @@
+"""Levenberg-Marquardt for thousands of small robust fits at once, in float64 and within bounds.
+
+One program fits a whole batch: the same law and number of points, but data, weights, starts and
+bounds of each fit's own. The loss of a fit is sum_i w_i rho(log prediction_i - log y_i), with
+Huber's rho: r^2 / 2 up to delta, delta (|r| - delta / 2) beyond; the steps are those of iteratively
+reweighted least squares, damped until the loss falls. A letter at its bound stays there while the
+loss pulls it outwards.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from vit_jax.scaling.laws import Law, Letters, roomy
+
+# Fits of one program. A chunk ends with its slowest fit, so it should not be large; a fit alone
+# goes through the small one.
+_CHUNKS = (16, 256)
+_ROUND = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A batch of fits of one law; axes of size 1 are for all of them.
+
+    Attributes:
+      logs: of the scaled inputs, fits x inputs x points.
+      log_y: fits x points.
+      weights: fits x points; 0 leaves a point out.
+      low: the least of each searched value, fits x letters.
+      high: the largest.
+      delta: Huber's, one a fit.
+      scales: logs of what the inputs were divided by.
+      goal: a quantity that is held at `value`: from the paper's letters and `extra` to a number.
+      extra: numbers for the goal, fits x any; no columns without one.
+      value: one a fit.
+    """
+
+    logs: Float[np.ndarray, "b inputs n"]
+    log_y: Float[np.ndarray, "b n"]
+    weights: Float[np.ndarray, "b n"]
+    low: Float[np.ndarray, "b p"]
+    high: Float[np.ndarray, "b p"]
+    delta: Float[np.ndarray, "b"]
+    scales: Float[np.ndarray, "inputs"]
+    goal: Callable[[Letters, Any], Any] | None = None
+    extra: Float[np.ndarray, "b extra"] = dataclasses.field(
+        default_factory=lambda: np.empty((1, 0))
+    )
+    value: Float[np.ndarray, "b"] = dataclasses.field(default_factory=lambda: np.zeros(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """What a batch of fits came to.
+
+    Attributes:
+      theta: the searched values: letters of scaled inputs, in logs where the law's table says so.
+      loss: at them, without what the goal adds.
+      converged: whether the last step was negligible.
+    """
+
+    theta: Float[np.ndarray, "b p"]
+    loss: Float[np.ndarray, "b"]
+    converged: Bool[np.ndarray, "b"]
+
+
+def solve(
+    law: Law, problem: Problem, start: Float[np.ndarray, "b p"], *, rounds: int = 10
+) -> Solution:
+    """Fits every problem from its start.
+
+    Args:
+      law: of all the fits.
+      problem: the data and bounds.
+      start: searched values; its rows say how many fits there are.
+      rounds: of 40 steps, after each of which the fits that have ended leave the batch.
+    """
+    count, points = len(start), problem.log_y.shape[1]
+    room = roomy(points)
+    # Points of weight 0 fill up, so that few programs serve all tables.
+    fill = ((0, 0), (0, room - points))
+    batch = (
+        np.pad(problem.logs, ((0, 0), *fill), mode="edge"),
+        np.pad(problem.log_y, fill, mode="edge"),
+        np.pad(problem.weights, fill),
+        problem.low,
+        problem.high,
+        problem.delta,
+        problem.extra,
+        problem.value,
+    )
+    chunk = next((size for size in _CHUNKS if count <= size), _CHUNKS[-1])
+    theta = np.clip(start, problem.low, problem.high)
+    damping = np.full(count, 1e-3)
+    loss, done = np.full(count, np.inf), np.zeros(count, bool)
+    with jax.enable_x64(True):
+        for _ in range(rounds):
+            (open_,) = np.nonzero(~done)
+            for first in range(0, len(open_), chunk):
+                rows = open_[first : first + chunk]
+                padded = np.resize(rows, chunk)
+                out = _descend(
+                    law,
+                    problem.goal,
+                    theta[padded],
+                    damping[padded],
+                    problem.scales,
+                    *(x if len(x) == 1 else x[padded] for x in batch),
+                )
+                got = [np.asarray(x)[: len(rows)] for x in out]
+                theta[rows], damping[rows], loss[rows], done[rows] = got
+            if done.all():
+                break
+    return Solution(theta, loss, done & np.isfinite(loss))
+
+
+def letters_of(law: Law, theta: Any, scales: Any) -> Letters:
+    """The paper's letters, of inputs as they are, from searched values (letters x any)."""
+    scaled = scaled_letters(law, theta)
+    return law.rescale(scaled, dict(zip(law.inputs, scales, strict=True)))
+
+
+def scaled_letters(law: Law, theta: Any) -> Letters:
+    """The letters of scaled inputs."""
+    return {
+        letter.name: jnp.exp(value) if letter.log else value
+        for letter, value in zip(law.table, theta, strict=True)
+    }
+
+
+# A goal is met by a penalty; of its residual, as of the fit's, the step's equations see the square.
+_PENALTY = 1e6
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _descend(law, goal, theta, damping, scales, logs, log_y, weights, low, high, delta, *aim):
+    def residuals(theta, logs, log_y, extra, value):
+        inputs = dict(zip(law.inputs, logs, strict=True))
+        out = law.log_predict(scaled_letters(law, theta), inputs) - log_y
+        if goal is not None:
+            missed = goal(letters_of(law, theta, scales), extra) - value
+            out = jnp.append(out, missed)
+        return out
+
+    per_fit = (0, *(0 if len(x) > 1 else None for x in (logs, log_y, *aim)))
+    data = tuple(x if len(x) > 1 else x[0] for x in (logs, log_y, *aim))
+    value_of = jax.vmap(residuals, per_fit)
+    slopes_of = jax.vmap(jax.jacfwd(residuals), per_fit)
+    if goal is not None:
+        held = jnp.full((*weights.shape[:-1], 1), _PENALTY)
+        weights = jnp.append(weights, held, axis=-1)
+    bend = jnp.broadcast_to(delta[:, None], (len(delta), weights.shape[-1]))
+    if goal is not None:
+        bend = bend.at[:, -1].set(jnp.inf)
+
+    def loss_of(r):
+        near = jnp.minimum(jnp.abs(r), bend)
+        each = weights * near * (jnp.abs(r) - 0.5 * near)
+        return jnp.where(weights > 0, each, 0.0)
+
+    def body(state):
+        step_number, theta, damping, loss, done, r = state
+        slopes = slopes_of(theta, *data)
+        robust = weights * jnp.minimum(1.0, bend / jnp.maximum(jnp.abs(r), 1e-300))
+        slopes = jnp.where((robust > 0)[..., None], slopes, 0.0)
+        weighted = slopes * robust[..., None]
+        pull = jnp.einsum("bnp,bn->bp", weighted, jnp.where(robust > 0, r, 0.0))
+        square = jnp.einsum("bnp,bnq->bpq", weighted, slopes)
+        free = ~(((theta <= low) & (pull > 0)) | ((theta >= high) & (pull < 0)))
+        pull = jnp.where(free, pull, 0.0)
+        size = jnp.diagonal(square, axis1=1, axis2=2)
+        ridge = jnp.where(free, damping[:, None] * size + 1e-200, 1.0)
+        square = jnp.where(free[:, :, None] & free[:, None, :], square, 0.0)
+        square += jnp.eye(theta.shape[1]) * ridge[:, None, :]
+        new = theta - jnp.linalg.solve(square, pull[..., None])[..., 0]
+        new = jnp.clip(new, low, high)
+        new_r = value_of(new, *data)
+        new_loss = loss_of(new_r).sum(-1)
+        better = (new_loss <= loss) & ~done
+        still = jnp.max(jnp.abs(new - theta) / (1e-3 + jnp.abs(theta)), axis=-1) < 1e-9
+        # Along a valley in which the letters trade against each other the steps need not end.
+        level = (loss - new_loss <= 1e-11 * loss) & (damping <= 1.0)
+        done |= (better & (still | level)) | (damping > 1e10)
+        # A fit that has ended keeps its values, whatever the others still do.
+        theta = jnp.where(better[:, None], new, theta)
+        r = jnp.where(better[:, None], new_r, r)
+        loss = jnp.where(better, new_loss, loss)
+        damping = jnp.where(better, jnp.maximum(0.2 * damping, 1e-12), 5.0 * damping)
+        return step_number + 1, theta, damping, loss, done, r
+
+    r = value_of(theta, *data)
+    loss = loss_of(r).sum(-1)
+    loss = jnp.where(jnp.isnan(loss), jnp.inf, loss)
+    state = (0, theta, damping, loss, jnp.zeros(len(theta), bool), r)
+    more = lambda s: (s[0] < _ROUND) & ~jnp.all(s[4])  # noqa: E731
+    _, theta, damping, _, done, r = jax.lax.while_loop(more, body, state)
+    loss = loss_of(r)
+    if goal is not None:
+        loss = loss[:, :-1]
+    return theta, damping, loss.sum(-1), done

@@ -1,0 +1,120 @@
+"""Where a fit starts: variable projection, over a grid of the letters in which a law is not linear.
+
+Given those, the coefficients are the non-negative least squares solution, here of relative errors,
+which are those of logs to first order. All points of the grid are solved at once.
+"""
+
+import itertools
+
+import numpy as np
+from jaxtyping import Float
+
+from vit_jax.scaling.laws import Law
+
+_EDGE = 1e-3  # Shares of the data's smallest y that a log coefficient starts from instead of 0.
+
+
+def starts(
+    law: Law,
+    logs: Float[np.ndarray, "inputs n"],
+    y: Float[np.ndarray, "n"],
+    weights: Float[np.ndarray, "n"],
+    *,
+    count: int,
+) -> Float[np.ndarray, "starts p"]:
+    """The best starts of a fit, best first, in searched values.
+
+    Args:
+      law: to be fitted.
+      logs: of scaled inputs.
+      y: errors or losses.
+      weights: of the points.
+      count: of starts, of different grid points.
+    """
+    grid = [letter for letter in law.table if letter.starts]
+    points = np.array(list(itertools.product(*(letter.starts for letter in grid))))
+    shapes = dict(zip((letter.name for letter in grid), points.T[:, :, None], strict=True))
+    inputs = dict(zip(law.inputs, logs[:, None, :], strict=True))
+    if law.terms is None:
+        return _implicit_starts(law, shapes, inputs, y, weights, count)
+    columns, letters = _columns(law, shapes, inputs)
+    solved, miss = nonnegative(columns / y[:, None], np.ones_like(y), weights)
+    best = np.argsort(miss, kind="stable")[:count]
+    values = {name: points[best, i] for i, name in enumerate(shapes)}
+    values |= {name: solved[best, i] for i, name in enumerate(letters)}
+    return _searched(law, values, y)
+
+
+def nonnegative(
+    columns: Float[np.ndarray, "grid n k"],
+    target: Float[np.ndarray, "n"],
+    weights: Float[np.ndarray, "n"],
+) -> tuple[Float[np.ndarray, "grid k"], Float[np.ndarray, "grid"]]:
+    """Least squares with coefficients of at least 0: the best of all supports, of 2^k.
+
+    Returns:
+      The coefficients, and the sum of weighted squares at them.
+    """
+    count, _, k = columns.shape
+    size = np.sqrt(np.einsum("gnk,n->gk", columns**2, weights)) + 1e-300
+    scaled = columns / size[:, None, :]
+    weighted = scaled * weights[:, None]
+    gram = np.einsum("gnk,gnl->gkl", weighted, scaled)
+    right = np.einsum("gnk,n->gk", weighted, target)
+    total = float(weights @ target**2)
+    best, least = np.zeros((count, k)), np.full(count, total)
+    for support in range(1, 2**k):
+        on = np.array([bool(support >> i & 1) for i in range(k)])
+        ridge = np.eye(on.sum()) * 1e-13  # Equal columns: any split of their coefficient will do.
+        out = np.zeros((count, k))
+        out[:, on] = np.linalg.solve(gram[:, on][:, :, on] + ridge, right[:, on, None])[..., 0]
+        miss = total + np.einsum("gk,gkl,gl->g", out, gram, out) - 2 * np.sum(out * right, -1)
+        better = (out >= 0).all(-1) & (miss < least)
+        best[better], least[better] = out[better], miss[better]
+    return best / size, least
+
+
+def _columns(law, shapes, inputs):
+    letters = {letter.name: 1.0 for letter in law.table} | shapes
+    # The repeat law's shapes depend on its coefficients; 1, their order in scaled inputs, will do.
+    terms = law.terms(letters, inputs)
+    widest = np.broadcast_shapes(*map(np.shape, [*terms.values(), *shapes.values()]))
+    logs = np.stack([np.broadcast_to(np.asarray(x, float), widest) for x in terms.values()], -1)
+    return np.exp(np.clip(logs, -300.0, 300.0)), list(terms)
+
+
+def _implicit_starts(law, shapes, inputs, y, weights, count):
+    # M4: given e, e0 and a, the log of its left side is a line in log x.
+    (x,) = inputs.values()
+    least, most = y.min(), y.max()
+    top = max(1.0, most) if most <= 1 else 3 * most
+    candidates, misses = [], []
+    for e in (0.0, 0.3 * least, 0.6 * least, 0.85 * least, 0.97 * least):
+        for e0 in {most + 0.01 * (top - most) + 1e-9, (top + most) / 2 + 1e-9, top + 1e-9}:
+            left = np.log(y - e) - shapes["a"] * np.log(e0 - y)
+            # An error of log y moves the left side by this much.
+            gain = y / (y - e) + shapes["a"] * y / (e0 - y)
+            w = weights / gain**2
+            mean_x, mean = (np.sum(w * v, -1) / w.sum(-1) for v in (x, left))
+            dx, dl = x - mean_x[:, None], left - mean[:, None]
+            c = np.minimum(np.sum(w * dx * dl, -1) / np.sum(w * dx * dx, -1), -1e-3)
+            misses.append(np.sum(w * (dl - c[:, None] * dx) ** 2, -1))
+            one = np.ones_like(c)
+            b = np.exp(mean - c * mean_x)
+            candidates.append(np.stack([shapes["a"][:, 0], b, c, e * one, e0 * one], -1))
+    order = np.argsort(np.concatenate(misses), kind="stable")[:count]
+    chosen = np.concatenate(candidates)[order]
+    return _searched(law, dict(zip(law.letters, chosen.T, strict=True)), y)
+
+
+def _searched(law, values, y):
+    least = {letter.name: _EDGE * y.min() if not letter.starts else 0.0 for letter in law.table}
+    return np.stack(
+        [
+            np.log(np.maximum(values[letter.name], least[letter.name]))
+            if letter.log
+            else values[letter.name]
+            for letter in law.table
+        ],
+        -1,
+    )
