@@ -19,7 +19,8 @@ import fnmatch
 import pathlib
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from absl import flags
@@ -32,6 +33,7 @@ from vit_jax.launch.board import Board
 from vit_jax.launch.costs import cost
 from vit_jax.launch.local import run_local
 from vit_jax.launch.plan import Run, check_unchanged, make_plan
+from vit_jax.launch.slurm import run_slurm
 from vit_jax.lock import lock
 from vit_jax.scaling.runs import PARQUET, collect
 
@@ -54,13 +56,20 @@ def select(runs: Sequence[Run], pattern: str) -> list[Run]:
     return chosen
 
 
-def sweep(runs: Sequence[Run], folder: pathlib.Path, *, max_parallel: int) -> int:
+def sweep(
+    runs: Sequence[Run],
+    folder: pathlib.Path,
+    *,
+    max_parallel: int = 0,
+    slurm: Mapping[str, Any] | None = None,
+) -> int:
     """Runs what is not finished.
 
     Args:
       runs: of the sweep, from `vit_jax.launch.plan.make_plan`.
       folder: of the sweep.
-      max_parallel: at a time; 0: one for each GPU, or one.
+      max_parallel: at a time; 0: one for each GPU, or one; as jobs: as many as Slurm likes.
+      slurm: `minutes` and `options` of `vit_jax.launch.slurm.run_slurm`; None: on this machine.
 
     Returns:
       The exit code.
@@ -81,7 +90,10 @@ def sweep(runs: Sequence[Run], folder: pathlib.Path, *, max_parallel: int) -> in
                 collect(folder)
                 collected = time.monotonic()
 
-        whole = run_local(runs, max_parallel=max_parallel, changed=changed)
+        if slurm is None:
+            whole = run_local(runs, max_parallel=max_parallel, changed=changed)
+        else:
+            whole = run_slurm(runs, max_parallel=max_parallel, **slurm, changed=changed)
         board.show()
         collect(folder)
     return conclude(runs, folder, whole=whole)
@@ -148,6 +160,15 @@ if __name__ == "__main__":
     _MAX_PARALLEL = flags.DEFINE_integer(
         "max_parallel", 0, "Runs at a time; 0: one for each GPU, or one.", lower_bound=0
     )
+    _LAUNCHER = flags.DEFINE_enum(
+        "launcher", "local", ["local", "slurm"], "Runs on this machine, or as jobs of Slurm."
+    )
+    _PARTITION = flags.DEFINE_string("slurm_partition", None, "Of the jobs.")
+    _TIME = flags.DEFINE_integer(
+        "slurm_time_min", 60, "Minutes after which a job is requeued.", lower_bound=1
+    )
+    _CORES = flags.DEFINE_integer("slurm_cpus", 1, "CPU cores of a job.", lower_bound=1)
+    _GPUS = flags.DEFINE_integer("slurm_gpus", 0, "GPUs of a job.", lower_bound=0)
     _ONLY = flags.DEFINE_string("only", "", "Only the runs whose names match, such as *seed=0*.")
     _DRY_RUN = flags.DEFINE_bool(
         "dry_run", False, "Run nothing: print each command and what it will take."
@@ -178,6 +199,12 @@ if __name__ == "__main__":
         if _DRY_RUN.value:
             dry_run(runs)
             return 0
-        return sweep(runs, folder, max_parallel=_MAX_PARALLEL.value)
+        slurm = None
+        if _LAUNCHER.value == "slurm":
+            options = {"cpus_per_task": _CORES.value}
+            options |= {"partition": _PARTITION.value} if _PARTITION.value else {}
+            options |= {"gpus_per_node": _GPUS.value} if _GPUS.value else {}
+            slurm = {"minutes": _TIME.value, "options": options}
+        return sweep(runs, folder, max_parallel=_MAX_PARALLEL.value, slurm=slurm)
 
     cli.run(main)

@@ -5,17 +5,16 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from vit_jax import lock
 from vit_jax.errors import ConfigError
 from vit_jax.launch import record as records
 from vit_jax.launch.attempt import Attempt, Patience
 from vit_jax.launch.plan import Run
+from vit_jax.launch.signals import stop_signals
 
 COMPILED = ".compiled"  # Hundreds of runs have a few dozen programs: compiled once, kept here.
 _PAUSE = 0.1  # Seconds between two looks at the processes,
@@ -126,7 +125,7 @@ class _Local:
                 self._write(run, status="finished", error="")
 
     def run(self) -> bool:
-        with _stop_signals() as asked:
+        with stop_signals() as asked:
             told = False
             looked = -math.inf
             while self._waiting or self._running:
@@ -237,18 +236,3 @@ def compiled_once(run: Run) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
     return {name: value for name, value in ours.items() if name not in os.environ}
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], int]]:
-    """Inside, SIGTERM and SIGINT are counted; gives the function that says how many came."""
-    came = []
-    before = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield lambda: len(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
