@@ -11,10 +11,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax import storage
 from vit_jax import workdir as workdirs
 from vit_jax.errors import CheckpointError, ConfigError
 
 RECORD = "sweep.json"
+JOB = "slurm_job.txt"
 LOG = "log.txt"  # What all processes of the run have printed.
 
 # blocked: its trunk failed, so that it cannot begin.
@@ -33,7 +35,6 @@ class Record:
       status: one of STATUSES.
       attempts: how many processes were started.
       error: why it failed or is blocked; "" if it did not.
-      job: the Slurm job that it is, or was; "" where it is none.
     """
 
     name: str = ""
@@ -42,7 +43,6 @@ class Record:
     status: str = "waiting"
     attempts: int = 0
     error: str = ""
-    job: str = ""
 
 
 def read(workdir: pathlib.Path) -> Record:
@@ -54,8 +54,9 @@ def read(workdir: pathlib.Path) -> Record:
     path = workdir / RECORD
     try:
         plain = workdirs.read_json(path, limit=_LARGEST)
-        branch_of = plain.pop("branch_of", None)
-        record = Record(**plain, branch_of=tuple(branch_of) if branch_of else None)
+        known = {field.name for field in dataclasses.fields(Record)}  # To this release.
+        record = Record(**{key: value for key, value in plain.items() if key in known})
+        record = dataclasses.replace(record, branch_of=record.branch_of and tuple(record.branch_of))
         if record.status not in STATUSES or type(record.attempts) is not int:
             raise ValueError("its status or its attempts are none")
         return record
@@ -89,6 +90,26 @@ def change(workdir: pathlib.Path, **changes: Any) -> Record:
     if json.dumps(dataclasses.asdict(before)) != json.dumps(dataclasses.asdict(after)):
         write(workdir, after)
     return after
+
+
+def read_job(workdir: pathlib.Path) -> str:
+    """The Slurm job that a run is, or was last; "" if it never was one."""
+    try:
+        return (workdir / JOB).read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def write_job(workdir: pathlib.Path, job: str) -> None:
+    """Writes which job a run is: into a file of its own, as the job may be writing the record.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    try:
+        storage.write_bytes(workdir / JOB, f"{job}\n".encode())
+    except OSError as error:
+        raise ConfigError(f"{workdir / JOB} cannot be written: {error.strerror}.") from error
 
 
 def is_finished(workdir: pathlib.Path, record: Record) -> bool:

@@ -27,6 +27,7 @@ JOBS = ".slurm"  # In the sweep's folder: what submitit keeps, and what the jobs
 _WARNED = 120
 _LOOK = 5.0  # Seconds between two looks at the queue.
 _PAUSE = 0.2
+_OPEN = ("waiting", "running", "stopped")
 _GRACE = 600.0  # Seconds that Slurm may take to end a job that it has told to end.
 
 
@@ -191,6 +192,7 @@ class _Watch:
     def __init__(self, runs: Sequence[Run], changed: Callable[[Run | None], None]):
         self._runs, self._changed = runs, changed
         self._by_name = {run.name: run for run in runs}
+        self._missed: set[str] = set()
         self._seen = {run.name: records.read(run.workdir) for run in runs}
 
     def submit(self, executor: Any) -> None:
@@ -200,8 +202,8 @@ class _Watch:
         for run in self._runs:
             record = records.read(run.workdir)
             if records.is_finished(run.workdir, record):
-                self._write(run, status="finished", error="", job="")
-            elif record.job in queued:
+                self._write(run, status="finished", error="")
+            elif records.read_job(run.workdir) in queued:
                 continue
             else:
                 trunk = None if can_begin(run) else run.branch_of[0]
@@ -210,19 +212,19 @@ class _Watch:
             if trunk is not None and trunk not in self._by_name:
                 for run in runs:
                     error = f"{trunk}, which it goes on from, is left out by --only."
-                    self._write(run, status="blocked", error=error, job="")
+                    self._write(run, status="blocked", error=error)
                 continue
             self._submit(executor, runs, trunk)
 
     def _submit(self, executor: Any, runs: Sequence[Run], trunk: str | None) -> None:
         more: dict[str, Any] = {"requeue": True}
         if trunk is not None:
-            job = records.read(self._by_name[trunk].workdir).job
+            job = records.read_job(self._by_name[trunk].workdir)
             more |= {"dependency": f"afterok:{job}", "kill-on-invalid-dep": "yes"}
         name = f"{runs[0].workdir.parent.name}"
         executor.update_parameters(job_name=name, additional_parameters=more)
         for run in runs:
-            self._write(run, status="waiting", error="", job="")
+            self._write(run, status="waiting", error="")
         jobs = [Job(run, compiled_once(run), Patience()) for run in runs]
         try:
             with executor.batch():
@@ -230,7 +232,7 @@ class _Watch:
         except Exception as error:  # submitit's own and subprocess's.
             raise ConfigError(f"Slurm did not take the jobs: {error}") from error
         for run, job in zip(runs, submitted, strict=True):
-            records.change(run.workdir, job=job.job_id)
+            records.write_job(run.workdir, job.job_id)
             self._changed(run)
 
     def look(self) -> bool:
@@ -238,9 +240,11 @@ class _Watch:
         queued = _queue()
         open_runs = 0
         for run in self._runs:
-            record = records.read(run.workdir)
-            if record.status in ("waiting", "running", "stopped"):
-                if record.job in queued:
+            if records.read(run.workdir).status in _OPEN:
+                if records.read_job(run.workdir) in queued:
+                    open_runs += 1
+                elif run.name not in self._missed:
+                    self._missed.add(run.name)  # What the job wrote at its end may be under way.
                     open_runs += 1
                 else:
                     self._gone(run)
@@ -252,17 +256,14 @@ class _Watch:
 
     def _gone(self, run: Run) -> None:
         """A job is no longer in the queue, and did not say why."""
-        record = records.read(run.workdir)  # Again: it may just have ended.
-        if record.status not in ("waiting", "running", "stopped"):
-            return
         trunk = run.branch_of and self._by_name.get(run.branch_of[0])
         if trunk and records.read(trunk.workdir).status in ("failed", "blocked"):
             error = f"{trunk.name}, which it goes on from, failed or could not begin."
             self._write(run, status="blocked", error=error)
         else:
             error = (
-                f"Its Slurm job {record.job} is gone: it was cancelled or killed. The same command "
-                "submits it again."
+                f"Its Slurm job {records.read_job(run.workdir)} is gone: it was cancelled or "
+                "killed. The same command submits it again."
             )
             self._write(run, status="failed", error=error)
 

@@ -243,7 +243,8 @@ def _status(workdir: pathlib.Path, record: records.Record) -> str:
     if records.is_finished(workdir, record):
         return "finished"
     alive = lock.owner_lives(workdir)
-    if record.status == "running" and not (alive or record.job or lock.owner_lives(workdir.parent)):
+    launched = records.read_job(workdir) or lock.owner_lives(workdir.parent)
+    if record.status == "running" and not (alive or launched):
         return "stopped"  # Killed together with its sweep.
     if record == records.Record():  # Started by hand.
         return "running" if alive else "stopped"
