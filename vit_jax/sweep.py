@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from etils import epath
 
 from vit_jax import cli
 from vit_jax import workdir as workdirs
@@ -78,7 +79,7 @@ def sweep(
       VitJaxError: a run has begun with another config, or another sweep is at work in the folder.
     """
     workdirs.make(folder)
-    with lock(folder):
+    with lock(epath.Path(folder)):
         for run in runs:
             check_unchanged(run)
         board, collected = Board(runs), time.monotonic()

@@ -55,8 +55,10 @@ def read(workdir: pathlib.Path) -> Record:
     try:
         plain = workdirs.read_json(path, limit=_LARGEST)
         known = {field.name for field in dataclasses.fields(Record)}  # To this release.
-        record = Record(**{key: value for key, value in plain.items() if key in known})
-        record = dataclasses.replace(record, branch_of=record.branch_of and tuple(record.branch_of))
+        kept = {key: value for key, value in plain.items() if key in known}
+        if kept.get("branch_of") is not None:
+            kept["branch_of"] = tuple(kept["branch_of"])
+        record = Record(**kept)
         if record.status not in STATUSES or type(record.attempts) is not int:
             raise ValueError("its status or its attempts are none")
         return record

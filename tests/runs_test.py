@@ -1,0 +1,298 @@
+"""The table of runs: what it says, whatever it finds, and whoever writes it at the same time."""
+
+import csv
+import json
+import multiprocessing
+import pathlib
+import shutil
+import socket
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from tests.small_run import small_config
+from vit_jax import workdir as workdirs
+from vit_jax.errors import ConfigError, DataError
+from vit_jax.launch import record as records
+from vit_jax.models import VitConfig, num_params, num_params_non_embedding, train_flops
+from vit_jax.scaling.runs import collect, column, config_hash, read_runs
+
+NUMBERS = {
+    "params": 5000, "params_non_embedding": 4000, "forward_flops": 10**6, "train_flops": 3 * 10**6,
+    "examples": 100, "total_steps": 12, "batch_size": 16, "device": "cpu", "num_devices": 1,
+    "code_version": "0.2.0+gabc",
+}  # fmt: skip
+
+
+def make_run(folder, name, *, values=None, steps=(6, 12), status="finished", **changes):
+    """What a run of 12 steps leaves behind, as far as it has come."""
+    workdir = folder / name
+    record = records.Record(name=name, values=values or {}, status=status, attempts=1)
+    records.write(workdir, record)
+    workdirs.claim(workdir, small_config(**changes), {}, NUMBERS)
+    lines = [
+        {"step": step, "train/loss": 3 / step}
+        | ({"test/loss": 2 / step, "test/top1": 0.5 + step / 100} if step % 6 == 0 else {})
+        for step in range(2, max(steps) + 1, 2)
+    ]
+    write_lines(workdir / "metrics.jsonl", lines)
+    timing = [{"step": line["step"], "time/core_hours": line["step"] / 10} for line in lines]
+    write_lines(workdir / "timing.jsonl", timing)
+    return workdir
+
+
+def write_lines(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def table(folder):
+    return read_runs(collect(folder))
+
+
+def test_a_row_for_each_run_and_evaluation(tmp_path):
+    values = {":model": "vit", "optim.lr": 3e-3, "data.examples": 100}
+    make_run(tmp_path, "a", values=values)
+    runs = table(tmp_path)
+    assert list(runs["run"]) == ["a", "a"] and list(runs["evaluation"]) == ["test", "test"]
+    assert list(runs["step"]) == [6, 12] and list(runs["final"]) == [False, True]
+    assert list(runs["model"]) == ["vit", "vit"]
+    assert list(runs["optim.lr"]) == [3e-3, 3e-3]
+    last = {name: runs[name][-1] for name in runs}
+    assert (last["params"], last["params_non_embedding"], last["steps"]) == (5000, 4000, 12)
+    assert (last["examples"], last["examples_seen"], last["epochs"]) == (100, 192, 1.92)
+    assert (last["forward_flops"], last["train_flops"]) == (1e6, 3e6 * 192)
+    assert (last["loss"], last["top1"], last["device_hours"]) == (2 / 12, 0.62, 1.2)
+    assert last["error"] == 1 - 0.62 and last["train_loss"] == 3 / 12
+    assert (last["code_version"], last["device"], last["seed"]) == ("0.2.0+gabc", "cpu", 0)
+    assert (last["status"], last["attempts"], last["error_message"]) == ("finished", 1, "")
+
+
+def test_what_one_point_sets_the_others_have_from_their_configs(tmp_path):
+    make_run(tmp_path, "a", values={"optim.lr": 0.5, ":model": "vit"}, optim__lr=0.5)
+    make_run(tmp_path, "b", values={"data.shots": 3, "checkpoint.keep_steps": [4]}, data__shots=3)
+    runs = table(tmp_path)
+    of = {name: dict(zip(runs["run"], runs[name], strict=True)) for name in runs}
+    assert of["optim.lr"] == {"a": 0.5, "b": 3e-3}
+    assert of["data.shots"] == {"a": 0, "b": 3}
+    assert of["model"] == {"a": "vit", "b": ""}
+    assert of["checkpoint.keep_steps"] == {"a": "[]", "b": "[4]"}
+
+
+def test_a_swept_key_does_not_hide_a_column(tmp_path):
+    make_run(tmp_path, "a", values={":examples": 7})
+    runs = table(tmp_path)
+    assert runs["examples"][0] == 100 and runs["swept.examples"][0] == 7
+
+
+def test_a_run_without_an_evaluation_has_a_row(tmp_path):
+    """With why: it waits, or it failed."""
+    failed = records.Record(name="f", values={"seed": 3}, status="failed", attempts=2, error="No.")
+    records.write(tmp_path / "f", failed)
+    records.write(tmp_path / "w", records.Record(name="w", values={"seed": 4}))
+    runs = table(tmp_path)
+    assert list(runs["status"]) == ["failed", "waiting"]
+    assert list(runs["seed"]) == [3, 4] and list(runs["evaluation"]) == ["", ""]
+    assert list(runs["error_message"]) == ["No.", ""] and np.isnan(runs["loss"]).all()
+
+
+def test_what_is_no_run_is_passed_by(tmp_path):
+    make_run(tmp_path, "a")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "metrics.jsonl").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert set(table(tmp_path)["run"]) == {"a"}
+
+
+def test_half_a_last_line_is_one_line_less(tmp_path):
+    path = make_run(tmp_path, "a") / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert list(table(tmp_path)["step"]) == [6]
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("metrics.jsonl", "no json\n" * 3),
+        ("config.json", "{"),
+        ("sweep.json", "[]"),
+        ("run.json", '{"params": 1' + "0" * 5000),
+        ("config.json", '{"evals": 3, "batch_size": "many"}'),
+    ],
+)
+def test_a_damaged_file_costs_its_run_alone(tmp_path, file, content):
+    make_run(tmp_path, "a")
+    (make_run(tmp_path, "b") / file).write_text(content)
+    runs = table(tmp_path)
+    assert list(runs["run"]) == ["a", "a", "b"]
+    assert runs["error_message"][-1] and runs["loss"][1] == 2 / 12
+
+
+def test_killed_with_its_sweep_is_not_running(tmp_path):
+    make_run(tmp_path, "a", status="running", steps=(6,))
+    (tmp_path / "lock").write_text("process 99999999 on elsewhere, started now")
+    assert list(table(tmp_path)["status"]) == ["running"]  # Of another machine one knows nothing.
+    (tmp_path / "lock").write_text(f"process 99999999 on {socket.gethostname()}, started now")
+    assert list(table(tmp_path)["status"]) == ["stopped"]
+
+
+def test_finished_by_its_last_checkpoint(tmp_path):
+    workdir = make_run(tmp_path, "a", status="running")
+    state = workdir / "checkpoints" / "12"
+    state.mkdir(parents=True)
+    assert list(table(tmp_path)["status"]) == ["stopped"] * 2
+    (state / "_CHECKPOINT_METADATA").touch()
+    assert list(table(tmp_path)["status"]) == ["finished"] * 2
+
+
+def test_both_files_say_the_same(tmp_path):
+    make_run(tmp_path, "a", values={"optim.lr": 0.1 + 0.2, ":model": 'a "b", c'})
+    failed = records.Record(name="b", status="failed", error='Two\nlines, "quoted".', attempts=3)
+    records.write(tmp_path / "b", failed)
+    path = collect(tmp_path)
+    ours, theirs = read_runs(path), read_runs(path.with_suffix(".csv"))
+    assert list(ours) == list(theirs)
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    with path.with_suffix(".csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["loss"] == repr(2 / 6) and rows[2]["error_message"] == failed.error
+
+
+def test_written_anew_it_has_the_same_bytes(tmp_path):
+    make_run(tmp_path, "a", values={"seed": 1})
+    first = [path.read_bytes() for path in (collect(tmp_path), tmp_path / "runs.csv")]
+    for path in (tmp_path / "runs.parquet", tmp_path / "runs.csv"):
+        path.write_bytes(b"what a stranger left")
+    assert [path.read_bytes() for path in (collect(tmp_path), tmp_path / "runs.csv")] == first
+
+
+def _collect_often(folder):
+    for _ in range(15):
+        collect(pathlib.Path(folder))
+
+
+@pytest.mark.slow
+def test_many_writers_at_once(tmp_path):
+    """While they write, every reader finds a whole table; the last one written is the newest."""
+    for i in range(5):
+        make_run(tmp_path, f"run{i}")
+    collect(tmp_path)
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_collect_often, args=(str(tmp_path),)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    read = 0
+    while any(writer.is_alive() for writer in writers):
+        for file in ("runs.parquet", "runs.csv"):
+            assert len(read_runs(tmp_path / file)["run"]) in (10, 12)
+        read += 1
+        if read == 3:
+            make_run(tmp_path, "late")
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    collect(tmp_path)
+    assert len(read_runs(tmp_path / "runs.csv")["run"]) == 12
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+# ------------------------------------------------------------------------------ anybody's tables
+
+
+def test_columns_of_anybodys_csv(tmp_path):
+    path = tmp_path / "theirs.csv"
+    path.write_text('n,d,name,ok,note\n1,2.5,"a, b",true,\n2,,c,false,x\n')
+    runs = read_runs(path)
+    assert runs["n"].dtype == np.int64 and list(runs["n"]) == [1, 2]
+    assert runs["d"].dtype == np.float64 and runs["d"][0] == 2.5 and np.isnan(runs["d"][1])
+    assert list(runs["name"]) == ["a, b", "c"] and list(runs["note"]) == ["", "x"]
+    assert runs["ok"].dtype == bool and list(runs["ok"]) == [True, False]
+
+
+def test_a_number_late_in_a_long_csv(tmp_path):
+    """A column of whole numbers for megabytes, and then one that is not."""
+    path = tmp_path / "long.csv"
+    path.write_text("x,y\n" + "1,22222222222\n" * 200_000 + "0.5,text\n")
+    runs = read_runs(path)
+    assert runs["x"][-1] == 0.5 and runs["y"][-1] == "text"
+
+
+def test_columns_of_anybodys_parquet(tmp_path):
+    path = tmp_path / "theirs.parquet"
+    columns = {
+        "small": pa.array([1, None], pa.int8()),
+        "half": pa.array([0.5, 1.5], pa.float16()),
+        "class": pa.array(["a", "b"]).dictionary_encode(),
+        "nothing": pa.nulls(2),
+    }
+    pa.parquet.write_table(pa.table(columns), path)
+    runs = read_runs(path)
+    assert runs["small"][0] == 1 and np.isnan(runs["small"][1])
+    assert list(runs["half"]) == [0.5, 1.5] and list(runs["class"]) == ["a", "b"]
+    assert np.isnan(runs["nothing"]).all()
+
+
+def test_tables_that_are_none(tmp_path):
+    with pytest.raises(DataError, match=r"absent\.csv cannot be read"):
+        read_runs(tmp_path / "absent.csv")
+    (tmp_path / "x.parquet").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"x\.parquet cannot be read"):
+        read_runs(tmp_path / "x.parquet")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(DataError, match=r"empty\.csv cannot be read"):
+        read_runs(tmp_path / "empty.csv")
+    with pytest.raises(DataError, match=r"is a .parquet or a .csv file"):
+        read_runs(tmp_path / "x.json")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        collect(tmp_path / "absent")
+
+
+def test_the_nearest_column(tmp_path):
+    make_run(tmp_path, "a")
+    runs = table(tmp_path)
+    assert column(runs, "error") is runs["error"]
+    with pytest.raises(ConfigError, match=r'no column "train_flop"\. Did you mean "train_flops"'):
+        column(runs, "train_flop")
+
+
+# ------------------------------------------------------------------------------ what it says
+
+
+def plain(**changes):
+    return workdirs.config_to_json(small_config(**changes))
+
+
+def test_the_hash_tells_what_computes_differently():
+    same = config_hash(plain())
+    for changes in (
+        {"data__data_dir": "/elsewhere"}, {"data__threads": 7}, {"log__every_steps": 3},
+        {"timeout_seconds": 9},
+    ):  # fmt: skip
+        assert config_hash(plain(**changes)) == same
+    for changes in ({"seed": 1}, {"optim__lr": 0.1}, {"data__examples": 5}, {"resume": "/S/a/1"}):
+        assert config_hash(plain(**changes)) != same
+    moved = [config_hash(plain(resume=f"{place}/trunk/checkpoints/5")) for place in ("/S", "/T/x")]
+    assert moved[0] == moved[1] != same
+
+
+def test_parameters_without_embeddings():
+    """By hand, for a block of width w: 4 w^2 + 4 w of attention, and so on."""
+    cfg = VitConfig(
+        width=8, depth=2, mlp_dim=16, num_heads=2, patch_size=(4, 4), image_size=(8, 8),
+        channels=1, num_classes=3, pool="token",
+    )  # fmt: skip
+    w, m = 8, 16
+    block = 4 * w * w + 4 * w + 2 * w * m + w + m + 4 * w
+    assert num_params_non_embedding(cfg) == 2 * block + 2 * w
+    embedding = 16 * w + w + (4 + 1) * w + w + w * 3 + 3
+    assert num_params(cfg) == num_params_non_embedding(cfg) + embedding
+    assert train_flops(cfg) > 6 * num_params_non_embedding(cfg)  # Chinchilla's estimate, a token.
+
+
+def test_a_run_of_an_earlier_release_lacks_only_its_numbers(tmp_path):
+    workdir = make_run(tmp_path, "a")
+    (workdir / workdirs.NUMBERS).unlink()
+    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+    runs = table(tmp_path)
+    assert list(runs["loss"]) == [2 / 6, 2 / 12] and np.isnan(runs["params"]).all()

@@ -1,0 +1,270 @@
+"""The local launcher, with runs that act as if: what becomes of each, whatever it does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from etils import epath
+
+from tests.conftest import ROOT
+from tests.sweep_runs import actors
+from vit_jax.launch import local
+from vit_jax.launch import record as records
+from vit_jax.launch.attempt import PATIENCE
+from vit_jax.lock import lock
+
+FINISH = "reach(10)"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(local, "_PAUSE", 0.01)
+    monkeypatch.setattr(local, "_LOOK", 0.05)
+
+
+def launch(runs, max_parallel=2):
+    seen = []
+    whole = local.run_local(runs, max_parallel=max_parallel, changed=seen.append)
+    assert whole
+    return {run.name: records.read(run.workdir) for run in runs}
+
+
+def test_a_failure_is_recorded_and_stops_no_other(tmp_path):
+    runs = actors(
+        tmp_path,
+        {
+            "first": FINISH,
+            "says": 'sys.exit("error: data.shots is 7.\\nSecond line." * 0 or say(2))',
+            "raises": "raise ValueError('in the middle')",
+            "mute": "sys.exit(9)",
+            "last": FINISH,
+        },
+    )
+    say = "print('error: first\\nerror: data.shots is 7.\\nSecond line.', file=sys.stderr)\n"
+    runs[1] = actors(tmp_path, {"says": say + "sys.exit(2)"})[0]
+    found = launch(runs)
+    assert {name: record.status for name, record in found.items()} == {
+        "first": "finished",
+        "says": "failed",
+        "raises": "failed",
+        "mute": "failed",
+        "last": "finished",
+    }
+    assert found["says"].error == "data.shots is 7.\nSecond line."
+    assert found["raises"].error == "ValueError: in the middle"
+    assert "9" in found["mute"].error
+    assert all(record.attempts == 1 for record in found.values())
+    assert found["first"].values == {"act": FINISH}
+
+
+def test_finished_runs_are_skipped_and_failed_ones_tried_again(tmp_path):
+    fails_once = "if len((workdir / 'notes').read_text().split()) == 1: sys.exit(2)\nreach(10)"
+    runs = actors(tmp_path, {"good": FINISH, "bad": fails_once})
+    assert launch(runs)["bad"].status == "failed"
+    found = launch(runs)
+    assert {record.status for record in found.values()} == {"finished"}
+    assert (found["good"].attempts, found["bad"].attempts) == (1, 2)
+    assert found["bad"].error == ""
+
+
+def test_what_finished_unrecorded_is_not_run_again(tmp_path):
+    """The sweep was killed between the run's end and the record's writing."""
+    (run,) = actors(tmp_path, {"run": FINISH})
+    launch([run])
+    records.change(run.workdir, status="running")
+    assert launch([run])["run"].status == "finished"
+    assert run.notes == ["begin"]
+
+
+@pytest.mark.parametrize("code", [75, 76])
+def test_told_to_stop_or_silent_goes_on(tmp_path, code):
+    act = f"if reached() < 0:\n    reach(4)\n    sys.exit({code})\nreach(10)"
+    (run,) = actors(tmp_path, {"run": act})
+    record = launch([run])["run"]
+    assert (record.status, record.attempts) == ("finished", 2)
+
+
+def test_a_run_is_killed_without_end(tmp_path):
+    (run,) = actors(tmp_path, {"run": "os.kill(os.getpid(), signal.SIGKILL)"})
+    record = launch([run])["run"]
+    assert (record.status, record.attempts) == ("failed", PATIENCE)
+    assert "SIGKILL" in record.error
+
+
+def test_a_run_that_gets_further_each_time_is_never_given_up(tmp_path):
+    act = (
+        "step = max(reached(), 0) + 1\nreach(step)\n"
+        "if step < 10: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    (run,) = actors(tmp_path, {"run": act})
+    record = launch([run])["run"]
+    assert (record.status, record.attempts) == ("finished", 10)
+
+
+def test_a_branch_waits_for_its_state_not_for_the_end(tmp_path):
+    trunk = (
+        "reach(4)\n"
+        "while not (workdir.parent / 'branch' / 'notes').exists(): time.sleep(.01)\n"
+        "reach(10)"
+    )
+    branches = {"branch": ("trunk", 4)}
+    runs = actors(tmp_path, {"trunk": trunk, "branch": FINISH}, branches)
+    found = launch(runs)  # Or it would wait for ever.
+    assert {record.status for record in found.values()} == {"finished"}
+
+
+def test_what_hangs_on_a_failure_is_blocked_by_name(tmp_path):
+    runs = actors(
+        tmp_path,
+        {"trunk": "reach(3)\nsys.exit(2)", "early": FINISH, "late": FINISH, "later": FINISH},
+        {"early": ("trunk", 3), "late": ("trunk", 5), "later": ("late", 7)},
+    )
+    found = launch(runs)
+    assert {name: record.status for name, record in found.items()} == {
+        "trunk": "failed",
+        "early": "finished",  # Its state is there.
+        "late": "blocked",
+        "later": "blocked",
+    }
+    assert "trunk" in found["late"].error and "late" in found["later"].error
+    assert runs[2].notes == []
+
+
+def test_a_finished_trunk_without_the_state(tmp_path):
+    branches = {"branch": ("trunk", 5)}
+    runs = actors(tmp_path, {"trunk": FINISH, "branch": FINISH}, branches)
+    assert launch(runs)["branch"].status == "blocked"
+
+
+def test_a_trunk_that_is_left_out(tmp_path):
+    runs = actors(tmp_path, {"branch": FINISH}, {"branch": ("trunk", 5)})
+    record = launch(runs)["branch"]
+    assert record.status == "blocked" and "--only" in record.error
+
+
+def test_a_run_that_is_still_saving_is_waited_for(tmp_path):
+    """What a killed sweep left behind holds the run's lock for a while."""
+    (run,) = actors(tmp_path, {"run": FINISH})
+    run.workdir.mkdir()
+    holder = "import sys, time; from vit_jax.lock import lock; from etils import epath\n"
+    holder += f"with lock(epath.Path({str(run.workdir)!r})): print('held', flush=True); "
+    holder += "time.sleep(1)"
+    command = [sys.executable, "-c", holder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        assert launch([run])["run"].status == "finished"
+        assert process.poll() is not None or process.wait(5) == 0
+    assert run.notes == ["begin"]
+
+
+# ---------------------------------------------------------------------------------- the machine
+
+
+def test_shares_of_the_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert [place.cores for place in local.places(0)] == [frozenset(range(8))]
+    assert [sorted(place.cores) for place in local.places(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    assert [sorted(place.cores) for place in local.places(9)][-2:] == [[7], [0]]
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert [place.gpus for place in local.places(0)] == [("4",), ("5",)]
+    assert [place.gpus for place in local.places(1)] == [("4", "5")]
+    packed = local.places(4)
+    assert [place.gpus for place in packed] == [("4",), ("5",), ("4",), ("5",)]
+    assert packed[0].environment == {
+        "CUDA_VISIBLE_DEVICES": "4",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450",
+    }
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert local.places(1)[0].gpus == ()
+
+
+def test_a_process_keeps_to_its_cores(tmp_path):
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+    act = "note(','.join(map(str, sorted(os.sched_getaffinity(0)))))\ntime.sleep(.2)\nreach(10)"
+    runs = actors(tmp_path, {"a": act, "b": act})
+    launch(runs, max_parallel=2)
+    half = len(cores) // 2
+    shares = {",".join(map(str, part)) for part in (cores[:half], cores[half:])}
+    assert {run.notes[1] for run in runs} == shares
+
+
+# ---------------------------------------------------------------------------------- being stopped
+
+_SWEEP = """
+import sys
+from tests.sweep_runs import actors
+from vit_jax.launch import local
+import pathlib
+runs = actors(pathlib.Path(sys.argv[1]), {"one": sys.argv[2], "two": "reach(10)"})
+sys.exit(0 if local.run_local(runs, max_parallel=1, changed=lambda run: None) else 75)
+"""
+# Saves when it is told to, as training does, and ends by itself long after.
+_SAVES = """
+def save(number, frame):
+    time.sleep(.3); note("saved"); reach(4); sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+note("ready")
+for _ in range(600): time.sleep(.1)
+"""
+
+
+def started(folder, act):
+    process = subprocess.Popen([sys.executable, "-c", _SWEEP, str(folder), act], cwd=ROOT)
+    wait_for(lambda: "ready" in notes(folder))
+    return process
+
+
+def notes(folder):
+    path = folder / "one" / "notes"
+    return path.read_text().split() if path.exists() else []
+
+
+def wait_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_lets_the_runs_save(tmp_path, number):
+    process = started(tmp_path, _SAVES)
+    process.send_signal(number)
+    assert process.wait(30) == 75
+    assert notes(tmp_path) == ["begin", "ready", "saved"]
+    assert records.read(tmp_path / "one").status == "stopped"
+    assert records.read(tmp_path / "two").status == "waiting"
+
+
+def test_told_twice_it_waits_no_longer(tmp_path):
+    process = started(tmp_path, _SAVES.replace("time.sleep(.3)", "time.sleep(60)"))
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 75
+    assert notes(tmp_path) == ["begin", "ready"]
+
+
+def test_killed_it_leaves_no_run_behind(tmp_path):
+    process = started(tmp_path, _SAVES)
+    process.kill()
+    process.wait()
+    wait_for(lambda: "saved" in notes(tmp_path))
+
+
+def test_one_sweep_at_a_time(tmp_path):
+    from vit_jax.errors import ConfigError
+    from vit_jax.sweep import sweep
+
+    runs = actors(tmp_path, {"run": FINISH})
+    with lock(epath.Path(tmp_path)), pytest.raises(ConfigError, match="in use by process"):
+        sweep(runs, tmp_path)
+    assert runs[0].notes == []

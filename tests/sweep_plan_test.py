@@ -1,0 +1,180 @@
+"""What the points of a sweep become, and what is said of points that cannot become runs."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from tests.sweep_runs import NAMES, REAL, plan
+from vit_jax import cli
+from vit_jax import workdir as workdirs
+from vit_jax.config import freeze
+from vit_jax.errors import ConfigError
+from vit_jax.launch import record as records
+from vit_jax.launch.plan import check_unchanged, make_plan
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(REAL)
+    return path
+
+
+def test_a_point_is_a_command_and_the_config_that_the_command_gives(tmp_path, file):
+    point = {
+        ":depth": 2,
+        "optim.lr": np.float32(0.25),
+        "data.examples": np.int64(100),
+        "checkpoint.keep_steps": (3, 5),
+        "log.tensorboard": True,
+        "model.variant": "s/4",
+        "total_examples": None,
+    }
+    (run,) = plan([point], tmp_path / "S", file, **{"optim.b1": 0.5})
+    assert run.flags == (
+        f"--config={file}:depth=2",
+        "--config.optim.b1=0.5",
+        "--config.optim.lr=0.25",
+        "--config.data.examples=100",
+        "--config.checkpoint.keep_steps=(3, 5)",
+        "--config.log.tensorboard=true",
+        "--config.model.variant=s/4",
+        "--config.total_examples=None",
+    )
+    assert run.command[1:] == ["-m", "vit_jax.train", *run.flags, f"--workdir={run.workdir}"]
+    c = run.config
+    assert (c.model.depth, c.optim.lr, c.optim.b1, c.data.examples) == (2, 0.25, 0.5, 100)
+    assert c.checkpoint.keep_steps == (3, 5) and c.log.tensorboard is True
+    assert run.workdir == tmp_path / "S" / run.name
+    json.dumps(dict(run.values))
+
+
+def test_the_argument_of_the_sweep_is_every_runs_and_a_point_goes_before_it(tmp_path, file):
+    def flags(argument, point):
+        (run,) = make_plan(
+            [point], file=str(file), argument=argument, overrides={}, folder=tmp_path,
+            configure=cli.config_of,
+        )  # fmt: skip
+        return run.flags[0]
+
+    assert flags("depth=3", {"seed": 1}) == f"--config={file}:depth=3"
+    assert flags("depth=3", {":depth": 1}) == f"--config={file}:depth=1"
+    assert flags("", {"seed": 1}) == f"--config={file}"
+
+
+def test_a_duration_in_another_unit_goes_before_the_files(tmp_path, file):
+    (run,) = plan([{"total_epochs": 2.0}], tmp_path, file)
+    assert (run.config.total_epochs, run.config.total_steps) == (2.0, None)
+
+
+def test_a_branch_comes_after_its_trunk_and_begins_with_its_state(tmp_path, file):
+    branch = {"name": "branch", "branch_of": ("trunk", 5), "total_steps": 8}
+    trunk = {"name": "trunk", "checkpoint.keep_steps": (5,)}
+    runs = plan([branch, trunk], tmp_path, file)
+    assert [run.name for run in runs] == ["trunk", "branch"]
+    assert runs[1].config.resume == str(tmp_path / "trunk" / "checkpoints" / "5")
+    assert runs[1].branch_of == ("trunk", 5)
+
+
+def test_a_branch_that_has_begun_keeps_its_path(tmp_path, file):
+    """The sweep's folder was moved meanwhile: the run's config is not another one for that."""
+    points = [
+        {"name": "trunk", "checkpoint.keep_steps": (5,)},
+        {"name": "branch", "branch_of": ("trunk", 5)},
+    ]
+    begin(plan(points, tmp_path / "old", file)[1])
+    (tmp_path / "old").rename(tmp_path / "new")
+    branch = plan(points, tmp_path / "new", file)[1]
+    assert branch.config.resume == str(tmp_path / "old" / "trunk" / "checkpoints" / "5")
+    check_unchanged(branch)
+
+
+def test_names_of_their_own(tmp_path, file):
+    module = {}
+    exec(REAL, module)
+    runs = plan(module["sweep"](), tmp_path, file)
+    assert tuple(run.name for run in runs) == NAMES
+
+
+BAD = {
+    "no points": ([], "gave no point"),
+    "no dict": ([("seed", 1)], "point 0 is ('seed', 1)"),
+    "same names": ([{"seed": 1}, {"seed": 1}], "two points have the name seed=1"),
+    "a path": ([{"name": "../up", "seed": 1}], "'../up' cannot be the name of a run"),
+    "hidden": ([{"name": ".x", "seed": 1}], "'.x' cannot be the name of a run"),
+    "no text": ([{"name": 3}], "3 cannot be the name of a run"),
+    "wrong key": ([{"name": "a", "optim.lrr": 1}], 'sweep(), a: .*Did you mean "lr"'),
+    "wrong argument": ([{"name": "a", ":dept": 1}], 'sweep(), a: .*Did you mean "depth"'),
+    "wrong value": ([{"name": "a", "optim.lr": "fast"}], "sweep(), a: .*write a number"),
+    "no value": ([{"name": "a", "optim.lr": object()}], "is no value of a key"),
+    "a section": ([{"name": "a", "optim": {"lr": 1}}], "is no value of a key"),
+    "a comma": ([{"name": "a", ":depth": "1,2"}], "ends at a comma, and :depth has one"),
+    "resume": ([{"name": "a", "resume": "x"}], 'write "branch_of"'),
+    "no pair": ([{"name": "a", "branch_of": "b"}], "branch_of is 'b'"),
+    "no trunk": ([{"name": "abc"}, {"name": "x", "branch_of": ("abd", 3)}], 'mean "abc"'),
+    "a circle": (
+        [{"name": "a", "branch_of": ("b", 1)}, {"name": "b", "branch_of": ("a", 1)}],
+        "in a circle: a -> b -> a",
+    ),
+    "not kept": ([{"name": "a"}, {"name": "b", "branch_of": ("a", 5)}], "does not keep its state"),
+}
+
+
+@pytest.mark.parametrize("points, said", BAD.values(), ids=BAD.keys())
+def test_points_that_are_none(tmp_path, file, points, said):
+    pattern = said if ".*" in said else re.escape(said)
+    with pytest.raises(ConfigError, match=pattern.replace("sweep(), a: .*", r"sweep\(\), a: .*")):
+        plan(points, tmp_path, file)
+
+
+@pytest.mark.parametrize("key, taken", [("optim.lr", "optim.lr"), ("total_steps", "total_epochs")])
+def test_a_key_that_the_command_line_sets_for_all(tmp_path, file, key, taken):
+    with pytest.raises(ConfigError, match=f"sets {key}, and the command line .*{taken}"):
+        plan([{key: 1}], tmp_path, file, **{taken: 2.0})
+
+
+def begin(run, config=None):
+    """What a run leaves behind when it has saved for the first time."""
+    (run.workdir / "checkpoints" / "4").mkdir(parents=True)
+    workdirs.claim(run.workdir, config or run.config, {})
+
+
+def test_a_run_that_has_begun_keeps_its_config(tmp_path, file):
+    (run,) = plan([{"name": "a", "optim.lr": 0.1}], tmp_path, file)
+    begin(run)
+    check_unchanged(run)
+    (other,) = plan([{"name": "a", "optim.lr": 0.2}], tmp_path, file)
+    with pytest.raises(ConfigError, match=r"the sweep's a has now:\n  optim.lr: 0.1 -> 0.2"):
+        check_unchanged(other)
+    # One that had finished, too, though its checkpoints were deleted.
+    (run.workdir / "checkpoints" / "4").rmdir()
+    check_unchanged(other)
+    records.change(run.workdir, status="finished")
+    with pytest.raises(ConfigError, match=r"optim\.lr"):
+        check_unchanged(other)
+
+
+def test_what_the_checkpoint_decided_is_no_change(tmp_path, file):
+    """A run that starts from a published model writes down what that is."""
+    (run,) = plan([{"name": "a", "init_from": "x", "model.variant": ""}], tmp_path, file)
+    filled = run.config.as_configdict()
+    with filled.unlocked():
+        filled.model.variant, filled.model.width = "S/16", 384
+    begin(run, freeze(filled))
+    check_unchanged(run)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / records.RECORD).write_text('{"status": "perhaps"}')
+    with pytest.raises(Exception, match=records.RECORD):
+        records.read(tmp_path)
+
+
+def test_a_record_of_another_release(tmp_path):
+    """A key that this one does not know is passed by."""
+    plain = {"name": "a", "status": "failed", "attempts": 2, "branch_of": ["b", 3], "new": 1}
+    (tmp_path / records.RECORD).write_text(json.dumps(plain))
+    record = records.read(tmp_path)
+    assert (record.status, record.attempts, record.branch_of) == ("failed", 2, ("b", 3))

@@ -1,0 +1,205 @@
+"""The sweep's front door, with real runs: killed at any moment it comes to the same table."""
+
+import contextlib
+import io
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from tests.small_run import train_on_one
+from tests.sweep_runs import NAMES, REAL, actors, run_sweep, sweep_command
+from vit_jax import cli
+from vit_jax.errors import ConfigError
+from vit_jax.launch import record as records
+from vit_jax.launch.board import Board
+from vit_jax.scaling.runs import read_runs
+from vit_jax.sweep import select
+
+# What may differ between two sweeps of the same runs.
+MACHINE = ("device_hours", "attempts", "code_version")
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(REAL)
+    return path
+
+
+def test_a_pattern_chooses_runs_by_their_whole_names(tmp_path):
+    runs = actors(tmp_path, {"vit,seed=0": "", "vit,seed=1": "", "cnn,seed=0": ""})
+    assert [run.name for run in select(runs, "*seed=0")] == ["vit,seed=0", "cnn,seed=0"]
+    assert select(runs, "") == runs
+    with pytest.raises(ConfigError, match=r"--only=vit matches no run.*vit,seed=0"):
+        select(runs, "vit")
+
+
+# ------------------------------------------------------------------------------------ the board
+
+
+class Terminal(io.StringIO):
+    """A stream that a terminal shows."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_line_for_what_has_changed(tmp_path):
+    runs = actors(tmp_path, {"one": "", "two": ""})
+    stream = io.StringIO()
+    board = Board(runs, stream=stream, now=lambda: 0.0)
+    records.change(runs[0].workdir, status="running")
+    board.changed(runs[0])
+    records.change(runs[0].workdir, status="failed", error="Out of\x1b[2J luck.")
+    board.changed(runs[0])
+    text = stream.getvalue()
+    assert re.search(r"one: running\n.*one: failed: Out of", text) and "\x1b" not in text
+
+
+def test_a_table_says_how_far_each_is_and_how_long_all_will_take(tmp_path):
+    runs = actors(tmp_path, dict.fromkeys(("one", "two", "three", "bad"), ""))
+    now = [0.0]
+    stream = Terminal()
+    board = Board(runs, stream=stream, now=lambda: now[0])
+
+    def change(run, **changes):
+        records.change(run.workdir, **changes)
+        board.changed(run)
+
+    change(runs[0], status="running")
+    now[0] = 60.0
+    change(runs[0], status="finished")
+    change(runs[3], status="failed", error="No such model.\nAccepted: ...")
+    change(runs[1], status="running")
+    (runs[1].workdir / "run.json").write_text('{"total_steps": 100, "batch_size": 8}')
+    (runs[1].workdir / "timing.jsonl").write_text(
+        '{"step": 25, "speed/img_per_s": 20.0}\n{"step": 30, "spee'
+    )
+    stream.truncate(0)
+    board.show()
+    text = stream.getvalue()
+    # 75 steps of 8 at 20 a second are 30 s; then one more run, if it takes 60 s as the first did.
+    assert "4 runs: 1 waiting, 1 running, 1 finished, 1 failed; about 1 min 30 s left" in text
+    assert "25.0%  two: step 25 of 100, 20 img/s, 0 min 30 s left" in text
+    assert "failed   bad: No such model.\x1b[K\n" in text
+
+
+# ------------------------------------------------------------------------------- the front door
+
+
+def test_a_file_without_a_sweep(tmp_path):
+    path = tmp_path / "plain.py"
+    path.write_text("from vit_jax.config import base_config\n\n\ndef get_config():\n"
+                    "    return base_config()\n")  # fmt: skip
+    done = run_sweep(*sweep_command(path, tmp_path / "S"), cwd=ROOT)
+    assert done.returncode == 2 and "defines no sweep()" in done.stderr
+    assert not (tmp_path / "S").exists()
+
+
+def test_an_error_in_a_sweep_names_its_line(tmp_path, file):
+    file.write_text(REAL + "\n\ndef sweep(arg=None):\n    return [1 / 0]\n")
+    done = run_sweep(*sweep_command(file, tmp_path / "S"), cwd=ROOT)
+    line = len(file.read_text().splitlines())
+    assert done.returncode == 2 and f"line {line}: ZeroDivisionError" in done.stderr
+
+
+def test_dry_run_says_what_each_run_is_and_takes(tmp_path, file):
+    command = sweep_command(file, tmp_path / "S", "--dry_run", "--config.optim.lr=0.5")
+    done = run_sweep(*command, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "S").exists()
+    commands = re.findall(r"python -m vit_jax.train (.*)", done.stdout)
+    assert len(commands) == len(NAMES) and all("--config.optim.lr=0.5" in c for c in commands)
+    # The branch of 12 steps makes 3 itself: the trunk has kept its state of step 9.
+    flops = [float(x) for x in re.findall(r"steps, (\S+) FLOPs", done.stdout)]
+    assert flops[2] / flops[1] == pytest.approx(3 / 20, rel=0.01)
+    assert "checkpoints/9" in commands[2]
+    assert f"In all: 4 runs, {sum(flops):.3g} FLOPs" in done.stdout
+
+
+def metrics(folder):
+    return {path.parent.name: path.read_bytes() for path in sorted(folder.glob("*/metrics.jsonl"))}
+
+
+def kill_one(pids):
+    """Kills one of these processes, if it is still there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(random.choice(pids), signal.SIGKILL)
+
+
+def children(pid):
+    path = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_any_moment_it_comes_to_the_same_table(tmp_path, file):
+    """The sweep is killed, its runs are killed; in the end nothing tells it from another one."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = ("--max_parallel=2",)
+    done = run_sweep(*sweep_command(file, whole, *flags), cwd=ROOT)
+    assert done.returncode == 1, done.stderr  # One fails on purpose.
+
+    command = sweep_command(file, killed, *flags)
+    kills = 0
+    for seed in range(8):
+        random.seed(seed)
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+            until = time.monotonic() + random.uniform(6, 20)
+            while process.poll() is None and time.monotonic() < until:
+                time.sleep(random.uniform(1, 4))
+                if runs := children(process.pid):
+                    kill_one(runs)
+                    kills += 1
+            if process.poll() is None:
+                process.send_signal(random.choice([signal.SIGKILL, signal.SIGTERM]))
+                assert process.wait() in (75, -signal.SIGKILL)
+        if process.returncode == 1:
+            break
+    done = run_sweep(*command, cwd=ROOT)
+    assert done.returncode == 1 and kills, done.stdout
+    assert re.search(r"fails failed: data.shots is 10000", done.stdout)
+
+    assert metrics(killed) == metrics(whole) and len(metrics(whole)) == 3
+    tables = [read_runs(folder / "runs.parquet") for folder in (whole, killed)]
+    assert list(tables[0]) == list(tables[1])
+    for name in tables[0]:
+        if name not in MACHINE:
+            np.testing.assert_array_equal(tables[0][name], tables[1][name], err_msg=name)
+    assert sorted({*tables[0]["run"]}) == sorted(NAMES)
+
+    # Once more: nothing is run, and what failed is tried again.
+    before = {name: records.read(killed / name).attempts for name in NAMES}
+    assert run_sweep(*command, cwd=ROOT).returncode == 1
+    after = {name: records.read(killed / name).attempts for name in NAMES}
+    assert after == before | {"fails": before["fails"] + 1}
+
+    # Another config in place of the old: nothing is lost.
+    done = run_sweep(*command, "--config.optim.lr=0.5", cwd=ROOT)
+    assert done.returncode == 2 and "optim.lr: 0.003 -> 0.5" in done.stderr
+    assert metrics(killed) == metrics(whole)
+
+
+@pytest.mark.slow
+def test_a_branch_is_the_run_that_it_would_be_without_a_trunk(tmp_path, file):
+    """Bit for bit: from the step on at which it leaves the trunk."""
+    done = run_sweep(*sweep_command(file, tmp_path / "S", "--only=seed=7*"), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    alone = cli.config_of(
+        [
+            f"--config={file}", "--config.seed=7", "--config.total_steps=12",
+            "--config.optim.schedule.cooldown_steps=3",
+        ]
+    )  # fmt: skip
+    assert train_on_one(alone, tmp_path / "alone") == 0
+    branch = (tmp_path / "S" / "seed=7,steps=12" / "metrics.jsonl").read_text().splitlines()
+    assert branch == (tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()[-len(branch) :]
