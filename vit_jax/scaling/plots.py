@@ -29,9 +29,9 @@ class Curve:
       y: the same.
       role: of each row: "fit", "behind" (behind the Pareto frontier, so not fitted) or "held back"
         (not seen by the fit).
-      line_x: where the law is drawn; empty if none was fitted.
-      line_y: its predictions.
-      low: lower ends of the interval of the curve.
+      line_x: where the law is drawn; None if none was fitted.
+      line_y: its predictions there.
+      low: lower ends of the interval of the curve; None if it is not drawn.
       high: upper ends; may be infinite.
     """
 
@@ -39,10 +39,10 @@ class Curve:
     x: Float[np.ndarray, "n"]
     y: Float[np.ndarray, "n"]
     role: Sequence[str]
-    line_x: Float[np.ndarray, "m"]
-    line_y: Float[np.ndarray, "m"]
-    low: Float[np.ndarray, "m"]
-    high: Float[np.ndarray, "m"]
+    line_x: Float[np.ndarray, "m"] | None = None
+    line_y: Float[np.ndarray, "m"] | None = None
+    low: Float[np.ndarray, "m"] | None = None
+    high: Float[np.ndarray, "m"] | None = None
 
 
 def law_figure(
@@ -63,9 +63,9 @@ def law_figure(
         for curve, colour in zip(curves, colours(len(curves)), strict=True):
             _curve(axes, curve, colour, level=level)
         _log_axes(axes, x_label=x_label, y_label=y_label, title=title)
-        values = np.concatenate([curve.y for curve in curves])
-        lines = np.concatenate([curve.line_y for curve in curves] + [values])
-        axes.set_ylim(lines.min() / 1.15, max(values.max(), lines.max()) * 1.15)
+        # Intervals may be far wider than what is measured.
+        values = [line for c in curves for line in (c.y, c.line_y) if line is not None]
+        axes.set_ylim(min(map(np.min, values)) / 1.15, max(map(np.max, values)) * 1.15)
         figure.legend(loc="outside right upper", handlelength=1.6)
     return figure
 
@@ -86,11 +86,12 @@ def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
                 curve.x[shown], curve.y[shown], marker, color=colour, markerfacecolor=face,
                 alpha=0.35 if other == "behind" else 1, label=label, **_POINTS,
             )  # fmt: skip
-    if len(curve.line_x):
+    if curve.line_x is not None:
         inside = curve.line_x <= curve.x[fitted].max()
         axes.plot(curve.line_x[inside], curve.line_y[inside], color=colour, linewidth=1.4)
         beyond = curve.line_x >= curve.x[fitted].max()
         axes.plot(curve.line_x[beyond], curve.line_y[beyond], "--", color=colour, linewidth=1.4)
+    if curve.low is not None:
         # An end that is infinite, or nothing at all, is far outside the axes.
         low = np.maximum(curve.low, curve.line_y * 1e-3)
         high = np.minimum(curve.high, curve.line_y * 1e3)

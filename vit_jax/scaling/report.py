@@ -74,7 +74,7 @@ def sentences(entry: Result) -> list[str]:
         )
     verdict = entry["extrapolation"]
     if verdict:
-        word = "supports" if verdict["supported"] else "does NOT support"
+        word = "support" if verdict["supported"] else "do NOT support"
         said.append(
             f"The data {word} extrapolation to {verdict['to']}. {verdict['reason']}".strip()
         )

@@ -1,0 +1,108 @@
+"""A group of a table's rows as numbers, and what is fitted to it."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+
+from vit_jax.errors import DataError
+from vit_jax.scaling import isoflop as isoflops
+from vit_jax.scaling import selection
+from vit_jax.scaling.fitting import Fit, fit
+from vit_jax.scaling.query import Rows, Table
+from vit_jax.scaling.question import AUTO, ISOFLOP, Question
+from vit_jax.scaling.runs import column
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """A group's rows as numbers."""
+
+    group: dict[str, str]
+    inputs: dict[str, Float[np.ndarray, "n"]]
+    y: Float[np.ndarray, "n"]
+    held: Bool[np.ndarray, "n"]  # Not seen by the fit.
+    runs: Shaped[np.ndarray, "n"] | None  # Their names, where a run has several rows.
+    flops_per: float  # Training FLOPs for one parameter and one example.
+
+    def seen(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Inputs and y of the rows that are fitted."""
+        return {role: x[~self.held] for role, x in self.inputs.items()}, self.y[~self.held]
+
+    def clusters(self, fit: Fit) -> Shaped[np.ndarray, "n"] | None:
+        return None if self.runs is None else self.runs[~self.held][fit.rows]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answer:
+    """A part and what was fitted to it: a law, or valleys; or why nothing was."""
+
+    part: Part
+    law: Fit | None = None
+    choice: selection.Choice | None = None
+    valleys: isoflops.IsoFlop | None = None
+    held_out: Mapping[str, selection.HeldOut] = dataclasses.field(default_factory=dict)
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        return ", ".join(self.part.group.values())
+
+
+def parts(table: Table, group: Rows, held: np.ndarray, question: Question) -> Iterator[Part]:
+    """The group; of a star (several columns for x) an arm for each of them."""
+    arms = question.column("x").split(",") if "x" in question.roles else [""]
+    centre = {name: _most_common(column(table, name)[group.rows]) for name in arms if arms[1:]}
+    for arm in arms:
+        rows = group.rows
+        for other in centre.keys() - {arm}:
+            rows = rows[column(table, other)[rows] == centre[other]]
+        names = {role: arm if role == "x" else question.column(role) for role in question.roles}
+        inputs = {role: table[name][rows].astype(float) for role, name in names.items()}
+        runs = table["run"][rows] if "run" in table else None
+        repeated = runs is not None and len(np.unique(runs)) < len(runs)
+        yield Part(
+            group=group.group | ({"x": arm} if centre else {}),
+            inputs=inputs,
+            y=table[question.y][rows].astype(float),
+            held=held[rows],
+            runs=runs if repeated else None,
+            flops_per=_flops_per(table, rows, inputs),
+        )
+
+
+def _most_common(values: np.ndarray) -> Any:
+    found, counts = np.unique(values, return_counts=True)
+    return found[counts.argmax()]
+
+
+def _flops_per(table: Table, rows: np.ndarray, inputs: Mapping[str, np.ndarray]) -> float:
+    """The median of compute over parameters times examples; 6, a token's, where it is unknown."""
+    if "train_flops" not in table or not {"n", "d"} <= inputs.keys():
+        return 6.0
+    return float(np.median(table["train_flops"][rows] / (inputs["n"] * inputs["d"])))
+
+
+def answer(part: Part, question: Question) -> Answer:
+    inputs, y = part.seen()
+    try:
+        if question.law == ISOFLOP:
+            found = isoflops.isoflop(inputs["t"], inputs["x"], y)
+            return Answer(part, law=found.optima, valleys=found)
+        if question.law == AUTO:
+            choice = selection.choose(inputs, y)
+            return Answer(
+                part, law=choice.fit, choice=choice, held_out=choice.held_out,
+                skipped=choice.skipped,
+            )  # fmt: skip
+        found = fit(question.law, inputs, y)
+    except DataError as error:
+        return Answer(part, error=str(error))
+    try:
+        held_out, skipped = selection.rolling_origin((question.law,), inputs, y)
+    except DataError as error:
+        held_out, skipped = {}, {question.law: str(error)}
+    return Answer(part, law=found, held_out=held_out, skipped=skipped)

@@ -1,0 +1,138 @@
+"""The figures that the answers to a question call for."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from vit_jax.scaling import laws, optima, plots
+from vit_jax.scaling.answer import Answer
+from vit_jax.scaling.fitting import Fit
+from vit_jax.scaling.intervals import band
+from vit_jax.scaling.question import ISOFLOP, Question
+
+_GRID = 120  # Places at which a law is drawn.
+
+
+def draw(answers: Sequence[Answer], question: Question) -> dict[str, Figure]:
+    """The figures by name: the law, the groups' curves, contours or valleys, and residuals."""
+    fitted = [answer for answer in answers if answer.law is not None]
+    if question.law == ISOFLOP:
+        return {
+            "isoflop" + _suffix(a, answers): _valley_figure(a, question) for a in fitted
+        }  # fmt: skip
+    figures = {}
+    if question.roles == ("x",):
+        drawn = [_curve(answer, question) for answer in answers]
+        labels = {"x_label": question.column("x"), "y_label": question.y}
+        figures["law"] = plots.law_figure(
+            drawn, title=f"{question.y} over {labels['x_label']}", level=question.level, **labels
+        )
+        if len(drawn) > 1:
+            figures["curves"] = plots.data_size_figure(
+                drawn, title=f"{question.y} of each group", **labels
+            )
+    elif question.roles == ("x", "t"):
+        for answer in fitted:
+            figures["shape" + _suffix(answer, answers)] = _shape_figure(answer, question)
+    else:
+        for answer in fitted:
+            figures["contours" + _suffix(answer, answers)] = _contour_figure(answer, question)
+    figures["residuals"] = plots.residuals(
+        np.concatenate([_scale(answer.law) for answer in fitted]),
+        np.concatenate([answer.law.log_residuals for answer in fitted]),
+        [answer.name for answer in fitted for _ in range(answer.law.n)],
+        x_label=" x ".join(question.column(role) for role in question.roles if role != "u"),
+    )
+    return figures
+
+
+def _suffix(answer: Answer, answers: Sequence[Answer]) -> str:
+    """A file's name says which group it is of, where there are several."""
+    name = re.sub(r"[^\w.=-]+", "-", answer.name)
+    return f"_{name}" if len(answers) > 1 else ""
+
+
+def _scale(law: Fit) -> Float[np.ndarray, "n"]:
+    return np.prod([values for role, values in law.inputs.items() if role != "u"], axis=0)
+
+
+def _curve(answer: Answer, question: Question) -> plots.Curve:
+    """A group's points; its law from the least to the largest of all, and as far as is asked."""
+    part, law = answer.part, answer.law
+    x = part.inputs["x"]
+    role = np.where(part.held, "held back", "fit")
+    if law is None:
+        return plots.Curve(answer.name, x, part.y, role)
+    (seen,) = np.nonzero(~part.held)
+    role = role.astype("U9")
+    role[np.setdiff1d(seen, seen[law.rows])] = "behind"
+    grid = np.geomspace(x.min(), max([x.max(), *question.predict]), _GRID)
+    found = band(law, {"x": grid}, level=question.level, clusters=part.clusters(law))
+    return plots.Curve(answer.name, x, part.y, role, grid, found.estimate, found.low, found.high)
+
+
+def _shape_figure(answer: Answer, question: Question) -> Figure:
+    """The error over a shape dimension, a curve for each compute."""
+    part, law = answer.part, answer.law
+    drawn = []
+    grid = np.geomspace(part.inputs["x"].min(), part.inputs["x"].max(), _GRID)
+    for t in _distinct(part.inputs["t"]):
+        rows = np.abs(np.log(part.inputs["t"] / t)) < 0.02
+        line = law.predict({"x": grid, "t": np.full(_GRID, t)})
+        drawn.append(
+            plots.Curve(
+                f"{question.column('t')} {t:.3g}", part.inputs["x"][rows], part.y[rows],
+                np.where(part.held[rows], "held back", "fit"), grid, line,
+            )
+        )  # fmt: skip
+    label = part.group.get("x", question.column("x"))
+    return plots.law_figure(
+        drawn, x_label=label, y_label=question.y, title=f"{question.y} over {label}",
+        level=question.level,
+    )  # fmt: skip
+
+
+def _contour_figure(answer: Answer, question: Question) -> Figure:
+    """L(N, D); with repetitions, as if each example were new."""
+    part, law = answer.part, answer.law
+    n, d = part.inputs["n"], part.inputs["d"]
+
+    def predict(n: np.ndarray, d: np.ndarray) -> np.ndarray:
+        return law.predict({"n": n, "d": d} | ({"u": d} if "u" in part.inputs else {}))
+
+    path = None
+    if law.law is laws.CHINCHILLA and not law.at_bound:
+        budgets = np.geomspace((n * d).min() / 4, (n * d).max() * 4, _GRID)
+        best = [optima.optimal_point(law.params, c, flops_per=1.0) for c in budgets]
+        path = tuple(np.array(best).T)
+    return plots.contours(
+        predict, n, d, part.y, held_back=part.held, path=path,
+        labels=(question.column("n"), question.column("d"), question.y),
+        title=f"{question.y} over {question.column('n')} and {question.column('d')}",
+    )  # fmt: skip
+
+
+def _valley_figure(answer: Answer, question: Question) -> Figure:
+    found, drawn = answer.valleys, []
+    for valley in found.valleys:
+        line_x = np.geomspace(valley.x[0], valley.x[-1], _GRID)
+        line_y = valley.lowest + valley.curvature / 2 * np.log(line_x / valley.best) ** 2
+        best = valley.best if valley.interior else None
+        drawn.append(plots.Valley(valley.budget, valley.x, valley.y, line_x, line_y, best))
+    budgets = np.array([valley.budget for valley in found.valleys])
+    return plots.valleys(
+        drawn, (budgets, found.optima.predict({"x": budgets})),
+        x_label=question.column("x"), y_label=question.y, title=f"{question.y} at each budget",
+    )  # fmt: skip
+
+
+def _distinct(values: Float[np.ndarray, "n"]) -> list[float]:
+    """Values that are more than 2% apart, ascending."""
+    found: list[float] = []
+    for value in np.unique(values):
+        if not found or value > 1.02 * found[-1]:
+            found.append(float(value))
+    return found
