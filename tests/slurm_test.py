@@ -1,0 +1,166 @@
+"""The Slurm launcher, against a real Slurm of one node: what it leaves is what the local one does.
+
+One run fails on purpose, one is sent back into the queue in the middle, one runs out of time.
+"""
+
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.slurm_node import missing, slurm_node
+from tests.sweep_runs import NAMES, REAL, run_sweep, sweep_command
+from vit_jax.launch import record as records
+from vit_jax.scaling.runs import read_runs
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+# 20 steps on digits, and a run that is longer than its job may be.
+FILE = (
+    REAL
+    + """
+
+_sweep = sweep
+
+
+def sweep(arg=None):
+    long = {"name": "long", "total_steps": 20_000, "evals.test.every_steps": 0}
+    rarely = {"checkpoint.every_steps": 10**6, "log.every_steps": 500}
+    return [{**long, **rarely}, *_sweep(arg)]
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    """The variables that lead to a Slurm."""
+    if reason := missing():
+        pytest.skip(f"no Slurm can be started: {reason}")
+    if importlib.util.find_spec("submitit") is None:
+        pytest.skip('needs submitit: pip install -e ".[slurm]"')
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # A socket's path is short.
+    try:
+        with slurm_node(folder, cores=2) as variables:
+            yield {**os.environ, **variables}
+    finally:
+        shutil.rmtree(folder)
+
+
+def answer(slurm, *command):
+    return subprocess.run(command, env=slurm, capture_output=True, text=True, check=True).stdout
+
+
+def queue(slurm):
+    """State and reason of each job that is there."""
+    lines = answer(slurm, "squeue", "--noheader", "--array", "--format=%i %T %r").splitlines()
+    return {job: (state, reason) for job, state, reason in (line.split(" ", 2) for line in lines)}
+
+
+def until(condition, seconds):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    return found
+
+
+def test_as_jobs_they_leave_what_they_leave_here(tmp_path, slurm):
+    file = tmp_path / "tiny.py"
+    file.write_text(FILE)
+    here, there = tmp_path / "here", tmp_path / "there"
+    command = sweep_command(file, there, "--launcher=slurm", "--slurm_time_min=2")
+    command.append("--slurm_cpus=1")
+    long, short = there / "long", there / NAMES[0]
+    with subprocess.Popen(command, cwd=ROOT, env=slurm, text=True) as watch:
+        # In the middle of one: it goes back into the queue, as if another had taken its place.
+        job = until(lambda: (short / "metrics.jsonl").exists() and records.read_job(short), 120)
+        answer(slurm, "scontrol", "requeue", job)
+        until(lambda: records.read(short).status == "stopped", 60)
+
+        # The watching ends; the jobs go on, and a second sweep submits none again.
+        watch.terminate()
+        assert watch.wait(60) == 75
+    jobs = {path.parent.name: path.read_text() for path in there.glob("*/slurm_job.txt")}
+    with subprocess.Popen(command, cwd=ROOT, env=slurm) as watch:
+        while watch.poll() is None:
+            for job, (state, reason) in queue(slurm).items():
+                if state == "PENDING" and reason == "BeginTime":  # Two minutes after a requeueing.
+                    answer(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now")
+            time.sleep(1)
+    assert watch.returncode == 1  # One failed, on purpose.
+    assert jobs == {path.parent.name: path.read_text() for path in there.glob("*/slurm_job.txt")}
+
+    found = {path.parent.name: records.read(path.parent) for path in there.glob("*/sweep.json")}
+    assert sorted(found) == sorted(["long", *NAMES])
+    assert found.pop("fails").error.startswith("data.shots is 10000")
+    assert {record.status for record in found.values()} == {"finished"}
+    assert found["long"].attempts > 1 and found[NAMES[0]].attempts == 2
+    assert "Stopped and saved at step" in (long / "log.txt").read_text()
+    told = "".join(path.read_text() for path in (there / ".slurm").glob("*_log.out"))
+    assert "this job is timed-out" in told and "Requeued job" in told
+
+    done = run_sweep(*sweep_command(file, here, "--max_parallel=2"), cwd=ROOT)
+    assert done.returncode == 1, done.stderr
+    for name in found:
+        lines = [(folder / name / "metrics.jsonl").read_bytes() for folder in (here, there)]
+        assert lines[0] == lines[1], name
+    tables = [read_runs(folder / "runs.parquet") for folder in (here, there)]
+    assert tables[0]["run"].tolist() == tables[1]["run"].tolist()
+    assert tables[0]["config_hash"].tolist() == tables[1]["config_hash"].tolist()
+
+
+def test_a_branch_of_a_failure_does_not_stay_in_the_queue(tmp_path, slurm):
+    file = tmp_path / "tiny.py"
+    file.write_text(
+        REAL
+        + """
+
+def sweep(arg=None):
+    trunk = {"name": "trunk", "data.shots": 10_000, "checkpoint.keep_steps": (4,)}
+    return [trunk, {"name": "branch", "branch_of": ("trunk", 4)}]
+"""
+    )
+    command = sweep_command(file, tmp_path / "S", "--launcher=slurm", "--slurm_time_min=5")
+    done = run_sweep(*command, cwd=ROOT, env=slurm)
+    assert done.returncode == 1
+    found = {name: records.read(tmp_path / "S" / name) for name in ("trunk", "branch")}
+    assert {name: record.status for name, record in found.items()} == {
+        "trunk": "failed",
+        "branch": "blocked",
+    }
+    assert "trunk" in found["branch"].error and found["branch"].attempts == 0
+    assert not queue(slurm)
+
+
+def test_a_cancelled_job_is_said_to_be_gone_and_submitted_again(tmp_path, slurm):
+    file = tmp_path / "tiny.py"
+    file.write_text(REAL)
+    flags = ("--launcher=slurm", "--slurm_time_min=5", "--only=depth*")
+    command = sweep_command(file, tmp_path / "S", *flags)
+    workdir = tmp_path / "S" / NAMES[0]
+    with subprocess.Popen(command, cwd=ROOT, env=slurm) as watch:
+        job = until(lambda: records.read_job(workdir), 60)
+        until(lambda: records.read(workdir).status == "running", 60)
+        answer(slurm, "scancel", job)
+        assert watch.wait(120) == 1
+    assert f"Its Slurm job {job} is gone" in records.read(workdir).error
+    assert run_sweep(*command, cwd=ROOT, env=slurm).returncode == 0
+    assert records.read_job(workdir) != job
+
+
+def test_without_slurm(tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(REAL)
+    if importlib.util.find_spec("submitit") is None:
+        pytest.skip('needs submitit: pip install -e ".[slurm]"')
+    command = sweep_command(file, tmp_path / "S", "--launcher=slurm")
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    done = run_sweep(*command, cwd=ROOT, env={**os.environ, "PATH": str(empty)})
+    assert done.returncode == 2 and "no srun" in done.stderr
