@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from vit_jax.errors import DataError
 from vit_jax.scaling import varpro
-from vit_jax.scaling.laws import Law, log_inputs
+from vit_jax.scaling.laws import Law, log_inputs, roomy
 from vit_jax.scaling.laws import law as law_by_name
 from vit_jax.scaling.pareto import pareto
 from vit_jax.scaling.solver import Problem, Solution, letters_of, scaled_letters, solve
@@ -354,8 +354,11 @@ def _sensitivity(law, theta, scaled, scales, weights, bounds):
     low, high = bounds
     margin = 1e-9 * (1 + np.abs(theta))
     at_bound = (theta <= low + margin) | (theta >= high - margin)
+    n = scaled.shape[1]
+    padded = np.pad(scaled, ((0, 0), (0, roomy(n) - n)), mode="edge")
     with jax.enable_x64(True):
-        slopes, change = (np.asarray(x) for x in _jacobians(law, theta, scaled, scales))
+        slopes, change = (np.asarray(x) for x in _jacobians(law, theta, padded, scales))
+    slopes = slopes[:n]
     slopes = (slopes * np.sqrt(weights)[:, None])[:, ~at_bound]
     length = np.linalg.norm(slopes, axis=0) + 1e-300
     values = np.linalg.svd(slopes / length, compute_uv=False)

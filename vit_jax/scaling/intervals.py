@@ -19,7 +19,7 @@ from jaxtyping import Float, Shaped
 
 from vit_jax.errors import DataError
 from vit_jax.scaling.fitting import Fit, Refits, refits
-from vit_jax.scaling.laws import Letters, log_inputs
+from vit_jax.scaling.laws import Letters, log_inputs, roomy
 from vit_jax.scaling.solver import Problem, letters_of, solve
 
 Goal = Callable[[Letters, Any], Any]
@@ -125,8 +125,8 @@ def quantity(
 
 def deviation(fit: Fit) -> float:
     """Standard deviation of the noise of log y, of a row of weight 1."""
-    loss_scale, _ = _noise(fit)
-    return math.sqrt(loss_scale)
+    square = float(fit.weights @ fit.log_residuals**2)
+    return math.sqrt(square / (fit.n - len(fit.theta)))
 
 
 def profile(
@@ -236,6 +236,30 @@ def bootstrap(
     )
 
 
+def percentile_band(
+    fit: Fit, draws: Refits, inputs: Mapping[str, Any], *, level: float = 0.9
+) -> Band:
+    """Predictions with percentiles of bootstrap fits.
+
+    Args:
+      fit: that was drawn from.
+      draws: of `bootstrap`.
+      inputs: m places, by role.
+      level: the share of the draws between the ends.
+    """
+    logs = np.stack(log_inputs(fit.law, inputs))
+    goal = _prediction(fit.law)
+    values = np.stack(
+        [
+            _goal_values(fit, goal, np.tile(place, (len(draws.theta), 1)), draws.theta)
+            for place in np.atleast_2d(logs.T)
+        ],
+        axis=1,
+    )
+    low, high = np.exp(np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0))
+    return Band(np.atleast_1d(fit.predict(inputs)), low, high, level, "curve")
+
+
 def _held(fit: Fit, goal: Goal, extra: np.ndarray, value: np.ndarray) -> Problem:
     logs = np.log(np.stack([fit.inputs[role] for role in fit.law.inputs])) - fit.scales[:, None]
     return Problem(
@@ -258,13 +282,15 @@ def _loss(fit: Fit) -> float:
 
 
 def _noise(fit: Fit) -> tuple[float, float]:
-    # What a difference of losses is compared with: the variance of least squares, and for Huber's
-    # loss sum psi^2 / (n - p) over the mean of psi', by which its likelihood ratio is chi squared.
-    freedom = fit.n - len(fit.theta)
+    # What a rise of the loss is compared with, and the mean of psi'. For least squares it is the
+    # variance; for Huber's loss sum psi^2 / (n - p) over the mean of psi', by which its likelihood
+    # ratio is chi squared, with Huber's (1981) correction for few rows.
+    p, n = len(fit.theta), fit.n
     pull = np.clip(fit.log_residuals, -fit.delta, fit.delta)
-    bent = np.average(np.abs(fit.log_residuals) <= fit.delta, weights=fit.weights)
-    variance = float(fit.weights @ pull**2) / freedom
-    return max(variance / max(bent, 1 / fit.n), 1e-24), float(bent)
+    near = np.average(np.abs(fit.log_residuals) <= fit.delta, weights=fit.weights)
+    near = float(max(near, 1 / n))
+    few = (1 + p / n * (1 - near) / near) ** 2
+    return max(few * float(fit.weights @ pull**2) / (n - p) / near, 1e-24), near
 
 
 def _freedom(fit: Fit, clusters: np.ndarray | None) -> int:
@@ -340,20 +366,20 @@ def _jacobian(fit: Fit) -> np.ndarray:
 
 
 def _goal_slopes(fit: Fit, goal: Goal, extra: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    with jax.enable_x64(True):
-        values, slopes = _goals(
-            fit.law,
-            goal,
-            np.broadcast_to(fit.theta, (len(extra), len(fit.theta))),
-            fit.scales,
-            extra,
-        )
-        return np.asarray(values), np.asarray(slopes)
+    return _read(fit, goal, extra, np.tile(fit.theta, (len(extra), 1)))
 
 
 def _goal_values(fit: Fit, goal: Goal, extra: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    return _read(fit, goal, extra, theta)[0]
+
+
+def _read(fit: Fit, goal: Goal, extra: np.ndarray, theta: np.ndarray) -> tuple[Any, Any]:
+    count = len(extra)
+    fill = ((0, roomy(count) - count), (0, 0))
+    extra, theta = (np.pad(x, fill, mode="edge") for x in (extra, theta))
     with jax.enable_x64(True):
-        return np.asarray(_goals(fit.law, goal, theta, fit.scales, extra)[0])
+        values, slopes = _goals(fit.law, goal, theta, fit.scales, extra)
+        return np.asarray(values)[:count], np.asarray(slopes)[:count]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

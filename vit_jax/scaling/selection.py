@@ -244,6 +244,29 @@ def extrapolation(
     return Verdict(True, f"Supported: {span} at most.", found)
 
 
+def average(inputs: Mapping[str, Any], y: Any, *, delta: float | None = None) -> Average:
+    """Fits the laws that can level off, as many as the rows allow, and averages them.
+
+    Args:
+      inputs: {"x": n positive numbers}.
+      y: n errors or losses.
+      delta: as for `fitting.fit`.
+
+    Raises:
+      DataError: no law can be fitted.
+    """
+    inputs, y = {role: np.asarray(x, float) for role, x in inputs.items()}, np.asarray(y, float)
+    fits, skipped = [], []
+    for name in AVERAGED:
+        try:
+            fits.append(fit(name, inputs, y, delta=delta))
+        except DataError as error:
+            skipped.append(str(error))
+    if not fits:
+        raise DataError(skipped[0])
+    return _averaged(fits, inputs, y)
+
+
 def log_error(prediction: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> float:
     """Root of the mean squared difference of logs: the error of a law at held-out scales."""
     return math.sqrt(float(np.mean((np.log(prediction) - np.log(y)) ** 2)))

@@ -169,17 +169,23 @@ def _descend(law, goal, theta, damping, scales, logs, log_y, weights, low, high,
         step_number, theta, damping, loss, done, r = state
         slopes = slopes_of(theta, *data)
         robust = weights * jnp.minimum(1.0, bend / jnp.maximum(jnp.abs(r), 1e-300))
+        # Far points pull without a curvature of their own. While the steps succeed, it is left out
+        # more and more, from reweighted least squares to Newton's method.
+        share = jnp.minimum(1.0, 100.0 * damping)[:, None]
+        curved = jnp.where(jnp.abs(r) > bend, share * robust, robust)
         slopes = jnp.where((robust > 0)[..., None], slopes, 0.0)
-        weighted = slopes * robust[..., None]
-        pull = jnp.einsum("bnp,bn->bp", weighted, jnp.where(robust > 0, r, 0.0))
-        square = jnp.einsum("bnp,bnq->bpq", weighted, slopes)
+        pull = jnp.einsum("bnp,bn->bp", slopes, jnp.where(robust > 0, robust * r, 0.0))
+        square = jnp.einsum("bnp,bnq->bpq", slopes * curved[..., None], slopes)
         free = ~(((theta <= low) & (pull > 0)) | ((theta >= high) & (pull < 0)))
         pull = jnp.where(free, pull, 0.0)
-        size = jnp.diagonal(square, axis1=1, axis2=2)
-        ridge = jnp.where(free, damping[:, None] * size + 1e-200, 1.0)
+        # In units in which each letter matters alike, so that small and large ones mix well.
+        size = jnp.sqrt(jnp.diagonal(square, axis1=1, axis2=2)) + 1e-100
         square = jnp.where(free[:, :, None] & free[:, None, :], square, 0.0)
-        square += jnp.eye(theta.shape[1]) * ridge[:, None, :]
-        new = theta - jnp.linalg.solve(square, pull[..., None])[..., 0]
+        square /= size[:, :, None] * size[:, None, :]
+        square += jnp.eye(theta.shape[1]) * jnp.where(free, damping[:, None], 1.0)[:, None, :]
+        root = jnp.linalg.cholesky(square)  # NaN where singular: the step is not taken.
+        step = _substitute(root, _substitute(root, (pull / size)[..., None]), back=True)
+        new = theta - step[..., 0] / size
         new = jnp.clip(new, low, high)
         new_r = value_of(new, *data)
         new_loss = loss_of(new_r).sum(-1)
@@ -205,3 +211,9 @@ def _descend(law, goal, theta, damping, scales, logs, log_y, weights, low, high,
     if goal is not None:
         loss = loss[:, :-1]
     return theta, damping, loss.sum(-1), done
+
+
+def _substitute(root, right, back=False):
+    return jax.lax.linalg.triangular_solve(
+        root, right, left_side=True, lower=True, transpose_a=back
+    )
