@@ -31,7 +31,7 @@ from vit_jax import workdir as workdirs
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.launch import record as records
 from vit_jax.launch.board import Board
-from vit_jax.launch.costs import cost
+from vit_jax.launch.costs import cost, train_flops
 from vit_jax.launch.local import run_local
 from vit_jax.launch.plan import Run, check_unchanged, make_plan
 from vit_jax.launch.slurm import run_slurm
@@ -82,7 +82,8 @@ def sweep(
     with lock(epath.Path(folder)):
         for run in runs:
             check_unchanged(run)
-        board, collected = Board(runs), time.monotonic()
+        board = Board(runs, work={run.name: train_flops(run) for run in runs})
+        collected = time.monotonic()
 
         def changed(run: Run | None) -> None:
             nonlocal collected

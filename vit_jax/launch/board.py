@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import statistics
 import sys
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ class Board:
         self,
         runs: Sequence[Run],
         *,
+        work: Mapping[str, float | None] | None = None,
         stream: io.TextIOBase | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
@@ -34,16 +36,17 @@ class Board:
 
         Args:
           runs: of the sweep.
+          work: FLOPs of each run, by which it is judged how long it will take.
           stream: where to; None: standard output.
           now: a clock, in seconds.
         """
-        self._runs = runs
+        self._runs, self._work = runs, work or {}
         self._stream = sys.stdout if stream is None else stream
         self._now = now
         self._terminal = self._stream.isatty()
         self._records = {run.name: records.read(run.workdir) for run in runs}
         self._begun: dict[str, float] = {}
-        self._took: list[float] = []  # Seconds that runs took which finished meanwhile.
+        self._took: dict[str, float] = {}  # Seconds that runs took which finished meanwhile.
         self._shown = now()
         self._lines = 0  # Of the table, as it stands.
 
@@ -59,7 +62,7 @@ class Board:
             if record.status == "running":
                 self._begun[run.name] = self._now()
             elif record.status == "finished" and run.name in self._begun:
-                self._took.append(self._now() - self._begun.pop(run.name))
+                self._took[run.name] = self._now() - self._begun.pop(run.name)
             if record.status != before.status and not self._terminal:
                 error = f": {record.error}" if record.error else ""
                 self._print(f"{run.name}: {record.status}{error}")
@@ -92,18 +95,37 @@ class Board:
     def _head(self, steps: Mapping[str, "Progress"]) -> str:
         counts = Counter(record.status for record in self._records.values())
         said = [f"{counts[status]} {status}" for status in records.STATUSES if counts[status]]
-        left = self._seconds_left(steps, waiting=counts["waiting"] + counts["stopped"])
+        left = self._seconds_left(steps)
         eta = "" if left is None else f"; about {_duration(left)} left"
         return f"{len(self._runs)} runs: {', '.join(said)}{eta}"
 
-    def _seconds_left(self, steps: Mapping[str, "Progress"], *, waiting: int) -> float | None:
-        """As if those that wait took what those took that finished meanwhile."""
-        lefts = [progress.seconds_left for progress in steps.values()]
-        known = [left for left in lefts if left is not None]
-        if not known or (waiting and not self._took):
+    def _seconds_left(self, steps: Mapping[str, "Progress"]) -> float | None:
+        """Until all are done, if as many run side by side as now."""
+        running = [progress.seconds_left for progress in steps.values()]
+        waiting = [
+            self._seconds(run.name)
+            for run in self._runs
+            if self._records[run.name].status in ("waiting", "stopped")
+        ]
+        if None in running or None in waiting or not running:
             return None
-        mean = sum(self._took) / len(self._took) if self._took else 0.0
-        return max(max(known), (sum(known) + waiting * mean) / len(steps))
+        return max(*running, (sum(running) + sum(waiting)) / len(running))
+
+    def _seconds(self, name: str) -> float | None:
+        """What a run will take, by those that have finished meanwhile: so much, and more for FLOPs.
+
+        It is the straight line of least squares; where it would fall, or where there is none, the
+        mean. None: nothing has finished yet.
+        """
+        if not self._took:
+            return None
+        seconds = list(self._took.values())
+        mean = statistics.fmean(seconds)
+        works = [self._work.get(name) for name in self._took]
+        if self._work.get(name) is None or None in works or len(set(works)) < 2:
+            return mean
+        slope, intercept = statistics.linear_regression(works, seconds)
+        return mean if slope <= 0 else max(intercept + slope * self._work[name], min(seconds))
 
     def _print(self, line: str) -> None:
         stamp = time.strftime("%H:%M:%S")

@@ -95,6 +95,26 @@ def cost(run: Run) -> Cost:
     )
 
 
+def train_flops(run: Run) -> float | None:
+    """FLOPs of the steps that a run makes itself, without a look at the data or a trace.
+
+    It says how long runs will take beside each other; the head's share is left out.
+
+    Returns:
+      None where the number of steps is a matter of the data, or the model of a checkpoint.
+    """
+    config = run.config
+    if not config.model.variant or (config.total_epochs is not None and not config.data.examples):
+        return None
+    try:
+        cfg = model_config(config.model, num_classes=1)
+        steps = total_steps(config, config.data.examples)
+    except ConfigError:  # As the run will say.
+        return None
+    own = steps - (run.branch_of[1] if run.branch_of else 0)
+    return float(3 * forward_flops(cfg) * config.batch_size * own)
+
+
 def _data(config: FrozenConfigDict) -> tuple[int | None, int | None, str]:
     """How many examples and classes there are, as far as one knows; and why one does not."""
     data = config.data
