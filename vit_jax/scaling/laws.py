@@ -101,7 +101,8 @@ class Law:
                 f"{', '.join(params)}."
             )
         logs = np.stack(log_inputs(self, inputs))
-        return np.exp(_log_predict(self, np.array([params[k] for k in self.letters], float), logs))
+        letters = np.array([params[name] for name in self.letters], float)
+        return np.asarray(np.exp(_log_predict(self, letters, logs)))
 
 
 def log_inputs(law: Law, inputs: Mapping[str, Any]) -> tuple[Float[np.ndarray, "*n"], ...]:
@@ -123,7 +124,7 @@ def log_inputs(law: Law, inputs: Mapping[str, Any]) -> tuple[Float[np.ndarray, "
                 f"The input {role} of the law {law.name} must be positive and finite, but "
                 f"{bad.sum()} of {bad.size} values are not, such as {value[bad].flat[0]}."
             )
-    return tuple(np.log(value) for value in np.broadcast_arrays(*values))
+    return tuple(np.asarray(np.log(value)) for value in np.broadcast_arrays(*values))
 
 
 def law(name: str) -> Law:
@@ -248,8 +249,8 @@ _CHINCHILLA = (
     _floor("E"),
     _coefficient("A"),
     _coefficient("B"),
-    Letter("alpha", high=5.0, starts=_EXPONENTS),
-    Letter("beta", high=5.0, starts=_EXPONENTS),
+    Letter("alpha", low=1e-3, high=5.0, starts=_EXPONENTS),
+    Letter("beta", low=1e-3, high=5.0, starts=_EXPONENTS),
 )
 
 
@@ -300,7 +301,7 @@ CHINCHILLA_REPEAT = _sum_law(
     source="Muennighoff et al. 2023, Scaling Data-Constrained Language Models (2305.16264)",
     inputs=("n", "d", "u"),
     table=(
-        *(dataclasses.replace(x, low=x.low or (0 if x.floor else 1e-3)) for x in _CHINCHILLA),
+        *_CHINCHILLA,
         Letter("R_N", log=True, low=1e-3, high=1e5, starts=(1.0, 10.0, 1e3)),
         Letter("R_D", log=True, low=1e-3, high=1e5, starts=(1.0, 10.0, 1e3)),
     ),

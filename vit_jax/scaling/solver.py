@@ -42,18 +42,18 @@ class Problem:
       value: one a fit.
     """
 
-    logs: Float[np.ndarray, "b inputs n"]
-    log_y: Float[np.ndarray, "b n"]
-    weights: Float[np.ndarray, "b n"]
-    low: Float[np.ndarray, "b p"]
-    high: Float[np.ndarray, "b p"]
-    delta: Float[np.ndarray, "b"]
+    logs: Float[np.ndarray, "#b inputs n"]
+    log_y: Float[np.ndarray, "#b n"]
+    weights: Float[np.ndarray, "#b n"]
+    low: Float[np.ndarray, "#b p"]
+    high: Float[np.ndarray, "#b p"]
+    delta: Float[np.ndarray, "#b"]
     scales: Float[np.ndarray, "inputs"]
     goal: Callable[[Letters, Any], Any] | None = None
-    extra: Float[np.ndarray, "b extra"] = dataclasses.field(
+    extra: Float[np.ndarray, "#b extra"] = dataclasses.field(
         default_factory=lambda: np.empty((1, 0))
     )
-    value: Float[np.ndarray, "b"] = dataclasses.field(default_factory=lambda: np.zeros(1))
+    value: Float[np.ndarray, "#b"] = dataclasses.field(default_factory=lambda: np.zeros(1))
 
 
 @dataclasses.dataclass(frozen=True)

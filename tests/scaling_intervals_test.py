@@ -1,0 +1,170 @@
+"""Intervals: against exact ones where there are such, and by how often they cover."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.optimize import minimize
+
+from benchmarks.scaling_fits import SETTINGS, coverage, speed
+from tests.scaling_fitting_test import frontier
+from tests.scaling_laws_test import CHINCHILLA, D, N
+from vit_jax.errors import DataError
+from vit_jax.scaling import intervals
+from vit_jax.scaling.fitting import fit
+from vit_jax.scaling.laws import law
+
+
+def power_law(points=12, noise=0.05, seed=0):
+    x = np.logspace(0, 3, points)
+    z = np.random.default_rng(seed).standard_normal(points)
+    return x, 0.6 * x**-0.35 * np.exp(noise * z)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.99])
+def test_a_power_law_has_the_intervals_of_linear_regression(level):
+    """Of a line through logs the profile is exact: Student's t, in closed form."""
+    x, y = power_law()
+    found = fit("power", {"x": x}, y, delta=math.inf)
+    line = stats.linregress(np.log(x), np.log(y))
+    t = stats.t.ppf((1 + level) / 2, len(x) - 2)
+    letters = intervals.letter_intervals(found, level=level)
+    assert letters["c"].low == pytest.approx(line.slope - t * line.stderr, abs=1e-5)
+    assert letters["c"].high == pytest.approx(line.slope + t * line.stderr, abs=1e-5)
+    half = t * line.intercept_stderr
+    assert math.log(letters["b"].low) == pytest.approx(line.intercept - half, abs=1e-4)
+    assert math.log(letters["b"].high) == pytest.approx(line.intercept + half, abs=1e-4)
+
+    places = np.array([1.0, 50.0, 1e5])
+    middle = line.intercept + line.slope * np.log(places)
+    noise = math.sqrt(np.sum(found.log_residuals**2) / (len(x) - 2))
+    reach = (np.log(places) - np.log(x).mean()) ** 2 / np.sum((np.log(x) - np.log(x).mean()) ** 2)
+    for new_run in (False, True):
+        half = t * noise * np.sqrt(1 / len(x) + reach + new_run)
+        band = intervals.band(found, {"x": places}, level=level, new_run=new_run)
+        np.testing.assert_allclose(np.log(band.low), middle - half, atol=2e-4)
+        np.testing.assert_allclose(np.log(band.high), middle + half, atol=2e-4)
+        assert band.of == ("new run" if new_run else "curve")
+
+
+def test_ends_are_where_the_profile_passes_its_limit():
+    """By a second search: SciPy minimises the loss with the prediction held at the end found."""
+    x, y = power_law(noise=0.03)
+    y = y + 0.1
+    found = fit("power_floor", {"x": x}, y, delta=math.inf)
+    target = 1e4
+    band = intervals.band(found, {"x": [target]}, level=0.9)
+    base = np.sum(found.log_residuals**2)
+    limit = stats.t.ppf(0.95, len(x) - 3) ** 2 * base / (len(x) - 3)
+
+    for end in (band.low[0], band.high[0]):
+
+        def loss(p, end=end):
+            c, e = -math.exp(p[0]), min(end, y.max()) / (1 + math.exp(-p[1]))
+            b = (end - e) / target**c
+            return np.sum((np.log(b * x**c + e) - np.log(y)) ** 2)
+
+        best = min(
+            minimize(
+                loss,
+                (math.log(-found.params["c"]), start),
+                method="Nelder-Mead",
+                options={"xatol": 1e-9, "fatol": 1e-15, "maxiter": 4000},
+            ).fun
+            for start in (-2.0, 0.0, 2.0)
+        )
+        assert best - base == pytest.approx(limit, rel=0.02)
+
+
+def test_what_the_data_do_not_say_is_open():
+    x, y = power_law(noise=0.1)
+    found = intervals.letter_intervals(fit("power_floor", {"x": x}, y))
+    assert found["e"].low == 0 and found["e"].high > 0.01
+    assert found["c"].low < -0.35 < found["c"].high
+
+
+def test_intervals_shrink_with_the_root_of_the_number_of_runs():
+    spans = []
+    for points in (20, 320):
+        x, y = frontier(points=points)
+        band = intervals.band(fit("power_floor", {"x": x[x > 3]}, y[x > 3]), {"x": [1e5]})
+        spans.append(math.log(band.high[0] / band.low[0]))
+    assert 2.5 < spans[0] / spans[1] < 6.5
+
+
+def test_rows_that_err_together_widen_an_interval():
+    """Each run evaluated eight times, with one error: eight times the rows say no more."""
+    x, y = power_law(points=12)
+    once = intervals.band(fit("power", {"x": x}, y, delta=math.inf), {"x": [1e4]})
+    many = fit("power", {"x": np.tile(x, 8)}, np.tile(y, 8), delta=math.inf)
+    naive = intervals.band(many, {"x": [1e4]})
+    honest = intervals.band(many, {"x": [1e4]}, clusters=np.tile(np.arange(12), 8))
+    span = lambda b: math.log(b.high[0] / b.low[0])  # noqa: E731
+    assert span(naive) < 0.45 * span(once)
+    assert 0.7 * span(once) < span(honest) < 1.4 * span(once)
+
+
+def test_bootstrap_draws_clusters_whole_and_repeats():
+    x, y = power_law(points=40)
+    found = fit("power", {"x": np.repeat(x, 2)}, np.repeat(y, 2), delta=math.inf)
+    drawn = [intervals.bootstrap(found, draws=300, seed=s) for s in (0, 0, 1)]
+    np.testing.assert_array_equal(drawn[0].params["c"], drawn[1].params["c"])
+    assert (drawn[0].params["c"] != drawn[2].params["c"]).any()
+    together = intervals.bootstrap(found, draws=300, clusters=np.repeat(np.arange(40), 2))
+    ratio = np.std(together.params["c"]) / np.std(drawn[0].params["c"])
+    assert 1.2 < ratio < 1.65  # The root of two, from half as many independent rows.
+    band = intervals.percentile_band(found, together, {"x": [1e4, 1e5]})
+    assert (band.low < band.estimate).all() and (band.estimate < band.high).all()
+
+
+def test_bootstrap_of_a_line_has_its_standard_error():
+    x, y = power_law(points=60)
+    found = fit("power", {"x": x}, y, delta=math.inf)
+    drawn = intervals.bootstrap(found, draws=2000)
+    assert np.std(drawn.params["c"]) == pytest.approx(
+        stats.linregress(np.log(x), np.log(y)).stderr, rel=0.2
+    )
+
+
+def test_too_few_clusters_and_odd_levels_are_refused():
+    x, y = power_law()
+    found = fit("power_floor", {"x": x}, y)
+    with pytest.raises(DataError, match="3 clusters cannot say"):
+        intervals.letter_intervals(found, clusters=np.arange(12) % 3)
+    with pytest.raises(DataError, match="2 cluster names for 12 fitted rows"):
+        intervals.band(found, {"x": [1.0]}, clusters=np.arange(2))
+    with pytest.raises(DataError, match="must be a share"):
+        intervals.band(found, {"x": [1.0]}, level=90.0)
+
+
+def test_a_quantity_is_profiled_like_a_prediction():
+    y = law("chinchilla").predict(CHINCHILLA, {"n": N, "d": D})
+    y *= np.exp(0.02 * np.random.default_rng(3).standard_normal(len(y)))
+    found = fit("chinchilla", {"n": N, "d": D}, y)
+    letters = intervals.letter_intervals(found)
+    for name, value in CHINCHILLA.items():
+        wide = letters[name]
+        assert wide.low < found.params[name] < wide.high
+        assert wide.low < value < wide.high or name != "E"
+
+
+def test_ninety_percent_intervals_cover_about_ninety():
+    """Acceptance: 200 frontiers of FACTS; the standard error of the share is .021."""
+    share, _ = coverage(SETTINGS[0], ("profile",), draws=200, seed=1)["profile"]
+    assert 0.87 <= share <= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
+def test_coverage_in_other_settings(setting):
+    share, _ = coverage(setting, ("profile",), draws=400, seed=2)["profile"]
+    assert 0.86 <= share <= 0.97  # Binomial: .90 +- 2.6 standard errors; bounds make it wider.
+
+
+@pytest.mark.slow
+def test_four_thousand_refits_take_seconds():
+    found = speed(against=20)
+    assert found["first call, with compilation, s"] < 20
+    assert found["converged"] > 0.99
+    assert found["SciPy's loss over ours, least"] > 1 - 1e-6
