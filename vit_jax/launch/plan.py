@@ -6,6 +6,7 @@ command `python -m vit_jax.train` with these as flags: whatever a sweep does, on
 """
 
 import dataclasses
+import json
 import pathlib
 import re
 import sys
@@ -119,6 +120,9 @@ def check_unchanged(run: Run) -> None:
     Raises:
       ConfigError: it is not: each key that differs is shown.
     """
+    now = workdirs.config_to_json(run.config)
+    if _is_written(run.workdir / workdirs.CONFIG, now):  # Of hundreds of runs, all but a few.
+        return
     finished = records.read(run.workdir).status == "finished"
     if not finished and not workdirs.has_checkpoints(run.workdir):
         return
@@ -128,7 +132,6 @@ def check_unchanged(run: Run) -> None:
         if finished:  # What is left of it, somebody has tidied up.
             return
         raise
-    now = workdirs.config_to_json(run.config)
     if run.config.init_from:  # What it left open, the checkpoint has decided.
         open_keys = [key for key, value in now["model"].items() if value in (None, "")]
         now["model"] |= {key: then["model"].get(key) for key in open_keys}
@@ -140,6 +143,14 @@ def check_unchanged(run: Run) -> None:
             + "\nNothing was started. Undo the change, give the point another name, move the "
             "folder away, or choose another --workdir."
         )
+
+
+def _is_written(path: pathlib.Path, plain: Mapping[str, Any]) -> bool:
+    """Whether a file holds this and nothing else: reading it would say nothing new."""
+    try:
+        return json.loads(path.read_bytes()) == json.loads(json.dumps(plain))
+    except (OSError, ValueError):
+        return False
 
 
 # ------------------------------------------------------------------------------ names and order
