@@ -26,7 +26,7 @@ import jax
 from absl import flags
 from etils import epath
 
-from vit_jax import cli
+from vit_jax import cli, storage
 from vit_jax import workdir as workdirs
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.launch import record as records
@@ -180,7 +180,12 @@ if __name__ == "__main__":
 
     def main(argv: Sequence[str]) -> int:
         cli.no_arguments(argv)
-        folder = pathlib.Path(_WORKDIR.value).expanduser().absolute()
+        path = storage.as_path(_WORKDIR.value, name="--workdir")
+        if not storage.is_local(path):
+            raise ConfigError(
+                f"--workdir={path}: a sweep's folder is one of this machine, or mounted."
+            )
+        folder = pathlib.Path(path).absolute()
         if _COLLECT.value:
             print(f"Table: {collect(folder)}")
             return 0
