@@ -103,16 +103,20 @@ def test_an_optimum_at_the_edge_of_the_sweep_is_none():
 def test_joint_update_multiplies_the_shape_by_the_exponents():
     """Getting ViT in Shape: x_k tau^(s_k / 3), s = .22, .45, .60 of width, depth and MLP."""
     grown = optima.joint_update(
-        {"width": 608, "depth": 10, "mlp": 928}, {"width": 0.22, "depth": 0.45, "mlp": 0.6}, 8.0
+        {"width": 608.0, "depth": 10.0, "mlp": 928.0},
+        {"width": 0.22, "depth": 0.45, "mlp": 0.6},
+        8.0,
     )
     assert grown == pytest.approx(
         {"width": 608 * 2**0.22, "depth": 10 * 2**0.45, "mlp": 928 * 2**0.6}
     )
     with pytest.raises(DataError, match="needs exponents of those"):
-        optima.joint_update({"width": 1}, {"depth": 1.0}, 2.0)
+        optima.joint_update({"width": 1.0}, {"depth": 1.0}, 2.0)
 
 
-@pytest.mark.parametrize(("spread", "percent"), [(2, -0.33), (4, -1.30), (8, -2.90), (16, -5.10)])
+@pytest.mark.parametrize(
+    ("spread", "percent"), [(2.0, -0.33), (4.0, -1.30), (8.0, -2.90), (16.0, -5.10)]
+)
 def test_isoflop_bias_has_the_published_figures(spread, percent):
     """FACTS: by how much a parabola misplaces D*, for Hoffmann et al.'s exponents, 15 points."""
     assert 100 * bias(spread, alpha=0.34, beta=0.28, points=15) == pytest.approx(percent, abs=0.02)

@@ -121,7 +121,7 @@ def test_gaps_between_scales_make_the_step_longer():
 
 
 def test_what_cannot_be_judged_is_refused_or_skipped_with_the_reason():
-    x, y = saturating(points=8)
+    x, y = saturating(points=7)
     found = choose({"x": x}, y, laws=("power", "bnsl"))
     assert found.law == "power" and "6 letters" in found.skipped["bnsl"]
     with pytest.raises(DataError, match="No law could be judged on larger scales"):

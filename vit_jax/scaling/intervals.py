@@ -23,7 +23,8 @@ from vit_jax.scaling.laws import Letters, log_inputs, roomy
 from vit_jax.scaling.solver import Problem, letters_of, solve
 
 Goal = Callable[[Letters, Any], Any]
-_STEPS = 16  # Of the search for an end of an interval.
+_STEPS = 20  # Of the search for an end of an interval.
+_FIRM = 30.0  # The spring's strength over the profile's curvature at the estimate.
 _FAR = 12.0  # A log beyond this from its estimate, a factor of 160,000, is as good as infinite.
 
 
@@ -159,11 +160,14 @@ def profile(
     error = np.sqrt(np.maximum(scale * covariance * design, 1e-300))
     limit = _student(level, _freedom(fit, clusters))
 
-    # Both ends of all goals: known inside and outside points close in on where the root of the
-    # rise of the loss, which is nearly linear, passes the limit.
+    # Both ends of all goals. What is minimised is the loss and a spring from the goal to an aim: at
+    # its minimum the goal is where it is, and the loss is the profile's there, whatever the spring.
+    # Points inside and outside close in on where the root of the loss's rise passes the limit.
     side = np.repeat([-1.0, 1.0], count)
     extra, centre, design = (np.concatenate([x, x]) for x in (extra, middle, design))
     reach = np.clip(1.05 * limit * np.concatenate([error, error]), 1e-6, 3.0)
+    soft = np.clip(_FIRM / np.concatenate([covariance, covariance]), 1e-12, 1e12)
+    firmness = soft.copy()
     inside, inside_root = centre.copy(), np.zeros(2 * count)
     outside, outside_root = side * math.inf, np.full(2 * count, math.inf)
     theta = np.tile(fit.theta, (2 * count, 1))
@@ -179,15 +183,18 @@ def profile(
             share = (limit - inside_root[rows]) / (outside_root[rows] - inside_root[rows])
             between = inside[rows] + (outside[rows] - inside[rows]) * np.clip(share, 0.1, 0.9)
         aim = np.where(bracketed[rows], between, centre[rows] + side[rows] * reach[rows])
-        found = solve(fit.law, _held(fit, goal, extra[rows], aim), theta[rows])
+        held = _held(fit, goal, extra[rows], aim, firmness[rows])
+        found = solve(fit.law, held, theta[rows])
         got = _goal_values(fit, goal, extra[rows], found.theta)
         rise = np.maximum(2 * (found.loss - base) / (scale * design[rows]), 0.0)
         root = np.sqrt(np.where(np.isnan(rise), np.inf, rise))
-        gained = side[rows] * (got - inside[rows]) > 0.01 * side[rows] * (aim - inside[rows])
-        over = root > limit
-        utmost[rows[~over & ~gained]] = True
-        outside[rows[over]], outside_root[rows[over]] = aim[over], root[over]
-        into = ~over & gained
+        gained = side[rows] * (got - inside[rows]) > 0.1 * side[rows] * (aim - inside[rows])
+        over = (side[rows] * (got - inside[rows]) > 0) & (root > limit)
+        outside[rows[over]], outside_root[rows[over]] = got[over], root[over]
+        # Where a goal does not follow, the spring gets firmer, until it is clear that it cannot.
+        firmness[rows[~gained & ~over]] *= 100.0
+        utmost |= firmness > 1e7 * soft
+        into = (gained | utmost[rows]) & (root <= limit)
         inside[rows[into]], inside_root[rows[into]] = got[into], root[into]
         theta[rows[into]] = found.theta[into]
         grow = np.clip(1.1 * limit / np.maximum(root[into], 1e-9), 1.1, 8.0)
@@ -260,7 +267,9 @@ def percentile_band(
     return Band(np.atleast_1d(fit.predict(inputs)), low, high, level, "curve")
 
 
-def _held(fit: Fit, goal: Goal, extra: np.ndarray, value: np.ndarray) -> Problem:
+def _held(
+    fit: Fit, goal: Goal, extra: np.ndarray, value: np.ndarray, firmness: np.ndarray
+) -> Problem:
     logs = np.log(np.stack([fit.inputs[role] for role in fit.law.inputs])) - fit.scales[:, None]
     return Problem(
         logs=logs[None],
@@ -273,6 +282,7 @@ def _held(fit: Fit, goal: Goal, extra: np.ndarray, value: np.ndarray) -> Problem
         goal=goal,
         extra=extra,
         value=value,
+        firmness=firmness,
     )
 
 

@@ -37,9 +37,10 @@ class Problem:
       high: the largest.
       delta: Huber's, one a fit.
       scales: logs of what the inputs were divided by.
-      goal: a quantity that is held at `value`: from the paper's letters and `extra` to a number.
+      goal: a quantity that is drawn to `value`: from the paper's letters and `extra` to a number.
       extra: numbers for the goal, fits x any; no columns without one.
       value: one a fit.
+      firmness: how much: firmness (goal - value)^2 / 2 is added to what is minimised.
     """
 
     logs: Float[np.ndarray, "#b inputs n"]
@@ -54,6 +55,7 @@ class Problem:
         default_factory=lambda: np.empty((1, 0))
     )
     value: Float[np.ndarray, "#b"] = dataclasses.field(default_factory=lambda: np.zeros(1))
+    firmness: Float[np.ndarray, "#b"] = dataclasses.field(default_factory=lambda: np.zeros(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,7 @@ def solve(
         problem.delta,
         problem.extra,
         problem.value,
+        problem.firmness,
     )
     chunk = next((size for size in _CHUNKS if count <= size), _CHUNKS[-1])
     theta = np.clip(start, problem.low, problem.high)
@@ -135,12 +138,23 @@ def scaled_letters(law: Law, theta: Any) -> Letters:
     }
 
 
-# A goal is met by a penalty; of its residual, as of the fit's, the step's equations see the square.
-_PENALTY = 1e6
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _descend(law, goal, theta, damping, scales, logs, log_y, weights, low, high, delta, *aim):
+def _descend(
+    law,
+    goal,
+    theta,
+    damping,
+    scales,
+    logs,
+    log_y,
+    weights,
+    low,
+    high,
+    delta,
+    extra,
+    value,
+    firmness,
+):
     def residuals(theta, logs, log_y, extra, value):
         inputs = dict(zip(law.inputs, logs, strict=True))
         out = law.log_predict(scaled_letters(law, theta), inputs) - log_y
@@ -149,13 +163,14 @@ def _descend(law, goal, theta, damping, scales, logs, log_y, weights, low, high,
             out = jnp.append(out, missed)
         return out
 
-    per_fit = (0, *(0 if len(x) > 1 else None for x in (logs, log_y, *aim)))
-    data = tuple(x if len(x) > 1 else x[0] for x in (logs, log_y, *aim))
+    per_fit = (0, *(0 if len(x) > 1 else None for x in (logs, log_y, extra, value)))
+    data = tuple(x if len(x) > 1 else x[0] for x in (logs, log_y, extra, value))
     value_of = jax.vmap(residuals, per_fit)
     slopes_of = jax.vmap(jax.jacfwd(residuals), per_fit)
     if goal is not None:
-        held = jnp.full((*weights.shape[:-1], 1), _PENALTY)
-        weights = jnp.append(weights, held, axis=-1)
+        weights = jnp.broadcast_to(weights, (len(theta), weights.shape[-1]))
+        held = jnp.broadcast_to(firmness, (len(theta),))
+        weights = jnp.append(weights, held[:, None], axis=-1)
     bend = jnp.broadcast_to(delta[:, None], (len(delta), weights.shape[-1]))
     if goal is not None:
         bend = bend.at[:, -1].set(jnp.inf)
