@@ -31,6 +31,7 @@ def test_conditions(table):
     assert matches(table, "model != a").sum() == 6
     assert matches(table, "step<20").sum() == 8 and matches(table, "step>=1_5").sum() == 4
     assert matches(table, "steps<=50%").sum() == 4
+    assert matches(table, "run~?-2*").sum() == 8 and not matches(table, "run~x*").any()
     assert matches(table, "final=true").sum() == 8 == matches(table, "final!=False").sum()
 
 
@@ -40,7 +41,8 @@ def test_conditions(table):
         ("model", "is no condition: write COLUMN"),
         ("modle=a", 'no column "modle". Did you mean "model"'),
         ("model=c", "no row has that value"),
-        ("model<a", "model has no numbers: use = or !="),
+        ("model<a", "model has no numbers: use =, != or ~"),
+        ("step~1*", "step has numbers: use one of"),
         ("step<ten", "compares a column of numbers with 'ten'"),
     ],
 )

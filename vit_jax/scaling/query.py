@@ -2,11 +2,12 @@
 
     query(table, y="error", where=("evaluation=test", "seed=0"), group=("model",), ...)
 
-A condition is COLUMN OPERATOR VALUE with one of = != < <= > >=; a value such as 50% stands for a
-share of the column's largest number.
+A condition is COLUMN OPERATOR VALUE with one of = != < <= > >= ~; a value such as 50% stands for a
+share of the column's largest number, and ~ compares text with a pattern such as vit-*.
 """
 
 import dataclasses
+import fnmatch
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,11 @@ from vit_jax.scaling.runs import column
 
 Table = Mapping[str, np.ndarray]
 
+
+def _like(values: np.ndarray, pattern: str) -> np.ndarray:
+    return np.array([fnmatch.fnmatchcase(value, pattern) for value in values.tolist()], bool)
+
+
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "!=": operator.ne,
     "<=": operator.le,
@@ -27,7 +33,9 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq,
     "<": operator.lt,
     ">": operator.gt,
+    "~": _like,
 }
+_SIGNS = "|".join(_OPERATORS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +66,7 @@ def matches(table: Table, condition: str) -> Bool[np.ndarray, "n"]:
     Raises:
       ConfigError: it is no condition, names no column, or compares text with a number.
     """
-    match = re.fullmatch(r"(?P<name>.+?)\s*(?P<sign>!=|<=|>=|=|<|>)\s*(?P<value>.*)", condition)
+    match = re.fullmatch(rf"(?P<name>.+?)\s*(?P<sign>{_SIGNS})\s*(?P<value>.*)", condition)
     if not match:
         raise ConfigError(
             f"{condition!r} is no condition: write COLUMN, one of {' '.join(_OPERATORS)}, and a "
@@ -66,14 +74,16 @@ def matches(table: Table, condition: str) -> Bool[np.ndarray, "n"]:
         )
     values, text, sign = column(table, match["name"]), match["value"], match["sign"]
     if values.dtype.kind == "U" or values.dtype.kind == "b":
-        if sign not in ("=", "!="):
-            raise ConfigError(f"{condition!r}: {match['name']} has no numbers: use = or !=.")
+        if sign not in ("=", "!=", "~"):
+            raise ConfigError(f"{condition!r}: {match['name']} has no numbers: use =, != or ~.")
         if values.dtype.kind == "b":
             values, text = values.astype(str), text.capitalize()
         wanted = text
         if sign == "=" and text not in values:
             hint = did_you_mean(text, sorted({*values.tolist()})[:50])
             raise ConfigError(f"{condition!r}: no row has that value. {hint}")
+    elif sign == "~":
+        raise ConfigError(f"{condition!r}: {match['name']} has numbers: use one of = != < <= > >=.")
     else:
         wanted = _number(text, values, condition)
     return _OPERATORS[sign](values, wanted)
@@ -121,7 +131,7 @@ def select(
     """
     said = []
     conditions = list(where)
-    named = {re.split(r"\s*(?:!=|<=|>=|=|<|>)", condition)[0] for condition in conditions}
+    named = {re.split(rf"\s*(?:{_SIGNS})", condition)[0] for condition in conditions}
     if "final" in table and "final" not in named:
         conditions.append("final=true")
     if "evaluation" in table and "evaluation" not in named:
