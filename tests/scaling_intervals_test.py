@@ -93,6 +93,17 @@ def test_intervals_shrink_with_the_root_of_the_number_of_runs():
     assert 2.5 < spans[0] / spans[1] < 6.5
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e15])
+def test_intervals_do_not_depend_on_units(unit):
+    x, y = frontier()
+    one, other = (
+        intervals.letter_intervals(fit("frontier", {"x": scale * x}, y)) for scale in (1.0, unit)
+    )
+    for name, factor in (("b", 1.0), ("c", 1.0), ("d", unit)):
+        assert other[name].low == pytest.approx(factor * one[name].low, rel=2e-3)
+        assert other[name].high == pytest.approx(factor * one[name].high, rel=2e-3)
+
+
 def test_rows_that_err_together_widen_an_interval():
     """Each run evaluated eight times, with one error: eight times the rows say no more."""
     x, y = power_law(points=12)

@@ -19,13 +19,14 @@ from jaxtyping import Float, Shaped
 
 from vit_jax.errors import DataError
 from vit_jax.scaling.fitting import Fit, Refits, refits
-from vit_jax.scaling.laws import Letters, log_inputs, roomy
-from vit_jax.scaling.solver import Problem, letters_of, solve
+from vit_jax.scaling.laws import Letter, Letters, log_inputs, roomy
+from vit_jax.scaling.solver import Problem, letters_of, scaled_letters, solve
 
 Goal = Callable[[Letters, Any], Any]
 _STEPS = 20  # Of the search for an end of an interval.
 _FIRM = 30.0  # The spring's strength over the profile's curvature at the estimate.
-_FAR = 12.0  # A log beyond this from its estimate, a factor of 160,000, is as good as infinite.
+_FAR = 12.0  # Of a log: a factor of 160,000.
+_FAR_UNITS = 1e4  # Of other letters, whose unit is of the size of the data.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +68,22 @@ def letter_intervals(
       clusters: of the fit's rows: rows of one cluster, such as the evaluations of one run, err
         together. None: each row errs for itself.
     """
-    count = len(fit.law.table)
-    ends = profile(fit, _letter_goals(fit.law), np.eye(count), level=level, clusters=clusters)
-    back = [np.exp if letter.log else np.asarray for letter in fit.law.table]
-    return {
-        name: Interval(fit.params[name], *(float(back[i](end[i])) for end in ends[1:]))
-        for i, name in enumerate(fit.law.letters)
-    }
+    table = fit.law.table
+    units = np.array([1.0 if letter.log else _unit(fit, letter) for letter in table])
+    far = np.where([letter.log for letter in table], _FAR, _FAR_UNITS)
+    _, low, high = profile(
+        fit,
+        _letter_goals(fit.law),
+        np.diag(1 / units),
+        level=level,
+        clusters=clusters,
+        far=far,
+    )
+    intervals = {}
+    for i, letter in enumerate(table):
+        ends = (np.exp(x[i]) if letter.log else x[i] * units[i] for x in (low, high))
+        intervals[letter.name] = Interval(fit.params[letter.name], *map(float, ends))
+    return intervals
 
 
 def band(
@@ -137,6 +147,7 @@ def profile(
     *,
     level: float,
     clusters: Shaped[np.ndarray, "n"] | None = None,
+    far: Float[np.ndarray, "m"] | float = _FAR,
 ) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
     """Estimates and ends of the intervals of goals: all ends are searched for at once.
 
@@ -146,6 +157,7 @@ def profile(
       extra: a row for each goal.
       level: how often an interval is to cover.
       clusters: as for `letter_intervals`.
+      far: from the estimate; what is further off is as good as infinite.
 
     Returns:
       Estimate, low, high. An end is infinite where the law fits well enough however far one goes,
@@ -164,6 +176,7 @@ def profile(
     # its minimum the goal is where it is, and the loss is the profile's there, whatever the spring.
     # Points inside and outside close in on where the root of the loss's rise passes the limit.
     side = np.repeat([-1.0, 1.0], count)
+    far = np.tile(np.broadcast_to(far, count), 2)
     extra, centre, design = (np.concatenate([x, x]) for x in (extra, middle, design))
     reach = np.clip(1.05 * limit * np.concatenate([error, error]), 1e-6, 3.0)
     soft = np.clip(_FIRM / np.concatenate([covariance, covariance]), 1e-12, 1e12)
@@ -176,7 +189,7 @@ def profile(
     for _ in range(_STEPS):
         bracketed = np.isfinite(outside)
         done = bracketed & (outside_root - inside_root < 0.05 * limit)
-        (rows,) = np.nonzero(~done & ~utmost & (np.abs(inside - centre) < _FAR))
+        (rows,) = np.nonzero(~done & ~utmost & (np.abs(inside - centre) < far))
         if not len(rows):
             break
         with np.errstate(invalid="ignore"):
@@ -351,6 +364,16 @@ def _student(level: float, freedom: int) -> float:
         if high - low < 1e-12 * high:
             break
     return high
+
+
+def _unit(fit: Fit, letter: Letter) -> float:
+    # In which a letter is of order one: that of y, or what 1 becomes when inputs are scaled back.
+    if letter.floor or letter.name == "e0":
+        return float(np.exp(np.log(fit.y).mean()))
+    with jax.enable_x64(True):
+        scaled = scaled_letters(fit.law, fit.theta) | {letter.name: 1.0}
+        scales = dict(zip(fit.law.inputs, fit.scales, strict=True))
+        return float(fit.law.rescale(scaled, scales)[letter.name])
 
 
 @functools.cache
