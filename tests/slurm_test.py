@@ -21,7 +21,7 @@ from vit_jax.scaling.runs import read_runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-# 20 steps on digits, and a run that is longer than its job may be.
+# Runs of seconds on digits, and one that takes longer than its job may.
 FILE = (
     REAL
     + """
@@ -30,7 +30,7 @@ _sweep = sweep
 
 
 def sweep(arg=None):
-    long = {"name": "long", "total_steps": 20_000, "evals.test.every_steps": 0}
+    long = {"name": "long", "total_steps": 12_000, "evals.test.every_steps": 0}
     rarely = {"checkpoint.every_steps": 10**6, "log.every_steps": 500}
     return [{**long, **rarely}, *_sweep(arg)]
 """
