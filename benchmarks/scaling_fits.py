@@ -25,8 +25,9 @@ from absl import flags
 from scipy.optimize import minimize
 
 from vit_jax import cli
+from vit_jax.scaling.bootstrap import bootstrap, percentile_band
 from vit_jax.scaling.fitting import Fit, fit, refits
-from vit_jax.scaling.intervals import Band, band, bootstrap, deviation, percentile_band
+from vit_jax.scaling.intervals import Band, band, deviation
 from vit_jax.scaling.laws import law as law_by_name
 
 LEVEL = 0.9

@@ -5,7 +5,8 @@ pareto        which runs no other run beats
 varpro        where a fit starts: variable projection
 solver        thousands of small robust fits at once, float64, within bounds
 fitting       a law fitted to runs, and how well its letters are determined
-intervals     of letters, predictions and optima, by the profile likelihood; the bootstrap
+profile       how far a quantity can move before the law no longer fits
+intervals     of letters, predictions and optima, by the profile; bootstrap: for comparison
 selection     laws chosen by held-out scales; may this be extrapolated?
 optima        compute-optimal parameters and examples, the best shape
 curves        where two models cross, how many more images one needs

@@ -141,7 +141,12 @@ def fit(
     if delta is None:
         delta = _turning_point(law, solution.theta[np.nanargmin(solution.loss)], scaled, y, weights)
         solution = search(delta, solution.theta)
-    least = int(np.nanargmin(solution.loss))
+    least = int(np.argmin(np.nan_to_num(solution.loss, nan=np.inf)))
+    if not math.isfinite(solution.loss[least]):
+        raise DataError(
+            f"From no start did {law.name} come to a finite loss: its inputs or y span too many "
+            "orders of magnitude. Fit another law, or fewer rows."
+        )
     near = solution.loss <= solution.loss[least] * (1 + 1e-6) + 1e-18
     return _described(
         law,

@@ -1,0 +1,235 @@
+"""Profile likelihood: how far a quantity can move before the law no longer fits.
+
+A value belongs to the interval of a quantity if the law, fitted again with that value, misses the
+data by no more than the F distribution allows. All ends are searched for at once.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from vit_jax.errors import DataError
+from vit_jax.scaling.fitting import Fit
+from vit_jax.scaling.laws import Law, Letters, roomy
+from vit_jax.scaling.solver import Problem, letters_of, solve
+
+Goal = Callable[[Letters, Any], Any]  # From letters and a row of numbers to a number.
+FAR = 12.0  # Of a log: a factor of 160,000 is as good as infinite.
+_STEPS = 20  # Of the search for an end of an interval.
+_FIRM = 30.0  # The spring's strength over the profile's curvature at the estimate.
+
+
+def profile(
+    fit: Fit,
+    goal: Goal,
+    extra: Float[np.ndarray, "m any"],
+    *,
+    level: float,
+    clusters: Shaped[np.ndarray, "n"] | None = None,
+    far: Float[np.ndarray, "m"] | float = FAR,
+) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """Estimates and ends of the intervals of goals: all ends are searched for at once.
+
+    Args:
+      fit: of a law.
+      goal: from the letters and a row of `extra` to a number.
+      extra: a row for each goal.
+      level: how often an interval is to cover.
+      clusters: as for `letter_intervals`.
+      far: from the estimate; what is further off is as good as infinite.
+
+    Returns:
+      Estimate, low, high. An end is infinite where the law fits well enough however far one goes,
+      and the utmost that the law allows where it is reached.
+    """
+    if not 0 < level < 1:
+        raise DataError(f"level={level} must be a share: 0.9 for intervals that cover 90%.")
+    count = len(extra)
+    middle, slopes = _goal_slopes(fit, goal, extra)
+    covariance, design = _covariances(fit, slopes, clusters)
+    scale, _ = _noise(fit)
+    error = np.sqrt(np.maximum(scale * covariance * design, 1e-300))
+    limit = student(level, freedom(fit, clusters))
+
+    # Both ends of all goals. What is minimised is the loss and a spring from the goal to an aim: at
+    # its minimum the goal is where it is, and the loss is the profile's there, whatever the spring.
+    # Points inside and outside close in on where the root of the loss's rise passes the limit.
+    side = np.repeat([-1.0, 1.0], count)
+    far = np.tile(np.broadcast_to(far, count), 2)
+    extra, centre, design = (np.concatenate([x, x]) for x in (extra, middle, design))
+    reach = np.clip(1.05 * limit * np.concatenate([error, error]), 1e-6, 3.0)
+    soft = np.clip(_FIRM / np.concatenate([covariance, covariance]), 1e-12, 1e12)
+    firmness = soft.copy()
+    inside, inside_root = centre.copy(), np.zeros(2 * count)
+    outside, outside_root = side * math.inf, np.full(2 * count, math.inf)
+    theta = np.tile(fit.theta, (2 * count, 1))
+    utmost = np.zeros(2 * count, bool)
+    base = _loss(fit)
+    for _ in range(_STEPS):
+        bracketed = np.isfinite(outside)
+        done = bracketed & (outside_root - inside_root < 0.05 * limit)
+        (rows,) = np.nonzero(~done & ~utmost & (np.abs(inside - centre) < far))
+        if not len(rows):
+            break
+        with np.errstate(invalid="ignore"):
+            share = (limit - inside_root[rows]) / (outside_root[rows] - inside_root[rows])
+            between = inside[rows] + (outside[rows] - inside[rows]) * np.clip(share, 0.1, 0.9)
+        aim = np.where(bracketed[rows], between, centre[rows] + side[rows] * reach[rows])
+        held = _held(fit, goal, extra[rows], aim, firmness[rows])
+        found = solve(fit.law, held, theta[rows])
+        got = goal_values(fit, goal, extra[rows], found.theta)
+        rise = np.maximum(2 * (found.loss - base) / (scale * design[rows]), 0.0)
+        root = np.sqrt(np.where(np.isnan(rise), np.inf, rise))
+        gained = side[rows] * (got - inside[rows]) > 0.1 * side[rows] * (aim - inside[rows])
+        over = (side[rows] * (got - inside[rows]) > 0) & (root > limit)
+        outside[rows[over]], outside_root[rows[over]] = got[over], root[over]
+        # Where a goal does not follow, the spring gets firmer, until it is clear that it cannot.
+        firmness[rows[~gained & ~over]] *= 100.0
+        utmost |= firmness > 1e7 * soft
+        into = (gained | utmost[rows]) & (root <= limit)
+        inside[rows[into]], inside_root[rows[into]] = got[into], root[into]
+        theta[rows[into]] = found.theta[into]
+        grow = np.clip(1.1 * limit / np.maximum(root[into], 1e-9), 1.1, 8.0)
+        reach[rows[into]] = np.abs(got[into] - centre[rows[into]]) * grow
+    with np.errstate(invalid="ignore"):
+        share = (limit - inside_root) / (outside_root - inside_root)
+        ends = np.where(np.isfinite(outside), inside + (outside - inside) * share, side * math.inf)
+    ends = np.where(utmost, inside, ends)
+    return middle, ends[:count], ends[count:]
+
+
+def _held(
+    fit: Fit, goal: Goal, extra: np.ndarray, value: np.ndarray, firmness: np.ndarray
+) -> Problem:
+    logs = np.log(np.stack([fit.inputs[role] for role in fit.law.inputs])) - fit.scales[:, None]
+    return Problem(
+        logs=logs[None],
+        log_y=np.log(fit.y)[None],
+        weights=fit.weights[None],
+        low=fit.low[None],
+        high=fit.high[None],
+        delta=np.full(1, fit.delta),
+        scales=fit.scales,
+        goal=goal,
+        extra=extra,
+        value=value,
+        firmness=firmness,
+    )
+
+
+def _loss(fit: Fit) -> float:
+    near = np.minimum(np.abs(fit.log_residuals), fit.delta)
+    return float(np.sum(fit.weights * near * (np.abs(fit.log_residuals) - near / 2)))
+
+
+def _noise(fit: Fit) -> tuple[float, float]:
+    # What a rise of the loss is compared with, and the mean of psi'. For least squares it is the
+    # variance; for Huber's loss sum psi^2 / (n - p) over the mean of psi', by which its likelihood
+    # ratio is chi squared, with Huber's (1981) correction for few rows.
+    p, n = len(fit.theta), fit.n
+    pull = np.clip(fit.log_residuals, -fit.delta, fit.delta)
+    near = np.average(np.abs(fit.log_residuals) <= fit.delta, weights=fit.weights)
+    near = float(max(near, 1 / n))
+    few = (1 + p / n * (1 - near) / near) ** 2
+    return max(few * float(fit.weights @ pull**2) / (n - p) / near, 1e-24), near
+
+
+def freedom(fit: Fit, clusters: Shaped[np.ndarray, "n"] | None) -> int:
+    """Degrees of freedom of the noise: rows, or clusters of them, less letters."""
+    groups = fit.n if clusters is None else len(np.unique(clusters))
+    if groups <= len(fit.theta):
+        raise DataError(
+            f"{groups} clusters cannot say how sure the {len(fit.theta)} letters of {fit.law.name} "
+            "are: there must be more clusters than letters. Fit a law with fewer, or add runs."
+        )
+    return groups - len(fit.theta)
+
+
+def _covariances(fit, slopes, clusters):
+    # Variance of each goal per unit of noise, and by what clusters multiply it (the sandwich's
+    # variance over the model's; Kent 1982 adjusts a likelihood ratio by the same number).
+    jacobian = prediction_slopes(fit) * np.sqrt(fit.weights)[:, None]
+    length = np.linalg.norm(jacobian, axis=0) + 1e-300
+    inverse = np.linalg.pinv(jacobian / length, rcond=1e-12)
+    reach = (slopes / length) @ inverse  # How a goal moves with each row's error.
+    variance = np.sum(reach**2, 1)
+    if clusters is None:
+        return variance, np.ones(len(slopes))
+    if len(clusters) != fit.n:
+        raise DataError(
+            f"There are {len(clusters)} cluster names for {fit.n} fitted rows: give one for each "
+            "of fit.rows."
+        )
+    scale, bent = _noise(fit)
+    pull = np.clip(fit.log_residuals, -fit.delta, fit.delta) * np.sqrt(fit.weights) / bent
+    names, member = np.unique(clusters, return_inverse=True)
+    sums = np.zeros((len(names), len(slopes)))
+    np.add.at(sums, member, (reach * pull).T)
+    groups = len(names)
+    correction = groups / (groups - 1) * (fit.n - 1) / (fit.n - len(fit.theta))
+    robust = correction * np.sum(sums**2, 0)
+    # Never below the model's: few clusters may agree by chance.
+    return variance, np.maximum(robust / np.maximum(scale * variance, 1e-300), 1.0)
+
+
+def student(level: float, freedom: int) -> float:
+    """The two-sided quantile of Student's t."""
+    # By bisection of the tail, an incomplete beta function.
+    low, high = 0.0, 1e4
+    for _ in range(200):
+        middle = (low + high) / 2
+        with jax.enable_x64(True):
+            tail = jax.scipy.special.betainc(freedom / 2, 0.5, freedom / (freedom + middle**2))
+        low, high = (middle, high) if float(tail) > 1 - level else (low, middle)
+        if high - low < 1e-12 * high:
+            break
+    return high
+
+
+@functools.cache
+def prediction(law: Law) -> Goal:
+    """The goal that is the log of a prediction; its row of numbers: logs of the inputs."""
+
+    def goal(letters, extra):
+        return law.log_predict(letters, dict(zip(law.inputs, extra, strict=True)))
+
+    return goal
+
+
+def prediction_slopes(fit: Fit) -> Float[np.ndarray, "n p"]:
+    """How the log prediction of each fitted row moves with each searched value."""
+    logs = np.log(np.stack([fit.inputs[role] for role in fit.law.inputs])).T
+    return _goal_slopes(fit, prediction(fit.law), logs)[1]
+
+
+def _goal_slopes(fit: Fit, goal: Goal, extra: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return _read(fit, goal, extra, np.tile(fit.theta, (len(extra), 1)))
+
+
+def goal_values(
+    fit: Fit, goal: Goal, extra: Float[np.ndarray, "m any"], theta: Float[np.ndarray, "m p"]
+) -> Float[np.ndarray, "m"]:
+    """A goal of many fits' searched values."""
+    return _read(fit, goal, extra, theta)[0]
+
+
+def _read(fit: Fit, goal: Goal, extra: np.ndarray, theta: np.ndarray) -> tuple[Any, Any]:
+    count = len(extra)
+    fill = ((0, roomy(count) - count), (0, 0))
+    extra, theta = (np.pad(x, fill, mode="edge") for x in (extra, theta))
+    with jax.enable_x64(True):
+        values, slopes = _goals(fit.law, goal, theta, fit.scales, extra)
+        return np.asarray(values)[:count], np.asarray(slopes)[:count]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _goals(law, goal, theta, scales, extra):
+    def one(theta, extra):
+        return goal(letters_of(law, theta, scales), extra)
+
+    return jax.vmap(one)(theta, extra), jax.vmap(jax.jacfwd(one))(theta, extra)
