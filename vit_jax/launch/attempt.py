@@ -105,7 +105,8 @@ class Attempt:
         if code == 0:
             return End("finished")
         if code < 0:
-            return End("stopped", f"killed by {signal.Signals(-code).name}")
+            names = {number.value: number.name for number in signal.Signals}
+            return End("stopped", f"killed by {names.get(-code, f'signal {-code}')}")
         said = self._said(code)
         if code in (EXIT_STOPPED, EXIT_SILENT):
             return End("stopped", said)
