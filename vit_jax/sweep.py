@@ -149,10 +149,12 @@ def conclude(runs: Sequence[Run], folder: pathlib.Path, *, whole: bool) -> int:
                 print(f"  Log: {run.workdir / records.LOG}")
     finished = sum(record.status == "finished" for record in found.values())
     print(f"{finished} of {len(runs)} runs are finished. Table: {folder / PARQUET}")
-    if not whole:
-        print("Stopped: the same command goes on.")
-        return EXIT_STOPPED
-    return 0 if finished == len(runs) else EXIT_FAILED
+    if finished == len(runs):
+        return 0
+    if whole:
+        return EXIT_FAILED
+    print("Stopped: the same command goes on.")
+    return EXIT_STOPPED
 
 
 if __name__ == "__main__":

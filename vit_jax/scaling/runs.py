@@ -19,8 +19,8 @@ examples_seen           up to this step: step x batch size
 epochs                  the same, as a share of `examples`
 forward_flops           of one image; a multiply-add is two
 train_flops             up to this step: three times forward_flops for every image seen
-device_hours            up to this step: wall time x devices. A share of a CPU's cores is one device,
-                        and a GPU that several runs share counts for each of them
+device_hours            up to this step: wall time x devices; a share of a CPU's cores is one
+                        device, and a GPU that several runs share counts for each of them
 loss, error, top1       of the evaluation; error is 1 - top1
 train_loss              of the last batch before it that was logged
 config_hash             equal for runs that compute the same; see `config_hash`
