@@ -122,7 +122,7 @@ def fit(
     low, high = bounds(law, y)
     start = varpro.starts(law, scaled, y, weights, count=_STARTS)
 
-    def search(delta: float, start: np.ndarray, rounds: int = 10) -> Solution:
+    def search(delta: float, start: np.ndarray, rounds: int = 40) -> Solution:
         problem = Problem(
             logs=scaled[None],
             log_y=np.log(y)[None],
@@ -135,7 +135,7 @@ def fit(
         return solve(law, problem, start, rounds=rounds)
 
     # Of many starts a few steps tell the good ones; these are followed to the end.
-    first = search(math.inf if delta is None else delta, start, rounds=1)
+    first = search(math.inf if delta is None else delta, start, rounds=4)
     best = first.theta[np.argsort(np.nan_to_num(first.loss, nan=np.inf), kind="stable")[:_FOLLOWED]]
     solution = search(math.inf if delta is None else delta, best)
     if delta is None:

@@ -21,8 +21,8 @@ from vit_jax.scaling.laws import Law, Letters, roomy
 
 # Fits of one program. A chunk ends with its slowest fit, so it should not be large; a fit alone
 # goes through the small one.
-_CHUNKS = (16, 256)
-_ROUND = 40
+_CHUNKS = (16, 128)
+_ROUND = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Solution:
 
 
 def solve(
-    law: Law, problem: Problem, start: Float[np.ndarray, "b p"], *, rounds: int = 10
+    law: Law, problem: Problem, start: Float[np.ndarray, "b p"], *, rounds: int = 40
 ) -> Solution:
     """Fits every problem from its start.
 
@@ -82,7 +82,7 @@ def solve(
       law: of all the fits.
       problem: the data and bounds.
       start: searched values; its rows say how many fits there are.
-      rounds: of 40 steps, after each of which the fits that have ended leave the batch.
+      rounds: of 10 steps, after each of which the fits that have ended leave the batch.
     """
     count, points = len(start), problem.log_y.shape[1]
     room = roomy(points)
