@@ -33,18 +33,15 @@ def launch(runs, max_parallel=2):
 
 
 def test_a_failure_is_recorded_and_stops_no_other(tmp_path):
-    runs = actors(
-        tmp_path,
-        {
-            "first": FINISH,
-            "says": 'sys.exit("error: data.shots is 7.\\nSecond line." * 0 or say(2))',
-            "raises": "raise ValueError('in the middle')",
-            "mute": "sys.exit(9)",
-            "last": FINISH,
-        },
-    )
-    say = "print('error: first\\nerror: data.shots is 7.\\nSecond line.', file=sys.stderr)\n"
-    runs[1] = actors(tmp_path, {"says": say + "sys.exit(2)"})[0]
+    message = "error: first\nerror: data.shots is 7.\nSecond line."
+    acts = {
+        "first": FINISH,
+        "says": f"print({message!r}, file=sys.stderr)\nsys.exit(2)",
+        "raises": "raise ValueError('in the middle')",
+        "mute": "sys.exit(9)",
+        "last": FINISH,
+    }
+    runs = actors(tmp_path, acts)
     found = launch(runs)
     assert {name: record.status for name, record in found.items()} == {
         "first": "finished",

@@ -7,7 +7,6 @@ import sys
 
 from vit_jax import cli
 from vit_jax.launch.plan import Run, make_plan
-from vit_jax.scaling.grids import BRANCH_OF, NAME
 
 # A config file whose runs are real and small: 12 to 20 steps on digits, two of them of one trunk.
 REAL = """
@@ -107,6 +106,3 @@ def actors(folder: pathlib.Path, acts: dict[str, str], branches: dict | None = N
         Actor(name, {"act": act}, (), None, folder / name, (branches or {}).get(name), act)
         for name, act in acts.items()
     ]
-
-
-__all__ = ["BRANCH_OF", "NAME", "NAMES", "REAL", "Actor", "actors", "plan", "run_sweep"]
