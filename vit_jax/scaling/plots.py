@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -38,7 +38,7 @@ class Curve:
     name: str
     x: Float[np.ndarray, "n"]
     y: Float[np.ndarray, "n"]
-    role: Sequence[str]
+    role: Shaped[np.ndarray, "n"]
     line_x: Float[np.ndarray, "m"] | None = None
     line_y: Float[np.ndarray, "m"] | None = None
     low: Float[np.ndarray, "m"] | None = None
@@ -72,14 +72,13 @@ def law_figure(
 
 def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
     named = f"{shorten(curve.name, 28)}, " if curve.name else ""
-    role = np.asarray(curve.role)
-    fitted = role == "fit"
+    fitted = curve.role == "fit"
     axes.plot(
         curve.x[fitted], curve.y[fitted], "o", color=colour, label=f"{named}{fitted.sum()} fitted",
         **_POINTS,
     )  # fmt: skip
     for other, marker, face in (("behind", ".", colour), ("held back", "D", "white")):
-        shown = role == other
+        shown = curve.role == other
         if shown.any():
             label = f"{named}{shown.sum()} {other}"
             axes.plot(

@@ -43,7 +43,7 @@ def text(result: Result) -> str:
         lines += _group_text(entry, level=result["level"])
     if result["crossings"]:
         lines += ["", "Where one group overtakes another", *_aligned(_crossing_rows(result))]
-    return "\n".join(lines)
+    return "\n".join(lines).strip()
 
 
 def _group_text(entry: Result, *, level: float) -> list[str]:
@@ -120,10 +120,10 @@ def _cell(value: Any) -> str:
 
 
 def _crossing_rows(result: Result) -> list[list[str]]:
-    rows = [["group", "overtakes", "at", f"{result['level']:.0%} interval"]]
+    rows = [["group", "leads over", "from", f"{result['level']:.0%} interval", ""]]
     for found in result["crossings"]:
-        at = number(found["estimate"]) if found.get("estimate") is not None else found["reason"]
-        rows.append([found["group"], found["overtakes"], at, interval(found)])
+        ends = [number(found["estimate"]), interval(found)] if "estimate" in found else ["–", ""]
+        rows.append([found["group"], found["over"], *ends, found["reason"]])
     return rows
 
 

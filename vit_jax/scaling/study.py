@@ -157,10 +157,13 @@ def _add_test(entry: Json, answer: Answer, question: Question, clusters: Any) ->
     part = answer.part
     if not part.held.any():
         return
-    y, ahead = part.y[part.held], {role: x[part.held] for role, x in part.inputs.items()}
-    if answer.law.law.pareto:  # The law of the best, judged by the best.
-        best = pareto(ahead["x"], y)
-        y, ahead = y[best], {"x": ahead["x"][best]}
+    test = part.held.copy()
+    if answer.law.law.pareto:  # The law of the best is judged by the best.
+        test &= pareto(part.inputs["x"], part.y)
+    if not test.any():
+        entry["notes"].append("None of the rows held back is on the Pareto frontier of all rows.")
+        return
+    y, ahead = part.y[test], {role: x[test] for role, x in part.inputs.items()}
     predicted = _predict(answer, ahead)
     entry["test"] = {
         "rows": len(y),
@@ -277,6 +280,6 @@ def _crossings(answers: Sequence[Answer], question: Question) -> list[Json]:
             )  # fmt: skip
             ends = {} if crossing.x is None else _ends(crossing.x)
             found.append(
-                {"group": leads.name, "overtakes": trails.name, **ends, "reason": crossing.reason}
+                {"group": leads.name, "over": trails.name, **ends, "reason": crossing.reason}
             )
     return found

@@ -1,0 +1,222 @@
+"""`python -m vit_jax.fit` on anybody's table: what it writes, says, and refuses."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+from vit_jax.errors import ConfigError, DataError
+from vit_jax.fit import fit
+from vit_jax.scaling.question import NAMES, Question
+
+
+def write(path, **columns):
+    """A CSV file."""
+    lines = [",".join(columns)]
+    lines += [",".join(map(str, row)) for row in zip(*columns.values(), strict=True)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def asked(runs, out, **question):
+    said = fit(runs, Question(**question), out, command="python -m vit_jax.fit ...")
+    return said, json.loads((out / "fit.json").read_text())
+
+
+@pytest.fixture
+def floor(tmp_path):
+    """Loss = 3 x^-.4 + .1, with 1% of noise; two models, of which b needs four times as much x."""
+    rng = np.random.default_rng(0)
+    x = np.geomspace(10, 1e5, 14)
+    rows = []
+    for model, factor in (("a", 1), ("b", 4)):
+        y = (3 * (x / factor) ** -0.4 + 0.1) * np.exp(rng.normal(0, 0.01, len(x)))
+        rows += [(model, *pair) for pair in zip(x, y, strict=True)]
+    model, x, y = zip(*rows, strict=True)
+    return write(tmp_path / "runs.csv", model=model, **{"Seen Examples": x}, Loss=y)
+
+
+def test_a_law_its_figures_and_its_report(floor, tmp_path):
+    said, result = asked(
+        floor,
+        tmp_path / "out",
+        law="power_floor",
+        y="Loss",
+        columns={"x": "Seen Examples"},
+        where=("model=a",),
+        hold_back=("Seen Examples>=20%",),
+        predict=(1e6,),
+    )
+    assert result["law"] == "power_floor"
+    for letter, truth in {"b": 3, "c": -0.4, "e": 0.1}.items():
+        found = result["params"][letter]
+        assert found["low"] < truth < found["high"] and abs(found["estimate"] / truth - 1) < 0.2
+    (entry,) = result["groups"]
+    assert entry["diagnostics"]["rows"] == 11 and entry["test"]["rows"] == 3
+    assert entry["test"]["rmse_log"] < 0.05 and entry["held_out"]["power_floor"]["origins"] >= 1
+    (prediction,) = entry["tables"]["Predictions"]
+    truth = 3 * 1e6**-0.4 + 0.1
+    assert prediction["Loss"]["low"] < truth < prediction["Loss"]["high"]
+
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<svg") == 2 and "b x^c + e" in page
+    assert not re.search(r'(src|href)="(?!#)', page), "the page needs another file"
+    for name in ("law", "residuals"):
+        with Image.open(tmp_path / "out" / f"{name}.png") as picture:
+            assert picture.width > 500
+        assert (tmp_path / "out" / f"{name}.svg").read_bytes().startswith(b"<?xml")
+    assert "3 of them held back: Seen Examples>=20%" in said
+    # The same question has the same answer, to the byte.
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    asked(
+        floor,
+        tmp_path / "out",
+        law="power_floor",
+        y="Loss",
+        columns={"x": "Seen Examples"},
+        where=("model=a",),
+        hold_back=("Seen Examples>=20%",),
+        predict=(1e6,),
+    )
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+def test_groups_are_compared(floor, tmp_path):
+    _, result = asked(
+        floor,
+        tmp_path / "out",
+        law="power_floor",
+        y="Loss",
+        columns={"x": "Seen Examples"},
+        group=("model",),
+    )
+    assert [entry["group"] for entry in result["groups"]] == [{"model": "a"}, {"model": "b"}]
+    (crossing,) = result["crossings"]
+    assert (crossing["group"], crossing["over"]) == ("a", "b") and "estimate" not in crossing
+    assert (tmp_path / "out" / "curves.png").exists()
+
+
+def test_both_inputs_and_the_best_of_a_budget(tmp_path):
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1e7, 6), np.geomspace(1e5, 1e8, 6)))
+    y = 0.2 + 40 / n**0.5 + 90 / d**0.5
+    runs = write(tmp_path / "runs.csv", params=n, examples_seen=d, error=y, train_flops=96 * n * d)
+    _, result = asked(runs, tmp_path / "out", law="chinchilla", budgets=(9.6e12,))
+    truth = {"E": 0.2, "A": 40, "B": 90, "alpha": 0.5, "beta": 0.5}
+    for letter, value in truth.items():
+        assert result["params"][letter]["estimate"] == pytest.approx(value, rel=1e-6)
+    (entry,) = result["groups"]
+    assert entry["diagnostics"]["flops_per_param_and_example"] == pytest.approx(96)
+    (best,) = entry["tables"]["Best for a budget"]
+    # A / N^.5 = B / D^.5 and N D = 1e11.
+    assert best["n"]["estimate"] == pytest.approx((1e11 * (40 / 90) ** 2) ** 0.5, rel=1e-4)
+    assert best["n"]["estimate"] * best["d"]["estimate"] == pytest.approx(1e11, rel=1e-4)
+    assert (tmp_path / "out" / "contours.png").exists()
+
+
+def test_valleys(tmp_path):
+    budgets = np.repeat([1e12, 1e13, 1e14, 1e15], 7)
+    best = (budgets / 1e12) ** 0.5 * 1e4
+    x = best * np.tile(np.geomspace(0.2, 5, 7), 4)
+    y = 0.1 + 1e3 / budgets**0.3 * (1 + 0.1 * np.log(x / best) ** 2)
+    runs = write(tmp_path / "runs.csv", params=x, train_flops=budgets, error=y)
+    said, result = asked(runs, tmp_path / "out", law="isoflop")
+    assert result["law"] == "isoflop"
+    assert result["params"]["c"]["estimate"] == pytest.approx(0.5, abs=1e-6)
+    assert "misplaces the best by" in said and (tmp_path / "out" / "isoflop.png").exists()
+
+
+def test_the_arms_of_a_star(tmp_path):
+    def loss(x, t, best):
+        return 0.1 + best**0.4 * x**-0.4 + x**0.3 * best**-0.3 * 3 * t**-0.2
+
+    rows = []
+    for t in np.geomspace(1e3, 1e6, 4):
+        rows += [(w, 8, t, loss(w, t, 5)) for w in (8, 16, 32, 64, 128, 256)]
+        # The centre belongs to both arms: 32 / 5 = 8 / 1.25.
+        rows += [(32, d, t, loss(d, t, 1.25)) for d in (1, 2, 4, 16, 64)]
+    width, depth, t, y = zip(*rows, strict=True)
+    runs = write(tmp_path / "runs.csv", width=width, depth=depth, train_flops=t, error=y)
+    _, result = asked(runs, tmp_path / "out", law="shape", columns={"x": "width,depth"})
+    assert [entry["group"] for entry in result["groups"]] == [{"x": "width"}, {"x": "depth"}]
+    for entry in result["groups"]:
+        assert entry["diagnostics"]["rows"] == 24 and entry["diagnostics"]["rmse_log"] < 1e-4
+        for row in entry["tables"]["Best for a budget"]:
+            assert row["exponent"]["estimate"] == pytest.approx(0.2 / 0.7, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"law": "powr"}, ConfigError, r'--law=powr: no such law\. Did you mean "power"'),
+        ({"level": 90.0}, ConfigError, "--level=90.0: write a share"),
+        ({"law": "power", "y": "loss"}, ConfigError, 'no column "loss". Did you mean "Loss"'),
+        ({"law": "power", "y": "Loss"}, ConfigError, 'no column "train_flops"'),
+        ({"law": "chinchilla", "y": "Loss", "predict": (1.0,)}, ConfigError, "laws of one input"),
+        ({"law": "power", "budgets": (1.0,)}, ConfigError, "--budget is for the law chinchilla"),
+        (
+            {"law": "power", "y": "Loss", "columns": {"x": "model"}},
+            ConfigError,
+            'The column "model" has no numbers',
+        ),
+        (
+            {"law": "power", "y": "Loss", "columns": {"x": "Loss"}, "where": ("Loss>1000",)},
+            DataError,
+            "No row of the table is left",
+        ),
+        (
+            {"law": "power", "y": "Loss", "columns": {"x": "Loss"}, "where": ("Loss>1.5",)},
+            DataError,
+            "(?s)No law could be fitted.*needs at least 3 rows",
+        ),
+    ],
+)
+def test_questions_that_have_no_answer(floor, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        asked(floor, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read"), ("a,b\n1\n", "cannot be read"), ("", "cannot be read")],
+)
+def test_tables_that_are_none(tmp_path, content, message):
+    path = tmp_path / "runs.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        asked(path, tmp_path / "out", law="power")
+
+
+def test_the_door(floor, tmp_path):
+    def door(*flags):
+        command = [sys.executable, "-m", "vit_jax.fit", *flags]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    done = door(
+        f"--runs={floor}", "--law=power", "--x=Seen Examples", "--y=Loss", "--group=model",
+        "--where=Seen Examples<1000", f"--out={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "model=a: power, y = b x^c" in done.stdout and "report.html" in done.stdout
+    assert "vit_jax.fit --runs=" in (tmp_path / "out" / "report.html").read_text()
+    done = door(f"--runs={floor}", "--predict=much", "--out=out")
+    assert done.returncode == 2
+    assert done.stderr == "error: --predict=much: write numbers, such as 1e15,1e16.\n"
+
+
+@pytest.mark.slow
+def test_auto_chooses_by_larger_scales(floor, tmp_path):
+    said, result = asked(
+        floor, tmp_path / "out", y="Loss", columns={"x": "Seen Examples"}, where=("model=a",)
+    )
+    (entry,) = result["groups"]
+    assert result["law"] in NAMES and result["law"] != "power"
+    errors = {name: found["rmse_log"] for name, found in entry["held_out"].items()}
+    assert min(errors, key=errors.get) in (result["law"], "average")
+    assert errors["power"] > 2 * errors[result["law"]] and "chosen" in said
