@@ -76,7 +76,7 @@ def test_best_shape_is_where_the_law_is_lowest_and_inside_the_sweep():
     params = dict(
         zip(
             ("alpha", "a", "beta", "b", "xi", "c", "eps"),
-            (3000.0, 1.2, 0.0004, 0.9, 0.5, 0.4, 0.05),
+            (3000.0, 1.2, 0.0167, 0.9, 0.5, 0.4, 0.05),
             strict=True,
         )
     )

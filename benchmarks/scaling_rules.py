@@ -1,0 +1,98 @@
+"""Chooses how to extrapolate learning curves, by the half of them that may be looked at.
+
+    python -m benchmarks.scaling_rules --table=benchmark.vision.csv
+
+The table is that of Alabdulmohsin et al. 2022 (2209.06640): errors of 72 few-shot tasks over the
+examples seen, of which the column Training marks the first half. Rules are single laws and averages
+of laws, shifted to meet the last 0, 3, 5 or 10 rows or not. Each is judged by the log error on the
+examples from half to all, and from a quarter to half, of the first half, from fits to what comes
+before. The best of them, and no other average, is then judged on the second half.
+"""
+
+import collections
+import csv
+import itertools
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from absl import flags
+
+from vit_jax import cli
+from vit_jax.errors import DataError
+from vit_jax.scaling.fitting import fit
+from vit_jax.scaling.selection import CANDIDATES, log_error
+
+SETS = {
+    **{name: (name,) for name in CANDIDATES},
+    "m4, bnsl": ("m4", "bnsl"),
+    "m3, m4, bnsl": ("m3", "m4", "bnsl"),
+    "power_floor, m3, m4, bnsl": ("power_floor", "m3", "m4", "bnsl"),
+    "power_floor, m3, m4, frontier, bnsl": CANDIDATES[1:],
+}
+ANCHORS = (0, 3, 5, 10)
+JOIN: dict[str, Callable[..., np.ndarray]] = {"mean": np.mean, "median": np.median}
+
+
+def rules() -> Iterator[tuple[str, str, int]]:
+    """Which laws, how they are joined, and how many of the last rows they are shifted to meet."""
+    for name, join, anchor in itertools.product(SETS, JOIN, ANCHORS):
+        if len(SETS[name]) > 1 or join == "mean":
+            yield name, join, anchor
+
+
+def judge(x: np.ndarray, y: np.ndarray, far_x: np.ndarray, far_y: np.ndarray) -> dict:
+    """The error of every rule on the far rows, of those that the near rows allow."""
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], y[order]
+    near, far = {}, {}
+    for name in CANDIDATES:
+        try:
+            found = fit(name, {"x": x}, y)
+        except DataError:  # Fewer rows than letters.
+            continue
+        near[name], far[name] = (np.log(found.predict({"x": v})) for v in (x, far_x))
+    errors = {}
+    for name, join, anchor in rules():
+        laws = [law for law in SETS[name] if law in near] or ["power"]
+        at, ahead = (JOIN[join]([v[law] for law in laws], axis=0) for v in (near, far))
+        shift = (np.log(y) - at)[-anchor:].mean() if anchor else 0.0
+        errors[name, join, anchor] = log_error(np.exp(ahead + shift), far_y)
+    return errors
+
+
+def curves(path: str) -> list[np.ndarray]:
+    """x, y and whether it is in the first half, a row each, of every task."""
+    tasks = collections.defaultdict(list)
+    with pathlib.Path(path).open() as file:
+        for row in csv.DictReader(file):
+            task = tasks[row["Model"], row["Task"]]
+            task.append([float(row[k]) for k in ("Seen Examples", "Loss", "Training")])
+    return [np.array(rows).T for rows in tasks.values()]
+
+
+if __name__ == "__main__":
+    _TABLE = flags.DEFINE_string("table", None, "benchmark.vision.csv.", required=True)
+
+    def main(argv: Sequence[str]) -> None:
+        cli.no_arguments(argv)
+        seen, unseen = [], []
+        for x, y, half in curves(_TABLE.value):
+            first = half == 1
+            unseen.append(judge(x[first], y[first], x[~first], y[~first]))
+            for cut in x[first].max() / np.array([2, 4]):
+                near, far = first & (x <= cut), first & (x > cut) & (x <= 2 * cut)
+                if near.sum() > 3 and far.any():
+                    seen.append(judge(x[near], y[near], x[far], y[far]))
+        print(f"{len(seen)} extrapolations within the first halves, by {len([*rules()])} rules")
+        score = {rule: np.mean([errors[rule] for errors in seen]) for rule in rules()}
+        order = sorted(score, key=score.get)
+        for rule in order:
+            print(f"{rule[0]:36} {rule[1]:7} last {rule[2]:2}   {score[rule]:.4f}")
+        print("On the second halves, mean and median:")
+        for rule in (order[0], *((name, "mean", 0) for name in CANDIDATES)):
+            errors = [errors[rule] for errors in unseen]
+            print(f"{rule[0]:36} {rule[1]:7} last {rule[2]:2}   ", end="")
+            print(f"{np.mean(errors):.4f} {np.median(errors):.4f}")
+
+    cli.run(main)
