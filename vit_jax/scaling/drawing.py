@@ -75,24 +75,36 @@ def _curve(answer: Answer, question: Question) -> plots.Curve:
 
 
 def _shape_figure(answer: Answer, question: Question) -> Figure:
-    """The error over a shape dimension, a curve for each compute."""
+    """The error over a shape dimension: the law at some computes, each run by the nearest one.
+
+    In a star a larger model takes more compute for the same updates, so few runs have the same.
+    """
     part, law = answer.part, answer.law
-    drawn = []
+    t = part.inputs["t"]
+    levels = np.unique(t) if len(np.unique(t)) <= 6 else np.geomspace(t.min(), t.max(), 4)
+    nearest = np.abs(np.log(t[:, None] / levels)).argmin(1)
     grid = np.geomspace(part.inputs["x"].min(), part.inputs["x"].max(), _GRID)
-    for t in _distinct(part.inputs["t"]):
-        rows = np.abs(np.log(part.inputs["t"] / t)) < 0.02
-        line = law.predict({"x": grid, "t": np.full(_GRID, t)})
+    drawn = []
+    for i, level in enumerate(levels):
+        near = nearest == i
         drawn.append(
             plots.Curve(
-                f"{question.column('t')} {t:.3g}", part.inputs["x"][rows], part.y[rows],
-                np.where(part.held[rows], "held back", "fit"), grid, line,
+                f"{question.column('t')} near {level:.3g}",
+                part.inputs["x"][near],
+                part.y[near],
+                np.where(part.held[near], "held back", "fit"),
+                grid,
+                law.predict({"x": grid, "t": np.full(_GRID, level)}),
             )
-        )  # fmt: skip
+        )
     label = part.group.get("x", question.column("x"))
     return plots.law_figure(
-        drawn, x_label=label, y_label=question.y, title=f"{question.y} over {label}",
+        drawn,
+        x_label=label,
+        y_label=question.y,
+        title=f"{question.y} over {label}",
         level=question.level,
-    )  # fmt: skip
+    )
 
 
 def _contour_figure(answer: Answer, question: Question) -> Figure:
@@ -127,12 +139,3 @@ def _valley_figure(answer: Answer, question: Question) -> Figure:
         drawn, (budgets, found.optima.predict({"x": budgets})),
         x_label=question.column("x"), y_label=question.y, title=f"{question.y} at each budget",
     )  # fmt: skip
-
-
-def _distinct(values: Float[np.ndarray, "n"]) -> list[float]:
-    """Values that are more than 2% apart, ascending."""
-    found: list[float] = []
-    for value in np.unique(values):
-        if not found or value > 1.02 * found[-1]:
-            found.append(float(value))
-    return found

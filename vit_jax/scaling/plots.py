@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -86,9 +87,10 @@ def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
                 alpha=0.35 if other == "behind" else 1, label=label, **_POINTS,
             )  # fmt: skip
     if curve.line_x is not None:
-        inside = curve.line_x <= curve.x[fitted].max()
+        # Dashed where it goes beyond what was fitted.
+        last = curve.x[fitted].max() if fitted.any() else curve.line_x[-1]
+        inside, beyond = curve.line_x <= last, curve.line_x >= last
         axes.plot(curve.line_x[inside], curve.line_y[inside], color=colour, linewidth=1.4)
-        beyond = curve.line_x >= curve.x[fitted].max()
         axes.plot(curve.line_x[beyond], curve.line_y[beyond], "--", color=colour, linewidth=1.4)
     if curve.low is not None:
         # An end that is infinite, or nothing at all, is far outside the axes.
@@ -169,10 +171,9 @@ def contours(
         axes.set(xlim=(grid_n[0], grid_n[-1]), ylim=(grid_d[0], grid_d[-1]))
         scalar = matplotlib.cm.ScalarMappable(norm=norm)
         bar = figure.colorbar(scalar, ax=axes, label=labels[2])
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(_plain))
-        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+        _few_ticks(bar.ax.yaxis, low, high)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="best")
+            figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -275,12 +276,14 @@ def _log_axes(axes: Axes, *, x_label: str, y_label: str, title: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(which="major", **_GRID)
     for axis in (axes.xaxis, axes.yaxis):
-        low, high = axis.get_data_interval()
-        if 0 < low < high < 30 * low:  # Powers of ten alone would be too few.
-            subs = (1, 2, 3, 5, 7) if high < 8 * low else (1, 2, 5)
-            axis.set_major_locator(LogLocator(subs=subs))
-            axis.set_major_formatter(FuncFormatter(_plain))
-        axis.set_minor_formatter(NullFormatter())
+        _few_ticks(axis, *axis.get_data_interval())
+
+
+def _few_ticks(axis: Axis, low: float, high: float) -> None:
+    if 0 < low < high < 30 * low:  # Powers of ten alone would be too few.
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 8 * low else (1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(_plain))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _plain(value: float, _: int) -> str:
