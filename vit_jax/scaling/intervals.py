@@ -1,8 +1,8 @@
 """Intervals of what a fit says: letters, predictions, quantities that the letters decide.
 
 All are by the profile likelihood: they follow the law where it bends, are infinite where the data
-do not say, and cover as often as they claim with a dozen points. A percentile bootstrap does not
-(`python -m benchmarks.scaling_fits` prints the table). They assume that the law's form holds.
+do not say, and cover as often as they claim with a few points, of which a percentile bootstrap
+covers less (`python -m benchmarks.scaling_fits` prints the table). They assume the law's form.
 """
 
 import dataclasses
