@@ -80,7 +80,7 @@ def test_a_run_in_a_store_is_the_run_on_a_disk(gcs, local):
     assert_same_run(gcs, local)
     left = {name.split("/")[1] for name in gcs.objects()}
     assert left == {
-        "config.json", "dataset.json", "metrics.jsonl", "timing.jsonl", "curves.png",
+        "config.json", "dataset.json", "run.json", "metrics.jsonl", "timing.jsonl", "curves.png",
         "checkpoints", "tb",
     }  # fmt: skip
     assert steps(gcs) == [8, 12]

@@ -28,7 +28,7 @@ from etils import epath
 
 from vit_jax import cli, storage
 from vit_jax import workdir as workdirs
-from vit_jax.errors import ConfigError, did_you_mean
+from vit_jax.errors import ConfigError, did_you_mean, printable
 from vit_jax.launch import record as records
 from vit_jax.launch.board import Board
 from vit_jax.launch.costs import cost, train_flops
@@ -144,7 +144,7 @@ def conclude(runs: Sequence[Run], folder: pathlib.Path, *, whole: bool) -> int:
     for run in runs:
         record = found[run.name]
         if record.status in ("failed", "blocked"):
-            print(f"{run.name} {record.status}: {record.error}")
+            print(printable(f"{run.name} {record.status}: {record.error}"))
             if record.status == "failed":
                 print(f"  Log: {run.workdir / records.LOG}")
     finished = sum(record.status == "finished" for record in found.values())
