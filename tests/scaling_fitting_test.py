@@ -8,6 +8,7 @@ import pytest
 from scipy.optimize import least_squares
 
 from tests import scaling_tables
+from tests.conftest import slow
 from tests.scaling_laws_test import CHINCHILLA, FORMULAS, D, N
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.scaling.fitting import fit, refits
@@ -22,7 +23,7 @@ def frontier(points=24, noise=0.03, seed=0):
     return x, y * np.exp(noise * np.random.default_rng(seed).standard_normal(points))
 
 
-@pytest.mark.parametrize("delta", [None, math.inf, 1e-3])
+@pytest.mark.parametrize("delta", [None, slow(math.inf), slow(1e-3)])
 def test_noise_free_chinchilla_surface_is_recovered(delta):
     y = law("chinchilla").predict(CHINCHILLA, {"n": N, "d": D})
     found = fit("chinchilla", {"n": N, "d": D}, y, delta=delta)
@@ -45,7 +46,9 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize(
+    "name", [slow(name) if name in ("bnsl", "chinchilla_repeat") else name for name in EXACT]
+)
 def test_letters_of_every_law_come_back_from_its_own_curve(name):
     params, inputs = EXACT[name]
     found = fit(name, inputs, law(name).predict(params, inputs))
@@ -104,7 +107,7 @@ def _scipy_best(name, inputs, y, *, starts, seed=0):
     return least
 
 
-@pytest.mark.parametrize("name", ["power_floor", "m3", "frontier", "bnsl"])
+@pytest.mark.parametrize("name", ["power_floor", slow("m3"), "frontier", slow("bnsl")])
 def test_no_start_of_scipy_finds_a_better_fit(name):
     x, y = frontier()
     of = law(name)
@@ -125,7 +128,7 @@ def test_no_start_of_scipy_finds_a_better_chinchilla():
     )
 
 
-@pytest.mark.parametrize("delta", [None, 1e-3, math.inf])
+@pytest.mark.parametrize("delta", [None, slow(1e-3), slow(math.inf)])
 def test_refits_are_fits(delta):
     """One search for all draws comes to what a fit of its own, from all its starts, comes to."""
     x, y = frontier()

@@ -8,6 +8,7 @@ from scipy import stats
 from scipy.optimize import minimize
 
 from benchmarks.scaling_fits import SETTINGS, coverage, speed
+from tests.conftest import slow
 from tests.scaling_fitting_test import frontier
 from tests.scaling_laws_test import CHINCHILLA, D, N
 from vit_jax.errors import DataError
@@ -23,7 +24,7 @@ def power_law(points=12, noise=0.05, seed=0):
     return x, 0.6 * x**-0.35 * np.exp(noise * z)
 
 
-@pytest.mark.parametrize("level", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("level", [slow(0.5), 0.9, slow(0.99)])
 def test_a_power_law_has_the_intervals_of_linear_regression(level):
     """Of a line through logs the profile is exact: Student's t, in closed form."""
     x, y = power_law()
@@ -94,7 +95,7 @@ def test_intervals_shrink_with_the_root_of_the_number_of_runs():
     assert 2.5 < spans[0] / spans[1] < 6.5
 
 
-@pytest.mark.parametrize("unit", [1e-9, 1e15])
+@pytest.mark.parametrize("unit", [slow(1e-9), 1e15])
 def test_intervals_do_not_depend_on_units(unit):
     x, y = frontier()
     one, other = (
