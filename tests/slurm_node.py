@@ -105,7 +105,16 @@ def slurm_node(folder: pathlib.Path, *, cores: int) -> Iterator[dict[str, str]]:
             if command[0] == "munged":
                 _until((folder / "munge.socket").exists, "munged did not start", folder)
         _until(lambda: _idle(environment), "the node did not come up", folder)
+        stack.callback(_cancel, environment)
         yield {name: environment[name] for name in ("PATH", "SLURM_CONF")}
+
+
+def _cancel(environment: dict[str, str]) -> None:
+    """Ends the jobs that a failed test has left: they would outlive their Slurm."""
+    subprocess.run(["scancel", "--me", "--full"], env=environment)
+    end = time.monotonic() + 60
+    while not _idle(environment) and time.monotonic() < end:
+        time.sleep(0.5)
 
 
 def _idle(environment: dict[str, str]) -> bool:
