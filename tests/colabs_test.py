@@ -1,0 +1,51 @@
+"""The notebooks run from top to bottom, and come to what they say."""
+
+import re
+
+import nbclient
+import nbformat
+import pytest
+
+from tests.conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
+
+
+def executed(name: str) -> str:
+    """What a notebook prints, a cell after the other; it runs in its own folder."""
+    path = ROOT / "colabs" / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(path.parent)}}
+    nbclient.NotebookClient(notebook, timeout=900, resources=resources).execute()
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]
+    assert not [out for out in outputs if out.output_type == "error"]
+    return "".join(out.get("text", "") for out in outputs if out.output_type == "stream")
+
+
+def letters(text: str) -> dict[str, float]:
+    """The first table of letters in a text."""
+    rows = re.findall(r"^  (\w+) +(-?[\d.e+-]+) +\[", text, flags=re.MULTILINE)
+    found = {}
+    for letter, value in rows:
+        found.setdefault(letter, float(value))
+    return found
+
+
+@pytest.mark.slow
+def test_scaling_laws():
+    said = executed("scaling_laws")
+    # The frontier that the paper prints: .63, .32, .12, .52 (Zhai et al. 2021, ImageNet 10-shot).
+    found = letters(said)
+    for letter, value in {"a": 0.63, "b": 0.32, "c": 0.12, "d": 0.52}.items():
+        assert found[letter] == pytest.approx(value, abs=0.05)
+    assert "7.31e+10 parameters and 1.34e+12 tokens" in said
+    biases = re.findall(r"misplaced by (-[\d.]+)%", said)
+    assert biases == ["-0.33", "-1.30", "-2.90", "-5.10"]
+    assert "do NOT support extrapolation" in said
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_they_are_kept_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
