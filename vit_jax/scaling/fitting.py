@@ -365,13 +365,15 @@ def _sensitivity(law, theta, scaled, scales, weights, bounds):
         slopes, change = (np.asarray(x) for x in _jacobians(law, theta, padded, scales))
     slopes = slopes[:n]
     slopes = (slopes * np.sqrt(weights)[:, None])[:, ~at_bound]
-    length = np.linalg.norm(slopes, axis=0) + 1e-300
+    length = np.linalg.norm(slopes, axis=0)
+    idle = length == 0  # Letters that move no prediction, whose errors have no end.
+    length = np.where(idle, 1.0, length)
     values = np.linalg.svd(slopes / length, compute_uv=False)
     condition = float(values[0] / max(values[-1], 1e-300)) if len(values) else 1.0
     inverse = np.linalg.pinv(slopes / length, rcond=1e-14)
-    covariance = inverse @ inverse.T / np.outer(length, length)
     change = change[:, ~at_bound]
-    errors = np.sqrt(np.maximum(np.einsum("lp,pq,lq->l", change, covariance, change), 0.0))
+    errors = np.linalg.norm((change / length) @ inverse, axis=1)
+    errors[(change[:, idle] != 0).any(1)] = math.inf
     return condition, errors, at_bound
 
 

@@ -100,7 +100,7 @@ def profile(
         share = (limit - inside_root) / (outside_root - inside_root)
         ends = np.where(np.isfinite(outside), inside + (outside - inside) * share, side * math.inf)
     ends = np.where(utmost, inside, ends)
-    return middle, ends[:count], ends[count:]
+    return middle, np.minimum(ends[:count], middle), np.maximum(ends[count:], middle)
 
 
 def _held(
@@ -154,10 +154,11 @@ def _covariances(fit, slopes, clusters):
     # Variance of each goal per unit of noise, and by what clusters multiply it (the sandwich's
     # variance over the model's; Kent 1982 adjusts a likelihood ratio by the same number).
     jacobian = prediction_slopes(fit) * np.sqrt(fit.weights)[:, None]
-    length = np.linalg.norm(jacobian, axis=0) + 1e-300
+    length = np.linalg.norm(jacobian, axis=0)
+    length = np.where(length == 0, 1.0, length)
     inverse = np.linalg.pinv(jacobian / length, rcond=1e-12)
     reach = (slopes / length) @ inverse  # How a goal moves with each row's error.
-    variance = np.sum(reach**2, 1)
+    variance = np.maximum(np.sum(reach**2, 1), 1e-200)
     if clusters is None:
         return variance, np.ones(len(slopes))
     if len(clusters) != fit.n:

@@ -228,7 +228,8 @@ def extrapolation(
       clusters: as for `intervals.band`.
     """
     found = band(of, inputs, level=level, clusters=clusters)
-    ratio = float(np.max(found.high / np.maximum(found.low, 1e-300)))
+    gap = float(np.max(np.log(found.high) - np.log(np.maximum(found.low, 1e-300))))
+    ratio = math.exp(min(gap, 700.0))
     loose = [name for name, word in of.identified.items() if word in ("no", "at its bound")]
     because = f" Of {of.law.formula} they do not determine {', '.join(loose)}." if loose else ""
     span = f"the {level:.0%} interval spans a factor of {ratio:.3g}"
