@@ -1,9 +1,9 @@
 """Does the form of a law hold? An interval assumes that it does, and is too narrow where not.
 
-A power law fitted to runs that level off has a tight interval and a wrong one. What it misses is not
-noise: its residuals bend. So squares and cubes of the logs of the inputs are offered to the residuals
-beside the letters, as in Ramsey's (1969) test of a regression's form: if they explain more than
-chance, by the F distribution, the law is not the runs'.
+A power law fitted to runs that level off has a tight interval and a wrong one. What it misses is
+not noise: its residuals bend. So squares and cubes of the logs of the inputs are offered to the
+residuals beside the letters, as in Ramsey's (1969) test of a regression's form: if they explain
+more than chance, by the F distribution, the law is not the runs'.
 """
 
 import jax

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
 from vit_jax.errors import DataError
+from vit_jax.scaling.adequacy import LEVEL, form_p_value
 from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.intervals import Band, band
 
@@ -219,7 +220,10 @@ def extrapolation(
     level: float = 0.9,
     clusters: Shaped[np.ndarray, "n"] | None = None,
 ) -> Verdict:
-    """Whether a fit may be read at some places: only where its interval spans less than threefold.
+    """Whether a fit may be read at some places.
+
+    Only where its interval spans less than threefold, and if its residuals do not bend: an interval
+    takes the law's form for granted (`adequacy`).
 
     Args:
       of: a fit of a law.
@@ -235,6 +239,15 @@ def extrapolation(
     span = f"the {level:.0%} interval spans a factor of {ratio:.3g}"
     if not of.converged:
         return Verdict(False, f"The fit of {of.law.name} did not converge.{because}", found)
+    chance = form_p_value(of)
+    if chance < LEVEL:
+        return Verdict(
+            False,
+            f"The residuals bend (noise alone would bend them so in {chance:.2g} of cases): the "
+            f"runs do not have the form {of.law.formula}, or are not independent, and the interval "
+            "takes both for granted. Fit a law that levels off or breaks, or let auto choose.",
+            found,
+        )
     if not ratio <= _WIDEST:
         return Verdict(
             False,
