@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 
 from tests import scaling_tables
 from vit_jax.errors import DataError
@@ -63,6 +64,16 @@ def test_a_frontier_that_ends_too_early_is_not_extrapolated():
     assert "The data cannot support this extrapolation" in verdict.reason
     assert "do not determine c" in verdict.reason
     assert extrapolation(found, {"x": [40.0]}).supported  # Next to the data all is well.
+
+
+def test_a_law_whose_residuals_bend_is_not_chosen():
+    x, y = scaling_tables.few_shot_runs()
+    early = pareto(x, y) & (x < 300)
+    x, y = x[early], y[early]
+    found = choose({"x": x}, y, laws=("power", "frontier"))
+    # Over the next scales the power law is the better one; yet it is the wrong form.
+    assert found.held_out["power"].mean < found.held_out["frontier"].mean
+    assert found.bent == ("power",) and found.law == found.best == "frontier"
 
 
 def test_the_verdict_goes_by_the_interval_and_not_by_the_law():
@@ -161,9 +172,42 @@ def test_the_laws_of_revisiting_have_the_published_errors(revisiting):
     assert revisiting["power"].mean() == pytest.approx(0.1046, abs=1e-4)
     assert revisiting["m4"].mean() == pytest.approx(0.0420, abs=1e-4)
     assert np.median(revisiting["m4"]) == pytest.approx(0.0239, abs=1e-4)
-    # By the authors' procedure, whose M2 and M3 are further from their optima, it is .70.
+    # With every law at its optimum M4 is the best in 47 of the 72 tasks.
     four = np.stack([revisiting[name] for name in ("power", "power_floor", "m3", "m4")])
-    assert (four.argmin(0) == 3).mean() > 0.64
+    assert (four.argmin(0) == 3).sum() == 47
+
+
+@pytest.mark.slow
+def test_m4_is_the_best_of_most_tasks_where_m2_is_fitted_by_turns(revisiting):
+    """FACTS: by the authors' procedure M2's mean is .0823, and M4 is the best in 70% of the tasks.
+
+    That is not M2's optimum. A search by turns, for a line through log (y - e) and then for e, ends
+    near there: of what they did we know no more than the figures.
+    """
+    by_turns = np.array([m2_by_turns(*task) for task in scaling_tables.learning_curves().values()])
+    assert by_turns.mean() == pytest.approx(0.0862, abs=2e-4)
+    assert revisiting["power_floor"].mean() < 0.073
+    others = np.minimum(by_turns, np.minimum(revisiting["power"], revisiting["m3"]))
+    assert (revisiting["m4"] < others).mean() > 0.70
+
+
+def m2_by_turns(x, y, far_x, far_y):
+    """Error of M2's predictions, fitted block by block until it hardly changes."""
+    highest = y.min() * (1 - 1e-6)
+    floor, before = 0.0, np.inf
+    for _ in range(1000):
+        line = np.polynomial.Polynomial.fit(np.log(x), np.log(y - floor), 1)
+        power = np.exp(line(np.log(x)))
+        found = minimize_scalar(
+            lambda e, power=power: np.mean((np.log(power + e) - np.log(y)) ** 2),
+            bounds=(0, highest),
+            method="bounded",
+        )
+        floor = min(found.x, highest)
+        if abs(before - found.fun) < 1e-10:
+            break
+        before = found.fun
+    return log_error(np.exp(line(np.log(far_x))) + floor, far_y)
 
 
 @pytest.mark.slow

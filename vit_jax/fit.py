@@ -1,7 +1,7 @@
 r"""Fits scaling laws to a table of runs, ours or anybody's, and says how far they can be trusted.
 
     python -m vit_jax.fit --runs=runs/study/runs.parquet --law=auto --x=train_flops --y=error \
-        --out=runs/study/fit
+        --frontier --out=runs/study/fit
     python -m vit_jax.fit --runs=papers.csv --law=power_floor --x="Seen Examples" --y=Loss \
         --group=Model --where=Task=inet_10 --hold_back=Training=0 --out=fit
     python -m vit_jax.fit --runs=runs/study/runs.parquet --law=chinchilla --budget=1e15 --out=fit
@@ -10,10 +10,10 @@ The table is a .csv or .parquet file with a row for each run, or vit_jax.sweep's
 of a run's last step and of the evaluation "test" count. Writes fit.json, figures as PNG and SVG,
 and report.html, one page that needs no other file.
 
-Laws: power, power_floor, m3, m4, bnsl (of --x); frontier (the same, of the Pareto frontier of the
-rows); auto (of these the one that predicts held-out larger scales best); chinchilla (of --n and
---d) and chinchilla_repeat (and --u); shape (of --x, such as a width, and --t; several columns for
---x are the arms of a star); isoflop (parabolas over --x at each --t).
+Laws: power, power_floor, m3, m4, bnsl (of --x); frontier (of --x, and of the Pareto frontier of the
+rows, as any other with --frontier); auto (of these the one that best predicts larger scales);
+chinchilla (of --n and --d) and chinchilla_repeat (and --u); shape (of --x, such as a width, and
+--t; several columns for --x are the arms of a star); isoflop (parabolas over --x at each --t).
 """
 
 import json
@@ -82,6 +82,7 @@ if __name__ == "__main__":
     _HOLD_BACK = flags.DEFINE_multi_string(
         "hold_back", [], "Do not fit rows with COLUMN>=VALUE, but judge the law by them."
     )
+    _FRONTIER = flags.DEFINE_bool("frontier", False, "Only the rows with the least y for their x.")
     _CHOSEN_BY = flags.DEFINE_string(
         "chosen_by", "", "Evaluation whose y chooses among runs of a group with equal x and seed."
     )
@@ -109,6 +110,7 @@ if __name__ == "__main__":
             group=tuple(_GROUP.value),
             where=tuple(_WHERE.value),
             hold_back=tuple(_HOLD_BACK.value),
+            frontier=_FRONTIER.value,
             chosen_by=_CHOSEN_BY.value,
             budgets=numbers(_BUDGET),
             predict=numbers(_PREDICT),

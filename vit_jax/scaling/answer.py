@@ -11,6 +11,7 @@ from vit_jax.errors import DataError
 from vit_jax.scaling import isoflop as isoflops
 from vit_jax.scaling import selection
 from vit_jax.scaling.fitting import Fit, fit
+from vit_jax.scaling.pareto import pareto
 from vit_jax.scaling.query import Rows, Table
 from vit_jax.scaling.question import AUTO, ISOFLOP, Question
 from vit_jax.scaling.runs import column
@@ -18,21 +19,37 @@ from vit_jax.scaling.runs import column
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """A group's rows as numbers."""
+    """A group's rows as numbers.
+
+    Attributes:
+      group: value of each grouping column.
+      inputs: of the law, by role.
+      y: errors or losses.
+      held: rows that were held back.
+      fitted: rows that are fitted: not held back and, if the question is of the frontier, on it.
+      judged: rows that the fit is judged by: held back and, if so, on the frontier of all rows.
+      runs: names of the rows' runs, where a run has several rows.
+      flops_per: training FLOPs for one parameter and one example.
+    """
 
     group: dict[str, str]
     inputs: dict[str, Float[np.ndarray, "n"]]
     y: Float[np.ndarray, "n"]
-    held: Bool[np.ndarray, "n"]  # Not seen by the fit.
-    runs: Shaped[np.ndarray, "n"] | None  # Their names, where a run has several rows.
-    flops_per: float  # Training FLOPs for one parameter and one example.
+    held: Bool[np.ndarray, "n"]
+    fitted: Bool[np.ndarray, "n"]
+    judged: Bool[np.ndarray, "n"]
+    runs: Shaped[np.ndarray, "n"] | None
+    flops_per: float
 
-    def seen(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Inputs and y of the rows that are fitted."""
-        return {role: x[~self.held] for role, x in self.inputs.items()}, self.y[~self.held]
+    def of(self, rows: Bool[np.ndarray, "n"]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Inputs and y of some rows."""
+        return {role: x[rows] for role, x in self.inputs.items()}, self.y[rows]
 
-    def clusters(self, fit: Fit) -> Shaped[np.ndarray, "n"] | None:
-        return None if self.runs is None else self.runs[~self.held][fit.rows]
+    @property
+    def clusters(self) -> Shaped[np.ndarray, "m"] | None:
+        """What fitted rows err together; None: nothing, or all, being of one run."""
+        runs = None if self.runs is None else self.runs[self.fitted]
+        return None if runs is None or len(np.unique(runs)) < 2 else runs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +71,7 @@ class Answer:
 
 def parts(table: Table, group: Rows, held: np.ndarray, question: Question) -> Iterator[Part]:
     """The group; of a star (several columns for x) an arm for each of them."""
-    arms = question.column("x").split(",") if "x" in question.roles else [""]
+    arms = question.columns_of("x") if "x" in question.roles else [""]
     centre = {name: _most_common(column(table, name)[group.rows]) for name in arms if arms[1:]}
     for arm in arms:
         rows = group.rows
@@ -64,11 +81,18 @@ def parts(table: Table, group: Rows, held: np.ndarray, question: Question) -> It
         inputs = {role: table[name][rows].astype(float) for role, name in names.items()}
         runs = table["run"][rows] if "run" in table else None
         repeated = runs is not None and len(np.unique(runs)) < len(runs)
+        y, back = table[question.y][rows].astype(float), held[rows]
+        fitted, judged = ~back, back.copy()
+        if question.on_frontier:  # What is fitted must not know what is held back.
+            fitted &= pareto(inputs["x"], np.where(back, np.inf, y))
+            judged &= pareto(inputs["x"], y)
         yield Part(
             group=group.group | ({"x": arm} if centre else {}),
             inputs=inputs,
-            y=table[question.y][rows].astype(float),
-            held=held[rows],
+            y=y,
+            held=back,
+            fitted=fitted,
+            judged=judged,
             runs=runs if repeated else None,
             flops_per=_flops_per(table, rows, inputs),
         )
@@ -81,13 +105,17 @@ def _most_common(values: np.ndarray) -> Any:
 
 def _flops_per(table: Table, rows: np.ndarray, inputs: Mapping[str, np.ndarray]) -> float:
     """The median of compute over parameters times examples; 6, a token's, where it is unknown."""
-    if "train_flops" not in table or not {"n", "d"} <= inputs.keys():
+    flops = table.get("train_flops", np.array(""))
+    if flops.dtype.kind not in "if" or not {"n", "d"} <= inputs.keys():
         return 6.0
-    return float(np.median(table["train_flops"][rows] / (inputs["n"] * inputs["d"])))
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 parameters are refused by the fit.
+        each = flops[rows] / (inputs["n"] * inputs["d"])
+    known = each[np.isfinite(each) & (each > 0)]
+    return float(np.median(known)) if len(known) else 6.0
 
 
 def answer(part: Part, question: Question) -> Answer:
-    inputs, y = part.seen()
+    inputs, y = part.of(part.fitted)
     try:
         if question.law == ISOFLOP:
             found = isoflops.isoflop(inputs["t"], inputs["x"], y)

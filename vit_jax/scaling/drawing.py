@@ -14,6 +14,7 @@ from vit_jax.scaling.intervals import band
 from vit_jax.scaling.question import ISOFLOP, Question
 
 _GRID = 120  # Places at which a law is drawn.
+_LONGEST = 50  # Letters of a group in a file's name: in any alphabet fewer than 255 bytes.
 
 
 def draw(answers: Sequence[Answer], question: Question) -> dict[str, Figure]:
@@ -50,9 +51,13 @@ def draw(answers: Sequence[Answer], question: Question) -> dict[str, Figure]:
 
 
 def _suffix(answer: Answer, answers: Sequence[Answer]) -> str:
-    """A file's name says which group it is of, where there are several."""
-    name = re.sub(r"[^\w.=-]+", "-", answer.name)
-    return f"_{name}" if len(answers) > 1 else ""
+    """A file's name says which group it is of, where there are several; if need be by number."""
+    if len(answers) < 2:
+        return ""
+    names = [re.sub(r"[^\w.=-]+", "-", other.name)[:_LONGEST] for other in answers]
+    i = answers.index(answer)
+    alike = [name.lower() for name in names].count(names[i].lower()) > 1
+    return f"_{names[i]}-{i + 1}" if alike else f"_{names[i]}"
 
 
 def _scale(law: Fit) -> Float[np.ndarray, "n"]:
@@ -63,14 +68,12 @@ def _curve(answer: Answer, question: Question) -> plots.Curve:
     """A group's points; its law from the least to the largest of all, and as far as is asked."""
     part, law = answer.part, answer.law
     x = part.inputs["x"]
-    role = np.where(part.held, "held back", "fit")
+    role = np.where(part.held, "held back", "fit").astype("U9")
     if law is None:
         return plots.Curve(answer.name, x, part.y, role)
-    (seen,) = np.nonzero(~part.held)
-    role = role.astype("U9")
-    role[np.setdiff1d(seen, seen[law.rows])] = "behind"
+    role[~part.held & ~part.fitted] = "behind"
     grid = np.geomspace(x.min(), max([x.max(), *question.predict]), _GRID)
-    found = band(law, {"x": grid}, level=question.level, clusters=part.clusters(law))
+    found = band(law, {"x": grid}, level=question.level, clusters=part.clusters)
     return plots.Curve(answer.name, x, part.y, role, grid, found.estimate, found.low, found.high)
 
 

@@ -402,6 +402,9 @@ M4 = Law(
     log_predict=_log_predict_m4,
 )
 
+# The frontier's formula as a law of all rows, to be compared with the others on the same ones.
+SHIFTED = dataclasses.replace(FRONTIER, pareto=False)
+
 LAWS: dict[str, Law] = {
     of.name: of
     for of in (POWER, POWER_FLOOR, M3, M4, FRONTIER, CHINCHILLA, CHINCHILLA_REPEAT, SHAPE, BNSL)

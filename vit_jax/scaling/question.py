@@ -1,6 +1,7 @@
 """What is asked of a table of runs: a law, columns for its inputs, which rows, what to predict."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 from vit_jax.errors import ConfigError, did_you_mean
@@ -30,6 +31,8 @@ class Question:
       group: columns; rows that agree in them are fitted together.
       where: conditions that a row must fulfil, see `vit_jax.scaling.query`.
       hold_back: conditions; rows that fulfil all of them are not fitted: the law is judged by them.
+      frontier: whether only the rows on the Pareto frontier count, the least y for its x; the law
+        frontier is of these in any case.
       chosen_by: an evaluation that chooses among runs of a group with equal inputs.
       budgets: training FLOPs, for chinchilla's optima.
       predict: values of x at which an error is predicted.
@@ -42,6 +45,7 @@ class Question:
     group: Sequence[str] = ()
     where: Sequence[str] = ()
     hold_back: Sequence[str] = ()
+    frontier: bool = False
     chosen_by: str = ""
     budgets: Sequence[float] = ()
     predict: Sequence[float] = ()
@@ -56,6 +60,19 @@ class Question:
             raise ConfigError(
                 f"--predict is for laws of one input; {self.law} has {', '.join(self.roles)}."
             )
+        if self.frontier and self.roles != ("x",):
+            raise ConfigError(
+                f"--frontier is for laws of one input; {self.law} has {', '.join(self.roles)}."
+            )
+        for flag, numbers in (("predict", self.predict), ("budget", self.budgets)):
+            if any(not 0 < number < math.inf for number in numbers):
+                told = ",".join(f"{number:g}" for number in numbers)
+                raise ConfigError(f"--{flag}={told}: write numbers above 0, such as 1e15.")
+        if strangers := [role for role in self.columns if role not in self.roles]:
+            raise ConfigError(
+                f"--{strangers[0]}={self.columns[strangers[0]]}: the law {self.law} has no input "
+                f"{strangers[0]}, but {', '.join(self.roles)}."
+            )
         if self.budgets and self.law != laws.CHINCHILLA.name:
             raise ConfigError(f"--budget is for the law chinchilla, not for {self.law}.")
 
@@ -66,8 +83,20 @@ class Question:
             return ("x", "t")
         return ("x",) if self.law == AUTO else laws.law(self.law).inputs
 
+    @property
+    def on_frontier(self) -> bool:
+        """Whether only the rows on the Pareto frontier count."""
+        return self.frontier or self.law == laws.FRONTIER.name
+
     def column(self, role: str) -> str:
         """The table's column for an input."""
         if role == "x" and self.law == ISOFLOP:
             return self.columns.get(role, "params")
         return self.columns.get(role, COLUMNS[role])
+
+    def columns_of(self, role: str) -> list[str]:
+        """The same; of the law shape x may be several, the arms of a star."""
+        name = self.column(role)
+        if role != "x" or self.law != laws.SHAPE.name:
+            return [name]
+        return list(dict.fromkeys(part.strip() for part in name.split(",")))

@@ -82,7 +82,7 @@ def sentences(entry: Result) -> list[str]:
 
 
 def _param_rows(entry: Result, level: float) -> list[list[str]]:
-    rows = [["letter", "estimate", f"{level:.0%} interval", "identified"]]
+    rows = [["letter", "estimate", f"{level * 100:.6g}% interval", "identified"]]
     for letter, found in entry["params"].items():
         rows.append(
             [letter, number(found["estimate"]), interval(found), found.get("identified", "")]
@@ -99,8 +99,9 @@ def _diagnostic_rows(entry: Result) -> list[list[str]]:
 def _held_out_rows(entry: Result) -> list[list[str]]:
     rows = [["law", "RMSE", "origins", ""]]
     for law, found in entry["held_out"].items():
-        mark = "chosen" if law == entry["law"] else found.get("why_not", "")
-        rows.append([law, number(found["rmse_log"]), number(found["origins"]), mark])
+        mark = ["chosen"] if law == entry["law"] else []
+        mark += ["its residuals bend"] if found["residuals_bend"] else []
+        rows.append([law, number(found["rmse_log"]), number(found["origins"]), ", ".join(mark)])
     return rows
 
 
@@ -120,7 +121,7 @@ def _cell(value: Any) -> str:
 
 
 def _crossing_rows(result: Result) -> list[list[str]]:
-    rows = [["group", "leads over", "from", f"{result['level']:.0%} interval", ""]]
+    rows = [["group", "leads over", "from", f"{result['level'] * 100:.6g}% interval", ""]]
     for found in result["crossings"]:
         ends = [number(found["estimate"]), interval(found)] if "estimate" in found else ["–", ""]
         rows.append([found["group"], found["over"], *ends, found["reason"]])

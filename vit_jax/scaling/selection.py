@@ -2,7 +2,7 @@
 
 Rolling origin: fit the runs up to a scale, predict those of the next, for several scales. That is
 what a law is used for, so laws are chosen by it, and not by how they fit. Rows that are set aside
-as the final test are not looked at.
+as the final test are not looked at. All laws see the same rows: for those of a frontier, give its.
 """
 
 import dataclasses
@@ -17,6 +17,8 @@ from vit_jax.errors import DataError
 from vit_jax.scaling.adequacy import LEVEL, form_p_value
 from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.intervals import Band, band
+from vit_jax.scaling.laws import FRONTIER, SHIFTED, Law
+from vit_jax.scaling.laws import law as law_by_name
 
 CANDIDATES = ("power", "power_floor", "m3", "m4", "frontier", "bnsl")
 AVERAGED = CANDIDATES[1:]  # The laws that can level off.
@@ -68,12 +70,16 @@ class Average:
 class Choice:
     """The law that predicted held-out scales best, fitted to all rows but the final test's.
 
+    A law whose residuals bend over those rows (`adequacy`) is not chosen, unless those of all do:
+    then the average of several may stand in for the form that none has.
+
     Attributes:
       law: its name.
       fit: of it.
       average: of the laws that level off; None where the inputs have no such laws.
-      best: "average" or `law`, whichever had the smaller held-out error.
+      best: what predicts: `law`, or "average" if no law's form holds and it had the smaller error.
       held_out: by law, and of "average".
+      bent: laws whose residuals bend.
       skipped: laws that could not take part, and why.
     """
 
@@ -82,6 +88,7 @@ class Choice:
     average: Average | None
     best: str
     held_out: dict[str, HeldOut]
+    bent: tuple[str, ...]
     skipped: dict[str, str]
 
     def predict(self, inputs: Mapping[str, Any]) -> Float[np.ndarray, "*m"]:
@@ -134,14 +141,17 @@ def choose(
     y = y[keep]
     held_out, skipped = rolling_origin(laws, inputs, y, delta=delta, origins=origins)
     singles = [name for name in held_out if name != "average"]
-    chosen = min(singles, key=lambda name: held_out[name].mean)
-    fits = {name: fit(name, inputs, y, delta=delta) for name in singles}
+    fits = {name: fit(_law(name), inputs, y, delta=delta) for name in singles}
     average = None
     if "average" in held_out:
         members = [fits[name] for name in AVERAGED if name in fits]
         average = _averaged(members, inputs, y)
-    best = min(held_out, key=lambda name: held_out[name].mean)
-    return Choice(chosen, fits[chosen], average, best, held_out, skipped)
+    bent = tuple(name for name in singles if form_p_value(fits[name]) < LEVEL)
+    straight = [name for name in singles if name not in bent]
+    chosen = min(straight or singles, key=lambda name: held_out[name].mean)
+    better = "average" in held_out and held_out["average"].mean < held_out[chosen].mean
+    best = "average" if better and not straight else chosen
+    return Choice(chosen, fits[chosen], average, best, held_out, bent, skipped)
 
 
 def rolling_origin(
@@ -189,7 +199,7 @@ def rolling_origin(
             if name in skipped:
                 continue
             try:
-                fits[name] = fit(name, part, y[below], delta=delta)
+                fits[name] = fit(_law(name), part, y[below], delta=delta)
             except DataError as error:
                 if j == 1:
                     skipped[name] = str(error)
@@ -273,12 +283,17 @@ def average(inputs: Mapping[str, Any], y: Any, *, delta: float | None = None) ->
     fits, skipped = [], []
     for name in AVERAGED:
         try:
-            fits.append(fit(name, inputs, y, delta=delta))
+            fits.append(fit(_law(name), inputs, y, delta=delta))
         except DataError as error:
             skipped.append(str(error))
     if not fits:
         raise DataError(skipped[0])
     return _averaged(fits, inputs, y)
+
+
+def _law(name: str) -> Law:
+    """By name, of the rows as they are: laws are compared on the same ones."""
+    return SHIFTED if name == FRONTIER.name else law_by_name(name)
 
 
 def log_error(prediction: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> float:

@@ -20,7 +20,6 @@ from vit_jax.scaling.answer import Answer, answer, parts
 from vit_jax.scaling.drawing import draw
 from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.intervals import Interval, band, letter_intervals
-from vit_jax.scaling.pareto import pareto
 from vit_jax.scaling.query import Table, groups, matches, select
 from vit_jax.scaling.question import ISOFLOP, Question
 
@@ -43,7 +42,7 @@ def study(table: Table, question: Question, *, runs: str) -> tuple[Json, dict[st
       ConfigError: the question does not fit the table.
       DataError: no row is left, or no group can be fitted.
     """
-    needed = [name for role in question.roles for name in question.column(role).split(",")]
+    needed = [name for role in question.roles for name in question.columns_of(role)]
     rows, said = select(
         table,
         needed=[*needed, question.y],
@@ -55,7 +54,7 @@ def study(table: Table, question: Question, *, runs: str) -> tuple[Json, dict[st
     held = np.full(len(table[question.y]), bool(question.hold_back))
     for condition in question.hold_back:
         held &= matches(table, condition)
-    if held[rows].any():
+    if question.hold_back:
         said.append(f"{held[rows].sum():,} of them held back: {' and '.join(question.hold_back)}")
     answers = [
         answer(part, question)
@@ -88,7 +87,7 @@ def _entry(answer: Answer, question: Question) -> Json:
     part, law = answer.part, answer.law
     if law is None:
         return {"group": part.group, "error": answer.error}
-    clusters = part.clusters(law) if answer.valleys is None else None
+    clusters = part.clusters if answer.valleys is None else None
     intervals = letter_intervals(law, level=question.level, clusters=clusters)
     params = {
         letter: _ends(found) | {"identified": law.identified[letter]}
@@ -107,6 +106,7 @@ def _entry(answer: Answer, question: Question) -> Json:
                 "origins": len(found.cuts),
                 "cuts": list(found.cuts),
                 "rmse_log_each": list(found.errors),
+                "residuals_bend": bool(answer.choice and name in answer.choice.bent),
             }
             for name, found in answer.held_out.items()
         },
@@ -120,9 +120,9 @@ def _entry(answer: Answer, question: Question) -> Json:
         return entry
     if answer.choice is not None and answer.choice.best == "average":
         entry["notes"].append(
-            "On held-out scales the average of the laws that level off was better than any one of "
-            "them: predictions below and of the rows held back are its own; letters, interval and "
-            f"curve are of the best single law, {law.law.name}."
+            "No law has the form of these rows, and on held-out scales the average of those that "
+            "level off was better than any one of them: it made the predictions below and of the "
+            f"rows held back. Letters, interval and curve are of the best law, {law.law.name}."
         )
     _add_test(entry, answer, question, clusters)
     _add_predictions(entry, answer, question, clusters)
@@ -142,7 +142,7 @@ def _diagnostics(law: Fit) -> Json:
         "rmse_log": law.rmse_log,
         "aic": law.aic,
         "bic": law.bic,
-        "condition": law.condition,
+        "condition": law.condition if math.isfinite(law.condition) else None,
         "converged": law.converged,
         "starts_agreeing": law.agreeing,
         "residuals": {
@@ -157,13 +157,10 @@ def _add_test(entry: Json, answer: Answer, question: Question, clusters: Any) ->
     part = answer.part
     if not part.held.any():
         return
-    test = part.held.copy()
-    if answer.law.law.pareto:  # The law of the best is judged by the best.
-        test &= pareto(part.inputs["x"], part.y)
-    if not test.any():
+    if not part.judged.any():
         entry["notes"].append("None of the rows held back is on the Pareto frontier of all rows.")
         return
-    y, ahead = part.y[test], {role: x[test] for role, x in part.inputs.items()}
+    ahead, y = part.of(part.judged)
     predicted = _predict(answer, ahead)
     entry["test"] = {
         "rows": len(y),
@@ -237,7 +234,7 @@ def _add_valleys(entry: Json, answer: Answer) -> None:
         }
         for valley in found.valleys
     ]
-    inputs, y = part.seen()
+    inputs, y = part.of(part.fitted)
     try:
         # Examples, up to the unit that the exponents do not see.
         direct = fit(laws.CHINCHILLA, {"n": inputs["x"], "d": inputs["t"] / inputs["x"]}, y)
@@ -261,7 +258,7 @@ def _add_valleys(entry: Json, answer: Answer) -> None:
 def _crossings(answers: Sequence[Answer], question: Question) -> list[Json]:
     """Where the law of one group falls below that of another, within what both were fitted to."""
     fitted = [a for a in answers if a.law is not None and a.law.law.inputs == ("x",)]
-    fitted = [a for a in fitted if a.valleys is None and "x" not in a.part.group]
+    fitted = [a for a in fitted if a.valleys is None]
     found = []
     for i, first in enumerate(fitted):
         for second in fitted[i + 1 :]:
@@ -271,7 +268,7 @@ def _crossings(answers: Sequence[Answer], question: Question) -> list[Json]:
                 continue
             grid = np.geomspace(low, high, _GRID)
             bands = [
-                band(a.law, {"x": grid}, level=question.level, clusters=a.part.clusters(a.law))
+                band(a.law, {"x": grid}, level=question.level, clusters=a.part.clusters)
                 for a in (first, second)
             ]
             crossing = curves.crossover(grid, *bands)
