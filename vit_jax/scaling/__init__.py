@@ -1,14 +1,32 @@
-"""Scaling laws: from a table of runs to a law that can be trusted, or a reason why not.
+"""A scaling study: from a sweep's runs to a law that can be trusted, or a reason why not.
 
+Sweeps and their table
+grids         the points of a sweep: grid, zip, chain, star, subset, durations
+recipes       what the runs of a study have in common, on ImageNet-21k and on Fashion-MNIST
+runs          the table: made of the runs' work directories, read from anybody's file
+
+Laws
 laws          the laws, by their papers' letters; adding one is adding a table of its terms
-pareto        which runs no other run beats
 varpro        where a fit starts: variable projection
 solver        thousands of small robust fits at once, float64, within bounds
 fitting       a law fitted to runs, and how well its letters are determined
 profile       how far a quantity can move before the law no longer fits
-intervals     of letters, predictions and optima, by the profile; bootstrap: for comparison
+intervals     of letters, predictions and optima, by the profile
+bootstrap     fits to rows or clusters drawn anew, for comparison
+adequacy      does the form of a law hold?
 selection     laws chosen by held-out scales; may this be extrapolated?
+
+What they say to do
+pareto        which runs no other run beats
 optima        compute-optimal parameters and examples, the best shape
 curves        where two models cross, how many more images one needs
 isoflop       valleys at each budget, their optima and their bias
+
+`python -m vit_jax.fit`
+question      what is asked of a table
+query         which rows count
+answer        a group of rows, and what is fitted to it
+study         all that is said
+drawing       the figures that an answer calls for; plots draws them
+report        as text and as a page
 """

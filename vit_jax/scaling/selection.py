@@ -141,7 +141,7 @@ def choose(
     y = y[keep]
     held_out, skipped = rolling_origin(laws, inputs, y, delta=delta, origins=origins)
     singles = [name for name in held_out if name != "average"]
-    fits = {name: fit(_law(name), inputs, y, delta=delta) for name in singles}
+    fits = {name: fit(of_all_rows(name), inputs, y, delta=delta) for name in singles}
     average = None
     if "average" in held_out:
         members = [fits[name] for name in AVERAGED if name in fits]
@@ -199,7 +199,7 @@ def rolling_origin(
             if name in skipped:
                 continue
             try:
-                fits[name] = fit(_law(name), part, y[below], delta=delta)
+                fits[name] = fit(of_all_rows(name), part, y[below], delta=delta)
             except DataError as error:
                 if j == 1:
                     skipped[name] = str(error)
@@ -283,7 +283,7 @@ def average(inputs: Mapping[str, Any], y: Any, *, delta: float | None = None) ->
     fits, skipped = [], []
     for name in AVERAGED:
         try:
-            fits.append(fit(_law(name), inputs, y, delta=delta))
+            fits.append(fit(of_all_rows(name), inputs, y, delta=delta))
         except DataError as error:
             skipped.append(str(error))
     if not fits:
@@ -291,8 +291,8 @@ def average(inputs: Mapping[str, Any], y: Any, *, delta: float | None = None) ->
     return _averaged(fits, inputs, y)
 
 
-def _law(name: str) -> Law:
-    """By name, of the rows as they are: laws are compared on the same ones."""
+def of_all_rows(name: str) -> Law:
+    """A law by its name, of the rows as they are: laws are compared on the same ones."""
     return SHIFTED if name == FRONTIER.name else law_by_name(name)
 
 
