@@ -224,13 +224,38 @@ def test_columns_of_anybodys_parquet(tmp_path):
         "small": pa.array([1, None], pa.int8()),
         "half": pa.array([0.5, 1.5], pa.float16()),
         "class": pa.array(["a", "b"]).dictionary_encode(),
+        "number": pa.array([0.5, 2]).dictionary_encode(),
+        "when": pa.array([1, 2], pa.timestamp("ns")),
         "nothing": pa.nulls(2),
     }
     pa.parquet.write_table(pa.table(columns), path)
     runs = read_runs(path)
     assert runs["small"][0] == 1 and np.isnan(runs["small"][1])
     assert list(runs["half"]) == [0.5, 1.5] and list(runs["class"]) == ["a", "b"]
+    assert list(runs["number"]) == [0.5, 2] and runs["when"][0] != runs["when"][1]
     assert np.isnan(runs["nothing"]).all()
+    path.rename(tmp_path / "X.PARQUET")
+    assert list(read_runs(tmp_path / "X.PARQUET")["half"]) == [0.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b,a\n1,2,3\n", "several columns of the same name: a. Rename them"),
+        ("modèle,b\n1,2\n".encode("latin1"), "is not UTF-8 text. Save it as such"),
+        ("model,b\né,2\n".encode("latin1"), "is not UTF-8 text. Save it as such"),
+    ],
+)
+def test_tables_of_others_that_cannot_be_read(tmp_path, content, message):
+    (tmp_path / "x.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=f"x.csv.* {message}"):
+        read_runs(tmp_path / "x.csv")
+
+
+def test_a_number_that_is_too_large_is_not_another_one(tmp_path):
+    pa.parquet.write_table(pa.table({"x": pa.array([2**63], pa.uint64())}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="9223372036854775808"):
+        read_runs(tmp_path / "x.parquet")
 
 
 def test_tables_that_are_none(tmp_path):

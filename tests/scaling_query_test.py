@@ -33,6 +33,36 @@ def test_conditions(table):
     assert matches(table, "steps<=50%").sum() == 4
     assert matches(table, "run~?-2*").sum() == 8 and not matches(table, "run~x*").any()
     assert matches(table, "final=true").sum() == 8 == matches(table, "final!=False").sum()
+    assert matches(table, " step < 20 ").sum() == 8
+
+
+def test_operators_in_the_names_of_columns(table):
+    table |= {"error<.5": table["final"], "step=": table["step"]}
+    assert matches(table, "error<.5=true").sum() == 8
+    assert matches(table, "step=<20").sum() == 8 and matches(table, "error<.5").sum() == 6
+
+
+def test_a_share_of_what_is_finite_or_of_nothing():
+    table = {"x": np.array([1.0, np.nan, 4.0, np.inf]), "none": np.full(4, np.nan)}
+    assert matches(table, "x>=50%").tolist() == [False, False, True, True]
+    assert not matches(table, "none>=50%").any()
+    assert not len(matches({"x": np.array([])}, "x>=50%"))
+
+
+def test_columns_of_others_that_are_called_as_ours():
+    table = {"y": np.ones(3), "final": np.arange(3.0), "evaluation": np.arange(3)}
+    rows, said = select(table, needed=("final",), where=(), y="y")
+    assert len(rows) == 3 and not said
+
+
+def test_the_cell_that_is_no_number_is_shown():
+    table = {"y": np.ones(4), "x": np.array(["1", "", "1,000", "?"]), "text": np.array(["1"] * 4)}
+    with pytest.raises(ConfigError, match=r"it has '1,000' in row 3\. Write plain numbers"):
+        select(table, needed=("x",), where=(), y="y")
+    with pytest.raises(ConfigError, match=r"it has '1' in row 1.* not as text"):
+        select(table, needed=("text",), where=(), y="y")
+    with pytest.raises(DataError, match="columns and no rows"):
+        select({"y": np.array([])}, needed=("y",), where=(), y="y")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +109,7 @@ def test_rows_without_a_number_are_counted(table):
     table["loss"] = np.where(table["model"] == "a", np.nan, 1.0)
     rows, said = select(table, needed=("error", "loss"), where=(), y="error")
     assert len(rows) == 2 and "2 rows left out: they have no loss" in said
-    with pytest.raises(ConfigError, match="has no numbers, such as"):
+    with pytest.raises(ConfigError, match=r'"run" is not one of numbers: it has .a-10. in row 1'):
         select(table, needed=("run",), where=(), y="error")
     with pytest.raises(DataError, match="No row of the table is left"):
         select(table, needed=("loss",), where=("model=a",), y="error")
@@ -93,3 +123,10 @@ def test_groups_are_in_the_order_of_the_table(table):
     assert whole.name == "" and whole.rows.tolist() == rows.tolist()
     with pytest.raises(ConfigError, match='no column "modle"'):
         list(groups(table, rows, ("modle",)))
+
+
+def test_many_groups_take_no_time():
+    """Each row is looked at once: a second, and not an hour."""
+    many = np.arange(200_000)
+    found = list(groups({"run": many}, many, ("run",)))
+    assert len(found) == len(many) and found[-1].rows.tolist() == [199_999]

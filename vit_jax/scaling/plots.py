@@ -98,7 +98,7 @@ def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
         high = np.minimum(curve.high, curve.line_y * 1e3)
         axes.fill_between(
             curve.line_x, low, high, color=colour, alpha=0.15, linewidth=0,
-            label=f"{named}{level:.0%} interval",
+            label=f"{named}{level * 100:.6g}% interval",
         )  # fmt: skip
 
 

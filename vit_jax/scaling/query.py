@@ -8,6 +8,7 @@ share of the column's largest number, and ~ compares text with a pattern such as
 
 import dataclasses
 import fnmatch
+import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,16 +67,11 @@ def matches(table: Table, condition: str) -> Bool[np.ndarray, "n"]:
     Raises:
       ConfigError: it is no condition, names no column, or compares text with a number.
     """
-    match = re.fullmatch(rf"(?P<name>.+?)\s*(?P<sign>{_SIGNS})\s*(?P<value>.*)", condition)
-    if not match:
-        raise ConfigError(
-            f"{condition!r} is no condition: write COLUMN, one of {' '.join(_OPERATORS)}, and a "
-            "value, such as evaluation=test or 'train_flops<1e14'."
-        )
-    values, text, sign = column(table, match["name"]), match["value"], match["sign"]
+    name, sign, text = _parsed(table, condition)
+    values = column(table, name)
     if values.dtype.kind == "U" or values.dtype.kind == "b":
         if sign not in ("=", "!=", "~"):
-            raise ConfigError(f"{condition!r}: {match['name']} has no numbers: use =, != or ~.")
+            raise ConfigError(f"{condition!r}: {name} has no numbers: use =, != or ~.")
         if values.dtype.kind == "b":
             values, text = values.astype(str), text.capitalize()
         wanted = text
@@ -83,10 +79,27 @@ def matches(table: Table, condition: str) -> Bool[np.ndarray, "n"]:
             hint = did_you_mean(text, sorted({*values.tolist()})[:50])
             raise ConfigError(f"{condition!r}: no row has that value. {hint}")
     elif sign == "~":
-        raise ConfigError(f"{condition!r}: {match['name']} has numbers: use one of = != < <= > >=.")
+        raise ConfigError(f"{condition!r}: {name} has numbers: use one of = != < <= > >=.")
     else:
         wanted = _number(text, values, condition)
     return _OPERATORS[sign](values, wanted)
+
+
+def _parsed(table: Table, condition: str) -> tuple[str, str, str]:
+    """Column, operator and value; the names of the table's own columns may have operators in them.
+
+    Raises:
+      ConfigError: it is no condition.
+    """
+    ours = sorted(map(re.escape, table), key=len, reverse=True)
+    for name in (*ours, ".+?"):
+        pattern = rf"\s*(?P<name>{name})\s*(?P<sign>{_SIGNS})\s*(?P<value>.*?)\s*"
+        if match := re.fullmatch(pattern, condition, flags=re.DOTALL):
+            return match["name"], match["sign"], match["value"]
+    raise ConfigError(
+        f"{condition!r} is no condition: write COLUMN, one of {' '.join(_OPERATORS)}, and a "
+        "value, such as evaluation=test or 'train_flops<1e14'."
+    )
 
 
 def _number(text: str, values: np.ndarray, condition: str) -> float:
@@ -98,7 +111,10 @@ def _number(text: str, values: np.ndarray, condition: str) -> float:
             f"{condition!r} compares a column of numbers with {text!r}: write a number, or a share "
             "of the largest such as 50%."
         ) from None
-    return number / 100 * float(np.nanmax(values)) if share else number
+    if not share:
+        return number
+    finite = values[np.isfinite(values)].astype(float)
+    return number / 100 * float(np.max(finite, initial=-np.inf))
 
 
 def select(
@@ -131,10 +147,11 @@ def select(
     """
     said = []
     conditions = list(where)
-    named = {re.split(rf"\s*(?:{_SIGNS})", condition)[0] for condition in conditions}
-    if "final" in table and "final" not in named:
+    named = {_parsed(table, condition)[0] for condition in conditions}
+    # Of anybody's table a column of such a name may be something else.
+    if _kind(table, "final") == "b" and "final" not in named:
         conditions.append("final=true")
-    if "evaluation" in table and "evaluation" not in named:
+    if _kind(table, "evaluation") == "U" and "evaluation" not in named:
         evaluations = sorted({*table["evaluation"].tolist()} - {""})
         if "test" in evaluations:
             conditions.append("evaluation=test")
@@ -144,6 +161,8 @@ def select(
                 f"--where=evaluation={evaluations[0]}."
             )
     size = len(column(table, y))
+    if not size:
+        raise DataError("The table has columns and no rows.")
     mask = np.ones(size, bool)
     for condition in conditions:
         mask &= matches(table, condition)
@@ -151,7 +170,13 @@ def select(
     for name in needed:
         values = column(table, name)
         if values.dtype.kind not in "if":
-            raise ConfigError(f'The column "{name}" has no numbers, such as {values[:1].tolist()}.')
+            texts = values.tolist()
+            row = next((i for i, value in enumerate(texts) if not _is_number(value)), 0)
+            raise ConfigError(
+                f'The column "{name}" is not one of numbers: it has {texts[row]!r} in row '
+                f"{row + 1:,}. Write plain numbers, such as 0.25 or 1e15, not as text, and nothing "
+                "where there is none."
+            )
         there = np.isfinite(values.astype(float))
         if (mask & ~there).any():
             said.append(f"{(mask & ~there).sum():,} rows left out: they have no {name}")
@@ -167,11 +192,23 @@ def select(
     return rows, said
 
 
+def _kind(table: Table, name: str) -> str:
+    """The kind of a column's values, as NumPy has it; "" if there is no such column."""
+    return table[name].dtype.kind if name in table else ""
+
+
+def _is_number(value: str | bool) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except ValueError:
+        return not value  # Nothing at all.
+
+
 def _chosen(
     table: Table, rows: np.ndarray, evaluation: str, y: str, alike: Sequence[str]
 ) -> np.ndarray:
     judged = matches(table, f"evaluation={evaluation}")
-    if "final" in table:
+    if _kind(table, "final") == "b":
         judged &= table["final"]
     names = column(table, "run")
     score = dict(zip(names[judged].tolist(), column(table, y)[judged].tolist(), strict=True))
@@ -192,6 +229,8 @@ def groups(table: Table, rows: Int[np.ndarray, "n"], names: Sequence[str]) -> It
     """
     columns = [column(table, name)[rows] for name in names]
     keys = [tuple(str(value) for value in values) for values in zip(*columns, strict=True)]
-    for key in dict.fromkeys(keys or [()]):
-        mine = [i for i, other in enumerate(keys) if other == key] if keys else slice(None)
-        yield Rows(dict(zip(names, key, strict=True)), rows[mine])
+    members: dict[tuple[str, ...], list[int]] = {}
+    for row, key in zip(rows.tolist(), keys or [()] * len(rows), strict=True):
+        members.setdefault(key, []).append(row)
+    for key, mine in members.items():
+        yield Rows(dict(zip(names, key, strict=True)), np.array(mine))

@@ -41,6 +41,7 @@ import io
 import json
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -128,20 +129,33 @@ def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
       DataError: there is no such file, or it is not such a table.
     """
     path = pathlib.Path(path).expanduser()
+    kind = path.suffix.lower()
     try:
-        if path.suffix == ".parquet":
+        if kind == ".parquet":
             table = pa.parquet.read_table(path)
-        elif path.suffix == ".csv":
+        elif kind == ".csv":
             # In one block: what a column is, is then judged by all of it.
             whole = pa.csv.ReadOptions(block_size=max(path.stat().st_size, 1))
             lines = pa.csv.ParseOptions(newlines_in_values=True)
             table = pa.csv.read_csv(path, read_options=whole, parse_options=lines)
         else:
             raise DataError(f"{path}: a table of runs is a .parquet or a .csv file.")
+        names = table.column_names
+        if kind == ".csv" and any(pa.types.is_binary(field.type) for field in table.schema):
+            raise DataError(f"{path} {_NO_UTF8}")
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise DataError(
+                f"{path} has several columns of the same name: {', '.join(twice)}. Rename them."
+            )
+        return {name: _array(table.column(name)) for name in names}
+    except UnicodeDecodeError as error:  # The names of the columns.
+        raise DataError(f"{path} {_NO_UTF8}") from error
     except (OSError, pa.ArrowException) as error:
         said = storage.explain(error) if isinstance(error, OSError) else str(error)
         raise DataError(f"{path} cannot be read as a table of runs: {said[:300]}.") from error
-    return {name: _array(table.column(name)) for name in table.column_names}
+
+
+_NO_UTF8 = 'is not UTF-8 text. Save it as such ("CSV UTF-8" in Excel), or as Parquet.'
 
 
 def column(runs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -156,6 +170,10 @@ def column(runs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def _array(values: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_timestamp(values.type):  # Python's have no nanoseconds.
+        values = values.cast(pa.string())
     kind = values.type
     missing = values.null_count > 0
     if pa.types.is_boolean(kind) and not missing:
@@ -163,7 +181,7 @@ def _array(values: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_null(kind):
         return np.full(len(values), np.nan)
     if pa.types.is_integer(kind) and not missing:
-        return values.cast(pa.int64(), safe=False).to_numpy()
+        return values.cast(pa.int64()).to_numpy()
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         numbers = values.cast(pa.float64(), safe=False)
         return np.array([np.nan if x is None else x for x in numbers.to_pylist()], np.float64)
