@@ -57,6 +57,13 @@ def test_a_failure_is_recorded_and_stops_no_other(tmp_path):
     assert found["first"].values == {"act": FINISH}
 
 
+def test_a_run_whose_folder_is_deleted_meanwhile_fails_alone(tmp_path):
+    acts = {"gone": "import shutil\nshutil.rmtree(workdir)\nsys.exit(1)", "other": FINISH}
+    found = launch(actors(tmp_path, acts))
+    assert found["gone"].status == "failed" and "log is not there" in found["gone"].error
+    assert found["other"].status == "finished"
+
+
 def test_finished_runs_are_skipped_and_failed_ones_tried_again(tmp_path):
     fails_once = "if len((workdir / 'notes').read_text().split()) == 1: sys.exit(2)\nreach(10)"
     runs = actors(tmp_path, {"good": FINISH, "bad": fails_once})

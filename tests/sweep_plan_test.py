@@ -10,7 +10,7 @@ from tests.sweep_runs import NAMES, REAL, plan
 from vit_jax import cli
 from vit_jax import workdir as workdirs
 from vit_jax.config import freeze
-from vit_jax.errors import ConfigError
+from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.launch import record as records
 from vit_jax.launch.plan import check_unchanged, make_plan
 
@@ -48,6 +48,16 @@ def test_a_point_is_a_command_and_the_config_that_the_command_gives(tmp_path, fi
     assert (c.model.depth, c.optim.lr, c.optim.b1, c.data.examples) == (2, 0.25, 0.5, 100)
     assert c.checkpoint.keep_steps == (3, 5) and c.log.tensorboard is True
     assert run.workdir == tmp_path / "S" / run.name
+    json.dumps(dict(run.values))
+
+
+def test_numbers_of_numpy_within_a_tuple_are_numbers(tmp_path, file):
+    crop = {"op": "random_crop", "padding": np.int64(1)}
+    decode = {"op": "decode", "channels": 1}
+    point = {"checkpoint.keep_steps": tuple(np.array([3, 5])), "name": "a"}
+    (run,) = plan([{**point, "data.train_transforms": [decode, crop]}], tmp_path, file)
+    assert run.config.checkpoint.keep_steps == (3, 5)
+    assert run.config.data.train_transforms[1]["padding"] == 1
     json.dumps(dict(run.values))
 
 
@@ -118,6 +128,23 @@ BAD = {
         [{"name": "a", "branch_of": ("b", 1)}, {"name": "b", "branch_of": ("a", 1)}],
         "in a circle: a -> b -> a",
     ),
+    "the table's name": ([{"name": "runs.csv"}], "cannot be called runs.csv"),
+    "upper case": ([{"name": "A"}, {"name": "a"}], "the name A, in upper or lower case"),
+    "before the first step": (
+        [{"name": "a", "checkpoint.keep_every_steps": 4}, {"name": "b", "branch_of": ("a", -4)}],
+        "step -4 of a, which has 12: choose one from 1 to its last",
+    ),
+    "beyond the end": (
+        [{"name": "a", "checkpoint.keep_every_steps": 4}, {"name": "b", "branch_of": ("a", 16)}],
+        "step 16 of a, which has 12: choose",
+    ),
+    "nothing left to do": (
+        [
+            {"name": "a", "checkpoint.keep_steps": (5,)},
+            {"name": "b", "branch_of": ("a", 5), "total_steps": 5},
+        ],
+        "goes on from step 5 of a, and has 5 steps in all",
+    ),
     "not kept": ([{"name": "a"}, {"name": "b", "branch_of": ("a", 5)}], "does not keep its state"),
 }
 
@@ -166,9 +193,16 @@ def test_what_the_checkpoint_decided_is_no_change(tmp_path, file):
     check_unchanged(run)
 
 
-def test_a_damaged_record_is_named(tmp_path):
-    (tmp_path / records.RECORD).write_text('{"status": "perhaps"}')
-    with pytest.raises(Exception, match=records.RECORD):
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('{"status": "perhaps"}', '{"attempts": "2"}', '{"error": null}', '{"values": [1]}'),
+        *('{"branch_of": 3}', "[]", '{"status": "fin', "\0\xff"),
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / records.RECORD).write_text(content)
+    with pytest.raises(CheckpointError, match=f"(?s){records.RECORD} cannot be read.*delete it"):
         records.read(tmp_path)
 
 

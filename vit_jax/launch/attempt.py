@@ -114,9 +114,12 @@ class Attempt:
 
     def _said(self, code: int) -> str:
         """Why it ended: our own message, a traceback's last line, or the last line there is."""
-        with self._path.open("rb") as log:
-            log.seek(max(self._begin, log.seek(0, os.SEEK_END) - 2**16))
-            text = log.read().decode(errors="replace").strip()
+        try:
+            with self._path.open("rb") as log:
+                log.seek(max(self._begin, log.seek(0, os.SEEK_END) - 2**16))
+                text = log.read().decode(errors="replace").strip()
+        except OSError as error:  # Somebody has tidied up.
+            return f"exit code {code}; its log is not there: {error.strerror}"
         if code == EXIT_ERROR and (messages := re.split(r"^error: ", text, flags=re.MULTILINE)[1:]):
             return messages[-1][:_LONGEST_ERROR]
         lines = text.splitlines() or [f"exit code {code}, and not a word"]

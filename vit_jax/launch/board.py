@@ -83,7 +83,8 @@ class Board:
         for run in self._runs:
             record = self._records[run.name]
             if record.status in ("failed", "blocked"):
-                lines.append(f"  {record.status:8} {run.name}: {record.error.splitlines()[0]}")
+                first = record.error.partition("\n")[0]
+                lines.append(f"  {record.status:8} {run.name}: {first}")
         if len(lines) > rows - 1:
             lines = [*lines[: rows - 2], f"  ... and {len(lines) - rows + 2} more"]
         up = f"\x1b[{self._lines}F" if self._lines else ""

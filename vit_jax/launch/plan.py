@@ -24,6 +24,7 @@ from vit_jax.scaling.grids import BRANCH_OF, NAME, point_name
 
 # Safe in every file system and shell; a name is a folder's.
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,=+@-]{0,199}")
+_OURS = ("runs.parquet", "runs.csv")  # Of `vit_jax.scaling.runs`, which imports records of runs.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +110,8 @@ def make_plan(
             config = configure(flags)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
+        if branch_of:
+            _check_own_steps(config, branch_of, where)
         values = {key: _plain(value) for key, value in settings.items()}
         runs[name] = Run(name, values, tuple(flags), config, workdir, branch_of)
     return list(runs.values())
@@ -158,6 +161,7 @@ def _is_written(path: pathlib.Path, plain: Mapping[str, Any]) -> bool:
 
 def _names(points: Iterable[Any]) -> dict[str, Mapping[str, Any]]:
     named: dict[str, Mapping[str, Any]] = {}
+    spelled: dict[str, str] = {}
     for i, point in enumerate(points):
         if not isinstance(point, Mapping) or not all(isinstance(key, str) for key in point):
             raise ConfigError(
@@ -171,10 +175,16 @@ def _names(points: Iterable[Any]) -> dict[str, Mapping[str, Any]]:
                 "its folder: up to 200 letters, digits and . _ , = + @ -, a letter or a digit "
                 f'first. Give the point a "{NAME}".'
             )
-        if name in named:
+        if name.lower() in _OURS:
             raise ConfigError(
-                f"sweep(): two points have the name {name}: {dict(named[name])} and {dict(point)}. "
-                f'Give them a "{NAME}" each.'
+                f"sweep(), point {i}: a run cannot be called {name}, as the sweep's table is."
+            )
+        # Some file systems take names for equal that differ in upper and lower case.
+        if (other := spelled.setdefault(name.lower(), name)) in named:
+            both = name if other == name else f"{other}, in upper or lower case"
+            raise ConfigError(
+                f"sweep(): two points have the name {both}: {dict(named[other])} and "
+                f'{dict(point)}. Give them a "{NAME}" each.'
             )
         named[name] = point
     return named
@@ -219,10 +229,26 @@ def _check_kept(trunk: Run, step: int, where: str) -> None:
     kept = trunk.config.checkpoint
     every = kept.keep_every_steps
     last = trunk.config.total_steps
+    if step < 1 or (last is not None and step > last):
+        length = "" if last is None else f", which has {last}"
+        raise ConfigError(
+            f"{where}: {BRANCH_OF} is step {step} of {trunk.name}{length}: choose one from 1 to "
+            "its last."
+        )
     if step not in (*kept.keep_steps, last) and not (every and step % every == 0):
         raise ConfigError(
             f"{where}: {BRANCH_OF} is step {step} of {trunk.name}, which does not keep its state "
             f'of that step. Give that point "checkpoint.keep_steps": ({step},).'
+        )
+
+
+def _check_own_steps(config: FrozenConfigDict, branch_of: tuple[str, int], where: str) -> None:
+    """Raises ConfigError if a branch is at its end where it begins."""
+    name, step = branch_of
+    if config.total_steps is not None and config.total_steps <= step:
+        raise ConfigError(
+            f"{where}: it goes on from step {step} of {name}, and has {config.total_steps} steps "
+            "in all: give it more, or an earlier step."
         )
 
 
@@ -268,12 +294,23 @@ def _text(value: Any, where: str) -> str:
         return value
     if isinstance(value, bool):
         return str(value).lower()
-    if value is None or isinstance(value, int | float | tuple | list):
-        return repr(tuple(value) if isinstance(value, list) else value)
+    if value is None or isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, tuple | list):
+        return repr(tuple(map(_literal, value)))
     raise ConfigError(
         f"{where}: {value!r:.200} is no value of a key: write a number, text, true or false, None "
         "or a tuple of such, and the keys of a section one by one."
     )
+
+
+def _literal(value: Any) -> Any:
+    """A value within a tuple, with numbers of NumPy as Python's, which alone can be read again."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_literal, value))
+    if isinstance(value, Mapping):
+        return {key: _literal(item) for key, item in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _resume(workdir: pathlib.Path, folder: pathlib.Path, branch_of: tuple[str, int]) -> str:

@@ -59,8 +59,11 @@ def read(workdir: pathlib.Path) -> Record:
         if kept.get("branch_of") is not None:
             kept["branch_of"] = tuple(kept["branch_of"])
         record = Record(**kept)
-        if record.status not in STATUSES or type(record.attempts) is not int:
-            raise ValueError("its status or its attempts are none")
+        texts = record.name, record.status, record.error
+        if record.status not in STATUSES or not all(isinstance(text, str) for text in texts):
+            raise ValueError("its name, status or error is none")
+        if type(record.attempts) is not int or not isinstance(record.values, dict):
+            raise ValueError("its attempts or values are none")
         return record
     except FileNotFoundError:
         return Record()
