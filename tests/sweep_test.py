@@ -40,6 +40,19 @@ def test_a_pattern_chooses_runs_by_their_whole_names(tmp_path):
         select(runs, "vit")
 
 
+def test_interrupted_before_it_has_begun(tmp_path):
+    """Without a traceback, and by the signal, so that a shell's loop ends, too."""
+    file = tmp_path / "slow.py"
+    file.write_text("import time\nprint('reading', flush=True)\ntime.sleep(60)\n")
+    command = sweep_command(file, tmp_path / "S")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout.readline() == "reading\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == -signal.SIGINT
+        assert process.stderr.read() == "Interrupted.\n"
+
+
 # ------------------------------------------------------------------------------------ the board
 
 
@@ -75,6 +88,9 @@ def test_a_table_says_how_far_each_is_and_how_long_all_will_take(tmp_path):
     change(runs[0], status="running")
     now[0] = 60.0
     change(runs[0], status="finished")
+    change(runs[2], status="failed", error="")
+    board.show()
+    change(runs[2], status="waiting")
     change(runs[3], status="failed", error="No such model.\nAccepted: ...")
     change(runs[1], status="running")
     (runs[1].workdir / "run.json").write_text('{"total_steps": 100, "batch_size": 8}')

@@ -44,6 +44,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # Neither closed, nor a notebook's.
             stream.reconfigure(errors="backslashreplace")  # A terminal may lack letters of a name.
     _keep_libraries_quiet()
+    sys.excepthook = _say_interrupted
     give_threads_to_simulated_devices()
     try:
         app.run(guarded, flags_parser=_parse_flags)
@@ -53,6 +54,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         sys.exit(_EXIT_UNREAD)
     finally:
         _flush()
+
+
+def _say_interrupted(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Ctrl-C, where it does not mean "save and end", needs no traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("Interrupted.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def _reader_left() -> bool:
