@@ -159,9 +159,17 @@ def test_the_arms_of_a_star(tmp_path):
         ({"law": "chinchilla", "y": "Loss", "predict": (1.0,)}, ConfigError, "laws of one input"),
         ({"law": "power", "budgets": (1.0,)}, ConfigError, "--budget is for the law chinchilla"),
         (
+            {"law": "chinchilla", "budgets": (-1.0,)},
+            ConfigError,
+            "--budget=-1: write numbers above",
+        ),
+        ({"predict": (1.0, np.inf)}, ConfigError, "--predict=1,inf: write numbers above 0"),
+        ({"columns": {"n": "Loss"}}, ConfigError, "--n=Loss: the law auto has no input n, but x"),
+        ({"y": "Loss", "columns": {"x": "Loss,model"}}, ConfigError, 'no column "Loss,model"'),
+        (
             {"law": "power", "y": "Loss", "columns": {"x": "model"}},
             ConfigError,
-            'The column "model" has no numbers',
+            "The column \"model\" is not one of numbers: it has 'a' in row 1",
         ),
         (
             {"law": "power", "y": "Loss", "columns": {"x": "Loss"}, "where": ("Loss>1000",)},
@@ -179,6 +187,41 @@ def test_questions_that_have_no_answer(floor, tmp_path, changes, error, message)
     with pytest.raises(error, match=message):
         asked(floor, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_one_run_and_nothing_to_hold_back(tmp_path):
+    """Nothing says how runs differ; and a condition that no row fulfils is no secret."""
+    x = np.geomspace(10, 1e4, 8)
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.01, len(x)))
+    runs = write(tmp_path / "runs.csv", run=["only"] * len(x), x=x, y=x**-0.3 * noise)
+    said, result = asked(
+        runs, tmp_path / "out", law="power", y="y", columns={"x": "x"}, hold_back=("x>1e9",)
+    )
+    assert result["params"]["c"]["low"] < -0.3 < result["params"]["c"]["high"]
+    assert "0 of them held back: x>1e9" in said
+
+
+@pytest.mark.parametrize("flops", ["unknown", "", 0, -1])
+def test_compute_that_is_not_known_is_six_for_parameter_and_example(tmp_path, flops):
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1e7, 5), np.geomspace(1e5, 1e8, 5)))
+    y = 0.2 + 40 / n**0.5 + 90 / d**0.5
+    runs = write(
+        tmp_path / "runs.csv", params=n, examples_seen=d, error=y, train_flops=[flops] * len(n)
+    )
+    _, result = asked(runs, tmp_path / "out", law="chinchilla")
+    assert result["groups"][0]["diagnostics"]["flops_per_param_and_example"] == 6
+
+
+def test_each_group_has_its_figure(tmp_path):
+    """Whatever of its name a file's may have."""
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1e7, 4), np.geomspace(1e5, 1e8, 4)))
+    y = 0.2 + 40 / n**0.5 + 90 / d**0.5
+    names = ("a/b", "a b", "A b", "ü" * 300)
+    columns = {"params": n, "examples_seen": d, "error": y}
+    columns = {key: np.tile(values, len(names)) for key, values in columns.items()}
+    runs = write(tmp_path / "runs.csv", model=np.repeat(names, len(n)), **columns)
+    asked(runs, tmp_path / "out", law="chinchilla", group=("model",))
+    assert len(list((tmp_path / "out").glob("contours_*.png"))) == len(names)
 
 
 @pytest.mark.parametrize(
