@@ -253,6 +253,23 @@ def test_the_door(floor, tmp_path):
     assert done.stderr == "error: --predict=much: write numbers, such as 1e15,1e16.\n"
 
 
+def test_where_nothing_can_be_written(floor, tmp_path):
+    with pytest.raises(ConfigError, match=r"runs\.csv is a file: choose a folder"):
+        asked(floor, floor, law="power", y="Loss", columns={"x": "Seen Examples"})
+    # A report longer than what Python keeps back before it writes.
+    command = [
+        *(sys.executable, "-m", "vit_jax.fit", f"--runs={floor}", "--law=power", "--y=Loss"),
+        *("--x=Seen Examples", f"--predict={','.join(map(str, range(1, 300)))}"),
+        f"--out={tmp_path / 'out'}",
+    ]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: Standard output cannot be written: No space left on device.\n"
+
+
 @pytest.mark.slow
 def test_auto_chooses_by_larger_scales(floor, tmp_path):
     said, result = asked(

@@ -101,6 +101,21 @@ def test_a_branch_that_has_begun_keeps_its_path(tmp_path, file):
     check_unchanged(branch)
 
 
+def test_a_branch_whose_config_is_damaged(tmp_path, file):
+    """It is of no matter once it has finished; before that one is told what to do."""
+    points = [
+        {"name": "trunk", "checkpoint.keep_steps": (5,)},
+        {"name": "branch", "branch_of": ("trunk", 5)},
+    ]
+    begin(plan(points, tmp_path, file)[1])
+    (tmp_path / "branch" / workdirs.CONFIG).write_text('{"seed": ')
+    branch = plan(points, tmp_path, file)[1]
+    with pytest.raises(ConfigError, match=r"(?s)config.json cannot be read.*move .*branch away"):
+        check_unchanged(branch)
+    records.change(branch.workdir, status="finished")
+    check_unchanged(branch)
+
+
 def test_names_of_their_own(tmp_path, file):
     module = {}
     exec(REAL, module)

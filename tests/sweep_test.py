@@ -40,6 +40,15 @@ def test_a_pattern_chooses_runs_by_their_whole_names(tmp_path):
         select(runs, "vit")
 
 
+def test_a_folder_that_is_a_file(tmp_path, file):
+    for folder in (file, file / "below"):
+        done = run_sweep(*sweep_command(file, folder), cwd=ROOT)
+        assert done.returncode == 2
+        assert (
+            done.stderr == f"error: --workdir={folder}: {file} is a file. Choose another folder.\n"
+        )
+
+
 def test_interrupted_before_it_has_begun(tmp_path):
     """Without a traceback, and by the signal, so that a shell's loop ends, too."""
     file = tmp_path / "slow.py"

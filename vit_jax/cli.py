@@ -1,6 +1,7 @@
 """What the front doors share: flags, overrides, and errors without tracebacks."""
 
 import copy
+import errno
 import importlib.util
 import io
 import os
@@ -52,6 +53,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         if not _reader_left():
             raise
         sys.exit(_EXIT_UNREAD)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:  # A stream has no name.
+            raise
+        sys.exit(_fail(f"Standard output cannot be written: {error.strerror}."))
     finally:
         _flush()
 

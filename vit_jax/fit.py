@@ -17,12 +17,14 @@ chinchilla (of --n and --d) and chinchilla_repeat (and --u); shape (of --x, such
 """
 
 import json
+import os
 import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
 
 from absl import flags
+from etils import epath
 
 from vit_jax import cli, storage
 from vit_jax.analysis import figures
@@ -33,7 +35,7 @@ from vit_jax.scaling.runs import read_runs
 from vit_jax.scaling.study import study
 
 
-def fit(runs: pathlib.Path, question: Question, out: pathlib.Path, *, command: str) -> str:
+def fit(runs: pathlib.Path, question: Question, out: epath.PathLike, *, command: str) -> str:
     """Answers a question about a table and writes fit.json, report.html and the figures.
 
     Args:
@@ -49,6 +51,9 @@ def fit(runs: pathlib.Path, question: Question, out: pathlib.Path, *, command: s
       VitJaxError: the table or the question is wrong, no law can be fitted, or `out` cannot be
         written.
     """
+    out = epath.Path(out)
+    if os.path.lexists(out) and not os.path.isdir(out):  # Said before anything is computed.
+        raise ConfigError(f"--out={out} is a file: choose a folder.")
     result, drawn = study(read_runs(runs), question, runs=str(runs))
     vectors = {name: figures.rendered(figure, "svg") for name, figure in drawn.items()}
     page = report.page(
@@ -117,6 +122,7 @@ if __name__ == "__main__":
             level=_LEVEL.value,
         )
         command = shlex.join(["python", "-m", "vit_jax.fit", *sys.argv[1:]])
-        print(fit(pathlib.Path(_RUNS.value), question, pathlib.Path(_OUT.value), command=command))
+        out = storage.as_path(_OUT.value, name="--out")
+        print(fit(pathlib.Path(_RUNS.value), question, out, command=command))
 
     cli.run(main)

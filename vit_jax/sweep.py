@@ -188,6 +188,9 @@ if __name__ == "__main__":
                 f"--workdir={path}: a sweep's folder is one of this machine, or mounted."
             )
         folder = pathlib.Path(path).absolute()
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if not there.is_dir():
+            raise ConfigError(f"--workdir={path}: {there} is a file. Choose another folder.")
         if _COLLECT.value:
             print(f"Table: {collect(folder)}")
             return 0

@@ -5,6 +5,7 @@ colon in front (":model"), "name" and "branch_of" (see `vit_jax.scaling.grids`).
 command `python -m vit_jax.train` with these as flags: whatever a sweep does, one can do by hand.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -131,10 +132,13 @@ def check_unchanged(run: Run) -> None:
         return
     try:
         then = workdirs.config_to_json(workdirs.read_config(run.workdir))
-    except CheckpointError:
+    except CheckpointError as error:
         if finished:  # What is left of it, somebody has tidied up.
             return
-        raise
+        raise ConfigError(
+            f"{error}\nNothing was started. Put the file back, or move {run.workdir} away: then "
+            f"{run.name} begins anew."
+        ) from error
     if run.config.init_from:  # What it left open, the checkpoint has decided.
         open_keys = [key for key, value in now["model"].items() if value in (None, "")]
         now["model"] |= {key: then["model"].get(key) for key in open_keys}
@@ -320,6 +324,7 @@ def _resume(workdir: pathlib.Path, folder: pathlib.Path, branch_of: tuple[str, i
     sweep's folder may be moved.
     """
     if workdirs.has_checkpoints(workdir):
-        return workdirs.read_config(workdir).resume
+        with contextlib.suppress(CheckpointError):  # `check_unchanged` raises it, if it matters.
+            return workdirs.read_config(workdir).resume
     name, step = branch_of
     return str(folder / name / workdirs.CHECKPOINTS / str(step))

@@ -84,7 +84,10 @@ def write(workdir: pathlib.Path, record: Record) -> None:
     try:
         workdirs.write_json(workdir / RECORD, dataclasses.asdict(record))
     except OSError as error:
-        raise ConfigError(f"{workdir / RECORD} cannot be written: {error.strerror}.") from error
+        raise ConfigError(
+            f"{workdir / RECORD} cannot be written: {error.strerror}. When it can, the same "
+            "command goes on; the runs have been told to save and end."
+        ) from error
 
 
 def change(workdir: pathlib.Path, **changes: Any) -> Record:
