@@ -13,6 +13,8 @@ from tests.conftest import ROOT
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.fit import fit
 from vit_jax.scaling.question import NAMES, Question
+from vit_jax.scaling.runs import read_runs
+from vit_jax.scaling.study import study
 
 
 def write(path, **columns):
@@ -99,6 +101,36 @@ def test_groups_are_compared(floor, tmp_path):
     (crossing,) = result["crossings"]
     assert (crossing["group"], crossing["over"]) == ("a", "b") and "estimate" not in crossing
     assert (tmp_path / "out" / "curves.png").exists()
+
+
+def test_a_group_that_cannot_be_drawn(floor, tmp_path):
+    """Log axes have no place for its scores; the other group's figure is as it would be."""
+    negative = floor.with_name("negative.csv")
+    lines = floor.read_text().splitlines()
+    lines = [re.sub(r"^(b,.*,)", r"\1-", line) for line in lines]
+    negative.write_text("\n".join(lines) + "\n")
+    said, result = asked(
+        negative,
+        tmp_path / "out",
+        law="power",
+        y="Loss",
+        columns={"x": "Seen Examples"},
+        group=("model",),
+    )
+    assert "14 of 14 rows are not" in result["groups"][1]["error"] and "model=b: no fit" in said
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "law.png" in names and "curves.png" not in names
+
+
+def test_a_group_without_a_law_is_drawn_as_such(floor, tmp_path):
+    """Two rows are too few for a law: the legend does not call them fitted."""
+    with floor.open("a") as file:
+        file.write("c,10,1\nc,20,.5\n")
+    question = Question(law="power", y="Loss", columns={"x": "Seen Examples"}, group=("model",))
+    _, figures = study(read_runs(floor), question, runs="runs.csv")
+    labels = [text.get_text() for text in figures["law"].legends[0].get_texts()]
+    assert "c, 2 not fitted" in labels and "a, 14 fitted" in labels
+    assert not any(label.startswith("c") and "not" not in label for label in labels)
 
 
 def test_both_inputs_and_the_best_of_a_budget(tmp_path):

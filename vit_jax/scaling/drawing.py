@@ -26,7 +26,7 @@ def draw(answers: Sequence[Answer], question: Question) -> dict[str, Figure]:
         }  # fmt: skip
     figures = {}
     if question.roles == ("x",):
-        drawn = [_curve(answer, question) for answer in answers]
+        drawn = [curve for answer in answers if len((curve := _curve(answer, question)).x)]
         labels = {"x_label": question.column("x"), "y_label": question.y}
         figures["law"] = plots.law_figure(
             drawn, title=f"{question.y} over {labels['x_label']}", level=question.level, **labels
@@ -68,9 +68,11 @@ def _curve(answer: Answer, question: Question) -> plots.Curve:
     """A group's points; its law from the least to the largest of all, and as far as is asked."""
     part, law = answer.part, answer.law
     x = part.inputs["x"]
-    role = np.where(part.held, "held back", "fit").astype("U9")
-    if law is None:
-        return plots.Curve(answer.name, x, part.y, role)
+    role = np.where(part.held, "held back", "fit").astype("U10")
+    if law is None:  # Perhaps as there are values that have no place on log axes.
+        there = (x > 0) & (part.y > 0)
+        role[~part.held] = "not fitted"
+        return plots.Curve(answer.name, x[there], part.y[there], role[there])
     role[~part.held & ~part.fitted] = "behind"
     grid = np.geomspace(x.min(), max([x.max(), *question.predict]), _GRID)
     found = band(law, {"x": grid}, level=question.level, clusters=part.clusters)

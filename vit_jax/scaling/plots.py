@@ -28,8 +28,8 @@ class Curve:
       name: of the group; "" if there is one only.
       x: of the rows, above 0.
       y: the same.
-      role: of each row: "fit", "behind" (behind the Pareto frontier, so not fitted) or "held back"
-        (not seen by the fit).
+      role: of each row: "fit", "behind" (behind the Pareto frontier, so not fitted), "held back"
+        (not seen by the fit) or "not fitted" (of a group without a law).
       line_x: where the law is drawn; None if none was fitted.
       line_y: its predictions there.
       low: lower ends of the interval of the curve; None if it is not drawn.
@@ -74,14 +74,15 @@ def law_figure(
 def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
     named = f"{shorten(curve.name, 28)}, " if curve.name else ""
     fitted = curve.role == "fit"
-    axes.plot(
-        curve.x[fitted], curve.y[fitted], "o", color=colour, label=f"{named}{fitted.sum()} fitted",
-        **_POINTS,
-    )  # fmt: skip
-    for other, marker, face in (("behind", ".", colour), ("held back", "D", "white")):
+    for other, marker, face in (
+        ("fit", "o", colour),
+        ("behind", ".", colour),
+        ("held back", "D", "white"),
+        ("not fitted", "o", "white"),
+    ):
         shown = curve.role == other
         if shown.any():
-            label = f"{named}{shown.sum()} {other}"
+            label = f"{named}{shown.sum()} {'fitted' if other == 'fit' else other}"
             axes.plot(
                 curve.x[shown], curve.y[shown], marker, color=colour, markerfacecolor=face,
                 alpha=0.35 if other == "behind" else 1, label=label, **_POINTS,
