@@ -37,7 +37,7 @@ ARGUMENTS = {
     "scaling/data_x_params": [
         "model=BiT-R50x1",
         "data=fashion_mnist,model=vit-1m",
-        "data=fashion_mnist,model=resnet-2m",
+        "data=fashion_mnist,model=resnet-500k",
     ],
     "scaling/isoflop": ["model=L/16", "data=fashion_mnist"],
     "scaling/shape_star": ["data=fashion_mnist"],

@@ -16,7 +16,7 @@ EXAMPLES = {"imagenet21k": 14_145_922, "fashion_mnist": 60_000}
 
 COOLDOWN = 0.2  # Of a run, whatever its length.
 
-# Models for 28 pixels, over a hundredfold in parameters; names are about how many they have.
+# Models for 28 pixels; names are about how many parameters they have.
 # Width, depth and heads of ViTs on 16 patches of 7 pixels, with mlp_dim of four times the width.
 LAPTOP_VITS = {
     "vit-8k": (16, 2, 2),
@@ -25,13 +25,8 @@ LAPTOP_VITS = {
     "vit-320k": (80, 4, 5),
     "vit-1m": (128, 5, 8),
 }
-# Width factor and units of ResNets: 32 or 64 channels in the root, whose feature map is 7x7.
-LAPTOP_RESNETS = {
-    "resnet-20k": (0.5, (1,)),
-    "resnet-120k": (0.5, (1, 1)),
-    "resnet-500k": (0.5, (1, 1, 1)),
-    "resnet-2m": (1.0, (1, 1, 1)),
-}
+# Units of ResNets with 32 channels in the root, whose feature map is 7x7.
+LAPTOP_RESNETS = {"resnet-20k": (1,), "resnet-120k": (1, 1), "resnet-500k": (1, 1, 1)}
 
 
 def check_data(data: str) -> None:
@@ -97,8 +92,8 @@ def fashion_mnist(model: str, *, steps: int) -> ConfigDict:
         lr = 0.16 / width
     elif model in LAPTOP_RESNETS:
         c.model.variant = "BiT-R26x1"
-        c.model.resnet.width_factor, c.model.resnet.units = factor, units = LAPTOP_RESNETS[model]
-        lr = 1.28 / (64 * factor * 2 ** (len(units) + 1))  # Channels of the last feature map.
+        c.model.resnet.width_factor, c.model.resnet.units = 0.5, LAPTOP_RESNETS[model]
+        lr = 1.28 / (32 * 2 ** (len(LAPTOP_RESNETS[model]) + 1))  # Over the last map's channels.
     else:
         hint = did_you_mean(model, [*LAPTOP_VITS, *LAPTOP_RESNETS])
         raise ConfigError(f'Config argument model="{model}": {hint}')
