@@ -100,6 +100,18 @@ def test_groups_are_compared(floor, tmp_path):
     assert [entry["group"] for entry in result["groups"]] == [{"model": "a"}, {"model": "b"}]
     (crossing,) = result["crossings"]
     assert (crossing["group"], crossing["over"]) == ("a", "b") and "estimate" not in crossing
+    # Whichever group comes first in the table, the first of the two that are named is meant.
+    head, *lines = floor.read_text().splitlines()
+    floor.write_text("\n".join([head, *lines[14:], *lines[:14]]) + "\n")
+    _, turned = asked(
+        floor,
+        tmp_path / "turned",
+        law="power_floor",
+        y="Loss",
+        columns={"x": "Seen Examples"},
+        group=("model",),
+    )
+    assert turned["crossings"] == [crossing] and "first curve leads" in crossing["reason"]
     assert (tmp_path / "out" / "curves.png").exists()
 
 

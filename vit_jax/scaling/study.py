@@ -271,10 +271,10 @@ def _crossings(answers: Sequence[Answer], question: Question) -> list[Json]:
                 band(a.law, {"x": grid}, level=question.level, clusters=a.part.clusters)
                 for a in (first, second)
             ]
-            crossing = curves.crossover(grid, *bands)
-            leads, trails = (first, second) if bands[0].estimate[-1] < bands[1].estimate[-1] else (
-                second, first
-            )  # fmt: skip
+            leads, trails = first, second
+            if bands[1].estimate[-1] < bands[0].estimate[-1]:
+                leads, trails, bands = second, first, bands[::-1]
+            crossing = curves.crossover(grid, *bands)  # Its "first curve" is the one that leads.
             ends = {} if crossing.x is None else _ends(crossing.x)
             found.append(
                 {"group": leads.name, "over": trails.name, **ends, "reason": crossing.reason}
