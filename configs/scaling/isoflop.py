@@ -9,7 +9,8 @@ The second approach of Hoffmann et al. 2022 (arXiv 2203.15556): the errors at a 
 valley over the number of parameters, and the bottoms of the valleys follow a power law. A model
 goes through all of its budgets in one long run with branches, as `data_x_params.py` does.
 
-Arguments: data, imagenet21k or fashion_mnist; model, of a run.
+Arguments: data, imagenet21k or fashion_mnist; model, of a run: a variant, or for fashion_mnist a
+width and a depth such as 24x2.
 
 Hardware and time: not measured.
 Expected: nobody has measured it.
@@ -18,31 +19,39 @@ Expected: nobody has measured it.
 from ml_collections import ConfigDict
 
 from vit_jax.config import parse_args
+from vit_jax.errors import ConfigError
 from vit_jax.models import model_config, train_flops
 from vit_jax.scaling import recipes
 from vit_jax.scaling.grids import Point, durations
 
+# On Fashion-MNIST from 2,000 to 200,000 parameters: so little compute is for small models.
 MODELS = {
     "imagenet21k": ("Ti/16", "S/16", "M/16", "B/16", "L/16"),
-    "fashion_mnist": tuple(recipes.LAPTOP_VITS),
+    "fashion_mnist": ("8x2", "12x2", "16x2", "24x2", "32x3", "48x3", "64x4"),
 }
 CLASSES = {"imagenet21k": 21_843, "fashion_mnist": 10}
 # FLOPs of a whole training, forward and backward.
 BUDGETS = {
     "imagenet21k": (1e19, 3e19, 1e20, 3e20),
-    "fashion_mnist": (2.5e11, 1e12, 4e12, 1.6e13),
+    "fashion_mnist": (5e10, 1.5e11, 4.5e11, 1.35e12),
 }
 # Updates: with fewer a run is warm-up and little else, with more it takes too long.
 FEWEST = {"imagenet21k": 20_000, "fashion_mnist": 150}
-MOST = {"imagenet21k": 500_000, "fashion_mnist": 6000}
+MOST = {"imagenet21k": 500_000, "fashion_mnist": 12_000}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """One model; the sweep says for how long."""
     args = parse_args(arg, data="imagenet21k", model="")
     recipes.check_data(args.data)
-    make = recipes.fashion_mnist if args.data == "fashion_mnist" else recipes.imagenet21k
-    return make(args.model or MODELS[args.data][0], steps=MOST[args.data])
+    model, steps = args.model or MODELS[args.data][0], MOST[args.data]
+    if args.data == "imagenet21k":
+        return recipes.imagenet21k(model, steps=steps)
+    try:
+        width, depth = map(int, model.split("x"))
+    except ValueError:
+        raise ConfigError(f'Config argument model="{model}": write WIDTHxDEPTH, as 24x2.') from None
+    return recipes.fashion_vit(width, depth, 4 * width, heads=2, steps=steps)
 
 
 def sweep(arg: str | None = None) -> list[Point]:

@@ -3,7 +3,7 @@
     python -m vit_jax.sweep --config=configs/scaling/shape_star.py --workdir=...
     python -m vit_jax.sweep --config=configs/scaling/shape_star.py:data=fashion_mnist \
         --workdir=runs/star --max_parallel=2
-    python -m vit_jax.fit --runs=runs/star/runs.parquet --law=shape --x=model.width \
+    python -m vit_jax.fit --runs=runs/star/runs.parquet --law=shape --x=width,depth,mlp_dim \
         --t=train_flops --y=error --out=runs/star/fit
 
 "Getting ViT in shape" (Alabdulmohsin et al. 2023, arXiv 2305.13035): for each of the three, the law
@@ -11,7 +11,7 @@ f(x, t) = alpha x^-a + (beta x^b + xi) t^-c + eps says which value is best for a
 compute it grows by the power c / (a + b). The best must lie within the values that are tried.
 
 Arguments: data, imagenet21k (the paper's centre, values and durations, which were of JFT-3B) or
-fashion_mnist.
+fashion_mnist; width, depth and mlp_dim, of a run.
 
 Hardware and time: not measured.
 Expected: in the paper, exponents of .22 (width), .45 (depth) and .6 (MLP). Nobody has measured it
@@ -27,37 +27,36 @@ from vit_jax.scaling.grids import Point, durations, star
 # Each with the centre's value last.
 AXES = {
     "imagenet21k": {
-        "model.width": (608, 768, 928, 1088, 1328, 1648, 1968),
-        "model.depth": (8, 10, 12, 16, 20, 24, 40),
-        "model.mlp_dim": (1088, 1360, 1728, 2160, 2592, 3072, 6144),
+        ":width": (608, 768, 928, 1088, 1328, 1648, 1968),
+        ":depth": (8, 10, 12, 16, 20, 24, 40),
+        ":mlp_dim": (1088, 1360, 1728, 2160, 2592, 3072, 6144),
     },
     "fashion_mnist": {
-        "model.width": (16, 24, 32, 48, 96, 64),
-        "model.depth": (1, 2, 3, 6, 8, 4),
-        "model.mlp_dim": (32, 64, 128, 512, 256),
+        ":width": (16, 24, 32, 48, 96, 64),
+        ":depth": (1, 2, 3, 6, 8, 4),
+        ":mlp_dim": (32, 64, 128, 512, 256),
     },
 }
 STEPS = {"imagenet21k": (500_000, 1_000_000, 2_000_000), "fashion_mnist": (200, 600, 1800)}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The centre; the sweep changes its shape."""
-    args = parse_args(arg, data="imagenet21k")
+    """One shape, with the centre's values where none is given; the sweep says for how long."""
+    args = parse_args(arg, data="imagenet21k", width=0, depth=0, mlp_dim=0)
     recipes.check_data(args.data)
-    steps = STEPS[args.data][-1]
-    if args.data == "imagenet21k":
-        c = recipes.imagenet21k("So400m/14", steps=steps)
-        c.model.num_heads, c.model.remat = 16, "full"  # Which every width is a multiple of.
-    else:
-        c = recipes.fashion_mnist("vit-320k", steps=steps)
-        c.model.num_heads = 4
-    c.model.update({key.removeprefix("model."): value for key, value in _centre(args.data).items()})
+    steps, centre = STEPS[args.data][-1], _centre(args.data)
+    width, depth, mlp_dim = (args[key[1:]] or value for key, value in centre.items())
+    if args.data == "fashion_mnist":
+        return recipes.fashion_vit(width, depth, mlp_dim, heads=4, steps=steps)
+    c = recipes.imagenet21k("So400m/14", steps=steps)
+    c.model.update({"width": width, "depth": depth, "mlp_dim": mlp_dim})
+    c.model.num_heads, c.model.remat = 16, "full"  # Which every width is a multiple of.
     return c
 
 
 def sweep(arg: str | None = None) -> list[Point]:
     """The centre first, then each arm; three durations of each."""
-    args = parse_args(arg, data="imagenet21k")
+    args = parse_args(arg, data="imagenet21k", width=0, depth=0, mlp_dim=0)
     recipes.check_data(args.data)
     points = star(_centre(args.data), AXES[args.data])
     steps = STEPS[args.data]

@@ -69,10 +69,7 @@ def imagenet21k(variant: str, *, steps: int) -> ConfigDict:
 
 
 def fashion_mnist(model: str, *, steps: int) -> ConfigDict:
-    """Fashion-MNIST at sizes that two cores train: what differs is the model alone.
-
-    Half of the test pictures, `val`, is for choices, such as of the best duration; the other half,
-    `test`, is for what is reported. All 60,000 training pictures can be trained on.
+    """Fashion-MNIST with a model that two cores train: see `fashion_vit`.
 
     Args:
       model: one of `LAPTOP_VITS` and `LAPTOP_RESNETS`.
@@ -81,23 +78,43 @@ def fashion_mnist(model: str, *, steps: int) -> ConfigDict:
     Raises:
       ConfigError: it is none of them.
     """
+    if model in LAPTOP_VITS:
+        width, depth, heads = LAPTOP_VITS[model]
+        return fashion_vit(width, depth, 4 * width, heads=heads, steps=steps)
+    if model not in LAPTOP_RESNETS:
+        hint = did_you_mean(model, [*LAPTOP_VITS, *LAPTOP_RESNETS])
+        raise ConfigError(f'Config argument model="{model}": {hint}')
+    units = LAPTOP_RESNETS[model]
+    c = _fashion(steps, lr=1.28 / (32 * 2 ** (len(units) + 1)))  # Over the last map's channels.
+    c.model.variant = "BiT-R26x1"
+    c.model.resnet.width_factor, c.model.resnet.units = 0.5, units
+    return c
+
+
+def fashion_vit(width: int, depth: int, mlp_dim: int, *, heads: int, steps: int) -> ConfigDict:
+    """A ViT on Fashion-MNIST, of any shape.
+
+    Half of the test pictures, `val`, is for choices, such as of the best duration; the other half,
+    `test`, is for what is reported. All 60,000 training pictures can be trained on.
+
+    Args:
+      width: of the model.
+      depth: blocks.
+      mlp_dim: hidden width of the MLPs.
+      heads: of attention; divide the width.
+      steps: updates.
+    """
+    c = _fashion(steps, lr=0.16 / width)
+    c.model.variant, c.model.pool, c.model.posemb = "Ti/7", "gap", "sincos2d"
+    c.model.update({"width": width, "depth": depth, "num_heads": heads, "mlp_dim": mlp_dim})
+    c.model.scan = False
+    return c
+
+
+def _fashion(steps: int, *, lr: float) -> ConfigDict:
     c = base_config()
     c.batch_size, c.total_steps = 128, steps
     c.model.image_size, c.model.channels = (28,), 1
-    if model in LAPTOP_VITS:
-        width, depth, heads = LAPTOP_VITS[model]
-        c.model.variant, c.model.pool, c.model.posemb = "Ti/7", "gap", "sincos2d"
-        c.model.update({"width": width, "depth": depth, "num_heads": heads, "mlp_dim": 4 * width})
-        c.model.scan = False
-        lr = 0.16 / width
-    elif model in LAPTOP_RESNETS:
-        c.model.variant = "BiT-R26x1"
-        c.model.resnet.width_factor, c.model.resnet.units = 0.5, LAPTOP_RESNETS[model]
-        lr = 1.28 / (32 * 2 ** (len(LAPTOP_RESNETS[model]) + 1))  # Over the last map's channels.
-    else:
-        hint = did_you_mean(model, [*LAPTOP_VITS, *LAPTOP_RESNETS])
-        raise ConfigError(f'Config argument model="{model}": {hint}')
-
     c.data.source = "fashion_mnist"
     decode = {"op": "decode", "channels": 1}
     crop = {"op": "random_crop", "padding": 1}
