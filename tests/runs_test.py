@@ -116,6 +116,7 @@ def test_half_a_last_line_is_one_line_less(tmp_path):
     "file, content",
     [
         ("metrics.jsonl", "no json\n" * 3),
+        ("metrics.jsonl", ""),
         ("config.json", "{"),
         ("sweep.json", "[]"),
         ("run.json", '{"params": 1' + "0" * 5000),

@@ -145,6 +145,8 @@ def test_too_few_clusters_and_odd_levels_are_refused():
     found = fit("power_floor", {"x": x}, y)
     with pytest.raises(DataError, match="3 clusters cannot say"):
         intervals.letter_intervals(found, clusters=np.arange(12) % 3)
+    with pytest.raises(DataError, match="1 clusters cannot say"):
+        intervals.letter_intervals(found, clusters=np.zeros(12))
     with pytest.raises(DataError, match="2 cluster names for 12 fitted rows"):
         intervals.band(found, {"x": [1.0]}, clusters=np.arange(2))
     with pytest.raises(DataError, match="must be a share"):

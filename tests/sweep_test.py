@@ -149,11 +149,20 @@ def test_a_file_without_a_sweep(tmp_path):
     assert not (tmp_path / "S").exists()
 
 
-def test_an_error_in_a_sweep_names_its_line(tmp_path, file):
-    file.write_text(REAL + "\n\ndef sweep(arg=None):\n    return [1 / 0]\n")
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return [1 / 0]", "line {line}: ZeroDivisionError"),
+        ("raise SystemExit(3)", "line {line}: SystemExit"),
+        ("pass", "sweep() gave NoneType: it must return a list of points"),
+        ("yield from iter(dict, 1)", "more than 100,000 points: does it end?"),
+    ],
+)
+def test_a_sweep_that_gives_no_points_is_said(tmp_path, file, body, said):
+    file.write_text(f"{REAL}\n\ndef sweep(arg=None):\n    {body}\n")
     done = run_sweep(*sweep_command(file, tmp_path / "S"), cwd=ROOT)
     line = len(file.read_text().splitlines())
-    assert done.returncode == 2 and f"line {line}: ZeroDivisionError" in done.stderr
+    assert done.returncode == 2 and said.format(line=line) in done.stderr, done.stderr
 
 
 def test_dry_run_says_what_each_run_is_and_takes(tmp_path, file):

@@ -4,6 +4,7 @@ import copy
 import errno
 import importlib.util
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -12,7 +13,7 @@ import signal
 import sys
 import traceback
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from logging import LogRecord
 from typing import Any
@@ -239,7 +240,7 @@ def _config_path(name: str, *, address: bool, cut: bool) -> pathlib.Path:
     raise ConfigError(f"--config={name}: {wrong}. {hint}")
 
 
-def _where(error: Exception, path: pathlib.Path) -> str:
+def _where(error: BaseException, path: pathlib.Path) -> str:
     """The line of the config file at which it went wrong, if it was in that file."""
     lines = [
         frame.lineno
@@ -251,7 +252,7 @@ def _where(error: Exception, path: pathlib.Path) -> str:
     return f", line {lines[-1]}" if lines else ""
 
 
-def _what(error: Exception) -> str:
+def _what(error: BaseException) -> str:
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     if isinstance(error, KeyError | AttributeError):  # Of ml_collections: it shows whole sections.
         if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
@@ -383,6 +384,9 @@ def read_config(
     return freeze(config)
 
 
+_MOST_POINTS = 100_000  # Of a sweep.
+
+
 def read_sweep(holder: flags.FlagHolder) -> tuple[str, str, list[Any]]:
     """The points of a config file's `sweep`, as they are.
 
@@ -401,11 +405,22 @@ def read_sweep(holder: flags.FlagHolder) -> tuple[str, str, list[Any]]:
             "that yields a dict of changed keys for each run. One run alone: vit_jax.train."
         )
     try:
-        return name, argument, list(module.sweep(argument) if colon else module.sweep())
+        found = module.sweep(argument) if colon else module.sweep()
+        if not isinstance(found, Iterable):
+            raise ConfigError(
+                f"--config={path}: sweep() gave {type(found).__name__}: it must return a list of "
+                "points, or yield them."
+            )
+        points = list(itertools.islice(found, _MOST_POINTS + 1))
     except VitJaxError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"--config={path}{_where(error, path)}: {_what(error)}") from error
+    if len(points) > _MOST_POINTS:
+        raise ConfigError(
+            f"--config={path}: sweep() gives more than {_MOST_POINTS:,} points: does it end?"
+        )
+    return name, argument, points
 
 
 def no_arguments(argv: Sequence[str]) -> None:

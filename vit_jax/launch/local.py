@@ -131,6 +131,10 @@ class _Local:
             while self._waiting or self._running:
                 if asked() and not told:
                     told = True
+                    if self._running:
+                        print(
+                            "Stopping: the runs save. Once more, and they are killed.", flush=True
+                        )
                     for _, attempt, _ in self._running.values():
                         attempt.stop()
                 if asked() > 1:

@@ -50,11 +50,11 @@ def profile(
     if not 0 < level < 1:
         raise DataError(f"level={level} must be a share: 0.9 for intervals that cover 90%.")
     count = len(extra)
+    limit = student(level, freedom(fit, clusters))
     middle, slopes = _goal_slopes(fit, goal, extra)
     covariance, design = _covariances(fit, slopes, clusters)
     scale, _ = _noise(fit)
     error = np.sqrt(np.maximum(scale * covariance * design, 1e-300))
-    limit = student(level, freedom(fit, clusters))
 
     # Both ends of all goals. What is minimised is the loss and a spring from the goal to an aim: at
     # its minimum the goal is where it is, and the loss is the profile's there, whatever the spring.
@@ -141,6 +141,11 @@ def _noise(fit: Fit) -> tuple[float, float]:
 
 def freedom(fit: Fit, clusters: Shaped[np.ndarray, "n"] | None) -> int:
     """Degrees of freedom of the noise: rows, or clusters of them, less letters."""
+    if clusters is not None and len(clusters) != fit.n:
+        raise DataError(
+            f"There are {len(clusters)} cluster names for {fit.n} fitted rows: give one for each "
+            "of fit.rows."
+        )
     groups = fit.n if clusters is None else len(np.unique(clusters))
     if groups <= len(fit.theta):
         raise DataError(
@@ -161,11 +166,6 @@ def _covariances(fit, slopes, clusters):
     variance = np.maximum(np.sum(reach**2, 1), 1e-200)
     if clusters is None:
         return variance, np.ones(len(slopes))
-    if len(clusters) != fit.n:
-        raise DataError(
-            f"There are {len(clusters)} cluster names for {fit.n} fitted rows: give one for each "
-            "of fit.rows."
-        )
     scale, bent = _noise(fit)
     pull = np.clip(fit.log_residuals, -fit.delta, fit.delta) * np.sqrt(fit.weights) / bent
     names, member = np.unique(clusters, return_inverse=True)

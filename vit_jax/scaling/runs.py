@@ -222,7 +222,10 @@ def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
         "attempts": record.attempts,
         "error_message": record.error,
     }
-    return [row | cells for cells in _evaluations(config, numbers, metrics, timing)] or [row]
+    rows = [row | cells for cells in _evaluations(config, numbers, metrics, timing)]
+    if row["status"] == "finished" and config.get("evals") and not rows:
+        row["error_message"] = "It is finished, and metrics.jsonl holds no evaluation of it."
+    return rows or [row]
 
 
 def _evaluations(
