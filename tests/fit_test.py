@@ -145,6 +145,7 @@ def test_a_group_without_a_law_is_drawn_as_such(floor, tmp_path):
     assert not any(label.startswith("c") and "not" not in label for label in labels)
 
 
+@pytest.mark.slow  # It compiles a law of its own.
 def test_both_inputs_and_the_best_of_a_budget(tmp_path):
     n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1e7, 6), np.geomspace(1e5, 1e8, 6)))
     y = 0.2 + 40 / n**0.5 + 90 / d**0.5
@@ -174,6 +175,7 @@ def test_valleys(tmp_path):
     assert "misplaces the best by" in said and (tmp_path / "out" / "isoflop.png").exists()
 
 
+@pytest.mark.slow  # It compiles a law of its own.
 def test_the_arms_of_a_star(tmp_path):
     def loss(x, t, best):
         return 0.1 + best**0.4 * x**-0.4 + x**0.3 * best**-0.3 * 3 * t**-0.2
