@@ -100,6 +100,9 @@ def test_groups_are_compared(floor, tmp_path):
     assert [entry["group"] for entry in result["groups"]] == [{"model": "a"}, {"model": "b"}]
     (crossing,) = result["crossings"]
     assert (crossing["group"], crossing["over"]) == ("a", "b") and "estimate" not in crossing
+    # b needs four times the x, wherever one looks.
+    assert crossing["times_x"]["low"] < 4 < crossing["times_x"]["high"]
+    assert crossing["times_x"]["estimate"] == pytest.approx(4, rel=0.1)
     # Whichever group comes first in the table, the first of the two that are named is meant.
     head, *lines = floor.read_text().splitlines()
     floor.write_text("\n".join([head, *lines[14:], *lines[:14]]) + "\n")
@@ -182,17 +185,25 @@ def test_the_arms_of_a_star(tmp_path):
 
     rows = []
     for t in np.geomspace(1e3, 1e6, 4):
-        rows += [(w, 8, t, loss(w, t, 5)) for w in (8, 16, 32, 64, 128, 256)]
-        # The centre belongs to both arms: 32 / 5 = 8 / 1.25.
-        rows += [(32, d, t, loss(d, t, 1.25)) for d in (1, 2, 4, 16, 64)]
-    width, depth, t, y = zip(*rows, strict=True)
-    runs = write(tmp_path / "runs.csv", width=width, depth=depth, train_flops=t, error=y)
-    _, result = asked(runs, tmp_path / "out", law="shape", columns={"x": "width,depth"})
-    assert [entry["group"] for entry in result["groups"]] == [{"x": "width"}, {"x": "depth"}]
+        rows += [(w, 8, 16, t, loss(w, t, 5)) for w in (8, 16, 32, 64, 128, 256)]
+        # The centre belongs to all arms: 32 / 5 = 8 / 1.25 = 16 / 2.5.
+        rows += [(32, d, 16, t, loss(d, t, 1.25)) for d in (1, 2, 4, 16, 64)]
+        rows += [(32, 8, m, t, loss(m, t, 2.5)) for m in (2, 4, 8, 32, 128)]
+    width, depth, mlp, t, y = zip(*rows, strict=True)
+    runs = write(
+        tmp_path / "runs.csv", width=width, depth=depth, mlp_dim=mlp, train_flops=t, error=y
+    )
+    said, result = asked(runs, tmp_path / "out", law="shape", columns={"x": "width,depth,mlp_dim"})
+    arms = ["width", "depth", "mlp_dim"]
+    assert [entry["group"] for entry in result["groups"]] == [{"x": arm} for arm in arms]
     for entry in result["groups"]:
         assert entry["diagnostics"]["rows"] == 24 and entry["diagnostics"]["rmse_log"] < 1e-4
         for row in entry["tables"]["Best for a budget"]:
             assert row["exponent"]["estimate"] == pytest.approx(0.2 / 0.7, rel=0.02)
+    assert [row["centre"] for row in result["grown"]] == [32, 8, 16]
+    for row in result["grown"]:
+        assert row["grown"] / row["centre"] == pytest.approx(10 ** (0.2 / 0.7 / 3), rel=0.02)
+    assert "SoViT's joint update" in said
 
 
 @pytest.mark.parametrize(

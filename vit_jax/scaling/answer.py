@@ -30,6 +30,8 @@ class Part:
       judged: rows that the fit is judged by: held back and, if so, on the frontier of all rows.
       runs: names of the rows' runs, where a run has several rows.
       flops_per: training FLOPs for one parameter and one example.
+      arm: the dimension that varies, in a star; "" elsewhere.
+      centre: its value in the centre.
     """
 
     group: dict[str, str]
@@ -40,6 +42,8 @@ class Part:
     judged: Bool[np.ndarray, "n"]
     runs: Shaped[np.ndarray, "n"] | None
     flops_per: float
+    arm: str = ""
+    centre: float = 0.0
 
     def of(self, rows: Bool[np.ndarray, "n"]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Inputs and y of some rows."""
@@ -95,6 +99,8 @@ def parts(table: Table, group: Rows, held: np.ndarray, question: Question) -> It
             judged=judged,
             runs=runs if repeated else None,
             flops_per=_flops_per(table, rows, inputs),
+            arm=arm if centre else "",
+            centre=float(centre.get(arm, 0.0)),
         )
 
 

@@ -4,14 +4,13 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from vit_jax.scaling import laws, optima, plots
 from vit_jax.scaling.answer import Answer
-from vit_jax.scaling.fitting import Fit
 from vit_jax.scaling.intervals import band
 from vit_jax.scaling.question import ISOFLOP, Question
+from vit_jax.scaling.selection import scale_of
 
 _GRID = 120  # Places at which a law is drawn.
 _LONGEST = 50  # Letters of a group in a file's name: in any alphabet fewer than 255 bytes.
@@ -42,10 +41,10 @@ def draw(answers: Sequence[Answer], question: Question) -> dict[str, Figure]:
         for answer in fitted:
             figures["contours" + _suffix(answer, answers)] = _contour_figure(answer, question)
     figures["residuals"] = plots.residuals(
-        np.concatenate([_scale(answer.law) for answer in fitted]),
+        np.concatenate([scale_of(answer.law.inputs) for answer in fitted]),
         np.concatenate([answer.law.log_residuals for answer in fitted]),
         [answer.name for answer in fitted for _ in range(answer.law.n)],
-        x_label=" x ".join(question.column(role) for role in question.roles if role != "u"),
+        x_label=_scale_label(question),
     )
     return figures
 
@@ -58,10 +57,6 @@ def _suffix(answer: Answer, answers: Sequence[Answer]) -> str:
     i = answers.index(answer)
     alike = [name.lower() for name in names].count(names[i].lower()) > 1
     return f"_{names[i]}-{i + 1}" if alike else f"_{names[i]}"
-
-
-def _scale(law: Fit) -> Float[np.ndarray, "n"]:
-    return np.prod([values for role, values in law.inputs.items() if role != "u"], axis=0)
 
 
 def _curve(answer: Answer, question: Question) -> plots.Curve:
@@ -77,6 +72,11 @@ def _curve(answer: Answer, question: Question) -> plots.Curve:
     grid = np.geomspace(x.min(), max([x.max(), *question.predict]), _GRID)
     found = band(law, {"x": grid}, level=question.level, clusters=part.clusters)
     return plots.Curve(answer.name, x, part.y, role, grid, found.estimate, found.low, found.high)
+
+
+def _scale_label(question: Question) -> str:
+    roles = ("t",) if "t" in question.roles else [r for r in question.roles if r != "u"]
+    return " x ".join(question.column(role) for role in roles)
 
 
 def _shape_figure(answer: Answer, question: Question) -> Figure:

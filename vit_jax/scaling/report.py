@@ -15,6 +15,8 @@ figure { margin: 1em 0; } svg { max-width: 100%; height: auto; }
 .no { color: #b34700; } .grey { color: #666; }
 """
 
+_GROWN = "The centre's shape for ten times the compute (SoViT's joint update)"
+
 Result = Mapping[str, Any]
 
 
@@ -43,6 +45,8 @@ def text(result: Result) -> str:
         lines += _group_text(entry, level=result["level"])
     if result["crossings"]:
         lines += ["", "Where one group overtakes another", *_aligned(_crossing_rows(result))]
+    if result["grown"]:
+        lines += ["", _GROWN, *_aligned(_grown_rows(result))]
     return "\n".join(lines).strip()
 
 
@@ -121,11 +125,20 @@ def _cell(value: Any) -> str:
 
 
 def _crossing_rows(result: Result) -> list[list[str]]:
-    rows = [["group", "leads over", "from", f"{result['level'] * 100:.6g}% interval", ""]]
+    width = f"{result['level'] * 100:.6g}% interval"
+    rows = [["group", "leads over", "from", width, "", "for its error at", "it takes", width]]
     for found in result["crossings"]:
         ends = [number(found["estimate"]), interval(found)] if "estimate" in found else ["–", ""]
-        rows.append([found["group"], found["over"], *ends, found["reason"]])
+        more = found["times_x"]
+        times = [f"{number(more['estimate'])} times", interval(more)] if more else ["–", ""]
+        at = number(found["at"])
+        rows.append([found["group"], found["over"], *ends, found["reason"], at, *times])
     return rows
+
+
+def _grown_rows(result: Result) -> list[list[str]]:
+    heads = ["dimension", "exponent", "centre", "grown"]
+    return [heads, *([number(row[head]) for head in heads] for row in result["grown"])]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -163,6 +176,8 @@ def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
         body += _group_html(entry, level=result["level"])
     if result["crossings"]:
         body += ["<h2>Where one group overtakes another</h2>", _table(_crossing_rows(result))]
+    if result["grown"]:
+        body += [f"<h2>{_GROWN}</h2>", _table(_grown_rows(result))]
     body.append(f"<h2>How it was made</h2><p><code>{html.escape(command)}</code></p>")
     body.append(f"<p class=grey>vit_jax {html.escape(result['vit_jax'])}</p>")
     return (

@@ -164,8 +164,7 @@ def rolling_origin(
 ) -> tuple[dict[str, HeldOut], dict[str, str]]:
     """Fits the smaller scales and predicts the next, from several cuts.
 
-    The scale of a run is the product of its inputs, without u. A step is a factor of 2, or as much
-    as the largest gap between scales.
+    A step is a factor of 2 of a run's scale (`scale_of`), or the largest gap between scales.
 
     Args:
       laws: names.
@@ -181,7 +180,7 @@ def rolling_origin(
     Raises:
       DataError: no law could be.
     """
-    scale = np.prod([x for role, x in inputs.items() if role != "u"], axis=0)
+    scale = scale_of(inputs)
     known = np.unique(scale)
     gaps = known[1:] / known[:-1]
     step = max([_LEAST_STEP, *(gaps * (1 + 1e-9))])
@@ -221,6 +220,12 @@ def rolling_origin(
         each = tuple(errors[name][cut] for cut in shared)
         held_out[name] = HeldOut(tuple(map(float, shared)), each, float(np.mean(each)))
     return held_out, skipped
+
+
+def scale_of(inputs: Mapping[str, Float[np.ndarray, "n"]]) -> Float[np.ndarray, "n"]:
+    """How large runs are: their compute t, else n times d, else x."""
+    roles = ("t",) if "t" in inputs else tuple(role for role in inputs if role != "u")
+    return np.prod([inputs[role] for role in roles], axis=0)
 
 
 def extrapolation(
@@ -303,6 +308,6 @@ def log_error(prediction: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> 
 
 def _averaged(members, inputs, y):
     plain = Average(tuple(members), 0.0)
-    last = np.argsort(np.prod(list(inputs.values()), axis=0), kind="stable")[-_ANCHOR:]
+    last = np.argsort(scale_of(inputs), kind="stable")[-_ANCHOR:]
     at = {role: x[last] for role, x in inputs.items()}
     return Average(tuple(members), float(np.mean(np.log(y[last]) - np.log(plain.predict(at)))))

@@ -64,6 +64,7 @@ def study(table: Table, question: Question, *, runs: str) -> tuple[Json, dict[st
     if all(answer.law is None for answer in answers):
         told = "\n".join(f"{answer.name or 'All rows'}: {answer.error}" for answer in answers)
         raise DataError(f"No law could be fitted.\n{told}")
+    entries = [_entry(answer, question) for answer in answers]
     result = {
         "vit_jax": vit_jax.__version__,
         "title": f"{question.y} over {', '.join(needed)}",
@@ -71,11 +72,12 @@ def study(table: Table, question: Question, *, runs: str) -> tuple[Json, dict[st
         "rows": said,
         "columns": {role: question.column(role) for role in question.roles} | {"y": question.y},
         "level": question.level,
-        "groups": [_entry(answer, question) for answer in answers],
+        "groups": entries,
         "crossings": _crossings(answers, question),
+        "grown": _grown(entries, answers),
     }
     if len(answers) == 1:  # What is asked for most is where it is looked for.
-        (entry,) = result["groups"]
+        (entry,) = entries
         result = {"law": entry["law"], "params": entry["params"], **result}
     return result, draw(answers, question)
 
@@ -276,7 +278,27 @@ def _crossings(answers: Sequence[Answer], question: Question) -> list[Json]:
                 leads, trails, bands = second, first, bands[::-1]
             crossing = curves.crossover(grid, *bands)  # Its "first curve" is the one that leads.
             ends = {} if crossing.x is None else _ends(crossing.x)
+            at = float(np.sqrt(low * high))
+            more = curves.more_images(grid, *bands, at=at)
             found.append(
                 {"group": leads.name, "over": trails.name, **ends, "reason": crossing.reason}
+                | {"at": at, "times_x": None if more is None else _ends(more)}
             )
     return found
+
+
+def _grown(entries: Sequence[Json], answers: Sequence[Answer]) -> list[Json]:
+    """SoViT's joint update: the centre of a star of three arms for ten times the compute."""
+    best = {
+        answer.part.arm: entry.get("tables", {}).get("Best for a budget")
+        for entry, answer in zip(entries, answers, strict=True)
+    }
+    if len(answers) != 3 or len(best) != 3 or not all(best) or not all(best.values()):
+        return []
+    exponents = {arm: records[0]["exponent"]["estimate"] for arm, records in best.items()}
+    centre = {answer.part.arm: answer.part.centre for answer in answers}
+    grown = optima.joint_update(centre, exponents, tau=10.0)
+    return [
+        {"dimension": arm, "exponent": exponents[arm], "centre": centre[arm], "grown": grown[arm]}
+        for arm in centre
+    ]
