@@ -30,7 +30,7 @@ SHARES = (0.01, 0.03, 0.1, 0.3, 1)  # Of ImageNet-21k.
 EXAMPLES = (300, 1000, 3000, 10_000, 30_000, 60_000)  # Of Fashion-MNIST.
 STEPS = {"imagenet21k": (20_000, 60_000, 200_000), "fashion_mnist": (200, 800, 3200)}
 # The models of Fashion-MNIST that are trained with several seeds.
-SMALLER = ("vit-8k", "vit-40k", "vit-120k", "resnet-20k", "resnet-120k")
+SMALLER = ("vit-8k", "vit-40k", "resnet-20k")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
