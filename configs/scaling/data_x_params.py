@@ -5,9 +5,10 @@
         --workdir=runs/study --max_parallel=2
 
 The study that this codebase is for. Every model is trained on nested random parts of the training
-split (`data.examples`), with the same hyperparameters. The learning rate is constant (on
-ImageNet-21k 1/sqrt) until the cooldown, so one long run gives the shorter ones as branches that are
-cooled down from its saved states (`vit_jax.scaling.grids.durations`).
+split (`data.examples`), with the same hyperparameters, but on Fashion-MNIST a learning rate that
+falls with the width. It is constant (on ImageNet-21k 1/sqrt) until the cooldown, so one long run
+gives the shorter ones as branches that are cooled down from its saved states
+(`vit_jax.scaling.grids.durations`).
 
 Arguments: data, imagenet21k (see `configs/vit_i21k.py`) or fashion_mnist; seeds, of the sweep: how
 many of fashion_mnist's smaller models; model, of a run: see `MODELS`.
