@@ -44,16 +44,15 @@ def floor(tmp_path):
 
 
 def test_a_law_its_figures_and_its_report(floor, tmp_path):
-    said, result = asked(
-        floor,
-        tmp_path / "out",
-        law="power_floor",
-        y="Loss",
-        columns={"x": "Seen Examples"},
-        where=("model=a",),
-        hold_back=("Seen Examples>=20%",),
-        predict=(1e6,),
-    )
+    question = {
+        "law": "power_floor",
+        "y": "Loss",
+        "columns": {"x": "Seen Examples"},
+        "where": ("model=a",),
+        "hold_back": ("Seen Examples>=20%",),
+        "predict": (1e6,),
+    }
+    said, result = asked(floor, tmp_path / "out", **question)
     assert result["law"] == "power_floor"
     for letter, truth in {"b": 3, "c": -0.4, "e": 0.1}.items():
         found = result["params"][letter]
@@ -75,16 +74,7 @@ def test_a_law_its_figures_and_its_report(floor, tmp_path):
     assert "3 of them held back: Seen Examples>=20%" in said
     # The same question has the same answer, to the byte.
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    asked(
-        floor,
-        tmp_path / "out",
-        law="power_floor",
-        y="Loss",
-        columns={"x": "Seen Examples"},
-        where=("model=a",),
-        hold_back=("Seen Examples>=20%",),
-        predict=(1e6,),
-    )
+    asked(floor, tmp_path / "out", **question)
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
 
