@@ -80,6 +80,16 @@ def test_what_one_point_sets_the_others_have_from_their_configs(tmp_path):
     assert of["checkpoint.keep_steps"] == {"a": "[]", "b": "[4]"}
 
 
+@pytest.mark.parametrize(
+    ("variant", "family"),
+    [("Ti/7", "vit"), ("R26+S/32", "hybrid"), ("BiT-R50x3", "resnet"), ("Mixer-B/16", "mixer")],
+)
+def test_the_family_of_a_model(tmp_path, variant, family):
+    """Runs of several are compared by it, whatever the sweep calls its models."""
+    make_run(tmp_path, "a", values={":model": "my-own"}, model__variant=variant)
+    assert list(table(tmp_path)["family"]) == [family] * 2
+
+
 def test_a_swept_key_does_not_hide_a_column(tmp_path):
     make_run(tmp_path, "a", values={":examples": 7})
     runs = table(tmp_path)

@@ -29,7 +29,7 @@ from vit_jax.models.flops import (
 )
 from vit_jax.models.mixer import Mixer, MixerConfig
 from vit_jax.models.resnet import Resnet, ResnetConfig, StemConfig
-from vit_jax.models.variants import VARIANTS, Variant, parse_variant
+from vit_jax.models.variants import VARIANTS, Variant, family, parse_variant
 from vit_jax.models.vit import Vit
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Vit",
     "VitConfig",
     "build",
+    "family",
     "forward_flops",
     "head_flops",
     "model_config",

@@ -137,6 +137,24 @@ def parse_variant(name: str) -> tuple[Variant | HybridVariant | StemConfig | Mix
     return rows[match["row"]], int(match["patch"])
 
 
+_FAMILIES = {
+    Variant: "vit",
+    HybridVariant: "hybrid",
+    StemConfig: "resnet",
+    MixerVariant: "mixer",
+}
+
+
+def family(name: str) -> str:
+    """What kind of model a name stands for: vit, hybrid, resnet or mixer.
+
+    Raises:
+      ConfigError: as `parse_variant`.
+    """
+    found, _ = parse_variant(name)
+    return _FAMILIES[type(found)]
+
+
 def _parse_resnet(name: str) -> StemConfig:
     """The body of a name such as "BiT-R50x1"; of the paper's kind, v2."""
     match = re.fullmatch(r"BiT-R(?P<depth>\d{1,4})x(?P<factor>\d{1,4}(\.\d{1,4})?)", name)

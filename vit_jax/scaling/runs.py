@@ -11,6 +11,7 @@ step                    updates made when it was evaluated
 final                   whether that was the run's last step
 KEY                     what the sweep sets, by its key ("optim.lr"; "model" for ":model")
 seed                    of the run
+family                  of its model: vit, hybrid, resnet or mixer
 params                  of the model, all of them
 params_non_embedding    without patch and position embeddings, further tokens and the head
 examples                trained on in an epoch: the size of the training set
@@ -54,15 +55,16 @@ from vit_jax import lock, storage
 from vit_jax import workdir as workdirs
 from vit_jax.errors import ConfigError, DataError, VitJaxError, did_you_mean
 from vit_jax.launch import record as records
+from vit_jax.models import family
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 PARQUET, CSV = "runs.parquet", "runs.csv"
 
 _FIRST = ("run", "status", "evaluation", "step", "final")  # Then what is swept, then these:
 _LAST = (
-    *("seed", "params", "params_non_embedding", "examples", "steps", "examples_seen", "epochs"),
-    *("forward_flops", "train_flops", "device_hours", "loss", "error", "top1", "train_loss"),
-    *("config_hash", "code_version", "device", "attempts", "error_message"),
+    *("seed", "family", "params", "params_non_embedding", "examples", "steps", "examples_seen"),
+    *("epochs", "forward_flops", "train_flops", "device_hours", "loss", "error", "top1"),
+    *("train_loss", "config_hash", "code_version", "device", "attempts", "error_message"),
 )
 # Where things are, how they are loaded and what is told: results do not depend on them.
 _IRRELEVANT = ("log", "timeout_seconds")
@@ -210,11 +212,13 @@ def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
     record = records.read(workdir)
     numbers = _read(workdir / workdirs.NUMBERS)
     metrics, timing = _lines(workdir / "metrics.jsonl"), _lines(workdir / "timing.jsonl")
+    variant = config.get("model", {}).get("variant")
     row = {
         "run": workdir.name,
         "status": _status(workdir, record),
         **{_column(key): value for key, value in record.values.items()},
         "seed": config.get("seed", record.values.get("seed")),
+        "family": family(variant) if variant else None,
         **{key: numbers.get(key) for key in ("params", "params_non_embedding", "examples")},
         "steps": numbers.get("total_steps"),
         **{key: numbers.get(key) for key in ("forward_flops", "code_version", "device")},
