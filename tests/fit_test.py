@@ -79,7 +79,7 @@ def test_a_law_its_figures_and_its_report(floor, tmp_path):
 
 
 def test_groups_are_compared(floor, tmp_path):
-    _, result = asked(
+    said, result = asked(
         floor,
         tmp_path / "out",
         law="power_floor",
@@ -87,6 +87,7 @@ def test_groups_are_compared(floor, tmp_path):
         columns={"x": "Seen Examples"},
         group=("model",),
     )
+    assert "a and b: No crossing" in said and "For the error of a at Seen Examples" in said
     assert [entry["group"] for entry in result["groups"]] == [{"model": "a"}, {"model": "b"}]
     (crossing,) = result["crossings"]
     assert (crossing["group"], crossing["over"]) == ("a", "b") and "estimate" not in crossing
@@ -104,7 +105,7 @@ def test_groups_are_compared(floor, tmp_path):
         columns={"x": "Seen Examples"},
         group=("model",),
     )
-    assert turned["crossings"] == [crossing] and "first curve leads" in crossing["reason"]
+    assert turned["crossings"] == [crossing] and "a leads" in crossing["reason"]
     assert (tmp_path / "out" / "curves.png").exists()
 
 

@@ -64,32 +64,38 @@ def interpolated(
     return Band(middle, middle - wide, middle + wide, level, "curve")
 
 
-def crossover(grid: Float[np.ndarray, "m"], first: Band, second: Band) -> Crossing:
+def crossover(
+    grid: Float[np.ndarray, "m"],
+    first: Band,
+    second: Band,
+    *,
+    names: tuple[str, str] = ("the first curve", "the second curve"),
+) -> Crossing:
     """The size from which on another curve is the better one.
 
     Args:
       grid: sizes, ascending.
       first: errors of a model at them, such as a ViT.
       second: errors of another, such as a CNN.
+      names: of both, for the reason.
     """
     middle, low, high = _difference(first, second)
     found = _zero(grid, middle, low, high)
+    leader = names[0] if middle[-1] < 0 else names[1]
     if found is None:
-        leader = "first" if middle[-1] < 0 else "second"
         sure = (high < 0).all() or (low > 0).all()
         return Crossing(
             None,
-            f"No crossing from {grid[0]:.4g} to {grid[-1]:.4g}: the {leader} curve leads throughout"
+            f"No crossing from {grid[0]:.4g} to {grid[-1]:.4g}: {leader} leads throughout"
             + ("." if sure else ", but not by more than the intervals."),
         )
-    leader = "first" if middle[-1] < 0 else "second"
     beyond = [
         side
         for side, end in (("smaller", found.low == 0), ("larger", math.isinf(found.high)))
         if end
     ]
     tail = f" The data leave it open at {' and '.join(beyond)} sizes." if beyond else ""
-    return Crossing(found, f"From {found.estimate:.4g} on the {leader} curve leads.{tail}")
+    return Crossing(found, f"From {found.estimate:.4g} on {leader} leads.{tail}")
 
 
 def needed(grid: Float[np.ndarray, "m"], curve: Band, error: float) -> Interval | None:

@@ -15,6 +15,7 @@ figure { margin: 1em 0; } svg { max-width: 100%; height: auto; }
 .no { color: #b34700; } .grey { color: #666; }
 """
 
+_OVERTAKES = "Where one group overtakes another"
 _GROWN = "The centre's shape for ten times the compute (SoViT's joint update)"
 
 Result = Mapping[str, Any]
@@ -44,7 +45,7 @@ def text(result: Result) -> str:
         lines.append("")
         lines += _group_text(entry, level=result["level"])
     if result["crossings"]:
-        lines += ["", "Where one group overtakes another", *_aligned(_crossing_rows(result))]
+        lines += ["", _OVERTAKES, *_crossings(result)]
     if result["grown"]:
         lines += ["", _GROWN, *_aligned(_grown_rows(result))]
     return "\n".join(lines).strip()
@@ -124,16 +125,21 @@ def _cell(value: Any) -> str:
     return number(value)
 
 
-def _crossing_rows(result: Result) -> list[list[str]]:
-    width = f"{result['level'] * 100:.6g}% interval"
-    rows = [["group", "leads over", "from", width, "", "for its error at", "it takes", width]]
+def _crossings(result: Result) -> list[str]:
+    """Who leads from where on, and by how much, in words."""
+    said, width = [], f"{result['level'] * 100:.6g}% interval"
     for found in result["crossings"]:
-        ends = [number(found["estimate"]), interval(found)] if "estimate" in found else ["–", ""]
-        more = found["times_x"]
-        times = [f"{number(more['estimate'])} times", interval(more)] if more else ["–", ""]
-        at = number(found["at"])
-        rows.append([found["group"], found["over"], *ends, found["reason"], at, *times])
-    return rows
+        sentence = f"{found['group']} and {found['over']}: {found['reason']}"
+        if "estimate" in found:
+            sentence += f" The {width} of that size is {interval(found)}."
+        if more := found["times_x"]:
+            sentence += (
+                f" For the error of {found['group']} at {result['columns']['x']} "
+                f"{number(found['at'])}, {found['over']} takes {number(more['estimate'])} times as "
+                f"many, {width} {interval(more)}."
+            )
+        said.append(sentence)
+    return said
 
 
 def _grown_rows(result: Result) -> list[list[str]]:
@@ -175,7 +181,8 @@ def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
     for entry in result["groups"]:
         body += _group_html(entry, level=result["level"])
     if result["crossings"]:
-        body += ["<h2>Where one group overtakes another</h2>", _table(_crossing_rows(result))]
+        body.append(f"<h2>{_OVERTAKES}</h2>")
+        body += [f"<p>{html.escape(sentence)}</p>" for sentence in _crossings(result)]
     if result["grown"]:
         body += [f"<h2>{_GROWN}</h2>", _table(_grown_rows(result))]
     body.append(f"<h2>How it was made</h2><p><code>{html.escape(command)}</code></p>")

@@ -276,7 +276,7 @@ def _crossings(answers: Sequence[Answer], question: Question) -> list[Json]:
             leads, trails = first, second
             if bands[1].estimate[-1] < bands[0].estimate[-1]:
                 leads, trails, bands = second, first, bands[::-1]
-            crossing = curves.crossover(grid, *bands)  # Its "first curve" is the one that leads.
+            crossing = curves.crossover(grid, *bands, names=(leads.name, trails.name))
             ends = {} if crossing.x is None else _ends(crossing.x)
             at = float(np.sqrt(low * high))
             more = curves.more_images(grid, *bands, at=at)
