@@ -6,9 +6,9 @@ residuals beside the letters, as in Ramsey's (1969) test of a regression's form:
 more than chance, by the F distribution, the law is not the runs'.
 """
 
-import jax
 import numpy as np
 from jaxtyping import Float
+from scipy import special
 
 from vit_jax.scaling.fitting import Fit
 from vit_jax.scaling.profile import prediction_slopes
@@ -39,9 +39,7 @@ def form_p_value(of: Fit) -> float:
     if without <= 1e-20 * of.n:  # Exact data.
         return 1.0
     ratio = (without - with_them) / added / max(with_them / freedom, 1e-300)
-    with jax.enable_x64(True):
-        share = freedom / (freedom + added * max(ratio, 0.0))
-        return float(jax.scipy.special.betainc(freedom / 2, added / 2, share))
+    return float(special.fdtrc(added, freedom, max(ratio, 0.0)))
 
 
 def _remainder(columns: Float[np.ndarray, "n p"], values: Float[np.ndarray, "n"]) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float, Shaped
+from scipy import special
 
 from vit_jax.errors import DataError
 from vit_jax.scaling.fitting import Fit
@@ -180,16 +181,7 @@ def _covariances(fit, slopes, clusters):
 
 def student(level: float, freedom: int) -> float:
     """The two-sided quantile of Student's t."""
-    # By bisection of the tail, an incomplete beta function.
-    low, high = 0.0, 1e4
-    for _ in range(200):
-        middle = (low + high) / 2
-        with jax.enable_x64(True):
-            tail = jax.scipy.special.betainc(freedom / 2, 0.5, freedom / (freedom + middle**2))
-        low, high = (middle, high) if float(tail) > 1 - level else (low, middle)
-        if high - low < 1e-12 * high:
-            break
-    return high
+    return float(special.stdtrit(freedom, (1 + level) / 2))
 
 
 @functools.cache
