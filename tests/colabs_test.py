@@ -42,6 +42,10 @@ def test_scaling_laws():
     biases = re.findall(r"misplaced by (-[\d.]+)%", said)
     assert biases == ["-0.33", "-1.30", "-2.90", "-5.10"]
     assert "do NOT support extrapolation" in said
+    # The second half: our own study, whose answers `study_test` checks.
+    _, ours = said.split("210 runs, 420 rows")
+    assert "family=resnet: power_floor" in ours and "family=vit: frontier" in ours
+    assert "6 of them held back: params>=50%" in ours and "family=vit: chinchilla_repeat" in ours
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
