@@ -34,7 +34,7 @@ CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "np.l
          "runpy.run_path", "spec.loader.exec_module"}  # fmt: skip
 # The one file that a user names as code.
 # A config's own file is run; torch loads weights only.
-ALLOWED = {("cli.py", "spec.loader.exec_module"), ("pth.py", "torch")}
+ALLOWED = {("config_file.py", "spec.loader.exec_module"), ("pth.py", "torch")}
 # A sweep starts its runs, by the commands that the config's file gives, never by what it reads in a
 # work directory; ctypes calls prctl. Of its own checkout a run asks git which commit it is.
 ALLOWED |= {(name, "subprocess") for name in ("attempt.py", "local.py", "slurm.py", "reports.py")}
