@@ -49,24 +49,19 @@ def test_a_folder_that_is_a_file(tmp_path, file):
         )
 
 
-def _heeds_ctrl_c():
-    """A shell lets what it starts in the background ignore it, and so the tests, if it did so."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_interrupted_before_it_has_begun(tmp_path):
     """Without a traceback, and by the signal, so that a shell's loop ends, too."""
     file = tmp_path / "slow.py"
     file.write_text("import time\nprint('reading', flush=True)\ntime.sleep(60)\n")
     command = sweep_command(file, tmp_path / "S")
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=_heeds_ctrl_c,
-    ) as process:
+    pipe = subprocess.PIPE
+    # What a shell starts in the background ignores Ctrl-C, and so would what the tests start.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        started = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with started as process:
         assert process.stdout.readline() == "reading\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == -signal.SIGINT
