@@ -44,7 +44,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=1
 ReturnToService=2
 SlurmdParameters=config_overrides
-KillWait=30
+KillWait=60
 MinJobAge=600
 NodeName={host} CPUs={cores} RealMemory=1000 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP

@@ -36,7 +36,7 @@ def wait_for(path, run):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_killed_or_stopped_is_named_and_the_run_goes_on(tmp_path, number):
-    flags = ("--config.total_steps=400", "--config.timeout_seconds=30")
+    flags = ("--config.total_steps=400", "--config.timeout_seconds=60")
     with train(3, tmp_path / "run", *flags) as run:
         wait_for(tmp_path / "run" / "checkpoints" / "4", run)
         run[1].send_signal(number)
@@ -55,7 +55,7 @@ def test_a_process_that_is_killed_or_stopped_is_named_and_the_run_goes_on(tmp_pa
 
 @pytest.mark.slow
 def test_the_others_end_when_process_0_is_killed_or_stopped(tmp_path):
-    flags = ("--config.total_steps=400", "--config.timeout_seconds=30")
+    flags = ("--config.total_steps=400", "--config.timeout_seconds=60")
     with train(2, tmp_path / "killed", *flags) as run:
         wait_for(tmp_path / "killed" / "checkpoints" / "4", run)
         run[0].kill()

@@ -243,6 +243,7 @@ class _Watch:
             if records.read(run.workdir).status in _OPEN:
                 if records.read_job(run.workdir) in queued:
                     open_runs += 1
+                    self._missed.discard(run.name)
                 elif run.name not in self._missed:
                     self._missed.add(run.name)  # What the job wrote at its end may be under way.
                     open_runs += 1
