@@ -211,6 +211,7 @@ def test_the_arms_of_a_star(tmp_path):
             ConfigError,
             "--budget=-1: write numbers above",
         ),
+        ({"law": "isoflop", "hold_back": ("Loss>1",)}, ConfigError, "fit chinchilla to judge"),
         ({"predict": (1.0, np.inf)}, ConfigError, "--predict=1,inf: write numbers above 0"),
         ({"columns": {"n": "Loss"}}, ConfigError, "--n=Loss: the law auto has no input n, but x"),
         ({"y": "Loss", "columns": {"x": "Loss,model"}}, ConfigError, 'no column "Loss,model"'),
@@ -247,6 +248,42 @@ def test_rows_of_one_run_and_nothing_to_hold_back(tmp_path):
     )
     assert result["params"]["c"]["low"] < -0.3 < result["params"]["c"]["high"]
     assert "0 of them held back: x>1e9" in said
+
+
+def test_numbers_of_runs_in_a_table_of_others(tmp_path):
+    """They may number repetitions: rows of one number have nothing in common then."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(np.geomspace(10, 1e4, 8), 3)
+    columns = {"x": x, "y": (x**-0.3 + 0.05) * np.exp(rng.normal(0, 0.01, len(x)))}
+    plain = write(tmp_path / "plain.csv", **columns)
+    numbered = write(tmp_path / "numbered.csv", run=[0, 1, 2] * 8, **columns)
+    question = {"law": "power_floor", "y": "y", "columns": {"x": "x"}}
+    results = [asked(runs, tmp_path / "out", **question)[1] for runs in (plain, numbered)]
+    assert results[0]["params"] == results[1]["params"]
+
+
+def test_a_group_of_fewer_runs_than_letters_is_named(tmp_path):
+    """Runs have several rows each: those of two runs do not say how sure two letters are."""
+    rng = np.random.default_rng(0)
+    runs = [f"run{i}" for i in range(8) for _ in range(5)]
+    x = np.geomspace(10, 1e4, 40)
+    y = x**-0.3 * np.exp(rng.normal(0, 0.01, 40))
+    table = write(tmp_path / "runs.csv", run=runs, model=["a"] * 30 + ["b"] * 10, x=x, y=y)
+    question = {"law": "power", "y": "y", "columns": {"x": "x"}, "group": ("model",)}
+    said, result = asked(table, tmp_path / "out", **question)
+    a, b = result["groups"]
+    assert a["params"]["c"]["low"] < -0.3 < a["params"]["c"]["high"]
+    assert b["error"].startswith("2 clusters cannot say how sure the 2 letters of power are")
+    assert "2 clusters cannot say" in said
+
+
+def test_rows_held_back_without_an_error(tmp_path):
+    x = np.geomspace(10, 1e4, 8)
+    table = write(tmp_path / "runs.csv", x=x, y=[*x[:-1] ** -0.3, 0])
+    question = {"law": "power", "y": "y", "columns": {"x": "x"}, "hold_back": ("x>=25%",)}
+    with pytest.raises(DataError, match=r"1 of the rows held back are not, such as 0.*where='y>0'"):
+        asked(table, tmp_path / "out", **question)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("flops", ["unknown", "", 0, -1])

@@ -56,6 +56,11 @@ def test_durations_share_one_trunk():
     assert alone["checkpoint.keep_steps"] == () and "branch_of" not in alone
 
 
+def test_durations_without_a_length():
+    with pytest.raises(ConfigError, match="no length for seed=3"):
+        durations({"seed": 3}, (), cooldown=0.2)
+
+
 def test_names_are_fit_for_folders_and_tell_points_apart():
     point = {":model": "R50+B/16", "optim.lr": 1e-3, "model.image_size": (28, 56)}
     assert point_name(point) == "model=R50+B-16,lr=0.001,image_size=28x56"

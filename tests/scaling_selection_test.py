@@ -131,6 +131,17 @@ def test_gaps_between_scales_make_the_step_longer():
     assert held_out["power"].mean < 0.1 and "m4" in (skipped | held_out)
 
 
+@pytest.mark.parametrize("ratio", [2.0, 3.0, 10.0, 10 ** (1 / 3)])
+def test_of_evenly_spaced_scales_each_origin_leaves_one_more_out(ratio):
+    x = 50 * ratio ** np.arange(9)
+    y = law("power").predict({"b": 5.0, "c": -0.3}, {"x": x})
+    y[-3:] *= [1.1, 1.2, 1.3]  # Of a power law each origin sees the error of its next scale alone.
+    held_out, _ = rolling_origin(["power"], {"x": x}, y, origins=3)
+    found = held_out["power"]
+    assert found.cuts == pytest.approx((x[-2], x[-3], x[-4]))
+    assert found.errors[2] == pytest.approx(math.log(1.1))
+
+
 def test_what_cannot_be_judged_is_refused_or_skipped_with_the_reason():
     x, y = saturating(points=7)
     found = choose({"x": x}, y, laws=("power", "bnsl"))

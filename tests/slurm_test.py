@@ -15,8 +15,9 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.slurm_node import missing, slurm_node
-from tests.sweep_runs import NAMES, REAL, run_sweep, sweep_command
+from tests.sweep_runs import NAMES, REAL, actors, run_sweep, sweep_command
 from vit_jax.launch import record as records
+from vit_jax.launch import slurm as launcher
 from vit_jax.scaling.runs import read_runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -159,6 +160,33 @@ def test_a_cancelled_job_is_said_to_be_gone_and_submitted_again(tmp_path, slurm)
     assert f"Its Slurm job {job} is gone" in records.read(workdir).error
     assert run_sweep(*command, cwd=ROOT, env=slurm).returncode == 0
     assert records.read_job(workdir) != job
+
+
+def test_a_branch_that_has_nothing_to_wait_for_is_blocked(tmp_path, monkeypatch):
+    """Its trunk has finished and was tidied up: there is no job that it could come after."""
+    branches = {"branch": ("trunk", 5), "twig": ("branch", 7)}
+    runs = actors(tmp_path, dict.fromkeys(("trunk", "branch", "twig"), ""), branches)
+    records.change(runs[0].workdir, name="trunk", status="finished")
+    monkeypatch.setattr(launcher, "_queue", set)
+    launcher._Watch(runs, lambda run: None).submit(None)
+    found = [records.read(run.workdir) for run in runs]
+    assert [record.status for record in found] == ["finished", "blocked", "blocked"]
+    assert "has finished, and keeps no checkpoint" in found[1].error
+    assert "branch, which it goes on from, could not begin" in found[2].error
+
+
+def test_a_job_is_gone_when_it_is_not_seen_twice_in_turn(tmp_path, monkeypatch):
+    (run,) = actors(tmp_path, {"run": ""})
+    records.change(run.workdir, name="run", status="running")
+    records.write_job(run.workdir, "12")
+    watch = launcher._Watch([run], lambda run: None)
+    for queued, status in (
+        ({"12"}, "running"), (set(), "running"), ({"12"}, "running"), (set(), "running"),
+        (set(), "failed"),
+    ):  # fmt: skip
+        monkeypatch.setattr(launcher, "_queue", lambda queued=queued: queued)
+        watch.look()
+        assert records.read(run.workdir).status == status
 
 
 def test_without_slurm(tmp_path):

@@ -74,6 +74,15 @@ def test_finished_runs_are_skipped_and_failed_ones_tried_again(tmp_path):
     assert found["bad"].error == ""
 
 
+def test_a_run_that_was_a_job_is_none_when_it_is_started_here(tmp_path):
+    """Or the table would say for ever that it is running, if it is killed with its sweep."""
+    (run,) = actors(tmp_path, {"run": FINISH})
+    run.workdir.mkdir()
+    records.write_job(run.workdir, "12")
+    launch([run])
+    assert records.read_job(run.workdir) == ""
+
+
 def test_what_finished_unrecorded_is_not_run_again(tmp_path):
     """The sweep was killed between the run's end and the record's writing."""
     (run,) = actors(tmp_path, {"run": FINISH})

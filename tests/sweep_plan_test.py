@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -100,6 +101,12 @@ def test_a_branch_that_has_begun_keeps_its_path(tmp_path, file):
     assert branch.config.resume == str(tmp_path / "old" / "trunk" / "checkpoints" / "5")
     check_unchanged(branch)
 
+    # The same of one that has finished, and of which only the files of a few bytes were kept.
+    shutil.rmtree(branch.workdir / workdirs.CHECKPOINTS)
+    records.change(branch.workdir, status="finished")
+    (tmp_path / "new").rename(tmp_path / "newer")
+    check_unchanged(plan(points, tmp_path / "newer", file)[1])
+
 
 def test_a_branch_whose_config_is_damaged(tmp_path, file):
     """It is of no matter once it has finished; before that one is told what to do."""
@@ -159,6 +166,10 @@ BAD = {
             {"name": "b", "branch_of": ("a", 5), "total_steps": 5},
         ],
         "goes on from step 5 of a, and has 5 steps in all",
+    ),
+    "kept and not saved": (
+        [{"name": "a", "checkpoint.keep_every_steps": 2}, {"name": "b", "branch_of": ("a", 6)}],
+        "does not keep its state",
     ),
     "not kept": ([{"name": "a"}, {"name": "b", "branch_of": ("a", 5)}], "does not keep its state"),
 }

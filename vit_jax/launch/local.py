@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vit_jax import lock
 from vit_jax.errors import ConfigError
@@ -178,18 +178,9 @@ class _Local:
     def _block(self) -> None:
         """Gives up the branches whose trunks have failed."""
         for run in list(self._waiting):
-            if not can_begin(run) and (error := self._never(*run.branch_of)):
+            if not can_begin(run) and (error := never_begins(run, self._by_name)):
                 self._waiting.remove(run)
                 self._write(run, status="blocked", error=error)
-
-    def _never(self, trunk: str, step: int) -> str:
-        """Why a branch that cannot begin now never can; "" if it still may."""
-        if trunk not in self._by_name:
-            return f"{trunk}, which it goes on from, has not got there, and is left out by --only."
-        status = records.read(self._by_name[trunk].workdir).status
-        if status in _ENDED:
-            return f"{trunk}, which it goes on from, {_ENDED[status]}."
-        return ""
 
     def _start(self) -> None:
         for run in list(self._waiting):
@@ -201,6 +192,7 @@ class _Local:
             place = self._free.pop(0)
             attempts = records.read(run.workdir).attempts + 1
             self._waiting.remove(run)
+            records.forget_job(run.workdir)
             self._write(run, status="running", error="", attempts=attempts)
             environment = {**compiled_once(run), **place.environment}
             try:
@@ -227,6 +219,22 @@ def can_begin(run: Run) -> bool:
         return True
     name, step = run.branch_of
     return records.has_state(run.workdir.parent / name, step)
+
+
+def never_begins(run: Run, by_name: Mapping[str, Run]) -> str:
+    """Why a branch that cannot begin now never can; "" if it still may.
+
+    Args:
+      run: a branch.
+      by_name: the runs that are not left out.
+    """
+    trunk, _ = run.branch_of
+    if trunk not in by_name:
+        return f"{trunk}, which it goes on from, has not got there, and is left out by --only."
+    status = records.read(by_name[trunk].workdir).status
+    if status in _ENDED:
+        return f"{trunk}, which it goes on from, {_ENDED[status]}."
+    return ""
 
 
 def compiled_once(run: Run) -> dict[str, str]:

@@ -239,7 +239,9 @@ def _check_kept(trunk: Run, step: int, where: str) -> None:
             f"{where}: {BRANCH_OF} is step {step} of {trunk.name}{length}: choose one from 1 to "
             "its last."
         )
-    if step not in (*kept.keep_steps, last) and not (every and step % every == 0):
+    # Of what is saved every so often, every so often one is kept.
+    regular = every and step % every == 0 and step % kept.every_steps == 0
+    if step not in (*kept.keep_steps, last) and not regular:
         raise ConfigError(
             f"{where}: {BRANCH_OF} is step {step} of {trunk.name}, which does not keep its state "
             f'of that step. Give that point "checkpoint.keep_steps": ({step},).'
@@ -323,7 +325,7 @@ def _resume(workdir: pathlib.Path, folder: pathlib.Path, branch_of: tuple[str, i
     It goes on from its own checkpoints, and would take another path for another config: so a
     sweep's folder may be moved.
     """
-    if workdirs.has_checkpoints(workdir):
+    if workdirs.has_checkpoints(workdir) or records.read(workdir).status == "finished":
         with contextlib.suppress(CheckpointError):  # `check_unchanged` raises it, if it matters.
             return workdirs.read_config(workdir).resume
     name, step = branch_of

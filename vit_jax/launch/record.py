@@ -5,6 +5,7 @@ was started, and why it failed. That it has finished can be seen, and is (`is_fi
 that is killed between the end of a run and the record's writing does not run it again.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -118,6 +119,12 @@ def write_job(workdir: pathlib.Path, job: str) -> None:
         storage.write_bytes(workdir / JOB, f"{job}\n".encode())
     except OSError as error:
         raise ConfigError(f"{workdir / JOB} cannot be written: {error.strerror}.") from error
+
+
+def forget_job(workdir: pathlib.Path) -> None:
+    """Notes that a run is a Slurm job no more: it is started here."""
+    with contextlib.suppress(OSError):
+        (workdir / JOB).unlink(missing_ok=True)
 
 
 def is_finished(workdir: pathlib.Path, record: Record) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from vit_jax.errors import ConfigError, VitJaxError
 from vit_jax.launch import record as records
 from vit_jax.launch.attempt import Attempt, End, Patience
-from vit_jax.launch.local import can_begin, compiled_once
+from vit_jax.launch.local import can_begin, compiled_once, never_begins
 from vit_jax.launch.plan import Run
 from vit_jax.launch.signals import stop_signals
 
@@ -209,9 +209,8 @@ class _Watch:
                 trunk = None if can_begin(run) else run.branch_of[0]
                 arrays.setdefault(trunk, []).append(run)
         for trunk, runs in arrays.items():
-            if trunk is not None and trunk not in self._by_name:
+            if trunk is not None and (error := never_begins(runs[0], self._by_name)):
                 for run in runs:
-                    error = f"{trunk}, which it goes on from, is left out by --only."
                     self._write(run, status="blocked", error=error)
                 continue
             self._submit(executor, runs, trunk)

@@ -12,6 +12,7 @@ from vit_jax.scaling import isoflop as isoflops
 from vit_jax.scaling import selection
 from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.pareto import pareto
+from vit_jax.scaling.profile import freedom
 from vit_jax.scaling.query import Rows, Table
 from vit_jax.scaling.question import AUTO, ISOFLOP, Question
 from vit_jax.scaling.runs import column
@@ -83,7 +84,9 @@ def parts(table: Table, group: Rows, held: np.ndarray, question: Question) -> It
             rows = rows[column(table, other)[rows] == centre[other]]
         names = {role: arm if role == "x" else question.column(role) for role in question.roles}
         inputs = {role: table[name][rows].astype(float) for role, name in names.items()}
-        runs = table["run"][rows] if "run" in table else None
+        # In others' tables a number of that name may be a repetition, and its rows of many runs.
+        named = "run" in table and table["run"].dtype.kind == "U"
+        runs = table["run"][rows] if named else None
         repeated = runs is not None and len(np.unique(runs)) < len(runs)
         y, back = table[question.y][rows].astype(float), held[rows]
         fitted, judged = ~back, back.copy()
@@ -128,11 +131,13 @@ def answer(part: Part, question: Question) -> Answer:
             return Answer(part, law=found.optima, valleys=found)
         if question.law == AUTO:
             choice = selection.choose(inputs, y)
+            freedom(choice.fit, part.clusters)
             return Answer(
                 part, law=choice.fit, choice=choice, held_out=choice.held_out,
                 skipped=choice.skipped,
             )  # fmt: skip
         found = fit(question.law, inputs, y)
+        freedom(found, part.clusters)  # Fewer runs than letters have no intervals.
     except DataError as error:
         return Answer(part, error=str(error))
     try:

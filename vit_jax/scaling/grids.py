@@ -127,8 +127,13 @@ def durations(point: Mapping[str, Any], steps: Iterable[int], *, cooldown: float
     Returns:
       The trunk and then its branches, the longest first. Their names are the point's, or what
       `point_name` makes of it, and the length.
+
+    Raises:
+      ConfigError: there is no length.
     """
     lengths = sorted({*steps}, reverse=True)
+    if not lengths:
+        raise ConfigError(f"durations(): no length for {point.get(NAME) or point_name(point)}.")
     cooldowns = {length: max(1, round(length * cooldown)) for length in lengths}
     stem = point.get(NAME) or point_name(point)
     trunk, points = f"{stem},steps={lengths[0]}", []

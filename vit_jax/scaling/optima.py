@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
 from vit_jax.errors import DataError
 from vit_jax.scaling.fitting import Fit
@@ -105,13 +106,20 @@ class ShapeOptimum:
     exponent: Interval
 
 
-def shape_optimal(of: Fit, t: float, *, level: float = 0.9) -> ShapeOptimum:
+def shape_optimal(
+    of: Fit,
+    t: float,
+    *,
+    level: float = 0.9,
+    clusters: Shaped[np.ndarray, "n"] | None = None,
+) -> ShapeOptimum:
     """Where d y / d x = 0 in SoViT's law: x = (alpha a t^c / (beta b))^(1 / (a + b)).
 
     Args:
       of: a fit of the law shape: x a width, depth or MLP width, t forward FLOPs.
       t: compute.
       level: how often the intervals cover.
+      clusters: as for `intervals.letter_intervals`.
 
     Raises:
       DataError: the law is another, it has no lowest point, or that lies outside the fitted sizes:
@@ -121,14 +129,15 @@ def shape_optimal(of: Fit, t: float, *, level: float = 0.9) -> ShapeOptimum:
         raise DataError(f"Optimal shapes need a fit of the law shape, not of {of.law.name}.")
     if {"a", "b", "alpha", "beta"} & set(of.at_bound):
         raise DataError("The fitted law has no best shape: y only falls, or only rises, with x.")
-    (x,) = quantity(of, _goal_shape, np.array([[math.log(t)]]), level=level)
+    at = np.array([[math.log(t)]])
+    (x,) = quantity(of, _goal_shape, at, level=level, clusters=clusters)
     swept = of.inputs["x"]
     if not swept.min() < x.estimate < swept.max():
         raise DataError(
             f"The best x at t = {t:g} would be {x.estimate:.4g}, but the runs have {swept.min():g} "
             f"to {swept.max():g}: an optimum at the edge of a sweep is none. Sweep further."
         )
-    (exponent,) = quantity(of, _goal_exponent, np.zeros((1, 1)), level=level)
+    (exponent,) = quantity(of, _goal_exponent, np.zeros((1, 1)), level=level, clusters=clusters)
     return ShapeOptimum(float(t), x, exponent)
 
 

@@ -64,6 +64,11 @@ class Question:
             raise ConfigError(
                 f"--frontier is for laws of one input; {self.law} has {', '.join(self.roles)}."
             )
+        if self.hold_back and self.law == ISOFLOP:
+            raise ConfigError(
+                "--hold_back is for laws that predict single runs, which isoflop does not: "
+                "fit chinchilla to judge by rows that are held back."
+            )
         for flag, numbers in (("predict", self.predict), ("budget", self.budgets)):
             if any(not 0 < number < math.inf for number in numbers):
                 told = ",".join(f"{number:g}" for number in numbers)

@@ -19,7 +19,8 @@ steps                   of the whole run
 examples_seen           up to this step: step x batch size
 epochs                  the same, as a share of `examples`
 forward_flops           of one image; a multiply-add is two
-train_flops             up to this step: three times forward_flops for every image seen
+train_flops             up to this step, as this run trains: usually three times forward_flops
+                        for every image seen (SAM: six; a probe of kept features: its head's)
 device_hours            up to this step: wall time x devices; a share of a CPU's cores is one
                         device, and a GPU that several runs share counts for each of them
 loss, error, top1       of the evaluation; error is 1 - top1

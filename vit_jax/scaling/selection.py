@@ -24,6 +24,7 @@ CANDIDATES = ("power", "power_floor", "m3", "m4", "frontier", "bnsl")
 AVERAGED = CANDIDATES[1:]  # The laws that can level off.
 _ANCHOR = 5  # Rows at the largest scales that an average is shifted to meet.
 _LEAST_STEP = 2.0
+_ROUNDING = 1 + 1e-6  # Scales that are evenly spaced are so but for the last bits.
 _WIDEST = 3.0
 
 
@@ -183,12 +184,13 @@ def rolling_origin(
     scale = scale_of(inputs)
     known = np.unique(scale)
     gaps = known[1:] / known[:-1]
-    step = max([_LEAST_STEP, *(gaps * (1 + 1e-9))])
+    step = max([_LEAST_STEP, *gaps])
     errors: dict[str, dict[float, float]] = {name: {} for name in laws}
     skipped: dict[str, str] = {}
     for j in range(1, origins + 1):
-        cut = known[-1] / step**j * (1 + 1e-9)
-        below, after = scale <= cut, (scale > cut) & (scale <= cut * step)
+        cut = known[-1] / step**j
+        below = scale <= cut * _ROUNDING
+        after = ~below & (scale <= cut * step * _ROUNDING)
         part = {role: x[below] for role, x in inputs.items()}
         ahead = {role: x[after] for role, x in inputs.items()}
         if not after.any():

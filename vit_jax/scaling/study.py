@@ -55,6 +55,12 @@ def study(table: Table, question: Question, *, runs: str) -> tuple[Json, dict[st
     for condition in question.hold_back:
         held &= matches(table, condition)
     if question.hold_back:
+        back = table[question.y][rows[held[rows]]]
+        if (bad := back[back <= 0]).size:
+            raise DataError(
+                f"{question.y} must be positive, since its logs are compared, but {bad.size} of "
+                f"the rows held back are not, such as {bad[0]}: add --where='{question.y}>0'."
+            )
         said.append(f"{held[rows].sum():,} of them held back: {' and '.join(question.hold_back)}")
     answers = [
         answer(part, question)
@@ -123,8 +129,8 @@ def _entry(answer: Answer, question: Question) -> Json:
     if answer.choice is not None and answer.choice.best == "average":
         entry["notes"].append(
             "No law has the form of these rows, and on held-out scales the average of those that "
-            "level off was better than any one of them: it made the predictions below and of the "
-            f"rows held back. Letters, interval and curve are of the best law, {law.law.name}."
+            "level off was better than any one of them: it predicted the rows held back, if "
+            f"any. Letters, interval and curve are of the best law, {law.law.name}."
         )
     _add_test(entry, answer, question, clusters)
     _add_predictions(entry, answer, question, clusters)
@@ -214,7 +220,7 @@ def _add_optima(entry: Json, answer: Answer, question: Question, clusters: Any) 
                 )
         elif law.law is laws.SHAPE:
             for t in np.unique(part.inputs["t"])[-1] * np.array([1.0, 10.0]):
-                best = optima.shape_optimal(law, float(t), level=question.level)
+                best = optima.shape_optimal(law, float(t), level=question.level, clusters=clusters)
                 values = {"x": best.x, "exponent": best.exponent}
                 records.append({"t": best.t} | {key: _ends(v) for key, v in values.items()})
     except DataError as error:
