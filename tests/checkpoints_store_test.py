@@ -365,6 +365,15 @@ def test_an_old_checkpoint_is_never_half_deleted_under_its_name(tmp_path, monkey
         assert not (tmp_path / ".deleted" / "1").exists() and store.steps() == [2]
 
 
+def test_a_save_does_not_take_away_the_folder_that_the_last_one_deletes_into(tmp_path):
+    """Orbax makes it and then renames into it, in a thread that a busy machine may hold up."""
+    with Store(tmp_path, keep_last=1) as store:
+        (tmp_path / ".deleted").mkdir()  # As if between the two.
+        store.save(1, state(1), {}, metrics={})
+        assert (tmp_path / ".deleted").is_dir()
+    assert not (tmp_path / ".deleted").exists()
+
+
 def saved_steps(folder, *steps):
     with Store(folder, keep_last=len(steps)) as store:
         for step in steps:

@@ -109,6 +109,9 @@ class Store:
             with self._saving():
                 self._manager.close()
             self._tidy()
+            if self._tidies:  # Not before: Orbax's thread may just have made it, to rename into it.
+                with contextlib.suppress(OSError):  # What cannot be deleted harms nobody there.
+                    os.rmdir(self.folder / DELETED)
         except CheckpointError as fault:
             if error is None:
                 raise
@@ -120,8 +123,6 @@ class Store:
             return
         for old in trash.iterdir():
             shutil.rmtree(old, ignore_errors=True)
-        with contextlib.suppress(OSError):  # What cannot be deleted harms nobody there.
-            os.rmdir(trash)
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, ascending."""
