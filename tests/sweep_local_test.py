@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.sweep_runs import actors
 from vit_jax.launch import local
 from vit_jax.launch import record as records
-from vit_jax.launch.attempt import PATIENCE
+from vit_jax.launch.attempt import PATIENCE, Attempt
 from vit_jax.lock import lock
 
 FINISH = "reach(10)"
@@ -170,6 +170,17 @@ def test_a_run_that_is_still_saving_is_waited_for(tmp_path):
         assert process.stdout.readline() == "held\n"
         assert launch([run])["run"].status == "finished"
         assert process.poll() is not None or process.wait(5) == 0
+    assert run.notes == ["begin"]
+
+
+def test_a_run_that_still_begins_is_waited_for(tmp_path):
+    """What a killed sweep left behind has not yet got as far as the run's lock."""
+    (run,) = actors(tmp_path, {"run": FINISH})
+    left = Attempt(
+        [sys.executable, "-c", "import time; time.sleep(1)"], run.workdir, environment={}
+    )
+    assert launch([run])["run"].status == "finished"
+    assert left.poll() is not None
     assert run.notes == ["begin"]
 
 

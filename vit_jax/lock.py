@@ -70,13 +70,16 @@ def lock(workdir: epath.Path) -> Iterator[None]:
         os.close(file)
 
 
-def is_held(workdir: pathlib.Path) -> bool:
-    """Whether a process holds a local work directory now; on a file system without locks, no.
+def is_held(path: pathlib.Path) -> bool:
+    """Whether a process holds the lock of this local file; on a file system without locks, no.
 
     Ask only where nothing else may be about to take it: for a moment, the one who asks holds it.
+
+    Args:
+      path: of a work directory's `LOCK`, or of another file that a process locks.
     """
     try:
-        file = os.open(workdir / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import os
 import pathlib
 import re
@@ -37,7 +38,11 @@ class End:
 
 
 class Attempt:
-    """A process of a run, with its output at the end of the run's log."""
+    """A process of a run, with its output at the end of the run's log.
+
+    The log is locked until the process has ended, and all that it has started: the lock goes with
+    the open file. So one knows of it before it has taken the work directory.
+    """
 
     def __init__(
         self,
@@ -65,6 +70,8 @@ class Attempt:
                 now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
                 log.write(f"--- {now}: {shlex.join(command)}\n".encode())
                 log.flush()
+                with contextlib.suppress(OSError):  # No locks here, or one that is ending has it.
+                    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._begin = log.tell()
                 with _blocked(signal.SIGUSR2):
                     self._process = subprocess.Popen(

@@ -75,7 +75,6 @@ def cost(run: Run) -> Cost:
     if not (config.model.num_classes or classes):
         unknown.append("how many classes there are (the head is counted for one)")
     cfg = model_config(config.model, num_classes=classes or 1)
-    params, non_embedding = _parameters(cfg)
     steps = None
     if config.total_epochs is None or examples:
         steps = total_steps(config, examples or 0)
@@ -84,8 +83,8 @@ def cost(run: Run) -> Cost:
     own = None if steps is None else steps - (run.branch_of[1] if run.branch_of else 0)
     flops = update_flops(cfg, head_only=config.cache_features, sam=config.optim.sam_rho > 0)
     return Cost(
-        params=params,
-        params_non_embedding=non_embedding,
+        params=num_params(cfg),
+        params_non_embedding=num_params_non_embedding(cfg),
         forward_flops=forward_flops(cfg),
         steps=steps,
         own_steps=own,
@@ -142,33 +141,23 @@ def _open(where: str, split: str) -> tuple[int | None, int | None, str]:
 def _memory(config: FrozenConfigDict, cfg: ModelConfig) -> int:
     # The schedule has no state: runs of all lengths share what is counted here.
     optim = FrozenConfigDict({**config.optim, "schedule": {}})
-    params = _bytes(_shapes(cfg))
+    params = _bytes(param_shapes(cfg))
     copies = 3 if config.optim.ema_decay else 2  # Parameters, gradients, average.
     images = config.batch_size // config.optim.accum_steps
     return copies * params + _optimizer(optim, cfg) + images * _activations(cfg)
 
 
 @functools.cache
-def _shapes(cfg: ModelConfig) -> PyTree:
-    return param_shapes(cfg)
-
-
-@functools.cache
-def _parameters(cfg: ModelConfig) -> tuple[int, int]:
-    return num_params(cfg), num_params_non_embedding(cfg)
-
-
-@functools.cache
 def _optimizer(optim: FrozenConfigDict, cfg: ModelConfig) -> int:
     """Bytes of an optimizer's state."""
-    tx = make_optimizer(optim, _shapes(cfg), schedule=optax.constant_schedule(1.0))
-    return _bytes(jax.eval_shape(tx.init, _shapes(cfg)))
+    tx = make_optimizer(optim, param_shapes(cfg), schedule=optax.constant_schedule(1.0))
+    return _bytes(jax.eval_shape(tx.init, param_shapes(cfg)))
 
 
 @functools.cache
 def _activations(cfg: ModelConfig) -> int:
     """Bytes for an image: what two images keep beyond what one does."""
-    model, params = build(cfg), _shapes(cfg)
+    model, params = build(cfg), param_shapes(cfg)
 
     def kept(params: PyTree, images: jax.Array, key: jax.Array) -> PyTree:
         def logits(params: PyTree) -> jax.Array:

@@ -186,8 +186,7 @@ class _Local:
         for run in list(self._waiting):
             if not self._free:
                 return
-            # What a killed sweep has left may still be saving.
-            if not can_begin(run) or lock.is_held(run.workdir):
+            if not can_begin(run) or _goes_on(run):
                 continue
             place = self._free.pop(0)
             attempts = records.read(run.workdir).attempts + 1
@@ -204,6 +203,11 @@ class _Local:
                 self._write(run, status="failed", error=str(error))
                 continue
             self._running[run.name] = run, attempt, place
+
+
+def _goes_on(run: Run) -> bool:
+    """Whether there is still a process of it: what a killed sweep has left begins, or saves."""
+    return any(lock.is_held(run.workdir / name) for name in (lock.LOCK, records.LOG))
 
 
 _ENDED = {

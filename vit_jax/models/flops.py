@@ -7,6 +7,7 @@ each gradient with the input and with the kernel. Recomputation (remat) is not c
 measures the model's work and not the machine's.
 """
 
+import functools
 import math
 
 import jax
@@ -107,6 +108,12 @@ def update_flops(cfg: ModelConfig, *, head_only: bool, sam: bool) -> int:
 
 def param_shapes(cfg: ModelConfig) -> dict:
     """The tree of parameters as `jax.ShapeDtypeStruct`s; nothing is computed or allocated."""
+    return jax.tree.map(lambda leaf: leaf, _param_shapes(cfg))  # The caller's own dicts.
+
+
+@functools.cache
+def _param_shapes(cfg: ModelConfig) -> dict:
+    # A deep model takes a second to trace, and reading a checkpoint asks for it several times.
     images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.channels), jnp.float32)
     rng = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(build(cfg).init, rng, images)["params"]
