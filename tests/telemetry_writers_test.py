@@ -11,7 +11,9 @@ import types
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
+from tests.conftest import ROOT
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.telemetry import MetricWriter, read_jsonl
 from vit_jax.telemetry.jsonlines import cut_after
@@ -201,8 +203,12 @@ def tensorboard_events(folder: pathlib.Path) -> list[Event]:
         data, at = path.read_bytes(), 0
         while at < len(data):
             length = int.from_bytes(data[at : at + 8], "little")
-            events.append(Event.FromString(data[at + 12 : at + 12 + length]))
-            at += 16 + length
+            end = at + 12 + length
+            for start, stop in ((at, at + 8), (at + 12, end)):
+                crc = int.from_bytes(data[stop : stop + 4], "little")
+                assert crc == masked_crc32c(data[start:stop])
+            events.append(Event.FromString(data[at + 12 : end]))
+            at = end + 4
     return events
 
 
@@ -223,6 +229,18 @@ def test_tensorboard_has_all_values_and_purges_on_resume(tmp_path):
     assert np.isnan(scalars[4, "speed/img_per_s"])
     starts = [e.step for e in events if e.session_log.status == SessionLog.START]
     assert starts == [0, 3]
+    assert events[0].file_version == "brain.Event:2"
+
+
+def test_tensorboard_needs_no_other_framework(tmp_path):
+    """Where PyTorch is installed, importing it takes longer than the start of a run."""
+    code = (
+        "import sys, vit_jax.train; from vit_jax.telemetry.tensorboard import EventFile; "
+        f"EventFile({str(tmp_path / 'tb')!r}, first_step=0).close(); "
+        "print(*{'torch', 'tensorflow'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
 def test_wandb_missing_names_the_extra(tmp_path, monkeypatch):

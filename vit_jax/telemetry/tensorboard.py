@@ -6,19 +6,54 @@ import struct
 import time
 from collections.abc import Mapping
 
+import google_crc32c
 from etils import epath
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from vit_jax import storage
 from vit_jax.errors import DataError
 from vit_jax.telemetry.growing import open_growing
 
+# What we write of TensorFlow's event.proto and summary.proto. The packages that have them whole
+# import TensorFlow or PyTorch where they find it: seconds at the start of every run.
+_SCHEMA = """
+  name: "vit_jax/event.proto"
+  package: "vit_jax"
+  message_type {
+    name: "Event"
+    field { name: "wall_time" number: 1 type: TYPE_DOUBLE }
+    field { name: "step" number: 2 type: TYPE_INT64 }
+    field { name: "file_version" number: 3 type: TYPE_STRING }
+    field { name: "summary" number: 5 type: TYPE_MESSAGE type_name: ".vit_jax.Summary" }
+    field { name: "session_log" number: 7 type: TYPE_MESSAGE type_name: ".vit_jax.SessionLog" }
+  }
+  message_type {
+    name: "Summary"
+    field {
+      name: "value" number: 1 type: TYPE_MESSAGE type_name: ".vit_jax.Value" label: LABEL_REPEATED
+    }
+  }
+  message_type {
+    name: "Value"
+    field { name: "tag" number: 1 type: TYPE_STRING }
+    field { name: "simple_value" number: 2 type: TYPE_FLOAT }
+  }
+  message_type {
+    name: "SessionLog"
+    field { name: "status" number: 1 type: TYPE_INT32 }
+  }
+"""
+_POOL = descriptor_pool.DescriptorPool()
+_POOL.Add(text_format.Parse(_SCHEMA, descriptor_pb2.FileDescriptorProto()))
+_Event = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("vit_jax.Event"))
+_START = 1  # SessionLog.START.
+
 
 class EventFile:
     """The events of one process of a run: a new file in the folder `tb`.
 
-    tensorboardX's own writer puts them into a queue, whose reader dies of a full disk and leaves
-    the run waiting for ever; and it names files by the clock, which may have gone back. Its
-    messages and its crc are used here, no more.
+    The usual writers put them into a queue, whose reader dies of a full disk and leaves the run
+    waiting for ever; and they name files by the clock, which may have gone back.
     """
 
     def __init__(self, logdir: epath.PathLike, *, first_step: int):
@@ -31,11 +66,6 @@ class EventFile:
         Raises:
           DataError: the file cannot be written.
         """
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.proto.summary_pb2 import Summary
-        from tensorboardX.record_writer import masked_crc32c
-
-        self._event, self._summary, self._crc = Event, Summary, masked_crc32c
         logdir = epath.Path(logdir)
         try:
             storage.make_subfolder(logdir)
@@ -46,12 +76,12 @@ class EventFile:
             logdir / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"
         )
         self._write(file_version="brain.Event:2")
-        self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
+        self._write(step=first_step, session_log={"status": _START})
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
         """Add the values of a step."""
-        scalars = [self._summary.Value(tag=tag, simple_value=v) for tag, v in values.items()]
-        self._write(step=step, summary=self._summary(value=scalars))
+        scalars = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
+        self._write(step=step, summary={"value": scalars})
 
     def flush(self) -> None:
         """Return when all is on the disk."""
@@ -62,10 +92,15 @@ class EventFile:
         self._file.close()
 
     def _write(self, **fields) -> None:
-        event = self._event(wall_time=time.time(), **fields).SerializeToString()
+        event = _Event(wall_time=time.time(), **fields).SerializeToString()
         length = struct.pack("<Q", len(event))
-        crcs = (struct.pack("<I", self._crc(part)) for part in (length, event))
-        self._file.append(b"".join((length, next(crcs), event, next(crcs))))
+        self._file.append(b"".join((length, _masked_crc(length), event, _masked_crc(event))))
+
+
+def _masked_crc(data: bytes) -> bytes:
+    """TFRecord's: a crc of data that holds crcs would be weak, so it is turned and shifted."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32)
 
 
 def _next_stamp(names: list[str]) -> int:
