@@ -5,9 +5,12 @@ import importlib.util
 import os
 import pathlib
 
-# Before JAX starts: eight devices let every test have a mesh.
+# Before JAX starts: eight devices let every test have a mesh. And much of the tests' time would go
+# to optimising programs that run for a moment: cli_test.py and a test of formats_goldens_test.py,
+# without flags, see to it that what users compile is right, too.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ["NPROC"] = "32"  # See give_threads_to_simulated_devices.
 os.environ["JAX_PLATFORMS"] = "cpu"

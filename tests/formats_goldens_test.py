@@ -1,18 +1,34 @@
 """Every golden checkpoint gives what its reference implementation gave, at every resolution."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
-from tests.conftest import SHARED
+from tests.conftest import ROOT, SHARED
 from vit_jax.checkpoints.verification import fixtures, verify
 
 GOLDENS = SHARED / "goldens"
 FIXTURES = fixtures(GOLDENS) if GOLDENS.is_dir() else []
 
 
-@pytest.mark.skipif(not FIXTURES, reason=f"{pathlib.Path(*GOLDENS.parts[-2:])} is not there")
+HERE = pytest.mark.skipif(not FIXTURES, reason=f"{pathlib.Path(*GOLDENS.parts[-2:])} is not there")
+
+
+@HERE
 @pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture["id"])
 def test_outputs_are_within_ten_times_the_noise_of_float32(fixture):
     wrong = [difference for difference in verify(fixture) if not difference.right]
     assert not wrong, wrong
+
+
+@HERE
+@pytest.mark.slow
+def test_they_are_as_users_compile_them():
+    """With XLA's optimisations, which the tests leave out, and one device."""
+    command = [sys.executable, "-m", "vit_jax.convert", f"--verify={GOLDENS}"]
+    env = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
