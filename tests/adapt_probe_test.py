@@ -36,6 +36,7 @@ def assert_same_run(lines, others, rtol=2e-5):
             assert value == pytest.approx(other[key], rel=rtol, abs=1e-6), (line["step"], key)
 
 
+@pytest.mark.slow
 def test_it_equals_the_run_with_a_frozen_body(tmp_path):
     run(tmp_path / "first", total_steps=3)
     changes = {**PROBE, "init_from": str(tmp_path / "first"), "optim__ema_decay": 0.9}

@@ -125,6 +125,7 @@ def test_several_labels_cannot_be_chosen_by():
         few_shot(source, 2, seed=0)
 
 
+@pytest.mark.slow
 def test_a_run_of_few_examples_is_evaluated_on_its_classes(tmp_path):
     run(tmp_path, data__classes=(8, 1), data__shots=16, data__split="train", total_steps=4)
     assert dataset(tmp_path)["class_names"] == ["8", "1"]

@@ -38,6 +38,7 @@ def assert_durations_make_sense(workdir):
         assert line["time/goodput"] <= 1
 
 
+@pytest.mark.slow
 def test_a_run_whose_clock_jumps_back_a_day(tmp_path, monkeypatch):
     changes = {"log__tensorboard": True, "checkpoint__keep_last": 3}
     run(tmp_path / "whole", **changes)

@@ -99,6 +99,7 @@ def test_without_the_policy_the_first_one_ends_the_run(tmp_path, folder):
     assert not (tmp_path / "run" / "bad_examples.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_after_a_kill_no_line_is_there_twice_and_none_is_lost(tmp_path, folder, monkeypatch):
     class Killed(BaseException):
         pass

@@ -309,6 +309,7 @@ def test_an_update_is_that_of_its_good_examples_alone(variant, bad, seed, number
     )
 
 
+@pytest.mark.slow
 def test_without_a_bad_example_an_update_is_the_usual_one(tmp_path):
     """But for the last bits: another program is compiled. Measured: 3e-7 at most."""
     stochastic = {"model__dropout": 0.1, "model__stochastic_depth": 0.1, "mix__mixup_alpha": 0.2}

@@ -100,6 +100,7 @@ def test_train_on_eight_devices(doors, places, unchanged, tmp_path, typed, said)
     check(answer, said, workdir)
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_data_is_no_mistake(doors, tmp_path):
     answer = doors.call(
         "train", f"--config={QUICKSTART}", f"--workdir={tmp_path}", "--config.batch_size=2000",

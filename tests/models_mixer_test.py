@@ -97,6 +97,7 @@ def test_sizes_are_the_published_ones(variant, params):
     assert num_params(config(variant)) == params
 
 
+@pytest.mark.slow
 def test_scan_remat_and_unrolled_agree():
     params, x = random_params(TINY), images(TINY)
     unrolled = dataclasses.replace(TINY, scan=False)

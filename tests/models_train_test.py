@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tests.conftest import slow
 from tests.small_run import run
 from vit_jax.evaluate import evaluate
 
@@ -26,7 +25,8 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["Mixer", *map(slow, sorted({*KINDS} - {"Mixer"}))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(KINDS))
 def test_it_learns_digits(tmp_path, kind):
     lines = run(
         tmp_path, model__pool=None, batch_size=64, total_steps=100, optim__lr=1e-2,

@@ -139,6 +139,7 @@ def test_a_trace_is_copied_to_the_store(gcs):
 # ------------------------------------------------------------------------------- the store fails
 
 
+@pytest.mark.slow
 def test_a_store_that_is_busy_is_asked_again(gcs, local, impatient):
     refused = {}
 
@@ -181,15 +182,9 @@ def test_a_store_that_goes_away_ends_the_run_and_keeps_the_checkpoints(gcs, loca
     assert_same_run(gcs, local)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "part",
-    [
-        slow("config.json"),
-        slow("checkpoints/8"),
-        "params",
-        slow("chrono"),
-        slow("run/metrics.jsonl"),
-    ],
+    "part", ["config.json", "checkpoints/8", "params", "chrono", "run/metrics.jsonl"]
 )
 def test_a_store_that_is_away_at_the_start_is_not_an_empty_one(gcs, local, impatient, part):
     """Nothing is begun anew, set aside or tidied up because nobody answers."""
@@ -210,8 +205,11 @@ def test_a_store_that_is_away_at_the_start_is_not_an_empty_one(gcs, local, impat
     assert_same_run(gcs, local)
 
 
-@pytest.mark.parametrize("status", [slow(403), 503])
-@pytest.mark.parametrize("part", ["params/_METADATA", slow("params/manifest"), "chrono/metadata"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "status"),
+    [("params/_METADATA", 503), ("params/manifest", 403), ("chrono/metadata", 503)],
+)
 def test_what_is_refused_for_now_is_not_broken(gcs, local, impatient, monkeypatch, part, status):
     with monkeypatch.context() as patch:
         kill_at(patch, 14)
@@ -255,7 +253,8 @@ def flip(gcs, name):
     gcs.put(name, bytes(content))
 
 
-@pytest.mark.parametrize("damage", [slow(FakeGcs.delete), slow(cut_short), flip])
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [FakeGcs.delete, cut_short, flip])
 def test_a_damaged_checkpoint_is_set_aside(gcs, local, monkeypatch, damage):
     with monkeypatch.context() as patch:
         kill_at(patch, 14)

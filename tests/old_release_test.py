@@ -93,6 +93,7 @@ def test_it_is_evaluated_and_predicted_from(release, tmp_path):
     assert best == [str(np.argmax(row)) for row in said["logits"]]
 
 
+@pytest.mark.slow
 def test_it_is_trained_further(release):
     workdir, _ = release
     before = (workdir / "metrics.jsonl").read_bytes()

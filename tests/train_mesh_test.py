@@ -86,6 +86,7 @@ def test_a_run_moves_to_another_mesh(tmp_path, one_device):
     np.testing.assert_allclose(got, first, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_big_batchs_run(tmp_path):
     # Without dropout, which differs between microbatches on purpose.
     config = {"log__every_steps": 1, "mix__mixup_alpha": 0.2}

@@ -64,6 +64,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["12", "8"]
 
 
+@pytest.mark.slow
 def test_the_same_config_gives_the_same_bits(tmp_path):
     run(tmp_path / "a", **STOCHASTIC)
     run(tmp_path / "b", **STOCHASTIC)
@@ -97,7 +98,7 @@ def kill_at(monkeypatch, draw):
     monkeypatch.setattr(pipeline.Batches, "__next__", draw_or_die)
 
 
-@pytest.mark.parametrize("killed_at", [slow(3), 8, slow(12), 16])
+@pytest.mark.parametrize("killed_at", [slow(3), 8, slow(12), slow(16)])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, killed_at):
     changes = {**STOCHASTIC, "evals": small_config().evals.as_configdict()}
     run(tmp_path / "whole", **changes)
@@ -217,6 +218,7 @@ def test_a_nonfinite_loss_stops_the_run_and_spares_the_checkpoint(tmp_path):
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.slow
 def test_resume_and_init_from_and_their_precedence(tmp_path):
     run(tmp_path / "first", total_steps=8)
     first = arrays(tmp_path / "first", 8)
