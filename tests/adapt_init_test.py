@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tests.conftest import slow
 from tests.small_run import run, small_config, train_on_one
 from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.pretrained import load_pretrained
@@ -52,7 +51,8 @@ def hints(goldens, name):
     return entry
 
 
-@pytest.mark.parametrize("name", ["hf_vit/cls", *map(slow, sorted({*PUBLISHED} - {"hf_vit/cls"}))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_a_published_model_is_taken_as_it_is(goldens, tmp_path, name):
     """The body that the run begins with is the published one, at the run's image size."""
     path = goldens / name / PUBLISHED[name]

@@ -279,7 +279,7 @@ def second_formulation(variant, params, batch, number):
 @pytest.mark.parametrize(
     "variant",
     [
-        pytest.param(v, marks=[pytest.mark.slow] if v in ("sharp", "plain") else [])
+        pytest.param(v, marks=[pytest.mark.slow] if v in ("sharp", "plain", "8 devices") else [])
         for v in VARIANTS
     ],
 )

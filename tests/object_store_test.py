@@ -225,6 +225,7 @@ def test_what_is_refused_for_now_is_not_broken(gcs, local, impatient, monkeypatc
     assert_same_run(gcs, local)
 
 
+@pytest.mark.slow
 def test_half_a_checkpoint_is_ignored_and_tidied_up(gcs, local, monkeypatch):
     with monkeypatch.context() as patch:
         kill_at(patch, 14)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tests.conftest import slow
 from tests.exactness import MESHES, TOLERANCE, whole
 from tests.small_run import small_config
 from vit_jax import train as train_module
@@ -43,12 +42,9 @@ def one_device(tmp_path_factory):
     return losses(tmp_path_factory.mktemp("one"), devices=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "mesh",
-    [
-        slow({"mesh__data": 8}),
-        {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2},
-    ],
+    "mesh", [{"mesh__data": 8}, {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}]
 )
 def test_a_mesh_trains_as_one_device_does(tmp_path, one_device, mesh):
     got = losses(tmp_path, devices=8, **mesh)

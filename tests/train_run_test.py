@@ -264,6 +264,7 @@ def test_resuming_from_nothing_is_an_error(tmp_path, path):
         train_on_one(small_config(resume=str(tmp_path / path)), tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_a_truncated_last_checkpoint_falls_back(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         kill_at(patch, 14)
