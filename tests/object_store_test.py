@@ -117,7 +117,7 @@ def test_the_state_goes_from_a_disk_to_the_store_and_back(gcs, local, tmp_path):
     assert train_on_one(started, tmp_path / "started") == 0
 
 
-@pytest.mark.parametrize("killed_at", [slow(3), 8, slow(16)])
+@pytest.mark.parametrize("killed_at", [slow(3), 8, slow(12), slow(16)])
 def test_a_killed_run_resumes_to_the_same_bits(gcs, local, monkeypatch, killed_at):
     with monkeypatch.context() as patch:
         kill_at(patch, killed_at)
@@ -183,7 +183,9 @@ def test_a_store_that_goes_away_ends_the_run_and_keeps_the_checkpoints(gcs, loca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["config.json", "params", "run/metrics.jsonl"])
+@pytest.mark.parametrize(
+    "part", ["config.json", "checkpoints/8", "params", "chrono", "run/metrics.jsonl"]
+)
 def test_a_store_that_is_away_at_the_start_is_not_an_empty_one(gcs, local, impatient, part):
     """Nothing is begun anew, set aside or tidied up because nobody answers."""
     with pytest.MonkeyPatch.context() as patch:
@@ -204,10 +206,8 @@ def test_a_store_that_is_away_at_the_start_is_not_an_empty_one(gcs, local, impat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("part", "status"),
-    [("params/_METADATA", 503), ("params/manifest", 403), ("chrono/metadata", 503)],
-)
+@pytest.mark.parametrize("status", [403, 503])
+@pytest.mark.parametrize("part", ["params/_METADATA", "params/manifest", "chrono/metadata"])
 def test_what_is_refused_for_now_is_not_broken(gcs, local, impatient, monkeypatch, part, status):
     with monkeypatch.context() as patch:
         kill_at(patch, 14)

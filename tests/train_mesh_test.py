@@ -61,7 +61,7 @@ def alone(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("mesh", "accum_steps"), MESHES[::2])  # `tests.exactness` takes them all.
+@pytest.mark.parametrize(("mesh", "accum_steps"), MESHES)
 def test_fifty_steps_on_any_mesh(tmp_path, alone, mesh, accum_steps):
     run = whole(tmp_path / "run", mesh, accum_steps=accum_steps)
     found = run.compared(alone[accum_steps])

@@ -98,7 +98,7 @@ def kill_at(monkeypatch, draw):
     monkeypatch.setattr(pipeline.Batches, "__next__", draw_or_die)
 
 
-@pytest.mark.parametrize("killed_at", [slow(3), 8, slow(16)])
+@pytest.mark.parametrize("killed_at", [slow(3), 8, slow(12), slow(16)])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, killed_at):
     changes = {**STOCHASTIC, "evals": small_config().evals.as_configdict()}
     run(tmp_path / "whole", **changes)

@@ -113,7 +113,7 @@ def param_shapes(cfg: ModelConfig) -> dict:
 
 @functools.cache
 def _param_shapes(cfg: ModelConfig) -> dict:
-    # A deep model takes a second to trace, and reading a checkpoint asks for it several times.
+    # Half a second for a ViT-L without scan, and reading a checkpoint asks for it several times.
     images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.channels), jnp.float32)
     rng = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(build(cfg).init, rng, images)["params"]

@@ -14,8 +14,8 @@ from vit_jax import storage
 from vit_jax.errors import DataError
 from vit_jax.telemetry.growing import open_growing
 
-# What we write of TensorFlow's event.proto and summary.proto. The packages that have them whole
-# import TensorFlow or PyTorch where they find it: seconds at the start of every run.
+# What we write of TensorFlow's event.proto and summary.proto. tensorboardX, which has
+# them whole, imports PyTorch where it finds it, at the start of every run.
 _SCHEMA = """
   name: "vit_jax/event.proto"
   package: "vit_jax"
@@ -52,8 +52,8 @@ _START = 1  # SessionLog.START.
 class EventFile:
     """The events of one process of a run: a new file in the folder `tb`.
 
-    The usual writers put them into a queue, whose reader dies of a full disk and leaves the run
-    waiting for ever; and they name files by the clock, which may have gone back.
+    tensorboardX's writer puts them into a queue, whose reader dies of a full disk and leaves the
+    run waiting for ever; and it names files by the clock, which may have gone back.
     """
 
     def __init__(self, logdir: epath.PathLike, *, first_step: int):
