@@ -1,11 +1,13 @@
 # make quickstart   a virtual environment, a trained ViT, its pictures: one command
-# make test         the tests; make test-slow the rest of them; make lint the checks
+# make test-fast    a minute of tests; make test more of them, make test-slow the others
+# make campaign     what runs overnight
+# make lint         rules and format
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 
-.PHONY: quickstart test test-slow lint format clean
+.PHONY: quickstart test-fast test test-slow campaign lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,12 +28,25 @@ quickstart: $(VENV)/.installed
 	$(RUN) -m vit_jax.evaluate --workdir=$(WORKDIR)
 	$(RUN) -m vit_jax.predict --checkpoint=$(WORKDIR) --top_k=3 $(WORKDIR)/samples
 
+# Each test is in one of these parts: see tests/parts.py.
+FAST := not (medium or slow or campaign)
+MEDIUM := medium and not (slow or campaign)
+SLOW := slow and not campaign
+CAMPAIGN := campaign
 # Neighbours share compiled programs: worksteal keeps them on one worker.
+PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
+
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) -m "$(FAST)"
+
 test: $(VENV)/.installed-dev
-	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
+	$(PYTEST) -m "($(FAST)) or ($(MEDIUM))"
 
 test-slow: $(VENV)/.installed-dev
-	$(RUN) -m pytest -n 2 --dist worksteal -m slow
+	$(PYTEST) -m "$(SLOW)"
+
+campaign: $(VENV)/.installed-dev
+	$(PYTEST) -m "$(CAMPAIGN)"
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

@@ -5,6 +5,8 @@ import importlib.util
 import os
 import pathlib
 
+from tests import compiled
+
 # Before JAX starts: eight devices let every test have a mesh. And much of the tests' time would go
 # to optimising programs that run for a moment: cli_test.py and a test of formats_goldens_test.py,
 # without flags, see to it that what users compile is right, too.
@@ -14,13 +16,15 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["NPROC"] = "32"  # See give_threads_to_simulated_devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Runs of the same small model are compiled once, and kept for the next time.
+# Programs are compiled once, and kept for the next time.
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "xla")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled.folder())
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+
+from tests.parts import TimeLimit  # noqa: E402
 
 # Every annotated function of ours is checked at run time: shapes, dtypes and types.
 install_import_hook("vit_jax", "beartype.beartype")
@@ -28,9 +32,18 @@ install_import_hook("vit_jax", "beartype.beartype")
 SHARED = ROOT.parent / "shared"
 
 
+def pytest_configure(config):
+    config.pluginmanager.register(TimeLimit(), "time-limit")
+
+
 def slow(*values):
-    """A case that takes a while, and is much like another that does not."""
+    """Returns a case that takes a while, and is much like another that does not."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def campaign(*values):
+    """Returns a case that repeats, at length, what a shorter one shows in CI."""
+    return pytest.param(*values, marks=pytest.mark.campaign)
 
 
 @pytest.fixture(scope="session")
