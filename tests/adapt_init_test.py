@@ -18,6 +18,7 @@ from vit_jax.models import build, model_config
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.predict import predict
 
+pytestmark = pytest.mark.medium
 STILL = {  # Nothing moves.
     "total_steps": 1, "optim__lr": 1e-30, "optim__weight_decay": 0.0,
     "optim__schedule__warmup_steps": None,
@@ -110,8 +111,8 @@ def test_a_run_needs_its_origin_only_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_blocks_may_be_stacked_otherwise(tmp_path):
-    run(tmp_path / "first", total_steps=3)
+def test_blocks_may_be_stacked_otherwise(tmp_path, finished_run):
+    finished_run(tmp_path / "first")
     for scan in (False, True):
         source = "first" if not scan else "False"
         run(
@@ -137,15 +138,15 @@ def test_blocks_may_be_stacked_otherwise(tmp_path):
         ({"init_from": ""}, ConfigError, "give that as init_from, or name a variant"),
     ],
 )
-def test_what_does_not_fit_shows_both_sides(tmp_path, changes, error, message):
-    run(tmp_path / "first", **STILL)
+def test_what_does_not_fit_shows_both_sides(tmp_path, finished_run, changes, error, message):
+    finished_run(tmp_path / "first")
     changes = {"init_from": str(tmp_path / "first"), **TAKEN} | changes
     with pytest.raises(error, match=message):
         train_on_one(small_config(**changes, model__num_classes=11), tmp_path / "second")
 
 
-def test_other_pixels_are_said(tmp_path, caplog):
-    run(tmp_path / "first", **STILL)
+def test_other_pixels_are_said(tmp_path, finished_run, caplog):
+    finished_run(tmp_path / "first")
     decode = {"op": "decode", "channels": 1}
     other = (decode, {"op": "resize"}, {"op": "normalize", "mean": (0.45,), "std": (0.23,)})
     run(tmp_path / "same", **STILL, **TAKEN, init_from=str(tmp_path / "first"))

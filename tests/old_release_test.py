@@ -24,6 +24,7 @@ from vit_jax.predict import predict
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
 
+pytestmark = pytest.mark.medium
 FIXTURES = pathlib.Path(__file__).resolve().parent / "fixtures"
 RELEASES = ("0.1.0",)
 
@@ -55,7 +56,7 @@ def test_the_same_logits(release, sizes):
     )
     run = load_run(workdir, mesh=mesh)
     images, _, cfg = digits(run, 3)
-    logits, _ = Vit(cfg).apply({"params": run.params}, jnp.asarray(images))
+    logits, _ = jax.jit(Vit(cfg).apply)({"params": run.params}, jnp.asarray(images))
     want = np.array(said["logits"], np.float32)
     assert logits.dtype == np.float32 and np.abs(want).max() > 1
     np.testing.assert_allclose(logits, want, atol=1e-6, rtol=1e-6)
@@ -67,7 +68,7 @@ def test_it_would_start_from_the_same_parameters(release):
     config = workdirs.read_config(workdir)
     cfg = model_config(config.model, num_classes=10)
     images = jnp.zeros((1, *cfg.image_size, cfg.channels))
-    params = Vit(cfg).init(jax.random.key(config.seed), images)["params"]
+    params = jax.jit(Vit(cfg).init)(jax.random.key(config.seed), images)["params"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         # To the bit with that release's JAX; another one may round otherwise.
         want = said["initial"].pop(path_name(path))

@@ -6,6 +6,8 @@ slow        pytest.mark.slow     CI                fast, medium and slow: half a
 campaign    pytest.mark.campaign make campaign     a night
 """
 
+import os
+import resource
 import time
 
 import pytest
@@ -20,34 +22,49 @@ def part_of(markers: set[str]) -> str:
     return next((marker for marker in reversed(MARKERS) if marker in markers), "fast")
 
 
+def cpu_seconds() -> float:
+    """Returns the processor time of this process and of its children that have ended."""
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
 def _loop_seconds() -> float:
-    """Returns what a fixed loop in Python takes now: the machine's speed and load."""
-    start = time.perf_counter()
+    """Returns the processor time of a fixed loop in Python: the machine's speed now."""
+    start = time.process_time()
     total = 0
     for i in range(1_000_000):
         total += i * i
-    return time.perf_counter() - start
+    return time.process_time() - start
+
+
+def _busy() -> float:
+    """Returns how many processes want each processor, at least one."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class TimeLimit:
     """Fails a test of `make test` that takes more than five seconds, setup excluded.
 
-    On a slower or busier machine the limit grows with the time of a fixed loop. A test that fails
-    belongs to the slow part, or can be made faster.
+    Processor time counts, so that a busy machine fails no test, and on a slower machine the limit
+    grows with the time of a fixed loop. Waiting is limited too: to twice as long, times the load.
     """
 
-    def __init__(self, clock=time.perf_counter, loop_seconds=_loop_seconds):
-        self.clock, self.loop_seconds = clock, loop_seconds
+    def __init__(
+        self, *, cpu=cpu_seconds, clock=time.monotonic, busy=_busy, loop_seconds=_loop_seconds
+    ):
+        self._cpu, self._clock, self._busy, self._loop = cpu, clock, busy, loop_seconds
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
         """Times the call phase."""
-        start = self.clock()
+        cpu, start = self._cpu(), self._clock()
         result = yield
-        seconds = self.clock() - start
+        seconds = max(self._cpu() - cpu, (self._clock() - start) / (2 * self._busy()))
         part = part_of({mark.name for mark in item.iter_markers()})
         if part in ("fast", "medium") and seconds > LIMIT_SECONDS:
-            limit = LIMIT_SECONDS * max(1.0, self.loop_seconds() / LOOP_SECONDS)
+            limit = LIMIT_SECONDS * max(1.0, self._loop() / LOOP_SECONDS)
             if seconds > limit:
                 pytest.fail(
                     f"took {seconds:.1f} s, of {limit:.1f} s for a test in `make test`: make it "

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.conftest import ROOT
-from tests.parts import LIMIT_SECONDS, MARKERS, TimeLimit, part_of
+from tests.parts import MARKERS, TimeLimit, part_of
 
 
 def selections():
@@ -34,13 +34,24 @@ def test_ci_runs_all_parts_but_the_campaign():
 
 
 @pytest.mark.parametrize(
-    ("marker", "loop_seconds", "fails"),
-    [("medium", 0.0, True), ("medium", 10.0, False), ("slow", 0.0, False)],
+    ("marker", "cpu", "wall", "busy", "loop", "fails"),
+    [
+        ("medium", 6.0, 6.0, 1.0, 0.0, True),
+        ("medium", 6.0, 6.0, 1.0, 10.0, False),  # A slow machine.
+        ("medium", 1.0, 12.0, 4.0, 0.0, False),  # A busy machine.
+        ("medium", 0.0, 12.0, 1.0, 0.0, True),  # A test that sleeps.
+        ("slow", 6.0, 6.0, 1.0, 0.0, False),
+    ],
 )
-def test_a_test_that_takes_too_long_fails(request, marker, loop_seconds, fails):
+def test_a_test_that_takes_too_long_fails(request, marker, cpu, wall, busy, loop, fails):
     request.node.add_marker(marker)
-    readings = iter([0.0, LIMIT_SECONDS + 1])
-    limit = TimeLimit(clock=lambda: next(readings), loop_seconds=lambda: loop_seconds)
+    readings = [iter([0.0, cpu]), iter([0.0, wall])]
+    limit = TimeLimit(
+        cpu=lambda: next(readings[0]),
+        clock=lambda: next(readings[1]),
+        busy=lambda: busy,
+        loop_seconds=lambda: loop,
+    )
     call = limit.pytest_runtest_call(request.node)
     next(call)
     with pytest.raises(pytest.fail.Exception if fails else StopIteration) as end:

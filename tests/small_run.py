@@ -2,10 +2,13 @@
 
 import json
 import pathlib
+import shutil
+from unittest import mock
 
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from vit_jax.analysis import figures
 from vit_jax.config import base_config, classification_eval, freeze
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
@@ -37,15 +40,48 @@ def small_config(**changes) -> FrozenConfigDict:
     return freeze(c)
 
 
-def train_on_one(config: FrozenConfigDict, workdir: pathlib.Path, **kwargs) -> int:
-    """`train` on one of the eight devices that the tests have."""
-    return train(config, workdir, devices=jax.devices()[:1], **kwargs)
+def train_on_one(
+    config: FrozenConfigDict, workdir: pathlib.Path, *, draw_curves: bool = False, **kwargs
+) -> int:
+    """`train` on one of the eight devices that the tests have.
+
+    Drawing curves.png takes a fifth of so short a run: unless asked for, an empty file replaces it.
+    """
+
+    def leave_undrawn(metrics_jsonl, out_png):
+        out_png.touch()
+
+    drawing = figures.curves if draw_curves else leave_undrawn
+    with mock.patch.object(figures, "curves", drawing):
+        return train(config, workdir, devices=jax.devices()[:1], **kwargs)
 
 
 def run(workdir: pathlib.Path, **changes) -> list[dict]:
     """Trains to the end on one device; gives the lines of metrics.jsonl."""
     assert train_on_one(small_config(**changes), workdir) == 0
     return read_jsonl(workdir / "metrics.jsonl")
+
+
+class FinishedRuns:
+    """Runs that are trained once for all tests of a process, and copied for each."""
+
+    def __init__(self, folder: pathlib.Path):
+        """`folder` holds the originals, which no test changes."""
+        self._folder, self._runs = folder, {}
+
+    def __call__(self, workdir: pathlib.Path, **changes) -> list[dict]:
+        """Copies the finished run of these changes to `workdir`, as `run` would leave it there.
+
+        Returns:
+          The lines of metrics.jsonl.
+        """
+        key = repr(sorted(changes.items()))
+        if key not in self._runs:
+            original = self._folder / str(len(self._runs))
+            run(original, **changes)
+            self._runs[key] = original
+        shutil.copytree(self._runs[key], workdir, dirs_exist_ok=True)
+        return read_jsonl(workdir / "metrics.jsonl")
 
 
 def dataset(workdir: pathlib.Path) -> dict:
