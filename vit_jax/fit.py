@@ -7,8 +7,9 @@ r"""Fits scaling laws to a table of runs, ours or anybody's, and says how far th
     python -m vit_jax.fit --runs=runs/study/runs.parquet --law=chinchilla --budget=1e15 --out=fit
 
 The table is a .csv or .parquet file with a row for each run, or vit_jax.sweep's, of which the rows
-of a run's last step and of the evaluation "test" count. Writes fit.json, figures as PNG and SVG,
-and report.html, one page that needs no other file.
+of a run's last step and of the evaluation "test" count. y and the inputs are columns, or computed
+from columns with + - * / and brackets: --y=1-test/top1, --x=6*params*tokens. Writes fit.json,
+figures as PNG and SVG, and report.html, one page that needs no other file.
 
 Laws: power, power_floor, m3, m4, bnsl (of --x); frontier (of --x, and of the Pareto frontier of the
 rows, as any other with --frontier); auto (of these the one that best predicts larger scales);
@@ -77,7 +78,7 @@ if __name__ == "__main__":
     _RUNS = flags.DEFINE_string("runs", None, "Table of runs: .parquet or .csv.")
     _OUT = flags.DEFINE_string("out", None, "Folder for what is written; made if it is not there.")
     _LAW = flags.DEFINE_string("law", AUTO, f"One of {', '.join(NAMES)}.")
-    _Y = flags.DEFINE_string("y", "error", "Column of errors or losses.")
+    _Y = flags.DEFINE_string("y", "error", "Column of errors or losses, or such as 1-top1.")
     _COLUMNS = {
         role: flags.DEFINE_string(role, None, f"Column of the input {role}: {COLUMNS[role]}.")
         for role in COLUMNS
