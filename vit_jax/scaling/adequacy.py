@@ -44,6 +44,8 @@ def form_p_value(of: Fit) -> float:
 
 def _remainder(columns: Float[np.ndarray, "n p"], values: Float[np.ndarray, "n"]) -> float:
     """What is left of the values' squares when the columns have explained what they can."""
+    if not columns.size:  # All letters are at their bounds.
+        return float(values @ values)
     basis, spread, _ = np.linalg.svd(
         columns / (np.linalg.norm(columns, axis=0) + 1e-300), full_matrices=False
     )

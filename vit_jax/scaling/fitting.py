@@ -266,6 +266,12 @@ def _checked(law, inputs, y, weights):
                 f"The input {role} is {math.exp(values[0]):g} in all rows: nothing can be learned "
                 "of how y depends on it. Add runs with other values."
             )
+    if np.ptp(np.log(y)) < 1e-9:
+        raise DataError(
+            f"y is {y[0]:g} in all {what}: nothing can be learned of how it depends on "
+            f"{' and '.join(law.inputs)}. Runs that have learned nothing are all at chance: leave "
+            "them out, or add runs with other results."
+        )
     distinct = len(np.unique(logs.round(9), axis=1).T)
     if distinct < need - 1:
         raise DataError(

@@ -14,7 +14,15 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from vit_jax.analysis.figures import COLOURS, GREY, NAMES_AS_THEY_ARE, STYLE, VERMILLION, shorten
+from vit_jax.analysis.figures import (
+    COLOURS,
+    GREY,
+    NAMES_AS_THEY_ARE,
+    STYLE,
+    VERMILLION,
+    legend_label,
+    shorten,
+)
 
 _POINTS = {"markersize": 4.5, "linestyle": "none"}
 _GRID = {"color": "#E6E6E6", "linewidth": 0.8}
@@ -72,7 +80,7 @@ def law_figure(
 
 
 def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
-    named = f"{shorten(curve.name, 28)}, " if curve.name else ""
+    named = legend_label(f"{shorten(curve.name, 28)}, ") if curve.name else ""
     fitted = curve.role == "fit"
     for other, marker, face in (
         ("fit", "o", colour),
@@ -121,7 +129,8 @@ def data_size_figure(curves: Sequence[Curve], *, x_label: str, y_label: str, tit
             at = np.unique(curve.x)
             mean = [curve.y[curve.x == x].mean() for x in at]
             axes.plot(curve.x, curve.y, ".", color=colour, alpha=0.5, markersize=4)
-            axes.plot(at, mean, "-o", color=colour, markersize=4, label=shorten(curve.name, 28))
+            label = legend_label(shorten(curve.name, 28))
+            axes.plot(at, mean, "-o", color=colour, markersize=4, label=label)
         _log_axes(axes, x_label=x_label, y_label=y_label, title=title)
         figure.legend(loc="outside right upper", handlelength=1.6)
     return figure

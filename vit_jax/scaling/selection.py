@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
+from scipy import special
 
 from vit_jax.errors import DataError
 from vit_jax.scaling.adequacy import LEVEL, form_p_value
@@ -228,6 +229,25 @@ def scale_of(inputs: Mapping[str, Float[np.ndarray, "n"]]) -> Float[np.ndarray, 
     """How large runs are: their compute t, else n times d, else x."""
     roles = ("t",) if "t" in inputs else tuple(role for role in inputs if role != "u")
     return np.prod([inputs[role] for role in roles], axis=0)
+
+
+def grows(scale: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> bool:
+    """Whether y grows with scale: by Spearman's rank correlation, at the 1% level, one-sided.
+
+    Fewer than four rows say nothing.
+    """
+    freedom = len(y) - 2
+    if freedom < 2 or not np.ptp(scale) or not np.ptp(y):
+        return False
+    correlation = float(np.corrcoef(_ranks(scale), _ranks(y))[0, 1])
+    t = correlation * math.sqrt(freedom / max(1 - correlation**2, 1e-12))
+    return float(special.stdtr(freedom, -t)) < 0.01
+
+
+def _ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """The place of each value in ascending order; equal values share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 def extrapolation(
