@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from vit_jax.errors import DataError
 from vit_jax.scaling.adequacy import form_p_value
@@ -57,7 +58,11 @@ def test_a_law_with_all_letters_at_their_bounds_has_a_p_value():
     """No letter is left that could move the curve: the residuals are all that there is."""
     found = fit("power", {"x": X}, Y)
     stuck = dataclasses.replace(found, identified=dict.fromkeys("bc", "at its bound"))
-    assert 0 <= form_p_value(stuck) < form_p_value(found) <= 1
+    scaled = (np.log(X) - np.log(X).mean()) / np.log(X).std()
+    left = found.log_residuals
+    (rest,) = np.linalg.lstsq(np.stack([scaled**2, scaled**3], 1), left, rcond=None)[1]
+    ratio = (left @ left - rest) / 2 / (rest / (len(X) - 2))
+    assert form_p_value(stuck) == pytest.approx(stats.f.sf(ratio, 2, len(X) - 2))
 
 
 def test_chance_up_to_some_scale_is_no_group_of_equal_values():

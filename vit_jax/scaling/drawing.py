@@ -14,6 +14,7 @@ from vit_jax.scaling.question import ISOFLOP, Question
 from vit_jax.scaling.selection import scale_of
 
 _GRID = 120  # Places at which a law is drawn.
+_BAND = 40  # Places at which its interval is, each end of which is a search.
 _LONGEST = 50  # Letters of a group in a file's name: in any alphabet fewer than 255 bytes.
 
 
@@ -84,9 +85,10 @@ def _curve(answer: Answer, entry: Mapping[str, Any], question: Question) -> plot
     beyond = part.held & bool(verdict and verdict["supported"])
     predicted = [row["x"] for row in entry["tables"].get("Predictions", []) if "refused" not in row]
     reach = np.append(x[~part.held | beyond], predicted)
-    grid = np.geomspace(reach.min(), reach.max(), _GRID)
-    found = band(law, {"x": grid}, level=question.level, clusters=part.clusters)
-    return plots.Curve(answer.name, x, part.y, role, grid, found.estimate, found.low, found.high)
+    grid, places = (np.geomspace(reach.min(), reach.max(), count) for count in (_GRID, _BAND))
+    interval = band(law, {"x": places}, level=question.level, clusters=part.clusters)
+    line = law.predict({"x": grid})
+    return plots.Curve(answer.name, x, part.y, role, grid, line, places, interval)
 
 
 def _shape_figure(answer: Answer, question: Question) -> Figure:

@@ -20,6 +20,7 @@ from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.intervals import Band, band
 from vit_jax.scaling.laws import FRONTIER, SHIFTED, Law
 from vit_jax.scaling.laws import law as law_by_name
+from vit_jax.scaling.solver import roomy
 
 CANDIDATES = ("power", "power_floor", "m3", "m4", "frontier", "bnsl")
 AVERAGED = CANDIDATES[1:]  # The laws that can level off.
@@ -186,6 +187,7 @@ def rolling_origin(
     known = np.unique(scale)
     gaps = known[1:] / known[:-1]
     step = max([_LEAST_STEP, *gaps])
+    room = roomy(len(y))  # For all cuts the same programs.
     errors: dict[str, dict[float, float]] = {name: {} for name in laws}
     skipped: dict[str, str] = {}
     for j in range(1, origins + 1):
@@ -201,7 +203,7 @@ def rolling_origin(
             if name in skipped:
                 continue
             try:
-                fits[name] = fit(of_all_rows(name), part, y[below], delta=delta)
+                fits[name] = fit(of_all_rows(name), part, y[below], delta=delta, room=room)
             except DataError as error:
                 if j == 1:
                     skipped[name] = str(error)
