@@ -45,7 +45,7 @@ def study(table: Table, question: Question, *, runs: str) -> tuple[Json, dict[st
       DataError: no row is left, or no group can be fitted.
     """
     needed = [name for role in question.roles for name in question.columns_of(role)]
-    given, table = table, with_computed(table, [*needed, question.y])
+    given, table = table, with_computed(table, [question.y, *needed])
     rows, said = select(
         table,
         needed=[*needed, question.y],
