@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.fit import fit
+from vit_jax.fit import fit, numbers
 from vit_jax.scaling import report
 from vit_jax.scaling.answer import parts
 from vit_jax.scaling.query import groups
@@ -329,20 +329,21 @@ def test_tables_that_are_none(tmp_path, content, message):
 
 
 def test_the_door(floor, tmp_path):
-    def door(*flags):
-        command = [sys.executable, "-m", "vit_jax.fit", *flags]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-    done = door(
-        f"--runs={floor}", "--law=power", "--x=Seen Examples", "--y=Loss", "--group=model",
-        "--where=Seen Examples<1000", f"--out={tmp_path / 'out'}",
-    )  # fmt: skip
+    command = [
+        *(sys.executable, "-m", "vit_jax.fit", f"--runs={floor}", "--law=power", "--y=Loss"),
+        *("--x=Seen Examples", "--group=model", "--where=Seen Examples<1000"),
+        f"--out={tmp_path / 'out'}",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "model=a: power, y = b x^c" in done.stdout and "report.html" in done.stdout
     assert "vit_jax.fit --runs=" in (tmp_path / "out" / "report.html").read_text()
-    done = door(f"--runs={floor}", "--predict=much", "--out=out")
-    assert done.returncode == 2
-    assert done.stderr == "error: --predict=much: write numbers, such as 1e15,1e16.\n"
+
+
+def test_flags_that_take_several_numbers():
+    assert numbers("predict", ["1e15", "2"]) == (1e15, 2.0) and numbers("predict", []) == ()
+    with pytest.raises(ConfigError, match="--predict=1,much: write numbers, such as 1e15,1e16"):
+        numbers("predict", ["1", "much"])
 
 
 def test_where_nothing_can_be_written(floor):

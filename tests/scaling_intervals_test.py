@@ -119,12 +119,12 @@ def test_rows_that_err_together_widen_an_interval():
 
 
 def test_bootstrap_draws_clusters_whole_and_repeats():
-    x, y = power_law(points=40)
+    x, y = power_law(points=30)
     found = fit("power", {"x": np.repeat(x, 2)}, np.repeat(y, 2), delta=math.inf)
     drawn = [bootstrap(found, draws=300, seed=s) for s in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0].params["c"], drawn[1].params["c"])
     assert (drawn[0].params["c"] != drawn[2].params["c"]).any()
-    together = bootstrap(found, draws=300, clusters=np.repeat(np.arange(40), 2))
+    together = bootstrap(found, draws=300, clusters=np.repeat(np.arange(30), 2))
     ratio = np.std(together.params["c"]) / np.std(drawn[0].params["c"])
     assert 1.2 < ratio < 1.65  # The root of two, from half as many independent rows.
     band = percentile_band(found, together, {"x": [1e4, 1e5]})
@@ -134,7 +134,7 @@ def test_bootstrap_draws_clusters_whole_and_repeats():
 def test_bootstrap_of_a_line_has_its_standard_error():
     x, y = power_law(points=60)
     found = fit("power", {"x": x}, y, delta=math.inf)
-    drawn = bootstrap(found, draws=2000)
+    drawn = bootstrap(found, draws=500)
     assert np.std(drawn.params["c"]) == pytest.approx(
         stats.linregress(np.log(x), np.log(y)).stderr, rel=0.2
     )

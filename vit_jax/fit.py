@@ -74,6 +74,20 @@ def fit(runs: pathlib.Path, question: Question, out: epath.PathLike, *, command:
     return f"{report.text(result)}\n\nIn {out}: fit.json, report.html, {pictures} (and .svg)."
 
 
+def numbers(flag: str, texts: Sequence[str]) -> tuple[float, ...]:
+    """The numbers of a flag that takes several.
+
+    Raises:
+      ConfigError: one of the texts is no number.
+    """
+    try:
+        return tuple(map(float, texts))
+    except ValueError:
+        raise ConfigError(
+            f"--{flag}={','.join(texts)}: write numbers, such as 1e15,1e16."
+        ) from None
+
+
 if __name__ == "__main__":
     _RUNS = flags.DEFINE_string("runs", None, "Table of runs: .parquet or .csv.")
     _OUT = flags.DEFINE_string("out", None, "Folder for what is written; made if it is not there.")
@@ -99,14 +113,6 @@ if __name__ == "__main__":
     _LEVEL = flags.DEFINE_float("level", 0.9, "How often an interval is to cover.")
     flags.mark_flags_as_required(["runs", "out"])
 
-    def numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
-        try:
-            return tuple(float(text) for text in flag.value)
-        except ValueError:
-            raise ConfigError(
-                f"--{flag.name}={','.join(flag.value)}: write numbers, such as 1e15,1e16."
-            ) from None
-
     def main(argv: Sequence[str]) -> None:
         cli.no_arguments(argv)
         question = Question(
@@ -118,8 +124,8 @@ if __name__ == "__main__":
             hold_back=tuple(_HOLD_BACK.value),
             frontier=_FRONTIER.value,
             chosen_by=_CHOSEN_BY.value,
-            budgets=numbers(_BUDGET),
-            predict=numbers(_PREDICT),
+            budgets=numbers("budget", _BUDGET.value),
+            predict=numbers("predict", _PREDICT.value),
             level=_LEVEL.value,
         )
         command = shlex.join(["python", "-m", "vit_jax.fit", *sys.argv[1:]])
