@@ -88,11 +88,11 @@ def test_what_the_data_do_not_say_is_open():
 
 def test_intervals_shrink_with_the_root_of_the_number_of_runs():
     spans = []
-    for points in (20, 320):
+    for points in (15, 60):  # Of one program.
         x, y = frontier(points=points)
         band = intervals.band(fit("power_floor", {"x": x[x > 3]}, y[x > 3]), {"x": [1e5]})
         spans.append(math.log(band.high[0] / band.low[0]))
-    assert 2.5 < spans[0] / spans[1] < 6.5
+    assert 1.5 < spans[0] / spans[1] < 3.2  # The root of four, and Student's t.
 
 
 @pytest.mark.parametrize("unit", [slow(1e-9), 1e15])
@@ -107,24 +107,24 @@ def test_intervals_do_not_depend_on_units(unit):
 
 
 def test_rows_that_err_together_widen_an_interval():
-    """Each run evaluated eight times, with one error: eight times the rows say no more."""
+    """Each run evaluated five times, with one error: five times the rows say no more."""
     x, y = power_law(points=12)
     once = intervals.band(fit("power", {"x": x}, y, delta=math.inf), {"x": [1e4]})
-    many = fit("power", {"x": np.tile(x, 8)}, np.tile(y, 8), delta=math.inf)
+    many = fit("power", {"x": np.tile(x, 5)}, np.tile(y, 5), delta=math.inf)
     naive = intervals.band(many, {"x": [1e4]})
-    honest = intervals.band(many, {"x": [1e4]}, clusters=np.tile(np.arange(12), 8))
+    honest = intervals.band(many, {"x": [1e4]}, clusters=np.tile(np.arange(12), 5))
     span = lambda b: math.log(b.high[0] / b.low[0])  # noqa: E731
     assert span(naive) < 0.45 * span(once)
     assert 0.7 * span(once) < span(honest) < 1.4 * span(once)
 
 
 def test_bootstrap_draws_clusters_whole_and_repeats():
-    x, y = power_law(points=40)
+    x, y = power_law(points=30)
     found = fit("power", {"x": np.repeat(x, 2)}, np.repeat(y, 2), delta=math.inf)
     drawn = [bootstrap(found, draws=300, seed=s) for s in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0].params["c"], drawn[1].params["c"])
     assert (drawn[0].params["c"] != drawn[2].params["c"]).any()
-    together = bootstrap(found, draws=300, clusters=np.repeat(np.arange(40), 2))
+    together = bootstrap(found, draws=300, clusters=np.repeat(np.arange(30), 2))
     ratio = np.std(together.params["c"]) / np.std(drawn[0].params["c"])
     assert 1.2 < ratio < 1.65  # The root of two, from half as many independent rows.
     band = percentile_band(found, together, {"x": [1e4, 1e5]})
@@ -134,7 +134,7 @@ def test_bootstrap_draws_clusters_whole_and_repeats():
 def test_bootstrap_of_a_line_has_its_standard_error():
     x, y = power_law(points=60)
     found = fit("power", {"x": x}, y, delta=math.inf)
-    drawn = bootstrap(found, draws=2000)
+    drawn = bootstrap(found, draws=500)
     assert np.std(drawn.params["c"]) == pytest.approx(
         stats.linregress(np.log(x), np.log(y)).stderr, rel=0.2
     )
@@ -165,6 +165,13 @@ def test_a_quantity_is_profiled_like_a_prediction():
 
 
 def test_ninety_percent_intervals_cover_about_ninety():
+    """A short sample, whose share has a standard error of .042; the slow test has all 200."""
+    share, _ = coverage(SETTINGS[0], ("profile",), draws=50, seed=1)["profile"]
+    assert 0.80 <= share <= 1.0
+
+
+@pytest.mark.slow
+def test_ninety_percent_intervals_cover_ninety():
     """Acceptance: 200 frontiers of FACTS; the standard error of the share is .021."""
     share, _ = coverage(SETTINGS[0], ("profile",), draws=200, seed=1)["profile"]
     assert 0.87 <= share <= 0.95

@@ -126,7 +126,7 @@ def test_groups_are_in_the_order_of_the_table(table):
 
 
 def test_many_groups_take_no_time():
-    """Each row is looked at once: a second, and not minutes."""
-    many = np.arange(50_000)
+    """Each row is looked at once: a fraction of a second, and not a minute."""
+    many = np.arange(20_000)
     found = list(groups({"run": many}, many, ("run",)))
-    assert len(found) == len(many) and found[-1].rows.tolist() == [49_999]
+    assert len(found) == len(many) and found[-1].rows.tolist() == [19_999]

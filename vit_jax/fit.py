@@ -7,8 +7,9 @@ r"""Fits scaling laws to a table of runs, ours or anybody's, and says how far th
     python -m vit_jax.fit --runs=runs/study/runs.parquet --law=chinchilla --budget=1e15 --out=fit
 
 The table is a .csv or .parquet file with a row for each run, or vit_jax.sweep's, of which the rows
-of a run's last step and of the evaluation "test" count. Writes fit.json, figures as PNG and SVG,
-and report.html, one page that needs no other file.
+of a run's last step and of the evaluation "test" count. y and the inputs are columns, or computed
+from columns with + - * / and brackets: --y=1-test/top1, --x=6*params*tokens. Writes fit.json,
+figures as PNG and SVG, and report.html, one page that needs no other file.
 
 Laws: power, power_floor, m3, m4, bnsl (of --x); frontier (of --x, and of the Pareto frontier of the
 rows, as any other with --frontier); auto (of these the one that best predicts larger scales);
@@ -73,11 +74,25 @@ def fit(runs: pathlib.Path, question: Question, out: epath.PathLike, *, command:
     return f"{report.text(result)}\n\nIn {out}: fit.json, report.html, {pictures} (and .svg)."
 
 
+def numbers(flag: str, texts: Sequence[str]) -> tuple[float, ...]:
+    """The numbers of a flag that takes several.
+
+    Raises:
+      ConfigError: one of the texts is no number.
+    """
+    try:
+        return tuple(map(float, texts))
+    except ValueError:
+        raise ConfigError(
+            f"--{flag}={','.join(texts)}: write numbers, such as 1e15,1e16."
+        ) from None
+
+
 if __name__ == "__main__":
     _RUNS = flags.DEFINE_string("runs", None, "Table of runs: .parquet or .csv.")
     _OUT = flags.DEFINE_string("out", None, "Folder for what is written; made if it is not there.")
     _LAW = flags.DEFINE_string("law", AUTO, f"One of {', '.join(NAMES)}.")
-    _Y = flags.DEFINE_string("y", "error", "Column of errors or losses.")
+    _Y = flags.DEFINE_string("y", "error", "Column of errors or losses, or such as 1-top1.")
     _COLUMNS = {
         role: flags.DEFINE_string(role, None, f"Column of the input {role}: {COLUMNS[role]}.")
         for role in COLUMNS
@@ -98,14 +113,6 @@ if __name__ == "__main__":
     _LEVEL = flags.DEFINE_float("level", 0.9, "How often an interval is to cover.")
     flags.mark_flags_as_required(["runs", "out"])
 
-    def numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
-        try:
-            return tuple(float(text) for text in flag.value)
-        except ValueError:
-            raise ConfigError(
-                f"--{flag.name}={','.join(flag.value)}: write numbers, such as 1e15,1e16."
-            ) from None
-
     def main(argv: Sequence[str]) -> None:
         cli.no_arguments(argv)
         question = Question(
@@ -117,8 +124,8 @@ if __name__ == "__main__":
             hold_back=tuple(_HOLD_BACK.value),
             frontier=_FRONTIER.value,
             chosen_by=_CHOSEN_BY.value,
-            budgets=numbers(_BUDGET),
-            predict=numbers(_PREDICT),
+            budgets=numbers("budget", _BUDGET.value),
+            predict=numbers("predict", _PREDICT.value),
             level=_LEVEL.value,
         )
         command = shlex.join(["python", "-m", "vit_jax.fit", *sys.argv[1:]])

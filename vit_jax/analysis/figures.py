@@ -65,6 +65,11 @@ def shorten(name: str, width: int = 14) -> str:
     return name[: bisect.bisect_right(ends, width - 1)].rstrip() + "…"
 
 
+def legend_label(text: str) -> str:
+    """The text as a label: Matplotlib leaves those that begin with an underscore out of legends."""
+    return f" {text}" if text.startswith("_") else text
+
+
 def save(figure: Figure, out: epath.PathLike) -> None:
     """Write a picture whole or not at all, as PNG or, where the name ends in .svg, as SVG.
 
@@ -135,8 +140,8 @@ def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike) -> None:
     """
     records = read_jsonl(metrics_jsonl)
     panels = [
-        (title, label, found)
-        for title, label, endings in (
+        (title, unit, found)
+        for title, unit, endings in (
             ("Loss", "loss (nats per example)", ("loss",)),
             ("Accuracy", "share of examples right", ("top1", "accuracy")),
             ("Learning rate", "learning rate", ("lr",)),
@@ -148,11 +153,12 @@ def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike) -> None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.3 * len(panels), 3.3), layout="constrained")
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (title, label, found) in zip(all_axes, panels, strict=True):
+        for axes, (title, unit, found) in zip(all_axes, panels, strict=True):
             for (name, (steps, values)), colour in zip(found.items(), _cycle(found), strict=True):
                 shown = shorten(name, 40).replace("$", r"\$")
-                _line(axes, steps, values, label=f"{shown}: {_gist(title, values)}", colour=colour)
-            axes.set(title=title, xlabel="step (optimizer updates)", ylabel=label)
+                label = legend_label(f"{shown}: {_gist(title, values)}")
+                _line(axes, steps, values, label=label, colour=colour)
+            axes.set(title=title, xlabel="step (optimizer updates)", ylabel=unit)
             axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.xaxis.set_major_formatter(FuncFormatter(_thousands))

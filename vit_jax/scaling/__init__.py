@@ -4,6 +4,7 @@ Sweeps and their table
 grids         the points of a sweep: grid, zip, chain, star, subset, durations
 recipes       what the runs of a study have in common, on ImageNet-21k and on Fashion-MNIST
 runs          the table: made of the runs' work directories, read from anybody's file
+csv_tables    CSV files: separators, decimal commas
 
 Laws
 laws          the laws, by their papers' letters; adding one is adding a table of its terms
@@ -24,6 +25,7 @@ isoflop       valleys at each budget, their optima and their bias
 
 `python -m vit_jax.fit`
 question      what is asked of a table
+expressions   columns computed from columns, such as 1-top1
 query         which rows count
 answer        a group of rows, and what is fitted to it
 study         all that is said

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from scipy import special
 
 from vit_jax.scaling.fitting import Fit
-from vit_jax.scaling.profile import prediction_slopes
 
 # How rarely a law whose form holds is rejected.
 LEVEL = 0.05
@@ -28,7 +27,7 @@ def form_p_value(of: Fit) -> float:
     bends = np.concatenate([scaled**2, scaled**3]).T
     free = [name not in of.at_bound for name in of.law.letters]
     weight = np.sqrt(of.weights)[:, None]
-    letters = (prediction_slopes(of) * weight)[:, free]
+    letters = (of.slopes * weight)[:, free]
     both = np.concatenate([letters, bends * weight], axis=1)
     misses = of.log_residuals * weight[:, 0]
     freedom = of.n - both.shape[1]
@@ -44,6 +43,8 @@ def form_p_value(of: Fit) -> float:
 
 def _remainder(columns: Float[np.ndarray, "n p"], values: Float[np.ndarray, "n"]) -> float:
     """What is left of the values' squares when the columns have explained what they can."""
+    if not columns.size:  # All letters are at their bounds.
+        return float(values @ values)
     basis, spread, _ = np.linalg.svd(
         columns / (np.linalg.norm(columns, axis=0) + 1e-300), full_matrices=False
     )

@@ -71,7 +71,8 @@ class Answer:
 
     @property
     def name(self) -> str:
-        return ", ".join(self.part.group.values())
+        """Values of the grouping columns, for legends; an empty one is shown as two quotes."""
+        return ", ".join(value or '""' for value in self.part.group.values())
 
 
 def parts(table: Table, group: Rows, held: np.ndarray, question: Question) -> Iterator[Part]:

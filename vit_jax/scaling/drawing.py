@@ -1,7 +1,8 @@
 """The figures that the answers to a question call for."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,11 +14,21 @@ from vit_jax.scaling.question import ISOFLOP, Question
 from vit_jax.scaling.selection import scale_of
 
 _GRID = 120  # Places at which a law is drawn.
+_BAND = 40  # Places at which its interval is, each end of which is a search.
 _LONGEST = 50  # Letters of a group in a file's name: in any alphabet fewer than 255 bytes.
 
 
-def draw(answers: Sequence[Answer], question: Question) -> dict[str, Figure]:
-    """The figures by name: the law, the groups' curves, contours or valleys, and residuals."""
+def draw(
+    answers: Sequence[Answer], entries: Sequence[Mapping[str, Any]], question: Question
+) -> dict[str, Figure]:
+    """The figures by name: the law, the groups' curves, contours or valleys, and residuals.
+
+    Args:
+      answers: a group each.
+      entries: what the report says of each: a law is drawn beyond the fitted rows only where it
+        says that the data support that.
+      question: what was asked.
+    """
     fitted = [answer for answer in answers if answer.law is not None]
     if question.law == ISOFLOP:
         return {
@@ -25,7 +36,8 @@ def draw(answers: Sequence[Answer], question: Question) -> dict[str, Figure]:
         }  # fmt: skip
     figures = {}
     if question.roles == ("x",):
-        drawn = [curve for answer in answers if len((curve := _curve(answer, question)).x)]
+        every = [_curve(*pair, question) for pair in zip(answers, entries, strict=True)]
+        drawn = [curve for curve in every if len(curve.x)]
         labels = {"x_label": question.column("x"), "y_label": question.y}
         figures["law"] = plots.law_figure(
             drawn, title=f"{question.y} over {labels['x_label']}", level=question.level, **labels
@@ -44,7 +56,7 @@ def draw(answers: Sequence[Answer], question: Question) -> dict[str, Figure]:
         np.concatenate([scale_of(answer.law.inputs) for answer in fitted]),
         np.concatenate([answer.law.log_residuals for answer in fitted]),
         [answer.name for answer in fitted for _ in range(answer.law.n)],
-        x_label=_scale_label(question),
+        x_label=question.scale,
     )
     return figures
 
@@ -59,8 +71,8 @@ def _suffix(answer: Answer, answers: Sequence[Answer]) -> str:
     return f"_{names[i]}-{i + 1}" if alike else f"_{names[i]}"
 
 
-def _curve(answer: Answer, question: Question) -> plots.Curve:
-    """A group's points; its law from the least to the largest of all, and as far as is asked."""
+def _curve(answer: Answer, entry: Mapping[str, Any], question: Question) -> plots.Curve:
+    """A group's points; its law over the fitted ones, and as far beyond as the data support it."""
     part, law = answer.part, answer.law
     x = part.inputs["x"]
     role = np.where(part.held, "held back", "fit").astype("U10")
@@ -69,14 +81,14 @@ def _curve(answer: Answer, question: Question) -> plots.Curve:
         role[~part.held] = "not fitted"
         return plots.Curve(answer.name, x[there], part.y[there], role[there])
     role[~part.held & ~part.fitted] = "behind"
-    grid = np.geomspace(x.min(), max([x.max(), *question.predict]), _GRID)
-    found = band(law, {"x": grid}, level=question.level, clusters=part.clusters)
-    return plots.Curve(answer.name, x, part.y, role, grid, found.estimate, found.low, found.high)
-
-
-def _scale_label(question: Question) -> str:
-    roles = ("t",) if "t" in question.roles else [r for r in question.roles if r != "u"]
-    return " x ".join(question.column(role) for role in roles)
+    verdict = entry["extrapolation"]
+    beyond = part.held & bool(verdict and verdict["supported"])
+    predicted = [row["x"] for row in entry["tables"].get("Predictions", []) if "refused" not in row]
+    reach = np.append(x[~part.held | beyond], predicted)
+    grid, places = (np.geomspace(reach.min(), reach.max(), count) for count in (_GRID, _BAND))
+    interval = band(law, {"x": places}, level=question.level, clusters=part.clusters)
+    line = law.predict({"x": grid})
+    return plots.Curve(answer.name, x, part.y, role, grid, line, places, interval)
 
 
 def _shape_figure(answer: Answer, question: Question) -> Figure:

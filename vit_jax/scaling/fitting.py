@@ -5,22 +5,19 @@ its letters can be trusted; intervals are in `intervals`.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from vit_jax.errors import DataError
 from vit_jax.scaling import varpro
-from vit_jax.scaling.laws import Law, log_inputs, roomy
+from vit_jax.scaling.laws import Law, log_inputs
 from vit_jax.scaling.laws import law as law_by_name
 from vit_jax.scaling.pareto import pareto
-from vit_jax.scaling.solver import Problem, Solution, letters_of, scaled_letters, solve
+from vit_jax.scaling.solver import Problem, Solution, letters_of, slopes_of, solve
 
 _STARTS, _FOLLOWED = 12, 4
 # Huber's constant for 95% of the efficiency of least squares under normal noise.
@@ -53,6 +50,7 @@ class Fit:
       converged: whether the search ended at a minimum.
       agreeing: the share of the starts that came to this minimum.
       theta: the searched values, and `low`, `high` their bounds, `scales` those of the inputs.
+      slopes: how the log prediction of each row moves with each searched value.
     """
 
     law: Law
@@ -72,6 +70,7 @@ class Fit:
     converged: bool
     agreeing: float
     theta: Float[np.ndarray, "p"]
+    slopes: Float[np.ndarray, "n p"]
     low: Float[np.ndarray, "p"]
     high: Float[np.ndarray, "p"]
     scales: Float[np.ndarray, "inputs"]
@@ -98,6 +97,7 @@ def fit(
     *,
     weights: Any = None,
     delta: float | None = None,
+    room: int = 0,
 ) -> Fit:
     """Fits a law.
 
@@ -110,6 +110,8 @@ def fit(
       delta: the log residual at which the loss turns from squares to absolute values. None: 1.345
         robust standard deviations, at least .001; math.inf: least squares (Revisiting); .001 is
         Hoffmann et al.'s.
+      room: the number of rows that programs are compiled for at least, so that fits of several
+        numbers share them.
 
     Raises:
       ConfigError: the law is unknown or has other inputs.
@@ -131,6 +133,7 @@ def fit(
             high=high[None],
             delta=np.full(1, delta),
             scales=scales,
+            room=room,
         )
         return solve(law, problem, start, rounds=rounds)
 
@@ -159,6 +162,7 @@ def fit(
         bounds=(low, high),
         converged=bool(solution.converged[least]),
         agreeing=float(near.mean()),
+        room=room,
     )
 
 
@@ -208,9 +212,8 @@ def refits(
 
 def natural(of: Fit, theta: Float[np.ndarray, "b p"]) -> dict[str, Float[np.ndarray, "b"]]:
     """The paper's letters from searched values."""
-    with jax.enable_x64(True):
-        letters = letters_of(of.law, theta.T, of.scales)
-        return {name: np.asarray(letters[name]) for name in of.law.letters}
+    letters = letters_of(of.law, theta.T, of.scales)
+    return {name: letters[name] for name in of.law.letters}
 
 
 def bounds(
@@ -266,6 +269,12 @@ def _checked(law, inputs, y, weights):
                 f"The input {role} is {math.exp(values[0]):g} in all rows: nothing can be learned "
                 "of how y depends on it. Add runs with other values."
             )
+    if np.ptp(np.log(y)) < 1e-9:
+        raise DataError(
+            f"y is {y[0]:g} in all {what}: nothing can be learned of how it depends on "
+            f"{' and '.join(law.inputs)}. Runs that have learned nothing are all at chance: leave "
+            "them out, or add runs with other results."
+        )
     distinct = len(np.unique(logs.round(9), axis=1).T)
     if distinct < need - 1:
         raise DataError(
@@ -288,35 +297,30 @@ def _turning_point(law, theta, scaled, y, weights):
 
 
 def _residuals(law, theta, scaled, y):
-    letters = natural_at(law, theta, np.zeros(len(scaled)))
+    letters = _natural_at(law, theta, np.zeros(len(scaled)))
     inputs = {role: np.exp(x) for role, x in zip(law.inputs, scaled, strict=True)}
     return np.log(law.predict(letters, inputs)) - np.log(y)
 
 
-def natural_at(
-    law: Law, theta: Float[np.ndarray, "p"], scales: Float[np.ndarray, "inputs"]
-) -> dict[str, float]:
-    """The paper's letters of one fit."""
-    with jax.enable_x64(True):
-        letters = letters_of(law, theta, scales)
-        return {name: float(letters[name]) for name in law.letters}
+def _natural_at(law, theta, scales):
+    letters = letters_of(law, theta, scales)
+    return {name: float(letters[name]) for name in law.letters}
 
 
 def _scaled(of: Fit) -> Float[np.ndarray, "inputs n"]:
     return np.log(np.stack([of.inputs[role] for role in of.law.inputs])) - of.scales[:, None]
 
 
-def _described(law, theta, *, rows, logs, y, weights, delta, bounds, converged, agreeing):
+def _described(law, theta, *, rows, logs, y, weights, delta, bounds, converged, agreeing, room):
     scales = _scales(law, logs)
     n, p = len(y), len(theta)
-    params = natural_at(law, theta, scales)
+    params = _natural_at(law, theta, scales)
     inputs = {role: np.exp(x) for role, x in zip(law.inputs, logs, strict=True)}
     misses = np.log(law.predict(params, inputs)) - np.log(y)
     mean_square = float(weights @ misses**2 / weights.sum())
     likelihood = n * math.log(max(mean_square, 1e-300))
-    condition, errors, at_bound = _sensitivity(
-        law, theta, logs - scales[:, None], scales, weights, bounds
-    )
+    slopes, change = slopes_of(law, theta, logs - scales[:, None], scales, room=room)
+    condition, errors, at_bound = _sensitivity(theta, slopes, change, weights, bounds)
     deviation = math.sqrt(mean_square * n / (n - p))
     relative = {
         name: float(deviation * errors[i] / max(abs(params[name]), 1e-300))
@@ -344,6 +348,7 @@ def _described(law, theta, *, rows, logs, y, weights, delta, bounds, converged, 
         converged=converged,
         agreeing=agreeing,
         theta=theta,
+        slopes=slopes,
         low=bounds[0],
         high=bounds[1],
         scales=scales,
@@ -354,16 +359,11 @@ def _word(relative_error: float) -> str:
     return "well" if relative_error < 0.1 else "weakly" if relative_error < 0.5 else "no"
 
 
-def _sensitivity(law, theta, scaled, scales, weights, bounds):
+def _sensitivity(theta, slopes, change, weights, bounds):
     # Of the letters that are free: the condition number, and errors of one unit of noise.
     low, high = bounds
     margin = 1e-9 * (1 + np.abs(theta))
     at_bound = (theta <= low + margin) | (theta >= high - margin)
-    n = scaled.shape[1]
-    padded = np.pad(scaled, ((0, 0), (0, roomy(n) - n)), mode="edge")
-    with jax.enable_x64(True):
-        slopes, change = (np.asarray(x) for x in _jacobians(law, theta, padded, scales))
-    slopes = slopes[:n]
     slopes = (slopes * np.sqrt(weights)[:, None])[:, ~at_bound]
     length = np.linalg.norm(slopes, axis=0)
     idle = length == 0  # Letters that move no prediction, whose errors have no end.
@@ -375,17 +375,3 @@ def _sensitivity(law, theta, scaled, scales, weights, bounds):
     errors = np.linalg.norm((change / length) @ inverse, axis=1)
     errors[(change[:, idle] != 0).any(1)] = math.inf
     return condition, errors, at_bound
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _jacobians(law, theta, scaled, scales):
-    def log_predict(theta):
-        return law.log_predict(
-            scaled_letters(law, theta), dict(zip(law.inputs, scaled, strict=True))
-        )
-
-    def letters(theta):
-        found = letters_of(law, theta, scales)
-        return jnp.stack([found[name] for name in law.letters])
-
-    return jax.jacfwd(log_predict)(theta), jax.jacfwd(letters)(theta)

@@ -11,8 +11,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
@@ -120,7 +118,7 @@ def quantity(
 
     Args:
       fit: of a law.
-      goal: from the letters and a row of `extra` to the log of a quantity, in jax.numpy.
+      goal: from the letters and a row of `extra` to the log of a quantity, see `solver.Goal`.
       extra: what the quantity depends on beside the letters, a row for each.
       level: how often an interval is to cover.
       clusters: as for `letter_intervals`.
@@ -139,16 +137,15 @@ def _unit(fit: Fit, letter: Letter) -> float:
     # In which a letter is of order one: that of y, or what 1 becomes when inputs are scaled back.
     if letter.floor or letter.name == "e0":
         return float(np.exp(np.log(fit.y).mean()))
-    with jax.enable_x64(True):
-        scaled = scaled_letters(fit.law, fit.theta) | {letter.name: 1.0}
-        scales = dict(zip(fit.law.inputs, fit.scales, strict=True))
-        return float(fit.law.rescale(scaled, scales)[letter.name])
+    scaled = scaled_letters(fit.law, fit.theta) | {letter.name: 1.0}
+    scales = dict(zip(fit.law.inputs, fit.scales, strict=True))
+    return float(fit.law.rescale(scaled, scales, np)[letter.name])
 
 
 @functools.cache
 def _letter_goals(law):
-    def goal(letters, extra):
-        values = [jnp.log(letters[x.name]) if x.log else letters[x.name] for x in law.table]
-        return extra @ jnp.stack(values)
+    def goal(letters, extra, xp):
+        values = [xp.log(letters[x.name]) if x.log else letters[x.name] for x in law.table]
+        return xp.sum(extra * xp.stack(values), axis=0)
 
     return goal

@@ -10,8 +10,8 @@ one, and `Law.rescale` brings them back to the papers' units.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -59,7 +59,8 @@ class Law:
       terms: from letters and logs of inputs to {coefficient: log of its shape}; None for an
         implicit law.
       rescale: from letters of scaled inputs and the logs of the scales to the paper's letters.
-      log_predict: from letters and logs of inputs to the log of y.
+      log_predict: from letters and logs of inputs to the log of y. Like the two before, it takes
+        the array module as a third argument: NumPy evaluates at once, without compilation.
       pareto: whether it is a law of the best y of each x: a fit takes the Pareto frontier first.
     """
 
@@ -68,9 +69,9 @@ class Law:
     source: str
     inputs: tuple[str, ...]
     table: tuple[Letter, ...]
-    terms: Callable[[Letters, Letters], Letters] | None
-    rescale: Callable[[Letters, Letters], Letters]
-    log_predict: Callable[[Letters, Letters], Any]
+    terms: Callable[[Letters, Letters, ModuleType], Letters] | None
+    rescale: Callable[[Letters, Letters, ModuleType], Letters]
+    log_predict: Callable[[Letters, Letters, ModuleType], Any]
     pareto: bool = False
 
     @property
@@ -100,9 +101,10 @@ class Law:
                 f"The law {self.name} has the letters {', '.join(self.letters)}, not "
                 f"{', '.join(params)}."
             )
-        logs = np.stack(log_inputs(self, inputs))
-        letters = np.array([params[name] for name in self.letters], float)
-        return np.asarray(np.exp(_log_predict(self, letters, logs)))
+        logs = dict(zip(self.inputs, log_inputs(self, inputs), strict=True))
+        letters = {name: np.float64(params[name]) for name in self.letters}
+        with np.errstate(all="ignore"):  # Far outside the data terms are 0 or infinite.
+            return np.asarray(np.exp(self.log_predict(letters, logs, np)))
 
 
 def log_inputs(law: Law, inputs: Mapping[str, Any]) -> tuple[Float[np.ndarray, "*n"], ...]:
@@ -138,32 +140,9 @@ def law(name: str) -> Law:
     return LAWS[name]
 
 
-def roomy(points: int) -> int:
-    """The number that so many points are padded to: 64, 256, 1024, ... so that programs are few."""
-    return max(64, 4 ** math.ceil(math.log(points, 4)))
-
-
-def _log_predict(of: Law, params: np.ndarray, logs: np.ndarray) -> np.ndarray:
-    shape = logs.shape[1:]
-    logs = logs.reshape(len(logs), -1)
-    size = logs.shape[1]
-    room = roomy(size)
-    with jax.enable_x64(True):
-        out = _compiled(of, params, np.pad(logs, ((0, 0), (0, room - size)), mode="edge"))
-        return np.asarray(out)[:size].reshape(shape)
-
-
-def _evaluate(of: Law, params: Any, logs: Any) -> Any:
-    letters = dict(zip(of.letters, params, strict=True))
-    return of.log_predict(letters, dict(zip(of.inputs, logs, strict=True)))
-
-
-_compiled = jax.jit(_evaluate, static_argnums=0)
-
-
-def _sum_law(terms: Callable[[Letters, Letters], Letters], **fields: Any) -> Law:
-    def log_predict(p: Letters, s: Letters) -> Any:
-        return jnp.log(sum(p[name] * jnp.exp(shape) for name, shape in terms(p, s).items()))
+def _sum_law(terms: Callable[[Letters, Letters, ModuleType], Letters], **fields: Any) -> Law:
+    def log_predict(p: Letters, s: Letters, xp: ModuleType) -> Any:
+        return xp.log(sum(p[name] * xp.exp(shape) for name, shape in terms(p, s, xp).items()))
 
     return Law(terms=terms, log_predict=log_predict, **fields)
 
@@ -184,7 +163,7 @@ def _floor(name: str) -> Letter:
 _REVISITING = "Alabdulmohsin et al. 2022, Revisiting Neural Scaling Laws (2209.06640)"
 
 POWER = _sum_law(
-    lambda p, s: {"b": p["c"] * s["x"]},
+    lambda p, s, xp: {"b": p["c"] * s["x"]},
     name="power",
     formula="y = b x^c",
     source=f"{_REVISITING}, M1",
@@ -193,11 +172,11 @@ POWER = _sum_law(
         _coefficient("b"),
         Letter("c", low=-20.0, high=20.0, starts=(*(-e for e in _EXPONENTS), *_EXPONENTS)),
     ),
-    rescale=lambda p, s: p | {"b": p["b"] * jnp.exp(-p["c"] * s["x"])},
+    rescale=lambda p, s, xp: p | {"b": p["b"] * xp.exp(-p["c"] * s["x"])},
 )
 
 POWER_FLOOR = _sum_law(
-    lambda p, s: {"b": p["c"] * s["x"], "e": 0.0 * s["x"]},
+    lambda p, s, xp: {"b": p["c"] * s["x"], "e": 0.0 * s["x"]},
     name="power_floor",
     formula="y = b x^c + e",
     source=f"{_REVISITING}, M2",
@@ -207,11 +186,11 @@ POWER_FLOOR = _sum_law(
         Letter("c", low=-20.0, high=0.0, starts=tuple(-e for e in _EXPONENTS)),
         _floor("e"),
     ),
-    rescale=lambda p, s: p | {"b": p["b"] * jnp.exp(-p["c"] * s["x"])},
+    rescale=lambda p, s, xp: p | {"b": p["b"] * xp.exp(-p["c"] * s["x"])},
 )
 
 M3 = _sum_law(
-    lambda p, s: {"b": p["c"] * jnp.log(jnp.exp(-s["x"]) + p["g"])},
+    lambda p, s, xp: {"b": p["c"] * xp.log(xp.exp(-s["x"]) + p["g"])},
     name="m3",
     formula="y = b (1/x + g)^c",
     source=f"{_REVISITING}, M3",
@@ -221,14 +200,14 @@ M3 = _sum_law(
         Letter("g", high=1e4, starts=(0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
         Letter("c", high=20.0, starts=_EXPONENTS),
     ),
-    rescale=lambda p, s: (
-        p | {"b": p["b"] * jnp.exp(p["c"] * s["x"]), "g": p["g"] * jnp.exp(-s["x"])}
+    rescale=lambda p, s, xp: (
+        p | {"b": p["b"] * xp.exp(p["c"] * s["x"]), "g": p["g"] * xp.exp(-s["x"])}
     ),
 )
 
 # As in the paper, the limit in which C or d is far above the data is a power law's.
 FRONTIER = _sum_law(
-    lambda p, s: {"a": -p["b"] * jnp.log(jnp.exp(s["x"]) + p["d"]), "c": 0.0 * s["x"]},
+    lambda p, s, xp: {"a": -p["b"] * xp.log(xp.exp(s["x"]) + p["d"]), "c": 0.0 * s["x"]},
     name="frontier",
     formula="y = a (x + d)^-b + c",
     source="Zhai et al. 2021, Scaling Vision Transformers (2106.04560)",
@@ -240,8 +219,8 @@ FRONTIER = _sum_law(
         _floor("c"),
         Letter("d", high=1e4, starts=(0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
     ),
-    rescale=lambda p, s: (
-        p | {"a": p["a"] * jnp.exp(p["b"] * s["x"]), "d": p["d"] * jnp.exp(s["x"])}
+    rescale=lambda p, s, xp: (
+        p | {"a": p["a"] * xp.exp(p["b"] * s["x"]), "d": p["d"] * xp.exp(s["x"])}
     ),
 )
 
@@ -254,15 +233,15 @@ _CHINCHILLA = (
 )
 
 
-def _rescale_chinchilla(p: Letters, s: Letters) -> Letters:
+def _rescale_chinchilla(p: Letters, s: Letters, xp: ModuleType) -> Letters:
     return p | {
-        "A": p["A"] * jnp.exp(p["alpha"] * s["n"]),
-        "B": p["B"] * jnp.exp(p["beta"] * s["d"]),
+        "A": p["A"] * xp.exp(p["alpha"] * s["n"]),
+        "B": p["B"] * xp.exp(p["beta"] * s["d"]),
     }
 
 
 CHINCHILLA = _sum_law(
-    lambda p, s: {"E": 0.0 * s["n"], "A": -p["alpha"] * s["n"], "B": -p["beta"] * s["d"]},
+    lambda p, s, xp: {"E": 0.0 * s["n"], "A": -p["alpha"] * s["n"], "B": -p["beta"] * s["d"]},
     name="chinchilla",
     formula="y = E + A / n^alpha + B / d^beta",
     source="Hoffmann et al. 2022, Training Compute-Optimal LLMs (2203.15556)",
@@ -272,23 +251,23 @@ CHINCHILLA = _sum_law(
 )
 
 
-def _saturating(log_unique: Any, log_total: Any, half: Any) -> Any:
+def _saturating(log_unique: Any, log_total: Any, half: Any, xp: ModuleType) -> Any:
     # log of U + U R* (1 - exp(-R / R*)), where R = total / U - 1 counts the repetitions.
-    repeats = jnp.maximum(jnp.exp(log_total - log_unique) - 1.0, 0.0)
-    return log_unique + jnp.log1p(-half * jnp.expm1(-repeats / half))
+    repeats = xp.maximum(xp.exp(log_total - log_unique) - 1.0, 0.0)
+    return log_unique + xp.log1p(-half * xp.expm1(-repeats / half))
 
 
-def _repeat_terms(p: Letters, s: Letters) -> Letters:
-    unique = jnp.minimum(s["u"], s["d"])
+def _repeat_terms(p: Letters, s: Letters, xp: ModuleType) -> Letters:
+    unique = xp.minimum(s["u"], s["d"])
     # The parameters that are compute-optimal for the unique examples count fully; a model that
     # is larger than those wastes some.
     a, b = p["alpha"], p["beta"]
-    log_g = (jnp.log(a * p["A"]) - jnp.log(b * p["B"])) / (a + b)
-    base = jnp.minimum(s["n"], log_g + b / a * (unique + log_g))
+    log_g = (xp.log(a * p["A"]) - xp.log(b * p["B"])) / (a + b)
+    base = xp.minimum(s["n"], log_g + b / a * (unique + log_g))
     return {
         "E": 0.0 * s["n"],
-        "A": -a * _saturating(base, s["n"], p["R_N"]),
-        "B": -b * _saturating(unique, s["d"], p["R_D"]),
+        "A": -a * _saturating(base, s["n"], p["R_N"], xp),
+        "B": -b * _saturating(unique, s["d"], p["R_D"], xp),
     }
 
 
@@ -309,7 +288,7 @@ CHINCHILLA_REPEAT = _sum_law(
 )
 
 SHAPE = _sum_law(
-    lambda p, s: {
+    lambda p, s, xp: {
         "alpha": -p["a"] * s["x"],
         "beta": p["b"] * s["x"] - p["c"] * s["t"],
         "xi": -p["c"] * s["t"],
@@ -328,21 +307,21 @@ SHAPE = _sum_law(
         Letter("c", high=10.0, starts=_FEW),
         _floor("eps"),
     ),
-    rescale=lambda p, s: (
+    rescale=lambda p, s, xp: (
         p
         | {
-            "alpha": p["alpha"] * jnp.exp(p["a"] * s["x"]),
-            "beta": p["beta"] * jnp.exp(p["c"] * s["t"] - p["b"] * s["x"]),
-            "xi": p["xi"] * jnp.exp(p["c"] * s["t"]),
+            "alpha": p["alpha"] * xp.exp(p["a"] * s["x"]),
+            "beta": p["beta"] * xp.exp(p["c"] * s["t"] - p["b"] * s["x"]),
+            "xi": p["xi"] * xp.exp(p["c"] * s["t"]),
         }
     ),
 )
 
 BNSL = _sum_law(
-    lambda p, s: {
+    lambda p, s, xp: {
         "a": 0.0 * s["x"],
         "b": -p["c0"] * s["x"]
-        - p["c1"] * p["f1"] * jnp.logaddexp(0.0, (s["x"] - jnp.log(p["d1"])) / p["f1"]),
+        - p["c1"] * p["f1"] * xp.logaddexp(0.0, (s["x"] - xp.log(p["d1"])) / p["f1"]),
     },
     name="bnsl",
     formula="y = a + b x^-c0 (1 + (x / d1)^(1 / f1))^(-c1 f1)",
@@ -356,13 +335,13 @@ BNSL = _sum_law(
         Letter("d1", log=True, low=1e-4, high=1e4, starts=(0.1, 0.3, 1.0, 3.0, 10.0)),
         Letter("f1", log=True, low=0.02, high=10.0, starts=(0.1, 0.5, 1.5)),
     ),
-    rescale=lambda p, s: (
-        p | {"b": p["b"] * jnp.exp(p["c0"] * s["x"]), "d1": p["d1"] * jnp.exp(s["x"])}
+    rescale=lambda p, s, xp: (
+        p | {"b": p["b"] * xp.exp(p["c0"] * s["x"]), "d1": p["d1"] * xp.exp(s["x"])}
     ),
 )
 
 
-def _log_predict_m4(p: Letters, s: Letters) -> Any:
+def _log_predict_m4(p: Letters, s: Letters, xp: ModuleType) -> Any:
     """The log of the y where (y - e) / (e0 - y)^a = b x^c.
 
     With y = e + (e0 - e) sigmoid(v) the equation is log_sigmoid(v) - a log_sigmoid(-v) = z, whose
@@ -370,19 +349,26 @@ def _log_predict_m4(p: Letters, s: Letters) -> Any:
     taken with the slope held fixed, which gives the derivatives of the implicit function.
     """
     a, span = p["a"], p["e0"] - p["e"]
-    z = jnp.log(p["b"]) + p["c"] * s["x"] - (1.0 - a) * jnp.log(span)
+    z = xp.log(p["b"]) + p["c"] * s["x"] - (1.0 - a) * xp.log(span)
     # Far out on either side the equation is v = z or v = z / a: so is where to begin, on the side
     # from which the steps do not overshoot.
-    v = jnp.where(a > 1.0, jnp.maximum(z, z / a), jnp.minimum(z, z / a))
+    v = xp.where(a > 1.0, xp.maximum(z, z / a), xp.minimum(z, z / a))
 
-    def step(v: Any, a: Any, z: Any) -> Any:
-        slope = jax.lax.stop_gradient(jax.nn.sigmoid(-v) + a * jax.nn.sigmoid(v))
-        return v - (jax.nn.log_sigmoid(v) - a * jax.nn.log_sigmoid(-v) - z) / slope
+    def step(held_v: Any, held_a: Any, a: Any, z: Any) -> Any:
+        small = xp.exp(-xp.abs(held_v))  # One exponential and one logarithm make all four.
+        share = xp.where(held_v > 0.0, 1.0, small) / (1.0 + small)  # sigmoid(v)
+        high = xp.minimum(held_v, 0.0) - xp.log1p(small)  # log_sigmoid(v)
+        low = high - held_v  # log_sigmoid(-v)
+        return held_v - (high - a * low - z) / (1.0 - share + held_a * share)
 
-    v, held_a, held_z = jax.lax.stop_gradient((v, a, z))
-    v = jax.lax.fori_loop(0, 12, lambda _, v: step(v, held_a, held_z), v)
-    v = step(jax.lax.stop_gradient(v), a, z)
-    return jnp.log(p["e"] + span * jax.nn.sigmoid(v))
+    if xp is jnp:
+        v, held_a, held_z = jax.lax.stop_gradient((v, a, z))
+        v = jax.lax.fori_loop(0, 12, lambda _, v: step(v, held_a, held_a, held_z), v)
+        v = step(jax.lax.stop_gradient(v), held_a, a, z)
+    else:
+        for _ in range(13):
+            v = step(v, a, a, z)
+    return xp.log(p["e"] + span * xp.exp(-xp.logaddexp(0.0, -v)))
 
 
 M4 = Law(
@@ -398,7 +384,7 @@ M4 = Law(
         Letter("e0"),
     ),
     terms=None,
-    rescale=lambda p, s: p | {"b": p["b"] * jnp.exp(-p["c"] * s["x"])},
+    rescale=lambda p, s, xp: p | {"b": p["b"] * xp.exp(-p["c"] * s["x"])},
     log_predict=_log_predict_m4,
 )
 

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
@@ -85,10 +84,10 @@ def _log_optimum(p, log_product, xp):
     return log_n, log_product - log_n
 
 
-def _goal(p, extra):
-    log_n, log_d = _log_optimum(p, extra[0], jnp)
-    log_y = CHINCHILLA.log_predict(p, {"n": log_n, "d": log_d})
-    return extra[1:] @ jnp.stack([log_n, log_d, log_y])
+def _goal(p, extra, xp):
+    log_n, log_d = _log_optimum(p, extra[0], xp)
+    log_y = CHINCHILLA.log_predict(p, {"n": log_n, "d": log_d}, xp)
+    return xp.sum(extra[1:] * xp.stack([log_n, log_d, log_y]), axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +160,10 @@ def joint_update(
     return {k: x * tau ** (exponents[k] / 3) for k, x in shape.items()}
 
 
-def _goal_shape(p, extra):
-    ratio = jnp.log(p["alpha"] * p["a"]) - jnp.log(p["beta"] * p["b"]) + p["c"] * extra[0]
+def _goal_shape(p, extra, xp):
+    ratio = xp.log(p["alpha"] * p["a"]) - xp.log(p["beta"] * p["b"]) + p["c"] * extra[0]
     return ratio / (p["a"] + p["b"])
 
 
-def _goal_exponent(p, extra):
-    return jnp.log(p["c"]) - jnp.log(p["a"] + p["b"])
+def _goal_exponent(p, extra, xp):
+    return xp.log(p["c"]) - xp.log(p["a"] + p["b"])

@@ -14,7 +14,16 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from vit_jax.analysis.figures import COLOURS, GREY, NAMES_AS_THEY_ARE, STYLE, VERMILLION, shorten
+from vit_jax.analysis.figures import (
+    COLOURS,
+    GREY,
+    NAMES_AS_THEY_ARE,
+    STYLE,
+    VERMILLION,
+    legend_label,
+    shorten,
+)
+from vit_jax.scaling.intervals import Band
 
 _POINTS = {"markersize": 4.5, "linestyle": "none"}
 _GRID = {"color": "#E6E6E6", "linewidth": 0.8}
@@ -32,8 +41,8 @@ class Curve:
         (not seen by the fit) or "not fitted" (of a group without a law).
       line_x: where the law is drawn; None if none was fitted.
       line_y: its predictions there.
-      low: lower ends of the interval of the curve; None if it is not drawn.
-      high: upper ends; may be infinite.
+      band_x: where the interval of the curve is drawn; None if it is not.
+      band: the interval there; its ends may be infinite.
     """
 
     name: str
@@ -42,8 +51,8 @@ class Curve:
     role: Shaped[np.ndarray, "n"]
     line_x: Float[np.ndarray, "m"] | None = None
     line_y: Float[np.ndarray, "m"] | None = None
-    low: Float[np.ndarray, "m"] | None = None
-    high: Float[np.ndarray, "m"] | None = None
+    band_x: Float[np.ndarray, "k"] | None = None
+    band: Band | None = None
 
 
 def law_figure(
@@ -72,7 +81,7 @@ def law_figure(
 
 
 def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
-    named = f"{shorten(curve.name, 28)}, " if curve.name else ""
+    named = legend_label(f"{shorten(curve.name, 28)}, ") if curve.name else ""
     fitted = curve.role == "fit"
     for other, marker, face in (
         ("fit", "o", colour),
@@ -93,12 +102,12 @@ def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
         inside, beyond = curve.line_x <= last, curve.line_x >= last
         axes.plot(curve.line_x[inside], curve.line_y[inside], color=colour, linewidth=1.4)
         axes.plot(curve.line_x[beyond], curve.line_y[beyond], "--", color=colour, linewidth=1.4)
-    if curve.low is not None:
+    if curve.band is not None:
         # An end that is infinite, or nothing at all, is far outside the axes.
-        low = np.maximum(curve.low, curve.line_y * 1e-3)
-        high = np.minimum(curve.high, curve.line_y * 1e3)
+        low = np.maximum(curve.band.low, curve.band.estimate * 1e-3)
+        high = np.minimum(curve.band.high, curve.band.estimate * 1e3)
         axes.fill_between(
-            curve.line_x, low, high, color=colour, alpha=0.15, linewidth=0,
+            curve.band_x, low, high, color=colour, alpha=0.15, linewidth=0,
             label=f"{named}{level * 100:.6g}% interval",
         )  # fmt: skip
 
@@ -121,7 +130,8 @@ def data_size_figure(curves: Sequence[Curve], *, x_label: str, y_label: str, tit
             at = np.unique(curve.x)
             mean = [curve.y[curve.x == x].mean() for x in at]
             axes.plot(curve.x, curve.y, ".", color=colour, alpha=0.5, markersize=4)
-            axes.plot(at, mean, "-o", color=colour, markersize=4, label=shorten(curve.name, 28))
+            label = legend_label(shorten(curve.name, 28))
+            axes.plot(at, mean, "-o", color=colour, markersize=4, label=label)
         _log_axes(axes, x_label=x_label, y_label=y_label, title=title)
         figure.legend(loc="outside right upper", handlelength=1.6)
     return figure

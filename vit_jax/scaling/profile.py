@@ -6,20 +6,18 @@ data by no more than the F distribution allows. All ends are searched for at onc
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 from scipy import special
 
 from vit_jax.errors import DataError
 from vit_jax.scaling.fitting import Fit
-from vit_jax.scaling.laws import Law, Letters, roomy
-from vit_jax.scaling.solver import Problem, letters_of, solve
+from vit_jax.scaling.laws import Law
+from vit_jax.scaling.solver import Goal, Problem, letters_of, roomy, solve
 
-Goal = Callable[[Letters, Any], Any]  # From letters and a row of numbers to a number.
 FAR = 12.0  # Of a log: a factor of 160,000 is as good as infinite.
 _STEPS = 20  # Of the search for an end of an interval.
 _FIRM = 30.0  # The spring's strength over the profile's curvature at the estimate.
@@ -38,7 +36,7 @@ def profile(
 
     Args:
       fit: of a law.
-      goal: from the letters and a row of `extra` to a number.
+      goal: from the letters and a row of `extra` to a number, see `solver.Goal`.
       extra: a row for each goal.
       level: how often an interval is to cover.
       clusters: as for `letter_intervals`.
@@ -52,7 +50,8 @@ def profile(
         raise DataError(f"level={level} must be a share: 0.9 for intervals that cover 90%.")
     count = len(extra)
     limit = student(level, freedom(fit, clusters))
-    middle, slopes = _goal_slopes(fit, goal, extra)
+    middle = goal_values(fit, goal, extra, np.tile(fit.theta, (count, 1)))
+    slopes = _goal_slopes(fit, goal, extra)
     covariance, design = _covariances(fit, slopes, clusters)
     scale, _ = _noise(fit)
     error = np.sqrt(np.maximum(scale * covariance * design, 1e-300))
@@ -159,7 +158,7 @@ def freedom(fit: Fit, clusters: Shaped[np.ndarray, "n"] | None) -> int:
 def _covariances(fit, slopes, clusters):
     # Variance of each goal per unit of noise, and by what clusters multiply it (the sandwich's
     # variance over the model's; Kent 1982 adjusts a likelihood ratio by the same number).
-    jacobian = prediction_slopes(fit) * np.sqrt(fit.weights)[:, None]
+    jacobian = fit.slopes * np.sqrt(fit.weights)[:, None]
     length = np.linalg.norm(jacobian, axis=0)
     length = np.where(length == 0, 1.0, length)
     inverse = np.linalg.pinv(jacobian / length, rcond=1e-12)
@@ -188,41 +187,30 @@ def student(level: float, freedom: int) -> float:
 def prediction(law: Law) -> Goal:
     """The goal that is the log of a prediction; its row of numbers: logs of the inputs."""
 
-    def goal(letters, extra):
-        return law.log_predict(letters, dict(zip(law.inputs, extra, strict=True)))
+    def goal(letters, extra, xp):
+        return law.log_predict(letters, dict(zip(law.inputs, extra, strict=True)), xp)
 
     return goal
-
-
-def prediction_slopes(fit: Fit) -> Float[np.ndarray, "n p"]:
-    """How the log prediction of each fitted row moves with each searched value."""
-    logs = np.log(np.stack([fit.inputs[role] for role in fit.law.inputs])).T
-    return _goal_slopes(fit, prediction(fit.law), logs)[1]
-
-
-def _goal_slopes(fit: Fit, goal: Goal, extra: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return _read(fit, goal, extra, np.tile(fit.theta, (len(extra), 1)))
 
 
 def goal_values(
     fit: Fit, goal: Goal, extra: Float[np.ndarray, "m any"], theta: Float[np.ndarray, "m p"]
 ) -> Float[np.ndarray, "m"]:
     """A goal of many fits' searched values."""
-    return _read(fit, goal, extra, theta)[0]
+    with np.errstate(all="ignore"):  # A search may end where a goal is infinite.
+        return np.asarray(goal(letters_of(fit.law, theta.T, fit.scales), extra.T, np))
 
 
-def _read(fit: Fit, goal: Goal, extra: np.ndarray, theta: np.ndarray) -> tuple[Any, Any]:
+def _goal_slopes(fit: Fit, goal: Goal, extra: np.ndarray) -> np.ndarray:
     count = len(extra)
-    fill = ((0, roomy(count) - count), (0, 0))
-    extra, theta = (np.pad(x, fill, mode="edge") for x in (extra, theta))
+    padded = np.pad(extra, ((0, roomy(count) - count), (0, 0)), mode="edge")
     with jax.enable_x64(True):
-        values, slopes = _goals(fit.law, goal, theta, fit.scales, extra)
-        return np.asarray(values)[:count], np.asarray(slopes)[:count]
+        return np.asarray(_slopes(fit.law, goal, fit.theta, fit.scales, padded))[:count]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _goals(law, goal, theta, scales, extra):
+def _slopes(law, goal, theta, scales, extra):
     def one(theta, extra):
-        return goal(letters_of(law, theta, scales), extra)
+        return goal(letters_of(law, theta, scales, jnp), extra, jnp)
 
-    return jax.vmap(one)(theta, extra), jax.vmap(jax.jacfwd(one))(theta, extra)
+    return jax.vmap(jax.jacfwd(one), (None, 0))(theta, extra)

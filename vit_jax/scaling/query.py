@@ -8,7 +8,6 @@ share of the column's largest number, and ~ compares text with a pattern such as
 
 import dataclasses
 import fnmatch
-import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from vit_jax.errors import ConfigError, DataError, did_you_mean
-from vit_jax.scaling.runs import column
+from vit_jax.scaling.runs import column, numeric_column
 
 Table = Mapping[str, np.ndarray]
 
@@ -168,16 +167,7 @@ def select(
         mask &= matches(table, condition)
         said.append(f"{mask.sum():,} of {size:,} rows with {condition}")
     for name in needed:
-        values = column(table, name)
-        if values.dtype.kind not in "if":
-            texts = values.tolist()
-            row = next((i for i, value in enumerate(texts) if not _is_number(value)), 0)
-            raise ConfigError(
-                f'The column "{name}" is not one of numbers: it has {texts[row]!r} in row '
-                f"{row + 1:,}. Write plain numbers, such as 0.25 or 1e15, not as text, and nothing "
-                "where there is none."
-            )
-        there = np.isfinite(values.astype(float))
+        there = np.isfinite(numeric_column(table, name))
         if (mask & ~there).any():
             said.append(f"{(mask & ~there).sum():,} rows left out: they have no {name}")
         mask &= there
@@ -195,13 +185,6 @@ def select(
 def _kind(table: Table, name: str) -> str:
     """The kind of a column's values, as NumPy has it; "" if there is no such column."""
     return table[name].dtype.kind if name in table else ""
-
-
-def _is_number(value: str | bool) -> bool:
-    try:
-        return not isinstance(value, bool) and math.isfinite(float(value))
-    except ValueError:
-        return not value  # Nothing at all.
 
 
 def _chosen(

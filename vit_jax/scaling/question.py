@@ -25,9 +25,10 @@ class Question:
 
     Attributes:
       law: one of `NAMES`.
-      y: the column of errors or losses.
-      columns: a column for some of the inputs x, n, d, u, t; `COLUMNS` for the others. For the law
-        shape x may be several, separated by commas: a star's dimensions.
+      y: the column of errors or losses, or an expression of columns such as "1-top1"
+        (`vit_jax.scaling.expressions`).
+      columns: a column or an expression for some of the inputs x, n, d, u, t; `COLUMNS` for the
+        others. For the law shape x may be several, separated by commas: a star's dimensions.
       group: columns; rows that agree in them are fitted together.
       where: conditions that a row must fulfil, see `vit_jax.scaling.query`.
       hold_back: conditions; rows that fulfil all of them are not fitted: the law is judged by them.
@@ -98,6 +99,12 @@ class Question:
         if role == "x" and self.law == ISOFLOP:
             return self.columns.get(role, "params")
         return self.columns.get(role, COLUMNS[role])
+
+    @property
+    def scale(self) -> str:
+        """What `selection.scale_of` is of, by the columns' names."""
+        roles = ("t",) if "t" in self.roles else [role for role in self.roles if role != "u"]
+        return " x ".join(self.column(role) for role in roles)
 
     def columns_of(self, role: str) -> list[str]:
         """The same; of the law shape x may be several, the arms of a star."""

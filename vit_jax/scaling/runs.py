@@ -41,6 +41,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 from collections import Counter
@@ -57,6 +58,7 @@ from vit_jax import workdir as workdirs
 from vit_jax.errors import ConfigError, DataError, VitJaxError, did_you_mean
 from vit_jax.launch import record as records
 from vit_jax.models import family
+from vit_jax.scaling.csv_tables import read_csv
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 PARQUET, CSV = "runs.parquet", "runs.csv"
@@ -126,7 +128,8 @@ def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
     everything else is text, "" where it is missing, except for columns of true and false alone.
 
     Args:
-      path: a .parquet or .csv file, with the columns' names in its first line.
+      path: a .parquet or .csv file, with the columns' names in its first line. See `csv_tables`
+        for separators other than commas, and decimal commas.
 
     Raises:
       DataError: there is no such file, or it is not such a table.
@@ -137,10 +140,7 @@ def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if kind == ".parquet":
             table = pa.parquet.read_table(path)
         elif kind == ".csv":
-            # In one block: what a column is, is then judged by all of it.
-            whole = pa.csv.ReadOptions(block_size=max(path.stat().st_size, 1))
-            lines = pa.csv.ParseOptions(newlines_in_values=True)
-            table = pa.csv.read_csv(path, read_options=whole, parse_options=lines)
+            table = read_csv(path)
         else:
             raise DataError(f"{path}: a table of runs is a .parquet or a .csv file.")
         names = table.column_names
@@ -170,6 +170,30 @@ def column(runs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     if name not in runs:
         raise ConfigError(f'The table has no column "{name}". {did_you_mean(name, runs)}')
     return runs[name]
+
+
+def numeric_column(runs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A column of numbers as float64; NaN where one is missing.
+
+    Raises:
+      ConfigError: there is no such column, or it has text; the first cell of it is shown.
+    """
+    values = column(runs, name)
+    if values.dtype.kind in "if":
+        return values.astype(np.float64)
+    texts = values.tolist()
+    row = next((i for i, value in enumerate(texts) if not _is_number(value)), 0)
+    raise ConfigError(
+        f'The column "{name}" is not one of numbers: it has {texts[row]!r} in row {row + 1:,}. '
+        "Write plain numbers, such as 0.25 or 1e15, not as text, and nothing where there is none."
+    )
+
+
+def _is_number(value: str | bool) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except ValueError:
+        return not value  # Nothing at all.
 
 
 def _array(values: pa.ChunkedArray) -> np.ndarray:

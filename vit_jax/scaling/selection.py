@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
+from scipy import special
 
 from vit_jax.errors import DataError
 from vit_jax.scaling.adequacy import LEVEL, form_p_value
@@ -19,6 +20,7 @@ from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.intervals import Band, band
 from vit_jax.scaling.laws import FRONTIER, SHIFTED, Law
 from vit_jax.scaling.laws import law as law_by_name
+from vit_jax.scaling.solver import roomy
 
 CANDIDATES = ("power", "power_floor", "m3", "m4", "frontier", "bnsl")
 AVERAGED = CANDIDATES[1:]  # The laws that can level off.
@@ -185,6 +187,7 @@ def rolling_origin(
     known = np.unique(scale)
     gaps = known[1:] / known[:-1]
     step = max([_LEAST_STEP, *gaps])
+    room = roomy(len(y))  # For all cuts the same programs.
     errors: dict[str, dict[float, float]] = {name: {} for name in laws}
     skipped: dict[str, str] = {}
     for j in range(1, origins + 1):
@@ -200,7 +203,7 @@ def rolling_origin(
             if name in skipped:
                 continue
             try:
-                fits[name] = fit(of_all_rows(name), part, y[below], delta=delta)
+                fits[name] = fit(of_all_rows(name), part, y[below], delta=delta, room=room)
             except DataError as error:
                 if j == 1:
                     skipped[name] = str(error)
@@ -228,6 +231,25 @@ def scale_of(inputs: Mapping[str, Float[np.ndarray, "n"]]) -> Float[np.ndarray, 
     """How large runs are: their compute t, else n times d, else x."""
     roles = ("t",) if "t" in inputs else tuple(role for role in inputs if role != "u")
     return np.prod([inputs[role] for role in roles], axis=0)
+
+
+def grows(scale: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> bool:
+    """Whether y grows with scale: by Spearman's rank correlation, at the 1% level, one-sided.
+
+    Fewer than four rows say nothing.
+    """
+    freedom = len(y) - 2
+    if freedom < 2 or not np.ptp(scale) or not np.ptp(y):
+        return False
+    correlation = float(np.corrcoef(_ranks(scale), _ranks(y))[0, 1])
+    t = correlation * math.sqrt(freedom / max(1 - correlation**2, 1e-12))
+    return float(special.stdtr(freedom, -t)) < 0.01
+
+
+def _ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """The place of each value in ascending order; equal values share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 def extrapolation(

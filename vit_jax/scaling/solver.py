@@ -10,6 +10,7 @@ loss pulls it outwards.
 import dataclasses
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -17,12 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vit_jax.scaling.laws import Law, Letters, roomy
+from vit_jax.scaling.laws import Law, Letters
 
-# Fits of one program. A chunk ends with its slowest fit, so it should not be large; a fit alone
-# goes through the small one.
-_CHUNKS = (16, 128)
+# Fits of one program. A chunk ends with its slowest fit, so it should not be large; but thousands
+# of fits would be many calls.
+_CHUNK, _CHUNK_OF_MANY, _MANY = 16, 128, 512
 _ROUND = 10
+
+
+# From the paper's letters and numbers to a number, by an array module: of one fit, letters and
+# numbers are scalars; of many, arrays of one length.
+Goal = Callable[[Letters, Any, ModuleType], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Problem:
       extra: numbers for the goal, fits x any; no columns without one.
       value: one a fit.
       firmness: how much: firmness (goal - value)^2 / 2 is added to what is minimised.
+      room: the number of points that they are padded to at least.
     """
 
     logs: Float[np.ndarray, "#b inputs n"]
@@ -50,12 +57,13 @@ class Problem:
     high: Float[np.ndarray, "#b p"]
     delta: Float[np.ndarray, "#b"]
     scales: Float[np.ndarray, "inputs"]
-    goal: Callable[[Letters, Any], Any] | None = None
+    goal: Goal | None = None
     extra: Float[np.ndarray, "#b extra"] = dataclasses.field(
         default_factory=lambda: np.empty((1, 0))
     )
     value: Float[np.ndarray, "#b"] = dataclasses.field(default_factory=lambda: np.zeros(1))
     firmness: Float[np.ndarray, "#b"] = dataclasses.field(default_factory=lambda: np.zeros(1))
+    room: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +93,7 @@ def solve(
       rounds: of 10 steps, after each of which the fits that have ended leave the batch.
     """
     count, points = len(start), problem.log_y.shape[1]
-    room = roomy(points)
+    room = max(roomy(points), problem.room)
     # Points of weight 0 fill up, so that few programs serve all tables.
     fill = ((0, 0), (0, room - points))
     batch = (
@@ -99,7 +107,7 @@ def solve(
         problem.value,
         problem.firmness,
     )
-    chunk = next((size for size in _CHUNKS if count <= size), _CHUNKS[-1])
+    chunk = _CHUNK if count <= _MANY else _CHUNK_OF_MANY
     theta = np.clip(start, problem.low, problem.high)
     damping = np.full(count, 1e-3)
     loss, done = np.full(count, np.inf), np.zeros(count, bool)
@@ -124,18 +132,63 @@ def solve(
     return Solution(theta, loss, done & np.isfinite(loss))
 
 
-def letters_of(law: Law, theta: Any, scales: Any) -> Letters:
+def roomy(points: int) -> int:
+    """The number that points are padded to, so that programs are few: 64, 96, 128, 192, 256, ..."""
+    size = 64
+    while size < points:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
+    return size
+
+
+def letters_of(law: Law, theta: Any, scales: Any, xp: ModuleType = np) -> Letters:
     """The paper's letters, of inputs as they are, from searched values (letters x any)."""
-    scaled = scaled_letters(law, theta)
-    return law.rescale(scaled, dict(zip(law.inputs, scales, strict=True)))
+    scaled = scaled_letters(law, theta, xp)
+    return law.rescale(scaled, dict(zip(law.inputs, scales, strict=True)), xp)
 
 
-def scaled_letters(law: Law, theta: Any) -> Letters:
+def scaled_letters(law: Law, theta: Any, xp: ModuleType = np) -> Letters:
     """The letters of scaled inputs."""
     return {
-        letter.name: jnp.exp(value) if letter.log else value
+        letter.name: xp.exp(value) if letter.log else value
         for letter, value in zip(law.table, theta, strict=True)
     }
+
+
+def slopes_of(
+    law: Law,
+    theta: Float[np.ndarray, "p"],
+    logs: Float[np.ndarray, "inputs n"],
+    scales: Float[np.ndarray, "inputs"],
+    *,
+    room: int = 0,
+) -> tuple[Float[np.ndarray, "n p"], Float[np.ndarray, "p p"]]:
+    """How log predictions, and the paper's letters, move with each searched value.
+
+    Args:
+      law: of the fit.
+      theta: its searched values.
+      logs: of the scaled inputs.
+      scales: logs of what the inputs were divided by.
+      room: the number of points that they are padded to at least.
+    """
+    n = logs.shape[1]
+    padded = np.pad(logs, ((0, 0), (0, max(roomy(n), room) - n)), mode="edge")
+    with jax.enable_x64(True):
+        slopes, change = (np.asarray(x) for x in _jacobians(law, theta, padded, scales))
+    return slopes[:n], change
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _jacobians(law, theta, logs, scales):
+    def log_predict(theta):
+        inputs = dict(zip(law.inputs, logs, strict=True))
+        return law.log_predict(scaled_letters(law, theta, jnp), inputs, jnp)
+
+    def letters(theta):
+        found = letters_of(law, theta, scales, jnp)
+        return jnp.stack([found[name] for name in law.letters])
+
+    return jax.jacfwd(log_predict)(theta), jax.jacfwd(letters)(theta)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -157,16 +210,16 @@ def _descend(
 ):
     def residuals(theta, logs, log_y, extra, value):
         inputs = dict(zip(law.inputs, logs, strict=True))
-        out = law.log_predict(scaled_letters(law, theta), inputs) - log_y
+        out = law.log_predict(scaled_letters(law, theta, jnp), inputs, jnp) - log_y
         if goal is not None:
-            missed = goal(letters_of(law, theta, scales), extra) - value
+            missed = goal(letters_of(law, theta, scales, jnp), extra, jnp) - value
             out = jnp.append(out, missed)
         return out
 
     per_fit = (0, *(0 if len(x) > 1 else None for x in (logs, log_y, extra, value)))
     data = tuple(x if len(x) > 1 else x[0] for x in (logs, log_y, extra, value))
     value_of = jax.vmap(residuals, per_fit)
-    slopes_of = jax.vmap(jax.jacfwd(residuals), per_fit)
+    jacobian_of = jax.vmap(jax.jacfwd(residuals), per_fit)
     if goal is not None:
         weights = jnp.broadcast_to(weights, (len(theta), weights.shape[-1]))
         held = jnp.broadcast_to(firmness, (len(theta),))
@@ -182,7 +235,7 @@ def _descend(
 
     def body(state):
         step_number, theta, damping, loss, done, r = state
-        slopes = slopes_of(theta, *data)
+        slopes = jacobian_of(theta, *data)
         robust = weights * jnp.minimum(1.0, bend / jnp.maximum(jnp.abs(r), 1e-300))
         # Far points pull without a curvature of their own. While the steps succeed, it is left out
         # more and more, from reweighted least squares to Newton's method.

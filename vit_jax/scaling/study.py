@@ -5,6 +5,7 @@ table -> rows (query) -> groups -> a law for each (answer: selection for "auto",
 """
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from vit_jax.scaling import curves, laws, optima, selection
 from vit_jax.scaling import isoflop as isoflops
 from vit_jax.scaling.answer import Answer, answer, parts
 from vit_jax.scaling.drawing import draw
+from vit_jax.scaling.expressions import with_computed
 from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.intervals import Interval, band, letter_intervals
 from vit_jax.scaling.query import Table, groups, matches, select
@@ -43,6 +45,7 @@ def study(table: Table, question: Question, *, runs: str) -> tuple[Json, dict[st
       DataError: no row is left, or no group can be fitted.
     """
     needed = [name for role in question.roles for name in question.columns_of(role)]
+    given, table = table, with_computed(table, [question.y, *needed])
     rows, said = select(
         table,
         needed=[*needed, question.y],
@@ -67,15 +70,16 @@ def study(table: Table, question: Question, *, runs: str) -> tuple[Json, dict[st
         for group in groups(table, rows, question.group)
         for part in parts(table, group, held, question)
     ]
+    warning = _growth_warning(answers, question, is_computed=question.y not in given)
     if all(answer.law is None for answer in answers):
-        told = "\n".join(f"{answer.name or 'All rows'}: {answer.error}" for answer in answers)
-        raise DataError(f"No law could be fitted.\n{told}")
+        told = [f"{answer.name or 'All rows'}: {answer.error}" for answer in answers]
+        raise DataError("\n".join(["No law could be fitted.", *told, *warning]))
     entries = [_entry(answer, question) for answer in answers]
     result = {
         "vit_jax": vit_jax.__version__,
         "title": f"{question.y} over {', '.join(needed)}",
         "runs": runs,
-        "rows": said,
+        "rows": [*said, *warning],
         "columns": {role: question.column(role) for role in question.roles} | {"y": question.y},
         "level": question.level,
         "groups": entries,
@@ -85,7 +89,36 @@ def study(table: Table, question: Question, *, runs: str) -> tuple[Json, dict[st
     if len(answers) == 1:  # What is asked for most is where it is looked for.
         (entry,) = entries
         result = {"law": entry["law"], "params": entry["params"], **result}
-    return result, draw(answers, question)
+    return result, draw(answers, entries, question)
+
+
+def _growth_warning(
+    answers: Sequence[Answer], question: Question, *, is_computed: bool
+) -> list[str]:
+    """A line of warning where y grows with scale; none where it does not.
+
+    Args:
+      answers: a group each.
+      question: what was asked.
+      is_computed: whether its y is an expression, so that no simple one is to be proposed.
+    """
+    growing = 0
+    for each in answers:
+        inputs, y = each.part.of(~each.part.held)
+        growing += selection.grows(selection.scale_of(inputs), y)
+    if not growing:
+        return []
+    highest = max(float(each.part.y.max()) for each in answers)
+    whole = 1 if highest <= 1 else 100
+    if is_computed or highest > 100:
+        advice = "Choose a column of errors or losses."
+    else:
+        advice = f"For its error ask for {shlex.quote(f'--y={whole}-{question.y}')}."
+    where = f" in {growing} of {len(answers)} groups" if len(answers) > 1 else ""
+    return [
+        f"Warning: {question.y} grows with {question.scale}{where}: it is most likely an accuracy, "
+        f"and a law of errors says nothing about it. {advice}"
+    ]
 
 
 # --------------------------------------------------------------------------------- what is said

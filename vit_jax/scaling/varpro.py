@@ -77,9 +77,9 @@ def nonnegative(
 def _columns(law, shapes, inputs):
     letters = {letter.name: 1.0 for letter in law.table} | shapes
     # The repeat law's shapes depend on its coefficients; 1, their order in scaled inputs, will do.
-    terms = law.terms(letters, inputs)
+    terms = law.terms(letters, inputs, np)
     widest = np.broadcast_shapes(*map(np.shape, [*terms.values(), *shapes.values()]))
-    logs = np.stack([np.broadcast_to(np.asarray(x, float), widest) for x in terms.values()], -1)
+    logs = np.stack([np.broadcast_to(x, widest) for x in terms.values()], -1)
     return np.exp(np.clip(logs, -300.0, 300.0)), list(terms)
 
 

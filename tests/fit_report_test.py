@@ -1,0 +1,174 @@
+"""`python -m vit_jax.fit` where a column or a group is odd: what is said, and what is drawn."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vit_jax.errors import DataError
+from vit_jax.scaling.adequacy import form_p_value
+from vit_jax.scaling.fitting import fit
+from vit_jax.scaling.question import Question
+from vit_jax.scaling.selection import choose, grows
+from vit_jax.scaling.study import study
+
+X = np.geomspace(10, 1e4, 8)
+Y = 2 * X**-0.3 * np.exp(0.01 * np.random.default_rng(0).standard_normal(len(X)))
+
+
+def groups(**y):
+    """A table of two columns x and y, and a group's name for each set of y."""
+    return {
+        "model": np.repeat([*y], [len(values) for values in y.values()]),
+        "x": np.concatenate([X[: len(values)] for values in y.values()]),
+        "y": np.concatenate([np.asarray(values, float) for values in y.values()]),
+    }
+
+
+def asked(table, **question):
+    question = {"law": "power", "y": "y", "columns": {"x": "x"}} | question
+    return study(table, Question(**question), runs="runs.csv")
+
+
+# ------------------------------------------------------------------------- groups of equal values
+
+
+@pytest.mark.parametrize("chance", [0.9, 0.1, 1.0, 2.302585])
+def test_a_group_at_chance_is_named_and_the_others_are_fitted(chance):
+    result, figures = asked(groups(a=Y, b=np.full(6, chance), c=2 * Y), group=("model",))
+    a, b, c = result["groups"]
+    assert b["error"].startswith(f"y is {chance:g} in all rows: nothing can be learned")
+    for entry in (a, c):
+        assert entry["params"]["c"]["low"] < -0.3 < entry["params"]["c"]["high"]
+    assert [found["over"] for found in result["crossings"]] == ["c"]
+    labels = [text.get_text() for text in figures["law"].legends[0].get_texts()]
+    assert "b, 6 not fitted" in labels
+
+
+def test_nothing_but_equal_values_is_an_error_that_says_so():
+    for law in ("auto", "power_floor"):
+        with pytest.raises(DataError, match=r"(?s)No law could be fitted.*y is 0\.5 in"):
+            asked(groups(a=np.full(8, 0.5)), law=law)
+    with pytest.raises(DataError, match=r"y is 0\.5 in all rows"):
+        choose({"x": X}, np.full(8, 0.5), laws=("power",))
+
+
+def test_a_law_with_all_letters_at_their_bounds_has_a_p_value():
+    """No letter is left that could move the curve: the residuals are all that there is."""
+    found = fit("power", {"x": X}, Y)
+    stuck = dataclasses.replace(found, identified=dict.fromkeys("bc", "at its bound"))
+    scaled = (np.log(X) - np.log(X).mean()) / np.log(X).std()
+    left = found.log_residuals
+    (rest,) = np.linalg.lstsq(np.stack([scaled**2, scaled**3], 1), left, rcond=None)[1]
+    ratio = (left @ left - rest) / 2 / (rest / (len(X) - 2))
+    assert form_p_value(stuck) == pytest.approx(stats.f.sf(ratio, 2, len(X) - 2))
+
+
+def test_chance_up_to_some_scale_is_no_group_of_equal_values():
+    """Below the cut of a held-out scale all rows may be equal; there nothing is judged."""
+    y = np.array([0.9] * 7 + [0.3])
+    result, _ = asked(groups(a=y))
+    (entry,) = result["groups"]
+    assert not entry["held_out"] and "y is 0.9 in all rows" in entry["notes"][0]
+
+
+# ---------------------------------------------------------------------------------- accuracies
+
+
+def accuracies(scale=1.0):
+    table = groups(a=Y, b=np.minimum(2 * Y, 1.9))
+    return table | {"test/top1": scale * (1 - table["y"] / 2)}
+
+
+@pytest.mark.parametrize(("scale", "whole"), [(1.0, 1), (100.0, 100)])
+def test_an_accuracy_is_warned_of_and_its_error_is_fitted(scale, whole):
+    table = accuracies(scale)
+    result, _ = asked(table, y="test/top1", group=("model",))
+    warning = result["rows"][-1]
+    assert warning.startswith("Warning: test/top1 grows with x in 2 of 2 groups: it is most likely")
+    assert warning.endswith(f"ask for --y={whole}-test/top1.")
+    proposed = f"{whole}-test/top1"
+    result, figures = asked(table, y=proposed, where=("model=a",))
+    assert not any("Warning" in line for line in result["rows"])
+    assert result["params"]["c"]["low"] < -0.3 < result["params"]["c"]["high"]
+    assert result["title"] == f"{proposed} over x" and result["columns"]["y"] == proposed
+    assert figures["law"].axes[0].get_ylabel() == proposed
+
+
+def test_the_warning_comes_with_the_error_if_nothing_can_be_fitted():
+    # Of an accuracy the frontier is its first row.
+    with pytest.raises(DataError, match=r"(?s)there are 1.*Warning: test/top1 grows with x: it is"):
+        asked(accuracies(), y="test/top1", law="frontier", where=("model=a",))
+
+
+def test_no_error_is_proposed_for_what_is_no_accuracy():
+    table = groups(a=1e3 / Y)
+    result, _ = asked(table)
+    assert result["rows"][-1].endswith("Choose a column of errors or losses.")
+    result, _ = asked(table, y="y/1e5")
+    assert result["rows"][-1].endswith("Choose a column of errors or losses.")
+
+
+def test_inputs_may_be_expressions_too():
+    table = groups(a=Y) | {"tokens per step": X / 4}
+    result, _ = asked(table, columns={"x": "4 * tokens per step"}, predict=(2e4,))
+    plain, _ = asked(table, predict=(2e4,))
+    assert result["params"] == plain["params"]
+    assert result["columns"]["x"] == "4 * tokens per step"
+
+
+def test_what_grows():
+    rng = np.random.default_rng(0)
+    assert grows(X, 1 / Y) and grows(X[:4], 1 / Y[:4]) and not grows(X[:3], 1 / Y[:3])
+    assert not grows(X, Y) and not grows(X, np.ones(8)) and not grows(np.ones(8), Y)
+    assert grows(np.repeat(X, 3), np.repeat(-Y, 3) + rng.normal(0, 0.1, 24))
+    flat = [grows(X, rng.normal(size=8)) for _ in range(300)]
+    assert np.mean(flat) < 0.03  # .01 and some three standard errors.
+
+
+# ------------------------------------------------------------------------------------- figures
+
+
+@pytest.mark.parametrize("names", [("_base", "large"), ("_", "__"), ("", "_a")])
+def test_legends_have_every_group(names):
+    _, figures = asked(groups(**dict(zip(names, (Y, 2 * Y), strict=True))), group=("model",))
+    for figure, ending in (("law", ", 8 fitted"), ("curves", "")):
+        labels = [text.get_text().strip() for text in figures[figure].legends[0].get_texts()]
+        for name in names:
+            assert f"{name or chr(34) * 2}{ending}" in labels
+
+
+def test_a_law_is_drawn_no_further_than_the_data_support_it():
+    """Refused of these: 1e8, since the runs level off and a power law does not."""
+    y = (3 * X**-0.5 + 0.5) * np.exp(0.02 * np.random.default_rng(0).standard_normal(len(X)))
+    table = groups(a=y)
+    result, figures = asked(table, predict=(2e4, 1e8))
+    refused = [row["x"] for row in result["groups"][0]["tables"]["Predictions"] if "refused" in row]
+    assert refused == [2e4, 1e8] and farthest(figures) == pytest.approx(1e4)
+    # Of a law with a floor the nearer one is supported, and drawn.
+    straight = groups(a=Y)
+    result, figures = asked(straight, predict=(2e4,))
+    assert "refused" not in result["groups"][0]["tables"]["Predictions"][0]
+    assert farthest(figures) == pytest.approx(2e4)
+
+
+def test_rows_held_back_are_drawn_and_a_law_that_is_refused_there_is_not():
+    y = (3 * X**-0.5 + 0.5) * np.exp(0.02 * np.random.default_rng(0).standard_normal(len(X)))
+    for values, supported in ((y, False), (Y, True)):
+        result, figures = asked(groups(a=values), hold_back=("x>2000",))
+        assert result["groups"][0]["extrapolation"]["supported"] == supported
+        assert farthest(figures) == pytest.approx(1e4 if supported else X[5])
+        labels = [text.get_text() for text in figures["law"].legends[0].get_texts()]
+        assert "2 held back" in labels
+
+
+def farthest(figures):
+    """The largest x at which the law or its interval is drawn."""
+    (axes,) = figures["law"].axes
+    lines = [line for line in axes.get_lines() if line.get_linestyle() != "None"]
+    (interval,) = axes.collections
+    ends = {max(line.get_xdata().max() for line in lines if len(line.get_xdata()))}
+    ends.add(interval.get_paths()[0].vertices[:, 0].max())
+    assert max(ends) == pytest.approx(min(ends))
+    return max(ends)

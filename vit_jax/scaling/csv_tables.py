@@ -1,0 +1,61 @@
+"""CSV files as tables, separated by commas, semicolons or tabs.
+
+Spreadsheets in languages with a decimal comma write semicolons between the cells. In a file with
+semicolons a comma is therefore read as the decimal mark, unless some number of the file has a
+decimal point. What could be either ("1,000" and "3,000", with three digits after each comma) stays
+text, so that a law of it is refused and not off by a factor of 1,000.
+"""
+
+import pathlib
+import re
+
+import pyarrow as pa
+import pyarrow.csv
+
+_SEPARATORS = ",;\t"
+_DECIMAL_COMMA = r"^\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*$"
+_THOUSANDS = r"^\s*[-+]?[1-9]\d{0,2},\d{3}\s*$"
+
+
+def read_csv(path: pathlib.Path) -> pa.Table:
+    """The table of a CSV file, its columns' names in the first line.
+
+    Raises:
+      OSError: it cannot be read.
+      pyarrow.ArrowException: it is no such table.
+    """
+    with path.open("rb") as file:
+        header = file.readline().decode(errors="replace")
+    separator = _separator(header)
+    table = _read(path, separator, decimal_mark=".")
+    if separator != ";":
+        return table
+    with_commas = _read(path, separator, decimal_mark=",")
+    kinds = list(zip(table.schema.types, with_commas.schema.types, strict=True))
+    if any(pa.types.is_floating(a) and not pa.types.is_floating(b) for a, b in kinds):
+        return table  # It has decimal points.
+    for i, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) and _has_decimal_commas(table.column(i)):
+            table = table.set_column(i, field.name, with_commas.column(i))
+    return table
+
+
+def _separator(header: str) -> str:
+    """What stands most often between the names; a comma where there is but one name."""
+    unquoted = re.sub(r'"[^"]*"', "", header)
+    return max(_SEPARATORS, key=unquoted.count)
+
+
+def _read(path: pathlib.Path, separator: str, *, decimal_mark: str) -> pa.Table:
+    return pa.csv.read_csv(
+        path,
+        # In one block: what a column is, is then judged by all of it.
+        read_options=pa.csv.ReadOptions(block_size=max(path.stat().st_size, 1)),
+        parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        convert_options=pa.csv.ConvertOptions(decimal_point=decimal_mark),
+    )
+
+
+def _has_decimal_commas(texts: pa.ChunkedArray) -> bool:
+    commas = [text for text in texts.drop_null().to_pylist() if re.match(_DECIMAL_COMMA, text)]
+    return bool(commas) and not all(re.match(_THOUSANDS, text) for text in commas)
