@@ -54,7 +54,7 @@ def model_section() -> ConfigDict:
     c.qk_norm = placeholder(bool)  # False; normalise queries and keys.
     c.qk_norm_bias = placeholder(bool)  # False; these norms have biases.
     c.attn_norm = placeholder(bool)  # False; a norm before attention's output projection.
-    c.mlp = placeholder(str)  # gelu; with a gate: swiglu, geglu.
+    c.mlp = placeholder(str)  # gelu, silu; with a gate: swiglu, geglu.
     c.mlp_norm = placeholder(bool)  # False; a norm in the MLP (EVA-02).
     c.layer_scale = placeholder(float)  # 0: none; else the branches' initial factors.
     c.pre_norm = placeholder(bool)  # False; a norm before the first block (CLIP).
