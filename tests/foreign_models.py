@@ -91,7 +91,7 @@ def _common(rng) -> dict[str, Any]:
     return {
         "img_size": size[0] if size[0] == size[1] else size,
         "patch_size": patch[0] if patch[0] == patch[1] else patch,
-        "in_chans": _pick(rng, 3, 1, 4, p=0.8),
+        "in_chans": _pick(rng, 3, 1, p=0.8),
         "num_classes": _pick(rng, 3, 0, p=0.8),
         "embed_dim": heads * int(_pick(rng, 8, 16)),
         "depth": int(rng.integers(1, 4)),

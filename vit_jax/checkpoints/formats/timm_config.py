@@ -67,13 +67,13 @@ _TRAINING = {
     "drop_path_rate", "weight_init", "fix_init", "head_init_scale", "rope_shift_coords",
     "rope_jitter_coords", "rope_rescale_coords", "dynamic_img_size",
 }  # fmt: skip
-# Arguments of which only these values are computed here; the first is timm's default.
+# Arguments of which only these values are computed here, or show in the tensors.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "act_layer": (None, "gelu", "gelu_tanh", "silu", "swish"),
-    "norm_layer": (None, "layernorm", "layernormfp32"),
+    "norm_layer": (None, "layernorm", "layernormfp32", "rmsnorm", "simplenorm"),
     "block_fn": (None,),
     "use_post_norm": (False,),
-    "rope_type": ("cat", "dinov3"),
+    "rope_type": ("cat", "dinov3", "mixed"),
     "rope_grid_indexing": ("ij", "xy"),
     "rope_grid_offset": (0.0,),
     "dynamic_img_pad": (False,),
@@ -96,6 +96,8 @@ def arguments(config: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any
         if re.fullmatch(pattern, architecture):
             known |= own
     known |= {key: value for key, value in given.items() if key not in _TRAINING}
+    if given.get("norm_layer"):  # By its name it has timm's epsilon.
+        known["ln_eps"] = 1e-6
     known.setdefault("global_pool", config.get("global_pool"))
     for key, value in known.items():
         if key in _ONLY and value not in _ONLY[key]:

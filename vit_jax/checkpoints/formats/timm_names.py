@@ -197,4 +197,4 @@ def _published_rope(shapes, *, gated: bool, foreign: Foreign) -> dict[str, Any] 
     if "reg_token" in shapes:
         return {"rope": "dinov3", "rope_theta": 100.0} if "cls_token" in shapes else eva02
     rope_vit = {"rope": "axial_xy", "rope_theta": 100.0, "rope_grid": (0, 0)}
-    return rope_vit if "cls_token" in shapes and "qkv.bias" in attention else None
+    return rope_vit if "cls_token" in shapes else None
