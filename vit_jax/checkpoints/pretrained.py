@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from vit_jax.checkpoints.adaptation import adapt_params
-from vit_jax.checkpoints.formats import Description
 from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.own import is_own, one_device
 from vit_jax.checkpoints.plan import make_plan
@@ -116,14 +115,8 @@ def load_pretrained(
         format=plan.format.name,
         published=published,
         left_out=plan.left_out,
-        notes=(*plan.description.notes, *_assumption(plan.description), *notes),
+        notes=(*plan.description.all_notes, *notes),
     )
-
-
-def _assumption(description: Description) -> tuple[str, ...]:
-    if not description.assumed:
-        return ()
-    return (f"assumed, as the file does not tell (hints change it): {description.assumption}",)
 
 
 def _load_own(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mesh) -> Pretrained:

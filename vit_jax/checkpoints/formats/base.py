@@ -61,6 +61,14 @@ class Description:
         """`assumed` in words; "" if the file tells all."""
         return ", ".join(f"{field}={_shown(value)}" for field, value in self.assumed.items())
 
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, and what is assumed."""
+        if not self.assumed:
+            return self.notes
+        note = f"assumed, as the file does not tell (hints change it): {self.assumption}"
+        return (*self.notes, note)
+
 
 @dataclasses.dataclass(frozen=True)
 class Format:

@@ -118,13 +118,11 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
             f"{foreign.path} has a config.json of {config.get('model_type')}, but its tensors or "
             f"its config have no usable {error}."
         ) from error
-    # What its class computes is known; what a caller wants instead may be another publisher's.
     conventions = {"posemb_resize": facts.pop("posemb_resize")}
     if not (facts["num_classes"] or facts["rep_size"] or facts["pool"] == "map"):
         conventions["pool"] = facts.pop("pool")  # Nothing reads the tokens.
-    facts["preprocessing"] = "preprocessor_config.json"
-    if not foreign.preprocessor:
-        conventions["preprocessing"] = facts.pop("preprocessing")
+    fields = facts if foreign.preprocessor else conventions
+    fields["preprocessing"] = "preprocessor_config.json"
     facts, _ = hints.settle(facts, conventions)
     family = facts.pop("preprocessing")
     model, _ = complete(facts, {}, path=foreign.path)
@@ -133,11 +131,10 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         transforms = from_hf(foreign.preprocessor, image_size=model.image_size)
     else:
         transforms = from_family(family, image_size=model.image_size)
-    pooled = config["model_type"] != "siglip_vision_model" or model.pool == "map"
-    unused = _UNUSED if pooled else (*_UNUSED, r"head\..*")
-    return Description(
-        model, tensors, unused, transforms, labels, notes=(f"model_type {config['model_type']}",)
-    )
+    kind = config["model_type"]
+    unread = kind == "siglip_vision_model" and model.pool != "map"
+    unused = (*_UNUSED, r"head\..*") if unread else _UNUSED
+    return Description(model, tensors, unused, transforms, labels, (f"model_type {kind}",))
 
 
 def _family(foreign: Foreign) -> tuple[Mapping[str, Any], Family]:
@@ -171,10 +168,8 @@ def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     # Without its tensors the head is there all the same, and they are missing.
     unseen = len(config.get("id2label", (0, 1))) if classifies else 0
     silu = config.get("hidden_act", family.hidden_act) in _SILU
-    if gated:
-        mlp = "swiglu" if silu or kind.startswith("dinov2") else "geglu"
-    else:
-        mlp = "silu" if silu else "gelu"
+    gates = "swiglu" if silu or kind.startswith("dinov2") else "geglu"
+    mlp = gates if gated else "silu" if silu else "gelu"
     dino_head = kind.startswith("dinov2") and (head or classifies)
     two, both = kind == "deit", "distillation_classifier.weight" in shapes
     has_class = kind not in ("ijepa", "siglip_vision_model")

@@ -50,7 +50,7 @@ _ENTRY_POINTS: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_pe_.*_gigantic_.*", {"rope_grid_offset": 0.0, "ref_feat_shape": (32, 32)}),
     (r"vit_pe_core_.*", {"attn_pool_num_heads": 8}),
 )  # fmt: skip
-_KNOWN = re.compile(r"(test_)?(vit|deit|deit3|eva|eva02|flexivit|beit3|aimv2)\d?_\w+")
+_LISTED = re.compile(r"(test_)?(vit|deit|deit3|eva|eva02|flexivit|beit3|aimv2)\d?_\w+")
 
 # Arguments that show in the tensors, and those of training alone.
 _SHOWN = {
@@ -91,7 +91,7 @@ def arguments(config: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any
     if not architecture:
         return {}
     given = config.get("model_args") or {}
-    known: dict[str, Any] = {"known": _KNOWN.fullmatch(architecture) is not None}
+    known: dict[str, Any] = {"is_listed": _LISTED.fullmatch(architecture) is not None}
     for pattern, own in _ENTRY_POINTS:
         if re.fullmatch(pattern, architecture):
             known |= own
@@ -138,18 +138,22 @@ def facts(known: Mapping[str, Any], shapes: Mapping[str, Any], *, path: pathlib.
     pool = known["global_pool"]
     if pool is not None:
         fields["pool"] = _pool(known, shapes, path=path)
-    if not known["known"]:  # An entry point of another timm: what it does by itself is not known.
-        return fields | ({"gelu": "tanh"} if known.get("act_layer") == "gelu_tanh" else {})
-    fields["ln_eps"] = known.get("ln_eps", 1e-6)
+    own = known["is_listed"]  # Of another entry point only what was given is known.
+    if own or "ln_eps" in known:
+        fields["ln_eps"] = known.get("ln_eps", 1e-6)
+    if own or known.get("act_layer"):
+        fields |= _activation(known)
+    if own or "use_rot_pos_emb" in known:
+        fields |= _rope(known, path=path)
     if "posemb_resize" in known:
         fields["posemb_resize"] = known["posemb_resize"]
     heads = known.get("attn_pool_num_heads")
-    if heads and "attn_pool.latent" in shapes and heads != fields.get("num_heads", heads):
+    if heads and "attn_pool.latent" in shapes and heads != fields.get("num_heads"):
         raise CheckpointError(
-            f"{path} has attn_pool_num_heads={heads} and num_heads={fields['num_heads']}: models "
-            "here pool with as many heads as their blocks have."
+            f"{path} has attn_pool_num_heads={heads}: models here pool with as many heads as their "
+            "blocks have."
         )
-    return fields | _activation(known) | _rope(known, path=path)
+    return fields
 
 
 def _pool(known: Mapping[str, Any], shapes: Mapping[str, Any], *, path: pathlib.Path) -> str:
