@@ -22,7 +22,7 @@ class Made(NamedTuple):
     Attributes:
       path: of the file or folder.
       hints: for `load_pretrained`.
-      told: whether hints or config.json say all that the tensors do not.
+      is_described: whether hints or config.json say all that the tensors do not.
       images: float32 [b, h, w, c].
       wanted: its outputs, computed in float64, by our names.
       allowed: ten times the float32 noise of each.
@@ -31,7 +31,7 @@ class Made(NamedTuple):
 
     path: pathlib.Path
     hints: dict[str, Any]
-    told: bool
+    is_described: bool
     images: np.ndarray
     wanted: dict[str, np.ndarray]
     allowed: dict[str, float]
@@ -293,7 +293,7 @@ def _entry_point(rng, folder, timm) -> Made:
     return _saved(timm, folder, name, arguments, "entry point")
 
 
-def _made(path, hints, told, model, arguments, what) -> Made:
+def _made(path, hints, is_described, model, arguments, what) -> Made:
     size = arguments["img_size"]
     size = (size, size) if isinstance(size, int) else size
     channels = arguments.get("in_chans", 3)
@@ -307,7 +307,7 @@ def _made(path, hints, told, model, arguments, what) -> Made:
     # Without heads timm's mean of both tokens is of no model that was ever published.
     read = (lambda found: {"tokens": found["tokens"]}) if headless else (lambda found: found)
     wanted, allowed = outputs(_calling(model, forward), images, read)
-    return Made(path, hints, told, images, wanted, allowed, f"{what} {arguments}")
+    return Made(path, hints, is_described, images, wanted, allowed, f"{what} {arguments}")
 
 
 # ---------------------------------------------------------------------------------- transformers

@@ -38,7 +38,7 @@ def outcome(made: Made) -> str:
         if array.shape != wanted.shape or not np.abs(array - wanted).max() <= made.allowed[name]:
             noted = any(note.startswith(ASSUMED) for note in pretrained.notes)
             far = np.abs(array - wanted).max() if array.shape == wanted.shape else array.shape
-            kind = "assumed" if noted and not made.told else "different"
+            kind = "assumed" if noted and not made.is_described else "different"
             return f"{kind}: {name} by {far}; {pretrained.notes}"
     return "equal"
 

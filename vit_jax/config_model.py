@@ -34,7 +34,8 @@ def model_section() -> ConfigDict:
     c.mlp_dim = placeholder(int)
     c.num_heads = placeholder(int)
     c.token_mlp_dim = placeholder(int)  # Of a Mixer's MLP over tokens.
-    c.pool = placeholder(str)  # What the head reads: token, gap, map or token_gap.
+    # What the head reads: token, gap, map, map_patches (of the patches alone) or token_gap.
+    c.pool = placeholder(str)
     c.class_token = placeholder(bool)  # False: only if the head reads it.
     c.distilled = placeholder(bool)  # False; a distillation token and its head, as DeiT's.
     c.registers = placeholder(int)  # 0; tokens that stand for nothing (arXiv 2309.16588).

@@ -55,15 +55,15 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     tensors = renamed(foreign.tensors, lambda name: _unchunked(_PREFIX.sub("", name)))
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     kind, folder = kind_of(shapes, foreign), foreign.config
-    facts, conventions = _known(tensors, shapes, kind, foreign=foreign, hints=hints)
+    facts, conventions = _facts_and_conventions(tensors, shapes, kind, foreign=foreign, hints=hints)
     facts, assumed = hints.settle(facts, conventions)
     _check_pool(facts, kind, foreign, attention="attn_pool.latent" in shapes)
     family = facts.pop("preprocessing")
     facts |= _positions(shapes, facts, hints, foreign)
-    told = hints.get("image_size") or timm_config.said_size(folder)
-    if facts["posemb"] == "none" and told:
-        facts["image_size"] = told
-    elif facts["posemb"] != "none" and not told:
+    size = hints.get("image_size") or timm_config.image_size(folder)
+    if facts["posemb"] == "none" and size:
+        facts["image_size"] = size
+    elif facts["posemb"] != "none" and not size:
         assumed["image_size"] = facts["image_size"]
     if not folder.get("architecture"):
         assumed["blocks"] = "pre-norm"  # Post-norm blocks, such as EVA-02 E's, have the same names.
@@ -78,7 +78,7 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     return Description(config, tensors, unused, transforms, labels, notes, assumed)
 
 
-def _known(
+def _facts_and_conventions(
     tensors: Tensors, shapes: Mapping[str, Any], kind: str, *, foreign: Foreign, hints: Hints
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What tensors and config.json tell, and the usual values of what they do not."""
@@ -164,7 +164,7 @@ def _positions(shapes, facts: dict[str, Any], hints: Hints, foreign: Foreign) ->
     stride = facts["stem"].stride if facts["stem"] else 1
     pixels = (facts["patch_size"][0] * stride, facts["patch_size"][1] * stride)
     rows, size = shapes["pos_embed"][-2], hints.get("image_size")
-    if size is None and (said := timm_config.said_size(foreign.config)):
+    if size is None and (said := timm_config.image_size(foreign.config)):
         # It may be a size that patches do not fill, which timm cuts off.
         grid = [side // patch for side, patch in zip(said, pixels, strict=True)]
         fits = math.prod(grid) in {rows - n for n in prefixes.values()}

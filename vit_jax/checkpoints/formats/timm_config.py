@@ -114,7 +114,7 @@ def arguments(config: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any
     return known
 
 
-# Arguments that `facts` and `said_size` read.
+# Arguments that `facts` and `image_size` read.
 _READ = {
     "num_heads", "img_size", "global_pool", "pool_include_prefix", "use_rot_pos_emb",
     "rope_temperature", "rope_rotate_half", "ref_feat_shape", "attn_pool_num_heads",
@@ -196,7 +196,7 @@ def _rope(known: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any]:
     return {"rope": f"axial_{indexing}", "rope_theta": theta, "rope_grid": grid}
 
 
-def said_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+def image_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     """Height and width in a config.json of timm's, if they are there."""
     size = (config.get("model_args") or {}).get("img_size")
     size = size or ((config.get("pretrained_cfg") or {}).get("input_size") or [None])[1:]
