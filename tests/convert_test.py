@@ -103,6 +103,19 @@ def test_a_damaged_reference_proves_nothing(doors, goldens, tmp_path, harm):
     }[harm] in answer.out + answer.err
 
 
+def test_verify_goes_on_after_what_cannot_be_compared(doors, goldens, tmp_path):
+    ids = ("hf_vit/cls", "hf_vit/model_with_pooler")
+    for name in ids:
+        shutil.copytree(goldens / name, tmp_path / name)
+    manifest = json.loads((goldens / "manifest.json").read_text())
+    manifest["models"] = [entry for entry in manifest["models"] if entry["id"] in ids]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / ids[0] / "model.safetensors").write_bytes(b"")
+    answer = called(doors, f"--verify={tmp_path}", code=2)
+    assert f"{ids[0]:40} FAILED: " in answer.out and f"{ids[1]:40} features" in answer.out
+    assert f"1 of 2 fixtures could not be compared: {ids[0]}." in answer.err
+
+
 def test_convert_writes_and_says_what_it_did(doors, shelf, tmp_path):
     out = called(
         doors, shelf.folder / "hf", tmp_path / "vit", "--to=timm", "--image_size=48",

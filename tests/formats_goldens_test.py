@@ -10,11 +10,13 @@ import pytest
 from tests.conftest import ROOT, SHARED
 from vit_jax.checkpoints.verification import fixtures, verify
 
-GOLDENS = SHARED / "goldens"
-FIXTURES = fixtures(GOLDENS) if GOLDENS.is_dir() else []
+GOLDENS = [SHARED / "goldens", SHARED / "cases/goldens"]
+FIXTURES = [fixture for folder in GOLDENS if folder.is_dir() for fixture in fixtures(folder)]
 
 
-HERE = pytest.mark.skipif(not FIXTURES, reason=f"{pathlib.Path(*GOLDENS.parts[-2:])} is not there")
+HERE = pytest.mark.skipif(
+    not FIXTURES, reason=f"{pathlib.Path(*GOLDENS[0].parts[-2:])} is not there"
+)
 
 
 @HERE
@@ -26,9 +28,10 @@ def test_outputs_are_within_ten_times_the_noise_of_float32(fixture):
 
 @HERE
 @pytest.mark.slow
-def test_they_are_as_users_compile_them():
+@pytest.mark.parametrize("folder", [folder for folder in GOLDENS if folder.is_dir()])
+def test_they_are_as_users_compile_them(folder):
     """With XLA's optimisations, which the tests leave out, and one device."""
-    command = [sys.executable, "-m", "vit_jax.convert", f"--verify={GOLDENS}"]
+    command = [sys.executable, "-m", "vit_jax.convert", f"--verify={folder}"]
     env = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -21,6 +21,8 @@ def saved_by_transformers(folder, name, **settings):
     transformers = reference("transformers")
     if name == "SiglipForImageClassification":
         config = transformers.SiglipConfig(vision_config=SIZES, **settings)
+    elif name == "SiglipVisionModel":
+        config = transformers.SiglipVisionConfig(**SIZES | settings)
     else:
         config = transformers.ViTConfig(**SIZES | settings)
     model = randomise(getattr(transformers, name)(config))
@@ -52,19 +54,34 @@ RIGHT = {
     ),
     "timm's tanh": (saved_by_timm, "vit_base_patch16_224", {"act_layer": "gelu_tanh"}),
     "timm's rotary positions": (saved_by_timm, "vit_small_patch16_rope_224", {}),
+    "attention that pools the patches alone": (
+        saved_by_timm, "vit_so150m_patch16_reg4_map_256", {},
+    ),
+    "timm's SiLU": (saved_by_timm, "vit_base_patch16_224", {"act_layer": "silu"}),
+    "SiLU": (saved_by_transformers, "ViTForImageClassification", LABELS | {"hidden_act": "silu"}),
+    "SigLIP's SiLU, in its head too": (
+        saved_by_transformers, "SiglipVisionModel", {"hidden_act": "silu"},
+    ),
+    "timm's mean without any norm": (
+        saved_by_timm, "vit_base_patch16_224", {"global_pool": "avg", "final_norm": False},
+    ),
 }  # fmt: skip
 REFUSED = {
     "another pooler": (saved_by_transformers, "ViTModel", {"pooler_act": "relu"}, "pooler_act"),
     "quick GELU": (
         saved_by_transformers, "ViTModel", {"hidden_act": "quick_gelu"}, 'hidden_act="quick_gelu"',
     ),
+    "norms after branches": (
+        saved_by_timm, "vit_base_patch16_rpn_224", {}, "block_fn='ResPostBlock'",
+    ),
+    "a mean of all tokens": (
+        saved_by_timm, "vit_base_patch16_224",
+        {"global_pool": "avg", "pool_include_prefix": True}, "avg with pool_include_prefix",
+    ),
     "timm's relu": (saved_by_timm, "vit_base_patch16_224", {"act_layer": "relu"}, "relu"),
     "timm's two means": (
         saved_by_timm, "vit_base_patch16_224", {"global_pool": "avgmax", "fc_norm": False},
         "pools by avgmax",
-    ),
-    "attention that pools the patches alone": (
-        saved_by_timm, "vit_so150m_patch16_reg4_map_256", {}, "pools its patches alone",
     ),
     "learned rotary positions": (
         saved_by_timm, "vit_small_patch16_rope_mixed_224", {}, "rope.freqs",
@@ -85,7 +102,7 @@ def test_outputs_are_right(kind, tmp_path):
     images = pictures(found)
 
     def read(output):
-        if name == "ViTModel":
+        if name in ("ViTModel", "SiglipVisionModel"):
             return {"pre_logits": output.pooler_output}
         return {"logits": getattr(output, "logits", output)}
 

@@ -94,6 +94,34 @@ def test_twelve_stacked_blocks(dtype, tmp_path):
     assert same(load_pretrained(path).params, exact)
 
 
+@pytest.mark.parametrize("prefix", ["", "params/", "opt/target/"])
+def test_big_visions_first_attention_pooling(prefix, tmp_path):
+    pretrained, path = google_file(
+        tmp_path, lambda name: prefix + name.removeprefix("MAPHead_0/"), pool="map"
+    )
+    assert same(load_pretrained(path).params, pretrained.params)
+
+
+def test_big_visions_names_of_bit(goldens, tmp_path):
+    path = goldens / "bv_npz/bit_paper_tfnames/ckpt.npz"
+    names = (
+        (r"/a/proj/standardized_conv2d/", "/conv_proj/"),
+        *((rf"/{x}/standardized_conv2d/", f"/conv{k}/") for k, x in enumerate("abc", 1)),
+        *((rf"/{x}/group_norm/", f"/gn{k}/") for k, x in enumerate("abc", 1)),
+        (r"root_block/standardized_conv2d/", "root_block/conv_root/"),
+        (r"group_norm/", "norm-pre-head/"), (r"gamma$", "scale"), (r"beta$", "bias"),
+        (r"head/conv2d/", "head/"), ("^resnet/", ""), ("^", "params/"),
+    )  # fmt: skip
+    with np.load(path) as file:
+        tensors = dict(file)
+    for pattern, new in names:
+        tensors = {re.sub(pattern, new, name): array for name, array in tensors.items()}
+    assert "params/block1/unit01/gn1/scale" in tensors and "params/head/kernel" in tensors
+    np.savez(tmp_path / "x.npz", **tensors)
+    found, wanted = load_pretrained(tmp_path / "x.npz"), load_pretrained(path)
+    assert same(found.params, wanted.params) and found.config == wanted.config
+
+
 def test_chunks_of_dinov2(tmp_path):
     def chunked(name):
         return re.sub(r"^blocks\.(\d+)\.", lambda m: f"blocks.{int(m[1]) // 4}.{m[1]}.", name)

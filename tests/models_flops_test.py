@@ -136,6 +136,7 @@ def test_forward_flops_of_mixers_against_xla(row, patch):
     [
         {"mlp": "swiglu", "registers": 4, "pool": "token_gap"},
         {"mlp": "geglu", "distilled": True, "rope": "dinov3"},
+        {"mlp": "silu", "pool": "map_patches", "registers": 4},
         {"registers": 8, "class_token": True, "pool": "map", "layer_scale": 1e-4, "mlp": "swiglu"},
         {"attn_norm": True, "mlp_norm": True, "pre_norm": True, "qk_norm": True},
     ],

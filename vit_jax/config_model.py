@@ -34,7 +34,8 @@ def model_section() -> ConfigDict:
     c.mlp_dim = placeholder(int)
     c.num_heads = placeholder(int)
     c.token_mlp_dim = placeholder(int)  # Of a Mixer's MLP over tokens.
-    c.pool = placeholder(str)  # What the head reads: token, gap, map or token_gap.
+    # What the head reads: token, gap, map, map_patches (of the patches alone) or token_gap.
+    c.pool = placeholder(str)
     c.class_token = placeholder(bool)  # False: only if the head reads it.
     c.distilled = placeholder(bool)  # False; a distillation token and its head, as DeiT's.
     c.registers = placeholder(int)  # 0; tokens that stand for nothing (arXiv 2309.16588).
@@ -54,7 +55,7 @@ def model_section() -> ConfigDict:
     c.qk_norm = placeholder(bool)  # False; normalise queries and keys.
     c.qk_norm_bias = placeholder(bool)  # False; these norms have biases.
     c.attn_norm = placeholder(bool)  # False; a norm before attention's output projection.
-    c.mlp = placeholder(str)  # gelu; with a gate: swiglu, geglu.
+    c.mlp = placeholder(str)  # gelu, silu; with a gate: swiglu, geglu.
     c.mlp_norm = placeholder(bool)  # False; a norm in the MLP (EVA-02).
     c.layer_scale = placeholder(float)  # 0: none; else the branches' initial factors.
     c.pre_norm = placeholder(bool)  # False; a norm before the first block (CLIP).

@@ -19,11 +19,11 @@ from absl import flags
 
 from vit_jax import cli
 from vit_jax.checkpoints.exports import DTYPES, TARGETS, check_destination, export
-from vit_jax.checkpoints.formats.base import parse_hints
+from vit_jax.checkpoints.formats.hints import parse_hints
 from vit_jax.checkpoints.inspection import inspect
 from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.checkpoints.verification import fixtures, verify
-from vit_jax.errors import ConfigError, printable
+from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, printable
 
 EXIT_DIFFERENT = 1
 
@@ -39,17 +39,30 @@ def parse_size(text: str, *, flag: str) -> tuple[int, int] | None:
 
 
 def print_verification(reference: pathlib.Path) -> bool:
-    """Prints a line for each output of each fixture; True if all are right."""
-    right = True
+    """Prints a line for each output of each fixture; True if all are right.
+
+    Raises:
+      CheckpointError: after all lines: some fixtures could not be compared, and which.
+    """
+    right, all_fixtures, failed = True, fixtures(reference), []
     print(f"{'fixture':40} {'array':18} {'difference':>10} {'noise':>8} {'allowed':>8}")
-    for fixture in fixtures(reference):
-        for found in verify(fixture):
-            right &= found.right
-            line = (
-                f"{found.fixture:40} {found.array:18} {found.difference:10.1e} "
-                f"{found.noise_floor:8.1e} {found.tolerance:8.1e}"
-            )
-            print(printable(line + ("" if found.right else "  WRONG")), flush=True)
+    for fixture in all_fixtures:
+        try:
+            for found in verify(fixture):
+                right &= found.right
+                line = (
+                    f"{found.fixture:40} {found.array:18} {found.difference:10.1e} "
+                    f"{found.noise_floor:8.1e} {found.tolerance:8.1e}"
+                )
+                print(printable(line + ("" if found.right else "  WRONG")), flush=True)
+        except VitJaxError as error:
+            failed.append(fixture["id"])
+            print(printable(f"{fixture['id']:40} FAILED: {error}"), flush=True)
+    if failed:
+        raise CheckpointError(
+            f"{len(failed)} of {len(all_fixtures)} fixtures could not be compared: "
+            f"{', '.join(failed)}. The lines above say why."
+        )
     return right
 
 

@@ -35,7 +35,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax import cli, storage
 from vit_jax.checkpoints.exports.workdir import class_names, run_config
-from vit_jax.checkpoints.formats.base import parse_hints
+from vit_jax.checkpoints.formats.hints import parse_hints
 from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.own import is_own
 from vit_jax.checkpoints.pretrained import load_pretrained

@@ -9,6 +9,7 @@ from typing import Any
 
 from vit_jax import storage
 from vit_jax.checkpoints.formats.base import Foreign
+from vit_jax.checkpoints.formats.names import without_wrappers
 from vit_jax.checkpoints.hub import resolve
 from vit_jax.checkpoints.tensors import open_tensors
 from vit_jax.errors import CheckpointError
@@ -51,7 +52,7 @@ def open_foreign(path: str | os.PathLike) -> Foreign:
         ) from error
     return Foreign(
         path=local,
-        tensors=open_tensors(file),
+        tensors=without_wrappers(open_tensors(file)),
         config=config,
         preprocessor=_json(folder / "preprocessor_config.json") if config else {},
         submodel=submodel,

@@ -91,7 +91,7 @@ def inherit_params(
     else:
         plan = make_plan(path, hints=dict(config.init_hints))
         params, notes = read(plan, _sized(plan.description.config, cfg), mesh)
-        for note in notes:
+        for note in (*plan.description.all_notes, *notes):
             logging.info("%s: %s", path, note)
     adapters = (lora.PATTERN,) if getattr(cfg, "lora_rank", 0) else ()
     return merge_params(fresh, params, skip=(*config.init_skip, *adapters), source=path)

@@ -54,6 +54,7 @@ def inspect(
         found = {
             "path": str(plan.foreign.path),
             "format": ", ".join((plan.format.name, *described.notes)),
+            "assumed": described.assumption or "nothing",
             "tensors": f"{len(tensors):,}, {dtypes}, {stored / 1e6:,.1f} MB",
         }
         published, labels = described.config, described.labels

@@ -51,8 +51,9 @@ def make_plan(
             f"{path} holds {len(foreign.tensors):,} tensors ({some}, ...), of no known format: "
             f"{', '.join(format_.name for format_ in FORMATS)}."
         )
+    hints = Hints(hints)
     try:
-        description = found.describe(foreign, Hints(hints))
+        description = found.describe(foreign, hints)
     except VitJaxError:
         raise
     except Exception as error:  # Whatever looking up something in a stranger's JSON raises.
@@ -60,6 +61,7 @@ def make_plan(
             f"{path} has the names of {found.name}, but its tensors or its config.json are not as "
             f"they are there ({type(error).__name__}: {str(error)[:200]}). Download it again."
         ) from error
+    hints.check_all_used(f"a checkpoint of {found.name}")
     return _account(Plan(foreign, found, description, {}, (), ()), patterns)
 
 

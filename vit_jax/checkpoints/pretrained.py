@@ -42,7 +42,8 @@ class Pretrained:
       format: that the checkpoint was in.
       published: the config as the checkpoint has it, before it was brought to another size or head.
       left_out: names of tensors that the model has no use for.
-      notes: what was done to it: resized, initialised anew.
+      notes: what was assumed of it where the file does not tell, and what was done to it: resized,
+        initialised anew.
     """
 
     model: nn.Module
@@ -75,8 +76,10 @@ def load_pretrained(
         resized by its publisher's kernel.
       patch_size: likewise: the patch embedding is resized as in FlexiViT (arXiv 2212.08013).
       num_classes: another number of classes gets a new head, of zeros; 0: no head.
-      hints: what the file does not tell, in the names of the goldens' manifest: `num_heads`,
-        `image_size` (as it was trained), `ln_eps`, `gelu`, `pool`, ...
+      hints: what the file does not tell: `num_heads`, `image_size` (as it was trained), `ln_eps`,
+        `gelu`, `mlp`, `pool`, `posemb`, `posemb_resize`, `rope`, `rope_theta`, `rope_grid` in the
+        values of `vit_jax.models.VitConfig`, and `preprocessing`, a family of
+        `vit_jax.checkpoints.preprocess`. A hint that contradicts the file is an error.
       resize: another kernel for position embeddings: a key of `vit_jax.models.resize.KERNELS`.
       leave_out: patterns of whole names, of theirs or of our parameters: tensors that are not
         read, parameters that get initial values.
@@ -86,7 +89,7 @@ def load_pretrained(
     Raises:
       CheckpointError: the file is damaged, of no known format, or does not account for every
         parameter and tensor.
-      ConfigError: a hint, size or kernel is none.
+      ConfigError: a hint, size or kernel is none, or a hint has no effect.
     """
     changes = {
         "image_size": None if image_size is None else _pair(image_size, name="image_size"),
@@ -112,7 +115,7 @@ def load_pretrained(
         format=plan.format.name,
         published=published,
         left_out=plan.left_out,
-        notes=(*plan.description.notes, *notes),
+        notes=(*plan.description.all_notes, *notes),
     )
 
 

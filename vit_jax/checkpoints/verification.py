@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vit_jax.checkpoints.formats.hints import HINTS
 from vit_jax.checkpoints.pretrained import Pretrained, load_pretrained
 from vit_jax.errors import CheckpointError, did_you_mean
 
@@ -85,8 +86,23 @@ def load_fixture(
     """The checkpoint of a fixture; its manifest hints what the file does not tell."""
     # A folder of Hugging Face is loaded as one, with the files beside the tensors.
     path = fixture["folder"] if "config" in fixture else fixture["folder"] / fixture["checkpoint"]
-    hints = {**fixture["architecture"], **fixture["numerics"]}
+    hints = _hints({**fixture["architecture"], **fixture["numerics"]})
     return load_pretrained(str(path), image_size=image_size, hints=hints)
+
+
+def _hints(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Of what a manifest says of a model, what is a hint to a checkpoint of it."""
+    hints = {name: manifest[name] for name in HINTS if manifest.get(name) is not None}
+    rope = manifest.get("rope")
+    if isinstance(rope, dict):  # A table, or timm's arguments.
+        hints.pop("rope")
+        if "rope_grid_indexing" in rope:
+            hints["rope"] = f"axial_{rope['rope_grid_indexing']}"
+        if rope.get("rope_type") == "dinov3":
+            hints["rope"] = "dinov3"
+        if theta := rope.get("theta", rope.get("rope_temperature")):
+            hints["rope_theta"] = theta
+    return hints
 
 
 def verify(fixture: dict[str, Any]) -> Iterator[Difference]:

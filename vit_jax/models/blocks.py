@@ -42,7 +42,7 @@ def drop_path(
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them, or with a gate (Shazeer 2020, 2002.05202)."""
+    """Two dense layers with a GELU or SiLU between them, or a gate (Shazeer 2020, 2002.05202)."""
 
     cfg: VitConfig
     train: bool
@@ -61,16 +61,16 @@ class Mlp(nn.Module):
             )
 
         def activation(x):
-            if cfg.mlp == "swiglu":
+            if cfg.mlp in ("silu", "swiglu"):
                 return nn.silu(x)
             return nn.gelu(x, approximate=cfg.gelu == "tanh")
 
         hidden = constrain(dense(cfg.mlp_dim, "fc1")(x), BATCH, None, "tensor")
-        if cfg.mlp == "gelu":
-            x = activation(hidden)
-        else:
+        if cfg.gated:
             gate = constrain(dense(cfg.mlp_dim, "gate")(x), BATCH, None, "tensor")
             x = activation(gate) * hidden
+        else:
+            x = activation(hidden)
         if cfg.mlp_norm:
             x = make_norm(cfg, "norm")(x)
         x = nn.Dropout(cfg.dropout, deterministic=not self.train)(x)

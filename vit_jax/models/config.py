@@ -9,8 +9,9 @@ from vit_jax.models.resnet import StemConfig
 # The accepted values of the fields that are names.
 CHOICES = {
     # What the head reads: the class token; the mean of the patches; what attention pools of all
-    # tokens; class token and mean of the patches, one after the other (DINOv2's classifier).
-    "pool": ("token", "gap", "map", "token_gap"),
+    # tokens, or of the patches alone; class token and mean of the patches, one after the other
+    # (DINOv2's classifier).
+    "pool": ("token", "gap", "map", "map_patches", "token_gap"),
     "posemb": ("learned", "sincos2d", "none"),
     # Which prefix tokens have a row in a learned position embedding: none (DeiT-III), class and
     # distillation token but no registers (DINOv2), all (timm's default).
@@ -25,7 +26,7 @@ CHOICES = {
         "bicubic_offset",
     ),
     "rope": ("none", "dinov3", "axial_ij", "axial_xy"),
-    "mlp": ("gelu", "swiglu", "geglu"),
+    "mlp": ("gelu", "silu", "swiglu", "geglu"),
     # Where the last norm is: over tokens, over what is pooled of them, nowhere.
     "final_norm": ("tokens", "pooled", "none"),
     "gelu": ("tanh", "erf"),
@@ -148,6 +149,11 @@ class VitConfig:
     def num_tokens(self) -> int:
         """Length of the sequence in the encoder."""
         return self.num_prefix + self.grid[0] * self.grid[1]
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate, a third matrix."""
+        return self.mlp in ("swiglu", "geglu")
 
     @property
     def posemb_rows(self) -> int:

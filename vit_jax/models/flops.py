@@ -40,11 +40,12 @@ def _vit_macs(cfg: VitConfig) -> int:
     macs += patches * cfg.patch_size[0] * cfg.patch_size[1] * channels * width
     projections = 4 * n * width * width  # Query, key, value, out.
     attention = 2 * n * n * width  # Query with key, weights with value.
-    mlp = (2 if cfg.mlp == "gelu" else 3) * n * width * cfg.mlp_dim  # A gate is a third matrix.
+    mlp = (3 if cfg.gated else 2) * n * width * cfg.mlp_dim  # A gate is a third matrix.
     adapters = 8 * n * width * cfg.lora_rank  # Two thin matrices for each projection.
     macs += cfg.depth * (projections + adapters + attention + mlp)
-    if cfg.pool == "map":
-        macs += 2 * (1 + n) * width * width + 2 * n * width + 2 * width * cfg.mlp_dim
+    if cfg.pool in ("map", "map_patches"):
+        read = n if cfg.pool == "map" else patches
+        macs += 2 * (1 + read) * width * width + 2 * read * width + 2 * width * cfg.mlp_dim
     features = 2 * width if cfg.pool == "token_gap" else width
     if cfg.rep_size:
         macs += features * cfg.rep_size

@@ -21,9 +21,14 @@ class MapHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b width"]:
-        # The published head is plain, whatever the encoder's blocks are.
+        # The published head is plain, whatever the encoder's blocks are, with their activation.
         cfg = dataclasses.replace(
-            self.cfg, qk_norm=False, attn_norm=False, mlp="gelu", mlp_norm=False, key_bias=True
+            self.cfg,
+            qk_norm=False,
+            attn_norm=False,
+            mlp="silu" if self.cfg.mlp == "silu" else "gelu",
+            mlp_norm=False,
+            key_bias=True,
         )
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, cfg.width))
         probe = jnp.tile(probe.astype(x.dtype), (x.shape[0], 1, 1))

@@ -66,8 +66,9 @@ class Vit(nn.Module):
         intermediates["tokens"] = x
 
         distilled = x[:, 1].astype(jnp.float32) if cfg.distilled else None
-        if cfg.pool == "map":
-            x = MapHead(cfg, name="map_head")(x)
+        if cfg.pool in ("map", "map_patches"):
+            read = x if cfg.pool == "map" else x[:, cfg.num_prefix :]
+            x = MapHead(cfg, name="map_head")(read)
         else:
             token, patches = x[:, 0], x[:, cfg.num_prefix :].astype(jnp.float32)
             if cfg.pool == "token":

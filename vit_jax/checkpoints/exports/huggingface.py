@@ -121,7 +121,7 @@ def _entries(kind: str, config: VitConfig) -> tuple[Entry, ...]:
     where = {"dinov3_vit": 2, "siglip_vision_model": 3}.get(kind, int(config.distilled))
     return (
         *names.around(names.AROUND[where]),
-        *(names.WEIGHTS_IN if config.mlp != "gelu" and kind.startswith("dinov2") else ()),
+        *(names.WEIGHTS_IN if config.gated and kind.startswith("dinov2") else ()),
         *names.spelled(names.SPELLINGS[names.FAMILIES[kind].spelling]),
     )
 
@@ -160,7 +160,7 @@ def _config(
     if kind == "dinov3_vit":
         content |= {
             "hidden_act": "silu" if config.mlp == "swiglu" else content["hidden_act"],
-            "use_gated_mlp": config.mlp != "gelu", "num_register_tokens": config.registers,
+            "use_gated_mlp": config.gated, "num_register_tokens": config.registers,
             "rope_theta": config.rope_theta, "query_bias": config.qkv_bias,
             "key_bias": config.key_bias, "value_bias": config.qkv_bias,
         }  # fmt: skip

@@ -25,10 +25,10 @@ _BLOCK = "encoder/block_{i}"
 # What timm's VisionTransformer and Eva can say beside the plain model. Their epsilons are those of
 # the entry points below.
 _VIT: dict[str, tuple[Any, ...]] = {
-    "pool": ("token", "gap", "map"),
+    "pool": ("token", "gap", "map", "map_patches"),
     "final_norm": ("tokens", "pooled"),
     "class_token": _ANY,
-    "mlp": ("gelu", "swiglu"),
+    "mlp": ("gelu", "silu", "swiglu"),
     "qk_norm": _ANY,
     "pre_norm": (False,),
     "qkv_bias": _ANY,
@@ -96,14 +96,14 @@ def _entry_point(config: VitConfig) -> tuple[str, dict[str, tuple[Any, ...]], di
         "depth": config.depth,
         "num_heads": config.num_heads,
         "mlp_ratio": config.mlp_dim / config.width,
-        "global_pool": {"gap": "avg"}.get(config.pool, config.pool),
+        "global_pool": {"gap": "avg", "map_patches": "map"}.get(config.pool, config.pool),
         "class_token": config.has_class_token,
         "qkv_bias": config.qkv_bias,
         "init_values": config.layer_scale or None,
     }
     pooled = config.final_norm == "pooled"
     gelu = {"tanh": "gelu_tanh", "erf": "gelu"}[config.gelu]
-    activation = "silu" if config.mlp == "swiglu" else gelu
+    activation = "silu" if config.mlp in ("silu", "swiglu") else gelu
     if config.rope == "dinov3":
         arguments |= {"num_reg_tokens": config.registers, "use_fc_norm": pooled}
         size = "huge_plus" if config.mlp == "swiglu" else "small"
@@ -134,7 +134,7 @@ def _entry_point(config: VitConfig) -> tuple[str, dict[str, tuple[Any, ...]], di
     }
     if config.distilled:
         return "deit_base_distilled_patch16_224", can | {"distilled": (True,)}, arguments
-    if config.pool == "map":  # Its attention pools the patches alone.
+    if config.pool == "map":  # Its attention would pool the patches alone.
         can |= {"class_token": (False,), "registers": (0,)}
     gated = "vit_giant_patch14_dinov2"  # The one whose MLP is gated; its numbers are overridden.
     return gated if config.mlp == "swiglu" else "vit_base_patch16_224", can, arguments

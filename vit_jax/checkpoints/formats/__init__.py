@@ -2,17 +2,21 @@
 
 entries      the tables' form, read in both directions
 names        tensors under other names
-base         what a format says of a checkpoint; hints; published shapes
+base         what a format says of a checkpoint; published shapes
+hints        what the caller knows of it
 google       .npz of vision_transformer and big_vision
 huggingface  folders of transformers
 timm         timm's names: timm, DeiT, DeiT-III, MAE, DINOv2, DINOv3, EVA
+timm_names   what their tensors tell, and what published models with them have
+timm_config  config.json of timm: entry points and their arguments
 torchvision  its VisionTransformer
 resnet       BiT's ResNets, and the stems of hybrids
 mixer        MLP-Mixer
 """
 
 from vit_jax.checkpoints.formats import google, huggingface, mixer, resnet, timm, torchvision
-from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints
+from vit_jax.checkpoints.formats.base import Description, Foreign, Format
+from vit_jax.checkpoints.formats.hints import Hints
 
 # In the order in which they are tried; config.json goes before names.
 FORMATS: tuple[Format, ...] = (

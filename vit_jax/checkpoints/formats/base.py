@@ -1,16 +1,16 @@
-"""What a foreign format has to say of a checkpoint, and what it may ask the caller."""
+"""What a foreign format says of a checkpoint."""
 
 import dataclasses
 import math
 import pathlib
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vit_jax.checkpoints.formats.entries import Entry
+from vit_jax.checkpoints.formats.hints import Hints
 from vit_jax.checkpoints.tensors import Tensors
 from vit_jax.data.recipes import Transforms
-from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
+from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import VARIANTS, ModelConfig, VitConfig
 
 
@@ -44,6 +44,8 @@ class Description:
       transforms: how its publisher prepares pictures for it, for its own image size.
       labels: names of its classes, or None.
       notes: what a reader should know of it.
+      assumed: what the file does not tell and nobody hinted, mostly fields, with the values that
+        were taken: outputs are wrong where these are.
     """
 
     config: ModelConfig
@@ -52,6 +54,20 @@ class Description:
     transforms: Transforms
     labels: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    assumed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def assumption(self) -> str:
+        """`assumed` in words; "" if the file tells all."""
+        return ", ".join(f"{field}={_shown(value)}" for field, value in self.assumed.items())
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, and what is assumed."""
+        if not self.assumed:
+            return self.notes
+        note = f"assumed, as the file does not tell (hints change it): {self.assumption}"
+        return (*self.notes, note)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,147 +83,8 @@ class Format:
 
     name: str
     recognises: Callable[[Foreign], bool]
-    describe: Callable[[Foreign, "Hints"], Description]
+    describe: Callable[[Foreign, Hints], Description]
     entries: Callable[[Any], tuple[Entry, ...]]
-
-
-# Names that a hint may have: those of the goldens' manifest, and what they are called here. None:
-# they follow from the file, and are only taken for what they say.
-_HINTS: dict[str, str | None] = {
-    "image_size": "image_size",
-    "patch_size": "patch_size",
-    "width": "width",
-    "depth": "depth",
-    "mlp_dim": "mlp_dim",
-    "num_heads": "num_heads",
-    "num_classes": "num_classes",
-    "representation_size": "rep_size",
-    "pool": "pool",
-    "posemb": "posemb",
-    "ln_eps": "ln_eps",
-    "gelu": "gelu",
-    "rope": "rope",
-    "rope_theta": "rope_theta",
-    "rope_grid": "rope_grid",
-} | dict.fromkeys(
-    (
-        "block_units", "channels_mlp_dim", "class_token", "constructor_kwargs", "family", "ffn",
-        "final_norm", "grid", "group_norm", "hidden_act", "layer_scale", "map_head",
-        "no_embed_class", "num_prefix_tokens", "num_register_tokens", "padding", "pooling",
-        "posemb_on_cls", "pre_norm", "pre_logits_activation", "qk_norm", "qkv_bias", "resnet",
-        "root_width", "scan", "sincos2d", "softmax_dtype", "timm_class", "timm_kwargs",
-        "tokens_mlp_dim", "weight_standardization", "width_factor",
-    )
-)  # fmt: skip
-# What a file has that tells nothing of it.
-_PLAIN = {"rope": "none", "registers": 0, "rep_size": 0}
-_POOLS = {"tok": "token", "cls": "token", "avg": "gap", "learn": "learned"}
-
-
-class Hints:
-    """What the caller knows of a checkpoint, in the fields of `VitConfig`.
-
-    Raises:
-      ConfigError: there is no such hint, or a value is not one.
-    """
-
-    def __init__(self, hints: Mapping[str, Any] | None):
-        if not isinstance(hints or {}, Mapping):
-            raise ConfigError(f"hints={hints!r}: write a dict, such as {{'num_heads': 12}}.")
-        self._values: dict[str, Any] = {}
-        for name, value in (hints or {}).items():
-            if name not in _HINTS:
-                raise ConfigError(f'There is no hint "{name}". {did_you_mean(name, _HINTS)}')
-            field = _HINTS[name]
-            if field is None or (value is None and field not in ("num_classes", "rep_size")):
-                continue
-            if field == "rope" and isinstance(value, Mapping):
-                self._values |= _rope(value)
-            else:
-                self._values[field] = _value(field, value)
-
-    def get(self, field: str) -> Any:
-        """The value of a field, or None."""
-        return self._values.get(field)
-
-    def over(self, facts: Mapping[str, Any], *, choices: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Facts with what is hinted beside them.
-
-        Args:
-          facts: fields that the file tells.
-          choices: those among them that are only the usual choice: a hint goes before them.
-
-        Raises:
-          CheckpointError: a hint contradicts a fact.
-        """
-        merged = dict(facts)
-        for field, value in self._values.items():
-            known = facts.get(field, _PLAIN.get(field, value))
-            if field not in choices and known != value:
-                raise CheckpointError(
-                    f"The hint {field}={value!r} contradicts the checkpoint, which has "
-                    f"{known!r}. Leave the hint out, or look whether it is the right file."
-                )
-            merged[field] = value
-        return merged
-
-
-def parse_hints(words: Sequence[str]) -> dict[str, Any]:
-    """["num_heads=5", "image_size=32x48", "gelu=erf"] as a dict of hints.
-
-    Raises:
-      ConfigError: a word is none.
-    """
-    hints: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise ConfigError(f"--hints={word}: write NAME=VALUE, such as num_heads=12.")
-        hints[name] = _parse(value)
-    return hints
-
-
-def _parse(value: str) -> Any:
-    if match := re.fullmatch(r"(\d+)x(\d+)", value):
-        return int(match[1]), int(match[2])
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
-
-
-def _value(field: str, value: Any) -> Any:
-    if field in ("image_size", "patch_size", "rope_grid"):
-        sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
-        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-            raise ConfigError(f"The hint {field}={value!r}: write pixels, 224 or (height, width).")
-        return sides
-    if field in ("ln_eps", "rope_theta"):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ConfigError(f"The hint {field}={value!r}: write a number above 0.")
-        return float(value)
-    if field in ("pool", "posemb", "gelu", "rope"):
-        if not isinstance(value, str):
-            raise ConfigError(f"The hint {field}={value!r}: write a name.")
-        return _POOLS.get(value, value)
-    if value is None:
-        return 0
-    if type(value) is not int or value < 0:
-        raise ConfigError(f"The hint {field}={value!r}: write a whole number.")
-    return value
-
-
-def _rope(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a rotary embedding that a manifest's table, or timm's arguments, describe."""
-    fields: dict[str, Any] = {}
-    if "rope_grid_indexing" in rope:
-        fields["rope"] = f"axial_{rope['rope_grid_indexing']}"
-    if rope.get("rope_type") == "dinov3":
-        fields["rope"] = "dinov3"
-    theta = rope.get("theta", rope.get("rope_temperature"))
-    return fields | ({"rope_theta": _value("rope_theta", theta)} if theta else {})
 
 
 # (width, depth, mlp_dim, gated) -> heads, of models that were published: the file does not say.
@@ -232,18 +109,29 @@ _HEADS = {
 _PUBLISHED_SIZE = (224, 224)  # Of published models that have no position embedding to tell it.
 
 
-def complete(facts: dict[str, Any], *, path: pathlib.Path) -> VitConfig:
+def complete(
+    facts: dict[str, Any], assumed: Mapping[str, Any], *, path: pathlib.Path
+) -> tuple[VitConfig, dict[str, Any]]:
     """A model's config from what is known of it, and from the published model of its shape.
+
+    Args:
+      facts: fields, of the file, of hints, and assumed ones.
+      assumed: those that are.
+      path: for errors.
+
+    Returns:
+      The config, and the assumed fields that matter to it, with what the published model added.
 
     Raises:
       CheckpointError: what is still missing, or is impossible, is named.
     """
-    shape = (
-        facts["width"], facts["depth"], facts["mlp_dim"], facts.get("mlp", "gelu") != "gelu"
-    )  # fmt: skip
-    published = _HEADS.get(shape)
-    if published is not None:
-        facts = {"num_heads": published, "image_size": _PUBLISHED_SIZE} | facts
+    gated = facts.get("mlp", "gelu") in ("swiglu", "geglu")
+    shape = (facts["width"], facts["depth"], facts["mlp_dim"], gated)
+    heads = _HEADS.get(shape)
+    if heads is not None:
+        published = {"num_heads": heads, "image_size": _PUBLISHED_SIZE}
+        added = {field: value for field, value in published.items() if field not in facts}
+        facts, assumed = facts | added, {**assumed, **added}
     missing = [name for name in ("num_heads", "image_size") if name not in facts]
     if missing:
         raise CheckpointError(
@@ -255,9 +143,13 @@ def complete(facts: dict[str, Any], *, path: pathlib.Path) -> VitConfig:
     if facts.get("pool") in ("token", "token_gap"):
         facts = facts | {"class_token": False}  # It follows from what the head reads.
     try:
-        return VitConfig(**facts)
+        config = VitConfig(**facts)
     except ConfigError as error:
         raise CheckpointError(f"{path} describes no model that can be built: {error}") from error
+    moot = {"posemb_resize"} if config.posemb != "learned" else set()
+    if config.mlp in ("silu", "swiglu") and not config.pool.startswith("map"):
+        moot.add("gelu")
+    return config, {field: value for field, value in assumed.items() if field not in moot}
 
 
 def place(
@@ -278,7 +170,7 @@ def place(
       path: for errors.
 
     Raises:
-      CheckpointError: the rows fit no grid.
+      CheckpointError: the rows fit no grid, or squares of several sizes.
     """
     if image_size is not None:
         grid = tuple(side // patch for side, patch in zip(image_size, patch_size, strict=True))
@@ -291,12 +183,22 @@ def place(
             f"not give ({math.prod(grid):,} patches). image_size, of its config.json or a hint, is "
             "that of the checkpoint as it is stored; another wanted size is an argument of its own."
         )
+    squares: dict[tuple[int, int], str] = {}
     for name, prefix in prefixes.items():
         side = math.isqrt(max(rows - prefix, 0))
         if side and side * side == rows - prefix:
-            size = (side * patch_size[0], side * patch_size[1])
-            return {"image_size": size, "posemb_prefix": name}
+            squares.setdefault((side * patch_size[0], side * patch_size[1]), name)
+    if len(squares) == 1:
+        ((size, name),) = squares.items()
+        return {"image_size": size, "posemb_prefix": name}
+    fits = " or ".join(map(_shown, squares)) or "no square grid"
     raise CheckpointError(
-        f"{path}: its position embedding has {rows:,} rows, of no square grid. Give its image "
+        f"{path}: its position embedding has {rows:,} rows, of {fits}. Give its image "
         "size: hints={'image_size': (height, width)}, or --hints=image_size=HEIGHTxWIDTH."
     )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

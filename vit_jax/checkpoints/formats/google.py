@@ -10,8 +10,9 @@ import re
 from typing import Any
 
 from vit_jax.checkpoints.formats import resnet
-from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints, complete, place
+from vit_jax.checkpoints.formats.base import Description, Foreign, Format, complete, place
 from vit_jax.checkpoints.formats.entries import Entry
+from vit_jax.checkpoints.formats.hints import Hints
 from vit_jax.checkpoints.formats.names import count, of_optimizer, unstacked, without_prefix
 from vit_jax.checkpoints.formats.resnet import stem_entries, units_of
 from vit_jax.checkpoints.preprocess import from_family
@@ -47,6 +48,15 @@ def _attention_and_mlp(ours: str, attention: str, mlp: str) -> tuple[Entry, ...]
     )
 
 
+def _map_head(head: str) -> tuple[Entry, ...]:
+    attention, mlp = f"{head}MultiHeadDotProductAttention_0", f"{head}MlpBlock_0"
+    return (
+        Entry("map_head/probe", f"{head}probe"),
+        *_norm("map_head/norm", f"{head}LayerNorm_0"),
+        *_attention_and_mlp("map_head", attention, mlp),
+    )
+
+
 def _entries(*, linen: bool) -> tuple[Entry, ...]:
     attention, mlp, norm2 = (
         ("MultiHeadDotProductAttention_0", "MlpBlock_0", "LayerNorm_1")
@@ -65,11 +75,8 @@ def _entries(*, linen: bool) -> tuple[Entry, ...]:
         *_norm(f"{ours}/norm1", f"{_BLOCK}/LayerNorm_0"),
         *_norm(f"{ours}/norm2", f"{_BLOCK}/{norm2}"),
         *_attention_and_mlp(ours, f"{_BLOCK}/{attention}", f"{_BLOCK}/{mlp}"),
-        Entry("map_head/probe", "MAPHead_0/probe"),
-        *_norm("map_head/norm", "MAPHead_0/LayerNorm_0"),
-        *_attention_and_mlp(
-            "map_head", "MAPHead_0/MultiHeadDotProductAttention_0", "MAPHead_0/MlpBlock_0"
-        ),
+        # In a module of its own; in big_vision's first files at the top level.
+        *(entry for head in ("MAPHead_0/", "") for entry in _map_head(head)),
     )
 
 
@@ -94,13 +101,27 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         raise CheckpointError(
             f"{foreign.path} looks like a checkpoint of Google's, but has no usable {error}."
         ) from error
-    facts = hints.over(facts, choices=("ln_eps", "gelu"))
-    facts |= _positions(shapes, facts, hints, foreign)
-    config = complete(facts, path=foreign.path)
     published = any("MultiHeadDotProductAttention_1" in name for name in shapes)
-    siglip = config.pool == "map" and not config.num_classes
-    family = "google" if published else "siglip" if siglip else "big_vision"
-    return Description(config, tensors, unused, from_family(family, image_size=config.image_size))
+    siglip = "map" in (facts.get("pool"), hints.get("pool")) and not facts["num_classes"]
+    conventions = {
+        "ln_eps": 1e-6,
+        "gelu": "tanh",
+        "mlp": "gelu",
+        "posemb_resize": "bilinear_corners",
+        "preprocessing": "google" if published else "siglip" if siglip else "big_vision",
+    }
+    if "pool" not in facts:
+        conventions["pool"] = "token" if "cls" in shapes else "gap"
+    if "posemb" not in facts:
+        conventions["posemb"] = "sincos2d"
+    facts, assumed = hints.settle(facts, conventions)
+    facts |= _positions(shapes, facts, hints, foreign)
+    family = facts.pop("preprocessing")
+    if "image_size" in facts and not hints.get("image_size"):
+        assumed["image_size"] = facts["image_size"]
+    config, assumed = complete(facts, assumed, path=foreign.path)
+    transforms = from_family(family, image_size=config.image_size)
+    return Description(config, tensors, unused, transforms, assumed=assumed)
 
 
 def tower(foreign: Foreign) -> tuple[Tensors, tuple[str, ...]]:
@@ -141,12 +162,11 @@ def _facts(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     linen = f"{_BLOCK.format(i=0)}/MultiHeadDotProductAttention_0/query/kernel" in shapes
     block = _BLOCK.format(i=0)
     query = shapes[f"{block}/MultiHeadDotProductAttention_{0 if linen else 1}/query/kernel"]
-    pool = "token" if "cls" in shapes else "map" if "MAPHead_0/probe" in shapes else "gap"
     stem = None
     if "conv_root/kernel" in shapes:
         width_factor = shapes["conv_root/kernel"][3] / 64
         stem = StemConfig(units=units_of(shapes, resnet.GOOGLE), width_factor=width_factor)
-    return {
+    facts = {
         "patch_size": tuple(kernel[:2]),
         "stem": stem,
         "channels": shapes["conv_root/kernel"][2] if stem else kernel[2],
@@ -154,23 +174,24 @@ def _facts(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         "depth": count(shapes, _LAYER),
         "mlp_dim": shapes[f"{block}/MlpBlock_{0 if linen else 3}/Dense_0/kernel"][1],
         "num_heads": query[1],
-        "pool": pool,
+        "class_token": "cls" in shapes,
+        "rope": "none",
         "rep_size": shapes["pre_logits/kernel"][1] if "pre_logits/kernel" in shapes else 0,
         "num_classes": shapes["head/kernel"][1] if "head/kernel" in shapes else 0,
-        "posemb_resize": "bilinear_corners",
-        "ln_eps": 1e-6,
-        "gelu": "tanh",
     }
+    if any(name.endswith("pos_embedding") for name in shapes):
+        facts["posemb"] = "learned"
+    return facts | ({"pool": "map"} if {"MAPHead_0/probe", "probe"} & shapes.keys() else {})
 
 
 def _positions(shapes, facts: dict[str, Any], hints: Hints, foreign: Foreign) -> dict[str, Any]:
-    rows = next((s[1] for name, s in shapes.items() if name.endswith("pos_embedding")), None)
-    if rows is None:
-        return {"posemb": "sincos2d"}
-    prefixes = {"class": 1, "none": 0} if facts["pool"] == "token" else {"none": 0}
+    if facts["posemb"] != "learned":
+        return {"image_size": size} if (size := hints.get("image_size")) else {}
+    rows = next(s[1] for name, s in shapes.items() if name.endswith("pos_embedding"))
+    prefixes = {"class": 1, "none": 0} if facts["class_token"] else {"none": 0}
     stride = facts["stem"].stride if facts["stem"] else 1
     pixels = (facts["patch_size"][0] * stride, facts["patch_size"][1] * stride)
-    return {"posemb": "learned"} | place(
+    return place(
         rows, prefixes, patch_size=pixels, image_size=hints.get("image_size"),
         path=foreign.path,
     )  # fmt: skip

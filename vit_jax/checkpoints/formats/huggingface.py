@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints, complete, place
+from vit_jax.checkpoints.formats.base import Description, Foreign, Format, complete, place
 from vit_jax.checkpoints.formats.entries import Entry, dense, embedding, norm
+from vit_jax.checkpoints.formats.hints import Hints
 from vit_jax.checkpoints.formats.names import count, renamed
-from vit_jax.checkpoints.preprocess import from_hf
+from vit_jax.checkpoints.preprocess import from_family, from_hf
 from vit_jax.errors import CheckpointError, did_you_mean
 from vit_jax.models import VitConfig
 
@@ -44,6 +45,7 @@ FAMILIES = {
     "dinov3_vit": Family(1e-5, "bicubic", 2),
     "siglip_vision_model": Family(1e-6, "bicubic", 3, "gelu_pytorch_tanh"),
 }
+_SILU = ("silu", "swish")
 _GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 _PREFIX = re.compile(
     r"^((vit|deit|ijepa|vit_msn|vit_mae|dinov2|dinov2_with_registers|dinov3_vit|model"
@@ -116,14 +118,23 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
             f"{foreign.path} has a config.json of {config.get('model_type')}, but its tensors or "
             f"its config have no usable {error}."
         ) from error
-    model = complete(hints.over(facts, choices=("ln_eps", "gelu", "pool")), path=foreign.path)
+    conventions = {"posemb_resize": facts.pop("posemb_resize")}
+    if not (facts["num_classes"] or facts["rep_size"] or facts["pool"] == "map"):
+        conventions["pool"] = facts.pop("pool")  # Nothing reads the tokens.
+    fields = facts if foreign.preprocessor else conventions
+    fields["preprocessing"] = "preprocessor_config.json"
+    facts, _ = hints.settle(facts, conventions)
+    family = facts.pop("preprocessing")
+    model, _ = complete(facts, {}, path=foreign.path)
     labels = _labels(config if "id2label" in config else foreign.config, model.num_classes)
-    transforms = from_hf(foreign.preprocessor, image_size=model.image_size)
-    pooled = config["model_type"] != "siglip_vision_model" or model.pool == "map"
-    unused = _UNUSED if pooled else (*_UNUSED, r"head\..*")
-    return Description(
-        model, tensors, unused, transforms, labels, notes=(f"model_type {config['model_type']}",)
-    )
+    if family == "preprocessor_config.json":
+        transforms = from_hf(foreign.preprocessor, image_size=model.image_size)
+    else:
+        transforms = from_family(family, image_size=model.image_size)
+    kind = config["model_type"]
+    unread = kind == "siglip_vision_model" and model.pool != "map"
+    unused = (*_UNUSED, r"head\..*") if unread else _UNUSED
+    return Description(model, tensors, unused, transforms, labels, (f"model_type {kind}",))
 
 
 def _family(foreign: Foreign) -> tuple[Mapping[str, Any], Family]:
@@ -156,11 +167,9 @@ def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     classifies = any("ForImageClassification" in a for a in config.get("architectures") or ())
     # Without its tensors the head is there all the same, and they are missing.
     unseen = len(config.get("id2label", (0, 1))) if classifies else 0
-    activation = config.get("hidden_act", family.hidden_act)
-    if gated and not kind.startswith("dinov2"):
-        mlp = {"silu": "swiglu", "swish": "swiglu"}.get(activation, "geglu")
-    else:
-        mlp = "swiglu" if gated else "gelu"
+    silu = config.get("hidden_act", family.hidden_act) in _SILU
+    gates = "swiglu" if silu or kind.startswith("dinov2") else "geglu"
+    mlp = gates if gated else "silu" if silu else "gelu"
     dino_head = kind.startswith("dinov2") and (head or classifies)
     two, both = kind == "deit", "distillation_classifier.weight" in shapes
     has_class = kind not in ("ijepa", "siglip_vision_model")
@@ -204,15 +213,16 @@ def _first(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> tuple[int, ..
 
 def _numerics(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     activation = config.get("hidden_act", family.hidden_act)
-    if activation not in _GELU and activation not in ("silu", "swish"):
+    if activation not in _GELU and activation not in _SILU:
         raise CheckpointError(
             f'config.json has hidden_act="{activation}", which no model here has. '
-            + did_you_mean(str(activation), (*_GELU, "silu"))
+            + did_you_mean(str(activation), (*_GELU, *_SILU))
         )
     facts: dict[str, Any] = {
         "ln_eps": float(config.get("layer_norm_eps", family.ln_eps)),
         "gelu": _GELU.get(activation, "erf"),
         "posemb_resize": family.resize,
+        "rope": "none",
     }
     if config["model_type"] == "dinov3_vit":
         facts |= {
@@ -379,7 +389,7 @@ _MAP_HEAD = (
 
 def entries(config: VitConfig) -> tuple[Entry, ...]:
     """See `Format`."""
-    packed = WEIGHTS_IN if config.mlp != "gelu" else ()
+    packed = WEIGHTS_IN if config.gated else ()
     return (
         *(entry for names in AROUND for entry in around(names)),
         *packed,

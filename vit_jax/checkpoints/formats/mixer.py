@@ -4,15 +4,16 @@ import math
 import re
 from typing import Any
 
-from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints
+from vit_jax.checkpoints.formats.base import Description, Foreign, Format
 from vit_jax.checkpoints.formats.entries import Entry, dense, norm
+from vit_jax.checkpoints.formats.hints import Hints
 from vit_jax.checkpoints.formats.names import count, renamed
 from vit_jax.checkpoints.preprocess import from_family, from_timm
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import MixerConfig
 
 _OURS = "encoder/block_{i}"
-_PREFIX = re.compile(r"^(params/|opt/target/|module\.|model\.)+")
+_PREFIX = re.compile(r"^(params/|opt/target/|model\.)+")
 
 
 def recognises(foreign: Foreign) -> bool:
@@ -29,19 +30,27 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         facts = _google(shapes) if google else _timm(shapes)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{foreign.path} is a Mixer without a usable {error}.") from error
-    merged = hints.over(facts, choices=("gelu", "ln_eps"))
-    facts = {field: merged[field] for field in (*facts, *({"gelu", "ln_eps"} & merged.keys()))}
+    published = foreign.config.get("pretrained_cfg")
+    facts["pool"] = "gap"  # A Mixer has no other.
+    conventions = {"gelu": "tanh" if google else "erf", "ln_eps": 1e-6}
+    if published:
+        facts["preprocessing"] = "pretrained_cfg"
+    else:
+        conventions["preprocessing"] = "google" if google else "timm"
+    facts, assumed = hints.settle(facts, conventions)
+    family, _ = facts.pop("preprocessing"), facts.pop("pool")
     facts["image_size"] = _image_size(facts, facts.pop("tokens"), hints, foreign)
+    if not hints.get("image_size"):
+        assumed["image_size"] = facts["image_size"]
     try:
         config = MixerConfig(**facts)
     except ConfigError as error:
         raise CheckpointError(f"{foreign.path} describes no Mixer: {error}") from error
-    published = foreign.config.get("pretrained_cfg")
-    family = "google" if google else "timm"
     transforms = (
         from_timm(published) if published else from_family(family, image_size=config.image_size)
     )
-    return Description(config, tensors, (r"(opt|optimizer|step)(/.*)?",), transforms)
+    unused = (r"(opt|optimizer|step)(/.*)?",)
+    return Description(config, tensors, unused, transforms, assumed=assumed)
 
 
 def _google(shapes) -> dict[str, Any]:
@@ -71,7 +80,6 @@ def _timm(shapes) -> dict[str, Any]:
         "token_mlp_dim": token_mlp_dim,
         "tokens": tokens,
         "num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0,
-        "gelu": "erf",
     }
 
 

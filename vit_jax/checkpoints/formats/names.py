@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from vit_jax.checkpoints.tensors import Tensor, Tensors
+from vit_jax.errors import CheckpointError
 
 
 class Renamed(Tensors):
@@ -38,9 +39,31 @@ class Renamed(Tensors):
 
 
 def renamed(tensors: Tensors, rename: Callable[[str], str | None]) -> Renamed:
-    """The tensors whose new name is not None."""
+    """The tensors whose new name is not None.
+
+    Raises:
+      CheckpointError: two of them get the same name: the file holds several models.
+    """
     names = {name: rename(name) for name in tensors}
-    return Renamed(tensors, {new: (old, None) for old, new in names.items() if new is not None})
+    original: dict[str, tuple[str, int | None]] = {}
+    for old, new in names.items():
+        if new is None:
+            continue
+        if new in original:
+            raise CheckpointError(
+                f"{tensors.path} holds several models: {original[new][0]} and {old} are both the "
+                f"{new} of one. Save the tensors of the wanted one alone."
+            )
+        original[new] = (old, None)
+    return Renamed(tensors, original)
+
+
+def without_wrappers(tensors: Tensors) -> Tensors:
+    """The tensors without what torch.compile and DataParallel put before a module's names."""
+    wrapper = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod\.|module\.)+")
+    if not any(wrapper.search(name) for name in tensors):
+        return tensors
+    return renamed(tensors, lambda name: wrapper.sub("", name))
 
 
 def without_prefix(tensors: Tensors, prefix: str) -> Renamed:

@@ -1,15 +1,17 @@
 """BiT's ResNets, alone and as the stem of a hybrid: in Google's names, TensorFlow's, and timm's.
 
 big_vision's bit.py (v1) and the stems of vision_transformer's hybrids have one spelling; the files
-of the BiT paper (v2) have TensorFlow's; timm's ResNetV2 has its own, and its own epsilons.
+of the BiT paper (v2) have TensorFlow's, and what big_vision's bit_paper.py saves of them its own;
+timm's ResNetV2 has its own, and its own epsilons.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints
+from vit_jax.checkpoints.formats.base import Description, Foreign, Format
 from vit_jax.checkpoints.formats.entries import Entry
+from vit_jax.checkpoints.formats.hints import Hints
 from vit_jax.checkpoints.formats.names import of_optimizer, renamed, without_prefix
 from vit_jax.checkpoints.preprocess import from_family, from_timm
 from vit_jax.errors import CheckpointError, ConfigError
@@ -59,6 +61,10 @@ TENSORFLOW = Spelling(
     "block{s}/unit{u:02}/", 1, tuple(f"{x}/standardized_conv2d" for x in _ABC),
     tuple(f"{x}/group_norm" for x in _ABC), "a/proj/standardized_conv2d", "",
     "root_block/standardized_conv2d", "", norm=("/gamma", "/beta"),
+)  # fmt: skip
+BIT_PAPER = Spelling(
+    "block{s}/unit{u:02}/", 1, ("conv1", "conv2", "conv3"), ("gn1", "gn2", "gn3"), "conv_proj", "",
+    "root_block/conv_root", "",
 )  # fmt: skip
 TIMM_NAMES = Spelling(
     "stages.{s}.blocks.{u}.", 0, ("conv1", "conv2", "conv3"), ("norm1", "norm2", "norm3"),
@@ -113,8 +119,9 @@ def units_of(shapes: Mapping[str, Any], names: Spelling, *, prefix: str = "") ->
 
 def _spelling(foreign: Foreign) -> tuple[Spelling, str] | None:
     """In whose names a ResNet is, and what stands before them; None if it is none."""
-    for names, mark in ((GOOGLE, "conv_root/kernel"), (TENSORFLOW, f"{TENSORFLOW.root}/kernel"),
-                        (TIMM_NAMES, "stem.conv.weight")):  # fmt: skip
+    # The first that fits: bit_paper.py's root ends as bit.py's does.
+    for names in (BIT_PAPER, GOOGLE, TENSORFLOW, TIMM_NAMES):
+        mark = f"{names.root}{names.kernel}"
         for name in foreign.tensors:
             if of_optimizer(name):
                 continue
@@ -143,25 +150,27 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     width, channels = (root[0], root[1]) if names is TIMM_NAMES else (root[3], root[2])
     head = next((shapes[name] for name in _HEADS if name in shapes), None)
     num_classes = 0 if head is None else head[0] if names is TIMM_NAMES else head[-1]
-    hints.over({"num_classes": num_classes})
     version = "v1" if f"{names.root_norm}{names.norm[0]}" in shapes else "v2"
     numerics = NUMERICS[version]
     if names is TIMM_NAMES:
         numerics = numerics | TIMM | {"padding": "explicit_zeros" if version == "v2" else "same"}
+    facts = {"units": units_of(shapes, names), "width_factor": width / 64, "version": version,
+             "channels": channels, "num_classes": num_classes, **numerics}  # fmt: skip
+    published = foreign.config.get("pretrained_cfg")
+    facts, assumed = hints.settle(
+        facts | ({"preprocessing": "pretrained_cfg"} if published else {}),
+        {"image_size": (224, 224)} | ({} if published else {"preprocessing": "bit"}),
+    )
+    family = facts.pop("preprocessing")
     try:
-        config = ResnetConfig(
-            units=units_of(shapes, names), width_factor=width / 64, version=version,
-            image_size=hints.get("image_size") or (224, 224), channels=channels,
-            num_classes=num_classes, **numerics,
-        )  # fmt: skip
+        config = ResnetConfig(**facts)
     except ConfigError as error:
         raise CheckpointError(f"{foreign.path} describes no ResNet: {error}") from error
-    published = foreign.config.get("pretrained_cfg")
     transforms = (
-        from_timm(published) if published else from_family("bit", image_size=config.image_size)
+        from_timm(published) if published else from_family(family, image_size=config.image_size)
     )
     unused = (r"(opt|optimizer|step)(/.*)?", r".*\.num_batches_tracked")
-    return Description(config, tensors, unused, transforms)
+    return Description(config, tensors, unused, transforms, assumed=assumed)
 
 
 _HEADS = ("head/kernel", "head/conv2d/kernel", "head.fc.weight")
@@ -171,13 +180,15 @@ def entries(config: ResnetConfig) -> tuple[Entry, ...]:
     """See `Format`."""
     bodies = [
         entry
-        for names in (GOOGLE, TENSORFLOW, TIMM_NAMES)
+        for names in (GOOGLE, TENSORFLOW, BIT_PAPER, TIMM_NAMES)
         for entry in stem_entries(config, names, ours="", theirs="")
     ]
     return (
         *bodies,
         Entry("norm/scale", "group_norm/gamma"),
         Entry("norm/bias", "group_norm/beta"),
+        Entry("norm/scale", "norm-pre-head/scale"),
+        Entry("norm/bias", "norm-pre-head/bias"),
         Entry("norm/scale", "norm.weight"),
         Entry("norm/bias", "norm.bias"),
         Entry("head/kernel", "head/kernel"),

@@ -1,11 +1,11 @@
 """PyTorch files of torchvision's VisionTransformer: erf GELU, LayerNorm epsilon 1e-6."""
 
-import re
 from typing import Any
 
-from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints, complete, place
+from vit_jax.checkpoints.formats.base import Description, Foreign, Format, complete, place
 from vit_jax.checkpoints.formats.entries import Entry, dense, norm
-from vit_jax.checkpoints.formats.names import count, renamed
+from vit_jax.checkpoints.formats.hints import Hints
+from vit_jax.checkpoints.formats.names import count
 from vit_jax.checkpoints.preprocess import from_family
 from vit_jax.errors import CheckpointError
 from vit_jax.models import VitConfig
@@ -20,7 +20,7 @@ def recognises(foreign: Foreign) -> bool:
 
 def describe(foreign: Foreign, hints: Hints) -> Description:
     """See `Format`."""
-    tensors = renamed(foreign.tensors, lambda name: re.sub(r"^(module\.)+", "", name))
+    tensors = foreign.tensors
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     try:
         width, channels, *patch = shapes["conv_proj.weight"]
@@ -39,16 +39,24 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
             "rep_size": (
                 shapes["heads.pre_logits.weight"][0] if "heads.pre_logits.weight" in shapes else 0
             ),
-            "posemb_resize": "bicubic_corners",
-            "ln_eps": 1e-6,
-            "gelu": "erf",
+            "pool": "token",
+            "posemb": "learned",
+            "rope": "none",
         }
         rows = shapes["encoder.pos_embedding"][1]
     except (KeyError, IndexError, ValueError, StopIteration) as error:
         raise CheckpointError(
             f"{foreign.path} has the names of torchvision, but no usable {error}."
         ) from error
-    facts = hints.over(facts, choices=("ln_eps", "gelu"))
+    conventions = {
+        "num_heads": None,
+        "ln_eps": 1e-6,
+        "gelu": "erf",
+        "mlp": "gelu",
+        "posemb_resize": "bicubic_corners",
+        "preprocessing": "torchvision",
+    }
+    facts, assumed = hints.settle(facts, conventions)
     facts |= place(
         rows,
         {"class": 1},
@@ -56,10 +64,12 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         image_size=hints.get("image_size"),
         path=foreign.path,
     )
-    config = complete(facts, path=foreign.path)
-    return Description(
-        config, tensors, (), from_family("torchvision", image_size=config.image_size)
-    )
+    if not hints.get("image_size"):
+        assumed["image_size"] = facts["image_size"]
+    family = facts.pop("preprocessing")
+    config, assumed = complete(facts, assumed, path=foreign.path)
+    transforms = from_family(family, image_size=config.image_size)
+    return Description(config, tensors, (), transforms, assumed=assumed)
 
 
 def entries(config: VitConfig) -> tuple[Entry, ...]:

@@ -1,0 +1,261 @@
+"""What a file does not tell is hinted, or assumed and said; what fits two kinds is refused."""
+
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.tiny_checkpoints import tiny
+from vit_jax.checkpoints.exports import export
+from vit_jax.checkpoints.inspection import inspect
+from vit_jax.checkpoints.plan import make_plan
+from vit_jax.checkpoints.preprocess import from_family
+from vit_jax.checkpoints.pretrained import load_pretrained
+from vit_jax.errors import CheckpointError, ConfigError
+
+SIZES = {"num_heads": 4, "image_size": 32}
+# Names of manifests that say what a file tells anyway: they were taken, and had no effect.
+WITHOUT_EFFECT = (
+    "block_units", "channels_mlp_dim", "class_token", "constructor_kwargs", "family", "ffn",
+    "final_norm", "grid", "group_norm", "hidden_act", "layer_scale", "map_head", "no_embed_class",
+    "num_prefix_tokens", "num_register_tokens", "padding", "pooling", "posemb_on_cls", "pre_norm",
+    "pre_logits_activation", "qk_norm", "qkv_bias", "resnet", "root_width", "scan", "sincos2d",
+    "softmax_dtype", "timm_class", "timm_kwargs", "tokens_mlp_dim", "weight_standardization",
+    "width_factor",
+)  # fmt: skip
+
+
+class Files:
+    """Bare files in timm's names, of one model each that is made once."""
+
+    def __init__(self, folder):
+        self.folder, self.made = folder, {}
+
+    def __call__(self, change=lambda tensors: tensors, **config):
+        """The path of a file of a model with its tensors changed."""
+        key = str(sorted(config.items()))
+        if key not in self.made:
+            folder = self.folder / f"model{len(self.made)}"
+            export(tiny(**{"posemb_resize": "bicubic_antialias"} | config), folder, to="timm")
+            self.made[key] = load_file(folder / "model.safetensors")
+        path = self.folder / f"file{len(list(self.folder.iterdir()))}.safetensors"
+        save_file(change(dict(self.made[key])), path)
+        return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return Files(tmp_path_factory.mktemp("files"))
+
+
+def described(path, **hints):
+    """What would be loaded; reads no tensor."""
+    return make_plan(path, hints=SIZES | hints).description
+
+
+def renamed(*pairs):
+    """A change of tensors: of names, by patterns; None leaves a tensor out."""
+
+    def change(tensors):
+        for pattern, new in pairs:
+            left = {
+                n: t for n, t in tensors.items() if new is not None or not re.search(pattern, n)
+            }
+            tensors = {re.sub(pattern, new or "", n): t for n, t in left.items()}
+        return tensors
+
+    return change
+
+
+def split_gate(tensors):
+    """A packed gate as two tensors, as timm's SwiGLU has it."""
+    parts = {}
+    for name, array in tensors.items():
+        if ".mlp.fc1." in name:
+            for part, rows in zip(("fc1_g", "fc1_x"), np.split(array, 2), strict=True):
+                parts[name.replace("fc1", part)] = rows.copy()
+        else:
+            parts[name] = array
+    return parts
+
+
+def as_eva(tensors):
+    """The biases of queries and values apart, those of keys away, as EVA has them."""
+    parts = {}
+    for name, array in split_gate(tensors).items():
+        if name.endswith("qkv.bias"):
+            query, _, value = np.split(array, 3)
+            parts |= {name.replace("qkv.bias", f"{x}_bias"): t.copy() for x, t in
+                      (("q", query), ("v", value))}  # fmt: skip
+        else:
+            parts[name] = array
+    return parts
+
+
+def without_biases(tensors):
+    return renamed((r"qkv\.bias", None))(split_gate(tensors))
+
+
+# ------------------------------------------------------------------------- hints and their effect
+
+
+def test_hints_without_an_effect_are_refused(files):
+    path = files()
+    for name in WITHOUT_EFFECT:
+        with pytest.raises(ConfigError, match=f'There is no hint "{name}"'):
+            described(path, **{name: 1})
+
+
+@pytest.mark.parametrize(
+    "hints", [{"rope_grid": 16}, {"rope_theta": 100.0}, {"rope": "none", "rope_grid": 4}]
+)
+def test_hints_of_what_a_model_has_not_are_refused(files, hints):
+    with pytest.raises(ConfigError, match="has no effect on a checkpoint of timm"):
+        described(files(), **hints)
+
+
+@pytest.mark.parametrize(
+    ("hints", "fields"),
+    [
+        ({"posemb_resize": "bicubic"}, {"posemb_resize": "bicubic"}),
+        ({"mlp": "silu"}, {"mlp": "silu"}),
+        ({"gelu": "tanh", "ln_eps": 1e-5}, {"gelu": "tanh", "ln_eps": 1e-5}),
+        ({"pool": "avg"}, {"pool": "gap"}),
+        ({"rope": "axial_ij"}, {"rope": "axial_ij", "rope_theta": 1e4, "rope_grid": (0, 0)}),
+        ({"rope": "axial_xy", "rope_theta": 50, "rope_grid": (3, 4)},
+         {"rope": "axial_xy", "rope_theta": 50.0, "rope_grid": (3, 4)}),
+    ],
+)  # fmt: skip
+def test_conventions_can_be_hinted(files, hints, fields):
+    found = described(files(), **hints)
+    assert {name: getattr(found.config, name) for name in fields} == fields
+    assert not found.assumed.keys() & hints.keys()
+    assert {"blocks", "preprocessing"} <= found.assumed.keys()
+
+
+def test_the_preprocessing_can_be_hinted(files):
+    found = described(files(), preprocessing="mae")
+    assert found.transforms == from_family("mae", image_size=(32, 32))
+    with pytest.raises(CheckpointError, match=r'No family "maee"\. Did you mean "mae"\?'):
+        described(files(), preprocessing="maee")
+
+
+def test_a_preprocessing_that_a_folder_tells_is_not_hinted(tmp_path):
+    export(tiny(), tmp_path / "hf", to="hf")
+    with pytest.raises(CheckpointError, match="preprocessing='mae' contradicts the checkpoint"):
+        make_plan(tmp_path / "hf", hints={"preprocessing": "mae"})
+
+
+def test_the_gate_can_be_hinted(files):
+    path = files(split_gate, mlp="swiglu")
+    assert described(path).config.mlp == "swiglu" and described(path).assumed["mlp"] == "swiglu"
+    assert described(path, mlp="geglu", gelu="tanh").config.mlp == "geglu"
+
+
+def test_what_was_assumed_is_said(files):
+    path = files()
+    words = ("ln_eps=1e-06", "gelu=erf", "pool=token", "rope=none", "preprocessing=timm")
+    said = inspect(str(path), hints=SIZES)
+    (note,) = [n for n in load_pretrained(path, hints=SIZES).notes if n.startswith("assumed")]
+    for word in words:
+        assert word in note and word in said
+    assert "num_heads" not in note and "image_size" not in note
+    assert "image_size=32x32" in inspect(str(path), hints={"num_heads": 4})
+
+
+def test_a_described_folder_assumes_nothing(tmp_path):
+    export(tiny(), tmp_path / "hf", to="hf")
+    assert make_plan(tmp_path / "hf").description.assumption == ""
+    export(tiny(posemb_resize="bicubic_antialias"), tmp_path / "timm", to="timm")
+    assumed = make_plan(tmp_path / "timm").description.assumed
+    assert assumed.keys() <= {"posemb_resize"}
+
+
+# ------------------------------------------------------------------------- whose model it is
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "rope"),
+    [
+        (split_gate, "names of timm", "none"),  # Biases of all three: timm's VisionTransformer.
+        (as_eva, "names of timm's EVA", "axial_ij"),
+    ],
+)
+def test_a_name_that_one_kind_alone_has_decides(files, change, kind, rope):
+    found = described(files(change, mlp="swiglu"))
+    assert found.notes == (kind,) and found.config.rope == rope
+    assert found.assumed["rope"] == rope
+    if rope != "none":
+        assert (found.config.rope_theta, found.config.rope_grid) == (1e4, (16, 16))
+
+
+@pytest.mark.parametrize(
+    ("change", "config"),
+    [
+        (without_biases, {"mlp": "swiglu"}),  # timm's VisionTransformer without biases, or EVA-02.
+        (renamed(("pos_embed", None)), {}),  # Its VisionTransformer without positions, or EVA.
+        # EVA with layer scale, of which nothing was published.
+        (lambda t: as_eva(renamed((r"ls(\d)\.gamma", r"gamma_\1"))(t)),
+         {"mlp": "swiglu", "layer_scale": 0.1}),
+    ],
+)  # fmt: skip
+def test_what_fits_two_kinds_is_refused_with_the_hint_to_pass(files, change, config):
+    path = files(change, **config)
+    with pytest.raises(CheckpointError, match=r"--hints=rope=axial_xy; if it has none, rope=none"):
+        described(path)
+    assert described(path, rope="none").config.rope == "none"
+    assert described(path, rope="axial_ij").config.rope == "axial_ij"
+
+
+def test_rows_that_fit_two_grids_are_refused(files):
+    path = files(registers=8, posemb_prefix="all")  # 16 patches and 9 tokens are 25 rows.
+    with pytest.raises(CheckpointError, match=r"25 rows, of 40x40 or 32x32\. Give its image size"):
+        make_plan(path, hints={"num_heads": 4})
+    assert described(path).config.posemb_prefix == "all"
+
+
+# ------------------------------------------------------------------------- wrappers and heads
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "model._orig_mod."])
+def test_wrappers_are_taken_off(files, prefix):
+    path = files(renamed(("^", prefix)))
+    assert described(path).tensors.keys() == described(files()).tensors.keys()
+
+
+def test_wrappers_are_taken_off_for_every_format(goldens, tmp_path):
+    torch = pytest.importorskip("torch")
+    state = torch.load(goldens / "torchvision_vit/cls/checkpoint.pth", weights_only=True)
+    state = state.get("model", state)
+    torch.save({f"_orig_mod.{n}": t for n, t in state.items()}, tmp_path / "torchvision.pth")
+    assert make_plan(tmp_path / "torchvision.pth", hints={"num_heads": 4}).left_out == ()
+
+
+def test_two_models_under_two_prefixes_are_refused(files):
+    path = files(lambda t: t | {f"module.{name}": array for name, array in t.items()})
+    with pytest.raises(CheckpointError, match=r"holds several models: .* are both the"):
+        described(path)
+
+
+def test_heads_of_training_are_left_out(files):
+    heads = {
+        f"{name}.weight": np.ones((2, 2), np.float32)
+        for name in ("dino_head.mlp.0", "ibot_head.last_layer", "head.mlp.2", "head.last_layer")
+    }
+    plan = make_plan(files(lambda t: t | heads), hints=SIZES)
+    assert set(plan.left_out) == set(heads)
+    assert "heads of its training left out" in plan.description.notes
+
+
+def test_a_model_without_a_final_norm(files):
+    found = load_pretrained(files(renamed((r"^norm\..*", None))), hints=SIZES)
+    assert found.config.final_norm == "none" and "norm" not in found.params["encoder"]
+
+
+@pytest.mark.parametrize(("hint", "pool"), [(None, "map_patches"), ("map", "map_patches"),
+                                            ("map_all", "map")])  # fmt: skip
+def test_attention_pools_the_patches_alone(files, hint, pool):
+    path = files(pool="map_patches", registers=2, class_token=True, posemb_prefix="all")
+    hints = {} if hint is None else {"pool": hint}
+    assert described(path, **hints).config.pool == pool

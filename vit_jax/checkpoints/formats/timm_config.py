@@ -1,0 +1,204 @@
+"""config.json of timm on the Hugging Face hub: an entry point and the arguments it was called with.
+
+It tells what does not show in the tensors: activations, pooling, epsilons, rotary positions. An
+argument that could change outputs and is not known here is refused.
+"""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.errors import CheckpointError
+
+_EVA02 = {"use_rot_pos_emb": True, "ref_feat_shape": (16, 16)}
+_XY = {"use_rot_pos_emb": True, "rope_grid_indexing": "xy"}
+# Pattern of entry points' names -> what of their own arguments does not show in tensors. "ln_eps"
+# stands for norm_layer=partial(LayerNorm, eps=...), "posemb_resize" for their filter functions.
+# Source: timm 1.0.31, models/{vision_transformer,deit,eva}.py.
+_ENTRY_POINTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    (r"vit_.*_clip_.*|beit3_.*", {"ln_eps": 1e-5}),
+    (r".*_quickgelu_.*", {"act_layer": "quick_gelu"}),
+    (r"vit_.*_rpn_\d+", {"block_fn": "ResPostBlock"}),
+    (r"vit_giant_patch14_(dinov2|reg\d_dinov2|reg\d_tipsv2)|aimv2_.*", {"act_layer": "silu"}),
+    (
+        r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_.*"
+        r"|vit_large_patch16_siglip(_gap)?_512",
+        {"act_layer": "gelu_tanh"},
+    ),
+    (r"test_vit3", {"pool_include_prefix": True}),
+    (r"flexivit_.*|vit_.*_flexi.*", {"posemb_resize": "bilinear"}),
+    (r"vit_.*_radio_.*", {"posemb_resize": "bilinear"}),
+    (r"eva02_enormous_.*", {"use_post_norm": True}),
+    (r"eva02_(?!enormous).*|vit_.*_rope_reg\d_.*", _EVA02),
+    (r"vit_.*_rope(_ape)?_\d+", _XY | {"rope_temperature": 100.0}),
+    (
+        r"vit_.*_rope_mixed(_ape)?_\d+",
+        _XY | {"rope_temperature": 10.0, "rope_type": "mixed"},
+    ),
+    (
+        r"vit_.*_(dinov3|lingbot).*",
+        {"use_rot_pos_emb": True, "rope_type": "dinov3", "rope_temperature": 100.0,
+         "rope_rotate_half": True, "ln_eps": 1e-5},
+    ),
+    (
+        r"vit_pe_.*",
+        _XY | {"ln_eps": 1e-5, "rope_grid_offset": 1.0, "ref_feat_shape": (24, 24)},
+    ),
+    (r"vit_pe_core_base_.*", {"ref_feat_shape": (14, 14)}),
+    (r"vit_pe_(lang|spatial)_.*", {"ref_feat_shape": (32, 32)}),
+    (r"vit_pe_.*_gigantic_.*", {"rope_grid_offset": 0.0, "ref_feat_shape": (32, 32)}),
+    (r"vit_pe_core_.*", {"attn_pool_num_heads": 8}),
+)  # fmt: skip
+_LISTED = re.compile(r"(test_)?(vit|deit|deit3|eva|eva02|flexivit|beit3|aimv2)\d?_\w+")
+
+# Arguments that show in the tensors, and those of training alone.
+_SHOWN = {
+    "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio", "qkv_bias",
+    "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "init_values", "class_token",
+    "pos_embed", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm",
+    "embed_norm_layer", "attn_layer", "num_reg_tokens", "qkv_fused", "num_kv_heads",
+    "swiglu_mlp", "swiglu_align_to", "scale_mlp", "scale_attn_inner", "attn_type",
+    "attn_only_layer_scale", "use_abs_pos_emb", "use_pre_transformer_norm",
+    "use_post_transformer_norm", "use_fc_norm", "attn_pool_mlp_ratio",
+}  # fmt: skip
+_TRAINING = {
+    "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
+    "drop_path_rate", "weight_init", "fix_init", "head_init_scale", "rope_shift_coords",
+    "rope_jitter_coords", "rope_rescale_coords", "dynamic_img_size",
+}  # fmt: skip
+# Arguments of which only these values are computed here, or show in the tensors.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "act_layer": (None, "gelu", "gelu_tanh", "silu", "swish"),
+    "norm_layer": (None, "layernorm", "layernormfp32", "rmsnorm", "simplenorm"),
+    "block_fn": (None,),
+    "use_post_norm": (False,),
+    "rope_type": ("cat", "dinov3", "mixed"),
+    "rope_grid_indexing": ("ij", "xy"),
+    "rope_grid_offset": (0.0,),
+    "dynamic_img_pad": (False,),
+}
+_POOLS = {"": "", "token": "token", "avg": "gap", "map": "map"}
+
+
+def arguments(config: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any]:
+    """All arguments that are known to have been given; {} if config.json names no entry point.
+
+    Raises:
+      CheckpointError: with one of them no model here computes the same.
+    """
+    architecture = str(config.get("architecture") or "")
+    if not architecture:
+        return {}
+    given = config.get("model_args") or {}
+    known: dict[str, Any] = {"is_listed": _LISTED.fullmatch(architecture) is not None}
+    for pattern, own in _ENTRY_POINTS:
+        if re.fullmatch(pattern, architecture):
+            known |= own
+    known |= {key: value for key, value in given.items() if key not in _TRAINING}
+    if given.get("norm_layer"):  # By its name it has timm's epsilon.
+        known["ln_eps"] = 1e-6
+    known.setdefault("global_pool", config.get("global_pool"))
+    for key, value in known.items():
+        if key in _ONLY and value not in _ONLY[key]:
+            raise CheckpointError(
+                f"{path} is {architecture} with {key}={value!r}, which no model here has. "
+                f"Supported: {', '.join(repr(v) for v in _ONLY[key] if v is not None) or 'none'}."
+            )
+        if key in given and key not in _SHOWN | _ONLY.keys() | _READ:
+            raise CheckpointError(
+                f"{path} is {architecture} with the argument {key}={value!r}, of which it is not "
+                "known here what it changes. Load its tensors alone, without config.json, with "
+                "hints for what they do not tell."
+            )
+    return known
+
+
+# Arguments that `facts` and `image_size` read.
+_READ = {
+    "num_heads", "img_size", "global_pool", "pool_include_prefix", "use_rot_pos_emb",
+    "rope_temperature", "rope_rotate_half", "ref_feat_shape", "attn_pool_num_heads",
+}  # fmt: skip
+
+
+def facts(known: Mapping[str, Any], shapes: Mapping[str, Any], *, path: pathlib.Path):
+    """The fields of a model that timm's arguments tell, and its tensors do not.
+
+    Args:
+      known: of `arguments`.
+      shapes: of the tensors.
+      path: for errors.
+
+    Raises:
+      CheckpointError: no model here computes the same.
+    """
+    if not known:
+        return {}
+    fields: dict[str, Any] = {"num_heads": known["num_heads"]} if "num_heads" in known else {}
+    pool = known["global_pool"]
+    if pool is not None:
+        fields["pool"] = _pool(known, shapes, path=path)
+    own = known["is_listed"]  # Of another entry point only what was given is known.
+    if own or "ln_eps" in known:
+        fields["ln_eps"] = known.get("ln_eps", 1e-6)
+    if own or known.get("act_layer"):
+        fields |= _activation(known)
+    if own or "use_rot_pos_emb" in known:
+        fields |= _rope(known, path=path)
+    if "posemb_resize" in known:
+        fields["posemb_resize"] = known["posemb_resize"]
+    heads = known.get("attn_pool_num_heads")
+    if heads and "attn_pool.latent" in shapes and heads != fields.get("num_heads"):
+        raise CheckpointError(
+            f"{path} has attn_pool_num_heads={heads}: models here pool with as many heads as their "
+            "blocks have."
+        )
+    return fields
+
+
+def _pool(known: Mapping[str, Any], shapes: Mapping[str, Any], *, path: pathlib.Path) -> str:
+    pool, prefix = known["global_pool"], known.get("pool_include_prefix", False)
+    if pool not in _POOLS or (pool == "avg" and prefix):
+        raise CheckpointError(
+            f"{path} pools by {pool}{' with pool_include_prefix' if prefix else ''}, which no "
+            "model here does."
+        )
+    if pool == "map" and prefix:
+        return "map"
+    if pool == "map":
+        return "map_patches" if {"cls_token", "reg_token"} & shapes.keys() else "map"
+    return _POOLS[pool]
+
+
+def _activation(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the MLP: where it has a gate, of the gate."""
+    activation = known.get("act_layer") or "gelu"
+    if activation in ("silu", "swish") or known.get("swiglu_mlp"):  # Eva's, with its own SiLU.
+        return {"activation": "silu"}
+    return {"activation": "gelu", "gelu": "tanh" if activation == "gelu_tanh" else "erf"}
+
+
+def _rope(known: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any]:
+    if not known.get("use_rot_pos_emb", False):
+        return {"rope": "none"}
+    kind, half = known.get("rope_type", "cat"), known.get("rope_rotate_half", False)
+    indexing = known.get("rope_grid_indexing", "ij")
+    if half != (kind == "dinov3") or (kind == "dinov3" and indexing != "ij"):
+        raise CheckpointError(
+            f"{path} has rope_type={kind!r} with rope_rotate_half={half} and rope_grid_indexing="
+            f"{indexing!r}, which no model here has."
+        )
+    theta = float(known.get("rope_temperature", 1e4))
+    if kind == "dinov3":
+        return {"rope": "dinov3", "rope_theta": theta}
+    grid = known.get("ref_feat_shape") or (0, 0)
+    grid = tuple(grid) if isinstance(grid, list | tuple) else (grid, grid)
+    return {"rope": f"axial_{indexing}", "rope_theta": theta, "rope_grid": grid}
+
+
+def image_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width in a config.json of timm's, if they are there."""
+    size = (config.get("model_args") or {}).get("img_size")
+    size = size or ((config.get("pretrained_cfg") or {}).get("input_size") or [None])[1:]
+    sides = tuple(size) if isinstance(size, list) else (size, size)
+    return sides if len(sides) == 2 and all(type(side) is int for side in sides) else None
