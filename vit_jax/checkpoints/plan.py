@@ -17,6 +17,36 @@ from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
 from vit_jax.models import ModelConfig, param_shapes
 from vit_jax.parallel.rules import path_name
 
+# problem_type, of transformers' config.json -> the loss that a head was trained with.
+PROBLEM_TYPES = {
+    "single_label_classification": "softmax_xent",
+    "multi_label_classification": "sigmoid_xent",
+    "regression": "",
+}
+
+
+def head_loss(config: Mapping[str, Any], num_classes: int) -> str:
+    """The loss that a head was trained with, as transformers' pipelines conclude it.
+
+    Args:
+      config: of config.json; problem_type may be missing or null.
+      num_classes: of the head; a single class is a sigmoid's.
+
+    Returns:
+      softmax_xent, sigmoid_xent, or "" for a regression, whose outputs are not of classes.
+
+    Raises:
+      CheckpointError: there is no such problem_type.
+    """
+    problem = config.get("problem_type") or "single_label_classification"
+    if not isinstance(problem, str) or problem not in PROBLEM_TYPES:
+        raise CheckpointError(
+            f"config.json has problem_type={problem!r}. "
+            + did_you_mean(str(problem), PROBLEM_TYPES)
+        )
+    loss = PROBLEM_TYPES[problem]
+    return "sigmoid_xent" if loss and num_classes == 1 else loss
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -25,6 +55,7 @@ class Plan:
     foreign: Foreign
     format: Format
     description: Description
+    loss: str  # That its head was trained with: see `head_loss`.
     sources: Mapping[str, tables.Source]
     fresh: tuple[str, ...]  # Paths that the caller left out: they get initial values.
     left_out: tuple[str, ...]
@@ -51,8 +82,9 @@ def make_plan(
             f"{path} holds {len(foreign.tensors):,} tensors ({some}, ...), of no known format: "
             f"{', '.join(format_.name for format_ in FORMATS)}."
         )
+    known = Hints(hints)
     try:
-        description = found.describe(foreign, Hints(hints))
+        description = found.describe(foreign, known)
     except VitJaxError:
         raise
     except Exception as error:  # Whatever looking up something in a stranger's JSON raises.
@@ -60,7 +92,8 @@ def make_plan(
             f"{path} has the names of {found.name}, but its tensors or its config.json are not as "
             f"they are there ({type(error).__name__}: {str(error)[:200]}). Download it again."
         ) from error
-    return _account(Plan(foreign, found, description, {}, (), ()), patterns)
+    loss = known.loss or head_loss(foreign.config, description.config.num_classes)
+    return _account(Plan(foreign, found, description, loss, {}, (), ()), patterns)
 
 
 def _compiled(leave_out: Collection[str]) -> list[re.Pattern[str]]:

@@ -12,6 +12,7 @@ from vit_jax.checkpoints.tensors import Tensors
 from vit_jax.data.recipes import Transforms
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
 from vit_jax.models import VARIANTS, ModelConfig, VitConfig
+from vit_jax.optim.losses import LOSSES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,10 @@ _POOLS = {"tok": "token", "cls": "token", "avg": "gap", "learn": "learned"}
 class Hints:
     """What the caller knows of a checkpoint, in the fields of `VitConfig`.
 
+    Attributes:
+      loss: that its head was trained with, a key of `vit_jax.optim.losses.LOSSES`; "" if not
+        hinted.
+
     Raises:
       ConfigError: there is no such hint, or a value is not one.
     """
@@ -115,9 +120,13 @@ class Hints:
         if not isinstance(hints or {}, Mapping):
             raise ConfigError(f"hints={hints!r}: write a dict, such as {{'num_heads': 12}}.")
         self._values: dict[str, Any] = {}
+        self.loss = _loss(dict(hints or {}))
         for name, value in (hints or {}).items():
+            if name == "loss":
+                continue
             if name not in _HINTS:
-                raise ConfigError(f'There is no hint "{name}". {did_you_mean(name, _HINTS)}')
+                known = (*_HINTS, "loss")
+                raise ConfigError(f'There is no hint "{name}". {did_you_mean(name, known)}')
             field = _HINTS[name]
             if field is None or (value is None and field not in ("num_classes", "rep_size")):
                 continue
@@ -176,6 +185,13 @@ def _parse(value: str) -> Any:
         except ValueError:
             continue
     return value
+
+
+def _loss(hints: Mapping[str, Any]) -> str:
+    loss = hints.get("loss") or ""
+    if loss and loss not in LOSSES:
+        raise ConfigError(f"The hint loss={loss!r}: {did_you_mean(str(loss), LOSSES)}")
+    return loss
 
 
 def _value(field: str, value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from vit_jax.checkpoints.formats.base import Description, Foreign, Format, Hints, complete, place
 from vit_jax.checkpoints.formats.entries import Entry, dense, embedding, norm
 from vit_jax.checkpoints.formats.names import count, renamed
-from vit_jax.checkpoints.preprocess import from_hf
+from vit_jax.checkpoints.preprocess import from_hf, published_processor
 from vit_jax.errors import CheckpointError, did_you_mean
 from vit_jax.models import VitConfig
 
@@ -118,12 +118,15 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         ) from error
     model = complete(hints.over(facts, choices=("ln_eps", "gelu", "pool")), path=foreign.path)
     labels = _labels(config if "id2label" in config else foreign.config, model.num_classes)
-    transforms = from_hf(foreign.preprocessor, image_size=model.image_size)
-    pooled = config["model_type"] != "siglip_vision_model" or model.pool == "map"
+    kind, notes = config["model_type"], (f"model_type {config['model_type']}",)
+    preprocessor = foreign.preprocessor
+    if not preprocessor:
+        preprocessor = published_processor(kind, image_size=model.image_size)
+        notes += (f"no preprocessor_config.json: images are prepared as {kind}'s publisher does",)
+    transforms = from_hf(preprocessor, image_size=model.image_size, model_type=kind)
+    pooled = kind != "siglip_vision_model" or model.pool == "map"
     unused = _UNUSED if pooled else (*_UNUSED, r"head\..*")
-    return Description(
-        model, tensors, unused, transforms, labels, notes=(f"model_type {config['model_type']}",)
-    )
+    return Description(model, tensors, unused, transforms, labels, notes)
 
 
 def _family(foreign: Foreign) -> tuple[Mapping[str, Any], Family]:
