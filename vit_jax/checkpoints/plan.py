@@ -13,7 +13,7 @@ from vit_jax.checkpoints.foreign import open_foreign
 from vit_jax.checkpoints.formats import FORMATS, Description, Foreign, Format, Hints
 from vit_jax.checkpoints.formats import entries as tables
 from vit_jax.checkpoints.formats.names import Renamed
-from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
+from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, did_you_mean
 from vit_jax.models import ModelConfig, param_shapes
 from vit_jax.parallel.rules import path_name
 
