@@ -156,7 +156,7 @@ REFUSED = {
 APPROXIMATE = {
     "not antialiased": (("hf", "timm"), (decode(), squash(antialias=False), RANGE), "antialias"),
     "areas": (("hf", "timm"), (decode(), squash(method="area"), RANGE), 'method="area"'),
-    "rounded down": (("hf", "timm"), (decode(), squash(rounding="down"), RANGE), "not down"),
+    "rounded down": (("hf", "timm"), (decode(), squash(rounding="down"), RANGE), "rounding='down'"),
     "not rounded": (("timm",), (decode(), squash(rounding="none"), RANGE), "256 levels"),
     "longer side": (
         ("hf", "timm"), (decode(), small(long_side="nearest"), crop(), RANGE), "long_side",

@@ -23,6 +23,7 @@ from vit_jax.data.transforms import OPS
 
 _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's codes.
 _NAMES = {cls: name for name, cls in OPS.items()}
+_LEVELS = "{library} rounds a resized image to 256 levels; the resize has rounding='none'"
 _STAGES = (Resize, Pad, CenterCrop)  # In this order, each at most once.
 
 
@@ -136,35 +137,14 @@ def to_hf(preprocess: Preprocess, *, processor: str) -> tuple[dict[str, Any], Re
       processor: name of the image processor's class for a plain resize, without "ImageProcessor".
     """
     steps = pipeline(preprocess)
-    impossible, approximate = steps.impossible(), []
     resize, crop = steps.resize, steps.crop
     if crop is not None:
         processor = "Bit"  # Before version 5 the others did not crop.
-    content: dict[str, Any] = {"do_resize": resize is not None}
-    if resize is not None:
-        approximate += _resampling(resize, to="transformers")
-        if resize.rounding == "none" and not approximate:
-            processor = "DINOv3ViT"  # It alone resizes what is not rounded to 256 levels.
-        elif resize.rounding == "none":
-            approximate.append("transformers rounds a resized image to 256 levels")
-        content |= {"size": _hf_size(steps), "resample": _RESAMPLE.get(resize.method, 2)}
-        if steps.keeps_aspect:
-            if len(set(resize.size)) > 1:
-                impossible.append(
-                    f"its resize_small covers {resize.size[0]}x{resize.size[1]} pixels; "
-                    "transformers resizes the shorter side, which covers squares only"
-                )
-            if resize.long_side != "down":
-                approximate.append("transformers rounds the longer side down (long_side)")
-    if crop is not None:
-        content["crop_size"] = {"height": crop.size[0], "width": crop.size[1]}
-    if not steps.crops_alike("down"):
-        approximate.append("transformers crops one pixel beside it where margins are odd (offset)")
-    if not steps.exif:
-        approximate.append("transformers turns images as their EXIF orientation says")
-    approximate += _gray(steps)
-    content |= {
+    if resize is not None and _is_hf_exact(resize):
+        processor = "DINOv3ViT"  # It alone resizes what is not rounded to 256 levels.
+    content: dict[str, Any] = {
         "image_processor_type": f"{processor}ImageProcessor",
+        "do_resize": resize is not None,
         "do_center_crop": crop is not None,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -172,22 +152,54 @@ def to_hf(preprocess: Preprocess, *, processor: str) -> tuple[dict[str, Any], Re
         "image_mean": list(steps.mean),
         "image_std": list(steps.std),
     }
+    if resize is not None:
+        sides = dict(zip(("height", "width"), resize.size, strict=True))
+        content["size"] = {"shortest_edge": max(resize.size)} if steps.keeps_aspect else sides
+        content["resample"] = _RESAMPLE.get(resize.method, _RESAMPLE["bilinear"])
+    if crop is not None:
+        content["crop_size"] = dict(zip(("height", "width"), crop.size, strict=True))
     if steps.channels == 3:
         content["do_convert_rgb"] = True
-    notes = []
+    return content, _hf_reasons(steps)
+
+
+def _is_hf_exact(resize: Resize) -> bool:
+    """Whether transformers, too, resizes without rounding; only its antialiased kernels do."""
+    return resize.rounding == "none" and not _resampling(resize, to="transformers")
+
+
+def _hf_reasons(steps: Pipeline) -> Reasons:
+    impossible, approximate, notes = steps.impossible(), _gray(steps), []
+    resize, crop = steps.resize, steps.crop
+    if resize is not None:
+        approximate += _resampling(resize, to="transformers")
+        if resize.rounding == "none" and not _is_hf_exact(resize):
+            approximate.append(_LEVELS.format(library="transformers"))
+    if steps.keeps_aspect and len(set(resize.size)) > 1:
+        impossible.append(
+            f"its resize_small covers {resize.size[0]}x{resize.size[1]} pixels; transformers "
+            "resizes the shorter side, which covers squares only"
+        )
+    if steps.keeps_aspect and resize.long_side != "down":
+        approximate.append(
+            "transformers rounds the longer side down; resize_small has long_side='nearest'"
+        )
+    if not steps.crops_alike("down"):
+        approximate.append(
+            "transformers starts a centre crop a pixel earlier for some odd margins; center_crop "
+            "has offset='half_even'"
+        )
+    if not steps.exif:
+        approximate.append(
+            "transformers turns images as their EXIF orientation says; decode has exif=False"
+        )
     if steps.pad is not None:
         notes.append("without torchvision, transformers pads odd margins on the other side")
     elif crop is not None and resize is None:
         notes.append(
             "transformers pads images that are smaller than the crop; here they are errors"
         )
-    return content, Reasons(tuple(impossible), tuple(approximate), tuple(notes))
-
-
-def _hf_size(steps: Pipeline) -> dict[str, int]:
-    if steps.keeps_aspect:
-        return {"shortest_edge": max(steps.resize.size)}
-    return {"height": steps.resize.size[0], "width": steps.resize.size[1]}
+    return Reasons(tuple(impossible), tuple(approximate), tuple(notes))
 
 
 def to_timm(preprocess: Preprocess) -> tuple[dict[str, Any], Reasons]:
@@ -197,42 +209,52 @@ def to_timm(preprocess: Preprocess) -> tuple[dict[str, Any], Reasons]:
     it takes, pass through that unchanged.
     """
     steps = pipeline(preprocess)
-    impossible, approximate = steps.impossible(), []
-    resize, crop = steps.resize, steps.crop
-    if resize is None and crop is not None:
-        impossible.append("its preprocessing crops without a resize; timm always resizes")
-    if steps.pad is not None:
-        impossible.append("its preprocessing pads; timm does not")
-    notes = ("timm resizes images of another size than the model's",) if resize is None else ()
-    resize = resize or Resize(size=steps.image_size)
-    approximate += _resampling(resize, to="timm")
-    if resize.rounding == "none":
-        approximate.append("timm rounds a resized image to 256 levels")
-    size = steps.image_size
-    share = _crop_pct(size, resize.size)
-    if share is None:
-        impossible.append(
-            f"it resizes to {resize.size[0]}x{resize.size[1]} and crops {size[0]}x{size[1]}; timm "
-            "has one share (crop_pct) for both sides"
-        )
-    if steps.keeps_aspect and resize.long_side != (
-        "down" if len(set(resize.size)) == 1 else "nearest"
-    ):
-        approximate.append("timm rounds the longer side otherwise (long_side)")
-    if not steps.crops_alike("half_even"):
-        approximate.append("timm crops one pixel beside it for some odd margins (offset)")
-    if steps.exif:
-        approximate.append("timm does not turn images as their EXIF orientation says")
-    approximate += _gray(steps)
+    resize = steps.resize or Resize(size=steps.image_size)
     content = {
-        "input_size": [steps.channels, *size],
+        "input_size": [steps.channels, *steps.image_size],
         "interpolation": resize.method if resize.method in _RESAMPLE else "bilinear",
-        "crop_pct": share,
+        "crop_pct": _crop_pct(steps.image_size, resize.size),
         "crop_mode": "center" if steps.keeps_aspect else "squash",
         "mean": list(steps.mean),
         "std": list(steps.std),
     }
-    return content, Reasons(tuple(impossible), tuple(approximate), notes)
+    return content, _timm_reasons(steps)
+
+
+def _timm_reasons(steps: Pipeline) -> Reasons:
+    impossible, approximate, notes = steps.impossible(), _gray(steps), []
+    resize, size = steps.resize, steps.image_size
+    if steps.pad is not None:
+        impossible.append("its preprocessing pads; timm does not")
+    if resize is None and steps.crop is not None:
+        impossible.append("its preprocessing crops without a resize; timm always resizes")
+    elif resize is None:
+        notes.append("timm resizes images of another size than the model's; here they are errors")
+    else:
+        approximate += _resampling(resize, to="timm")
+        if resize.rounding == "none":
+            approximate.append(_LEVELS.format(library="timm"))
+        if _crop_pct(size, resize.size) is None:
+            impossible.append(
+                f"it resizes to {resize.size[0]}x{resize.size[1]} and crops {size[0]}x{size[1]}; "
+                "timm has one share (crop_pct) for both sides"
+            )
+    long_side = "down" if resize is None or len(set(resize.size)) == 1 else "nearest"
+    if steps.keeps_aspect and resize.long_side != long_side:
+        approximate.append(
+            f"timm rounds the longer side as long_side='{long_side}' does; resize_small has "
+            f"'{resize.long_side}'"
+        )
+    if not steps.crops_alike("half_even"):
+        approximate.append(
+            "timm starts a centre crop a pixel later for some odd margins; center_crop has "
+            "offset='down'"
+        )
+    if steps.exif:
+        approximate.append(
+            "timm does not turn images as their EXIF orientation says; decode has exif=True"
+        )
+    return Reasons(tuple(impossible), tuple(approximate), tuple(notes))
 
 
 def _crop_pct(size: tuple[int, int], before: tuple[int, int]) -> float | None:
@@ -252,9 +274,9 @@ def _resampling(resize: Resize, *, to: str) -> list[str]:
     if resize.method not in _RESAMPLE:
         reasons.append(f'{to} has no resize with method="{resize.method}"; bilinear is written')
     elif resize.method != "nearest" and not resize.antialias:
-        reasons.append(f"{to} antialiases where an image shrinks (antialias)")
+        reasons.append(f"{to} antialiases where an image shrinks; the resize has antialias=False")
     if resize.rounding == "down":
-        reasons.append(f"{to} rounds a resized image to the nearest level, not down (rounding)")
+        reasons.append(f"{to} rounds to the nearest level; the resize has rounding='down'")
     return reasons
 
 
