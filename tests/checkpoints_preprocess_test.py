@@ -220,7 +220,7 @@ def test_no_such_family():
         ("size", {"height": 224}),
         ("size", {"shortest_edge": 2.5}),
         ("size", {"longest_edge": 224}),
-        ("crop_size", {"height": 999, "width": 999}),
+        ("do_pad", True),
         ("crop_size", {"shortest_edge": 9}),
         ("resample", 1),
         ("resample", "bicubic"),

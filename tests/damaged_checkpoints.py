@@ -29,7 +29,8 @@ class Shelf:
         self.folder = folder
         if not (folder / "hf").exists():
             export(tiny(labels=LABELS), folder / "hf", to="hf")
-            export(tiny(posemb_resize="bicubic_antialias"), folder / "timm", to="timm")
+            timm = tiny(family="timm", posemb_resize="bicubic_antialias")
+            export(timm, folder / "timm", to="timm")
             export(tiny(**GOOGLE), folder / "google.npz", to="google")
 
     def new(self, name: str) -> pathlib.Path:

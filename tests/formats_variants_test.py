@@ -28,7 +28,7 @@ def same(a, b):
 
 def timm_file(tmp_path, rename=lambda name: name, change=lambda array: array, **config):
     """A model, and the path of a bare file of timm's with its tensors."""
-    pretrained = tiny(posemb_resize="bicubic_antialias", **config)
+    pretrained = tiny(family="timm", posemb_resize="bicubic_antialias", **config)
     export(pretrained, tmp_path / "timm", to="timm")
     tensors = load_file(tmp_path / "timm/model.safetensors")
     save_file({rename(n): change(t) for n, t in tensors.items()}, tmp_path / "x.safetensors")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.checkpoints.preprocess import Preprocess, from_family
+from vit_jax.checkpoints.preprocess import Preprocess, from_family, from_hf
 from vit_jax.checkpoints.pretrained import Pretrained
 from vit_jax.models import VitConfig, build
 
@@ -17,7 +17,7 @@ VIT = VitConfig(
 LABELS = tuple(f"thing {k}" for k in range(5))
 
 
-def tiny(config=VIT, *, family="google", labels=None, seed=0, **changes):
+def tiny(config=VIT, *, family="hf", labels=None, seed=0, **changes):
     """A model of random numbers: none is zero or one, as initial ones are."""
     config = dataclasses.replace(config, **changes)
     model = build(config)
@@ -26,7 +26,10 @@ def tiny(config=VIT, *, family="google", labels=None, seed=0, **changes):
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape)), shapes)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-    transforms = from_family(family, image_size=config.image_size)
+    size = config.image_size
+    transforms = (
+        from_hf({}, image_size=size) if family == "hf" else from_family(family, image_size=size)
+    )
     return Pretrained(
         model=model,
         params=params,

@@ -54,9 +54,15 @@ def open_foreign(path: str | os.PathLike) -> Foreign:
         path=local,
         tensors=without_wrappers(open_tensors(file)),
         config=config,
-        preprocessor=_json(folder / "preprocessor_config.json") if config else {},
+        preprocessor=_preprocessor(folder) if config else {},
         submodel=submodel,
     )
+
+
+def _preprocessor(folder: pathlib.Path) -> dict[str, Any]:
+    """The file of the image processor; what saves it with a tokenizer nests it in another one."""
+    nested = _json(folder / "processor_config.json").get("image_processor")
+    return _json(folder / "preprocessor_config.json") or nested or {}
 
 
 def _not_there(path: pathlib.Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from vit_jax import workdir as workdirs
 from vit_jax.checkpoints.own import describe_own, is_own
 from vit_jax.checkpoints.plan import make_plan
-from vit_jax.checkpoints.pretrained import adapted
+from vit_jax.checkpoints.pretrained import adapted, evaluated_size
 from vit_jax.models import forward_flops, num_params
 
 # Fields that are shown on lines of their own, or say nothing of a checkpoint.
@@ -18,6 +18,11 @@ _RUNNING = (
     "scan", "remat",
 )  # fmt: skip
 _SHOWN_LABELS = 5
+_LOSSES = {
+    "softmax_xent": "softmax",
+    "sigmoid_xent": "a sigmoid each",
+    "": "numbers of a regression",
+}
 
 
 def inspect(
@@ -46,6 +51,7 @@ def inspect(
         }
         names = workdirs.read_dataset(location.workdir)["class_names"]
         labels, transforms, left_out = tuple(names), run.data.eval_transforms, ()
+        loss, followed = run.loss.name, None
     else:
         plan = make_plan(path, hints=hints, leave_out=leave_out)
         described, tensors = plan.description, plan.foreign.tensors
@@ -59,11 +65,12 @@ def inspect(
         }
         published, labels = described.config, described.labels
         transforms, left_out = described.transforms, plan.left_out
-    config = adapted(published, {"image_size": image_size})
+        loss, (followed, _) = plan.loss, evaluated_size(published, described.transforms)
+    config = adapted(published, {"image_size": image_size or followed})
     lines = found | {
         "model": type(published).__name__.removesuffix("Config"),
         "image size": _size(config.image_size) + _grid(config),
-        "classes": f"{config.num_classes:,}" if config.num_classes else "no head",
+        "classes": f"{config.num_classes:,}, {_LOSSES[loss]}" if config.num_classes else "no head",
         "labels": _labels(labels),
         "parameters": f"{num_params(config):,}",
         "forward pass": f"{forward_flops(config) / 1e9:,.4g} GFLOPs an image",
@@ -110,7 +117,7 @@ def _fields(config: Any) -> str:
     return ", ".join(shown)
 
 
-def _operation(operation: dict[str, Any]) -> str:
+def _operation(operation: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{k}={v}" for k, v in operation.items() if k != "op")
     return f"{operation['op']}({settings})"
 

@@ -13,9 +13,40 @@ from vit_jax.checkpoints.foreign import open_foreign
 from vit_jax.checkpoints.formats import FORMATS, Description, Foreign, Format, Hints
 from vit_jax.checkpoints.formats import entries as tables
 from vit_jax.checkpoints.formats.names import Renamed
-from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
+from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, did_you_mean
 from vit_jax.models import ModelConfig, param_shapes
+from vit_jax.optim.losses import LOSSES
 from vit_jax.parallel.rules import path_name
+
+# problem_type, of transformers' config.json -> the loss that a head was trained with.
+PROBLEM_TYPES = {
+    "single_label_classification": "softmax_xent",
+    "multi_label_classification": "sigmoid_xent",
+    "regression": "",
+}
+
+
+def head_loss(config: Mapping[str, Any], num_classes: int) -> str:
+    """The loss that a head was trained with, as transformers' pipelines conclude it.
+
+    Args:
+      config: of config.json; problem_type may be missing or null.
+      num_classes: of the head; a single class is a sigmoid's.
+
+    Returns:
+      softmax_xent, sigmoid_xent, or "" for a regression, whose outputs are not of classes.
+
+    Raises:
+      CheckpointError: there is no such problem_type.
+    """
+    problem = config.get("problem_type") or "single_label_classification"
+    if not isinstance(problem, str) or problem not in PROBLEM_TYPES:
+        raise CheckpointError(
+            f"config.json has problem_type={problem!r}. "
+            + did_you_mean(str(problem), PROBLEM_TYPES)
+        )
+    loss = PROBLEM_TYPES[problem]
+    return "sigmoid_xent" if loss and num_classes == 1 else loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +56,7 @@ class Plan:
     foreign: Foreign
     format: Format
     description: Description
+    loss: str  # That its head was trained with: see `head_loss`.
     sources: Mapping[str, tables.Source]
     fresh: tuple[str, ...]  # Paths that the caller left out: they get initial values.
     left_out: tuple[str, ...]
@@ -61,8 +93,16 @@ def make_plan(
             f"{path} has the names of {found.name}, but its tensors or its config.json are not as "
             f"they are there ({type(error).__name__}: {str(error)[:200]}). Download it again."
         ) from error
+    loss = _hinted_loss(hints) or head_loss(foreign.config, description.config.num_classes)
     hints.check_all_used(f"a checkpoint of {found.name}")
-    return _account(Plan(foreign, found, description, {}, (), ()), patterns)
+    return _account(Plan(foreign, found, description, loss, {}, (), ()), patterns)
+
+
+def _hinted_loss(hints: Hints) -> str:
+    loss = hints.get("loss") or ""
+    if loss and loss not in LOSSES:
+        raise ConfigError(f"The hint loss={loss!r}: {did_you_mean(loss, LOSSES)}")
+    return loss
 
 
 def _compiled(leave_out: Collection[str]) -> list[re.Pattern[str]]:

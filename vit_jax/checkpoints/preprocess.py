@@ -18,6 +18,7 @@ from PIL import Image
 
 from vit_jax.checkpoints.preprocess_fields import Fields
 from vit_jax.data.decode import decode_pillow
+from vit_jax.data.op import Op
 from vit_jax.data.reading import read_file
 from vit_jax.data.recipes import Transforms, evaluation
 from vit_jax.data.transforms import Transform, build
@@ -48,18 +49,36 @@ _HF_CLASSES: dict[str, dict[str, Any]] = {
     "DINOv3ViT": {"resample": 2, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]},
 }  # fmt: skip
 _HF_CLASSES["CLIP"] = _HF_CLASSES["Bit"]
+_IMAGENET_FIELDS = {"image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]}
+# model_type -> the class of its image processor (AutoImageProcessor's choice), and what the
+# published files of the family say beyond the defaults of that class. Sources: for DeiT and MSN
+# their conversion scripts in transformers; for MAE and DINOv2 how Facebook's code evaluates.
+_HF_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("ViT", {}),
+    "deit": ("DeiT", _IMAGENET_FIELDS),
+    "vit_mae": ("ViT", _IMAGENET_FIELDS | {"image_processor_type": "BitImageProcessor"}),
+    "vit_msn": ("ViT", _IMAGENET_FIELDS),
+    "ijepa": ("ViT", {}),
+    "dinov2": ("Bit", _IMAGENET_FIELDS),
+    "dinov2_with_registers": ("Bit", _IMAGENET_FIELDS),
+    "dinov3_vit": ("DINOv3ViT", {}),
+    "siglip_vision_model": ("Siglip", {}),
+}
 _HF_FILE = "preprocessor_config.json"
 _HF_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's codes.
 
 _TIMM_INTERPOLATION = {name: name for name in ("nearest", "bilinear", "bicubic")}
 
 
-def from_hf(preprocessor: Any, *, image_size: tuple[int, int]) -> Transforms:
+def from_hf(
+    preprocessor: Any, *, image_size: tuple[int, int], model_type: str = "vit"
+) -> Transforms:
     """The transforms that a preprocessor_config.json describes.
 
     Args:
       preprocessor: content of the file, of any age: a dict, if it is what it should be.
       image_size: (height, width) of the model, for sizes that the file does not have.
+      model_type: of config.json: it decides the class of a file that names none.
 
     Returns:
       Transforms with explicit sizes.
@@ -67,7 +86,7 @@ def from_hf(preprocessor: Any, *, image_size: tuple[int, int]) -> Transforms:
     Raises:
       CheckpointError: a key's value makes no sense, or is not supported.
     """
-    kind = _hf_class(Fields(_HF_FILE, preprocessor, {}))
+    kind = _hf_class(Fields(_HF_FILE, preprocessor, {}), default=_HF_FAMILIES[model_type][0])
     fields = Fields(_HF_FILE, preprocessor, _HF_CLASSES[kind])
     square = fields.flag("default_to_square", True)
     own = _scaled(fields.default("size at 224", {}), image_size)
@@ -76,21 +95,44 @@ def from_hf(preprocessor: Any, *, image_size: tuple[int, int]) -> Transforms:
     ops: list[dict[str, Any]] = [{"op": "decode"}]
     if fields.flag("do_resize", True):
         # DINOv3's divides before it resizes, and so does not round to 256 levels.
-        rounding = {"rounding": "none"} if kind == "DINOv3ViT" else {}
+        exact = kind == "DINOv3ViT" and fields.flag("do_rescale", True)
+        rounding = {"rounding": "none"} if exact else {}
         ops.append(_resize(resize_to, method=method, **rounding))
     if fields.flag("do_center_crop", False):
         crop = fields.size("crop_size", image_size, square=True)
         if "shortest_edge" in crop:
             raise fields.error("crop_size", "height and width", crop)
-        if fields.flag("do_resize", True) and not _covers(resize_to, crop):
-            raise fields.error("crop_size", f"within size={resize_to}", crop)
-        ops.append({"op": "center_crop", "size": (crop["height"], crop["width"])})
+        side = crop["height"], crop["width"]
+        if not fields.flag("do_resize", True) or not _covers(resize_to, crop):
+            ops.append({"op": "pad", "size": side})  # Its crop pads what is smaller with zeros.
+        ops.append({"op": "center_crop", "size": side})
+    if fields.flag("do_pad", False):
+        raise fields.error("do_pad", "false (padding after the normalisation is not read)", True)
     return (*ops, _normalize(*_hf_statistics(fields)))
 
 
-def _hf_class(fields: Fields) -> str:
-    """The key of `_HF_CLASSES` that a file names; the oldest files name none, and are ViT's."""
-    name = fields.text("feature_extractor_type", "ViTFeatureExtractor")
+def published_processor(model_type: str, *, image_size: tuple[int, int]) -> dict[str, Any]:
+    """The preprocessor_config.json of a family, for a folder that has none.
+
+    Args:
+      model_type: of config.json: a key of `_HF_FAMILIES`.
+      image_size: (height, width) of the model, to which the published sizes are scaled.
+    """
+    kind, fields = _HF_FAMILIES[model_type]
+    content = {"image_processor_type": f"{kind}ImageProcessor", **fields}
+    if content["image_processor_type"] != "BitImageProcessor":
+        return content
+    if image_size == (518, 518):  # DINOv2's positions; it is evaluated at 224 pixels.
+        image_size = (224, 224)
+    return content | {
+        "size": {"shortest_edge": round(max(image_size) * 256 / 224)},
+        "crop_size": list(image_size),
+    }
+
+
+def _hf_class(fields: Fields, *, default: str) -> str:
+    """The key of `_HF_CLASSES` that a file names; the oldest files name none."""
+    name = fields.text("feature_extractor_type", f"{default}FeatureExtractor")
     name = fields.text("image_processor_type", name)
     kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name)
     if kind not in _HF_CLASSES:
@@ -229,7 +271,7 @@ def from_family(family: str, *, image_size: tuple[int, int]) -> Transforms:
 
 def output_size(transforms: Transforms) -> tuple[int, int] | None:
     """(height, width) of the images that transforms make; None: the model's, as none is named."""
-    sizes = [op.get("size") for op in transforms if op["op"] in ("resize", "center_crop")]
+    sizes = [op.get("size") for op in transforms if op["op"] in ("resize", "pad", "center_crop")]
     if not sizes or sizes[-1] is None:
         return None
     height, width = np.broadcast_to(sizes[-1], 2).tolist()
@@ -243,7 +285,7 @@ class Preprocess:
     Attributes:
       transforms: the first is decode; the images that they make are of `image_size`.
       image_size: (height, width) in pixels.
-      channels: of the model, 3 or 1.
+      channels: of the model, 3 or 1: those that decode gives where it does not say.
     """
 
     transforms: Transforms
@@ -262,11 +304,16 @@ class Preprocess:
     def _transform(self) -> Transform:
         first, *rest = self.transforms
         return build(
-            [{**first, "channels": self.channels}, *rest],
+            [{"channels": self.channels, **first}, *rest],
             image_size=self.image_size,
             channels=self.channels,
             key="preprocessing",
         )
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """The operations, with every size and default."""
+        return self._transform.ops
 
     def __call__(self, images: Picture | Sequence[Picture]) -> Float32[np.ndarray, "b h w c"]:
         """Prepares images.
@@ -294,8 +341,8 @@ class Preprocess:
     def _stored(self, image: Picture) -> bytes | UInt8[np.ndarray, "..."] | np.ndarray:
         """What the decode transform takes."""
         if isinstance(image, Image.Image):
-            exif = self.transforms[0].get("exif", True)
-            return decode_pillow(image, channels=self.channels, exif=exif)
+            decode = self.ops[0]
+            return decode_pillow(image, channels=decode.channels, exif=decode.exif)
         return image if isinstance(image, np.ndarray) else read_file(image)
 
     def for_size(self, size: Iterable[int]) -> "Preprocess":

@@ -24,6 +24,7 @@ from vit_jax.checkpoints.own import is_own, one_device
 from vit_jax.checkpoints.plan import make_plan
 from vit_jax.checkpoints.preprocess import Preprocess, output_size
 from vit_jax.checkpoints.reader import read
+from vit_jax.data.recipes import Transforms
 from vit_jax.errors import ConfigError
 from vit_jax.models import MixerConfig, ModelConfig, VitConfig, build, model_config
 from vit_jax.models.checks import square
@@ -44,6 +45,8 @@ class Pretrained:
       left_out: names of tensors that the model has no use for.
       notes: what was assumed of it where the file does not tell, and what was done to it: resized,
         initialised anew.
+      loss: that its head was trained with, which decides what its probabilities are: softmax_xent,
+        sigmoid_xent, or "" where its outputs are not of classes (a regression).
     """
 
     model: nn.Module
@@ -55,6 +58,7 @@ class Pretrained:
     published: ModelConfig
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
+    loss: str = "softmax_xent"
 
 
 def load_pretrained(
@@ -72,8 +76,8 @@ def load_pretrained(
 
     Args:
       path: a file, a folder, a name on a hub: see `vit_jax.checkpoints.hub.resolve`.
-      image_size: side, or (height, width), in pixels, if not its own: position embeddings are
-        resized by its publisher's kernel.
+      image_size: side, or (height, width), in pixels: position embeddings are resized by its
+        publisher's kernel. None: what its preprocessing makes, see `evaluated_size`.
       patch_size: likewise: the patch embedding is resized as in FlexiViT (arXiv 2212.08013).
       num_classes: another number of classes gets a new head, of zeros; 0: no head.
       hints: what the file does not tell: `num_heads`, `image_size` (as it was trained), `ln_eps`,
@@ -97,6 +101,7 @@ def load_pretrained(
         "num_classes": num_classes,
         "posemb_resize": resize,
     }
+    said: tuple[str, ...] = ()
     mesh = one_device() if mesh is None else mesh
     if is_own(path):
         if hints or leave_out:
@@ -104,6 +109,8 @@ def load_pretrained(
         return _load_own(path, changes, mesh)
     plan = make_plan(path, hints=hints, leave_out=leave_out)
     published = plan.description.config
+    if changes["image_size"] is None:
+        changes["image_size"], said = evaluated_size(published, plan.description.transforms)
     config = adapted(published, changes)
     params, notes = read(plan, config, mesh)
     return Pretrained(
@@ -115,7 +122,8 @@ def load_pretrained(
         format=plan.format.name,
         published=published,
         left_out=plan.left_out,
-        notes=(*plan.description.all_notes, *notes),
+        notes=(*plan.description.all_notes, *said, *notes),
+        loss=plan.loss,
     )
 
 
@@ -127,25 +135,59 @@ def _load_own(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mesh) -
         plain = {"lora_rank": 0} if isinstance(published, VitConfig) else {}
         config = adapted(published, {**changes, **plain})
         params = adapt_params(run.params, old=published, new=config, mesh=mesh)
+    decode, *others = run.config.data.eval_transforms
+    # A run's own decode gives three channels where it does not say, whatever its model takes.
+    transforms = ({"channels": 3, **decode}, *others)
     return Pretrained(
         model=build(config),
         params=params,
         config=config,
-        preprocess=_preprocess(run.config.data.eval_transforms, published, config),
+        preprocess=_preprocess(transforms, published, config),
         labels=_labels(tuple(run.dataset["class_names"]), published, config),
         format="vit_jax work directory",
         published=published,
         left_out=(),
         notes=(f"step {run.step:,}",),
+        loss=run.config.loss.name,
     )
 
 
 def _preprocess(transforms: Any, published: ModelConfig, config: ModelConfig) -> Preprocess:
     """How pictures are prepared for the model, in proportion where its image size is another."""
     transforms = tuple(map(dict, transforms))
-    # DINOv2's, say, is evaluated at 224 pixels and was trained at 518.
     made = output_size(transforms) or published.image_size
     return Preprocess(transforms, made, published.channels).for_size(config.image_size)
+
+
+def evaluated_size(
+    published: ModelConfig, transforms: Transforms
+) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
+    """The image size that a checkpoint's preprocessing makes, and what to say of it.
+
+    DINOv2, say, has positions for 518 pixels and is evaluated at 224. None, if the model is stored
+    for what is made, or cannot take it.
+
+    Args:
+      published: the model as it is stored.
+      transforms: how its publisher prepares images.
+    """
+    made = output_size(transforms)
+    if not isinstance(published, VitConfig) or made in (None, published.image_size):
+        return None, ()
+    if any(side % stride for side, stride in zip(made, published.stride, strict=True)):
+        return None, (
+            f"its preprocessing makes images of {_shown(made)} pixels, which its patches do not "
+            f"divide: they are scaled to {_shown(published.image_size)}",
+        )
+    stored = _shown(published.image_size)
+    return made, (
+        f"image size {_shown(made)}, which its preprocessing makes; it is stored for {stored} "
+        f"(image_size={stored} loads that)",
+    )
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def _labels(labels: tuple[str, ...] | None, published: ModelConfig, config: ModelConfig):

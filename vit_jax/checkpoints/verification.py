@@ -130,8 +130,7 @@ def verify(fixture: dict[str, Any]) -> Iterator[Difference]:
             f"{fixture['id']}: none of its arrays can be compared: {', '.join(_OUTPUTS)}."
         )
     for size in dict.fromkeys(name.rpartition("/")[0] for name in known):
-        height_width = tuple(map(int, size.split("x"))) if size else None
-        outputs = _outputs(fixture, height_width, inputs[f"image_{size}" if size else "image"])
+        outputs = _outputs(fixture, inputs[f"image_{size}" if size else "image"])
         for name, (theirs, noise_floor, tolerance) in known.items():
             folder, _, output = name.rpartition("/")
             if folder != size:
@@ -150,8 +149,8 @@ def _arrays(fixture: dict[str, Any], name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def _outputs(fixture, image_size: tuple[int, int] | None, images: np.ndarray) -> dict[str, Any]:
-    pretrained = load_fixture(fixture, image_size=image_size)
+def _outputs(fixture, images: np.ndarray) -> dict[str, Any]:
+    pretrained = load_fixture(fixture, image_size=images.shape[1:3])
 
     @jax.jit
     def apply(params, images):

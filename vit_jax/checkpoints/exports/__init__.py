@@ -40,8 +40,8 @@ def export(
         onnx a file. A work directory (orbax) may be in an object store.
       to: one of TARGETS.
       dtype: that the numbers are written in, float32 or bfloat16 (hf, timm, google, big_vision).
-      change_numerics: write it although the format has another LayerNorm epsilon, GELU or way of
-        resizing positions than the model.
+      change_numerics: write it although the format has another LayerNorm epsilon, GELU, or way of
+        resizing positions or images than the model.
 
     Returns:
       What is to be said of it.
@@ -100,9 +100,9 @@ def _write(
             case "google" | "big_vision":
                 google.write(pretrained, aside, to=to, **how)
             case "hf":
-                huggingface.write(pretrained, aside, **how)
+                said = huggingface.write(pretrained, aside, **how)
             case "timm":
-                timm.write(pretrained, aside, **how)
+                said = timm.write(pretrained, aside, **how)
             case "stablehlo":
                 said = _compared(programs.write_stablehlo(pretrained, aside))
             case "onnx":
@@ -110,7 +110,7 @@ def _write(
         aside.rename(path)
     finally:
         _remove(aside)
-    return said
+    return (*said, *_unsaid_loss(pretrained, to))
 
 
 def _remove(path: pathlib.Path) -> None:
@@ -118,6 +118,19 @@ def _remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     elif path.exists():
         path.unlink()
+
+
+def _unsaid_loss(pretrained: Pretrained, to: str) -> tuple[str, ...]:
+    """A note where a file gives logits and cannot say what their probabilities are."""
+    softmax = not pretrained.config.num_classes or pretrained.loss == "softmax_xent"
+    if softmax or to in ("hf", "timm"):
+        return ()
+    if to in ("stablehlo", "onnx"):
+        return (f"the head's loss is {pretrained.loss or 'a regression'}: take no softmax of it",)
+    return (
+        f"the file does not say that the head's loss is {pretrained.loss or 'a regression'}: read "
+        f"it with --hints=loss={pretrained.loss}",
+    )
 
 
 def _compared(difference: float) -> tuple[str, ...]:

@@ -21,19 +21,58 @@ from vit_jax.parallel.rules import path_name
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
-def check(
-    config: ModelConfig, wanted: Mapping[str, tuple[Any, ...]], *, to: str, change_numerics: bool
-) -> None:
-    """Refuses a model that a format cannot express.
+@dataclasses.dataclass(frozen=True)
+class Reasons:
+    """Why a format cannot express a model.
+
+    Attributes:
+      impossible: what it has no words for: outputs would be those of another model.
+      approximate: what its library computes a little differently; the user may accept that.
+      notes: no reason, but what the user should know.
+    """
+
+    impossible: tuple[str, ...] = ()
+    approximate: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, other: "Reasons") -> "Reasons":
+        return Reasons(
+            self.impossible + other.impossible,
+            self.approximate + other.approximate,
+            self.notes + other.notes,
+        )
+
+    def check(self, *, to: str, change_numerics: bool) -> None:
+        """Refuses what cannot be written.
+
+        Args:
+          to: name of the format, for the error.
+          change_numerics: accept what is approximate.
+
+        Raises:
+          CheckpointError: with every reason.
+        """
+        if not self.impossible and (change_numerics or not self.approximate):
+            return
+        advice = (
+            "" if self.impossible
+            else "\nWith --change_numerics it is written all the same: its outputs will differ a "
+            "little."
+        )  # fmt: skip
+        reasons = "\n".join(f"  {reason}" for reason in (*self.impossible, *self.approximate))
+        raise CheckpointError(f"This model cannot be written --to={to}:\n{reasons}{advice}")
+
+
+def compare(config: ModelConfig, wanted: Mapping[str, tuple[Any, ...]], *, to: str) -> Reasons:
+    """Why a format cannot express a model's architecture.
 
     Args:
       config: of the model.
       wanted: for each field of it that matters, the values that the format can express.
       to: name of the format, for the error.
-      change_numerics: accept another LayerNorm epsilon, GELU or kernel than the model's.
 
     Raises:
-      CheckpointError: with every reason.
+      CheckpointError: it expresses no model of this kind.
     """
     if not isinstance(config, VitConfig):
         raise CheckpointError(f"A {type(config).__name__} is not exported --to={to}.")
@@ -43,14 +82,7 @@ def check(
         if value not in accepted:
             reason = f"{field} is {value!r}; it can say only {' or '.join(map(repr, accepted))}"
             (numerics if field in _NUMERICS else impossible).append(reason)
-    if impossible or (numerics and not change_numerics):
-        advice = (
-            "" if impossible
-            else "\nWith --change_numerics it is written all the same: its outputs will differ a "
-            "little."
-        )  # fmt: skip
-        reasons = "\n".join(f"  {reason}" for reason in (*impossible, *numerics))
-        raise CheckpointError(f"This model cannot be written --to={to}:\n{reasons}{advice}")
+    return Reasons(tuple(impossible), tuple(numerics))
 
 
 _NUMERICS = ("ln_eps", "gelu", "posemb_resize", "rope_periods")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from vit_jax.checkpoints.exports.base import PLAIN, check, spelled, with_class_row
+from vit_jax.checkpoints.exports.base import PLAIN, compare, spelled, with_class_row
 from vit_jax.checkpoints.formats import mixer, resnet
 from vit_jax.checkpoints.formats.entries import Entry
 from vit_jax.checkpoints.formats.google import LINEN, PRE_LINEN
@@ -29,7 +29,7 @@ def write(
       path: of the .npz.
       to: google, in the names of vision_transformer's published files, or big_vision.
       dtype: float32 or bfloat16, which both keep as bytes without a type.
-      change_numerics: see `check`.
+      change_numerics: see `Reasons.check`.
 
     Raises:
       CheckpointError: the format cannot express the model.
@@ -47,7 +47,7 @@ def write(
             units=config.stem.units, width_factor=config.stem.width_factor
         )),
     }  # fmt: skip
-    check(config, wanted, to=to, change_numerics=change_numerics)
+    compare(config, wanted, to=to).check(to=to, change_numerics=change_numerics)
     entries = LINEN if big_vision else PRE_LINEN
     if not big_vision:
         params, config = with_class_row(pretrained.params, config)

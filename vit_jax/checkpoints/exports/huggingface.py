@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from vit_jax.checkpoints.exports.base import (
     DTYPES,
     PLAIN,
-    check,
+    Reasons,
+    compare,
     spelled,
     with_class_row,
     with_learned_positions,
@@ -19,6 +20,7 @@ from vit_jax.checkpoints.exports.base import (
 from vit_jax.checkpoints.exports.preprocessing import to_hf
 from vit_jax.checkpoints.formats import huggingface as names
 from vit_jax.checkpoints.formats.entries import Entry
+from vit_jax.checkpoints.plan import PROBLEM_TYPES
 from vit_jax.checkpoints.pretrained import Pretrained
 from vit_jax.errors import CheckpointError
 from vit_jax.models import VitConfig
@@ -71,8 +73,11 @@ def model_type(config: VitConfig) -> str:
 
 def write(
     pretrained: Pretrained, folder: pathlib.Path, *, dtype: str, change_numerics: bool
-) -> None:
+) -> tuple[str, ...]:
     """Writes a folder that `from_pretrained` reads.
+
+    Returns:
+      What transformers computes a little differently, and other notes.
 
     Raises:
       CheckpointError: no class of transformers can express the model.
@@ -87,7 +92,10 @@ def write(
         wanted |= {"rep_size": (0, config.rep_size)}
     else:
         wanted |= {"rep_size": (0,)}
-    check(config, wanted, to="hf", change_numerics=change_numerics)
+    processor = {"siglip_vision_model": "Siglip"}.get(kind, "ViT")
+    preprocessor, reasons = to_hf(pretrained.preprocess, processor=processor)
+    reasons += compare(config, wanted, to="hf") + _one_class(pretrained)
+    reasons.check(to="hf", change_numerics=change_numerics)
     params, config = with_learned_positions(pretrained.params, config)
     params, config = with_class_row(params, config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,19 +103,23 @@ def write(
     prefix = _PREFIX.get(kind, "") if config.num_classes else ""
     named = ((n if n.startswith(_HEADS) else prefix + n, array) for n, array in tensors)
     write_shards((*_masks(kind, config, prefix, dtype), *named), folder)
-    _write_json(folder / "config.json", _config(kind, config, pretrained.labels, dtype))
-    processor = {"dinov3_vit": "DINOv3ViT", "siglip_vision_model": "Siglip"}.get(kind, "ViT")
-    if any(op["op"] == "center_crop" for op in pretrained.preprocess.transforms):
-        processor = "Bit"
-    _write_json(
-        folder / "preprocessor_config.json",
-        to_hf(
-            pretrained.preprocess.transforms,
-            processor=processor,
-            image_size=config.image_size,
-            channels=config.channels,
-        ),
-    )
+    content = _config(kind, config, pretrained.labels, dtype)
+    if config.num_classes:
+        content["problem_type"] = problem_type(pretrained.loss)
+    _write_json(folder / "config.json", content)
+    _write_json(folder / "preprocessor_config.json", preprocessor)
+    return reasons.approximate + reasons.notes
+
+
+def problem_type(loss: str) -> str:
+    """What config.json calls the loss that a head was trained with."""
+    return next(name for name, known in PROBLEM_TYPES.items() if known == loss)
+
+
+def _one_class(pretrained: Pretrained) -> Reasons:
+    if pretrained.config.num_classes != 1 or pretrained.loss != "softmax_xent":
+        return Reasons()
+    return Reasons(approximate=("transformers shows a sigmoid of a single class, not a softmax",))
 
 
 def _kind(pretrained: Pretrained) -> str:

@@ -6,12 +6,12 @@ from typing import Any
 
 from vit_jax.checkpoints.exports.base import (
     PLAIN,
-    check,
+    compare,
     spelled,
     with_learned_positions,
     without_class_row,
 )
-from vit_jax.checkpoints.exports.huggingface import write_shards
+from vit_jax.checkpoints.exports.huggingface import problem_type, write_shards
 from vit_jax.checkpoints.exports.preprocessing import to_timm
 from vit_jax.checkpoints.formats.entries import Entry, dense
 from vit_jax.checkpoints.formats.timm import entries
@@ -48,8 +48,11 @@ _EVA: dict[str, tuple[Any, ...]] = {
 
 def write(
     pretrained: Pretrained, folder: pathlib.Path, *, dtype: str, change_numerics: bool
-) -> None:
+) -> tuple[str, ...]:
     """Writes a folder in the form of timm's on the Hugging Face hub.
+
+    Returns:
+      What timm computes a little differently, and other notes.
 
     Raises:
       CheckpointError: no entry point of timm can express the model.
@@ -61,7 +64,9 @@ def write(
         params, config = without_class_row(params, config)
     architecture, can, arguments = _entry_point(config)
     free = {"layer_scale": (config.layer_scale,), "registers": (config.registers,)}
-    check(config, PLAIN | free | can, to="timm", change_numerics=change_numerics)
+    preprocessing, reasons = to_timm(pretrained.preprocess)
+    reasons += compare(config, PLAIN | free | can, to="timm")
+    reasons.check(to="timm", change_numerics=change_numerics)
     folder.mkdir(parents=True, exist_ok=True)
     write_shards(spelled(params, config, _entries(config), dtype=dtype, to="timm"), folder)
     content: dict[str, Any] = {
@@ -71,19 +76,18 @@ def write(
         "global_pool": arguments["global_pool"],
         "model_args": arguments,
         "pretrained_cfg": {
-            **to_timm(
-                pretrained.preprocess.transforms,
-                image_size=config.image_size,
-                channels=config.channels,
-            ),
+            **preprocessing,
             "num_classes": config.num_classes,
             "fixed_input_size": True,
             "pool_size": None,
         },
     }
+    if config.num_classes:  # Not timm's, but of transformers' wrapper of timm.
+        content["problem_type"] = problem_type(pretrained.loss)
     if pretrained.labels:
         content["label_names"] = list(pretrained.labels)
     (folder / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return reasons.approximate + reasons.notes
 
 
 def _entry_point(config: VitConfig) -> tuple[str, dict[str, tuple[Any, ...]], dict[str, Any]]:

@@ -7,6 +7,7 @@ from vit_jax import workdir as workdirs
 from vit_jax.checkpoints.pretrained import Pretrained
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import base_config, freeze
+from vit_jax.errors import CheckpointError
 from vit_jax.models.section import write_section
 
 
@@ -47,11 +48,23 @@ def class_names(pretrained: Pretrained) -> tuple[str, ...]:
 
 
 def run_config(pretrained: Pretrained) -> FrozenConfigDict:
-    """A run's config that says what the model is and how pictures are prepared for it."""
+    """A run's config that says what the model and its head's loss are, and prepares its images.
+
+    Raises:
+      CheckpointError: its outputs are not of classes.
+      ConfigError: no config can say what the model is.
+    """
+    if not pretrained.loss:
+        raise CheckpointError(
+            "This model's head is a regression's (problem_type in its config.json): its outputs "
+            "are numbers, not classes, and have no probabilities. Load it without its head "
+            "(num_classes=0), or fine-tune it, see configs/finetune.py."
+        )
     config = base_config()
     config.total_steps = 1
     write_section(pretrained.config, config.model)
+    config.loss.name = pretrained.loss
     decode, *others = pretrained.preprocess.transforms
-    decode = {**decode, "channels": pretrained.config.channels}
+    decode = {"channels": pretrained.config.channels, **decode}
     config.data.eval_transforms = (decode, *others)
     return freeze(config)

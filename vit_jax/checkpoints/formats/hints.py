@@ -7,7 +7,7 @@ from typing import Any
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
 
 # Name of a hint -> the field of a model's config that it is of; "preprocessing" is a family of
-# `vit_jax.checkpoints.preprocess.from_family`.
+# `vit_jax.checkpoints.preprocess.from_family`, "loss" a key of `vit_jax.optim.losses.LOSSES`.
 HINTS = {
     "image_size": "image_size",
     "patch_size": "patch_size",
@@ -27,8 +27,9 @@ HINTS = {
     "rope_theta": "rope_theta",
     "rope_grid": "rope_grid",
     "preprocessing": "preprocessing",
+    "loss": "loss",
 }
-_NAMES = ("pool", "posemb", "posemb_resize", "gelu", "mlp", "rope", "preprocessing")
+_NAMES = ("pool", "posemb", "posemb_resize", "gelu", "mlp", "rope", "preprocessing", "loss")
 # What big_vision and timm call them.
 _OTHER_NAMES = {
     ("pool", "tok"): "token",

@@ -13,7 +13,7 @@ from vit_jax.checkpoints.formats.base import Description, Foreign, Format, compl
 from vit_jax.checkpoints.formats.entries import Entry, dense, embedding, norm
 from vit_jax.checkpoints.formats.hints import Hints
 from vit_jax.checkpoints.formats.names import count, renamed
-from vit_jax.checkpoints.preprocess import from_family, from_hf
+from vit_jax.checkpoints.preprocess import from_family, from_hf, published_processor
 from vit_jax.errors import CheckpointError, did_you_mean
 from vit_jax.models import VitConfig
 
@@ -127,14 +127,20 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     family = facts.pop("preprocessing")
     model, _ = complete(facts, {}, path=foreign.path)
     labels = _labels(config if "id2label" in config else foreign.config, model.num_classes)
+    kind, notes = config["model_type"], (f"model_type {config['model_type']}",)
     if family == "preprocessor_config.json":
-        transforms = from_hf(foreign.preprocessor, image_size=model.image_size)
+        preprocessor = foreign.preprocessor
+        if not preprocessor:
+            preprocessor = published_processor(kind, image_size=model.image_size)
+            notes += (
+                f"no preprocessor_config.json: images are prepared as {kind}'s publisher does",
+            )
+        transforms = from_hf(preprocessor, image_size=model.image_size, model_type=kind)
     else:
         transforms = from_family(family, image_size=model.image_size)
-    kind = config["model_type"]
     unread = kind == "siglip_vision_model" and model.pool != "map"
     unused = (*_UNUSED, r"head\..*") if unread else _UNUSED
-    return Description(model, tensors, unused, transforms, labels, (f"model_type {kind}",))
+    return Description(model, tensors, unused, transforms, labels, notes)
 
 
 def _family(foreign: Foreign) -> tuple[Mapping[str, Any], Family]:

@@ -1,0 +1,120 @@
+"""The loss of a head, softmax or sigmoid, travels with a checkpoint, and so do probabilities."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.references import reference
+from tests.tiny_checkpoints import LABELS, tiny
+from vit_jax.checkpoints.exports import export
+from vit_jax.checkpoints.inspection import inspect
+from vit_jax.checkpoints.pretrained import load_pretrained
+from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.predict import predict
+
+SIGMOID, SOFTMAX = "sigmoid_xent", "softmax_xent"
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("image") / "x.png"
+    pixels = np.random.default_rng(0).integers(256, size=(40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def model(loss, **changes):
+    pretrained = tiny(labels=LABELS if changes.get("num_classes", 5) == 5 else None, **changes)
+    return dataclasses.replace(pretrained, loss=loss)
+
+
+def shown(checkpoint, image, **how):
+    (found,) = predict(checkpoint, [str(image)], **how)
+    return dict(zip(found.classes, found.probabilities, strict=True))
+
+
+def probabilities(pretrained, image):
+    logits = np.asarray(
+        pretrained.model.apply({"params": pretrained.params}, pretrained.preprocess([image]))[0][0]
+    )
+    if pretrained.loss == SIGMOID:
+        return 1 / (1 + np.exp(-logits))
+    shares = np.exp(logits - logits.max())
+    return shares / shares.sum()
+
+
+@pytest.mark.parametrize("loss", [SIGMOID, SOFTMAX])
+@pytest.mark.parametrize("to", ["hf", "timm", "orbax"])
+def test_exports_say_the_loss(to, loss, image, tmp_path):
+    pretrained = model(loss)
+    export(pretrained, tmp_path / "vit", to=to, change_numerics=True)
+    found = load_pretrained(tmp_path / "vit")
+    assert found.loss == loss
+    again = shown(tmp_path / "vit", image)
+    wanted = dict(zip(LABELS, probabilities(found, image), strict=True))
+    assert again == pytest.approx(wanted, abs=1e-5)
+    assert (sum(again.values()) == pytest.approx(1, abs=1e-4)) == (loss == SOFTMAX)
+    assert ("a sigmoid each" in inspect(str(tmp_path / "vit"))) == (loss == SIGMOID)
+
+
+@pytest.mark.parametrize("to", ["hf", "timm"])
+def test_transformers_pipeline_shows_the_same(to, image, tmp_path):
+    transformers = reference("transformers")
+    export(model(SIGMOID), tmp_path / "vit", to=to, change_numerics=True)
+    pipeline = transformers.pipeline("image-classification", str(tmp_path / "vit"))
+    theirs = {entry["label"]: entry["score"] for entry in pipeline(str(image), top_k=5)}
+    assert shown(tmp_path / "vit", image) == pytest.approx(theirs, abs=0.03)  # A level or two.
+
+
+@pytest.mark.parametrize(
+    ("problem", "classes", "loss"),
+    [
+        (None, 5, SOFTMAX),
+        ("single_label_classification", 5, SOFTMAX),
+        ("multi_label_classification", 5, SIGMOID),
+        (None, 1, SIGMOID),
+        ("single_label_classification", 1, SIGMOID),
+    ],
+)
+def test_problem_types(problem, classes, loss, tmp_path):
+    export(model(SOFTMAX, num_classes=classes), tmp_path / "vit", to="hf", change_numerics=True)
+    config = json.loads((tmp_path / "vit/config.json").read_text()) | {"problem_type": problem}
+    (tmp_path / "vit/config.json").write_text(json.dumps(config))
+    assert load_pretrained(tmp_path / "vit").loss == loss
+
+
+def test_a_regression_has_no_probabilities(image, tmp_path):
+    export(model(""), tmp_path / "vit", to="hf")
+    config = json.loads((tmp_path / "vit/config.json").read_text())
+    assert config["problem_type"] == "regression"
+    assert load_pretrained(tmp_path / "vit").loss == ""
+    with pytest.raises(CheckpointError, match="head is a regression's"):
+        shown(tmp_path / "vit", image)
+    with pytest.raises(CheckpointError, match="head is a regression's"):
+        export(load_pretrained(tmp_path / "vit"), tmp_path / "run", to="orbax")
+    (tmp_path / "vit/config.json").write_text(json.dumps(config | {"problem_type": "multilabel"}))
+    with pytest.raises(CheckpointError, match=r"problem_type='multilabel'.*multi_label"):
+        load_pretrained(tmp_path / "vit")
+
+
+def test_a_single_class_of_a_softmax_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="a sigmoid of a single class"):
+        export(model(SOFTMAX, num_classes=1), tmp_path / "vit", to="hf")
+    export(model(SIGMOID, num_classes=1), tmp_path / "vit", to="hf")
+
+
+def test_a_bare_file_is_told_its_loss_by_a_hint(image, tmp_path):
+    path = tmp_path / "vit.npz"
+    pretrained = model(SIGMOID, gelu="tanh", posemb_resize="bilinear_corners")
+    (note,) = export(pretrained, path, to="google")
+    assert note.endswith("--hints=loss=sigmoid_xent")
+    hints = {"num_heads": 4, "image_size": 32}
+    assert load_pretrained(path, hints=hints).loss == SOFTMAX
+    found = load_pretrained(path, hints=hints | {"loss": SIGMOID})
+    again = sorted(shown(path, image, hints=hints | {"loss": SIGMOID}).values())
+    np.testing.assert_allclose(again, np.sort(probabilities(found, image)), atol=1e-5)
+    with pytest.raises(ConfigError, match="loss='sigmoid': Did you mean \"sigmoid_xent\""):
+        load_pretrained(path, hints=hints | {"loss": "sigmoid"})

@@ -1,0 +1,334 @@
+"""Exported preprocessing: the library's own code gives our pixels, or the export is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests import odd_images
+from tests.tiny_checkpoints import tiny
+from vit_jax.checkpoints.exports import export
+from vit_jax.checkpoints.exports.preprocessing import to_hf, to_timm
+from vit_jax.checkpoints.preprocess import Preprocess, from_hf, from_timm, published_processor
+from vit_jax.checkpoints.pretrained import load_pretrained
+from vit_jax.data.transforms import build
+from vit_jax.errors import CheckpointError, DataError
+
+LEVEL = 1.01 / 255  # Of 256, and some rounding.
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    return odd_images.write(tmp_path_factory.mktemp("odd"))
+
+
+def decode(**how):
+    return {"op": "decode", **how}
+
+
+def squash(size=None, **how):
+    return {"op": "resize", **how} | ({"size": size} if size else {})
+
+
+def small(size=None, **how):
+    how = {"long_side": "down", **how}
+    return {"op": "resize_small", **how} | ({"size": size} if size else {})
+
+
+def crop(size=None, **how):
+    return {"op": "center_crop", **how} | ({"size": size} if size else {})
+
+
+RANGE = {"op": "value_range"}
+HALF_EVEN = {"offset": "half_even"}
+SIZE = (16, 16)
+# What both libraries can say; timm's images are not turned and its crops rounded half to even.
+BOTH = {
+    "sizes left out": (SIZE, squash(), RANGE),
+    "bicubic": (SIZE, squash(16, method="bicubic"), RANGE),
+    "nearest": (SIZE, squash(16, method="nearest"), RANGE),
+    "not square": ((16, 24), squash(), RANGE),
+    "black and white 0 and 1": (SIZE, squash(), RANGE | {"vmin": 0.0, "vmax": 1.0}),
+    "black and white -3 and 10": (SIZE, squash(), RANGE | {"vmin": -3.0, "vmax": 10.0}),
+    "ImageNet's statistics": (SIZE, squash(), {"op": "normalize"}),
+    "one mean for all": (SIZE, squash(), {"op": "normalize", "mean": (0.4,), "std": (0.3,)}),
+    "squashed, then cut": (SIZE, squash(18), crop(), RANGE),
+    "cut after the normalisation": (SIZE, squash(18), RANGE, crop()),
+    "operations that change nothing": (
+        SIZE, squash(), {"op": "grayscale_to_rgb"}, {"op": "pad"}, crop(), RANGE,
+    ),
+}  # fmt: skip
+HF = BOTH | {
+    "shorter side": (SIZE, small(18), crop(), RANGE),
+    "shorter side, bicubic": (SIZE, small(method="bicubic"), crop(), RANGE),
+    "squashed to odd margins": (SIZE, squash((19, 21)), crop(), RANGE),
+    "not rounded": (SIZE, squash(rounding="none"), RANGE),
+    "not rounded, cut": (SIZE, small(18, rounding="none", method="bicubic"), crop(), RANGE),
+    "padded": (SIZE, squash(12), {"op": "pad"}, RANGE),
+    "padded and cut, no resize": (SIZE, {"op": "pad"}, crop(), RANGE),
+    "not square, cut": ((16, 24), squash((20, 30)), crop(), RANGE),
+}
+TIMM = BOTH | {
+    "shorter side": (SIZE, small(18, method="bicubic"), crop(**HALF_EVEN), RANGE),
+    "not square, covered": (
+        (16, 24), small((18, 27), long_side="nearest"), crop(**HALF_EVEN), RANGE,
+    ),
+}  # fmt: skip
+CASES = [("hf", name) for name in HF] + [("timm", name) for name in TIMM]
+
+
+def exported(to, preprocess):
+    return to_hf(preprocess, processor="ViT") if to == "hf" else to_timm(preprocess)
+
+
+def library(to, content, folder):
+    if to == "hf":
+        return odd_images.by_transformers(content, folder)
+    return odd_images.by_timm(content)
+
+
+def apart(preprocess, prepare, content, files):
+    """The largest difference in an image, in units of white minus black."""
+    std = np.array(content.get("image_std", content.get("std")))
+    largest = 0.0
+    for name, path in files.items():
+        if name == "gray16.png":  # Pillow turns it white before either library sees it.
+            continue
+        ours, theirs = preprocess([path])[0], prepare(path)
+        assert ours.shape == theirs.shape, name
+        largest = max(largest, float((np.abs(ours - theirs) * std).max()))
+    return largest
+
+
+@pytest.mark.parametrize(("to", "name"), CASES)
+def test_the_library_gives_our_pixels(to, name, odd, tmp_path):
+    size, *ops = (HF if to == "hf" else TIMM)[name]
+    preprocess = Preprocess((decode(exif=to == "hf"), *ops), size)
+    content, reasons = exported(to, preprocess)
+    assert not reasons.impossible and not reasons.approximate
+    assert apart(preprocess, library(to, content, tmp_path), content, odd) <= LEVEL
+    content = json.loads(json.dumps(content))
+    again = from_hf(content, image_size=size) if to == "hf" else from_timm(content)
+    again = Preprocess(again, size)
+    for path in odd.values():
+        np.testing.assert_allclose(again([path]), preprocess([path]), atol=2e-6)
+
+
+def test_a_crop_alone_is_cut_by_transformers_too(odd, tmp_path):
+    preprocess = Preprocess((decode(), crop(), RANGE), SIZE)
+    content, reasons = to_hf(preprocess, processor="ViT")
+    large = {name: odd[name] for name in ("ordinary.png", "gray.png", "palette.gif", "turned.jpg")}
+    assert content["do_resize"] is False and not reasons.approximate
+    assert apart(preprocess, odd_images.by_transformers(content, tmp_path), content, large) < 1e-6
+    assert "smaller than the crop" in reasons.notes[0]
+    with pytest.raises(DataError, match="center_crop wants 16x16"):
+        preprocess([odd["tiny.png"]])
+    assert to_timm(preprocess)[1].impossible
+
+
+REFUSED = {
+    "gray and back": (
+        ("hf", "timm"), (decode(), {"op": "rgb_to_grayscale"}, {"op": "grayscale_to_rgb"},
+                         squash(), RANGE), "rgb_to_grayscale",
+    ),
+    "decoded to gray": (
+        ("hf", "timm"), (decode(channels=1), {"op": "grayscale_to_rgb"}, squash(), RANGE),
+        "decode to 1 channels for a model of 3",
+    ),
+    "padded in white": (
+        ("hf", "timm"), (decode(), squash(12), {"op": "pad", "fill": 255}, RANGE), "fill=255",
+    ),
+    "padded": (("timm",), (decode(), squash(12), {"op": "pad"}, RANGE), "timm does not"),
+    "padded, then cut to less": (
+        ("hf", "timm"), (decode(), {"op": "pad", "size": 24}, crop(), RANGE), "pad to another size",
+    ),
+    "two resizes": (("hf", "timm"), (decode(), squash(40), squash(), RANGE), "another resize"),
+    "cut, then resized": (("hf", "timm"), (decode(), crop(30), squash(), RANGE), "another resize"),
+    "random": (("hf", "timm"), (decode(), squash(), {"op": "flip_lr"}, RANGE), "flip_lr"),
+    "covering what is no square": (
+        ("hf",), (decode(), small((18, 27)), crop(), RANGE), "covers squares only",
+    ),
+    "other shares of height and width": (
+        ("timm",), (decode(), squash((18, 40)), crop(), RANGE), "crop_pct",
+    ),
+}  # fmt: skip
+APPROXIMATE = {
+    "not antialiased": (("hf", "timm"), (decode(), squash(antialias=False), RANGE), "antialias"),
+    "areas": (("hf", "timm"), (decode(), squash(method="area"), RANGE), 'method="area"'),
+    "rounded down": (("hf", "timm"), (decode(), squash(rounding="down"), RANGE), "rounding='down'"),
+    "not rounded": (("timm",), (decode(), squash(rounding="none"), RANGE), "256 levels"),
+    "longer side": (
+        ("hf", "timm"), (decode(), small(long_side="nearest"), crop(), RANGE), "long_side",
+    ),
+    "corner of the crop, transformers": (
+        ("hf",), (decode(), small(18), crop(**HALF_EVEN), RANGE), "offset",
+    ),
+    "corner of the crop, timm": (("timm",), (decode(), small(18), crop(), RANGE), "offset"),
+    "turned": (("timm",), (decode(), squash(), RANGE), "EXIF"),
+    "not turned": (("hf",), (decode(exif=False), squash(), RANGE), "EXIF"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*REFUSED, *APPROXIMATE])
+def test_other_pixels_are_refused_with_the_reason(name, tmp_path):
+    libraries, transforms, said = (REFUSED | APPROXIMATE)[name]
+    for to in libraries:
+        _, reasons = exported(to, Preprocess(transforms, SIZE))
+        assert any(said in r for r in (reasons.approximate, reasons.impossible)[name in REFUSED])
+    pretrained = tiny(
+        image_size=SIZE, posemb_resize="bicubic" if to == "hf" else "bicubic_antialias"
+    )
+    preprocess = dataclasses.replace(pretrained.preprocess, transforms=transforms)
+    pretrained = dataclasses.replace(pretrained, preprocess=preprocess)
+    with pytest.raises(CheckpointError, match=f"cannot be written --to={to}") as refused:
+        export(pretrained, tmp_path / "vit", to=to, change_numerics=name in REFUSED)
+    assert said in str(refused.value)
+    assert ("--change_numerics" in str(refused.value)) == (name in APPROXIMATE)
+
+
+def random_transforms(rng):
+    """A pipeline of any legal operations, sizes and ways."""
+    pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
+    size = (int(rng.integers(4, 25)), int(rng.integers(4, 25))) if rng.random() < 0.4 else (16, 16)
+    larger = tuple(side + int(rng.integers(0, 6)) for side in size)
+    how = {"method": pick("nearest", "bilinear", "bilinear", "bicubic", "area")}
+    how |= {"rounding": "none"} if rng.random() < 0.2 else {}
+    how |= {"antialias": False} if rng.random() < 0.1 else {}
+    cut = [crop(size, offset=pick("down", "half_even"))]
+    padded = [{"op": "pad", "size": size}, *cut]
+    ops = pick(
+        [squash(size, **how)],
+        [squash(larger, **how), *cut],
+        [small(max(larger), **how), *cut],
+        [small(larger, long_side=pick("down", "nearest"), **how), *cut],
+        padded,
+        [squash(tuple(side // 2 + 1 for side in size), **how), *padded],
+    )
+    low = float(rng.normal())
+    mean, std = rng.uniform(0, 1, 3).tolist(), rng.uniform(0.1, 1, 3).tolist()
+    last = pick(
+        RANGE,
+        RANGE | {"vmin": low, "vmax": low + float(rng.uniform(0.1, 3))},
+        {"op": "normalize", "mean": tuple(mean), "std": tuple(std)},
+    )
+    return size, (decode(exif=pick(True, False)), *ops, last)
+
+
+def written_ones(seeds, odd, folder):
+    """How many random pipelines each library can say; all of these give our pixels."""
+    counts = {"hf": 0, "timm": 0}
+    for seed in seeds:
+        size, transforms = random_transforms(np.random.default_rng(seed))
+        preprocess = Preprocess(transforms, size)
+        for to in counts:
+            content, reasons = exported(to, preprocess)
+            if reasons.impossible or reasons.approximate:
+                continue
+            counts[to] += 1
+            difference = apart(preprocess, library(to, content, folder), content, odd)
+            assert difference <= LEVEL, (seed, to, transforms)
+    return counts
+
+
+def test_random_pipelines(odd, tmp_path):
+    few = {name: odd[name] for name in ("ordinary.png", "wide.png", "turned.jpg")}
+    counts = written_ones(range(60), few, tmp_path)
+    assert min(counts.values()) >= 4, counts
+
+
+@pytest.mark.campaign
+def test_many_random_pipelines(odd, tmp_path):
+    counts = written_ones(range(60, 4000), odd, tmp_path)
+    assert min(counts.values()) >= 300, counts
+
+
+# ------------------------------------------------------------------------------ what is read
+
+
+FAMILIES = {
+    "vit": ([squash(SIZE)], RANGE),
+    "ijepa": ([squash(SIZE)], RANGE),
+    "siglip_vision_model": ([squash(SIZE, method="bicubic")], RANGE),
+    "vit_msn": ([squash(SIZE)], {"op": "normalize"}),
+    "dinov3_vit": ([squash(SIZE, rounding="none")], {"op": "normalize"}),
+    "deit": ([squash((18, 18), method="bicubic"), crop(SIZE)], {"op": "normalize"}),
+    "vit_mae": ([small(18, method="bicubic"), crop(SIZE)], {"op": "normalize"}),
+    "dinov2": ([small(18, method="bicubic"), crop(SIZE)], {"op": "normalize"}),
+    "dinov2_with_registers": ([small(18, method="bicubic"), crop(SIZE)], {"op": "normalize"}),
+}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_folder_without_a_processor_gets_its_familys(model_type):
+    content = published_processor(model_type, image_size=SIZE)
+    ops, last = FAMILIES[model_type]
+    wanted = build((decode(), *ops, last), image_size=SIZE).ops
+    assert build(from_hf(content, image_size=SIZE), image_size=SIZE).ops == wanted
+
+
+def test_dinov2_without_a_processor_is_evaluated_at_224():
+    content = published_processor("dinov2", image_size=(518, 518))
+    assert content["size"] == {"shortest_edge": 256} and content["crop_size"] == [224, 224]
+
+
+@pytest.mark.parametrize(
+    "model_type", ["vit", "deit", "dinov2", "dinov3_vit", "siglip_vision_model"]
+)
+def test_a_processor_without_a_name_is_of_its_familys_class(model_type, odd, tmp_path):
+    named = {"siglip_vision_model": "siglip"}.get(model_type, model_type)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": named}))
+    content = {"size": {"height": 20, "width": 20}, "crop_size": {"height": 16, "width": 16}}
+    preprocess = from_hf(content, image_size=SIZE, model_type=model_type)
+    size = (16, 16) if any(op["op"] == "center_crop" for op in preprocess) else (20, 20)
+    prepare = odd_images.by_transformers(content, tmp_path)
+    std = {"image_std": [1.0] * 3}
+    few = {name: odd[name] for name in ("ordinary.png", "tiny.png")}
+    assert apart(Preprocess(preprocess, size), prepare, std, few) <= LEVEL / 0.224
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    export(tiny(posemb_resize="bicubic"), tmp_path / "vit", to="hf")
+    return tmp_path / "vit"
+
+
+def test_the_image_size_follows_the_processor(folder, odd):
+    own = load_pretrained(folder)
+    change_json(folder / "preprocessor_config.json", size={"height": 16, "width": 24})
+    found = load_pretrained(folder)
+    assert found.config.image_size == found.preprocess.image_size == (16, 24)
+    assert found.params["pos_embedding"].shape[1] == 7 and found.published == own.config
+    assert any("16x24, which its preprocessing makes" in note for note in found.notes)
+    same = load_pretrained(folder, image_size=(16, 24))
+    np.testing.assert_array_equal(same.params["pos_embedding"], found.params["pos_embedding"])
+    stored = load_pretrained(folder, image_size=32)
+    assert stored.config == own.config and not any("follow" in note for note in stored.notes)
+    images = found.preprocess([odd["ordinary.png"]])
+    assert found.model.apply({"params": found.params}, images)[0].shape == (1, 5)
+
+
+def test_a_crop_of_part_of_a_patch_is_scaled_with_a_note(folder):
+    change_json(folder / "preprocessor_config.json", size={"height": 30, "width": 30})
+    found = load_pretrained(folder)
+    assert found.config.image_size == found.preprocess.image_size == (32, 32)
+    assert any("30x30 pixels, which its patches do not divide" in note for note in found.notes)
+
+
+def test_a_processor_that_was_saved_with_a_tokenizer_is_read(folder):
+    saved = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    assert "no preprocessor_config.json" in " ".join(load_pretrained(folder).notes)
+    nested = {"image_processor": saved | {"image_mean": [0.1] * 3}}
+    (folder / "processor_config.json").write_text(json.dumps(nested))
+    assert load_pretrained(folder).preprocess.transforms[-1]["mean"] == (0.1, 0.1, 0.1)
+
+
+def test_a_run_that_decodes_to_gray_keeps_doing_so(odd):
+    transforms = (decode(channels=1), {"op": "grayscale_to_rgb"}, squash(), RANGE)
+    pixels = Preprocess(transforms, SIZE)([odd["ordinary.png"]])
+    np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
