@@ -14,9 +14,10 @@ help:
 	@grep '^# make' Makefile
 
 # Installed anew when a list of requirements changes.
-$(VENV)/.installed: requirements.txt constraints.txt
+$(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
+	@echo "Installing vit_jax and the packages it needs into $(VENV) ..."
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable . -c constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt

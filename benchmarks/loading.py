@@ -10,6 +10,7 @@ size, and the seconds that it took: the median of several, and their spread. The
 cache, so what a disk costs is not in these seconds.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,19 +25,47 @@ import numpy as np
 from absl import app, flags
 
 _REPEATS = 3
-# Name, how it is written, simulated devices.
-_CASES = (
-    ("ViT-L/16 (timm)", "timm", 1),
-    ("25 blocks of width 2,048 (transformers, 2 parts)", "hf", 8),
-)
 
 
-def write(kind: str, folder: pathlib.Path) -> int:
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A checkpoint that is written and loaded.
+
+    Attributes:
+      name: for the table.
+      kind: whose names its tensors have: "timm" or "hf".
+      devices: that it is split over; simulated.
+      width: of the encoder, as are the next two.
+      mlp: hidden units.
+      depth: number of blocks.
+    """
+
+    name: str
+    kind: str
+    devices: int
+    width: int
+    mlp: int
+    depth: int
+
+
+SIZES = {
+    "full": (
+        Case("ViT-L/16 (timm)", "timm", 1, 1024, 4096, 24),
+        Case("25 blocks of width 2,048 (transformers, 2 parts)", "hf", 8, 2048, 8448, 25),
+    ),
+    "toy": (  # Shows that this program works.
+        Case("ViT-Ti/16 (timm)", "timm", 1, 192, 768, 12),
+        Case("2 blocks of width 64 (transformers)", "hf", 8, 64, 128, 2),
+    ),
+}
+
+
+def write(case: Case, folder: pathlib.Path) -> int:
     """Writes a checkpoint of random numbers; returns its bytes."""
     from vit_jax.checkpoints.exports.huggingface import write_shards
 
     rng = np.random.default_rng(0)
-    width, mlp, depth = (1024, 4096, 24) if kind == "timm" else (2048, 8448, 25)
+    width, mlp, depth = case.width, case.mlp, case.depth
 
     def tensor(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, np.float32)
@@ -78,7 +107,7 @@ def write(kind: str, folder: pathlib.Path) -> int:
                 yield f"{name.format(i)}.{norm}.bias", tensor(width)
 
     folder.mkdir(parents=True, exist_ok=True)
-    if kind == "hf":
+    if case.kind == "hf":
         config = {"model_type": "vit", "num_attention_heads": 16}
         (folder / "config.json").write_text(json.dumps(config))
         write_shards(transformers(), folder, largest=3 * 10**9)
@@ -130,14 +159,14 @@ def main(argv: Sequence[str]) -> None:
         return
     print("| checkpoint | GB | devices | peak memory / file | seconds (least to most) |")
     print("|---|---|---|---|---|")
-    for name, kind, devices in _CASES:
-        folder = pathlib.Path(_OUT.value) / kind
-        size = write(kind, folder)
-        runs = [measure(folder, devices) for _ in range(_REPEATS)]
+    for case in SIZES[_SIZE.value]:
+        folder = pathlib.Path(_OUT.value) / case.kind
+        size = write(case, folder)
+        runs = [measure(folder, case.devices) for _ in range(_REPEATS)]
         ratio = max(run["bytes"] for run in runs) / size
         seconds = sorted(run["seconds"] for run in runs)
         print(
-            f"| {name} | {size / 1e9:.2f} | {devices} | {ratio:.2f} | "
+            f"| {case.name} | {size / 1e9:.2f} | {case.devices} | {ratio:.2f} | "
             f"{statistics.median(seconds):.1f} ({seconds[0]:.1f} to {seconds[-1]:.1f}) |",
             flush=True,
         )
@@ -145,6 +174,7 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _OUT = flags.DEFINE_string("out", "", "Folder for the files, 6.3 GB.")
+    _SIZE = flags.DEFINE_enum("size", "full", list(SIZES), "Of the checkpoints.")
     _LOAD = flags.DEFINE_string("load", "", "Load this, and print what it took.")
     _DEVICES = flags.DEFINE_integer("devices", 1, "Simulated devices.")
     app.run(main)

@@ -71,28 +71,34 @@ def curves(path: str) -> list[np.ndarray]:
     return [np.array(rows).T for rows in tasks.values()]
 
 
+def report(path: str) -> Iterator[str]:
+    """The lines of what is printed: every rule's error where it is chosen, the best's beyond."""
+    seen, unseen = [], []
+    for x, y, half in curves(path):
+        first = half == 1
+        unseen.append(judge(x[first], y[first], x[~first], y[~first]))
+        for cut in x[first].max() / np.array([2, 4]):
+            near, far = first & (x <= cut), first & (x > cut) & (x <= 2 * cut)
+            if near.sum() > 3 and far.any():
+                seen.append(judge(x[near], y[near], x[far], y[far]))
+    yield f"{len(seen)} extrapolations within the first halves, by {len([*rules()])} rules"
+    score = {rule: np.mean([errors[rule] for errors in seen]) for rule in rules()}
+    order = sorted(score, key=score.get)
+    for rule in order:
+        yield f"{rule[0]:36} {rule[1]:7} last {rule[2]:2}   {score[rule]:.4f}"
+    yield "On the second halves, mean and median:"
+    for rule in (order[0], *((name, "mean", 0) for name in CANDIDATES)):
+        errors = [errors[rule] for errors in unseen]
+        shown = f"{np.mean(errors):.4f} {np.median(errors):.4f}"
+        yield f"{rule[0]:36} {rule[1]:7} last {rule[2]:2}   {shown}"
+
+
 if __name__ == "__main__":
     _TABLE = flags.DEFINE_string("table", None, "benchmark.vision.csv.", required=True)
 
     def main(argv: Sequence[str]) -> None:
         cli.no_arguments(argv)
-        seen, unseen = [], []
-        for x, y, half in curves(_TABLE.value):
-            first = half == 1
-            unseen.append(judge(x[first], y[first], x[~first], y[~first]))
-            for cut in x[first].max() / np.array([2, 4]):
-                near, far = first & (x <= cut), first & (x > cut) & (x <= 2 * cut)
-                if near.sum() > 3 and far.any():
-                    seen.append(judge(x[near], y[near], x[far], y[far]))
-        print(f"{len(seen)} extrapolations within the first halves, by {len([*rules()])} rules")
-        score = {rule: np.mean([errors[rule] for errors in seen]) for rule in rules()}
-        order = sorted(score, key=score.get)
-        for rule in order:
-            print(f"{rule[0]:36} {rule[1]:7} last {rule[2]:2}   {score[rule]:.4f}")
-        print("On the second halves, mean and median:")
-        for rule in (order[0], *((name, "mean", 0) for name in CANDIDATES)):
-            errors = [errors[rule] for errors in unseen]
-            print(f"{rule[0]:36} {rule[1]:7} last {rule[2]:2}   ", end="")
-            print(f"{np.mean(errors):.4f} {np.median(errors):.4f}")
+        for line in report(_TABLE.value):
+            print(line, flush=True)
 
     cli.run(main)

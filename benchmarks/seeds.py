@@ -12,12 +12,22 @@ import time
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax import cli
 from vit_jax.config import freeze
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
+
+
+def accuracy(config: FrozenConfigDict, seed: int, folder: pathlib.Path) -> float:
+    """The last test accuracy of the config with this seed; trains as far as is not yet done."""
+    seeded = ConfigDict(config.as_configdict())
+    seeded.seed = seed
+    train(freeze(seeded), folder / f"seed{seed}")
+    lines = read_jsonl(folder / f"seed{seed}" / "metrics.jsonl")
+    return next(line["test/top1"] for line in reversed(lines) if "test/top1" in line)
+
 
 if __name__ == "__main__":
     _CONFIG = cli.define_config()
@@ -30,14 +40,9 @@ if __name__ == "__main__":
         cli.no_arguments(argv)
         results = []
         for seed in range(_NUM_SEEDS.value):
-            config = ConfigDict(cli.read_config(_CONFIG).as_configdict())
-            config.seed = seed
-            workdir = pathlib.Path(_WORKDIR.value) / f"seed{seed}"
             began = time.perf_counter()
-            train(freeze(config), workdir)
+            results.append(accuracy(cli.read_config(_CONFIG), seed, pathlib.Path(_WORKDIR.value)))
             seconds = time.perf_counter() - began
-            lines = read_jsonl(workdir / "metrics.jsonl")
-            results.append(next(x["test/top1"] for x in reversed(lines) if "test/top1" in x))
             print(f"seed {seed}: test/top1 {results[-1]:.2%}, {seconds:.0f} s", flush=True)
         spread = statistics.stdev(results) if len(results) > 1 else float("nan")
         print(

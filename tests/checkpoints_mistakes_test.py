@@ -3,6 +3,7 @@
 import pathlib
 import time
 
+import jax
 import pytest
 
 from tests.checkpoints_mistakes import CASES, said_of
@@ -11,6 +12,8 @@ from tests.fuzzing import MEMORY, SECONDS, peak_bytes
 from tests.mistakes import Doors
 from tests.tiny_checkpoints import VIT, tiny
 from vit_jax.checkpoints.exports import export
+from vit_jax.checkpoints.pretrained import load_pretrained
+from vit_jax.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +118,13 @@ def test_the_command_line_says_it_too(doors, shelf, verb, typed, said):
     assert not list(shelf.folder.glob("*.unfinished"))
     for words in said:
         assert words in answer.err, f"{words!r} is not in {answer.err!r}"
+
+
+@pytest.mark.parametrize("to", ["google", "timm", "orbax"])
+def test_a_mesh_of_other_axes_is_refused(tmp_path, to):
+    export(tiny(), tmp_path / "a", to=to, change_numerics=True)
+    hints = None if to == "orbax" else {"num_heads": 4}
+    for axes in (("x",), ("data", "model")):
+        mesh = jax.make_mesh((1,) * len(axes), axes, devices=jax.devices()[:1])
+        with pytest.raises(ConfigError, match=r"lacks .*vit_jax\.parallel\.mesh\.make_mesh"):
+            load_pretrained(tmp_path / "a", mesh=mesh, hints=hints)

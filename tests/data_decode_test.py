@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tests.conftest import ROOT
 from vit_jax.data import decode
@@ -250,3 +250,85 @@ def test_of_too_many_pixels_pillow_does_not_warn_as_well():
     )
     assert "DataError: The image is too large" in done.stderr
     assert "DecompressionBombWarning" not in done.stderr
+
+
+# What is beside the pixels of a PNG.
+
+
+def chunks(png):
+    """Name and content of each chunk."""
+    at, found = 8, []
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        found.append((png[at + 4 : at + 8], png[at + 8 : end - 4]))
+        at = end
+    return found
+
+
+def of_chunks(parts, *, wrong=()):
+    """A PNG of (name, content); those of the names `wrong` have a wrong checksum."""
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(content).to_bytes(4, "big")
+        + name
+        + content
+        + (zlib.crc32(name + content) ^ (name in wrong)).to_bytes(4, "big")
+        for name, content in parts
+    )
+
+
+def squeezed(bytes_):
+    return zlib.compress(b"x" * bytes_)
+
+
+BESIDE = {
+    "2 MB of compressed text": (b"zTXt", b"workflow\0\0" + squeezed(2**21)),
+    "2 MB of compressed Unicode text": (b"iTXt", b"prompt\0\1\0\0\0" + squeezed(2**21)),
+    "2 MB of colour profile": (b"iCCP", b"ICC\0\0" + squeezed(2**21)),
+    "more text than Pillow reads": (b"tEXt", b"a\0" + b"x" * 2000),
+    "a gamma of one byte": (b"gAMA", b"\1"),
+    "a palette suggestion of nothing": (b"sPLT", b""),
+    "a resolution of two bytes": (b"pHYs", b"\0\1"),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("place", [1, -1])
+def test_what_is_beside_the_pixels_of_a_png_does_not_matter(pixels, beside, place, monkeypatch):
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_MEMORY", 1000)  # 64 MB would take its time.
+    parts = chunks(encode(pixels, "PNG"))
+    parts.insert(place, BESIDE[beside])
+    np.testing.assert_array_equal(decode_image(of_chunks(parts)), pixels)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(b"tEXt", b"a\0b"), (b"zTXt", b"a\0\0" + squeezed(9)), (b"tIME", bytes(7)), (b"eXIf", b"MM")],
+)
+def test_a_wrong_checksum_beside_the_pixels_does_not_matter(pixels, name, content):
+    parts = chunks(encode(pixels, "PNG"))
+    parts.insert(1, (name, content))
+    np.testing.assert_array_equal(decode_image(of_chunks(parts, wrong=[name])), pixels)
+
+
+def test_a_png_with_a_broken_comment_is_turned_and_coloured_as_without(pixels):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(pixels).quantize(16)
+    good = encode(picture, "PNG", exif=exif.tobytes(), transparency=3)
+    parts = chunks(good)
+    parts.insert(1, (b"tEXt", b"a\0b"))
+    want = decode_image(good)
+    assert want.shape == (20, 12, 3)
+    np.testing.assert_array_equal(decode_image(of_chunks(parts, wrong=[b"tEXt"])), want)
+
+
+@pytest.mark.parametrize("name", [b"IHDR", b"PLTE"])
+def test_a_png_whose_pixels_are_in_doubt_is_refused(pixels, name):
+    parts = chunks(encode(Image.fromarray(pixels).quantize(16), "PNG"))
+    parts.insert(1, (b"tEXt", b"a\0b"))
+    for wrong in ([name], [name, b"tEXt"]):
+        with pytest.raises(DataError):
+            decode_image(of_chunks(parts, wrong=wrong))
+    for cut in (20, 60, -30):
+        with pytest.raises(DataError):
+            decode_image(of_chunks(parts, wrong=[b"tEXt"])[:cut])

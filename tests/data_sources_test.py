@@ -1,6 +1,7 @@
 """Sources: what they hold, what they refuse, and in which words."""
 
 import io
+import itertools
 import json
 import pathlib
 import pickle
@@ -187,6 +188,86 @@ def test_a_folder_without_splits_is_always_divided_the_same(tmp_path):
     assert test <= more_test
 
 
+def all_of_test(root, classes, number):
+    """Writes so many images of each class, whose names all say that they belong to "test"."""
+    for name in classes:
+        files = (f"{name}/{i}.png" for i in itertools.count())
+        fallen = (file for file in files if image_folder._uniform(f"0/{file}") < 0.1)
+        for file in itertools.islice(fallen, number):
+            write_image(root / file)
+
+
+def divided(root):
+    """The files of each split; () where it has none."""
+    found = []
+    for split in ("train", "test"):
+        try:
+            found.append(files_of(ImageFolder(root, split=split)))
+        except DataError:
+            found.append([])
+    return found
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_every_class_has_an_image_to_train_on(tmp_path, caplog, number):
+    make_folder(tmp_path, splits=("",), classes=("ant", "bee"), per_class=30)
+    before = divided(tmp_path)
+    assert "belong to" not in caplog.text
+    all_of_test(tmp_path, ("cow", "dog"), number)
+    train, test = divided(tmp_path)
+    for name in ("cow", "dog"):
+        assert sum(file.startswith(name) for file in train) == 1
+        assert sum(file.startswith(name) for file in test) == number - 1
+        assert f"all images of the class '{name}' belong to \"test\"" in caplog.text
+    # The classes that were divided well stay as they are, and so does their order.
+    for old, new in zip(before, (train, test), strict=True):
+        assert [file for file in new if file[0] in "ab"] == old
+    assert divided(tmp_path) == [train, test]
+
+
+def test_the_image_that_was_taken_from_test_goes_back_when_the_class_has_others(tmp_path):
+    all_of_test(tmp_path, ("cow",), 3)
+    (kept,) = divided(tmp_path)[0]
+    for i in range(100, 140):
+        write_image(tmp_path / "cow" / f"{i}.png")
+    train, test = divided(tmp_path)
+    assert kept in test and len(train) > 30
+
+
+def test_a_split_without_a_class_says_so(tmp_path, caplog):
+    make_folder(tmp_path, per_class=12, classes=("cat", "dog", "fox"))
+    ImageFolder(tmp_path, split="train")
+    assert "has no image of" not in caplog.text
+    first = ImageFolder(tmp_path, split="train[:1]")
+    others = {"cat", "dog", "fox"} - {first.class_names[first.label(0)]}
+    assert f'"train[:1]" has no image of {", ".join(map(repr, sorted(others)))}.' in caplog.text
+
+
+ACCENTS = {"café": "cafe\u0301", "Å": "A\u030a", "한": "\u1112\u1161\u11ab"}
+
+
+@pytest.mark.parametrize("composed", ACCENTS)
+def test_names_that_look_alike_are_told_apart(tmp_path, composed):
+    other = ACCENTS[composed]
+    said = f"{composed!a} and {other!a}", f"{other!a} and {composed!a}"
+    for i, root in enumerate((tmp_path / "splits", tmp_path / "one", tmp_path / "neither")):
+        parts = [("train", composed), ("test", other)] if i == 0 else [("", composed), ("", other)]
+        if i == 1:
+            parts = [("train", composed), ("train", other), ("test", composed), ("test", other)]
+        for split, name in parts:
+            write_image(root / split / name / "0.png")
+            write_image(root / split / "tea" / "0.png")
+        with pytest.raises(DataError, match=r"look alike.*Unicode normalisation") as caught:
+            ImageFolder(root, split="train")
+        assert any(words in str(caught.value) for words in said)
+    # One form alone is a name like any other, and so is a letter that only resembles another.
+    for name in (composed, other):
+        make_folder(tmp_path / f"{name}!", classes=(name, "tea"), per_class=1)
+        assert name in ImageFolder(tmp_path / f"{name}!", split="train").class_names
+    make_folder(tmp_path / "greek", classes=("A", "Α"), per_class=1)
+    assert ImageFolder(tmp_path / "greek", split="train").num_classes == 2
+
+
 def test_a_class_called_train_is_a_class(tmp_path):
     make_folder(tmp_path, splits=("",), classes=("car", "train"))
     assert ImageFolder(tmp_path, split="train").class_names == ("car", "train")
@@ -233,8 +314,8 @@ def test_folder_mistakes(tmp_path):
     write_image(tmp_path / "c" / "train" / "cat" / "more" / "1.png")
     refuses(tmp_path / "c", "more: a folder inside of a class's")
     make_folder(tmp_path / "d", splits=("",), classes=("cat",), per_class=1)
-    assert len(ImageFolder(tmp_path / "d", split="test")) == 1
-    refuses(tmp_path / "d", 'no image fell to "train"')
+    assert len(ImageFolder(tmp_path / "d", split="train")) == 1
+    refuses(tmp_path / "d", 'no image fell to "test"', split="test")
 
 
 def test_links_stay_inside_of_the_root(tmp_path):
@@ -366,6 +447,13 @@ def test_fashion_mnist_from_idx(tmp_path, small_idx, monkeypatch):
     with pytest.raises(DataError, match="cannot open the split"):
         open_fashion(tmp_path, None, "test[:500]")
     pickle.loads(pickle.dumps(test))[0]
+
+
+def test_prepared_data_are_found_below_folders_of_any_name(tmp_path, small_idx):
+    for name in ("data[1]", "data*"):
+        open_fashion(tmp_path / name, small_idx)
+        folder = str(tmp_path / name / "tfds")
+        assert len(open_(source="tfds", name="fashion_mnist_idx", data_dir=folder)) == 60
 
 
 def test_fashion_mnist_from_broken_files(tmp_path, small_idx):

@@ -140,10 +140,34 @@ def test_constraints_are_in_the_lowered_program():
     assert "sharding_constraint" not in lower()
 
 
-def test_a_mesh_of_other_axes_is_refused():
-    other = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-    with jax.set_mesh(other), pytest.raises(ConfigError, match="lacks"):
+@pytest.mark.parametrize(
+    ("axes", "lacking"),
+    [
+        (("x",), "data, fsdp, tensor"),
+        (("data", "model"), "fsdp, tensor"),
+        (("data", "fsdp"), "tensor"),
+        (("data", "tensor", "FSDP"), "fsdp"),
+    ],
+)
+def test_a_mesh_of_other_axes_is_refused(axes, lacking):
+    other = jax.make_mesh(
+        (2, *[1] * (len(axes) - 1)), axes, axis_types=(AxisType.Auto,) * len(axes),
+        devices=jax.devices()[:2],
+    )  # fmt: skip
+    said = f"has the axes {', '.join(axes)} and lacks {lacking}: .*parallel.mesh.make_mesh"
+    with jax.set_mesh(other), pytest.raises(ConfigError, match=said):
         constrain(jnp.zeros((2, 2)), "data", None)
+    # Also a parameter that is split over no axis.
+    with pytest.raises(ConfigError, match=said):
+        rules.param_shardings({"bias": np.zeros(3)}, other)
+
+
+def test_a_mesh_may_have_more_axes():
+    axes = ("data", "fsdp", "tensor", "pipeline")
+    more = jax.make_mesh((1, 2, 1, 1), axes, axis_types=(AxisType.Auto,) * 4,
+                         devices=jax.devices()[:2])  # fmt: skip
+    specs = rules.param_shardings({"head": {"kernel": np.zeros((4, 3))}}, more)
+    assert specs["head"]["kernel"].spec == PartitionSpec("fsdp", None)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 from ml_collections import FrozenConfigDict
 
 from vit_jax import workdir as workdirs
@@ -32,6 +32,12 @@ class TrainState:
     params: PyTree
     opt_state: PyTree
     ema: PyTree  # Averaged parameters, or {}.
+
+
+def run_keys(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """The keys of a run: of its initial parameters, and of its updates, into which go the steps."""
+    init, updates = jax.random.split(jax.random.key(seed))
+    return init, updates
 
 
 def make_init(
@@ -78,7 +84,7 @@ def starting_point(
 
     Precedence: the work directory, then config.resume, then config.init_from, then scratch.
     """
-    key = jax.random.key(config.seed)
+    key, _ = run_keys(config.seed)
     targets = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(init, key),

@@ -6,12 +6,15 @@ functions raise nothing but OSError, whatever the layers below a remote path rai
 - An object appears whole or not at all, and cannot be appended to; there are no folders.
 - That the store cannot be reached is not the same as that there is nothing: `exists` and `names`
   raise, where the like of them in other libraries say that there is no such file.
+
+Importing this module replaces `epath.Path.glob`, for every library that uses it: see `_glob`.
 """
 
 import contextlib
 import errno
 import fcntl
 import functools
+import glob
 import logging
 import os
 import pathlib
@@ -30,6 +33,25 @@ STORE = "gs"
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<rest>.*)", re.DOTALL)
 # etils takes the local folders /gs, /s3, ... for the stores of these names.
 _TAKEN = re.compile(r"/+(gs|s3|az|hf)(/|$)")
+# The class of all paths, local and remote; etils exports no name for it.
+_PATH = type(epath.Path())
+_etils_glob = _PATH.glob
+
+
+def _glob(folder: epath.Path, pattern: str) -> Iterator[epath.Path]:
+    """Matches `pattern` in a folder whose own path is taken literally, as `pathlib.Path.glob` does.
+
+    etils 1.15 joins the two and matches the whole. Orbax calls it while it writes arrays and reads
+    metadata, TFDS while it looks for data sets, JAX in its compilation cache: below a folder named
+    `exp[1]` they would find nothing, and below `exp*` also the files below `exp1`.
+    """
+    if is_local(folder):
+        yield from (folder / name for name in glob.iglob(pattern, root_dir=folder))
+    else:  # `as_path` refuses addresses with such characters.
+        yield from _etils_glob(folder, pattern)
+
+
+_PATH.glob = _glob
 
 
 def as_path(path: epath.PathLike, *, name: str = "path") -> epath.Path:

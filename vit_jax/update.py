@@ -12,7 +12,7 @@ from ml_collections import FrozenConfigDict
 from vit_jax.data import mixing
 from vit_jax.optim import ema, frozen_mask, loss_by_name, value_and_grad
 from vit_jax.parallel import processes
-from vit_jax.state import TrainState
+from vit_jax.state import TrainState, run_keys
 
 
 def make_train_step(
@@ -24,18 +24,22 @@ def make_train_step(
     """A function (state, batch, stop) -> (state, metrics): one update, to be jitted."""
     loss_of = loss_by_name(config.loss.name)
     skip_bad = config.data.on_bad == "skip"
+    mixes = config.mix.mixup_alpha > 0 or config.mix.cutmix_alpha > 0
 
     def loss_fn(params, batch, rng):
         logits, _ = model.apply(
             {"params": params}, batch["image"], train=True, rngs={"dropout": rng}
         )
         losses = loss_of(logits, batch["label"], label_smoothing=config.loss.label_smoothing)
-        hits = logits.argmax(axis=-1) == batch["label"].argmax(axis=-1)
         share = batch.get("share", 1.0)
-        return (losses * share).mean(), {"top1": (hits * share).mean()}
+        measured = {}
+        if not mixes:  # A mixed image has no one class to be right about.
+            hits = logits.argmax(axis=-1) == batch["label"].argmax(axis=-1)
+            measured["train/top1"] = (hits * share).mean()
+        return (losses * share).mean(), measured
 
     def train_step(state: TrainState, batch: dict[str, Array], stop: Array):
-        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        rng = jax.random.fold_in(run_keys(config.seed)[1], state.step)
         rng_mix, rng_model = jax.random.split(rng)
 
         images, labels, weights = batch["image"], batch["label"], batch["weight"]
@@ -56,7 +60,7 @@ def make_train_step(
             # examples, also if it is taken over microbatches and then over these.
             mixed["share"] = weights * (weights.size / jnp.maximum(weights.sum(), 1))
 
-        (loss, metrics), grads = value_and_grad(
+        (loss, measured), grads = value_and_grad(
             loss_fn,
             state.params,
             mixed,
@@ -71,9 +75,8 @@ def make_train_step(
         step, average = state.step + 1, state.ema
         if config.optim.ema_decay:
             average = ema.update(average, params, decay=config.optim.ema_decay, count=step)
-        metrics = {
+        metrics = measured | {
             "train/loss": loss,
-            "train/top1": metrics["top1"],
             "train/lr": config.optim.lr * schedule(state.step),
             "train/grad_norm": optax.tree.norm(grads),
             "train/update_norm": optax.tree.norm(updates),

@@ -87,13 +87,13 @@ def load_pretrained(
       resize: another kernel for position embeddings: a key of `vit_jax.models.resize.KERNELS`.
       leave_out: patterns of whole names, of theirs or of our parameters: tensors that are not
         read, parameters that get initial values.
-      mesh: to lay the parameters on by our sharding rules: of each tensor that is read, a device
-        keeps its shard.
+      mesh: to lay the parameters on by our sharding rules, with the axes data, fsdp and tensor (see
+        `vit_jax.parallel.mesh.make_mesh`): of each tensor that is read, a device keeps its shard.
 
     Raises:
       CheckpointError: the file is damaged, of no known format, or does not account for every
         parameter and tensor.
-      ConfigError: a hint, size or kernel is none, or a hint has no effect.
+      ConfigError: a hint, size or kernel is none, a hint has no effect, or the mesh has other axes.
     """
     changes = {
         "image_size": None if image_size is None else _pair(image_size, name="image_size"),

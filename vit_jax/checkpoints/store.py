@@ -65,6 +65,7 @@ class Store:
           read_only: nothing is made or tidied up; do not save.
         """
         self.folder = storage.absolute(folder)
+        self._newest_save: tuple[int, Sequence[str]] | None = None  # Its step and its items.
         self._best_metric = best_metric
         self._keep = preservation(
             last=keep_last,
@@ -168,22 +169,46 @@ class Store:
                 args=args,
                 metrics=named if self._best_metric else None,
             )
+        self._newest_save = step, list(present)
 
     def finish(self) -> None:
         """Returns when the last save is on disk, and nothing is there that is not to be kept.
+
+        The last save is then looked up as a new process would do it.
 
         What a save supersedes is deleted after it, and a run that is killed meanwhile leaves some:
         the next save sees to it, but after the last one there is none. All processes must call
         this.
 
         Raises:
-          CheckpointError: it could not be written, or the older ones not be deleted.
+          CheckpointError: it could not be written, or the older ones not be deleted, or what was
+            written is not found again.
         """
         with self._saving():
             self._manager.wait_until_finished()
             metrics = {step: self._manager.metrics(step) for step in self.steps()}
             for step in superseded(self._keep, metrics):
                 self._manager.delete(step)
+        self._check_newest_save()
+
+    def _check_newest_save(self) -> None:
+        """Raises CheckpointError if the last save cannot be listed, or its arrays not be opened."""
+        if self._newest_save is None:
+            return
+        step, items = self._newest_save
+        try:
+            with reading(self.folder):
+                self._manager.reload()  # Orbax remembers what it has saved.
+            if step not in (steps := self.steps()):
+                raise BrokenError(f"The checkpoints that are found are those of the steps {steps}")
+            for item in items:
+                self.shapes(step, item)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"The checkpoint of step {step} was written to {self.folder}, and cannot be found "
+                f"there again: {error}\nDo not rely on it. Start the same command in another "
+                "--workdir, on another file system if you can."
+            ) from error
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+import zlib
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,6 +22,12 @@ MAX_SCANS = 500
 
 # What is tried. Pillow knows more, but some of those (EPS) start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+
+# Ancillary chunks of a PNG that decide about pixels: transparency, orientation, an animation's
+# frames; and the beginnings of texts in which Pillow finds an orientation.
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNKS = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
+_PNG_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 # Those of which Pillow widens 16 bits to the 32 of its mode I (PNG: before Pillow 11).
 _WIDENED = ("PNG", "PPM")
@@ -45,7 +52,8 @@ def decode_image(
     Alpha is dropped, not composited (as TensorFlow, timm and Hugging Face do). Of 16-bit gray the
     high byte is kept, as TensorFlow does; Pillow's own conversion would clip nearly all to white.
     JPEGs are decoded by libjpeg's accurate integer DCT: TensorFlow's default is the fast one, which
-    differs by up to 14 levels. Of animations the first frame is taken.
+    differs by up to 14 levels. Of animations the first frame is taken. Comments and colour profiles
+    of a PNG are never a reason to refuse it: libpng, too, passes over those that are broken.
 
     Args:
       data: an encoded file (any of `FORMATS`), or uint8 pixels [h, w] or [h, w, 1 to 4].
@@ -62,6 +70,16 @@ def decode_image(
     """
     if isinstance(data, np.ndarray):
         return _convert_array(data, channels)
+    try:
+        return _decode_file(data, channels, exif)
+    except DataError:
+        plain = _without_comments(data)
+        if plain == data:
+            raise
+    return _decode_file(plain, channels, exif)
+
+
+def _decode_file(data: bytes, channels: int, exif: bool) -> UInt8[np.ndarray, "h w c"]:
     image = _open(data)
     try:
         return _decode(image, channels, exif)
@@ -69,6 +87,27 @@ def decode_image(
         raise
     except Exception as e:  # Pillow's readers raise nearly every type on a broken file.
         raise _broken(image.format or "", data, e) from e
+
+
+def _without_comments(data: bytes) -> bytes:
+    """A PNG without the ancillary chunks that Pillow might stumble over; other data as they are.
+
+    Pillow ends at a chunk with a wrong checksum, at a compressed text or profile of more than 1 MB
+    and at an odd length, whatever the chunk is for. Critical chunks are left as they are.
+    """
+    if not data.startswith(_PNG_SIGNATURE):
+        return data
+    kept, at = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while at + 12 <= len(data):  # Length, name, content, checksum; what is cut off stays cut off.
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        name, checked = data[at + 4 : at + 8], data[at + 4 : end - 4]
+        critical = name[:1].isupper()
+        useful = name in _PNG_CHUNKS or checked[4:].startswith(_PNG_TEXTS)
+        whole = zlib.crc32(checked) == int.from_bytes(data[end - 4 : end], "big")
+        if critical or (useful and whole):
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
 
 
 def decode_pillow(

@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import os
+import unicodedata
+from collections.abc import Sequence
 
 from absl import logging
 
@@ -28,8 +30,11 @@ class ImageFolder(Source):
     `TEST_SHARE`, decided by its name alone: files added later move no other, and what one run is
     tested on no other run, such as one that it goes on from, has been trained on.
 
+    The exception is a class whose files would all belong to "test": one of them, chosen by name, is
+    in "train" as long as that is so, with a warning.
+
     Hidden files and folders (a leading dot) are passed over; files of other kinds are left out with
-    a warning.
+    a warning. So is said which classes have no image in a split or a slice of it.
     """
 
     def __init__(self, root: str | os.PathLike, *, split: str):
@@ -41,7 +46,8 @@ class ImageFolder(Source):
 
         Raises:
           DataError: the folder is missing or empty, a class has no image, the splits differ in
-            their classes, a link leads out of the root, or there is no such split.
+            their classes, two classes have names that only Unicode tells apart, a link leads out
+            of the root, or there is no such split.
         """
         self.name = self._root = os.path.realpath(os.path.expanduser(root))
         self.split = split
@@ -59,12 +65,11 @@ class ImageFolder(Source):
             ]
         else:
             name = check_split(split, splits=("train", "test"), where=self._root)
+            _check_forms(top, where=self._root)
             self.class_names = tuple(top)
-            files = [
-                file
-                for file in self._list_classes("")
-                if (_uniform(f"0/{file}") < TEST_SHARE) == (name == "test")
-            ]
+            every = self._list_classes("")
+            test = _of_test(every, where=self._root)
+            files = [file for file in every if (file in test) == (name == "test")]
             if not files:
                 raise DataError(
                     f'{self._root}: no image fell to "{name}", a matter of chance with so few. '
@@ -74,6 +79,12 @@ class ImageFolder(Source):
         positions = split_range(split, num_examples=len(files))
         self._files = files[positions.start : positions.stop]
         self._labels = {label: i for i, label in enumerate(self.class_names)}
+        if absent := sorted(set(self.class_names) - set(map(_class_of, self._files))):
+            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+            logging.warning(
+                '%s: "%s" has no image of %s%s.',
+                self._root, split, ", ".join(map(repr, absent[:5])), more,
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._files)
@@ -83,7 +94,7 @@ class ImageFolder(Source):
         return {"image": image, "label": self.label(index)}
 
     def label(self, index: int) -> int:
-        return self._labels[os.path.basename(os.path.dirname(self._files[index]))]
+        return self._labels[_class_of(self._files[index])]
 
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._files[index])
@@ -123,6 +134,7 @@ class ImageFolder(Source):
     def _common_classes(self, splits: list[str]) -> tuple[str, ...]:
         classes = {split: set(self._subfolders(self._join(split))) for split in splits}
         every = set.union(*classes.values())
+        _check_forms(sorted(every), where=self._root)
         lacking = [
             f"{split} lacks {', '.join(sorted(every - classes[split]))}"
             for split in splits
@@ -154,6 +166,39 @@ class ImageFolder(Source):
                 others[0],
             )
         return files
+
+
+def _class_of(file: str) -> str:
+    return os.path.basename(os.path.dirname(file))
+
+
+def _check_forms(names: Sequence[str], *, where: str) -> None:
+    """Raises DataError for two class names that look the same: é may be one character or two."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise DataError(
+                f"{where}: the class folders {other!a} and {name!a} look alike and differ only in "
+                "Unicode normalisation (a letter with its accent, or followed by it). Give them "
+                "the same name."
+            )
+
+
+def _of_test(files: Sequence[str], *, where: str) -> set[str]:
+    """The files that belong to "test" in a folder without split folders."""
+    numbers = {file: _uniform(f"0/{file}") for file in files}
+    # The file of each class with the largest number: the last one that a growing share would take.
+    kept = {_class_of(file): file for file in sorted(files, key=numbers.__getitem__)}
+    for name, file in sorted(kept.items()):
+        if numbers[file] < TEST_SHARE:
+            logging.warning(
+                '%s: by their names, all images of the class %r belong to "test". %s is trained on '
+                "nevertheless: training would be without an image of this class. Add images, or "
+                "divide them yourself.",
+                where, name, file,
+            )  # fmt: skip
+    return {file for file in files if numbers[file] < TEST_SHARE} - set(kept.values())
 
 
 def _uniform(text: str) -> float:

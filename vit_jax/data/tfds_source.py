@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 
+from vit_jax import storage
 from vit_jax.data.base import Example, Source, digest, split_name
 from vit_jax.data.reading import is_passing
 from vit_jax.errors import ConfigError, DataError, did_you_mean
@@ -27,8 +28,11 @@ def find_builder(name: str, *, data_dir: str) -> tfds.core.DatasetBuilder:
       data_dir: the folder of prepared data; "": TFDS's own (`~/tensorflow_datasets`).
 
     Raises:
+      ConfigError: `data_dir` cannot be used.
       DataError: there is no such data set, config or version, or what is prepared is damaged.
     """
+    if data_dir:
+        storage.as_path(data_dir, name="data.data_dir")
     if not re.fullmatch(r"[^:]*(:[\d.*]+)?", name):
         raise DataError(
             f'"{name}" is no data set of TFDS: write NAME, NAME/CONFIG or NAME:VERSION. Those of '

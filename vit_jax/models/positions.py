@@ -12,10 +12,11 @@ from vit_jax.models.config import VitConfig
 def sincos2d(
     grid: tuple[int, int], width: int, *, temperature: float = 10_000.0
 ) -> Float[Array, "1 patches width"]:
-    """Fixed two-dimensional sine and cosine position embedding, as in MoCo v3 and big_vision.
+    """Fixed two-dimensional sine and cosine position embedding, as in big_vision.
 
-    A patch at row y and column x gets [sin x w, cos x w, sin y w, cos y w], with width/4
-    frequencies w from 1 down to 1/temperature. (MoCo v3: arXiv 2104.02057.)
+    A patch at row y and column x gets [sin x w, cos x w, sin y w, cos y w], with n = width/4
+    frequencies w = temperature^(-i/(n-1)), from 1 down to 1/temperature. MoCo v3 (arXiv
+    2104.02057), where this layout is from, has temperature^(-i/n): its lowest frequency is higher.
 
     Args:
       grid: rows and columns of patches.

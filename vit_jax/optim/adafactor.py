@@ -20,9 +20,9 @@ def scale_by_adafactor(
 
     Second moments of a matrix cost a row and a column. As in Zhai et al. 2021 (arXiv 2106.04560,
     section 3.4) and unlike in Shazeer & Stern 2018 (1804.04235), there is momentum, its dtype may
-    be bfloat16, the second moment's decay 1 - t^-0.8 is capped so that it never stops to forget,
-    and the learning rate is not scaled by the norm of the parameter. Each block of a scanned
-    encoder has statistics of its own.
+    be bfloat16, the second moment's decay 1 - t^-0.8 is capped so that the estimate keeps adapting
+    however long the run is, and the learning rate is not scaled by the norm of the parameter. Each
+    block of a scanned encoder has statistics of its own.
 
     Args:
       params: parameters, or their shapes.

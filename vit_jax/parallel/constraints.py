@@ -26,9 +26,15 @@ def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    if missing := [axis for axis in AXES if axis not in mesh.axis_names]:
-        raise ConfigError(
-            f"The current mesh has the axes {mesh.axis_names} and lacks {missing}: models are "
-            "laid out over data, fsdp and tensor. Make it with vit_jax.parallel.make_mesh."
-        )
+    check_axes(mesh.axis_names)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def check_axes(names: tuple[str, ...]) -> None:
+    """Raises ConfigError if a mesh with axes of these names lacks one of ours."""
+    if missing := [axis for axis in AXES if axis not in names]:
+        raise ConfigError(
+            f"The mesh has the axes {', '.join(names)} and lacks {', '.join(missing)}: models are "
+            "laid out over data, fsdp and tensor. Make it with vit_jax.parallel.mesh.make_mesh; an "
+            "axis may have size 1."
+        )

@@ -29,8 +29,8 @@ def start() -> None:
     """Joins the run's other processes, if there are any. Call it before JAX has devices.
 
     Under Slurm's srun, Open MPI and GKE's TPU slices JAX finds the others by itself. Elsewhere set
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. With none of these the run has
-    one process.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. With none of these the run must
+    have one process: `coordination_client` refuses more, which only JAX knows of.
 
     Raises:
       ConfigError: the first of the three is set without the others, or one is no such number.
@@ -103,8 +103,22 @@ def coordination_client() -> Any:
     """The client of JAX's coordination service, None if there is one process.
 
     JAX has no public name for it; Orbax, too, takes it from here.
+
+    Raises:
+      ConfigError: there are several processes, as a Cloud TPU pod's runtime makes them by itself,
+        and no service. They could not agree on a config, nor end when one of them is lost.
     """
-    return distributed.global_state.client if jax.process_count() > 1 else None
+    if jax.process_count() == 1:
+        return None
+    if distributed.global_state.client is None:
+        raise ConfigError(
+            f"This is process {jax.process_index()} of {jax.process_count()}, which JAX found "
+            "without a launcher that vit_jax knows, so they have no coordination service. Set "
+            "JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID for each, and start them again. In a program of your own, call "
+            "jax.distributed.initialize() first."
+        )
+    return distributed.global_state.client
 
 
 def exchange(word: str) -> list[str]:

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import ConfigError
+from vit_jax.parallel.constraints import check_axes
 
 # (pattern of the whole parameter path, mesh axis of each trailing dimension). The first pattern
 # that matches counts. Leading dimensions that a rule does not name (the depth of scanned blocks)
@@ -57,8 +58,10 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
       mesh: with the axes data, fsdp, tensor.
 
     Raises:
-      ConfigError: no rule matches, or the mesh does not divide a dimension of a large parameter.
+      ConfigError: no rule matches, or the mesh lacks one of its axes, or does not divide a
+        dimension of a large parameter.
     """
+    check_axes(mesh.axis_names)
     axes = next((axes for pattern, axes in RULES if re.fullmatch(pattern, path)), None)
     if axes is None:
         raise ConfigError(

@@ -39,8 +39,6 @@ class Fit:
       delta: where the loss turns from squares to absolute values; infinite: least squares.
       log_residuals: log prediction - log y.
       rmse_log: root of their weighted mean square.
-      aic: Akaike's criterion, for normal log residuals; smaller is better.
-      bic: Schwarz's.
       condition: condition number of the Jacobian, its columns scaled to length one. Above 1e3 the
         letters can trade against each other.
       standard_errors: of the letters, from the Jacobian; relative to the letter. For orientation:
@@ -62,8 +60,6 @@ class Fit:
     delta: float
     log_residuals: Float[np.ndarray, "n"]
     rmse_log: float
-    aic: float
-    bic: float
     condition: float
     standard_errors: dict[str, float]
     identified: dict[str, str]
@@ -318,7 +314,6 @@ def _described(law, theta, *, rows, logs, y, weights, delta, bounds, converged, 
     inputs = {role: np.exp(x) for role, x in zip(law.inputs, logs, strict=True)}
     misses = np.log(law.predict(params, inputs)) - np.log(y)
     mean_square = float(weights @ misses**2 / weights.sum())
-    likelihood = n * math.log(max(mean_square, 1e-300))
     slopes, change = slopes_of(law, theta, logs - scales[:, None], scales, room=room)
     condition, errors, at_bound = _sensitivity(theta, slopes, change, weights, bounds)
     deviation = math.sqrt(mean_square * n / (n - p))
@@ -340,8 +335,6 @@ def _described(law, theta, *, rows, logs, y, weights, delta, bounds, converged, 
         delta=delta,
         log_residuals=misses,
         rmse_log=math.sqrt(mean_square),
-        aic=likelihood + 2 * (p + 1),
-        bic=likelihood + math.log(n) * (p + 1),
         condition=condition,
         standard_errors=relative,
         identified=words,

@@ -181,8 +181,6 @@ def _diagnostics(law: Fit) -> Json:
     return {
         "rows": law.n,
         "rmse_log": law.rmse_log,
-        "aic": law.aic,
-        "bic": law.bic,
         "condition": law.condition if math.isfinite(law.condition) else None,
         "converged": law.converged,
         "starts_agreeing": law.agreeing,

@@ -1,0 +1,127 @@
+"""Every benchmark runs, at toy size: what it measures is measured elsewhere."""
+
+import csv
+import dataclasses
+import math
+import pathlib
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from benchmarks import (
+    checkpointing,
+    loading,
+    scaling_fits,
+    scaling_rules,
+    seeds,
+    transfer,
+)
+from tests.conftest import ROOT
+from tests.small_run import small_config, train_on_one
+from vit_jax.config import base_config, freeze, validate
+from vit_jax.data import fashion_mnist
+
+TESTED = {"checkpointing", "loading", "scaling_fits", "scaling_rules", "seeds", "transfer"}
+
+
+def test_none_is_left_out():
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__"} == TESTED
+
+
+def test_checkpointing(tmp_path):
+    found, megabytes = checkpointing.saves("toy", tmp_path, repeats=1)
+    assert 0 < megabytes < 1 and all(len(seconds) == 1 for seconds in found.values())
+    table = checkpointing.table({"toy": found})
+    assert "| restore | " in table and "not measured" not in table
+
+
+@pytest.mark.slow
+def test_checkpointing_by_commands(tmp_path):
+    found = checkpointing.commands("toy", tmp_path, repeats=1)
+    assert {name: len(seconds) for name, seconds in found.items()} == {
+        "start-up, nothing compiled": 1, "start-up, compiled before": 1,
+        "start-up, from a checkpoint": 1, "shutdown, from SIGTERM": 3,
+        "shutdown, from the last step": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", loading.SIZES["toy"], ids=lambda case: case.kind)
+def test_loading(tmp_path, case):
+    size = loading.write(case, tmp_path)
+    assert 100_000 < size < 30_000_000
+    # All of the eight devices that the tests have.
+    assert set(loading.load(str(tmp_path), 8)) == {"bytes", "seconds"}
+
+
+def test_scaling_fits():
+    few = dataclasses.replace(scaling_fits.SETTINGS[0], points=6)
+    found = scaling_fits.coverage(few, ["profile"], draws=1)
+    assert found.keys() == {"profile"} and found["profile"][1] > 1
+    found = scaling_fits.speed(count=5, against=5)
+    assert all(math.isfinite(value) for value in found.values())
+
+
+def test_scaling_rules(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling_rules, "CANDIDATES", ("power", "power_floor"))
+    x = np.logspace(0, 2, 10)
+    rows = zip(x, 0.6 * x**-0.3 + 0.1, x < 13, strict=True)
+    with (tmp_path / "table.csv").open("w") as file:
+        table = csv.writer(file)
+        table.writerow(["Model", "Task", "Seen Examples", "Loss", "Training"])
+        table.writerows(["B", "cats", seen, loss, int(half)] for seen, loss, half in rows)
+    lines = list(scaling_rules.report(str(tmp_path / "table.csv")))
+    assert lines[0].startswith("1 extrapolations") and len(lines) > len([*scaling_rules.rules()])
+
+
+def test_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(seeds, "train", train_on_one)
+    assert 0 <= seeds.accuracy(small_config(), 0, tmp_path) <= 1
+    assert (tmp_path / "seed0" / "checkpoints" / "12").is_dir()
+
+
+def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(header + array.tobytes())
+
+
+@pytest.fixture
+def few_clothes(tmp_path, monkeypatch):
+    """Fashion-MNIST of 60 and 20 images of noise, in the configs of `transfer`."""
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    files = {}
+    for (split, (images, labels, _)), count in zip(
+        fashion_mnist._FILES.items(), (60, 20), strict=True
+    ):
+        files[split] = (images, labels, count)
+        noise = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
+        write_idx(folder / images, noise)
+        write_idx(folder / labels, (np.arange(count) % 10).astype(np.uint8))
+
+    def config_with_folders() -> ConfigDict:
+        c = base_config()
+        c.data.data_dir, c.data.manual_dir = str(tmp_path / "tfds"), str(folder)
+        return c
+
+    monkeypatch.setattr(fashion_mnist, "_FILES", files)
+    monkeypatch.setattr(transfer, "base_config", config_with_folders)
+
+
+@pytest.mark.parametrize("size", transfer.SIZES)
+def test_the_configs_of_transfer(size):
+    validate(freeze(transfer.pre_training(transfer.SIZES[size])))
+    for way in transfer.LEARNING_RATES:
+        made = transfer.transfer(
+            way, transfer.SIZES[size], origin="runs/x", shots=2, seed=0, lr=0.1
+        )
+        validate(freeze(made))
+
+
+@pytest.mark.slow
+def test_transfer(tmp_path, few_clothes, monkeypatch, capsys):
+    toy = transfer.SIZES["toy"]
+    monkeypatch.setattr(transfer, "train", train_on_one)
+    monkeypatch.setitem(transfer.LEARNING_RATES, "probe", (0.1,))
+    transfer.study(tmp_path / "runs", toy, ["probe"], [2])
+    assert "probe, 2 labels a class, lr 0.1: mean" in capsys.readouterr().out

@@ -1,0 +1,64 @@
+"""Modules, functions and files that texts, comments and messages name do exist."""
+
+import importlib
+import re
+
+from tests.conftest import ROOT
+
+FILES = [
+    path
+    for pattern in ("*.md", "vit_jax/**/*.py", "configs/**/*.py", "benchmarks/*.py")
+    for path in ROOT.glob(pattern)
+]
+_FOLDERS = "vit_jax|benchmarks|configs|tests"
+NAME = re.compile(rf"(?<![\w./])(?:{_FOLDERS})(?:\.[A-Za-z_]\w*)+(?![\w/*])")
+FILE = re.compile(rf"(?<![\w./])(?:{_FOLDERS}|colabs|docs)/[\w/.-]+\.\w+")
+# The package, and the type that it names, in which TensorBoard's files are written.
+OURS_NOT = {"vit_jax.Event", "vit_jax/event.proto"}
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is one of a module, or of something in a module."""
+    parts = name.split(".")
+    for n in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:n])
+        if path.is_dir() or path.with_suffix(".py").is_file():
+            break
+    found = importlib.import_module(".".join(parts[:n])) if n < len(parts) else None
+    for part in parts[n:]:
+        if not hasattr(found, part):
+            return False
+        found = getattr(found, part)
+    return True
+
+
+def named(pattern: re.Pattern) -> dict[str, str]:
+    """What is named in the files, and one of those that name it."""
+    return {
+        name: str(file.relative_to(ROOT))
+        for file in FILES
+        for name in pattern.findall(file.read_text())
+        if name not in OURS_NOT
+    }
+
+
+def test_dotted_names():
+    found = named(NAME)
+    assert len(found) > 150
+    assert {name: file for name, file in found.items() if not exists(name)} == {}
+
+
+def test_files():
+    found = named(FILE)
+    assert len(found) > 20
+    assert {name: file for name, file in found.items() if not (ROOT / name).exists()} == {}
+
+
+def test_what_does_not_exist_is_seen():
+    text = (
+        "Make it with vit_jax.parallel.make_mesh (vit_jax/parallel/nowhere.py), see vit_jax.nosuch."
+    )
+    assert NAME.findall(text) == ["vit_jax.parallel.make_mesh", "vit_jax.nosuch"]
+    assert FILE.findall(text) == ["vit_jax/parallel/nowhere.py"]
+    assert exists("vit_jax.parallel.mesh.make_mesh") and exists("vit_jax.parallel")
+    assert not exists("vit_jax.parallel.make_mesh") and not exists("vit_jax.nosuch")

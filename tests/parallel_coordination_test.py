@@ -1,0 +1,54 @@
+"""Processes that JAX found by itself, as on a plain Cloud TPU pod, are not run unwatched."""
+
+import jax
+import pytest
+from etils import epath
+
+from tests.small_run import small_config
+from vit_jax.agreement import agree
+from vit_jax.errors import ConfigError
+from vit_jax.parallel import processes
+from vit_jax.parallel.watch import Watch
+from vit_jax.train import train
+
+SAID = r"process 1 of 4.*no coordination service.*JAX_COORDINATOR_ADDRESS.*start them again"
+
+
+@pytest.fixture
+def second_of_four(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        processes.coordination_client,
+        lambda: processes.exchange("word"),
+        lambda: Watch(60),
+        lambda: agree(epath.Path("/nowhere"), small_config(), {}),
+    ],
+    ids=["client", "exchange", "watch", "agreement"],
+)
+def test_without_a_service_nothing_that_needs_it_goes_on(second_of_four, use):
+    with pytest.raises(ConfigError, match=SAID):
+        use()
+
+
+def test_a_run_is_refused_before_it_makes_anything(second_of_four, tmp_path):
+    with pytest.raises(ConfigError, match=SAID):
+        train(small_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_with_a_service_it_is_used(second_of_four, monkeypatch):
+    service = object()
+    monkeypatch.setattr(processes.distributed.global_state, "client", service)
+    assert processes.coordination_client() is service
+
+
+def test_one_process_needs_none():
+    assert processes.coordination_client() is None
+    assert processes.exchange("word") == ["word"]
+    with Watch(60):
+        pass
