@@ -55,6 +55,23 @@ def goldens() -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A function: a work directory and changes to `small_config`; copies the finished run there."""
+    from tests.small_run import FinishedRuns
+
+    return FinishedRuns(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="session")
+def commands():
+    """Runs commands in processes of their own, without the imports: see `CommandServer`."""
+    from tests.commands import CommandServer
+
+    with CommandServer() as server:
+        yield server
+
+
 @pytest.fixture(scope="module")
 def leaves_nothing():
     """What Orbax leaves of reads and saves that failed is found here, not in a later module."""
