@@ -52,6 +52,8 @@ class Running:
         self._folder = tempfile.TemporaryDirectory()
         self._server = server
         names = {name: f"{self._folder.name}/{name}" for name in ("out", "err")}
+        for path in names.values():
+            pathlib.Path(path).touch()
         self.pid = server.ask({**request, **names})["pid"]
 
     def text(self, name: str) -> str:
@@ -216,7 +218,7 @@ def _become(request: Mapping[str, Any]) -> int:
     """Runs the command of a request as this process, and returns its exit code."""
     os.setsid()
     for number, path in enumerate((os.devnull, request["out"], request["err"])):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+        os.dup2(os.open(path, os.O_RDWR), number)
     os.chdir(request["cwd"])
     os.environ |= request["env"]
     verb = request["verb"]

@@ -3,10 +3,12 @@
 import json
 import pathlib
 import shutil
+from unittest import mock
 
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from vit_jax.analysis import figures
 from vit_jax.config import base_config, classification_eval, freeze
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
@@ -38,9 +40,20 @@ def small_config(**changes) -> FrozenConfigDict:
     return freeze(c)
 
 
-def train_on_one(config: FrozenConfigDict, workdir: pathlib.Path, **kwargs) -> int:
-    """`train` on one of the eight devices that the tests have."""
-    return train(config, workdir, devices=jax.devices()[:1], **kwargs)
+def train_on_one(
+    config: FrozenConfigDict, workdir: pathlib.Path, *, draw_curves: bool = False, **kwargs
+) -> int:
+    """`train` on one of the eight devices that the tests have.
+
+    Drawing curves.png takes a fifth of so short a run: unless asked for, an empty file replaces it.
+    """
+
+    def leave_undrawn(metrics_jsonl, out_png):
+        out_png.touch()
+
+    drawing = figures.curves if draw_curves else leave_undrawn
+    with mock.patch.object(figures, "curves", drawing):
+        return train(config, workdir, devices=jax.devices()[:1], **kwargs)
 
 
 def run(workdir: pathlib.Path, **changes) -> list[dict]:
