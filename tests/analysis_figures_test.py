@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from tests.conftest import slow
 from vit_jax.analysis import confusion, curves, predictions
 from vit_jax.analysis.confusion_matrix import _largest_of_blocks
 from vit_jax.analysis.figures import _running_mean, save, shorten
@@ -157,7 +158,8 @@ def report_of(classes, *, examples_per_class, multi_hot=False):
     return metric.report(None, [{k: jnp.asarray(v) for k, v in batch.items()}])
 
 
-@pytest.mark.parametrize("classes", [2, 10, 20, 300, 1000])
+@pytest.mark.medium
+@pytest.mark.parametrize("classes", [2, slow(10), 20, slow(300), 1000])
 def test_confusion_of_few_and_many_classes(tmp_path, texts, classes):
     report = report_of(classes, examples_per_class=3)
     confusion(report, [f"thing {c}" for c in range(classes)], tmp_path / "confusion.png")

@@ -7,9 +7,9 @@ import jax
 import pytest
 
 from tests.checkpoints_mistakes import CASES, said_of
+from tests.commands import call
 from tests.damaged_checkpoints import RAN, Shelf
 from tests.fuzzing import MEMORY, SECONDS, peak_bytes
-from tests.mistakes import Doors
 from tests.tiny_checkpoints import VIT, tiny
 from vit_jax.checkpoints.exports import export
 from vit_jax.checkpoints.pretrained import load_pretrained
@@ -19,12 +19,6 @@ from vit_jax.errors import ConfigError
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
     return Shelf(tmp_path_factory.mktemp("shelf"))
-
-
-@pytest.fixture(scope="module")
-def doors():
-    with Doors() as doors:
-        yield doors
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -107,17 +101,17 @@ PREDICT = {
         for name, (typed, *said) in table.items()
     ],
 )
-def test_the_command_line_says_it_too(doors, shelf, verb, typed, said):
+def test_the_command_line_says_it_too(shelf, verb, typed, said):
     headless = shelf.folder / "headless"
     if not headless.exists():
         export(tiny(VIT, num_classes=0), headless, to="hf")
     (shelf.folder / "x.png").touch()
-    answer = doors.call(verb, *typed.split(), cwd=shelf.folder)
-    assert answer.code == 2 and answer.err.startswith("error: "), answer
-    assert "Traceback" not in answer.err and not (shelf.folder / "new").exists()
+    result = call(verb, *typed.split(), cwd=shelf.folder)
+    assert result.code == 2 and result.err.startswith("error: "), result
+    assert "Traceback" not in result.err and not (shelf.folder / "new").exists()
     assert not list(shelf.folder.glob("*.unfinished"))
     for words in said:
-        assert words in answer.err, f"{words!r} is not in {answer.err!r}"
+        assert words in result.err, f"{words!r} is not in {result.err!r}"
 
 
 @pytest.mark.parametrize("to", ["google", "timm", "orbax"])

@@ -1,4 +1,8 @@
-"""The front doors as a user types them: one message for a mistake, no traceback, exit code 2."""
+"""The commands as a user types them: one message for a mistake, no traceback, exit code 2.
+
+Programs are compiled as for a user: on one device, and optimised. (A run in hostile_test is
+trained, evaluated and predicted from by the commands, too, without the compiler's optimisation.)
+"""
 
 import json
 import os
@@ -8,21 +12,25 @@ import time
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, slow
 from tests.many_processes import ends, processes
 from tests.pictures import make
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 QUICKSTART = "--config=configs/quickstart.py"
 
+pytestmark = pytest.mark.medium
 
-def call(verb, *flags):
-    """Runs `python -m vit_jax.VERB`; gives exit code, standard output, standard error."""
-    command = [sys.executable, "-m", f"vit_jax.{verb}", *map(str, flags)]
-    # One device, as a user's machine has: the eight are for the tests in this process.
-    env = {**os.environ, "XLA_FLAGS": ""}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=env)
-    return done.returncode, done.stdout, done.stderr
+
+@pytest.fixture
+def call(commands):
+    """A function of a verb and flags: runs the command; gives exit code, output and error."""
+
+    def run(verb, *flags):
+        result = commands.run(verb, *flags, optimize=True)
+        return result.code, result.out, result.err
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -41,7 +49,7 @@ def call(verb, *flags):
         ([], "--config=... is missing"),
     ],
 )
-def test_a_mistake_is_one_clear_message(tmp_path, flags, message):
+def test_a_mistake_is_one_clear_message(call, tmp_path, flags, message):
     code, out, err = call("train", *flags, f"--workdir={tmp_path / 'run'}")
     assert code == 2 and message in err, err
     assert err.startswith("error: ") and "Traceback" not in err + out
@@ -49,7 +57,7 @@ def test_a_mistake_is_one_clear_message(tmp_path, flags, message):
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
-def test_help_shows_the_real_flags(verb):
+def test_help_shows_the_real_flags(call, verb):
     _, out, _ = call(verb, "--help")
     flags = {"train": ("--config:", "--workdir:"), "evaluate": ("--workdir:", "--split:"),
              "predict": ("--checkpoint:", "--top_k:", "--output:")}[verb]  # fmt: skip
@@ -57,15 +65,38 @@ def test_help_shows_the_real_flags(verb):
 
 
 @pytest.mark.parametrize(("verb", "flag"), [("evaluate", "--workdir"), ("predict", "--checkpoint")])
-def test_no_checkpoint_is_said(tmp_path, verb, flag):
+def test_no_checkpoint_is_said(call, tmp_path, verb, flag):
     for path, message in (("nowhere", "does not exist"), ("", "is not the work directory")):
         code, _, err = call(verb, f"{flag}={tmp_path / path}", *(["x.png"] * (verb == "predict")))
         assert code == 2 and message in err and "Traceback" not in err, err
 
 
-def door(main, *, env=None, **streams):
-    """Runs a front door of which this is all; gives exit code, standard output, standard error."""
-    code = f"from absl import logging; from vit_jax import cli; cli.run(lambda argv: {main})"
+# ------------------------------------------------------------------------- in a real interpreter
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("vit_jax.train --config=configs/quickstart.py --workdir={} --config.optim.lrr=1", 2,
+         'error: --config.optim.lrr=1: there is no config key "lrr". Did you mean "lr"?'),
+        slow("vit_jax.evaluate --workdir={}/nowhere", 2, "error: {}/nowhere does not exist.\n"),
+        slow("vit_jax.predict --checkpoint={} x.png", 2,
+             "error: {} is not the work directory of a"),
+    ],
+)  # fmt: skip
+def test_the_same_in_a_shell(tmp_path, command, code, said):
+    words = [word.replace("{}", str(tmp_path)) for word in command.split()]
+    env = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == code and done.stderr.startswith(said.replace("{}", str(tmp_path)))
+    assert "Traceback" not in done.stderr and not any(tmp_path.iterdir())
+
+
+def command_of(main, *, env=None, **streams):
+    """Runs a command of which this is all; gives exit code, standard output, standard error."""
+    code = f"from vit_jax import cli; cli.run(lambda argv: {main})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, timeout=60, env={**os.environ, **(env or {})},
         **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams),
@@ -73,11 +104,11 @@ def door(main, *, env=None, **streams):
     return done.returncode, done.stdout, done.stderr.decode()
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", slow("1")])
 def test_a_reader_that_leaves_ends_it_quietly(unbuffered):
     reader, writer = os.pipe()
     os.close(reader)
-    code, _, err = door("print('x')", env={"PYTHONUNBUFFERED": unbuffered}, stdout=writer)
+    code, _, err = command_of("print('x')", env={"PYTHONUNBUFFERED": unbuffered}, stdout=writer)
     os.close(writer)
     assert (code, err) == (141, "")
 
@@ -85,22 +116,33 @@ def test_a_reader_that_leaves_ends_it_quietly(unbuffered):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_an_output_that_is_full_is_said():
     with open("/dev/full", "w") as full:
-        code, _, err = door("print('x')", env={"PYTHONUNBUFFERED": ""}, stdout=full)
+        code, _, err = command_of("print('x')", env={"PYTHONUNBUFFERED": ""}, stdout=full)
     assert code == 2
     assert err == "error: Standard output cannot be written: No space left on device.\n"
 
 
-def test_a_terminal_without_the_letters_gets_their_numbers():
-    env = {"PYTHONIOENCODING": "ascii:strict"}
-    assert door("print('\u732b')", env=env)[:2] == (0, b"\\u732b\n")
+# ------------------------------------------------------------------ in a process of the server
 
 
-def test_warnings_are_shown_and_not_obeyed():
-    code, _, err = door(r"logging.warning('%s is left out', 'a\x1b[31m\udcff.txt')")
-    assert code == 0 and "a\ufffd[31m\ufffd.txt is left out" in err and "\x1b" not in err, err
+def test_a_terminal_without_the_letters_gets_their_numbers(commands):
+    result = commands.run(
+        "import sys; from vit_jax import cli; sys.stdout.reconfigure(encoding='ascii'); "
+        "cli.run(lambda argv: print('\u732b'))"
+    )
+    assert (result.code, result.out) == (0, "\\u732b\n"), result
 
 
-def test_train_evaluate_predict_in_the_shell(tmp_path):
+def test_warnings_are_shown_and_not_obeyed(commands):
+    result = commands.run(
+        "from absl import logging; from vit_jax import cli; "
+        r"cli.run(lambda argv: logging.warning('%s is left out', 'a\x1b[31m\udcff.txt'))"
+    )
+    assert result.code == 0 and "a\ufffd[31m\ufffd.txt is left out" in result.err, result
+    assert "\x1b" not in result.err, result
+
+
+@pytest.mark.slow
+def test_train_evaluate_predict_in_the_shell(call, tmp_path):
     workdir = tmp_path / "run"
     code, out, err = call(
         "train", QUICKSTART, f"--workdir={workdir}", "--config.total_steps=3",
@@ -121,7 +163,7 @@ def test_train_evaluate_predict_in_the_shell(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_of_pictures_is_learnt(tmp_path):
+def test_a_folder_of_pictures_is_learnt(call, tmp_path):
     make(tmp_path / "pictures", each=80)
     workdir = tmp_path / "run"
     code, _, err = call(
@@ -145,28 +187,26 @@ def test_a_folder_of_pictures_is_learnt(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_killed_for_real_and_goes_on_to_the_same_bits(tmp_path):
+def test_a_run_is_killed_for_real_and_goes_on_to_the_same_bits(call, commands, tmp_path):
     flags = [
         QUICKSTART, "--config.total_steps=60", "--config.checkpoint.every_steps=5",
         "--config.log.every_steps=1", "--config.log.tensorboard=False",
         "--config.model.dropout=0.1",
     ]  # fmt: skip
     assert call("train", *flags, f"--workdir={tmp_path / 'whole'}")[0] == 0
-    command = [sys.executable, "-m", "vit_jax.train", *flags, f"--workdir={tmp_path / 'killed'}"]
-    env = {**os.environ, "XLA_FLAGS": ""}  # As `call` does.
-    killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=env)
+    killed = commands.start("train", *flags, f"--workdir={tmp_path / 'killed'}", optimize=True)
     while not any((tmp_path / "killed" / "checkpoints").glob("1[05]")):
-        assert killed.poll() is None
+        assert killed.text("err") == ""
         time.sleep(0.05)
     killed.kill()
-    assert killed.wait() == -9
+    assert killed.wait().code == -9
     assert call("train", *flags, f"--workdir={tmp_path / 'killed'}")[0] == 0
     whole, again = ((tmp_path / run / "metrics.jsonl").read_bytes() for run in ("whole", "killed"))
     assert whole == again and whole.count(b"\n") == 60
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
+def test_two_processes_train_as_one(call, tmp_path):
     flags = [
         QUICKSTART, "--config.total_steps=6", "--config.log.every_steps=1",
         "--config.log.tensorboard=False", "--config.mesh.fsdp=2",

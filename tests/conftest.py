@@ -63,6 +63,15 @@ def finished_run(tmp_path_factory):
     return FinishedRuns(tmp_path_factory.mktemp("finished"))
 
 
+@pytest.fixture(scope="session")
+def commands():
+    """Runs commands in processes of their own, without the imports: see `CommandServer`."""
+    from tests.commands import CommandServer
+
+    with CommandServer() as server:
+        yield server
+
+
 @pytest.fixture(scope="module")
 def leaves_nothing():
     """What Orbax leaves of reads and saves that failed is found here, not in a later module."""

@@ -7,17 +7,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.commands import ROOT, call
 from tests.damaged_checkpoints import Shelf
-from tests.mistakes import Doors
 from tests.tiny_checkpoints import LABELS, tiny
 from vit_jax.checkpoints.exports import TARGETS
 from vit_jax.checkpoints.pretrained import load_pretrained
 
-
-@pytest.fixture(scope="module")
-def doors():
-    with Doors() as doors:
-        yield doors
+pytestmark = pytest.mark.medium
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +21,10 @@ def shelf(tmp_path_factory):
     return Shelf(tmp_path_factory.mktemp("shelf"))
 
 
-def called(doors, *words, code=0, cwd=None):
-    answer = doors.call("convert", *words, **({"cwd": cwd} if cwd else {}))
-    assert answer.code == code and "Traceback" not in answer.err, answer
-    return answer
+def called(*words, code=0, cwd=ROOT):
+    result = call("convert", *words, cwd=cwd)
+    assert result.code == code and "Traceback" not in result.err, result
+    return result
 
 
 INSPECTED = {
@@ -47,7 +43,7 @@ INSPECTED = {
 
 
 @pytest.mark.parametrize("name", INSPECTED)
-def test_inspect_tells_what_it_is(doors, goldens, name):
+def test_inspect_tells_what_it_is(goldens, name):
     manifest = json.loads((goldens / "manifest.json").read_text())["models"]
     (fixture,) = [f for f in manifest if name.startswith(f["id"])]
     heads = fixture["architecture"].get("num_heads")
@@ -55,20 +51,20 @@ def test_inspect_tells_what_it_is(doors, goldens, name):
     hints = "" if name.startswith("hf") else f"--hints=image_size={size}"
     if hints and heads:
         hints += f",num_heads={heads}"
-    out = called(doors, f"--inspect={goldens / name}", *filter(None, [hints])).out
+    out = called(f"--inspect={goldens / name}", *filter(None, [hints])).out
     for words in (*INSPECTED[name], f"image size     {size}", "GFLOPs an image"):
         assert words in out, f"{words!r} is not in {out}"
 
 
-def test_inspect_for_another_size(doors, shelf):
-    out = called(doors, "--inspect=hf", "--image_size=64x32", cwd=shelf.folder).out
+def test_inspect_for_another_size(shelf):
+    out = called("--inspect=hf", "--image_size=64x32", cwd=shelf.folder).out
     assert "64x32, patches of 8x8, a grid of 8x4" in out
     assert "positions from 4x4 to 8x4 patches (bicubic)" in out
     assert "thing 0; thing 1; thing 2; thing 3; thing 4" in out
 
 
-def test_verify_says_what_is_right_and_what_is_wrong(doors, goldens, tmp_path):
-    out = called(doors, f"--verify={goldens / 'hf_vit/cls'}").out
+def test_verify_says_what_is_right_and_what_is_wrong(goldens, tmp_path):
+    out = called(f"--verify={goldens / 'hf_vit/cls'}").out
     assert "hf_vit/cls" in out and "logits" in out and "WRONG" not in out
     copy = tmp_path / "hf_vit/cls"
     shutil.copytree(goldens / "hf_vit/cls", copy)
@@ -77,12 +73,12 @@ def test_verify_says_what_is_right_and_what_is_wrong(doors, goldens, tmp_path):
     name = next(name for name in tensors if "layer.1" in name and "dense.weight" in name)
     tensors[name][0, 0] += 0.01
     save_file(tensors, copy / "model.safetensors")
-    lines = called(doors, f"--verify={copy}", code=1).out.splitlines()
+    lines = called(f"--verify={copy}", code=1).out.splitlines()
     assert any(" logits " in line and line.endswith("  WRONG") for line in lines)
 
 
 @pytest.mark.parametrize("harm", ["no inputs", "nothing to compare", "NaN"])
-def test_a_damaged_reference_proves_nothing(doors, goldens, tmp_path, harm):
+def test_a_damaged_reference_proves_nothing(goldens, tmp_path, harm):
     copy = tmp_path / "hf_vit/cls"
     shutil.copytree(goldens / "hf_vit/cls", copy)
     manifest = json.loads((goldens / "manifest.json").read_text())
@@ -95,15 +91,15 @@ def test_a_damaged_reference_proves_nothing(doors, goldens, tmp_path, harm):
         expected = dict(np.load(copy / "expected.npz"))
         np.savez(copy / "expected.npz", **expected | {"logits": expected["logits"] * np.nan})
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    answer = called(doors, f"--verify={copy}", code=1 if harm == "NaN" else 2)
+    result = called(f"--verify={copy}", code=1 if harm == "NaN" else 2)
     assert {
         "no inputs": "hf_vit/cls: its arrays cannot be read (FileNotFoundError",
         "nothing to compare": "hf_vit/cls: none of its arrays can be compared",
         "NaN": "WRONG",
-    }[harm] in answer.out + answer.err
+    }[harm] in result.out + result.err
 
 
-def test_verify_goes_on_after_what_cannot_be_compared(doors, goldens, tmp_path):
+def test_verify_goes_on_after_what_cannot_be_compared(goldens, tmp_path):
     ids = ("hf_vit/cls", "hf_vit/model_with_pooler")
     for name in ids:
         shutil.copytree(goldens / name, tmp_path / name)
@@ -111,14 +107,14 @@ def test_verify_goes_on_after_what_cannot_be_compared(doors, goldens, tmp_path):
     manifest["models"] = [entry for entry in manifest["models"] if entry["id"] in ids]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / ids[0] / "model.safetensors").write_bytes(b"")
-    answer = called(doors, f"--verify={tmp_path}", code=2)
-    assert f"{ids[0]:40} FAILED: " in answer.out and f"{ids[1]:40} features" in answer.out
-    assert f"1 of 2 fixtures could not be compared: {ids[0]}." in answer.err
+    result = called(f"--verify={tmp_path}", code=2)
+    assert f"{ids[0]:40} FAILED: " in result.out and f"{ids[1]:40} features" in result.out
+    assert f"1 of 2 fixtures could not be compared: {ids[0]}." in result.err
 
 
-def test_convert_writes_and_says_what_it_did(doors, shelf, tmp_path):
+def test_convert_writes_and_says_what_it_did(shelf, tmp_path):
     out = called(
-        doors, shelf.folder / "hf", tmp_path / "vit", "--to=timm", "--image_size=48",
+        shelf.folder / "hf", tmp_path / "vit", "--to=timm", "--image_size=48",
         "--change_numerics", "--dtype=bfloat16",
     ).out  # fmt: skip
     assert out.startswith(f"{tmp_path / 'vit'}: written, --to=timm\n")
@@ -128,12 +124,12 @@ def test_convert_writes_and_says_what_it_did(doors, shelf, tmp_path):
     assert load_file(tmp_path / "vit/model.safetensors")["norm.weight"].dtype == "bfloat16"
 
 
-def test_there_and_back_again(doors, shelf, tmp_path):
+def test_there_and_back_again(shelf, tmp_path):
     start = load_pretrained(shelf.folder / "google.npz")
     steps = ("big_vision", "orbax", "google")
     path = shelf.folder / "google.npz"
     for to in steps:
-        called(doors, path, tmp_path / to, f"--to={to}")
+        called(path, tmp_path / to, f"--to={to}")
         path = tmp_path / to
     end = load_pretrained(path)
     for a, b in zip(np.asarray(start.params["cls"]), np.asarray(end.params["cls"]), strict=True):
@@ -141,7 +137,7 @@ def test_there_and_back_again(doors, shelf, tmp_path):
     assert start.config == end.config == tiny(start.config).config
 
 
-def test_help(doors):
-    answer = doors.call("convert", "--help")
+def test_help(commands):
+    result = commands.run("convert", "--help")
     for words in ("--inspect CHECKPOINT", "--verify REFERENCE", "Exit codes: 0 done;", *TARGETS):
-        assert words in answer.out, words
+        assert words in result.out, words

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, slow
 from tests.data_pipeline_test import (
     Numbers,
     assert_nothing_lives,
@@ -65,6 +65,7 @@ def restarts(caplog):
     return [r.getMessage() for r in caplog.records if "started again" in r.getMessage()]
 
 
+@pytest.mark.medium
 def test_a_killed_worker_is_replaced_and_no_batch_is_another(caplog):
     with start(start_step=5) as batches:
         got = take(batches, 2)
@@ -157,11 +158,12 @@ def test_a_pause_of_all_processes_is_not_silence(tmp_path):
     assert out == "done\n" and "started again" not in err, err
 
 
-@pytest.mark.parametrize("stopped", [0, 1, 2])
+@pytest.mark.medium
+@pytest.mark.parametrize("stopped", [slow(0), 1, slow(2)])
 def test_closing_does_not_wait_for_stopped_workers(stopped):
-    batches = start()
+    batches = start(count=max(1, stopped))
     next(batches)
-    for worker in living()[:stopped]:
+    for worker in living(max(1, stopped))[:stopped]:
         os.kill(worker.pid, signal.SIGSTOP)
     begun = time.monotonic()
     batches.close()
@@ -180,6 +182,7 @@ class Stuck(Numbers):
         return super().__getitem__(index)
 
 
+@pytest.mark.medium
 def test_closing_does_not_wait_for_a_read_that_hangs(monkeypatch):
     monkeypatch.setattr(batches_module, "_GRACE", 0.5)
     Stuck.go_on.clear()
@@ -191,13 +194,14 @@ def test_closing_does_not_wait_for_a_read_that_hangs(monkeypatch):
     assert_nothing_lives()
 
 
+@pytest.mark.medium
 def test_a_wait_for_a_batch_can_be_interrupted():
     """So that a watch in another thread, or a second Ctrl-C, can end it."""
     Stuck.go_on.clear()
     with start(Stuck(100), count=0) as batches:
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 1.5)
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
             with pytest.raises(KeyboardInterrupt):
                 take(batches, 9)
         finally:
@@ -219,6 +223,7 @@ class Exhausted(Numbers):
         return super().__getitem__(index)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENOMEM, "")],
@@ -252,6 +257,7 @@ def test_what_the_machine_lacks_is_no_bad_picture(tmp_path, monkeypatch, number)
     assert load(0, epoch=0)["label"] == 0
 
 
+@pytest.mark.slow
 def test_restarts_are_forgiven_after_a_while(caplog, monkeypatch):
     monkeypatch.setattr(batches_module, "MAX_RESTARTS", 1)
     monkeypatch.setattr(batches_module, "FORGIVEN", 4)
@@ -265,6 +271,7 @@ def test_restarts_are_forgiven_after_a_while(caplog, monkeypatch):
     assert len(restarts(caplog)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="shared memory has names elsewhere")
 def test_a_kill_of_all_processes_leaves_no_memory():
     program = (
@@ -285,6 +292,7 @@ def test_a_kill_of_all_processes_leaves_no_memory():
     assert not [name for name in named if name.startswith("psm_")]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_while_it_starts_is_replaced(caplog):
     """It has not counted yet."""
     caplog.set_level(logging.WARNING)
@@ -299,6 +307,7 @@ def test_a_worker_that_is_killed_while_it_starts_is_replaced(caplog):
     assert_nothing_lives()
 
 
+@pytest.mark.medium
 def test_workers_are_deaf_to_signals_of_the_group_from_their_first_moment(caplog):
     over = threading.Event()
 
@@ -311,7 +320,7 @@ def test_workers_are_deaf_to_signals_of_the_group_from_their_first_moment(caplog
     pestering = threading.Thread(target=pester)
     pestering.start()
     try:
-        with start() as batches:
+        with start(count=1) as batches:
             assert_same(take(batches, 4), expected(range(4)))
     finally:
         over.set()

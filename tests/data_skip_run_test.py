@@ -1,7 +1,10 @@
 """data.on_bad="skip" in whole runs: what is left out is named and counted, once, kills or not."""
 
+import contextlib
+import io
 import json
 import pathlib
+import shutil
 import signal
 import time
 
@@ -20,11 +23,13 @@ from vit_jax.errors import DataError
 from vit_jax.evaluate import evaluate
 from vit_jax.telemetry.jsonlines import read_jsonl
 
+pytestmark = pytest.mark.medium
 
-@pytest.fixture
-def folder(tmp_path):
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
     """60 pictures, 12 of them for testing; of each split, some are no longer pictures."""
-    root = tmp_path / "pictures"
+    root = tmp_path_factory.mktemp("folder") / "pictures"
     make(root / "train", each=16)
     make(root / "test", each=4, seed=1)
     spoil(root / "train" / "flower" / "003.JPEG", b"no picture")
@@ -77,11 +82,21 @@ def report(workdir, name="bad_examples.jsonl"):
     )
 
 
-def test_a_run_skips_names_and_counts_them(tmp_path, folder, capsys):
-    lines = run(tmp_path / "run", log__every_steps=1, **on(folder))
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """A finished run on these pictures, and what it has printed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        run(workdir, log__every_steps=1, **on(folder))
+    return workdir, out.getvalue()
+
+
+def test_a_run_skips_names_and_counts_them(folder, whole):
+    workdir, out = whole
+    lines = read_jsonl(workdir / "metrics.jsonl")
     wanted = expected_report(folder, range(12), after_steps=(6, 12))
-    assert report(tmp_path / "run") == wanted
-    told = read_jsonl(tmp_path / "run" / "bad_examples.jsonl")
+    assert report(workdir) == wanted
+    told = read_jsonl(workdir / "bad_examples.jsonl")
     assert {line["error"].split(":")[0].split(" of ")[0] for line in told} == {
         "Not an image", "Broken image",
     }  # fmt: skip
@@ -89,8 +104,7 @@ def test_a_run_skips_names_and_counts_them(tmp_path, folder, capsys):
         here = [entry for entry in wanted if entry[0] == line["step"] and entry[1] == "train"]
         assert line["train/skipped"] == len(here)
     assert [line["test/count"] for line in lines if "test/count" in line] == [11, 11]
-    out = capsys.readouterr().out
-    assert f"Skipped: 4 bad examples, {len(wanted)} times in all: see {tmp_path}" in out
+    assert f"Skipped: 4 bad examples, {len(wanted)} times in all: see {workdir}" in out
 
 
 def test_without_the_policy_the_first_one_ends_the_run(tmp_path, folder):
@@ -139,6 +153,7 @@ def test_files_of_processes_that_are_no_more_are_cut_too(tmp_path):
 
 def test_a_batch_without_a_good_example_ends_the_run(tmp_path, folder):
     """As when the disk with the pictures goes away: nothing would be learned from then on."""
+    folder = shutil.copytree(folder, tmp_path / "pictures")
     config = small_config(**on(folder, checkpoint__every_steps=4))
     original, drawn = pipeline.Batches.__next__, []
 
@@ -158,9 +173,9 @@ def test_a_batch_without_a_good_example_ends_the_run(tmp_path, folder):
     run(tmp_path / "run", **on(folder))  # It goes on.
 
 
-def test_an_evaluation_leaves_them_out_and_shows_the_others(tmp_path, folder, capsys, caplog):
-    run(tmp_path / "run", **on(folder, total_steps=4))
-    result = evaluate(tmp_path / "run")
+def test_an_evaluation_leaves_them_out_and_shows_the_others(folder, whole, capsys, caplog):
+    workdir, _ = whole
+    result = evaluate(workdir)
     assert result.count == 11 and result.confusion.sum() == 11
     assert "11 examples (1 bad ones are not counted)" in capsys.readouterr().out
     assert [r.getMessage() for r in caplog.records if "flower/002.webp" in r.getMessage()]
@@ -169,7 +184,7 @@ def test_an_evaluation_leaves_them_out_and_shows_the_others(tmp_path, folder, ca
     good = [i for i in range(12) if not test.describe(i).endswith("flower/002.webp")]
     for number, i in enumerate(good[:10]):
         label = test.class_names[test[i]["label"]]
-        sample = tmp_path / "run" / "samples" / f"{number}-{label}.png"
+        sample = workdir / "samples" / f"{number}-{label}.png"
         with Image.open(sample) as picture:
             assert picture.size == (8, 8)
 

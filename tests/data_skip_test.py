@@ -41,7 +41,8 @@ def test_the_policy_is_checked():
 # The batches.
 
 
-@pytest.mark.parametrize(("workers", "sharding"), [(0, one_device), (2, one_device), (0, None)])
+@pytest.mark.medium
+@pytest.mark.parametrize(("workers", "sharding"), [(0, one_device), (1, one_device), (0, None)])
 def test_a_bad_row_is_zero_and_nothing_else_changes(workers, sharding):
     size, batch_size, bad = 40, 16, (0, 7, 39)
     reports = []
@@ -71,6 +72,7 @@ def test_a_bad_row_is_zero_and_nothing_else_changes(workers, sharding):
     assert reports == told and len(told) > 5
 
 
+@pytest.mark.medium
 def test_a_few_bad_ones_may_come_first_but_not_all():
     load = functools.partial(
         pipeline.train_batches, transform=noisy, batch_size=16, seed=3, start_step=0,
@@ -82,6 +84,7 @@ def test_a_few_bad_ones_may_come_first_but_not_all():
         load(Numbers(40, bad=range(40)))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("shape", [(1, 8), (8, 1), (2, 4)])
 def test_an_evaluation_does_not_count_them_on_any_mesh(shape):
     bad = {}
@@ -172,6 +175,9 @@ def test_labels_of_a_tfds_data_set_are_checked(labels):
 
 BATCH = 16
 VARIANTS = {
+    "accumulated and mixed": {
+        "optim__accum_steps": 4, "mix__mixup_alpha": 0.5, "mix__cutmix_alpha": 1.0,
+    },
     "plain": {},
     "accumulated": {"optim__accum_steps": 4},
     "mixed": {"mix__mixup_alpha": 0.5, "mix__cutmix_alpha": 1.0},
@@ -185,6 +191,7 @@ VARIANTS = {
 def the_step(variant):
     """(config, parameters, step: (batch, step) -> (metrics, parameters after))."""
     config = small_config(
+        model__depth=1,
         data__on_bad="skip", batch_size=BATCH, optim__name="sgd", optim__clip_norm=0.0,
         optim__weight_decay=0.0, optim__lr=0.1, optim__schedule__warmup_steps=None,
         optim__schedule__name="constant", loss__label_smoothing=0.1, **VARIANTS[variant],
@@ -221,7 +228,7 @@ def the_step(variant):
 @functools.cache
 def per_example():
     """A function (params, images, targets) -> each example's ((loss, logits), gradient)."""
-    model = build(model_config(small_config().model, num_classes=10))
+    model = build(model_config(small_config(model__depth=1).model, num_classes=10))
 
     def loss(params, image, target):
         logits = model.apply({"params": params}, image[None])[0][0]
@@ -229,6 +236,9 @@ def per_example():
         return -jnp.sum(target * jax.nn.log_softmax(logits)), logits
 
     return jax.jit(jax.vmap(jax.value_and_grad(loss, has_aux=True), in_axes=(None, 0, 0)))
+
+
+jitted_mix = jax.jit(mix, static_argnames=("mixup_alpha", "cutmix_alpha"))
 
 
 def second_formulation(variant, params, batch, number):
@@ -243,12 +253,10 @@ def second_formulation(variant, params, batch, number):
         rng = jax.random.split(key)[0]
         ones = np.zeros((BATCH, *images.shape[1:]), np.float32)
         ones[1::2] = 1
+        alphas = {key: config.mix[key] for key in ("mixup_alpha", "cutmix_alpha")}
         keep, share = jax.device_get(
-            mix(
-                rng, jnp.asarray(ones), jnp.asarray(ones[:, 0, 0, :]), jnp.ones(BATCH),
-                mixup_alpha=config.mix.mixup_alpha, cutmix_alpha=config.mix.cutmix_alpha,
-            )
-        )  # fmt: skip
+            jitted_mix(rng, ones, ones[:, 0, 0, :], np.ones(BATCH, np.float32), **alphas)
+        )
         keep, share = keep[1].astype(np.float64), float(share[1, 0])
         whole = images.copy(), targets.copy()
         for row in range(BATCH):
@@ -282,8 +290,10 @@ def second_formulation(variant, params, batch, number):
 @pytest.mark.parametrize(
     "variant",
     [
-        pytest.param(v, marks=[pytest.mark.slow] if v in ("sharp", "plain", "8 devices") else [])
-        for v in VARIANTS
+        pytest.param(
+            v, marks=pytest.mark.medium if v == "accumulated and mixed" else pytest.mark.slow
+        )
+        for i, v in enumerate(VARIANTS)
     ],
 )
 @settings(max_examples=6, deadline=None, derandomize=True)

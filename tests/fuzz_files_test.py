@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
 
+from tests.folders import contents
 from tests.fuzzing import NUMBERS, WORDS, bounded, fuzz
-from tests.mistakes import contents
 from tests.pictures import photographs
 from tests.small_run import small_config, train_on_one
 from vit_jax.analysis import curves

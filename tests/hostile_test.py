@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import ROOT
 from tests.data_sources_test import open_, open_fashion, small_idx
-from tests.mistakes import ROOT, Doors, contents
+from tests.folders import contents
 from vit_jax.analysis import confusion, curves, predictions
 from vit_jax.errors import DataError
 from vit_jax.evals import Classification
 
 __all__ = ["small_idx"]  # A fixture.
+
+pytestmark = pytest.mark.medium
 
 SOURCES = sorted([*(ROOT / "vit_jax").rglob("*.py"), *(ROOT / "configs").rglob("*.py")])
 
@@ -75,12 +78,6 @@ def test_no_source_file_makes_code_of_data():
     assert found == ALLOWED
 
 
-@pytest.fixture(scope="module")
-def doors():
-    with Doors() as doors:
-        yield doors
-
-
 def hostile(path, mark):
     """Python that leaves a mark if it runs."""
     path.write_text(f"open({str(mark)!r}, 'w')\n\ndef get_config(arg=None):\n    pass\n")
@@ -91,7 +88,7 @@ GOOD = "from configs.quickstart import get_config\n"
 STOP = "--config.batch_size=0"  # Once the config's file has run.
 
 
-def test_no_compiled_copy_of_a_config_runs(doors, tmp_path):
+def test_no_compiled_copy_of_a_config_runs(commands, tmp_path):
     mark, config = tmp_path / "mark", tmp_path / "config.py"
     py_compile.compile(str(hostile(config, mark)))
     (cached,) = (tmp_path / "__pycache__").iterdir()
@@ -102,48 +99,51 @@ def test_no_compiled_copy_of_a_config_runs(doors, tmp_path):
     compiled[8:16] = (int(status.st_mtime)).to_bytes(4, "little") + len(GOOD).to_bytes(4, "little")
     cached.write_bytes(compiled)
     os.utime(config, (int(status.st_mtime), int(status.st_mtime)))
-    answer = doors.call("train", f"--config={config}", f"--workdir={tmp_path / 'w'}", STOP)
-    assert answer.code == 2 and "batch_size is 0" in answer.err and not mark.exists(), answer
+    result = commands.run("train", f"--config={config}", f"--workdir={tmp_path / 'w'}", STOP)
+    assert result.code == 2 and "batch_size is 0" in result.err and not mark.exists(), result
 
 
 @pytest.mark.parametrize(
     "name", ["config.json", "config.txt", "config", "config.py.bak", "config.pyc", "config.PY"]
 )
-def test_only_python_files_are_configs(doors, tmp_path, name):
+def test_only_python_files_are_configs(commands, tmp_path, name):
     mark = tmp_path / "mark"
     config = hostile(tmp_path / name, mark)
     if name == "config.pyc":
         py_compile.compile(str(config), cfile=str(config), doraise=True)
-    answer = doors.call("train", f"--config={config}", f"--workdir={tmp_path / 'w'}", STOP)
-    assert answer.code == 2 and "a config is a Python file, FILE.py" in answer.err, answer
+    result = commands.run("train", f"--config={config}", f"--workdir={tmp_path / 'w'}", STOP)
+    assert result.code == 2 and "a config is a Python file, FILE.py" in result.err, result
     assert not mark.exists()
 
 
-def test_a_folder_that_python_would_run_is_no_config(doors, tmp_path):
+def test_a_folder_that_python_would_run_is_no_config(commands, tmp_path):
     (tmp_path / "config.py").mkdir()
     mark = tmp_path / "mark"
     hostile(tmp_path / "config.py" / "__main__.py", mark)
     hostile(tmp_path / "config.py" / "__init__.py", mark)
-    answer = doors.call(
+    result = commands.run(
         "train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'w'}"
     )
-    assert answer.code == 2 and "this is no file" in answer.err and not mark.exists(), answer
+    assert result.code == 2 and "this is no file" in result.err and not mark.exists(), result
 
 
-def test_an_archive_that_python_would_run_is_no_config(doors, tmp_path):
+def test_an_archive_that_python_would_run_is_no_config(commands, tmp_path):
     mark = tmp_path / "mark"
     hostile(tmp_path / "code.py", mark)
     with zipfile.ZipFile(tmp_path / "config.py", "w") as archive:
         archive.write(tmp_path / "code.py", "__main__.py")
-    answer = doors.call(
+    result = commands.run(
         "train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'w'}"
     )
-    assert answer.code == 2 and answer.err.startswith("error: ") and not mark.exists(), answer
+    assert result.code == 2 and result.err.startswith("error: ") and not mark.exists(), result
 
 
 @pytest.fixture(scope="module")
-def run(doors, tmp_path_factory):
-    """A finished run on pictures whose classes are called by HOSTILE."""
+def run(commands, tmp_path_factory):
+    """What the commands said of images whose classes are called by HOSTILE, and their folder.
+
+    Once it is trained, the work directory is full of code that nobody should run.
+    """
     folder = tmp_path_factory.mktemp("hostile")
     rng = np.random.default_rng(0)
     for name in HOSTILE:
@@ -151,31 +151,31 @@ def run(doors, tmp_path_factory):
         for i in range(6):
             pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
             Image.fromarray(pixels).save(folder / "pictures" / name / f"{i}{ESCAPE}.png")
-    answer = doors.call(
-        "train", "--config=configs/quickstart.py", f"--workdir={folder / 'run'}",
-        "--config.total_steps=1", "--config.batch_size=8", "--config.model.depth=1",
-        "--config.data.source=image_folder", f"--config.data.data_dir={folder / 'pictures'}",
-        "--config.evals.test.split=train",
-    )  # fmt: skip
-    return folder, answer
-
-
-def test_no_code_in_a_work_directory_runs(doors, run, tmp_path):
-    folder, _ = run
-    shutil.copytree(folder / "run", tmp_path / "run")
-    mark = tmp_path / "mark"
+    said = {
+        "train": commands.run(
+            "train", "--config=configs/quickstart.py", f"--workdir={folder / 'run'}",
+            "--config.total_steps=1", "--config.batch_size=8", "--config.model.depth=1",
+            "--config.data.source=image_folder", f"--config.data.data_dir={folder / 'pictures'}",
+            "--config.evals.test.split=train",
+        )
+    }  # fmt: skip
     for name in ("config.py", "config.json.py", "__init__.py", "checkpoints/__init__.py",
                  "checkpoints/1/__init__.py", "conftest.py", "sitecustomize.py"):  # fmt: skip
-        hostile(tmp_path / "run" / name, mark)
-    plain = json.loads((tmp_path / "run" / "config.json").read_text())
+        hostile(folder / "run" / name, folder / "mark")
+    plain = json.loads((folder / "run" / "config.json").read_text())
     for key in ("name", "manual_dir"):
-        plain["data"][key] = str(tmp_path / "run" / "config.py")
-    plain["resume"] = plain["init_from"] = str(tmp_path / "run" / "config.py")
-    (tmp_path / "run" / "config.json").write_text(json.dumps(plain))
-    answer = doors.call("predict", f"--checkpoint={tmp_path / 'run'}", folder / "pictures")
-    assert answer.code == 0, answer
-    answer = doors.call("evaluate", f"--workdir={tmp_path / 'run'}")
-    assert answer.code == 0 and not mark.exists(), answer
+        plain["data"][key] = str(folder / "run" / "config.py")
+    plain["resume"] = plain["init_from"] = str(folder / "run" / "config.py")
+    (folder / "run" / "config.json").write_text(json.dumps(plain))
+    said["evaluate"] = commands.run("evaluate", f"--workdir={folder / 'run'}")
+    said["predict"] = commands.run("predict", f"--checkpoint={folder / 'run'}", folder / "pictures")
+    return folder, said
+
+
+def test_no_code_in_a_work_directory_runs(run):
+    folder, said = run
+    assert [result.code for result in said.values()] == [0, 0, 0], said
+    assert not (folder / "mark").exists()
 
 
 # -------------------------------------------------------------------------- nothing is obeyed
@@ -193,34 +193,31 @@ HOSTILE = (
 )
 
 
-def spoken(answer):
+def spoken(result):
     """What a call said, after a check that a terminal would only show it."""
-    text = answer.out + answer.err
+    text = result.out + result.err
     assert all(letter.isprintable() or letter == "\n" for letter in text), ascii(text)
     assert "Traceback" not in text and "Warning" not in text, text
     return text
 
 
-def test_class_names_are_shown_and_not_obeyed(doors, run):
-    folder, trained = run
-    assert trained.code == 0 and "Done: 1 steps" in spoken(trained), trained
-    evaluated = doors.call("evaluate", f"--workdir={folder / 'run'}")
-    assert evaluated.code == 0 and "top-1" in spoken(evaluated), evaluated
-    predicted = doors.call("predict", f"--checkpoint={folder / 'run'}", folder / "pictures")
-    assert predicted.code == 0 and "frac" in spoken(predicted), predicted
+def test_class_names_are_shown_and_not_obeyed(run):
+    folder, said = run
+    for verb, words in (("train", "Done: 1 steps"), ("evaluate", "top-1"), ("predict", "frac")):
+        assert words in spoken(said[verb]), said[verb]
     samples = contents(folder / "run" / "samples")
     assert len(samples) == 10 and all(name.isprintable() for name in samples), samples
 
 
-def test_a_bad_picture_with_a_hostile_name(doors, run, tmp_path):
+def test_a_bad_picture_with_a_hostile_name(commands, run, tmp_path):
     folder, _ = run
     picture = tmp_path / f"{ESCAPE}\n.png"
     picture.write_text(f"{ESCAPE} no picture")
-    answer = doors.call("predict", f"--checkpoint={folder / 'run'}", picture)
-    assert answer.code == 1 and "cannot be predicted" in spoken(answer), answer
+    result = commands.run("predict", f"--checkpoint={folder / 'run'}", picture)
+    assert result.code == 1 and "cannot be predicted" in spoken(result), result
 
 
-def test_a_hostile_config_is_refused_in_plain_words(doors, run, tmp_path):
+def test_a_hostile_config_is_refused_in_plain_words(commands, run, tmp_path):
     folder, _ = run
     shutil.copytree(folder / "run", tmp_path / "run")
     path = tmp_path / "run" / "config.json"
@@ -233,25 +230,28 @@ def test_a_hostile_config_is_refused_in_plain_words(doors, run, tmp_path):
         {"data": plain["data"] | {"eval_transforms": [{"op": ESCAPE}]}},
     ):
         path.write_text(json.dumps(plain | change))
-        answer = doors.call("evaluate", f"--workdir={tmp_path / 'run'}")
-        assert answer.code == 2 and spoken(answer).startswith("error: "), answer
+        result = commands.run("evaluate", f"--workdir={tmp_path / 'run'}")
+        assert result.code == 2 and spoken(result).startswith("error: "), result
 
 
-@pytest.mark.parametrize("name", [*HOSTILE, "", "\0", "\ud800", "\N{COMBINING ACUTE ACCENT}" * 300])
-def test_pictures_are_drawn_whatever_classes_are_called(tmp_path, name):
-    names, rng = [name, name + "2"], np.random.default_rng(0)
-    probabilities = np.full((4, 2), 0.5, np.float32)
+NAMES = [*HOSTILE, "", "\0", "\ud800", "\N{COMBINING ACUTE ACCENT}" * 300]
+
+
+@pytest.mark.parametrize("names", [NAMES[:4], NAMES[4:8], NAMES[8:]], ids=range(3))
+def test_images_are_drawn_whatever_classes_are_called(tmp_path, names):
+    rng, labels = np.random.default_rng(0), np.arange(4)
+    wrong = np.roll(np.eye(4, dtype=np.float32), 1, axis=0)  # Each is taken for another.
     predictions(
-        rng.integers(0, 256, (4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1]), probabilities, names,
+        rng.integers(0, 256, (4, 8, 8, 3), np.uint8), labels, wrong, names,
         tmp_path / "predictions.png",
     )  # fmt: skip
-    logits = jnp.array([[0.0, 1.0]] * 4)
-    batch = {"image": jnp.zeros((4, 2)), "label": jnp.array([0, 1, 0, 1]), "weight": jnp.ones(4)}
+    batch = {"image": jnp.zeros((4, 2)), "label": jnp.array(labels), "weight": jnp.ones(4)}
     report = Classification(
-        lambda params, images: logits, num_classes=2, loss_name="softmax_xent"
+        lambda params, images: jnp.array(wrong), num_classes=4, loss_name="softmax_xent"
     ).report({}, [batch])
     confusion(report, names, tmp_path / "confusion.png")
-    lines = [{"step": i, "train/loss": 1 / (i + 1), f"{name}/top1": 0.5} for i in range(3)]
+    values = {f"{name}/top1": 0.5 for name in names}
+    lines = [{"step": i, "train/loss": 1 / (i + 1), **values} for i in range(3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
     assert len(list(tmp_path.glob("*.png"))) == 3

@@ -4,13 +4,12 @@ import errno
 import fcntl
 import logging
 import os
-import subprocess
-import sys
+import time
 
 import pytest
 from etils import epath
 
-from tests.conftest import ROOT
+from tests.folders import contents
 from tests.small_run import small_config, train_on_one
 from vit_jax import workdir as workdirs
 from vit_jax.errors import ConfigError
@@ -21,28 +20,32 @@ import sys, time
 from etils import epath
 from vit_jax.lock import lock
 with lock(epath.Path(sys.argv[1])):
-    print("held", flush=True)
     time.sleep(600)
 """
 
 
-def test_a_second_run_is_refused_until_the_first_is_gone_however_it_ends(tmp_path):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout.readline() == "held\n"
+@pytest.mark.medium
+def test_a_second_run_is_refused_until_the_first_is_gone_however_it_ends(
+    tmp_path, finished_run, commands
+):
+    finished_run(tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / "lock").unlink()
+    holder = commands.start(HOLDER, tmp_path)
+    while not ((tmp_path / "lock").exists() and (tmp_path / "lock").read_text()):
+        time.sleep(0.01)
     with pytest.raises(ConfigError, match=rf"in use by process {holder.pid} on .*SIGTERM"):
         train_on_one(small_config(), tmp_path)
-    assert not (tmp_path / "config.json").exists()  # It did not touch the directory.
+    assert contents(tmp_path) == before  # It did not touch the directory.
     holder.kill()
     holder.wait()
-    holder.stdout.close()
-    assert train_on_one(small_config(total_steps=4), tmp_path) == 0
+    assert train_on_one(small_config(), tmp_path) == 0
     with lock(epath.Path(tmp_path)):  # And it has given it back.
         assert str(os.getpid()) in (tmp_path / "lock").read_text()
 
 
-def test_a_run_holds_its_directory_before_it_asks_whose_it_is(tmp_path, monkeypatch):
+@pytest.mark.medium
+def test_a_run_holds_its_directory_before_it_asks_whose_it_is(tmp_path, finished_run, monkeypatch):
     check = workdirs.check_claim
 
     def check_held(workdir, *args, **kwargs):
@@ -53,8 +56,9 @@ def test_a_run_holds_its_directory_before_it_asks_whose_it_is(tmp_path, monkeypa
 
     asked = []
     monkeypatch.setattr(workdirs, "check_claim", check_held)
-    assert train_on_one(small_config(total_steps=4), tmp_path / "new") == 0
-    assert len(asked) == 1
+    finished_run(tmp_path)
+    assert train_on_one(small_config(), tmp_path) == 0
+    assert asked[-1:] == [tmp_path]
 
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):

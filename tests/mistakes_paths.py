@@ -53,11 +53,13 @@ DATA = {
         "--config.data.split='train[:5000]'",
         '"train[:5000]" reaches beyond the 1442 examples of this split.',
     ),
-    # TensorFlow Datasets.
     "TFDS without a name": (
         "--config.data.source=tfds",
         'data.source="tfds" needs data.name, such as "cifar10".',
     ),
+}
+
+DATA_SETS = {
     "TFDS name misspelt": (
         TFDS + "cifra10",
         'TFDS knows no data set "cifra10"',

@@ -1,30 +1,38 @@
-"""The folder that `tests.mistakes_table` is about: runs, pictures and data sets, good and bad."""
+"""The folder that `tests.mistakes_table` is about: runs, images and data sets, good and bad."""
 
 import json
 import pathlib
 import shutil
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
-from tests.mistakes import ROOT, Doors
+from tests.commands import ROOT
+from tests.small_run import train_on_one
+from vit_jax import cli
+from vit_jax.config import freeze
 from vit_jax.data import fashion_mnist
 
 SMALL = ("--config.model.depth=1", "--config.log.tensorboard=False")
 
 
-def make_places(folder: pathlib.Path, doors: Doors) -> None:
-    """Fills an empty folder."""
+def make_files(folder: pathlib.Path) -> None:
+    """Fills an empty folder with what takes no time to make."""
     for classes in ("pictures/cat", "pictures/dog", "hollow/cat", "hollow/dog", "differ/train/cat",
                     "differ/train/dog", "differ/test/cat", "differ/test/cow"):  # fmt: skip
         _pictures(folder / classes)
     (folder / "hollow" / "eel").mkdir()
     (folder / "empty").mkdir()
     (folder / "notes.txt").write_text("no picture and no config")
+    (folder / "settings.json").write_text("{}")
     (folder / "bare.py").write_text("from vit_jax.config import base_config\n")
-    _prepare(folder)
-    _run(folder / "run", doors)
-    _run(folder / "other", doors, "--config.model.width=32", "--config.total_steps=3")
+
+
+def make_runs(folder: pathlib.Path) -> None:
+    """Adds the work directories."""
+    _run(folder / "run", evals=True)
+    _run(folder / "other", "--config.model.width=32", evals=False)
     shutil.copytree(folder / "run", folder / "newer")
     config = json.loads((folder / "run" / "config.json").read_text())
     (folder / "newer" / "config.json").write_text(json.dumps(config | {"fancy_new_key": 1}))
@@ -45,8 +53,8 @@ def _pictures(folder: pathlib.Path) -> None:
         Image.fromarray(pixels).save(folder / f"{i}.png")
 
 
-def _prepare(folder: pathlib.Path) -> None:
-    """Prepares a TFDS data set twice: as ArrayRecord, and as what claims to be TFRecord."""
+def make_data_sets(folder: pathlib.Path) -> None:
+    """Adds a TFDS data set twice: as ArrayRecord, and as what claims to be TFRecord."""
     files = fashion_mnist._FILES
     idx = folder / "idx"
     idx.mkdir()
@@ -75,9 +83,12 @@ def _write_idx(path: pathlib.Path, array: np.ndarray) -> None:
     path.write_bytes(header + array.tobytes())
 
 
-def _run(workdir: pathlib.Path, doors: Doors, *flags: str) -> None:
-    answer = doors.call(
-        "train", f"--config={ROOT}/configs/quickstart.py", f"--workdir={workdir}",
-        "--config.total_steps=2", *SMALL, *flags,
-    )  # fmt: skip
-    assert answer.code == 0, answer
+def _run(workdir: pathlib.Path, *flags: str, evals: bool) -> None:
+    config = ConfigDict(
+        cli.config_of(
+            [f"--config={ROOT}/configs/quickstart.py", "--config.total_steps=2", *SMALL, *flags]
+        )
+    )
+    if not evals:
+        config.evals = {}
+    assert train_on_one(freeze(config), workdir) == 0

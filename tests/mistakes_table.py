@@ -2,7 +2,7 @@
 
 Everything is typed in a folder that holds (see `tests.mistakes_places`)
 
-    run, other              finished runs on digits: two steps, and three of another model
+    run, other              finished runs on digits, of two steps and of different models
     nothing_saved           a work directory without checkpoints
     damaged                 one whose checkpoint is cut off
     newer                   one whose config.json has a key of a later release
@@ -11,6 +11,7 @@ Everything is typed in a folder that holds (see `tests.mistakes_places`)
                             no folder at all
     tfds, tfrecord          the data set fashion_mnist_idx, as ArrayRecord and as TFRecord
     notes.txt, bare.py      no picture and no config
+    settings.json           no config
 
 Of `train`, `--config=configs/quickstart.py` and a new `--workdir` are given where a row has none.
 """
@@ -80,8 +81,8 @@ COMMAND_LINE = {
         "Found --config.optim.lr=1 in argv before a value for --config",
     ),
     "config that is not there": (
-        "--config=run/quickstart.py",
-        "--config=run/quickstart.py: there is no such file.",
+        "--config=pictures/quickstart.py",
+        "--config=pictures/quickstart.py: there is no such file.",
         "the project's are in its folder configs",
     ),
     "config misspelt": (
@@ -91,8 +92,8 @@ COMMAND_LINE = {
     ),
     "config that is a folder": ("--config=pictures", "--config=pictures: this is no file."),
     "config that is JSON": (
-        "--config=run/config.json",
-        "--config=run/config.json: a config is a Python file, FILE.py.",
+        "--config=settings.json",
+        "--config=settings.json: a config is a Python file, FILE.py.",
     ),
     "config without get_config": ("--config=bare.py", "--config=bare.py defines no get_config()."),
     "config that is nothing": ("--config=", "--config=: this is no file."),

@@ -3,9 +3,8 @@
 import json
 import os
 import pathlib
-import signal
-import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from tests.conftest import ROOT
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.telemetry import MetricWriter, read_jsonl
 from vit_jax.telemetry.jsonlines import cut_after
@@ -146,7 +144,8 @@ def test_missing_file_is_said(tmp_path):
         read_jsonl(tmp_path / "metrics.jsonl")
 
 
-def test_killed_process_leaves_every_committed_line(tmp_path):
+@pytest.mark.medium
+def test_killed_process_leaves_every_committed_line(tmp_path, commands):
     program = f"""
 import itertools
 from vit_jax.telemetry import MetricWriter
@@ -157,16 +156,11 @@ for step in itertools.count():
     writer.commit(step)
     print(step, flush=True)
 """
-    root = pathlib.Path(__file__).parent.parent
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True
-    )
-    with process:
-        committed = -1
-        while committed < 50:
-            committed = int(process.stdout.readline())
-        process.send_signal(signal.SIGKILL)
-        committed = max([committed, *map(int, process.stdout.read().split())])
+    process = commands.start(program)
+    while process.text("out").count("\n") < 50:
+        time.sleep(0.01)
+    process.kill()
+    committed = process.wait().out.count("\n") - 1
     lines = read_jsonl(tmp_path / "metrics.jsonl")
     assert len(lines) >= committed + 1
     assert lines == [{"step": step, "x": step / 3} for step in range(len(lines))]
@@ -232,15 +226,16 @@ def test_tensorboard_has_all_values_and_purges_on_resume(tmp_path):
     assert events[0].file_version == "brain.Event:2"
 
 
-def test_tensorboard_needs_no_other_framework(tmp_path):
+@pytest.mark.medium
+def test_tensorboard_needs_no_other_framework(tmp_path, commands):
     """Where PyTorch is installed, importing it takes longer than the start of a run."""
-    code = (
-        "import sys, vit_jax.train; from vit_jax.telemetry.tensorboard import EventFile; "
+    code = (  # In a process that has imported the commands.
+        "import sys; from vit_jax.telemetry.tensorboard import EventFile; "
         f"EventFile({str(tmp_path / 'tb')!r}, first_step=0).close(); "
         "print(*{'torch', 'tensorflow'} & {*sys.modules})"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    result = commands.run(code)
+    assert (result.code, result.out.strip()) == (0, ""), result.err
 
 
 def test_wandb_missing_names_the_extra(tmp_path, monkeypatch):

@@ -5,24 +5,25 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
+from PIL import Image
 
-from tests.conftest import ROOT
+from tests.conftest import slow
 from tests.small_run import run, small_config, train_on_one
 from vit_jax import evaluate as evaluate_module
 from vit_jax.errors import CheckpointError, DataError, VitJaxError
 from vit_jax.evaluate import evaluate
 from vit_jax.workdir import read_config
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, finished_run):
     """A run that nothing has disturbed."""
     workdir = tmp_path_factory.mktemp("whole")
-    run(workdir)
+    finished_run(workdir)
     return workdir
 
 
@@ -82,7 +83,16 @@ def state_of(workdir):
     return {path: path.lstat().st_mtime_ns for path in paths if path.is_symlink() or path.is_file()}
 
 
-@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+# The others are much like one of these.
+SHORT = ("empty", "half", "not UTF-8", "NaN", "deep", "huge", "unknown key", "text for a number",
+         "a number for a section", "an eval of nothing", "transforms", "internals")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content",
+    [pytest.param(c, id=name, marks=[pytest.mark.slow] * (name not in SHORT))
+     for name, c in HOSTILE.items()],
+)  # fmt: skip
 def test_a_config_that_somebody_made_up_is_refused(copy, content):
     (copy / "config.json").write_bytes(content)
     assert_only_our_errors(copy, "config.json")
@@ -91,13 +101,14 @@ def test_a_config_that_somebody_made_up_is_refused(copy, content):
 @pytest.mark.parametrize(
     "content",
     [
-        *(HOSTILE[name] for name in ("empty", "half", "not UTF-8", "a list", "NaN", "huge")),
+        *(HOSTILE[name] for name in ("half", "a list")),
+        *(slow(HOSTILE[name]) for name in ("empty", "not UTF-8", "NaN", "huge")),
         json.dumps(PLAIN).encode(),
-        json.dumps({**PLAIN, "class_names": "ab"}).encode(),
+        slow(json.dumps({**PLAIN, "class_names": "ab"}).encode()),
         json.dumps({**PLAIN, "class_names": ["a", 2]}).encode(),
-        json.dumps({**PLAIN, "class_names": ["a"]}).encode(),
+        slow(json.dumps({**PLAIN, "class_names": ["a"]}).encode()),
         json.dumps({**PLAIN, "class_names": [], "num_classes": 0}).encode(),
-        json.dumps({**PLAIN, "class_names": ["a", "b"], "num_classes": True}).encode(),
+        slow(json.dumps({**PLAIN, "class_names": ["a", "b"], "num_classes": True}).encode()),
         json.dumps({**PLAIN, "class_names": ["a", "b"], "name": ["x"]}).encode(),
         json.dumps({**PLAIN, "class_names": ["a", "b"]}).encode(),  # Whole; not this model's.
     ],
@@ -125,8 +136,21 @@ def test_what_is_wrong_with_a_config_is_said(tmp_path, content, message):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["config.json", "dataset.json", "metrics.jsonl", "checkpoints"])
-@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "loop", "file"])
+KINDS = ("pipe", "folder", "device", "loop", "file")
+# Each name with two kinds, each kind with at least one name; the others are slow.
+PAIRS = [("config.json", "pipe"), ("config.json", "loop"), ("dataset.json", "device"),
+         ("dataset.json", "folder"), ("metrics.jsonl", "pipe"), ("metrics.jsonl", "file"),
+         ("checkpoints", "folder"), ("checkpoints", "file")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind) if (name, kind) in PAIRS else slow(name, kind)
+        for name in ("config.json", "dataset.json", "metrics.jsonl", "checkpoints")
+        for kind in KINDS
+    ],
+)
 def test_a_file_that_is_none_does_not_keep_us_waiting(copy, name, kind):
     path = copy / name
     path.rename(copy.parent / "away")
@@ -152,14 +176,14 @@ def test_a_file_that_is_none_does_not_keep_us_waiting(copy, name, kind):
     "change",
     [
         {"clock": None},
-        {"clock": [1]},
+        slow({"clock": [1]}),
         {"clock": {"seconds": {"step": "long"}, "core_seconds": 1, "examples": 1}},
-        {"clock": {"seconds": {"step": 1}, "core_seconds": "much", "examples": 1}},
+        slow({"clock": {"seconds": {"step": 1}, "core_seconds": "much", "examples": 1}}),
         {"clock": {"seconds": {"step": 1}, "core_seconds": 1e999, "examples": 10**400}},
         {"last_line": "12"},
-        {"last_line": [12]},
+        slow({"last_line": [12]}),
         {"step": "12"},
-        {"step": None},
+        slow({"step": None}),
     ],
 )
 def test_a_chrono_that_somebody_made_up_is_refused(copy, change):
@@ -264,19 +288,18 @@ def test_a_file_that_was_lost_can_be_written_anew(copy, name):
 
 
 @pytest.mark.slow
-def test_class_names_do_not_steer_the_terminal(copy, tmp_path):
+def test_class_names_do_not_steer_the_terminal(copy, commands, tmp_path):
     names = ["\x1b[2J\x1b]0;evil\a", "\ud800", "line\r\nline", "\u202e", *"456789"]
     dataset = json.loads((copy / "dataset.json").read_text())
     (copy / "dataset.json").write_text(json.dumps({**dataset, "class_names": names}))
     output = tmp_path / "out.csv"
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
     for more in ([], [f"--output={output}"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "vit_jax.predict", f"--checkpoint={copy}", "--top_k=10", *more,
-             str(copy / "curves.png")],
-            cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        shown = done.stdout.decode()
+        done = commands.run(
+            "predict", f"--checkpoint={copy}", "--top_k=10", *more, tmp_path / "x.png"
+        )
+        assert done.code == 0, done.err
+        shown = done.out
         assert all(letter.isprintable() or letter == "\n" for letter in shown)
         assert more or "\N{REPLACEMENT CHARACTER}[2J" in shown
     assert "line\r\nline" in output.read_bytes().decode()
