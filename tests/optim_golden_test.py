@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.conftest import slow
 from tests.optim_trees import flat, nested
 from vit_jax.config import base_config
 from vit_jax.optim import make_optimizer, make_schedule
@@ -107,7 +108,9 @@ def test_optimizer_equals_big_vision(goldens, case, options):
     assert compared == (24 if whole_chain else 16)
 
 
-@pytest.mark.parametrize("name", ["vt_finetune_token_f32acc", "vt_finetune_token_bf16acc_accum2"])
+@pytest.mark.parametrize(
+    "name", [slow("vt_finetune_token_f32acc"), "vt_finetune_token_bf16acc_accum2"]
+)
 def test_fine_tuning_recipe_of_vision_transformer(goldens, name):
     """The learning rates of the reference run, and its optax chain on gradients of ours."""
     folder = goldens / "training" / name
