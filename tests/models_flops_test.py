@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from tests.conftest import campaign
 from vit_jax.config import base_config
 from vit_jax.models import (
     VARIANTS,
@@ -28,6 +29,7 @@ def config(variant, **changes):
 
 
 # google-research/vision_transformer at 224 pixels, 1000 classes, class token.
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("variant", "params"),
     [
@@ -40,6 +42,7 @@ def test_parameters_with_class_token(variant, params):
     assert num_params(config(variant)) == params
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("variant", "params"),
     [("S/16", 22_049_896), ("B/16", 86_566_120), ("S/32", 22_878_184), ("B/32", 88_222_696)],
@@ -49,6 +52,7 @@ def test_parameters_with_average_pooling(variant, params):
 
 
 # big_vision's backbones in millions: average pooling, no head.
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("variant", "millions"),
     [
@@ -64,6 +68,7 @@ def test_backbone_parameters(variant, millions):
     assert round(count, digits) == millions
 
 
+@pytest.mark.medium
 def test_22b_blocks():
     # Dehghani et al. 2023, table 1: 21,743 million parameters: the kernels of the blocks.
     encoder = param_shapes(config("22B/14", pool="gap"))["encoder"]["blocks"]
@@ -93,19 +98,31 @@ def test_forward_flops_are_the_papers(variant, gflops):
     assert gflops - 0.05 <= count * (1 + elementwise_share(cfg.width))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("pool", ["token", "map"])
+# Each variant is the same formula at another size: of the common ones, and of the widest patch.
+XLA_COUNTED = ("Ti", "B", "L", "g")
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("variant", "pool"),
+    [
+        ("Ti", "map"),
+        *((variant, "token") for variant in XLA_COUNTED),
+        *(
+            campaign(variant, pool)
+            for variant in VARIANTS
+            for pool in ("token", "map")
+            if (variant, pool) != ("Ti", "map") and not (variant in XLA_COUNTED and pool == "token")
+        ),
+    ],
+)
 def test_forward_flops_against_xla(variant, pool):
     # XLA counts the body of a loop once, so the loop is unrolled; two blocks give the cost of one.
     patch = 14 if VARIANTS[variant].width > 1024 else 16
 
     def counts(depth):
         cfg = config(f"{variant}/{patch}", pool=pool, scan=False, depth=depth, rep_size=64)
-        images = jax.ShapeDtypeStruct((1, *cfg.image_size, 3), jnp.float32)
-        lowered = jax.jit(lambda p, x: Vit(cfg).apply({"params": p}, x)[0]).lower(
-            param_shapes(cfg), images
-        )
-        return lowered.cost_analysis()["flops"], forward_flops(cfg)
+        return xla_flops(cfg), forward_flops(cfg)
 
     (xla1, ours1), (xla2, ours2) = counts(1), counts(2)
     elementwise = elementwise_share(VARIANTS[variant].width)
@@ -121,8 +138,9 @@ def xla_flops(cfg):
     return lowered.cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("patch", [16, 32])
-@pytest.mark.parametrize("row", MIXERS)
+@pytest.mark.medium
+@pytest.mark.parametrize("patch", [campaign(16), 32])
+@pytest.mark.parametrize("row", ["Mixer-B", *(campaign(row) for row in MIXERS if row != "Mixer-B")])
 def test_forward_flops_of_mixers_against_xla(row, patch):
     one, two = (config(f"{row}/{patch}", scan=False, depth=depth) for depth in (1, 2))
     (xla1, ours1), (xla2, ours2) = ((xla_flops(cfg), forward_flops(cfg)) for cfg in (one, two))
@@ -131,6 +149,7 @@ def test_forward_flops_of_mixers_against_xla(row, patch):
         assert ours <= xla <= ours * (1 + 2 * elementwise_share(one.width))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "changes",
     [
@@ -148,9 +167,18 @@ def test_forward_flops_of_what_checkpoints_need_against_xla(changes):
 
 
 # XLA does not count what kernels multiply beyond the border, and counts norms and standardisation.
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "variant",
-    ["BiT-R26x1", "BiT-R50x1", "BiT-R101x3", "R+Ti/16", "R26+S/32", "R50+B/16", "R50+L/32"],
+    [
+        "BiT-R26x1",
+        "R+Ti/16",
+        "R26+S/32",
+        campaign("BiT-R50x1"),
+        campaign("BiT-R101x3"),
+        campaign("R50+B/16"),
+        campaign("R50+L/32"),
+    ],
 )
 def test_forward_flops_of_convolutions_against_xla(variant):
     # On images this large the border is a small share.
@@ -159,6 +187,7 @@ def test_forward_flops_of_convolutions_against_xla(variant):
     assert forward_flops(cfg) == pytest.approx(xla_flops(cfg), rel=0.04)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("size", [(224, 224), (97, 161)])
 def test_flops_of_each_convolution(size):
     """The program's convolutions one by one, from their shapes."""
@@ -181,6 +210,7 @@ def test_flops_of_each_convolution(size):
     assert forward_flops(cfg) == 2 * (sum(macs) + 2048 * 1000)
 
 
+@pytest.mark.medium
 def test_training_takes_three_forward_passes():
     # The backward pass of the patch embedding needs no gradient of the image: a little less.
     cfg = config("Ti/16", depth=2, scan=False)

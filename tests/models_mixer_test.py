@@ -9,9 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.small_models import (
+    apply,
+    fresh_head,
+    images,
+    loss_and_gradient,
+    random_params,
+    unscan,
+)
 from vit_jax.config import base_config
 from vit_jax.errors import ConfigError
-from vit_jax.models import Mixer, MixerConfig, model_config, num_params
+from vit_jax.models import MixerConfig, model_config, num_params
 from vit_jax.models.blocks import REMAT
 
 TINY = MixerConfig(
@@ -38,29 +46,7 @@ def config(variant, **changes):
     return model_config(c.model, num_classes=1000)
 
 
-def images(cfg, batch=2, seed=0):
-    shape = (batch, *cfg.image_size, cfg.channels)
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def random_params(cfg, seed=0):
-    shapes = jax.eval_shape(Mixer(cfg).init, jax.random.key(0), images(cfg))["params"]
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.2, s.dtype), shapes)
-
-
-def apply(cfg, params, x, **kwargs):
-    return Mixer(cfg).apply({"params": params}, x, **kwargs)
-
-
-def unscan(params, depth):
-    encoder = dict(params["encoder"])
-    blocks = encoder.pop("blocks")
-    for i in range(depth):
-        encoder[f"block_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], blocks)
-    return {**params, "encoder": encoder}
-
-
+@pytest.mark.medium
 def test_equals_the_reference(goldens):
     manifest = json.loads((goldens / "manifest.json").read_text())
     entry = next(entry for entry in manifest["models"] if entry["id"] == "vt_npz/mixer")
@@ -99,26 +85,24 @@ def test_sizes_are_the_published_ones(variant, params):
 
 @pytest.mark.slow
 def test_scan_remat_and_unrolled_agree():
-    params, x = random_params(TINY), images(TINY)
-    unrolled = dataclasses.replace(TINY, scan=False)
-
-    def loss(cfg):
-        return jax.jit(jax.value_and_grad(lambda params: (apply(cfg, params, x)[0] ** 2).sum()))
-
-    value, grads = loss(TINY)(params)
-    other, other_grads = loss(unrolled)(unscan(params, TINY.depth))
+    cfg = dataclasses.replace(TINY, depth=2)
+    params, x = random_params(cfg), images(cfg)
+    unrolled = dataclasses.replace(cfg, scan=False)
+    value, grads = loss_and_gradient(cfg)(params, x)
+    other, other_grads = loss_and_gradient(unrolled)(unscan(params, cfg.depth), x)
     np.testing.assert_allclose(other, value, rtol=1e-6)
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
 
     def assert_close(a, b):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
 
-    jax.tree.map(assert_close, other_grads, unscan(grads, TINY.depth))
+    jax.tree.map(assert_close, other_grads, unscan(grads, cfg.depth))
     for remat in REMAT:
-        _, again = loss(dataclasses.replace(TINY, remat=remat))(params)
+        _, again = loss_and_gradient(dataclasses.replace(cfg, remat=remat))(params, x)
         jax.tree.map(assert_close, again, grads)
 
 
+@pytest.mark.medium
 def test_intermediates_on_request_only():
     params, x = random_params(TINY), images(TINY)
     plain, few = apply(TINY, params, x)
@@ -131,25 +115,24 @@ def test_intermediates_on_request_only():
     np.testing.assert_allclose(out["pre_logits"], out["tokens"].mean(axis=1), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.medium
 def test_stochastic_depth_drops_branches_of_whole_examples():
     cfg = dataclasses.replace(TINY, stochastic_depth=0.9, depth=2)
     x = jnp.tile(images(cfg, batch=1), (64, 1, 1, 1))
     params = random_params(cfg)
     _, still = apply(cfg, params, x, capture=("blocks",))
-    _, out = apply(
-        cfg, params, x, train=True, capture=("blocks",), rngs={"dropout": jax.random.key(0)}
-    )
+    _, out = apply(cfg, params, x, train=True, capture=("blocks",), rng=jax.random.key(0))
     np.testing.assert_array_equal(out["blocks"][0], still["blocks"][0])  # The first: never.
     kept = np.any(np.asarray(out["blocks"][1] != out["blocks"][0]), axis=(1, 2))
     # Each of two branches stays with probability .1: .19 of the examples change.
     assert 2 <= kept.sum() <= 25
 
 
+@pytest.mark.medium
 def test_bfloat16_and_a_fresh_model():
     cfg = dataclasses.replace(TINY, head_bias_init=-6.9)
-    variables = Mixer(cfg).init(jax.random.key(1), images(cfg))
-    np.testing.assert_allclose(apply(cfg, variables["params"], images(cfg))[0], -6.9)
     params, x = random_params(TINY), images(TINY)
+    np.testing.assert_allclose(apply(TINY, params | {"head": fresh_head(cfg)}, x)[0], -6.9)
     logits, out = apply(dataclasses.replace(TINY, dtype="bfloat16"), params, x)
     assert logits.dtype == out["pre_logits"].dtype == jnp.float32
     assert out["tokens"].dtype == jnp.bfloat16

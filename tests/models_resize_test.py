@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conftest import campaign
 from vit_jax.errors import ConfigError
 from vit_jax.models.resize import KERNELS, matrix, resize_patches, resize_posemb
 
@@ -63,6 +64,7 @@ def resized(kernel, grid, new):
     return np.einsum("yh,xw,hwc->yxc", down, across, grid)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_matrices_equal_the_publishers_resamplers(kernel):
     for old, new in LENGTHS:
@@ -74,9 +76,17 @@ def test_matrices_equal_the_publishers_resamplers(kernel):
         )
 
 
+# Each grid with one number of prefix tokens; with the two others, too, in the campaign.
+@pytest.mark.medium
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(("old", "new"), GRIDS)
-@pytest.mark.parametrize("prefix", [0, 1, 5])
+@pytest.mark.parametrize(
+    ("old", "new", "prefix"),
+    [
+        (*grid, prefix) if i % 3 == j else campaign(*grid, prefix)
+        for i, grid in enumerate(GRIDS)
+        for j, prefix in enumerate((0, 1, 5))
+    ],
+)
 def test_position_embeddings_equal_the_publishers(kernel, old, new, prefix):
     grid = noise(*old, 4)
     first = noise(prefix, 4)
@@ -88,6 +98,7 @@ def test_position_embeddings_equal_the_publishers(kernel, old, new, prefix):
     np.testing.assert_allclose(got[0, prefix:], want, rtol=0, atol=2e-6 * abs(grid).max())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_what_holds_for_every_kernel(kernel):
     for old, new in LENGTHS:
@@ -102,6 +113,7 @@ def test_what_holds_for_every_kernel(kernel):
     np.testing.assert_array_equal(same, posemb)
 
 
+@pytest.mark.medium
 def test_bfloat16_stays_bfloat16():
     posemb = jnp.ones((1, 10, 4), jnp.bfloat16)
     got = resize_posemb(posemb, old=(3, 3), new=(6, 5), prefix=1, kernel="bicubic")

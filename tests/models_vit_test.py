@@ -9,7 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from tests.conftest import slow
+from tests.conftest import campaign
+from tests.small_models import (
+    apply,
+    fresh_head,
+    images,
+    loss_and_gradient,
+    random_params,
+    unscan,
+)
 from vit_jax.config import base_config
 from vit_jax.errors import ConfigError
 from vit_jax.models import Vit, VitConfig, model_config
@@ -21,31 +29,6 @@ TINY = VitConfig(
     image_size=(16, 24), patch_size=(8, 8), num_classes=5, width=32, depth=3, mlp_dim=48,
     num_heads=4,
 )  # fmt: skip
-
-
-def images(cfg, batch=2, seed=0):
-    shape = (batch, *cfg.image_size, cfg.channels)
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def random_params(cfg, seed=0):
-    """Parameters without the zeros of the initialisation, so that everything is exercised."""
-    shapes = jax.eval_shape(Vit(cfg).init, jax.random.key(0), images(cfg))["params"]
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.2, s.dtype), shapes)
-
-
-def apply(cfg, params, x, **kwargs):
-    return Vit(cfg).apply({"params": params}, x, **kwargs)
-
-
-def unscan(params, depth):
-    """Parameters of a scanned encoder as those of an unrolled one."""
-    encoder = dict(params["encoder"])
-    blocks = encoder.pop("blocks")
-    for i in range(depth):
-        encoder[f"block_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], blocks)
-    return {**params, "encoder": encoder}
 
 
 # --- Against google-research/vision_transformer and big_vision ------------------------------------
@@ -78,6 +61,7 @@ def google_params(ckpt):
     return params
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -115,6 +99,7 @@ def test_equals_the_reference(goldens, name, changes):
         np.testing.assert_allclose(got[key], want[key], atol=tol, rtol=0, err_msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["f32acc", "bf16acc_accum2"])
 def test_fine_tuning_ends_in_the_references_parameters(goldens, name):
     """Ten steps of google-research/vision_transformer: model, gradient, optimizer, schedule."""
@@ -233,6 +218,7 @@ def numpy_vit(cfg, params, x):
     return np.stack(out) @ p["head"]["kernel"] + p["head"]["bias"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "changes",
     [
@@ -247,36 +233,45 @@ def test_equals_a_float64_rewrite(changes):
     np.testing.assert_allclose(apply(cfg, params, x)[0], numpy_vit(cfg, params, x), atol=2e-5)
 
 
+AGREE = dataclasses.replace(TINY, depth=2, width=16, mlp_dim=24, num_heads=2)
+
+
+@pytest.mark.medium
 @pytest.mark.parametrize(
-    ("pool", "posemb"), [slow("token", "learned"), slow("gap", "sincos2d"), ("map", "none")]
+    ("pool", "posemb"), [campaign("token", "learned"), ("gap", "sincos2d"), campaign("map", "none")]
 )
-def test_scan_remat_and_unrolled_agree(pool, posemb):
-    cfg = dataclasses.replace(TINY, pool=pool, posemb=posemb, rep_size=20)
+def test_scanned_and_unrolled_agree(pool, posemb):
+    cfg = dataclasses.replace(AGREE, pool=pool, posemb=posemb, rep_size=20)
     params, x = random_params(cfg), images(cfg)
+    value, grads = loss_and_gradient(cfg)(params, x)
     unrolled = dataclasses.replace(cfg, scan=False)
-
-    def loss(cfg):
-        return jax.jit(jax.value_and_grad(lambda params: (apply(cfg, params, x)[0] ** 2).sum()))
-
-    value, grads = loss(cfg)(params)
-    other, other_grads = loss(unrolled)(unscan(params, cfg.depth))
+    other, other_grads = loss_and_gradient(unrolled)(unscan(params, cfg.depth), x)
     np.testing.assert_allclose(other, value, rtol=1e-6)
+    assert_near(other_grads, unscan(grads, cfg.depth))
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("remat", ["full", campaign("dots"), campaign("dots_no_batch")])
+def test_recomputed_activations_give_the_same_gradient(remat):
+    cfg = dataclasses.replace(AGREE, pool="gap", posemb="sincos2d", rep_size=20)
+    params, x = random_params(cfg), images(cfg)
+    want = loss_and_gradient(cfg)(params, x)
+    assert_near(loss_and_gradient(dataclasses.replace(cfg, remat=remat))(params, x), want)
+
+
+def assert_near(gradient, want):
     # The gradient of the key's bias is zero but for rounding, so errors are absolute.
-    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
-
-    def assert_close(a, b):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
-
-    jax.tree.map(assert_close, other_grads, unscan(grads, cfg.depth))
-    for remat in REMAT:
-        _, again = loss(dataclasses.replace(cfg, remat=remat))(params)
-        jax.tree.map(assert_close, again, grads)
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale), gradient, want
+    )
 
 
 def test_remat_names_are_all_known():
     assert set(CHOICES["remat"]) == {"none", *REMAT}
 
 
+@pytest.mark.medium
 def test_intermediates_on_request_only():
     params, x = random_params(TINY), images(TINY)
     plain, few = apply(TINY, params, x)
@@ -292,18 +287,20 @@ def test_intermediates_on_request_only():
     # At no cost otherwise: the program without captures stacks nothing over the depth.
     stacked = f"f32[{depth},2,4,{n},{n}]"
     programs = [
-        str(jax.make_jaxpr(lambda p, c=c: apply(TINY, p, x, capture=c))(params))
+        str(jax.make_jaxpr(lambda p, c=c: Vit(TINY).apply({"params": p}, x, capture=c))(params))
         for c in ((), ("attention",))
     ]
     assert stacked not in programs[0] and stacked in programs[1]
 
 
+@pytest.mark.medium
 def test_a_fresh_model_predicts_the_bias():
     cfg = dataclasses.replace(TINY, head_bias_init=-6.9)
-    variables = Vit(cfg).init(jax.random.key(1), images(cfg))
-    np.testing.assert_allclose(Vit(cfg).apply(variables, images(cfg))[0], -6.9)
+    params = random_params(cfg) | {"head": fresh_head(cfg)}
+    np.testing.assert_allclose(apply(TINY, params, images(cfg))[0], -6.9)
 
 
+@pytest.mark.medium
 def test_bfloat16_computes_near_float32_and_returns_float32():
     params, x = random_params(TINY), images(TINY)
     logits, out = apply(dataclasses.replace(TINY, dtype="bfloat16"), params, x)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-DEPTH, WIDTH, HEADS, HEAD_SIZE, HIDDEN, CLASSES = 3, 36, 2, 33, 40, 5
+DEPTH, WIDTH, HEADS, HEAD_SIZE, HIDDEN, CLASSES = 2, 36, 2, 33, 40, 5
 
 
 def scanned_shapes():
