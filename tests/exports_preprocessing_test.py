@@ -47,7 +47,6 @@ SIZE = (16, 16)
 BOTH = {
     "sizes left out": (SIZE, squash(), RANGE),
     "bicubic": (SIZE, squash(16, method="bicubic"), RANGE),
-    "nearest": (SIZE, squash(16, method="nearest"), RANGE),
     "not square": ((16, 24), squash(), RANGE),
     "black and white 0 and 1": (SIZE, squash(), RANGE | {"vmin": 0.0, "vmax": 1.0}),
     "black and white -3 and 10": (SIZE, squash(), RANGE | {"vmin": -3.0, "vmax": 10.0}),
@@ -155,6 +154,7 @@ REFUSED = {
 }  # fmt: skip
 APPROXIMATE = {
     "not antialiased": (("hf", "timm"), (decode(), squash(antialias=False), RANGE), "antialias"),
+    "nearest": (("hf", "timm"), (decode(), squash(method="nearest"), RANGE), "has a tie"),
     "areas": (("hf", "timm"), (decode(), squash(method="area"), RANGE), 'method="area"'),
     "rounded down": (("hf", "timm"), (decode(), squash(rounding="down"), RANGE), "rounding='down'"),
     "not rounded": (("timm",), (decode(), squash(rounding="none"), RANGE), "256 levels"),
@@ -240,7 +240,7 @@ def test_random_pipelines(odd, tmp_path):
 @pytest.mark.campaign
 def test_many_random_pipelines(odd, tmp_path):
     counts = written_ones(range(60, 4000), odd, tmp_path)
-    assert min(counts.values()) >= 300, counts
+    assert min(counts.values()) >= 200, counts
 
 
 # ------------------------------------------------------------------------------ what is read

@@ -273,7 +273,9 @@ def _resampling(resize: Resize, *, to: str) -> list[str]:
     reasons = []
     if resize.method not in _RESAMPLE:
         reasons.append(f'{to} has no resize with method="{resize.method}"; bilinear is written')
-    elif resize.method != "nearest" and not resize.antialias:
+    elif resize.method == "nearest":  # Pillow and PyTorch add up rounded coordinates.
+        reasons.append(f"{to} may take the pixel beside where method='nearest' has a tie")
+    elif not resize.antialias:
         reasons.append(f"{to} antialiases where an image shrinks; the resize has antialias=False")
     if resize.rounding == "down":
         reasons.append(f"{to} rounds to the nearest level; the resize has rounding='down'")
