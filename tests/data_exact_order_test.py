@@ -144,6 +144,7 @@ def test_every_example_is_seen_once_an_epoch_however_often_it_resumes(size, batc
     assert len(set(noise)) == len(noise)  # Each time with an augmentation of its own.
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("split", ["train[:37]", "train[37:100]"])
 def test_real_examples_too(split):
     """Digits, cropped at random: an epoch holds each picture of the split, and each once."""
