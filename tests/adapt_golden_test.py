@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from tests.conftest import campaign, slow
 from vit_jax.checkpoints.exports import google
 from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.config import base_config, freeze
@@ -38,8 +39,14 @@ def run_config(recipe):
     return freeze(c)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
-@pytest.mark.parametrize("name", ["vt_finetune_token_f32acc", "vt_finetune_token_bf16acc_accum2"])
+F32, BF16 = "vt_finetune_token_f32acc", "vt_finetune_token_bf16acc_accum2"
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [(F32, (1, 1, 1)), slow(BF16, (2, 2, 2)), campaign(F32, (2, 2, 2)), campaign(BF16, (1, 1, 1))],
+)
 def test_ten_batches_of_vision_transformer(goldens, tmp_path, name, sizes):
     folder, entry, inputs, expected = reference(goldens, name)
     recipe, facts = entry["recipe"], entry["expected_arrays"]

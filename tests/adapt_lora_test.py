@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from tests.conftest import slow
+from tests.small_models import apply, images, random_params
 from tests.small_run import run, small_config
 from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.pretrained import load_pretrained
@@ -24,49 +26,39 @@ CFG = VitConfig(
 FREEZE = ("(?!head/|.*_lora/).*",)
 
 
-def random_params(cfg):
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), jnp.float32), param_shapes(cfg)
-    )
-
-
 def paths(tree):
     return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def images(cfg):
-    rng = np.random.default_rng(1)
-    return jnp.asarray(rng.normal(size=(2, *cfg.image_size, cfg.channels)), jnp.float32)
-
-
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("pool", ["token", "map"])
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("pool", "scan"), [("token", False), ("map", True), slow("token", True), slow("map", False)]
+)
 def test_merged_it_says_the_same(scan, pool):
     cfg = dataclasses.replace(CFG, scan=scan, pool=pool)
-    params = random_params(cfg)
+    params = jax.tree.map(jnp.asarray, random_params(cfg))
     merged, plain = merge_lora(params, cfg)
     assert plain.lora_rank == 0
     assert paths(merged).keys() == paths(param_shapes(plain)).keys()
-    want, _ = build(cfg).apply({"params": params}, images(cfg))
-    got, _ = build(plain).apply({"params": merged}, images(cfg))
+    want, _ = apply(cfg, params, images(cfg))
+    got, _ = apply(plain, merged, images(cfg))
     np.testing.assert_allclose(got, want, atol=2e-5)
     base = {k: v for k, v in paths(params).items() if "_lora/" not in k}
     assert np.abs(paths(merged)["encoder/norm/scale"] - base["encoder/norm/scale"]).max() == 0
-    without, _ = build(plain).apply(
-        {"params": jax.tree_util.tree_map_with_path(lambda p, _: base[path_name(p)], merged)},
-        images(cfg),
-    )
+    unadapted = jax.tree_util.tree_map_with_path(lambda p, _: base[path_name(p)], merged)
+    without, _ = apply(plain, unadapted, images(cfg))
     assert np.abs(without - want).max() > 0.01
     assert merge_lora(merged, plain) == (merged, plain)
 
 
+@pytest.mark.medium
 def test_it_begins_as_the_model_without_adapters():
     """Bit by bit: whatever was random there is as random here, and B is zero."""
     plain = dataclasses.replace(CFG, lora_rank=0)
     x = images(CFG)
-    adapted = build(CFG).init(jax.random.key(0), x)["params"]
-    before = build(plain).init(jax.random.key(0), x)["params"]
+    adapted, before = (
+        jax.jit(build(cfg).init)(jax.random.key(0), x)["params"] for cfg in (CFG, plain)
+    )
     ours, theirs = paths(adapted), paths(before)
     for name, leaf in theirs.items():
         np.testing.assert_array_equal(ours[name], leaf, err_msg=name)
@@ -87,6 +79,7 @@ def test_only_what_is_trained_has_optimizer_state():
     assert held == {n for n in paths(shapes) if n.startswith("head/") or "_lora/" in n}
 
 
+@pytest.mark.medium
 def test_adapters_are_split_as_their_kernels():
     mesh = make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
     params = random_params(CFG)
@@ -98,23 +91,21 @@ def test_adapters_are_split_as_their_kernels():
     assert specs[f"{where}/out_lora/a"] == (None, "tensor", None, None)
     assert specs[f"{where}/out_lora/b"] == (None, None, "fsdp")
 
-    def apply(p, x):
-        return build(CFG).apply({"params": p}, x)[0]
-
-    want = jax.jit(apply)(params, images(CFG))
+    want, _ = apply(CFG, params, images(CFG))
     with jax.set_mesh(mesh):
-        got = jax.jit(apply)(jax.device_put(params, layout), images(CFG))
+        got, _ = apply(CFG, jax.device_put(params, layout), images(CFG))
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_run_adapts_a_run(tmp_path):
     """Adapters and head learn, the rest stays; then it is a checkpoint like any other."""
-    first = {"total_steps": 3, "model__scan": False}
+    first = {"total_steps": 3, "model__scan": False, "evals": ConfigDict()}
     run(tmp_path / "first", **first)
     changes = {
         "init_from": str(tmp_path / "first"), "model__variant": "", "model__depth": None,
         "optim__freeze": FREEZE, "optim__weight_decay": 0.0, "model__lora_rank": 2,
+        "evals": ConfigDict(),
     }  # fmt: skip
     run(tmp_path / "second", **changes)
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1])
@@ -129,9 +120,9 @@ def test_a_run_adapts_a_run(tmp_path):
     merged = load_pretrained(str(tmp_path / "second"))
     assert merged.config.lora_rank == 0
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 1)), jnp.float32)
-    got = merged.model.apply({"params": merged.params}, x)[0]
+    got, _ = apply(merged.config, merged.params, x)
     cfg = dataclasses.replace(merged.config, lora_rank=2)
-    want = build(cfg).apply({"params": adapted.params}, x)[0]
+    want, _ = apply(cfg, adapted.params, x)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
     # Starting from it: its adapters are part of the kernels.

@@ -8,10 +8,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.small_run import run, small_config, train_on_one
+from vit_jax import probe
 from vit_jax.checkpoints.load import load_run
 from vit_jax.config import classification_eval
 from vit_jax.errors import ConfigError
 from vit_jax.evaluate import evaluate
+from vit_jax.models import model_config, param_shapes
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
@@ -69,10 +71,17 @@ def test_on_any_mesh_and_after_a_stop(tmp_path):
     assert run(tmp_path / "one", **PROBE, cache_features=True) == lines
 
 
+@pytest.mark.medium
+def test_a_run_that_cannot_be_cached_is_refused(tmp_path):
+    config = small_config(**PROBE | {"optim__freeze": ()}, cache_features=True)
+    message = r"parameters beside the head are trained, such as \['cls'\]"
+    with pytest.raises(ConfigError, match=message):
+        train_on_one(config, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optim__freeze": ()}, r"parameters beside the head are trained, such as \['cls'\]"),
         ({"data__train_transforms": small_config().data.train_transforms}, "are not data.eval_tra"),
         ({"mix__mixup_alpha": 0.2}, "mixup or CutMix is on"),
         ({"model__dropout": 0.1}, "the body has dropout"),
@@ -80,6 +89,8 @@ def test_on_any_mesh_and_after_a_stop(tmp_path):
         ({"model__distilled": True, "optim__freeze": ("(?!head/).*",)}, "has two heads"),
     ],
 )
-def test_what_cannot_be_cached_is_refused(tmp_path, changes, message):
+def test_what_cannot_be_cached_is_named(changes, message):
+    config = small_config(**PROBE | changes)
+    cfg = model_config(config.model, num_classes=10)
     with pytest.raises(ConfigError, match=message):
-        train_on_one(small_config(**PROBE | changes, cache_features=True), tmp_path / "run")
+        probe._check(config, cfg, param_shapes(cfg))

@@ -10,6 +10,7 @@ import pytest
 import scipy.ndimage
 from ml_collections import ConfigDict
 
+from tests.conftest import campaign, slow
 from tests.many_processes import ends, processes
 from tests.small_run import small_config
 from vit_jax import workdir as workdirs
@@ -17,7 +18,7 @@ from vit_jax.checkpoints.adaptation import adapt_params
 from vit_jax.checkpoints.inherit import inherit_model, inherit_params
 from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.store import Store
-from vit_jax.models import build, model_config, param_shapes
+from vit_jax.models import model_config, param_shapes
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings, path_name
 
@@ -71,8 +72,14 @@ def forbid_host_copies(monkeypatch):
     monkeypatch.setattr(kind, "_value", property(small))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("size", [384, 640])
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("size", "mesh"),
+    [
+        (384, "all"), (640, "fsdp"), slow(384, "one"),
+        *(campaign(*case) for case in ((384, "fsdp"), (640, "all"), (640, "one"))),
+    ],
+)  # fmt: skip
 def test_positions_are_resized_where_they_lie(origin, size, mesh, monkeypatch):
     folder, published, params = origin
     shape = MESHES[mesh]
@@ -86,10 +93,8 @@ def test_positions_are_resized_where_they_lie(origin, size, mesh, monkeypatch):
     layout = param_shardings(param_shapes(cfg), mesh)
     with jax.set_mesh(mesh), monkeypatch.context() as patch:
         forbid_host_copies(patch)
-        images = jnp.zeros((8, size, size, 1))
-        fresh = jax.jit(build(cfg).init, out_shardings={"params": layout})(
-            jax.random.key(0), images
-        )["params"]
+        zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), param_shapes(cfg))
+        fresh = jax.device_put(zeros, layout)
         got = inherit_params(c, cfg, fresh, mesh=mesh)
 
     share = dict.fromkeys(mesh.devices.flat, 0)
@@ -112,6 +117,7 @@ def test_positions_are_resized_where_they_lie(origin, size, mesh, monkeypatch):
     np.testing.assert_array_equal(got["head"]["kernel"], 0)
 
 
+@pytest.mark.medium
 def test_no_device_is_sent_a_whole_parameter(origin):
     """The compiled program has no gathering in it, and no result that is whole."""
     _, published, params = origin

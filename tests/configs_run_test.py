@@ -14,7 +14,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from PIL import Image
 
 from tests import config_cases
-from tests.config_cases import NAMES, data_set, each_case
+from tests.config_cases import CASES, NAMES, data_set
+from tests.conftest import campaign, slow
 from tests.mock_tfds import mock_tfds
 from vit_jax.checkpoints.load import load_run
 from vit_jax.config import freeze
@@ -23,7 +24,7 @@ from vit_jax.models import build, model_config, num_params, param_shapes
 from vit_jax.models.variants import parse_variant
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel.mesh import check_batch_size, make_mesh
-from vit_jax.state import make_init, state_layout
+from vit_jax.state import TrainState, make_init, state_layout
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
 
@@ -58,6 +59,7 @@ def get_config(name: str, arg: str = "") -> ConfigDict:
 # -------------------------------------------------------------- the real thing, by shape alone
 
 
+@pytest.mark.medium
 def test_the_models_are_the_published_ones():
     def params(name, arg, **changes):
         config = get_config(name, arg)
@@ -72,8 +74,8 @@ def test_the_models_are_the_published_ones():
     assert 21e9 < params("vit_g_scaling", "variant=22B/14") < 23e9
 
 
-def shape_evaluate(config: FrozenConfigDict) -> None:
-    """All that `train` builds before it allocates: transforms, schedule, optimizer, state, mesh."""
+def shapes_of_state(config: FrozenConfigDict) -> TrainState:
+    """All that `train` builds before it allocates: transforms, schedule, optimizer and state."""
     num_examples, num_classes = data_set(config)
     cfg = model_config(config.model, num_classes=num_classes)
     for entry in (config.data.train_transforms, config.data.eval_transforms):
@@ -87,35 +89,38 @@ def shape_evaluate(config: FrozenConfigDict) -> None:
     )
     assert max(schedule(step) for step in np.linspace(0, total, 64)) > 0.5
     assert schedule(total) < 1e-6
-    mesh = make_mesh(config.mesh)
+    params = param_shapes(cfg)  # Traced once for each distinct model.
+    tx = make_optimizer(config.optim, params, schedule=schedule)
+    return jax.eval_shape(make_init(config, build(cfg), tx), jax.random.key(0), params)
+
+
+def assert_split(config: FrozenConfigDict, sizes: ConfigDict, shapes: TrainState) -> None:
+    """The batch and the state can be split over a mesh."""
+    mesh = make_mesh(sizes)
     check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
-    with jax.set_mesh(mesh):
-        tx = make_optimizer(config.optim, param_shapes(cfg), schedule=schedule)
-        shapes = jax.eval_shape(make_init(config, build(cfg), tx), jax.random.key(0))
-        layout = state_layout(shapes, mesh)
+    layout = state_layout(shapes, mesh)
     assert jax.tree.structure(layout) == jax.tree.structure(shapes)
     # The state really is split: a device holds its share, and little beside.
-    sizes, local_sizes = 0, 0
+    size, local_size = 0, 0
     for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(layout), strict=True):
-        sizes += math.prod(leaf.shape)
-        local_sizes += math.prod(sharding.shard_shape(leaf.shape))
-    assert local_sizes < 1.1 * sizes / config.mesh.fsdp
+        size += math.prod(leaf.shape)
+        local_size += math.prod(sharding.shard_shape(leaf.shape))
+    assert local_size < 1.1 * size / mesh.shape["fsdp"]
 
 
-@each_case
-def test_real_model_on_its_own_mesh(name, arg):
-    shape_evaluate(freeze(get_config(name, arg)))
-
-
-@each_case
-def test_real_model_on_a_mesh_of_all_three_axes(name, arg):
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("name", "arg"), [slow(*case) if "BiT-R152x2" in case[1] else case for case in CASES]
+)
+def test_real_model_on_its_own_mesh_and_one_of_all_three_axes(name, arg):
     config = get_config(name, arg)
+    shapes = shapes_of_state(freeze(config))
+    assert_split(config, config.mesh, shapes)
     variant, _ = parse_variant(config.model.variant)
     # Three heads (Ti) cannot be split in two.
     heads = config.model.num_heads or getattr(getattr(variant, "vit", variant), "num_heads", 2)
     tensor = 2 if heads % 2 == 0 else 1
-    config.mesh.update({"data": -1, "fsdp": 2, "tensor": tensor})
-    shape_evaluate(freeze(config))
+    assert_split(config, ConfigDict({"data": -1, "fsdp": 2, "tensor": tensor}), shapes)
 
 
 # ------------------------------------------------------------------------------ one shrunk step
@@ -170,19 +175,25 @@ def run_shrunk(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     return line
 
 
-# What runs in the fast suite; the others differ little from one of these.
-FAST = ("quickstart", "vit_s16_i1k")
+# Of what configs are made of (data source, transforms, loss, optimizer, kind of model), these have
+# all; the others differ little from one of them. `cli_test.py` trains the quickstart's.
+SAMPLE = (
+    ("fashion_mnist", ""),
+    ("image_folder", ""),
+    ("scaling/vit_vs_cnn", ""),
+    ("vit_g_scaling", ""),
+    ("vit_i1k", "aug=strong2,reg=true"),
+    ("vit_s16_i1k", ""),
+)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arg"),
     [
-        pytest.param(name, arg, marks=() if not arg and name in FAST else pytest.mark.slow)
-        for name, arg in [
-            *((name, "") for name in NAMES),
-            ("vit_i1k", "aug=strong2,reg=true"),
-            ("finetune", "model=B/32,dataset=oxford_iiit_pet"),
-        ]
+        *SAMPLE,
+        *(campaign(name, "") for name in NAMES if (name, "") not in SAMPLE),
+        campaign("finetune", "model=B/32,dataset=oxford_iiit_pet"),
     ],
 )
 def test_one_shrunk_step(name, arg, tmp_path, fast_compilation):

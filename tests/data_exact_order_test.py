@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import campaign, slow
 from tests.data_order_test import reference_id
 from tests.data_pipeline_test import (
     Numbers,
@@ -51,6 +52,7 @@ def loaded_by(process, count, *, mesh, size, batch_size, start_step, batch):
     return dict(zip(rows.tolist(), zip(*arrays, strict=True), strict=True))
 
 
+@pytest.mark.medium
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     size=st.integers(1, 300),
@@ -81,6 +83,7 @@ def test_any_number_of_processes_from_any_step(size, per_device, count, mesh, st
     assert covered == set(range(batch_size))
 
 
+@pytest.mark.medium
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     size=st.integers(1, 200),
@@ -101,9 +104,16 @@ def test_the_iterator_from_any_step(size, per_device, mesh, start_step, threads,
 
 # 40 and 104 rows are a part of a block, and several blocks for several workers; 37 examples divide
 # neither, and their epochs end in the middle of batches.
-@pytest.mark.parametrize("batch_size", [40, 104])
+@pytest.mark.medium
 @pytest.mark.parametrize(
-    "workers", [0, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))]
+    ("workers", "batch_size"),
+    [
+        (0, 40),
+        (0, 104),
+        (2, 104),
+        slow(3, 40),
+        *(campaign(*c) for c in ((1, 40), (1, 104), (2, 40), (3, 104))),
+    ],
 )
 def test_any_number_of_workers_across_the_borders_of_epochs(workers, batch_size):
     shape = {"size": 37, "batch_size": batch_size}
@@ -134,6 +144,7 @@ def test_every_example_is_seen_once_an_epoch_however_often_it_resumes(size, batc
     assert len(set(noise)) == len(noise)  # Each time with an augmentation of its own.
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("split", ["train[:37]", "train[37:100]"])
 def test_real_examples_too(split):
     """Digits, cropped at random: an epoch holds each picture of the split, and each once."""

@@ -24,7 +24,8 @@ def on(folder, **changes):
     return {
         "data__source": "image_folder", "data__data_dir": str(folder), "model__channels": 3,
         "data__train_transforms": TRANSFORMS, "data__eval_transforms": TRANSFORMS,
-        "evals": ConfigDict(), "total_steps": 4, "model__depth": 1, **changes,
+        "evals": ConfigDict(), "model__depth": 1, "total_steps": 1,
+        "optim__schedule__warmup_steps": None, **changes,
     }  # fmt: skip
 
 
@@ -64,13 +65,14 @@ SAYS = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder of pictures, and the work directory of a run on it that is not done."""
+    """A folder of pictures, and the work directory of a run on it."""
     root = tmp_path_factory.mktemp("trained")
     make_folder(root / "pictures")
     run(root / "run", **on(root / "pictures"))
     return root
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("change", [*SAYS, nothing])
 def test_another_folder_is_refused_and_says_what_differs(trained, tmp_path, change):
     shutil.copytree(trained, tmp_path / "copy", symlinks=True)
@@ -96,6 +98,7 @@ def test_another_folder_is_refused_and_says_what_differs(trained, tmp_path, chan
         (trained / "kept").rename(trained / "pictures")
 
 
+@pytest.mark.medium
 def test_other_pictures_to_evaluate_on_are_refused(tmp_path):
     make_folder(tmp_path / "pictures")
     evals = ConfigDict({"test": classification_eval(split="test")})
@@ -112,6 +115,7 @@ def test_other_pictures_to_evaluate_on_are_refused(tmp_path):
         train_on_one(small_config(**config), tmp_path / "run")
 
 
+@pytest.mark.medium
 def test_a_run_of_the_first_release_has_nothing_to_compare(trained, tmp_path):
     shutil.copytree(trained / "run", tmp_path / "run")
     path = tmp_path / "run" / "dataset.json"
@@ -121,11 +125,13 @@ def test_a_run_of_the_first_release_has_nothing_to_compare(trained, tmp_path):
     assert train_on_one(small_config(**on(trained / "pictures")), tmp_path / "run") == 0
 
 
+@pytest.mark.slow
 def test_another_version_of_a_tfds_data_set_is_refused(tmp_path, small_idx, monkeypatch):
     open_fashion(tmp_path, small_idx)
     changes = {
         "data__source": "tfds", "data__name": "fashion_mnist_idx",
-        "data__data_dir": str(tmp_path / "tfds"), "evals": ConfigDict(), "total_steps": 4,
+        "data__data_dir": str(tmp_path / "tfds"), "evals": ConfigDict(), "total_steps": 1,
+        "model__depth": 1, "optim__schedule__warmup_steps": None,
     }  # fmt: skip
     run(tmp_path / "run", **changes)
     monkeypatch.setattr(fashion_mnist.FashionMnistIdx, "VERSION", tfds.core.Version("1.0.1"))

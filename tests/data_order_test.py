@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.conftest import campaign
 from vit_jax.data import order
 from vit_jax.errors import ConfigError
 
@@ -60,8 +61,14 @@ def test_equals_a_second_formulation(num_examples):
     assert got.tolist() == expected
 
 
-@pytest.mark.parametrize("num_examples", [1, 2, 3, 10, 64, 97, 1000])
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 300])
+@pytest.mark.parametrize(
+    ("num_examples", "batch_size"),
+    [
+        campaign(n, size) if n > 100 * size else (n, size)  # Thousands of batches.
+        for n in (1, 2, 3, 10, 64, 97, 1000)
+        for size in (1, 7, 64, 300)
+    ],
+)
 def test_every_example_once_an_epoch(num_examples, batch_size):
     num_epochs = 3
     ids = run_of_ids(
@@ -96,15 +103,17 @@ def test_seeds_and_epochs_have_orders_of_their_own():
     assert len(set(orders)) == 100
 
 
-def test_all_permutations_are_equally_likely():
-    counts = collections.Counter(
-        tuple(order.locate(np.arange(5), num_examples=5, seed=seed)[0].tolist())
-        for seed in range(6000)
-    )
+@pytest.mark.medium
+@pytest.mark.parametrize("seeds", [15, campaign(60)])
+def test_all_permutations_are_equally_likely(seeds):
+    """Of five examples, over 100 epochs of each seed."""
+    ids = [order.locate(np.arange(500), num_examples=5, seed=seed)[0] for seed in range(seeds)]
+    counts = collections.Counter(map(tuple, np.concatenate(ids).reshape(-1, 5).tolist()))
     assert len(counts) == 120
     assert stats.chisquare(list(counts.values())).pvalue > 1e-3
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("num_examples", [60, 64, 100])
 def test_places_and_neighbours_are_uniform(num_examples):
     """Where an example lands, and by how much the next one differs, over 500 epochs."""

@@ -111,7 +111,14 @@ def test_batches_are_what_the_order_says(size, batch_size):
     assert_same(got, [expected_batch(t, size=size, batch_size=batch_size) for t in range(5)])
 
 
-@pytest.mark.parametrize("loader", [{"threads": 1, "prefetch": 1}, {"threads": 5}, {"workers": 2}])
+@pytest.mark.parametrize(
+    "loader",
+    [
+        {"threads": 1, "prefetch": 1},
+        {"threads": 5},
+        pytest.param({"workers": 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_workers_threads_and_prefetch_change_nothing(loader):
     got = take(4, batch_size=72, **loader)
     assert_same(got, [expected_batch(t, batch_size=72) for t in range(4)])
@@ -196,6 +203,7 @@ def test_evaluation_sees_every_example_once(size, batch_size, mesh):
     assert not image[size:].any()
 
 
+@pytest.mark.medium
 def test_evaluation_with_more_workers_than_blocks():
     got = evaluate(Numbers(BLOCK_ROWS + 8), batch_size=BLOCK_ROWS, workers=3)
     ids = np.concatenate([batch["image"][:, 0, 0, 0] for batch in got])
@@ -231,8 +239,8 @@ def evaluate(source, *, transform=noisy, on_bad=None, batch_size=8, **loader):
         return [jax.device_get(batch) for batch in batches]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("bad", [0, 13])
+@pytest.mark.medium
+@pytest.mark.parametrize(("workers", "bad"), [(0, 0), (0, 13), (1, 13)])
 def test_a_bad_example_is_named(workers, bad):
     with pytest.raises(DataError) as error:
         evaluate(Numbers(20, bad=(bad,)), workers=workers)
@@ -286,6 +294,7 @@ def test_mistakes():
         take(1, seed=-2)
 
 
+@pytest.mark.medium
 def test_memory_is_bounded():
     """Nothing is loaded beyond what the options allow, however long the consumer takes."""
     source, loader = Numbers(100), {"workers": 0, "threads": 2, "prefetch": 2}
@@ -322,6 +331,7 @@ def assert_nothing_lives():
         time.sleep(0.01)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_consumer_that_raises_leaves_nothing_behind(workers):
     with (
@@ -345,6 +355,7 @@ def test_a_consumer_that_raises_leaves_nothing_behind(workers):
     assert list(batches) == []  # Closed: exhausted.
 
 
+@pytest.mark.medium
 def test_a_dropped_iterator_closes_itself():
     batches = pipeline.train_batches(
         Numbers(100), noisy, batch_size=8, seed=0, start_step=0, sharding=one_device(), **LOADER
@@ -399,7 +410,13 @@ def is_running(pid):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGKILL,
+        *(pytest.param(how, marks=pytest.mark.campaign) for how in (signal.SIGTERM, None)),
+    ],
+)
 def test_workers_do_not_outlive_their_process(how, tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)

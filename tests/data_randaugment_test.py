@@ -225,6 +225,7 @@ def test_every_operation_does_to_gray_what_it_does_to_equal_channels(operation):
     np.testing.assert_array_equal(got.repeat(3, axis=-1), want)
 
 
+@pytest.mark.medium
 def test_operations_are_drawn_evenly(monkeypatch):
     drawn = dict.fromkeys(OPERATIONS, 0)
 

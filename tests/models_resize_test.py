@@ -143,6 +143,7 @@ def tokens(images, kernel):
     return np.einsum("nhwc,hwcd->nd", images, np.asarray(kernel, np.float64))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("old", "new"), [((4, 4), (9, 9)), ((8, 8), (16, 16)), ((3, 5), (7, 6)), ((4, 4), (4, 4))]
 )
@@ -157,6 +158,7 @@ def test_grown_patches_give_the_same_tokens(old, new):
     )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("old", "new"), [((16, 16), (8, 8)), ((9, 8), (5, 3)), ((16, 8), (8, 16))])
 def test_shrunk_patches_give_the_nearest_tokens(old, new):
     """Of all kernels the one whose tokens are the nearest, over patches of white noise."""

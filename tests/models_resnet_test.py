@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import slow
+from tests.conftest import campaign, slow
 from tests.small_models import apply, images, random_params
 from vit_jax.config import base_config
 from vit_jax.errors import ConfigError
@@ -234,7 +234,7 @@ def test_shapes_and_names_are_the_same_for_both_kinds(numerics):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("numerics", [V1, V2])
+@pytest.mark.parametrize("numerics", [campaign(V1), V2])
 def test_a_fresh_resnet_predicts_the_bias(numerics):
     cfg = dataclasses.replace(TINY, head_bias_init=-6.9, **numerics)
     fresh = jax.jit(build(cfg).init)(jax.random.key(1), images(cfg))["params"]

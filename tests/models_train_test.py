@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.conftest import campaign
 from tests.small_run import run
 from vit_jax.evaluate import evaluate
 
@@ -26,7 +27,7 @@ KINDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", ["ResNet v2", "Mixer", campaign("ResNet v1"), campaign("hybrid")])
 def test_it_learns_digits(tmp_path, kind):
     lines = run(
         tmp_path, model__pool=None, batch_size=64, total_steps=100, optim__lr=1e-2,

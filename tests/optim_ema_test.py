@@ -1,5 +1,7 @@
 """The averaged parameters against the sum that defines them."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ def histories(steps):
     return [{"w": rng.normal(size=(3, 2)).astype(np.float32)} for _ in range(steps + 1)]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
 def test_average_equals_the_weighted_sum(decay):
     history = histories(60)
@@ -26,11 +29,12 @@ def test_average_equals_the_weighted_sum(decay):
         assert average["w"].dtype == np.float32
 
 
+@pytest.mark.medium
 def test_usable_from_the_start():
     history = histories(1)
     average = ema.init(history[0])
     np.testing.assert_array_equal(average["w"], history[0]["w"])
-    average = ema.update(average, history[1], decay=0.9999, count=1)
+    average = jax.jit(functools.partial(ema.update, decay=0.9999))(average, history[1], count=1)
     np.testing.assert_allclose(average["w"], history[1]["w"], rtol=1e-6)
 
 

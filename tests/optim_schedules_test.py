@@ -22,7 +22,7 @@ def curve(steps, *, total, batch_size=1, num_examples=1, **values):
     schedule = make_schedule(
         config(**values), total_steps=total, batch_size=batch_size, num_examples=num_examples
     )
-    return np.asarray(jax.vmap(schedule)(np.asarray(steps)))
+    return np.asarray(jax.jit(jax.vmap(schedule))(np.asarray(steps)))
 
 
 # Case of the reference: (factor on our values, run, our config). big_vision's sched2 (a quadratic
@@ -59,6 +59,7 @@ GOLDEN = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", GOLDEN)
 def test_schedule_equals_the_reference(goldens, case):
     manifest = json.loads((goldens / "manifest.json").read_text())
@@ -71,17 +72,20 @@ def test_schedule_equals_the_reference(goldens, case):
     np.testing.assert_allclose(got, arrays[f"{case}/value"], rtol=0, atol=tol)
 
 
+@pytest.mark.medium
 def test_constant_with_cooldown_is_a_trapezium():
     got = curve(range(20), total=20, name="constant", warmup_steps=4, cooldown_steps=5)
     want = [0, 0.25, 0.5, 0.75] + [1.0] * 12 + [0.8, 0.6, 0.4, 0.2]
     np.testing.assert_allclose(got, want, atol=1e-7)
 
 
+@pytest.mark.medium
 def test_cosine_ends_where_it_is_told():
     got = curve([0, 50, 100, 150], total=100, name="cosine", end=0.2)
     np.testing.assert_allclose(got, [1.0, 0.6, 0.2, 0.2], atol=1e-6)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear", "rsqrt"])
 def test_every_course_warms_up_from_zero_and_stays_in_the_unit_interval(name):
     timescale = {"timescale_steps": 7} if name == "rsqrt" else {}
@@ -92,6 +96,7 @@ def test_every_course_warms_up_from_zero_and_stays_in_the_unit_interval(name):
     assert (np.diff(got[:11]) > 0).all() and (np.diff(got[10:]) <= 0).all()
 
 
+@pytest.mark.medium
 def test_no_warmup_starts_at_the_peak():
     assert curve([0], total=5, name="linear")[0] == 1
 
@@ -154,6 +159,7 @@ def test_nonsense_is_refused(values, message):
         curve([0], total=100, **values)
 
 
+@pytest.mark.medium
 def test_an_endless_timescale_is_a_constant():
     c = base_config().optim.schedule
     c.name, c.timescale_steps = "rsqrt", 2**40  # More than JAX's whole numbers hold.

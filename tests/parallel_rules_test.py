@@ -42,6 +42,7 @@ EVERY_PARAMETER = [
 WITHOUT_HEADS = [{"variant": "BiT-R50x3"}, {"variant": "Mixer-L/16"}, {"variant": "Mixer-B/32"}]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("changes", EVERY_PARAMETER + WITHOUT_HEADS)
 def test_large_parameters_are_split_as_theory_says(changes):
     shapes = param_shapes(cfg_of(**changes))
@@ -66,6 +67,7 @@ def test_large_parameters_are_split_as_theory_says(changes):
     assert held < total / (3.8 if changes in WITHOUT_HEADS else 6.5)
 
 
+@pytest.mark.medium
 def test_every_rule_matches_some_parameter():
     names = {
         rules.path_name(path)
@@ -95,6 +97,7 @@ def test_a_dimension_that_does_not_split_is_an_error_if_large():
     assert small == PartitionSpec(None, "fsdp", None, None)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("variant", ["B/16", "R50+B/16", "BiT-R50x1", "Mixer-B/16"])
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lion", "lamb", "muon"])
 def test_optimizer_state_lies_where_its_parameters_lie(name, variant):
@@ -122,6 +125,7 @@ def test_a_large_state_without_a_parameter_is_an_error():
     rules.state_shardings(state, shapes, mesh(data=2))  # Without fsdp all is copied anyway.
 
 
+@pytest.mark.medium
 def test_constraints_are_in_the_lowered_program():
     # The trap: under `with mesh:` or without a current mesh, constraints vanish silently.
     cfg = cfg_of("mu/16", image_size=(32,), depth=2)

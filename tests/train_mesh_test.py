@@ -33,12 +33,15 @@ STOCHASTIC = {
 }
 
 
-# Three steps, the second and third with what the first gave.
-SHORT = {"total_steps": 3, "model__depth": 1, "evals": ConfigDict()}
+# Three steps: the second and the third take what the first gave.
+SHORT = small_config(
+    total_steps=3, model__depth=1, optim__name="sgd", evals=ConfigDict(),
+    checkpoint__every_steps=3,
+)  # fmt: skip
 
 
 def losses(workdir, *, devices, **changes):
-    config = small_config(log__every_steps=1, **STOCHASTIC, **changes)
+    config = small_config(log__every_steps=1, evals=ConfigDict(), **STOCHASTIC, **changes)
     assert train(config, workdir, devices=jax.devices()[:devices]) == 0
     return [line["train/loss"] for line in read_jsonl(workdir / "metrics.jsonl")]
 
@@ -60,7 +63,7 @@ def test_a_mesh_trains_as_one_device_does(tmp_path, one_device, mesh):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Fifty steps on one device, by the number of microbatches; each is run when it is asked for."""
+    """Fifty steps on one device by the number of microbatches, each run on its first use."""
     folder = tmp_path_factory.mktemp("alone")
     return functools.cache(lambda n: whole(folder / str(n), (1, 1, 1), accum_steps=n))
 
@@ -84,8 +87,9 @@ def test_a_run_moves_to_another_mesh(tmp_path, one_device):
     losses(tmp_path / "a", devices=8, total_steps=4, mesh__fsdp=4, optim__schedule__name="constant")
     first = losses(tmp_path / "b", devices=1, total_steps=12, optim__schedule__name="constant")
     moved = small_config(
-        log__every_steps=1, **STOCHASTIC, mesh__tensor=2, optim__schedule__name="constant"
-    )
+        log__every_steps=1, evals=ConfigDict(), **STOCHASTIC, mesh__tensor=2,
+        optim__schedule__name="constant",
+    )  # fmt: skip
     assert train(moved, tmp_path / "a", devices=jax.devices()[:2], allow_config_change=True) == 0
     got = [line["train/loss"] for line in read_jsonl(tmp_path / "a" / "metrics.jsonl")]
     np.testing.assert_allclose(got, first, atol=1e-5, rtol=0)
@@ -94,7 +98,7 @@ def test_a_run_moves_to_another_mesh(tmp_path, one_device):
 @pytest.mark.slow
 def test_accumulation_gives_the_big_batchs_run(tmp_path):
     # Without dropout, which differs between microbatches on purpose.
-    config = {"log__every_steps": 1, "mix__mixup_alpha": 0.2}
+    config = {"log__every_steps": 1, "mix__mixup_alpha": 0.2, "evals": ConfigDict()}
     runs = []
     for accum in (1, 4):
         workdir = tmp_path / str(accum)
@@ -104,7 +108,7 @@ def test_accumulation_gives_the_big_batchs_run(tmp_path):
     np.testing.assert_allclose(runs[1], runs[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_the_train_step_is_compiled_once(tmp_path, monkeypatch):
     compiled = []
     make = train_module.make_train_step
@@ -119,7 +123,7 @@ def test_the_train_step_is_compiled_once(tmp_path, monkeypatch):
         return train_step
 
     monkeypatch.setattr(train_module, "make_train_step", counting)
-    losses(tmp_path, devices=2, **SHORT)
+    assert train(SHORT, tmp_path, devices=jax.devices()[:2]) == 0
     assert len(compiled) == 1
 
 
@@ -161,7 +165,7 @@ def prepared(**changes):
     ],
 )
 def test_the_step_keeps_its_constraints_and_donates_its_state(mesh):
-    jitted, mesh, (state, *inputs) = prepared(**mesh)
+    jitted, mesh, (state, *inputs) = prepared(optim__name="sgd", **mesh)
     with jax.set_mesh(mesh):
         lowered = jitted.lower(state, *inputs)
     text = lowered.as_text()
@@ -271,4 +275,4 @@ def test_the_loop_forbids_implicit_transfers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Clock, "count", careless)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-        losses(tmp_path, devices=2, **SHORT)
+        train(SHORT, tmp_path, devices=jax.devices()[:2])
