@@ -2,6 +2,8 @@
 
     python -m tests.campaign --kills=100 --out=DIR [--signals=16] [--seed=0]
 
+(`make campaign` runs it, see `tests.campaign_test`.)
+
 Each run is a real command. It gets kill -9 in a chosen phase after a random time, then the same
 command follows, until the run is complete; the run's work directory is then compared with that of a
 run that was left alone: see `tests.same_run`. After the kills come SIGTERM and SIGINT at random
@@ -77,6 +79,7 @@ class Campaign:
         seed: int,
         shares: Mapping[str, int],
         variants: Sequence[str] = ("threads", "threads", "workers"),
+        warm: bool = False,
     ):
         """Trains the runs that are left alone, and by that fills the compilation cache.
 
@@ -85,11 +88,12 @@ class Campaign:
           seed: of the moments.
           shares: kills by phase, in any unit.
           variants: of the runs that are killed, in turn.
+          warm: the commands skip their imports, see `Command`; none can be killed in these.
         """
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         self.out, self._rng = out, random.Random(seed)
-        self._shares, self._variants = shares, variants
+        self._shares, self._variants, self._warm = shares, variants, warm
         self.kills: list[Kill] = []
         # What was compared -> runs in which it was equal, and the differences.
         self.equal: collections.Counter[str] = collections.Counter()
@@ -116,6 +120,7 @@ class Campaign:
             (*VARIANTS[variant], f"--config.log.compilation_cache={self.out / 'caches' / cache}"),
             log=self.out / f"{workdir.name}.log",
             trace=self.out / "trace" if traced else None,
+            warm=self._warm,
         )
 
     # --------------------------------------------------------------------------------- kills
@@ -181,7 +186,8 @@ class Campaign:
         """SIGTERM and SIGINT in turn, at any moment from the imports to the end."""
         for i in range(count):
             variant = self._variants[i // 2 % len(self._variants)]
-            aim = self._rng.choice([phase for phase in PHASES if phase not in ("blind", "restore")])
+            never = ("blind", "restore", "imports" if self._warm else "")
+            aim = self._rng.choice([phase for phase in PHASES if phase not in never])
             step = 0 if aim in START_UP + AT_THE_END else self._rng.randint(1, TOTAL - 4)
             self.signal_run(i, ("SIGTERM", "SIGINT")[i % 2], variant, aim=aim, step=step)
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+from tests import forked
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOTAL = 60
 FLAGS = (
@@ -59,6 +61,7 @@ class Command:
         *,
         log: pathlib.Path,
         trace: pathlib.Path | None = None,
+        warm: bool = False,
     ):
         """Starts it.
 
@@ -67,6 +70,7 @@ class Command:
           flags: after FLAGS.
           log: gets the output of all starts, one after the other.
           trace: where the command writes down its phases; None: the plain command.
+          warm: forked from a process that has imported everything, see tests.forked.
         """
         self.workdir, self._trace, self._read = workdir, trace, 0
         self.moments: list[Moment] = []
@@ -83,11 +87,15 @@ class Command:
         }
         self._began = time.monotonic()
         self._log, self._log_start = log, log.stat().st_size if log.exists() else 0
+        command = [*module, *FLAGS, *flags, f"--workdir={workdir}"]
         with open(log, "ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", *module, *FLAGS, *flags, f"--workdir={workdir}"],
-                cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True,
-            )  # fmt: skip
+            if warm:
+                self._process = forked.start(*command, output=output, new_session=True)
+            else:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", *command],
+                    cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True,
+                )  # fmt: skip
         atexit.register(self.kill, whole_group=True)  # If the campaign itself is interrupted.
 
     def seconds(self) -> float:

@@ -1,38 +1,56 @@
-"""A short campaign: runs that are really killed end in the same bits; see `tests.campaign`."""
+"""Runs that are really killed end in the same bits: see `tests.campaign`, here short and long."""
 
 import pytest
 
-from tests.campaign import Campaign
+from tests.campaign import PHASES, Campaign
+from tests.conftest import campaign, slow
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-THREADS = ("threads",)
+MOST = ("compile", "steps", "eval", "save", "write", "last", "plot")
 
 
-def test_killed_in_every_phase(tmp_path):
-    phases = ("compile", "steps", "eval", "save", "write", "last", "plot")
-    campaign = Campaign(tmp_path / "out", seed=0, shares=dict.fromkeys(phases, 1), variants=THREADS)
-    campaign.kill_runs(len(phases))
-    assert not campaign.different, campaign.report(0)
-    assert [kill.exit_code for kill in campaign.kills] == [-9] * len(phases)
-    assert {kill.aimed for kill in campaign.kills} == set(phases)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("phases", "warm"), [slow(("steps", "save", "write", "last"), True), campaign(MOST, False)]
+)
+def test_killed_told_to_stop_and_started_twice(tmp_path, phases, warm):
+    shares = dict.fromkeys(phases, 1)
+    runs = Campaign(tmp_path / "out", seed=0, shares=shares, variants=("threads",), warm=warm)
+    runs.kill_runs(len(phases))
+    assert not runs.different, runs.report(0)
+    assert [kill.exit_code for kill in runs.kills] == [-9] * len(phases)
+    assert {kill.aimed for kill in runs.kills} == set(phases)
     # However the machine's load moves them, they hit many phases.
-    assert len({kill.hit for kill in campaign.kills}) >= 4, campaign.report(0)
+    assert len({kill.hit for kill in runs.kills}) > (len(phases) - 1) // 2, runs.report(0)
     compared = ("params, bits", "opt_state, bits", "ema, bits", "metrics.jsonl, bytes")
-    assert all(campaign.equal[what] >= 1 for what in compared)
+    assert all(runs.equal[what] >= 1 for what in compared)
+
+    runs.signal_runs(2)
+    runs.second_starts(1)
+    assert not runs.different, runs.report(0)
+    assert [kill.by for kill in runs.kills[len(phases) :]] == ["SIGTERM", "SIGINT"]
 
 
-def test_told_to_stop_and_started_twice(tmp_path):
-    campaign = Campaign(tmp_path / "out", seed=1, shares={"steps": 1}, variants=THREADS)
-    campaign.signal_runs(2)
-    campaign.second_starts(1)
-    assert not campaign.different, campaign.report(0)
-    assert [kill.by for kill in campaign.kills] == ["SIGTERM", "SIGINT"]
-
-
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
-def test_told_to_stop_while_loader_processes_start(tmp_path, number):
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("number", "warm"),
+    [slow("SIGINT", True), campaign("SIGINT", False), campaign("SIGTERM", False)],
+)
+def test_told_to_stop_while_loader_processes_start(tmp_path, number, warm):
     """They get the signal as well: the terminal's and the scheduler's go to the whole group."""
-    campaign = Campaign(tmp_path / "out", seed=0, shares={"steps": 1}, variants=("workers",))
-    campaign.signal_run(0, number, "workers", aim="compile", step=0)
-    assert not campaign.different, campaign.report(0)
-    assert [kill.exit_code for kill in campaign.kills] == [75]
+    shares = {"steps": 1}
+    runs = Campaign(tmp_path / "out", seed=0, shares=shares, variants=("workers",), warm=warm)
+    runs.signal_run(0, number, "workers", aim="compile", step=0)
+    assert not runs.different, runs.report(0)
+    assert [kill.exit_code for kill in runs.kills] == [75]
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(6 * 3600)
+def test_a_hundred_kills(tmp_path):
+    shares = {phase: share for phase, (share, _) in PHASES.items()}
+    runs = Campaign(tmp_path / "out", seed=0, shares=shares)
+    runs.kill_runs(100)
+    runs.signal_runs(16)
+    runs.second_starts(4)
+    assert not runs.different, runs.report(0)
+    assert len([kill for kill in runs.kills if kill.by.startswith("kill")]) == 100

@@ -18,6 +18,8 @@ from vit_jax.checkpoints import hub
 from vit_jax.checkpoints.hub import resolve
 from vit_jax.errors import CheckpointError
 
+pytestmark = pytest.mark.medium
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 

@@ -14,12 +14,14 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, campaign
 from vit_jax.checkpoints.digests import digests
 from vit_jax.checkpoints.faults import MismatchError
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import CheckpointError
 from vit_jax.parallel.mesh import make_mesh
+
+pytestmark = pytest.mark.medium
 
 
 def mesh(**sizes):
@@ -211,8 +213,9 @@ def flip(path, *, byte, bit):
     path.write_bytes(content)
 
 
+@pytest.mark.parametrize("flips", [2, campaign(100)])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, flips):
     split = NamedSharding(mesh(fsdp=2), PartitionSpec("fsdp"))
     saved = state(0)
     saved["params"]["a"]["kernel"] = jax.random.normal(jax.random.key(0), (64, 64))
@@ -224,7 +227,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
     found = []
     for path in files:
         whole = path.read_bytes()
-        for _ in range(12):
+        for _ in range(flips):
             flip(path, byte=int(rng.integers(len(whole))), bit=int(rng.integers(8)))
             try:
                 with Store(tmp_path, read_only=True) as store:

@@ -47,11 +47,13 @@ PROCESSES = ((1, 0), (2, 1), (4, 0), (1, 2))
 PROCESS_STEPS = 24
 
 
-def stochastic(*, accum_steps: int = 1, mesh: tuple[int, int, int] = (1, 1, 1)) -> FrozenConfigDict:
+def stochastic(
+    *, accum_steps: int = 1, mesh: tuple[int, int, int] = (1, 1, 1), steps: int = STEPS
+) -> FrozenConfigDict:
     """A run in which everything is random that can be, and in which the loss falls."""
     return small_config(
         batch_size=64,
-        total_steps=STEPS,
+        total_steps=steps,
         model__num_heads=8,  # So that tensor=8 splits them.
         model__dropout=0.1,
         model__attention_dropout=0.1,
@@ -62,7 +64,7 @@ def stochastic(*, accum_steps: int = 1, mesh: tuple[int, int, int] = (1, 1, 1)) 
         optim__lr=5e-3,
         optim__ema_decay=0.9,
         log__every_steps=1,
-        checkpoint__every_steps=STEPS,
+        checkpoint__every_steps=steps,
         mesh__data=mesh[0],
         mesh__fsdp=mesh[1],
         mesh__tensor=mesh[2],
@@ -107,29 +109,43 @@ def outcome(workdir: pathlib.Path, *records: pathlib.Path) -> Outcome:
 
 
 def on_mesh(
-    folder: pathlib.Path, mesh: tuple[int, int, int], *, accum_steps: int = 1, stop_at: int = -1
+    folder: pathlib.Path,
+    mesh: tuple[int, int, int],
+    *,
+    accum_steps: int = 1,
+    stop_at: int = -1,
+    steps: int = STEPS,
 ) -> int:
     """Trains in folder/run on as many simulated devices as the mesh has, or goes on there."""
-    config = stochastic(accum_steps=accum_steps, mesh=mesh)
+    config = stochastic(accum_steps=accum_steps, mesh=mesh, steps=steps)
     devices = jax.devices()[: int(np.prod(mesh))]
     with recorded_train.recording(folder / "rows", stop_at=stop_at):
         return train(config, folder / "run", devices=devices, allow_config_change=True)
 
 
-def whole(folder: pathlib.Path, mesh: tuple[int, int, int], *, accum_steps: int = 1) -> Outcome:
+def whole(
+    folder: pathlib.Path,
+    mesh: tuple[int, int, int],
+    *,
+    accum_steps: int = 1,
+    steps: int = STEPS,
+) -> Outcome:
     """A run that stays on one mesh."""
     folder.mkdir(parents=True)
-    assert on_mesh(folder, mesh, accum_steps=accum_steps) == 0
+    assert on_mesh(folder, mesh, accum_steps=accum_steps, steps=steps) == 0
     return outcome(folder / "run", folder / "rows")
 
 
-def moved(folder: pathlib.Path, meshes: Sequence[tuple[int, int, int]]) -> Outcome:
+def moved(
+    folder: pathlib.Path, meshes: Sequence[tuple[int, int, int]], *, steps: int = STEPS
+) -> Outcome:
     """A run that is told to stop, and goes on somewhere else, as often as there are meshes."""
     folder.mkdir(parents=True)
     for i, mesh in enumerate(meshes):
         last = i == len(meshes) - 1
-        stop_at = -1 if last else STEPS * (i + 1) // len(meshes) - 2
-        assert on_mesh(folder, mesh, stop_at=stop_at) == (0 if last else EXIT_STOPPED)
+        stop_at = -1 if last else steps * (i + 1) // len(meshes) - 2
+        code = on_mesh(folder, mesh, stop_at=stop_at, steps=steps)
+        assert code == (0 if last else EXIT_STOPPED)
     return outcome(folder / "run", folder / "rows")
 
 
@@ -137,7 +153,6 @@ def moved(folder: pathlib.Path, meshes: Sequence[tuple[int, int, int]]) -> Outco
 
 PROCESS_FLAGS = (
     "--config=configs/quickstart.py",
-    f"--config.total_steps={PROCESS_STEPS}",
     "--config.batch_size=64",
     "--config.model.depth=1",
     "--config.model.dropout=0.1",
@@ -153,7 +168,7 @@ PROCESS_FLAGS = (
 
 
 def on_processes(
-    folder: pathlib.Path, count: int, *, workers: int = 0, stop_at: int = -1
+    folder: pathlib.Path, count: int, *, workers: int, stop_at: int, steps: int
 ) -> list[pathlib.Path]:
     """Starts `count` real processes that train in folder/run; gives what they were fed.
 
@@ -169,6 +184,7 @@ def on_processes(
             # The last of them is told to stop, and the others learn it from that one.
             stop_at if i == count - 1 else -1,
             *PROCESS_FLAGS,
+            f"--config.total_steps={steps}",
             f"--config.mesh.fsdp={min(count, 2)}",
             f"--config.data.workers={workers}",
             f"--workdir={folder / 'run'}",
@@ -182,13 +198,15 @@ def on_processes(
     return records
 
 
-def moved_between_processes(folder: pathlib.Path, stages: Sequence[tuple[int, int]]) -> Outcome:
+def moved_between_processes(
+    folder: pathlib.Path, stages: Sequence[tuple[int, int]], *, steps: int = PROCESS_STEPS
+) -> Outcome:
     """A run that is told to stop, and goes on with another number of processes and workers."""
     records = []
     for i, (count, workers) in enumerate(stages):
         last = i == len(stages) - 1
-        stop_at = -1 if last else PROCESS_STEPS * (i + 1) // len(stages) - 2
-        records += on_processes(folder, count, workers=workers, stop_at=stop_at)
+        stop_at = -1 if last else steps * (i + 1) // len(stages) - 2
+        records += on_processes(folder, count, workers=workers, stop_at=stop_at, steps=steps)
     return outcome(folder / "run", *records)
 
 

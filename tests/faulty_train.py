@@ -2,12 +2,15 @@
 
 (Or `vit_jax.VERB`: VIT_JAX_VERB.)
 
+With VIT_JAX_QUICK=SECONDS a process counts as lost after 5 s of silence; and once the update is
+compiled, the time-out is that many seconds.
+
 batch-hangs    the data set never gives an example of the training batch of step 5
 batch-fails    the fifth batch raises a DataError
 batch-breaks   the fifth batch raises what no code of ours should
 hidden-bytes   the newest checkpoint cannot be read here, and can everywhere else
 disk-busy      a checkpoint cannot be read now, and may be whole
-curves-slow    the curves of a complete run take 20 s to draw
+curves-slow    the curves of a complete run take 9 s to draw: longer than a process may be silent
 """
 
 import os
@@ -18,13 +21,17 @@ from vit_jax.analysis import figures
 from vit_jax.checkpoints.store import Store
 from vit_jax.data.pipeline import Batches
 from vit_jax.errors import DataError
+from vit_jax.parallel import watch
 
 FAULT = os.environ.get("VIT_JAX_FAULT", "")
 VERB = os.environ.get("VIT_JAX_VERB", "train")
+QUICK = float(os.environ.get("VIT_JAX_QUICK", "0"))
 _taken = 0
 
 
 def plant() -> None:
+    if QUICK:
+        _quicken()
     if FAULT.startswith("batch-"):
         give = Batches.__next__
 
@@ -40,7 +47,7 @@ def plant() -> None:
         Batches.__next__ = next_batch
     if FAULT == "curves-slow":
         draw = figures.curves
-        figures.curves = lambda *paths: (time.sleep(20), draw(*paths))
+        figures.curves = lambda *paths: (time.sleep(9), draw(*paths))
     if FAULT in ("hidden-bytes", "disk-busy"):
         read, tries = Store._read, []
 
@@ -53,6 +60,18 @@ def plant() -> None:
             return read(self, step, targets)
 
         Store._read = fail
+
+
+def _quicken() -> None:
+    watch.TICK, watch.SILENCE, watch.SILENCE_AFTER_ERROR = 0.5, 5.0, 3.0
+    at = watch.Watch.at
+
+    def at_with_timeout(self, place):
+        at(self, place)
+        if place == "the batch of update 5":
+            self._timeout = QUICK
+
+    watch.Watch.at = at_with_timeout
 
 
 class _Raises(dict):

@@ -16,6 +16,8 @@ from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.checkpoints.tensors import Safetensors
 from vit_jax.parallel.mesh import make_mesh
 
+pytestmark = pytest.mark.medium
+
 GOOGLE = {"gelu": "tanh", "posemb_resize": "bilinear_corners"}
 HINTS = {"num_heads": 4, "image_size": 32}
 

@@ -6,7 +6,7 @@ from benchmarks.loading import SIZES, measure, write
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.campaign), 4])
 def test_loading_takes_at_most_the_files_size_and_a_third(devices, tmp_path):
     size = write(SIZES["full"][0], tmp_path)
     assert size > 1.2e9

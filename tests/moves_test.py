@@ -1,18 +1,21 @@
-"""One run that is told to stop and goes on elsewhere, four times, is the run that stayed."""
+"""One run that is told to stop and goes on elsewhere, again and again, is the run that stayed."""
 
 import pytest
 
+from tests.conftest import campaign, slow
 from tests.exactness import MOVES, STEPS, TOLERANCE, moved, whole
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-
-def test_a_run_that_moves_is_the_one_that_stays(tmp_path):
-    stayed = whole(tmp_path / "stayed", (1, 1, 1))
-    run = moved(tmp_path / "moved", MOVES)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("meshes", "steps"), [slow(((2, 1, 2), (1, 4, 1)), 8), campaign(MOVES, STEPS)]
+)
+def test_a_run_that_moves_is_the_one_that_stays(tmp_path, meshes, steps):
+    stayed = whole(tmp_path / "stayed", (1, 1, 1), steps=steps)
+    run = moved(tmp_path / "moved", meshes, steps=steps)
     found = run.compared(stayed)
-    assert len(run.losses) == STEPS
+    assert len(run.losses) == steps
     assert found["loss"] < TOLERANCE, found
     assert found["same accuracies"] and found["evaluation"] < TOLERANCE, found
     # Every row of every batch was drawn once, wherever that was: the same pixels and labels.
-    assert len(run.rows) == STEPS * 64 and run.rows == stayed.rows
+    assert len(run.rows) == steps * 64 and run.rows == stayed.rows

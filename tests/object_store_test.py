@@ -14,7 +14,7 @@ import jax
 import pytest
 from etils import epath
 
-from tests.conftest import slow
+from tests.conftest import campaign, slow
 from tests.fake_gcs import FakeGcs
 from tests.small_run import run, small_config, train_on_one
 from tests.train_run_test import Killed, arrays, assert_same_bits, kill_at
@@ -26,6 +26,7 @@ from vit_jax.telemetry import StepProfiler, read_jsonl
 from vit_jax.workdir import read_config
 
 pytestmark = [
+    pytest.mark.medium,
     # Not imported here: it reads its environment then.
     pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="needs gcsfs"),
     # Orbax leaves tasks of a read that failed to an event loop that is closed.
@@ -65,6 +66,25 @@ def local(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("local")
     run(workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def objects_of_a_killed_run(gcs_server):
+    """What a run has left in the store that was killed when it had saved at steps 4 and 8."""
+    gcs_server.buckets["bucket"] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, 14)
+        with pytest.raises(Killed):
+            train_on_one(small_config(), RUN)
+    return gcs_server.objects()
+
+
+@pytest.fixture
+def killed(objects_of_a_killed_run, gcs):
+    """The killed run, in the store; and its objects."""
+    for name, content in objects_of_a_killed_run.items():
+        gcs.put(name, content)
+    return gcs.objects()
 
 
 def assert_same_run(gcs, local, folder="run"):
@@ -117,7 +137,7 @@ def test_the_state_goes_from_a_disk_to_the_store_and_back(gcs, local, tmp_path):
     assert train_on_one(started, tmp_path / "started") == 0
 
 
-@pytest.mark.parametrize("killed_at", [slow(3), 8, slow(12), slow(16)])
+@pytest.mark.parametrize("killed_at", [campaign(3), slow(8), slow(12), campaign(16)])
 def test_a_killed_run_resumes_to_the_same_bits(gcs, local, monkeypatch, killed_at):
     with monkeypatch.context() as patch:
         kill_at(patch, killed_at)
@@ -182,17 +202,15 @@ def test_a_store_that_goes_away_ends_the_run_and_keeps_the_checkpoints(gcs, loca
     assert_same_run(gcs, local)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "part", ["config.json", "checkpoints/8", "params", "chrono", "run/metrics.jsonl"]
+    "part",
+    [
+        *[slow("config.json"), campaign("checkpoints/8"), slow("params"), campaign("chrono")],
+        slow("run/metrics.jsonl"),
+    ],
 )
-def test_a_store_that_is_away_at_the_start_is_not_an_empty_one(gcs, local, impatient, part):
+def test_a_store_that_is_away_at_the_start_is_not_an_empty_one(gcs, local, killed, impatient, part):
     """Nothing is begun anew, set aside or tidied up because nobody answers."""
-    with pytest.MonkeyPatch.context() as patch:
-        kill_at(patch, 14)
-        with pytest.raises(Killed):
-            train_on_one(small_config(), RUN)
-    before = gcs.objects()
     stop_at(gcs, part, method="GET")
     with pytest.raises((CheckpointError, ConfigError, DataError)) as error:
         train_on_one(small_config(), RUN)
@@ -200,35 +218,32 @@ def test_a_store_that_is_away_at_the_start_is_not_an_empty_one(gcs, local, impat
     gcs.start()
     after = gcs.objects()
     after.pop("run/lock", None)  # It could not be given back.
-    assert after == before
+    assert after == killed
     run(RUN)
     assert_same_run(gcs, local)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("status", [403, 503])
-@pytest.mark.parametrize("part", ["params/_METADATA", "params/manifest", "chrono/metadata"])
-def test_what_is_refused_for_now_is_not_broken(gcs, local, impatient, monkeypatch, part, status):
-    with monkeypatch.context() as patch:
-        kill_at(patch, 14)
-        with pytest.raises(Killed):
-            train_on_one(small_config(), RUN)
-    before = gcs.objects()
+@pytest.mark.parametrize(
+    ("part", "status"),
+    [
+        *[slow("params/_METADATA", 403), campaign("params/_METADATA", 503)],
+        *[campaign("params/manifest", 403), slow("params/manifest", 503)],
+        *[slow("chrono/metadata", 403), campaign("chrono/metadata", 503)],
+    ],
+)
+def test_what_is_refused_for_now_is_not_broken(gcs, local, killed, impatient, part, status):
     gcs.fault = lambda method, place: status if f"checkpoints/8/{part}" in place else None
     with pytest.raises(CheckpointError, match=r"checkpoints/8 cannot be read now: .*"):
         train_on_one(small_config(), RUN)
-    assert gcs.objects() == before
+    assert gcs.objects() == killed
     gcs.fault = None
     run(RUN)
     assert_same_run(gcs, local)
 
 
 @pytest.mark.slow
-def test_half_a_checkpoint_is_ignored_and_tidied_up(gcs, local, monkeypatch):
-    with monkeypatch.context() as patch:
-        kill_at(patch, 14)
-        with pytest.raises(Killed):
-            train_on_one(small_config(), RUN)
+@pytest.mark.usefixtures("killed")
+def test_half_a_checkpoint_is_ignored_and_tidied_up(gcs, local):
     # Killed just before the last object of a save was written, which says that it is complete.
     gcs.delete("run/checkpoints/8/commit_success.txt")
     gcs.delete("run/checkpoints/8/params/manifest.ocdbt")
@@ -252,16 +267,11 @@ def flip(gcs, name):
     gcs.put(name, bytes(content))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("damage", [FakeGcs.delete, cut_short, flip])
-def test_a_damaged_checkpoint_is_set_aside(gcs, local, monkeypatch, damage):
-    with monkeypatch.context() as patch:
-        kill_at(patch, 14)
-        with pytest.raises(Killed):
-            train_on_one(small_config(), RUN)
+@pytest.mark.parametrize("damage", [campaign(FakeGcs.delete), campaign(cut_short), slow(flip)])
+def test_a_damaged_checkpoint_is_set_aside(gcs, local, killed, damage):
     largest = max(
-        (name for name in gcs.objects() if "checkpoints/8/params" in name and "/d/" in name),
-        key=lambda name: len(gcs.objects()[name]),
+        (name for name in killed if "checkpoints/8/params" in name and "/d/" in name),
+        key=lambda name: len(killed[name]),
     )
     damage(gcs, largest)
     damaged = gcs.objects()

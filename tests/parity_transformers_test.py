@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from tests.conftest import campaign
 from tests.references import outputs, randomise, reference
 from vit_jax.checkpoints.pretrained import load_pretrained
 
-pytestmark = pytest.mark.slow  # Minutes in all.
+pytestmark = pytest.mark.slow
 
 SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
          "patch_size": 8}  # fmt: skip
@@ -56,9 +57,27 @@ def read(output):
     return found
 
 
-@pytest.mark.parametrize("state_dict", [False, True], ids=["saved", "in memory"])
-@pytest.mark.parametrize("case", CASES)
-def test_outputs_are_those_of_transformers(case, state_dict, tmp_path):
+# Of each kind of model one, in either container in turn.
+SAMPLE = {
+    "vit gelu_new, no qkv bias": "pytorch_model.bin",
+    "vit gray": "model.safetensors",
+    "deit with teacher": "pytorch_model.bin",
+    "dinov2 registers swiglu": "model.safetensors",
+    "dinov3 gated gelu, all biases": "pytorch_model.bin",
+    "ijepa": "model.safetensors",
+    "siglip": "pytorch_model.bin",
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "file"),
+    [
+        (case, file) if SAMPLE.get(case) == file else campaign(case, file)
+        for case in CASES
+        for file in ("model.safetensors", "pytorch_model.bin")
+    ],
+)
+def test_outputs_are_those_of_transformers(case, file, tmp_path):
     transformers = reference("transformers")
     import torch
 
@@ -66,15 +85,17 @@ def test_outputs_are_those_of_transformers(case, state_dict, tmp_path):
     config = getattr(transformers, config_class)(**SIZES | settings)
     model = randomise(getattr(transformers, model_class)(config))
     model.save_pretrained(tmp_path)
-    if state_dict:
+    if file == "pytorch_model.bin":
         (tmp_path / "model.safetensors").unlink()
-        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+        torch.save(model.state_dict(), tmp_path / file)
     pretrained = load_pretrained(str(tmp_path))
     shape = (2, 32, 32, settings.get("num_channels", 3))
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
     wanted, allowed = outputs(model, images, read)
     with jax.default_matmul_precision("highest"):
-        logits, intermediates = pretrained.model.apply({"params": pretrained.params}, images)
+        logits, intermediates = jax.jit(pretrained.model.apply)(
+            {"params": pretrained.params}, images
+        )
     ours = {"logits": logits, **intermediates}
     for name, array in wanted.items():
         assert np.abs(np.asarray(ours[name]) - array).max() <= allowed[name], name

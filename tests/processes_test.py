@@ -2,27 +2,31 @@
 
 import pytest
 
+from tests.conftest import campaign, slow
 from tests.exactness import PROCESS_STEPS, PROCESSES, TOLERANCE, moved_between_processes
 from vit_jax.data import order
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-
-def test_a_run_that_moves_between_processes_is_the_one_that_stays(tmp_path):
-    stayed = moved_between_processes(tmp_path / "stayed", ((1, 0),))
-    run = moved_between_processes(tmp_path / "moved", PROCESSES)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("stages", "steps"), [slow(((2, 1), (1, 0)), 12), campaign(PROCESSES, PROCESS_STEPS)]
+)
+def test_a_run_that_moves_between_processes_is_the_one_that_stays(tmp_path, stages, steps):
+    stayed = moved_between_processes(tmp_path / "stayed", ((1, 0),), steps=steps)
+    run = moved_between_processes(tmp_path / "moved", stages, steps=steps)
     found = run.compared(stayed)
-    assert len(run.losses) == PROCESS_STEPS
+    assert len(run.losses) == steps
     assert found["loss"] < TOLERANCE, found
     assert found["same accuracies"] and found["evaluation"] < TOLERANCE, found
     # The processes were given all rows between them, no two a different one, none of them twice.
-    assert len(run.rows) == PROCESS_STEPS * 64 and run.rows == stayed.rows
+    assert len(run.rows) == steps * 64 and run.rows == stayed.rows
     # And these are what the order says: equal examples of an epoch and others differ.
     ids = [
         i
-        for step in range(PROCESS_STEPS)
+        for step in range(steps)
         for i in order.example_ids(step, batch_size=64, num_examples=1442, seed=0).tolist()
     ]
     epochs = [e for e in range(2) for _ in range(1442)]
     seen = [run.rows[place] for place in sorted(run.rows)]
-    assert len(set(zip(ids, epochs, strict=False))) == len(seen) >= len(set(seen)) > 1400
+    assert len(set(zip(ids, epochs, strict=False))) == len(seen) >= len(set(seen))
+    assert len(set(seen)) > 0.97 * min(1442, len(seen))  # Few digits are equal, pixel by pixel.

@@ -1,9 +1,8 @@
 """The table of runs: what it says, whatever it finds, and whoever writes it at the same time."""
 
+import contextlib
 import csv
 import json
-import multiprocessing
-import pathlib
 import shutil
 import socket
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from tests import forked
 from tests.small_run import small_config
 from vit_jax import workdir as workdirs
 from vit_jax.errors import ConfigError, DataError
@@ -180,9 +180,12 @@ def test_written_anew_it_has_the_same_bytes(tmp_path):
     assert [path.read_bytes() for path in (collect(tmp_path), tmp_path / "runs.csv")] == first
 
 
-def _collect_often(folder):
-    for _ in range(15):
-        collect(pathlib.Path(folder))
+COLLECT_OFTEN = """
+import pathlib, sys
+from vit_jax.scaling.runs import collect
+for _ in range(30):
+    collect(pathlib.Path(sys.argv[1]))
+"""
 
 
 @pytest.mark.slow
@@ -191,18 +194,18 @@ def test_many_writers_at_once(tmp_path):
     for i in range(5):
         make_run(tmp_path, f"run{i}")
     collect(tmp_path)
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_collect_often, args=(str(tmp_path),)) for _ in range(3)]
-    for writer in writers:
-        writer.start()
-    read = 0
-    while any(writer.is_alive() for writer in writers):
-        for file in ("runs.parquet", "runs.csv"):
-            assert len(read_runs(tmp_path / file)["run"]) in (10, 12)
-        read += 1
-        if read == 3:
-            make_run(tmp_path, "late")
-    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    with contextlib.ExitStack() as started:
+        writers = [
+            started.enter_context(forked.start("-c", COLLECT_OFTEN, tmp_path)) for _ in range(3)
+        ]
+        read = 0
+        while any(writer.poll() is None for writer in writers):
+            for file in ("runs.parquet", "runs.csv"):
+                assert len(read_runs(tmp_path / file)["run"]) in (10, 12)
+            read += 1
+            if read == 3:
+                make_run(tmp_path, "late")
+    assert [writer.returncode for writer in writers] == [0, 0, 0], writers[0].err
     collect(tmp_path)
     assert len(read_runs(tmp_path / "runs.csv")["run"]) == 12
     assert not list(tmp_path.glob("*.unfinished"))

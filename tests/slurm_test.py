@@ -13,14 +13,13 @@ import time
 
 import pytest
 
+from tests import forked
 from tests.conftest import ROOT
 from tests.slurm_node import missing, slurm_node
-from tests.sweep_runs import NAMES, REAL, actors, run_sweep, sweep_command
+from tests.sweep_runs import NAMES, REAL, actors, ended_sweep, run_sweep, sweep_command
 from vit_jax.launch import record as records
 from vit_jax.launch import slurm as launcher
 from vit_jax.scaling.runs import read_runs
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # Runs of seconds on digits, and one that takes longer than its job may.
 FILE = (
@@ -72,6 +71,8 @@ def until(condition, seconds):
     return found
 
 
+@pytest.mark.campaign
+@pytest.mark.timeout(900)
 def test_as_jobs_they_leave_what_they_leave_here(tmp_path, slurm):
     file = tmp_path / "tiny.py"
     file.write_text(FILE)
@@ -123,6 +124,8 @@ def test_as_jobs_they_leave_what_they_leave_here(tmp_path, slurm):
         assert rows[0] == rows[1], column
 
 
+@pytest.mark.campaign
+@pytest.mark.timeout(900)
 def test_a_branch_of_a_failure_does_not_stay_in_the_queue(tmp_path, slurm):
     file = tmp_path / "tiny.py"
     file.write_text(
@@ -146,6 +149,8 @@ def sweep(arg=None):
     assert not queue(slurm)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_cancelled_job_is_said_to_be_gone_and_submitted_again(tmp_path, slurm):
     file = tmp_path / "tiny.py"
     file.write_text(REAL)
@@ -189,13 +194,19 @@ def test_a_job_is_gone_when_it_is_not_seen_twice_in_turn(tmp_path, monkeypatch):
         assert records.read(run.workdir).status == status
 
 
+@pytest.fixture
+def forks():
+    forked.ready()
+
+
+@pytest.mark.medium
+@pytest.mark.usefixtures("forks")
 def test_without_slurm(tmp_path):
     file = tmp_path / "tiny.py"
     file.write_text(REAL)
     if importlib.util.find_spec("submitit") is None:
         pytest.skip('needs submitit: pip install -e ".[slurm]"')
-    command = sweep_command(file, tmp_path / "S", "--launcher=slurm")
     empty = tmp_path / "bin"
     empty.mkdir()
-    done = run_sweep(*command, cwd=ROOT, env={**os.environ, "PATH": str(empty)})
-    assert done.returncode == 2 and "no srun" in done.stderr
+    done = ended_sweep(file, tmp_path / "S", "--launcher=slurm", env={"PATH": str(empty)})
+    assert done.returncode == 2 and "no srun" in done.err

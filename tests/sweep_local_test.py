@@ -2,21 +2,28 @@
 
 import os
 import signal
-import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from etils import epath
 
-from tests.conftest import ROOT
+from tests import forked
 from tests.sweep_runs import actors
 from vit_jax.launch import local
 from vit_jax.launch import record as records
 from vit_jax.launch.attempt import PATIENCE, Attempt
 from vit_jax.lock import lock
 
+pytestmark = pytest.mark.medium
+
 FINISH = "reach(10)"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forks():
+    forked.ready()
 
 
 @pytest.fixture(autouse=True)
@@ -162,14 +169,20 @@ def test_a_run_that_is_still_saving_is_waited_for(tmp_path):
     """What a killed sweep left behind holds the run's lock for a while."""
     (run,) = actors(tmp_path, {"run": FINISH})
     run.workdir.mkdir()
-    holder = "import sys, time; from vit_jax.lock import lock; from etils import epath\n"
-    holder += f"with lock(epath.Path({str(run.workdir)!r})): print('held', flush=True); "
-    holder += "time.sleep(1)"
-    command = [sys.executable, "-c", holder]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        assert launch([run])["run"].status == "finished"
-        assert process.poll() is not None or process.wait(5) == 0
+    held = threading.Event()
+
+    def hold():
+        with lock(epath.Path(run.workdir)):
+            held.set()
+            time.sleep(0.5)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    begun = time.monotonic()
+    assert launch([run])["run"].status == "finished"
+    assert time.monotonic() > begun + 0.4
+    holder.join()
     assert run.notes == ["begin"]
 
 
@@ -241,7 +254,7 @@ for _ in range(600): time.sleep(.1)
 
 
 def started(folder, act):
-    process = subprocess.Popen([sys.executable, "-c", _SWEEP, str(folder), act], cwd=ROOT)
+    process = forked.start("-c", _SWEEP, folder, act)
     wait_for(lambda: "ready" in notes(folder))
     return process
 
@@ -260,27 +273,27 @@ def wait_for(condition, seconds=30):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_lets_the_runs_save(tmp_path, number):
-    process = started(tmp_path, _SAVES)
-    process.send_signal(number)
-    assert process.wait(30) == 75
+    with started(tmp_path, _SAVES) as process:
+        process.send_signal(number)
+        assert process.wait(30) == 75
     assert notes(tmp_path) == ["begin", "ready", "saved"]
     assert records.read(tmp_path / "one").status == "stopped"
     assert records.read(tmp_path / "two").status == "waiting"
 
 
 def test_told_twice_it_waits_no_longer(tmp_path):
-    process = started(tmp_path, _SAVES.replace("time.sleep(.3)", "time.sleep(60)"))
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 75
-    assert notes(tmp_path) == ["begin", "ready"]
+    act = _SAVES.replace("time.sleep(.3)", "note('told'); time.sleep(60)")
+    with started(tmp_path, act) as process:
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: "told" in notes(tmp_path))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 75
+    assert notes(tmp_path) == ["begin", "ready", "told"]
 
 
 def test_killed_it_leaves_no_run_behind(tmp_path):
-    process = started(tmp_path, _SAVES)
-    process.kill()
-    process.wait()
+    with started(tmp_path, _SAVES) as process:
+        process.kill()
     wait_for(lambda: "saved" in notes(tmp_path))
 
 

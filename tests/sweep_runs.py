@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+from tests import forked
 from vit_jax import cli
 from vit_jax.launch.plan import Run, make_plan
 
@@ -63,6 +64,17 @@ def sweep_command(file: pathlib.Path, folder: pathlib.Path, *flags: str) -> list
 def run_sweep(*command, **kwargs) -> subprocess.CompletedProcess:
     """Runs it to its end."""
     return subprocess.run(command, capture_output=True, text=True, timeout=280, **kwargs)
+
+
+def start_sweep(file: pathlib.Path, folder: pathlib.Path, *flags: str) -> forked.Forked:
+    """Starts the command without a cold interpreter; that of its runs it starts as ever."""
+    return forked.start("vit_jax.sweep", f"--config={file}", f"--workdir={folder}", *flags)
+
+
+def ended_sweep(file: pathlib.Path, folder: pathlib.Path, *flags: str, env=None) -> forked.Forked:
+    """Runs it to its end."""
+    flags = (f"--config={file}", f"--workdir={folder}", *flags)
+    return forked.run("vit_jax.sweep", *flags, env=env)
 
 
 # What vit_jax.train would leave behind, and how it would end.

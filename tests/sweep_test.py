@@ -7,22 +7,29 @@ import pathlib
 import random
 import re
 import signal
-import subprocess
 import time
 
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
-from tests.sweep_runs import NAMES, REAL, actors, run_sweep, sweep_command
+from tests import forked
+from tests.conftest import campaign
+from tests.small_run import train_on_one
+from tests.sweep_runs import NAMES, REAL, actors, ended_sweep, plan, start_sweep
 from vit_jax.errors import ConfigError
 from vit_jax.launch import record as records
 from vit_jax.launch.board import Board
-from vit_jax.scaling.runs import read_runs
+from vit_jax.scaling.grids import durations
+from vit_jax.scaling.runs import collect, read_runs
 from vit_jax.sweep import select
 
 # What may differ between two sweeps of the same runs.
 MACHINE = ("device_hours", "attempts", "code_version")
+
+
+@pytest.fixture(scope="module")
+def forks():
+    forked.ready()
 
 
 @pytest.fixture
@@ -40,32 +47,28 @@ def test_a_pattern_chooses_runs_by_their_whole_names(tmp_path):
         select(runs, "vit")
 
 
+@pytest.mark.medium
+@pytest.mark.usefixtures("forks")
 def test_a_folder_that_is_a_file(tmp_path, file):
     for folder in (file, file / "below"):
-        done = run_sweep(*sweep_command(file, folder), cwd=ROOT)
+        done = ended_sweep(file, folder)
         assert done.returncode == 2
-        assert (
-            done.stderr == f"error: --workdir={folder}: {file} is a file. Choose another folder.\n"
-        )
+        assert done.err == f"error: --workdir={folder}: {file} is a file. Choose another folder.\n"
 
 
+@pytest.mark.medium
+@pytest.mark.usefixtures("forks")
 def test_interrupted_before_it_has_begun(tmp_path):
     """Without a traceback, and by the signal, so that a shell's loop ends, too."""
     file = tmp_path / "slow.py"
     file.write_text("import time\nprint('reading', flush=True)\ntime.sleep(60)\n")
-    command = sweep_command(file, tmp_path / "S")
-    pipe = subprocess.PIPE
-    # What a shell starts in the background ignores Ctrl-C, and so would what the tests start.
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        started = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    with started as process:
-        assert process.stdout.readline() == "reading\n"
+    with start_sweep(file, tmp_path / "S") as process:
+        while process.out != "reading\n":
+            assert process.poll() is None, process.err
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == -signal.SIGINT
-        assert process.stderr.read() == "Interrupted.\n"
+        assert process.err == "Interrupted.\n"
 
 
 # ------------------------------------------------------------------------------------ the board
@@ -146,15 +149,19 @@ def test_how_long_a_run_takes_is_judged_by_its_flops(tmp_path):
 # ------------------------------------------------------------------------------- the front door
 
 
+@pytest.mark.medium
+@pytest.mark.usefixtures("forks")
 def test_a_file_without_a_sweep(tmp_path):
     path = tmp_path / "plain.py"
     path.write_text("from vit_jax.config import base_config\n\n\ndef get_config():\n"
                     "    return base_config()\n")  # fmt: skip
-    done = run_sweep(*sweep_command(path, tmp_path / "S"), cwd=ROOT)
-    assert done.returncode == 2 and "defines no sweep()" in done.stderr
+    done = ended_sweep(path, tmp_path / "S")
+    assert done.returncode == 2 and "defines no sweep()" in done.err
     assert not (tmp_path / "S").exists()
 
 
+@pytest.mark.medium
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -166,23 +173,24 @@ def test_a_file_without_a_sweep(tmp_path):
 )
 def test_a_sweep_that_gives_no_points_is_said(tmp_path, file, body, said):
     file.write_text(f"{REAL}\n\ndef sweep(arg=None):\n    {body}\n")
-    done = run_sweep(*sweep_command(file, tmp_path / "S"), cwd=ROOT)
+    done = ended_sweep(file, tmp_path / "S")
     line = len(file.read_text().splitlines())
-    assert done.returncode == 2 and said.format(line=line) in done.stderr, done.stderr
+    assert done.returncode == 2 and said.format(line=line) in done.err, done.err
 
 
+@pytest.mark.medium
+@pytest.mark.usefixtures("forks")
 def test_dry_run_says_what_each_run_is_and_takes(tmp_path, file):
-    command = sweep_command(file, tmp_path / "S", "--dry_run", "--config.optim.lr=0.5")
-    done = run_sweep(*command, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    done = ended_sweep(file, tmp_path / "S", "--dry_run", "--config.optim.lr=0.5")
+    assert done.returncode == 0, done.err
     assert not (tmp_path / "S").exists()
-    commands = re.findall(r"python -m vit_jax.train (.*)", done.stdout)
+    commands = re.findall(r"python -m vit_jax.train (.*)", done.out)
     assert len(commands) == len(NAMES) and all("--config.optim.lr=0.5" in c for c in commands)
     # The branch of 12 steps makes 3 itself: the trunk has kept its state of step 9.
-    flops = [float(x) for x in re.findall(r"steps, (\S+) FLOPs", done.stdout)]
+    flops = [float(x) for x in re.findall(r"steps, (\S+) FLOPs", done.out)]
     assert flops[2] / flops[1] == pytest.approx(3 / 20, rel=0.01)
     assert "checkpoints/9" in commands[2]
-    assert f"In all: 4 runs, {sum(flops):.3g} FLOPs" in done.stdout
+    assert f"In all: 4 runs, {sum(flops):.3g} FLOPs" in done.out
 
 
 def metrics(folder):
@@ -202,18 +210,18 @@ def children(pid):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_at_any_moment_it_comes_to_the_same_table(tmp_path, file):
+@pytest.mark.parametrize("rounds", [1, campaign(5)])
+def test_killed_at_any_moment_it_comes_to_the_same_table(tmp_path, file, rounds):
     """The sweep is killed, its runs are killed; in the end nothing tells it from another one."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = ("--max_parallel=2",)
-    done = run_sweep(*sweep_command(file, whole, *flags), cwd=ROOT)
-    assert done.returncode == 1, done.stderr  # One fails on purpose.
+    done = ended_sweep(file, whole, *flags)
+    assert done.returncode == 1, done.err  # One fails on purpose.
 
-    command = sweep_command(file, killed, *flags)
     kills = 0
-    for seed in range(5):
+    for seed in range(rounds):
         random.seed(seed)
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        with start_sweep(file, killed, *flags) as process:
             until = time.monotonic() + random.uniform(6, 20)
             while process.poll() is None and time.monotonic() < until:
                 time.sleep(random.uniform(1, 4))
@@ -225,9 +233,9 @@ def test_killed_at_any_moment_it_comes_to_the_same_table(tmp_path, file):
                 assert process.wait() in (75, -signal.SIGKILL)
         if process.returncode == 1:
             break
-    done = run_sweep(*command, cwd=ROOT)
-    assert done.returncode == 1 and kills, done.stdout
-    assert re.search(r"fails failed: data.shots is 10000", done.stdout)
+    done = ended_sweep(file, killed, *flags)
+    assert done.returncode == 1 and kills, done.out
+    assert re.search(r"fails failed: data.shots is 10000", done.out)
 
     assert metrics(killed) == metrics(whole) and len(metrics(whole)) == 3
     tables = [read_runs(folder / "runs.parquet") for folder in (whole, killed)]
@@ -239,33 +247,32 @@ def test_killed_at_any_moment_it_comes_to_the_same_table(tmp_path, file):
 
     # Once more: nothing is run, and what failed is tried again.
     before = {name: records.read(killed / name).attempts for name in NAMES}
-    assert run_sweep(*command, cwd=ROOT).returncode == 1
+    assert ended_sweep(file, killed, *flags).returncode == 1
     after = {name: records.read(killed / name).attempts for name in NAMES}
     assert after == before | {"fails": before["fails"] + 1}
 
     # Another config in place of the old: nothing is lost.
-    done = run_sweep(*command, "--config.optim.lr=0.5", cwd=ROOT)
-    assert done.returncode == 2 and "optim.lr: 0.003 -> 0.5" in done.stderr
+    done = ended_sweep(file, killed, *flags, "--config.optim.lr=0.5")
+    assert done.returncode == 2 and "optim.lr: 0.003 -> 0.5" in done.err
     assert metrics(killed) == metrics(whole)
 
 
 @pytest.mark.slow
 def test_a_branch_is_the_run_that_it_would_be_without_a_trunk(tmp_path, file):
     """Bit for bit: from the step on at which it leaves the trunk."""
-    alone = '{"name": "alone", "seed": 7, "optim.schedule.cooldown_steps": 3}'
-    file.write_text(
-        REAL + f"\n\ndef sweep(arg=None):\n"
-        f'    return [*durations({{"seed": 7}}, (20, 12), cooldown=0.25), {alone}]\n'
-    )
-    done = run_sweep(*sweep_command(file, tmp_path / "S"), cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    alone = {"name": "alone", "seed": 7, "optim.schedule.cooldown_steps": 3}
+    runs = plan([*durations({"seed": 7}, (20, 12), cooldown=0.25), alone], tmp_path, file)
+    for run in runs:
+        assert train_on_one(run.config, run.workdir) == 0
+        record = {"name": run.name, "values": run.values, "branch_of": run.branch_of}
+        records.change(run.workdir, status="finished", **record)
     lines = {
-        name: (tmp_path / "S" / name / "metrics.jsonl").read_text().splitlines()
+        name: (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         for name in ("seed=7,steps=12", "alone")
     }
     branch = lines["seed=7,steps=12"]
     assert branch == lines["alone"][-len(branch) :] and len(branch) == 2
-    runs = read_runs(tmp_path / "S" / "runs.parquet")
+    runs = read_runs(collect(tmp_path))
     last = {name: runs["run"] == name for name in lines}
     for column in ("step", "examples_seen", "train_flops", "loss", "error"):
         ours, theirs = (runs[column][last[name] & runs["final"]] for name in lines)

@@ -7,21 +7,28 @@ import time
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, campaign, slow
 from tests.many_processes import ends, processes
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 FLAGS = (
     "--config=configs/quickstart.py", "--config.log.tensorboard=False", "--config.data.threads=1",
     "--config.log.every_steps=1", "--config.checkpoint.every_steps=4", "--config.batch_size=120",
+    "--config.model.depth=1", "--config.model.width=16", "--config.model.mlp_dim=32",
 )  # fmt: skip
 
 
-def train(n, workdir, *flags, faults=None):
-    """The n processes of one run, each with its own fault."""
+def train(n, workdir, *flags, faults=None, quick=0):
+    """The n processes of one run: `faults` by the process's number, see tests.faulty_train.
+
+    `quick` is the time-out in seconds of a watch that has little patience; 0: as it is.
+    """
     command = ["tests.faulty_train", *FLAGS, f"--workdir={workdir}", *flags]
-    faults = {i: {"VIT_JAX_FAULT": fault} for i, fault in (faults or {}).items()}
-    return processes([command] * n, environments=faults)
+    environments = {
+        i: {"VIT_JAX_FAULT": (faults or {}).get(i, ""), "VIT_JAX_QUICK": str(quick)}
+        for i in range(n)
+    }
+    return processes([command] * n, environments=environments)
 
 
 def wait_for(path, run):
@@ -33,11 +40,13 @@ def wait_for(path, run):
     raise AssertionError(f"{path} never came")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_process_that_is_killed_or_stopped_is_named_and_the_run_goes_on(tmp_path, number):
-    flags = ("--config.total_steps=400", "--config.timeout_seconds=60")
-    with train(3, tmp_path / "run", *flags) as run:
+@pytest.mark.parametrize(
+    ("number", "quick"),
+    [slow(signal.SIGKILL, 60), slow(signal.SIGSTOP, 60), campaign(signal.SIGSTOP, 0)],
+)
+def test_a_process_that_is_killed_or_stopped_is_named_and_the_run_goes_on(tmp_path, number, quick):
+    flags = ("--config.total_steps=4000", "--config.timeout_seconds=60")
+    with train(3, tmp_path / "run", *flags, quick=quick) as run:
         wait_for(tmp_path / "run" / "checkpoints" / "4", run)
         run[1].send_signal(number)
         for survivor in (run[0], run[2]):
@@ -54,55 +63,63 @@ def test_a_process_that_is_killed_or_stopped_is_named_and_the_run_goes_on(tmp_pa
 
 
 @pytest.mark.slow
-def test_the_others_end_when_process_0_is_killed_or_stopped(tmp_path):
-    flags = ("--config.total_steps=400", "--config.timeout_seconds=60")
-    with train(2, tmp_path / "killed", *flags) as run:
-        wait_for(tmp_path / "killed" / "checkpoints" / "4", run)
+def test_the_others_end_when_process_0_is_killed(tmp_path):
+    with train(2, tmp_path / "run", "--config.total_steps=4000") as run:
+        wait_for(tmp_path / "run" / "checkpoints" / "4", run)
         run[0].kill()
         code, err = ends(run[1])
         # The coordination service was in process 0: JAX itself ends the others.
         assert code in (76, -signal.SIGABRT) and ("leader" in err or "process 0" in err), err
-    with train(2, tmp_path / "stopped", *flags) as run:
-        wait_for(tmp_path / "stopped" / "checkpoints" / "4", run)
+
+
+@pytest.mark.parametrize("quick", [slow(8), campaign(0)])
+def test_the_others_end_when_process_0_is_stopped(tmp_path, quick):
+    flags = ("--config.total_steps=4000", "--config.timeout_seconds=60")
+    with train(2, tmp_path / "run", *flags, quick=quick) as run:
+        wait_for(tmp_path / "run" / "checkpoints" / "8", run)
         run[0].send_signal(signal.SIGSTOP)
         code, err = ends(run[1])
         assert code == 76 and "process 0 has not answered" in err, err
 
 
-@pytest.mark.slow
-def test_the_others_hear_why_one_process_failed(tmp_path):
-    for culprit in (0, 1):
-        with train(
-            2, tmp_path / str(culprit), "--config.total_steps=50", faults={culprit: "batch-fails"}
-        ) as run:
-            code, err = ends(run[culprit])
-            assert code == 2 and "error: pear.jpg: rotten." in err and "Traceback" not in err, err
-            code, err = ends(run[1 - culprit])
-            assert code == 76 and f"process {culprit} of 2" in err and "pear.jpg" in err, err
-            assert "Traceback" not in err
+@pytest.mark.parametrize("culprit", [campaign(0), slow(1)])
+def test_the_others_hear_why_one_process_failed(tmp_path, culprit):
+    faults = {culprit: "batch-fails"}
+    with train(2, tmp_path / "run", "--config.total_steps=50", faults=faults) as run:
+        code, err = ends(run[culprit])
+        assert code == 2 and "error: pear.jpg: rotten." in err and "Traceback" not in err, err
+        code, err = ends(run[1 - culprit])
+        assert code == 76 and f"process {culprit} of 2" in err and "pear.jpg" in err, err
+        assert "Traceback" not in err
 
 
-@pytest.mark.slow
-def test_a_process_that_breaks_shows_its_traceback_and_the_others_do_not_hang(tmp_path):
-    with train(2, tmp_path / "run", "--config.total_steps=50", faults={1: "batch-breaks"}) as run:
+@pytest.mark.parametrize("quick", [slow(60), campaign(0)])
+def test_a_process_that_breaks_shows_its_traceback_and_the_others_do_not_hang(tmp_path, quick):
+    flags = ("--config.total_steps=50",)
+    with train(2, tmp_path / "run", *flags, faults={1: "batch-breaks"}, quick=quick) as run:
         code, err = ends(run[1])
         assert code == 2 and "OSError: pear" in err, err
         code, err = ends(run[0])
         assert code == 76 and "process 1 of 2" in err and "pear" in err, err
 
 
-@pytest.mark.slow
-def test_a_hung_process_is_named_with_its_place(tmp_path):
-    flags = ("--config.total_steps=50", "--config.timeout_seconds=30")
-    with train(2, tmp_path / "run", *flags, faults={1: "batch-hangs"}) as run:
+@pytest.mark.parametrize(("timeout", "quick"), [slow(60, 6), campaign(30, 0)])
+def test_a_hung_process_is_named_with_its_place(tmp_path, timeout, quick):
+    flags = ("--config.total_steps=50", f"--config.timeout_seconds={timeout}")
+    with train(2, tmp_path / "run", *flags, faults={1: "batch-hangs"}, quick=quick) as run:
         code, err = ends(run[0])
         assert code == 76 and "process 1 of 2" in err and "at the batch of update 5" in err, err
-        assert "timeout_seconds=30" in err
+        assert f"timeout_seconds={quick or timeout}" in err
         assert ends(run[1])[0] == 76
-    with train(1, tmp_path / "alone", *flags, faults={0: "batch-hangs"}) as [one]:
+
+
+@pytest.mark.parametrize(("timeout", "quick"), [slow(60, 4), campaign(30, 0)])
+def test_a_run_that_hangs_alone_says_where(tmp_path, timeout, quick):
+    flags = ("--config.total_steps=50", f"--config.timeout_seconds={timeout}")
+    with train(1, tmp_path / "run", *flags, faults={0: "batch-hangs"}, quick=quick) as [one]:
         code, err = ends(one)
         assert code == 76 and "batch of update 5" in err and "got nowhere" in err, err
-    assert len(read_jsonl(tmp_path / "alone" / "metrics.jsonl")) >= 3
+    assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) >= 3
 
 
 @pytest.mark.slow
@@ -112,7 +129,7 @@ def test_processes_agree_on_the_checkpoint_to_go_on_from(tmp_path):
         assert [ends(process)[0] for process in run] == [0, 0]
     whole = (tmp_path / "run" / "metrics.jsonl").read_bytes()
 
-    with train(2, tmp_path / "run", *flags, faults={1: "disk-busy"}) as run:
+    with train(2, tmp_path / "run", *flags, faults={1: "disk-busy"}, quick=60) as run:
         results = [ends(process) for process in run]
     assert any(code == 2 and "cannot be read now" in err for code, err in results), results
     assert all(code in (2, 76) for code, _ in results), results
@@ -138,30 +155,28 @@ def test_processes_that_were_started_differently_are_refused(tmp_path):
     with processes([[*command, f"--workdir={tmp_path / place}"] for place in "ab"]) as run:
         for code, err in map(ends, run):
             assert code == 2 and "is another folder here, in process 1" in err, err
-    with train(2, tmp_path / "run", "--config.total_steps=4") as run:
-        assert [ends(process)[0] for process in run] == [0, 0]
-    assert not list((tmp_path / "run").glob(".*"))
 
 
-@pytest.mark.slow
-def test_a_pause_of_all_processes_loses_none(tmp_path):
-    flags = ("--config.total_steps=60", "--config.timeout_seconds=25")
-    with train(2, tmp_path / "run", *flags) as run:
-        wait_for(tmp_path / "run" / "checkpoints" / "4", run)
+@pytest.mark.parametrize(("timeout", "quick"), [slow(60, 10), campaign(25, 0)])
+def test_a_pause_of_all_processes_loses_none(tmp_path, timeout, quick):
+    flags = ("--config.total_steps=60", f"--config.timeout_seconds={timeout}")
+    with train(2, tmp_path / "run", *flags, quick=quick) as run:
+        wait_for(tmp_path / "run" / "checkpoints" / "8", run)
         for number in (signal.SIGSTOP, signal.SIGCONT):
             for process in run:
                 process.send_signal(number)
-            time.sleep(32 if number == signal.SIGSTOP else 0)
+            time.sleep((quick or 30) + 2 if number == signal.SIGSTOP else 0)
         results = [ends(process) for process in run]
     assert [code for code, _ in results] == [0, 0], results
 
 
 @pytest.mark.slow
 def test_a_process_that_is_done_first_is_not_lost(tmp_path):
-    flags = ("--config.total_steps=4", "--config.timeout_seconds=30")
-    with train(2, tmp_path / "run", *flags, faults={0: "curves-slow"}) as run:
+    flags = ("--config.total_steps=4",)
+    with train(2, tmp_path / "run", *flags, faults={0: "curves-slow"}, quick=60) as run:
         results = [ends(process) for process in run]
     assert [code for code, _ in results] == [0, 0], results
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 @pytest.mark.slow
@@ -178,6 +193,7 @@ def test_an_evaluation_that_fails_in_one_process_ends_in_all(tmp_path):
         assert code == 76 and "process 1 of 2" in err and "pear.jpg" in err, err
 
 
+@pytest.mark.medium
 def test_a_run_whose_output_nobody_reads_ends_all_the_same():
     program = (
         "import sys, time\n"
