@@ -20,7 +20,6 @@ from tests.small_models import (
 from vit_jax.config import base_config
 from vit_jax.errors import ConfigError
 from vit_jax.models import MixerConfig, model_config, num_params
-from vit_jax.models.blocks import REMAT
 
 TINY = MixerConfig(
     image_size=(16, 24), patch_size=(8, 8), num_classes=5, width=32, depth=3, mlp_dim=48,
@@ -97,9 +96,8 @@ def test_scan_remat_and_unrolled_agree():
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
 
     jax.tree.map(assert_close, other_grads, unscan(grads, cfg.depth))
-    for remat in REMAT:
-        _, again = loss_and_gradient(dataclasses.replace(cfg, remat=remat))(params, x)
-        jax.tree.map(assert_close, again, grads)
+    _, again = loss_and_gradient(dataclasses.replace(cfg, remat="full"))(params, x)
+    jax.tree.map(assert_close, again, grads)
 
 
 @pytest.mark.medium

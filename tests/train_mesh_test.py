@@ -47,21 +47,6 @@ def losses(workdir, *, devices, **changes):
 
 
 @pytest.fixture(scope="module")
-def one_device(tmp_path_factory):
-    return losses(tmp_path_factory.mktemp("one"), devices=1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "mesh", [campaign({"mesh__data": 8}), {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}]
-)
-def test_a_mesh_trains_as_one_device_does(tmp_path, one_device, mesh):
-    got = losses(tmp_path, devices=8, **mesh)
-    assert len(got) == 12
-    np.testing.assert_allclose(got, one_device, atol=1e-5, rtol=0)
-
-
-@pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Fifty steps on one device by the number of microbatches, each run on its first use."""
     folder = tmp_path_factory.mktemp("alone")
@@ -83,7 +68,7 @@ def test_fifty_steps_on_any_mesh(tmp_path, alone, mesh, accum_steps):
 
 
 @pytest.mark.slow
-def test_a_run_moves_to_another_mesh(tmp_path, one_device):
+def test_a_run_moves_to_another_mesh(tmp_path):
     losses(tmp_path / "a", devices=8, total_steps=4, mesh__fsdp=4, optim__schedule__name="constant")
     first = losses(tmp_path / "b", devices=1, total_steps=12, optim__schedule__name="constant")
     moved = small_config(
