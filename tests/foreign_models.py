@@ -230,6 +230,8 @@ def _hints_of(arguments, hidden, kind, *, gated, eps) -> dict[str, Any]:
     pool = arguments["global_pool"]
     if arguments.get("pool_include_prefix") and pool in ("avg", "map", "max", "avgmax"):
         pool = {"map": "map_all"}.get(pool, f"{pool}_all")
+    if eva and pool == "map":  # Eva's attention pools all tokens, VisionTransformer's the patches.
+        pool = "map_all"
     hints["pool"] = pool or "nothing"
     if kind.endswith("Distilled"):
         hints["pool"] = "token"
@@ -251,7 +253,7 @@ def _hints_of(arguments, hidden, kind, *, gated, eps) -> dict[str, Any]:
         turned |= dinov3 and arguments["rope_grid_indexing"] == "xy"
         if turned or arguments["rope_grid_offset"] or arguments["rope_type"] == "mrope":
             hints["rope"] += " in another way"
-    if pool == "map" and arguments["attn_pool_num_heads"] not in (None, arguments["num_heads"]):
+    if pool == "map_all" and arguments["attn_pool_num_heads"] not in (None, arguments["num_heads"]):
         hints["attn_pool_num_heads"] = arguments["attn_pool_num_heads"]  # There is no such hint.
     return hints
 

@@ -72,7 +72,7 @@ def split_gate(tensors):
     """A packed gate as two tensors, as timm's SwiGLU has it."""
     parts = {}
     for name, array in tensors.items():
-        if ".mlp.fc1." in name:
+        if re.match(r"blocks\.\d+\.mlp\.fc1\.", name):
             for part, rows in zip(("fc1_g", "fc1_x"), np.split(array, 2), strict=True):
                 parts[name.replace("fc1", part)] = rows.copy()
         else:
@@ -251,6 +251,12 @@ def test_heads_of_training_are_left_out(files):
 def test_a_model_without_a_final_norm(files):
     found = load_pretrained(files(renamed((r"^norm\..*", None))), hints=SIZES)
     assert found.config.final_norm == "none" and "norm" not in found.params["encoder"]
+
+
+def test_evas_attention_pools_all_tokens(files):
+    path = files(as_eva, mlp="swiglu", pool="map_patches", registers=2, class_token=True,
+                 posemb_prefix="all")  # fmt: skip
+    assert described(path).config.pool == described(path, pool="map").config.pool == "map"
 
 
 @pytest.mark.parametrize(("hint", "pool"), [(None, "map_patches"), ("map", "map_patches"),

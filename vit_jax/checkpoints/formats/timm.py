@@ -19,6 +19,7 @@ from vit_jax.checkpoints.formats.names import renamed
 from vit_jax.checkpoints.formats.resnet import TIMM_NAMES, stem_entries
 from vit_jax.checkpoints.formats.timm_names import (
     BACKBONE,
+    DINOV3_IN_TIMM,
     EVA,
     conventions_of,
     facts_of,
@@ -104,9 +105,12 @@ def _facts_and_conventions(
         conventions |= rope_of(shapes, hints, gated=gated, foreign=foreign)
     if foreign.config.get("pretrained_cfg"):
         facts["preprocessing"] = "pretrained_cfg"
-    if "attn_pool.latent" in shapes:
+    if "attn_pool.latent" in shapes and "pool" not in facts:
+        # VisionTransformer pools the patches alone, Eva all tokens.
+        eva = kind in (EVA, DINOV3_IN_TIMM) or (facts | conventions)["rope"] != "none"
         others = facts["class_token"] + facts["registers"] > 0
-        hints.translate("pool", {"map": "map_patches" if others else "map", "map_all": "map"})
+        conventions["pool"] = "map_patches" if others and not eva else "map"
+        hints.translate("pool", {"map": conventions["pool"], "map_all": "map"})
     return facts, {field: value for field, value in conventions.items() if field not in facts}
 
 

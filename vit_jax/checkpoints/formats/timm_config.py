@@ -50,6 +50,8 @@ _ENTRY_POINTS: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_pe_.*_gigantic_.*", {"rope_grid_offset": 0.0, "ref_feat_shape": (32, 32)}),
     (r"vit_pe_core_.*", {"attn_pool_num_heads": 8}),
 )  # fmt: skip
+# Those of the class Eva; the others are of VisionTransformer.
+_EVA = re.compile(r"eva_giant_.*|eva02_.*|vit_.*_(rope|dinov3|lingbot).*|vit_pe_.*")
 _LISTED = re.compile(r"(test_)?(vit|deit|deit3|eva|eva02|flexivit|beit3|aimv2)\d?_\w+")
 
 # Arguments that show in the tensors, and those of training alone.
@@ -91,7 +93,10 @@ def arguments(config: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any
     if not architecture:
         return {}
     given = config.get("model_args") or {}
-    known: dict[str, Any] = {"is_listed": _LISTED.fullmatch(architecture) is not None}
+    known: dict[str, Any] = {
+        "is_listed": _LISTED.fullmatch(architecture) is not None,
+        "is_eva": _EVA.fullmatch(architecture) is not None,
+    }
     for pattern, own in _ENTRY_POINTS:
         if re.fullmatch(pattern, architecture):
             known |= own
@@ -163,9 +168,7 @@ def _pool(known: Mapping[str, Any], shapes: Mapping[str, Any], *, path: pathlib.
             f"{path} pools by {pool}{' with pool_include_prefix' if prefix else ''}, which no "
             "model here does."
         )
-    if pool == "map" and prefix:
-        return "map"
-    if pool == "map":
+    if pool == "map" and not prefix and not known["is_eva"]:
         return "map_patches" if {"cls_token", "reg_token"} & shapes.keys() else "map"
     return _POOLS[pool]
 

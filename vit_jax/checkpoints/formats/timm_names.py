@@ -134,16 +134,12 @@ def conventions_of(shapes, kind: str, facts: Mapping[str, Any]) -> dict[str, Any
         resize = "bicubic"
     # CLIP's models have a norm before their blocks.
     coarse = kind in ("DINOv3", DINOV3_IN_TIMM) or "norm_pre.weight" in shapes
-    if "attn_pool.latent" in shapes:
-        pool = "map_patches" if facts["class_token"] + facts["registers"] else "map"
-    else:
-        token = facts["class_token"] and facts["final_norm"] != "pooled"
-        pool = "token" if token else "gap"
+    token = facts["class_token"] and facts["final_norm"] != "pooled"
     return {
         "num_heads": None,
         "ln_eps": 1e-5 if coarse else 1e-6,
         "gelu": "erf",
-        "pool": pool,
+        "pool": "token" if token else "gap",
         "posemb_resize": resize,
         "preprocessing": _FAMILIES.get(kind, "timm"),
     }
