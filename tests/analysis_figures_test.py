@@ -18,6 +18,8 @@ from vit_jax.analysis.figures import _running_mean, save, shorten
 from vit_jax.errors import DataError
 from vit_jax.evals import Classification
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture
 def texts(monkeypatch):
@@ -158,7 +160,6 @@ def report_of(classes, *, examples_per_class, multi_hot=False):
     return metric.report(None, [{k: jnp.asarray(v) for k, v in batch.items()}])
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize("classes", [2, slow(10), 20, slow(300), 1000])
 def test_confusion_of_few_and_many_classes(tmp_path, texts, classes):
     report = report_of(classes, examples_per_class=3)

@@ -137,7 +137,7 @@ def call(verb: str, *words: object, cwd: object = ROOT) -> Result:
 
     path = ROOT / "vit_jax" / f"{verb}.py"
     out, err = io.StringIO(), io.StringIO()
-    verbosity, code = logging.get_verbosity(), None
+    verbosity, code = logging.get_verbosity(), 0
     with (
         _fresh_flags(),
         contextlib.chdir(cwd),
@@ -191,15 +191,21 @@ def _serve() -> None:
         __import__(f"vit_jax.{late}")
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Nothing but answers goes to the tests.
+    started = set()
     for line in sys.stdin:
         request = json.loads(line)
         if "wait_for" in request:
             answer = {"code": _wait(request["wait_for"])}
+            started.remove(request["wait_for"])
         elif pid := os.fork():
             answer = {"pid": pid}
+            started.add(pid)
         else:
             os._exit(_become(request))
         print(json.dumps(answer), file=answers, flush=True)
+    for pid in started:  # Of tests that have failed.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def _wait(pid: int) -> int:

@@ -173,6 +173,7 @@ for path in sorted(pathlib.Path(sys.argv[2]).iterdir()):
 """
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
 def test_bombs_take_little_memory_and_time(tmp_path):
     for name, (make, _) in BOMBS.items():

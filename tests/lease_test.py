@@ -15,6 +15,8 @@ from vit_jax.errors import ConfigError, DataError
 from vit_jax.lock import lock
 from vit_jax.telemetry import MetricWriter, read_jsonl
 
+pytestmark = pytest.mark.medium
+
 RUN = epath.Path("gs://bucket/run")
 
 

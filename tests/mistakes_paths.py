@@ -2,6 +2,8 @@
 
 from tests.mistakes_table import FOLDER, IDX, TFDS
 
+SIZES = "--config.model.mlp_dim=16 --config.model.num_heads=2"  # As of the run `other`.
+
 DATA = {
     "unknown source": (
         "--config.data.source=imagenet",
@@ -98,7 +100,7 @@ RUNS = {
     "workdir of another run": (
         "--workdir=run --config.optim.lr=1",
         "run holds a run with another config or other data:",
-        "  optim.lr: 0.002 -> 1.0",
+        "  optim.lr: 0.003 -> 1.0",
         "Choose another --workdir, or pass --allow_config_change",
     ),
     "workdir of a run on other data": (
@@ -106,8 +108,8 @@ RUNS = {
         "  data.split: 'train' -> 'train[:99%]'",
     ),
     "run that is over": (
-        "--workdir=run --allow_config_change --config.total_steps=1 --config.model.depth=1",
-        "The state to go on from is of step 2, beyond the end of this run at 1: raise total_steps",
+        "--workdir=run --allow_config_change --config.total_steps=3",
+        "The state to go on from is of step 12, beyond the end of this run at 3: raise total_steps",
     ),
     "workdir of a run of another model": (
         "--workdir=other --allow_config_change",
@@ -135,8 +137,8 @@ RUNS = {
         "run/checkpoints/7 does not exist.",
     ),
     "resuming from a damaged checkpoint": (
-        "--config.resume=damaged --config.model.depth=1",
-        "damaged/checkpoints/2 cannot be read: ",
+        "--config.resume=damaged",
+        "damaged/checkpoints/12 cannot be read: ",
     ),
     "resuming from another model": ("--config.resume=other", "is of another model:", "model ("),
     "starting from nowhere": ("--config.init_from=nowhere", "nowhere does not exist."),
@@ -146,14 +148,14 @@ RUNS = {
         "fancy_new_key",
     ),
     "starting from another model": (
-        "--config.init_from=other",
+        f"--config.init_from=other {SIZES} --config.model.width=32",
         "other does not fit the model:",
-        "embedding/bias: checkpoint (32,), model (64,)",
+        "embedding/bias: checkpoint (16,), model (32,)",
         "Change the model, or name in init_skip what shall start from scratch.",
     ),
     "starting from other sizes than the name says": (
-        "--config.init_from=other --config.model.variant=Ti/4",
-        'model.variant is "Ti/4": patch (4, 4); other has patch (2, 2).',
+        f"--config.init_from=other {SIZES} --config.model.width=16 --config.model.variant=Ti/2",
+        'model.variant is "Ti/2": patch (2, 2); other has patch (4, 4).',
         'Set model.variant to "" to take what the checkpoint is.',
     ),
     "skipping what is not there": (
@@ -176,7 +178,7 @@ EVALUATE = {
     ),
     "workdir without checkpoints": ("--workdir=nothing_saved", "has no checkpoint yet"),
     "step that was not saved": ("--workdir=run/checkpoints/7", "checkpoints/7 does not exist."),
-    "damaged checkpoint": ("--workdir=damaged", "damaged/checkpoints/2 cannot be read: "),
+    "damaged checkpoint": ("--workdir=damaged", "damaged/checkpoints/12 cannot be read: "),
     "run of a later release": ("--workdir=newer", "config.json cannot be read:", "fancy_new_key"),
     "unknown split": (
         "--workdir=run --split=validation",

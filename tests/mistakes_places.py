@@ -5,16 +5,10 @@ import pathlib
 import shutil
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
-from tests.commands import ROOT
-from tests.small_run import train_on_one
-from vit_jax import cli
-from vit_jax.config import freeze
+from tests.small_run import FinishedRuns, run
 from vit_jax.data import fashion_mnist
-
-SMALL = ("--config.model.depth=1", "--config.log.tensorboard=False")
 
 
 def make_files(folder: pathlib.Path) -> None:
@@ -29,16 +23,32 @@ def make_files(folder: pathlib.Path) -> None:
     (folder / "bare.py").write_text("from vit_jax.config import base_config\n")
 
 
-def make_runs(folder: pathlib.Path) -> None:
-    """Adds the work directories."""
-    _run(folder / "run", evals=True)
-    _run(folder / "other", "--config.model.width=32", evals=False)
+CONFIG = """
+from ml_collections import ConfigDict
+from tests.small_run import small_config
+from vit_jax.config import base_config
+
+def get_config():
+    c = base_config()  # Its keys have types.
+    c.unlock().update(ConfigDict(small_config()))
+    c.data.train_transforms = tuple(map(dict, c.data.train_transforms))
+    return c
+"""
+
+
+def make_runs(folder: pathlib.Path, finished_run: FinishedRuns) -> None:
+    """Adds the work directories, and the config small.py of `run`."""
+    (folder / "small.py").write_text(CONFIG)
+    finished_run(folder / "run")
+    small = {"model__depth": 1, "model__width": 16, "model__mlp_dim": 16, "model__num_heads": 2}
+    run(folder / "other", **small, total_steps=3, evals={})
     shutil.copytree(folder / "run", folder / "newer")
     config = json.loads((folder / "run" / "config.json").read_text())
     (folder / "newer" / "config.json").write_text(json.dumps(config | {"fancy_new_key": 1}))
     shutil.copytree(folder / "run", folder / "damaged")
+    shutil.rmtree(folder / "damaged" / "checkpoints" / "8")
     for part in ("params", "opt_state"):
-        for file in (folder / "damaged" / "checkpoints" / "2" / part / "d").iterdir():
+        for file in (folder / "damaged" / "checkpoints" / "12" / part / "d").iterdir():
             file.write_bytes(file.read_bytes()[:100])
     shutil.copytree(
         folder / "run", folder / "nothing_saved", ignore=lambda *_: ["checkpoints", "lock"]
@@ -81,14 +91,3 @@ def make_data_sets(folder: pathlib.Path) -> None:
 def _write_idx(path: pathlib.Path, array: np.ndarray) -> None:
     header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
     path.write_bytes(header + array.tobytes())
-
-
-def _run(workdir: pathlib.Path, *flags: str, evals: bool) -> None:
-    config = ConfigDict(
-        cli.config_of(
-            [f"--config={ROOT}/configs/quickstart.py", "--config.total_steps=2", *SMALL, *flags]
-        )
-    )
-    if not evals:
-        config.evals = {}
-    assert train_on_one(freeze(config), workdir) == 0

@@ -2,7 +2,7 @@
 
 Everything is typed in a folder that holds (see `tests.mistakes_places`)
 
-    run, other              finished runs on digits, of two steps and of different models
+    run, other              finished runs on digits, of different models
     nothing_saved           a work directory without checkpoints
     damaged                 one whose checkpoint is cut off
     newer                   one whose config.json has a key of a later release
@@ -13,7 +13,8 @@ Everything is typed in a folder that holds (see `tests.mistakes_places`)
     notes.txt, bare.py      no picture and no config
     settings.json           no config
 
-Of `train`, `--config=configs/quickstart.py` and a new `--workdir` are given where a row has none.
+Of `train`, `--config=configs/quickstart.py` and a new `--workdir` are given where a row has none;
+of the rows RUNS `--config=small.py`, that of `run`.
 """
 
 SCHEDULE = "--config.optim.schedule."

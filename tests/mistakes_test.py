@@ -12,7 +12,8 @@ import pytest
 from tests import mistakes_paths, mistakes_table, mistakes_values
 from tests.commands import ROOT, Result, call
 from tests.folders import contents
-from tests.mistakes_places import SMALL, make_data_sets, make_files, make_runs
+from tests.mistakes_places import make_data_sets, make_files, make_runs
+from tests.small_run import run
 
 QUICKSTART = f"{ROOT}/configs/quickstart.py"
 
@@ -40,10 +41,10 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, finished_run):
     folder = tmp_path_factory.mktemp("runs")
     make_files(folder)
-    make_runs(folder)
+    make_runs(folder, finished_run)
     yield from _unchanged(folder)
 
 
@@ -74,14 +75,14 @@ def rows(*tables):
     )
 
 
-def words(typed, workdir):
+def words(typed, workdir, config=QUICKSTART):
     """The flags of train that a row means."""
     typed = typed.replace("QUICKSTART", QUICKSTART).replace("CONFIGS", f"{ROOT}/configs")
     flags = shlex.split(typed)
     if "NO_CONFIG" in flags:
         flags.remove("NO_CONFIG")
     elif not any(flag.startswith("--config=") for flag in flags):
-        flags.insert(0, f"--config={QUICKSTART}")
+        flags.insert(0, f"--config={config}")
     if "NO_WORKDIR" in flags:
         flags.remove("NO_WORKDIR")
     elif not any(flag.startswith("--workdir") for flag in flags):
@@ -133,28 +134,24 @@ def test_data_sets(data_sets, tmp_path, typed, said):
 @rows(mistakes_paths.RUNS)
 def test_other_runs(runs, tmp_path, typed, said):
     workdir = tmp_path / "work"
-    check(call("train", *words(typed, workdir), cwd=runs), said, workdir)
+    check(call("train", *words(typed, workdir, "small.py"), cwd=runs), said, workdir)
 
 
 @pytest.mark.medium
 def test_a_changed_run_that_cannot_begin_is_as_it_was(runs, tmp_path):
     shutil.copytree(runs / "run", tmp_path / "run")
     result = call(
-        "train", f"--config={QUICKSTART}", f"--workdir={tmp_path / 'run'}", *SMALL,
-        "--allow_config_change", "--config.total_steps=5",
-        "--config.data.train_transforms[0].channels=3",
+        "train", "--config=small.py", f"--workdir={tmp_path / 'run'}", "--allow_config_change",
+        "--config.total_steps=15", "--config.data.train_transforms[0].channels=3", cwd=runs,
     )  # fmt: skip
     check(result, ["data.train_transforms make images of height, width, channels (8, 8, 3)"])
     assert contents(tmp_path / "run") == contents(runs / "run")
 
 
 @pytest.mark.slow
-def test_a_batch_larger_than_the_data_is_no_mistake(tmp_path):
-    result = call(
-        "train", f"--config={QUICKSTART}", f"--workdir={tmp_path}", "--config.batch_size=2000",
-        "--config.total_steps=1", *SMALL,
-    )  # fmt: skip
-    assert result.code == 0 and "1.387 epochs" in result.out, result
+def test_a_batch_larger_than_the_data_is_no_mistake(tmp_path, capsys):
+    run(tmp_path, batch_size=2000, total_steps=1, optim__schedule__warmup_steps=None, evals={})
+    assert "1.387 epochs" in capsys.readouterr().out
 
 
 # -------------------------------------------------------------------------- evaluate and predict

@@ -84,6 +84,7 @@ def test_a_clock_that_jumps_back_loses_only_the_jump():
     assert clock.summary()["time/wall_s"] == pytest.approx(3.0)
 
 
+@pytest.mark.medium
 def test_totals_go_on_after_resume_on_other_devices():
     now = FakeTime()
     first = Clock(num_devices=8, now=now)
