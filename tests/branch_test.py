@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.conftest import slow
+from tests.conftest import campaign, slow
 from tests.same_run import checkpoint, steps_of
 from tests.small_run import run
 from vit_jax.config import base_config, validate
@@ -15,8 +15,7 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize("name", [slow("constant"), "rsqrt"])
+@pytest.mark.parametrize("name", [campaign("constant"), slow("rsqrt")])
 def test_a_branch_equals_the_run_of_its_length_to_the_bit(tmp_path, name):
     same = SCHEDULES[name] | {"optim__ema_decay": 0.9, "model__depth": 1}
     same |= {"checkpoint__every_steps": 100, "checkpoint__keep_last": 1}

@@ -189,7 +189,8 @@ def stop_at(gcs, part, *, method="POST"):
     gcs.fault = fault
 
 
-@pytest.mark.parametrize("part", [slow("checkpoints/8/params"), "run/metrics.jsonl"])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["checkpoints/8/params", "run/metrics.jsonl"])
 def test_a_store_that_goes_away_ends_the_run_and_keeps_the_checkpoints(gcs, local, impatient, part):
     with pytest.raises((CheckpointError, DataError)) as error:
         stop_at(gcs, part)

@@ -191,24 +191,25 @@ for _ in range(30):
 @pytest.mark.slow
 def test_many_writers_at_once(tmp_path):
     """While they write, every reader finds a whole table; the last one written is the newest."""
+    late, folder = make_run(tmp_path, "late"), tmp_path / "sweep"
     for i in range(5):
-        make_run(tmp_path, f"run{i}")
-    collect(tmp_path)
+        make_run(folder, f"run{i}")
+    collect(folder)
     with contextlib.ExitStack() as started:
         writers = [
-            started.enter_context(forked.start("-c", COLLECT_OFTEN, tmp_path)) for _ in range(3)
+            started.enter_context(forked.start("-c", COLLECT_OFTEN, folder)) for _ in range(3)
         ]
         read = 0
         while any(writer.poll() is None for writer in writers):
             for file in ("runs.parquet", "runs.csv"):
-                assert len(read_runs(tmp_path / file)["run"]) in (10, 12)
+                assert len(read_runs(folder / file)["run"]) in (10, 12)
             read += 1
             if read == 3:
-                make_run(tmp_path, "late")
+                late.rename(folder / "late")
     assert [writer.returncode for writer in writers] == [0, 0, 0], writers[0].err
-    collect(tmp_path)
-    assert len(read_runs(tmp_path / "runs.csv")["run"]) == 12
-    assert not list(tmp_path.glob("*.unfinished"))
+    collect(folder)
+    assert len(read_runs(folder / "runs.csv")["run"]) == 12
+    assert not list(folder.glob("*.unfinished"))
 
 
 # ------------------------------------------------------------------------------ anybody's tables
