@@ -19,7 +19,7 @@ from vit_jax.config import base_config, check_best, freeze, validate
 from vit_jax.data import transforms
 from vit_jax.data.base import split_range
 from vit_jax.evals.build import Evaluation
-from vit_jax.models import model_config, param_shapes, train_flops
+from vit_jax.models import model_config, param_shapes, train_flops_per_image
 from vit_jax.optim import loss_by_name, make_optimizer, make_schedule, total_steps
 from vit_jax.parallel.mesh import mesh_shape
 
@@ -91,7 +91,7 @@ def use(config):
     shares = [float(schedule(step)) for step in (0, total // 2, total)]
     assert all(0 <= share <= 1 for share in shares)
     shapes = param_shapes(cfg)
-    assert train_flops(cfg) > 0
+    assert train_flops_per_image(cfg) > 0
     tx = make_optimizer(config.optim, shapes, schedule=schedule)
     jax.eval_shape(tx.init, shapes)
     event("all of it was used")

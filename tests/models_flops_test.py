@@ -1,24 +1,29 @@
 """Sizes and costs against the papers, the reference code's counts, and XLA."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from ml_collections import FrozenConfigDict
 
 from tests.conftest import campaign
 from vit_jax.config import base_config
 from vit_jax.models import (
     VARIANTS,
-    Vit,
     build,
     forward_flops,
     model_config,
     num_params,
-    train_flops,
+    train_flops_per_image,
+    update_flops_per_image,
 )
-from vit_jax.models.flops import param_shapes
+from vit_jax.models.flops import count, param_shapes
 from vit_jax.models.variants import MIXERS
+from vit_jax.optim import frozen_mask, value_and_grad
+from vit_jax.parallel.rules import path_name
 
 
 def config(variant, **changes):
@@ -210,14 +215,158 @@ def test_flops_of_each_convolution(size):
     assert forward_flops(cfg) == 2 * (sum(macs) + 2048 * 1000)
 
 
-@pytest.mark.medium
-def test_training_takes_three_forward_passes():
-    # The backward pass of the patch embedding needs no gradient of the image: a little less.
-    cfg = config("Ti/16", depth=2, scan=False)
-    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+# A model of each kind, and all that checkpoints need: prefix tokens, gates, norms, two heads.
+SMALL = {
+    "vit": {"variant": "Ti/16", "rep_size": 24},
+    "map": {"variant": "Ti/16", "pool": "map", "lora_rank": 4, "registers": 2, "mlp": "swiglu"},
+    "distilled": {
+        "variant": "Ti/16", "distilled": True, "layer_scale": 0.1, "qk_norm": True,
+        "qk_norm_bias": True, "attn_norm": True, "mlp": "geglu", "mlp_norm": True, "pre_norm": True,
+    },
+    "parallel": {
+        "variant": "Ti/16", "parallel": True, "norm": "rmsnorm", "key_bias": False,
+        "pool": "token_gap", "final_norm": "pooled", "posemb": "sincos2d", "layer_scale": 0.1,
+    },
+    "plain": {"variant": "Ti/16", "pool": "gap", "qkv_bias": False, "final_norm": "none"},
+    "map of patches": {"variant": "Ti/16", "pool": "map_patches", "class_token": True},
+    "mixer": {"variant": "Mixer-S/16"},
+    "hybrid": {"variant": "R+Ti/16"},
+    "resnet v1": {"variant": "BiT-R26x1", "resnet.units": (1, 2)},
+    "resnet v2": {"variant": "BiT-R50x1", "resnet.units": (1, 2), "resnet.version": "v2"},
+}  # fmt: skip
 
-    def loss(params, x):
-        return Vit(cfg).apply({"params": params}, x)[0].sum()
 
-    xla = jax.jit(jax.grad(loss)).lower(param_shapes(cfg), images).cost_analysis()["flops"]
-    assert train_flops(cfg) == pytest.approx(xla, rel=0.06)
+def small(name, **changes):
+    c = base_config()
+    fields = {"image_size": (64,)} | SMALL[name] | changes
+    if "BiT" not in fields["variant"]:
+        fields = {"depth": 2, "scan": False} | fields
+    for key, value in fields.items():
+        section = c.model.resnet if key.startswith("resnet.") else c.model
+        section[key.removeprefix("resnet.")] = value
+    return model_config(c.model, num_classes=10)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_count_passes_every_parameter(name):
+    shapes = param_shapes(cfg := small(name))
+    paths = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
+    assert count(cfg).params == paths
+
+
+def training(cfg, freeze):
+    """The gradient of a loss in what is trained, as update.py takes it, and its arguments."""
+    params = param_shapes(cfg)
+    frozen = frozen_mask(FrozenConfigDict({"freeze": freeze}), params)
+    images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.channels), jnp.float32)
+
+    def loss(params, batch, rng):
+        return jnp.sum(build(cfg).apply({"params": params}, batch)[0] ** 2), {}
+
+    def gradient(params, images):
+        return value_and_grad(loss, params, images, jax.random.key(0), frozen=frozen)
+
+    return gradient, params, images
+
+
+def products(jaxpr):
+    """Multiply-adds of all matrix products and convolutions of a program."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        inputs = [var.aval for var in eqn.invars]
+        if eqn.primitive.name == "dot_general":
+            (summed, _), _ = eqn.params["dimension_numbers"]
+            total += eqn.outvars[0].aval.size * math.prod(inputs[0].shape[i] for i in summed)
+        elif eqn.primitive.name == "conv_general_dilated":
+            spec = eqn.params["dimension_numbers"]
+            out_features = inputs[1].shape[spec.rhs_spec[0]]
+            total += eqn.outvars[0].aval.size * inputs[1].size // out_features
+        length = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        for inner in jaxprs_in_params(eqn.params):
+            total += length * products(inner)
+    return total
+
+
+FREEZE = {
+    "full": (),
+    "LoRA": ("(?!(head|head_dist)/|.*_lora/).*",),
+    "LoRA alone": ("(?!.*_lora/).*",),
+    "head alone": ("(?!(head|head_dist)/).*",),
+    "head's bias": ("(?!head/bias).*",),
+    "frozen embedding": ("embedding/.*", "(cls|pos_embedding|registers)"),
+    "frozen embedding kernel": ("embedding/kernel",),
+    "last block": ("(?!encoder/(block_1|norm)/|head/).*",),
+    "first block": ("(?!encoder/block_0/).*",),
+    "value of the last block": ("(?!encoder/block_1/attn/value/kernel).*",),
+    "query of the last block": ("(?!encoder/block_1/attn/query/bias).*",),
+    "norms": ("(?!.*/(norm|norm1|norm2)/).*",),
+    "frozen head": ("head/.*",),
+    "attention": ("(?!.*/attn/).*",),
+}
+
+
+@pytest.mark.parametrize("trained", FREEZE)
+def test_training_flops_are_those_of_the_program(trained):
+    """The program's matrix products one by one: exactly those that are counted."""
+    cfg, freeze = small("map" if "LoRA" in trained else "vit"), FREEZE[trained]
+    if trained == "LoRA":
+        freeze = ("(?!head/|.*_lora/).*",)
+    gradient, *args = training(cfg, freeze)
+    program = jax.make_jaxpr(gradient)(*args)
+    assert train_flops_per_image(cfg, freeze=freeze) == 2 * products(program.jaxpr)
+
+
+@pytest.mark.parametrize("name", ["distilled", "map of patches", "parallel", "plain", "mixer"])
+def test_training_flops_of_other_models_are_those_of_the_program(name):
+    for freeze in ((), ("encoder/block_0/.*",), ("(?!head/).*",)):
+        gradient, *args = training(cfg := small(name), freeze)
+        program = jax.make_jaxpr(gradient)(*args)
+        assert train_flops_per_image(cfg, freeze=freeze) == 2 * products(program.jaxpr)
+
+
+@pytest.mark.parametrize(
+    "trained", ["full", "LoRA", "head alone", "last block", "frozen embedding"]
+)
+def test_training_flops_against_xla(trained):
+    cfg = small("vit", depth=4, **({"lora_rank": 8} if trained == "LoRA" else {}))
+    freeze = tuple(rule.replace("block_1", "block_3") for rule in FREEZE[trained])
+    if trained == "LoRA":
+        freeze = ("(?!head/|.*_lora/).*",)
+    elif trained == "frozen embedding":
+        freeze = ("embedding/.*", "(cls|pos_embedding)")
+    gradient, *args = training(cfg, freeze)
+    xla = jax.jit(gradient).lower(*args).cost_analysis()["flops"]
+    ours = train_flops_per_image(cfg, freeze=freeze)
+    assert ours <= xla <= ours * (1 + elementwise_share(cfg.width))
+
+
+@pytest.mark.parametrize("name", ["resnet v1", "hybrid"])
+def test_training_flops_of_convolutions_against_xla(name):
+    body = "stem" if name == "hybrid" else "(root|stage1)"
+    for freeze in ((), (f"{body}/.*",), ("(?!head/).*",)):
+        # On images this large the border, which XLA does not count, is a small share.
+        gradient, *args = training(cfg := small(name, image_size=(512,)), freeze)
+        xla = jax.jit(gradient).lower(*args).cost_analysis()["flops"]
+        assert train_flops_per_image(cfg, freeze=freeze) == pytest.approx(xla, rel=0.06)
+
+
+def test_update_flops_are_by_what_a_run_does():
+    c = base_config()
+    cfg = small("vit")
+    plain = train_flops_per_image(cfg)
+    assert plain == 3 * forward_flops(cfg) - 2 * 16 * 16 * 16 * 3 * cfg.width  # No image gradient.
+    assert update_flops_per_image(cfg, c) == plain
+    c.optim.sam_rho = 0.1
+    assert update_flops_per_image(cfg, c) == 2 * plain
+    c.optim.sam_rho, c.optim.freeze = 0.0, ("(?!head/).*",)
+    head = 2 * 24 * 10
+    assert update_flops_per_image(cfg, c) == forward_flops(cfg) + head  # A probe with augmentation.
+    c.cache_features = True
+    assert update_flops_per_image(cfg, c) == 2 * head  # Forward pass and gradient of the kernel.
+
+
+def test_blocks_in_a_scan_count_as_in_a_row():
+    cfg = small("vit", depth=3, scan=True)
+    assert train_flops_per_image(cfg) == train_flops_per_image(small("vit", depth=3))
+    gradient, *args = training(cfg, ())
+    assert train_flops_per_image(cfg) == 2 * products(jax.make_jaxpr(gradient)(*args).jaxpr)

@@ -16,11 +16,12 @@ from tests.small_run import small_config
 from vit_jax import workdir as workdirs
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.launch import record as records
-from vit_jax.models import VitConfig, num_params, num_params_non_embedding, train_flops
+from vit_jax.models import VitConfig, num_params, num_params_non_embedding, train_flops_per_image
 from vit_jax.scaling.runs import collect, column, config_hash, read_runs
 
 NUMBERS = {
-    "params": 5000, "params_non_embedding": 4000, "forward_flops": 10**6, "train_flops": 3 * 10**6,
+    "params": 5000, "params_non_embedding": 4000, "forward_flops": 10**6,
+    "update_flops_per_image": 3 * 10**6,
     "examples": 100, "total_steps": 12, "batch_size": 16, "device": "cpu", "num_devices": 1,
     "code_version": "0.2.0+gabc",
 }  # fmt: skip
@@ -327,7 +328,9 @@ def test_parameters_without_embeddings():
     assert num_params_non_embedding(cfg) == 2 * block + 2 * w
     embedding = 16 * w + w + (4 + 1) * w + w + w * 3 + 3
     assert num_params(cfg) == num_params_non_embedding(cfg) + embedding
-    assert train_flops(cfg) > 6 * num_params_non_embedding(cfg)  # Chinchilla's estimate, a token.
+    assert train_flops_per_image(cfg) > 6 * num_params_non_embedding(
+        cfg
+    )  # Chinchilla's estimate, a token.
 
 
 def test_a_run_of_an_earlier_release_lacks_only_its_numbers(tmp_path):

@@ -21,8 +21,7 @@ from vit_jax.models import (
     forward_flops,
     num_params,
     num_params_non_embedding,
-    train_flops,
-    update_flops,
+    update_flops_per_image,
 )
 from vit_jax.models.attention import current_platform, resolve_backend
 from vit_jax.telemetry.clock import SPANS, Clock
@@ -77,8 +76,8 @@ def describe(
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     return (
         f"model   {config.model.variant} at {cfg.image_size[0]}x{cfg.image_size[1]}: "
-        f"{num_params(cfg):,} parameters, {train_flops(cfg) / 1e9:.3g} GFLOPs to train on an "
-        f"image, {cfg.dtype}{attention}\n"
+        f"{num_params(cfg):,} parameters, {update_flops_per_image(cfg, config) / 1e9:.3g} "
+        f"GFLOPs to train on an image, {cfg.dtype}{attention}\n"
         f"data    {source.name}, {source.split}: {len(source):,} images, "
         f"{cfg.num_classes} classes\n"
         f"devices {mesh.size} x {device.device_kind} ({shape}), {jax.process_count()} processes\n"
@@ -94,7 +93,8 @@ def numbers(
 
     Returns:
       params, params_non_embedding   of the model;
-      forward_flops, train_flops     of one image, counted by hand (vit_jax.models.flops);
+      forward_flops                  of one image, counted by hand (vit_jax.models.flops);
+      update_flops_per_image         of the run's updates, by what is trained, counted likewise;
       examples                       trained on in an epoch;
       total_steps, batch_size        of the run;
       device, num_devices            that this process and its peers train on;
@@ -104,9 +104,7 @@ def numbers(
         "params": num_params(cfg),
         "params_non_embedding": num_params_non_embedding(cfg),
         "forward_flops": forward_flops(cfg),
-        "train_flops": update_flops(
-            cfg, head_only=config.cache_features, sam=config.optim.sam_rho > 0
-        ),
+        "update_flops_per_image": update_flops_per_image(cfg, config),
         "examples": len(source),
         "total_steps": total,
         "batch_size": config.batch_size,

@@ -31,7 +31,7 @@ from vit_jax import workdir as workdirs
 from vit_jax.errors import ConfigError, did_you_mean, printable
 from vit_jax.launch import record as records
 from vit_jax.launch.board import Board
-from vit_jax.launch.costs import cost, train_flops
+from vit_jax.launch.costs import cost, total_train_flops
 from vit_jax.launch.local import run_local
 from vit_jax.launch.plan import Run, check_unchanged, make_plan
 from vit_jax.launch.slurm import run_slurm
@@ -82,7 +82,7 @@ def sweep(
     with lock(epath.Path(folder)):
         for run in runs:
             check_unchanged(run)
-        board = Board(runs, work={run.name: train_flops(run) for run in runs})
+        board = Board(runs, work={run.name: total_train_flops(run) for run in runs})
         collected = time.monotonic()
 
         def changed(run: Run | None) -> None:
@@ -114,13 +114,13 @@ def dry_run(runs: Sequence[Run]) -> None:
         print(f"{run.name} ({'finished' if finished else record.status})")
         print(f"  {shlex.join(['python', *run.command[1:]])}")
         largest = max(largest, told.memory)
-        if told.train_flops is None:
+        if told.total_train_flops is None:
             length = "a number of steps that is not known"
             unknown += 1
         else:
-            length = f"{told.own_steps:,} steps, {told.train_flops:.3g} FLOPs"
-            flops += told.train_flops
-            left += 0 if finished else told.train_flops
+            length = f"{told.own_steps:,} steps, {told.total_train_flops:.3g} FLOPs"
+            flops += told.total_train_flops
+            left += 0 if finished else told.total_train_flops
         print(
             f"  {told.params:,} parameters ({told.params_non_embedding:,} non-embedding), {length}"
             f", about {_size(told.memory)} of memory"

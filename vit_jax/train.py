@@ -39,7 +39,7 @@ from vit_jax.data.subset import few_shot, random_part
 from vit_jax.errors import ConfigError
 from vit_jax.evals.build import build_evals
 from vit_jax.lock import lock
-from vit_jax.models import build, model_config, param_shapes, update_flops
+from vit_jax.models import build, model_config, param_shapes, update_flops_per_image
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
@@ -123,9 +123,7 @@ def train(
         tx = make_optimizer(config.optim, param_shapes(cfg), schedule=schedule)
         clock = Clock(
             num_devices=mesh.size,
-            flops_per_example=update_flops(
-                cfg, head_only=config.cache_features, sam=config.optim.sam_rho > 0
-            ),
+            flops_per_example=update_flops_per_image(cfg, config),
             peak_flops=peak_flops(mesh.devices.flat[0].device_kind),
         )
 

@@ -18,6 +18,7 @@ import optax
 from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
+from vit_jax.config import validate
 from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError, VitJaxError
 from vit_jax.launch.plan import Run
@@ -29,7 +30,7 @@ from vit_jax.models import (
     num_params,
     num_params_non_embedding,
     param_shapes,
-    update_flops,
+    update_flops_per_image,
 )
 from vit_jax.optim import make_optimizer, total_steps
 
@@ -44,7 +45,7 @@ class Cost:
       forward_flops: of one image.
       steps: of the whole run.
       own_steps: that it makes itself; of a branch those after its trunk's.
-      train_flops: of its own steps.
+      total_train_flops: of its own steps.
       memory: bytes on all its devices together.
       unknown: what could not be found, and why; "" if all could.
     """
@@ -54,7 +55,7 @@ class Cost:
     forward_flops: int
     steps: int | None
     own_steps: int | None
-    train_flops: int | None
+    total_train_flops: int | None
     memory: int
     unknown: str = ""
 
@@ -66,6 +67,7 @@ def cost(run: Run) -> Cost:
       ConfigError: the run could not begin: there is no such model or optimizer, say.
     """
     config, unknown = run.config, []
+    validate(config)
     if config.init_from and not config.model.variant:
         raise ConfigError(
             f"{run.name}: what its model is, the checkpoint says that it starts from "
@@ -81,20 +83,19 @@ def cost(run: Run) -> Cost:
     else:
         unknown.append("how many steps it has")
     own = None if steps is None else steps - (run.branch_of[1] if run.branch_of else 0)
-    flops = update_flops(cfg, head_only=config.cache_features, sam=config.optim.sam_rho > 0)
     return Cost(
         params=num_params(cfg),
         params_non_embedding=num_params_non_embedding(cfg),
         forward_flops=forward_flops(cfg),
         steps=steps,
         own_steps=own,
-        train_flops=None if own is None else flops * config.batch_size * own,
+        total_train_flops=None if own is None else _flops(config, cfg, own),
         memory=_memory(config, cfg),
         unknown=f"{' and '.join(unknown)}: {absent}" if unknown else "",
     )
 
 
-def train_flops(run: Run) -> float | None:
+def total_train_flops(run: Run) -> float | None:
     """FLOPs of the steps that a run makes itself, without a look at the data or a trace.
 
     It says how long runs will take beside each other; the head's share is left out.
@@ -106,12 +107,17 @@ def train_flops(run: Run) -> float | None:
     if not config.model.variant or (config.total_epochs is not None and not config.data.examples):
         return None
     try:
+        validate(config)
         cfg = model_config(config.model, num_classes=1)
         steps = total_steps(config, config.data.examples)
     except ConfigError:  # As the run will say.
         return None
     own = steps - (run.branch_of[1] if run.branch_of else 0)
-    return float(3 * forward_flops(cfg) * config.batch_size * own)
+    return float(_flops(config, cfg, own))
+
+
+def _flops(config: FrozenConfigDict, cfg: ModelConfig, steps: int) -> int:
+    return update_flops_per_image(cfg, config) * config.batch_size * steps
 
 
 def _data(config: FrozenConfigDict) -> tuple[int | None, int | None, str]:

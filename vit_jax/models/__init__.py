@@ -20,12 +20,11 @@ from vit_jax.models.build import ModelConfig, build, model_config
 from vit_jax.models.config import VitConfig
 from vit_jax.models.flops import (
     forward_flops,
-    head_flops,
     num_params,
     num_params_non_embedding,
     param_shapes,
-    train_flops,
-    update_flops,
+    train_flops_per_image,
+    update_flops_per_image,
 )
 from vit_jax.models.mixer import Mixer, MixerConfig
 from vit_jax.models.resnet import Resnet, ResnetConfig, StemConfig
@@ -46,12 +45,11 @@ __all__ = [
     "build",
     "family",
     "forward_flops",
-    "head_flops",
     "model_config",
     "num_params",
     "num_params_non_embedding",
     "param_shapes",
     "parse_variant",
-    "train_flops",
-    "update_flops",
+    "train_flops_per_image",
+    "update_flops_per_image",
 ]

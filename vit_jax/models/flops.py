@@ -2,16 +2,22 @@
 
 One multiply-add is two FLOPs. Only matrix products and convolutions are counted, as in the papers:
 softmax, norms and GELU are left out (XLA's own count, which has them, is a few per cent larger; the
-tests compare). A training step takes three times the forward pass: the backward pass multiplies
-each gradient with the input and with the kernel. Recomputation (remat) is not counted, so that MFU
-measures the model's work and not the machine's.
+tests compare). The backward pass multiplies the gradient of a layer's output with its kernel, for
+the gradient of its input, and with its input, for the gradient of its kernel. The first is needed
+if something before the layer is trained, the second if the kernel is. With all parameters trained
+that is twice the forward pass, but for the first layer: images have no gradient. Recomputation
+(remat) is not counted, so that MFU measures the model's work and not the machine's; nor is what a
+scan over blocks computes for the first block because the others need it.
 """
 
+import dataclasses
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.models.build import ModelConfig, build
 from vit_jax.models.config import VitConfig
@@ -21,90 +27,272 @@ from vit_jax.models.resnet import ResnetConfig, StemConfig
 
 def forward_flops(cfg: ModelConfig) -> int:
     """FLOPs of the forward pass of one image."""
+    return 2 * count(cfg).forward
+
+
+def train_flops_per_image(cfg: ModelConfig, *, freeze: tuple[str, ...] = ()) -> int:
+    """FLOPs of one forward pass and the backward pass after it, for one image.
+
+    Args:
+      cfg: of the model.
+      freeze: patterns of whole parameter paths that are not trained (`config.optim.freeze`).
+    """
+    counted = count(cfg, freeze)
+    return 2 * (counted.forward + counted.backward)
+
+
+def update_flops_per_image(cfg: ModelConfig, config: ConfigDict | FrozenConfigDict) -> int:
+    """FLOPs that an update of a run takes for each image of its batch.
+
+    Args:
+      cfg: of its model.
+      config: of the run: `optim.freeze` says what is trained; `cache_features` leaves out all but
+        the head, whose input is then data; `optim.sam_rho` takes the gradient a second time.
+    """
+    freeze = tuple(config.optim.freeze)
+    if config.cache_features:
+        head = Count(freeze)
+        _dense(head, "head", False, _features(cfg) * cfg.num_classes)
+        flops = 2 * (head.forward + head.backward)
+    else:
+        flops = train_flops_per_image(cfg, freeze=freeze)
+    return flops * (2 if config.optim.sam_rho > 0 else 1)
+
+
+class Count:
+    """Multiply-adds of one image, while its way through a model is followed.
+
+    An activation is represented by one bool: whether it depends on a trained parameter, so that the
+    backward pass needs its gradient.
+
+    Attributes:
+      forward: multiply-adds of the forward pass.
+      backward: those of the backward pass.
+      params: paths of all parameters that were passed.
+    """
+
+    def __init__(self, freeze: tuple[str, ...] = ()):
+        """Start at 0; `freeze` has patterns of whole parameter paths that are not trained."""
+        self.forward = self.backward = 0
+        self.params: set[str] = set()
+        self._freeze = freeze
+
+    def trained(self, *paths: str) -> bool:
+        """Whether one of these parameters is trained."""
+        self.params.update(paths)
+        return any(not any(re.fullmatch(rule, path) for rule in self._freeze) for path in paths)
+
+    def linear(self, kernel: str, x: bool, macs: int) -> bool:
+        """The product of an activation and a kernel."""
+        trained = self.trained(kernel)
+        self.forward += macs
+        self.backward += macs * (x + trained)
+        return x or trained
+
+    def product(self, a: bool, b: bool, macs: int) -> bool:
+        """The product of two activations."""
+        self.forward += macs
+        self.backward += macs * (a + b)
+        return a or b
+
+
+@functools.cache
+def count(cfg: ModelConfig, freeze: tuple[str, ...] = ()) -> Count:
+    """The multiply-adds of a model, as it is trained with `freeze` (patterns of paths)."""
+    counted = Count(freeze)
     match cfg:
         case VitConfig():
-            macs = _vit_macs(cfg)
+            _vit(counted, cfg)
         case MixerConfig():
-            macs = _mixer_macs(cfg)
+            _mixer(counted, cfg)
         case ResnetConfig():
-            macs = _resnet_macs(cfg, cfg.image_size, cfg.channels) + cfg.features * cfg.num_classes
-    return 2 * macs
+            x, _ = _feature_map(counted, cfg, cfg.image_size, cfg.channels)
+            _head(counted, "head", x, cfg)
+    return counted
 
 
-def _vit_macs(cfg: VitConfig) -> int:
-    n, width = cfg.num_tokens, cfg.width
-    macs, channels = 0, cfg.channels
+def _features(cfg: ModelConfig) -> int:
+    """Length of the head's input."""
+    match cfg:
+        case VitConfig():
+            return cfg.rep_size or (2 if cfg.pool == "token_gap" else 1) * cfg.width
+        case MixerConfig():
+            return cfg.width
+        case ResnetConfig():
+            return cfg.features
+
+
+def _head(counted: Count, name: str, x: bool, cfg: ModelConfig, features: int | None = None):
+    if cfg.num_classes:
+        _dense(counted, name, x, (features or _features(cfg)) * cfg.num_classes)
+
+
+def _dense(counted: Count, path: str, x: bool, macs: int, *, bias: bool = True) -> bool:
+    x = counted.linear(f"{path}/kernel", x, macs)
+    return x | counted.trained(f"{path}/bias") if bias else x
+
+
+def _norm(counted: Count, path: str, x: bool, *, bias: bool = True) -> bool:
+    return x | counted.trained(f"{path}/scale", *([f"{path}/bias"] if bias else []))
+
+
+# ------------------------------------------------------------------------ Vision Transformer
+
+
+def _vit(counted: Count, cfg: VitConfig) -> None:
+    n, width, bias = cfg.num_tokens, cfg.width, cfg.norm == "layernorm"
+    x, channels = False, cfg.channels
     if cfg.stem is not None:
-        macs, channels = _resnet_macs(cfg.stem, cfg.image_size, cfg.channels), cfg.stem.features
-    patches = cfg.grid[0] * cfg.grid[1]
-    macs += patches * cfg.patch_size[0] * cfg.patch_size[1] * channels * width
-    projections = 4 * n * width * width  # Query, key, value, out.
-    attention = 2 * n * n * width  # Query with key, weights with value.
-    mlp = (3 if cfg.gated else 2) * n * width * cfg.mlp_dim  # A gate is a third matrix.
-    adapters = 8 * n * width * cfg.lora_rank  # Two thin matrices for each projection.
-    macs += cfg.depth * (projections + adapters + attention + mlp)
+        x, channels = _feature_map(counted, cfg.stem, cfg.image_size, channels, prefix="stem/")
+    macs = math.prod(cfg.grid) * math.prod(cfg.patch_size) * channels * width
+    x = _dense(counted, "embedding", x, macs, bias=cfg.patch_bias)
+    tokens = {
+        "cls": cfg.has_class_token,
+        "dist": cfg.distilled,
+        "registers": cfg.registers,
+        "pos_embedding": cfg.posemb == "learned",
+    }
+    x |= counted.trained(*(name for name, present in tokens.items() if present))
+    if cfg.pre_norm:
+        x = _norm(counted, "encoder/pre_norm", x, bias=bias)
+    for i in range(cfg.depth):
+        x = _block(counted, cfg, f"encoder/{'blocks' if cfg.scan else f'block_{i}'}", x)
+    if cfg.final_norm == "tokens":
+        x = _norm(counted, "encoder/norm", x, bias=bias)
+    tokens = x
     if cfg.pool in ("map", "map_patches"):
-        read = n if cfg.pool == "map" else patches
-        macs += 2 * (1 + read) * width * width + 2 * read * width + 2 * width * cfg.mlp_dim
-    features = 2 * width if cfg.pool == "token_gap" else width
+        # The published head is plain, whatever the encoder's blocks are: see MapHead.
+        head = dataclasses.replace(
+            cfg, qk_norm=False, attn_norm=False, mlp="gelu", mlp_norm=False, key_bias=True
+        )
+        probe, read = (
+            counted.trained("map_head/probe"),
+            n if cfg.pool == "map" else math.prod(cfg.grid),
+        )
+        x = _attention(counted, head, "map_head/attn", probe, x, queries=1, keys=read)
+        x |= _mlp(counted, head, "map_head/mlp", _norm(counted, "map_head/norm", x, bias=bias), 1)
+    if cfg.final_norm == "pooled":
+        x = _norm(counted, "norm", x, bias=bias)
     if cfg.rep_size:
-        macs += features * cfg.rep_size
-        features = cfg.rep_size
-    return macs + (features + (width if cfg.distilled else 0)) * cfg.num_classes
+        pooled = (2 if cfg.pool == "token_gap" else 1) * width
+        x = _dense(counted, "pre_logits", x, pooled * cfg.rep_size)
+    _head(counted, "head", x, cfg)
+    if cfg.distilled:
+        _head(counted, "head_dist", tokens, cfg, features=width)
 
 
-def _mixer_macs(cfg: MixerConfig) -> int:
+def _block(counted: Count, cfg: VitConfig, path: str, x: bool) -> bool:
+    n, bias = cfg.num_tokens, cfg.norm == "layernorm"
+    y = _norm(counted, f"{path}/norm1", x, bias=bias)
+    attended = _attention(counted, cfg, f"{path}/attn", y, y, queries=n, keys=n)
+    if cfg.layer_scale:
+        attended |= counted.trained(f"{path}/scale1")
+    if cfg.parallel:
+        return x | attended | _mlp(counted, cfg, f"{path}/mlp", y, n)
+    x |= attended
+    y = _mlp(counted, cfg, f"{path}/mlp", _norm(counted, f"{path}/norm2", x, bias=bias), n)
+    if cfg.layer_scale:
+        y |= counted.trained(f"{path}/scale2")
+    return x | y
+
+
+def _attention(
+    counted: Count, cfg: VitConfig, path: str, x_q: bool, x_kv: bool, *, queries: int, keys: int
+) -> bool:
+    width = cfg.width
+
+    def project(name, x, tokens, bias=True):
+        y = _dense(counted, f"{path}/{name}", x, tokens * width * width, bias=bias)
+        if cfg.lora_rank:
+            thin = tokens * width * cfg.lora_rank
+            low = counted.linear(f"{path}/{name}_lora/a", x, thin)
+            y |= counted.linear(f"{path}/{name}_lora/b", low, thin)
+        return y
+
+    query = project("query", x_q, queries, cfg.qkv_bias)
+    key = project("key", x_kv, keys, cfg.qkv_bias and cfg.key_bias)
+    value = project("value", x_kv, keys, cfg.qkv_bias)
+    if cfg.qk_norm:
+        query = _norm(counted, f"{path}/query_norm", query, bias=cfg.qk_norm_bias)
+        key = _norm(counted, f"{path}/key_norm", key, bias=cfg.qk_norm_bias)
+    weights = counted.product(query, key, queries * keys * width)
+    x = counted.product(weights, value, queries * keys * width)
+    if cfg.attn_norm:
+        x = _norm(counted, f"{path}/norm", x)
+    return project("out", x, queries)
+
+
+def _mlp(counted: Count, cfg: VitConfig, path: str, x: bool, tokens: int) -> bool:
+    macs = tokens * cfg.width * cfg.mlp_dim
+    hidden = _dense(counted, f"{path}/fc1", x, macs)
+    if cfg.gated:  # The gate is a third matrix.
+        hidden |= _dense(counted, f"{path}/gate", x, macs)
+    if cfg.mlp_norm:
+        hidden = _norm(counted, f"{path}/norm", hidden, bias=cfg.norm == "layernorm")
+    return _dense(counted, f"{path}/fc2", hidden, macs)
+
+
+# --------------------------------------------------------------------------- Mixer and ResNet
+
+
+def _mixer(counted: Count, cfg: MixerConfig) -> None:
     n, width = cfg.num_tokens, cfg.width
-    embedding = n * cfg.patch_size[0] * cfg.patch_size[1] * cfg.channels * width
-    block = 2 * n * width * (cfg.token_mlp_dim + cfg.mlp_dim)
-    return embedding + cfg.depth * block + width * cfg.num_classes
+    x = _dense(counted, "embedding", False, n * math.prod(cfg.patch_size) * cfg.channels * width)
+    for i in range(cfg.depth):
+        path = f"encoder/{'blocks' if cfg.scan else f'block_{i}'}"
+        for norm, mlp, hidden in (
+            ("norm1", "token_mlp", cfg.token_mlp_dim),
+            ("norm2", "mlp", cfg.mlp_dim),
+        ):
+            y = _norm(counted, f"{path}/{norm}", x)
+            for layer in ("fc1", "fc2"):
+                y = _dense(counted, f"{path}/{mlp}/{layer}", y, n * width * hidden)
+            x |= y
+    _head(counted, "head", _norm(counted, "encoder/norm", x), cfg)
 
 
-def _resnet_macs(cfg: StemConfig, image_size: tuple[int, int], channels: int) -> int:
-    """Of root and stages. What a kernel multiplies beyond the border is counted, as usual."""
+def _feature_map(
+    counted: Count, cfg: StemConfig, image_size: tuple[int, int], channels: int, prefix: str = ""
+) -> tuple[bool, int]:
+    """Root and stages. What a kernel multiplies beyond the border is counted, as usual."""
+    after = cfg.version == "v1"
 
-    def conv(features_in, features, size, place):
-        return math.prod(place) * size * size * features_in * features
+    def conv(path, x, features_in, features, size, place):
+        macs = math.prod(place) * size * size * features_in * features
+        return counted.linear(f"{prefix}{path}/kernel", x, macs)
+
+    def norm(path, x):
+        return _norm(counted, f"{prefix}{path}", x)
 
     def halved(place):
         return tuple(-(-side // 2) for side in place)
 
     place = halved(image_size)
-    macs = conv(channels, cfg.root_width, 7, place)
+    x = conv("root/conv", False, channels, cfg.root_width, 7, place)
+    x = norm("root/norm", x) if after else x
     place, features = halved(place), cfg.root_width
     for stage, units in enumerate(cfg.units):
         width = cfg.root_width * 2**stage
         for unit in range(units):
-            before, project = place, unit == 0
-            if stage and project:
+            path = f"stage{stage + 1}/unit{unit + 1}"
+            before = place
+            if stage and not unit:
                 place = halved(place)
-            macs += conv(features, width, 1, before) + conv(width, width, 3, place)
-            macs += conv(width, 4 * width, 1, place)
-            if project:
-                macs += conv(features, 4 * width, 1, place)
+            y = x if after else norm(f"{path}/norm1", x)
+            if not unit:
+                x = conv(f"{path}/proj", y, features, 4 * width, 1, place)
+                x = norm(f"{path}/proj_norm", x) if after else x
+            y = conv(f"{path}/conv1", y, features, width, 1, before)
+            y = norm(f"{path}/{'norm1' if after else 'norm2'}", y)
+            y = conv(f"{path}/conv2", y, width, width, 3, place)
+            y = norm(f"{path}/{'norm2' if after else 'norm3'}", y)
+            y = conv(f"{path}/conv3", y, width, 4 * width, 1, place)
+            x |= norm(f"{path}/norm3", y) if after else y
             features = 4 * width
-    return macs
+    return (x if after else norm("norm", x)), features
 
 
-def train_flops(cfg: ModelConfig) -> int:
-    """FLOPs of the forward and backward pass of one image."""
-    return 3 * forward_flops(cfg)
-
-
-def head_flops(cfg: ModelConfig) -> int:
-    """FLOPs of the forward and backward pass of the head alone, from one image's features."""
-    return 6 * param_shapes(cfg)["head"]["kernel"].size
-
-
-def update_flops(cfg: ModelConfig, *, head_only: bool, sam: bool) -> int:
-    """FLOPs that an update of a run takes for each of its images.
-
-    Args:
-      cfg: of the model.
-      head_only: whether the head alone is trained, on features (`config.cache_features`).
-      sam: whether the gradient is taken a second time (`config.optim.sam_rho`).
-    """
-    return (head_flops(cfg) if head_only else train_flops(cfg)) * (2 if sam else 1)
+# -------------------------------------------------------------------------------- parameters
 
 
 def param_shapes(cfg: ModelConfig) -> dict:

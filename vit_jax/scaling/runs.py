@@ -19,8 +19,8 @@ steps                   of the whole run
 examples_seen           up to this step: step x batch size
 epochs                  the same, as a share of `examples`
 forward_flops           of one image; a multiply-add is two
-train_flops             up to this step, as this run trains: usually three times forward_flops
-                        for every image seen (SAM: six; a probe of kept features: its head's)
+train_flops             up to this step, by what the run trains: for every image seen some three
+                        times forward_flops, less with frozen parameters, twice as much with SAM
 device_hours            up to this step: wall time x devices; a share of a CPU's cores is one
                         device, and a GPU that several runs share counts for each of them
 loss, error, top1       of the evaluation; error is 1 - top1
@@ -265,7 +265,9 @@ def _evaluations(
 ) -> Iterator[Row]:
     """What differs between the rows of a run."""
     batch_size = config.get("batch_size", 0)
-    examples, flops = numbers.get("examples"), numbers.get("train_flops")
+    # Runs of 0.2.0 have 3 x forward_flops there, whatever is frozen, by another name.
+    flops = numbers.get("update_flops_per_image", numbers.get("train_flops"))
+    examples = numbers.get("examples")
     hours = [(line["step"], line.get("time/core_hours")) for line in timing]
     train_loss = None
     for line in metrics:
