@@ -37,7 +37,8 @@ class Files:
         key = str(sorted(config.items()))
         if key not in self.made:
             folder = self.folder / f"model{len(self.made)}"
-            export(tiny(**{"posemb_resize": "bicubic_antialias"} | config), folder, to="timm")
+            model = tiny(family="timm", **{"posemb_resize": "bicubic_antialias"} | config)
+            export(model, folder, to="timm")
             self.made[key] = load_file(folder / "model.safetensors")
         path = self.folder / f"file{len(list(self.folder.iterdir()))}.safetensors"
         save_file(change(dict(self.made[key])), path)
@@ -167,7 +168,7 @@ def test_what_was_assumed_is_said(files):
 def test_a_described_folder_assumes_nothing(tmp_path):
     export(tiny(), tmp_path / "hf", to="hf")
     assert make_plan(tmp_path / "hf").description.assumption == ""
-    export(tiny(posemb_resize="bicubic_antialias"), tmp_path / "timm", to="timm")
+    export(tiny(family="timm", posemb_resize="bicubic_antialias"), tmp_path / "timm", to="timm")
     assumed = make_plan(tmp_path / "timm").description.assumed
     assert assumed.keys() <= {"posemb_resize"}
 
