@@ -1,8 +1,7 @@
 """The commands as a user types them, without an interpreter and its imports for each call.
 
-`CommandServer` is a process that has imported the commands, and forks for each call. A call is
-`python -m vit_jax.VERB FLAGS` in every part but the import: the module runs as `__main__` in a
-process of its own, with its own standard output and error, and may be killed.
+`Commands` runs each call in a process of its own, forked from one that has imported the commands:
+it is `python -m vit_jax.VERB FLAGS` in every part but the import, and may be killed.
 
 `call` runs a command in this process: flags, messages and exit code are those of a user. It takes
 milliseconds, and the annotations are checked.
@@ -12,23 +11,19 @@ import contextlib
 import dataclasses
 import functools
 import io
-import json
 import os
 import pathlib
-import runpy
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-import traceback
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
 
+from tests import forked
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-VERBS = ("train", "evaluate", "predict", "convert")
 PATIENCE_SECONDS = 120  # A mistake that is not noticed trains on.
 
 
@@ -48,17 +43,12 @@ class Running:
       pid: of the process, which leads its own process group.
     """
 
-    def __init__(self, server: "CommandServer", request: Mapping[str, Any]):
-        self._folder = tempfile.TemporaryDirectory()
-        self._server = server
-        names = {name: f"{self._folder.name}/{name}" for name in ("out", "err")}
-        for path in names.values():
-            pathlib.Path(path).touch()
-        self.pid = server.ask({**request, **names})["pid"]
+    def __init__(self, process: forked.Forked):
+        self._process, self.pid = process, process.pid
 
     def text(self, name: str) -> str:
         """What it has written to "out" or "err" so far."""
-        return pathlib.Path(self._folder.name, name).read_bytes().decode(errors="replace")
+        return getattr(self._process, name)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Sends a signal to the process."""
@@ -66,34 +56,15 @@ class Running:
 
     def wait(self) -> Result:
         """Waits until it has ended, at most PATIENCE_SECONDS: then it is killed."""
-        code = self._server.ask({"wait_for": self.pid})["code"]
-        result = Result(code, self.text("out"), self.text("err"))
-        self._folder.cleanup()
-        return result
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE_SECONDS)
+        with contextlib.suppress(ProcessLookupError):  # Loader processes, too.
+            os.killpg(self.pid, signal.SIGKILL)
+        return Result(self._process.wait(10), self._process.out, self._process.err)
 
 
-class CommandServer:
-    """A process that has imported the commands, and runs them. Use as a context manager."""
-
-    def __enter__(self) -> "CommandServer":
-        env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.commands"],
-            cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._server.stdin.close()
-        self._server.wait(timeout=30)
-        self._server.stdout.close()
-
-    def ask(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Sends a line of JSON to the process, and returns the one that it answers."""
-        print(json.dumps(request), file=self._server.stdin, flush=True)
-        line = self._server.stdout.readline()
-        assert line, f"the process that runs the commands died: {self._server.poll()}"
-        return json.loads(line)
+class Commands:
+    """Runs commands in processes of their own, without the imports: see `tests.forked`."""
 
     def start(
         self,
@@ -115,11 +86,13 @@ class CommandServer:
           env: what more to set in its environment.
         """
         xla = [] if devices == 1 else [f"--xla_force_host_platform_device_count={devices}"]
-        xla += [] if optimize else ["--xla_backend_optimization_level=0"]
+        xla += [] if optimize else [forked.XLA_FLAGS]
         env = {"XLA_FLAGS": " ".join(xla), **(env or {})}
-        return Running(
-            self, {"verb": verb, "words": [*map(str, words)], "cwd": str(cwd), "env": env}
-        )
+        if " " in verb:
+            module, words = "-c", (verb, *words)
+        else:
+            module = verb if "." in verb else f"vit_jax.{verb}"
+        return Running(forked.start(module, *words, cwd=str(cwd), env=env, new_session=True))
 
     def run(self, verb: str, *words: object, **kwargs: Any) -> Result:
         """Runs `python -m vit_jax.VERB WORDS` to its end; takes the arguments of `start`."""
@@ -178,75 +151,3 @@ def _fresh_flags() -> Iterator[None]:
     finally:
         values.clear()
         values.update(before)
-
-
-# --------------------------------------------------------------------- inside the other process
-
-
-def _serve() -> None:
-    for verb in VERBS:
-        __import__(f"vit_jax.{verb}")
-        del sys.modules[f"vit_jax.{verb}"]  # It runs again as __main__; what it imports stays.
-    for late in ("data.digits", "data.tfds_source"):  # What the commands import when they need it.
-        __import__(f"vit_jax.{late}")
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # Nothing but answers goes to the tests.
-    started = set()
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "wait_for" in request:
-            answer = {"code": _wait(request["wait_for"])}
-            started.remove(request["wait_for"])
-        elif pid := os.fork():
-            answer = {"pid": pid}
-            started.add(pid)
-        else:
-            os._exit(_become(request))
-        print(json.dumps(answer), file=answers, flush=True)
-    for pid in started:  # Of tests that have failed.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-
-
-def _wait(pid: int) -> int:
-    """Returns the exit code of a process, and ends those that it has left."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not (status := os.waitpid(pid, os.WNOHANG))[0]:
-        if time.monotonic() > end:
-            os.killpg(pid, signal.SIGKILL)
-        time.sleep(0.01)
-    with contextlib.suppress(ProcessLookupError):  # Loader processes.
-        os.killpg(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(status[1])
-
-
-def _become(request: Mapping[str, Any]) -> int:
-    """Runs the command of a request as this process, and returns its exit code."""
-    os.setsid()
-    for number, path in enumerate((os.devnull, request["out"], request["err"])):
-        os.dup2(os.open(path, os.O_RDWR), number)
-    os.chdir(request["cwd"])
-    os.environ |= request["env"]
-    verb = request["verb"]
-    sys.argv = [f"vit_jax/{verb}.py", *request["words"]]
-    code = 0
-    try:
-        if " " in verb:
-            exec(verb, {"__name__": "__main__"})
-        else:
-            module = verb if "." in verb else f"vit_jax.{verb}"
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code
-
-
-if __name__ == "__main__":
-    _serve()

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pathlib
 
+import vit_jax  # Before JAX: see there.
 from tests import compiled
 
 # Before JAX starts: eight devices let every test have a mesh. And much of the tests' time would go
@@ -17,7 +18,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ["NPROC"] = "32"  # See give_threads_to_simulated_devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Programs are compiled once, and kept for the next time.
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(vit_jax.__file__).resolve().parent.parent
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled.folder())
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
@@ -65,11 +66,12 @@ def finished_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def commands():
-    """Runs commands in processes of their own, without the imports: see `CommandServer`."""
-    from tests.commands import CommandServer
+    """Runs commands in processes of their own, without the imports."""
+    from tests import forked
+    from tests.commands import Commands
 
-    with CommandServer() as server:
-        yield server
+    forked.ready()
+    return Commands()
 
 
 @pytest.fixture(scope="module")

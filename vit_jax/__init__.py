@@ -1,9 +1,16 @@
 """vit_jax: train Vision Transformers, adapt published ones, and measure how they scale."""
 
+import importlib.metadata
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit_jax.checkpoints.pretrained import Pretrained, load_pretrained
+
+# At each program from the compilation cache jaxlib 0.9 logs errors that are none, of the processor's
+# instructions. It reads the variable when JAX is imported.
+if importlib.metadata.version("jaxlib").startswith("0.9."):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __version__ = "0.2.0"
 __all__ = ["Pretrained", "load_pretrained"]
