@@ -39,7 +39,7 @@ def make_run(folder, name, *, values=None, steps=(6, 12), status="finished", **c
         for step in range(2, max(steps) + 1, 2)
     ]
     write_lines(workdir / "metrics.jsonl", lines)
-    timing = [{"step": line["step"], "time/core_hours": line["step"] / 10} for line in lines]
+    timing = [{"step": line["step"], "time/device_hours": line["step"] / 10} for line in lines]
     write_lines(workdir / "timing.jsonl", timing)
     return workdir
 
@@ -304,15 +304,38 @@ def plain(**changes):
     return workdirs.config_to_json(small_config(**changes))
 
 
+def test_folders_of_the_last_release_are_read(tmp_path):
+    """0.2.0 called device_hours core_hours, and update_flops_per_image train_flops."""
+    new, old = make_run(tmp_path, "new"), make_run(tmp_path, "old")
+    for name, before, after in (
+        ("timing.jsonl", "device_hours", "core_hours"),
+        ("run.json", "update_flops_per_image", "train_flops"),
+    ):
+        text = (old / name).read_text()
+        assert before in text
+        (old / name).write_text(text.replace(before, after))
+    runs = table(tmp_path)
+    for name in ("device_hours", "train_flops"):
+        values = [runs[name][runs["run"] == run.name].tolist() for run in (new, old)]
+        assert values[0] == values[1] and not np.isnan(values[0]).any()
+
+
 def test_the_hash_tells_what_computes_differently():
     same = config_hash(plain())
     for changes in (
         {"data__data_dir": "/elsewhere"}, {"data__threads": 7}, {"log__every_steps": 3},
-        {"timeout_seconds": 9},
+        {"timeout_seconds": 9}, {"mesh__fsdp": 4}, {"mesh__data": 2, "mesh__tensor": 2},
+        {"checkpoint__every_steps": 7}, {"checkpoint__keep_steps": (3, 5)},
+        {"checkpoint__best_metric": "test/top1"}, {"model__remat": "dots"},
+        {"model__attention": "xla"},
     ):  # fmt: skip
-        assert config_hash(plain(**changes)) == same
-    for changes in ({"seed": 1}, {"optim__lr": 0.1}, {"data__examples": 5}, {"resume": "/S/a/1"}):
-        assert config_hash(plain(**changes)) != same
+        assert config_hash(plain(**changes)) == same, changes
+    for changes in (
+        {"seed": 1}, {"optim__lr": 0.1}, {"data__examples": 5}, {"resume": "/S/a/1"},
+        {"model__depth": 1}, {"model__scan": False}, {"batch_size": 8}, {"optim__accum_steps": 2},
+        {"model__dtype": "bfloat16"}, {"evals__test__split": "test[:40]"},
+    ):  # fmt: skip
+        assert config_hash(plain(**changes)) != same, changes
     moved = [config_hash(plain(resume=f"{place}/trunk/checkpoints/5")) for place in ("/S", "/T/x")]
     assert moved[0] == moved[1] != same
 
@@ -328,9 +351,8 @@ def test_parameters_without_embeddings():
     assert num_params_non_embedding(cfg) == 2 * block + 2 * w
     embedding = 16 * w + w + (4 + 1) * w + w + w * 3 + 3
     assert num_params(cfg) == num_params_non_embedding(cfg) + embedding
-    assert train_flops_per_image(cfg) > 6 * num_params_non_embedding(
-        cfg
-    )  # Chinchilla's estimate, a token.
+    # Chinchilla's estimate, a token.
+    assert train_flops_per_image(cfg) > 6 * num_params_non_embedding(cfg)
 
 
 def test_a_run_of_an_earlier_release_lacks_only_its_numbers(tmp_path):

@@ -44,7 +44,7 @@ def test_spans_rates_and_goodput():
             "speed/mfu": 32e9 / 4e10,
             "time/data_wait": 0.25,
             "time/goodput": 7.5 / 20,
-            "time/core_hours": 4 * 20 / 3600,
+            "time/device_hours": 4 * 20 / 3600,
             "time/wall_s": 20.0,
         }
     )
@@ -98,10 +98,17 @@ def test_totals_go_on_after_resume_on_other_devices():
     train(second, now, steps=3500, batch=8)
     summary = second.summary()
     assert second.state_dict()["examples"] == 3600 * 32 + 3500 * 8
-    assert summary["time/core_hours"] == pytest.approx(8 * 1.0 + 2 * 1.0)
+    assert summary["time/device_hours"] == pytest.approx(8 * 1.0 + 2 * 1.0)
     assert summary["time/wall_s"] == pytest.approx(7200.0)
     assert summary["speed/img_per_s"] == pytest.approx(8.0)  # This process's.
     assert summary["time/goodput"] == pytest.approx(0.75 * 7100 / 7200)
+
+
+def test_a_clock_of_the_last_release_goes_on():
+    state = {"seconds": {"step": 5.0}, "core_seconds": 7200.0, "examples": 9}
+    clock = Clock(num_devices=2, now=FakeTime())
+    clock.load_state_dict(state)
+    assert clock.summary()["time/device_hours"] == 2.0
 
 
 def test_what_is_not_known_is_left_out():

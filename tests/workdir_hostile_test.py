@@ -177,9 +177,9 @@ def test_a_file_that_is_none_does_not_keep_us_waiting(copy, name, kind):
     [
         {"clock": None},
         slow({"clock": [1]}),
-        {"clock": {"seconds": {"step": "long"}, "core_seconds": 1, "examples": 1}},
-        slow({"clock": {"seconds": {"step": 1}, "core_seconds": "much", "examples": 1}}),
-        {"clock": {"seconds": {"step": 1}, "core_seconds": 1e999, "examples": 10**400}},
+        {"clock": {"seconds": {"step": "long"}, "device_seconds": 1, "examples": 1}},
+        slow({"clock": {"seconds": {"step": 1}, "device_seconds": "much", "examples": 1}}),
+        {"clock": {"seconds": {"step": 1}, "device_seconds": 1e999, "examples": 10**400}},
         {"last_line": "12"},
         slow({"last_line": [12]}),
         {"step": "12"},

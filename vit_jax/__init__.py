@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vit_jax.checkpoints.pretrained import Pretrained, load_pretrained
 
-# At each program from the compilation cache jaxlib 0.9 logs errors that are none, of the processor's
-# instructions. It reads the variable when JAX is imported.
+# jaxlib 0.9 logs false errors, of processor features, at each program from the compilation cache.
+# It reads the variable when JAX is imported.
 if importlib.metadata.version("jaxlib").startswith("0.9."):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

@@ -143,7 +143,7 @@ def conclusion(workdir: epath.Path, clock: Clock, total: int) -> str:
         f"Done: {total:,} steps; {', '.join(reached)}.\n"
         f"Time:   {timing['time/wall_s']:,.0f} s, of which "
         + ", ".join(f"{name} {timing[f'time/{name}_s']:,.0f} s" for name in SPANS)
-        + f"; {timing['time/core_hours']:.3g} core-hours\n"
+        + f"; {timing['time/device_hours']:.3g} device-hours\n"
         f"{bad_examples.summary(workdir)}"
         f"Curves: {workdir / 'curves.png'}\n"
         f"Next:   python -m vit_jax.evaluate --workdir={workdir}\n"

@@ -113,7 +113,7 @@ def dry_run(runs: Sequence[Run]) -> None:
         finished = records.is_finished(run.workdir, record)
         print(f"{run.name} ({'finished' if finished else record.status})")
         print(f"  {shlex.join(['python', *run.command[1:]])}")
-        largest = max(largest, told.memory)
+        largest = max(largest, told.bytes_per_device)
         if told.total_train_flops is None:
             length = "a number of steps that is not known"
             unknown += 1
@@ -123,14 +123,14 @@ def dry_run(runs: Sequence[Run]) -> None:
             left += 0 if finished else told.total_train_flops
         print(
             f"  {told.params:,} parameters ({told.params_non_embedding:,} non-embedding), {length}"
-            f", about {_size(told.memory)} of memory"
+            f", about {_size(told.bytes_per_device)} on each device"
         )
         if told.unknown:
             print(f"  Not known is {told.unknown}")
     print(
         f"In all: {len(runs)} runs, {flops:.3g} FLOPs, of which {left:.3g} are still to be done"
         + (f" (without {unknown} runs of unknown length)" if unknown else "")
-        + f"; the largest takes about {_size(largest)} of memory, over all its devices."
+        + f"; the largest takes about {_size(largest)} on each device."
     )
 
 

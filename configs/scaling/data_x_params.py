@@ -13,8 +13,8 @@ gives the shorter ones as branches that are cooled down from its saved states
 Arguments: data, imagenet21k (see `configs/vit_i21k.py`) or fashion_mnist; seeds, of the sweep: how
 many of fashion_mnist's smaller models; model, of a run: see `MODELS`.
 
-Hardware and time: fashion_mnist, 210 runs, 7.0 core-hours on 2 cores of an AMD EPYC, two at a time;
-its table is `docs/study/runs.csv`. imagenet21k: not measured.
+Hardware and time: fashion_mnist, 210 runs, 7.0 device-hours, two runs at a time on 2 cores of an
+AMD EPYC; its table is `docs/study/runs.csv`. imagenet21k: not measured.
 Expected: fashion_mnist, 12.5% (ViTs) and 9.1% error (ResNets) with all the data; see the README.
 """
 

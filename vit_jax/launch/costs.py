@@ -1,10 +1,12 @@
 """What a run will take: parameters, FLOPs, memory; found without training, and mostly without data.
 
-Memory is an estimate. Parameters, gradients, optimizer state and average are counted exactly.
-Activations are what JAX's transposition of the model keeps for the backward pass, for the images of
-a microbatch. What XLA then takes is less where it fuses operations, and more where it needs room to
-compute: .74 and .83 of the estimate for ViTs, 1.4 of it for a ResNet (measured on a CPU: quickstart
-.78, fashion_mnist .83, vit-120k .74 and resnet-120k 1.39 of the study on Fashion-MNIST).
+Memory is an estimate, of one device. Parameters, gradients, optimizer state and average are counted
+exactly, as `vit_jax.parallel.rules` lays them out: copied along the mesh's axis data, split along
+fsdp and tensor. Activations are what JAX's transposition of the model keeps for the backward pass,
+for the device's images of a microbatch; what tensor splits of them is counted whole. What XLA then
+takes is less where it fuses operations, and more where it needs room to compute: .74 and .83 of the
+estimate for ViTs, 1.4 of it for a ResNet (measured on a CPU: quickstart .78, fashion_mnist .83,
+vit-120k .74 and resnet-120k 1.39 of the study on Fashion-MNIST).
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AbstractMesh
 from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
@@ -33,6 +36,8 @@ from vit_jax.models import (
     update_flops_per_image,
 )
 from vit_jax.optim import make_optimizer, total_steps
+from vit_jax.parallel import rules
+from vit_jax.parallel.mesh import mesh_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Cost:
       steps: of the whole run.
       own_steps: that it makes itself; of a branch those after its trunk's.
       total_train_flops: of its own steps.
-      memory: bytes on all its devices together.
+      bytes_per_device: memory of each device, on the mesh of the config; an axis of -1 is taken as
+        1, the fewest devices that the run can have: with more, each takes less.
       unknown: what could not be found, and why; "" if all could.
     """
 
@@ -56,7 +62,7 @@ class Cost:
     steps: int | None
     own_steps: int | None
     total_train_flops: int | None
-    memory: int
+    bytes_per_device: int
     unknown: str = ""
 
 
@@ -90,7 +96,7 @@ def cost(run: Run) -> Cost:
         steps=steps,
         own_steps=own,
         total_train_flops=None if own is None else _flops(config, cfg, own),
-        memory=_memory(config, cfg),
+        bytes_per_device=_bytes_per_device(config, cfg),
         unknown=f"{' and '.join(unknown)}: {absent}" if unknown else "",
     )
 
@@ -144,20 +150,25 @@ def _open(where: str, split: str) -> tuple[int | None, int | None, str]:
     return len(source), source.num_classes, ""
 
 
-def _memory(config: FrozenConfigDict, cfg: ModelConfig) -> int:
+def _bytes_per_device(config: FrozenConfigDict, cfg: ModelConfig) -> int:
+    fixed = math.prod(size for size in config.mesh.values() if size != -1)
+    sizes = mesh_shape(config.mesh, fixed)
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     # The schedule has no state: runs of all lengths share what is counted here.
     optim = FrozenConfigDict({**config.optim, "schedule": {}})
-    params = _bytes(param_shapes(cfg))
+    shapes, state = param_shapes(cfg), _optimizer_state(optim, cfg)
+    params = _bytes(shapes, rules.param_shardings(shapes, mesh))
     copies = 3 if config.optim.ema_decay else 2  # Parameters, gradients, average.
-    images = config.batch_size // config.optim.accum_steps
-    return copies * params + _optimizer(optim, cfg) + images * _activations(cfg)
+    optimizer = _bytes(state, rules.state_shardings(state, shapes, mesh))
+    parts = sizes["data"] * sizes["fsdp"] * config.optim.accum_steps
+    images = -(-config.batch_size // parts)
+    return copies * params + optimizer + images * _activations(cfg)
 
 
 @functools.cache
-def _optimizer(optim: FrozenConfigDict, cfg: ModelConfig) -> int:
-    """Bytes of an optimizer's state."""
+def _optimizer_state(optim: FrozenConfigDict, cfg: ModelConfig) -> PyTree:
     tx = make_optimizer(optim, param_shapes(cfg), schedule=optax.constant_schedule(1.0))
-    return _bytes(jax.eval_shape(tx.init, param_shapes(cfg)))
+    return jax.eval_shape(tx.init, param_shapes(cfg))
 
 
 @functools.cache
@@ -174,11 +185,13 @@ def _activations(cfg: ModelConfig) -> int:
     def size(images: int) -> int:
         shape = (images, *cfg.image_size, cfg.channels)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return _bytes(jax.eval_shape(kept, params, jax.ShapeDtypeStruct(shape, jnp.float32), key))
+        leaves = jax.eval_shape(kept, params, jax.ShapeDtypeStruct(shape, jnp.float32), key)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if hasattr(leaf, "dtype"))
 
     return size(2) - size(1)
 
 
-def _bytes(tree: PyTree) -> int:
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+def _bytes(tree: PyTree, shardings: PyTree) -> int:
+    """Bytes of a tree on one device."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
+    return sum(math.prod(s.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, s in pairs)

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import ConfigError
 from vit_jax.parallel.constraints import check_axes
@@ -49,7 +49,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Where the dimensions of one parameter go.
 
     Args:
@@ -80,7 +80,7 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     return PartitionSpec(*spec)
 
 
-def param_shardings(params: Any, mesh: Mesh) -> Any:
+def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
     """The tree of `NamedSharding`s for a tree of parameters (arrays or their shapes)."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh)),
@@ -88,7 +88,7 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
     )
 
 
-def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
+def state_shardings(state: Any, params: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Shardings for a tree that holds copies of the parameters, such as an optimizer's state.
 
     A leaf whose path ends with a parameter's path is laid out like that parameter if it has its

@@ -69,9 +69,13 @@ _LAST = (
     *("epochs", "forward_flops", "train_flops", "device_hours", "loss", "error", "top1"),
     *("train_loss", "config_hash", "code_version", "device", "attempts", "error_message"),
 )
-# Where things are, how they are loaded and what is told: results do not depend on them.
-_IRRELEVANT = ("log", "timeout_seconds")
-_IRRELEVANT_DATA = ("data_dir", "manual_dir", "workers", "threads", "prefetch")
+# What results do not depend on, but for rounding: where the data are and how they are loaded, where
+# and how it is computed, what is saved and logged.
+_IRRELEVANT = {
+    "": ("checkpoint", "log", "mesh", "timeout_seconds"),
+    "data": ("data_dir", "manual_dir", "workers", "threads", "prefetch"),
+    "model": ("attention", "remat"),
+}
 _LARGEST = 2**26  # Bytes of a JSON file.
 
 Row = dict[str, Any]
@@ -268,7 +272,11 @@ def _evaluations(
     # Runs of 0.2.0 have 3 x forward_flops there, whatever is frozen, by another name.
     flops = numbers.get("update_flops_per_image", numbers.get("train_flops"))
     examples = numbers.get("examples")
-    hours = [(line["step"], line.get("time/core_hours")) for line in timing]
+    # Runs of 0.2.0 call it core_hours.
+    hours = [
+        (line["step"], line.get("time/device_hours", line.get("time/core_hours")))
+        for line in timing
+    ]
     train_loss = None
     for line in metrics:
         step, seen = line["step"], line["step"] * batch_size
@@ -307,15 +315,18 @@ def _status(workdir: pathlib.Path, record: records.Record) -> str:
 def config_hash(config: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that are equal for configs which compute the same.
 
-    Left out are where the data lie, how they are loaded, and what is logged. Of `resume` the run's
-    name and the step count, and not the folder in which the sweep is.
+    Left out are where the data lie and how they are loaded, the mesh, the attention back end and
+    rematerialisation (which change rounding alone), checkpoints, and what is logged. Of `resume`
+    the run's name and the step count, and not the folder in which the sweep is. Tables that 0.2.0
+    wrote have other hashes for the same configs.
 
     Args:
       config: as config.json has it.
     """
-    kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
-    data = config.get("data", {})
-    kept["data"] = {key: value for key, value in data.items() if key not in _IRRELEVANT_DATA}
+    kept = {key: value for key, value in config.items() if key not in _IRRELEVANT[""]}
+    for section in ("data", "model"):
+        values = config.get(section, {})
+        kept[section] = {k: v for k, v in values.items() if k not in _IRRELEVANT[section]}
     kept["resume"] = pathlib.PurePath(config.get("resume", "")).parts[-3:]
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

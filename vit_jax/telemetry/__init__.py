@@ -5,7 +5,7 @@ jsonlines    files of one JSON object a line that survive kill -9 and resume
 growing      what they are written to, on a disk or in an object store
 tensorboard  event files
 progress     a bar on a terminal, plain lines elsewhere
-clock        where the time went: img/s, goodput, MFU, core-hours
+clock        where the time went: img/s, goodput, MFU, device-hours
 devices      peak FLOP/s by kind of device
 profiler     a trace of chosen steps
 

@@ -18,8 +18,8 @@ SPANS = ("init", "compile", "data", "step", "eval", "save")
 class Clock:
     """Adds up wall time by span, and examples.
 
-    Totals (wall time, spans, examples, core-hours, goodput) are of the whole run: they travel with
-    the checkpoint, so what a killed process did after its last checkpoint is not in them. Rates
+    Totals (wall time, spans, examples, device-hours, goodput) are of the whole run: they travel
+    with the checkpoint, so what a killed process did after its last one is not in them. Rates
     (img/s, FLOP/s, MFU) are of this process: the one before may have had other devices.
     """
 
@@ -46,7 +46,7 @@ class Clock:
         self._last = now()
         self._open = ["other"]
         self._seconds = dict.fromkeys((*SPANS, "other"), 0.0)
-        self._core_seconds = 0.0
+        self._device_seconds = 0.0
         self._examples = 0
         self._process_start = self._window_start = self._trained()
 
@@ -83,7 +83,7 @@ class Clock:
           speed/mfu          share of the devices' peak, if that is known;
           time/data_wait     share of training that waited for data;
           time/goodput       share of the run's wall time in steps, from its very start;
-          time/core_hours    of the run; time/wall_s  of the run.
+          time/device_hours  of the run: wall time x devices; time/wall_s  of the run.
           What cannot be said, for want of any training in the window, is left out.
         """
         self._advance()
@@ -101,7 +101,7 @@ class Clock:
         self._advance()
         return {
             "seconds": dict(self._seconds),
-            "core_seconds": self._core_seconds,
+            "device_seconds": self._device_seconds,
             "examples": self._examples,
         }
 
@@ -113,8 +113,11 @@ class Clock:
         """
         try:
             seconds = {name: float(value) for name, value in state["seconds"].items()}
-            core_seconds, examples = float(state["core_seconds"]), int(state["examples"])
-            if not all(0 <= value < 2**63 for value in (core_seconds, examples, *seconds.values())):
+            # Checkpoints of 0.2.0 call it core_seconds.
+            name = "device_seconds" if "device_seconds" in state else "core_seconds"
+            device_seconds, examples = float(state[name]), int(state["examples"])
+            totals = (device_seconds, examples, *seconds.values())
+            if not all(0 <= value < 2**63 for value in totals):
                 raise ValueError("a number is negative or beyond all bounds")
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
@@ -123,7 +126,7 @@ class Clock:
         self._advance()
         for name, value in seconds.items():  # Another release may have other spans.
             self._seconds[name if name in self._seconds else "other"] += value
-        self._core_seconds += core_seconds
+        self._device_seconds += device_seconds
         self._examples += examples
         self._process_start = self._window_start = self._trained()
 
@@ -133,7 +136,7 @@ class Clock:
         passed = max(0.0, now - self._last)
         self._last = now
         self._seconds[self._open[-1]] += passed
-        self._core_seconds += passed * self._num_devices
+        self._device_seconds += passed * self._num_devices
 
     def _trained(self) -> tuple[int, float, float]:
         """Examples, seconds of waiting for data, seconds of steps: so far."""
@@ -160,6 +163,6 @@ class Clock:
         wall = sum(self._seconds.values())
         return {
             "time/goodput": self._seconds["step"] / wall if wall > 0 else 0.0,
-            "time/core_hours": self._core_seconds / 3600,
+            "time/device_hours": self._device_seconds / 3600,
             "time/wall_s": wall,
         }

@@ -1,0 +1,82 @@
+"""What `sweep --dry_run` says a run will take, against real arrays on real meshes."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from tests.small_run import small_config
+from vit_jax.errors import ConfigError
+from vit_jax.launch.costs import cost, total_train_flops
+from vit_jax.launch.plan import Run
+from vit_jax.models import build, model_config, param_shapes
+from vit_jax.optim import make_optimizer
+from vit_jax.parallel.mesh import make_mesh
+from vit_jax.state import make_init, state_layout
+
+# Large enough for the rules to insist that it is split, with Adafactor's factored statistics.
+MODEL = {"model__width": 64, "model__num_heads": 4, "model__mlp_dim": 4096, "model__depth": 1}
+
+
+def told(tmp_path, **changes):
+    config = small_config(**MODEL, **changes)
+    return cost(Run("a", {}, (), config, tmp_path))
+
+
+def state_bytes(tmp_path, parts, **changes):
+    """Bytes of a device without activations, which grow with the batch."""
+    one, two = (told(tmp_path, batch_size=n * parts, **changes).bytes_per_device for n in (1, 2))
+    return 2 * one - two
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4)])
+def test_bytes_per_device_are_those_of_the_state_there(tmp_path, mesh, optimizer):
+    changes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
+    changes |= {"optim__name": optimizer, "optim__ema_decay": 0.5}
+    config = small_config(**MODEL, **changes)
+    cfg = model_config(config.model, num_classes=10)
+    count = mesh[0] * mesh[1] * mesh[2]
+    real_mesh = make_mesh(config.mesh, devices=jax.devices()[:count])
+    with jax.set_mesh(real_mesh):
+        tx = make_optimizer(config.optim, param_shapes(cfg), schedule=optax.constant_schedule(1.0))
+        shapes = jax.eval_shape(make_init(config, build(cfg), tx), jax.random.key(0))
+        layout = state_layout(shapes, real_mesh)
+        state = jax.tree.map(
+            lambda leaf, place: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), place),
+            shapes, layout,
+        )  # fmt: skip
+    trees = (state.params, state.params, state.ema, state.opt_state)  # Gradients are as params.
+    real = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(trees))
+    parts = mesh[0] * mesh[1]
+    # But for the schedule's step.
+    assert state_bytes(tmp_path, parts, **changes) == pytest.approx(real, abs=16)
+
+
+def test_more_devices_along_data_do_not_split_the_state(tmp_path):
+    one = state_bytes(tmp_path, 1, mesh__data=1)
+    assert state_bytes(tmp_path, 8, mesh__data=8) == one
+    assert state_bytes(tmp_path, 1, mesh__data=-1) == one
+    assert state_bytes(tmp_path, 8, mesh__data=1, mesh__fsdp=8) < 0.3 * one
+    # Each has its share of the images.
+    assert (
+        told(tmp_path, mesh__data=4, batch_size=64).bytes_per_device
+        == told(tmp_path, mesh__data=1, batch_size=16).bytes_per_device
+        == told(tmp_path, mesh__data=1, batch_size=64, optim__accum_steps=4).bytes_per_device
+    )
+
+
+def test_a_mesh_that_does_not_divide_the_model_is_said(tmp_path):
+    with pytest.raises(ConfigError, match=r"mesh\.tensor=3"):
+        told(tmp_path, mesh__tensor=3)
+
+
+def test_flops_are_of_what_is_trained(tmp_path):
+    whole = told(tmp_path).total_train_flops
+    probe = told(tmp_path, optim__freeze=("(?!head/).*",)).total_train_flops
+    assert 2.7 < whole / probe < 3
+    assert told(tmp_path, optim__sam_rho=0.1).total_train_flops == 2 * whole
+    run = Run("a", {}, (), small_config(**MODEL, optim__freeze=("(",)), tmp_path)
+    assert total_train_flops(run) is None  # As the run will say.
+    with pytest.raises(ConfigError, match=r"optim\.freeze"):
+        cost(run)
