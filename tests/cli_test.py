@@ -189,9 +189,9 @@ def test_a_folder_of_pictures_is_learnt(call, tmp_path):
 @pytest.mark.slow
 def test_a_run_is_killed_for_real_and_goes_on_to_the_same_bits(call, commands, tmp_path):
     flags = [
-        QUICKSTART, "--config.total_steps=60", "--config.checkpoint.every_steps=5",
+        QUICKSTART, "--config.total_steps=30", "--config.checkpoint.every_steps=5",
         "--config.log.every_steps=1", "--config.log.tensorboard=False",
-        "--config.model.dropout=0.1",
+        "--config.model.dropout=0.1", "--config.model.depth=1",
     ]  # fmt: skip
     assert call("train", *flags, f"--workdir={tmp_path / 'whole'}")[0] == 0
     killed = commands.start("train", *flags, f"--workdir={tmp_path / 'killed'}", optimize=True)
@@ -202,7 +202,7 @@ def test_a_run_is_killed_for_real_and_goes_on_to_the_same_bits(call, commands, t
     assert killed.wait().code == -9
     assert call("train", *flags, f"--workdir={tmp_path / 'killed'}")[0] == 0
     whole, again = ((tmp_path / run / "metrics.jsonl").read_bytes() for run in ("whole", "killed"))
-    assert whole == again and whole.count(b"\n") == 60
+    assert whole == again and whole.count(b"\n") == 30
 
 
 @pytest.mark.slow
