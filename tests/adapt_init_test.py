@@ -138,21 +138,20 @@ def test_blocks_may_be_stacked_otherwise(tmp_path, finished_run):
         ({"init_from": ""}, ConfigError, "give that as init_from, or name a variant"),
     ],
 )
-def test_what_does_not_fit_shows_both_sides(tmp_path, finished_run, changes, error, message):
-    finished_run(tmp_path / "first")
-    changes = {"init_from": str(tmp_path / "first"), **TAKEN} | changes
+def test_what_does_not_fit_shows_both_sides(tmp_path, plain_run, changes, error, message):
+    changes = {"init_from": str(plain_run), **TAKEN} | changes
     with pytest.raises(error, match=message):
         train_on_one(small_config(**changes, model__num_classes=11), tmp_path / "second")
 
 
-def test_other_pixels_are_said(tmp_path, finished_run, caplog):
-    finished_run(tmp_path / "first")
+@pytest.mark.slow
+def test_other_pixels_are_said(tmp_path, plain_run, caplog):
     decode = {"op": "decode", "channels": 1}
     other = (decode, {"op": "resize"}, {"op": "normalize", "mean": (0.45,), "std": (0.23,)})
-    run(tmp_path / "same", **STILL, **TAKEN, init_from=str(tmp_path / "first"))
+    run(tmp_path / "same", **STILL, **TAKEN, init_from=str(plain_run))
     assert "black and white" not in caplog.text
     run(
-        tmp_path / "second", **STILL, **TAKEN, init_from=str(tmp_path / "first"),
+        tmp_path / "second", **STILL, **TAKEN, init_from=str(plain_run),
         data__eval_transforms=other,
     )  # fmt: skip
     assert "data.eval_transforms makes black and white -1.96 and 2.39, and" in caplog.text

@@ -23,12 +23,15 @@ from vit_jax.config import base_config, freeze, validate
 from vit_jax.data import fashion_mnist
 
 TESTED = {"checkpointing", "loading", "scaling_fits", "scaling_rules", "seeds", "transfer"}
+# By numerics_test.py.
+TESTED |= {"numerics", "numerics_cases", "numpy_gradients", "numpy_optimizers"}
 
 
 def test_none_is_left_out():
     assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__"} == TESTED
 
 
+@pytest.mark.slow
 def test_checkpointing(tmp_path):
     found, megabytes = checkpointing.saves("toy", tmp_path, repeats=1)
     assert 0 < megabytes < 1 and all(len(seconds) == 1 for seconds in found.values())

@@ -65,6 +65,24 @@ def finished_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def plain_run(finished_run, tmp_path_factory):
+    """A finished run of `small_config`; what uses it, need not compile that config's programs."""
+    folder = tmp_path_factory.mktemp("plain")
+    finished_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stochastic_run(finished_run, tmp_path_factory):
+    """A finished run with every kind of randomness."""
+    from tests.small_run import STOCHASTIC
+
+    folder = tmp_path_factory.mktemp("stochastic")
+    finished_run(folder, **STOCHASTIC)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def commands():
     """Runs commands in processes of their own, without the imports."""
     from tests import forked

@@ -53,6 +53,7 @@ def floor(tmp_path):
     return write(tmp_path / "runs.csv", model=model, **{"Seen Examples": x}, Loss=y)
 
 
+@pytest.mark.slow
 def test_a_law_its_figures_and_its_report(floor, tmp_path):
     question = {
         "law": "power_floor",

@@ -34,7 +34,10 @@ MODEL = {
         "--config.model.image_size=1000000",
         "model.image_size is (1000000,): a side must be at most 16,384 pixels.",
     ),
-    "unknown pooling": ("--config.model.pool=cls", "Accepted: token, gap, map, token_gap."),
+    "unknown pooling": (
+        "--config.model.pool=cls",
+        "Accepted: token, gap, map, map_patches, token_gap.",
+    ),
     "unknown position embedding": (
         "--config.model.posemb=sincos",
         'model.posemb is "sincos". Did you mean "sincos2d"?',

@@ -13,6 +13,15 @@ from vit_jax.config import base_config, classification_eval, freeze
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
 
+# Every kind of randomness that a run can have, and the average of its parameters.
+STOCHASTIC = {
+    "model__dropout": 0.1,
+    "model__attention_dropout": 0.1,
+    "model__stochastic_depth": 0.1,
+    "mix__mixup_alpha": 0.2,
+    "optim__ema_decay": 0.9,
+}
+
 
 def small_config(**changes) -> FrozenConfigDict:
     """A config for 12 steps on digits; `changes` are dotted keys with double underscores."""

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from tests.conftest import campaign
 from tests.exactness import MESHES, TOLERANCE, whole
-from tests.small_run import small_config
+from tests.small_run import small_config, train_on_one
 from vit_jax import train as train_module
 from vit_jax.models import build, model_config, param_shapes
 from vit_jax.optim import make_optimizer, make_schedule
@@ -251,6 +251,7 @@ def test_a_device_holds_what_theory_says(mesh):
 
 
 @pytest.mark.medium
+@pytest.mark.usefixtures("plain_run")
 def test_the_loop_forbids_implicit_transfers(tmp_path, monkeypatch):
     count = Clock.count
 
@@ -260,4 +261,4 @@ def test_the_loop_forbids_implicit_transfers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Clock, "count", careless)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-        train(SHORT, tmp_path, devices=jax.devices()[:2])
+        train_on_one(small_config(), tmp_path)

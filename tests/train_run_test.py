@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -9,9 +10,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tests.conftest import slow
 from tests.pictures import make
-from tests.small_run import run, small_config, train_on_one
+from tests.small_run import STOCHASTIC, run, small_config, train_on_one
 from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import classification_eval
@@ -24,29 +24,6 @@ from vit_jax.train import EXIT_STOPPED
 
 pytestmark = pytest.mark.medium
 ONE = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
-STOCHASTIC = {
-    "model__dropout": 0.1,
-    "model__attention_dropout": 0.1,
-    "model__stochastic_depth": 0.1,
-    "mix__mixup_alpha": 0.2,
-    "optim__ema_decay": 0.9,
-}
-
-
-@pytest.fixture(scope="session")
-def stochastic_run(finished_run, tmp_path_factory):
-    """A finished run with every kind of randomness; it compiles their program."""
-    folder = tmp_path_factory.mktemp("stochastic")
-    finished_run(folder, **STOCHASTIC)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def plain_run(finished_run, tmp_path_factory):
-    """A finished run of `small_config`; it compiles its program."""
-    folder = tmp_path_factory.mktemp("plain")
-    finished_run(folder)
-    return folder
 
 
 def arrays(workdir, step):
@@ -131,7 +108,15 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, stochastic
     assert_same_run(stochastic_run, tmp_path / "killed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
+def test_a_run_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, stochastic_run):
+    shutil.copytree(stochastic_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
+    run(tmp_path / "run", **STOCHASTIC)
+    assert_same_run(stochastic_run, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_with_its_exit_code(
     tmp_path, monkeypatch, stochastic_run, number
 ):
