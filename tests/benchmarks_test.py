@@ -22,6 +22,8 @@ from tests.small_run import small_config, train_on_one
 from vit_jax.config import base_config, freeze, validate
 from vit_jax.data import fashion_mnist
 
+pytestmark = pytest.mark.medium
+
 TESTED = {"checkpointing", "loading", "scaling_fits", "scaling_rules", "seeds", "transfer"}
 # By numerics_test.py.
 TESTED |= {"numerics", "numerics_cases", "numpy_gradients", "numpy_optimizers"}

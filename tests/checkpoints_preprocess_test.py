@@ -284,6 +284,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.medium
 @fuzz(400, content=st.dictionaries(st.sampled_from(KEYS), VALUES))
 def test_any_json(content):
     image = np.zeros((9, 7, 3), np.uint8)

@@ -15,6 +15,8 @@ from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.predict import predict
 
+pytestmark = pytest.mark.medium
+
 SIGMOID, SOFTMAX = "sigmoid_xent", "softmax_xent"
 
 

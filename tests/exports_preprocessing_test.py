@@ -15,6 +15,8 @@ from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.data.transforms import build
 from vit_jax.errors import CheckpointError, DataError
 
+pytestmark = pytest.mark.medium
+
 LEVEL = 1.01 / 255  # Of 256, and some rounding.
 
 

@@ -13,6 +13,8 @@ from vit_jax.scaling.question import Question
 from vit_jax.scaling.selection import choose, grows
 from vit_jax.scaling.study import study
 
+pytestmark = pytest.mark.medium
+
 X = np.geomspace(10, 1e4, 8)
 Y = 2 * X**-0.3 * np.exp(0.01 * np.random.default_rng(0).standard_normal(len(X)))
 

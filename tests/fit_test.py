@@ -19,6 +19,8 @@ from vit_jax.scaling.question import NAMES, Question
 from vit_jax.scaling.runs import read_runs
 from vit_jax.scaling.study import study
 
+pytestmark = pytest.mark.medium
+
 
 def write(path, **columns):
     """A CSV file."""

@@ -20,6 +20,8 @@ from tests.foreign_models import Made, make
 from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.errors import VitJaxError
 
+pytestmark = pytest.mark.medium
+
 LIBRARIES = ("timm_bare", "timm_unhinted", "timm_folder", "timm_entry_point", "transformers")
 ASSUMED = "assumed, as the file does not tell"
 

@@ -10,6 +10,8 @@ import pytest
 from tests.conftest import ROOT, SHARED
 from vit_jax.checkpoints.verification import fixtures, verify
 
+pytestmark = pytest.mark.medium
+
 GOLDENS = [SHARED / "goldens", SHARED / "cases/goldens"]
 FIXTURES = [fixture for folder in GOLDENS if folder.is_dir() for fixture in fixtures(folder)]
 

@@ -14,6 +14,8 @@ from vit_jax.checkpoints.preprocess import from_family
 from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.errors import CheckpointError, ConfigError
 
+pytestmark = pytest.mark.medium
+
 SIZES = {"num_heads": 4, "image_size": 32}
 # Names of manifests that say what a file tells anyway: they were taken, and had no effect.
 WITHOUT_EFFECT = (

@@ -19,6 +19,8 @@ from vit_jax.data.tfds_source import find_builder
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.parallel.mesh import make_mesh
 
+pytestmark = pytest.mark.medium
+
 NAMES = ("exp[1]", "exp*", "exp?", "[!a]", "a**b", "exp[", "{a,b}", "plain")
 
 

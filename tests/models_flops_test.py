@@ -25,6 +25,8 @@ from vit_jax.models.variants import MIXERS
 from vit_jax.optim import frozen_mask, value_and_grad
 from vit_jax.parallel.rules import path_name
 
+pytestmark = pytest.mark.medium
+
 
 def config(variant, **changes):
     c = base_config()
@@ -43,7 +45,6 @@ def inner_programs(eqn):
 
 
 # google-research/vision_transformer at 224 pixels, 1000 classes, class token.
-@pytest.mark.medium
 @pytest.mark.parametrize(
     ("variant", "params"),
     [
@@ -56,7 +57,6 @@ def test_parameters_with_class_token(variant, params):
     assert num_params(config(variant)) == params
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize(
     ("variant", "params"),
     [("S/16", 22_049_896), ("B/16", 86_566_120), ("S/32", 22_878_184), ("B/32", 88_222_696)],
@@ -66,7 +66,6 @@ def test_parameters_with_average_pooling(variant, params):
 
 
 # big_vision's backbones in millions: average pooling, no head.
-@pytest.mark.medium
 @pytest.mark.parametrize(
     ("variant", "millions"),
     [
@@ -82,7 +81,6 @@ def test_backbone_parameters(variant, millions):
     assert round(count, digits) == millions
 
 
-@pytest.mark.medium
 def test_22b_blocks():
     # Dehghani et al. 2023, table 1: 21,743 million parameters: the kernels of the blocks.
     encoder = param_shapes(config("22B/14", pool="gap"))["encoder"]["blocks"]
@@ -116,7 +114,6 @@ def test_forward_flops_are_the_papers(variant, gflops):
 XLA_COUNTED = ("Ti", "B", "L", "g")
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize(
     ("variant", "pool"),
     [
@@ -152,7 +149,6 @@ def xla_flops(cfg):
     return lowered.cost_analysis()["flops"]
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize("patch", [campaign(16), 32])
 @pytest.mark.parametrize("row", ["Mixer-B", *(campaign(row) for row in MIXERS if row != "Mixer-B")])
 def test_forward_flops_of_mixers_against_xla(row, patch):
@@ -163,7 +159,6 @@ def test_forward_flops_of_mixers_against_xla(row, patch):
         assert ours <= xla <= ours * (1 + 2 * elementwise_share(one.width))
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize(
     "changes",
     [
@@ -181,7 +176,6 @@ def test_forward_flops_of_what_checkpoints_need_against_xla(changes):
 
 
 # XLA does not count what kernels multiply beyond the border, and counts norms and standardisation.
-@pytest.mark.medium
 @pytest.mark.parametrize(
     "variant",
     [
@@ -201,7 +195,6 @@ def test_forward_flops_of_convolutions_against_xla(variant):
     assert forward_flops(cfg) == pytest.approx(xla_flops(cfg), rel=0.04)
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize("size", [(224, 224), (97, 161)])
 def test_flops_of_each_convolution(size):
     """The program's convolutions one by one, from their shapes."""

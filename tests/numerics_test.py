@@ -15,6 +15,8 @@ from benchmarks.numerics import SAMPLE
 from benchmarks.numerics_cases import CASES
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def errors():

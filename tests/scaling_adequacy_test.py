@@ -12,6 +12,8 @@ from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.pareto import pareto
 from vit_jax.scaling.selection import extrapolation
 
+pytestmark = pytest.mark.medium
+
 
 def levelling(rng, points=14):
     x = np.geomspace(1, 1e4, points)

@@ -14,6 +14,8 @@ from vit_jax.errors import ConfigError, DataError
 from vit_jax.scaling.fitting import fit, refits
 from vit_jax.scaling.laws import law
 
+pytestmark = pytest.mark.medium
+
 FRONTIER = {"a": 0.63, "b": 0.33, "c": 0.13, "d": 0.55}
 
 

@@ -17,6 +17,8 @@ from vit_jax.scaling.bootstrap import bootstrap, percentile_band
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.laws import law
 
+pytestmark = pytest.mark.medium
+
 
 def power_law(points=12, noise=0.05, seed=0):
     x = np.logspace(0, 3, points)

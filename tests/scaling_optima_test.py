@@ -19,6 +19,8 @@ from vit_jax.scaling.isoflop import bias, isoflop, valley
 from vit_jax.scaling.laws import law
 from vit_jax.scaling.pareto import pareto
 
+pytestmark = pytest.mark.medium
+
 SHAPE = FORMULAS["shape"][0]
 
 

@@ -19,6 +19,8 @@ from vit_jax.scaling.selection import (
     rolling_origin,
 )
 
+pytestmark = pytest.mark.medium
+
 FLOOR = {"b": 0.9, "c": -0.5, "e": 0.2}
 
 

@@ -13,6 +13,8 @@ from vit_jax.models import build, model_config
 from vit_jax.state import make_init, run_keys
 from vit_jax.update import make_train_step
 
+pytestmark = pytest.mark.medium
+
 BATCH = 16
 
 
