@@ -97,8 +97,8 @@ class Command:
     def until_the_end(self, *, code: int) -> float:
         """Seconds from this call to the end of the process, which must leave with `code`."""
         began = time.perf_counter()
-        self._process.stdout.read()
-        if (left := self._process.wait()) != code:
+        self._process.communicate()  # What it prints is read, and the pipe closed.
+        if (left := self._process.returncode) != code:
             raise RuntimeError(f"The command left with {left}, not with {code}.")
         return time.perf_counter() - began
 
