@@ -208,3 +208,29 @@ def test_a_run_whose_output_nobody_reads_ends_all_the_same():
         for pipe in (run.stderr, run.stdout, run.stdin):
             pipe.close()
         assert run.wait(timeout=40) == 76
+
+
+@pytest.mark.medium
+def test_a_save_that_a_lost_process_made_fail_names_the_process():
+    # Whether a killed process's peers notice it in an update or in a save is a matter of luck.
+    program = (
+        "import json, jax\n"
+        "from vit_jax.errors import CheckpointError\n"
+        "from vit_jax.parallel import processes, watch\n"
+        "class Client:\n"
+        "    def key_value_set(self, key, value, allow_overwrite=False): pass\n"
+        "    def key_value_dir_get(self, prefix):\n"
+        "        word = {'host': 'b', 'place': 'update 5', 'count': 5, 'error': '', 'done': False}\n"
+        "        return [(prefix + '1', json.dumps(word))]\n"
+        "processes.coordination_client = Client\n"
+        "watch.TICK, watch.SILENCE_AFTER_ERROR = 0.1, 0.3\n"
+        "with watch.Watch(600):\n"
+        "    try:\n"
+        "        raise jax.errors.JaxRuntimeError('Gloo AllGather failed')\n"
+        "    except Exception as error:\n"
+        "        raise CheckpointError('A checkpoint could not be written') from error\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 76 and "process 1 of 1 (on b) is lost" in run.stderr, run.stderr

@@ -111,9 +111,11 @@ class Watch:
         """
         if self._client is None or error is None or isinstance(error, SystemExit):
             return
-        if not isinstance(error, VitJaxError):
+        explained = isinstance(error, VitJaxError)
+        if not explained or _from_jax(error):
             # It may be what the loss of another process looks like from here.
             self._wait_for_news()
+        if not explained:
             traceback.print_exception(kind, error, trace)
         self._error = str(error) or kind.__name__
         self._leave(f"error: {self._error}", EXIT_ERROR)
@@ -259,3 +261,12 @@ def _end(causes: Iterable[str]) -> str:
         f"error: {'; '.join(causes)}.\nThe last checkpoint is kept. Start all processes again with "
         "the same command: the run goes on from there."
     )
+
+
+def _from_jax(error: BaseException | None) -> bool:
+    """Whether JAX's runtime raised the error or a cause of it: a failed collective is one."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
