@@ -48,6 +48,7 @@ test-slow: $(VENV)/.installed-dev
 
 campaign: $(VENV)/.installed-dev
 	$(PYTEST) -m "$(CAMPAIGN)"
+	$(RUN) -m tests.mutation
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

@@ -6,6 +6,7 @@ function as it must, with XLA's implementation standing in for cuDNN's.
 """
 
 import functools
+import types
 
 import jax
 import jax.flatten_util
@@ -78,3 +79,13 @@ def test_the_model_is_the_same_by_either_back_end(monkeypatch):
     assert not xla_calls and cudnn_calls == {"cudnn"}
     np.testing.assert_allclose(cudnn, xla, rtol=1e-6)
     assert np.linalg.norm(cudnn_gradient - xla_gradient) < 2e-6 * np.linalg.norm(xla_gradient)
+
+
+@pytest.mark.parametrize(
+    ("capability", "want"), [("9.0", "cuda"), ("8.0", "cuda"), ("7.5", "gpu"), ("gfx942", "gpu")]
+)
+def test_the_kinds_of_gpu(monkeypatch, capability, want):
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(attention.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention.jax, "devices", lambda: [device])
+    assert attention.current_platform() == want

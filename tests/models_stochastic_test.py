@@ -101,6 +101,8 @@ def test_stochastic_depth_drops_whole_examples_at_the_rate_of_the_layer():
         ({"dtype": "bfloat16", "attention_dropout": 0.1}, False, "cuda", "cudnn"),
         ({"dtype": "float32"}, False, "cuda", "xla"),
         ({"dtype": "bfloat16", "num_heads": 4}, False, "cuda", "xla"),
+        ({"dtype": "bfloat16", "num_heads": 1, "width": 128}, False, "cuda", "cudnn"),
+        ({"dtype": "bfloat16", "num_heads": 1, "width": 136}, False, "cuda", "xla"),
         ({"dtype": "bfloat16"}, False, "tpu", "xla"),
         ({"dtype": "bfloat16"}, False, "gpu", "xla"),
     ],

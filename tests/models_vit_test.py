@@ -168,6 +168,32 @@ def gelu(x, kind):
     return x * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
+def numpy_attention(cfg, p, y):
+    def kernel(name):
+        if not cfg.lora_rank:
+            return p[name]["kernel"]
+        a, b = (p[f"{name}_lora"][side] for side in "ab")
+        added = a @ b.reshape(cfg.lora_rank, -1) * cfg.lora_alpha / cfg.lora_rank
+        return p[name]["kernel"] + added.reshape(p[name]["kernel"].shape)
+
+    heads = []
+    for h in range(cfg.num_heads):
+        q, k, v = (
+            y @ kernel(n)[:, h] + (p[n]["bias"][h] if "bias" in p[n] else 0)
+            for n in ("query", "key", "value")
+        )
+        if cfg.qk_norm:
+            zero = {"bias": 0}
+            q = layer_norm(q, p["query_norm"] | zero, cfg.ln_eps, "layernorm")
+            k = layer_norm(k, p["key_norm"] | zero, cfg.ln_eps, "layernorm")
+        a = np.exp(q @ k.T / np.sqrt(q.shape[1]))
+        heads.append(a / a.sum(1, keepdims=True) @ v)
+    y = np.concatenate(heads, axis=1)
+    if cfg.attn_norm:
+        y = layer_norm(y, p["norm"], cfg.ln_eps, "layernorm")
+    return y @ kernel("out").reshape(cfg.width, cfg.width) + p["out"]["bias"]
+
+
 def numpy_vit(cfg, params, x):
     """The model in float64 numpy, written from the papers, one image and one head at a time."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
@@ -187,31 +213,15 @@ def numpy_vit(cfg, params, x):
         for i in range(cfg.depth):
             b = jax.tree.map(lambda leaf, i=i: leaf[i], p["encoder"]["blocks"])
 
-            def attention(y, b=b):
-                heads = []
-                for h in range(cfg.num_heads):
-                    q, k, v = (
-                        y @ b["attn"][n]["kernel"][:, h]
-                        + (b["attn"][n]["bias"][h] if cfg.qkv_bias else 0)
-                        for n in ("query", "key", "value")
-                    )
-                    if cfg.qk_norm:
-                        zero = {"bias": 0}
-                        q = layer_norm(q, b["attn"]["query_norm"] | zero, cfg.ln_eps, "layernorm")
-                        k = layer_norm(k, b["attn"]["key_norm"] | zero, cfg.ln_eps, "layernorm")
-                    a = np.exp(q @ k.T / np.sqrt(q.shape[1]))
-                    heads.append(a / a.sum(1, keepdims=True) @ v @ b["attn"]["out"]["kernel"][h])
-                return sum(heads) + b["attn"]["out"]["bias"]
-
             def mlp(y, b=b):
                 y = gelu(y @ b["mlp"]["fc1"]["kernel"] + b["mlp"]["fc1"]["bias"], cfg.gelu)
                 return y @ b["mlp"]["fc2"]["kernel"] + b["mlp"]["fc2"]["bias"]
 
             y = layer_norm(t, b["norm1"], cfg.ln_eps, cfg.norm)
             if cfg.parallel:
-                t = t + attention(y) + mlp(y)
+                t = t + numpy_attention(cfg, b["attn"], y) + mlp(y)
             else:
-                t = t + attention(y)
+                t = t + numpy_attention(cfg, b["attn"], y)
                 t = t + mlp(layer_norm(t, b["norm2"], cfg.ln_eps, cfg.norm))
         t = layer_norm(t, p["encoder"]["norm"], cfg.ln_eps, cfg.norm)
         out.append(t[0] if cfg.pool == "token" else t.mean(0))
@@ -225,11 +235,15 @@ def numpy_vit(cfg, params, x):
         {},
         {"pool": "gap", "gelu": "erf", "ln_eps": 1e-3},
         {"qkv_bias": False, "qk_norm": True, "norm": "rmsnorm", "parallel": True},
+        {"key_bias": False, "attn_norm": True, "lora_rank": 2, "lora_alpha": 3.0},
     ],
 )
 def test_equals_a_float64_rewrite(changes):
     cfg = dataclasses.replace(TINY, **changes)
     params, x = random_params(cfg), images(cfg)
+    attention = params["encoder"]["blocks"]["attn"]
+    assert ("bias" in attention["query"]) == cfg.qkv_bias
+    assert ("bias" in attention["key"]) == (cfg.qkv_bias and cfg.key_bias)
     np.testing.assert_allclose(apply(cfg, params, x)[0], numpy_vit(cfg, params, x), atol=2e-5)
 
 

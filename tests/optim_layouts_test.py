@@ -153,6 +153,7 @@ def test_muons_axes():
     assert matrix_axes("encoder/block_11/attn/query/kernel", 3) == ((0,), (1, 2))
     assert matrix_axes("map_head/attn/out/kernel", 3) == ((0, 1), (2,))
     assert matrix_axes("encoder/blocks/mlp/fc2/kernel", 3) == ((1,), (2,))
+    assert matrix_axes("pre_logits/kernel", 2) == ((0,), (1,))
     for path in ("embedding/kernel", "head/kernel", "map_head/probe", "pos_embedding", "cls"):
         assert matrix_axes(path, 3) is None
     with pytest.raises(ConfigError, match="with 4 axes; it has 3"):

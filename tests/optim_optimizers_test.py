@@ -122,6 +122,16 @@ def test_optimizer_equals_its_paper_in_float64(paper):
         np.testing.assert_allclose(trajectory[-1][path], want, rtol=2e-6, atol=2e-7, err_msg=path)
 
 
+@pytest.mark.parametrize(("rows", "whole"), [(31, 2), (32, 1)])
+def test_adafactor_factors_what_has_at_least_32_rows_and_columns(rows, whole):
+    # As big_vision does. Momentum is whole in either case.
+    c = optim_config(name="adafactor", weight_decay=0.0)
+    params = {"head": {"kernel": jax.ShapeDtypeStruct((rows, 40), np.float32)}}
+    state = jax.eval_shape(make_optimizer(c, params, schedule=lambda step: 1.0).init, params)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state)]
+    assert shapes.count((rows, 40)) == whole and ((rows,) in shapes) == (whole == 1)
+
+
 @pytest.mark.medium
 def test_lamb_moves_a_head_that_starts_at_zero():
     params, grads = small_tree(0), small_tree(1)

@@ -109,6 +109,8 @@ def test_no_warmup_starts_at_the_peak():
         ({"warmup_epochs": 1.5}, 30),
         ({"warmup_examples": 1000.0}, 31),  # 31.25
         ({"warmup_percent": 0.125}, 50),
+        ({"warmup_percent": 0.001}, 1),  # .4 steps
+        ({"warmup_percent": 0.0}, 0),
         ({"warmup_epochs": 0.001}, 1),  # As in the reference: not nothing unless it says nothing.
         ({"warmup_epochs": 0.0}, 0),
     ],
@@ -116,6 +118,12 @@ def test_no_warmup_starts_at_the_peak():
 def test_a_duration_in_every_unit(values, steps):
     run = {"total_steps": 400, "batch_size": 32, "num_examples": 640}
     assert resolve_duration(config(**values), "warmup", **run) == steps
+
+
+@pytest.mark.parametrize(("total", "steps"), [(1, 0), (2, 1), (3, 2)])
+def test_a_share_of_the_shortest_runs_leaves_one_step(total, steps):
+    run = {"total_steps": total, "batch_size": 32, "num_examples": 640}
+    assert resolve_duration(config(warmup_percent=0.9), "warmup", **run) == steps
 
 
 @pytest.mark.parametrize(

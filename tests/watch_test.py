@@ -220,7 +220,7 @@ def test_a_save_that_a_lost_process_made_fail_names_the_process():
         "class Client:\n"
         "    def key_value_set(self, key, value, allow_overwrite=False): pass\n"
         "    def key_value_dir_get(self, prefix):\n"
-        "        word = {'host': 'b', 'place': 'update 5', 'count': 5, 'error': '', 'done': False}\n"
+        "        word = dict(host='b', place='update 5', count=5, error='', done=False)\n"
         "        return [(prefix + '1', json.dumps(word))]\n"
         "processes.coordination_client = Client\n"
         "watch.TICK, watch.SILENCE_AFTER_ERROR = 0.1, 0.3\n"
