@@ -35,7 +35,7 @@ TESTS = {
         "models_stochastic_test",
         "models_vit_test",
     ],
-    "models/positions": ["models_vit_test", "adapt_sizes_test"],
+    "models/positions": ["models_positions_test"],
     "models/resize": ["models_resize_test", "adapt_golden_test"],
     "checkpoints/digests": ["checkpoints_store_test"],
     "scaling/laws": ["scaling_laws_test"],
