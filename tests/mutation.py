@@ -38,8 +38,8 @@ TESTS = {
     "models/positions": ["models_positions_test"],
     "models/resize": ["models_resize_test", "adapt_golden_test"],
     "checkpoints/digests": ["checkpoints_store_test"],
-    "scaling/laws": ["scaling_laws_test"],
-    "scaling/solver": ["scaling_fitting_test"],
+    "scaling/laws": ["scaling_laws_test", "scaling_fitting_test"],
+    "scaling/solver": ["scaling_fitting_test", "scaling_intervals_test"],
     "scaling/profile": ["scaling_intervals_test"],
 }
 # One replacement of each kind: a multiplication that is a division shows what one that is a

@@ -1,29 +1,40 @@
 """The reference libraries, timm and transformers, and tiny random models of theirs."""
 
+import functools
 import importlib
 import warnings
 
 import numpy as np
 import pytest
 
-_registered = []
-
 
 def reference(name):
     """A library of the PyTorch world, or a skip with the reason."""
-    torch = pytest.importorskip("torch", reason="the torch extra is not installed")
-    if not _registered:
-        # Wheels of torchvision without compiled operators register shapes for them all the same.
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou) -> Tensor")
-        _registered.append(library)
+    pytest.importorskip("torch", reason="the torch extra is not installed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            _register_operators()
             return importlib.import_module(name)
         except ImportError as error:
             pytest.skip(f"{name} is not installed: {error}")
+
+
+@functools.cache
+def _register_operators():
+    """Makes torchvision importable beside a PyTorch that its compiled operators are not for.
+
+    It then has none, and fails as it registers shapes for them. Both libraries import it.
+    """
+    import torch
+
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:  # There is no operator of this name.
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou) -> Tensor")
+        return library  # Deleted with its operators when nobody has it.
 
 
 def randomise(model, *, seed=0):

@@ -120,6 +120,19 @@ def test_rows_that_err_together_widen_an_interval():
     assert 0.7 * span(once) < span(honest) < 1.4 * span(once)
 
 
+def test_clusters_whose_errors_cancel_do_not_narrow_an_interval():
+    x = np.repeat(np.logspace(0, 3, 12), 2)
+    found = fit("power", {"x": x}, x**-0.35 * np.exp(np.tile([-0.05, 0.05], 12)), delta=math.inf)
+    bands = [
+        intervals.band(found, {"x": [1e4]}, clusters=clusters)
+        for clusters in (None, np.repeat(np.arange(12), 2))
+    ]
+    naive, honest = (math.log(band.high[0] / band.low[0]) for band in bands)
+    # Of the same noise, with Student's t of 10 degrees of freedom for that of 22.
+    want = stats.t.ppf(0.95, 10) / stats.t.ppf(0.95, 22)
+    assert honest / naive == pytest.approx(want, rel=1e-3)
+
+
 def test_bootstrap_draws_clusters_whole_and_repeats():
     x, y = power_law(points=30)
     found = fit("power", {"x": np.repeat(x, 2)}, np.repeat(y, 2), delta=math.inf)
