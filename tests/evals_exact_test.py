@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from tests.conftest import campaign, slow
 from tests.small_run import small_config
 from vit_jax.data.sources import open_source
 from vit_jax.evals import Classification
@@ -22,7 +23,12 @@ MESHES = [
     *((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2), (1, 2, 4), (2, 4, 1)),
     *((3, 1, 1), (1, 5, 1)),
 ]
+SAMPLE = ((2, 2, 2), (4, 1, 2))  # Of the campaign's meshes.
 KERNEL = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
+
+
+def _sampled(meshes):
+    return [(slow if mesh in SAMPLE else campaign)(mesh) for mesh in meshes]
 
 
 def mesh_of(sizes):
@@ -71,8 +77,7 @@ def test_exactly_n_examples(metrics, count, batch_size, mesh):
     check(metrics[mesh], count, batch_size, mesh)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", _sampled(MESHES))
 def test_every_number_of_examples(metrics, mesh):
     rng = np.random.default_rng(sum(mesh))
     for count in range(1, 41):
@@ -110,9 +115,8 @@ def check(metric, count, batch_size, mesh):
     assert got["loss"] == pytest.approx(want["loss"], rel=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("mesh", MESHES[1:7])
+@pytest.mark.parametrize("mesh", _sampled(MESHES[1:7]))
 def test_a_vit_measures_the_same_on_every_mesh(mesh):
     """The evaluations of a run, as the train loop has them, with a model that is split."""
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, SHARED
+from tests.conftest import ROOT, SHARED, campaign, slow
 from vit_jax.checkpoints.verification import fixtures, verify
 
 pytestmark = pytest.mark.medium
@@ -29,8 +29,7 @@ def test_outputs_are_within_ten_times_the_noise_of_float32(fixture):
 
 
 @HERE
-@pytest.mark.slow
-@pytest.mark.parametrize("folder", [folder for folder in GOLDENS if folder.is_dir()])
+@pytest.mark.parametrize("folder", [campaign(GOLDENS[0]), slow(GOLDENS[1])])
 def test_they_are_as_users_compile_them(folder):
     """With XLA's optimisations, which the tests leave out, and one device."""
     command = [sys.executable, "-m", "vit_jax.convert", f"--verify={folder}"]

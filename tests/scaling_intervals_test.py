@@ -180,19 +180,19 @@ def test_a_quantity_is_profiled_like_a_prediction():
 
 
 def test_ninety_percent_intervals_cover_about_ninety():
-    """A short sample, whose share has a standard error of .042; the slow test has all 200."""
+    """A short sample, whose share has a standard error of .042; the campaign has all 200."""
     share, _ = coverage(SETTINGS[0], ("profile",), draws=50, seed=1)["profile"]
     assert 0.80 <= share <= 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_ninety_percent_intervals_cover_ninety():
     """Acceptance: 200 frontiers of FACTS; the standard error of the share is .021."""
     share, _ = coverage(SETTINGS[0], ("profile",), draws=200, seed=1)["profile"]
     assert 0.87 <= share <= 0.95
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
 def test_coverage_in_other_settings(setting):
     share, _ = coverage(setting, ("profile",), draws=400, seed=2)["profile"]
