@@ -159,7 +159,9 @@ def test_grown_patches_give_the_same_tokens(old, new):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize(("old", "new"), [((16, 16), (8, 8)), ((9, 8), (5, 3)), ((16, 8), (8, 16))])
+@pytest.mark.parametrize(
+    ("old", "new"), [((16, 16), (8, 8)), ((9, 8), (5, 3)), ((16, 8), (8, 16)), ((14, 30), (16, 16))]
+)
 def test_shrunk_patches_give_the_nearest_tokens(old, new):
     """Of all kernels the one whose tokens are the nearest, over patches of white noise."""
     kernel = noise(*old, 1, 4).astype(np.float32)

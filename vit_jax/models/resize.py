@@ -118,13 +118,14 @@ def resize_patches(
       kernel: of the embedding.
       new: height and width of the wanted patches.
     """
-    old = kernel.shape[:2]
-    # What resizes a patch (bilinear, antialiased as FlexiViT's), flattened.
-    grow = np.kron(*(_linear_antialias(o, n) for o, n in zip(old, new, strict=True)))
-    inverse = jnp.asarray(np.linalg.pinv(grow.T), jnp.float32)
-    flat = kernel.reshape(old[0] * old[1], -1)
-    resized = jnp.einsum("no,ok->nk", inverse, flat, precision=jax.lax.Precision.HIGHEST)
-    return resized.reshape(*new, *kernel.shape[2:])
+    # What resizes a patch (bilinear, antialiased as FlexiViT's) is a matrix for each axis. So is its
+    # pseudo-inverse; that of their Kronecker product is the same but for rounding, which decides its
+    # rank where one side shrinks.
+    down, across = (
+        jnp.asarray(np.linalg.pinv(_linear_antialias(o, n).T), jnp.float32)
+        for o, n in zip(kernel.shape[:2], new, strict=True)
+    )
+    return jnp.einsum("yh,xw,hwcd->yxcd", down, across, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
 def _linear_antialias(old: int, new: int) -> Float[np.ndarray, "new old"]:
