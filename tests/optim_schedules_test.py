@@ -111,6 +111,7 @@ def test_no_warmup_starts_at_the_peak():
         ({"warmup_percent": 0.125}, 50),
         ({"warmup_percent": 0.001}, 1),  # .4 steps
         ({"warmup_percent": 0.0}, 0),
+        ({"warmup_percent": 1.0}, 400),
         ({"warmup_epochs": 0.001}, 1),  # As in the reference: not nothing unless it says nothing.
         ({"warmup_epochs": 0.0}, 0),
     ],
@@ -120,10 +121,18 @@ def test_a_duration_in_every_unit(values, steps):
     assert resolve_duration(config(**values), "warmup", **run) == steps
 
 
-@pytest.mark.parametrize(("total", "steps"), [(1, 0), (2, 1), (3, 2)])
-def test_a_share_of_the_shortest_runs_leaves_one_step(total, steps):
+@pytest.mark.parametrize(
+    ("total", "share", "steps"), [(1, 0.9, 0), (2, 0.9, 1), (2, 0.1, 1), (3, 0.9, 2)]
+)
+def test_a_share_of_the_shortest_runs_leaves_one_step(total, share, steps):
     run = {"total_steps": total, "batch_size": 32, "num_examples": 640}
-    assert resolve_duration(config(warmup_percent=0.9), "warmup", **run) == steps
+    assert resolve_duration(config(warmup_percent=share), "warmup", **run) == steps
+
+
+def test_a_run_may_be_all_cooldown():
+    np.testing.assert_allclose(
+        curve(range(6), total=5, name="constant", cooldown_steps=5), np.arange(5, -1, -1) / 5
+    )
 
 
 @pytest.mark.parametrize(

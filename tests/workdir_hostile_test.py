@@ -126,7 +126,7 @@ def test_a_dataset_that_somebody_made_up_is_refused(copy, content):
         (b'{"optim": {"eps": NaN}}', "NaN is no number of JSON"),
         (b'{"optim": {"eps": -Infinity}}', "-Infinity is no number of JSON"),
         (b'{"optim": {"eps": 1e400}}', "1e400 is no number of JSON"),
-        (b"[" * 5000 + b"]" * 5000, "nested too deeply"),
+        (b"[" * 500_000 + b"]" * 500_000, "nested too deeply"),
         (b'{"optim": {"epss": 1}}', "no key 'epss'. Did you mean \"eps\"?"),
     ],
 )
