@@ -118,9 +118,9 @@ def resize_patches(
       kernel: of the embedding.
       new: height and width of the wanted patches.
     """
-    # What resizes a patch (bilinear, antialiased as FlexiViT's) is a matrix for each axis. So is its
-    # pseudo-inverse; that of their Kronecker product is the same but for rounding, which decides its
-    # rank where one side shrinks.
+    # What resizes a patch (bilinear, antialiased as FlexiViT's) is a matrix for each axis. Their
+    # pseudo-inverses give that of their Kronecker product, but for rounding: it would decide the
+    # product's rank where one side shrinks.
     down, across = (
         jnp.asarray(np.linalg.pinv(_linear_antialias(o, n).T), jnp.float32)
         for o, n in zip(kernel.shape[:2], new, strict=True)
