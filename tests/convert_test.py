@@ -105,11 +105,15 @@ def test_verify_goes_on_after_what_cannot_be_compared(goldens, tmp_path):
         shutil.copytree(goldens / name, tmp_path / name)
     manifest = json.loads((goldens / "manifest.json").read_text())
     manifest["models"] = [entry for entry in manifest["models"] if entry["id"] in ids]
+    manifest["models"].append({**manifest["models"][0], "id": "without"})
+    del manifest["models"][-1]["numerics"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copytree(tmp_path / ids[0], tmp_path / "without")
     (tmp_path / ids[0] / "model.safetensors").write_bytes(b"")
     result = called(f"--verify={tmp_path}", code=2)
+    assert "FAILED: without: its entry in manifest.json lacks numerics." in result.out
     assert f"{ids[0]:40} FAILED: " in result.out and f"{ids[1]:40} features" in result.out
-    assert f"1 of 2 fixtures could not be compared: {ids[0]}." in result.err
+    assert f"2 of 3 fixtures could not be compared: {ids[0]}, without." in result.err
 
 
 def test_convert_writes_and_says_what_it_did(shelf, tmp_path):

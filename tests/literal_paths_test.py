@@ -62,6 +62,13 @@ def test_checkpoints_in_a_folder_of_any_name(tmp_path, name):
         assert restored(tmp_path / folder / "checkpoints") == (i + 1, [i] * 3)
 
 
+@pytest.mark.parametrize(("name", "message"), [("a\\b", "backslash"), ("\udcff", "not UTF-8")])
+def test_a_folder_whose_checkpoints_would_be_elsewhere_is_refused(tmp_path, name, message):
+    with pytest.raises(CheckpointError, match=message):
+        Store(tmp_path / name / "checkpoints")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_below_a_folder_with_brackets_can_be_read(tmp_path):
     workdir = tmp_path / "exp[1]" / "run"
     run(workdir)

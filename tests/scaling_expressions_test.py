@@ -67,6 +67,8 @@ def test_the_table_stays_and_has_the_new_columns():
         ("1-/top1", "missing before '/top1'"),
         ("(1-top1", "a bracket is not closed"),
         ("1-top1)", r"'\)' is left over"),
+        ("(" * 5000 + "top1" + ")" * 5000, "nested too deeply"),
+        ("-" * 5000 + "top1", "nested too deeply"),
         ("1-n n", r"'n' is left over"),
         ("1-1", "it names no column"),
         ("n**2", r"missing before '\*2'"),

@@ -87,6 +87,8 @@ class Store:
         # In a store there are no folders to move: what is deleted is deleted at once.
         local = storage.is_local(self.folder)
         self._tidies = not read_only and local and jax.process_index() == 0
+        if local and not read_only:
+            _check_name(self.folder)
         if self._tidies:
             _check_folders(self.folder, self.folder / DELETED)
         handlers = {item: ocp.StandardCheckpointHandler() for item in ARRAYS}
@@ -396,6 +398,23 @@ class Store:
                 "yourself, and the run goes on from the one before."
             )
         self._manager.reload()
+
+
+def _check_name(folder: epath.Path) -> None:
+    """Raises CheckpointError for a local path that Orbax's file systems take for another."""
+    text = os.fspath(folder)
+    if "\\" in text:
+        raise CheckpointError(
+            f"{text}: checkpoints would be written to {text.replace(chr(92), '/')} (TensorStore "
+            "takes a backslash for a slash). Choose a path without."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(
+            f"{text!a}: no checkpoint can be written below a name that is not UTF-8. Choose "
+            "another path."
+        ) from None
 
 
 def _check_folders(*folders: epath.Path) -> None:

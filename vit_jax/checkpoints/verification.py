@@ -86,6 +86,10 @@ def load_fixture(
     """The checkpoint of a fixture; its manifest hints what the file does not tell."""
     # A folder of Hugging Face is loaded as one, with the files beside the tensors.
     path = fixture["folder"] if "config" in fixture else fixture["folder"] / fixture["checkpoint"]
+    if lacking := [name for name in ("architecture", "numerics") if name not in fixture]:
+        raise CheckpointError(
+            f"{fixture['id']}: its entry in {MANIFEST} lacks {', '.join(lacking)}."
+        )
     hints = _hints({**fixture["architecture"], **fixture["numerics"]})
     return load_pretrained(str(path), image_size=image_size, hints=hints)
 

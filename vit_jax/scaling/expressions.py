@@ -52,8 +52,11 @@ class _Parser:
     def values(self) -> Float[np.ndarray, "n"]:
         if not re.search(r"[-+*/()]", self._text):
             column(self._table, self._text)  # It is no expression: that there is no such column.
-        with np.errstate(all="ignore"):
-            found = self._chain("+-")
+        try:
+            with np.errstate(all="ignore"):
+                found = self._chain("+-")
+        except RecursionError:
+            raise self._error("it is nested too deeply") from None
         if self._next():
             raise self._error(f"{self._text[self._at :].strip()!r} is left over")
         if not self._names_a_column:

@@ -39,6 +39,7 @@ def write(pretrained: Pretrained, folder: epath.PathLike) -> None:
     arrays = {"params": pretrained.params, "opt_state": {}, "ema": {}}
     with Store(epath.Path(folder) / workdirs.CHECKPOINTS) as store:
         store.save(0, arrays, {"step": 0}, metrics={})
+        store.finish()
 
 
 def class_names(pretrained: Pretrained) -> tuple[str, ...]:
