@@ -102,6 +102,23 @@ def test_a_regression_has_no_probabilities(image, tmp_path):
         load_pretrained(tmp_path / "vit")
 
 
+def test_a_regression_travels_through_a_bare_file_with_a_hint(tmp_path):
+    (note,) = export(
+        model("", gelu="tanh", posemb_resize="bilinear_corners"), tmp_path / "vit.npz", to="google"
+    )
+    assert note.endswith("--hints=loss=regression")
+    hints = {"num_heads": 4, "image_size": 32, "loss": "regression"}
+    assert load_pretrained(tmp_path / "vit.npz", hints=hints).loss == ""
+
+
+def test_a_hint_does_not_go_before_config_json(tmp_path):
+    export(model(SIGMOID), tmp_path / "vit", to="hf")
+    assert load_pretrained(tmp_path / "vit", hints={"loss": SIGMOID}).loss == SIGMOID
+    for loss in (SOFTMAX, "regression"):
+        with pytest.raises(CheckpointError, match=r"contradicts config\.json.*multi_label"):
+            load_pretrained(tmp_path / "vit", hints={"loss": loss})
+
+
 def test_a_single_class_of_a_softmax_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="a sigmoid of a single class"):
         export(model(SOFTMAX, num_classes=1), tmp_path / "vit", to="hf")

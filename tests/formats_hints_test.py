@@ -1,18 +1,23 @@
 """What a file does not tell is hinted, or assumed and said; what fits two kinds is refused."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.references import reference
+from tests.small_run import small_config
 from tests.tiny_checkpoints import tiny
 from vit_jax.checkpoints.exports import export
+from vit_jax.checkpoints.inherit import inherit_model
 from vit_jax.checkpoints.inspection import inspect
 from vit_jax.checkpoints.plan import make_plan
 from vit_jax.checkpoints.preprocess import from_family
 from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.predict import predict
 
 pytestmark = pytest.mark.medium
 
@@ -116,6 +121,44 @@ def test_hints_without_an_effect_are_refused(files):
 def test_hints_of_what_a_model_has_not_are_refused(files, hints):
     with pytest.raises(ConfigError, match="has no effect on a checkpoint of timm"):
         described(files(), **hints)
+
+
+@pytest.mark.parametrize(
+    ("config", "hints"),
+    [
+        ({"mlp": "silu"}, {"mlp": "silu", "gelu": "tanh"}),
+        ({"num_classes": 0}, {"loss": "sigmoid_xent"}),
+    ],
+)
+def test_hints_of_what_this_model_has_not_are_refused(files, config, hints):
+    with pytest.raises(ConfigError, match="has no effect on a checkpoint of timm") as refused:
+        described(files(**config), **hints)
+    accepted = str(refused.value).partition("Those that have: ")[2].rstrip(".").split(", ")
+    assert {"num_heads", "ln_eps", "mlp", "preprocessing", "rope"} <= set(accepted)
+    assert not {"gelu", "loss"} & hints.keys() & set(accepted)
+
+
+@pytest.mark.parametrize("hints", [{"ln_eps": float("inf")}, {"loss": ""}, {"loss": "softmax"}])
+def test_values_that_are_none_are_refused(files, hints):
+    with pytest.raises(ConfigError, match=f"The hint {next(iter(hints))}="):
+        described(files(), **hints)
+
+
+def test_a_gate_is_a_fact_of_the_tensors(files):
+    with pytest.raises(CheckpointError, match="has no gate: gelu or silu"):
+        described(files(), mlp="swiglu")
+    with pytest.raises(CheckpointError, match="has a gate: swiglu or geglu"):
+        described(files(split_gate, mlp="swiglu"), mlp="gelu")
+
+
+def test_arguments_of_timm_that_leave_no_trace_are_said(files):
+    packed = described(files(mlp="swiglu"), rope="axial_xy").assumed
+    assert (packed["gate"], packed["rope_grid_offset"], packed["rope_rotate_half"]) == (
+        "first half", 0.0, False,
+    )  # fmt: skip
+    assert (
+        not {"gate", "rope_grid_offset"} & described(files(split_gate, mlp="swiglu")).assumed.keys()
+    )
 
 
 @pytest.mark.parametrize(
@@ -268,3 +311,36 @@ def test_attention_pools_the_patches_alone(files, hint, pool):
     path = files(pool="map_patches", registers=2, class_token=True, posemb_prefix="all")
     hints = {} if hint is None else {"pool": hint}
     assert described(path, **hints).config.pool == pool
+
+
+# ------------------------------------------------------------------------- beside the tensors
+
+
+def test_a_work_directory_takes_no_hints(plain_run):
+    origin = {"init_from": str(plain_run), "init_hints": (("num_headss", 4),)}
+    config = small_config(model__variant="", **origin)
+    for use in (
+        lambda hints: load_pretrained(plain_run, hints=hints),
+        lambda hints: inspect(str(plain_run), hints=hints),
+        lambda hints: next(predict(plain_run, [__file__], hints=hints)),
+        lambda hints: inherit_model(config, plain_run / "new"),
+    ):
+        with pytest.raises(ConfigError, match="is a work directory, which tells all"):
+            use({"num_headss": 4})
+
+
+@pytest.mark.parametrize(
+    ("given", "size"), [({}, (224, 224)), ({"input_size": [3, 448, 448]}, (448, 448))]
+)
+def test_a_resnet_of_timm_has_the_size_of_its_config_json(given, size, tmp_path):
+    resnetv2 = reference("timm").models.resnetv2
+    layers = {"conv_layer": resnetv2.StdConv2d, "stem_type": "fixed"}
+    theirs = resnetv2.ResNetV2((1, 1), (128, 256), num_classes=3, stem_chs=32, **layers)
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = {"architecture": "resnetv2_50x1_bit", "pretrained_cfg": {"crop_pct": 1.0} | given}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = make_plan(tmp_path).description
+    assert found.config.image_size == size and "image_size" not in found.assumed
+    with pytest.raises(CheckpointError, match=r"image_size=.32, 32. contradicts"):
+        make_plan(tmp_path, hints={"image_size": 32})

@@ -84,6 +84,11 @@ if __name__ == "__main__":
         size = parse_size(_SIZE.value, flag="image_size")
         if _VERIFY.value:
             cli.no_arguments(argv)
+            if hints or size or _LEAVE_OUT.value:
+                raise ConfigError(
+                    "--verify reads what a file does not tell in the manifest: --hints, "
+                    "--image_size and --leave_out have no effect, leave them out."
+                )
             return 0 if print_verification(pathlib.Path(_VERIFY.value)) else EXIT_DIFFERENT
         if _INSPECT.value:
             cli.no_arguments(argv)

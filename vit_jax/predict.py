@@ -37,7 +37,7 @@ from vit_jax import cli, storage
 from vit_jax.checkpoints.exports.workdir import class_names, run_config
 from vit_jax.checkpoints.formats.hints import parse_hints
 from vit_jax.checkpoints.load import load_run
-from vit_jax.checkpoints.own import is_own
+from vit_jax.checkpoints.own import is_own, refuse_hints
 from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.data.files import Files, find_images
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean, printable
@@ -117,6 +117,7 @@ def _load(
 ) -> tuple[FrozenConfigDict, PyTree, list[str]]:
     """Config, parameters and class names of a run of ours or of a published checkpoint."""
     if is_own(checkpoint):
+        refuse_hints(checkpoint, hints)
         run = load_run(checkpoint, mesh=mesh)
         config, params, names = run.config, run.params, run.dataset["class_names"]
     else:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from vit_jax import workdir as workdirs
 from vit_jax.checkpoints.adaptation import adapt_params
 from vit_jax.checkpoints.load import load_params, locate, merge_params
-from vit_jax.checkpoints.own import describe_own, is_own
+from vit_jax.checkpoints.own import describe_own, is_own, refuse_hints
 from vit_jax.checkpoints.pixels import compare_pixels
 from vit_jax.checkpoints.plan import make_plan
 from vit_jax.checkpoints.reader import read
@@ -85,6 +85,7 @@ def inherit_params(
     """
     path = config.init_from
     if is_own(path):
+        refuse_hints(path, config.init_hints)
         location, _, published = describe_own(path)
         params = load_params(location, mesh=mesh)
         params = adapt_params(params, old=published, new=_sized(published, cfg), mesh=mesh)
@@ -123,6 +124,7 @@ def _published_section(config: FrozenConfigDict) -> ConfigDict:
     """The checkpoint's model as a section `model`; how many classes it had does not matter."""
     path = config.init_from
     if is_own(path):
+        refuse_hints(path, config.init_hints)
         _, run, published = describe_own(path)
         transforms = run.data.eval_transforms
     else:

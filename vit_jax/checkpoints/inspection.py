@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vit_jax import workdir as workdirs
-from vit_jax.checkpoints.own import describe_own, is_own
+from vit_jax.checkpoints.own import describe_own, is_own, refuse_hints
 from vit_jax.checkpoints.plan import make_plan
 from vit_jax.checkpoints.pretrained import adapted, evaluated_size
 from vit_jax.models import forward_flops, num_params
@@ -44,6 +44,7 @@ def inspect(
       CheckpointError: it is damaged, or of no known format.
     """
     if is_own(path):
+        refuse_hints(path, hints, leave_out)
         location, run, published = describe_own(path)
         found = {
             "path": str(location.workdir),

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Collection
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +33,12 @@ def is_own(path: str | os.PathLike) -> bool:
         raise CheckpointError(
             f"{str(path)[:300]} cannot be opened: {storage.explain(error)}."
         ) from error
+
+
+def refuse_hints(path: str | os.PathLike, *given: Collection[Any] | None) -> None:
+    """Raises ConfigError if hints, or patterns of tensors to leave out, are given for a run."""
+    if any(given):
+        raise ConfigError(f"{path} is a work directory, which tells all: give no hints for it.")
 
 
 def describe_own(path: str | os.PathLike) -> tuple[Location, FrozenConfigDict, ModelConfig]:

@@ -24,6 +24,7 @@ PROBLEM_TYPES = {
     "multi_label_classification": "sigmoid_xent",
     "regression": "",
 }
+REGRESSION = "regression"  # The hint for a head of no loss here.
 
 
 def head_loss(config: Mapping[str, Any], num_classes: int) -> str:
@@ -93,15 +94,26 @@ def make_plan(
             f"{path} has the names of {found.name}, but its tensors or its config.json are not as "
             f"they are there ({type(error).__name__}: {str(error)[:200]}). Download it again."
         ) from error
-    loss = _hinted_loss(hints) or head_loss(foreign.config, description.config.num_classes)
+    loss = _loss(foreign, hints, description.config.num_classes)
     hints.check_all_used(f"a checkpoint of {found.name}")
     return _account(Plan(foreign, found, description, loss, {}, (), ()), patterns)
 
 
-def _hinted_loss(hints: Hints) -> str:
-    loss = hints.get("loss") or ""
-    if loss and loss not in LOSSES:
-        raise ConfigError(f"The hint loss={loss!r}: {did_you_mean(loss, LOSSES)}")
+def _loss(foreign: Foreign, hints: Hints, num_classes: int) -> str:
+    """The loss of a head: what config.json says, or else the hint, or else the usual one."""
+    usual = head_loss(foreign.config, num_classes)
+    hinted = hints.get("loss") if num_classes else None
+    if hinted is None:
+        return usual
+    accepted = {**dict.fromkeys(LOSSES), REGRESSION: None}
+    if hinted not in accepted:
+        raise ConfigError(f"The hint loss={hinted!r}: {did_you_mean(hinted, accepted)}")
+    loss = "" if hinted == REGRESSION else hinted
+    if foreign.config.get("problem_type") and loss != usual:
+        raise CheckpointError(
+            f"The hint loss={hinted!r} contradicts config.json, which has problem_type="
+            f"{foreign.config['problem_type']!r}. Leave the hint out, or correct config.json."
+        )
     return loss
 
 

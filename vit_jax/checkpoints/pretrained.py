@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 
 from vit_jax.checkpoints.adaptation import adapt_params
 from vit_jax.checkpoints.load import load_run
-from vit_jax.checkpoints.own import is_own, one_device
+from vit_jax.checkpoints.own import is_own, one_device, refuse_hints
 from vit_jax.checkpoints.plan import make_plan
 from vit_jax.checkpoints.preprocess import Preprocess, output_size
 from vit_jax.checkpoints.reader import read
@@ -104,8 +104,7 @@ def load_pretrained(
     said: tuple[str, ...] = ()
     mesh = one_device() if mesh is None else mesh
     if is_own(path):
-        if hints or leave_out:
-            raise ConfigError(f"{path} is a work directory, which tells all: give no hints for it.")
+        refuse_hints(path, hints, leave_out)
         return _load_own(path, changes, mesh)
     plan = make_plan(path, hints=hints, leave_out=leave_out)
     published = plan.description.config

@@ -18,6 +18,7 @@ from etils import epath
 from vit_jax import storage
 from vit_jax.checkpoints.exports import google, huggingface, programs, timm, workdir
 from vit_jax.checkpoints.exports.base import DTYPES
+from vit_jax.checkpoints.plan import REGRESSION
 from vit_jax.checkpoints.pretrained import Pretrained
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
 
@@ -129,7 +130,7 @@ def _unsaid_loss(pretrained: Pretrained, to: str) -> tuple[str, ...]:
         return (f"the head's loss is {pretrained.loss or 'a regression'}: take no softmax of it",)
     return (
         f"the file does not say that the head's loss is {pretrained.loss or 'a regression'}: read "
-        f"it with --hints=loss={pretrained.loss}",
+        f"it with --hints=loss={pretrained.loss or REGRESSION}",
     )
 
 

@@ -110,13 +110,14 @@ _PUBLISHED_SIZE = (224, 224)  # Of published models that have no position embedd
 
 
 def complete(
-    facts: dict[str, Any], assumed: Mapping[str, Any], *, path: pathlib.Path
+    facts: dict[str, Any], assumed: Mapping[str, Any], hints: Hints, *, path: pathlib.Path
 ) -> tuple[VitConfig, dict[str, Any]]:
     """A model's config from what is known of it, and from the published model of its shape.
 
     Args:
       facts: fields, of the file, of hints, and assumed ones.
       assumed: those that are.
+      hints: of the caller; those that have no effect on this model are discarded.
       path: for errors.
 
     Returns:
@@ -146,9 +147,10 @@ def complete(
         config = VitConfig(**facts)
     except ConfigError as error:
         raise CheckpointError(f"{path} describes no model that can be built: {error}") from error
-    moot = {"posemb_resize"} if config.posemb != "learned" else set()
+    moot = {"posemb_resize": ()} if config.posemb != "learned" else {}
     if config.mlp in ("silu", "swiglu") and not config.pool.startswith("map"):
-        moot.add("gelu")
+        moot["gelu"] = ("erf",)  # As manifests have it of any model of PyTorch.
+    hints.discard(moot)
     return config, {field: value for field, value in assumed.items() if field not in moot}
 
 

@@ -119,7 +119,7 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     family = facts.pop("preprocessing")
     if "image_size" in facts and not hints.get("image_size"):
         assumed["image_size"] = facts["image_size"]
-    config, assumed = complete(facts, assumed, path=foreign.path)
+    config, assumed = complete(facts, assumed, hints, path=foreign.path)
     transforms = from_family(family, image_size=config.image_size)
     return Description(config, tensors, unused, transforms, assumed=assumed)
 

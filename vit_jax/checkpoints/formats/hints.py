@@ -1,13 +1,15 @@
 """What a caller knows of a checkpoint that its file does not tell."""
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
 
 # Name of a hint -> the field of a model's config that it is of; "preprocessing" is a family of
-# `vit_jax.checkpoints.preprocess.from_family`, "loss" a key of `vit_jax.optim.losses.LOSSES`.
+# `vit_jax.checkpoints.preprocess.from_family`, "loss" a key of `vit_jax.optim.losses.LOSSES`, or
+# "regression".
 HINTS = {
     "image_size": "image_size",
     "patch_size": "patch_size",
@@ -51,6 +53,7 @@ class Hints:
             raise ConfigError(f"hints={hints!r}: write a dict, such as {{'num_heads': 12}}.")
         self._values: dict[str, Any] = {}
         self._used: set[str] = set()
+        self._accepted: set[str] = set()
         for name, value in (hints or {}).items():
             if name not in HINTS:
                 raise ConfigError(f'There is no hint "{name}". {did_you_mean(name, HINTS)}')
@@ -60,7 +63,13 @@ class Hints:
     def get(self, field: str) -> Any:
         """The value that is hinted for a field, or None."""
         self._used.add(field)
+        self._accepted.add(field)
         return self._values.get(field)
+
+    def discard(self, moot: Mapping[str, Collection[Any]]) -> None:
+        """Says that fields have no effect on the model, and which of their values do no harm."""
+        self._accepted -= moot.keys()
+        self._used -= {field for field in moot if self._values.get(field) not in moot[field]}
 
     def translate(self, field: str, names: Mapping[str, Any]) -> None:
         """Replaces names that a format has for a field's values by ours."""
@@ -83,7 +92,8 @@ class Hints:
         Raises:
           CheckpointError: a hint contradicts a fact.
         """
-        self._used |= self._values.keys() & (facts.keys() | conventions.keys())
+        self._accepted |= facts.keys() | conventions.keys()
+        self._used |= self._values.keys() & self._accepted
         hinted = {field: self._values[field] for field in self._values.keys() & self._used}
         for field in hinted.keys() & facts.keys():
             if hinted[field] != facts[field]:
@@ -101,7 +111,7 @@ class Hints:
     def check_all_used(self, what: str) -> None:
         """Raises ConfigError if a hint had no effect on a checkpoint; `what` is its kind."""
         for field in self._values.keys() - self._used:
-            accepted = [name for name, of in HINTS.items() if of in self._used]
+            accepted = [name for name, of in HINTS.items() if of in self._accepted]
             raise ConfigError(
                 f"The hint {field}={self._values[field]!r} has no effect on {what}: leave it out. "
                 f"Those that have: {', '.join(accepted)}."
@@ -144,11 +154,15 @@ def _value(name: str, value: Any) -> Any:
             raise ConfigError(f"The hint {name}={value!r}: write {unit}.")
         return sides
     if name in ("ln_eps", "rope_theta"):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
             raise ConfigError(f"The hint {name}={value!r}: write a number above 0.")
         return float(value)
     if name in _NAMES:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not value:
             raise ConfigError(f"The hint {name}={value!r}: write a name.")
         return _OTHER_NAMES.get((name, value), value)
     if value is None:

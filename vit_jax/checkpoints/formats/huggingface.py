@@ -125,7 +125,7 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     fields["preprocessing"] = "preprocessor_config.json"
     facts, _ = hints.settle(facts, conventions)
     family = facts.pop("preprocessing")
-    model, _ = complete(facts, {}, path=foreign.path)
+    model, _ = complete(facts, {}, hints, path=foreign.path)
     labels = _labels(config if "id2label" in config else foreign.config, model.num_classes)
     kind, notes = config["model_type"], (f"model_type {config['model_type']}",)
     if family == "preprocessor_config.json":

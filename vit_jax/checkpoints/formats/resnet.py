@@ -13,7 +13,7 @@ from vit_jax.checkpoints.formats.base import Description, Foreign, Format
 from vit_jax.checkpoints.formats.entries import Entry
 from vit_jax.checkpoints.formats.hints import Hints
 from vit_jax.checkpoints.formats.names import of_optimizer, renamed, without_prefix
-from vit_jax.checkpoints.preprocess import from_family, from_timm
+from vit_jax.checkpoints.preprocess import from_family, from_timm, output_size
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import ResnetConfig, StemConfig
 from vit_jax.models.resnet import NUMERICS
@@ -157,18 +157,20 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     facts = {"units": units_of(shapes, names), "width_factor": width / 64, "version": version,
              "channels": channels, "num_classes": num_classes, **numerics}  # fmt: skip
     published = foreign.config.get("pretrained_cfg")
-    facts, assumed = hints.settle(
-        facts | ({"preprocessing": "pretrained_cfg"} if published else {}),
-        {"image_size": (224, 224)} | ({} if published else {"preprocessing": "bit"}),
-    )
+    if published:
+        transforms = from_timm(published)
+        facts |= {"preprocessing": "pretrained_cfg", "image_size": output_size(transforms)}
+        conventions = {}
+    else:
+        conventions = {"preprocessing": "bit", "image_size": (224, 224)}
+    facts, assumed = hints.settle(facts, conventions)
     family = facts.pop("preprocessing")
     try:
         config = ResnetConfig(**facts)
     except ConfigError as error:
         raise CheckpointError(f"{foreign.path} describes no ResNet: {error}") from error
-    transforms = (
-        from_timm(published) if published else from_family(family, image_size=config.image_size)
-    )
+    if not published:
+        transforms = from_family(family, image_size=config.image_size)
     unused = (r"(opt|optimizer|step)(/.*)?", r".*\.num_batches_tracked")
     return Description(config, tensors, unused, transforms, assumed=assumed)
 

@@ -67,8 +67,8 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     elif facts["posemb"] != "none" and not size:
         assumed["image_size"] = facts["image_size"]
     if not folder.get("architecture"):
-        assumed["blocks"] = "pre-norm"  # Post-norm blocks, such as EVA-02 E's, have the same names.
-    config, assumed = complete(facts, assumed, path=foreign.path)
+        assumed |= _hidden(shapes, facts, kind)
+    config, assumed = complete(facts, assumed, hints, path=foreign.path)
     if folder.get("pretrained_cfg"):
         transforms = from_timm(folder["pretrained_cfg"])
     else:
@@ -101,6 +101,7 @@ def _facts_and_conventions(
         facts["mlp"] = gates[activation] if gated else activation
     else:
         conventions["mlp"] = "swiglu" if gated else "gelu"
+        _check_gate(hints, gated=gated, foreign=foreign)
     if "rope" not in facts:
         conventions |= rope_of(shapes, hints, gated=gated, foreign=foreign)
     if foreign.config.get("pretrained_cfg"):
@@ -112,6 +113,27 @@ def _facts_and_conventions(
         conventions["pool"] = "map_patches" if others and not eva else "map"
         hints.translate("pool", {"map": conventions["pool"], "map_all": "map"})
     return facts, {field: value for field, value in conventions.items() if field not in facts}
+
+
+def _check_gate(hints: Hints, *, gated: bool, foreign: Foreign) -> None:
+    """Raises CheckpointError if a hint has a gate and the tensors do not, or the reverse."""
+    accepted = ("swiglu", "geglu") if gated else ("gelu", "silu")
+    if hints.get("mlp") not in (None, *accepted):
+        raise CheckpointError(
+            f"The hint mlp={hints.get('mlp')!r} contradicts {foreign.path}, whose MLP has "
+            f"{'a' if gated else 'no'} gate: {' or '.join(accepted)}."
+        )
+
+
+def _hidden(shapes: Mapping[str, Any], facts: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """What is assumed of a bare file that is no field: timm's arguments that leave no trace."""
+    hidden: dict[str, Any] = {"blocks": "pre-norm"}  # EVA-02 E's post-norm has the same names.
+    if facts["mlp"] in ("swiglu", "geglu") and "blocks.0.mlp.fc1.weight" in shapes:
+        hidden["gate"] = "first half"  # timm's GluMlp can have it in the second.
+    if facts["rope"] != "none" and kind != "DINOv3":
+        hidden["rope_grid_offset"] = 0.0
+        hidden["rope_rotate_half"] = facts["rope"] == "dinov3"
+    return hidden
 
 
 def _unused(shapes: Mapping[str, Any], config: VitConfig) -> tuple[tuple[str, ...], list[str]]:

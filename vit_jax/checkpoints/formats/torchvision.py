@@ -67,7 +67,7 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     if not hints.get("image_size"):
         assumed["image_size"] = facts["image_size"]
     family = facts.pop("preprocessing")
-    config, assumed = complete(facts, assumed, path=foreign.path)
+    config, assumed = complete(facts, assumed, hints, path=foreign.path)
     transforms = from_family(family, image_size=config.image_size)
     return Description(config, tensors, (), transforms, assumed=assumed)
 
