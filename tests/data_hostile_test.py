@@ -195,6 +195,10 @@ def test_the_limits_leave_honest_images_alone():
     assert decode_image(jpeg(scans=20)).shape == (16, 16, 3)
     assert 20 < film.count(b"\xff\xda") < decode.MAX_SCANS
     assert decode_image(jpeg() + film).shape == (16, 16, 3)
+    marks = b"\xff\xda" * (decode.MAX_SCANS + 1)
+    comment = b"\xff\xfe" + (2 + len(marks)).to_bytes(2, "big") + marks
+    for odd in (jpeg()[:2] + comment + jpeg()[2:], jpeg(scans=20) + marks):
+        assert decode_image(odd).shape == (16, 16, 3)
 
 
 LINES = {

@@ -30,6 +30,16 @@ def test_the_separator_is_looked_for_outside_quotes(tmp_path):
     found = table(tmp_path, 'a;"b, in %, of all";c\n1;2;"x;y"\n')
     assert list(found) == ["a", "b, in %, of all", "c"] and found["c"].tolist() == ["x;y"]
     assert list(table(tmp_path, "only\n1\n")) == ["only"]
+    for separator in ",;\t":
+        text = 'a;"error, in %,\nof all, top-1";c\n1;2;3\n'.replace(";", separator)
+        found = table(tmp_path, text)
+        assert list(found) == ["a", "error, in %,\nof all, top-1", "c"]
+
+
+@pytest.mark.parametrize("start", ["sep=;\n", "\ufeffsep=;\r\n"])
+def test_excels_line_names_the_separator(tmp_path, start):
+    found = table(tmp_path, f"{start}a;b, c, d, e\n1;2,5\n")
+    assert list(found) == ["a", "b, c, d, e"] and found["b, c, d, e"].tolist() == [2.5]
 
 
 @pytest.mark.parametrize(

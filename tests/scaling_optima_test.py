@@ -151,6 +151,8 @@ def test_valleys_without_a_lowest_point_are_refused():
     x = np.array([1.0, 2.0, 4.0, 8.0])
     with pytest.raises(DataError, match="opens downwards"):
         valley(1e18, x, 1 - 0.1 * (np.log(x) - 1) ** 2)
+    with pytest.raises(DataError, match=r"are all 0\.5: they have no valley"):
+        valley(1e18, x, np.full(4, 0.5))
     with pytest.raises(DataError, match="a parabola needs 3"):
         valley(1e18, x[:2], x[:2])
     assert not valley(1e18, x, 1 / x + 0.1).interior

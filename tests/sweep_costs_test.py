@@ -66,6 +66,22 @@ def test_more_devices_along_data_do_not_split_the_state(tmp_path):
     )
 
 
+def test_frozen_parameters_take_neither_gradients_nor_activations(tmp_path):
+    config = small_config(**MODEL)
+    params = param_shapes(model_config(config.model, num_classes=10))
+    head = sum(leaf.size for leaf in jax.tree.leaves(params["head"])) * 4
+    whole = sum(leaf.size for leaf in jax.tree.leaves(params)) * 4
+    probe = {"optim__freeze": ("(?!head/).*",), "optim__name": "sgd", "optim__momentum": 0.0}
+    # Parameters, gradients of the head; optax.trace keeps a momentum of what is trained.
+    assert state_bytes(tmp_path, 1, **probe) == pytest.approx(whole + 2 * head, abs=64)
+    one, two = (told(tmp_path, batch_size=n, **probe).bytes_per_device for n in (1, 2))
+    assert two - one < 4096
+    trained = [told(tmp_path, batch_size=n).bytes_per_device for n in (1, 2)]
+    assert trained[1] - trained[0] > 50 * (two - one)
+    sharp = [told(tmp_path, batch_size=n, optim__sam_rho=0.1).bytes_per_device for n in (1, 2)]
+    assert sharp[1] - sharp[0] == 2 * (trained[1] - trained[0])
+
+
 def test_a_mesh_that_does_not_divide_the_model_is_said(tmp_path):
     with pytest.raises(ConfigError, match=r"mesh\.tensor=3"):
         told(tmp_path, mesh__tensor=3)

@@ -108,6 +108,7 @@ def dry_run(runs: Sequence[Run]) -> None:
       ConfigError: a run could not begin.
     """
     flops, left, unknown, largest = 0, 0, 0, 0
+    open_axes = any(-1 in run.config.mesh.values() for run in runs)
     for run in runs:
         told, record = cost(run), records.read(run.workdir)
         finished = records.is_finished(run.workdir, record)
@@ -130,7 +131,8 @@ def dry_run(runs: Sequence[Run]) -> None:
     print(
         f"In all: {len(runs)} runs, {flops:.3g} FLOPs, of which {left:.3g} are still to be done"
         + (f" (without {unknown} runs of unknown length)" if unknown else "")
-        + f"; the largest takes about {_size(largest)} on each device."
+        + f"; the largest takes about {_size(largest)} on each device"
+        + (", with axes of -1 in the mesh counted as 1." if open_axes else ".")
     )
 
 

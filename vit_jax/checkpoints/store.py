@@ -209,7 +209,7 @@ class Store:
             raise CheckpointError(
                 f"The checkpoint of step {step} was written to {self.folder}, and cannot be found "
                 f"there again: {error}\nDo not rely on it. Start the same command in another "
-                "--workdir, on another file system if you can."
+                "--workdir, on another file system if there is one."
             ) from error
 
     @contextlib.contextmanager

@@ -156,13 +156,29 @@ def _open(data: bytes) -> Image.Image:
             f"The image is too large: {image.width}x{image.height} is more than {limit} pixels "
             f"(vit_jax.data.decode.{limit_name}). Scale it down beforehand."
         )
-    # Within a scan, the byte FF is never followed by DA.
-    if image.format in ("JPEG", "MPO") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+    if image.format in ("JPEG", "MPO") and (scans := _scans(data)) > MAX_SCANS:
         raise DataError(
             f"The JPEG has {scans} scans: more than {MAX_SCANS} (vit_jax.data.decode.MAX_SCANS) "
             "would take too long. Encode it anew."
         )
     return image
+
+
+def _scans(data: bytes) -> int:
+    """How many scans a JPEG has; exact where there are more than `MAX_SCANS`."""
+    marks = data.count(b"\xff\xda")  # Within a scan, the byte FF is never followed by DA.
+    if marks <= MAX_SCANS:
+        return marks
+    # Some may be within a comment, or behind the end: go from segment to segment.
+    scans, at, marker = 0, 0, b""
+    while marker != b"\xd9" and (at := data.find(b"\xff", at)) >= 0:
+        marker = data[at + 1 : at + 2]
+        if b"\xc0" <= marker < b"\xff" and not b"\xd0" <= marker <= b"\xd9":
+            scans += marker == b"\xda"
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        else:
+            at += 1 if marker == b"\xff" else 2
+    return scans
 
 
 def _broken(kind: str, data: bytes, error: Exception) -> DataError:

@@ -2,11 +2,14 @@
 
 Memory is an estimate, of one device. Parameters, gradients, optimizer state and average are counted
 exactly, as `vit_jax.parallel.rules` lays them out: copied along the mesh's axis data, split along
-fsdp and tensor. Activations are what JAX's transposition of the model keeps for the backward pass,
-for the device's images of a microbatch; what tensor splits of them is counted whole. What XLA then
-takes is less where it fuses operations, and more where it needs room to compute: .74 and .83 of the
-estimate for ViTs, 1.4 of it for a ResNet (measured on a CPU: quickstart .78, fashion_mnist .83,
-vit-120k .74 and resnet-120k 1.39 of the study on Fashion-MNIST).
+fsdp and tensor; gradients only of what is trained. Activations are what JAX's transposition of the
+model keeps for the backward pass, less where parameters are frozen, for the device's images of a
+microbatch; what tensor splits of them is counted whole. For sharpness-aware minimisation they count
+twice, as XLA on a CPU lays them out. What XLA then takes is less where it fuses operations, and
+more where it needs room to compute: .74 and .83 of the estimate for ViTs, 1.4 of it for a ResNet
+(measured on a CPU: quickstart .78, fashion_mnist .83, vit-120k .74 and resnet-120k 1.39 of the study
+on Fashion-MNIST). What the forward pass takes for itself is not counted: a run that trains a head
+alone takes many times its estimate.
 """
 
 import dataclasses
@@ -35,7 +38,7 @@ from vit_jax.models import (
     param_shapes,
     update_flops_per_image,
 )
-from vit_jax.optim import make_optimizer, total_steps
+from vit_jax.optim import frozen_mask, hold, make_optimizer, total_steps
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import mesh_shape
 
@@ -157,12 +160,17 @@ def _bytes_per_device(config: FrozenConfigDict, cfg: ModelConfig) -> int:
     # The schedule has no state: runs of all lengths share what is counted here.
     optim = FrozenConfigDict({**config.optim, "schedule": {}})
     shapes, state = param_shapes(cfg), _optimizer_state(optim, cfg)
-    params = _bytes(shapes, rules.param_shardings(shapes, mesh))
-    copies = 3 if config.optim.ema_decay else 2  # Parameters, gradients, average.
+    layout = rules.param_shardings(shapes, mesh)
+    params, trained = _bytes(shapes, layout), _bytes(shapes, layout, frozen_mask(optim, shapes))
+    # The average; the parameters that sharpness-aware minimisation takes its gradient at.
+    copies = 1 + bool(optim.ema_decay) + bool(optim.sam_rho)
+    # The sum over microbatches has zeros for what is frozen.
+    gradients = params if optim.accum_steps > 1 else trained
     optimizer = _bytes(state, rules.state_shardings(state, shapes, mesh))
-    parts = sizes["data"] * sizes["fsdp"] * config.optim.accum_steps
+    parts = sizes["data"] * sizes["fsdp"] * optim.accum_steps
     images = -(-config.batch_size // parts)
-    return copies * params + optimizer + images * _activations(cfg)
+    kept = _activations(optim, cfg) * (2 if optim.sam_rho else 1)
+    return copies * params + gradients + optimizer + images * kept
 
 
 @functools.cache
@@ -172,13 +180,15 @@ def _optimizer_state(optim: FrozenConfigDict, cfg: ModelConfig) -> PyTree:
 
 
 @functools.cache
-def _activations(cfg: ModelConfig) -> int:
+def _activations(optim: FrozenConfigDict, cfg: ModelConfig) -> int:
     """Bytes for an image: what two images keep beyond what one does."""
     model, params = build(cfg), param_shapes(cfg)
+    frozen = frozen_mask(optim, params)
 
     def kept(params: PyTree, images: jax.Array, key: jax.Array) -> PyTree:
         def logits(params: PyTree) -> jax.Array:
-            return model.apply({"params": params}, images, train=True, rngs={"dropout": key})[0]
+            variables = {"params": hold(params, frozen)}
+            return model.apply(variables, images, train=True, rngs={"dropout": key})[0]
 
         return jax.tree.leaves(jax.vjp(logits, params)[1])
 
@@ -191,7 +201,13 @@ def _activations(cfg: ModelConfig) -> int:
     return size(2) - size(1)
 
 
-def _bytes(tree: PyTree, shardings: PyTree) -> int:
-    """Bytes of a tree on one device."""
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
-    return sum(math.prod(s.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, s in pairs)
+def _bytes(tree: PyTree, shardings: PyTree, frozen: PyTree | None = None) -> int:
+    """Bytes of a tree on one device, without the leaves that are frozen."""
+    if frozen is None:
+        frozen = jax.tree.map(lambda _: False, tree)
+    leaves = zip(*map(jax.tree.leaves, (tree, shardings, frozen)), strict=True)
+    return sum(
+        math.prod(layout.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, layout, held in leaves
+        if not held
+    )

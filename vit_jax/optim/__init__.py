@@ -10,7 +10,7 @@
 """
 
 from vit_jax.optim import ema
-from vit_jax.optim.gradients import value_and_grad
+from vit_jax.optim.gradients import hold, value_and_grad
 from vit_jax.optim.losses import loss_by_name, sigmoid_xent, smooth_labels, softmax_xent
 from vit_jax.optim.optimizers import frozen_mask, make_optimizer
 from vit_jax.optim.schedules import make_schedule, resolve_duration, total_steps
@@ -18,6 +18,7 @@ from vit_jax.optim.schedules import make_schedule, resolve_duration, total_steps
 __all__ = [
     "ema",
     "frozen_mask",
+    "hold",
     "loss_by_name",
     "make_optimizer",
     "make_schedule",

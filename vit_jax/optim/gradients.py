@@ -65,13 +65,14 @@ def value_and_grad(
     return values, grads
 
 
+def hold(params: PyTree, frozen: PyTree) -> PyTree:
+    """The parameters, those constant for a gradient where a tree of bool is true."""
+    return jax.tree.map(lambda p, held: jax.lax.stop_gradient(p) if held else p, params, frozen)
+
+
 def _accumulate(loss_fn, params, batch, rng, *, accum_steps, frozen):
     def constants_held(params, *args):
-        if frozen is not None:
-            params = jax.tree.map(
-                lambda p, hold: jax.lax.stop_gradient(p) if hold else p, params, frozen
-            )
-        return loss_fn(params, *args)
+        return loss_fn(params if frozen is None else hold(params, frozen), *args)
 
     differentiate = jax.value_and_grad(constants_held, has_aux=True)
     if accum_steps == 1:

@@ -6,6 +6,7 @@ decimal point. What could be either ("1,000" and "3,000", with three digits afte
 text, so that a law of it is refused and not off by a factor of 1,000.
 """
 
+import io
 import pathlib
 import re
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 _SEPARATORS = ",;\t"
+_EXCEL = re.compile(rb"(?:\xef\xbb\xbf)?sep=([,;\t])\r?\n")  # The first line that Excel reads.
 _DECIMAL_COMMA = r"^\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*$"
 _THOUSANDS = r"^\s*[-+]?[1-9]\d{0,2},\d{3}\s*$"
 
@@ -24,13 +26,14 @@ def read_csv(path: pathlib.Path) -> pa.Table:
       OSError: it cannot be read.
       pyarrow.ArrowException: it is no such table.
     """
-    with path.open("rb") as file:
-        header = file.readline().decode(errors="replace")
-    separator = _separator(header)
-    table = _read(path, separator, decimal_mark=".")
+    data = path.read_bytes()
+    if told := _EXCEL.match(data):
+        data = data[told.end() :]
+    separator = told[1].decode() if told else _separator(data)
+    table = _read(data, separator, decimal_mark=".")
     if separator != ";":
         return table
-    with_commas = _read(path, separator, decimal_mark=",")
+    with_commas = _read(data, separator, decimal_mark=",")
     kinds = list(zip(table.schema.types, with_commas.schema.types, strict=True))
     if any(pa.types.is_floating(a) and not pa.types.is_floating(b) for a, b in kinds):
         return table  # It has decimal points.
@@ -40,17 +43,19 @@ def read_csv(path: pathlib.Path) -> pa.Table:
     return table
 
 
-def _separator(header: str) -> str:
+def _separator(data: bytes) -> str:
     """What stands most often between the names; a comma where there is but one name."""
-    unquoted = re.sub(r'"[^"]*"', "", header)
+    # A name in quotes may have a second line.
+    header = re.match(rb'(?:"[^"]*"|[^"\r\n])*', data)[0]
+    unquoted = re.sub(rb'"[^"]*"', b"", header).decode(errors="replace")
     return max(_SEPARATORS, key=unquoted.count)
 
 
-def _read(path: pathlib.Path, separator: str, *, decimal_mark: str) -> pa.Table:
+def _read(data: bytes, separator: str, *, decimal_mark: str) -> pa.Table:
     return pa.csv.read_csv(
-        path,
+        io.BytesIO(data),
         # In one block: what a column is, is then judged by all of it.
-        read_options=pa.csv.ReadOptions(block_size=max(path.stat().st_size, 1)),
+        read_options=pa.csv.ReadOptions(block_size=max(len(data), 1)),
         parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(decimal_point=decimal_mark),
     )

@@ -73,6 +73,8 @@ def valley(budget: float, x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) 
     x, y = x[order], y[order]
     middle = np.log(x).mean()
     square, line, level = np.polyfit(np.log(x) - middle, y, 2)
+    if np.ptp(y) == 0:
+        raise DataError(f"The losses of budget {budget:g} are all {y[0]:g}: they have no valley.")
     if square <= 0:
         raise DataError(
             f"The losses of budget {budget:g} have no valley: their parabola opens downwards. Add "
