@@ -6,7 +6,6 @@ import os
 import pathlib
 
 import vit_jax  # Before JAX: see there.
-from tests import compiled
 
 # Before JAX starts: eight devices let every test have a mesh. And much of the tests' time would go
 # to optimising programs that run for a moment: cli_test.py and a test of formats_goldens_test.py,
@@ -17,10 +16,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["NPROC"] = "32"  # See give_threads_to_simulated_devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Programs are compiled once, and kept for the next time.
 ROOT = pathlib.Path(vit_jax.__file__).resolve().parent.parent
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled.folder())
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
@@ -29,6 +25,13 @@ from tests.parts import TimeLimit  # noqa: E402
 
 # Every annotated function of ours is checked at run time: shapes, dtypes and types.
 install_import_hook("vit_jax", "beartype.beartype")
+
+from vit_jax.parallel import compilation  # noqa: E402
+
+# Programs are compiled once, and kept for the next time, by the tests' child processes too.
+compilation.keep_small_programs()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compilation.user_programs())
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 SHARED = ROOT.parent / "shared"
 

@@ -30,6 +30,7 @@ from etils import epath
 from vit_jax import cli, storage
 from vit_jax.analysis import figures
 from vit_jax.errors import ConfigError
+from vit_jax.parallel.compilation import keep_small_programs
 from vit_jax.scaling import report
 from vit_jax.scaling.question import AUTO, COLUMNS, NAMES, Question
 from vit_jax.scaling.runs import read_runs
@@ -115,6 +116,7 @@ if __name__ == "__main__":
 
     def main(argv: Sequence[str]) -> None:
         cli.no_arguments(argv)
+        keep_small_programs()
         question = Question(
             law=_LAW.value,
             y=_Y.value,

@@ -302,3 +302,13 @@ def _os_errors(path: epath.PathLike) -> Iterator[None]:
         if is_local(path):
             raise
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def user_cache() -> pathlib.Path:
+    """The folder of this user for what can be made or downloaded again; need not be there.
+
+    Source: the XDG Base Directory Specification, which wants absolute paths.
+    """
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    home = home if os.path.isabs(home) else os.path.expanduser("~/.cache")
+    return pathlib.Path(home) / "vit_jax"

@@ -121,7 +121,7 @@ def _from_bucket(said: str, bucket: str, name: str) -> pathlib.Path:
     parts = [bucket, *name.split("/")]
     if not all(re.fullmatch(r"[\w.+=,@ -]+", part) and set(part) != {"."} for part in parts):
         raise CheckpointError(f"{said} names no file: write gs://BUCKET/FOLDER/FILE.npz.")
-    target = _cache().joinpath("gs", *parts)
+    target = storage.user_cache().joinpath("gs", *parts)
     if target.is_file():
         return target
     try:
@@ -138,13 +138,6 @@ def _from_bucket(said: str, bucket: str, name: str) -> pathlib.Path:
             "looked for), or anywhere, and name it by its path."
         ) from error
     return target
-
-
-def _cache() -> pathlib.Path:
-    """Source: the XDG Base Directory Specification, which wants absolute paths."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    home = home if os.path.isabs(home) else os.path.expanduser("~/.cache")
-    return pathlib.Path(home) / "vit_jax"
 
 
 def _download(source: str, target: pathlib.Path) -> None:

@@ -8,8 +8,8 @@ microbatch; what tensor splits of them is counted whole. For sharpness-aware min
 twice, as XLA on a CPU lays them out. What XLA then takes is less where it fuses operations, and
 more where it needs room to compute: .74 and .83 of the estimate for ViTs, 1.4 of it for a ResNet
 (measured on a CPU: quickstart .78, fashion_mnist .83, vit-120k .74 and resnet-120k 1.39 of the
-study on Fashion-MNIST). What the forward pass takes for itself is not counted: a run that trains a head
-alone takes many times its estimate.
+study on Fashion-MNIST). What the forward pass takes for itself is not counted: a run that trains
+a head alone takes many times its estimate.
 """
 
 import dataclasses

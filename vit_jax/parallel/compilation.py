@@ -1,6 +1,11 @@
 """Programs that XLA has compiled, kept for the next start."""
 
+import hashlib
+import importlib.metadata
 import os
+import pathlib
+import platform
+import sys
 
 import jax
 
@@ -30,3 +35,34 @@ def keep_compiled(folder: str) -> None:
             "folder that can be written to, or none."
         ) from error
     jax.config.update("jax_compilation_cache_dir", os.fspath(path))
+
+
+def keep_small_programs() -> None:
+    """Programs of this process, even the smallest, are kept in the user's cache.
+
+    Where the user or a test has named a folder (JAX_COMPILATION_CACHE_DIR), that one is taken.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(user_programs()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def user_programs() -> pathlib.Path:
+    """The folder of compiled programs of this user, Python, jaxlib and processor.
+
+    XLA:CPU compiles for the instructions of the processor: another machine that mounts the same
+    home has its own folder. JAX's own key covers the program, the flags and the versions.
+    """
+    parts = [sys.version, importlib.metadata.version("jaxlib"), platform.machine(), _processor()]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return storage.user_cache() / f"programs-{key}"
+
+
+def _processor() -> str:
+    """The first processor's model and instruction sets, where Linux tells them."""
+    try:
+        first = pathlib.Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        return platform.processor()
+    lines = first.splitlines()
+    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features")))
