@@ -62,7 +62,7 @@ SIZES = {
 
 def write(case: Case, folder: pathlib.Path) -> int:
     """Writes a checkpoint of random numbers; returns its bytes."""
-    from vit_jax.checkpoints.exports.huggingface import write_shards
+    from vit_jax.pretrained.exports.huggingface import write_shards
 
     rng = np.random.default_rng(0)
     width, mlp, depth = case.width, case.mlp, case.depth
@@ -121,8 +121,8 @@ def load(folder: str, devices: int) -> dict[str, float]:
     import jax
     from ml_collections import ConfigDict
 
-    from vit_jax.checkpoints.pretrained import load_pretrained
     from vit_jax.parallel.mesh import make_mesh
+    from vit_jax.pretrained.load import load_pretrained
 
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": devices, "tensor": 1}))
     jax.block_until_ready(jax.numpy.zeros(1) + 1)

@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 from tests.config_cases import get_config
 from tests.mock_tfds import mock_tfds
 from vit_jax.checkpoints.load import load_run
-from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.config import freeze
 from vit_jax.errors import ConfigError
 from vit_jax.evaluate import evaluate
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import path_name
+from vit_jax.pretrained.load import load_pretrained
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
 

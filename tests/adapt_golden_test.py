@@ -9,13 +9,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.conftest import campaign, slow
-from vit_jax.checkpoints.exports import google
-from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.config import base_config, freeze
 from vit_jax.optim import make_optimizer, make_schedule
 from vit_jax.parallel.mesh import batch_sharding, make_mesh, replicated
-from vit_jax.state import make_init, state_layout
-from vit_jax.update import make_train_step
+from vit_jax.pretrained.exports import google
+from vit_jax.pretrained.load import load_pretrained
+from vit_jax.training.state import make_init, state_layout
+from vit_jax.training.update import make_train_step
 
 
 def reference(goldens, name):

@@ -11,14 +11,14 @@ from ml_collections import ConfigDict
 from tests.conftest import slow
 from tests.small_models import apply, images, random_params
 from tests.small_run import run, small_config
-from vit_jax.checkpoints.inherit import inherit_model, inherit_params
 from vit_jax.checkpoints.load import load_run
-from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.models import VitConfig, build, forward_flops, model_config, param_shapes
 from vit_jax.models.lora import merge_lora
 from vit_jax.optim import make_optimizer
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings, path_name
+from vit_jax.pretrained.load import load_pretrained
+from vit_jax.training.init_from import inherit_model, inherit_params
 
 CFG = VitConfig(
     image_size=(8, 8), patch_size=(4, 4), num_classes=10, width=32, depth=2, mlp_dim=64,

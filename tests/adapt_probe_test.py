@@ -8,7 +8,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.small_run import run, small_config, train_on_one
-from vit_jax import probe
 from vit_jax.checkpoints.load import load_run
 from vit_jax.config import classification_eval
 from vit_jax.errors import ConfigError
@@ -17,6 +16,7 @@ from vit_jax.models import model_config, param_shapes
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
+from vit_jax.training import cached_features as probe
 
 PLAIN = small_config().data.eval_transforms
 PROBE = {

@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 from tests.conftest import campaign, slow
 from tests.many_processes import ends, processes
 from tests.small_run import small_config
-from vit_jax import workdir as workdirs
-from vit_jax.checkpoints.adaptation import adapt_params
-from vit_jax.checkpoints.inherit import inherit_model, inherit_params
 from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.store import Store
 from vit_jax.models import model_config, param_shapes
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings, path_name
+from vit_jax.pretrained.adaptation import adapt_params
+from vit_jax.rundir import workdir as workdirs
+from vit_jax.training.init_from import inherit_model, inherit_params
 
 MESHES = {"one": (1, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
 SIZES = {224: 196, 384: 576, 640: 1600}  # Pixels: patches of 16.

@@ -23,7 +23,7 @@ WRAPPED = (
     ("vit_jax.checkpoints.store", "Store.restore_newest", "restore"),
     ("vit_jax.checkpoints.store", "Store.save", "save"),
     ("vit_jax.checkpoints.store", "Store.finish", "wait"),
-    ("vit_jax.state", "starting_point", "init"),
+    ("vit_jax.training.state", "starting_point", "init"),
     ("jax.stages", "Lowered.compile", "compile"),
     ("vit_jax.evals.classification", "Classification.evaluate", "eval"),
     ("vit_jax.analysis.figures", "curves", "plot"),

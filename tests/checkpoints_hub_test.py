@@ -14,9 +14,9 @@ import threading
 import pytest
 
 from tests import fake_gcs
-from vit_jax.checkpoints import hub
-from vit_jax.checkpoints.hub import resolve
 from vit_jax.errors import CheckpointError
+from vit_jax.pretrained import hub
+from vit_jax.pretrained.hub import resolve
 
 pytestmark = pytest.mark.medium
 
@@ -116,7 +116,7 @@ def entry(name):
 
 ASK = """
 import sys
-from vit_jax.checkpoints.hub import resolve
+from vit_jax.pretrained.hub import resolve
 from vit_jax.errors import CheckpointError
 for name in sys.argv[1:]:
     try:

@@ -15,8 +15,8 @@ import numpy as np
 from tests import damaged_checkpoints as make
 from tests.damaged_checkpoints import HINTS, Shelf
 from tests.tiny_checkpoints import LABELS
-from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.errors import VitJaxError
+from vit_jax.pretrained.load import load_pretrained
 
 
 def _hinted(shelf: Shelf, **hints):

@@ -11,9 +11,9 @@ from tests.commands import call
 from tests.damaged_checkpoints import RAN, Shelf
 from tests.fuzzing import MEMORY, SECONDS, peak_bytes
 from tests.tiny_checkpoints import VIT, tiny
-from vit_jax.checkpoints.exports import export
-from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.errors import ConfigError
+from vit_jax.pretrained.exports import export
+from vit_jax.pretrained.load import load_pretrained
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.fuzzing import bounded, fuzz
-from vit_jax.checkpoints.preprocess import (
+from vit_jax.data.recipes import evaluation
+from vit_jax.data.transforms import build
+from vit_jax.errors import CheckpointError, DataError
+from vit_jax.pretrained.preprocess import (
     Preprocess,
     from_family,
     from_hf,
     from_timm,
     output_size,
 )
-from vit_jax.data.recipes import evaluation
-from vit_jax.data.transforms import build
-from vit_jax.errors import CheckpointError, DataError
 
 HF = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.fuzzing import bounded, fuzz
 from tests.tensor_files import read_all, torch, write, zipped
-from vit_jax.checkpoints.tensors import open_tensors
 from vit_jax.errors import CheckpointError
+from vit_jax.pretrained.tensors import open_tensors
 
 MODEL = {"head.weight": torch.ones(2, 3)}
 OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(2, 3)}}, "param_groups": [{"lr": 0.1}]}
@@ -116,9 +116,7 @@ def test_programs_are_refused(tmp_path):
 
 def test_torch_is_not_installed(tmp_path, monkeypatch):
     path, find = write("pth", tmp_path / "x"), importlib.util.find_spec
-    monkeypatch.setattr(
-        "vit_jax.checkpoints.tensors.pth.find_spec", lambda name: find(name + "_no")
-    )
+    monkeypatch.setattr("vit_jax.pretrained.tensors.pth.find_spec", lambda name: find(name + "_no"))
     with pytest.raises(CheckpointError, match=r"pip install vit_jax\[torch\]"):
         open_tensors(path)
 

@@ -27,8 +27,8 @@ from tests.tensor_files import (
     write,
     zipped,
 )
-from vit_jax.checkpoints.tensors import Npz, Pth, Safetensors, open_tensors
 from vit_jax.errors import CheckpointError
+from vit_jax.pretrained.tensors import Npz, Pth, Safetensors, open_tensors
 
 KINDS = {
     "safetensors": Safetensors,

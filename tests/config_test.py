@@ -6,7 +6,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.small_run import small_config
-from vit_jax import workdir as workdirs
 from vit_jax.config import (
     base_config,
     check_best,
@@ -16,6 +15,7 @@ from vit_jax.config import (
     validate,
 )
 from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.rundir import workdir as workdirs
 
 
 def test_the_base_config_takes_no_new_keys():

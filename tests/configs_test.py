@@ -13,10 +13,10 @@ import sys
 import pytest
 
 from tests.config_cases import ARGUMENTS, NAMES, ROOT, each_case, each_config, get_config, load
-from vit_jax import workdir as workdirs
 from vit_jax.config import freeze
 from vit_jax.data.recipes import AUGREG_LEVELS
 from vit_jax.errors import ConfigError
+from vit_jax.rundir import workdir as workdirs
 
 GOLDENS = ROOT / "tests" / "goldens" / "configs"
 UPDATE = "python -m tests.configs_test --update"

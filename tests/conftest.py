@@ -108,7 +108,8 @@ def gcs_server():
     if importlib.util.find_spec("gcsfs") is None:
         pytest.skip('needs gcsfs: pip install -e ".[gcs]"')
     from tests.fake_gcs import FakeGcs
-    from vit_jax import lease, storage
+    from vit_jax import storage
+    from vit_jax.rundir import lease
 
     with FakeGcs() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 from tests.commands import ROOT, call
 from tests.damaged_checkpoints import Shelf
 from tests.tiny_checkpoints import LABELS, tiny
-from vit_jax.checkpoints.exports import TARGETS
-from vit_jax.checkpoints.pretrained import load_pretrained
+from vit_jax.pretrained.exports import TARGETS
+from vit_jax.pretrained.load import load_pretrained
 
 pytestmark = pytest.mark.medium
 

@@ -14,8 +14,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from tests.tiny_checkpoints import LABELS, tiny
-from vit_jax.checkpoints.exports import export
-from vit_jax.checkpoints.exports.huggingface import write_shards
+from vit_jax.pretrained.exports import export
+from vit_jax.pretrained.exports.huggingface import write_shards
 
 HINTS = {"num_heads": 4, "image_size": 32}
 GOOGLE = {"gelu": "tanh", "posemb_resize": "bilinear_corners"}

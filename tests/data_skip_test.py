@@ -31,8 +31,8 @@ from vit_jax.models import ModelConfig, build, model_config
 from vit_jax.optim import make_optimizer, make_schedule
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
-from vit_jax.state import make_init, run_keys, state_layout
-from vit_jax.update import make_train_step
+from vit_jax.training.state import make_init, run_keys, state_layout
+from vit_jax.training.update import make_train_step
 
 
 def test_the_policy_is_checked():

@@ -9,11 +9,11 @@ from PIL import Image
 
 from tests.references import reference
 from tests.tiny_checkpoints import LABELS, tiny
-from vit_jax.checkpoints.exports import export
-from vit_jax.checkpoints.inspection import inspect
-from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.predict import predict
+from vit_jax.pretrained.exports import export
+from vit_jax.pretrained.inspection import inspect
+from vit_jax.pretrained.load import load_pretrained
 
 pytestmark = pytest.mark.medium
 

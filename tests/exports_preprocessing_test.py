@@ -8,12 +8,12 @@ import pytest
 
 from tests import odd_images
 from tests.tiny_checkpoints import tiny
-from vit_jax.checkpoints.exports import export
-from vit_jax.checkpoints.exports.preprocessing import to_hf, to_timm
-from vit_jax.checkpoints.preprocess import Preprocess, from_hf, from_timm, published_processor
-from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.data.transforms import build
 from vit_jax.errors import CheckpointError, DataError
+from vit_jax.pretrained.exports import export
+from vit_jax.pretrained.exports.preprocessing import to_hf, to_timm
+from vit_jax.pretrained.load import load_pretrained
+from vit_jax.pretrained.preprocess import Preprocess, from_hf, from_timm, published_processor
 
 pytestmark = pytest.mark.medium
 

@@ -17,13 +17,13 @@ from tests.conftest import SHARED, campaign
 from tests.references import outputs as reference_outputs
 from tests.references import reference
 from tests.tiny_checkpoints import LABELS, outputs, pictures, tiny
-from vit_jax.checkpoints.exports import export, huggingface
-from vit_jax.checkpoints.exports.huggingface import write_shards
-from vit_jax.checkpoints.preprocess import from_hf
-from vit_jax.checkpoints.pretrained import load_pretrained
-from vit_jax.checkpoints.verification import fixtures, load_fixture
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
 from vit_jax.predict import predict
+from vit_jax.pretrained.exports import export, huggingface
+from vit_jax.pretrained.exports.huggingface import write_shards
+from vit_jax.pretrained.load import load_pretrained
+from vit_jax.pretrained.preprocess import from_hf
+from vit_jax.pretrained.verification import fixtures, load_fixture
 
 pytestmark = pytest.mark.slow  # Minutes in all.
 

@@ -16,8 +16,8 @@ from vit_jax.scaling import report
 from vit_jax.scaling.answer import parts
 from vit_jax.scaling.query import groups
 from vit_jax.scaling.question import NAMES, Question
-from vit_jax.scaling.runs import read_runs
 from vit_jax.scaling.study import study
+from vit_jax.scaling.table import read_runs
 
 pytestmark = pytest.mark.medium
 

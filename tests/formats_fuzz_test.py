@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from tests.foreign_models import Made, make
-from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.errors import VitJaxError
+from vit_jax.pretrained.load import load_pretrained
 
 pytestmark = pytest.mark.medium
 

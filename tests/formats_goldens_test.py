@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, SHARED, campaign, slow
-from vit_jax.checkpoints.verification import fixtures, verify
+from vit_jax.pretrained.verification import fixtures, verify
 
 pytestmark = pytest.mark.medium
 

@@ -10,14 +10,14 @@ from safetensors.numpy import load_file, save_file
 from tests.references import reference
 from tests.small_run import small_config
 from tests.tiny_checkpoints import tiny
-from vit_jax.checkpoints.exports import export
-from vit_jax.checkpoints.inherit import inherit_model
-from vit_jax.checkpoints.inspection import inspect
-from vit_jax.checkpoints.plan import make_plan
-from vit_jax.checkpoints.preprocess import from_family
-from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.predict import predict
+from vit_jax.pretrained.exports import export
+from vit_jax.pretrained.inspection import inspect
+from vit_jax.pretrained.load import load_pretrained
+from vit_jax.pretrained.mapping import make_plan
+from vit_jax.pretrained.preprocess import from_family
+from vit_jax.training.init_from import inherit_model
 
 pytestmark = pytest.mark.medium
 

@@ -6,8 +6,8 @@ import pytest
 from tests.references import outputs as reference_outputs
 from tests.references import randomise, reference
 from tests.tiny_checkpoints import outputs, pictures
-from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.errors import CheckpointError
+from vit_jax.pretrained.load import load_pretrained
 
 pytestmark = pytest.mark.slow  # Minutes in all.
 

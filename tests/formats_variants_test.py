@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from tests.tiny_checkpoints import LABELS, outputs, pictures, tiny
-from vit_jax.checkpoints.exports import export
-from vit_jax.checkpoints.pretrained import load_pretrained
-from vit_jax.checkpoints.tensors import Safetensors
 from vit_jax.parallel.mesh import make_mesh
+from vit_jax.pretrained.exports import export
+from vit_jax.pretrained.load import load_pretrained
+from vit_jax.pretrained.tensors import Safetensors
 
 pytestmark = pytest.mark.medium
 

@@ -14,7 +14,6 @@ from tests.conftest import ROOT
 from tests.fuzzing import NUMBERS, WORDS, bounded, fuzz
 from tests.small_run import small_config
 from vit_jax import cli
-from vit_jax import workdir as workdirs
 from vit_jax.config import base_config, check_best, freeze, validate
 from vit_jax.data import transforms
 from vit_jax.data.base import split_range
@@ -22,6 +21,7 @@ from vit_jax.evals.build import Evaluation
 from vit_jax.models import model_config, param_shapes, train_flops_per_image
 from vit_jax.optim import loss_by_name, make_optimizer, make_schedule, total_steps
 from vit_jax.parallel.mesh import mesh_shape
+from vit_jax.rundir import workdir as workdirs
 
 pytestmark = pytest.mark.slow
 

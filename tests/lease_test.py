@@ -10,9 +10,9 @@ import pytest
 from etils import epath
 
 from tests.small_run import small_config, train_on_one
-from vit_jax import lease as lease_module
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.lock import lock
+from vit_jax.rundir import lease as lease_module
+from vit_jax.rundir.lock import lock
 from vit_jax.telemetry import MetricWriter, read_jsonl
 
 pytestmark = pytest.mark.medium

@@ -11,14 +11,14 @@ from etils import epath
 
 from tests.folders import contents
 from tests.small_run import small_config, train_on_one
-from vit_jax import workdir as workdirs
 from vit_jax.errors import ConfigError
-from vit_jax.lock import lock
+from vit_jax.rundir import workdir as workdirs
+from vit_jax.rundir.lock import lock
 
 HOLDER = """
 import sys, time
 from etils import epath
-from vit_jax.lock import lock
+from vit_jax.rundir.lock import lock
 with lock(epath.Path(sys.argv[1])):
     time.sleep(600)
 """

@@ -22,8 +22,8 @@ from vit_jax.checkpoints.store import Store
 from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.evaluate import evaluate
 from vit_jax.predict import predict
+from vit_jax.rundir.workdir import read_config
 from vit_jax.telemetry import StepProfiler, read_jsonl
-from vit_jax.workdir import read_config
 
 pytestmark = [
     pytest.mark.medium,

@@ -11,7 +11,6 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vit_jax import workdir as workdirs
 from vit_jax.checkpoints.load import load_run
 from vit_jax.config import freeze
 from vit_jax.data import transforms
@@ -21,6 +20,7 @@ from vit_jax.models import Vit, model_config
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import path_name
 from vit_jax.predict import predict
+from vit_jax.rundir import workdir as workdirs
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
 

@@ -5,10 +5,10 @@ import pytest
 from etils import epath
 
 from tests.small_run import small_config
-from vit_jax.agreement import agree
 from vit_jax.errors import ConfigError
 from vit_jax.parallel import processes
 from vit_jax.parallel.watch import Watch
+from vit_jax.rundir.agreement import agree
 from vit_jax.train import train
 
 SAID = r"process 1 of 4.*no coordination service.*JAX_COORDINATOR_ADDRESS.*start them again"

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import campaign
 from tests.references import outputs, randomise, reference
-from vit_jax.checkpoints.pretrained import load_pretrained
+from vit_jax.pretrained.load import load_pretrained
 
 pytestmark = pytest.mark.slow
 

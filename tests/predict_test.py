@@ -18,7 +18,7 @@ from vit_jax.data.sources import open_source
 from vit_jax.errors import CheckpointError, DataError
 from vit_jax.evaluate import evaluate
 from vit_jax.predict import Prediction, predict, write
-from vit_jax.workdir import read_config
+from vit_jax.rundir.workdir import read_config
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ import pytest
 
 from tests import forked
 from tests.small_run import small_config
-from vit_jax import workdir as workdirs
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.launch import record as records
 from vit_jax.models import VitConfig, num_params, num_params_non_embedding, train_flops_per_image
-from vit_jax.scaling.runs import collect, column, config_hash, read_runs
+from vit_jax.rundir import workdir as workdirs
+from vit_jax.scaling.table import column, read_runs
+from vit_jax.sweeps import record as records
+from vit_jax.sweeps.table import collect, config_hash
 
 NUMBERS = {
     "params": 5000, "params_non_embedding": 4000, "forward_flops": 10**6,
@@ -183,7 +184,7 @@ def test_written_anew_it_has_the_same_bytes(tmp_path):
 
 COLLECT_OFTEN = """
 import pathlib, sys
-from vit_jax.scaling.runs import collect
+from vit_jax.sweeps.table import collect
 for _ in range(30):
     collect(pathlib.Path(sys.argv[1]))
 """

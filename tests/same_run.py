@@ -6,9 +6,9 @@ import pathlib
 import jax
 import numpy as np
 
-from vit_jax import workdir as workdirs
 from vit_jax.checkpoints.store import ARRAYS, Store
 from vit_jax.errors import CheckpointError
+from vit_jax.rundir import workdir as workdirs
 
 # Names that differ between equal runs: what is in them is compared, or is the machine's own.
 CHECKED_ELSEWHERE = ("checkpoints", "tb")

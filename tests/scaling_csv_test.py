@@ -5,7 +5,7 @@ import pytest
 
 from tests.conftest import SHARED
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.scaling.runs import numeric_column, read_runs
+from vit_jax.scaling.table import numeric_column, read_runs
 
 
 def table(tmp_path, text):

@@ -4,8 +4,8 @@ import pytest
 
 from tests.config_cases import NAMES, load
 from vit_jax.errors import ConfigError
-from vit_jax.scaling import grids
-from vit_jax.scaling.grids import chain, durations, grid, point_name, star, subset
+from vit_jax.sweeps import grids
+from vit_jax.sweeps.grids import chain, durations, grid, point_name, star, subset
 
 SWEEPS = [name for name in NAMES if hasattr(load(name), "sweep")]
 

@@ -17,9 +17,9 @@ from tests import forked
 from tests.conftest import ROOT
 from tests.slurm_node import missing, slurm_node
 from tests.sweep_runs import NAMES, REAL, actors, ended_sweep, run_sweep, sweep_command
-from vit_jax.launch import record as records
-from vit_jax.launch import slurm as launcher
-from vit_jax.scaling.runs import read_runs
+from vit_jax.scaling.table import read_runs
+from vit_jax.sweeps import record as records
+from vit_jax.sweeps import slurm as launcher
 
 # Runs of seconds on digits, and one that takes longer than its job may.
 FILE = (

@@ -5,8 +5,8 @@ import pytest
 
 from tests.conftest import ROOT
 from vit_jax.scaling.question import Question
-from vit_jax.scaling.runs import read_runs
 from vit_jax.scaling.study import study
+from vit_jax.scaling.table import read_runs
 
 TABLE = ROOT / "docs" / "study" / "runs.csv"
 

@@ -7,12 +7,12 @@ import pytest
 
 from tests.small_run import small_config
 from vit_jax.errors import ConfigError
-from vit_jax.launch.costs import cost, total_train_flops
-from vit_jax.launch.plan import Run
 from vit_jax.models import build, model_config, param_shapes
 from vit_jax.optim import make_optimizer
 from vit_jax.parallel.mesh import make_mesh
-from vit_jax.state import make_init, state_layout
+from vit_jax.sweeps.costs import cost, total_train_flops
+from vit_jax.sweeps.plan import Run
+from vit_jax.training.state import make_init, state_layout
 
 # Large enough for the rules to insist that it is split, with Adafactor's factored statistics.
 MODEL = {"model__width": 64, "model__num_heads": 4, "model__mlp_dim": 4096, "model__depth": 1}

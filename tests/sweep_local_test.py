@@ -11,10 +11,10 @@ from etils import epath
 
 from tests import forked
 from tests.sweep_runs import actors
-from vit_jax.launch import local
-from vit_jax.launch import record as records
-from vit_jax.launch.attempt import PATIENCE, Attempt
-from vit_jax.lock import lock
+from vit_jax.rundir.lock import lock
+from vit_jax.sweeps import local
+from vit_jax.sweeps import record as records
+from vit_jax.sweeps.attempt import PATIENCE, Attempt
 
 pytestmark = pytest.mark.medium
 
@@ -238,7 +238,7 @@ def test_a_process_keeps_to_its_cores(tmp_path):
 _SWEEP = """
 import sys
 from tests.sweep_runs import actors
-from vit_jax.launch import local
+from vit_jax.sweeps import local
 import pathlib
 runs = actors(pathlib.Path(sys.argv[1]), {"one": sys.argv[2], "two": "reach(10)"})
 sys.exit(0 if local.run_local(runs, max_parallel=1, changed=lambda run: None) else 75)

@@ -9,11 +9,11 @@ import pytest
 
 from tests.sweep_runs import NAMES, REAL, plan
 from vit_jax import cli
-from vit_jax import workdir as workdirs
 from vit_jax.config import freeze
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.launch import record as records
-from vit_jax.launch.plan import check_unchanged, make_plan
+from vit_jax.rundir import workdir as workdirs
+from vit_jax.sweeps import record as records
+from vit_jax.sweeps.plan import check_unchanged, make_plan
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import sys
 
 from tests import forked
 from vit_jax import cli
-from vit_jax.launch.plan import Run, make_plan
+from vit_jax.sweeps.plan import Run, make_plan
 
 # A config file whose runs are real and small: 12 to 20 steps on digits, two of them of one trunk.
 REAL = """
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, classification_eval, parse_args
-from vit_jax.scaling.grids import durations, grid
+from vit_jax.sweeps.grids import durations, grid
 
 
 def get_config(arg=None):

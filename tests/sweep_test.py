@@ -17,11 +17,12 @@ from tests.conftest import campaign
 from tests.small_run import train_on_one
 from tests.sweep_runs import NAMES, REAL, actors, ended_sweep, plan, start_sweep
 from vit_jax.errors import ConfigError
-from vit_jax.launch import record as records
-from vit_jax.launch.board import Board
-from vit_jax.scaling.grids import durations
-from vit_jax.scaling.runs import collect, read_runs
+from vit_jax.scaling.table import read_runs
 from vit_jax.sweep import select
+from vit_jax.sweeps import record as records
+from vit_jax.sweeps.board import Board
+from vit_jax.sweeps.grids import durations
+from vit_jax.sweeps.table import collect
 
 # What may differ between two sweeps of the same runs.
 MACHINE = ("device_hours", "attempts", "code_version")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.fuzzing import bounded
-from vit_jax.checkpoints.tensors import open_tensors
 from vit_jax.errors import CheckpointError
+from vit_jax.pretrained.tensors import open_tensors
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install vit_jax[torch]")
 safetensors_numpy = pytest.importorskip("safetensors.numpy", reason="needs safetensors")

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.checkpoints.preprocess import Preprocess, from_family, from_hf
-from vit_jax.checkpoints.pretrained import Pretrained
 from vit_jax.models import VitConfig, build
+from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.preprocess import Preprocess, from_family, from_hf
 
 VIT = VitConfig(
     image_size=(32, 32), patch_size=(8, 8), num_classes=5, width=16, depth=2, mlp_dim=24,

@@ -19,10 +19,10 @@ from vit_jax.optim import make_optimizer, make_schedule
 from vit_jax.parallel import processes
 from vit_jax.parallel.mesh import batch_sharding, make_mesh
 from vit_jax.parallel.rules import path_name
-from vit_jax.state import make_init, state_layout
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import make_train_step, train
+from vit_jax.training.state import make_init, state_layout
 
 STOCHASTIC = {
     "model__dropout": 0.1,

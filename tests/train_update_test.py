@@ -10,8 +10,8 @@ import pytest
 
 from tests.small_run import small_config
 from vit_jax.models import build, model_config
-from vit_jax.state import make_init, run_keys
-from vit_jax.update import make_train_step
+from vit_jax.training.state import make_init, run_keys
+from vit_jax.training.update import make_train_step
 
 pytestmark = pytest.mark.medium
 

@@ -17,11 +17,11 @@ from tests.conftest import ROOT, campaign, slow
 from tests.small_run import run, small_config, train_on_one
 from tests.train_run_test import arrays, assert_same_bits
 from vit_jax import evaluate as evaluate_module
-from vit_jax import workdir as workdirs
 from vit_jax.checkpoints.load import locate
 from vit_jax.data import pipeline
 from vit_jax.errors import DataError
 from vit_jax.evaluate import evaluate
+from vit_jax.rundir import workdir as workdirs
 from vit_jax.telemetry import MetricWriter, read_jsonl
 from vit_jax.telemetry.growing import open_growing
 

@@ -5,7 +5,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit_jax.checkpoints.pretrained import Pretrained, load_pretrained
+    from vit_jax.pretrained import Pretrained, load_pretrained
 
 # jaxlib 0.9 logs false errors, of processor features, at each program from the compilation cache.
 # It reads the variable when JAX is imported.
@@ -20,6 +20,6 @@ def __getattr__(name: str) -> Any:
     """What is public, imported when it is asked for: `import vit_jax` alone loads no JAX."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from vit_jax.checkpoints import pretrained
+    from vit_jax import pretrained
 
     return getattr(pretrained, name)

@@ -1,4 +1,4 @@
-"""What the front doors share: flags, overrides, and errors without tracebacks."""
+"""What the commands share: flags, overrides, exit codes, and errors without tracebacks."""
 
 import errno
 import io
@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from vit_jax.config import freeze, other_units
-from vit_jax.config_file import make_config, make_points
+from vit_jax.config.file import make_config, make_points
 from vit_jax.errors import ConfigError, VitJaxError, did_you_mean, printable
 from vit_jax.parallel.processes import give_threads_to_simulated_devices
 
@@ -247,10 +247,10 @@ def define_config(
 
 
 def config_of(arguments: Sequence[str]) -> FrozenConfigDict:
-    """The config that a front door would read from these --config... flags.
+    """The config that a command would read from these --config... flags.
 
     Raises:
-      ConfigError: as the front door would say.
+      ConfigError: as the command would report.
     """
     argv = ["", *arguments]
     values = flags.FlagValues()

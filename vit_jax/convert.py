@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.checkpoints.exports import DTYPES, TARGETS, check_destination, export
-from vit_jax.checkpoints.formats.hints import parse_hints
-from vit_jax.checkpoints.inspection import inspect
-from vit_jax.checkpoints.pretrained import load_pretrained
-from vit_jax.checkpoints.verification import fixtures, verify
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, printable
+from vit_jax.pretrained.exports import DTYPES, TARGETS, check_destination, export
+from vit_jax.pretrained.formats.hints import parse_hints
+from vit_jax.pretrained.inspection import inspect
+from vit_jax.pretrained.load import load_pretrained
+from vit_jax.pretrained.verification import fixtures, verify
 
 EXIT_DIFFERENT = 1
 

@@ -1,6 +1,6 @@
 """The errors that a user can cause, and the words that help to mend them.
 
-Every error of ours says what was wrong, where, and what to do next. The front doors
+Every error of ours says what was wrong, where, and what to do next. The commands
 (`python -m vit_jax.<verb>`) print these without a traceback and leave with exit code 2.
 """
 

@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vit_jax import cli, storage
-from vit_jax import workdir as workdirs
 from vit_jax.analysis import figures
 from vit_jax.analysis.confusion_matrix import confusion
 from vit_jax.checkpoints.load import Run, load_run
@@ -39,6 +38,7 @@ from vit_jax.models import ModelConfig, model_config
 from vit_jax.parallel import processes
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.watch import Watch
+from vit_jax.rundir import workdir as workdirs
 
 NUM_PICTURES = 500  # Among these, predictions.png looks for mistakes.
 NUM_SAMPLES = 10

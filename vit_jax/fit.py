@@ -33,8 +33,8 @@ from vit_jax.errors import ConfigError
 from vit_jax.parallel.compilation import keep_small_programs
 from vit_jax.scaling import report
 from vit_jax.scaling.question import AUTO, COLUMNS, NAMES, Question
-from vit_jax.scaling.runs import read_runs
 from vit_jax.scaling.study import study
+from vit_jax.scaling.table import read_runs
 
 
 def fit(runs: pathlib.Path, question: Question, out: epath.PathLike, *, command: str) -> str:

@@ -34,17 +34,17 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax import cli, storage
-from vit_jax.checkpoints.exports.workdir import class_names, run_config
-from vit_jax.checkpoints.formats.hints import parse_hints
 from vit_jax.checkpoints.load import load_run
-from vit_jax.checkpoints.own import is_own, refuse_hints
-from vit_jax.checkpoints.pretrained import load_pretrained
 from vit_jax.data.files import Files, find_images
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean, printable
 from vit_jax.evals.build import eval_batches
 from vit_jax.evals.predictions import predict as predict_batches
 from vit_jax.models import model_config
 from vit_jax.parallel.mesh import make_mesh
+from vit_jax.pretrained.exports.workdir import class_names, run_config
+from vit_jax.pretrained.formats.hints import parse_hints
+from vit_jax.pretrained.load import load_pretrained
+from vit_jax.pretrained.run_checkpoint import is_own, refuse_hints
 
 EXIT_BAD_FILES = 1
 BATCH_SIZE = 64  # At most: a training batch of a pod is more than a laptop can hold.
@@ -79,7 +79,7 @@ def predict(
 
     Args:
       checkpoint: WORKDIR or WORKDIR/checkpoints/STEP; or what
-        `vit_jax.checkpoints.pretrained.load_pretrained` takes.
+        `vit_jax.pretrained.load.load_pretrained` takes.
       paths: image files, and folders that are searched for images.
       top_k: how many classes to name for each.
       hints: what a published checkpoint's file does not tell.

@@ -4,12 +4,12 @@
     python -m vit_jax.sweep --config=configs/scaling/data_x_params.py --workdir=runs/study
 
 The config file has beside get_config() a function sweep(), which yields a dict of changed keys for
-each run (vit_jax.scaling.grids). Each run has a folder of its name in the sweep's. The same command
+each run (vit_jax.sweeps.grids). Each run has a folder of its name in the sweep's. The same command
 goes on where it stopped: what is finished is skipped, what is broken is resumed, what failed is
 tried again. Ctrl-C and SIGTERM let the runs save; a run that fails does not stop the others.
 
 What came out is in runs.parquet and runs.csv, a row for each run and evaluation
-(vit_jax.scaling.runs). --collect writes them anew, at any time, and runs nothing.
+(vit_jax.sweeps.table). --collect writes them anew, at any time, and runs nothing.
 
 Exit codes: 0 all runs are finished; 1 some failed; 2 an error that the message explains; 75 told to
 stop: the same command goes on.
@@ -27,16 +27,16 @@ from absl import flags
 from etils import epath
 
 from vit_jax import cli, storage
-from vit_jax import workdir as workdirs
 from vit_jax.errors import ConfigError, did_you_mean, printable
-from vit_jax.launch import record as records
-from vit_jax.launch.board import Board
-from vit_jax.launch.costs import cost, total_train_flops
-from vit_jax.launch.local import run_local
-from vit_jax.launch.plan import Run, check_unchanged, make_plan
-from vit_jax.launch.slurm import run_slurm
-from vit_jax.lock import lock
-from vit_jax.scaling.runs import PARQUET, collect
+from vit_jax.rundir import workdir as workdirs
+from vit_jax.rundir.lock import lock
+from vit_jax.sweeps import record as records
+from vit_jax.sweeps.board import Board
+from vit_jax.sweeps.costs import cost, total_train_flops
+from vit_jax.sweeps.local import run_local
+from vit_jax.sweeps.plan import Run, check_unchanged, make_plan
+from vit_jax.sweeps.slurm import run_slurm
+from vit_jax.sweeps.table import PARQUET, collect
 
 EXIT_FAILED, EXIT_STOPPED = 1, 75
 _COLLECTED = 60.0  # Seconds between two tables while the runs go on.
@@ -67,10 +67,10 @@ def sweep(
     """Runs what is not finished.
 
     Args:
-      runs: of the sweep, from `vit_jax.launch.plan.make_plan`.
+      runs: of the sweep, from `vit_jax.sweeps.plan.make_plan`.
       folder: of the sweep.
       max_parallel: at a time; 0: one for each GPU, or one; as jobs: as many as Slurm likes.
-      slurm: `minutes` and `options` of `vit_jax.launch.slurm.run_slurm`; None: on this machine.
+      slurm: `minutes` and `options` of `vit_jax.sweeps.slurm.run_slurm`; None: on this machine.
 
     Returns:
       The exit code.

@@ -5,7 +5,7 @@
 The same command goes on where a killed run stopped. A run starts from the first of these that
 there is: the newest readable checkpoint in the work directory; the checkpoint `config.resume`
 (the whole state, step included); the model and the parameters of `config.init_from`, a checkpoint
-of ours or a published one (vit_jax.checkpoints.inherit); fresh parameters.
+of ours or a published one (vit_jax.training.init_from); fresh parameters.
 
 The order of the loop is a contract: what is due at step t (evaluations, then the checkpoint) sees
 the state after exactly t updates, before the batch of step t is drawn. That batch, its
@@ -25,11 +25,8 @@ from absl import flags
 from etils import epath
 from ml_collections import FrozenConfigDict
 
-from vit_jax import cli, probe
-from vit_jax import workdir as workdirs
-from vit_jax.agreement import agree
+from vit_jax import cli
 from vit_jax.analysis import figures
-from vit_jax.checkpoints.inherit import inherit_model
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import check_best, validate
 from vit_jax.data import pipeline, transforms
@@ -38,15 +35,15 @@ from vit_jax.data.sources import open_source
 from vit_jax.data.subset import few_shot, random_part
 from vit_jax.errors import ConfigError
 from vit_jax.evals.build import build_evals
-from vit_jax.lock import lock
 from vit_jax.models import build, model_config, param_shapes, update_flops_per_image
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
 from vit_jax.parallel.compilation import keep_compiled
 from vit_jax.parallel.watch import Watch
-from vit_jax.reports import check_finite, conclusion, describe, numbers
-from vit_jax.state import make_init, starting_point, state_layout
+from vit_jax.rundir import workdir as workdirs
+from vit_jax.rundir.agreement import agree
+from vit_jax.rundir.lock import lock
 from vit_jax.storage import as_path
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.devices import peak_flops
@@ -54,7 +51,11 @@ from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.telemetry.profiler import StepProfiler
 from vit_jax.telemetry.progress import Progress
 from vit_jax.telemetry.writers import MetricWriter
-from vit_jax.update import make_train_step
+from vit_jax.training import cached_features
+from vit_jax.training.init_from import inherit_model
+from vit_jax.training.reports import check_finite, conclusion, describe, numbers
+from vit_jax.training.state import make_init, starting_point, state_layout
+from vit_jax.training.update import make_train_step
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a scheduler may requeue the job.
 
@@ -169,7 +170,7 @@ def train(
             resumed = start if chrono is not None and store.steps() else None
             model = build(cfg)
             if config.cache_features:
-                model, source, transform, evals = probe.on_features(
+                model, source, transform, evals = cached_features.on_features(
                     config, cfg, source, evals, state.params, mesh, over=watch.over
                 )
         train_step = jax.jit(

@@ -8,7 +8,7 @@ The study that this codebase is for. Every model is trained on nested random par
 split (`data.examples`), with the same hyperparameters, but on Fashion-MNIST a learning rate that
 falls with the width. It is constant (on ImageNet-21k 1/sqrt) until the cooldown, so one long run
 gives the shorter ones as branches that are cooled down from its saved states
-(`vit_jax.scaling.grids.durations`).
+(`vit_jax.sweeps.grids.durations`).
 
 Arguments: data, imagenet21k (see `configs/vit_i21k.py`) or fashion_mnist; seeds, of the sweep: how
 many of fashion_mnist's smaller models; model, of a run: see `MODELS`.
@@ -21,8 +21,8 @@ Expected: fashion_mnist, 12.5% (ViTs) and 9.1% error (ResNets) with all the data
 from ml_collections import ConfigDict
 
 from vit_jax.config import parse_args
-from vit_jax.scaling import recipes
-from vit_jax.scaling.grids import Point, durations, grid, subset
+from vit_jax.sweeps import recipes
+from vit_jax.sweeps.grids import Point, durations, grid, subset
 
 MODELS = {
     "imagenet21k": ("Ti/16", "S/16", "M/16", "B/16", "L/16", "BiT-R50x1", "BiT-R101x1"),

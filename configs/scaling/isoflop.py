@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 from vit_jax.config import parse_args
 from vit_jax.errors import ConfigError
 from vit_jax.models import model_config, train_flops_per_image
-from vit_jax.scaling import recipes
-from vit_jax.scaling.grids import Point, durations
+from vit_jax.sweeps import recipes
+from vit_jax.sweeps.grids import Point, durations
 
 # On Fashion-MNIST from 2,000 to 200,000 parameters: so little compute is for small models.
 MODELS = {

@@ -21,8 +21,8 @@ with this code.
 from ml_collections import ConfigDict
 
 from vit_jax.config import parse_args
-from vit_jax.scaling import recipes
-from vit_jax.scaling.grids import Point, durations, star
+from vit_jax.sweeps import recipes
+from vit_jax.sweeps.grids import Point, durations, star
 
 # Each with the centre's value last.
 AXES = {

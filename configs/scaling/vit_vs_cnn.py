@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from vit_jax.config import base_config, classification_eval, parse_args
 from vit_jax.data.recipes import augreg, evaluation
 from vit_jax.errors import ConfigError, did_you_mean
-from vit_jax.scaling.grids import Point, grid, subset
+from vit_jax.sweeps.grids import Point, grid, subset
 
 # Training split, how many examples it has; held-out and test split; batch size, steps.
 DATA = {

@@ -11,13 +11,13 @@ from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
 from vit_jax import storage
-from vit_jax import workdir as workdirs
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import validate
 from vit_jax.errors import CheckpointError, did_you_mean
 from vit_jax.models import model_config, param_shapes
 from vit_jax.optim.paths import matching
 from vit_jax.parallel.rules import param_shardings, path_name
+from vit_jax.rundir import workdir as workdirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Run:
 
     Attributes:
       config: of the run.
-      dataset: what its outputs mean: see `vit_jax.workdir.read_dataset`.
+      dataset: what its outputs mean: see `vit_jax.rundir.workdir.read_dataset`.
       params: of the step; the averaged ones where the run averages.
       step: of the checkpoint.
       newest: the step of the run's newest checkpoint.

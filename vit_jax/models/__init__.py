@@ -2,6 +2,7 @@
 
 variants    the one table of sizes
 build       config.model -> VitConfig, ResnetConfig or MixerConfig -> the module
+section     a model's config -> config.model, to be written beside a published checkpoint
 config      VitConfig: architecture and numerics, checked
 checks      what all such configs check
 vit         Vit: embedding, encoder, pooling, head

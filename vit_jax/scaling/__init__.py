@@ -1,9 +1,7 @@
 """A scaling study: from a sweep's runs to a law that can be trusted, or a reason why not.
 
-Sweeps and their table
-grids         the points of a sweep: grid, zip, chain, star, subset, durations
-recipes       what the runs of a study have in common, on ImageNet-21k and on Fashion-MNIST
-runs          the table: made of the runs' work directories, read from anybody's file
+The table of runs
+table         read from a .parquet or .csv file, ours or anybody's
 csv_tables    CSV files: separators, decimal commas
 
 Laws
@@ -29,6 +27,7 @@ expressions   columns computed from columns, such as 1-top1
 query         which rows count
 answer        a group of rows, and what is fitted to it
 study         all that is said
-drawing       the figures that an answer calls for; plots draws them
+drawing       the figures that an answer calls for
+plots         draws them
 report        as text and as a page
 """

@@ -15,7 +15,7 @@ from vit_jax.scaling.pareto import pareto
 from vit_jax.scaling.profile import freedom
 from vit_jax.scaling.query import Rows, Table
 from vit_jax.scaling.question import AUTO, ISOFLOP, Question
-from vit_jax.scaling.runs import column
+from vit_jax.scaling.table import column
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vit_jax.errors import ConfigError, did_you_mean
-from vit_jax.scaling.runs import column, numeric_column
+from vit_jax.scaling.table import column, numeric_column
 
 _NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?(?![\w.])")
 _Operand = float | Float[np.ndarray, "n"]
@@ -26,7 +26,7 @@ def with_computed(table: Mapping[str, np.ndarray], names: Iterable[str]) -> dict
     """The table, and a column for each name that is an expression of its columns.
 
     Args:
-      table: of `vit_jax.scaling.runs.read_runs`.
+      table: of `vit_jax.scaling.table.read_runs`.
       names: of columns, or expressions of them.
 
     Returns:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from vit_jax.errors import ConfigError, DataError, did_you_mean
-from vit_jax.scaling.runs import column, numeric_column
+from vit_jax.scaling.table import column, numeric_column
 
 Table = Mapping[str, np.ndarray]
 
@@ -60,7 +60,7 @@ def matches(table: Table, condition: str) -> Bool[np.ndarray, "n"]:
     """Which rows fulfil a condition.
 
     Args:
-      table: of `vit_jax.scaling.runs.read_runs`.
+      table: of `vit_jax.scaling.table.read_runs`.
       condition: such as "evaluation=test", "train_flops<1e14", "examples>=50%".
 
     Raises:
@@ -127,12 +127,12 @@ def select(
 ) -> tuple[Int[np.ndarray, "n"], list[str]]:
     """The rows to use, and what was done to find them, a line each.
 
-    In a table of `vit_jax.scaling.runs`, which has several rows a run, those of a run's last step
+    In a table of `vit_jax.sweeps.table`, which has several rows a run, those of a run's last step
     count, and of the evaluation "test" if there are several; a condition on `final` or `evaluation`
     replaces that.
 
     Args:
-      table: of `vit_jax.scaling.runs.read_runs`.
+      table: of `vit_jax.scaling.table.read_runs`.
       needed: columns of numbers that a row must have.
       where: conditions that a row must fulfil.
       chosen_by: an evaluation, such as "val": of the runs that agree in the columns `alike`, the

@@ -33,7 +33,7 @@ def study(table: Table, question: Question, *, runs: str) -> tuple[Json, dict[st
     """Answers a question.
 
     Args:
-      table: of `vit_jax.scaling.runs.read_runs`.
+      table: of `vit_jax.scaling.table.read_runs`.
       question: what is asked.
       runs: the table's name, for the report.
 

@@ -218,7 +218,7 @@ class _Wandb:
             id=run_id,
             resume="allow",  # Continue the run of this id if there is one.
             config=config,
-            allow_val_change=True,  # The front door has already agreed to a changed config.
+            allow_val_change=True,  # The command has already agreed to a changed config.
             dir=str(workdir) if storage.is_local(workdir) else None,  # None: W&B's own place.
         )
 

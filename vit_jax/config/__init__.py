@@ -1,0 +1,35 @@
+"""The config of a run: every key, its default and its meaning; a config that holds is one value.
+
+base    the base config, from which every config file starts; validation; freezing
+model   its section `model`, of every kind of model
+form    whether a config has the form of the base config: keys, types, finite numbers
+file    runs a config file, and says what is wrong with it and where
+"""
+
+from vit_jax.config.base import (
+    CLASSIFICATION_METRICS,
+    DURATION_UNITS,
+    base_config,
+    check_best,
+    check_form,
+    check_pattern,
+    classification_eval,
+    freeze,
+    other_units,
+    parse_args,
+    validate,
+)
+
+__all__ = [
+    "CLASSIFICATION_METRICS",
+    "DURATION_UNITS",
+    "base_config",
+    "check_best",
+    "check_form",
+    "check_pattern",
+    "classification_eval",
+    "freeze",
+    "other_units",
+    "parse_args",
+    "validate",
+]

@@ -1,0 +1,196 @@
+"""What all exports share: parameters in a foreign spelling, and what cannot be expressed."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jaxtyping import PyTree, Shaped
+
+from vit_jax.errors import CheckpointError
+from vit_jax.models import ModelConfig, VitConfig
+from vit_jax.models.positions import sincos2d
+from vit_jax.parallel.rules import path_name
+from vit_jax.pretrained.formats import entries as tables
+from vit_jax.pretrained.formats.entries import Entry
+from vit_jax.pretrained.mapping import unrolled_shapes
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reasons:
+    """Why a format cannot express a model.
+
+    Attributes:
+      impossible: what it has no words for: outputs would be those of another model.
+      approximate: what its library computes a little differently; the user may accept that.
+      notes: no reason, but what the user should know.
+    """
+
+    impossible: tuple[str, ...] = ()
+    approximate: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, other: "Reasons") -> "Reasons":
+        return Reasons(
+            self.impossible + other.impossible,
+            self.approximate + other.approximate,
+            self.notes + other.notes,
+        )
+
+    def check(self, *, to: str, change_numerics: bool) -> None:
+        """Refuses what cannot be written.
+
+        Args:
+          to: name of the format, for the error.
+          change_numerics: accept what is approximate.
+
+        Raises:
+          CheckpointError: with every reason.
+        """
+        if not self.impossible and (change_numerics or not self.approximate):
+            return
+        advice = (
+            "" if self.impossible
+            else "\nWith --change_numerics it is written all the same: its outputs will differ a "
+            "little."
+        )  # fmt: skip
+        reasons = "\n".join(f"  {reason}" for reason in (*self.impossible, *self.approximate))
+        raise CheckpointError(f"This model cannot be written --to={to}:\n{reasons}{advice}")
+
+
+def compare(config: ModelConfig, wanted: Mapping[str, tuple[Any, ...]], *, to: str) -> Reasons:
+    """Why a format cannot express a model's architecture.
+
+    Args:
+      config: of the model.
+      wanted: for each field of it that matters, the values that the format can express.
+      to: name of the format, for the error.
+
+    Raises:
+      CheckpointError: it expresses no model of this kind.
+    """
+    if not isinstance(config, VitConfig):
+        raise CheckpointError(f"A {type(config).__name__} is not exported --to={to}.")
+    numerics, impossible = [], []
+    for field, accepted in wanted.items():
+        value = getattr(config, field)
+        if value not in accepted:
+            reason = f"{field} is {value!r}; it can say only {' or '.join(map(repr, accepted))}"
+            (numerics if field in _NUMERICS else impossible).append(reason)
+    return Reasons(tuple(impossible), tuple(numerics))
+
+
+_NUMERICS = ("ln_eps", "gelu", "posemb_resize", "rope_periods")
+
+# What no format but ours can say.
+PLAIN = {
+    "attn_norm": (False,),
+    "mlp_norm": (False,),
+    "qk_norm": (False,),
+    "pre_norm": (False,),
+    "norm": ("layernorm",),
+    "parallel": (False,),
+    "stem": (None,),
+    "patch_bias": (True,),
+    "mlp": ("gelu",),
+    "layer_scale": (0.0,),
+    "registers": (0,),
+    "distilled": (False,),
+    "qkv_bias": (True,),
+    "key_bias": (True,),
+    "rope": ("none",),
+    "final_norm": ("tokens",),
+}
+
+
+class Parameters(Mapping[str, np.ndarray]):
+    """A model's parameters on the host by path, blocks one by one."""
+
+    def __init__(self, params: PyTree, config: ModelConfig):
+        self.shapes = unrolled_shapes(config)
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        self._leaves = {path_name(path): leaf for path, leaf in leaves}
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        if path in self._leaves:
+            return np.asarray(self._leaves[path])
+        before, _, after = path.partition("/block_")
+        i, _, rest = after.partition("/")
+        return np.asarray(self._leaves[f"{before}/blocks/{rest}"][int(i)])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def with_learned_positions(params: PyTree, config: VitConfig) -> tuple[PyTree, VitConfig]:
+    """A model with computed positions as the one with a table of the same numbers."""
+    if config.posemb != "sincos2d":
+        return params, config
+    table = sincos2d(config.grid, config.width)
+    return (
+        {**params, "pos_embedding": table},
+        dataclasses.replace(config, posemb="learned", posemb_prefix="none"),
+    )
+
+
+def with_class_row(params: PyTree, config: VitConfig) -> tuple[PyTree, VitConfig]:
+    """A model whose class token has no position as the one that adds zeros to it."""
+    rows = config.num_prefix - config.registers - config.posemb_rows
+    if config.posemb != "learned" or rows <= 0:
+        return params, config
+    table = params["pos_embedding"]
+    zeros = jnp.zeros((1, rows, config.width), table.dtype)
+    return (
+        {**params, "pos_embedding": jnp.concatenate([zeros, table], axis=1)},
+        dataclasses.replace(config, posemb_prefix="class"),
+    )
+
+
+def without_class_row(params: PyTree, config: VitConfig) -> tuple[PyTree, VitConfig]:
+    """A model whose class token alone has a position, as the one that has it in the token."""
+    if config.posemb != "learned" or config.posemb_prefix != "class" or config.distilled:
+        return params, config
+    table = params["pos_embedding"]
+    return (
+        {**params, "cls": params["cls"] + table[:, :1], "pos_embedding": table[:, 1:]},
+        dataclasses.replace(config, posemb_prefix="none"),
+    )
+
+
+def spelled(
+    params: PyTree, config: ModelConfig, entries: Iterable[Entry], *, dtype: str, to: str
+) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
+    """The tensors of an export, one after the other: names and arrays.
+
+    Args:
+      params: of the model.
+      config: of the model.
+      entries: of the format; the first for a parameter is how it is written.
+      dtype: float32 or bfloat16.
+      to: name of the format, for errors.
+
+    Raises:
+      CheckpointError: the format has no name for a parameter.
+    """
+    ours, entries = Parameters(params, config), tuple(entries)
+    parts: dict[str, dict[int, tuple[str, tables.Source]]] = {}
+    for path in ours:
+        source = tables.spell(entries, path)
+        if source is None:
+            raise CheckpointError(f"--to={to} has no name for the parameter {path}.")
+        parts.setdefault(source.theirs, {})[source.part[0]] = (path, source)
+    for name, by_place in parts.items():
+        missing = set(range(next(iter(by_place.values()))[1].part[1])) - set(by_place)
+        if missing:
+            raise CheckpointError(f"--to={to}: {name} would lack a part, which this model has not.")
+        arrays = [tables.save(ours[path], source) for _, (path, source) in sorted(by_place.items())]
+        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        yield name, np.ascontiguousarray(whole.astype(DTYPES[dtype]))

@@ -1,0 +1,106 @@
+"""Exports for google-research/vision_transformer and google-research/big_vision: one .npz."""
+
+import dataclasses
+import pathlib
+import zipfile
+from collections.abc import Iterable
+
+import numpy as np
+
+from vit_jax.errors import CheckpointError
+from vit_jax.models import MixerConfig, ResnetConfig, StemConfig
+from vit_jax.models.resnet import NUMERICS
+from vit_jax.pretrained.exports.base import PLAIN, compare, spelled, with_class_row
+from vit_jax.pretrained.formats import mixer, resnet
+from vit_jax.pretrained.formats.entries import Entry
+from vit_jax.pretrained.formats.google import LINEN, PRE_LINEN
+from vit_jax.pretrained.load import Pretrained
+
+_NUMERICS = {"gelu": ("tanh",), "ln_eps": (1e-6,), "posemb_resize": ("bilinear_corners",)}
+
+
+def write(
+    pretrained: Pretrained, path: pathlib.Path, *, to: str, dtype: str, change_numerics: bool
+) -> None:
+    """Writes an archive.
+
+    Args:
+      pretrained: the model.
+      path: of the .npz.
+      to: google, in the names of vision_transformer's published files, or big_vision.
+      dtype: float32 or bfloat16, which both keep as bytes without a type.
+      change_numerics: see `Reasons.check`.
+
+    Raises:
+      CheckpointError: the format cannot express the model.
+    """
+    config, big_vision = pretrained.config, to == "big_vision"
+    if isinstance(config, MixerConfig | ResnetConfig):
+        _write(pretrained, path, _entries(config, to=to), to=to, dtype=dtype)
+        return
+    wanted = PLAIN | _NUMERICS | {
+        "pool": ("token", "gap", "map") if big_vision else ("token", "gap"),
+        "posemb": ("learned", "sincos2d") if big_vision else ("learned",),
+        "rep_size": tuple({0, config.rep_size}),
+        "class_token": (False,),
+        "stem": (None,) if big_vision else (None, config.stem and StemConfig(
+            units=config.stem.units, width_factor=config.stem.width_factor
+        )),
+    }  # fmt: skip
+    compare(config, wanted, to=to).check(to=to, change_numerics=change_numerics)
+    entries = LINEN if big_vision else PRE_LINEN
+    if not big_vision:
+        params, config = with_class_row(pretrained.params, config)
+        pretrained = dataclasses.replace(pretrained, params=params, config=config)
+        if config.stem:
+            body = resnet.stem_entries(config.stem, resnet.GOOGLE, ours="stem/", theirs="")
+            entries = (*entries, *body)
+    elif config.posemb_rows:  # As files of big_vision's own past have a class token's position.
+        entries = tuple(e for e in LINEN if e.theirs != "pos_embedding")
+    _write(pretrained, path, entries, to=to, dtype=dtype)
+
+
+def _entries(config: MixerConfig | ResnetConfig, *, to: str) -> tuple[Entry, ...]:
+    """Names of a Mixer or a ResNet.
+
+    Raises:
+      CheckpointError: Google's code computes it otherwise.
+    """
+    if isinstance(config, MixerConfig):
+        if (config.gelu, config.ln_eps) != ("tanh", 1e-6):
+            raise CheckpointError(
+                f"--to={to}: Google's Mixer has the tanh GELU and the epsilon 1e-6, this one "
+                f"{config.gelu} and {config.ln_eps}."
+            )
+        return mixer.entries(config)
+    if to == "google":
+        raise CheckpointError(
+            "--to=google: vision_transformer has no ResNet alone: --to=big_vision."
+        )
+    wanted = NUMERICS[config.version]
+    numerics = {field: getattr(config, field) for field in wanted}
+    if numerics != wanted:
+        raise CheckpointError(
+            f"--to={to}: big_vision's ResNet {config.version} has {wanted}, this one {numerics}."
+        )
+    if config.version == "v1":
+        head = (Entry("head/kernel", "head/kernel"), Entry("head/bias", "head/bias"))
+        return (*resnet.stem_entries(config, resnet.GOOGLE, ours="", theirs=""), *head)
+    body = resnet.stem_entries(config, resnet.TENSORFLOW, ours="", theirs="")
+    around = [e for e in resnet.entries(config) if e.theirs.startswith(("group_norm", "head/conv"))]
+    return (*body, *around)
+
+
+def _write(
+    pretrained: Pretrained, path: pathlib.Path, entries: Iterable[Entry], *, to: str, dtype: str
+) -> None:
+    config = pretrained.config
+    prefix = "params/" if to == "big_vision" else ""
+    if isinstance(config, ResnetConfig) and config.version == "v2":
+        prefix = "resnet/"  # As the files of the paper, which big_vision converts when it reads.
+    tensors = spelled(pretrained.params, config, entries, dtype=dtype, to=to)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, array in tensors:
+            plain = array.view("V2") if dtype == "bfloat16" else array
+            with archive.open(f"{prefix}{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, plain, allow_pickle=False)

@@ -1,0 +1,237 @@
+"""Exports for Hugging Face transformers: config.json, safetensors, preprocessor_config.json."""
+
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from vit_jax.errors import CheckpointError
+from vit_jax.models import VitConfig
+from vit_jax.pretrained.exports.base import (
+    DTYPES,
+    PLAIN,
+    Reasons,
+    compare,
+    spelled,
+    with_class_row,
+    with_learned_positions,
+)
+from vit_jax.pretrained.exports.preprocessing import to_hf
+from vit_jax.pretrained.formats import huggingface as names
+from vit_jax.pretrained.formats.entries import Entry
+from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.mapping import PROBLEM_TYPES
+
+# model_type -> what of a model it can say beside the plain one.
+_CAN: dict[str, dict[str, tuple[Any, ...]]] = {
+    "vit": {"pool": ("token",), "posemb_resize": ("bicubic",)},
+    "deit": {"pool": ("token",), "distilled": (True,), "posemb_resize": ("bicubic",)},
+    "ijepa": {"pool": ("gap",), "num_classes": (0,), "posemb_resize": ("bicubic",)},
+    "siglip_vision_model": {"pool": ("map",), "num_classes": (0,), "posemb_resize": ("bicubic",)},
+    "dinov2": {
+        "mlp": ("gelu", "swiglu"), "posemb_resize": ("bicubic",),
+    },
+    "dinov2_with_registers": {
+        "mlp": ("gelu", "swiglu"), "posemb_prefix": ("class",),
+        "posemb_resize": ("bicubic_antialias",),
+    },
+    "dinov3_vit": {
+        "pool": ("token",), "num_classes": (0,), "mlp": ("gelu", "swiglu", "geglu"),
+        "rope": ("dinov3",), "rope_periods": ((),), "key_bias": (False, True),
+        "posemb": ("none",),
+    },
+}  # fmt: skip
+_ARCHITECTURES = {
+    "vit": ("ViTModel", "ViTForImageClassification"),
+    "deit": ("DeiTModel", "DeiTForImageClassificationWithTeacher"),
+    "ijepa": ("IJepaModel", ""),
+    "siglip_vision_model": ("SiglipVisionModel", ""),
+    "dinov2": ("Dinov2Model", "Dinov2ForImageClassification"),
+    "dinov2_with_registers": (
+        "Dinov2WithRegistersModel", "Dinov2WithRegistersForImageClassification",
+    ),
+    "dinov3_vit": ("DINOv3ViTModel", ""),
+}  # fmt: skip
+_PREFIX = {"vit": "vit.", "deit": "deit.", "dinov2": "dinov2.",
+           "dinov2_with_registers": "dinov2_with_registers."}  # fmt: skip
+_HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
+_SHARD = 5 * 10**9  # Bytes: as the library splits.
+
+
+def model_type(config: VitConfig) -> str:
+    """The class of transformers that comes nearest to a model."""
+    if config.rope != "none":
+        return "dinov3_vit"
+    if config.layer_scale:
+        return "dinov2_with_registers" if config.registers else "dinov2"
+    by_pool = {"map": "siglip_vision_model", "gap": "ijepa", "token_gap": "dinov2"}
+    return by_pool.get(config.pool, "deit" if config.distilled else "vit")
+
+
+def write(
+    pretrained: Pretrained, folder: pathlib.Path, *, dtype: str, change_numerics: bool
+) -> tuple[str, ...]:
+    """Writes a folder that `from_pretrained` reads.
+
+    Returns:
+      What transformers computes a little differently, and other notes.
+
+    Raises:
+      CheckpointError: no class of transformers can express the model.
+    """
+    config, kind = pretrained.config, _kind(pretrained)
+    wanted = PLAIN | {"class_token": (False,), "qkv_bias": (True, False)} | _CAN[kind]
+    if kind.startswith("dinov2"):  # Its classifier reads the class token and the patches' mean.
+        wanted |= {"pool": ("token_gap",) if config.num_classes else ("token",)}
+    if kind.startswith("dino"):
+        wanted |= {"layer_scale": (config.layer_scale or 1.0,), "registers": (config.registers,)}
+    if kind in ("vit", "deit") and not config.num_classes:
+        wanted |= {"rep_size": (0, config.rep_size)}
+    else:
+        wanted |= {"rep_size": (0,)}
+    processor = {"siglip_vision_model": "Siglip"}.get(kind, "ViT")
+    preprocessor, reasons = to_hf(pretrained.preprocess, processor=processor)
+    reasons += compare(config, wanted, to="hf") + _one_class(pretrained)
+    reasons.check(to="hf", change_numerics=change_numerics)
+    params, config = with_learned_positions(pretrained.params, config)
+    params, config = with_class_row(params, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = spelled(params, config, _entries(kind, config), dtype=dtype, to="hf")
+    prefix = _PREFIX.get(kind, "") if config.num_classes else ""
+    named = ((n if n.startswith(_HEADS) else prefix + n, array) for n, array in tensors)
+    write_shards((*_masks(kind, config, prefix, dtype), *named), folder)
+    content = _config(kind, config, pretrained.labels, dtype)
+    if config.num_classes:
+        content["problem_type"] = problem_type(pretrained.loss)
+    _write_json(folder / "config.json", content)
+    _write_json(folder / "preprocessor_config.json", preprocessor)
+    return reasons.approximate + reasons.notes
+
+
+def problem_type(loss: str) -> str:
+    """What config.json calls the loss that a head was trained with."""
+    return next(name for name, known in PROBLEM_TYPES.items() if known == loss)
+
+
+def _one_class(pretrained: Pretrained) -> Reasons:
+    if pretrained.config.num_classes != 1 or pretrained.loss != "softmax_xent":
+        return Reasons()
+    return Reasons(approximate=("transformers shows a sigmoid of a single class, not a softmax",))
+
+
+def _kind(pretrained: Pretrained) -> str:
+    if not isinstance(pretrained.config, VitConfig):
+        raise CheckpointError(f"A {type(pretrained.config).__name__} is not exported --to=hf.")
+    return model_type(pretrained.config)
+
+
+def _entries(kind: str, config: VitConfig) -> tuple[Entry, ...]:
+    """The names that `save_pretrained` writes."""
+    where = {"dinov3_vit": 2, "siglip_vision_model": 3}.get(kind, int(config.distilled))
+    return (
+        *names.around(names.AROUND[where]),
+        *(names.WEIGHTS_IN if config.gated and kind.startswith("dinov2") else ()),
+        *names.spelled(names.SPELLINGS[names.FAMILIES[kind].spelling]),
+    )
+
+
+def _masks(kind: str, config: VitConfig, prefix: str, dtype: str):
+    """A mask token that the class has and no image needs: zeros, so that nothing is missing."""
+    shape = {"dinov2": (1, config.width), "dinov2_with_registers": (1, config.width),
+             "dinov3_vit": (1, 1, config.width)}.get(kind)  # fmt: skip
+    if shape:
+        yield f"{prefix}embeddings.mask_token", np.zeros(shape, DTYPES[dtype])
+
+
+def _config(
+    kind: str, config: VitConfig, labels: tuple[str, ...] | None, dtype: str
+) -> dict[str, Any]:
+    """The content of config.json."""
+    plain, classifier = _ARCHITECTURES[kind]
+    size, patch = config.image_size, config.patch_size
+    content: dict[str, Any] = {
+        "model_type": kind,
+        "architectures": [classifier if config.num_classes else plain],
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_dim,
+        "hidden_act": {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}[config.gelu],
+        "layer_norm_eps": config.ln_eps,
+        "image_size": size[0] if size[0] == size[1] else list(size),
+        "patch_size": patch[0] if patch[0] == patch[1] else list(patch),
+        "num_channels": config.channels,
+        "qkv_bias": config.qkv_bias,
+        "dtype": dtype,
+    }
+    if kind.startswith("dinov2"):
+        content |= _dinov2(config)
+    if kind == "dinov3_vit":
+        content |= {
+            "hidden_act": "silu" if config.mlp == "swiglu" else content["hidden_act"],
+            "use_gated_mlp": config.gated, "num_register_tokens": config.registers,
+            "rope_theta": config.rope_theta, "query_bias": config.qkv_bias,
+            "key_bias": config.key_bias, "value_bias": config.qkv_bias,
+        }  # fmt: skip
+    if config.rep_size:
+        content |= {"pooler_output_size": config.rep_size, "pooler_act": "tanh"}
+    if config.num_classes:
+        known = labels or tuple(f"LABEL_{k}" for k in range(config.num_classes))
+        content["id2label"] = {str(k): label for k, label in enumerate(known)}
+        content["label2id"] = {label: k for k, label in enumerate(known)}
+    return content
+
+
+def _dinov2(config: VitConfig) -> dict[str, Any]:
+    """DINOv2 gives its MLP's width as a ratio; of a gated one it takes two thirds, in eights."""
+    ratio = config.mlp_dim / config.width
+    if config.mlp == "swiglu":
+        ratio = next(
+            (r for r in (k / 8 for k in range(1, 129))
+             if (int(int(config.width * r) * 2 / 3) + 7) // 8 * 8 == config.mlp_dim), 0
+        )  # fmt: skip
+        if not ratio:
+            raise CheckpointError(
+                f"--to=hf: DINOv2's gated MLP cannot be {config.mlp_dim:,} wide at a width of "
+                f"{config.width:,}."
+            )
+    return {
+        "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
+        "use_swiglu_ffn": config.mlp == "swiglu",
+        "layerscale_value": 1.0,
+        "num_register_tokens": config.registers,
+    }
+
+
+def write_shards(
+    tensors: Iterable[tuple[str, np.ndarray]], folder: pathlib.Path, *, largest: int = _SHARD
+) -> None:
+    """model.safetensors; or numbered parts of at most `largest` bytes, and their index."""
+    shards: list[dict[str, np.ndarray]] = [{}]
+    sizes = [0]
+    for name, array in tensors:
+        if sizes[-1] and sizes[-1] + array.nbytes > largest:
+            save_file(shards[-1], folder / f"part-{len(shards)}", metadata={"format": "pt"})
+            shards[-1] = dict.fromkeys(shards[-1])
+            shards.append({})
+            sizes.append(0)
+        shards[-1][name] = array
+        sizes[-1] += array.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    save_file(shards[-1], folder / f"part-{len(shards)}", metadata={"format": "pt"})
+    weight_map = {}
+    for k, shard in enumerate(shards, start=1):
+        file = f"model-{k:05}-of-{len(shards):05}.safetensors"
+        (folder / f"part-{k}").rename(folder / file)
+        weight_map |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,296 @@
+"""Preprocessing as the JSON that transformers and timm keep beside a model.
+
+Both libraries know one pipeline: resize, centre crop, normalise. A model's transforms are brought
+to that form (`Pipeline`), with every size and default explicit. What a library can express is
+written so that its own code gives the same pixels; what it cannot is a reason not to export
+(`Reasons`).
+Sources: transformers 5.23, image_processing_backends.py (TorchvisionBackend, which
+AutoImageProcessor prefers); timm 1.0.31, data/transforms_factory.py (transforms_imagenet_eval).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.color import GrayscaleToRgb, Normalize, RgbToGrayscale, ValueRange
+from vit_jax.data.geometry import CenterCrop, Pad, Resize, ResizeSmall
+from vit_jax.data.op import Op
+from vit_jax.data.transforms import OPS
+from vit_jax.pretrained.exports.base import Reasons
+from vit_jax.pretrained.preprocess import Preprocess
+
+_RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's codes.
+_NAMES = {cls: name for name, cls in OPS.items()}
+_LEVELS = "{library} rounds a resized image to 256 levels; the resize has rounding='none'"
+# Its 8-bit bicubic kernel has coarser weights than Pillow's. Measured with torchvision 0.28: two
+# levels in two of a million values of smooth images with noise, 26 of black and white noise.
+_TORCHVISION_BICUBIC = (
+    "transformers with torchvision resizes bicubic a level or two beside Pillow in a few pixels of "
+    'a million; AutoImageProcessor.from_pretrained(..., backend="pil") gives the model\'s pixels'
+)
+_STAGES = (Resize, Pad, CenterCrop)  # In this order, each at most once.
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """Transforms in the only form that the libraries know.
+
+    Attributes:
+      image_size: (height, width) of what comes out, the model's.
+      channels: that images are decoded to.
+      exif: whether images are turned upright as their EXIF says.
+      resize, pad, crop: the operations, None where there are none or they change nothing.
+      mean, std: one number a channel; a level becomes (level / 255 - mean) / std.
+      others: names of the operations that have no place in it.
+    """
+
+    image_size: tuple[int, int]
+    channels: int
+    exif: bool
+    resize: Resize | None
+    pad: Pad | None
+    crop: CenterCrop | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    others: tuple[str, ...]
+
+    @property
+    def keeps_aspect(self) -> bool:
+        """Whether the resize keeps the aspect ratio, so that margins depend on the image."""
+        return isinstance(self.resize, ResizeSmall)
+
+    def impossible(self) -> list[str]:
+        """What neither library can express."""
+        return [
+            f"its preprocessing has {name}, for which there is no field" for name in self.others
+        ]
+
+    def crops_alike(self, offset: str) -> bool:
+        """Whether a centre crop that rounds half a pixel by `offset` cuts the same pixels."""
+        if self.crop is None or self.crop.offset == offset:
+            return True
+        if self.resize is None or self.keeps_aspect or self.pad is not None:
+            return False
+        margins = np.subtract(self.resize.size, self.crop.size)
+        return all(m // 2 == round(m / 2) for m in margins.tolist())
+
+
+def pipeline(preprocess: Preprocess) -> Pipeline:
+    """The pipeline of a model's transforms, without operations that change nothing."""
+    decode, *ops = preprocess.ops
+    found: dict[type[Op], Any] = {}
+    others: list[str] = []
+    mean, std = (), ()
+    for op in ops:
+        stage = next((cls for cls in _STAGES if isinstance(op, cls)), None)
+        if isinstance(op, ValueRange | Normalize):
+            mean, std = _statistics(op, preprocess.channels)
+        elif stage and not any(cls in found for cls in _STAGES[_STAGES.index(stage) :]):
+            found[stage] = op
+        elif not _changes_nothing(op, decode.channels):
+            later = " after another resize, pad or crop" if stage else ""
+            others.append(_NAMES[type(op)] + later)
+    resize, pad, crop = (found.get(cls) for cls in _STAGES)
+    if pad is not None and _covers(resize, pad.size):
+        pad = None
+    if pad is not None and crop is None:
+        crop = CenterCrop(size=pad.size)  # What is larger has another size than the model's.
+    if pad is not None and pad.size != crop.size:
+        others.append("pad to another size than center_crop's")
+    if crop is not None and type(resize) is Resize and resize.size == crop.size:
+        crop = None
+    if pad is not None and pad.fill:
+        others.append(f"pad with fill={pad.fill}, not 0")
+    if decode.channels != preprocess.channels:
+        others.append(f"decode to {decode.channels} channels for a model of {preprocess.channels}")
+    return Pipeline(
+        image_size=preprocess.image_size,
+        channels=preprocess.channels,
+        exif=decode.exif,
+        resize=resize,
+        pad=pad,
+        crop=crop,
+        mean=mean,
+        std=std,
+        others=tuple(others),
+    )
+
+
+def _changes_nothing(op: Op, channels: int) -> bool:
+    gray = isinstance(op, RgbToGrayscale) and channels == 1
+    return gray or (isinstance(op, GrayscaleToRgb) and channels == 3)
+
+
+def _covers(resize: Resize | None, size: tuple[int, int]) -> bool:
+    return resize is not None and bool(np.all(np.greater_equal(resize.size, size)))
+
+
+def _statistics(op: ValueRange | Normalize, channels: int) -> tuple[tuple[float, ...], ...]:
+    """Mean and standard deviation for each channel, of levels in 0..1."""
+    if isinstance(op, ValueRange):
+        width = op.vmax - op.vmin
+        return (-op.vmin / width,) * channels, (1 / width,) * channels
+    return tuple(tuple(np.broadcast_to(v, channels).tolist()) for v in (op.mean, op.std))
+
+
+def to_hf(preprocess: Preprocess, *, processor: str) -> tuple[dict[str, Any], Reasons]:
+    """The content of preprocessor_config.json, and why its pixels would be others.
+
+    Args:
+      preprocess: of the model.
+      processor: name of the image processor's class for a plain resize, without "ImageProcessor".
+    """
+    steps = pipeline(preprocess)
+    resize, crop = steps.resize, steps.crop
+    if crop is not None:
+        processor = "Bit"  # Before version 5 the others did not crop.
+    if resize is not None and _is_hf_exact(resize):
+        processor = "DINOv3ViT"  # It alone resizes what is not rounded to 256 levels.
+    content: dict[str, Any] = {
+        "image_processor_type": f"{processor}ImageProcessor",
+        "do_resize": resize is not None,
+        "do_center_crop": crop is not None,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(steps.mean),
+        "image_std": list(steps.std),
+    }
+    if resize is not None:
+        sides = dict(zip(("height", "width"), resize.size, strict=True))
+        content["size"] = {"shortest_edge": max(resize.size)} if steps.keeps_aspect else sides
+        content["resample"] = _RESAMPLE.get(resize.method, _RESAMPLE["bilinear"])
+    if crop is not None:
+        content["crop_size"] = dict(zip(("height", "width"), crop.size, strict=True))
+    if steps.channels == 3:
+        content["do_convert_rgb"] = True
+    return content, _hf_reasons(steps)
+
+
+def _is_hf_exact(resize: Resize) -> bool:
+    """Whether transformers, too, resizes without rounding; only its antialiased kernels do."""
+    return resize.rounding == "none" and not _resampling(resize, to="transformers")
+
+
+def _hf_reasons(steps: Pipeline) -> Reasons:
+    impossible, approximate, notes = steps.impossible(), _gray(steps), []
+    resize, crop = steps.resize, steps.crop
+    if resize is not None:
+        approximate += _resampling(resize, to="transformers")
+        if resize.rounding == "none" and not _is_hf_exact(resize):
+            approximate.append(_LEVELS.format(library="transformers"))
+    if steps.keeps_aspect and len(set(resize.size)) > 1:
+        impossible.append(
+            f"its resize_small covers {resize.size[0]}x{resize.size[1]} pixels; transformers "
+            "resizes the shorter side, which covers squares only"
+        )
+    if steps.keeps_aspect and resize.long_side != "down":
+        approximate.append(
+            "transformers rounds the longer side down; resize_small has long_side='nearest'"
+        )
+    if not steps.crops_alike("down"):
+        approximate.append(
+            "transformers starts a centre crop a pixel earlier for some odd margins; center_crop "
+            "has offset='half_even'"
+        )
+    if not steps.exif:
+        approximate.append(
+            "transformers turns images as their EXIF orientation says; decode has exif=False"
+        )
+    if resize is not None and (resize.method, resize.rounding) == ("bicubic", "nearest"):
+        notes.append(_TORCHVISION_BICUBIC)
+    if steps.pad is not None:
+        notes.append("without torchvision, transformers pads odd margins on the other side")
+    elif crop is not None and resize is None:
+        notes.append(
+            "transformers pads images that are smaller than the crop; here they are errors"
+        )
+    return Reasons(tuple(impossible), tuple(approximate), tuple(notes))
+
+
+def to_timm(preprocess: Preprocess) -> tuple[dict[str, Any], Reasons]:
+    """What timm calls pretrained_cfg, without what names the model, and why its pixels differ.
+
+    timm always resizes. For a model whose transforms do not, images of its size, the only ones that
+    it takes, pass through that unchanged.
+    """
+    steps = pipeline(preprocess)
+    resize = steps.resize or Resize(size=steps.image_size)
+    content = {
+        "input_size": [steps.channels, *steps.image_size],
+        "interpolation": resize.method if resize.method in _RESAMPLE else "bilinear",
+        "crop_pct": _crop_pct(steps.image_size, resize.size),
+        "crop_mode": "center" if steps.keeps_aspect else "squash",
+        "mean": list(steps.mean),
+        "std": list(steps.std),
+    }
+    return content, _timm_reasons(steps)
+
+
+def _timm_reasons(steps: Pipeline) -> Reasons:
+    impossible, approximate, notes = steps.impossible(), _gray(steps), []
+    resize, size = steps.resize, steps.image_size
+    if steps.pad is not None:
+        impossible.append("its preprocessing pads; timm does not")
+    if resize is None and steps.crop is not None:
+        impossible.append("its preprocessing crops without a resize; timm always resizes")
+    elif resize is None:
+        notes.append("timm resizes images of another size than the model's; here they are errors")
+    else:
+        approximate += _resampling(resize, to="timm")
+        if resize.rounding == "none":
+            approximate.append(_LEVELS.format(library="timm"))
+        if _crop_pct(size, resize.size) is None:
+            impossible.append(
+                f"it resizes to {resize.size[0]}x{resize.size[1]} and crops {size[0]}x{size[1]}; "
+                "timm has one share (crop_pct) for both sides"
+            )
+    long_side = "down" if resize is None or len(set(resize.size)) == 1 else "nearest"
+    if steps.keeps_aspect and resize.long_side != long_side:
+        approximate.append(
+            f"timm rounds the longer side as long_side='{long_side}' does; resize_small has "
+            f"'{resize.long_side}'"
+        )
+    if not steps.crops_alike("half_even"):
+        approximate.append(
+            "timm starts a centre crop a pixel later for some odd margins; center_crop has "
+            "offset='down'"
+        )
+    if steps.exif:
+        approximate.append(
+            "timm does not turn images as their EXIF orientation says; decode has exif=True"
+        )
+    return Reasons(tuple(impossible), tuple(approximate), tuple(notes))
+
+
+def _crop_pct(size: tuple[int, int], before: tuple[int, int]) -> float | None:
+    """The share with floor(side / share) = side before the crop, for height and width; or None."""
+    shares = [side / larger for side, larger in zip(size, before, strict=True)]
+    for share in (min(shares), math.nextafter(min(shares), 0)):
+        if share <= 1 and all(
+            math.floor(side / share) == larger for side, larger in zip(size, before, strict=True)
+        ):
+            return share
+    return None
+
+
+def _resampling(resize: Resize, *, to: str) -> list[str]:
+    """What a library's kernels do otherwise: they antialias, and round to the nearest level."""
+    reasons = []
+    if resize.method not in _RESAMPLE:
+        reasons.append(f'{to} has no resize with method="{resize.method}"; bilinear is written')
+    elif resize.method == "nearest":  # Pillow and PyTorch add up rounded coordinates.
+        reasons.append(f"{to} may take the pixel beside where method='nearest' has a tie")
+    elif not resize.antialias:
+        reasons.append(f"{to} antialiases where an image shrinks; the resize has antialias=False")
+    if resize.rounding == "down":
+        reasons.append(f"{to} rounds to the nearest level; the resize has rounding='down'")
+    return reasons
+
+
+def _gray(steps: Pipeline) -> list[str]:
+    if steps.channels == 3:
+        return []
+    return ["images must be made grey (Pillow's mode L) before they are given to the library"]

@@ -1,0 +1,107 @@
+"""Exports as programs that need no code of ours: StableHLO (jax.export) and ONNX (jax2onnx).
+
+A program takes float32 images [batch, height, width, channels], of any batch, and gives the logits;
+the parameters are in it. What was written is read again and compared with the model.
+"""
+
+import dataclasses
+import pathlib
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+from jaxtyping import PyTree
+
+from vit_jax.errors import CheckpointError
+from vit_jax.models import build
+from vit_jax.pretrained.exports.base import Parameters
+from vit_jax.pretrained.load import Pretrained
+
+_PLATFORMS = ("cpu", "cuda", "tpu")
+_LARGEST_ONNX = 2**31  # Bytes: of a file in protobuf's form.
+_DIFFERENCE = 1e-4  # Of a logit, relative to the largest: more is another model.
+
+
+def write_stablehlo(pretrained: Pretrained, path: pathlib.Path) -> float:
+    """Writes a program for CPU, CUDA and TPU.
+
+    `jax.export.deserialize(bytearray(path.read_bytes())).call(images)` gives the logits.
+
+    Returns:
+      The largest difference to the model's logits, on random images.
+
+    Raises:
+      CheckpointError: the program differs from the model.
+    """
+    program = jax.jit(lambda images: _logits(pretrained.model, pretrained.params, images))
+    images = jax.ShapeDtypeStruct(
+        (*jax_export.symbolic_shape("batch"), *_shape(pretrained)), jnp.float32
+    )
+    exported = jax_export.export(program, platforms=_PLATFORMS)(images)
+    path.write_bytes(exported.serialize())
+    again = jax_export.deserialize(bytearray(path.read_bytes()))
+    return _compare(pretrained, lambda images: np.asarray(again.call(images)))
+
+
+def write_onnx(pretrained: Pretrained, path: pathlib.Path) -> float:
+    """Writes an ONNX file.
+
+    Returns:
+      The largest difference to the model's logits, on random images, in onnxruntime.
+
+    Raises:
+      CheckpointError: jax2onnx is not installed, the model is too large for one file, or the
+        program differs from the model.
+    """
+    try:
+        import onnxruntime
+        from jax2onnx import to_onnx
+    except ImportError as error:
+        raise CheckpointError(
+            f"--to=onnx needs jax2onnx and onnxruntime ({error}): pip install vit_jax[onnx], in an "
+            "environment of its own, since jax2onnx asks for an older Orbax than ours."
+        ) from error
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(pretrained.params))
+    if size >= _LARGEST_ONNX:
+        raise CheckpointError(
+            f"--to=onnx: {size / 1e9:.1f} GB of parameters are more than one file of it can hold, "
+            "2 GB. Take --to=stablehlo."
+        )
+    # The exporter follows plain layers, not a loop that Flax makes of them.
+    parameters = Parameters(pretrained.params, pretrained.config)
+    params = flax.traverse_util.unflatten_dict(
+        {tuple(name.split("/")): array for name, array in parameters.items()}
+    )
+    config = pretrained.config
+    model = build(dataclasses.replace(config, scan=False) if hasattr(config, "scan") else config)
+    program = to_onnx(
+        lambda images: _logits(model, params, images), [("batch", *_shape(pretrained))]
+    )
+    path.write_bytes(program.SerializeToString())
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return _compare(pretrained, lambda images: session.run(None, {name: images})[0])
+
+
+def _logits(model: nn.Module, params: PyTree, images: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, images)[0]
+
+
+def _shape(pretrained: Pretrained) -> tuple[int, int, int]:
+    return *pretrained.config.image_size, pretrained.config.channels
+
+
+def _compare(pretrained: Pretrained, program) -> float:
+    """The largest difference between a program's logits and the model's, on two random images."""
+    images = np.random.default_rng(0).standard_normal((2, *_shape(pretrained)), np.float32)
+    wanted = np.asarray(jax.jit(pretrained.model.apply)({"params": pretrained.params}, images)[0])
+    difference = float(np.abs(program(images) - wanted).max())
+    if not difference <= _DIFFERENCE * max(1.0, float(np.abs(wanted).max())):
+        raise CheckpointError(
+            f"The program's logits differ from the model's by {difference:.1e}: it is not kept. "
+            "Please report this, with the versions of jax and of the exporter."
+        )
+    return difference

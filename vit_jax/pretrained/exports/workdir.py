@@ -1,0 +1,71 @@
+"""Exports as a work directory of ours: evaluate, predict, fine-tune from it as from a run."""
+
+from etils import epath
+from ml_collections import FrozenConfigDict
+
+from vit_jax.checkpoints.store import Store
+from vit_jax.config import base_config, freeze
+from vit_jax.errors import CheckpointError
+from vit_jax.models.section import write_section
+from vit_jax.pretrained.load import Pretrained
+from vit_jax.rundir import workdir as workdirs
+
+
+def write(pretrained: Pretrained, folder: epath.PathLike) -> None:
+    """Writes config.json, dataset.json and a checkpoint of step 0.
+
+    The parameters go from where they lie into the checkpoint; no process holds all of them.
+
+    Args:
+      pretrained: the model.
+      folder: of the new work directory.
+
+    Raises:
+      ConfigError: no config can say what the model is, or the folder cannot be written.
+    """
+    labels = pretrained.labels or tuple(f"class {k}" for k in range(pretrained.config.num_classes))
+    dataset = {
+        "name": f"{pretrained.format} checkpoint",
+        "split": "none",
+        "num_examples": 0,
+        "num_classes": len(labels),
+        "class_names": list(labels),
+        "channels": pretrained.config.channels,
+        "fingerprint": "",
+        "evals": {},
+    }
+    workdirs.make(folder)
+    workdirs.claim(folder, run_config(pretrained), dataset)
+    arrays = {"params": pretrained.params, "opt_state": {}, "ema": {}}
+    with Store(epath.Path(folder) / workdirs.CHECKPOINTS) as store:
+        store.save(0, arrays, {"step": 0}, metrics={})
+        store.finish()
+
+
+def class_names(pretrained: Pretrained) -> tuple[str, ...]:
+    """The names of a model's classes, or their numbers."""
+    numbers = (f"class {k}" for k in range(pretrained.config.num_classes))
+    return pretrained.labels or tuple(numbers)
+
+
+def run_config(pretrained: Pretrained) -> FrozenConfigDict:
+    """A run's config that says what the model and its head's loss are, and prepares its images.
+
+    Raises:
+      CheckpointError: its outputs are not of classes.
+      ConfigError: no config can say what the model is.
+    """
+    if not pretrained.loss:
+        raise CheckpointError(
+            "This model's head is a regression's (problem_type in its config.json): its outputs "
+            "are numbers, not classes, and have no probabilities. Load it without its head "
+            "(num_classes=0), or fine-tune it, see configs/finetune.py."
+        )
+    config = base_config()
+    config.total_steps = 1
+    write_section(pretrained.config, config.model)
+    config.loss.name = pretrained.loss
+    decode, *others = pretrained.preprocess.transforms
+    decode = {"channels": pretrained.config.channels, **decode}
+    config.data.eval_transforms = (decode, *others)
+    return freeze(config)

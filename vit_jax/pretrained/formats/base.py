@@ -1,0 +1,206 @@
+"""What a foreign format says of a checkpoint."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vit_jax.data.recipes import Transforms
+from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.models import VARIANTS, ModelConfig, VitConfig
+from vit_jax.pretrained.formats.entries import Entry
+from vit_jax.pretrained.formats.hints import Hints
+from vit_jax.pretrained.tensors import Tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """What lies on the disk.
+
+    Attributes:
+      path: as the caller named it.
+      tensors: of all files together.
+      config: of config.json beside them; {} if there is none.
+      preprocessor: of preprocessor_config.json; {} if there is none.
+      submodel: what stood behind a colon: "img" of FILE.npz:img; "" if nothing.
+    """
+
+    path: pathlib.Path
+    tensors: Tensors
+    config: Mapping[str, Any]
+    preprocessor: Mapping[str, Any]
+    submodel: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a checkpoint is, before one of its tensors is read.
+
+    Attributes:
+      config: of the model as it was published.
+      tensors: under the names that the format's entries use.
+      unused: patterns of names that no model for images needs: optimizer states, decoders, masks.
+      transforms: how its publisher prepares pictures for it, for its own image size.
+      labels: names of its classes, or None.
+      notes: what a reader should know of it.
+      assumed: what the file does not tell and nobody hinted, mostly fields, with the values that
+        were taken: outputs are wrong where these are.
+    """
+
+    config: ModelConfig
+    tensors: Tensors
+    unused: tuple[str, ...]
+    transforms: Transforms
+    labels: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    assumed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def assumption(self) -> str:
+        """`assumed` in words; "" if the file tells all."""
+        return ", ".join(f"{field}={_shown(value)}" for field, value in self.assumed.items())
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, and what is assumed."""
+        if not self.assumed:
+            return self.notes
+        note = f"assumed, as the file does not tell (hints change it): {self.assumption}"
+        return (*self.notes, note)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A foreign format.
+
+    Attributes:
+      name: as it is shown.
+      recognises: whether a checkpoint is in it, from its contents.
+      describe: what the checkpoint is; raises CheckpointError if that cannot be told.
+      entries: where a model's parameters are in such a file.
+    """
+
+    name: str
+    recognises: Callable[[Foreign], bool]
+    describe: Callable[[Foreign, Hints], Description]
+    entries: Callable[[Any], tuple[Entry, ...]]
+
+
+# (width, depth, mlp_dim, gated) -> heads, of models that were published: the file does not say.
+_HEADS = {
+    (v.width, v.depth, v.mlp_dim, False): v.num_heads for v in VARIANTS.values() if not v.parallel
+} | {
+    (1536, 40, 4096, True): 24,  # DINOv2 g
+    (384, 12, 1536, True): 6,  # DINOv3 S+
+    (1280, 32, 5120, True): 20,  # DINOv3 H+
+    (4096, 40, 8192, True): 32,  # DINOv3 7B
+    (192, 12, 512, True): 3,  # EVA-02, the next four
+    (384, 12, 1024, True): 6,
+    (768, 12, 2048, True): 12,
+    (1024, 24, 2730, True): 16,
+    (832, 21, 2176, False): 13,  # timm's SoViT-150m2
+    (384, 36, 1536, False): 6,  # DeiT-III's and timm's deeper or wider shapes, the next three
+    (768, 18, 3072, False): 12,
+    (768, 36, 3072, False): 12,
+    (1024, 48, 4096, False): 16,
+    (1408, 40, 6144, False): 16,
+}
+_PUBLISHED_SIZE = (224, 224)  # Of published models that have no position embedding to tell it.
+
+
+def complete(
+    facts: dict[str, Any], assumed: Mapping[str, Any], hints: Hints, *, path: pathlib.Path
+) -> tuple[VitConfig, dict[str, Any]]:
+    """A model's config from what is known of it, and from the published model of its shape.
+
+    Args:
+      facts: fields, of the file, of hints, and assumed ones.
+      assumed: those that are.
+      hints: of the caller; those that have no effect on this model are discarded.
+      path: for errors.
+
+    Returns:
+      The config, and the assumed fields that matter to it, with what the published model added.
+
+    Raises:
+      CheckpointError: what is still missing, or is impossible, is named.
+    """
+    gated = facts.get("mlp", "gelu") in ("swiglu", "geglu")
+    shape = (facts["width"], facts["depth"], facts["mlp_dim"], gated)
+    heads = _HEADS.get(shape)
+    if heads is not None:
+        published = {"num_heads": heads, "image_size": _PUBLISHED_SIZE}
+        added = {field: value for field, value in published.items() if field not in facts}
+        facts, assumed = facts | added, {**assumed, **added}
+    missing = [name for name in ("num_heads", "image_size") if name not in facts]
+    if missing:
+        raise CheckpointError(
+            f"{path} does not tell {' and '.join(missing)}, and no published model has its shape "
+            f"(width {shape[0]}, depth {shape[1]}, mlp_dim {shape[2]:,}). Say so: "
+            f"hints={{{', '.join(f'{name!r}: ...' for name in missing)}}}, or "
+            f"--hints={','.join(f'{name}=...' for name in missing)}."
+        )
+    if facts.get("pool") in ("token", "token_gap"):
+        facts = facts | {"class_token": False}  # It follows from what the head reads.
+    try:
+        config = VitConfig(**facts)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} describes no model that can be built: {error}") from error
+    moot = {"posemb_resize": ()} if config.posemb != "learned" else {}
+    if config.mlp in ("silu", "swiglu") and not config.pool.startswith("map"):
+        moot["gelu"] = ("erf",)  # As manifests have it of any model of PyTorch.
+    hints.discard(moot)
+    return config, {field: value for field, value in assumed.items() if field not in moot}
+
+
+def place(
+    rows: int,
+    prefixes: Mapping[str, int],
+    *,
+    patch_size: tuple[int, int],
+    image_size: tuple[int, int] | None,
+    path: pathlib.Path,
+) -> dict[str, Any]:
+    """The image size, and which prefix tokens have rows, from a position embedding's rows.
+
+    Args:
+      rows: of the position embedding.
+      prefixes: values of `posemb_prefix` that may be, the likeliest first, and their rows.
+      patch_size: of the model.
+      image_size: if the caller told; else a square is looked for.
+      path: for errors.
+
+    Raises:
+      CheckpointError: the rows fit no grid, or squares of several sizes.
+    """
+    if image_size is not None:
+        grid = tuple(side // patch for side, patch in zip(image_size, patch_size, strict=True))
+        for name, prefix in prefixes.items():
+            if rows - prefix == math.prod(grid):
+                return {"image_size": image_size, "posemb_prefix": name}
+        raise CheckpointError(
+            f"{path}: its position embedding has {rows:,} rows, which the image size "
+            f"{image_size[0]}x{image_size[1]} with patches of {patch_size[0]}x{patch_size[1]} does "
+            f"not give ({math.prod(grid):,} patches). image_size, of its config.json or a hint, is "
+            "that of the checkpoint as it is stored; another wanted size is an argument of its own."
+        )
+    squares: dict[tuple[int, int], str] = {}
+    for name, prefix in prefixes.items():
+        side = math.isqrt(max(rows - prefix, 0))
+        if side and side * side == rows - prefix:
+            squares.setdefault((side * patch_size[0], side * patch_size[1]), name)
+    if len(squares) == 1:
+        ((size, name),) = squares.items()
+        return {"image_size": size, "posemb_prefix": name}
+    fits = " or ".join(map(_shown, squares)) or "no square grid"
+    raise CheckpointError(
+        f"{path}: its position embedding has {rows:,} rows, of {fits}. Give its image "
+        "size: hints={'image_size': (height, width)}, or --hints=image_size=HEIGHTxWIDTH."
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,172 @@
+"""What a caller knows of a checkpoint that its file does not tell."""
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
+
+# Name of a hint -> the field of a model's config that it is of; "preprocessing" is a family of
+# `vit_jax.pretrained.preprocess.from_family`, "loss" a key of `vit_jax.optim.losses.LOSSES`, or
+# "regression".
+HINTS = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "width": "width",
+    "depth": "depth",
+    "mlp_dim": "mlp_dim",
+    "num_heads": "num_heads",
+    "num_classes": "num_classes",
+    "representation_size": "rep_size",
+    "pool": "pool",
+    "posemb": "posemb",
+    "posemb_resize": "posemb_resize",
+    "ln_eps": "ln_eps",
+    "gelu": "gelu",
+    "mlp": "mlp",
+    "rope": "rope",
+    "rope_theta": "rope_theta",
+    "rope_grid": "rope_grid",
+    "preprocessing": "preprocessing",
+    "loss": "loss",
+}
+_NAMES = ("pool", "posemb", "posemb_resize", "gelu", "mlp", "rope", "preprocessing", "loss")
+# What big_vision and timm call them.
+_OTHER_NAMES = {
+    ("pool", "tok"): "token",
+    ("pool", "cls"): "token",
+    ("pool", "avg"): "gap",
+    ("posemb", "learn"): "learned",
+}
+
+
+class Hints:
+    """What the caller knows of a checkpoint, in the fields of the model's config.
+
+    Raises:
+      ConfigError: there is no such hint, or a value is not one.
+    """
+
+    def __init__(self, hints: Mapping[str, Any] | None):
+        if not isinstance(hints or {}, Mapping):
+            raise ConfigError(f"hints={hints!r}: write a dict, such as {{'num_heads': 12}}.")
+        self._values: dict[str, Any] = {}
+        self._used: set[str] = set()
+        self._accepted: set[str] = set()
+        for name, value in (hints or {}).items():
+            if name not in HINTS:
+                raise ConfigError(f'There is no hint "{name}". {did_you_mean(name, HINTS)}')
+            if value is not None or name in ("num_classes", "representation_size"):
+                self._values[HINTS[name]] = _value(name, value)
+
+    def get(self, field: str) -> Any:
+        """The value that is hinted for a field, or None."""
+        self._used.add(field)
+        self._accepted.add(field)
+        return self._values.get(field)
+
+    def discard(self, moot: Mapping[str, Collection[Any]]) -> None:
+        """Says that fields have no effect on the model, and which of their values do no harm."""
+        self._accepted -= moot.keys()
+        self._used -= {field for field in moot if self._values.get(field) not in moot[field]}
+
+    def translate(self, field: str, names: Mapping[str, Any]) -> None:
+        """Replaces names that a format has for a field's values by ours."""
+        if field in self._values:
+            self._values[field] = names.get(self._values[field], self._values[field])
+
+    def settle(
+        self, facts: Mapping[str, Any], conventions: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Facts, hints and conventions together.
+
+        Args:
+          facts: fields that the file tells.
+          conventions: fields that it does not tell, with their usual values, None where there is
+            none: a hint replaces them.
+
+        Returns:
+          All fields, and those conventions that nobody hinted: they are assumed.
+
+        Raises:
+          CheckpointError: a hint contradicts a fact.
+        """
+        self._accepted |= facts.keys() | conventions.keys()
+        self._used |= self._values.keys() & self._accepted
+        hinted = {field: self._values[field] for field in self._values.keys() & self._used}
+        for field in hinted.keys() & facts.keys():
+            if hinted[field] != facts[field]:
+                raise CheckpointError(
+                    f"The hint {field}={hinted[field]!r} contradicts the checkpoint, which has "
+                    f"{facts[field]!r}. Leave the hint out, or look whether it is the right file."
+                )
+        assumed = {
+            field: value
+            for field, value in conventions.items()
+            if field not in hinted and value is not None
+        }
+        return {**facts, **assumed, **hinted}, assumed
+
+    def check_all_used(self, what: str) -> None:
+        """Raises ConfigError if a hint had no effect on a checkpoint; `what` is its kind."""
+        for field in self._values.keys() - self._used:
+            accepted = [name for name, of in HINTS.items() if of in self._accepted]
+            raise ConfigError(
+                f"The hint {field}={self._values[field]!r} has no effect on {what}: leave it out. "
+                f"Those that have: {', '.join(accepted)}."
+            )
+
+
+def parse_hints(words: Sequence[str]) -> dict[str, Any]:
+    """["num_heads=5", "image_size=32x48", "gelu=erf"] as a dict of hints.
+
+    Raises:
+      ConfigError: a word is none.
+    """
+    hints: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"--hints={word}: write NAME=VALUE, such as num_heads=12.")
+        hints[name] = _parse(value)
+    return hints
+
+
+def _parse(value: str) -> Any:
+    if match := re.fullmatch(r"(\d+)x(\d+)", value):
+        return int(match[1]), int(match[2])
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _value(name: str, value: Any) -> Any:
+    """The value of a hint as its field's."""
+    if name in ("image_size", "patch_size", "rope_grid"):
+        sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
+        grid = name == "rope_grid"  # 0x0 is none: positions are not scaled.
+        if len(sides) != 2 or not all(type(side) is int and side >= (not grid) for side in sides):
+            unit = "patches, 16 or (rows, columns)" if grid else "pixels, 224 or (height, width)"
+            raise ConfigError(f"The hint {name}={value!r}: write {unit}.")
+        return sides
+    if name in ("ln_eps", "rope_theta"):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
+            raise ConfigError(f"The hint {name}={value!r}: write a number above 0.")
+        return float(value)
+    if name in _NAMES:
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"The hint {name}={value!r}: write a name.")
+        return _OTHER_NAMES.get((name, value), value)
+    if value is None:
+        return 0
+    if type(value) is not int or value < 0:
+        raise ConfigError(f"The hint {name}={value!r}: write a whole number.")
+    return value

@@ -1,0 +1,406 @@
+"""Folders of Hugging Face transformers: config.json, safetensors, preprocessor_config.json.
+
+One encoder under several names: ViT, DeiT, MSN, MAE and I-JEPA, DINOv2 (with registers), DINOv3,
+SigLIP. Since version 5 the library has other names in memory than on the disk; both are read, and
+so is a file without its model's prefix. Numbers: what config.json says, or its class's default.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from vit_jax.errors import CheckpointError, did_you_mean
+from vit_jax.models import VitConfig
+from vit_jax.pretrained.formats.base import Description, Foreign, Format, complete, place
+from vit_jax.pretrained.formats.entries import Entry, dense, embedding, norm
+from vit_jax.pretrained.formats.hints import Hints
+from vit_jax.pretrained.formats.names import count, renamed
+from vit_jax.pretrained.preprocess import from_family, from_hf, published_processor
+
+
+class Family(NamedTuple):
+    """A model_type of transformers.
+
+    Attributes:
+      ln_eps: the class's default.
+      resize: how it brings position embeddings to another grid.
+      spelling: index into SPELLINGS of the names that it writes.
+      hidden_act: the class's default.
+    """
+
+    ln_eps: float
+    resize: str
+    spelling: int
+    hidden_act: str = "gelu"
+
+
+FAMILIES = {
+    "vit": Family(1e-12, "bicubic", 0),
+    "deit": Family(1e-12, "bicubic", 0),
+    "vit_mae": Family(1e-12, "bicubic", 0),
+    "vit_msn": Family(1e-6, "bicubic", 0),
+    "ijepa": Family(1e-12, "bicubic", 0),
+    "dinov2": Family(1e-6, "bicubic", 1),
+    "dinov2_with_registers": Family(1e-6, "bicubic_antialias", 1),
+    "dinov3_vit": Family(1e-5, "bicubic", 2),
+    "siglip_vision_model": Family(1e-6, "bicubic", 3, "gelu_pytorch_tanh"),
+}
+_SILU = ("silu", "swish")
+_GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
+_PREFIX = re.compile(
+    r"^((vit|deit|ijepa|vit_msn|vit_mae|dinov2|dinov2_with_registers|dinov3_vit|model"
+    r"|vision_model)\.)+"
+)
+_UNUSED = (
+    r"(embeddings\.)?mask_token", r"embeddings\.position_ids", r"decoder\..*", r"text_model\..*",
+    r"logit_(scale|bias)", r"rope_embeddings\..*",
+)  # fmt: skip
+
+
+class Spelling(NamedTuple):
+    """The names within a block."""
+
+    block: str
+    attention: tuple[str, str, str, str]  # Query, key, value, out.
+    norms: tuple[str, str]
+    mlp: tuple[str, str]
+    gate: str = ""
+    scales: tuple[str, str] = ()
+
+
+_NESTED = tuple(f"attention.attention.{name}" for name in ("query", "key", "value"))
+_PROJ = tuple(f"attention.{name}_proj" for name in "qkvo")
+_NORM12, _AROUND = ("norm1", "norm2"), ("layernorm_before", "layernorm_after")
+_LAMBDAS = ("layer_scale1.lambda1", "layer_scale2.lambda1")
+_FC, _UP_DOWN = ("mlp.fc1", "mlp.fc2"), ("mlp.up_proj", "mlp.down_proj")
+
+SPELLINGS = (
+    Spelling(
+        "encoder.layer.{i}",
+        (*_NESTED, "attention.output.dense"),
+        _AROUND,
+        ("intermediate.dense", "output.dense"),
+    ),
+    Spelling(
+        "encoder.layer.{i}", (*_NESTED, "attention.output.dense"), _NORM12, _FC, scales=_LAMBDAS
+    ),
+    Spelling("layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
+    Spelling(
+        "encoder.layers.{i}",
+        (*(f"self_attn.{name}_proj" for name in "qkv"), "self_attn.out_proj"),
+        ("layer_norm1", "layer_norm2"),
+        _FC,
+    ),
+    # In memory, since version 5.
+    Spelling("layers.{i}", _PROJ, _AROUND, _FC),
+    Spelling("encoder.layer.{i}", _PROJ, _NORM12, _FC, scales=_LAMBDAS),
+    Spelling("encoder.layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
+)
+
+
+def recognises(foreign: Foreign) -> bool:
+    """Whether config.json is of a model that transformers knows."""
+    return "model_type" in foreign.config
+
+
+def describe(foreign: Foreign, hints: Hints) -> Description:
+    """See `Format`."""
+    config, family = _family(foreign)
+    tensors = renamed(foreign.tensors, lambda name: _PREFIX.sub("", name))
+    beside = ("decoder.", "text_model.")
+    shapes = {n: tensor.shape for n, tensor in tensors.items() if not n.startswith(beside)}
+    try:
+        facts = _facts(shapes, config, family) | _numerics(config, family)
+        _agree(facts, config, foreign)
+        facts |= {} if facts["posemb"] == "none" else _positions(shapes, facts, config, foreign)
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{foreign.path} has a config.json of {config.get('model_type')}, but its tensors or "
+            f"its config have no usable {error}."
+        ) from error
+    conventions = {"posemb_resize": facts.pop("posemb_resize")}
+    if not (facts["num_classes"] or facts["rep_size"] or facts["pool"] == "map"):
+        conventions["pool"] = facts.pop("pool")  # Nothing reads the tokens.
+    fields = facts if foreign.preprocessor else conventions
+    fields["preprocessing"] = "preprocessor_config.json"
+    facts, _ = hints.settle(facts, conventions)
+    family = facts.pop("preprocessing")
+    model, _ = complete(facts, {}, hints, path=foreign.path)
+    labels = _labels(config if "id2label" in config else foreign.config, model.num_classes)
+    kind, notes = config["model_type"], (f"model_type {config['model_type']}",)
+    if family == "preprocessor_config.json":
+        preprocessor = foreign.preprocessor
+        if not preprocessor:
+            preprocessor = published_processor(kind, image_size=model.image_size)
+            notes += (
+                f"no preprocessor_config.json: images are prepared as {kind}'s publisher does",
+            )
+        transforms = from_hf(preprocessor, image_size=model.image_size, model_type=kind)
+    else:
+        transforms = from_family(family, image_size=model.image_size)
+    unread = kind == "siglip_vision_model" and model.pool != "map"
+    unused = (*_UNUSED, r"head\..*") if unread else _UNUSED
+    return Description(model, tensors, unused, transforms, labels, notes)
+
+
+def _family(foreign: Foreign) -> tuple[Mapping[str, Any], Family]:
+    """The config of the part that sees, and what is known of its kind.
+
+    Raises:
+      CheckpointError: no model of this type is known.
+    """
+    config = foreign.config
+    if config["model_type"] == "siglip":  # Two towers in one folder.
+        config = {**config.get("vision_config", {}), "model_type": "siglip_vision_model"}
+    if config["model_type"] not in [*FAMILIES]:
+        raise CheckpointError(
+            f'{foreign.path} is of the model_type "{config["model_type"]}". '
+            + did_you_mean(str(config["model_type"]), FAMILIES)
+        )
+    return config, FAMILIES[config["model_type"]]
+
+
+def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """What names and shapes tell, and config.json where they do not."""
+    width, channels, *patch = _first(shapes, r"embeddings\.patch_embedding.*\.weight")
+    depth = max(
+        count(shapes, s.block.replace(".", r"\.").replace("{i}", r"(\d+)")) for s in SPELLINGS
+    )
+    gated = any(".weights_in." in name or ".gate_proj." in name for name in shapes)
+    hidden = _first(shapes, r".*\.0\.(output\.dense|mlp\.(fc2|weights_out|down_proj))\.weight")[1]
+    kind = config["model_type"]
+    head = next((n for n in ("classifier", "cls_classifier") if f"{n}.weight" in shapes), None)
+    classifies = any("ForImageClassification" in a for a in config.get("architectures") or ())
+    # Without its tensors the head is there all the same, and they are missing.
+    unseen = len(config.get("id2label", (0, 1))) if classifies else 0
+    silu = config.get("hidden_act", family.hidden_act) in _SILU
+    gates = "swiglu" if silu or kind.startswith("dinov2") else "geglu"
+    mlp = gates if gated else "silu" if silu else "gelu"
+    dino_head = kind.startswith("dinov2") and (head or classifies)
+    two, both = kind == "deit", "distillation_classifier.weight" in shapes
+    has_class = kind not in ("ijepa", "siglip_vision_model")
+    pool = (
+        "map"
+        if "head.probe" in shapes and not head  # SigLIP's classifier reads the patches' mean.
+        else "token_gap"
+        if dino_head
+        else "token"
+        if has_class
+        else "gap"
+    )
+    return {
+        "patch_size": tuple(patch),
+        "channels": channels,
+        "width": width,
+        "depth": depth,
+        "mlp_dim": hidden,
+        "mlp": mlp,
+        "num_heads": _whole(config, "num_attention_heads", 6 if kind == "dinov3_vit" else 12),
+        "num_classes": shapes[f"{head}.weight"][0] if head else unseen,
+        "rep_size": shapes["pooler.dense.weight"][0] if "pooler.dense.weight" in shapes else 0,
+        "pool": pool,
+        "class_token": has_class,
+        "distilled": both,
+        # Without a head of its own the distillation token is like a register with a position.
+        "registers": shapes.get("embeddings.register_tokens", (1, 0))[1] + (two - both),
+        "posemb": "none" if kind == "dinov3_vit" else "learned",
+        "layer_scale": 1.0 if any("layer_scale1" in name for name in shapes) else 0.0,
+        "qkv_bias": any(re.search(r"\.0\..*(query|q_proj)\.bias$", name) for name in shapes),
+        "key_bias": any(re.search(r"\.0\..*(key|k_proj)\.bias$", name) for name in shapes),
+    }  # fmt: skip
+
+
+def _first(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> tuple[int, ...]:
+    found = [shape for name, shape in shapes.items() if re.fullmatch(pattern, name)]
+    if not found:
+        raise KeyError(f"tensor whose name matches {pattern}")
+    return found[0]
+
+
+def _numerics(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    activation = config.get("hidden_act", family.hidden_act)
+    if activation not in _GELU and activation not in _SILU:
+        raise CheckpointError(
+            f'config.json has hidden_act="{activation}", which no model here has. '
+            + did_you_mean(str(activation), (*_GELU, *_SILU))
+        )
+    facts: dict[str, Any] = {
+        "ln_eps": float(config.get("layer_norm_eps", family.ln_eps)),
+        "gelu": _GELU.get(activation, "erf"),
+        "posemb_resize": family.resize,
+        "rope": "none",
+    }
+    if config["model_type"] == "dinov3_vit":
+        facts |= {
+            "rope": "dinov3",
+            "rope_theta": float(config.get("rope_theta", 100.0)),
+            "image_size": _sides(config, "image_size") or (224, 224),
+        }
+    return facts
+
+
+def _whole(config: Mapping[str, Any], key: str, default: int) -> int:
+    value = config.get(key, default)
+    if type(value) is not int:
+        raise ValueError(f"{key}: {value!r} is no whole number")
+    return value
+
+
+def _sides(config: Mapping[str, Any], key: str) -> tuple[int, int] | None:
+    """Height and width that config.json gives as one number or two; None if it does not."""
+    value = config.get(key)
+    if value is None:
+        return None
+    sides = tuple(value) if isinstance(value, list) else (value, value)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"{key}: {value!r} is neither pixels nor [height, width]")
+    return sides
+
+
+def _agree(facts: Mapping[str, Any], config: Mapping[str, Any], foreign: Foreign) -> None:
+    """Raises CheckpointError where config.json is of another model than the tensors, or ours."""
+    if facts["rep_size"] and config.get("pooler_act", "tanh") != "tanh":
+        raise CheckpointError(
+            f"{foreign.path} has pooler_act={config['pooler_act']}: poolers here have tanh."
+        )
+    if not isinstance(config.get("id2label") or {}, Mapping):
+        raise ValueError("id2label: it is no table of names")
+    said = {
+        "hidden_size": (config.get("hidden_size"), facts["width"]),
+        "num_hidden_layers": (config.get("num_hidden_layers"), facts["depth"]),
+        "intermediate_size": (config.get("intermediate_size"), facts["mlp_dim"]),
+        "num_channels": (config.get("num_channels"), facts["channels"]),
+        "patch_size": (_sides(config, "patch_size"), facts["patch_size"]),
+        "id2label, of so many names": (len(config.get("id2label") or ()), facts["num_classes"]),
+    }
+    if config["model_type"].startswith("dinov2"):  # Its MLP follows from mlp_ratio.
+        del said["intermediate_size"]
+    if not facts["num_classes"] or "id2label" not in config:
+        del said["id2label, of so many names"]
+    wrong = [
+        f"  {key}: {theirs!r}; the tensors have {ours!r}"
+        for key, (theirs, ours) in said.items()
+        if theirs is not None and theirs != ours
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{foreign.path}: config.json and the tensors are of different models.\n"
+            + "\n".join(wrong)
+            + "\nDownload both from the same place."
+        )
+
+
+def _positions(shapes, facts: dict[str, Any], config, foreign: Foreign) -> dict[str, Any]:
+    name = "embeddings.position_embeddings"
+    shape = shapes[name] if name in shapes else shapes["embeddings.position_embedding.weight"]
+    if config["model_type"] == "deit":
+        prefixes = {"all": 2}
+    else:
+        prefixes = {"class": 1} if facts["class_token"] else {"none": 0}
+    return place(
+        shape[-2],
+        prefixes,
+        patch_size=facts["patch_size"],
+        image_size=_sides(config, "image_size"),
+        path=foreign.path,
+    )
+
+
+def _labels(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
+    """Names of the classes, in order: config.json numbers them as strings."""
+    names = {str(key): value for key, value in dict(config.get("id2label") or {}).items()}
+    if not num_classes or any(str(k) not in names for k in range(num_classes)):
+        return None
+    return tuple(str(names[str(k)]) for k in range(num_classes))
+
+
+def spelled(spelling: Spelling) -> tuple[Entry, ...]:
+    """Entries of a block."""
+    ours, block = "encoder/block_{i}", spelling.block
+    query, key, value, out = (f"{block}.{name}" for name in spelling.attention)
+    scales = zip(("scale1", "scale2"), spelling.scales, strict=False)
+    return (
+        *norm(f"{ours}/norm1", f"{block}.{spelling.norms[0]}"),
+        *norm(f"{ours}/norm2", f"{block}.{spelling.norms[1]}"),
+        *dense(f"{ours}/attn/query", query, "heads_in"),
+        *dense(f"{ours}/attn/key", key, "heads_in"),
+        *dense(f"{ours}/attn/value", value, "heads_in"),
+        *dense(f"{ours}/attn/out", out, "heads_out"),
+        *dense(f"{ours}/mlp/fc1", f"{block}.{spelling.mlp[0]}"),
+        *dense(f"{ours}/mlp/fc2", f"{block}.{spelling.mlp[1]}"),
+        *(dense(f"{ours}/mlp/gate", f"{block}.{spelling.gate}") if spelling.gate else ()),
+        *(Entry(f"{ours}/{scale}", f"{block}.{theirs}") for scale, theirs in scales),
+    )
+
+
+# DINOv2's gate and hidden units are one tensor on the disk.
+WEIGHTS_IN = (
+    *dense("encoder/block_{i}/mlp/gate", "encoder.layer.{i}.mlp.weights_in", part=(0, 2)),
+    *dense("encoder/block_{i}/mlp/fc1", "encoder.layer.{i}.mlp.weights_in", part=(1, 2)),
+    *dense("encoder/block_{i}/mlp/fc2", "encoder.layer.{i}.mlp.weights_out"),
+)
+
+
+class Around(NamedTuple):
+    """The names around the blocks."""
+
+    embedding: str = "embeddings.patch_embeddings.projection"
+    positions: tuple[str, str] = ("embeddings.position_embeddings", "same")
+    norm: str = "layernorm"
+    head: str = "classifier"
+
+
+AROUND = (
+    Around(),
+    Around(head="cls_classifier"),  # DeiT with its teacher.
+    Around("embeddings.patch_embeddings", norm="norm"),  # DINOv3.
+    Around(  # SigLIP.
+        "embeddings.patch_embedding",
+        ("embeddings.position_embedding.weight", "table"),
+        "post_layernorm",
+    ),
+)
+
+
+def around(names: Around) -> tuple[Entry, ...]:
+    """Entries of what is not in a block."""
+    return (
+        Entry("cls", "embeddings.cls_token"),
+        Entry("dist", "embeddings.distillation_token"),
+        Entry("registers", "embeddings.register_tokens"),
+        Entry("registers", "embeddings.distillation_token"),
+        Entry("pos_embedding", *names.positions),
+        *embedding(names.embedding),
+        *norm("encoder/norm", names.norm),
+        *dense("pre_logits", "pooler.dense"),
+        *dense("head", names.head),
+        *dense("head_dist", "distillation_classifier"),
+        *_MAP_HEAD,
+    )
+
+
+_MAP_HEAD = (
+    Entry("map_head/probe", "head.probe"),
+    *(
+        Entry(f"map_head/attn/{name}/{ours}", f"head.attention.in_proj_{theirs}", layout, (k, 3))
+        for k, name in enumerate(("query", "key", "value"))
+        for ours, theirs, layout in (("kernel", "weight", "heads_in"), ("bias", "bias", "flat"))
+    ),
+    *dense("map_head/attn/out", "head.attention.out_proj", "heads_out"),
+    *norm("map_head/norm", "head.layernorm"),
+    *dense("map_head/mlp/fc1", "head.mlp.fc1"),
+    *dense("map_head/mlp/fc2", "head.mlp.fc2"),
+)
+
+
+def entries(config: VitConfig) -> tuple[Entry, ...]:
+    """See `Format`."""
+    packed = WEIGHTS_IN if config.gated else ()
+    return (
+        *(entry for names in AROUND for entry in around(names)),
+        *packed,
+        *(entry for names in SPELLINGS for entry in spelled(names)),
+    )
+
+
+FORMAT = Format("Hugging Face transformers", recognises, describe, entries)

@@ -1,0 +1,142 @@
+"""MLP-Mixer in the names of google-research/vision_transformer and big_vision, and in timm's."""
+
+import math
+import re
+from typing import Any
+
+from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.models import MixerConfig
+from vit_jax.pretrained.formats.base import Description, Foreign, Format
+from vit_jax.pretrained.formats.entries import Entry, dense, norm
+from vit_jax.pretrained.formats.hints import Hints
+from vit_jax.pretrained.formats.names import count, renamed
+from vit_jax.pretrained.preprocess import from_family, from_timm
+
+_OURS = "encoder/block_{i}"
+_PREFIX = re.compile(r"^(params/|opt/target/|model\.)+")
+
+
+def recognises(foreign: Foreign) -> bool:
+    """Whether there is a block that mixes tokens."""
+    return any("token_mixing/" in name or ".mlp_tokens." in name for name in foreign.tensors)
+
+
+def describe(foreign: Foreign, hints: Hints) -> Description:
+    """See `Format`."""
+    tensors = renamed(foreign.tensors, lambda name: _PREFIX.sub("", name))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    google = "stem/kernel" in shapes
+    try:
+        facts = _google(shapes) if google else _timm(shapes)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{foreign.path} is a Mixer without a usable {error}.") from error
+    published = foreign.config.get("pretrained_cfg")
+    facts["pool"] = "gap"  # A Mixer has no other.
+    conventions = {"gelu": "tanh" if google else "erf", "ln_eps": 1e-6}
+    if published:
+        facts["preprocessing"] = "pretrained_cfg"
+    else:
+        conventions["preprocessing"] = "google" if google else "timm"
+    facts, assumed = hints.settle(facts, conventions)
+    family, _ = facts.pop("preprocessing"), facts.pop("pool")
+    facts["image_size"] = _image_size(facts, facts.pop("tokens"), hints, foreign)
+    if not hints.get("image_size"):
+        assumed["image_size"] = facts["image_size"]
+    try:
+        config = MixerConfig(**facts)
+    except ConfigError as error:
+        raise CheckpointError(f"{foreign.path} describes no Mixer: {error}") from error
+    transforms = (
+        from_timm(published) if published else from_family(family, image_size=config.image_size)
+    )
+    unused = (r"(opt|optimizer|step)(/.*)?",)
+    return Description(config, tensors, unused, transforms, assumed=assumed)
+
+
+def _google(shapes) -> dict[str, Any]:
+    kernel, block = shapes["stem/kernel"], "MixerBlock_0"
+    tokens, token_mlp_dim = shapes[f"{block}/token_mixing/Dense_0/kernel"]
+    return {
+        "patch_size": tuple(kernel[:2]),
+        "channels": kernel[2],
+        "width": kernel[3],
+        "depth": count(shapes, r"MixerBlock_(\d+)/"),
+        "mlp_dim": shapes[f"{block}/channel_mixing/Dense_0/kernel"][1],
+        "token_mlp_dim": token_mlp_dim,
+        "tokens": tokens,
+        "num_classes": shapes["head/kernel"][1] if "head/kernel" in shapes else 0,
+    }
+
+
+def _timm(shapes) -> dict[str, Any]:
+    width, channels, *patch = shapes["stem.proj.weight"]
+    token_mlp_dim, tokens = shapes["blocks.0.mlp_tokens.fc1.weight"]
+    return {
+        "patch_size": tuple(patch),
+        "channels": channels,
+        "width": width,
+        "depth": count(shapes, r"blocks\.(\d+)\."),
+        "mlp_dim": shapes["blocks.0.mlp_channels.fc1.weight"][0],
+        "token_mlp_dim": token_mlp_dim,
+        "tokens": tokens,
+        "num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0,
+    }
+
+
+def _image_size(facts, tokens: int, hints: Hints, foreign: Foreign) -> tuple[int, int]:
+    """The only image size that a Mixer takes: its tokens are inputs of a layer."""
+    hinted, patch = hints.get("image_size"), facts["patch_size"]
+    if hinted is not None:
+        return hinted
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise CheckpointError(
+            f"{foreign.path} mixes {tokens:,} tokens, which are no square. Give its image size: "
+            "hints={'image_size': (height, width)}, or --hints=image_size=HEIGHTxWIDTH."
+        )
+    return side * patch[0], side * patch[1]
+
+
+def entries(config: MixerConfig) -> tuple[Entry, ...]:
+    """See `Format`."""
+    del config  # One set of names for all sizes.
+    return _ENTRIES
+
+
+def _google_dense(ours: str, theirs: str) -> tuple[Entry, ...]:
+    return tuple(Entry(f"{ours}/{leaf}", f"{theirs}/{leaf}") for leaf in ("kernel", "bias"))
+
+
+def _google_norm(ours: str, theirs: str) -> tuple[Entry, ...]:
+    return tuple(Entry(f"{ours}/{leaf}", f"{theirs}/{leaf}") for leaf in ("scale", "bias"))
+
+
+_ENTRIES = (
+    *_google_dense("embedding", "stem"),
+    *_google_norm(f"{_OURS}/norm1", "MixerBlock_{i}/LayerNorm_0"),
+    *_google_norm(f"{_OURS}/norm2", "MixerBlock_{i}/LayerNorm_1"),
+    *(
+        entry
+        for ours, theirs in (("token_mlp", "token_mixing"), ("mlp", "channel_mixing"))
+        for k in (0, 1)
+        for entry in _google_dense(
+            f"{_OURS}/{ours}/fc{k + 1}", f"MixerBlock_{{i}}/{theirs}/Dense_{k}"
+        )
+    ),
+    *_google_norm("encoder/norm", "pre_head_layer_norm"),
+    *_google_dense("head", "head"),
+    Entry("embedding/kernel", "stem.proj.weight", "conv"),
+    Entry("embedding/bias", "stem.proj.bias"),
+    *norm(f"{_OURS}/norm1", "blocks.{i}.norm1"),
+    *norm(f"{_OURS}/norm2", "blocks.{i}.norm2"),
+    *(
+        entry
+        for ours, theirs in (("token_mlp", "mlp_tokens"), ("mlp", "mlp_channels"))
+        for k in ("fc1", "fc2")
+        for entry in dense(f"{_OURS}/{ours}/{k}", f"blocks.{{i}}.{theirs}.{k}")
+    ),
+    *norm("encoder/norm", "norm"),
+    *dense("head", "head"),
+)
+
+FORMAT = Format("MLP-Mixer", recognises, describe, entries)

@@ -1,0 +1,273 @@
+"""PyTorch files in the names of timm: timm itself, DeiT, DeiT-III, MAE, DINOv2, DINOv3, EVA.
+
+Facebook's own code and timm share their names (`blocks.0.attn.qkv.weight`) and differ in a few
+tensors, by which they are told apart; and in how they resize positions. What no tensor shows is
+told by a config.json of timm's, or hinted; else it is assumed as in the published models with the
+same names, and Description.assumed has it. Where published models differ, it has to be hinted.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.errors import CheckpointError
+from vit_jax.models import VitConfig
+from vit_jax.pretrained.formats import timm_config
+from vit_jax.pretrained.formats.base import Description, Foreign, Format, complete, place
+from vit_jax.pretrained.formats.entries import Entry, dense, embedding, fused, norm
+from vit_jax.pretrained.formats.hints import Hints
+from vit_jax.pretrained.formats.names import renamed
+from vit_jax.pretrained.formats.resnet import TIMM_NAMES, stem_entries
+from vit_jax.pretrained.formats.timm_names import (
+    BACKBONE,
+    DINOV3_IN_TIMM,
+    EVA,
+    conventions_of,
+    facts_of,
+    kind_of,
+    native_dinov3,
+    rope_of,
+)
+from vit_jax.pretrained.preprocess import from_family, from_timm
+from vit_jax.pretrained.tensors import Tensors
+
+_B, _OURS = "blocks.{i}", "encoder/block_{i}"
+
+# Around the names of a model in training checkpoints and larger models.
+_PREFIX = re.compile(r"^(backbone\.|teacher\.|encoder\.|model\.|visual\.trunk\.)+")
+# What no encoder needs: decoders and mask tokens of masked pre-training, buffers that are computed.
+_UNUSED = (r"decoder_.*", r"mask_token", r"local_cls_norm\..*", r"rope_embed\.periods",
+           r".*\.bias_mask", r"rope\.(bands|periods|pos_embed)", r".*\.k_bias")  # fmt: skip
+# Heads of self-supervised training: DINOv2's, DINOv3's, DINO's and iBOT's.
+_TRAINING_HEADS = r"(dino_head|ibot_head|head\.(mlp|last_layer)\d?)\..*"
+
+
+def recognises(foreign: Foreign) -> bool:
+    """Whether there are blocks as timm's, and an embedding of patches."""
+    names = {_PREFIX.sub("", name) for name in foreign.tensors}
+    return "patch_embed.proj.weight" in names and any(
+        re.match(r"blocks\.(\d+\.)?0\.attn\.", name) for name in names
+    )
+
+
+def describe(foreign: Foreign, hints: Hints) -> Description:
+    """See `Format`."""
+    tensors = renamed(foreign.tensors, lambda name: _unchunked(_PREFIX.sub("", name)))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    kind, folder = kind_of(shapes, foreign), foreign.config
+    facts, conventions = _facts_and_conventions(tensors, shapes, kind, foreign=foreign, hints=hints)
+    facts, assumed = hints.settle(facts, conventions)
+    _check_pool(facts, kind, foreign, attention="attn_pool.latent" in shapes)
+    family = facts.pop("preprocessing")
+    facts |= _positions(shapes, facts, hints, foreign)
+    size = hints.get("image_size") or timm_config.image_size(folder)
+    if facts["posemb"] == "none" and size:
+        facts["image_size"] = size
+    elif facts["posemb"] != "none" and not size:
+        assumed["image_size"] = facts["image_size"]
+    if not folder.get("architecture"):
+        assumed |= _hidden(shapes, facts, kind)
+    config, assumed = complete(facts, assumed, hints, path=foreign.path)
+    if folder.get("pretrained_cfg"):
+        transforms = from_timm(folder["pretrained_cfg"])
+    else:
+        transforms = from_family(family, image_size=config.image_size)
+    unused, notes = _unused(shapes, config)
+    labels = _labels(folder, config.num_classes)
+    notes = (f"names of {kind}", *notes)
+    return Description(config, tensors, unused, transforms, labels, notes, assumed)
+
+
+def _facts_and_conventions(
+    tensors: Tensors, shapes: Mapping[str, Any], kind: str, *, foreign: Foreign, hints: Hints
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What tensors and config.json tell, and the usual values of what they do not."""
+    try:
+        facts = facts_of(shapes)
+        facts |= native_dinov3(tensors) if kind == "DINOv3" else {}
+        arguments = timm_config.arguments(foreign.config, path=foreign.path)
+        facts |= timm_config.facts(arguments, shapes, path=foreign.path)
+    except (KeyError, IndexError, ValueError) as error:
+        raise CheckpointError(
+            f"{foreign.path} has the names of {kind}, but no usable {error}."
+        ) from error
+    conventions = conventions_of(shapes, kind, facts)
+    activation, gated = facts.pop("activation", None), facts.pop("gated")
+    if gated and kind not in ("timm", "DeiT or MAE"):
+        facts["mlp"] = "swiglu"  # Their gates have a SiLU whatever the activation beside them.
+    elif activation:
+        gates = {"silu": "swiglu", "gelu": "geglu"}
+        facts["mlp"] = gates[activation] if gated else activation
+    else:
+        conventions["mlp"] = "swiglu" if gated else "gelu"
+        _check_gate(hints, gated=gated, foreign=foreign)
+    if "rope" not in facts:
+        conventions |= rope_of(shapes, hints, gated=gated, foreign=foreign)
+    if foreign.config.get("pretrained_cfg"):
+        facts["preprocessing"] = "pretrained_cfg"
+    if "attn_pool.latent" in shapes and "pool" not in facts:
+        # VisionTransformer pools the patches alone, Eva all tokens.
+        eva = kind in (EVA, DINOV3_IN_TIMM) or (facts | conventions)["rope"] != "none"
+        others = facts["class_token"] + facts["registers"] > 0
+        conventions["pool"] = "map_patches" if others and not eva else "map"
+        hints.translate("pool", {"map": conventions["pool"], "map_all": "map"})
+    return facts, {field: value for field, value in conventions.items() if field not in facts}
+
+
+def _check_gate(hints: Hints, *, gated: bool, foreign: Foreign) -> None:
+    """Raises CheckpointError if a hint has a gate and the tensors do not, or the reverse."""
+    accepted = ("swiglu", "geglu") if gated else ("gelu", "silu")
+    if hints.get("mlp") not in (None, *accepted):
+        raise CheckpointError(
+            f"The hint mlp={hints.get('mlp')!r} contradicts {foreign.path}, whose MLP has "
+            f"{'a' if gated else 'no'} gate: {' or '.join(accepted)}."
+        )
+
+
+def _hidden(shapes: Mapping[str, Any], facts: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """What is assumed of a bare file that is no field: timm's arguments that leave no trace."""
+    hidden: dict[str, Any] = {"blocks": "pre-norm"}  # EVA-02 E's post-norm has the same names.
+    if facts["mlp"] in ("swiglu", "geglu") and "blocks.0.mlp.fc1.weight" in shapes:
+        hidden["gate"] = "first half"  # timm's GluMlp can have it in the second.
+    if facts["rope"] != "none" and kind != "DINOv3":
+        hidden["rope_grid_offset"] = 0.0
+        hidden["rope_rotate_half"] = facts["rope"] == "dinov3"
+    return hidden
+
+
+def _unused(shapes: Mapping[str, Any], config: VitConfig) -> tuple[tuple[str, ...], list[str]]:
+    """Patterns of tensors without a use, and notes on them."""
+    unused, notes = [*_UNUSED, _TRAINING_HEADS], []
+    if any(re.fullmatch(_TRAINING_HEADS, name) for name in shapes):
+        notes.append("heads of its training left out")
+    if config.distilled:  # timm's class may have both, and reads neither.
+        unused += ["reg_token", r"fc_norm\..*"]
+    elif "dist_token" in shapes:
+        unused.append("reg_token")
+        notes.append("its distillation token has no head: features are the class token's")
+    return tuple(unused), notes
+
+
+def _labels(folder: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
+    """Names of classes in a config.json of timm's, if they are there."""
+    names = folder.get("label_names") or (folder.get("pretrained_cfg") or {}).get("label_names")
+    if not isinstance(names, list) or len(names) != num_classes:
+        return None
+    return tuple(map(str, names))
+
+
+def _unchunked(name: str) -> str:
+    """DINO's checkpoints for sharded training number blocks within chunks: blocks.0.3.norm1."""
+    return re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name)
+
+
+def _check_pool(facts: Mapping[str, Any], kind: str, foreign: Foreign, *, attention: bool) -> None:
+    """Raises CheckpointError if the pooling contradicts the tensors, or is of no model here."""
+    if attention != facts["pool"].startswith("map"):
+        raise CheckpointError(
+            f"{foreign.path} has {'' if attention else 'no '}attention pooling (attn_pool), so "
+            f"pool is not {facts['pool']!r}. Leave that hint out."
+        )
+    if attention and facts["mlp"] == "swiglu" and kind != EVA:
+        raise CheckpointError(
+            f"{foreign.path} pools by attention with the SiLU of its gated blocks: attention "
+            "pooling here has a GELU beside a gate."
+        )
+
+
+def _positions(shapes, facts: dict[str, Any], hints: Hints, foreign: Foreign) -> dict[str, Any]:
+    if facts["posemb"] == "none":
+        return {}
+    prefix = facts["class_token"] + facts["distilled"]
+    prefixes = {"none": 0, "class": prefix, "all": prefix + facts["registers"]}
+    if not facts["registers"]:
+        del prefixes["all"]
+    elif "register_tokens" in shapes:  # DINOv2's own have no row, its class token has one.
+        del prefixes["all"], prefixes["none"]
+    elif "reg_token" in shapes:  # timm's class token and registers have rows, or neither has.
+        del prefixes["class"]
+    stride = facts["stem"].stride if facts["stem"] else 1
+    pixels = (facts["patch_size"][0] * stride, facts["patch_size"][1] * stride)
+    rows, size = shapes["pos_embed"][-2], hints.get("image_size")
+    if size is None and (said := timm_config.image_size(foreign.config)):
+        # It may be a size that patches do not fill, which timm cuts off.
+        grid = [side // patch for side, patch in zip(said, pixels, strict=True)]
+        fits = math.prod(grid) in {rows - n for n in prefixes.values()}
+        size = (grid[0] * pixels[0], grid[1] * pixels[1]) if fits else None
+    return place(rows, prefixes, patch_size=pixels, image_size=size, path=foreign.path)
+
+
+def entries(config: VitConfig) -> tuple[Entry, ...]:
+    """See `Format`."""
+    stem = config.stem
+    # A root alone is not called a stem.
+    names = (
+        TIMM_NAMES if stem and stem.units else TIMM_NAMES._replace(root="conv", root_norm="norm")
+    )
+    body = stem_entries(stem, names, ours="stem/", theirs=BACKBONE) if stem else ()
+    return (*_COMMON, *(_PACKED if config.gated else ()), *_PLAIN_MLP, *body)
+
+
+_QKV = ("query", "key", "value")
+_COMMON = (
+    Entry("cls", "cls_token"),
+    Entry("dist", "dist_token"),
+    *(
+        Entry("registers", name)
+        for name in ("reg_token", "register_tokens", "storage_tokens", "dist_token")
+    ),
+    Entry("pos_embedding", "pos_embed"),
+    *embedding("patch_embed.proj"),
+    *norm("encoder/pre_norm", "norm_pre"),
+    *norm("encoder/norm", "norm"),
+    *norm("norm", "fc_norm"),
+    *dense("head", "head"),
+    *dense("head_dist", "head_dist"),
+    *norm(f"{_OURS}/norm1", f"{_B}.norm1"),
+    *fused(f"{_OURS}/attn", f"{_B}.attn.qkv", names=_QKV),
+    # EVA: the bias of queries and values apart; or all projections apart.
+    Entry(f"{_OURS}/attn/query/bias", f"{_B}.attn.q_bias", "flat"),
+    Entry(f"{_OURS}/attn/value/bias", f"{_B}.attn.v_bias", "flat"),
+    *(
+        entry
+        for name in _QKV
+        for entry in dense(f"{_OURS}/attn/{name}", f"{_B}.attn.{name[0]}_proj", "heads_in")
+    ),
+    *norm(f"{_OURS}/attn/query_norm", f"{_B}.attn.q_norm"),
+    *norm(f"{_OURS}/attn/key_norm", f"{_B}.attn.k_norm"),
+    *norm(f"{_OURS}/attn/norm", f"{_B}.attn.norm"),
+    *dense(f"{_OURS}/attn/out", f"{_B}.attn.proj", "heads_out"),
+    *norm(f"{_OURS}/norm2", f"{_B}.norm2"),
+    *(
+        Entry(f"{_OURS}/scale{k}", f"{_B}.{name}")
+        for k in (1, 2)
+        for name in (f"ls{k}.gamma", f"gamma_{k}")
+    ),
+    *norm(f"{_OURS}/mlp/norm", f"{_B}.mlp.norm"),
+    Entry("map_head/probe", "attn_pool.latent"),
+    *dense("map_head/attn/query", "attn_pool.q", "heads_in"),
+    *fused("map_head/attn", "attn_pool.kv", names=("key", "value")),
+    *dense("map_head/attn/out", "attn_pool.proj", "heads_out"),
+    *norm("map_head/norm", "attn_pool.norm"),
+    *dense("map_head/mlp/fc1", "attn_pool.mlp.fc1"),
+    *dense("map_head/mlp/fc2", "attn_pool.mlp.fc2"),
+)
+# A gate: EVA's, DINOv3's, DINOv2's; timm packs gate and hidden units into fc1.
+_PACKED = (
+    *dense(f"{_OURS}/mlp/gate", f"{_B}.mlp.fc1_g"),
+    *dense(f"{_OURS}/mlp/fc1", f"{_B}.mlp.fc1_x"),
+    *dense(f"{_OURS}/mlp/gate", f"{_B}.mlp.w1"),
+    *dense(f"{_OURS}/mlp/fc1", f"{_B}.mlp.w2"),
+    *dense(f"{_OURS}/mlp/gate", f"{_B}.mlp.w12", part=(0, 2)),
+    *dense(f"{_OURS}/mlp/fc1", f"{_B}.mlp.w12", part=(1, 2)),
+    *dense(f"{_OURS}/mlp/gate", f"{_B}.mlp.fc1", part=(0, 2)),
+    *dense(f"{_OURS}/mlp/fc1", f"{_B}.mlp.fc1", part=(1, 2)),
+    *dense(f"{_OURS}/mlp/fc2", f"{_B}.mlp.w3"),
+)
+_PLAIN_MLP = (
+    *dense(f"{_OURS}/mlp/fc1", f"{_B}.mlp.fc1"),
+    *dense(f"{_OURS}/mlp/fc2", f"{_B}.mlp.fc2"),
+)
+
+FORMAT = Format("timm", recognises, describe, entries)

@@ -1,0 +1,133 @@
+"""What a checkpoint is, as text: from its names and shapes, no tensor is read."""
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from vit_jax.models import forward_flops, num_params
+from vit_jax.pretrained.load import adapted, evaluated_size
+from vit_jax.pretrained.mapping import make_plan
+from vit_jax.pretrained.run_checkpoint import describe_own, is_own, refuse_hints
+from vit_jax.rundir import workdir as workdirs
+
+# Fields that are shown on lines of their own, or say nothing of a checkpoint.
+_APART = ("image_size", "patch_size", "num_classes")
+_RUNNING = (
+    "dropout", "attention_dropout", "stochastic_depth", "head_bias_init", "dtype", "attention",
+    "scan", "remat",
+)  # fmt: skip
+_SHOWN_LABELS = 5
+_LOSSES = {
+    "softmax_xent": "softmax",
+    "sigmoid_xent": "a sigmoid each",
+    "": "numbers of a regression",
+}
+
+
+def inspect(
+    path: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    hints: Mapping[str, Any] | None = None,
+    leave_out: Collection[str] = (),
+) -> str:
+    """Describes a checkpoint.
+
+    Args:
+      path: what `vit_jax.pretrained.load.load_pretrained` takes.
+      image_size: that it would be loaded for, if not its own.
+      hints: what its file does not tell.
+      leave_out: patterns of tensors and parameters.
+
+    Raises:
+      CheckpointError: it is damaged, or of no known format.
+    """
+    if is_own(path):
+        refuse_hints(path, hints, leave_out)
+        location, run, published = describe_own(path)
+        found = {
+            "path": str(location.workdir),
+            "format": f"work directory of vit_jax, step {location.step:,}",
+        }
+        names = workdirs.read_dataset(location.workdir)["class_names"]
+        labels, transforms, left_out = tuple(names), run.data.eval_transforms, ()
+        loss, followed = run.loss.name, None
+    else:
+        plan = make_plan(path, hints=hints, leave_out=leave_out)
+        described, tensors = plan.description, plan.foreign.tensors
+        stored = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())
+        dtypes = ", ".join(sorted({str(t.dtype) for t in tensors.values()}))
+        found = {
+            "path": str(plan.foreign.path),
+            "format": ", ".join((plan.format.name, *described.notes)),
+            "assumed": described.assumption or "nothing",
+            "tensors": f"{len(tensors):,}, {dtypes}, {stored / 1e6:,.1f} MB",
+        }
+        published, labels = described.config, described.labels
+        transforms, left_out = described.transforms, plan.left_out
+        loss, (followed, _) = plan.loss, evaluated_size(published, described.transforms)
+    config = adapted(published, {"image_size": image_size or followed})
+    lines = found | {
+        "model": type(published).__name__.removesuffix("Config"),
+        "image size": _size(config.image_size) + _grid(config),
+        "classes": f"{config.num_classes:,}, {_LOSSES[loss]}" if config.num_classes else "no head",
+        "labels": _labels(labels),
+        "parameters": f"{num_params(config):,}",
+        "forward pass": f"{forward_flops(config) / 1e9:,.4g} GFLOPs an image",
+        "architecture": _fields(published),
+        "preprocessing": "; ".join(map(_operation, transforms)),
+        "resized": _resized(published, config),
+        "left out": ", ".join(left_out[:8]) + _more(len(left_out) - 8) or "nothing",
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{key.ljust(width)}  {value}" for key, value in lines.items())
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _grid(config: Any) -> str:
+    if not hasattr(config, "grid"):
+        return ""
+    return f", patches of {_size(config.patch_size)}, a grid of {_size(config.grid)}"
+
+
+def _labels(labels: tuple[str, ...] | None) -> str:
+    if not labels:
+        return "none"
+    return "; ".join(labels[:_SHOWN_LABELS]) + _more(len(labels) - _SHOWN_LABELS)
+
+
+def _more(n: int) -> str:
+    return f" and {n:,} more" if n > 0 else ""
+
+
+def _fields(config: Any) -> str:
+    """What is the model's own: sizes always, the rest where it is not the default."""
+    shown = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in (*_APART, *_RUNNING):
+            continue
+        if field.default is dataclasses.MISSING or value != field.default or field.name in (
+            "ln_eps", "gelu", "pool", "posemb", "version", "padding", "gn_eps", "std_eps",
+        ):  # fmt: skip
+            shown.append(f"{field.name} {value}")
+    return ", ".join(shown)
+
+
+def _operation(operation: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{k}={v}" for k, v in operation.items() if k != "op")
+    return f"{operation['op']}({settings})"
+
+
+def _resized(published: Any, config: Any) -> str:
+    if getattr(config, "grid", None) == getattr(published, "grid", None):
+        return "nothing"
+    how = {"learned": config.posemb_resize, "none": "recomputed", "sincos2d": "recomputed"}
+    return (
+        f"positions from {_size(published.grid)} to {_size(config.grid)} patches "
+        f"({how[config.posemb]})"
+    )

@@ -1,0 +1,362 @@
+"""How the publisher of a checkpoint prepares images for evaluation, as transforms.
+
+From the file that comes with the checkpoint (`from_hf`, `from_timm`), or, where there is none, from
+what the publisher's code does (`from_family`). `Preprocess` applies them.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from vit_jax.data.decode import decode_pillow
+from vit_jax.data.op import Op
+from vit_jax.data.reading import read_file
+from vit_jax.data.recipes import Transforms, evaluation
+from vit_jax.data.transforms import Transform, build
+from vit_jax.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from vit_jax.pretrained.preprocess_fields import Fields
+
+Picture = str | os.PathLike | Image.Image | np.ndarray
+
+_HALF = (0.5, 0.5, 0.5)
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+# What each class of image processor does where its file does not say otherwise, and whether a size
+# that is one number is that of the shorter side (else a square's).
+# Source: transformers 5.23, models/{vit,deit,bit,clip,siglip,dinov3_vit}/image_processing_*.py.
+_HF_CLASSES: dict[str, dict[str, Any]] = {
+    "ViT": {"resample": 2, "image_mean": _HALF, "image_std": _HALF},
+    "DeiT": {
+        "resample": 3, "image_mean": _HALF, "image_std": _HALF,
+        "size at 224": {"height": 256, "width": 256}, "do_center_crop": True,
+    },
+    "Bit": {
+        "resample": 3, "image_mean": _CLIP[0], "image_std": _CLIP[1],
+        "size at 224": {"shortest_edge": 224}, "do_center_crop": True, "default_to_square": False,
+    },
+    "Siglip": {
+        "resample": 3, "image_mean": _HALF, "image_std": _HALF, "default_to_square": False,
+    },
+    "DINOv3ViT": {"resample": 2, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]},
+}  # fmt: skip
+_HF_CLASSES["CLIP"] = _HF_CLASSES["Bit"]
+_IMAGENET_FIELDS = {"image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]}
+# model_type -> the class of its image processor (AutoImageProcessor's choice), and what the
+# published files of the family say beyond the defaults of that class. Sources: for DeiT and MSN
+# their conversion scripts in transformers; for MAE and DINOv2 how Facebook's code evaluates.
+_HF_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("ViT", {}),
+    "deit": ("DeiT", _IMAGENET_FIELDS),
+    "vit_mae": ("ViT", _IMAGENET_FIELDS | {"image_processor_type": "BitImageProcessor"}),
+    "vit_msn": ("ViT", _IMAGENET_FIELDS),
+    "ijepa": ("ViT", {}),
+    "dinov2": ("Bit", _IMAGENET_FIELDS),
+    "dinov2_with_registers": ("Bit", _IMAGENET_FIELDS),
+    "dinov3_vit": ("DINOv3ViT", {}),
+    "siglip_vision_model": ("Siglip", {}),
+}
+_HF_FILE = "preprocessor_config.json"
+_HF_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's codes.
+
+_TIMM_INTERPOLATION = {name: name for name in ("nearest", "bilinear", "bicubic")}
+
+
+def from_hf(
+    preprocessor: Any, *, image_size: tuple[int, int], model_type: str = "vit"
+) -> Transforms:
+    """The transforms that a preprocessor_config.json describes.
+
+    Args:
+      preprocessor: content of the file, of any age: a dict, if it is what it should be.
+      image_size: (height, width) of the model, for sizes that the file does not have.
+      model_type: of config.json: it decides the class of a file that names none.
+
+    Returns:
+      Transforms with explicit sizes.
+
+    Raises:
+      CheckpointError: a key's value makes no sense, or is not supported.
+    """
+    kind = _hf_class(Fields(_HF_FILE, preprocessor, {}), default=_HF_FAMILIES[model_type][0])
+    fields = Fields(_HF_FILE, preprocessor, _HF_CLASSES[kind])
+    square = fields.flag("default_to_square", True)
+    own = _scaled(fields.default("size at 224", {}), image_size)
+    resize_to = fields.size("size", own or image_size, square=square)
+    method = fields.choice("resample", _HF_RESAMPLE)
+    ops: list[dict[str, Any]] = [{"op": "decode"}]
+    if fields.flag("do_resize", True):
+        # DINOv3's divides before it resizes, and so does not round to 256 levels.
+        exact = kind == "DINOv3ViT" and fields.flag("do_rescale", True)
+        rounding = {"rounding": "none"} if exact else {}
+        ops.append(_resize(resize_to, method=method, **rounding))
+    if fields.flag("do_center_crop", False):
+        crop = fields.size("crop_size", image_size, square=True)
+        if "shortest_edge" in crop:
+            raise fields.error("crop_size", "height and width", crop)
+        side = crop["height"], crop["width"]
+        if not fields.flag("do_resize", True) or not _covers(resize_to, crop):
+            ops.append({"op": "pad", "size": side})  # Its crop pads what is smaller with zeros.
+        ops.append({"op": "center_crop", "size": side})
+    if fields.flag("do_pad", False):
+        raise fields.error("do_pad", "false (padding after the normalisation is not read)", True)
+    return (*ops, _normalize(*_hf_statistics(fields)))
+
+
+def published_processor(model_type: str, *, image_size: tuple[int, int]) -> dict[str, Any]:
+    """The preprocessor_config.json of a family, for a folder that has none.
+
+    Args:
+      model_type: of config.json: a key of `_HF_FAMILIES`.
+      image_size: (height, width) of the model, to which the published sizes are scaled.
+    """
+    kind, fields = _HF_FAMILIES[model_type]
+    content = {"image_processor_type": f"{kind}ImageProcessor", **fields}
+    if content["image_processor_type"] != "BitImageProcessor":
+        return content
+    if image_size == (518, 518):  # DINOv2's positions; it is evaluated at 224 pixels.
+        image_size = (224, 224)
+    return content | {
+        "size": {"shortest_edge": round(max(image_size) * 256 / 224)},
+        "crop_size": list(image_size),
+    }
+
+
+def _hf_class(fields: Fields, *, default: str) -> str:
+    """The key of `_HF_CLASSES` that a file names; the oldest files name none."""
+    name = fields.text("feature_extractor_type", f"{default}FeatureExtractor")
+    name = fields.text("image_processor_type", name)
+    kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name)
+    if kind not in _HF_CLASSES:
+        known = ", ".join(f"{kind}ImageProcessor" for kind in _HF_CLASSES)
+        raise fields.error("image_processor_type", f"one of {known}", name)
+    return kind
+
+
+def _scaled(size: Mapping[str, int], image_size: tuple[int, int]) -> dict[str, int]:
+    """A class's own size, which is for 224, in proportion for another image size."""
+    sides = {"height": image_size[0], "width": image_size[1], "shortest_edge": max(image_size)}
+    return {key: round(value * sides[key] / 224) for key, value in size.items()}
+
+
+def _covers(resize: Mapping[str, int], crop: Mapping[str, int]) -> bool:
+    short = resize.get("shortest_edge", 0)
+    return all(resize.get(key, short) >= crop[key] for key in ("height", "width"))
+
+
+def _resize(size: Mapping[str, int], **how: Any) -> dict[str, Any]:
+    if "shortest_edge" in size:
+        return {"op": "resize_small", "size": size["shortest_edge"], "long_side": "down", **how}
+    return {"op": "resize", "size": (size["height"], size["width"]), **how}
+
+
+def _hf_statistics(fields: Fields) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of what `normalize` divides by 255 before.
+
+    (level * factor - offset - mean) / std is (level / 255 - m) / s with the m and s returned.
+    """
+    factor = fields.number("rescale_factor", 1 / 255, low=1e-6, high=1e3)
+    factor = 255 * factor if fields.flag("do_rescale", True) else 255.0
+    mean, std = fields.statistics("image_mean"), fields.statistics("image_std", low=1e-6)
+    if not fields.flag("do_normalize", True):
+        mean, std = (0.0,), (1.0,)
+    if len(mean) != len(std):
+        raise fields.error("image_std", f"{len(mean)} numbers, as image_mean has", std)
+    offset = 1.0 if fields.flag("rescale_offset", False) else 0.0
+    return tuple((m + offset) / factor for m in mean), tuple(s / factor for s in std)
+
+
+def _normalize(mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
+    if set(mean) == set(std) == {0.5}:
+        return {"op": "value_range"}
+    return {"op": "normalize", "mean": mean, "std": std}
+
+
+def from_timm(pretrained_cfg: Any) -> Transforms:
+    """The transforms that timm's pretrained_cfg describes.
+
+    Args:
+      pretrained_cfg: input_size [channels, height, width], and the rest where it is not timm's
+        default (timm 1.0, data/config.py): bicubic, crop_pct .875, ImageNet's statistics.
+
+    Returns:
+      Transforms with explicit sizes.
+
+    Raises:
+      CheckpointError: a key's value makes no sense, or is not supported.
+    """
+    fields = Fields(
+        "pretrained_cfg",
+        pretrained_cfg,
+        {"interpolation": "bicubic", "crop_mode": "center", "mean": _IMAGENET[0],
+         "std": _IMAGENET[1]},
+    )  # fmt: skip
+    size = fields.shape("input_size", (3, 224, 224))[1:]
+    share = fields.number("crop_pct", 0.875, low=0.01, high=1.0)
+    method = fields.choice("interpolation", _TIMM_INTERPOLATION)
+    mode = fields.choice("crop_mode", {"center": "resize_small", "squash": "resize"})
+    before = tuple(math.floor(side / share) for side in size)
+    resize = {"op": mode, "size": before, "method": method}
+    if mode == "resize_small":  # timm rounds the longer side otherwise if the target is no square.
+        resize["long_side"] = "down" if before[0] == before[1] else "nearest"
+    mean, std = fields.statistics("mean"), fields.statistics("std", low=1e-6)
+    if len(mean) != len(std):
+        raise fields.error("std", f"{len(mean)} numbers, as mean has", std)
+    return (
+        {"op": "decode", "exif": False},
+        resize,
+        {"op": "center_crop", "size": size, "offset": "half_even"},
+        _normalize(mean, std),
+    )
+
+
+def _timm_side(side: int) -> int:
+    """Of its ViTs' default_cfgs: crop_pct is .9, and 1 from 384 on."""
+    return side if side >= 384 else math.floor(side / 0.9)
+
+
+# Family -> how it evaluates (`vit_jax.data.recipes.EVALUATION`), and the side before the crop for
+# the side after it.
+_FAMILIES: dict[str, tuple[str, Callable[[int], int] | None]] = {
+    # google-research/vision_transformer, whatever the size.
+    "google": ("vision_transformer", None),
+    # google-research/big_vision: resize_small(256)|central_crop(224); its SigLIP and BiT squash.
+    "big_vision": ("big_vision", lambda side: round(side * 256 / 224)),
+    "siglip": ("big_vision_squash", None),
+    "bit": ("big_vision_squash", None),
+    "timm": ("timm", _timm_side),
+    "timm_imagenet": ("timm_imagenet", _timm_side),
+    # facebookresearch/deit, datasets.py with --eval-crop-ratio .875; DeiT III asks for 1.
+    "deit": ("timm_imagenet", lambda side: int(side / 0.875)),
+    "deit3": ("timm_imagenet", lambda side: side),
+    # facebookresearch/mae, util/datasets.py.
+    "mae": ("timm_imagenet", lambda side: int(side * 256 / 224) if side <= 224 else side),
+    # facebookresearch/dinov2, data/transforms.py: 256, then 224.
+    "dinov2": ("timm_imagenet", lambda side: round(side * 256 / 224)),
+    # As facebookresearch/dinov3's README tells its users to.
+    "dinov3": ("dinov3", None),
+    # torchvision's V1 weights, and those of SWAG.
+    "torchvision": ("torchvision", lambda side: round(side * 256 / 224)),
+    "torchvision_swag": ("timm_imagenet", lambda side: side),
+}
+
+
+def from_family(family: str, *, image_size: tuple[int, int]) -> Transforms:
+    """How a publisher's code evaluates, for checkpoints without a file that says so.
+
+    Args:
+      family: a key of `_FAMILIES`, such as "google" or "dinov2".
+      image_size: (height, width) that the model takes.
+
+    Raises:
+      CheckpointError: there is no such family.
+    """
+    if family not in _FAMILIES:
+        raise CheckpointError(f'No family "{family}". {did_you_mean(family, _FAMILIES)}')
+    style, before = _FAMILIES[family]
+    resize = None if before is None else tuple(map(before, image_size))
+    return tuple(
+        {**op, "size": image_size} if op["op"] in ("resize", "center_crop") else op
+        for op in evaluation(style, resize=resize)
+    )
+
+
+def output_size(transforms: Transforms) -> tuple[int, int] | None:
+    """(height, width) of the images that transforms make; None: the model's, as none is named."""
+    sizes = [op.get("size") for op in transforms if op["op"] in ("resize", "pad", "center_crop")]
+    if not sizes or sizes[-1] is None:
+        return None
+    height, width = np.broadcast_to(sizes[-1], 2).tolist()
+    return height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """Images as the model takes them.
+
+    Attributes:
+      transforms: the first is decode; the images that they make are of `image_size`.
+      image_size: (height, width) in pixels.
+      channels: of the model, 3 or 1: those that decode gives where it does not say.
+    """
+
+    transforms: Transforms
+    image_size: tuple[int, int]
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self._transform  # Built now, so that what makes no sense shows now.
+        except ConfigError as error:
+            raise CheckpointError(
+                f"The checkpoint's preprocessing cannot be done: {error}"
+            ) from error
+
+    @functools.cached_property
+    def _transform(self) -> Transform:
+        first, *rest = self.transforms
+        return build(
+            [{"channels": self.channels, **first}, *rest],
+            image_size=self.image_size,
+            channels=self.channels,
+            key="preprocessing",
+        )
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """The operations, with every size and default."""
+        return self._transform.ops
+
+    def __call__(self, images: Picture | Sequence[Picture]) -> Float32[np.ndarray, "b h w c"]:
+        """Prepares images.
+
+        Args:
+          images: a path, a Pillow image, or uint8 pixels [h, w] or [h, w, c]; or a list of these.
+
+        Raises:
+          DataError: one of them is broken or no image; it says which.
+        """
+        if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
+            images = [images]
+        if not images:
+            raise DataError("No image was given: name at least one.")
+        return np.stack([self._prepare(i, image) for i, image in enumerate(images)])
+
+    def _prepare(self, i: int, image: Picture) -> Float32[np.ndarray, "h w c"]:
+        rng = np.random.default_rng(0)  # Evaluation draws nothing of it.
+        try:
+            return self._transform({"image": self._stored(image)}, rng)["image"]
+        except DataError as error:
+            where = image if isinstance(image, str | os.PathLike) else f"image {i}"
+            raise DataError(f"{os.fspath(where)}: {error}") from error
+
+    def _stored(self, image: Picture) -> bytes | UInt8[np.ndarray, "..."] | np.ndarray:
+        """What the decode transform takes."""
+        if isinstance(image, Image.Image):
+            decode = self.ops[0]
+            return decode_pillow(image, channels=decode.channels, exif=decode.exif)
+        return image if isinstance(image, np.ndarray) else read_file(image)
+
+    def for_size(self, size: Iterable[int]) -> "Preprocess":
+        """The same for another (height, width): all sizes in proportion, to the nearest pixel."""
+        size = tuple(size)
+        ratio = [new / old for new, old in zip(size, self.image_size, strict=True)]
+
+        def scale(op: dict[str, Any]) -> dict[str, Any]:
+            if op.get("size") is None:
+                return op
+            pair = np.broadcast_to(op["size"], 2)
+            return {
+                **op,
+                "size": tuple(round(s * r) for s, r in zip(pair.tolist(), ratio, strict=True)),
+            }
+
+        return Preprocess(tuple(map(scale, self.transforms)), size, self.channels)

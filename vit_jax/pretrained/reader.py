@@ -1,0 +1,130 @@
+"""Parameters of a model read out of a foreign file: a tensor at a time, devices keep their part."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, Sharding
+from jaxtyping import PyTree
+
+from vit_jax.models import ModelConfig, build, param_shapes
+from vit_jax.models.resize import resize_patches, resize_posemb
+from vit_jax.parallel.rules import param_shardings, path_name
+from vit_jax.pretrained.formats import entries as tables
+from vit_jax.pretrained.mapping import Plan, unrolled_shapes
+
+
+def read(plan: Plan, config: ModelConfig, mesh: Mesh) -> tuple[PyTree, tuple[str, ...]]:
+    """The parameters of a model, each read where it will lie, and what was done to them.
+
+    Args:
+      plan: of the checkpoint.
+      config: of the wanted model: the checkpoint's, for another image size or head maybe.
+      mesh: that the parameters lie on, by our rules.
+    """
+    reader = Reader(plan, config)
+    targets = param_shapes(config)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf, sharding: reader.array(path_name(path), leaf.shape, sharding),
+        targets,
+        param_shardings(targets, mesh),
+    )
+    return params, tuple(reader.notes)
+
+
+class Reader:
+    """Reads parameters of a model out of a plan's file, shard by shard."""
+
+    def __init__(self, plan: Plan, config: ModelConfig):
+        self.plan = plan
+        self.config = config
+        self.notes: list[str] = []
+        self._published = unrolled_shapes(plan.description.config)
+        self._initial: dict[str, np.ndarray] | None = None
+
+    def array(self, path: str, shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
+        """One parameter of the model, laid out by the sharding."""
+        if "/blocks/" not in path:
+            whole = self._leaf(path, shape)
+            return jax.make_array_from_callback(shape, sharding, lambda index: whole[index])
+
+        # Each tensor of the file is read once, however many devices hold a part of it.
+        parts = {}
+        for index in sharding.addressable_devices_indices_map(shape).values():
+            extent = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
+            parts[_bounds(index, shape)] = (index, _aligned(extent))
+        for i in range(shape[0]):
+            name = path.replace("/blocks/", f"/block_{i}/")
+            leaf = None
+            for bounds, (index, part) in parts.items():
+                first, last = bounds[0]
+                if first <= i < last:
+                    leaf = self._leaf(name, shape[1:]) if leaf is None else leaf
+                    part[i - first] = leaf[index[1:]]
+        return jax.make_array_from_callback(
+            shape, sharding, lambda index: parts[_bounds(index, shape)][1]
+        )
+
+    def _leaf(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A parameter of one block, or of none: float32."""
+        if path.startswith("head") and self._published.get(path) != shape:
+            self._note("new head, of zeros")
+            value = self.config.head_bias_init if path.endswith("bias") else 0.0
+            return np.full(shape, value, np.float32)
+        if path in self.plan.fresh:
+            return self._initialised(path)
+        source = self.plan.sources[path]
+        tensors = self.plan.description.tensors
+        stored = tensors[source.theirs].shape
+        rows = tables.rows_of(source, stored) if source.part[1] > 1 else None
+        array = tables.load(tensors.read(source.theirs, rows), source, self._published[path])
+        array = array.astype(np.float32, copy=False)
+        if path == "pos_embedding" and self.config.grid != self.plan.description.config.grid:
+            array = self._resized(array)
+        if path == "embedding/kernel" and array.shape != shape:
+            self._note(f"patch embedding resized to {shape[0]}x{shape[1]} (FlexiViT)")
+            array = np.asarray(resize_patches(jnp.asarray(array), new=shape[:2]))
+        return array
+
+    def _resized(self, posemb: np.ndarray) -> np.ndarray:
+        old, new = self.plan.description.config, self.config
+        self._note(
+            f"position embedding resized from {old.grid[0]}x{old.grid[1]} to {new.grid[0]}x"
+            f"{new.grid[1]} patches ({new.posemb_resize})"
+        )
+        resized = resize_posemb(
+            jnp.asarray(posemb), old=old.grid, new=new.grid, prefix=old.posemb_rows,
+            kernel=new.posemb_resize,
+        )  # fmt: skip
+        return np.asarray(resized)
+
+    def _initialised(self, path: str) -> np.ndarray:
+        if self._initial is None:
+            config = dataclasses.replace(self.config, scan=False)
+            images = jnp.zeros((1, *config.image_size, config.channels))
+            params = jax.jit(build(config).init)(jax.random.key(0), images)["params"]
+            self._initial = {
+                path_name(path): np.asarray(leaf)
+                for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+            }
+        self._note(f"{path} initialised")
+        return self._initial[path]
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Where a shard begins and ends along each dimension."""
+    return tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+
+
+def _aligned(shape: Sequence[int]) -> np.ndarray:
+    """Memory that JAX on the CPU takes as it is, without a copy."""
+    size = int(np.prod(shape)) * 4
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(np.float32).reshape(shape)

@@ -1,0 +1,64 @@
+"""A work directory of ours as a pretrained model, like any published checkpoint."""
+
+import os
+import re
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from ml_collections import FrozenConfigDict
+
+from vit_jax import storage
+from vit_jax.checkpoints.load import Location, locate
+from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.models import ModelConfig, model_config
+from vit_jax.parallel.constraints import AXES
+from vit_jax.rundir import workdir as workdirs
+
+
+def is_own(path: str | os.PathLike) -> bool:
+    """Whether a path is a work directory, or a checkpoint in one."""
+    if re.match(r"https?://", os.fspath(path)):
+        return False
+    folder = storage.as_path(path)
+    if folder.name.isdigit() and folder.parent.name == workdirs.CHECKPOINTS:
+        return True
+    if not storage.is_local(folder) and re.search(r"\.\w+(:\w+)?$", folder.name):
+        return False  # A file: no need to ask whether something is below it.
+    try:
+        return storage.exists(folder / workdirs.DATASET)
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(path)[:300]} cannot be opened: {storage.explain(error)}."
+        ) from error
+
+
+def refuse_hints(path: str | os.PathLike, *given: Collection[Any] | None) -> None:
+    """Raises ConfigError if hints, or patterns of tensors to leave out, are given for a run."""
+    if any(given):
+        raise ConfigError(f"{path} is a work directory, which tells all: give no hints for it.")
+
+
+def describe_own(path: str | os.PathLike) -> tuple[Location, FrozenConfigDict, ModelConfig]:
+    """A run's checkpoint, config and model; no parameter is read.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or what it is of cannot be read.
+    """
+    location = locate(path)
+    config = workdirs.read_config(location.workdir)
+    num_classes = workdirs.read_dataset(location.workdir)["num_classes"]
+    try:
+        return location, config, model_config(config.model, num_classes=num_classes)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{location.workdir / workdirs.CONFIG} describes no model: {error}"
+        ) from error
+
+
+def one_device() -> Mesh:
+    """A mesh of this process's first device."""
+    devices = np.asarray(jax.local_devices()[:1]).reshape((1,) * len(AXES))
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -1,0 +1,30 @@
+"""Files of named tensors, read one tensor at a time: safetensors, .npz, .pth.
+
+Nothing of a file is executed: no pickle of Python objects is loaded, from any of them. Names,
+shapes and dtypes are known without reading a tensor, and what is read takes the memory of itself.
+
+base         what every file of tensors is
+opening      recognises a file by its contents
+safetensors  .safetensors
+npz          .npz
+pth          PyTorch's .pth and .bin
+shards       several files as one
+"""
+
+from vit_jax.pretrained.tensors.base import Tensor, Tensors
+from vit_jax.pretrained.tensors.npz import Npz
+from vit_jax.pretrained.tensors.opening import open_tensors
+from vit_jax.pretrained.tensors.pth import Pth
+from vit_jax.pretrained.tensors.safetensors import Safetensors
+from vit_jax.pretrained.tensors.shards import Joined, read_shards
+
+__all__ = [
+    "Joined",
+    "Npz",
+    "Pth",
+    "Safetensors",
+    "Tensor",
+    "Tensors",
+    "open_tensors",
+    "read_shards",
+]

@@ -1,0 +1,197 @@
+"""PyTorch's files (.pth, .pt, .bin): a pickle of names and places, and the bytes of the tensors.
+
+They are read by PyTorch's own weights-only loader, which calls nothing that the pickle names but
+what rebuilds tensors. Only this file imports torch, and only when such a file is opened.
+"""
+
+import argparse
+import pathlib
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from vit_jax.errors import CheckpointError
+from vit_jax.pretrained.tensors.base import Tensor, Tensors, bounds, damaged, reading
+
+if TYPE_CHECKING:
+    import torch
+
+# What training scripts call the weights, the better ones first: averages are what was evaluated.
+WRAPPERS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+    "teacher",
+    "target_encoder",
+    "model",
+    "state_dict",
+    "module",
+    "student",
+    "encoder",
+    "backbone",
+)
+_DEEPEST = 4  # Wrappers within wrappers, such as {"teacher": {"backbone": ...}}.
+
+_DTYPES = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int64": np.dtype(np.int64),
+    "int32": np.dtype(np.int32),
+    "int16": np.dtype(np.int16),
+    "int8": np.dtype(np.int8),
+    "uint8": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
+}
+
+
+class Pth(Tensors):
+    """The tensors of the model in a PyTorch file.
+
+    Training scripts save optimizer, epoch and arguments beside the model. `metadata` says which
+    entry was taken ("wrapper", such as "model" or "teacher.backbone"; "" if the tensors lie open)
+    and which were left ("beside", a tuple of names).
+    """
+
+    def __init__(self, path: pathlib.Path):
+        """Reads the pickle; the tensors' bytes stay on the disk if the file is of the zip form.
+
+        They are mapped from there: what was read counts as this process's memory until the system
+        takes it back, which it can at any time.
+
+        Raises:
+          CheckpointError: torch is not installed; the file is damaged, holds objects that would be
+            code, or no tensors.
+        """
+        content = _load(path)
+        wrapper, found, beside = _unwrap(path, content)
+        self._found: dict[str, torch.Tensor] = {}
+        tensors = {}
+        for name, value in found.items():
+            if not _is_tensor(value):
+                beside.append(".".join([*wrapper, str(name)]))
+            elif not isinstance(name, str):
+                raise damaged(path, f"a tensor is called {str(name)[:200]}, which is not a name")
+            else:
+                tensors[name] = _describe(path, name, value)
+                self._found[name] = value.detach()
+        super().__init__(path, tensors, {"wrapper": ".".join(wrapper), "beside": tuple(beside)})
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        import torch
+
+        shape, dtype = self[name]
+        first, last = bounds(shape, rows)
+        tensor = self._found[name]
+        with reading(self.path, name):
+            if rows is not None:
+                tensor = tensor[first:last]
+            if tensor.dtype == torch.bfloat16:  # Which NumPy does not have: bits pass unchanged.
+                tensor = tensor.view(torch.int16)
+            array = np.array(tensor.numpy(), order="C")
+        return array.view(dtype)
+
+
+def _load(path: pathlib.Path) -> Any:
+    if find_spec("torch") is None:
+        raise CheckpointError(
+            f"{path} is a PyTorch file, and PyTorch is not installed. Install it with: "
+            "pip install vit_jax[torch]. Or use the checkpoint's .safetensors file, if it has one."
+        )
+    import torch
+
+    zipped = _check_zip(path)
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_INERT):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except MemoryError:
+        raise
+    except Exception as error:  # The loader raises nearly every type on a broken file.
+        if match := re.search(r"GLOBAL ([\w.]{1,200})", str(error)):
+            raise CheckpointError(
+                f"{path} holds {match[1]}, and to load it would run its code, which this does not "
+                "do. Where you trust the file, save its tensors alone: "
+                "torch.save(model.state_dict(), FILE)."
+            ) from error
+        why = str(error).split("\n")[0][:300] or type(error).__name__
+        raise damaged(path, why) from error
+
+
+# Arguments and numbers that training scripts save: to make them is to run nothing of the file's.
+_INERT = [
+    argparse.Namespace,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+]
+
+
+def _check_zip(path: pathlib.Path) -> bool:
+    """Whether the file is of the zip form, and not one of a program (TorchScript)."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with reading(path), zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    # PyTorch compresses nothing, and would make room for whatever size a member claims.
+    size = path.stat().st_size
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+            raise damaged(path, f"{entry.filename[:200]} is compressed, or larger than the file")
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise CheckpointError(
+            f"{path} is a TorchScript program, not a file of weights. Save the weights: "
+            "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
+        )
+    return True
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _unwrap(path: pathlib.Path, content: Any) -> tuple[list[str], Mapping[Any, Any], list[str]]:
+    """The table of the model's tensors: the way to it, itself, and names that were passed by."""
+    way: list[str] = []
+    beside: list[str] = []
+    while isinstance(content, Mapping) and len(way) <= _DEEPEST:
+        inner = [n for n in WRAPPERS if isinstance(content.get(n), Mapping) and content[n]]
+        if not inner:
+            if any(map(_is_tensor, content.values())):
+                return way, content, beside
+            break
+        others = [str(name) for name in content if name != inner[0]]
+        beside += [".".join([*way, name]) for name in others]
+        content = content[inner[0]]
+        way.append(inner[0])
+    held = [str(name)[:50] for name in content] if isinstance(content, Mapping) else []
+    raise CheckpointError(
+        f"{path} holds no table of tensors where one was looked for: "
+        f"{'.'.join(way) or 'the whole'} is a {type(content).__name__} of {held[:9]}. Save the "
+        "tensors alone: torch.save(model.state_dict(), FILE)."
+    )
+
+
+def _describe(path: pathlib.Path, name: str, tensor: "torch.Tensor") -> Tensor:
+    import torch
+
+    kind = str(tensor.dtype).removeprefix("torch.")
+    dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
+    if kind not in _DTYPES or not dense or tensor.device.type != "cpu":
+        raise CheckpointError(
+            f"{path}: {name[:200]} is a tensor of {kind} ({tensor.layout}, {tensor.device}), which "
+            f"is not supported. Supported: dense ones of {', '.join(_DTYPES)}."
+        )
+    # One that repeats its elements could be of any size without a byte in the file.
+    if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        raise damaged(path, f"{name[:200]}: its bytes are not all there")
+    return Tensor(tuple(tensor.shape), _DTYPES[kind])

@@ -1,0 +1,66 @@
+"""Checkpoints in several files: the shards of a Hugging Face folder."""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from vit_jax import storage
+from vit_jax.errors import CheckpointError
+from vit_jax.pretrained.tensors.base import Tensors, damaged
+from vit_jax.pretrained.tensors.pth import Pth
+from vit_jax.pretrained.tensors.safetensors import Safetensors
+
+LARGEST_INDEX = 2**26  # Bytes.
+_OPEN: dict[str, Callable[[pathlib.Path], Tensors]] = {"safetensors": Safetensors, "bin": Pth}
+
+
+class Joined(Tensors):
+    """Several files as one; `metadata` is the first one's."""
+
+    def __init__(self, path: pathlib.Path, parts: Mapping[str, Tensors]):
+        """Joins them.
+
+        Args:
+          path: of the whole, for messages.
+          parts: for each tensor's name the file that it is in.
+        """
+        self._parts = parts
+        metadata = next(iter(parts.values())).metadata if parts else {}
+        super().__init__(path, {name: part[name] for name, part in parts.items()}, metadata)
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        return self._parts[name].read(name, rows)
+
+
+def read_shards(index: pathlib.Path) -> Joined:
+    """The tensors of the shards that an index names.
+
+    Args:
+      index: model.safetensors.index.json or pytorch_model.bin.index.json; its shards are beside it.
+
+    Raises:
+      CheckpointError: a shard, or a tensor of one, is missing; a name leads out of the folder.
+    """
+    try:
+        weights = json.loads(storage.read_bytes(index, limit=LARGEST_INDEX))["weight_map"]
+        names = sorted(set(weights.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(index, f"{type(error).__name__}: {error}") from error
+    shards = {}
+    for name in names:
+        match = isinstance(name, str) and re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name)
+        if not match:
+            raise damaged(index, f"{str(name)[:200]!r} is no file of tensors beside it")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(
+                f"{index.parent / name} is missing: the checkpoint has {len(names)} parts, "
+                f"{', '.join(names[:9])}. Download all of them into one folder."
+            )
+        shards[name] = _OPEN[match[1]](index.parent / name)
+    for tensor, name in weights.items():
+        if tensor not in shards[name]:
+            raise damaged(index, f"{tensor[:200]} is not in {name}")
+    return Joined(index.parent, {tensor: shards[name] for tensor, name in weights.items()})

@@ -1,0 +1,120 @@
+"""One run at a time in a work directory."""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import os
+import pathlib
+import re
+import socket
+import stat
+from collections.abc import Iterator
+
+from absl import logging
+from etils import epath
+
+from vit_jax import storage
+from vit_jax.errors import ConfigError
+from vit_jax.rundir.lease import lease
+
+LOCK = "lock"
+_OWNER = re.compile(r"process (?P<pid>[1-9]\d*) on (?P<host>\S+), started ")
+_NO_LOCKS = "there are no locks here; see to it that no second run is started in this directory."
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.Path) -> Iterator[None]:
+    """Holds a work directory for this process, for as long as the context or the process lasts.
+
+    The operating system gives it back when the process ends, however it ends: a killed run leaves
+    no lock behind, only the file, which stays. On a file system without locks nothing is held, and
+    a warning says so. In an object store it is a `vit_jax.rundir.lease.lease`.
+
+    Raises:
+      ConfigError: another process holds it, or it cannot be written.
+    """
+    if not storage.is_local(workdir):
+        with lease(workdir / LOCK):
+            yield
+        return
+    try:
+        # Not through a link: what it leads to would be emptied. Nor into a pipe.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = os.open(workdir / LOCK, flags, 0o666)
+    except OSError as error:
+        raise _cannot_write(workdir, error) from error
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(file, 1000, 0).decode(errors="replace").strip()
+            raise ConfigError(
+                f"--workdir={workdir} is in use by {owner or 'another process'}: two runs cannot "
+                "write to one work directory. Wait until it is done, stop it (SIGTERM lets it "
+                "save), or choose another --workdir."
+            ) from None
+        except OSError as error:
+            logging.warning("%s: %s (%s)", workdir, _NO_LOCKS, error.strerror)
+        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        owner = f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise OSError(errno.EINVAL, f"{LOCK} is no regular file")
+            os.ftruncate(file, 0)
+            os.pwrite(file, owner.encode(), 0)
+        except OSError as error:
+            raise _cannot_write(workdir, error) from error
+        yield
+    finally:
+        os.close(file)
+
+
+def is_held(path: pathlib.Path) -> bool:
+    """Whether a process holds the lock of this local file; on a file system without locks, no.
+
+    Ask only where nothing else may be about to take it: for a moment, the one who asks holds it.
+
+    Args:
+      path: of a work directory's `LOCK`, or of another file that a process locks.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return False
+
+
+def owner_lives(workdir: pathlib.Path) -> bool:
+    """Whether the last process that took a local work directory is still there; disturbs nobody.
+
+    It may have given the directory back; of one on another machine nothing is known, and it counts
+    as there.
+    """
+    try:
+        owner = (workdir / LOCK).read_text(errors="replace")
+    except OSError:
+        return False
+    if not (match := _OWNER.match(owner)):
+        return False
+    if match["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(match["pid"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # Somebody else's.
+        return True
+    return True
+
+
+def _cannot_write(workdir: epath.Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--workdir={workdir} cannot be written: {storage.explain(error)}.")

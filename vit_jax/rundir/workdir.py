@@ -1,0 +1,336 @@
+"""The files of a run's work directory that say what the run is.
+
+config.json      every key of the config, as it ran
+dataset.json     what the model's outputs mean: class names, channels, examples
+run.json         what the run is in numbers: parameters, FLOPs, steps; and the code that it ran last
+metrics.jsonl    what was measured, a line a step: a pure function of the config
+timing.jsonl     how long it took
+checkpoints/     one folder a saved step
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from vit_jax import storage
+from vit_jax.config import base_config, classification_eval, freeze
+from vit_jax.data.base import Source
+from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, did_you_mean
+
+CONFIG = "config.json"
+DATASET = "dataset.json"
+NUMBERS = "run.json"
+CHECKPOINTS = "checkpoints"
+
+_OTHER_EXAMPLES = (
+    "\nAnother fingerprint: the examples or their order are not what they were (files were added, "
+    "taken away, renamed or moved, or it is another version of the data set). Put them back, and "
+    "the run goes on exactly."
+)
+
+# In bytes. Ours are far smaller: a work directory may come from a stranger.
+_LARGEST_CONFIG = 2**20
+_LARGEST_DATASET = 2**26
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes a JSON file whole or not at all.
+
+    Raises:
+      OSError: it cannot be written.
+      ValueError: there is NaN or an infinity in it.
+    """
+    storage.write_bytes(path, json.dumps(value, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def read_json(path: epath.PathLike, *, limit: int) -> dict[str, Any]:
+    """Reads a JSON file of one object, of at most `limit` bytes.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is not JSON (NaN and the infinities are not), or not an object.
+    """
+    content = storage.read_bytes(path, limit=limit)
+    try:
+        value = json.loads(content, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {type(value).__name__} where an object should be")
+    return value
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is no number of JSON")
+    return value
+
+
+def config_to_json(config: ConfigDict | FrozenConfigDict) -> dict[str, Any]:
+    """The config as plain data: nested dicts, lists, numbers, strings, None."""
+    return _plain(config)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping | ConfigDict | FrozenConfigDict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def config_from_json(plain: Mapping[str, Any]) -> ConfigDict:
+    """The inverse of `config_to_json`; keys that a later release added have their defaults.
+
+    Raises:
+      ConfigError: a key that no config has, or a value of another type.
+    """
+    config = base_config()
+    rest = dict(plain)
+    try:
+        evals = {name: _eval(entry) for name, entry in rest.pop("evals", {}).items()}
+        _check_keys(rest, config)
+        config.update(_tuples(rest))
+        with config.unlocked():
+            config.evals = ConfigDict(evals)
+    except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise ConfigError(f"Not a config of this release of vit_jax: {said}") from error
+    return config
+
+
+def _eval(plain: Mapping[str, Any]) -> ConfigDict:
+    entry = classification_eval(split="").lock()
+    _check_keys(plain, entry)
+    entry.update(_tuples(dict(plain)))
+    return entry
+
+
+def _check_keys(plain: Mapping[str, Any], config: ConfigDict) -> None:
+    """Raises ValueError, with no more words than it needs, for a key that the config has not."""
+    for key, value in plain.items():
+        if key not in config:
+            raise ValueError(f"there is no key {key[:80]!r}. {did_you_mean(key[:80], config)}")
+        if isinstance(value, Mapping) and isinstance(config[key], ConfigDict):
+            _check_keys(value, config[key])
+
+
+def _tuples(value: Any) -> Any:
+    """JSON knows only lists; configs hold only tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one: {"optim.lr": 0.001}."""
+    flat = {}
+    for key, value in plain.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A line for each key in which two plain configs differ."""
+    old, new = flatten(old), flatten(new)
+    absent = "(absent)"
+    return [
+        f"  {key}: {old.get(key, absent)!r} -> {new.get(key, absent)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+
+
+def make(workdir: epath.PathLike) -> None:
+    """Makes the work directory, if it is not there.
+
+    Raises:
+      ConfigError: it cannot be made.
+    """
+    try:
+        storage.make_folder(workdir)
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir} cannot be made: {storage.explain(error)}."
+        ) from error
+
+
+def has_checkpoints(workdir: epath.PathLike) -> bool:
+    """Whether a run has saved something in a work directory, which need not be there.
+
+    Raises:
+      ConfigError: it cannot be read.
+    """
+    try:
+        names = storage.names(epath.Path(workdir) / CHECKPOINTS)
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir}: {CHECKPOINTS} cannot be read: {storage.explain(error)}."
+        ) from error
+    return any(name.isdigit() for name in names)
+
+
+def check_claim(
+    workdir: epath.PathLike,
+    config: FrozenConfigDict,
+    dataset: Mapping[str, Any],
+    *,
+    allow_config_change: bool,
+) -> None:
+    """Checks that the work directory is this run's, or nobody's: look while you hold its lock.
+
+    It is a run's from the first checkpoint on: what failed before that may be mended.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      dataset: what `describe_dataset` says of its data.
+      allow_config_change: whether a difference is meant.
+
+    Raises:
+      ConfigError: it belongs to a run with another config, or whose data set had other classes or
+        another number of examples: the difference is shown; or it cannot be read.
+      CheckpointError: it has checkpoints, and what they are of cannot be read.
+    """
+    if allow_config_change or not has_checkpoints(workdir):
+        return
+    try:
+        then = read_config(workdir), read_dataset(workdir)
+    except VitJaxError as error:
+        if isinstance(error.__cause__, OSError):  # Not now, perhaps.
+            raise
+        raise CheckpointError(
+            f"{error}\nThere are checkpoints in {workdir}. Put back the file as it was; or pass "
+            "--allow_config_change to go on from them with the config given now."
+        ) from error
+    diff = config_diff(config_to_json(then[0]), config_to_json(config))
+    # The first release wrote no fingerprints: then there are none to compare.
+    data = {key: dataset[key] for key in ("fingerprint", "evals")} | then[1]
+    diff += config_diff(data, dataset)
+    # An evaluation that only one of the two has is a matter of the config.
+    were = flatten({key: data[key] for key in ("fingerprint", "evals")})
+    now = flatten({key: dataset[key] for key in ("fingerprint", "evals")})
+    others = any(were[key] != now[key] for key in were.keys() & now.keys())
+    if diff:
+        raise ConfigError(
+            f"{workdir} holds a run with another config or other data:\n"
+            + "\n".join(diff)
+            + (_OTHER_EXAMPLES if others else "")
+            + "\nChoose another --workdir, or pass --allow_config_change to go on with the new one."
+        )
+
+
+def claim(
+    workdir: epath.PathLike,
+    config: FrozenConfigDict,
+    dataset: Mapping[str, Any],
+    numbers: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes what the run is into its work directory, once it is known to be able to start.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      dataset: what `describe_dataset` says of its data.
+      numbers: what `vit_jax.training.reports.numbers` says of its model and length; None where it
+        is no run but a published model as one.
+
+    Raises:
+      ConfigError: the work directory cannot be written, or the config has an infinite number.
+    """
+    workdir = epath.Path(workdir)
+    try:
+        write_json(workdir / CONFIG, config_to_json(config))
+        write_json(workdir / DATASET, dataset)
+        if numbers is not None:
+            write_json(workdir / NUMBERS, numbers)
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir} cannot be written: {storage.explain(error)}."
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"The config holds a number that is not finite: {error}.") from error
+
+
+def read_config(workdir: epath.PathLike) -> FrozenConfigDict:
+    """The config of the run in a work directory.
+
+    Raises:
+      CheckpointError: there is no run there, or its config cannot be read.
+    """
+    path = epath.Path(workdir) / CONFIG
+    try:
+        return freeze(config_from_json(read_json(path, limit=_LARGEST_CONFIG)))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{workdir} is not the work directory of a run: it holds no {CONFIG}. Give the "
+            "--workdir that vit_jax.train wrote."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {storage.explain(error)}.") from error
+    except ValueError as error:  # A ConfigError is one, too.
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+_DATASET_KEYS = {
+    "name": str,
+    "split": str,
+    "num_examples": int,
+    "num_classes": int,
+    "class_names": list,
+    "channels": int,
+}
+
+
+def read_dataset(workdir: epath.PathLike) -> dict[str, Any]:
+    """What `dataset.json` says: the keys of `describe_dataset`.
+
+    Raises:
+      CheckpointError: it is missing or damaged.
+    """
+    path = epath.Path(workdir) / DATASET
+    try:
+        dataset = read_json(path, limit=_LARGEST_DATASET)
+        for key, kind in _DATASET_KEYS.items():
+            if type(dataset.get(key)) is not kind:
+                raise ValueError(f"{key} is not of type {kind.__name__}")
+        if not all(isinstance(name, str) for name in dataset["class_names"]):
+            raise ValueError("class_names are not all text")
+        if dataset["num_classes"] != len(dataset["class_names"]):
+            raise ValueError(
+                f"num_classes is {dataset['num_classes']}, and there are "
+                f"{len(dataset['class_names'])} class_names"
+            )
+        return dataset
+    except FileNotFoundError:
+        raise CheckpointError(f"{workdir} holds no {DATASET}: the run did not start.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {storage.explain(error)}.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+
+
+def describe_dataset(
+    source: Source, *, num_classes: int, evals: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the outputs of a model trained on `source` mean; outputs beyond its classes get names.
+
+    Args:
+      source: what is trained on.
+      num_classes: of the model.
+      evals: the fingerprint of each evaluation's examples.
+    """
+    names = list(source.class_names)
+    return {
+        "name": source.name,
+        "split": source.split,
+        "num_examples": len(source),
+        "num_classes": num_classes,
+        "class_names": names + [f"class {i}" for i in range(len(names), num_classes)],
+        "channels": source.channels,
+        "fingerprint": source.fingerprint,
+        "evals": dict(evals),
+    }

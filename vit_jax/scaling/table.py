@@ -1,0 +1,108 @@
+"""A table of runs, ours or anybody's, as arrays by column."""
+
+import math
+import os
+import pathlib
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from vit_jax.errors import ConfigError, DataError, did_you_mean
+from vit_jax.scaling.csv_tables import read_csv
+
+
+def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The columns of a table, ours or anybody's, as arrays of one length.
+
+    Whole numbers are int64, or float64 where one is missing (NaN); other numbers are float64;
+    everything else is text, "" where it is missing, except for columns of true and false alone.
+
+    Args:
+      path: a .parquet or .csv file, with the columns' names in its first line. See `csv_tables`
+        for separators other than commas, and decimal commas.
+
+    Raises:
+      DataError: there is no such file, or it is not such a table.
+    """
+    path = pathlib.Path(path).expanduser()
+    kind = path.suffix.lower()
+    try:
+        if kind == ".parquet":
+            table = pa.parquet.read_table(path)
+        elif kind == ".csv":
+            table = read_csv(path)
+        else:
+            raise DataError(f"{path}: a table of runs is a .parquet or a .csv file.")
+        names = table.column_names
+        if kind == ".csv" and any(pa.types.is_binary(field.type) for field in table.schema):
+            raise DataError(f"{path} {_NO_UTF8}")
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise DataError(
+                f"{path} has several columns of the same name: {', '.join(twice)}. Rename them."
+            )
+        return {name: _array(table.column(name)) for name in names}
+    except UnicodeDecodeError as error:  # The names of the columns.
+        raise DataError(f"{path} {_NO_UTF8}") from error
+    except (OSError, pa.ArrowException) as error:
+        said = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise DataError(f"{path} cannot be read as a table of runs: {said[:300]}.") from error
+
+
+_NO_UTF8 = 'is not UTF-8 text. Save it as such ("CSV UTF-8" in Excel), or as Parquet.'
+
+
+def column(runs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A column of a table.
+
+    Raises:
+      ConfigError: it has none of that name; the nearest is named.
+    """
+    if name not in runs:
+        raise ConfigError(f'The table has no column "{name}". {did_you_mean(name, runs)}')
+    return runs[name]
+
+
+def numeric_column(runs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A column of numbers as float64; NaN where one is missing.
+
+    Raises:
+      ConfigError: there is no such column, or it has text; the first cell of it is shown.
+    """
+    values = column(runs, name)
+    if values.dtype.kind in "if":
+        return values.astype(np.float64)
+    texts = values.tolist()
+    row = next((i for i, value in enumerate(texts) if not _is_number(value)), 0)
+    raise ConfigError(
+        f'The column "{name}" is not one of numbers: it has {texts[row]!r} in row {row + 1:,}. '
+        "Write plain numbers, such as 0.25 or 1e15, not as text, and nothing where there is none."
+    )
+
+
+def _is_number(value: str | bool) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except ValueError:
+        return not value  # Nothing at all.
+
+
+def _array(values: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_timestamp(values.type):  # Python's have no nanoseconds.
+        values = values.cast(pa.string())
+    kind = values.type
+    missing = values.null_count > 0
+    if pa.types.is_boolean(kind) and not missing:
+        return values.to_numpy()
+    if pa.types.is_null(kind):
+        return np.full(len(values), np.nan)
+    if pa.types.is_integer(kind) and not missing:
+        return values.cast(pa.int64()).to_numpy()
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        numbers = values.cast(pa.float64(), safe=False)
+        return np.array([np.nan if x is None else x for x in numbers.to_pylist()], np.float64)
+    return np.array(["" if value is None else str(value) for value in values.to_pylist()])

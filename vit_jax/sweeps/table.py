@@ -1,0 +1,295 @@
+"""The table of a sweep's runs, made from their work directories; `vit_jax.scaling.table` reads it.
+
+`collect` writes runs.parquet and runs.csv into the sweep's folder, a row for each run and
+evaluation, and one for a run that has not come to an evaluation. It reads nothing but the runs' own
+files, so it can be called at any time, by any number of processes at once.
+
+run                     name of the run's folder
+status                  waiting, running, stopped, finished, failed, blocked (its trunk failed)
+evaluation              name in config.evals, such as "test"; "" before the first one
+step                    updates made when it was evaluated
+final                   whether that was the run's last step
+KEY                     what the sweep sets, by its key ("optim.lr"; "model" for ":model")
+seed                    of the run
+family                  of its model: vit, hybrid, resnet or mixer
+params                  of the model, all of them
+params_non_embedding    without patch and position embeddings, further tokens and the head
+examples                trained on in an epoch: the size of the training set
+steps                   of the whole run
+examples_seen           up to this step: step x batch size
+epochs                  the same, as a share of `examples`
+forward_flops           of one image; a multiply-add is two
+train_flops             up to this step, by what the run trains: for every image seen some three
+                        times forward_flops, less with frozen parameters, twice as much with SAM
+device_hours            up to this step: wall time x devices; a share of a CPU's cores is one
+                        device, and a GPU that several runs share counts for each of them
+loss, error, top1       of the evaluation; error is 1 - top1
+train_loss              of the last batch before it that was logged
+config_hash             equal for runs that compute the same; see `config_hash`
+code_version            release and commit that the run's last process ran
+device                  that it ran on
+attempts                processes that the sweep has started for the run
+error_message           why it failed
+
+What a branch counts from its trunk's beginning (step, examples_seen, train_flops, device_hours) is
+what it would have taken by itself. A run that was started by an earlier release says nothing of its
+parameters, until the same command has been started again.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from vit_jax import storage
+from vit_jax.errors import ConfigError, DataError, VitJaxError
+from vit_jax.models import family
+from vit_jax.rundir import lock
+from vit_jax.rundir import workdir as workdirs
+from vit_jax.sweeps import record as records
+from vit_jax.telemetry.jsonlines import read_jsonl
+
+PARQUET, CSV = "runs.parquet", "runs.csv"
+
+_FIRST = ("run", "status", "evaluation", "step", "final")  # Then what is swept, then these:
+_LAST = (
+    *("seed", "family", "params", "params_non_embedding", "examples", "steps", "examples_seen"),
+    *("epochs", "forward_flops", "train_flops", "device_hours", "loss", "error", "top1"),
+    *("train_loss", "config_hash", "code_version", "device", "attempts", "error_message"),
+)
+# What results do not depend on, but for rounding: where the data are and how they are loaded, where
+# and how it is computed, what is saved and logged.
+_IRRELEVANT = {
+    "": ("checkpoint", "log", "mesh", "timeout_seconds"),
+    "data": ("data_dir", "manual_dir", "workers", "threads", "prefetch"),
+    "model": ("attention", "remat"),
+}
+_LARGEST = 2**26  # Bytes of a JSON file.
+
+Row = dict[str, Any]
+
+
+def collect(folder: str | os.PathLike) -> pathlib.Path:
+    """Writes the table of all runs in a sweep's folder, as Parquet and as CSV.
+
+    Each file is written whole or not at all. Of several processes that collect at once each waits
+    for the one before, so what stands at the end is what the last one saw.
+
+    Args:
+      folder: of the sweep.
+
+    Returns:
+      The Parquet file.
+
+    Raises:
+      ConfigError: the folder is not there, or cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        with _one_at_a_time(folder / ".runs.lock"):
+            table = _table(list(_runs(folder)))
+            content = io.BytesIO()
+            pa.parquet.write_table(table, content)
+            storage.write_bytes(folder / PARQUET, content.getvalue())
+            content = io.BytesIO()
+            pa.csv.write_csv(table, content, pa.csv.WriteOptions(quoting_style="needed"))
+            storage.write_bytes(folder / CSV, content.getvalue())
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={folder}: the table of its runs cannot be written: "
+            f"{storage.explain(error)}."
+        ) from error
+    return folder / PARQUET
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: pathlib.Path) -> Iterator[None]:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        with contextlib.suppress(OSError):  # Where there are no locks, nobody waits.
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+# ------------------------------------------------------------------------------- rows of a run
+
+
+def _runs(folder: pathlib.Path) -> Iterator[tuple[list[Row], dict[str, Any]]]:
+    """The rows of each run in a folder, and its config as one dict; what is no run is passed by."""
+    for workdir in sorted(folder.iterdir()):
+        if not any((workdir / name).is_file() for name in (records.RECORD, workdirs.CONFIG)):
+            continue
+        try:
+            config = _read(workdir / workdirs.CONFIG)
+            yield _rows(workdir, config), workdirs.flatten(config)
+        except VitJaxError as error:
+            yield [{"run": workdir.name, "error_message": str(error)}], {}
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            said = f"Its files are not what a run writes: {type(error).__name__}: {error}"
+            yield [{"run": workdir.name, "error_message": said}], {}
+
+
+def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
+    record = records.read(workdir)
+    numbers = _read(workdir / workdirs.NUMBERS)
+    metrics, timing = _lines(workdir / "metrics.jsonl"), _lines(workdir / "timing.jsonl")
+    variant = config.get("model", {}).get("variant")
+    row = {
+        "run": workdir.name,
+        "status": _status(workdir, record),
+        **{_column(key): value for key, value in record.values.items()},
+        "seed": config.get("seed", record.values.get("seed")),
+        "family": family(variant) if variant else None,
+        **{key: numbers.get(key) for key in ("params", "params_non_embedding", "examples")},
+        "steps": numbers.get("total_steps"),
+        **{key: numbers.get(key) for key in ("forward_flops", "code_version", "device")},
+        "config_hash": config_hash(config) if config else None,
+        "attempts": record.attempts,
+        "error_message": record.error,
+    }
+    rows = [row | cells for cells in _evaluations(config, numbers, metrics, timing)]
+    if row["status"] == "finished" and config.get("evals") and not rows:
+        row["error_message"] = "It is finished, and metrics.jsonl holds no evaluation of it."
+    return rows or [row]
+
+
+def _evaluations(
+    config: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    timing: Sequence[Mapping[str, Any]],
+) -> Iterator[Row]:
+    """What differs between the rows of a run."""
+    batch_size = config.get("batch_size", 0)
+    # Runs of 0.2.0 have 3 x forward_flops there, whatever is frozen, by another name.
+    flops = numbers.get("update_flops_per_image", numbers.get("train_flops"))
+    examples = numbers.get("examples")
+    # Runs of 0.2.0 call it core_hours.
+    hours = [
+        (line["step"], line.get("time/device_hours", line.get("time/core_hours")))
+        for line in timing
+    ]
+    train_loss = None
+    for line in metrics:
+        step, seen = line["step"], line["step"] * batch_size
+        train_loss = line.get("train/loss", train_loss)
+        for name in config.get("evals", {}):
+            if f"{name}/loss" not in line:
+                continue
+            top1 = line.get(f"{name}/top1")
+            yield {
+                "evaluation": name,
+                "step": step,
+                "final": step == numbers.get("total_steps"),
+                "examples_seen": seen,
+                "epochs": seen / examples if examples else None,
+                "train_flops": float(flops * seen) if flops else None,
+                "device_hours": max((h for s, h in hours if s <= step and h), default=None),
+                "loss": line[f"{name}/loss"],
+                "error": None if top1 is None else 1 - top1,
+                "top1": top1,
+                "train_loss": train_loss,
+            }
+
+
+def _status(workdir: pathlib.Path, record: records.Record) -> str:
+    if records.is_finished(workdir, record):
+        return "finished"
+    alive = lock.owner_lives(workdir)
+    launched = records.read_job(workdir) or lock.owner_lives(workdir.parent)
+    if record.status == "running" and not (alive or launched):
+        return "stopped"  # Killed together with its sweep.
+    if record == records.Record():  # Started by hand.
+        return "running" if alive else "stopped"
+    return record.status
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that are equal for configs which compute the same.
+
+    Left out are where the data lie and how they are loaded, the mesh, the attention back end and
+    rematerialisation (which change rounding alone), checkpoints, and what is logged. Of `resume`
+    the run's name and the step count, and not the folder in which the sweep is. Tables that 0.2.0
+    wrote have other hashes for the same configs.
+
+    Args:
+      config: as config.json has it.
+    """
+    kept = {key: value for key, value in config.items() if key not in _IRRELEVANT[""]}
+    for section in ("data", "model"):
+        values = config.get(section, {})
+        kept[section] = {k: v for k, v in values.items() if k not in _IRRELEVANT[section]}
+    kept["resume"] = pathlib.PurePath(config.get("resume", "")).parts[-3:]
+    text = json.dumps(kept, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON file; nothing of one that is not there yet."""
+    try:
+        return workdirs.read_json(path, limit=_LARGEST)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    return read_jsonl(path) if path.exists() else []
+
+
+# ------------------------------------------------------------------------------------ columns
+
+
+def _column(key: str) -> str:
+    """What a swept key is called as a column."""
+    name = key.removeprefix(":")
+    return f"swept.{name}" if name in (*_FIRST, *_LAST) and name != "seed" else name
+
+
+def _table(runs: Sequence[tuple[list[Row], Mapping[str, Any]]]) -> pa.Table:
+    """All rows; where a point does not set what another one sets, the config has it."""
+    found = [(row, config) for rows, config in runs for row in rows]
+    swept = [key for row, _ in found for key in row if key not in (*_FIRST, *_LAST)]
+    columns = {}
+    for name in (*_FIRST, *dict.fromkeys(swept), *_LAST):
+        values = [row.get(name, config.get(name)) for row, config in found]
+        columns[name] = _typed(values, name)
+    return pa.table(columns)
+
+
+_WHOLE = (
+    *("step", "seed", "params", "params_non_embedding", "examples", "steps", "examples_seen"),
+    *("forward_flops", "attempts"),
+)
+_REAL = ("epochs", "train_flops", "device_hours", "loss", "error", "top1", "train_loss")
+
+
+def _typed(values: list[Any], name: str) -> pa.Array:
+    """A column of one type: of ours a fixed one, of what is swept the one that holds all of it."""
+    kinds = {type(value) for value in values if value is not None}
+    if name == "final":
+        return pa.array([value is True for value in values], pa.bool_())
+    if name in _WHOLE:
+        return pa.array([x if type(x) is int else None for x in values], pa.int64())
+    if name in _REAL or (name not in (*_FIRST, *_LAST) and kinds and kinds <= {int, float}):
+        kind = pa.int64() if name not in _REAL and kinds == {int} else pa.float64()
+        return pa.array([x if type(x) in (int, float) else None for x in values], kind)
+    if kinds == {bool} and name not in (*_FIRST, *_LAST):
+        return pa.array(values, pa.bool_())
+    return pa.array(["" if x is None else _text(x) for x in values], pa.string())
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,111 @@
+"""The state of a run: what it is, how it starts, where it lies, what it goes on from."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray, PyTree
+from ml_collections import FrozenConfigDict
+
+from vit_jax.checkpoints.load import locate
+from vit_jax.checkpoints.store import Store
+from vit_jax.errors import CheckpointError
+from vit_jax.models import ModelConfig
+from vit_jax.optim import ema
+from vit_jax.parallel import mesh as meshes
+from vit_jax.parallel import rules
+from vit_jax.rundir import workdir as workdirs
+from vit_jax.storage import as_path
+from vit_jax.training.init_from import inherit_params
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run carries from one step to the next. Randomness is derived from the step."""
+
+    step: Any  # int32[]: updates made.
+    params: PyTree
+    opt_state: PyTree
+    ema: PyTree  # Averaged parameters, or {}.
+
+
+def run_keys(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """The keys of a run: of its initial parameters, and of its updates, into which go the steps."""
+    init, updates = jax.random.split(jax.random.key(seed))
+    return init, updates
+
+
+def make_init(
+    config: FrozenConfigDict, model: nn.Module, tx: optax.GradientTransformation
+) -> Callable[..., TrainState]:
+    """A function (key, params=None) -> the state before the first update."""
+    cfg = model.cfg
+
+    def init(key: jax.Array, params: PyTree = None) -> TrainState:
+        if params is None:
+            # A batch that every mesh can split; parameters do not depend on its size.
+            images = jnp.zeros((jax.device_count(), *cfg.image_size, cfg.channels))
+            params = model.init(key, images)["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=tx.init(params),
+            ema=ema.init(params) if config.optim.ema_decay else {},
+        )
+
+    return init
+
+
+def state_layout(shapes: TrainState, mesh: Mesh) -> TrainState:
+    """The shardings of a state, by the one table of rules."""
+    params = rules.param_shardings(shapes.params, mesh)
+    return TrainState(
+        step=meshes.replicated(mesh),
+        params=params,
+        opt_state=rules.state_shardings(shapes.opt_state, shapes.params, mesh),
+        ema=params if shapes.ema else {},
+    )
+
+
+def starting_point(
+    config: FrozenConfigDict,
+    store: Store,
+    init: Callable[..., TrainState],
+    layout: TrainState,
+    cfg: ModelConfig,
+    mesh: Mesh,
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state to go on from and its checkpoint's clock, or a state at step 0 and None.
+
+    Precedence: the work directory, then config.resume, then config.init_from, then scratch.
+    """
+    key, _ = run_keys(config.seed)
+    targets = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(init, key),
+        layout,
+    )
+    items = {"params": targets.params, "opt_state": targets.opt_state, "ema": targets.ema}
+
+    found = store.restore_newest(items)
+    if found is None and config.resume:
+        location = locate(as_path(config.resume, name="config.resume"))
+        with Store(location.workdir / workdirs.CHECKPOINTS, read_only=True) as other:
+            found = (location.step, *other.restore(location.step, items))
+    if found is not None:
+        step, arrays, chrono = found
+        last_line = chrono.get("last_line")
+        if last_line is not None and type(last_line) is not int:
+            raise CheckpointError(f"The checkpoint's last_line is {last_line!r:.80}, not a number.")
+        return TrainState(step=jax.device_put(jnp.int32(step), layout.step), **arrays), chrono
+
+    state = jax.jit(init, out_shardings=layout)(key)
+    if config.init_from:
+        params = inherit_params(config, cfg, state.params, mesh=mesh)
+        state = jax.jit(init, out_shardings=layout)(key, params)
+    return state, None

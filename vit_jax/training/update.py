@@ -1,0 +1,90 @@
+"""One update of the state: forward, backward, optimizer, average."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+from ml_collections import FrozenConfigDict
+
+from vit_jax.data import mixing
+from vit_jax.optim import ema, frozen_mask, loss_by_name, value_and_grad
+from vit_jax.parallel import processes
+from vit_jax.training.state import TrainState, run_keys
+
+
+def make_train_step(
+    config: FrozenConfigDict,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """A function (state, batch, stop) -> (state, metrics): one update, to be jitted."""
+    loss_of = loss_by_name(config.loss.name)
+    skip_bad = config.data.on_bad == "skip"
+    mixes = config.mix.mixup_alpha > 0 or config.mix.cutmix_alpha > 0
+
+    def loss_fn(params, batch, rng):
+        logits, _ = model.apply(
+            {"params": params}, batch["image"], train=True, rngs={"dropout": rng}
+        )
+        losses = loss_of(logits, batch["label"], label_smoothing=config.loss.label_smoothing)
+        share = batch.get("share", 1.0)
+        measured = {}
+        if not mixes:  # A mixed image has no one class to be right about.
+            hits = logits.argmax(axis=-1) == batch["label"].argmax(axis=-1)
+            measured["train/top1"] = (hits * share).mean()
+        return (losses * share).mean(), measured
+
+    def train_step(state: TrainState, batch: dict[str, Array], stop: Array):
+        rng = jax.random.fold_in(run_keys(config.seed)[1], state.step)
+        rng_mix, rng_model = jax.random.split(rng)
+
+        images, labels, weights = batch["image"], batch["label"], batch["weight"]
+        if labels.ndim == 1:
+            labels = jax.nn.one_hot(labels, model.cfg.num_classes)
+        images, labels = mixing.mix(
+            rng_mix,
+            images,
+            labels,
+            weights,
+            mixup_alpha=config.mix.mixup_alpha,
+            cutmix_alpha=config.mix.cutmix_alpha,
+        )
+
+        mixed = {"image": images, "label": labels}
+        if skip_bad:
+            # A mean over the batch of what is multiplied by this is the mean over the good
+            # examples, also if it is taken over microbatches and then over these.
+            mixed["share"] = weights * (weights.size / jnp.maximum(weights.sum(), 1))
+
+        (loss, measured), grads = value_and_grad(
+            loss_fn,
+            state.params,
+            mixed,
+            rng_model,
+            accum_steps=config.optim.accum_steps,
+            sam_rho=config.optim.sam_rho,
+            frozen=frozen_mask(config.optim, state.params),
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        step, average = state.step + 1, state.ema
+        if config.optim.ema_decay:
+            average = ema.update(average, params, decay=config.optim.ema_decay, count=step)
+        metrics = measured | {
+            "train/loss": loss,
+            "train/lr": config.optim.lr * schedule(state.step),
+            "train/grad_norm": optax.tree.norm(grads),
+            "train/update_norm": optax.tree.norm(updates),
+            "train/param_norm": optax.tree.norm(params),
+            "stop": processes.any_flag(stop),
+        }
+        if skip_bad:
+            metrics["train/skipped"] = jnp.sum(weights == 0)
+        return TrainState(step=step, params=params, opt_state=opt_state, ema=average), metrics
+
+    return train_step
