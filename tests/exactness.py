@@ -23,8 +23,9 @@ from ml_collections import FrozenConfigDict
 from tests import recorded_train
 from tests.many_processes import ends, processes
 from tests.small_run import small_config
+from vit_jax.errors import ExitCode
 from vit_jax.telemetry.jsonlines import read_jsonl
-from vit_jax.train import EXIT_STOPPED, train
+from vit_jax.train import train
 
 STEPS = 50
 TOLERANCE = 1e-5  # Relative, of each step's loss.
@@ -145,7 +146,7 @@ def moved(
         last = i == len(meshes) - 1
         stop_at = -1 if last else steps * (i + 1) // len(meshes) - 2
         code = on_mesh(folder, mesh, stop_at=stop_at, steps=steps)
-        assert code == (0 if last else EXIT_STOPPED)
+        assert code == (0 if last else ExitCode.STOPPED)
     return outcome(folder / "run", folder / "rows")
 
 
@@ -194,7 +195,7 @@ def on_processes(
     with processes(commands) as started:
         for process in started:
             code, err = ends(process, timeout=240)
-            assert code == (0 if stop_at < 0 else EXIT_STOPPED), f"{code}: {err[-3000:]}"
+            assert code == (0 if stop_at < 0 else ExitCode.STOPPED), f"{code}: {err[-3000:]}"
     return records
 
 

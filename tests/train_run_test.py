@@ -16,11 +16,10 @@ from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import classification_eval
 from vit_jax.data import pipeline
-from vit_jax.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from vit_jax.errors import CheckpointError, ConfigError, DataError, ExitCode, NonFiniteError
 from vit_jax.evaluate import evaluate
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.telemetry.jsonlines import read_jsonl
-from vit_jax.train import EXIT_STOPPED
 
 pytestmark = pytest.mark.medium
 ONE = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
@@ -132,7 +131,7 @@ def test_a_signal_saves_and_leaves_with_its_exit_code(
     config = small_config(**STOCHASTIC)
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.Batches, "__next__", draw_and_signal)
-        assert train_on_one(config, tmp_path / "a") == EXIT_STOPPED
+        assert train_on_one(config, tmp_path / "a") == ExitCode.STOPPED
     with Store(tmp_path / "a" / "checkpoints") as store:
         stopped_at = store.steps()[-1]
     assert 5 <= stopped_at <= 8 and stopped_at not in (4, 8)

@@ -16,10 +16,9 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from vit_jax.config import freeze, other_units
 from vit_jax.config.file import make_config, make_points
-from vit_jax.errors import ConfigError, VitJaxError, did_you_mean, printable
+from vit_jax.errors import ConfigError, ExitCode, VitJaxError, did_you_mean, printable
 from vit_jax.parallel.processes import give_threads_to_simulated_devices
 
-EXIT_ERROR = 2
 _EXIT_UNREAD = 128 + signal.SIGPIPE  # What a shell says of a tool whose reader left.
 
 
@@ -134,7 +133,7 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 
 def _fail(error: Exception | str) -> int:
     print(printable(f"error: {error}"), file=sys.stderr)
-    return EXIT_ERROR
+    return ExitCode.ERROR
 
 
 # ------------------------------------------------------------------------------- overridden keys

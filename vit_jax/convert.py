@@ -18,14 +18,12 @@ from collections.abc import Sequence
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, printable
+from vit_jax.errors import CheckpointError, ConfigError, ExitCode, VitJaxError, printable
 from vit_jax.pretrained.exports import DTYPES, TARGETS, check_destination, export
 from vit_jax.pretrained.formats.hints import parse_hints
 from vit_jax.pretrained.inspection import inspect
 from vit_jax.pretrained.load import load_pretrained
 from vit_jax.pretrained.verification import fixtures, verify
-
-EXIT_DIFFERENT = 1
 
 
 def parse_size(text: str, *, flag: str) -> tuple[int, int] | None:
@@ -89,7 +87,11 @@ if __name__ == "__main__":
                     "--verify reads what a file does not tell in the manifest: --hints, "
                     "--image_size and --leave_out have no effect, leave them out."
                 )
-            return 0 if print_verification(pathlib.Path(_VERIFY.value)) else EXIT_DIFFERENT
+            return (
+                ExitCode.DONE
+                if print_verification(pathlib.Path(_VERIFY.value))
+                else ExitCode.FAILED
+            )
         if _INSPECT.value:
             cli.no_arguments(argv)
             said = inspect(_INSPECT.value, image_size=size, hints=hints, leave_out=_LEAVE_OUT.value)

@@ -1,15 +1,26 @@
-"""The errors that a user can cause, and the words that help to mend them.
+"""The errors that a user can cause and correct, and the exit codes of the commands.
 
-Every error of ours says what was wrong, where, and what to do next. The commands
-(`python -m vit_jax.<verb>`) print these without a traceback and leave with exit code 2.
+Every error says what is wrong, where, and what to do next. The commands
+(`python -m vit_jax.<verb>`) print these errors without a traceback.
 """
 
 import difflib
+import enum
 from collections.abc import Iterable
 
 
+class ExitCode(enum.IntEnum):
+    """What a command's exit code means. After STOPPED and LOST the same command goes on."""
+
+    DONE = 0
+    FAILED = 1  # Some inputs or runs failed, or a comparison found a difference.
+    ERROR = 2  # An error that the message explains.
+    STOPPED = 75  # EX_TEMPFAIL: told to stop (SIGTERM, SIGINT), and everything is saved.
+    LOST = 76  # EX_PROTOCOL: another process is lost, or nothing happened for too long.
+
+
 class VitJaxError(Exception):
-    """Something the user can mend: the message says what, where and how."""
+    """Something the user can correct: the message says what, where and how."""
 
 
 class ConfigError(VitJaxError, ValueError):

@@ -36,7 +36,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from vit_jax import cli, storage
 from vit_jax.checkpoints.load import load_run
 from vit_jax.data.files import Files, find_images
-from vit_jax.errors import CheckpointError, ConfigError, did_you_mean, printable
+from vit_jax.errors import CheckpointError, ConfigError, ExitCode, did_you_mean, printable
 from vit_jax.evals.build import eval_batches
 from vit_jax.evals.predictions import predict as predict_batches
 from vit_jax.models import model_config
@@ -46,7 +46,6 @@ from vit_jax.pretrained.formats.hints import parse_hints
 from vit_jax.pretrained.load import load_pretrained
 from vit_jax.pretrained.run_checkpoint import is_own, refuse_hints
 
-EXIT_BAD_FILES = 1
 BATCH_SIZE = 64  # At most: a training batch of a pod is more than a laptop can hold.
 FORMATS = (".csv", ".jsonl", ".parquet")
 
@@ -226,6 +225,6 @@ if __name__ == "__main__":
         if output is not None:
             write(predictions, output)
             print(f"{len(predictions) - bad:,} predictions and {bad:,} errors in {output}")
-        return EXIT_BAD_FILES if bad else 0
+        return ExitCode.FAILED if bad else ExitCode.DONE
 
     cli.run(main)

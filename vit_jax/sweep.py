@@ -27,7 +27,7 @@ from absl import flags
 from etils import epath
 
 from vit_jax import cli, storage
-from vit_jax.errors import ConfigError, did_you_mean, printable
+from vit_jax.errors import ConfigError, ExitCode, did_you_mean, printable
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.rundir.lock import lock
 from vit_jax.sweeps import record as records
@@ -38,7 +38,6 @@ from vit_jax.sweeps.plan import Run, check_unchanged, make_plan
 from vit_jax.sweeps.slurm import run_slurm
 from vit_jax.sweeps.table import PARQUET, collect
 
-EXIT_FAILED, EXIT_STOPPED = 1, 75
 _COLLECTED = 60.0  # Seconds between two tables while the runs go on.
 
 
@@ -154,9 +153,9 @@ def conclude(runs: Sequence[Run], folder: pathlib.Path, *, whole: bool) -> int:
     if finished == len(runs):
         return 0
     if whole:
-        return EXIT_FAILED
+        return ExitCode.FAILED
     print("Stopped: the same command goes on.")
-    return EXIT_STOPPED
+    return ExitCode.STOPPED
 
 
 if __name__ == "__main__":

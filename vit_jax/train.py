@@ -33,7 +33,7 @@ from vit_jax.data import pipeline, transforms
 from vit_jax.data.bad_examples import BadExamples
 from vit_jax.data.sources import open_source
 from vit_jax.data.subset import few_shot, random_part
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, ExitCode
 from vit_jax.evals.build import build_evals
 from vit_jax.models import build, model_config, param_shapes, update_flops_per_image
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
@@ -56,8 +56,6 @@ from vit_jax.training.init_from import inherit_model
 from vit_jax.training.reports import check_finite, conclusion, describe, numbers
 from vit_jax.training.state import make_init, starting_point, state_layout
 from vit_jax.training.update import make_train_step
-
-EXIT_STOPPED = 75  # EX_TEMPFAIL: a scheduler may requeue the job.
 
 
 def train(
@@ -333,7 +331,7 @@ def train(
             progress.note(
                 f"Stopped and saved at step {step:,} of {total:,}: run it again to go on."
             )
-            return EXIT_STOPPED
+            return ExitCode.STOPPED
         watch.at("the curves")
         writer.flush()
         if is_main and read_jsonl(workdir / "metrics.jsonl"):

@@ -26,11 +26,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from vit_jax.errors import VitJaxError
+from vit_jax.errors import ExitCode, VitJaxError
 from vit_jax.parallel import processes
-
-EXIT_ERROR = 2  # An error that the message explains.
-EXIT_LOST = 76  # EX_PROTOCOL: another process is lost, or nothing happened for too long.
 
 TICK = 2.0  # Seconds.
 SILENCE = 60.0  # Seconds without a word after which a process counts as lost,
@@ -118,7 +115,7 @@ class Watch:
         if not explained:
             traceback.print_exception(kind, error, trace)
         self._error = str(error) or kind.__name__
-        self._leave(f"error: {self._error}", EXIT_ERROR)
+        self._leave(f"error: {self._error}", ExitCode.ERROR)
 
     # --- The threads
 
@@ -131,7 +128,7 @@ class Watch:
             self._now += min(looked - self._looked, 2 * TICK)
             self._looked = looked
             if self._now - self._since > patience:
-                self._leave(self._stuck(), EXIT_LOST)
+                self._leave(self._stuck(), ExitCode.LOST)
 
     def _talk(self) -> None:
         """Says where this process is, and listens to the others."""
@@ -146,7 +143,7 @@ class Watch:
             except jax.errors.JaxRuntimeError:
                 continue  # No answer: the guard waits for one no longer than for anything else.
             if end:
-                self._leave(end, EXIT_LOST)
+                self._leave(end, ExitCode.LOST)
 
     def _say(self) -> None:
         word = {
@@ -230,7 +227,7 @@ class Watch:
             time.sleep(TICK / 2)
             self._listen()
             if lost := self._lost(SILENCE_AFTER_ERROR):
-                self._leave(lost, EXIT_LOST)
+                self._leave(lost, ExitCode.LOST)
 
     def _leave(self, message: str, code: int) -> None:
         """Ends this process at once, whatever its main thread waits for."""

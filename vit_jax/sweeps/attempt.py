@@ -13,11 +13,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, ExitCode
 from vit_jax.sweeps import record as records
 
-EXIT_ERROR = 2  # Of vit_jax.train: its message explains.
-EXIT_STOPPED, EXIT_SILENT = 75, 76  # The same: the same command goes on.
 # A run that is killed so often without a new checkpoint is not started again.
 PATIENCE = 3
 _LONGEST_ERROR = 2000  # Letters.
@@ -115,7 +113,7 @@ class Attempt:
             names = {number.value: number.name for number in signal.Signals}
             return End("stopped", f"killed by {names.get(-code, f'signal {-code}')}")
         said = self._said(code)
-        if code in (EXIT_STOPPED, EXIT_SILENT):
+        if code in (ExitCode.STOPPED, ExitCode.LOST):
             return End("stopped", said)
         return End("failed", said)
 
@@ -127,7 +125,9 @@ class Attempt:
                 text = log.read().decode(errors="replace").strip()
         except OSError as error:  # Somebody has tidied up.
             return f"exit code {code}; its log is not there: {error.strerror}"
-        if code == EXIT_ERROR and (messages := re.split(r"^error: ", text, flags=re.MULTILINE)[1:]):
+        if code == ExitCode.ERROR and (
+            messages := re.split(r"^error: ", text, flags=re.MULTILINE)[1:]
+        ):
             return messages[-1][:_LONGEST_ERROR]
         lines = text.splitlines() or [f"exit code {code}, and not a word"]
         raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
