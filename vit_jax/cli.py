@@ -16,7 +16,14 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from vit_jax.config import freeze, other_units
 from vit_jax.config.file import make_config, make_points
-from vit_jax.errors import ConfigError, ExitCode, VitJaxError, did_you_mean, printable
+from vit_jax.errors import (
+    ConfigError,
+    ExitCode,
+    VitJaxError,
+    did_you_mean,
+    exit_code,
+    printable,
+)
 from vit_jax.parallel.processes import give_threads_to_simulated_devices
 
 _EXIT_UNREAD = 128 + signal.SIGPIPE  # What a shell says of a tool whose reader left.
@@ -25,14 +32,15 @@ _EXIT_UNREAD = 128 + signal.SIGPIPE  # What a shell says of a tool whose reader 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parses the flags and runs `main`; an error that the user can mend is one message, no more.
 
-    The process leaves with what `main` returns (None: 0), or with 2 after such an error.
+    The process leaves with what `main` returns (None: 0), or with the error's exit code.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
         try:
             return main(argv)
         except VitJaxError as error:
-            return _fail(error)
+            _fail(error)
+            return exit_code(error)
 
     logging.set_verbosity(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):

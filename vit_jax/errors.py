@@ -35,8 +35,17 @@ class CheckpointError(VitJaxError):
     """A checkpoint that is missing, broken, or does not belong to this run."""
 
 
+class LostError(VitJaxError):
+    """A process that this one needs was killed or stalled: the same command goes on."""
+
+
 class NonFiniteError(VitJaxError):
     """A loss or a gradient became NaN or infinite."""
+
+
+def exit_code(error: BaseException) -> ExitCode:
+    """Returns the exit code of a command that ends with this error."""
+    return ExitCode.LOST if isinstance(error, LostError) else ExitCode.ERROR
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

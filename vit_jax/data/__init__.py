@@ -14,7 +14,6 @@ transforms      crop, flip, normalise, ... as plain config data: `build`, `OPS`
 pipeline        global batches on the mesh: `train_batches`, `eval_batches`
   batches         their iterator: from blocks to devices, ahead of time
   blocks          the part that runs in threads and worker processes
-  workers         these processes, any of which may be lost
   bad_examples    the report of what was skipped
 mixing          Mixup and CutMix, inside of the jitted step: `mix`
 """

@@ -1,42 +1,37 @@
-"""The iterator over global batches: from Grain's blocks to arrays on the devices, ahead of time.
-
-A batch is a function of its number alone, so a loader that is lost is no loss: another one goes on
-at the first batch that has not been given out, and gives the same.
-"""
+"""The iterator over global batches: from Grain's blocks to arrays on the devices, ahead of time."""
 
 import contextlib
 import functools
 import itertools
+import os
 import queue
+import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 
 import grain
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Sharding
 from jaxtyping import Int64
 
 from vit_jax.data.blocks import BadRow, Block, Blocks
-from vit_jax.data.workers import WorkerLost, Workers
-from vit_jax.errors import ConfigError, DataError, VitJaxError
+from vit_jax.errors import ConfigError, DataError, LostError, VitJaxError
 
 Batch = dict[str, jax.Array]
 
-MAX_RESTARTS = 3  # Of a loader,
-FORGIVEN = 1000  # within so many batches: over weeks a worker may well be killed more often.
-_GRACE = 10.0  # Seconds that closing waits for the thread, at most.
+_CLOSE_SECONDS = 10.0  # The longest that closing waits for the thread.
+_BLOCKS_AHEAD = 2  # Of each worker: one is copied from while the next is loaded.
 
 
 class Batches:
-    """An iterator over global batches. Must be closed, which also leaving it as a context does.
+    """An iterator over global batches. Must be closed, which leaving it as a context does, too.
 
-    A thread takes blocks from Grain's threads or from worker processes, puts batches together and
-    starts their transfer to the devices, `prefetch` batches ahead. Closing ends all of these; so
-    does garbage collection, later. A worker process that is killed, stopped or hung
-    (`workers.SILENCE`) is replaced, `MAX_RESTARTS` times in `FORGIVEN` batches.
+    A thread takes blocks from Grain's threads or worker processes, puts batches together and starts
+    their transfer to the devices, `prefetch` batches ahead. Closing ends all of these; so does
+    garbage collection, later.
     """
 
     def __init__(
@@ -71,32 +66,43 @@ class Batches:
                 raise ConfigError(f"data.{name}={value}: it must be at least {least}.")
         self._on_bad = on_bad
         self._reported = set(first_held_rows(sharding, batch_size=batch_size).tolist())
-        self._blocks = blocks
-        self._start = functools.partial(
-            _Loader,
-            to_devices=functools.partial(
-                _to_devices, rows=blocks.rows, batch_size=batch_size, sharding=sharding
-            ),
-            workers=workers,
-            threads=threads,
-            prefetch=prefetch,
-        )
         self._given = 0
-        self._restarts, self._restarted_at = 0, 0
-        # It holds no reference to self, so that an iterator that is dropped is closed too.
-        self._loader = [self._start(blocks)]
-        self._close = weakref.finalize(self, _close_last, self._loader)
+        # (batch, its bad rows); at the end None, or the exception that ended it.
+        self._batches: queue.Queue = queue.Queue(maxsize=prefetch)
+        to_devices = functools.partial(
+            _to_devices, rows=blocks.rows, batch_size=batch_size, sharding=sharding
+        )
+        load = functools.partial(_load, blocks, workers, threads, prefetch)
+        stop = threading.Event()
+        # The thread has no reference to self, so that an iterator that is dropped is closed, too.
+        thread = threading.Thread(
+            target=_feed,
+            args=(self._batches, stop, blocks, load, to_devices),
+            name="batches",
+            daemon=True,
+        )
+        thread.start()
+        self._close = weakref.finalize(self, _end, stop, thread)
 
     def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+          DataError: an example is bad and `on_bad` None, or the loader failed.
+          LostError: a worker process was killed.
+        """
         if not self._close.alive:
             raise StopIteration
-        item = self._wait()
+        item = self._batches.get()
         if item is None:
             self.close()
             raise StopIteration
+        if isinstance(item, Exception):
+            self.close()
+            raise item if isinstance(item, VitJaxError) else _explained(item) from item
         batch, bad = item
         if bad and self._on_bad is None:
             self.close()
@@ -117,37 +123,25 @@ class Batches:
     def __exit__(self, *exc_info) -> None:
         self.close()
 
-    def _wait(self) -> tuple[Batch, list[BadRow]] | None:
-        """The next batch and its bad rows, None at the end; from another loader if need be."""
-        while True:
-            item = self._loader[0].batches.get()
-            if not isinstance(item, Exception):
-                return item
-            if self._given - self._restarted_at >= FORGIVEN:
-                self._restarts = 0
-            if isinstance(item, WorkerLost) and self._restarts < MAX_RESTARTS:
-                self._restart(item)
-                continue
-            self.close()
-            raise item if isinstance(item, VitJaxError) else self._explain(item) from item
 
-    def _restart(self, fault: WorkerLost) -> None:
-        self._restarts, self._restarted_at = self._restarts + 1, self._given
-        logging.warning(
-            "The data loader is started again (%d of at most %d times), which changes no batch: %s",
-            self._restarts,
-            MAX_RESTARTS,
-            fault,
-        )
-        self._loader[0].close()
-        self._loader[0] = self._start(self._blocks.starting_at(self._given))
+def _end(stop: threading.Event, thread: threading.Thread) -> None:
+    """Ends the thread and what loads for it; does not wait for a file that does not come."""
+    stop.set()
+    thread.join(_CLOSE_SECONDS)
 
-    def _explain(self, fault: Exception) -> DataError:
-        after = f" after {self._restarts} new starts" if self._restarts else ""
-        return DataError(
-            f"The data loader failed{after}: {str(fault) or type(fault).__name__}. If memory or "
-            "open files run out, lower data.workers, data.threads or data.prefetch."
+
+def _explained(error: Exception) -> VitJaxError:
+    # Grain has no type for it.
+    if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
+        return LostError(
+            f"A data loader process was killed, which often means that memory ran out: {error} The "
+            "last checkpoint is kept. Start the same command again, with lower data.workers, "
+            "data.threads or data.prefetch if it happens often."
         )
+    return DataError(
+        f"The data loader failed: {str(error) or type(error).__name__}. If memory or open files "
+        "run out, lower data.workers, data.threads or data.prefetch."
+    )
 
 
 def first_held_rows(sharding: Sharding, *, batch_size: int) -> Int64[np.ndarray, "rows"]:
@@ -158,49 +152,17 @@ def first_held_rows(sharding: Sharding, *, batch_size: int) -> Int64[np.ndarray,
     return np.flatnonzero(holder == jax.process_index())
 
 
-class _Loader:
-    """A thread that makes batches of blocks, and what loads these."""
-
-    def __init__(
-        self,
-        blocks: Blocks,
-        *,
-        to_devices: Callable[[dict[str, np.ndarray]], Batch],
-        workers: int,
-        threads: int,
-        prefetch: int,
-    ):
-        # (batch, its bad rows); at the end None, or the exception that ended it.
-        self.batches: queue.Queue = queue.Queue(maxsize=prefetch)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=_feed,
-            args=(self.batches, self._stop, blocks, to_devices, workers, threads, prefetch),
-            name="batches",
-            daemon=True,
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        """Ends the thread and what loads for it; does not wait for a file that does not come."""
-        self._stop.set()
-        self._thread.join(_GRACE)
-
-
-def _close_last(loaders: list[_Loader]) -> None:
-    loaders[0].close()
-
-
 def _feed(
     output: queue.Queue,
     stop: threading.Event,
     blocks: Blocks,
+    load: Callable[[], Iterator[Block]],
     to_devices: Callable[[dict[str, np.ndarray]], Batch],
-    workers: int,
-    threads: int,
-    prefetch: int,
 ) -> None:
     """Body of the thread: puts (batch, its bad rows), and None or an exception at the end."""
+    # Worker processes inherit the signals that the thread which starts them has blocked. Ctrl-C and
+    # a scheduler's SIGTERM reach the whole group; the main process needs batches until it saves.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
 
     def put(item) -> None:
         while not stop.is_set():
@@ -210,7 +172,7 @@ def _feed(
                 continue
 
     try:
-        with contextlib.closing(_start(blocks, workers, threads, prefetch, stop)) as loaded:
+        with contextlib.closing(load()) as loaded:
             while not stop.is_set():
                 local, bad = _gather(loaded, blocks)
                 if not local:
@@ -220,14 +182,28 @@ def _feed(
         put(error)
 
 
-def _start(blocks: Blocks, workers: int, threads: int, prefetch: int, stop: threading.Event):
-    """An iterator over the blocks, in threads or in worker processes."""
-    if workers and len(blocks):
-        return Workers(blocks, count=min(workers, len(blocks)), threads=threads, stop=stop)
-    # About `prefetch` batches of blocks in memory.
-    ahead = max(threads, prefetch * blocks.per_batch)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    return iter(grain.MapDataset.source(blocks).to_iter_dataset(options))
+def _load(blocks: Blocks, workers: int, threads: int, prefetch: int) -> Iterator[Block]:
+    """Starts to load the blocks, in threads of this process or of worker processes."""
+    workers = min(workers, len(blocks))
+    ahead = _BLOCKS_AHEAD if workers else prefetch * blocks.per_batch
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
+    dataset = grain.MapDataset.source(blocks).to_iter_dataset(options)
+    if workers:
+        processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_BLOCKS_AHEAD)
+        dataset = dataset.mp_prefetch(processes, worker_init_fn=_end_with_parent)
+    return iter(dataset)
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """Ends this worker process when its parent was killed; Grain's would wait for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _gather(loaded: Iterator[Block], blocks: Blocks) -> tuple[dict[str, np.ndarray], list[BadRow]]:
@@ -242,7 +218,6 @@ def _gather(loaded: Iterator[Block], blocks: Blocks) -> tuple[dict[str, np.ndarr
                 local[key] = np.empty((len(blocks.rows), *array.shape[1:]), array.dtype)
             local[key][row : row + len(array)] = array
         row += len(block["weight"])
-        del array, block  # They may be views of memory that is to be freed.
     return local, bad
 
 

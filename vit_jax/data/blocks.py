@@ -1,6 +1,5 @@
 """Load examples in blocks: the part of the pipeline that runs in threads and worker processes."""
 
-import copy
 import dataclasses
 import math
 import sys
@@ -118,22 +117,15 @@ class Blocks:
         self.arrays = {key: (array.shape, array.dtype) for key, array in like.items()}
         self.arrays["weight"] = ((), np.dtype(np.float32))
         self.per_batch = math.ceil(len(rows) / BLOCK_ROWS)
-        self._first = 0
-        self._end = sys.maxsize // self.per_batch if num_batches is None else num_batches
-
-    def starting_at(self, batch: int) -> "Blocks":
-        """The same without the blocks of the first batches: block 0 is the first of `batch`."""
-        rest = copy.copy(self)
-        rest._first = self._first + batch
-        return rest
+        self._num_batches = sys.maxsize // self.per_batch if num_batches is None else num_batches
 
     def __len__(self) -> int:
-        return (self._end - self._first) * self.per_batch
+        return self._num_batches * self.per_batch
 
     def __getitem__(self, index: int) -> Block:
         batch, part = divmod(index, self.per_batch)
         rows = self.rows[part * BLOCK_ROWS : (part + 1) * BLOCK_ROWS]
-        ids, epochs = self._plan(self._first + batch, rows)
+        ids, epochs = self._plan(batch, rows)
         block: Block = {
             key: np.zeros((len(rows), *shape), dtype) for key, (shape, dtype) in self.arrays.items()
         }

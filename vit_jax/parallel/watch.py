@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from vit_jax.errors import ExitCode, VitJaxError
+from vit_jax.errors import ExitCode, VitJaxError, exit_code
 from vit_jax.parallel import processes
 
 TICK = 2.0  # Seconds.
@@ -115,7 +115,7 @@ class Watch:
         if not explained:
             traceback.print_exception(kind, error, trace)
         self._error = str(error) or kind.__name__
-        self._leave(f"error: {self._error}", ExitCode.ERROR)
+        self._leave(f"error: {self._error}", exit_code(error))
 
     # --- The threads
 
