@@ -109,12 +109,10 @@ def gcs_server():
         pytest.skip('needs gcsfs: pip install -e ".[gcs]"')
     from tests.fake_gcs import FakeGcs
     from vit_jax import storage
-    from vit_jax.rundir import lease
 
     with FakeGcs() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
-        patch.setattr(lease, "SETTLED", 0.01)
         storage.as_path("gs://bucket/run")  # As the front doors do; it makes gcsfs ready.
         yield server
 

@@ -222,6 +222,15 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         _sync_folder(path.parent)
 
 
+def create(path: epath.PathLike, content: bytes) -> None:
+    """Creates an object in a store; raises FileExistsError, atomically, if it is there."""
+    import fsspec
+
+    with _os_errors(path):
+        system, name = fsspec.url_to_fs(os.fspath(path))
+        system.pipe_file(name, content, mode="create")
+
+
 @contextlib.contextmanager
 def _only_writer(path: pathlib.Path) -> Iterator[int]:
     """Opens a file of ours that is nobody else's, not even by a link; others wait for it."""
