@@ -70,14 +70,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
         assert "no locks here" in caplog.text and "No locks available" in caplog.text
 
 
-def test_what_is_no_file_is_no_lock(tmp_path, monkeypatch):
-    os.mkfifo(tmp_path / "lock")
-    with (
-        pytest.raises(ConfigError, match="cannot be written: lock is no regular file"),
-        lock(epath.Path(tmp_path)),
-    ):
-        pass
-
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -12,17 +12,15 @@ Importing this module replaces `epath.Path.glob`, for every library that uses it
 
 import contextlib
 import errno
-import fcntl
 import functools
 import glob
 import logging
 import os
 import pathlib
 import re
-import stat
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import BinaryIO
 
 from etils import epath
 
@@ -179,23 +177,15 @@ def read_bytes(path: epath.PathLike, *, limit: int | None = None) -> bytes:
     """All that a file holds.
 
     Args:
-      path: of a regular file: a pipe, say, would keep us waiting.
+      path: of the file.
       limit: in bytes; what is larger is an error.
     """
     with _os_errors(path):
-        with _open_regular(path) if is_local(path) else epath.Path(path).open("rb") as file:
+        with epath.Path(path).open("rb") as file:
             content = file.read(-1 if limit is None else limit + 1)
         if limit is not None and len(content) > limit:
             raise OSError(errno.EFBIG, f"larger than {limit:,} bytes")
         return content
-
-
-def _open_regular(path: epath.PathLike) -> BinaryIO:
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if stat.S_ISREG(os.fstat(file).st_mode):
-        return os.fdopen(file, "rb")
-    os.close(file)
-    raise OSError(errno.EINVAL, "not a regular file")
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
@@ -205,20 +195,18 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
             epath.Path(path).write_bytes(content)
             return
         path = pathlib.Path(path)
-        # One name: what a killed process leaves behind, the next one writes over.
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        with _only_writer(unfinished) as file:
-            try:
-                os.ftruncate(file, 0)
-                left = memoryview(content)
-                while left:
-                    left = left[os.write(file, left) :]
-                os.fsync(file)
-                os.replace(unfinished, path)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    unfinished.unlink()
-                raise
+        # Each writer has its own: of two that write at once, the last one's file stays.
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+        try:
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise
         _sync_folder(path.parent)
 
 
@@ -229,29 +217,6 @@ def create(path: epath.PathLike, content: bytes) -> None:
     with _os_errors(path):
         system, name = fsspec.url_to_fs(os.fspath(path))
         system.pipe_file(name, content, mode="create")
-
-
-@contextlib.contextmanager
-def _only_writer(path: pathlib.Path) -> Iterator[int]:
-    """Opens a file of ours that is nobody else's, not even by a link; others wait for it."""
-    while True:
-        if os.path.islink(path):
-            os.unlink(path)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-        try:
-            with contextlib.suppress(OSError):  # Where there are no locks, nobody waits.
-                fcntl.flock(file, fcntl.LOCK_EX)
-            status = os.fstat(file)
-            # Another writer has given it its name meanwhile; or it has a second name elsewhere.
-            if identity(path) != (status.st_dev, status.st_ino):
-                continue
-            if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
-                os.unlink(path)
-                continue
-            yield file
-            return
-        finally:
-            os.close(file)
 
 
 def _sync_folder(folder: pathlib.Path) -> None:

@@ -9,7 +9,6 @@ import sys
 import traceback
 import types
 from collections.abc import Iterable
-from importlib.machinery import SourceFileLoader
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -95,16 +94,9 @@ def _unshare(section: ConfigDict) -> None:
             section[key] = copy.deepcopy(value)
 
 
-class _AsWritten(SourceFileLoader):
-    """Runs the text of a file, and no compiled copy that lies beside it."""
-
-    def get_code(self, fullname: str) -> types.CodeType:
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-
 def _run(path: pathlib.Path) -> types.ModuleType:
     name = "the_config_file"
-    spec = importlib.util.spec_from_file_location(name, path, loader=_AsWritten(name, str(path)))
+    spec = importlib.util.spec_from_file_location(name, path)
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import stat
 
 from vit_jax.errors import DataError
@@ -30,7 +31,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 def read_file(path: str | os.PathLike[str], *, within: str = "") -> bytes:
-    """All bytes of a file, whatever has been put in its place since it was listed.
+    """Returns all bytes of a file.
 
     Args:
       path: of the file; links are followed.
@@ -44,13 +45,10 @@ def read_file(path: str | os.PathLike[str], *, within: str = "") -> bytes:
     try:
         if within and (target := leads_out(path, of=within)):
             raise DataError(f"It is a link that leads out of {within}, to {target}.")
-        _check_kind(os.stat(path))  # Before: opening a device may do something.
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(file, "rb") as opened:
-            status = os.fstat(file)
-            _check_kind(status)  # And after: it may be another one by now.
-            if status.st_size <= MAX_BYTES:
-                return opened.read(status.st_size)
+        status = os.stat(path)
+        _check_kind(status)
+        if status.st_size <= MAX_BYTES:
+            return pathlib.Path(path).read_bytes()
     except OSError as error:
         if is_passing(error):
             raise

@@ -1,14 +1,15 @@
-"""One run at a time in a work directory."""
+"""One run at a time in a work directory.
+
+The file says who holds it, which the package filelock cannot.
+"""
 
 import contextlib
 import datetime
-import errno
 import fcntl
 import os
 import pathlib
 import re
 import socket
-import stat
 from collections.abc import Iterator
 
 from absl import logging
@@ -39,9 +40,7 @@ def lock(workdir: epath.Path) -> Iterator[None]:
             yield
         return
     try:
-        # Not through a link: what it leads to would be emptied. Nor into a pipe.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        file = os.open(workdir / LOCK, flags, 0o666)
+        file = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise _cannot_write(workdir, error) from error
     try:
@@ -59,8 +58,6 @@ def lock(workdir: epath.Path) -> Iterator[None]:
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         owner = f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
         try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise OSError(errno.EINVAL, f"{LOCK} is no regular file")
             os.ftruncate(file, 0)
             os.pwrite(file, owner.encode(), 0)
         except OSError as error:
@@ -79,7 +76,7 @@ def is_held(path: pathlib.Path) -> bool:
       path: of a work directory's `LOCK`, or of another file that a process locks.
     """
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        file = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:

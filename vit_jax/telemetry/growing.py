@@ -41,9 +41,7 @@ class _Appended:
     def __init__(self, path: epath.PathLike):
         self._path = path
         try:
-            self._file = os.open(
-                path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666
-            )
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         except OSError as error:
             raise _cannot_write(path, error) from error
         self._closed = False
