@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 FILES = [
     path
-    for pattern in ("*.md", "vit_jax/**/*.py", "configs/**/*.py", "benchmarks/*.py")
+    for pattern in ("*.md", "docs/*.md", "vit_jax/**/*.py", "configs/**/*.py", "benchmarks/*.py")
     for path in ROOT.glob(pattern)
 ]
 _FOLDERS = "vit_jax|benchmarks|configs|tests"
@@ -60,6 +60,18 @@ def test_files():
     found = named(FILE)
     assert len(found) > 20
     assert {name: file for name, file in found.items() if not (ROOT / name).exists()} == {}
+
+
+def test_links_between_pages():
+    """Each leads to a file, and to a heading of it if it names one."""
+    for page in (path for path in FILES if path.suffix == ".md"):
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+            file = page.parent / target if target else page
+            assert file.exists(), (page.name, target)
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
+                names = [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
+                assert anchor in names, (page.name, target, anchor)
 
 
 def test_what_does_not_exist_is_seen():
