@@ -9,9 +9,9 @@ binomial standard error of 200 draws at .90 is .021; --draws=1000 halves it, and
 
 Speed: 4,000 bootstrap refits of the law chinchilla to 240 runs by Huber's loss of delta .001, in
 seconds, against scipy.optimize.minimize (L-BFGS-B): from one start of Hoffmann et al.'s grid, with
-exact gradients and with SciPy's own differences, and from the letters of the fit to all runs, from
-which ours start, too; there it stops early, as its losses show. SciPy is timed on the first 100 of
-the same draws, whose median is scaled up; its spread is that of five times 20.
+exact gradients and with SciPy's own differences, and from the parameters of the fit to all runs,
+from which ours start, too; there it stops early, as its losses show. SciPy is timed on the first
+100 of the same draws, whose median is scaled up; its spread is that of five times 20.
 """
 
 import collections
@@ -43,7 +43,7 @@ class Setting:
     Attributes:
       name: for the table.
       law: the name of the true law, which is fitted, too.
-      params: its letters.
+      params: its parameters.
       noise: standard deviation of log y.
       points: evenly spaced in log x from 1 to 1,000.
       heavy: whether the noise has Student's distribution with three degrees of freedom.

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from vit_jax.errors import DataError
-from vit_jax.scaling.adequacy import form_p_value
 from vit_jax.scaling.fitting import fit
+from vit_jax.scaling.goodness_of_fit import form_p_value
 from vit_jax.scaling.question import Question
 from vit_jax.scaling.selection import choose, grows
 from vit_jax.scaling.study import study
@@ -56,8 +56,8 @@ def test_nothing_but_equal_values_is_an_error_that_says_so():
         choose({"x": X}, np.full(8, 0.5), laws=("power",))
 
 
-def test_a_law_with_all_letters_at_their_bounds_has_a_p_value():
-    """No letter is left that could move the curve: the residuals are all that there is."""
+def test_a_law_with_all_parameters_at_their_bounds_has_a_p_value():
+    """No parameter is left that could move the curve: the residuals are all that there is."""
     found = fit("power", {"x": X}, Y)
     stuck = dataclasses.replace(found, identified=dict.fromkeys("bc", "at its bound"))
     scaled = (np.log(X) - np.log(X).mean()) / np.log(X).std()

@@ -67,8 +67,8 @@ def test_a_law_its_figures_and_its_report(floor, tmp_path):
     }
     said, result = written(floor, tmp_path / "out", **question)
     assert result["law"] == "power_floor"
-    for letter, truth in {"b": 3, "c": -0.4, "e": 0.1}.items():
-        found = result["params"][letter]
+    for parameter, truth in {"b": 3, "c": -0.4, "e": 0.1}.items():
+        found = result["params"][parameter]
         assert found["low"] < truth < found["high"] and abs(found["estimate"] / truth - 1) < 0.2
     (entry,) = result["groups"]
     assert entry["diagnostics"]["rows"] == 11 and entry["test"]["rows"] == 3
@@ -155,8 +155,8 @@ def test_both_inputs_and_the_best_of_a_budget(tmp_path):
     runs = write(tmp_path / "runs.csv", params=n, examples_seen=d, error=y, train_flops=96 * n * d)
     _, result, figures = asked(runs, law="chinchilla", budgets=(9.6e12,))
     truth = {"E": 0.2, "A": 40, "B": 90, "alpha": 0.5, "beta": 0.5}
-    for letter, value in truth.items():
-        assert result["params"][letter]["estimate"] == pytest.approx(value, rel=1e-6)
+    for parameter, value in truth.items():
+        assert result["params"][parameter]["estimate"] == pytest.approx(value, rel=1e-6)
     (entry,) = result["groups"]
     assert entry["diagnostics"]["flops_per_param_and_example"] == pytest.approx(96)
     (best,) = entry["tables"]["Best for a budget"]
@@ -273,8 +273,8 @@ def test_numbers_of_runs_in_a_table_of_others(tmp_path):
     assert results[0]["params"] == results[1]["params"]
 
 
-def test_a_group_of_fewer_runs_than_letters_is_named(tmp_path):
-    """Runs have several rows each: those of two runs do not say how sure two letters are."""
+def test_a_group_of_fewer_runs_than_parameters_is_named(tmp_path):
+    """Runs have several rows each: those of two runs do not say how sure two parameters are."""
     rng = np.random.default_rng(0)
     runs = [f"run{i}" for i in range(8) for _ in range(5)]
     x = np.geomspace(10, 1e4, 40)
@@ -284,7 +284,7 @@ def test_a_group_of_fewer_runs_than_letters_is_named(tmp_path):
     said, result, _ = asked(table, **question)
     a, b = result["groups"]
     assert a["params"]["c"]["low"] < -0.3 < a["params"]["c"]["high"]
-    assert b["error"].startswith("2 clusters cannot say how sure the 2 letters of power are")
+    assert b["error"].startswith("2 clusters cannot say how sure the 2 parameters of power are")
     assert "2 clusters cannot say" in said
 
 

@@ -51,12 +51,12 @@ EXACT = {
 @pytest.mark.parametrize(
     "name", [slow(name) if name in ("bnsl", "chinchilla_repeat") else name for name in EXACT]
 )
-def test_letters_of_every_law_come_back_from_its_own_curve(name):
+def test_parameters_of_every_law_come_back_from_its_own_curve(name):
     params, inputs = EXACT[name]
     found = fit(name, inputs, law(name).predict(params, inputs))
     assert found.converged
-    for letter, value in params.items():
-        assert found.params[letter] == pytest.approx(value, rel=1e-6), letter
+    for parameter, value in params.items():
+        assert found.params[parameter] == pytest.approx(value, rel=1e-6), parameter
 
 
 def test_power_law_is_the_line_through_the_logs():
@@ -86,21 +86,23 @@ def _scipy_best(name, inputs, y, *, starts, seed=0):
     of, rng = law(name), np.random.default_rng(seed)
     formula = FORMULAS[name][2]
 
-    def letters(p):
+    def parameters(p):
         return {
-            letter.name: math.exp(v) if letter.log else v
-            for letter, v in zip(of.table, p, strict=True)
+            parameter.name: math.exp(v) if parameter.log else v
+            for parameter, v in zip(of.table, p, strict=True)
         }
 
     def residuals(p):
         with np.errstate(all="ignore"):
-            return np.nan_to_num(np.log(formula(letters(p), *inputs.values())) - np.log(y), nan=1e3)
+            return np.nan_to_num(
+                np.log(formula(parameters(p), *inputs.values())) - np.log(y), nan=1e3
+            )
 
     low, high = [], []
-    for letter in of.table:
-        most = y.max() if letter.floor else letter.high
-        low.append(math.log(max(letter.low, 1e-9)) if letter.log else letter.low)
-        high.append(math.log(most) if letter.log else most)
+    for parameter in of.table:
+        most = y.max() if parameter.floor else parameter.high
+        low.append(math.log(max(parameter.low, 1e-9)) if parameter.log else parameter.low)
+        high.append(math.log(most) if parameter.log else most)
     least = math.inf
     for _ in range(starts):
         guess = [rng.uniform(max(a, -3), min(b, 3)) for a, b in zip(low, high, strict=True)]
@@ -144,9 +146,9 @@ def test_refits_are_fits(delta):
         other = fit("power_floor", {"x": x}, noisy[i], delta=found.delta)
         at = {"x": np.array([1.0, 1e5])}
         for mine, batch in ((one, by_weight), (other, by_y)):
-            letters = {k: float(v[i]) for k, v in batch.params.items()}
+            parameters = {k: float(v[i]) for k, v in batch.params.items()}
             np.testing.assert_allclose(
-                law("power_floor").predict(letters, at), mine.predict(at), rtol=2e-4
+                law("power_floor").predict(parameters, at), mine.predict(at), rtol=2e-4
             )
 
 
@@ -209,7 +211,7 @@ def test_a_fit_says_what_it_does_not_know():
     unsure = fit("power_floor", {"x": x}, straight)
     assert unsure.identified["e"] in ("no", "at its bound")
     assert unsure.identified["c"] == "well"
-    # A law with letters to spare: they are not determined.
+    # A law with parameters to spare: they are not determined.
     spare = fit("bnsl", {"x": x}, straight)
     plain = fit("power", {"x": x}, straight)
     assert "no" in spare.identified.values() and spare.condition > 10 > plain.condition

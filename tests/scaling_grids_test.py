@@ -21,10 +21,10 @@ def test_a_grid_is_every_combination_the_last_factor_fastest():
         grid({"seed": (0,)}, [{"seed": 1}])
 
 
-def test_zip_goes_through_its_keys_together():
-    assert grids.zip({"a": (1, 2), "b": "xy"}) == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
+def test_paired_goes_through_its_keys_together():
+    assert grids.paired({"a": (1, 2), "b": "xy"}) == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
     with pytest.raises(ConfigError, match="a 2, b 1"):
-        grids.zip({"a": (1, 2), "b": (3,)})
+        grids.paired({"a": (1, 2), "b": (3,)})
 
 
 def test_chain_leaves_out_what_was_there_already():

@@ -33,12 +33,12 @@ def test_a_power_law_has_the_intervals_of_linear_regression(level):
     found = fit("power", {"x": x}, y, delta=math.inf)
     line = stats.linregress(np.log(x), np.log(y))
     t = stats.t.ppf((1 + level) / 2, len(x) - 2)
-    letters = intervals.letter_intervals(found, level=level)
-    assert letters["c"].low == pytest.approx(line.slope - t * line.stderr, abs=1e-5)
-    assert letters["c"].high == pytest.approx(line.slope + t * line.stderr, abs=1e-5)
+    parameters = intervals.parameter_intervals(found, level=level)
+    assert parameters["c"].low == pytest.approx(line.slope - t * line.stderr, abs=1e-5)
+    assert parameters["c"].high == pytest.approx(line.slope + t * line.stderr, abs=1e-5)
     half = t * line.intercept_stderr
-    assert math.log(letters["b"].low) == pytest.approx(line.intercept - half, abs=1e-4)
-    assert math.log(letters["b"].high) == pytest.approx(line.intercept + half, abs=1e-4)
+    assert math.log(parameters["b"].low) == pytest.approx(line.intercept - half, abs=1e-4)
+    assert math.log(parameters["b"].high) == pytest.approx(line.intercept + half, abs=1e-4)
 
     places = np.array([1.0, 50.0, 1e5])
     middle = line.intercept + line.slope * np.log(places)
@@ -83,7 +83,7 @@ def test_ends_are_where_the_profile_passes_its_limit():
 
 def test_what_the_data_do_not_say_is_open():
     x, y = power_law(noise=0.1)
-    found = intervals.letter_intervals(fit("power_floor", {"x": x}, y))
+    found = intervals.parameter_intervals(fit("power_floor", {"x": x}, y))
     assert found["e"].low == 0 and found["e"].high > 0.01
     assert found["c"].low < -0.35 < found["c"].high
 
@@ -101,7 +101,7 @@ def test_intervals_shrink_with_the_root_of_the_number_of_runs():
 def test_intervals_do_not_depend_on_units(unit):
     x, y = frontier()
     one, other = (
-        intervals.letter_intervals(fit("frontier", {"x": scale * x}, y)) for scale in (1.0, unit)
+        intervals.parameter_intervals(fit("frontier", {"x": scale * x}, y)) for scale in (1.0, unit)
     )
     for name, factor in (("b", 1.0), ("c", 1.0), ("d", unit)):
         assert other[name].low == pytest.approx(factor * one[name].low, rel=2e-3)
@@ -159,9 +159,9 @@ def test_too_few_clusters_and_odd_levels_are_refused():
     x, y = power_law()
     found = fit("power_floor", {"x": x}, y)
     with pytest.raises(DataError, match="3 clusters cannot say"):
-        intervals.letter_intervals(found, clusters=np.arange(12) % 3)
+        intervals.parameter_intervals(found, clusters=np.arange(12) % 3)
     with pytest.raises(DataError, match="1 clusters cannot say"):
-        intervals.letter_intervals(found, clusters=np.zeros(12))
+        intervals.parameter_intervals(found, clusters=np.zeros(12))
     with pytest.raises(DataError, match="2 cluster names for 12 fitted rows"):
         intervals.band(found, {"x": [1.0]}, clusters=np.arange(2))
     with pytest.raises(DataError, match="must be a share"):
@@ -172,9 +172,9 @@ def test_a_quantity_is_profiled_like_a_prediction():
     y = law("chinchilla").predict(CHINCHILLA, {"n": N, "d": D})
     y *= np.exp(0.02 * np.random.default_rng(3).standard_normal(len(y)))
     found = fit("chinchilla", {"n": N, "d": D}, y)
-    letters = intervals.letter_intervals(found)
+    parameters = intervals.parameter_intervals(found)
     for name, value in CHINCHILLA.items():
-        wide = letters[name]
+        wide = parameters[name]
         assert wide.low < found.params[name] < wide.high
         assert wide.low < value < wide.high or name != "E"
 

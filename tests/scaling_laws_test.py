@@ -116,10 +116,10 @@ def test_m4_has_the_derivatives_of_the_implicit_function():
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_scaled_inputs_and_their_letters_say_the_same(name):
-    """What a fit searches in is the paper's law: letters of x / 1000 come back as those of x."""
+def test_scaled_inputs_and_their_parameters_say_the_same(name):
+    """What a fit searches in is the paper's law: parameters of x / 1000 come back as those of x."""
     of = law(name)
-    values = {letter.name: 0.3 + 0.1 * i for i, letter in enumerate(of.table)}
+    values = {parameter.name: 0.3 + 0.1 * i for i, parameter in enumerate(of.table)}
     values |= {k: -0.4 for k in ("c",) if name in ("power", "power_floor", "m4")}
     values |= {"e0": 2.0} if name == "m4" else {}
     scales = dict.fromkeys(of.inputs, math.log(1000.0))
@@ -133,13 +133,13 @@ def test_scaled_inputs_and_their_letters_say_the_same(name):
 
 
 def test_repeated_examples_are_worth_less_and_a_single_epoch_is_chinchilla():
-    letters = CHINCHILLA | {"R_N": 1e5, "R_D": 15.4}
-    once = law("chinchilla_repeat").predict(letters, {"n": N, "d": D, "u": D})
+    parameters = CHINCHILLA | {"R_N": 1e5, "R_D": 15.4}
+    once = law("chinchilla_repeat").predict(parameters, {"n": N, "d": D, "u": D})
     fresh = law("chinchilla").predict(CHINCHILLA, {"n": N, "d": D})
     assert (once >= fresh * (1 - 1e-12)).all()
     np.testing.assert_allclose(once, fresh, rtol=0.01)
     losses = [
-        law("chinchilla_repeat").predict(letters, {"n": 1e8, "d": 1e11, "u": 1e11 / epochs})
+        law("chinchilla_repeat").predict(parameters, {"n": 1e8, "d": 1e11, "u": 1e11 / epochs})
         for epochs in (1, 4, 40, 400)
     ]
     assert (np.diff(losses) > 0).all()
@@ -157,12 +157,12 @@ def test_float64_is_not_left_switched_on():
     assert jax.numpy.ones(1).dtype == np.float32
 
 
-def test_names_inputs_and_letters_are_checked():
+def test_names_inputs_and_parameters_are_checked():
     with pytest.raises(ConfigError, match='Did you mean "chinchilla"'):
         law("chinchila")
     with pytest.raises(ConfigError, match="has the inputs n, d, not x"):
         law("chinchilla").predict(CHINCHILLA, {"x": X})
-    with pytest.raises(ConfigError, match="has the letters b, c, not b"):
+    with pytest.raises(ConfigError, match="has the parameters b, c, not b"):
         law("power").predict({"b": 1.0}, {"x": X})
     with pytest.raises(ConfigError, match="1 of 2 values are not, such as"):
         law("power").predict({"b": 1.0, "c": 1.0}, {"x": [1.0, -1.0]})

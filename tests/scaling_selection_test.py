@@ -30,19 +30,19 @@ def saturating(points=24, noise=0.01, seed=0):
     return x, y * np.exp(noise * np.random.default_rng(seed).standard_normal(points))
 
 
-def test_scaling_vit_frontier_has_the_published_letters():
+def test_scaling_vit_frontier_has_the_published_parameters():
     """Issue: a, b, c, d = .63, .33, .13, .55 within .03 (.05 for d), ImageNet 10-shot."""
     x, y = scaling_tables.few_shot_runs()
     for delta in (None, math.inf):
         found = fit("frontier", {"x": x}, y, delta=delta)
         assert found.n == 33
-        for letter, value, tolerance in (
+        for parameter, value, tolerance in (
             ("a", 0.63, 0.03),
             ("b", 0.33, 0.03),
             ("c", 0.13, 0.03),
             ("d", 0.55, 0.05),
         ):
-            assert found.params[letter] == pytest.approx(value, abs=tolerance), letter
+            assert found.params[parameter] == pytest.approx(value, abs=tolerance), parameter
 
 
 @pytest.mark.parametrize(("cut", "most"), [(100, 0.13), (300, 0.04), (1000, 0.05)])
@@ -147,10 +147,10 @@ def test_of_evenly_spaced_scales_each_origin_leaves_one_more_out(ratio):
 def test_what_cannot_be_judged_is_refused_or_skipped_with_the_reason():
     x, y = saturating(points=7)
     found = choose({"x": x}, y, laws=("power", "bnsl"))
-    assert found.law == "power" and "6 letters" in found.skipped["bnsl"]
+    assert found.law == "power" and "6 parameters" in found.skipped["bnsl"]
     with pytest.raises(DataError, match="No law could be judged on larger scales"):
         choose({"x": x[:3]}, y[:3], laws=("power_floor",))
-    with pytest.raises(DataError, match="letters"):
+    with pytest.raises(DataError, match="parameters"):
         average({"x": x[:3]}, y[:3])
 
 

@@ -58,22 +58,22 @@ def test_by_compute(runs):
     (crossing,) = result["crossings"]
     assert crossing["group"] == "resnet"
     assert ends(crossing) == pytest.approx([1.26e12, 0.86e12, 1.78e12], rel=0.02)
-    letters = {entry["group"]["family"]: entry["params"] for entry in result["groups"]}
-    assert ends(letters["vit"]["c"]) == pytest.approx([0.121, 0.116, 0.124], abs=0.0006)
+    parameters = {entry["group"]["family"]: entry["params"] for entry in result["groups"]}
+    assert ends(parameters["vit"]["c"]) == pytest.approx([0.121, 0.116, 0.124], abs=0.0006)
 
 
 @pytest.mark.slow
 def test_by_parameters_and_pictures_seen(runs):
     result = asked(runs, law="chinchilla_repeat", group=("family",))
-    letters = {entry["group"]["family"]: entry["params"] for entry in result["groups"]}
-    for family, letter, said in (
+    parameters = {entry["group"]["family"]: entry["params"] for entry in result["groups"]}
+    for family, parameter, said in (
         ("vit", "alpha", (0.42, 0.37, 0.50)),
         ("vit", "beta", (0.59, 0.53, 0.65)),
         ("resnet", "alpha", (0.42, 0.23, 0.82)),
         ("resnet", "beta", (0.41, 0.32, 0.52)),
     ):
-        assert ends(letters[family][letter]) == pytest.approx(said, abs=0.006)
-    assert letters["vit"]["R_D"]["estimate"] == pytest.approx(160, rel=0.02)
+        assert ends(parameters[family][parameter]) == pytest.approx(said, abs=0.006)
+    assert parameters["vit"]["R_D"]["estimate"] == pytest.approx(160, rel=0.02)
     for held_back, said in (("params>=50%", 0.067), ("train_flops>=10%", 0.084)):
         (entry,) = asked(
             runs, law="chinchilla_repeat", where=("family=vit",), hold_back=(held_back,)

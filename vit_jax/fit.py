@@ -30,7 +30,7 @@ from etils import epath
 from vit_jax import cli, storage
 from vit_jax.analysis import figures
 from vit_jax.errors import ConfigError
-from vit_jax.parallel.compilation import keep_small_programs
+from vit_jax.parallel.compilation import enable_user_compilation_cache
 from vit_jax.scaling import report
 from vit_jax.scaling.question import AUTO, COLUMNS, NAMES, Question
 from vit_jax.scaling.study import study
@@ -116,7 +116,7 @@ if __name__ == "__main__":
 
     def main(argv: Sequence[str]) -> None:
         cli.no_arguments(argv)
-        keep_small_programs()
+        enable_user_compilation_cache()
         question = Question(
             law=_LAW.value,
             y=_Y.value,

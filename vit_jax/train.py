@@ -39,7 +39,7 @@ from vit_jax.models import build, model_config, param_shapes, update_flops_per_i
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
-from vit_jax.parallel.compilation import keep_compiled
+from vit_jax.parallel.compilation import enable_compilation_cache
 from vit_jax.parallel.watch import Watch
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.rundir.agreement import agree
@@ -88,7 +88,7 @@ def train(
         watch = stack.enter_context(Watch(config.timeout_seconds))
         is_main = jax.process_index() == 0
         if config.log.compilation_cache:
-            keep_compiled(config.log.compilation_cache)
+            enable_compilation_cache(config.log.compilation_cache)
         mesh = meshes.make_mesh(config.mesh, devices=devices)
         stack.enter_context(jax.set_mesh(mesh))
         meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
@@ -168,7 +168,7 @@ def train(
             resumed = start if chrono is not None and store.steps() else None
             model = build(cfg)
             if config.cache_features:
-                model, source, transform, evals = cached_features.on_features(
+                model, source, transform, evals = cached_features.cache_features(
                     config, cfg, source, evals, state.params, mesh, over=watch.over
                 )
         train_step = jax.jit(

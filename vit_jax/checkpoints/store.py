@@ -309,7 +309,7 @@ class Store:
                 errors.append((step, error))
                 continue
             for broken, _ in errors:
-                self._set_aside(broken)
+                self._quarantine(broken)
             return step, arrays, chrono
         if errors:
             raise CheckpointError(
@@ -379,7 +379,7 @@ class Store:
                     + (f" and {len(wrong) - 1} more" if wrong[1:] else "")
                 )
 
-    def _set_aside(self, step):
+    def _quarantine(self, step):
         source = self.folder / str(step)
         name, tries = f"{self.folder.name}.{BROKEN}.{step}", itertools.count(2)
         fault = ""

@@ -13,7 +13,7 @@ from vit_jax import storage
 from vit_jax.errors import ConfigError
 
 
-def keep_compiled(folder: str) -> None:
+def enable_compilation_cache(folder: str) -> None:
     """Compiled programs go to this folder and are taken from there; made if it is not there.
 
     JAX itself only warns that it cannot write there, and compiles everything at every start.
@@ -37,7 +37,7 @@ def keep_compiled(folder: str) -> None:
     jax.config.update("jax_compilation_cache_dir", os.fspath(path))
 
 
-def keep_small_programs() -> None:
+def enable_user_compilation_cache() -> None:
     """Programs of this process, even the smallest, are kept in the user's cache.
 
     Where the user or a test has named a folder (JAX_COMPILATION_CACHE_DIR), that one is taken.

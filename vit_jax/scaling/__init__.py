@@ -5,14 +5,14 @@ table         read from a .parquet or .csv file, ours or anybody's
 csv_tables    CSV files: separators, decimal commas
 
 Laws
-laws          the laws, by their papers' letters; adding one is adding a table of its terms
+laws          the laws, by their papers' parameters; adding one is adding a table of its terms
 varpro        where a fit starts: variable projection
 solver        thousands of small robust fits at once, float64, within bounds
-fitting       a law fitted to runs, and how well its letters are determined
+fitting       a law fitted to runs, and how well its parameters are determined
 profile       how far a quantity can move before the law no longer fits
-intervals     of letters, predictions and optima, by the profile
+intervals     of parameters, predictions and optima, by the profile
 bootstrap     fits to rows or clusters drawn anew, for comparison
-adequacy      does the form of a law hold?
+goodness_of_fit      does the form of a law hold?
 selection     laws chosen by held-out scales; may this be extrapolated?
 
 What they say to do

@@ -138,7 +138,7 @@ def answer(part: Part, question: Question) -> Answer:
                 skipped=choice.skipped,
             )  # fmt: skip
         found = fit(question.law, inputs, y)
-        freedom(found, part.clusters)  # Fewer runs than letters have no intervals.
+        freedom(found, part.clusters)  # Fewer runs than parameters have no intervals.
     except DataError as error:
         return Answer(part, error=str(error))
     try:

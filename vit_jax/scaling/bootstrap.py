@@ -40,13 +40,13 @@ def bootstrap(
     for _ in range(100):
         counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
         drawn = counts[:, member]
-        # A draw of fewer different rows than letters determines nothing.
+        # A draw of fewer different rows than parameters determines nothing.
         weights = np.concatenate([weights, drawn[(drawn > 0).sum(1) > need]])[:draws]
         if len(weights) == draws:
             return refits(fit, weights=weights * fit.weights)
     raise DataError(
         f"Of {len(names)} runs a bootstrap hardly ever draws more than {need} different rows, as "
-        f"many as {fit.law.name} has letters: take the profile's intervals, or add runs."
+        f"many as {fit.law.name} has parameters: take the profile's intervals, or add runs."
     )
 
 

@@ -15,7 +15,7 @@ from vit_jax.scaling.selection import scale_of
 
 _GRID = 120  # Places at which a law is drawn.
 _BAND = 40  # Places at which its interval is, each end of which is a search.
-_LONGEST = 50  # Letters of a group in a file's name: in any alphabet fewer than 255 bytes.
+_LONGEST = 50  # Characters of a group in a file's name: in any alphabet fewer than 255 bytes.
 
 
 def draw(

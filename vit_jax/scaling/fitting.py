@@ -1,7 +1,7 @@
 """Fits a law to runs: squares or Huber's loss of log residuals, from several starts, in bounds.
 
 Errors of a scaling study are relative, so residuals are log prediction - log y. A fit says how far
-its letters can be trusted; intervals are in `intervals`.
+its parameters can be trusted; intervals are in `intervals`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from vit_jax.scaling import varpro
 from vit_jax.scaling.laws import Law, log_inputs
 from vit_jax.scaling.laws import law as law_by_name
 from vit_jax.scaling.pareto import pareto
-from vit_jax.scaling.solver import Problem, Solution, letters_of, slopes_of, solve
+from vit_jax.scaling.solver import Problem, Solution, parameters_of, slopes_of, solve
 
 _STARTS, _FOLLOWED = 12, 4
 # Huber's constant for 95% of the efficiency of least squares under normal noise.
@@ -31,7 +31,7 @@ class Fit:
 
     Attributes:
       law: what was fitted.
-      params: its letters, in the paper's units.
+      params: its parameters, in the paper's units.
       rows: which of the given rows were used, in order: all, but for a law of the frontier.
       inputs: of those rows, by role.
       y: of those rows.
@@ -40,10 +40,10 @@ class Fit:
       log_residuals: log prediction - log y.
       rmse_log: root of their weighted mean square.
       condition: condition number of the Jacobian, its columns scaled to length one. Above 1e3 the
-        letters can trade against each other.
-      standard_errors: of the letters, from the Jacobian; relative to the letter. For orientation:
-        an interval is what `intervals` gives.
-      identified: a word for each letter: "well" (relative standard error below .1), "weakly"
+        parameters can trade against each other.
+      standard_errors: of the parameters, from the Jacobian; relative to the parameter. For
+        orientation: an interval is what `intervals` gives.
+      identified: a word for each parameter: "well" (relative standard error below .1), "weakly"
         (below .5), "no", or "at its bound".
       converged: whether the search ended at a minimum.
       agreeing: the share of the starts that came to this minimum.
@@ -78,7 +78,7 @@ class Fit:
 
     @property
     def at_bound(self) -> tuple[str, ...]:
-        """Letters at an end of what they may be."""
+        """Parameters at an end of what they may be."""
         return tuple(k for k, word in self.identified.items() if word == "at its bound")
 
     def predict(self, inputs: Mapping[str, Any]) -> Float[np.ndarray, "*m"]:
@@ -111,7 +111,7 @@ def fit(
 
     Raises:
       ConfigError: the law is unknown or has other inputs.
-      DataError: the rows cannot determine the letters.
+      DataError: the rows cannot determine the parameters.
     """
     law = law_by_name(law) if isinstance(law, str) else law
     rows, logs, y, weights = _checked(law, inputs, y, weights)
@@ -164,10 +164,10 @@ def fit(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Refits:
-    """The letters of many fits of a law.
+    """The parameters of many fits of a law.
 
     Attributes:
-      params: by letter, one a fit.
+      params: by parameter, one a fit.
       theta: searched values.
       loss: of each fit.
       converged: whether the search of each fit ended at a minimum.
@@ -185,7 +185,7 @@ def refits(
     y: Float[np.ndarray, "b n"] | None = None,
     weights: Float[np.ndarray, "b n"] | None = None,
 ) -> Refits:
-    """Fits the rows of a fit again, many times, in one vectorised search from the fit's letters.
+    """Fits the rows of a fit again, many times, in one vectorised search from the fit's parameters.
 
     Args:
       of: the fit.
@@ -207,9 +207,9 @@ def refits(
 
 
 def natural(of: Fit, theta: Float[np.ndarray, "b p"]) -> dict[str, Float[np.ndarray, "b"]]:
-    """The paper's letters from searched values."""
-    letters = letters_of(of.law, theta.T, of.scales)
-    return {name: letters[name] for name in of.law.letters}
+    """The paper's parameters from searched values."""
+    parameters = parameters_of(of.law, theta.T, of.scales)
+    return {name: parameters[name] for name in of.law.parameters}
 
 
 def bounds(
@@ -217,16 +217,16 @@ def bounds(
 ) -> tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]]:
     """The least and the largest of each searched value."""
     low, high = [], []
-    for letter in law.table:
-        least, most = letter.low, letter.high
-        if letter.floor:
+    for parameter in law.table:
+        least, most = parameter.low, parameter.high
+        if parameter.floor:
             most = y.max()
-        elif letter.name == "e0":  # M4's ceiling, the error of no data at all.
+        elif parameter.name == "e0":  # M4's ceiling, the error of no data at all.
             least, most = y.max(), 1.0 if y.max() <= 1 else 100 * y.max()
-        elif not letter.starts and letter.name != "c":  # A coefficient: of the size of y.
+        elif not parameter.starts and parameter.name != "c":  # A coefficient: of the size of y.
             least, most = least * y.min(), most * y.max()
-        low.append(math.log(least) if letter.log else least)
-        high.append(math.log(most) if letter.log else most)
+        low.append(math.log(least) if parameter.log else least)
+        high.append(math.log(most) if parameter.log else most)
     return np.array(low), np.array(high)
 
 
@@ -256,8 +256,8 @@ def _checked(law, inputs, y, weights):
     need = len(law.table) + 1
     if len(y) < need:
         raise DataError(
-            f"The law {law.name} has {need - 1} letters: it needs at least {need} {what}, and "
-            f"there are {len(y)}. Fit a law with fewer letters, or add runs."
+            f"The law {law.name} has {need - 1} parameters: it needs at least {need} {what}, and "
+            f"there are {len(y)}. Fit a law with fewer parameters, or add runs."
         )
     for role, values in zip(law.inputs, logs, strict=True):
         if np.ptp(values) < 1e-9:
@@ -274,8 +274,8 @@ def _checked(law, inputs, y, weights):
     distinct = len(np.unique(logs.round(9), axis=1).T)
     if distinct < need - 1:
         raise DataError(
-            f"The law {law.name} has {need - 1} letters, but the rows have only {distinct} "
-            f"different {' and '.join(law.inputs)}. Fit a law with fewer letters, or add sizes."
+            f"The law {law.name} has {need - 1} parameters, but the rows have only {distinct} "
+            f"different {' and '.join(law.inputs)}. Fit a law with fewer parameters, or add sizes."
         )
     return rows, logs, y, weights
 
@@ -293,14 +293,14 @@ def _turning_point(law, theta, scaled, y, weights):
 
 
 def _residuals(law, theta, scaled, y):
-    letters = _natural_at(law, theta, np.zeros(len(scaled)))
+    parameters = _natural_at(law, theta, np.zeros(len(scaled)))
     inputs = {role: np.exp(x) for role, x in zip(law.inputs, scaled, strict=True)}
-    return np.log(law.predict(letters, inputs)) - np.log(y)
+    return np.log(law.predict(parameters, inputs)) - np.log(y)
 
 
 def _natural_at(law, theta, scales):
-    letters = letters_of(law, theta, scales)
-    return {name: float(letters[name]) for name in law.letters}
+    parameters = parameters_of(law, theta, scales)
+    return {name: float(parameters[name]) for name in law.parameters}
 
 
 def _scaled(of: Fit) -> Float[np.ndarray, "inputs n"]:
@@ -319,11 +319,11 @@ def _described(law, theta, *, rows, logs, y, weights, delta, bounds, converged, 
     deviation = math.sqrt(mean_square * n / (n - p))
     relative = {
         name: float(deviation * errors[i] / max(abs(params[name]), 1e-300))
-        for i, name in enumerate(law.letters)
+        for i, name in enumerate(law.parameters)
     }
     words = {
         name: "at its bound" if at_bound[i] else _word(relative[name])
-        for i, name in enumerate(law.letters)
+        for i, name in enumerate(law.parameters)
     }
     return Fit(
         law=law,
@@ -353,13 +353,13 @@ def _word(relative_error: float) -> str:
 
 
 def _sensitivity(theta, slopes, change, weights, bounds):
-    # Of the letters that are free: the condition number, and errors of one unit of noise.
+    # Of the parameters that are free: the condition number, and errors of one unit of noise.
     low, high = bounds
     margin = 1e-9 * (1 + np.abs(theta))
     at_bound = (theta <= low + margin) | (theta >= high - margin)
     slopes = (slopes * np.sqrt(weights)[:, None])[:, ~at_bound]
     length = np.linalg.norm(slopes, axis=0)
-    idle = length == 0  # Letters that move no prediction, whose errors have no end.
+    idle = length == 0  # Parameters that move no prediction, whose errors have no end.
     length = np.where(idle, 1.0, length)
     values = np.linalg.svd(slopes / length, compute_uv=False)
     condition = float(values[0] / max(values[-1], 1e-300)) if len(values) else 1.0

@@ -1,4 +1,4 @@
-"""Intervals of what a fit says: letters, predictions, quantities that the letters decide.
+"""Intervals of what a fit says: parameters, predictions, quantities that the parameters decide.
 
 All are by the profile likelihood: they follow the law where it bends, are infinite where the data
 do not say, and cover as often as they claim with a few points, of which a percentile bootstrap
@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from vit_jax.scaling.fitting import Fit
-from vit_jax.scaling.laws import Letter, log_inputs
+from vit_jax.scaling.laws import Parameter, log_inputs
 from vit_jax.scaling.profile import FAR, Goal, freedom, prediction, profile, student
-from vit_jax.scaling.solver import scaled_letters
+from vit_jax.scaling.solver import scaled_parameters
 
-_FAR_UNITS = 1e4  # Of letters that are no logs, whose unit is of the size of the data.
+_FAR_UNITS = 1e4  # Of parameters that are no logs, whose unit is of the size of the data.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Band:
     of: str
 
 
-def letter_intervals(
+def parameter_intervals(
     fit: Fit, *, level: float = 0.9, clusters: Shaped[np.ndarray, "n"] | None = None
 ) -> dict[str, Interval]:
-    """An interval for every letter.
+    """An interval for every parameter.
 
     Args:
       fit: of a law.
@@ -62,20 +62,20 @@ def letter_intervals(
         together. None: each row errs for itself.
     """
     table = fit.law.table
-    units = np.array([1.0 if letter.log else _unit(fit, letter) for letter in table])
-    far = np.where([letter.log for letter in table], FAR, _FAR_UNITS)
+    units = np.array([1.0 if parameter.log else _unit(fit, parameter) for parameter in table])
+    far = np.where([parameter.log for parameter in table], FAR, _FAR_UNITS)
     _, low, high = profile(
         fit,
-        _letter_goals(fit.law),
+        _parameter_goals(fit.law),
         np.diag(1 / units),
         level=level,
         clusters=clusters,
         far=far,
     )
     intervals = {}
-    for i, letter in enumerate(table):
-        ends = (np.exp(x[i]) if letter.log else x[i] * units[i] for x in (low, high))
-        intervals[letter.name] = Interval(fit.params[letter.name], *map(float, ends))
+    for i, parameter in enumerate(table):
+        ends = (np.exp(x[i]) if parameter.log else x[i] * units[i] for x in (low, high))
+        intervals[parameter.name] = Interval(fit.params[parameter.name], *map(float, ends))
     return intervals
 
 
@@ -93,7 +93,7 @@ def band(
       fit: of a law.
       inputs: m places, by role.
       level: how often each interval is to cover; not all at once.
-      clusters: as for `letter_intervals`.
+      clusters: as for `parameter_intervals`.
       new_run: whether the interval is for the error of a run not yet made, of weight 1, and not
         for the law's curve.
     """
@@ -114,14 +114,14 @@ def quantity(
     level: float = 0.9,
     clusters: Shaped[np.ndarray, "n"] | None = None,
 ) -> list[Interval]:
-    """Intervals for positive quantities that the letters decide, such as an optimum.
+    """Intervals for positive quantities that the parameters decide, such as an optimum.
 
     Args:
       fit: of a law.
-      goal: from the letters and a row of `extra` to the log of a quantity, see `solver.Goal`.
-      extra: what the quantity depends on beside the letters, a row for each.
+      goal: from the parameters and a row of `extra` to the log of a quantity, see `solver.Goal`.
+      extra: what the quantity depends on beside the parameters, a row for each.
       level: how often an interval is to cover.
-      clusters: as for `letter_intervals`.
+      clusters: as for `parameter_intervals`.
     """
     found = profile(fit, goal, extra, level=level, clusters=clusters)
     return [Interval(*map(float, np.exp(ends))) for ends in zip(*found, strict=True)]
@@ -133,19 +133,19 @@ def deviation(fit: Fit) -> float:
     return math.sqrt(square / (fit.n - len(fit.theta)))
 
 
-def _unit(fit: Fit, letter: Letter) -> float:
-    # In which a letter is of order one: that of y, or what 1 becomes when inputs are scaled back.
-    if letter.floor or letter.name == "e0":
+def _unit(fit: Fit, parameter: Parameter) -> float:
+    # In which a parameter is of order one: that of y, or what 1 becomes with unscaled inputs.
+    if parameter.floor or parameter.name == "e0":
         return float(np.exp(np.log(fit.y).mean()))
-    scaled = scaled_letters(fit.law, fit.theta) | {letter.name: 1.0}
+    scaled = scaled_parameters(fit.law, fit.theta) | {parameter.name: 1.0}
     scales = dict(zip(fit.law.inputs, fit.scales, strict=True))
-    return float(fit.law.rescale(scaled, scales, np)[letter.name])
+    return float(fit.law.rescale(scaled, scales, np)[parameter.name])
 
 
 @functools.cache
-def _letter_goals(law):
-    def goal(letters, extra, xp):
-        values = [xp.log(letters[x.name]) if x.log else letters[x.name] for x in law.table]
+def _parameter_goals(law):
+    def goal(parameters, extra, xp):
+        values = [xp.log(parameters[x.name]) if x.log else parameters[x.name] for x in law.table]
         return xp.sum(extra * xp.stack(values), axis=0)
 
     return goal

@@ -1,12 +1,12 @@
-"""The laws that a scaling study fits, each by its paper's letters.
+"""The laws that a scaling study fits, each by its paper's parameters.
 
 All but one are a sum of positive terms, a coefficient times a shape: y = sum_j c_j f_j(x; p). The
 shapes are given as logs, so that a law is one table of terms: what predicts, what starts a fit
 (`varpro`, which solves for the coefficients) and what has a floor are read from it. M4 is implicit,
 and solved by Newton's method.
 
-Inputs enter as logs, divided by their geometric mean in the fitted data: letters are then of order
-one, and `Law.rescale` brings them back to the papers' units.
+Inputs enter as logs, divided by their geometric mean in the fitted data: parameters are then of
+order one, and `Law.rescale` brings them back to the papers' units.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from jaxtyping import Float
 
 from vit_jax.errors import ConfigError, did_you_mean
 
-Letters = dict[str, Any]  # Numbers, arrays or traced arrays, by letter.
+Parameters = dict[str, Any]  # Numbers, arrays or traced arrays, by parameter.
 _BIG = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
-class Letter:
+class Parameter:
     """One free number of a law: where it may lie, and where a fit starts to look for it.
 
     Attributes:
@@ -48,18 +48,18 @@ class Letter:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Law:
-    """A formula with letters: y, an error or a loss, of one or more inputs.
+    """A formula with parameters: y, an error or a loss, of one or more inputs.
 
     Attributes:
       name: as `--law` takes it.
-      formula: as text, with the paper's letters.
+      formula: as text, with the paper's parameters.
       source: the paper.
       inputs: names of the roles that a table's columns take.
-      table: the letters, in the formula's order.
-      terms: from letters and logs of inputs to {coefficient: log of its shape}; None for an
+      table: the parameters, in the formula's order.
+      terms: from parameters and logs of inputs to {coefficient: log of its shape}; None for an
         implicit law.
-      rescale: from letters of scaled inputs and the logs of the scales to the paper's letters.
-      log_predict: from letters and logs of inputs to the log of y. Like the two before, it takes
+      rescale: from parameters of scaled inputs, and the logs of the scales, to the paper's.
+      log_predict: from parameters and logs of inputs to the log of y. Like the two before, it takes
         the array module as a third argument: NumPy evaluates at once, without compilation.
       pareto: whether it is a law of the best y of each x: a fit takes the Pareto frontier first.
     """
@@ -68,21 +68,21 @@ class Law:
     formula: str
     source: str
     inputs: tuple[str, ...]
-    table: tuple[Letter, ...]
-    terms: Callable[[Letters, Letters, ModuleType], Letters] | None
-    rescale: Callable[[Letters, Letters, ModuleType], Letters]
-    log_predict: Callable[[Letters, Letters, ModuleType], Any]
+    table: tuple[Parameter, ...]
+    terms: Callable[[Parameters, Parameters, ModuleType], Parameters] | None
+    rescale: Callable[[Parameters, Parameters, ModuleType], Parameters]
+    log_predict: Callable[[Parameters, Parameters, ModuleType], Any]
     pareto: bool = False
 
     @property
-    def letters(self) -> tuple[str, ...]:
-        """Names of the letters, in order."""
-        return tuple(letter.name for letter in self.table)
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters, in order."""
+        return tuple(parameter.name for parameter in self.table)
 
     @property
     def floor(self) -> str | None:
-        """The letter that is the error of infinite inputs; None where there is none."""
-        return next((letter.name for letter in self.table if letter.floor), None)
+        """The parameter that is the error of infinite inputs; None where there is none."""
+        return next((parameter.name for parameter in self.table if parameter.floor), None)
 
     def predict(
         self, params: Mapping[str, float], inputs: Mapping[str, Any]
@@ -90,21 +90,21 @@ class Law:
         """Errors of given inputs, in float64.
 
         Args:
-          params: a number for every letter.
+          params: a number for every parameter.
           inputs: numbers or arrays of one shape, above 0, for every role.
 
         Raises:
-          ConfigError: a letter or an input is missing or unknown, or an input is not positive.
+          ConfigError: a parameter or an input is missing or unknown, or an input is not positive.
         """
-        if set(params) != set(self.letters):
+        if set(params) != set(self.parameters):
             raise ConfigError(
-                f"The law {self.name} has the letters {', '.join(self.letters)}, not "
+                f"The law {self.name} has the parameters {', '.join(self.parameters)}, not "
                 f"{', '.join(params)}."
             )
         logs = dict(zip(self.inputs, log_inputs(self, inputs), strict=True))
-        letters = {name: np.float64(params[name]) for name in self.letters}
+        parameters = {name: np.float64(params[name]) for name in self.parameters}
         with np.errstate(all="ignore"):  # Far outside the data terms are 0 or infinite.
-            return np.asarray(np.exp(self.log_predict(letters, logs, np)))
+            return np.asarray(np.exp(self.log_predict(parameters, logs, np)))
 
 
 def log_inputs(law: Law, inputs: Mapping[str, Any]) -> tuple[Float[np.ndarray, "*n"], ...]:
@@ -140,8 +140,10 @@ def law(name: str) -> Law:
     return LAWS[name]
 
 
-def _sum_law(terms: Callable[[Letters, Letters, ModuleType], Letters], **fields: Any) -> Law:
-    def log_predict(p: Letters, s: Letters, xp: ModuleType) -> Any:
+def _sum_law(
+    terms: Callable[[Parameters, Parameters, ModuleType], Parameters], **fields: Any
+) -> Law:
+    def log_predict(p: Parameters, s: Parameters, xp: ModuleType) -> Any:
         return xp.log(sum(p[name] * xp.exp(shape) for name, shape in terms(p, s, xp).items()))
 
     return Law(terms=terms, log_predict=log_predict, **fields)
@@ -152,12 +154,12 @@ _EXPONENTS = (0.05, 0.1, 0.17, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 _FEW = (0.1, 0.25, 0.5, 1.0)
 
 
-def _coefficient(name: str) -> Letter:
-    return Letter(name, log=True, low=1e-9)
+def _coefficient(name: str) -> Parameter:
+    return Parameter(name, log=True, low=1e-9)
 
 
-def _floor(name: str) -> Letter:
-    return Letter(name, floor=True)
+def _floor(name: str) -> Parameter:
+    return Parameter(name, floor=True)
 
 
 _REVISITING = "Alabdulmohsin et al. 2022, Revisiting Neural Scaling Laws (2209.06640)"
@@ -170,7 +172,7 @@ POWER = _sum_law(
     inputs=("x",),
     table=(
         _coefficient("b"),
-        Letter("c", low=-20.0, high=20.0, starts=(*(-e for e in _EXPONENTS), *_EXPONENTS)),
+        Parameter("c", low=-20.0, high=20.0, starts=(*(-e for e in _EXPONENTS), *_EXPONENTS)),
     ),
     rescale=lambda p, s, xp: p | {"b": p["b"] * xp.exp(-p["c"] * s["x"])},
 )
@@ -183,7 +185,7 @@ POWER_FLOOR = _sum_law(
     inputs=("x",),
     table=(
         _coefficient("b"),
-        Letter("c", low=-20.0, high=0.0, starts=tuple(-e for e in _EXPONENTS)),
+        Parameter("c", low=-20.0, high=0.0, starts=tuple(-e for e in _EXPONENTS)),
         _floor("e"),
     ),
     rescale=lambda p, s, xp: p | {"b": p["b"] * xp.exp(-p["c"] * s["x"])},
@@ -197,8 +199,8 @@ M3 = _sum_law(
     inputs=("x",),
     table=(
         _coefficient("b"),
-        Letter("g", high=1e4, starts=(0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
-        Letter("c", high=20.0, starts=_EXPONENTS),
+        Parameter("g", high=1e4, starts=(0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
+        Parameter("c", high=20.0, starts=_EXPONENTS),
     ),
     rescale=lambda p, s, xp: (
         p | {"b": p["b"] * xp.exp(p["c"] * s["x"]), "g": p["g"] * xp.exp(-s["x"])}
@@ -215,9 +217,9 @@ FRONTIER = _sum_law(
     pareto=True,
     table=(
         _coefficient("a"),
-        Letter("b", high=20.0, starts=_EXPONENTS),
+        Parameter("b", high=20.0, starts=_EXPONENTS),
         _floor("c"),
-        Letter("d", high=1e4, starts=(0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
+        Parameter("d", high=1e4, starts=(0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
     ),
     rescale=lambda p, s, xp: (
         p | {"a": p["a"] * xp.exp(p["b"] * s["x"]), "d": p["d"] * xp.exp(s["x"])}
@@ -228,12 +230,12 @@ _CHINCHILLA = (
     _floor("E"),
     _coefficient("A"),
     _coefficient("B"),
-    Letter("alpha", low=1e-3, high=5.0, starts=_EXPONENTS),
-    Letter("beta", low=1e-3, high=5.0, starts=_EXPONENTS),
+    Parameter("alpha", low=1e-3, high=5.0, starts=_EXPONENTS),
+    Parameter("beta", low=1e-3, high=5.0, starts=_EXPONENTS),
 )
 
 
-def _rescale_chinchilla(p: Letters, s: Letters, xp: ModuleType) -> Letters:
+def _rescale_chinchilla(p: Parameters, s: Parameters, xp: ModuleType) -> Parameters:
     return p | {
         "A": p["A"] * xp.exp(p["alpha"] * s["n"]),
         "B": p["B"] * xp.exp(p["beta"] * s["d"]),
@@ -257,7 +259,7 @@ def _saturating(log_unique: Any, log_total: Any, half: Any, xp: ModuleType) -> A
     return log_unique + xp.log1p(-half * xp.expm1(-repeats / half))
 
 
-def _repeat_terms(p: Letters, s: Letters, xp: ModuleType) -> Letters:
+def _repeat_terms(p: Parameters, s: Parameters, xp: ModuleType) -> Parameters:
     unique = xp.minimum(s["u"], s["d"])
     # The parameters that are compute-optimal for the unique examples count fully; a model that
     # is larger than those wastes some.
@@ -281,8 +283,8 @@ CHINCHILLA_REPEAT = _sum_law(
     inputs=("n", "d", "u"),
     table=(
         *_CHINCHILLA,
-        Letter("R_N", log=True, low=1e-3, high=1e5, starts=(1.0, 10.0, 1e3)),
-        Letter("R_D", log=True, low=1e-3, high=1e5, starts=(1.0, 10.0, 1e3)),
+        Parameter("R_N", log=True, low=1e-3, high=1e5, starts=(1.0, 10.0, 1e3)),
+        Parameter("R_D", log=True, low=1e-3, high=1e5, starts=(1.0, 10.0, 1e3)),
     ),
     rescale=_rescale_chinchilla,
 )
@@ -300,11 +302,11 @@ SHAPE = _sum_law(
     inputs=("x", "t"),
     table=(
         _coefficient("alpha"),
-        Letter("a", high=10.0, starts=_FEW),
+        Parameter("a", high=10.0, starts=_FEW),
         _coefficient("beta"),
-        Letter("b", high=10.0, starts=_FEW),
-        Letter("xi"),
-        Letter("c", high=10.0, starts=_FEW),
+        Parameter("b", high=10.0, starts=_FEW),
+        Parameter("xi"),
+        Parameter("c", high=10.0, starts=_FEW),
         _floor("eps"),
     ),
     rescale=lambda p, s, xp: (
@@ -330,10 +332,10 @@ BNSL = _sum_law(
     table=(
         _floor("a"),
         _coefficient("b"),
-        Letter("c0", low=-5.0, high=5.0, starts=(0.0, *_FEW)),
-        Letter("c1", low=-5.0, high=5.0, starts=(-0.25, 0.1, 0.25, 0.5, 1.0)),
-        Letter("d1", log=True, low=1e-4, high=1e4, starts=(0.1, 0.3, 1.0, 3.0, 10.0)),
-        Letter("f1", log=True, low=0.02, high=10.0, starts=(0.1, 0.5, 1.5)),
+        Parameter("c0", low=-5.0, high=5.0, starts=(0.0, *_FEW)),
+        Parameter("c1", low=-5.0, high=5.0, starts=(-0.25, 0.1, 0.25, 0.5, 1.0)),
+        Parameter("d1", log=True, low=1e-4, high=1e4, starts=(0.1, 0.3, 1.0, 3.0, 10.0)),
+        Parameter("f1", log=True, low=0.02, high=10.0, starts=(0.1, 0.5, 1.5)),
     ),
     rescale=lambda p, s, xp: (
         p | {"b": p["b"] * xp.exp(p["c0"] * s["x"]), "d1": p["d1"] * xp.exp(s["x"])}
@@ -341,7 +343,7 @@ BNSL = _sum_law(
 )
 
 
-def _log_predict_m4(p: Letters, s: Letters, xp: ModuleType) -> Any:
+def _log_predict_m4(p: Parameters, s: Parameters, xp: ModuleType) -> Any:
     """The log of the y where (y - e) / (e0 - y)^a = b x^c.
 
     With y = e + (e0 - e) sigmoid(v) the equation is log_sigmoid(v) - a log_sigmoid(-v) = z, whose
@@ -377,11 +379,11 @@ M4 = Law(
     source=f"{_REVISITING}, M4",
     inputs=("x",),
     table=(
-        Letter("a", log=True, low=1e-3, high=20.0, starts=(0.03, 0.3, 1.0, 2.0, 4.0)),
+        Parameter("a", log=True, low=1e-3, high=20.0, starts=(0.03, 0.3, 1.0, 2.0, 4.0)),
         _coefficient("b"),
-        Letter("c", low=-20.0, high=0.0),
+        Parameter("c", low=-20.0, high=0.0),
         _floor("e"),
-        Letter("e0"),
+        Parameter("e0"),
     ),
     terms=None,
     rescale=lambda p, s, xp: p | {"b": p["b"] * xp.exp(-p["c"] * s["x"])},

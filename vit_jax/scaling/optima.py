@@ -39,7 +39,7 @@ def optimal_point(
     Hoffmann et al. 2022, equation 4: N = G (C / k)^(beta / (alpha + beta)).
 
     Args:
-      params: letters of the law chinchilla.
+      params: parameters of the law chinchilla.
       budget: C, training FLOPs.
       flops_per: k, FLOPs for one parameter and one example (or token): 6 for text.
     """
@@ -58,7 +58,7 @@ def compute_optimal(
       flops_per: FLOPs for one parameter and one example: 6 for a token of text; for a ViT, 6 times
         its tokens. A fitted or counted number of your models is better.
       level: how often the intervals cover.
-      clusters: of the fit's rows, as for `intervals.letter_intervals`.
+      clusters: of the fit's rows, as for `intervals.parameter_intervals`.
 
     Raises:
       DataError: the law is another, or an exponent is 0, so that more of one is of no use.
@@ -118,7 +118,7 @@ def shape_optimal(
       of: a fit of the law shape: x a width, depth or MLP width, t forward FLOPs.
       t: compute.
       level: how often the intervals cover.
-      clusters: as for `intervals.letter_intervals`.
+      clusters: as for `intervals.parameter_intervals`.
 
     Raises:
       DataError: the law is another, it has no lowest point, or that lies outside the fitted sizes:

@@ -16,11 +16,11 @@ from scipy import special
 from vit_jax.errors import DataError
 from vit_jax.scaling.fitting import Fit
 from vit_jax.scaling.laws import Law
-from vit_jax.scaling.solver import Goal, Problem, letters_of, roomy, solve
+from vit_jax.scaling.solver import Goal, Problem, padded_size, parameters_of, solve
 
 FAR = 12.0  # Of a log: a factor of 160,000 is as good as infinite.
 _STEPS = 20  # Of the search for an end of an interval.
-_FIRM = 30.0  # The spring's strength over the profile's curvature at the estimate.
+_FIRM = 30.0  # The penalty's strength over the profile's curvature at the estimate.
 
 
 def profile(
@@ -36,15 +36,15 @@ def profile(
 
     Args:
       fit: of a law.
-      goal: from the letters and a row of `extra` to a number, see `solver.Goal`.
+      goal: from the parameters and a row of `extra` to a number, see `solver.Goal`.
       extra: a row for each goal.
       level: how often an interval is to cover.
-      clusters: as for `letter_intervals`.
+      clusters: as for `parameter_intervals`.
       far: from the estimate; what is further off is as good as infinite.
 
     Returns:
       Estimate, low, high. An end is infinite where the law fits well enough however far one goes,
-      and the utmost that the law allows where it is reached.
+      and the upper that the law allows where it is reached.
     """
     if not 0 < level < 1:
         raise DataError(f"level={level} must be a share: 0.9 for intervals that cover 90%.")
@@ -56,31 +56,31 @@ def profile(
     scale, _ = _noise(fit)
     error = np.sqrt(np.maximum(scale * covariance * design, 1e-300))
 
-    # Both ends of all goals. What is minimised is the loss and a spring from the goal to an aim: at
-    # its minimum the goal is where it is, and the loss is the profile's there, whatever the spring.
+    # Both ends of all goals. The loss and a penalty that draws the goal to an aim are minimised: at
+    # the minimum, the loss is the profile's at the value of the goal there, whatever the penalty.
     # Points inside and outside close in on where the root of the loss's rise passes the limit.
     side = np.repeat([-1.0, 1.0], count)
     far = np.tile(np.broadcast_to(far, count), 2)
     extra, centre, design = (np.concatenate([x, x]) for x in (extra, middle, design))
     reach = np.clip(1.05 * limit * np.concatenate([error, error]), 1e-6, 3.0)
     soft = np.clip(_FIRM / np.concatenate([covariance, covariance]), 1e-12, 1e12)
-    firmness = soft.copy()
+    penalty_weight = soft.copy()
     inside, inside_root = centre.copy(), np.zeros(2 * count)
     outside, outside_root = side * math.inf, np.full(2 * count, math.inf)
     theta = np.tile(fit.theta, (2 * count, 1))
-    utmost = np.zeros(2 * count, bool)
+    upper = np.zeros(2 * count, bool)
     base = _loss(fit)
     for _ in range(_STEPS):
         bracketed = np.isfinite(outside)
         done = bracketed & (outside_root - inside_root < 0.05 * limit)
-        (rows,) = np.nonzero(~done & ~utmost & (np.abs(inside - centre) < far))
+        (rows,) = np.nonzero(~done & ~upper & (np.abs(inside - centre) < far))
         if not len(rows):
             break
         with np.errstate(invalid="ignore"):
             share = (limit - inside_root[rows]) / (outside_root[rows] - inside_root[rows])
             between = inside[rows] + (outside[rows] - inside[rows]) * np.clip(share, 0.1, 0.9)
         aim = np.where(bracketed[rows], between, centre[rows] + side[rows] * reach[rows])
-        held = _held(fit, goal, extra[rows], aim, firmness[rows])
+        held = _held(fit, goal, extra[rows], aim, penalty_weight[rows])
         found = solve(fit.law, held, theta[rows])
         got = goal_values(fit, goal, extra[rows], found.theta)
         rise = np.maximum(2 * (found.loss - base) / (scale * design[rows]), 0.0)
@@ -88,10 +88,10 @@ def profile(
         gained = side[rows] * (got - inside[rows]) > 0.1 * side[rows] * (aim - inside[rows])
         over = (side[rows] * (got - inside[rows]) > 0) & (root > limit)
         outside[rows[over]], outside_root[rows[over]] = got[over], root[over]
-        # Where a goal does not follow, the spring gets firmer, until it is clear that it cannot.
-        firmness[rows[~gained & ~over]] *= 100.0
-        utmost |= firmness > 1e7 * soft
-        into = (gained | utmost[rows]) & (root <= limit)
+        # Where a goal does not follow, the penalty gets firmer, until it is clear that it cannot.
+        penalty_weight[rows[~gained & ~over]] *= 100.0
+        upper |= penalty_weight > 1e7 * soft
+        into = (gained | upper[rows]) & (root <= limit)
         inside[rows[into]], inside_root[rows[into]] = got[into], root[into]
         theta[rows[into]] = found.theta[into]
         grow = np.clip(1.1 * limit / np.maximum(root[into], 1e-9), 1.1, 8.0)
@@ -99,12 +99,12 @@ def profile(
     with np.errstate(invalid="ignore"):
         share = (limit - inside_root) / (outside_root - inside_root)
         ends = np.where(np.isfinite(outside), inside + (outside - inside) * share, side * math.inf)
-    ends = np.where(utmost, inside, ends)
+    ends = np.where(upper, inside, ends)
     return middle, np.minimum(ends[:count], middle), np.maximum(ends[count:], middle)
 
 
 def _held(
-    fit: Fit, goal: Goal, extra: np.ndarray, value: np.ndarray, firmness: np.ndarray
+    fit: Fit, goal: Goal, extra: np.ndarray, value: np.ndarray, penalty_weight: np.ndarray
 ) -> Problem:
     logs = np.log(np.stack([fit.inputs[role] for role in fit.law.inputs])) - fit.scales[:, None]
     return Problem(
@@ -118,7 +118,7 @@ def _held(
         goal=goal,
         extra=extra,
         value=value,
-        firmness=firmness,
+        penalty_weight=penalty_weight,
     )
 
 
@@ -140,7 +140,7 @@ def _noise(fit: Fit) -> tuple[float, float]:
 
 
 def freedom(fit: Fit, clusters: Shaped[np.ndarray, "n"] | None) -> int:
-    """Degrees of freedom of the noise: rows, or clusters of them, less letters."""
+    """Degrees of freedom of the noise: rows, or clusters of them, less parameters."""
     if clusters is not None and len(clusters) != fit.n:
         raise DataError(
             f"There are {len(clusters)} cluster names for {fit.n} fitted rows: give one for each "
@@ -149,8 +149,9 @@ def freedom(fit: Fit, clusters: Shaped[np.ndarray, "n"] | None) -> int:
     groups = fit.n if clusters is None else len(np.unique(clusters))
     if groups <= len(fit.theta):
         raise DataError(
-            f"{groups} clusters cannot say how sure the {len(fit.theta)} letters of {fit.law.name} "
-            "are: there must be more clusters than letters. Fit a law with fewer, or add runs."
+            f"{groups} clusters cannot say how sure the {len(fit.theta)} parameters of "
+            f"{fit.law.name} are: there must be more clusters than parameters. Fit a law with fewer, "
+            "or add runs."
         )
     return groups - len(fit.theta)
 
@@ -187,8 +188,8 @@ def student(level: float, freedom: int) -> float:
 def prediction(law: Law) -> Goal:
     """The goal that is the log of a prediction; its row of numbers: logs of the inputs."""
 
-    def goal(letters, extra, xp):
-        return law.log_predict(letters, dict(zip(law.inputs, extra, strict=True)), xp)
+    def goal(parameters, extra, xp):
+        return law.log_predict(parameters, dict(zip(law.inputs, extra, strict=True)), xp)
 
     return goal
 
@@ -198,12 +199,12 @@ def goal_values(
 ) -> Float[np.ndarray, "m"]:
     """A goal of many fits' searched values."""
     with np.errstate(all="ignore"):  # A search may end where a goal is infinite.
-        return np.asarray(goal(letters_of(fit.law, theta.T, fit.scales), extra.T, np))
+        return np.asarray(goal(parameters_of(fit.law, theta.T, fit.scales), extra.T, np))
 
 
 def _goal_slopes(fit: Fit, goal: Goal, extra: np.ndarray) -> np.ndarray:
     count = len(extra)
-    padded = np.pad(extra, ((0, roomy(count) - count), (0, 0)), mode="edge")
+    padded = np.pad(extra, ((0, padded_size(count) - count), (0, 0)), mode="edge")
     with jax.enable_x64(True):
         return np.asarray(_slopes(fit.law, goal, fit.theta, fit.scales, padded))[:count]
 
@@ -211,6 +212,6 @@ def _goal_slopes(fit: Fit, goal: Goal, extra: np.ndarray) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _slopes(law, goal, theta, scales, extra):
     def one(theta, extra):
-        return goal(letters_of(law, theta, scales, jnp), extra, jnp)
+        return goal(parameters_of(law, theta, scales, jnp), extra, jnp)
 
     return jax.vmap(jax.jacfwd(one), (None, 0))(theta, extra)

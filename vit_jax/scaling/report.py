@@ -87,10 +87,10 @@ def sentences(entry: Result) -> list[str]:
 
 
 def _param_rows(entry: Result, level: float) -> list[list[str]]:
-    rows = [["letter", "estimate", f"{level * 100:.6g}% interval", "identified"]]
-    for letter, found in entry["params"].items():
+    rows = [["parameter", "estimate", f"{level * 100:.6g}% interval", "identified"]]
+    for parameter, found in entry["params"].items():
         rows.append(
-            [letter, number(found["estimate"]), interval(found), found.get("identified", "")]
+            [parameter, number(found["estimate"]), interval(found), found.get("identified", "")]
         )
     return rows
 
@@ -163,7 +163,7 @@ def _indented(lines: Sequence[str]) -> list[str]:
 
 
 def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
-    """One self-contained page: question, figures, letters, diagnostics, held-out errors.
+    """One self-contained page: question, figures, parameters, diagnostics, held-out errors.
 
     Args:
       result: of `vit_jax.scaling.study.study`.

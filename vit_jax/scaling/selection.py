@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float, Shaped
 from scipy import special
 
 from vit_jax.errors import DataError
-from vit_jax.scaling.adequacy import LEVEL, form_p_value
 from vit_jax.scaling.fitting import Fit, fit
+from vit_jax.scaling.goodness_of_fit import LEVEL, form_p_value
 from vit_jax.scaling.intervals import Band, band
 from vit_jax.scaling.laws import FRONTIER, SHIFTED, Law
 from vit_jax.scaling.laws import law as law_by_name
-from vit_jax.scaling.solver import roomy
+from vit_jax.scaling.solver import padded_size
 
 CANDIDATES = ("power", "power_floor", "m3", "m4", "frontier", "bnsl")
 AVERAGED = CANDIDATES[1:]  # The laws that can level off.
@@ -73,8 +73,8 @@ class Average:
 class Choice:
     """The law that predicted held-out scales best, fitted to all rows but the final test's.
 
-    A law whose residuals bend over those rows (`adequacy`) is not chosen, unless those of all do:
-    then the average of several may stand in for the form that none has.
+    A law whose residuals are curved over those rows (`goodness_of_fit`) is not chosen, unless those
+    of all are: then the average of several may stand in for the form that none has.
 
     Attributes:
       law: its name.
@@ -187,7 +187,7 @@ def rolling_origin(
     known = np.unique(scale)
     gaps = known[1:] / known[:-1]
     step = max([_LEAST_STEP, *gaps])
-    room = roomy(len(y))  # For all cuts the same programs.
+    room = padded_size(len(y))  # For all cuts the same programs.
     errors: dict[str, dict[float, float]] = {name: {} for name in laws}
     skipped: dict[str, str] = {}
     for j in range(1, origins + 1):
@@ -262,7 +262,7 @@ def extrapolation(
     """Whether a fit may be read at some places.
 
     Only where its interval spans less than threefold, and if its residuals do not bend: an interval
-    takes the law's form for granted (`adequacy`).
+    takes the law's form for granted (`goodness_of_fit`).
 
     Args:
       of: a fit of a law.

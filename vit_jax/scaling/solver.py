@@ -3,8 +3,8 @@
 One program fits a whole batch: the same law and number of points, but data, weights, starts and
 bounds of each fit's own. The loss of a fit is sum_i w_i rho(log prediction_i - log y_i), with
 Huber's rho: r^2 / 2 up to delta, delta (|r| - delta / 2) beyond; the steps are those of iteratively
-reweighted least squares, damped until the loss falls. A letter at its bound stays there while the
-loss pulls it outwards.
+reweighted least squares, damped until the loss falls. A parameter at its bound stays there while
+the loss pulls it outwards.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vit_jax.scaling.laws import Law, Letters
+from vit_jax.scaling.laws import Law, Parameters
 
 # Fits of one program. A chunk ends with its slowest fit, so it should not be large; but thousands
 # of fits would be many calls.
@@ -26,9 +26,9 @@ _CHUNK, _CHUNK_OF_MANY, _MANY = 16, 128, 512
 _ROUND = 10
 
 
-# From the paper's letters and numbers to a number, by an array module: of one fit, letters and
-# numbers are scalars; of many, arrays of one length.
-Goal = Callable[[Letters, Any, ModuleType], Any]
+# From the paper's parameters and numbers to a number, by an array module. Of one fit they are
+# scalars; of many, arrays of one length.
+Goal = Callable[[Parameters, Any, ModuleType], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Problem:
       logs: of the scaled inputs, fits x inputs x points.
       log_y: fits x points.
       weights: fits x points; 0 leaves a point out.
-      low: the least of each searched value, fits x letters.
+      low: the least of each searched value, fits x parameters.
       high: the largest.
       delta: Huber's, one a fit.
       scales: logs of what the inputs were divided by.
-      goal: a quantity that is drawn to `value`: from the paper's letters and `extra` to a number.
+      goal: a quantity that is drawn to `value`, from the paper's parameters and `extra`.
       extra: numbers for the goal, fits x any; no columns without one.
       value: one a fit.
-      firmness: how much: firmness (goal - value)^2 / 2 is added to what is minimised.
+      penalty_weight: how much: penalty_weight (goal - value)^2 / 2 is added to what is minimised.
       room: the number of points that they are padded to at least.
     """
 
@@ -62,7 +62,7 @@ class Problem:
         default_factory=lambda: np.empty((1, 0))
     )
     value: Float[np.ndarray, "#b"] = dataclasses.field(default_factory=lambda: np.zeros(1))
-    firmness: Float[np.ndarray, "#b"] = dataclasses.field(default_factory=lambda: np.zeros(1))
+    penalty_weight: Float[np.ndarray, "#b"] = dataclasses.field(default_factory=lambda: np.zeros(1))
     room: int = 0
 
 
@@ -71,7 +71,7 @@ class Solution:
     """What a batch of fits came to.
 
     Attributes:
-      theta: the searched values: letters of scaled inputs, in logs where the law's table says so.
+      theta: the searched values: parameters of scaled inputs, in logs where the law says so.
       loss: at them, without what the goal adds.
       converged: whether the last step was negligible.
     """
@@ -93,7 +93,7 @@ def solve(
       rounds: of 10 steps, after each of which the fits that have ended leave the batch.
     """
     count, points = len(start), problem.log_y.shape[1]
-    room = max(roomy(points), problem.room)
+    room = max(padded_size(points), problem.room)
     # Points of weight 0 fill up, so that few programs serve all tables.
     fill = ((0, 0), (0, room - points))
     batch = (
@@ -105,7 +105,7 @@ def solve(
         problem.delta,
         problem.extra,
         problem.value,
-        problem.firmness,
+        problem.penalty_weight,
     )
     chunk = _CHUNK if count <= _MANY else _CHUNK_OF_MANY
     theta = np.clip(start, problem.low, problem.high)
@@ -132,7 +132,7 @@ def solve(
     return Solution(theta, loss, done & np.isfinite(loss))
 
 
-def roomy(points: int) -> int:
+def padded_size(points: int) -> int:
     """The number that points are padded to, so that programs are few: 64, 96, 128, 192, 256, ..."""
     size = 64
     while size < points:
@@ -140,17 +140,17 @@ def roomy(points: int) -> int:
     return size
 
 
-def letters_of(law: Law, theta: Any, scales: Any, xp: ModuleType = np) -> Letters:
-    """The paper's letters, of inputs as they are, from searched values (letters x any)."""
-    scaled = scaled_letters(law, theta, xp)
+def parameters_of(law: Law, theta: Any, scales: Any, xp: ModuleType = np) -> Parameters:
+    """The paper's parameters, of inputs as they are, from searched values (parameters x any)."""
+    scaled = scaled_parameters(law, theta, xp)
     return law.rescale(scaled, dict(zip(law.inputs, scales, strict=True)), xp)
 
 
-def scaled_letters(law: Law, theta: Any, xp: ModuleType = np) -> Letters:
-    """The letters of scaled inputs."""
+def scaled_parameters(law: Law, theta: Any, xp: ModuleType = np) -> Parameters:
+    """The parameters of scaled inputs."""
     return {
-        letter.name: xp.exp(value) if letter.log else value
-        for letter, value in zip(law.table, theta, strict=True)
+        parameter.name: xp.exp(value) if parameter.log else value
+        for parameter, value in zip(law.table, theta, strict=True)
     }
 
 
@@ -162,7 +162,7 @@ def slopes_of(
     *,
     room: int = 0,
 ) -> tuple[Float[np.ndarray, "n p"], Float[np.ndarray, "p p"]]:
-    """How log predictions, and the paper's letters, move with each searched value.
+    """How log predictions, and the paper's parameters, move with each searched value.
 
     Args:
       law: of the fit.
@@ -172,7 +172,7 @@ def slopes_of(
       room: the number of points that they are padded to at least.
     """
     n = logs.shape[1]
-    padded = np.pad(logs, ((0, 0), (0, max(roomy(n), room) - n)), mode="edge")
+    padded = np.pad(logs, ((0, 0), (0, max(padded_size(n), room) - n)), mode="edge")
     with jax.enable_x64(True):
         slopes, change = (np.asarray(x) for x in _jacobians(law, theta, padded, scales))
     return slopes[:n], change
@@ -182,13 +182,13 @@ def slopes_of(
 def _jacobians(law, theta, logs, scales):
     def log_predict(theta):
         inputs = dict(zip(law.inputs, logs, strict=True))
-        return law.log_predict(scaled_letters(law, theta, jnp), inputs, jnp)
+        return law.log_predict(scaled_parameters(law, theta, jnp), inputs, jnp)
 
-    def letters(theta):
-        found = letters_of(law, theta, scales, jnp)
-        return jnp.stack([found[name] for name in law.letters])
+    def parameters(theta):
+        found = parameters_of(law, theta, scales, jnp)
+        return jnp.stack([found[name] for name in law.parameters])
 
-    return jax.jacfwd(log_predict)(theta), jax.jacfwd(letters)(theta)
+    return jax.jacfwd(log_predict)(theta), jax.jacfwd(parameters)(theta)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -206,13 +206,13 @@ def _descend(
     delta,
     extra,
     value,
-    firmness,
+    penalty_weight,
 ):
     def residuals(theta, logs, log_y, extra, value):
         inputs = dict(zip(law.inputs, logs, strict=True))
-        out = law.log_predict(scaled_letters(law, theta, jnp), inputs, jnp) - log_y
+        out = law.log_predict(scaled_parameters(law, theta, jnp), inputs, jnp) - log_y
         if goal is not None:
-            missed = goal(letters_of(law, theta, scales, jnp), extra, jnp) - value
+            missed = goal(parameters_of(law, theta, scales, jnp), extra, jnp) - value
             out = jnp.append(out, missed)
         return out
 
@@ -222,7 +222,7 @@ def _descend(
     jacobian_of = jax.vmap(jax.jacfwd(residuals), per_fit)
     if goal is not None:
         weights = jnp.broadcast_to(weights, (len(theta), weights.shape[-1]))
-        held = jnp.broadcast_to(firmness, (len(theta),))
+        held = jnp.broadcast_to(penalty_weight, (len(theta),))
         weights = jnp.append(weights, held[:, None], axis=-1)
     bend = jnp.broadcast_to(delta[:, None], (len(delta), weights.shape[-1]))
     if goal is not None:
@@ -246,7 +246,7 @@ def _descend(
         square = jnp.einsum("bnp,bnq->bpq", slopes * curved[..., None], slopes)
         free = ~(((theta <= low) & (pull > 0)) | ((theta >= high) & (pull < 0)))
         pull = jnp.where(free, pull, 0.0)
-        # In units in which each letter matters alike, so that small and large ones mix well.
+        # In units in which each parameter matters alike, so that small and large ones mix well.
         size = jnp.sqrt(jnp.diagonal(square, axis1=1, axis2=2)) + 1e-100
         square = jnp.where(free[:, :, None] & free[:, None, :], square, 0.0)
         square /= size[:, :, None] * size[:, None, :]
@@ -259,7 +259,7 @@ def _descend(
         new_loss = loss_of(new_r).sum(-1)
         better = (new_loss <= loss) & ~done
         still = jnp.max(jnp.abs(new - theta) / (1e-3 + jnp.abs(theta)), axis=-1) < 1e-9
-        # Along a valley in which the letters trade against each other the steps need not end.
+        # Along a valley in which the parameters trade against each other the steps need not end.
         level = (loss - new_loss <= 1e-11 * loss) & (damping <= 1.0)
         done |= (better & (still | level)) | (damping > 1e10)
         # A fit that has ended keeps its values, whatever the others still do.

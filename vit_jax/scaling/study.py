@@ -21,7 +21,7 @@ from vit_jax.scaling.answer import Answer, answer, parts
 from vit_jax.scaling.drawing import draw
 from vit_jax.scaling.expressions import with_computed
 from vit_jax.scaling.fitting import Fit, fit
-from vit_jax.scaling.intervals import Interval, band, letter_intervals
+from vit_jax.scaling.intervals import Interval, band, parameter_intervals
 from vit_jax.scaling.query import Table, groups, matches, select
 from vit_jax.scaling.question import ISOFLOP, Question
 
@@ -129,10 +129,10 @@ def _entry(answer: Answer, question: Question) -> Json:
     if law is None:
         return {"group": part.group, "error": answer.error}
     clusters = part.clusters if answer.valleys is None else None
-    intervals = letter_intervals(law, level=question.level, clusters=clusters)
+    intervals = parameter_intervals(law, level=question.level, clusters=clusters)
     params = {
-        letter: _ends(found) | {"identified": law.identified[letter]}
-        for letter, found in intervals.items()
+        parameter: _ends(found) | {"identified": law.identified[parameter]}
+        for parameter, found in intervals.items()
     }
     entry = {
         "group": part.group,
@@ -163,7 +163,7 @@ def _entry(answer: Answer, question: Question) -> Json:
         entry["notes"].append(
             "No law has the form of these rows, and on held-out scales the average of those that "
             "level off was better than any one of them: it predicted the rows held back, if "
-            f"any. Letters, interval and curve are of the best law, {law.law.name}."
+            f"any. Parameters, interval and curve are of the best law, {law.law.name}."
         )
     _add_test(entry, answer, question, clusters)
     _add_predictions(entry, answer, question, clusters)

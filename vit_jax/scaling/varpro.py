@@ -1,4 +1,4 @@
-"""Where a fit starts: variable projection, over a grid of the letters in which a law is not linear.
+"""Where a fit starts: variable projection, over a grid of the parameters that are not linear.
 
 Given those, the coefficients are the non-negative least squares solution, here of relative errors,
 which are those of logs to first order. All points of the grid are solved at once.
@@ -31,17 +31,17 @@ def starts(
       weights: of the points.
       count: of starts, of different grid points.
     """
-    grid = [letter for letter in law.table if letter.starts]
-    points = np.array(list(itertools.product(*(letter.starts for letter in grid))))
-    shapes = dict(zip((letter.name for letter in grid), points.T[:, :, None], strict=True))
+    grid = [parameter for parameter in law.table if parameter.starts]
+    points = np.array(list(itertools.product(*(parameter.starts for parameter in grid))))
+    shapes = dict(zip((parameter.name for parameter in grid), points.T[:, :, None], strict=True))
     inputs = dict(zip(law.inputs, logs[:, None, :], strict=True))
     if law.terms is None:
         return _implicit_starts(law, shapes, inputs, y, weights, count)
-    columns, letters = _columns(law, shapes, inputs)
+    columns, parameters = _columns(law, shapes, inputs)
     solved, miss = nonnegative(columns / y[:, None], np.ones_like(y), weights)
     best = np.argsort(miss, kind="stable")[:count]
     values = {name: points[best, i] for i, name in enumerate(shapes)}
-    values |= {name: solved[best, i] for i, name in enumerate(letters)}
+    values |= {name: solved[best, i] for i, name in enumerate(parameters)}
     return _searched(law, values, y)
 
 
@@ -75,9 +75,9 @@ def nonnegative(
 
 
 def _columns(law, shapes, inputs):
-    letters = {letter.name: 1.0 for letter in law.table} | shapes
+    parameters = {parameter.name: 1.0 for parameter in law.table} | shapes
     # The repeat law's shapes depend on its coefficients; 1, their order in scaled inputs, will do.
-    terms = law.terms(letters, inputs, np)
+    terms = law.terms(parameters, inputs, np)
     widest = np.broadcast_shapes(*map(np.shape, [*terms.values(), *shapes.values()]))
     logs = np.stack([np.broadcast_to(x, widest) for x in terms.values()], -1)
     return np.exp(np.clip(logs, -300.0, 300.0)), list(terms)
@@ -104,17 +104,17 @@ def _implicit_starts(law, shapes, inputs, y, weights, count):
             candidates.append(np.stack([shapes["a"][:, 0], b, c, e * one, e0 * one], -1))
     order = np.argsort(np.concatenate(misses), kind="stable")[:count]
     chosen = np.concatenate(candidates)[order]
-    return _searched(law, dict(zip(law.letters, chosen.T, strict=True)), y)
+    return _searched(law, dict(zip(law.parameters, chosen.T, strict=True)), y)
 
 
 def _searched(law, values, y):
-    least = {letter.name: _EDGE * y.min() if not letter.starts else 0.0 for letter in law.table}
+    least = {p.name: 0.0 if p.starts else _EDGE * y.min() for p in law.table}
     return np.stack(
         [
-            np.log(np.maximum(values[letter.name], least[letter.name]))
-            if letter.log
-            else values[letter.name]
-            for letter in law.table
+            np.log(np.maximum(values[parameter.name], least[parameter.name]))
+            if parameter.log
+            else values[parameter.name]
+            for parameter in law.table
         ],
         -1,
     )

@@ -1,6 +1,6 @@
 """The runs of a sweep: which they are, where they run, what became of them, and their table.
 
-grids     the points of a sweep: grid, zip, chain, star, subset, durations
+grids     the points of a sweep: grid, paired, chain, star, subset, durations
 recipes   what the runs of a study have in common, on ImageNet-21k and on Fashion-MNIST
 plan      the points of a config file's sweep() -> Runs: names, commands, configs, all checked
 costs     what a run will take: parameters, FLOPs, memory

@@ -9,7 +9,6 @@ the run's folder, and "branch_of", the run and the step whose state it goes on f
 is 18 points. The functions take and return lists of points, so that they can be put together.
 """
 
-import builtins
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -48,7 +47,7 @@ def _lists(factor: Axes | Sequence[Point]) -> list[list[Point]]:
     return [list(factor)]
 
 
-def zip(axes: Axes) -> list[Point]:
+def paired(axes: Axes) -> list[Point]:
     """The first values of all keys, the second values of all keys, and so on.
 
     Raises:
@@ -58,9 +57,9 @@ def zip(axes: Axes) -> list[Point]:
     lengths = {key: len(values) for key, values in columns.items()}
     if len({*lengths.values()}) > 1:
         told = ", ".join(f"{key} {length}" for key, length in lengths.items())
-        raise ConfigError(f"sweep: zip needs as many values of each key, and got {told}.")
-    rows = builtins.zip(*columns.values(), strict=True)
-    return [dict(builtins.zip(columns, row, strict=True)) for row in rows]
+        raise ConfigError(f"sweep: paired needs as many values of each key, and got {told}.")
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def chain(*lists: Iterable[Point]) -> list[Point]:

@@ -65,12 +65,12 @@ class Features(Source):
         return self._source.describe(index)
 
 
-def as_it_is(example: Example, rng: np.random.Generator) -> Example:
+def identity(example: Example, rng: np.random.Generator) -> Example:
     """The transform of features."""
     return example
 
 
-def on_features(
+def cache_features(
     config: FrozenConfigDict,
     cfg: ModelConfig,
     source: Source,
@@ -113,7 +113,7 @@ def on_features(
                 return evaluator.evaluate(params, over(batches))
 
         cached[name] = Evaluation(evaluation.every_steps, evaluation.fingerprint, run)
-    return Head(cfg), compute(source, params), as_it_is, cached
+    return Head(cfg), compute(source, params), identity, cached
 
 
 def _compute(
@@ -147,7 +147,7 @@ def _batches(config: FrozenConfigDict, source: Features, mesh: Mesh) -> Any:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     return pipeline.eval_batches(
         source,
-        as_it_is,
+        identity,
         batch_size=-(-min(config.batch_size, len(source)) // parts) * parts,
         sharding=batch_sharding(mesh),
         workers=0,

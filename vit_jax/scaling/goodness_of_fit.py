@@ -2,7 +2,7 @@
 
 A power law fitted to runs that level off has a tight interval and a wrong one. What it misses is
 not noise: its residuals bend. So squares and cubes of the logs of the inputs are offered to the
-residuals beside the letters, as in Ramsey's (1969) test of a regression's form: if they explain
+residuals beside the parameters, as in Ramsey's (1969) test of a regression's form: if they explain
 more than chance, by the F distribution, the law is not the runs'.
 """
 
@@ -25,16 +25,16 @@ def form_p_value(of: Fit) -> float:
     logs = np.log(np.stack(list(of.inputs.values())))
     scaled = (logs - logs.mean(1, keepdims=True)) / logs.std(1, keepdims=True)
     bends = np.concatenate([scaled**2, scaled**3]).T
-    free = [name not in of.at_bound for name in of.law.letters]
+    free = [name not in of.at_bound for name in of.law.parameters]
     weight = np.sqrt(of.weights)[:, None]
-    letters = (of.slopes * weight)[:, free]
-    both = np.concatenate([letters, bends * weight], axis=1)
+    parameters = (of.slopes * weight)[:, free]
+    both = np.concatenate([parameters, bends * weight], axis=1)
     misses = of.log_residuals * weight[:, 0]
     freedom = of.n - both.shape[1]
     added = bends.shape[1]
     if freedom < 1:
         return 1.0
-    without, with_them = _remainder(letters, misses), _remainder(both, misses)
+    without, with_them = _remainder(parameters, misses), _remainder(both, misses)
     if without <= 1e-20 * of.n:  # Exact data.
         return 1.0
     ratio = (without - with_them) / added / max(with_them / freedom, 1e-300)
@@ -43,7 +43,7 @@ def form_p_value(of: Fit) -> float:
 
 def _remainder(columns: Float[np.ndarray, "n p"], values: Float[np.ndarray, "n"]) -> float:
     """What is left of the values' squares when the columns have explained what they can."""
-    if not columns.size:  # All letters are at their bounds.
+    if not columns.size:  # All parameters are at their bounds.
         return float(values @ values)
     basis, spread, _ = np.linalg.svd(
         columns / (np.linalg.norm(columns, axis=0) + 1e-300), full_matrices=False

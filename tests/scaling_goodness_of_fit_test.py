@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from tests.scaling_tables import few_shot_runs
-from vit_jax.scaling.adequacy import LEVEL, form_p_value
 from vit_jax.scaling.fitting import fit
+from vit_jax.scaling.goodness_of_fit import LEVEL, form_p_value
 from vit_jax.scaling.pareto import pareto
 from vit_jax.scaling.selection import extrapolation
 
