@@ -1,4 +1,4 @@
-# make quickstart   a virtual environment, a trained ViT, its pictures: one command
+# make quickstart   a virtual environment, a trained ViT, its figures: one command
 # make test-fast    a minute of tests; make test more of them, make test-slow the others
 # make campaign     what runs overnight
 # make lint         rules and format

@@ -56,7 +56,7 @@ BOUNDS = {
     "fits of a power law": 1e-9,
     "fit of a power law with a floor": 1e-6,
 }
-_VIT_ROWS = 16_385  # The largest number of pictures: einsum takes NumPy a minute for more.
+_VIT_ROWS = 16_385  # The largest number of images: einsum takes NumPy a minute for more.
 
 
 def measure(name: str, rows: int) -> Iterator[dict[str, Any]]:

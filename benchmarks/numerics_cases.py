@@ -181,7 +181,7 @@ def _loss(name: str) -> Callable[[int], Case]:
 
 
 def _vit(rows: int) -> Case:
-    """The loss of a whole model, and its gradient in all parameters; rows are pictures."""
+    """The loss of a whole model, and its gradient in all parameters; rows are images."""
     cfg = VitConfig(
         image_size=(8, 8), patch_size=(4, 4), channels=1, num_classes=10, width=16, depth=2,
         mlp_dim=32, num_heads=2,

@@ -3,11 +3,11 @@
     python -m benchmarks.transfer --workdir=runs/transfer
 
 A small ViT is trained on the classes 0 to 4 (shirts, dresses, ...) at 28 pixels. The classes 5 to 9
-(shoes, bags, ...) are then learned from a few labelled pictures of each at 42 pixels, with position
+(shoes, bags, ...) are then learned from a few labelled images of each at 42 pixels, with position
 embeddings resized from 4 x 4 to 6 x 6 patches, in four ways: from scratch, fine-tuned, by a linear
-probe, by LoRA. All have the same model, pictures, augmentation (but the probe, which has none),
+probe, by LoRA. All have the same model, images, augmentation (but the probe, which has none),
 number of updates and batch size. Each way has the learning rate that was best, with the fewest
-labels, on pictures of `train` that no run is trained on, for a seed that is not reported.
+labels, on images of `train` that no run is trained on, for a seed that is not reported.
 
 Repeating the command goes on where it stopped; --size=toy only shows that this program works.
 Measured on 2 cores of an AMD EPYC, shared with others (pre-training 13 minutes, a run half a
@@ -56,7 +56,7 @@ class Size:
       epochs: of pre-training.
       steps: of each transfer.
       batch_size: of pre-training and of transfers.
-      train: the split that labelled pictures are taken from.
+      train: the split that labelled images are taken from.
       val: the split that learning rates are judged on.
       seeds: how many are reported; the next one is for choosing learning rates.
     """
@@ -104,7 +104,7 @@ def architecture(c: ConfigDict, size: Size) -> None:
 
 
 def pre_training(size: Size) -> ConfigDict:
-    """AdamW on the pictures of the first five classes, 30,000 in all."""
+    """AdamW on the images of the first five classes, 30,000 in all."""
     c = _base(image_size=28)
     architecture(c, size)
     c.batch_size, c.total_epochs = size.batch_size[0], size.epochs
@@ -116,13 +116,13 @@ def pre_training(size: Size) -> ConfigDict:
 
 
 def transfer(way: str, size: Size, *, origin: str, shots: int, seed: int, lr: float) -> ConfigDict:
-    """The other five classes at 42 pixels, in full for 200 updates of 50 pictures.
+    """The other five classes at 42 pixels, in full for 200 updates of 50 images.
 
     Args:
       way: a key of `LEARNING_RATES`; all but "scratch" are modes of configs/finetune.py.
       size: of the study.
       origin: work directory of the pre-training.
-      shots: labelled pictures of each class.
+      shots: labelled images of each class.
       seed: decides which, their order and what is random in them.
       lr: at the schedule's peak.
     """
@@ -146,7 +146,7 @@ def transfer(way: str, size: Size, *, origin: str, shots: int, seed: int, lr: fl
 
 
 def chosen(way: str, size: Size, *, origin: str, shots: int, folder: pathlib.Path) -> float:
-    """The learning rate that is best on pictures that no run is trained on.
+    """The learning rate that is best on images that no run is trained on.
 
     They are the last 5,000 of "train", those of the runs among the first 10,000. Its seed is one
     that no reported run has.
@@ -175,11 +175,11 @@ def study(folder: pathlib.Path, size: Size, ways: Sequence[str], every: Sequence
       folder: of all the runs.
       size: of the study.
       ways: keys of `LEARNING_RATES`.
-      every: numbers of labelled pictures of each class, ascending.
+      every: numbers of labelled images of each class, ascending.
     """
     origin = str(folder / "pre_training")
     value = measured(pre_training(size), pathlib.Path(origin), "test/top1")
-    print(f"pre-training: {value:.2%} of the test pictures of its own five classes", flush=True)
+    print(f"pre-training: {value:.2%} of the test images of its own five classes", flush=True)
     for way in ways:
         lr = chosen(way, size, origin=origin, shots=every[0], folder=folder)
         for shots in every:
@@ -197,7 +197,7 @@ def study(folder: pathlib.Path, size: Size, ways: Sequence[str], every: Sequence
 
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all the runs.")
-    _SHOTS = flags.DEFINE_list("shots", ["10", "25"], "Labelled pictures of each class.")
+    _SHOTS = flags.DEFINE_list("shots", ["10", "25"], "Labelled images of each class.")
     _SIZE = flags.DEFINE_enum("size", "full", list(SIZES), "Of models and runs.")
     flags.mark_flag_as_required("workdir")
 

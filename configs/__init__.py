@@ -2,7 +2,7 @@
 
 quickstart      scikit-learn's digits, minutes on a laptop
 fashion_mnist   the first serious run: 70,000 real images
-image_folder    a folder of your own pictures
+image_folder    a folder of your own images
 vit_i1k         ImageNet-1k from scratch, any size, AugReg's levels
 vit_s16_i1k     ImageNet-1k from scratch, a plain S/16 well trained
 vit_i21k        ImageNet-21k pre-training as in AugReg

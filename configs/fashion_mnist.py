@@ -1,4 +1,4 @@
-"""Fashion-MNIST from scratch on a laptop: 70,000 real pictures of clothes, 28 pixels, 10 classes.
+"""Fashion-MNIST from scratch on a laptop: 70,000 real images of clothes, 28 pixels, 10 classes.
 
     python -m vit_jax.train --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 

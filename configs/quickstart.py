@@ -24,14 +24,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.model.variant = "Ti/2"
     c.model.update({"width": 64, "depth": 4, "mlp_dim": 192, "num_heads": 4})
     c.model.image_size, c.model.channels = (8,), 1
-    # Where a patch is need not be learned from 1,442 pictures: worth a point of accuracy.
+    # Where a patch is need not be learned from 1,442 images: worth a point of accuracy.
     c.model.pool, c.model.posemb = "gap", "sincos2d"
     c.model.scan = False  # Four blocks compile soon; unrolled they run faster on a CPU.
 
     c.data.source = "digits"
     decode = {"op": "decode", "channels": 1}
     c.data.train_transforms = (decode, {"op": "random_crop", "padding": 1}, {"op": "value_range"})
-    # Only vit_jax.predict, given pictures of another size, has anything to resize.
+    # Only vit_jax.predict, given images of another size, has anything to resize.
     c.data.eval_transforms = (decode, {"op": "resize"}, {"op": "value_range"})
 
     c.loss.label_smoothing = 0.1

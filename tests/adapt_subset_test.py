@@ -1,4 +1,4 @@
-"""Some classes, a few examples of each: of any source, with labels numbered anew."""
+"""Some classes, a few examples of each: of any source, with labels numbered again."""
 
 import pickle
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Pictures: that they are drawn, replaced whole, and say what they should."""
+"""Images: that they are drawn, replaced whole, and say what they should."""
 
 import json
 import warnings
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.medium
 
 @pytest.fixture
 def texts(monkeypatch):
-    """All that is written in the pictures that are saved."""
+    """All that is written in the images that are saved."""
     found = []
     save = Figure.savefig
 
@@ -96,7 +96,7 @@ def test_predictions_show_the_surest_mistakes_first(tmp_path, texts):
     out = tmp_path / "predictions.png"
     predictions(images, labels, probabilities, ["cat", "dog $x$"], out, num_shown=4)
     assert picture(out).std() > 0
-    assert "10 of 12 pictures right; the 2 surest mistakes first" in texts
+    assert "10 of 12 images right; the 2 surest mistakes first" in texts
     titles = [text for text in texts if text.startswith(("✓", "✗"))]
     assert titles == ["✗ dog $x$  90%", "✗ dog $x$  60%", "✓ cat  90%", "✓ cat  90%"]
     assert texts.count("true: cat") == 2
@@ -108,7 +108,7 @@ def test_predictions_of_colour_pictures_with_long_names(tmp_path, texts):
     predictions(images, np.zeros(3, int), np.tile([0.8, 0.2], (3, 1)), names, tmp_path / "p.png")
     assert picture(tmp_path / "p.png").std() > 0
     assert "✓ a very long n…\n80%" in texts
-    assert "3 of 3 pictures right" in texts
+    assert "3 of 3 images right" in texts
 
 
 @pytest.mark.parametrize(

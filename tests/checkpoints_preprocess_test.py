@@ -344,7 +344,7 @@ def test_pictures_are_turned_where_the_publisher_does(pixels):
 
 
 def test_bad_pictures_are_named(preprocess, pixels, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.png: Not an image"):
         preprocess([pixels, tmp_path / "bad.png"])
     with pytest.raises(DataError, match=r"none\.png"):

@@ -164,7 +164,7 @@ def test_train_evaluate_predict_in_the_shell(call, tmp_path):
 
 @pytest.mark.slow
 def test_a_folder_of_pictures_is_learnt(call, tmp_path):
-    make(tmp_path / "pictures", each=80)
+    make(tmp_path / "images", each=80)
     workdir = tmp_path / "run"
     code, _, err = call(
         "train", f"--config=configs/image_folder.py:root={tmp_path / 'pictures'},size=32,epochs=15",
@@ -175,10 +175,10 @@ def test_a_folder_of_pictures_is_learnt(call, tmp_path):
     report = json.loads((workdir / "evaluation.json").read_text())
     assert code == 0 and report["class_names"] == ["flower", "portrait", "temple"], err
     assert report["top1"] > 0.7
-    (tmp_path / "pictures" / "broken.jpg").write_text("not a picture")
+    (tmp_path / "images" / "broken.jpg").write_text("not an image")
     output = tmp_path / "out.jsonl"
     code, _, err = call(
-        "predict", f"--checkpoint={workdir}", f"--output={output}", tmp_path / "pictures"
+        "predict", f"--checkpoint={workdir}", f"--output={output}", tmp_path / "images"
     )
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     right = [row["classes"][0] == row["path"].split("/")[-2] for row in rows if not row["error"]]

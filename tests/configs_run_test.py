@@ -200,8 +200,8 @@ def test_one_shrunk_step(name, arg, tmp_path, fast_compilation):
     config = get_config(name, arg)
     num_classes = data_set(config)[1]
     if config.data.source == "image_folder":
-        num_classes = write_pictures(tmp_path / "pictures")
-        config.data.data_dir = str(tmp_path / "pictures")
+        num_classes = write_pictures(tmp_path / "images")
+        config.data.data_dir = str(tmp_path / "images")
 
     line = run_shrunk(config, tmp_path / "run")
     assert line["train/update_norm"] > 0

@@ -1,7 +1,7 @@
 """Every config: it builds, documents itself, refuses bad arguments, and is what its golden says.
 
 The golden files say what each recipe is, key by key, so that a change shows in review. To accept
-one, look at it and write them anew:
+one, look at it and write them again:
 
     python -m tests.configs_test --update
 """
@@ -79,7 +79,7 @@ def test_arguments_reach_the_config():
     c = get_config("finetune", "model=H/14,dataset=oxford_iiit_pet")
     assert c.model.image_size == (378,)  # 27 patches; 384 is no multiple of 14.
     assert (c.data.split, c.total_steps, c.optim.lr) == ("train[:90%]", 500, 0.003)
-    assert get_config("image_folder", "root=~/my=pictures").data.data_dir == "~/my=pictures"
+    assert get_config("image_folder", "root=~/my=images").data.data_dir == "~/my=images"
 
 
 def test_the_parts_are_the_same_for_every_model():

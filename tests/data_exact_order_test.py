@@ -124,7 +124,7 @@ def test_any_number_of_workers_across_the_borders_of_epochs(workers, batch_size)
 @pytest.mark.parametrize(("size", "batch_size"), [(37, 8), (100, 16), (8, 24), (64, 16), (1, 8)])
 @pytest.mark.parametrize("stops", [(), (3,), (1, 2, 7)])
 def test_every_example_is_seen_once_an_epoch_however_often_it_resumes(size, batch_size, stops):
-    """Pixels tell which: through the iterator, started anew at each of `stops`."""
+    """Pixels tell which: through the iterator, started again at each of `stops`."""
     num_epochs = 3
     total = -(-num_epochs * size // batch_size)
     seen, noise = [], []
@@ -147,7 +147,7 @@ def test_every_example_is_seen_once_an_epoch_however_often_it_resumes(size, batc
 @pytest.mark.medium
 @pytest.mark.parametrize("split", ["train[:37]", "train[37:100]"])
 def test_real_examples_too(split):
-    """Digits, cropped at random: an epoch holds each picture of the split, and each once."""
+    """Digits, cropped at random: an epoch holds each image of the split, and each once."""
     from tests.small_run import small_config
     from vit_jax.data import transforms
     from vit_jax.data.digits import Digits

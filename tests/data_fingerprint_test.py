@@ -65,10 +65,10 @@ SAYS = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder of pictures, and the work directory of a run on it."""
+    """A folder of images, and the work directory of a run on it."""
     root = tmp_path_factory.mktemp("trained")
-    make_folder(root / "pictures")
-    run(root / "run", **on(root / "pictures"))
+    make_folder(root / "images")
+    run(root / "run", **on(root / "images"))
     return root
 
 
@@ -77,11 +77,11 @@ def trained(tmp_path_factory):
 def test_another_folder_is_refused_and_says_what_differs(trained, tmp_path, change):
     shutil.copytree(trained, tmp_path / "copy", symlinks=True)
     # The same place, so that nothing but the change differs.
-    (trained / "pictures").rename(trained / "kept")
-    shutil.copytree(trained / "kept", trained / "pictures")
+    (trained / "images").rename(trained / "kept")
+    shutil.copytree(trained / "kept", trained / "images")
     try:
-        change(trained / "pictures")
-        config = small_config(**on(trained / "pictures"))
+        change(trained / "images")
+        config = small_config(**on(trained / "images"))
         if change is nothing:
             assert train_on_one(config, tmp_path / "copy" / "run") == 0
             return
@@ -94,21 +94,21 @@ def test_another_folder_is_refused_and_says_what_differs(trained, tmp_path, chan
         assert "Put them back, and the run goes on exactly." in message
         assert "--allow_config_change" in message
     finally:
-        shutil.rmtree(trained / "pictures")
-        (trained / "kept").rename(trained / "pictures")
+        shutil.rmtree(trained / "images")
+        (trained / "kept").rename(trained / "images")
 
 
 @pytest.mark.medium
 def test_other_pictures_to_evaluate_on_are_refused(tmp_path):
-    make_folder(tmp_path / "pictures")
+    make_folder(tmp_path / "images")
     evals = ConfigDict({"test": classification_eval(split="test")})
-    config = {**on(tmp_path / "pictures"), "evals": evals}
+    config = {**on(tmp_path / "images"), "evals": evals}
     run(tmp_path / "run", **config)
     more = ConfigDict({"test": evals.test, "again": classification_eval(split="test")})
     with pytest.raises(ConfigError, match=r"evals.again: '\(absent\)' -> ") as error:
         train_on_one(small_config(**{**config, "evals": more}), tmp_path / "run")
     assert "Another fingerprint" not in str(error.value)
-    path = next((tmp_path / "pictures" / "test").rglob("*.png"))
+    path = next((tmp_path / "images" / "test").rglob("*.png"))
     path.rename(path.with_name("another.png"))
     other = r"evals.test: '[0-9a-f]{32}' -> '[0-9a-f]{32}'\nAnother fingerprint"
     with pytest.raises(ConfigError, match=other):
@@ -122,7 +122,7 @@ def test_a_run_of_the_first_release_has_nothing_to_compare(trained, tmp_path):
     dataset = json.loads(path.read_text())
     assert dataset.pop("fingerprint") and dataset.pop("evals") == {}
     path.write_text(json.dumps(dataset))
-    assert train_on_one(small_config(**on(trained / "pictures")), tmp_path / "run") == 0
+    assert train_on_one(small_config(**on(trained / "images")), tmp_path / "run") == 0
 
 
 @pytest.mark.slow

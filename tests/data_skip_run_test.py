@@ -28,11 +28,11 @@ pytestmark = pytest.mark.medium
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """60 pictures, 12 of them for testing; of each split, some are no longer pictures."""
-    root = tmp_path_factory.mktemp("folder") / "pictures"
+    """60 images, 12 of them for testing; of each split, some are no longer images."""
+    root = tmp_path_factory.mktemp("folder") / "images"
     make(root / "train", each=16)
     make(root / "test", each=4, seed=1)
-    spoil(root / "train" / "flower" / "003.JPEG", b"no picture")
+    spoil(root / "train" / "flower" / "003.JPEG", b"no image")
     spoil(root / "train" / "temple" / "008.jpg", (root / "train/temple/008.jpg").read_bytes()[:500])
     spoil(root / "train" / "portrait" / "001.png", b"")
     spoil(root / "test" / "flower" / "002.webp", b"RIFF")
@@ -84,7 +84,7 @@ def report(workdir, name="bad_examples.jsonl"):
 
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
-    """A finished run on these pictures, and what it has printed."""
+    """A finished run on these images, and what it has printed."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     with contextlib.redirect_stdout(io.StringIO()) as out:
         run(workdir, log__every_steps=1, **on(folder))
@@ -108,7 +108,7 @@ def test_a_run_skips_names_and_counts_them(folder, whole):
 
 
 def test_without_the_policy_the_first_one_ends_the_run(tmp_path, folder):
-    with pytest.raises(DataError, match=r"/pictures/.*: (Not an image|Broken image)"):
+    with pytest.raises(DataError, match=r"/images/.*: (Not an image|Broken image)"):
         run(tmp_path / "run", **on(folder, data__on_bad="error"))
     assert not (tmp_path / "run" / "bad_examples.jsonl").exists()
 
@@ -152,8 +152,8 @@ def test_files_of_processes_that_are_no_more_are_cut_too(tmp_path):
 
 
 def test_a_batch_without_a_good_example_ends_the_run(tmp_path, folder):
-    """As when the disk with the pictures goes away: nothing would be learned from then on."""
-    folder = shutil.copytree(folder, tmp_path / "pictures")
+    """As when the disk with the images goes away: nothing would be learned from then on."""
+    folder = shutil.copytree(folder, tmp_path / "images")
     config = small_config(**on(folder, checkpoint__every_steps=4))
     original, drawn = pipeline.Batches.__next__, []
 
@@ -179,7 +179,7 @@ def test_an_evaluation_leaves_them_out_and_shows_the_others(folder, whole, capsy
     assert result.count == 11 and result.confusion.sum() == 11
     assert "11 examples (1 bad ones are not counted)" in capsys.readouterr().out
     assert [r.getMessage() for r in caplog.records if "flower/002.webp" in r.getMessage()]
-    # Pictures and what is said of them belong together: the samples are the good ones, in order.
+    # Images and what is said of them belong together: the samples are the good ones, in order.
     test = ImageFolder(folder, split="test")
     good = [i for i in range(12) if not test.describe(i).endswith("flower/002.webp")]
     for number, i in enumerate(good[:10]):

@@ -96,7 +96,7 @@ def test_digits():
     image = train[0]["image"]
     assert (image.shape, image.dtype) == ((8, 8, 1), np.uint8)
     assert max(train[i]["image"].max() for i in range(50)) == 255
-    # The two splits together are the data set, each picture once.
+    # The two splits together are the data set, each image once.
     from sklearn.datasets import load_digits
 
     whole = load_digits()
@@ -385,8 +385,8 @@ def test_tfds_names(tmp_path):
     refused("BuilderConfig nothing not found", name="voc/nothing")
     refused(r"not prepared in .*file_format='array_record'", name="cifar10")
     refused(
-        r'data.image_key="picture".*Accepted: .*image', ConfigError, name="cifar10",
-        image_key="picture",
+        r'data.image_key="photo".*Accepted: .*image', ConfigError, name="cifar10",
+        image_key="photo",
     )  # fmt: skip
     refused(r'data.label_key="id" is not a class', ConfigError, name="cifar10", label_key="id")
     refused(r'data.image_key="label" is not an', ConfigError, name="cifar10", image_key="label")

@@ -266,7 +266,7 @@ def test_shards_are_read_by_transformers(tmp_path, monkeypatch):
 
 
 def picture(height=60, width=80):
-    """A smooth picture with some noise, as photographs have."""
+    """A smooth image with some noise, as photographs have."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width] / 20
     waves = np.stack([np.sin(y + x), np.cos(x), np.sin(2 * y)], axis=-1)
@@ -340,7 +340,7 @@ def test_gray_models_predict_coloured_pictures(to, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "x.png")
     (found,) = predict(tmp_path / "vit", [str(tmp_path / "x.png")])
     assert not found.error and set(found.classes) == set(LABELS)
-    if to == "orbax":  # The others say how pictures are resized in words of their own.
+    if to == "orbax":  # The others say how images are resized in words of their own.
         images = pretrained.preprocess([tmp_path / "x.png"])
         wanted = jax.nn.softmax(outputs(pretrained, images)["logits"][0])
         np.testing.assert_allclose(found.probabilities, np.sort(wanted)[::-1], atol=1e-5)

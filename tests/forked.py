@@ -1,4 +1,4 @@
-"""Python programs as processes of their own, without a cold start: forked, not begun anew.
+"""Python programs as processes of their own, without a cold start: forked, not begun again.
 
 Importing JAX, Orbax and vit_jax takes seconds, and a test of a run on three processes would do it
 three times. One process, the server, imports them once and initialises no backend; each program is

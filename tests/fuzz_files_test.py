@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 
 def encoded():
-    """Small pictures in every format that is read, several ways each."""
+    """Small images in every format that is read, several ways each."""
     photo = photographs()["flower"].resize((40, 31))
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -130,10 +130,10 @@ def run(commands, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     rng = np.random.default_rng(0)
     for name in HOSTILE:
-        (folder / "pictures" / name).mkdir(parents=True)
+        (folder / "images" / name).mkdir(parents=True)
         for i in range(6):
             pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / "pictures" / name / f"{i}{ESCAPE}.png")
+            Image.fromarray(pixels).save(folder / "images" / name / f"{i}{ESCAPE}.png")
     said = {
         "train": commands.run(
             "train", "--config=configs/quickstart.py", f"--workdir={folder / 'run'}",
@@ -151,7 +151,7 @@ def run(commands, tmp_path_factory):
     plain["resume"] = plain["init_from"] = str(folder / "run" / "config.py")
     (folder / "run" / "config.json").write_text(json.dumps(plain))
     said["evaluate"] = commands.run("evaluate", f"--workdir={folder / 'run'}")
-    said["predict"] = commands.run("predict", f"--checkpoint={folder / 'run'}", folder / "pictures")
+    said["predict"] = commands.run("predict", f"--checkpoint={folder / 'run'}", folder / "images")
     return folder, said
 
 
@@ -195,7 +195,7 @@ def test_class_names_are_shown_and_not_obeyed(run):
 def test_a_bad_picture_with_a_hostile_name(commands, run, tmp_path):
     folder, _ = run
     picture = tmp_path / f"{ESCAPE}\n.png"
-    picture.write_text(f"{ESCAPE} no picture")
+    picture.write_text(f"{ESCAPE} no image")
     result = commands.run("predict", f"--checkpoint={folder / 'run'}", picture)
     assert result.code == 1 and "cannot be predicted" in spoken(result), result
 

@@ -21,13 +21,13 @@ DATA = {
     ),
     "folder that is a file": (FOLDER + "notes.txt", "notes.txt cannot be listed: Not a directory."),
     "empty folder": (FOLDER + "empty", "empty has no folders. Expected ROOT/SPLIT/CLASS/image.jpg"),
-    "class without pictures": (FOLDER + "hollow", "hollow/eel: no images in this class."),
+    "class without images": (FOLDER + "hollow", "hollow/eel: no images in this class."),
     "other classes in each split": (
         FOLDER + "differ",
         "the splits differ in their class folders: test lacks dog; train lacks cow.",
     ),
-    "pictures of another number of channels": (
-        FOLDER + "pictures --config.data.eval_transforms[0].channels=3",
+    "images of another number of channels": (
+        FOLDER + "images --config.data.eval_transforms[0].channels=3",
         "make images of height, width, channels (8, 8, 3), and the model takes (8, 8, 1)",
     ),
     "channels of one of the two": (
@@ -42,7 +42,7 @@ DATA = {
         "--config.evals.test.split=tset",
         'digits has no split "tset". Did you mean "test"?',
     ),
-    "split of a folder misspelt": (FOLDER + "pictures --config.data.split=trian", 'mean "train"?'),
+    "split of a folder misspelt": (FOLDER + "images --config.data.split=trian", 'mean "train"?'),
     "half a slice": (
         "--config.data.split='train[:10%'",
         'Cannot read the split "train[:10%". Write a name, or a name and one slice: train, train[:',
@@ -124,9 +124,9 @@ RUNS = {
     "workdir of nothing": ("--workdir=", "--workdir is empty: give a path"),
     "workdir at an address": ("--workdir=s3://bucket/run", "--workdir=s3://bucket/run: only fold"),
     "resuming from nowhere": ("--config.resume=nowhere", "nowhere does not exist."),
-    "resuming from pictures": (
-        "--config.resume=pictures",
-        "pictures is not the work directory of a run: it holds no config.json.",
+    "resuming from images": (
+        "--config.resume=images",
+        "images is not the work directory of a run: it holds no config.json.",
     ),
     "resuming from a run without checkpoints": (
         "--config.resume=nothing_saved",
@@ -173,8 +173,8 @@ EVALUATE = {
     "no --workdir to evaluate": ("", "--workdir=... is missing. See --help."),
     "workdir that is not there": ("--workdir=nowhere", "nowhere does not exist."),
     "workdir without a run": (
-        "--workdir=pictures",
-        "pictures is not the work directory of a run: it holds no config.json. Give the --workdir",
+        "--workdir=images",
+        "images is not the work directory of a run: it holds no config.json. Give the --workdir",
     ),
     "workdir without checkpoints": ("--workdir=nothing_saved", "has no checkpoint yet"),
     "step that was not saved": ("--workdir=run/checkpoints/7", "checkpoints/7 does not exist."),
@@ -193,45 +193,45 @@ EVALUATE = {
 }
 
 PREDICT = {
-    "no --checkpoint": ("pictures", "--checkpoint=... is missing. See --help."),
+    "no --checkpoint": ("images", "--checkpoint=... is missing. See --help."),
     "nothing to predict": ("--checkpoint=run", "Name at least one image or folder of images."),
-    "folder without pictures": ("--checkpoint=run empty", "empty holds no image: looked for .jpg"),
-    "checkpoint that is not there": ("--checkpoint=nowhere pictures", "nowhere does not exist."),
+    "folder without images": ("--checkpoint=run empty", "empty holds no image: looked for .jpg"),
+    "checkpoint that is not there": ("--checkpoint=nowhere images", "nowhere does not exist."),
     "folder that holds no checkpoint": (
-        "--checkpoint=pictures pictures",
-        "pictures is not the work directory of a run, and holds no checkpoint of others",
+        "--checkpoint=images images",
+        "images is not the work directory of a run, and holds no checkpoint of others",
     ),
     "checkpoint that was not saved": (
-        "--checkpoint=run/checkpoints/7 pictures",
+        "--checkpoint=run/checkpoints/7 images",
         "run/checkpoints/7 does not exist.",
     ),
-    "no classes to name": ("--checkpoint=run --top_k=0 pictures", "--top_k=0"),
+    "no classes to name": ("--checkpoint=run --top_k=0 images", "--top_k=0"),
     "output of another kind": (
-        "--checkpoint=run --output=out.txt pictures",
+        "--checkpoint=run --output=out.txt images",
         "--output=out.txt: Accepted: .csv, .jsonl, .parquet.",
     ),
     "output in no folder": (
-        "--checkpoint=run --output=nowhere/out.csv pictures",
+        "--checkpoint=run --output=nowhere/out.csv images",
         "--output=nowhere/out.csv: there is no folder nowhere.",
     ),
 }
 
-# What a picture that cannot be predicted is told of in its place: exit code 1, on standard output.
+# What an image that cannot be predicted is told of in its place: exit code 1, on standard output.
 PREDICT_SOME = {
-    "picture that is not there": (
-        "--checkpoint=run pictures/cat/none.png",
-        "pictures/cat/none.png: cannot be predicted: ",
+    "image that is not there": (
+        "--checkpoint=run images/cat/none.png",
+        "images/cat/none.png: cannot be predicted: ",
         "No such file",
     ),
-    "picture of too long a name": (
-        f"--checkpoint=run {300 * 'x'}.png pictures/cat/0.png",
+    "image of too long a name": (
+        f"--checkpoint=run {300 * 'x'}.png images/cat/0.png",
         "x.png: cannot be predicted: ",
         "File name too long",
-        "pictures/cat/0.png: ",
+        "images/cat/0.png: ",
     ),
-    "picture that is text": (
-        "--checkpoint=run notes.txt pictures/cat/0.png",
+    "image that is text": (
+        "--checkpoint=run notes.txt images/cat/0.png",
         "notes.txt: cannot be predicted: ",
-        "pictures/cat/0.png: ",
+        "images/cat/0.png: ",
     ),
 }

@@ -13,12 +13,12 @@ from vit_jax.data import fashion_mnist
 
 def make_files(folder: pathlib.Path) -> None:
     """Fills an empty folder with what takes no time to make."""
-    for classes in ("pictures/cat", "pictures/dog", "hollow/cat", "hollow/dog", "differ/train/cat",
+    for classes in ("images/cat", "images/dog", "hollow/cat", "hollow/dog", "differ/train/cat",
                     "differ/train/dog", "differ/test/cat", "differ/test/cow"):  # fmt: skip
         _pictures(folder / classes)
     (folder / "hollow" / "eel").mkdir()
     (folder / "empty").mkdir()
-    (folder / "notes.txt").write_text("no picture and no config")
+    (folder / "notes.txt").write_text("no image and no config")
     (folder / "settings.json").write_text("{}")
     (folder / "bare.py").write_text("from vit_jax.config import base_config\n")
 

@@ -6,11 +6,11 @@ Everything is typed in a folder that holds (see `tests.mistakes_places`)
     nothing_saved           a work directory without checkpoints
     damaged                 one whose checkpoint is cut off
     newer                   one whose config.json has a key of a later release
-    pictures                cat/*.png, dog/*.png
-    hollow, differ, empty   image folders: a class without pictures, other classes in each split,
+    images                cat/*.png, dog/*.png
+    hollow, differ, empty   image folders: a class without images, other classes in each split,
                             no folder at all
     tfds, tfrecord          the data set fashion_mnist_idx, as ArrayRecord and as TFRecord
-    notes.txt, bare.py      no picture and no config
+    notes.txt, bare.py      no image and no config
     settings.json           no config
 
 Of `train`, `--config=configs/quickstart.py` and a new `--workdir` are given where a row has none;
@@ -82,8 +82,8 @@ COMMAND_LINE = {
         "Found --config.optim.lr=1 in argv before a value for --config",
     ),
     "config that is not there": (
-        "--config=pictures/quickstart.py",
-        "--config=pictures/quickstart.py: there is no such file.",
+        "--config=images/quickstart.py",
+        "--config=images/quickstart.py: there is no such file.",
         "the project's are in its folder configs",
     ),
     "config misspelt": (
@@ -91,7 +91,7 @@ COMMAND_LINE = {
         'quickstar.py: there is no such file. Did you mean "',
         'configs/quickstart.py"? Accepted: ',
     ),
-    "config that is a folder": ("--config=pictures", "--config=pictures: this is no file."),
+    "config that is a folder": ("--config=images", "--config=images: this is no file."),
     "config that is JSON": (
         "--config=settings.json",
         "--config=settings.json: a config is a Python file, FILE.py.",
@@ -250,7 +250,7 @@ CONFIG_FILE = {
         "c.data.eval_transforms[1]['size'] = 9",
         "digits test[0]: data.eval_transforms make images of height, width, channels (9, 9, 1)",
     ),
-    "crop that is larger than the picture": (
+    "crop that is larger than the image": (
         "c.data.eval_transforms = (*c.data.eval_transforms[:1], {'op': 'center_crop', 'size': 9}, "
         "{'op': 'value_range'})",
         "center_crop wants 9x9 pixels (height x width) of an image that has 8x8",

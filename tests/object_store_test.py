@@ -211,7 +211,7 @@ def test_a_store_that_goes_away_ends_the_run_and_keeps_the_checkpoints(gcs, loca
     ],
 )
 def test_a_store_that_is_away_at_the_start_is_not_an_empty_one(gcs, local, killed, impatient, part):
-    """Nothing is begun anew, set aside or tidied up because nobody answers."""
+    """Nothing is begun again, set aside or tidied up because nobody answers."""
     stop_at(gcs, part, method="GET")
     with pytest.raises((CheckpointError, ConfigError, DataError)) as error:
         train_on_one(small_config(), RUN)

@@ -87,7 +87,7 @@ def test_it_is_evaluated_and_predicted_from(release, tmp_path):
     _, source, _ = digits(run, 3)
     paths = []
     for i in range(3):
-        # Digits are 8 by 8; on a picture file they are as they are.
+        # Digits are 8 by 8; on an image file they are as they are.
         paths.append(str(tmp_path / f"{i}.png"))
         Image.fromarray(source[i]["image"].squeeze().astype(np.uint8)).save(paths[-1])
     best = [prediction.classes[0] for prediction in predict(workdir, paths, top_k=1)]

@@ -1,6 +1,6 @@
-"""A folder of pictures such as people have: photographs of three kinds, in every format.
+"""A folder of images such as people have: photographs of three kinds, in every format.
 
-    python -m tests.pictures FOLDER [NUMBER_OF_EACH]
+    python -m tests.images FOLDER [NUMBER_OF_EACH]
 
 They are pieces, at random places and sizes, of the photographs that come with scikit-learn (a
 temple, a flower) and Matplotlib (a portrait).
@@ -27,7 +27,7 @@ def photographs() -> dict[str, Image.Image]:
 
 
 def save(image: Image.Image, stem: pathlib.Path, kind: int) -> None:
-    """Writes a picture in one of eight ways."""
+    """Writes an image in one of eight ways."""
     match kind % 8:
         case 0:
             image.save(stem.with_suffix(".jpg"), quality=85)
@@ -51,7 +51,7 @@ def save(image: Image.Image, stem: pathlib.Path, kind: int) -> None:
 
 
 def make(folder: pathlib.Path, *, each: int, seed: int = 0) -> None:
-    """Fills folder/CLASS with `each` pictures of every class."""
+    """Fills folder/CLASS with `each` images of every class."""
     rng = np.random.default_rng(seed)
     for name, photograph in photographs().items():
         (folder / name).mkdir(parents=True)

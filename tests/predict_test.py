@@ -30,9 +30,9 @@ def trained(tmp_path_factory, finished_run):
 
 @pytest.fixture
 def pictures(tmp_path, trained):
-    """Test pictures as files of several formats and modes, with their labels in their names."""
+    """Test images as files of several formats and modes, with their labels in their names."""
     source = open_source(read_config(trained).data, split="test[:20]")
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)
     (folder / ".hidden").mkdir()
     for i in range(len(source)):

@@ -189,7 +189,7 @@ def test_a_change_that_does_not_fit_changes_nothing(tmp_path, finished_run):
 
 @pytest.mark.slow
 def test_other_classes_under_the_same_config_are_refused(tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     make(folder, each=12)
     changes = {
         "data__source": "image_folder", "data__data_dir": str(folder), "data__split": "train",

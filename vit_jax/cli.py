@@ -30,7 +30,7 @@ _EXIT_UNREAD = 128 + signal.SIGPIPE  # What a shell says of a tool whose reader 
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Parses the flags and runs `main`; an error that the user can mend is one message, no more.
+    """Parses the flags and runs `main`; an error that the user can correct is one message, no more.
 
     The process leaves with what `main` returns (None: 0), or with the error's exit code.
     """

@@ -3,8 +3,8 @@
     python -m vit_jax.evaluate --workdir=runs/quickstart [--split=test]
 
 Prints accuracy, loss and calibration error, and leaves evaluation.json (these, per-class accuracy
-and the confusion matrix), confusion.png, predictions.png (a page of pictures with what the model
-says of them) and samples/ (a few of the split's pictures, to try vit_jax.predict on) in the work
+and the confusion matrix), confusion.png, predictions.png (a page of images with what the model
+says of them) and samples/ (a few of the split's images, to try vit_jax.predict on) in the work
 directory; or in its folder evaluation-SPLIT for a split that the config does not evaluate,
 evaluation-step-STEP for a checkpoint that is not the newest, evaluation-SPLIT-step-STEP for both.
 """
@@ -77,7 +77,7 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
             report = classifier(run.config, cfg).report(
                 run.params, watch.over(batches, "the evaluation")
             )
-        watch.at("the pictures")
+        watch.at("the images")
         ids, probabilities = _first_probabilities(run, cfg, source, mesh)
 
     if jax.process_index() == 0:
@@ -158,7 +158,7 @@ def _draw_pictures(
     names: Sequence[str],
     folder: epath.Path,
 ) -> None:
-    """predictions.png and samples/: whole pictures, squashed to the model's size."""
+    """predictions.png and samples/: whole images, squashed to the model's size."""
     decode = run.config.data.eval_transforms[0]
     picture = transforms.build((decode, {"op": "resize"}), image_size=cfg.image_size)
     rng = np.random.default_rng(0)

@@ -71,8 +71,10 @@ def fit(runs: pathlib.Path, question: Question, out: epath.PathLike, *, command:
             storage.write_bytes(out / f"{name}.png", figures.rendered(figure, "png"))
     except OSError as error:
         raise ConfigError(f"--out={out} cannot be written: {storage.explain(error)}.") from error
-    pictures = ", ".join(f"{name}.png" for name in drawn)
-    return f"{report.text(result)}\n\nIn {out}: fit.json, report.html, {pictures} (and .svg)."
+    figures_written = ", ".join(f"{name}.png" for name in drawn)
+    return (
+        f"{report.text(result)}\n\nIn {out}: fit.json, report.html, {figures_written} (and .svg)."
+    )
 
 
 def numbers(flag: str, texts: Sequence[str]) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-r"""Says what is on pictures.
+r"""Says what is on images.
 
     python -m vit_jax.predict --checkpoint=runs/quickstart [--top_k=5] [--output=preds.csv] \
         IMAGE_OR_FOLDER ...
@@ -6,12 +6,12 @@ r"""Says what is on pictures.
 The checkpoint is a work directory of ours, or a published one: a folder of Hugging Face's, a file
 of timm's or Google's, or a name on a hub, hf:google/vit-base-patch16-224.
 
-Each picture is prepared as the model was evaluated and gets the names and probabilities of the
+Each image is prepared as the model was evaluated and gets the names and probabilities of the
 most probable classes: in the terminal, or in a .csv, .jsonl or .parquet file. A file that is no
-picture is reported in its place, and the others are predicted all the same. What in a folder has
-no picture's name is left out, with a word on standard error.
+image is reported in its place, and the others are predicted all the same. What in a folder has
+no image's name is left out, with a word on standard error.
 
-Exit codes: 0 all pictures were read; 1 some could not be; 2 an error that the message explains.
+Exit codes: 0 all images were read; 1 some could not be; 2 an error that the message explains.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ def predict(
     top_k: int = 5,
     hints: Mapping[str, Any] | None = None,
 ) -> Iterator[Prediction]:
-    """Predicts pictures, in order, a batch at a time.
+    """Predicts images, in order, a batch at a time.
 
     Args:
       checkpoint: WORKDIR or WORKDIR/checkpoints/STEP; or what
@@ -207,7 +207,7 @@ if __name__ == "__main__":
         "checkpoint", None, "The model: WORKDIR, WORKDIR/checkpoints/STEP, or a published one."
     )
     _HINTS = flags.DEFINE_list("hints", [], "What its file does not tell: NAME=VALUE,...")
-    _TOP_K = flags.DEFINE_integer("top_k", 5, "Classes to name for each picture.", lower_bound=1)
+    _TOP_K = flags.DEFINE_integer("top_k", 5, "Classes to name for each image.", lower_bound=1)
     _OUTPUT = flags.DEFINE_string("output", "", "A .csv, .jsonl or .parquet file to write.")
     flags.mark_flag_as_required("checkpoint")
 

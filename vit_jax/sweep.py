@@ -9,7 +9,7 @@ goes on where it stopped: what is finished is skipped, what is broken is resumed
 tried again. Ctrl-C and SIGTERM let the runs save; a run that fails does not stop the others.
 
 What came out is in runs.parquet and runs.csv, a row for each run and evaluation
-(vit_jax.sweeps.table). --collect writes them anew, at any time, and runs nothing.
+(vit_jax.sweeps.table). --collect writes them again, at any time, and runs nothing.
 
 Exit codes: 0 all runs are finished; 1 some failed; 2 an error that the message explains; 75 told to
 stop: the same command goes on.

@@ -65,5 +65,5 @@ def sweep(arg: str | None = None) -> list[Point]:
 
 
 def _steps(data: str, examples: int) -> tuple[int, ...]:
-    """The longest run would go over 3,000 pictures of Fashion-MNIST 137 times: a shorter does."""
+    """The longest run would go over 3,000 images of Fashion-MNIST 137 times: a shorter does."""
     return STEPS[data][:2] if data == "fashion_mnist" and examples <= 3000 else STEPS[data]

@@ -1,6 +1,6 @@
 """Analysis: looking at runs and at what models have learnt.
 
-figures           training curves, a page of predictions, and how pictures look
+figures           training curves, a page of predictions, and how images look
 confusion_matrix  confusion matrix, reliability diagram, commonest mistakes
 """
 

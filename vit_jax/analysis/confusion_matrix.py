@@ -27,7 +27,7 @@ def confusion(
     Args:
       report: of a split with single labels.
       class_names: C names.
-      out_png: the picture.
+      out_png: the image.
 
     Raises:
       DataError: the report has no confusion matrix.

@@ -1,7 +1,7 @@
-"""Pictures of a run: its curves, and some of its predictions. How all pictures look.
+"""Images of a run: its curves, and some of its predictions. How all images look.
 
 They are drawn without a display, in Okabe and Ito's colours, which the colour-blind can tell apart,
-and replace an older picture only when they are complete.
+and replace an older image only when they are complete.
 """
 
 import bisect
@@ -71,7 +71,7 @@ def legend_label(text: str) -> str:
 
 
 def save(figure: Figure, out: epath.PathLike) -> None:
-    """Write a picture whole or not at all, as PNG or, where the name ends in .svg, as SVG.
+    """Write an image whole or not at all, as PNG or, where the name ends in .svg, as SVG.
 
     Raises:
       DataError: it cannot be written there.
@@ -86,7 +86,7 @@ def save(figure: Figure, out: epath.PathLike) -> None:
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """A picture's file as bytes: equal for equal figures.
+    """An image's file as bytes: equal for equal figures.
 
     Args:
       figure: what is drawn.
@@ -115,7 +115,7 @@ def _say_what_is_missing(caught: list[warnings.WarningMessage]) -> None:
     if letters:
         logging.log_first_n(
             logging.WARNING,
-            "The font of the pictures has no shapes for %d letters of the names, such as %s: they "
+            "The font of the images has no shapes for %d letters of the names, such as %s: they "
             "are boxes. Install a font that has them, Noto Sans CJK JP say, and write the line "
             '"font.family: DejaVu Sans, Noto Sans CJK JP" into ~/.config/matplotlib/matplotlibrc.',
             1,
@@ -133,7 +133,7 @@ def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike) -> None:
     Args:
       metrics_jsonl: lines {"step": t, "train/loss": .., "test/top1": .., "train/lr": ..}: names
         that end in loss, in top1 or accuracy, and in lr make up the three panels.
-      out_png: the picture.
+      out_png: the image.
 
     Raises:
       DataError: the file is missing, damaged, or has nothing to draw.
@@ -257,15 +257,15 @@ def predictions(
     num_shown: int = 40,
     num_wrong: int = 8,
 ) -> None:
-    """A page of pictures with what the model says of them, some of its mistakes first.
+    """A page of images with what the model says of them, some of its mistakes first.
 
     Args:
       images: grey (ch = 1) or RGB (ch = 3), 0 to 255.
       labels: true classes.
       probabilities: of each class; the greatest is the prediction.
       class_names: C names.
-      out_png: the picture.
-      num_shown: pictures on the page, at most.
+      out_png: the image.
+      num_shown: images on the page, at most.
       num_wrong: mistakes that come first, at most: those the model was surest of. After them
         the others follow in the order given, right or wrong.
 
@@ -273,7 +273,7 @@ def predictions(
       DataError: there are no images.
     """
     if len(images) == 0:
-        raise DataError("There are no pictures to draw predictions of: the split is empty.")
+        raise DataError("There are no images to draw predictions of: the split is empty.")
     predicted = probabilities.argmax(axis=-1)
     confidence = probabilities.max(axis=-1)
     wrong = np.flatnonzero(predicted != labels)
@@ -291,7 +291,7 @@ def predictions(
             figsize=(max(1.25 * columns, 5.0), height * rows + 0.35), layout="constrained"
         )
         figure.suptitle(
-            f"{len(images) - len(wrong):,} of {len(images):,} pictures right"
+            f"{len(images) - len(wrong):,} of {len(images):,} images right"
             + ("", "; the surest mistake first", f"; the {len(worst)} surest mistakes first")[
                 min(len(worst), 2)
             ],
@@ -327,7 +327,7 @@ def _picture(axes: Axes, image: np.ndarray, *, colour: str) -> None:
         cmap="gray" if grey else None,
         vmin=0,
         vmax=255,
-        # Pixels of small pictures stay pixels; large ones are scaled down smoothly.
+        # Pixels of small images stay pixels; large ones are scaled down smoothly.
         interpolation="nearest" if max(image.shape) < 100 else "antialiased",
     )
     axes.set(xticks=[], yticks=[])

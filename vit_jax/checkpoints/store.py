@@ -314,7 +314,7 @@ class Store:
         if errors:
             raise CheckpointError(
                 f"None of the checkpoints {steps} in {self.folder} can be read: {errors[0][1]}. To "
-                "start anew, choose another --workdir."
+                "start again, choose another --workdir."
             )
         return None
 

@@ -69,7 +69,7 @@ def base_config() -> ConfigDict:
     c.init_skip = ("head/.*",)
 
     c.model = model_section()
-    # Linear probe: with all but the head in optim.freeze, compute the features of each picture once
+    # Linear probe: with all but the head in optim.freeze, compute the features of each image once
     # and train the head on them. Needs train_transforms that are eval_transforms.
     c.cache_features = False
 
@@ -79,7 +79,7 @@ def base_config() -> ConfigDict:
     c.data.data_dir = ""  # Where TFDS keeps prepared data, or the root of an image folder.
     c.data.manual_dir = ""  # Where files that cannot be downloaded are (Fashion-MNIST's four).
     c.data.split = "train"  # What is trained on; slices such as train[:99%] are allowed.
-    c.data.classes = ()  # Numbers of classes: these alone, numbered anew from 0; (): all.
+    c.data.classes = ()  # Numbers of classes: these alone, numbered again from 0; (): all.
     c.data.shots = 0  # Trained on are so many examples of each class, chosen by seed; 0: all.
     # Trained on are so many examples of the split, chosen by seed, fewer ones among more; 0: all.
     c.data.examples = 0

@@ -159,7 +159,7 @@ def _open(data: bytes) -> Image.Image:
     if image.format in ("JPEG", "MPO") and (scans := _scans(data)) > MAX_SCANS:
         raise DataError(
             f"The JPEG has {scans} scans: more than {MAX_SCANS} (vit_jax.data.decode.MAX_SCANS) "
-            "would take too long. Encode it anew."
+            "would take too long. Encode it again."
         )
     return image
 

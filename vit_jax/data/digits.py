@@ -9,8 +9,8 @@ from vit_jax.data.base import Example, Source, check_split, split_range
 class Digits(Source):
     """Handwritten digits of the UCI repository (Alpaydin and Kaynak, 1998), 8x8, in 10 classes.
 
-    The split is fixed: of each class, every fifth picture in the file's order is for testing. That
-    makes 1,442 pictures in "train" and 355 in "test", 34 to 36 of each class. Pixel values 0..16
+    The split is fixed: of each class, every fifth image in the file's order is for testing. That
+    makes 1,442 images in "train" and 355 in "test", 34 to 36 of each class. Pixel values 0..16
     become 0..255.
     """
 
@@ -19,7 +19,7 @@ class Digits(Source):
     channels = 1
 
     def __init__(self, *, split: str):
-        """Loads the pictures of one split.
+        """Loads the images of one split.
 
         Args:
           split: "train" or "test", or a slice of one.
@@ -31,7 +31,7 @@ class Digits(Source):
         name = check_split(split, splits=("train", "test"), where=self.name)
         digits = load_digits()
         labels = digits.target
-        # 0, 1, 2, ... in the order in which the pictures of one class appear.
+        # 0, 1, 2, ... in the order in which the images of one class appear.
         rank = np.empty(len(labels), np.int64)
         for label in range(10):
             rank[labels == label] = np.arange(np.sum(labels == label))

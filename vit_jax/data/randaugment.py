@@ -73,23 +73,23 @@ class RandAugment(Op):
     def __call__(
         self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "h w c"]:
-        picture = to_pillow(image)
+        pil_image = to_pillow(image)
         for _ in range(self.num_layers):
             operation = OPERATIONS[rng.integers(len(OPERATIONS))]
-            picture = apply(
+            pil_image = apply(
                 operation,
-                picture,
+                pil_image,
                 rng,
                 magnitude=self.magnitude,
                 translate=self.translate,
                 cutout=self.cutout,
             )
-        return from_pillow(picture)
+        return from_pillow(pil_image)
 
 
 def apply(
     operation: str,
-    picture: Image.Image,
+    pil_image: Image.Image,
     rng: np.random.Generator,
     *,
     magnitude: float,
@@ -100,49 +100,49 @@ def apply(
 
     Args:
       operation: one of `OPERATIONS`.
-      picture: mode L or RGB.
+      pil_image: mode L or RGB.
       rng: decides the direction (evenly) of what has one, and Cutout's place.
       magnitude: on a scale of 10.
       translate: see `RandAugment`.
       cutout: see `RandAugment`.
 
     Returns:
-      A picture of the same size and mode.
+      An image of the same size and mode.
     """
     m = magnitude / 10
     match operation:
         case "AutoContrast":  # Of each channel, as Equalize.
-            return ImageOps.autocontrast(picture)
+            return ImageOps.autocontrast(pil_image)
         case "Equalize":
-            return ImageOps.equalize(picture)
+            return ImageOps.equalize(pil_image)
         case "Invert":
-            return ImageOps.invert(picture)
+            return ImageOps.invert(pil_image)
         case "Rotate":  # Degrees, about the middle.
-            return _rotate(picture, _either_way(30 * m, rng))
+            return _rotate(pil_image, _either_way(30 * m, rng))
         case "Posterize":  # Bits kept.
-            return ImageOps.posterize(picture, min(max(int(4 * m), 1), 8))
+            return ImageOps.posterize(pil_image, min(max(int(4 * m), 1), 8))
         case "Solarize":  # Levels from this one on are inverted.
-            return ImageOps.solarize(picture, min(int(256 * m), 256))
+            return ImageOps.solarize(pil_image, min(int(256 * m), 256))
         case "SolarizeAdd":  # Added to the levels below 128.
-            return _solarize_add(picture, int(110 * m))
+            return _solarize_add(pil_image, int(110 * m))
         case "Color":
-            return ImageEnhance.Color(picture).enhance(1.8 * m + 0.1)
+            return ImageEnhance.Color(pil_image).enhance(1.8 * m + 0.1)
         case "Contrast":
-            return ImageEnhance.Contrast(picture).enhance(1.8 * m + 0.1)
+            return ImageEnhance.Contrast(pil_image).enhance(1.8 * m + 0.1)
         case "Brightness":
-            return ImageEnhance.Brightness(picture).enhance(1.8 * m + 0.1)
+            return ImageEnhance.Brightness(pil_image).enhance(1.8 * m + 0.1)
         case "Sharpness":
-            return _sharpness(picture, 1.8 * m + 0.1)
+            return _sharpness(pil_image, 1.8 * m + 0.1)
         case "ShearX":  # Pixels to the side per pixel down; the upper left corner stays.
-            return _affine(picture, (1, _either_way(0.3 * m, rng), 0, 0, 1, 0))
+            return _affine(pil_image, (1, _either_way(0.3 * m, rng), 0, 0, 1, 0))
         case "ShearY":
-            return _affine(picture, (1, 0, 0, _either_way(0.3 * m, rng), 1, 0))
+            return _affine(pil_image, (1, 0, 0, _either_way(0.3 * m, rng), 1, 0))
         case "TranslateX":  # Pixels.
-            return _affine(picture, (1, 0, _either_way(translate * m, rng), 0, 1, 0))
+            return _affine(pil_image, (1, 0, _either_way(translate * m, rng), 0, 1, 0))
         case "TranslateY":
-            return _affine(picture, (1, 0, 0, 0, 1, _either_way(translate * m, rng)))
+            return _affine(pil_image, (1, 0, 0, 0, 1, _either_way(translate * m, rng)))
         case "Cutout":
-            return _cutout(picture, int(cutout * m), rng)
+            return _cutout(pil_image, int(cutout * m), rng)
         case _:
             raise ValueError(operation)
 
@@ -151,45 +151,45 @@ def _either_way(level: float, rng: np.random.Generator) -> float:
     return level if rng.random() < 0.5 else -level
 
 
-def _rotate(picture: Image.Image, degrees: float) -> Image.Image:
+def _rotate(pil_image: Image.Image, degrees: float) -> Image.Image:
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y = (picture.width - 1) / 2, (picture.height - 1) / 2
-    return _affine(picture, (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y))
+    x, y = (pil_image.width - 1) / 2, (pil_image.height - 1) / 2
+    return _affine(pil_image, (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y))
 
 
-def _affine(picture: Image.Image, matrix: tuple[int | float, ...]) -> Image.Image:
+def _affine(pil_image: Image.Image, matrix: tuple[int | float, ...]) -> Image.Image:
     """Output pixel (x, y) is input pixel (a x + b y + c, d x + e y + f), the nearest, or gray."""
     a, b, c, d, e, f = matrix
     # Pillow counts from pixels' corners, we from their centres.
     corners = (a, b, c + (1 - a - b) / 2, d, e, f + (1 - d - e) / 2)
-    return picture.transform(
-        picture.size,
+    return pil_image.transform(
+        pil_image.size,
         Image.Transform.AFFINE,
         corners,
         resample=Image.Resampling.NEAREST,
-        fillcolor=_gray(picture),
+        fillcolor=_gray(pil_image),
     )
 
 
-def _sharpness(picture: Image.Image, factor: float) -> Image.Image:
-    if min(picture.size) < 3:  # No pixel has all its neighbours.
-        return picture
-    return Image.blend(picture.filter(ImageFilter.SMOOTH), picture, factor)
+def _sharpness(pil_image: Image.Image, factor: float) -> Image.Image:
+    if min(pil_image.size) < 3:  # No pixel has all its neighbours.
+        return pil_image
+    return Image.blend(pil_image.filter(ImageFilter.SMOOTH), pil_image, factor)
 
 
-def _solarize_add(picture: Image.Image, addition: int) -> Image.Image:
+def _solarize_add(pil_image: Image.Image, addition: int) -> Image.Image:
     levels = [min(level + addition, 255) if level < 128 else level for level in range(256)]
-    return picture.point(levels * len(picture.getbands()))
+    return pil_image.point(levels * len(pil_image.getbands()))
 
 
-def _cutout(picture: Image.Image, half: int, rng: np.random.Generator) -> Image.Image:
-    x, y = rng.integers(picture.width), rng.integers(picture.height)
+def _cutout(pil_image: Image.Image, half: int, rng: np.random.Generator) -> Image.Image:
+    x, y = rng.integers(pil_image.width), rng.integers(pil_image.height)
     if half > 0:
-        picture = picture.copy()
+        pil_image = pil_image.copy()
         corners = [(x - half, y - half), (x + half - 1, y + half - 1)]  # Both inclusive.
-        ImageDraw.Draw(picture).rectangle(corners, fill=_gray(picture))
-    return picture
+        ImageDraw.Draw(pil_image).rectangle(corners, fill=_gray(pil_image))
+    return pil_image
 
 
-def _gray(picture: Image.Image) -> int | tuple[int, int, int]:
-    return _GRAY if picture.mode == "L" else (_GRAY,) * 3
+def _gray(pil_image: Image.Image) -> int | tuple[int, int, int]:
+    return _GRAY if pil_image.mode == "L" else (_GRAY,) * 3

@@ -53,7 +53,7 @@ def evaluation(
       resize: shorter side before the centre crop, in pixels, for the styles that crop: commonly
         256 for 224; or (height, width) that is covered. Left out: the model's size, nothing but
         the longer side's ends is cut off.
-      exif: whether to turn pictures as their EXIF says. Left out: as the code base does.
+      exif: whether to turn images as their EXIF says. Left out: as the code base does.
 
     Returns:
       Transforms for `config.data.eval_transforms`.

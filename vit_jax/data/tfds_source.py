@@ -196,7 +196,7 @@ def _why_not(builder: tfds.core.DatasetBuilder, split: str, error: Exception) ->
             f"{name} in {folder} is stored as {builder.info.file_format.value}, which has no "
             "random access. To convert it (needs TensorFlow, once): python -m tensorflow_datasets."
             f"scripts.convert_format --dataset_version_dir={folder} --out_file_format=array_record;"
-            f" or prepare it anew, in another data_dir: {prepare}"
+            f" or prepare it again, in another data_dir: {prepare}"
         )
     base = split.partition("[")[0]
     if base not in builder.info.splits:

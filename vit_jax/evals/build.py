@@ -64,7 +64,7 @@ def build_evals(
 
     Raises:
       ConfigError: an entry with an unknown type or key.
-      DataError: a split that does not exist, has other classes, or whose pictures cannot be
+      DataError: a split that does not exist, has other classes, or whose images cannot be
         prepared.
     """
     evals = {}

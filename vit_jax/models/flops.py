@@ -322,7 +322,7 @@ def num_params_non_embedding(cfg: ModelConfig) -> int:
     """Number of parameters without patch and position embeddings, further tokens and the head.
 
     It is the size that laws of scaling are written in (Kaplan et al. 2020, arXiv 2001.08361): the
-    parameters that are left do not depend on the picture's size, nor on how many classes there are.
+    parameters that are left do not depend on the image's size, nor on how many classes there are.
     """
     shapes = param_shapes(cfg)
     kept = {name: tree for name, tree in shapes.items() if name not in _EMBEDDING}

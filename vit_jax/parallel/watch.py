@@ -72,7 +72,7 @@ class Watch:
     # --- For the main thread
 
     def at(self, place: str) -> None:
-        """Says what the main thread does now; `timeout_seconds` count anew from here."""
+        """Says what the main thread does now; `timeout_seconds` count again from here."""
         self._place, self._count, self._since = place, self._count + 1, self._now
 
     def over(self, items: Iterable[T], place: str) -> Iterator[T]:

@@ -38,13 +38,13 @@ class Pretrained:
       model: its `apply({"params": params}, images)` gives `(logits, intermediates)`.
       params: float32, blocks stacked.
       config: architecture and numerics.
-      preprocess: pictures -> float32 [b, height, width, channels], as its publisher evaluates.
+      preprocess: images -> float32 [b, height, width, channels], as its publisher evaluates.
       labels: names of its classes, or None.
       format: that the checkpoint was in.
       published: the config as the checkpoint has it, before it was brought to another size or head.
       left_out: names of tensors that the model has no use for.
       notes: what was assumed of it where the file does not tell, and what was done to it: resized,
-        initialised anew.
+        initialised again.
       loss: that its head was trained with, which decides what its probabilities are: softmax_xent,
         sigmoid_xent, or "" where its outputs are not of classes (a regression).
     """
@@ -152,7 +152,7 @@ def _load_own(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mesh) -
 
 
 def _preprocess(transforms: Any, published: ModelConfig, config: ModelConfig) -> Preprocess:
-    """How pictures are prepared for the model, in proportion where its image size is another."""
+    """How images are prepared for the model, in proportion where its image size is another."""
     transforms = tuple(map(dict, transforms))
     made = output_size(transforms) or published.image_size
     return Preprocess(transforms, made, published.channels).for_size(config.image_size)

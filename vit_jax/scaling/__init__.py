@@ -11,7 +11,7 @@ solver        thousands of small robust fits at once, float64, within bounds
 fitting       a law fitted to runs, and how well its parameters are determined
 profile       how far a quantity can move before the law no longer fits
 intervals     of parameters, predictions and optima, by the profile
-bootstrap     fits to rows or clusters drawn anew, for comparison
+bootstrap     fits to rows or clusters drawn again, for comparison
 goodness_of_fit      does the form of a law hold?
 selection     laws chosen by held-out scales; may this be extrapolated?
 

@@ -150,8 +150,8 @@ def freedom(fit: Fit, clusters: Shaped[np.ndarray, "n"] | None) -> int:
     if groups <= len(fit.theta):
         raise DataError(
             f"{groups} clusters cannot say how sure the {len(fit.theta)} parameters of "
-            f"{fit.law.name} are: there must be more clusters than parameters. Fit a law with fewer, "
-            "or add runs."
+            f"{fit.law.name} are: there must be more clusters than parameters. Fit a law with "
+            "fewer, or add runs."
         )
     return groups - len(fit.theta)
 

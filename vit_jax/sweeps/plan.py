@@ -137,7 +137,7 @@ def check_unchanged(run: Run) -> None:
             return
         raise ConfigError(
             f"{error}\nNothing was started. Put the file back, or move {run.workdir} away: then "
-            f"{run.name} begins anew."
+            f"{run.name} begins again."
         ) from error
     if run.config.init_from:  # What it left open, the checkpoint has decided.
         open_keys = [key for key, value in now["model"].items() if value in (None, "")]

@@ -94,8 +94,8 @@ def fashion_mnist(model: str, *, steps: int) -> ConfigDict:
 def fashion_vit(width: int, depth: int, mlp_dim: int, *, heads: int, steps: int) -> ConfigDict:
     """A ViT on Fashion-MNIST, of any shape.
 
-    Half of the test pictures, `val`, is for choices, such as of the best duration; the other half,
-    `test`, is for what is reported. All 60,000 training pictures can be trained on.
+    Half of the test images, `val`, is for choices, such as of the best duration; the other half,
+    `test`, is for what is reported. All 60,000 training images can be trained on.
 
     Args:
       width: of the model.

@@ -110,7 +110,7 @@ class _Rewritten:
 def _cannot_write(path: epath.PathLike, error: OSError) -> DataError:
     return DataError(
         f"{os.fspath(path)} cannot be written: {storage.explain(error)}. What was saved before is "
-        "kept: mend this, then run the same command again: it goes on from there."
+        "kept: correct this, then run the same command again: it goes on from there."
     )
 
 

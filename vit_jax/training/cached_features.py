@@ -1,11 +1,11 @@
 """Linear probe: a frozen body's features are computed once, and the head is trained on them.
 
 The run stays what it is: the same examples in the same order, the same optimizer, evaluations and
-checkpoints of the whole model. Only what the loop is fed changes: features in place of pictures. It
-gives what a run with the same frozen body gives that computes them anew at every update.
+checkpoints of the whole model. Only what the loop is fed changes: features in place of images. It
+gives what a run with the same frozen body gives that computes them again at every update.
 
 The features are float32 in the memory of every process: 768 numbers an example, 3.9 GB for
-ImageNet's 1.28 million pictures and a ViT-B.
+ImageNet's 1.28 million images and a ViT-B.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -47,7 +47,7 @@ class Head(nn.Module):
 
 
 class Features(Source):
-    """What a model makes of the pictures of a source."""
+    """What a model makes of the images of a source."""
 
     def __init__(self, source: Source, features: Float[np.ndarray, "n d"], labels: np.ndarray):
         """Describes the features of all the source's examples, in its order."""

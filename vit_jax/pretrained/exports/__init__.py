@@ -1,7 +1,7 @@
 """Models written in foreign formats.
 
 base           parameters in another spelling; what a format cannot say
-preprocessing  how pictures are prepared, as their JSON
+preprocessing  how images are prepared, as their JSON
 huggingface    folders of transformers
 timm           folders of timm
 google         .npz of vision_transformer and big_vision

@@ -41,7 +41,7 @@ class Description:
       config: of the model as it was published.
       tensors: under the names that the format's entries use.
       unused: patterns of names that no model for images needs: optimizer states, decoders, masks.
-      transforms: how its publisher prepares pictures for it, for its own image size.
+      transforms: how its publisher prepares images for it, for its own image size.
       labels: names of its classes, or None.
       notes: what a reader should know of it.
       assumed: what the file does not tell and nobody hinted, mostly fields, with the values that
