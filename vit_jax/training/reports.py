@@ -116,7 +116,7 @@ def numbers(
 
 def code_version() -> str:
     """The release, and of a checkout its commit: "0.2.0+g1a2b3c4", and ".dirty" if changed."""
-    folder = pathlib.Path(__file__).parent
+    folder = pathlib.Path(vit_jax.__file__).parent
     try:
         said = subprocess.run(
             ["git", "describe", "--always", "--dirty=.dirty", "--abbrev=7", "--exclude=*"],
