@@ -1,5 +1,6 @@
 """A table of runs, ours or anybody's, as arrays by column."""
 
+import io
 import math
 import os
 import pathlib
@@ -31,7 +32,8 @@ def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
     kind = path.suffix.lower()
     try:
         if kind == ".parquet":
-            table = pa.parquet.read_table(path)
+            # Opened once: another process may replace the file meanwhile.
+            table = pa.parquet.read_table(io.BytesIO(path.read_bytes()))
         elif kind == ".csv":
             table = read_csv(path)
         else:

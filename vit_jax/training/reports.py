@@ -10,7 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from vit_jax import __version__
+import vit_jax
 from vit_jax.checkpoints.store import Store
 from vit_jax.data import bad_examples, order
 from vit_jax.data.base import Source
@@ -123,10 +123,10 @@ def code_version() -> str:
             cwd=folder, capture_output=True, text=True, timeout=10, check=True,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.SubprocessError):  # No checkout, or no git.
-        return __version__
+        return vit_jax.__version__
     # An installed copy may lie in the checkout of something else.
     own = (folder.parent / ".git").exists()
-    return f"{__version__}+g{said}" if own else __version__
+    return f"{vit_jax.__version__}+g{said}" if own else vit_jax.__version__
 
 
 def conclusion(workdir: epath.Path, clock: Clock, total: int) -> str:
