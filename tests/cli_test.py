@@ -13,8 +13,8 @@ import time
 import pytest
 
 from tests.conftest import ROOT, slow
+from tests.images import make
 from tests.many_processes import ends, processes
-from tests.pictures import make
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 QUICKSTART = "--config=configs/quickstart.py"

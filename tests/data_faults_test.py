@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import pathlib
 import signal
 import threading
 import time
@@ -150,7 +151,7 @@ def test_what_the_machine_lacks_is_no_bad_picture(tmp_path, monkeypatch, number)
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "open", refuse)
+        patch.setattr(pathlib.Path, "read_bytes", refuse)
         with pytest.raises(OSError, match=os.strerror(number)):
             load(0, epoch=0)
     assert load(0, epoch=0)["label"] == 0

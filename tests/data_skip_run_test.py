@@ -12,8 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from tests.images import make
 from tests.many_processes import ends, processes
-from tests.pictures import make
 from tests.same_run import steps_of
 from tests.small_run import run, small_config, train_on_one
 from vit_jax.data import order, pipeline

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.folders import contents
 from tests.fuzzing import NUMBERS, WORDS, bounded, fuzz
-from tests.pictures import photographs
+from tests.images import photographs
 from tests.small_run import small_config, train_on_one
 from vit_jax.analysis import curves
 from vit_jax.checkpoints.load import load_run, locate

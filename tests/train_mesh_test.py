@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from tests.conftest import campaign
 from tests.exactness import MESHES, TOLERANCE, whole
 from tests.small_run import small_config, train_on_one
-from vit_jax import train as train_module
 from vit_jax.models import build, model_config, param_shapes
 from vit_jax.optim import make_optimizer, make_schedule
 from vit_jax.parallel import processes
@@ -21,8 +20,10 @@ from vit_jax.parallel.mesh import batch_sharding, make_mesh
 from vit_jax.parallel.rules import path_name
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.jsonlines import read_jsonl
-from vit_jax.train import make_train_step, train
+from vit_jax.train import train
+from vit_jax.training import experiment
 from vit_jax.training.state import make_init, state_layout
+from vit_jax.training.update import make_train_step
 
 STOCHASTIC = {
     "model__dropout": 0.1,
@@ -96,7 +97,7 @@ def test_accumulation_gives_the_big_batchs_run(tmp_path):
 @pytest.mark.slow
 def test_the_train_step_is_compiled_once(tmp_path, monkeypatch):
     compiled = []
-    make = train_module.make_train_step
+    make = experiment.make_train_step
 
     def counting(*args):
         step = make(*args)
@@ -107,7 +108,7 @@ def test_the_train_step_is_compiled_once(tmp_path, monkeypatch):
 
         return train_step
 
-    monkeypatch.setattr(train_module, "make_train_step", counting)
+    monkeypatch.setattr(experiment, "make_train_step", counting)
     assert train(SHORT, tmp_path, devices=jax.devices()[:2]) == 0
     assert len(compiled) == 1
 

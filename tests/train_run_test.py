@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tests.pictures import make
+from tests.images import make
 from tests.small_run import STOCHASTIC, run, small_config, train_on_one
 from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.store import Store

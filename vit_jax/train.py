@@ -16,9 +16,10 @@ and saved; 76 nothing happened for `config.timeout_seconds`, or another process 
 After 75 and 76 the same command goes on.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
+from typing import Any
 
 import jax
 from absl import flags
@@ -28,15 +29,10 @@ from ml_collections import FrozenConfigDict
 from vit_jax import cli
 from vit_jax.analysis import figures
 from vit_jax.checkpoints.store import Store
-from vit_jax.config import check_best, validate
-from vit_jax.data import pipeline, transforms
+from vit_jax.config import validate
 from vit_jax.data.bad_examples import BadExamples
-from vit_jax.data.sources import open_source
-from vit_jax.data.subset import few_shot, random_part
 from vit_jax.errors import ConfigError, ExitCode
-from vit_jax.evals.build import build_evals
-from vit_jax.models import build, model_config, param_shapes, update_flops_per_image
-from vit_jax.optim import make_optimizer, make_schedule, total_steps
+from vit_jax.models import update_flops_per_image
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
 from vit_jax.parallel.compilation import enable_compilation_cache
@@ -48,14 +44,12 @@ from vit_jax.storage import as_path
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.devices import peak_flops
 from vit_jax.telemetry.jsonlines import read_jsonl
-from vit_jax.telemetry.profiler import StepProfiler
-from vit_jax.telemetry.progress import Progress
-from vit_jax.telemetry.writers import MetricWriter
-from vit_jax.training import cached_features
+from vit_jax.training.cached_features import cache_features
+from vit_jax.training.experiment import Experiment, Program
 from vit_jax.training.init_from import inherit_model
-from vit_jax.training.reports import check_finite, conclusion, describe, numbers
-from vit_jax.training.state import make_init, starting_point, state_layout
-from vit_jax.training.update import make_train_step
+from vit_jax.training.observer import Observer, observe
+from vit_jax.training.reports import conclusion, numbers
+from vit_jax.training.state import TrainState, starting_point
 
 
 def train(
@@ -80,102 +74,41 @@ def train(
       VitJaxError: the config, the data or a checkpoint is wrong, or a loss is not finite.
     """
     with ExitStack() as stack:
-        # --- Devices, data, model, optimizer
+        # --- What is to be done, and with which devices
 
         workdir = as_path(workdir, name="--workdir")
         stop_asked = stack.enter_context(processes.stop_signals())
         validate(config)
         watch = stack.enter_context(Watch(config.timeout_seconds))
-        is_main = jax.process_index() == 0
         if config.log.compilation_cache:
             enable_compilation_cache(config.log.compilation_cache)
         mesh = meshes.make_mesh(config.mesh, devices=devices)
         stack.enter_context(jax.set_mesh(mesh))
         meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
-
-        config = inherit_model(config, workdir)
-        source = open_source(config.data, split=config.data.split)
-        source = random_part(source, config.data.examples, seed=config.seed)
-        source = few_shot(source, config.data.shots, seed=config.seed)
-        cfg = model_config(config.model, num_classes=source.num_classes)
-        if cfg.num_classes < source.num_classes:
-            raise ConfigError(
-                f"model.num_classes is {cfg.num_classes}, but {source.name} has "
-                f"{source.num_classes} classes."
-            )
-        transform = transforms.build(
-            config.data.train_transforms,
-            image_size=cfg.image_size,
-            channels=cfg.channels,
-            key="data.train_transforms",
-        )
-        evals = build_evals(config, cfg, mesh, class_names=source.class_names)
-
-        total = total_steps(config, len(source))
-        check_best(config, total_steps=total)
-        schedule = make_schedule(
-            config.optim.schedule,
-            total_steps=total,
-            batch_size=config.batch_size,
-            num_examples=len(source),
-        )
-        tx = make_optimizer(config.optim, param_shapes(cfg), schedule=schedule)
+        experiment = Experiment.of(inherit_model(config, workdir), mesh)
+        config, total = experiment.config, experiment.total_steps
+        program = experiment.program()
         clock = Clock(
             num_devices=mesh.size,
-            flops_per_example=update_flops_per_image(cfg, config),
+            flops_per_example=update_flops_per_image(experiment.model, config),
             peak_flops=peak_flops(mesh.devices.flat[0].device_kind),
         )
 
-        # --- The work directory: whose is it, and where has it got to?
+        # --- The state to begin with, from wherever the work directory has got to
 
-        workdirs.make(workdir)
-        if is_main:
-            stack.enter_context(lock(workdir))
-        dataset = workdirs.describe_dataset(
-            source,
-            num_classes=cfg.num_classes,
-            evals={name: evaluation.fingerprint for name, evaluation in evals.items()},
-        )
-        agree(workdir, config, dataset)
-        workdirs.check_claim(workdir, config, dataset, allow_config_change=allow_config_change)
-        store = stack.enter_context(
-            Store(
-                workdir / workdirs.CHECKPOINTS,
-                keep_last=config.checkpoint.keep_last,
-                keep_every_steps=config.checkpoint.keep_every_steps,
-                keep_steps=config.checkpoint.keep_steps,
-                best_metric=config.checkpoint.best_metric,
-                best_mode=config.checkpoint.best_mode,
-            )
-        )
-
-        # --- The state, and the step that changes it
-
+        claim = _Claim(experiment, workdir)
+        store = stack.enter_context(claim.held(allow_config_change=allow_config_change))
         watch.at("the initial state")
         with clock.span("init"):
-            init = make_init(config, build(cfg), tx)
-            layout = state_layout(jax.eval_shape(init, jax.random.key(0)), mesh)
-            state, chrono = starting_point(config, store, init, layout, cfg, mesh)
+            state, loop_state = _begin(experiment, program, store)
+            if loop_state is not None:
+                clock.load_state_dict(loop_state.get("clock"))
             start = int(state.step)
-            if start > total:
-                raise ConfigError(
-                    f"The state to go on from is of step {start:,}, beyond the end of this run at "
-                    f"{total:,}: raise total_steps, _epochs or _examples."
-                )
-            if chrono is not None:
-                clock.load_state_dict(chrono.get("clock"))
             # After `config.resume` there are lines and reports of another run, if any, here.
-            resumed = start if chrono is not None and store.steps() else None
-            model = build(cfg)
+            resumed = loop_state if store.steps() else None
             if config.cache_features:
-                model, source, transform, evals = cached_features.cache_features(
-                    config, cfg, source, evals, state.params, mesh, over=watch.over
-                )
-        train_step = jax.jit(
-            make_train_step(config, model, tx, schedule),
-            donate_argnums=0,
-            out_shardings=(layout, meshes.replicated(mesh)),
-        )
+                head, experiment = cache_features(experiment, state.params, over=watch.over)
+                program = experiment.program(head)
 
         # --- Batches in, reports out
 
@@ -184,122 +117,45 @@ def train(
             BadExamples(
                 workdir,
                 on_bad=config.data.on_bad,
-                resume_step=resumed,
+                resume_step=None if resumed is None else start,
             )
         )
         batches = stack.enter_context(
-            pipeline.train_batches(
-                source,
-                transform,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                start_step=start,
-                sharding=meshes.batch_sharding(mesh),
-                workers=config.data.workers,
-                threads=config.data.threads,
-                prefetch=config.data.prefetch,
-                on_bad=bad_examples.of_training(source),
-            )
+            experiment.batches(start, on_bad=bad_examples.of_training(experiment.source))
         )
-        if is_main:  # Now that it can begin.
-            workdirs.claim(workdir, config, dataset, numbers(config, cfg, source, mesh, total))
-        writer = stack.enter_context(
-            MetricWriter(
+        claim.write(experiment)  # Now that it can begin.
+        observer = stack.enter_context(
+            observe(
+                experiment,
                 workdir,
-                resume_step=resumed,
-                tensorboard=config.log.tensorboard,
-                wandb_project=config.log.wandb_project,
-                config=workdirs.config_to_json(config),
-                last_line=None if resumed is None else chrono.get("last_line"),
-                is_main=is_main,
+                store=store,
+                watch=watch,
+                clock=clock,
+                bad_examples=bad_examples,
+                start=start,
+                resumed=resumed,
             )
         )
-        progress = stack.enter_context(
-            Progress(
-                total_steps=total,
-                start_step=start,
-                steps_per_epoch=len(source) / config.batch_size,
-                is_main=is_main,
-            )
-        )
-        profiler = stack.enter_context(StepProfiler(workdir, steps=config.log.profile_steps))
-        progress.note(describe(config, cfg, source, mesh, start=start, total=total))
-
         # The others are told of an error before anything is closed that waits for them.
         stack.push(watch.tell)
-        flag = {value: processes.flag_array(value, mesh) for value in (False, True)}
-        stopping = False
-        pending = None  # Metrics of the last update, perhaps still being computed.
-        compiled = None
-
-        def settle(step: int, *, log: bool) -> bool:
-            """Waits for the update that led to `step`; was any process told to stop?"""
-            with clock.span("step"):
-                values = jax.device_get(pending)
-            stop = bool(values.pop("stop"))
-            check_finite(values, step, config, source, store)
-            if log:
-                timing = clock.summary() | clock.window()
-                writer.write(step, values)
-                writer.write_timing(step, timing)
-                progress.log(
-                    step,
-                    loss=float(values["train/loss"]),
-                    lr=float(values["train/lr"]),
-                    images_per_second=timing.get("speed/img_per_s"),
-                )
-            else:
-                progress.update(step)
-            return stop
 
         # --- The loop: at the top of each turn, the state is the one after `step` updates
 
+        flag = {value: processes.flag_array(value, mesh) for value in (False, True)}
+        stopping, pending, compiled = False, None, None
         stack.enter_context(jax.transfer_guard("disallow"))
         for step in range(start, total + 1):
             log_due = step == total or step % config.log.every_steps == 0
-            evals_due = [name for name in evals if evals[name].due(step, total)]
-            save_due = (
-                stopping
-                or step == total
-                or step % config.checkpoint.every_steps == 0
-                or step in config.checkpoint.keep_steps
-            )
-            if step > start and (evals_due or save_due):
+            save_due = stopping or experiment.save_is_due(step)
+            if step > start and (experiment.due(step) or save_due):
                 # Nothing is saved or measured before it is known to be finite.
-                stopping = settle(step, log=log_due or bool(evals_due)) or stopping
+                log = log_due or bool(experiment.due(step))
+                stopping = observer.settle(step, pending, log=log) or stopping
                 pending = None
-                measured = {}
-                with clock.span("eval"):
-                    for name in evals_due:
-                        place = f"the evaluation {name} after {step} updates"
-                        values = evals[name].run(
-                            state.ema or state.params,
-                            partial(watch.over, place=place),
-                            bad_examples.of_evaluation(step),
-                        )
-                        measured |= {f"{name}/{key}": value for key, value in values.items()}
-                if measured:
-                    writer.write(step, measured)
-                writer.commit(step)
+                measured = observer.evaluate(step, state.ema or state.params)
+                observer.writer.commit(step)
                 if save_due or stopping:
-                    watch.at(f"the save after {step} updates")
-                    with clock.span("save"):
-                        writer.flush()  # The metrics are never behind a checkpoint,
-                        bad_examples.flush()  # nor is the report of bad examples.
-                        store.save(
-                            step,
-                            {
-                                "params": state.params,
-                                "opt_state": state.opt_state,
-                                "ema": state.ema,
-                            },
-                            {
-                                "step": step,
-                                "clock": clock.state_dict(),
-                                "last_line": writer.last_step,
-                            },
-                            metrics=measured,
-                        )
+                    observer.save(step, state, measured)
             if step == total or stopping:
                 break
 
@@ -311,15 +167,15 @@ def train(
                 watch.at("the compilation of the update")
                 # Ahead of time: a compiled function cannot be compiled a second time.
                 with clock.span("compile"):
-                    compiled = train_step.lower(state, batch, stop).compile()
+                    compiled = program.train_step.lower(state, batch, stop).compile()
             watch.at(f"update {step + 1}")
-            with clock.span("step"), profiler.step(step):
+            with clock.span("step"), observer.profiler.step(step):
                 state, metrics = compiled(state, batch, stop)
-            profiler.after(step, metrics)
+            observer.profiler.after(step, metrics)
             clock.count(config.batch_size)
             if pending is not None:  # The update before this one, while this one is computed.
-                stopping = settle(step, log=log_due)
-                writer.commit(step)
+                stopping = observer.settle(step, pending, log=log_due)
+                observer.writer.commit(step)
             pending = metrics
 
         # --- What is left behind
@@ -327,17 +183,84 @@ def train(
         watch.at("the last save")
         with clock.span("save"):
             store.finish()
-        if step < total:
-            progress.note(
-                f"Stopped and saved at step {step:,} of {total:,}: run it again to go on."
+        return _finish(observer, workdir, step)
+
+
+def _begin(
+    experiment: Experiment, program: Program, store: Store
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state to begin with, and what its checkpoint says of the loop, if it is of one."""
+    state, loop_state = starting_point(
+        experiment.config, store, program.init, program.layout, experiment.model, experiment.mesh
+    )
+    if (step := int(state.step)) > experiment.total_steps:
+        raise ConfigError(
+            f"The state to go on from is of step {step:,}, beyond the end of this run at "
+            f"{experiment.total_steps:,}: raise total_steps, _epochs or _examples."
+        )
+    return state, loop_state
+
+
+def _finish(observer: Observer, workdir: epath.Path, step: int) -> ExitCode:
+    """Says what was reached; of a complete run, draws the curves."""
+    total = observer.experiment.total_steps
+    if step < total:
+        observer.progress.note(
+            f"Stopped and saved at step {step:,} of {total:,}: run it again to go on."
+        )
+        return ExitCode.STOPPED
+    observer.watch.at("the curves")
+    observer.writer.flush()
+    if jax.process_index() == 0 and read_jsonl(workdir / "metrics.jsonl"):
+        figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")
+    observer.progress.note(conclusion(workdir, observer.clock, total))
+    return ExitCode.DONE
+
+
+class _Claim:
+    """A run's claim to its work directory: one run at a time, of one config and data."""
+
+    def __init__(self, experiment: Experiment, workdir: epath.Path):
+        self._workdir, self._config = workdir, experiment.config
+        evals = {name: evaluation.fingerprint for name, evaluation in experiment.evals.items()}
+        self._dataset = workdirs.describe_dataset(
+            experiment.source, num_classes=experiment.model.num_classes, evals=evals
+        )
+
+    @contextlib.contextmanager
+    def held(self, *, allow_config_change: bool) -> Iterator[Store]:
+        """Makes the directory, locks it, and opens its checkpoints.
+
+        Raises:
+          VitJaxError: another run holds it or has begun in it, or the processes do not agree.
+        """
+        workdirs.make(self._workdir)
+        checkpoint = self._config.checkpoint
+        with ExitStack() as stack:
+            if jax.process_index() == 0:
+                stack.enter_context(lock(self._workdir))
+            agree(self._workdir, self._config, self._dataset)
+            workdirs.check_claim(
+                self._workdir,
+                self._config,
+                self._dataset,
+                allow_config_change=allow_config_change,
             )
-            return ExitCode.STOPPED
-        watch.at("the curves")
-        writer.flush()
-        if is_main and read_jsonl(workdir / "metrics.jsonl"):
-            figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")
-        progress.note(conclusion(workdir, clock, total))
-        return 0
+            yield stack.enter_context(
+                Store(
+                    self._workdir / workdirs.CHECKPOINTS,
+                    keep_last=checkpoint.keep_last,
+                    keep_every_steps=checkpoint.keep_every_steps,
+                    keep_steps=checkpoint.keep_steps,
+                    best_metric=checkpoint.best_metric,
+                    best_mode=checkpoint.best_mode,
+                )
+            )
+
+    def write(self, experiment: Experiment) -> None:
+        """Writes the files that say what the run is."""
+        if jax.process_index() == 0:
+            workdirs.claim(self._workdir, self._config, self._dataset, numbers(experiment))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ The features are float32 in the memory of every process: 768 numbers an example,
 ImageNet's 1.28 million images and a ViT-B.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -29,8 +30,10 @@ from vit_jax.models import ModelConfig, build
 from vit_jax.optim import frozen_mask
 from vit_jax.parallel.mesh import batch_sharding, replicated
 from vit_jax.parallel.rules import path_name
+from vit_jax.training.experiment import Experiment
 
-Over = Callable[[Iterable, str], Iterable]  # Counts batches: `vit_jax.parallel.watch.Watch.over`.
+# Wraps an iterator of batches and reports progress: `vit_jax.parallel.watch.Watch.over`.
+ProgressWrapper = Callable[[Iterable, str], Iterable]
 
 
 class Head(nn.Module):
@@ -71,29 +74,20 @@ def identity(example: Example, rng: np.random.Generator) -> Example:
 
 
 def cache_features(
-    config: FrozenConfigDict,
-    cfg: ModelConfig,
-    source: Source,
-    evals: Mapping[str, Evaluation],
-    params: PyTree,
-    mesh: Mesh,
-    *,
-    over: Over,
-) -> tuple[nn.Module, Source, pipeline.Transform, dict[str, Evaluation]]:
-    """Model, source, transform and evaluations of a run that trains the head alone.
+    experiment: Experiment, params: PyTree, *, over: ProgressWrapper
+) -> tuple[nn.Module, Experiment]:
+    """The head by itself, and the experiment that trains it on features.
 
     Args:
-      config: of the run, with `cache_features`.
-      cfg: of its model.
-      source: that is trained on: its features are computed now.
-      evals: of the run: the features of each split are computed when it is first due.
+      experiment: with `config.cache_features`. Features of its source are computed now, those of
+        each evaluation when it is first due.
       params: of the whole model, on the mesh.
-      mesh: of the run.
       over: that batches are counted by.
 
     Raises:
       ConfigError: more than the head is trained, or features would not be the same at every update.
     """
+    config, cfg, mesh = experiment.config, experiment.model, experiment.mesh
     _check(config, cfg, params)
     compute = partial(_compute, config, cfg, mesh=mesh, over=over)
     evaluator = Classification(
@@ -102,7 +96,7 @@ def cache_features(
         loss_name=config.loss.name,
     )
     cached = {}
-    for name, evaluation in evals.items():
+    for name, evaluation in experiment.evals.items():
         split = config.evals[name].split
         known: list[Features] = []
 
@@ -113,7 +107,9 @@ def cache_features(
                 return evaluator.evaluate(params, over(batches))
 
         cached[name] = Evaluation(evaluation.every_steps, evaluation.fingerprint, run)
-    return Head(cfg), compute(source, params), identity, cached
+    source = compute(experiment.source, params)
+    trained = dataclasses.replace(experiment, source=source, transform=identity, evals=cached)
+    return Head(cfg), trained
 
 
 def _compute(
@@ -123,7 +119,7 @@ def _compute(
     params: PyTree,
     *,
     mesh: Mesh,
-    over: Over,
+    over: ProgressWrapper,
 ) -> Features:
     """The head's input for every example, on every host."""
     model = build(cfg)

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 import vit_jax
@@ -16,7 +15,6 @@ from vit_jax.data import bad_examples, order
 from vit_jax.data.base import Source
 from vit_jax.errors import DataError, NonFiniteError
 from vit_jax.models import (
-    ModelConfig,
     VitConfig,
     forward_flops,
     num_params,
@@ -26,6 +24,7 @@ from vit_jax.models import (
 from vit_jax.models.attention import current_platform, resolve_backend
 from vit_jax.telemetry.clock import SPANS, Clock
 from vit_jax.telemetry.jsonlines import read_jsonl
+from vit_jax.training.experiment import Experiment
 
 
 def check_finite(
@@ -58,16 +57,10 @@ def check_finite(
     )
 
 
-def describe(
-    config: FrozenConfigDict,
-    cfg: ModelConfig,
-    source: Source,
-    mesh: Mesh,
-    *,
-    start: int,
-    total: int,
-) -> str:
+def describe(experiment: Experiment, *, start: int) -> str:
     """What is about to happen, in a few lines."""
+    config, cfg, total = experiment.config, experiment.model, experiment.total_steps
+    source, mesh = experiment.source, experiment.mesh
     device = mesh.devices.flat[0]
     attention = ""
     if isinstance(cfg, VitConfig):
@@ -86,9 +79,7 @@ def describe(
     )
 
 
-def numbers(
-    config: FrozenConfigDict, cfg: ModelConfig, source: Source, mesh: Mesh, total: int
-) -> dict[str, Any]:
+def numbers(experiment: Experiment) -> dict[str, Any]:
     """What a study of scaling asks of a run, and its other files do not say, for `run.json`.
 
     Returns:
@@ -100,14 +91,15 @@ def numbers(
       device, num_devices            that this process and its peers train on;
       code_version                   of this release, and of the commit if it is a checkout.
     """
+    cfg, mesh = experiment.model, experiment.mesh
     return {
         "params": num_params(cfg),
         "params_non_embedding": num_params_non_embedding(cfg),
         "forward_flops": forward_flops(cfg),
-        "update_flops_per_image": update_flops_per_image(cfg, config),
-        "examples": len(source),
-        "total_steps": total,
-        "batch_size": config.batch_size,
+        "update_flops_per_image": update_flops_per_image(cfg, experiment.config),
+        "examples": len(experiment.source),
+        "total_steps": experiment.total_steps,
+        "batch_size": experiment.config.batch_size,
         "device": mesh.devices.flat[0].device_kind,
         "num_devices": mesh.size,
         "code_version": code_version(),

@@ -1,0 +1,168 @@
+"""An experiment: everything that follows from a config, before a state or a batch exists."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import FrozenConfigDict
+
+from vit_jax.config import check_best
+from vit_jax.data import pipeline, transforms
+from vit_jax.data.base import Source
+from vit_jax.data.batches import Batches
+from vit_jax.data.blocks import Transform
+from vit_jax.data.sources import open_source
+from vit_jax.data.subset import few_shot, random_part
+from vit_jax.errors import ConfigError
+from vit_jax.evals.build import Evaluation, build_evals
+from vit_jax.models import ModelConfig, build, model_config, param_shapes
+from vit_jax.optim import make_optimizer, make_schedule, total_steps
+from vit_jax.parallel import mesh as meshes
+from vit_jax.training.state import TrainState, make_init, state_layout
+from vit_jax.training.update import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The programs of a run, and where its state lies. Shapes decide all of it, no data.
+
+    Attributes:
+      init: (key, params=None) -> the state before the first update, to be jitted.
+      layout: the shardings of the state.
+      train_step: (state, batch, stop) -> (state, metrics), jitted; donates the state.
+    """
+
+    init: Callable[..., TrainState]
+    layout: TrainState
+    train_step: Any
+
+    @classmethod
+    def of(
+        cls,
+        config: FrozenConfigDict,
+        model: ModelConfig,
+        mesh: Mesh,
+        *,
+        num_examples: int,
+        head: nn.Module | None = None,
+    ) -> "Program":
+        """Returns the programs of a config. Touches no device and opens no data.
+
+        Args:
+          config: of the run.
+          model: the model's config, as `vit_jax.models.model_config` gives it.
+          mesh: that the state and the batches lie on.
+          num_examples: in an epoch.
+          head: the module to train in place of the model, which takes features as images.
+        """
+        module = build(model)
+        schedule = make_schedule(
+            config.optim.schedule,
+            total_steps=total_steps(config, num_examples),
+            batch_size=config.batch_size,
+            num_examples=num_examples,
+        )
+        tx: optax.GradientTransformation = make_optimizer(
+            config.optim, param_shapes(model), schedule=schedule
+        )
+        init = make_init(config, module, tx)
+        layout = state_layout(jax.eval_shape(init, jax.random.key(0)), mesh)
+        train_step = jax.jit(
+            make_train_step(config, head or module, tx, schedule),
+            donate_argnums=0,
+            out_shardings=(layout, meshes.replicated(mesh)),
+        )
+        return cls(init, layout, train_step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run as its config and its data describe it.
+
+    Attributes:
+      config: of the run, complete: `vit_jax.training.init_from.inherit_model` has filled it.
+      model: the model's config.
+      mesh: of its devices.
+      source: the examples that it trains on.
+      transform: from an example to what the model is fed.
+      evals: its evaluations by name.
+      total_steps: updates of the whole run.
+    """
+
+    config: FrozenConfigDict
+    model: ModelConfig
+    mesh: Mesh
+    source: Source
+    transform: Transform
+    evals: Mapping[str, Evaluation]
+    total_steps: int
+
+    @classmethod
+    def of(cls, config: FrozenConfigDict, mesh: Mesh) -> "Experiment":
+        """Opens the data of a config and builds what follows from both.
+
+        Raises:
+          VitJaxError: the config or the data is wrong, or they do not fit each other.
+        """
+        source = open_source(config.data, split=config.data.split)
+        source = random_part(source, config.data.examples, seed=config.seed)
+        source = few_shot(source, config.data.shots, seed=config.seed)
+        model = model_config(config.model, num_classes=source.num_classes)
+        if model.num_classes < source.num_classes:
+            raise ConfigError(
+                f"model.num_classes is {model.num_classes}, but {source.name} has "
+                f"{source.num_classes} classes."
+            )
+        transform = transforms.build(
+            config.data.train_transforms,
+            image_size=model.image_size,
+            channels=model.channels,
+            key="data.train_transforms",
+        )
+        evals = build_evals(config, model, mesh, class_names=source.class_names)
+        steps = total_steps(config, len(source))
+        check_best(config, total_steps=steps)
+        return cls(config, model, mesh, source, transform, evals, steps)
+
+    def program(self, head: nn.Module | None = None) -> Program:
+        """Returns the run's programs; see `Program.of`."""
+        return Program.of(
+            self.config, self.model, self.mesh, num_examples=len(self.source), head=head
+        )
+
+    def batches(
+        self, start: int, *, on_bad: Callable[[int, int, int, str], None] | None
+    ) -> Batches:
+        """Returns the training batches from that of step `start` on.
+
+        Args:
+          start: updates made before.
+          on_bad: see `vit_jax.data.pipeline.train_batches`.
+        """
+        config = self.config
+        return pipeline.train_batches(
+            self.source,
+            self.transform,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start,
+            sharding=meshes.batch_sharding(self.mesh),
+            workers=config.data.workers,
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+            on_bad=on_bad,
+        )
+
+    def due(self, step: int) -> list[str]:
+        """Returns the names of the evaluations that are due after `step` updates."""
+        return [name for name in self.evals if self.evals[name].due(step, self.total_steps)]
+
+    def save_is_due(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` updates."""
+        checkpoint = self.config.checkpoint
+        periodic = step % checkpoint.every_steps == 0
+        return step == self.total_steps or periodic or step in checkpoint.keep_steps

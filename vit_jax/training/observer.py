@@ -1,0 +1,155 @@
+"""Reports on a run, evaluates and saves it: metrics, progress line, profiler, checkpoints.
+
+The order is a contract: what is due at step t is evaluated, then the metrics are flushed, then the
+state is saved. So a metrics file is never behind a checkpoint.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+from etils import epath
+from jaxtyping import PyTree
+
+from vit_jax.checkpoints.store import Store
+from vit_jax.data.bad_examples import BadExamples
+from vit_jax.parallel.watch import Watch
+from vit_jax.rundir import workdir as workdirs
+from vit_jax.telemetry.clock import Clock
+from vit_jax.telemetry.profiler import StepProfiler
+from vit_jax.telemetry.progress import Progress
+from vit_jax.telemetry.writers import MetricWriter
+from vit_jax.training.experiment import Experiment
+from vit_jax.training.reports import check_finite, describe
+from vit_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Observer:
+    """Reports on a run and saves it. Each attribute is described where it is defined."""
+
+    experiment: Experiment
+    store: Store
+    watch: Watch
+    clock: Clock
+    bad_examples: BadExamples
+    writer: MetricWriter
+    progress: Progress
+    profiler: StepProfiler
+
+    def settle(self, step: int, metrics: PyTree, *, log: bool) -> bool:
+        """Waits for the update that led to `step`, and reports its metrics.
+
+        Args:
+          step: updates made.
+          metrics: what the update gave, perhaps still being computed.
+          log: whether its metrics are written.
+
+        Returns:
+          Whether any process was told to stop.
+
+        Raises:
+          NonFiniteError, DataError: see `vit_jax.training.reports.check_finite`.
+        """
+        with self.clock.span("step"):
+            values = jax.device_get(metrics)
+        stop = bool(values.pop("stop"))
+        check_finite(values, step, self.experiment.config, self.experiment.source, self.store)
+        if not log:
+            self.progress.update(step)
+            return stop
+        timing = self.clock.summary() | self.clock.window()
+        self.writer.write(step, values)
+        self.writer.write_timing(step, timing)
+        self.progress.log(
+            step,
+            loss=float(values["train/loss"]),
+            lr=float(values["train/lr"]),
+            images_per_second=timing.get("speed/img_per_s"),
+        )
+        return stop
+
+    def evaluate(self, step: int, params: PyTree) -> dict[str, float]:
+        """Runs and writes the evaluations due after `step` updates; returns their values."""
+        measured = {}
+        with self.clock.span("eval"):
+            for name in self.experiment.due(step):
+                values = self.experiment.evals[name].run(
+                    params,
+                    partial(self.watch.over, place=f"the evaluation {name} after {step} updates"),
+                    self.bad_examples.of_evaluation(step),
+                )
+                measured |= {f"{name}/{key}": value for key, value in values.items()}
+        if measured:
+            self.writer.write(step, measured)
+        return measured
+
+    def save(self, step: int, state: TrainState, measured: dict[str, float]) -> None:
+        """Saves the state after `step` updates; what is known of it was written before."""
+        self.watch.at(f"the save after {step} updates")
+        with self.clock.span("save"):
+            self.writer.flush()  # The metrics are never behind a checkpoint,
+            self.bad_examples.flush()  # nor is the report of bad examples.
+            self.store.save(
+                step,
+                {"params": state.params, "opt_state": state.opt_state, "ema": state.ema},
+                {
+                    "step": step,
+                    "clock": self.clock.state_dict(),
+                    "last_line": self.writer.last_step,
+                },
+                metrics=measured,
+            )
+
+
+@contextlib.contextmanager
+def observe(
+    experiment: Experiment,
+    workdir: epath.Path,
+    *,
+    store: Store,
+    watch: Watch,
+    clock: Clock,
+    bad_examples: BadExamples,
+    start: int,
+    resumed: dict[str, Any] | None,
+) -> Iterator[Observer]:
+    """Opens the files of a run's metrics and says what is about to happen.
+
+    Args:
+      experiment: that is run.
+      workdir: of the run.
+      store: its checkpoints.
+      watch: its watchdog.
+      clock: its clock.
+      bad_examples: its report of bad examples.
+      start: updates made before.
+      resumed: what the checkpoint in this work directory says of the loop; None: there is none.
+    """
+    config, is_main = experiment.config, jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(
+            MetricWriter(
+                workdir,
+                resume_step=None if resumed is None else start,
+                tensorboard=config.log.tensorboard,
+                wandb_project=config.log.wandb_project,
+                config=workdirs.config_to_json(config),
+                last_line=None if resumed is None else resumed.get("last_line"),
+                is_main=is_main,
+            )
+        )
+        progress = stack.enter_context(
+            Progress(
+                total_steps=experiment.total_steps,
+                start_step=start,
+                steps_per_epoch=len(experiment.source) / config.batch_size,
+                is_main=is_main,
+            )
+        )
+        profiler = stack.enter_context(StepProfiler(workdir, steps=config.log.profile_steps))
+        progress.note(describe(experiment, start=start))
+        yield Observer(experiment, store, watch, clock, bad_examples, writer, progress, profiler)
