@@ -42,8 +42,8 @@ from vit_jax.models import build, model_config, param_shapes
 from vit_jax.optim import make_optimizer, make_schedule
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
-from vit_jax.train import make_train_step
 from vit_jax.training.state import make_init, state_layout
+from vit_jax.training.update import make_train_step
 
 SIZES = {
     "small": {"batch_size": 128},

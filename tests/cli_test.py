@@ -167,7 +167,7 @@ def test_a_folder_of_pictures_is_learnt(call, tmp_path):
     make(tmp_path / "images", each=80)
     workdir = tmp_path / "run"
     code, _, err = call(
-        "train", f"--config=configs/image_folder.py:root={tmp_path / 'pictures'},size=32,epochs=15",
+        "train", f"--config=configs/image_folder.py:root={tmp_path / 'images'},size=32,epochs=15",
         f"--workdir={workdir}",
     )  # fmt: skip
     assert code == 0, err

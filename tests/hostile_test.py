@@ -138,7 +138,7 @@ def run(commands, tmp_path_factory):
         "train": commands.run(
             "train", "--config=configs/quickstart.py", f"--workdir={folder / 'run'}",
             "--config.total_steps=1", "--config.batch_size=8", "--config.model.depth=1",
-            "--config.data.source=image_folder", f"--config.data.data_dir={folder / 'pictures'}",
+            "--config.data.source=image_folder", f"--config.data.data_dir={folder / 'images'}",
             "--config.evals.test.split=train",
         )
     }  # fmt: skip

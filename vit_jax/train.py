@@ -24,6 +24,7 @@ from typing import Any
 import jax
 from absl import flags
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from vit_jax import cli
@@ -32,7 +33,6 @@ from vit_jax.checkpoints.store import Store
 from vit_jax.config import validate
 from vit_jax.data.bad_examples import BadExamples
 from vit_jax.errors import ConfigError, ExitCode
-from vit_jax.models import update_flops_per_image
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
 from vit_jax.parallel.compilation import enable_compilation_cache
@@ -41,8 +41,6 @@ from vit_jax.rundir import workdir as workdirs
 from vit_jax.rundir.agreement import agree
 from vit_jax.rundir.lock import lock
 from vit_jax.storage import as_path
-from vit_jax.telemetry.clock import Clock
-from vit_jax.telemetry.devices import peak_flops
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.training.cached_features import cache_features
 from vit_jax.training.experiment import Experiment, Program
@@ -75,24 +73,16 @@ def train(
     """
     with ExitStack() as stack:
         # --- What is to be done, and with which devices
-
         workdir = as_path(workdir, name="--workdir")
         stop_asked = stack.enter_context(processes.stop_signals())
         validate(config)
         watch = stack.enter_context(Watch(config.timeout_seconds))
-        if config.log.compilation_cache:
-            enable_compilation_cache(config.log.compilation_cache)
-        mesh = meshes.make_mesh(config.mesh, devices=devices)
+        mesh = _mesh(config, devices)
         stack.enter_context(jax.set_mesh(mesh))
-        meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
         experiment = Experiment.of(inherit_model(config, workdir), mesh)
         config, total = experiment.config, experiment.total_steps
         program = experiment.program()
-        clock = Clock(
-            num_devices=mesh.size,
-            flops_per_example=update_flops_per_image(experiment.model, config),
-            peak_flops=peak_flops(mesh.devices.flat[0].device_kind),
-        )
+        clock = experiment.clock()
 
         # --- The state to begin with, from wherever the work directory has got to
 
@@ -113,12 +103,9 @@ def train(
         # --- Batches in, reports out
 
         watch.at("the first batch")
+        resume_step = None if resumed is None else start
         bad_examples = stack.enter_context(
-            BadExamples(
-                workdir,
-                on_bad=config.data.on_bad,
-                resume_step=None if resumed is None else start,
-            )
+            BadExamples(workdir, on_bad=config.data.on_bad, resume_step=resume_step)
         )
         batches = stack.enter_context(
             experiment.batches(start, on_bad=bad_examples.of_training(experiment.source))
@@ -146,11 +133,10 @@ def train(
         stack.enter_context(jax.transfer_guard("disallow"))
         for step in range(start, total + 1):
             log_due = step == total or step % config.log.every_steps == 0
-            save_due = stopping or experiment.save_is_due(step)
-            if step > start and (experiment.due(step) or save_due):
+            evals_due, save_due = experiment.due(step), stopping or experiment.save_is_due(step)
+            if step > start and (evals_due or save_due):
                 # Nothing is saved or measured before it is known to be finite.
-                log = log_due or bool(experiment.due(step))
-                stopping = observer.settle(step, pending, log=log) or stopping
+                stopping |= observer.settle(step, pending, log=log_due or bool(evals_due))
                 pending = None
                 measured = observer.evaluate(step, state.ema or state.params)
                 observer.writer.commit(step)
@@ -184,6 +170,15 @@ def train(
         with clock.span("save"):
             store.finish()
         return _finish(observer, workdir, step)
+
+
+def _mesh(config: FrozenConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:
+    """The mesh that a config asks for, and compiled programs where it wants them kept."""
+    if config.log.compilation_cache:
+        enable_compilation_cache(config.log.compilation_cache)
+    mesh = meshes.make_mesh(config.mesh, devices=devices)
+    meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
+    return mesh
 
 
 def _begin(

@@ -41,7 +41,8 @@ class _Appended:
     def __init__(self, path: epath.PathLike):
         self._path = path
         try:
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW  # Not out of the folder.
+            self._file = os.open(path, flags, 0o666)
         except OSError as error:
             raise _cannot_write(path, error) from error
         self._closed = False

@@ -19,9 +19,17 @@ from vit_jax.data.sources import open_source
 from vit_jax.data.subset import few_shot, random_part
 from vit_jax.errors import ConfigError
 from vit_jax.evals.build import Evaluation, build_evals
-from vit_jax.models import ModelConfig, build, model_config, param_shapes
+from vit_jax.models import (
+    ModelConfig,
+    build,
+    model_config,
+    param_shapes,
+    update_flops_per_image,
+)
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
+from vit_jax.telemetry.clock import Clock
+from vit_jax.telemetry.devices import peak_flops
 from vit_jax.training.state import TrainState, make_init, state_layout
 from vit_jax.training.update import make_train_step
 
@@ -132,6 +140,14 @@ class Experiment:
         """Returns the run's programs; see `Program.of`."""
         return Program.of(
             self.config, self.model, self.mesh, num_examples=len(self.source), head=head
+        )
+
+    def clock(self) -> Clock:
+        """Returns a clock that counts the FLOPs of the run's updates."""
+        return Clock(
+            num_devices=self.mesh.size,
+            flops_per_example=update_flops_per_image(self.model, self.config),
+            peak_flops=peak_flops(self.mesh.devices.flat[0].device_kind),
         )
 
     def batches(
