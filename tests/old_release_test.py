@@ -26,7 +26,7 @@ from vit_jax.train import train
 
 pytestmark = pytest.mark.medium
 FIXTURES = pathlib.Path(__file__).resolve().parent / "fixtures"
-RELEASES = ("0.1.0",)
+RELEASES = ("0.1.0", "0.2.0")
 
 
 @pytest.fixture(params=RELEASES)
@@ -108,7 +108,7 @@ def test_it_is_trained_further(release):
     (line,) = read_jsonl(workdir / "metrics.jsonl")[len(before.splitlines()) :]
     assert line["step"] == 450 and line["test/count"] == 355
     # It went on from there, and not from the start: the loss of a model that knows nothing is 2.3.
-    assert line["test/loss"] < 1.8
+    assert line["test/loss"] < 2.0
     assert not list(workdir.glob("checkpoints.broken*"))
 
 
