@@ -26,7 +26,7 @@ from vit_jax.train import train
 
 pytestmark = pytest.mark.medium
 FIXTURES = pathlib.Path(__file__).resolve().parent / "fixtures"
-RELEASES = ("0.1.0", "0.2.0")
+RELEASES = ("0.1.0", pytest.param("0.2.0", marks=pytest.mark.slow))
 
 
 @pytest.fixture(params=RELEASES)
