@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     c.data.source, c.data.name = "tfds", "imagenet21k"
     c.data.split = "full[51200:]"  # As big_vision divides it.
-    # With so many images the paper needs no more than Inception crops and flips.
+    # With this many images the paper needs no more than Inception crops and flips.
     c.data.train_transforms, c.mix.mixup_alpha = augreg("none")
     c.data.eval_transforms = evaluation("big_vision", resize=256, exif=True)
     c.data.workers = 16

@@ -3,8 +3,8 @@
     python -m vit_jax.evaluate --workdir=runs/quickstart [--split=test]
 
 Prints accuracy, loss and calibration error, and leaves evaluation.json (these, per-class accuracy
-and the confusion matrix), confusion.png, predictions.png (a page of images with what the model
-says of them) and samples/ (a few of the split's images, to try vit_jax.predict on) in the work
+and the confusion matrix), confusion.png, predictions.png (a page of images with the model's
+predictions) and samples/ (a few of the split's images, to try vit_jax.predict on) in the work
 directory; or in its folder evaluation-SPLIT for a split that the config does not evaluate,
 evaluation-step-STEP for a checkpoint that is not the newest, evaluation-SPLIT-step-STEP for both.
 """

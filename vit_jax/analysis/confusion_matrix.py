@@ -13,7 +13,7 @@ from vit_jax.analysis.figures import GREY, NAMES_AS_THEY_ARE, SKY, STYLE, VERMIL
 from vit_jax.errors import DataError
 from vit_jax.evals.classification import ClassificationReport
 
-_NAMED_CLASSES = 25  # Up to so many, rows and columns have names and cells have numbers.
+_NAMED_CLASSES = 25  # With at most this many, rows and columns have names and cells have numbers.
 _CELLS = 250  # Along a side, at most: more could not be seen.
 
 

@@ -257,7 +257,7 @@ def predictions(
     num_shown: int = 40,
     num_wrong: int = 8,
 ) -> None:
-    """A page of images with what the model says of them, some of its mistakes first.
+    """A page of images with the model's predictions, some of its mistakes first.
 
     Args:
       images: grey (ch = 1) or RGB (ch = 3), 0 to 255.

@@ -79,9 +79,10 @@ def base_config() -> ConfigDict:
     c.data.data_dir = ""  # Where TFDS keeps prepared data, or the root of an image folder.
     c.data.manual_dir = ""  # Where files that cannot be downloaded are (Fashion-MNIST's four).
     c.data.split = "train"  # What is trained on; slices such as train[:99%] are allowed.
-    c.data.classes = ()  # Numbers of classes: these alone, numbered again from 0; (): all.
-    c.data.shots = 0  # Trained on are so many examples of each class, chosen by seed; 0: all.
-    # Trained on are so many examples of the split, chosen by seed, fewer ones among more; 0: all.
+    c.data.classes = ()  # Class ids to keep; renumbered from 0. (): all.
+    c.data.shots = 0  # Train on this many examples of each class, chosen by seed; 0: all.
+    # Train on this many examples of the split, chosen by seed (smaller subsets are contained in
+    # larger ones); 0: all.
     c.data.examples = 0
     c.data.image_key = "image"  # Names of the features in the TFDS data set.
     c.data.label_key = "label"

@@ -1,8 +1,8 @@
-"""Whether a config has the form of the base config: its keys, its types, and numbers that are.
+"""Whether a config has the form of the base config: keys, types, and finite numbers.
 
 A ConfigDict checks the type of a value that replaces another one, but lets a key be None, NaN or,
-once it is unlocked, missing; and what a JSON file says has been checked by nobody. What passes
-here can be read, compared and written without surprises.
+once it is unlocked, missing; and nothing has checked the values of a JSON file. A config that
+passes here can be read, compared and written.
 """
 
 import math

@@ -5,9 +5,9 @@ bad_examples.P.jsonl from P = 1 on:
 
     {"step": 7, "split": "train", "row": 3, "example": 1203, "place": "...", "error": "..."}
 
-The step is that of metrics.jsonl: of a batch of training, of the update that it led to; of an
-evaluation (which has no row), of the state that was evaluated. The bargain with the train loop is
-that of the metrics, too: after a kill no line is there twice, and none is lost.
+The step is that of metrics.jsonl: for a training batch, of the update that it led to; for an
+evaluation (whose lines have no row), of the state that was evaluated. The contract with the train
+loop is that of the metrics: after a kill no line is duplicated or lost.
 """
 
 import re

@@ -19,7 +19,9 @@ from vit_jax.data.op import (
 )
 from vit_jax.errors import ConfigError, DataError
 
-MAX_RESIZED = 2**24  # Pixels that `resize_small` makes at the most: of a line it would make a wall.
+MAX_RESIZED = (
+    2**24
+)  # Pixels that `resize_small` may make: upscaling a 1-pixel-high image would need gigabytes.
 _ATTEMPTS = 10  # At drawing a box that fits: as in TensorFlow's Inception crop, and torchvision's.
 
 

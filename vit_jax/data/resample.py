@@ -113,7 +113,7 @@ def _taps(
     else:
         kernel = _triangle if method == "bilinear" else _cubic
         weights = kernel(np.abs(pixel + 0.5 - centre) / stretch)
-    # Pixels beyond the border have no say.
+    # Weights outside the image are dropped and the rest renormalised.
     weights = np.where((pixel >= 0) & (pixel < length_in), weights, 0.0)
     used = weights.any(axis=0)
     pixel, weights = pixel[:, used].clip(0, length_in - 1), weights[:, used]

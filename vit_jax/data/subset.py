@@ -104,7 +104,7 @@ def random_part(source: Source, examples: int, *, seed: int) -> Source:
       seed: decides which.
 
     Raises:
-      DataError: there are not so many.
+      DataError: there are fewer.
     """
     if not examples:
         return source

@@ -146,7 +146,7 @@ def eval_batches(
       cfg: of its model.
       source: of the examples.
       mesh: that the batches will lie on; need not be the one of the training.
-      batch_size: rows of a batch, at most; fewer if there are not so many examples. Rounded up to
+      batch_size: rows of a batch, at most; fewer if there are fewer examples. Rounded up to
         a multiple of the mesh's parts.
       on_bad: see `vit_jax.data.pipeline.eval_batches`. None: as the run's config says, an error or
         a warning.

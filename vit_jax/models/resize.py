@@ -60,7 +60,7 @@ def matrix(kernel: str, old: int, new: int) -> Float[np.ndarray, "new old"]:
     taps = np.arange(first, int(np.ceil(centre.max() + support)) + 2)
     distance = np.abs(taps - centre) / stretch
     weights = np.maximum(1 - distance, 0.0) if a is None else _cubic(distance, a)
-    if antialias:  # What is beyond the border has no say; without, it is as at the border.
+    if antialias:  # Weights outside the image are dropped; without, the border pixel gets them.
         weights = np.where((taps >= 0) & (taps < old), weights, 0.0)
         weights = weights / weights.sum(axis=1, keepdims=True)
     place = np.zeros((len(taps), old))

@@ -39,8 +39,8 @@ RULES = (
     (r"(.*/)?(bias|scale|scale1|scale2)", ()),
 )
 
-# Bytes are counted in elements. Below this a copy on every device costs next to nothing, and a
-# dimension that the mesh does not divide may stay whole. Above it that is an error.
+# In elements, not bytes. A smaller parameter costs next to nothing as a copy on every device, so a
+# dimension that the mesh does not divide may stay whole; for a larger one that is an error.
 LARGE = 2**18
 
 

@@ -1,4 +1,4 @@
-"""A run that gets nowhere ends, and says who kept it waiting.
+"""Watchdog: ends a stalled run and names the process that stalled it.
 
 Processes of one run wait for each other in every update. If one is killed, stopped, hung, or ends
 with an error that only it has, the others would wait for ever, or fail with the message of a

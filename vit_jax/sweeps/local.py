@@ -48,7 +48,7 @@ class Place:
 
 
 def places(max_parallel: int) -> list[Place]:
-    """Shares of this machine for so many runs at a time.
+    """Returns shares of this machine, one for each run that may run at a time.
 
     Cores and GPUs are dealt out evenly; more runs than GPUs share them and their memory.
 

@@ -239,7 +239,7 @@ def _check_kept(trunk: Run, step: int, where: str) -> None:
             f"{where}: {BRANCH_OF} is step {step} of {trunk.name}{length}: choose one from 1 to "
             "its last."
         )
-    # Of what is saved every so often, every so often one is kept.
+    # Periodic saves; every n-th one is kept for good.
     regular = every and step % every == 0 and step % kept.every_steps == 0
     if step not in (*kept.keep_steps, last) and not regular:
         raise ConfigError(

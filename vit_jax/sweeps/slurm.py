@@ -23,7 +23,7 @@ from vit_jax.sweeps.plan import Run
 from vit_jax.sweeps.signals import stop_signals
 
 JOBS = ".slurm"  # In the sweep's folder: what submitit keeps, and what the jobs print.
-# Seconds before the end of its time at which a job is told, and saves: so many, or a third of it.
+# A job is told to save this many seconds before its time limit, or a third of the limit before.
 _WARNED = 120
 _LOOK = 5.0  # Seconds between two looks at the queue.
 _PAUSE = 0.2

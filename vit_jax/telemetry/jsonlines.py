@@ -1,4 +1,4 @@
-"""Files of one JSON object a line: appended to, cut back on resume, never half a line wrong.
+"""Files of one JSON object a line: appended to, cut back on resume; a torn last line is dropped.
 
 A process may be killed at any byte. What it leaves is a file of whole lines, the last one perhaps
 cut short; both the reader and `cut_after` understand that, and nothing else is forgiven.

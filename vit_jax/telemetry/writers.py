@@ -5,7 +5,7 @@ timing.jsonl    what the machine decides: img/s, waits, utilisation
 tb/             both, as TensorBoard events
 W&B             both, if `log.wandb_project` is set
 
-The bargain with the train loop: commit(t) and flush() come before the checkpoint of step t is
+The contract with the train loop: commit(t) and flush() come before the checkpoint of step t is
 written. Then a file is never behind a checkpoint, and on resume at step s the lines up to s are
 all there, the lines after s are removed, and the loop writes them again.
 """

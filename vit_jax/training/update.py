@@ -56,8 +56,8 @@ def make_train_step(
 
         mixed = {"image": images, "label": labels}
         if skip_bad:
-            # A mean over the batch of what is multiplied by this is the mean over the good
-            # examples, also if it is taken over microbatches and then over these.
+            # Multiplied by this share, a mean over the batch is the mean over the good examples,
+            # also under gradient accumulation.
             mixed["share"] = weights * (weights.size / jnp.maximum(weights.sum(), 1))
 
         (loss, measured), grads = value_and_grad(
