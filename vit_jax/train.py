@@ -74,7 +74,7 @@ def train(
     with ExitStack() as stack:
         # --- What is to be done, and with which devices
         workdir = as_path(workdir, name="--workdir")
-        stop_asked = stack.enter_context(processes.stop_signals())
+        stop_asked = stack.enter_context(processes.stop_signals(second_interrupts=True))
         validate(config)
         watch = stack.enter_context(Watch(config.timeout_seconds))
         mesh = _mesh(config, devices)
@@ -148,7 +148,7 @@ def train(
             watch.at(f"the batch of update {step + 1}")
             with clock.span("data"):
                 batch = next(batches)
-            stop = flag[stop_asked()]
+            stop = flag[stop_asked() > 0]
             if compiled is None:
                 watch.at("the compilation of the update")
                 # Ahead of time: a compiled function cannot be compiled a second time.

@@ -157,26 +157,29 @@ def any_flag(flags: jax.Array) -> jax.Array:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM and SIGINT only raise a flag; gives the function that reads it.
+def stop_signals(*, second_interrupts: bool) -> Iterator[Callable[[], int]]:
+    """Inside, SIGTERM and SIGINT are only counted; gives the function that returns the count.
 
-    A second SIGINT interrupts at once. Outside the main thread no signal is caught.
+    Outside the main thread no signal is caught.
+
+    Args:
+      second_interrupts: whether a second SIGINT interrupts at once.
     """
-    asked = threading.Event()
+    caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield lambda: 0
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def ask(number: int, frame: object) -> None:
-        if number == signal.SIGINT:
+    def count(number: int, frame: object) -> None:
+        if second_interrupts and number == signal.SIGINT:
             signal.signal(signal.SIGINT, before[signal.SIGINT])
-        asked.set()
+        caught.append(number)
 
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, count)
     try:
-        yield asked.is_set
+        yield lambda: len(caught)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from vit_jax.data.color import IMAGENET_MEAN, IMAGENET_STD
 from vit_jax.data.decode import decode_pillow
 from vit_jax.data.op import Op
 from vit_jax.data.reading import read_file
@@ -27,7 +28,7 @@ from vit_jax.pretrained.preprocess_fields import Fields
 Picture = str | os.PathLike | Image.Image | np.ndarray
 
 _HALF = (0.5, 0.5, 0.5)
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 # What each class of image processor does where its file does not say otherwise, and whether a size

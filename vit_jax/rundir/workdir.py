@@ -10,7 +10,7 @@ checkpoints/     one folder a saved step
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -313,6 +313,11 @@ def read_dataset(workdir: epath.PathLike) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
 
+def class_names(num_classes: int, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """Returns the names of a model's classes: those that are known, and numbers for the others."""
+    return (*names, *(f"class {i}" for i in range(len(names), num_classes)))
+
+
 def describe_dataset(
     source: Source, *, num_classes: int, evals: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -323,13 +328,12 @@ def describe_dataset(
       num_classes: of the model.
       evals: the fingerprint of each evaluation's examples.
     """
-    names = list(source.class_names)
     return {
         "name": source.name,
         "split": source.split,
         "num_examples": len(source),
         "num_classes": num_classes,
-        "class_names": names + [f"class {i}" for i in range(len(names), num_classes)],
+        "class_names": list(class_names(num_classes, source.class_names)),
         "channels": source.channels,
         "fingerprint": source.fingerprint,
         "evals": dict(evals),

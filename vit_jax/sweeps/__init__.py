@@ -7,7 +7,6 @@ costs     what a run will take: parameters, FLOPs, memory
 record    what a sweep knows of a run, in its work directory; has it finished?
 attempt   one process of vit_jax.train, from its start to what its end means
 start     the first lines of that process: its cores, and that it ends with its parent
-signals   that a sweep is told to stop
 local     the runs side by side on this machine
 slurm     the runs as jobs
 table     a row for each run and evaluation, made of the work directories

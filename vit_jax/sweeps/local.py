@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from vit_jax.errors import ConfigError
+from vit_jax.parallel.processes import stop_signals
 from vit_jax.rundir import lock
 from vit_jax.sweeps import record as records
 from vit_jax.sweeps.attempt import Attempt, Patience
 from vit_jax.sweeps.plan import Run
-from vit_jax.sweeps.signals import stop_signals
 
 COMPILED = ".compiled"  # Hundreds of runs have a few dozen programs: compiled once, kept here.
 _PAUSE = 0.1  # Seconds between two looks at the processes,
@@ -125,7 +125,7 @@ class _Local:
                 self._write(run, status="finished", error="")
 
     def run(self) -> bool:
-        with stop_signals() as asked:
+        with stop_signals(second_interrupts=False) as asked:
             told = False
             looked = -math.inf
             while self._waiting or self._running:

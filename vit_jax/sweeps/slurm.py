@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vit_jax.errors import ConfigError, VitJaxError
+from vit_jax.parallel.processes import stop_signals
 from vit_jax.sweeps import record as records
 from vit_jax.sweeps.attempt import Attempt, End, Patience
 from vit_jax.sweeps.local import can_begin, compiled_once, never_begins
 from vit_jax.sweeps.plan import Run
-from vit_jax.sweeps.signals import stop_signals
 
 JOBS = ".slurm"  # In the sweep's folder: what submitit keeps, and what the jobs print.
 # A job is told to save this many seconds before its time limit, or a third of the limit before.
@@ -175,7 +175,7 @@ def run_slurm(
         stderr_to_stdout=True,
     )
     watch = _Watch(runs, changed)
-    with stop_signals() as asked:
+    with stop_signals(second_interrupts=False) as asked:
         watch.submit(executor)
         while watch.look():
             for _ in range(int(_LOOK / _PAUSE)):

@@ -23,7 +23,7 @@ def write(pretrained: Pretrained, folder: epath.PathLike) -> None:
     Raises:
       ConfigError: no config can say what the model is, or the folder cannot be written.
     """
-    labels = pretrained.labels or tuple(f"class {k}" for k in range(pretrained.config.num_classes))
+    labels = class_names(pretrained)
     dataset = {
         "name": f"{pretrained.format} checkpoint",
         "split": "none",
@@ -44,8 +44,7 @@ def write(pretrained: Pretrained, folder: epath.PathLike) -> None:
 
 def class_names(pretrained: Pretrained) -> tuple[str, ...]:
     """The names of a model's classes, or their numbers."""
-    numbers = (f"class {k}" for k in range(pretrained.config.num_classes))
-    return pretrained.labels or tuple(numbers)
+    return pretrained.labels or workdirs.class_names(pretrained.config.num_classes)
 
 
 def run_config(pretrained: Pretrained) -> FrozenConfigDict:
