@@ -58,8 +58,8 @@ def test_restores_to_the_bit_on_another_mesh(tmp_path):
         store.save(7, saved, {"seconds": 1.5}, metrics={})
     other = NamedSharding(mesh(data=2), PartitionSpec())
     with Store(tmp_path) as store:
-        step, arrays, chrono = store.restore_newest(targets(saved, other))
-    assert step == 7 and chrono == {"seconds": 1.5}
+        step, arrays, loop_state = store.restore_newest(targets(saved, other))
+    assert step == 7 and loop_state == {"seconds": 1.5}
     assert_same_bits(arrays, saved)
     assert arrays["params"]["a"]["kernel"].sharding == other
 
@@ -163,8 +163,8 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, dama
             store.save(step, state(step), {"seconds": float(step)}, metrics={})
     damage(folder / "2")
     with Store(folder, keep_last=3) as store:
-        step, arrays, chrono = store.restore_newest(targets(state(0)))
-        assert step == 1 and chrono == {"seconds": 1.0}
+        step, arrays, loop_state = store.restore_newest(targets(state(0)))
+        assert step == 1 and loop_state == {"seconds": 1.0}
         assert_same_bits(arrays, state(1))
         # The step can be saved again, and the broken files are still there to be looked at.
         store.save(2, state(5), {}, metrics={})
@@ -385,27 +385,30 @@ def saved_steps(folder, *steps):
     return targets(state(0), NamedSharding(mesh(data=1), PartitionSpec()))
 
 
-def rewrite_chrono(folder, step, change):
+def rewrite_loop_state(folder, step, change):
     path = folder / str(step) / "chrono" / "metadata"
-    chrono = json.loads(path.read_text())
-    change(chrono)
-    path.write_text(json.dumps(chrono))
+    loop_state = json.loads(path.read_text())
+    change(loop_state)
+    path.write_text(json.dumps(loop_state))
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda chrono: chrono.update(seconds=2.5), "chrono is not what was saved"),
-        (lambda chrono: chrono.pop("checksum"), "chrono is not what was saved"),
-        (lambda chrono: chrono.update(digests=[1]), "no digests where they should be"),
-        (lambda chrono: chrono.update(digests={"params": [1]}), "no digests where they should be"),
-        (lambda chrono: (chrono.clear(), chrono.update(step=1)), "it is of step 1"),
+        (lambda loop_state: loop_state.update(seconds=2.5), "chrono is not what was saved"),
+        (lambda loop_state: loop_state.pop("checksum"), "chrono is not what was saved"),
+        (lambda loop_state: loop_state.update(digests=[1]), "no digests where they should be"),
+        (
+            lambda loop_state: loop_state.update(digests={"params": [1]}),
+            "no digests where they should be",
+        ),
+        (lambda loop_state: (loop_state.clear(), loop_state.update(step=1)), "it is of step 1"),
     ],
     ids=["another number", "no checksum", "a list", "a list below", "another step"],
 )
-def test_a_chrono_that_is_not_what_was_saved_is_found(tmp_path, caplog, change, says):
+def test_a_loop_state_that_is_not_what_was_saved_is_found(tmp_path, caplog, change, says):
     wanted = saved_steps(tmp_path / "checkpoints", 1, 2)
-    rewrite_chrono(tmp_path / "checkpoints", 2, change)
+    rewrite_loop_state(tmp_path / "checkpoints", 2, change)
     with Store(tmp_path / "checkpoints") as store:
         step, arrays, _ = store.restore_newest(wanted)
     assert step == 1 and says in caplog.text

@@ -38,13 +38,13 @@ def checkpoint(workdir: pathlib.Path, step: int) -> tuple[dict[str, np.ndarray],
     """Every array of a checkpoint by name, and what is kept beside them but for the clock."""
     with Store(workdir / workdirs.CHECKPOINTS, read_only=True) as store:
         targets = {item: store.shapes(step, item) for item in ARRAYS}
-        tree, chrono = store.restore(step, targets)
+        tree, loop_state = store.restore(step, targets)
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     arrays = {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
         for path, leaf in leaves
     }
-    return arrays, {key: value for key, value in chrono.items() if key != "clock"}
+    return arrays, {key: value for key, value in loop_state.items() if key != "clock"}
 
 
 def differences(
@@ -80,14 +80,14 @@ def differences(
             except CheckpointError as error:
                 found["older checkpoints left over, whole"].append(str(error))
             continue
-        (arrays, chrono), (want, want_chrono) = (
+        (arrays, loop_state), (want, want_loop_state) = (
             checkpoint(run, step) for run in (workdir, reference)
         )
         for name in sorted(arrays.keys() | want.keys()):
             a, b = arrays.get(name), want.get(name)
             if a is None or b is None or a.dtype != b.dtype or a.tobytes() != b.tobytes():
                 found[f"{name.partition('/')[0]}, bits"].append(f"{step}: {name}")
-        found["digests and step"] += workdirs.config_diff(want_chrono, chrono)
+        found["digests and step"] += workdirs.config_diff(want_loop_state, loop_state)
 
     names = [
         {path.name for path in run.iterdir()} - set(CHECKED_ELSEWHERE)

@@ -182,23 +182,23 @@ def test_a_file_that_is_none_does_not_keep_us_waiting(copy, name, kind):
         slow({"step": None}),
     ],
 )
-def test_a_chrono_that_somebody_made_up_is_refused(copy, change):
+def test_a_loop_state_that_somebody_made_up_is_refused(copy, change):
     for step in (4, 8, 12):
         path = copy / "checkpoints" / str(step) / "chrono" / "metadata"
         if path.exists():
-            chrono = {**json.loads(path.read_text()), **change}
-            del chrono["digests"]  # As in the first release: no checksum, either.
-            path.write_text(json.dumps(chrono))
+            loop_state = {**json.loads(path.read_text()), **change}
+            del loop_state["digests"]  # As in the first release: no checksum, either.
+            path.write_text(json.dumps(loop_state))
     with pytest.raises(CheckpointError):
         train_on_one(small_config(), copy)
 
 
 def test_a_span_that_only_another_release_has_is_other_time(copy):
     path = copy / "checkpoints" / "12" / "chrono" / "metadata"
-    chrono = json.loads(path.read_text())
-    chrono["clock"]["seconds"]["naps"] = 1000.0
-    del chrono["digests"]
-    path.write_text(json.dumps(chrono))
+    loop_state = json.loads(path.read_text())
+    loop_state["clock"]["seconds"]["naps"] = 1000.0
+    del loop_state["digests"]
+    path.write_text(json.dumps(loop_state))
     assert train_on_one(small_config(), copy) == 0
 
 

@@ -32,8 +32,9 @@ from vit_jax.parallel.rules import path_name
 ARRAYS = ("params", "opt_state", "ema")
 # A checkpoint that cannot be read is moved aside under this suffix, never deleted.
 BROKEN = "broken"
-DIGESTS = "digests"  # Of the arrays, in the chrono,
-CHECKSUM = "checksum"  # and of all the rest of the chrono.
+LOOP_STATE = "chrono"  # What the loop saves of itself; its name on disk since release 0.1.0.
+DIGESTS = "digests"  # Of the arrays, in the loop state,
+CHECKSUM = "checksum"  # and of all the rest of the loop state.
 # Where a checkpoint goes before it is deleted, file by file: what is killed meanwhile must not
 # leave half of one under its name. (In an object store there are no folders to move.)
 DELETED = ".deleted"
@@ -96,7 +97,7 @@ class Store:
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=options,
-                item_handlers={**handlers, "chrono": ocp.JsonCheckpointHandler()},
+                item_handlers={**handlers, LOOP_STATE: ocp.JsonCheckpointHandler()},
             )
         self._tidy()
 
@@ -136,7 +137,7 @@ class Store:
         self,
         step: int,
         arrays: Mapping[str, Any],
-        chrono: Mapping[str, Any],
+        loop_state: Mapping[str, Any],
         *,
         metrics: Mapping[str, float],
     ) -> None:
@@ -145,7 +146,7 @@ class Store:
         Args:
           step: of the state.
           arrays: the trees `params`, `opt_state` and `ema`.
-          chrono: plain data that is kept beside them.
+          loop_state: plain data that is kept beside them.
           metrics: by which the best checkpoint is chosen.
         """
         if storage.is_local(self.folder) and not self.folder.exists():
@@ -156,12 +157,15 @@ class Store:
             )
         self._tidy()
         present = {item: arrays[item] for item in ARRAYS if jax.tree.leaves(arrays[item])}
-        chrono = {**chrono, DIGESTS: {item: digests(tree) for item, tree in present.items()}}
-        chrono[CHECKSUM] = _checksum(chrono)
+        loop_state = {
+            **loop_state,
+            DIGESTS: {item: digests(tree) for item, tree in present.items()},
+        }
+        loop_state[CHECKSUM] = _checksum(loop_state)
         args = ocp.args.Composite(
             # Orbax has no empty items.
             **{item: ocp.args.StandardSave(tree) for item, tree in present.items()},
-            chrono=ocp.args.JsonSave(chrono),
+            **{LOOP_STATE: ocp.args.JsonSave(loop_state)},
         )
         named = {k: metrics[k] for k in (self._best_metric,) if k in metrics}
         # The train loop forbids implicit transfers, and Orbax's copies to the host are such.
@@ -237,16 +241,16 @@ class Store:
             mesh may be another than the one that saved, and the dtypes other than the saved.
 
         Returns:
-          The arrays by item, and the chrono.
+          The arrays by item, and the loop state.
 
         Raises:
           MismatchError: the checkpoint is of another model.
           BrokenError: it is broken: files are missing, or are not what was written.
           CheckpointError: it cannot be read now: memory, permissions, a file system that is away.
         """
-        arrays, chrono = {}, {}
+        arrays, loop_state = {}, {}
         try:
-            arrays, chrono = self._read(step, targets)
+            arrays, loop_state = self._read(step, targets)
             fault = None
         except CheckpointError as error:
             fault = error
@@ -258,21 +262,21 @@ class Store:
                 fault = FAULTS[name](f"{message} (So says process {i}.)")
         if fault is not None:
             raise fault
-        self._check_digests(step, arrays, chrono.pop(DIGESTS, {}))
+        self._check_digests(step, arrays, loop_state.pop(DIGESTS, {}))
         return {
             item: jax.tree.map(_as, arrays.get(item, tree), tree) for item, tree in targets.items()
-        }, chrono
+        }, loop_state
 
     def _read(self, step: int, targets: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The items of `targets` that are not empty, as they were saved; no process waits here."""
         folder = epath.Path(self.folder / str(step))
         with reading(folder):
-            chrono = ocp.JsonCheckpointHandler().restore(
-                folder / "chrono", args=ocp.args.JsonRestore()
+            loop_state = ocp.JsonCheckpointHandler().restore(
+                folder / LOOP_STATE, args=ocp.args.JsonRestore()
             )
-            _check_chrono(chrono, step)
+            _check_loop_state(loop_state, step)
             for item in targets:
-                if item in chrono.get(DIGESTS, {}) and not storage.exists(folder / item):
+                if item in loop_state.get(DIGESTS, {}) and not storage.exists(folder / item):
                     raise FileNotFoundError(f"{item} is missing")
         # Then shapes: Orbax would pad or cut an array that does not fit.
         saved = self._check_shapes(step, targets)
@@ -285,7 +289,7 @@ class Store:
                     arrays[item] = ocp.StandardCheckpointHandler().restore(
                         folder / item, args=ocp.args.StandardRestore(saved[item])
                     )
-        return arrays, chrono
+        return arrays, loop_state
 
     def restore_newest(
         self, targets: Mapping[str, Any]
@@ -293,7 +297,7 @@ class Store:
         """Reads the newest checkpoint that is whole; sets broken ones aside, saying so.
 
         Returns:
-          Its step, its arrays and its chrono, or None if there is none at all.
+          Its step, its arrays and its loop state, or None if there is none at all.
 
         Raises:
           CheckpointError: there are checkpoints, and none is whole; or one is of another model, or
@@ -303,14 +307,14 @@ class Store:
         errors = []
         for step in reversed(steps):
             try:
-                arrays, chrono = self.restore(step, targets)
+                arrays, loop_state = self.restore(step, targets)
             except BrokenError as error:
                 logging.warning("%s", error)
                 errors.append((step, error))
                 continue
             for broken, _ in errors:
                 self._quarantine(broken)
-            return step, arrays, chrono
+            return step, arrays, loop_state
         if errors:
             raise CheckpointError(
                 f"None of the checkpoints {steps} in {self.folder} can be read: {errors[0][1]}. To "
@@ -444,21 +448,21 @@ def _newest_whole(folder: epath.Path) -> str:
     return f"The newest that is complete, of step {max(complete)}, is kept"
 
 
-def _checksum(chrono: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(chrono, sort_keys=True).encode())
+def _checksum(loop_state: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(loop_state, sort_keys=True).encode())
 
 
-def _check_chrono(chrono: Any, step: int) -> None:
+def _check_loop_state(loop_state: Any, step: int) -> None:
     """Raises ValueError if it is not what was saved for this step; older ones have no checksum."""
-    if not isinstance(chrono, dict):
-        raise ValueError(f"chrono holds {type(chrono).__name__}, not an object")
-    checksum, kept = chrono.pop(CHECKSUM, None), chrono.get(DIGESTS, {})
+    if not isinstance(loop_state, dict):
+        raise ValueError(f"chrono holds {type(loop_state).__name__}, not an object")
+    checksum, kept = loop_state.pop(CHECKSUM, None), loop_state.get(DIGESTS, {})
     if not isinstance(kept, dict) or not all(isinstance(names, dict) for names in kept.values()):
         raise ValueError("chrono holds no digests where they should be")
-    if DIGESTS in chrono and checksum != _checksum(chrono):
+    if DIGESTS in loop_state and checksum != _checksum(loop_state):
         raise ValueError("chrono is not what was saved")
-    if chrono.get("step", step) != step:
-        raise ValueError(f"it is of step {chrono['step']!r}")
+    if loop_state.get("step", step) != step:
+        raise ValueError(f"it is of step {loop_state['step']!r}")
 
 
 def _as(array: jax.Array, target: jax.ShapeDtypeStruct) -> jax.Array:

@@ -98,11 +98,11 @@ def starting_point(
         with Store(location.workdir / workdirs.CHECKPOINTS, read_only=True) as other:
             found = (location.step, *other.restore(location.step, items))
     if found is not None:
-        step, arrays, chrono = found
-        last_line = chrono.get("last_line")
+        step, arrays, loop_state = found
+        last_line = loop_state.get("last_line")
         if last_line is not None and type(last_line) is not int:
             raise CheckpointError(f"The checkpoint's last_line is {last_line!r:.80}, not a number.")
-        return TrainState(step=jax.device_put(jnp.int32(step), layout.step), **arrays), chrono
+        return TrainState(step=jax.device_put(jnp.int32(step), layout.step), **arrays), loop_state
 
     state = jax.jit(init, out_shardings=layout)(key)
     if config.init_from:
