@@ -186,7 +186,12 @@ def _begin(
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """The state to begin with, and what its checkpoint says of the loop, if it is of one."""
     state, loop_state = starting_point(
-        experiment.config, store, program.init, program.layout, experiment.model, experiment.mesh
+        experiment.config,
+        store,
+        program.init,
+        program.layout,
+        experiment.model_config,
+        experiment.mesh,
     )
     if (step := int(state.step)) > experiment.total_steps:
         raise ConfigError(
@@ -219,7 +224,7 @@ class _Claim:
         self._workdir, self._config = workdir, experiment.config
         evals = {name: evaluation.fingerprint for name, evaluation in experiment.evals.items()}
         self._dataset = workdirs.describe_dataset(
-            experiment.source, num_classes=experiment.model.num_classes, evals=evals
+            experiment.source, num_classes=experiment.model_config.num_classes, evals=evals
         )
 
     @contextlib.contextmanager

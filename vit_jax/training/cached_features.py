@@ -87,12 +87,12 @@ def cache_features(
     Raises:
       ConfigError: more than the head is trained, or features would not be the same at every update.
     """
-    config, cfg, mesh = experiment.config, experiment.model, experiment.mesh
-    _check(config, cfg, params)
-    compute = partial(_compute, config, cfg, mesh=mesh, over=over)
+    config, model_config, mesh = experiment.config, experiment.model_config, experiment.mesh
+    _check(config, model_config, params)
+    compute = partial(_compute, config, model_config, mesh=mesh, over=over)
     evaluator = Classification(
-        lambda params, features: Head(cfg).apply({"params": params}, features)[0],
-        num_classes=cfg.num_classes,
+        lambda params, features: Head(model_config).apply({"params": params}, features)[0],
+        num_classes=model_config.num_classes,
         loss_name=config.loss.name,
     )
     cached = {}
@@ -109,12 +109,12 @@ def cache_features(
         cached[name] = Evaluation(evaluation.every_steps, evaluation.fingerprint, run)
     source = compute(experiment.source, params)
     trained = dataclasses.replace(experiment, source=source, transform=identity, evals=cached)
-    return Head(cfg), trained
+    return Head(model_config), trained
 
 
 def _compute(
     config: FrozenConfigDict,
-    cfg: ModelConfig,
+    model_config: ModelConfig,
     source: Source,
     params: PyTree,
     *,
@@ -122,7 +122,7 @@ def _compute(
     over: ProgressWrapper,
 ) -> Features:
     """The head's input for every example, on every host."""
-    model = build(cfg)
+    model = build(model_config)
 
     @jax.jit
     def step(params, batch):
@@ -131,7 +131,7 @@ def _compute(
         return jax.lax.with_sharding_constraint(values, replicated(mesh))
 
     features, labels = [], []
-    with eval_batches(config, cfg, source, mesh, batch_size=config.batch_size) as batches:
+    with eval_batches(config, model_config, source, mesh, batch_size=config.batch_size) as batches:
         for batch in over(batches, f"the features of {source.name}, {source.split}"):
             values, label, weight = jax.device_get(step(params, batch))
             features.append(values[weight > 0])
@@ -152,7 +152,7 @@ def _batches(config: FrozenConfigDict, source: Features, mesh: Mesh) -> Any:
     )
 
 
-def _check(config: FrozenConfigDict, cfg: ModelConfig, params: PyTree) -> None:
+def _check(config: FrozenConfigDict, model_config: ModelConfig, params: PyTree) -> None:
     """Raises ConfigError unless features computed once are what every update would compute."""
     trained = [
         path_name(path)
@@ -167,10 +167,10 @@ def _check(config: FrozenConfigDict, cfg: ModelConfig, params: PyTree) -> None:
             config.data.train_transforms != config.data.eval_transforms
         ),
         "mixup or CutMix is on": config.mix.mixup_alpha or config.mix.cutmix_alpha,
-        "the body has dropout": any(getattr(cfg, key, 0) for key in dropouts),
+        "the body has dropout": any(getattr(model_config, key, 0) for key in dropouts),
         'data.on_bad is not "error"': config.data.on_bad != "error",
-        "a distilled model has two heads": getattr(cfg, "distilled", False),
-        "the model has no head": not cfg.num_classes,
+        "a distilled model has two heads": getattr(model_config, "distilled", False),
+        "the model has no head": not model_config.num_classes,
     }
     reasons = [reason for reason, holds in obstacles.items() if holds]
     if reasons:

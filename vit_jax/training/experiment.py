@@ -52,7 +52,7 @@ class Program:
     def of(
         cls,
         config: FrozenConfigDict,
-        model: ModelConfig,
+        model_config: ModelConfig,
         mesh: Mesh,
         *,
         num_examples: int,
@@ -62,12 +62,12 @@ class Program:
 
         Args:
           config: of the run.
-          model: the model's config, as `vit_jax.models.model_config` gives it.
+          model_config: as `vit_jax.models.model_config` gives it.
           mesh: that the state and the batches lie on.
           num_examples: in an epoch.
           head: the module to train in place of the model, which takes features as images.
         """
-        module = build(model)
+        module = build(model_config)
         schedule = make_schedule(
             config.optim.schedule,
             total_steps=total_steps(config, num_examples),
@@ -75,7 +75,7 @@ class Program:
             num_examples=num_examples,
         )
         tx: optax.GradientTransformation = make_optimizer(
-            config.optim, param_shapes(model), schedule=schedule
+            config.optim, param_shapes(model_config), schedule=schedule
         )
         init = make_init(config, module, tx)
         layout = state_layout(jax.eval_shape(init, jax.random.key(0)), mesh)
@@ -93,7 +93,7 @@ class Experiment:
 
     Attributes:
       config: of the run, complete: `vit_jax.training.init_from.inherit_model` has filled it.
-      model: the model's config.
+      model_config: of its model.
       mesh: of its devices.
       source: the examples that it trains on.
       transform: from an example to what the model is fed.
@@ -102,7 +102,7 @@ class Experiment:
     """
 
     config: FrozenConfigDict
-    model: ModelConfig
+    model_config: ModelConfig
     mesh: Mesh
     source: Source
     transform: Transform
@@ -139,14 +139,14 @@ class Experiment:
     def program(self, head: nn.Module | None = None) -> Program:
         """Returns the run's programs; see `Program.of`."""
         return Program.of(
-            self.config, self.model, self.mesh, num_examples=len(self.source), head=head
+            self.config, self.model_config, self.mesh, num_examples=len(self.source), head=head
         )
 
     def clock(self) -> Clock:
         """Returns a clock that counts the FLOPs of the run's updates."""
         return Clock(
             num_devices=self.mesh.size,
-            flops_per_example=update_flops_per_image(self.model, self.config),
+            flops_per_example=update_flops_per_image(self.model_config, self.config),
             peak_flops=peak_flops(self.mesh.devices.flat[0].device_kind),
         )
 

@@ -65,7 +65,7 @@ def inherit_model(config: FrozenConfigDict, workdir: epath.PathLike) -> FrozenCo
 
 
 def inherit_params(
-    config: FrozenConfigDict, cfg: ModelConfig, fresh: PyTree, *, mesh: Mesh
+    config: FrozenConfigDict, model_config: ModelConfig, fresh: PyTree, *, mesh: Mesh
 ) -> PyTree:
     """The parameters to start from: the checkpoint's, and initial ones where `init_skip` says.
 
@@ -74,7 +74,7 @@ def inherit_params(
 
     Args:
       config: of the run, with `init_from`.
-      cfg: of its model.
+      model_config: of its model.
       fresh: the model's initial parameters, on the mesh.
       mesh: that the result lies on, by our rules.
 
@@ -88,21 +88,24 @@ def inherit_params(
         refuse_hints(path, config.init_hints)
         location, _, published = describe_own(path)
         params = load_params(location, mesh=mesh)
-        params = adapt_params(params, old=published, new=_sized(published, cfg), mesh=mesh)
+        params = adapt_params(params, old=published, new=_sized(published, model_config), mesh=mesh)
     else:
         plan = make_plan(path, hints=dict(config.init_hints))
-        params, notes = read(plan, _sized(plan.description.config, cfg), mesh)
+        params, notes = read(plan, _sized(plan.description.config, model_config), mesh)
         for note in (*plan.description.all_notes, *notes):
             logging.info("%s: %s", path, note)
-    adapters = (lora.PATTERN,) if getattr(cfg, "lora_rank", 0) else ()
+    adapters = (lora.PATTERN,) if getattr(model_config, "lora_rank", 0) else ()
     return merge_params(fresh, params, skip=(*config.init_skip, *adapters), source=path)
 
 
-def _sized(published: ModelConfig, cfg: ModelConfig) -> ModelConfig:
+def _sized(published: ModelConfig, model_config: ModelConfig) -> ModelConfig:
     """A checkpoint's model, of the run's image size and layout of blocks."""
-    fields = {"scan": getattr(cfg, "scan", True)}
+    fields = {"scan": getattr(model_config, "scan", True)}
     if isinstance(published, VitConfig):
-        fields |= {"image_size": cfg.image_size, "posemb_resize": cfg.posemb_resize}
+        fields |= {
+            "image_size": model_config.image_size,
+            "posemb_resize": model_config.posemb_resize,
+        }
         fields["lora_rank"] = 0  # A run's adapters are its own.
     known = {field.name for field in dataclasses.fields(published)}
     return dataclasses.replace(published, **{k: v for k, v in fields.items() if k in known})
@@ -171,11 +174,15 @@ def _named_sizes(variant: str) -> dict[str, Any]:
     return _of(row, _SIZES) | {"patch": (patch, patch)}
 
 
-def _sizes(cfg: ModelConfig) -> dict[str, Any]:
-    if not isinstance(cfg, VitConfig | MixerConfig):
-        return _of(cfg, _STEM_SIZES)
-    stem = cfg.stem if isinstance(cfg, VitConfig) else None
-    return _of(cfg, _SIZES) | (_of(stem, _STEM_SIZES) if stem else {}) | {"patch": cfg.patch_size}
+def _sizes(model_config: ModelConfig) -> dict[str, Any]:
+    if not isinstance(model_config, VitConfig | MixerConfig):
+        return _of(model_config, _STEM_SIZES)
+    stem = model_config.stem if isinstance(model_config, VitConfig) else None
+    return (
+        _of(model_config, _SIZES)
+        | (_of(stem, _STEM_SIZES) if stem else {})
+        | {"patch": model_config.patch_size}
+    )
 
 
 def _of(value: Any, fields: tuple[str, ...]) -> dict[str, Any]:

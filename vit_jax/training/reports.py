@@ -59,20 +59,22 @@ def check_finite(
 
 def describe(experiment: Experiment, *, start: int) -> str:
     """What is about to happen, in a few lines."""
-    config, cfg, total = experiment.config, experiment.model, experiment.total_steps
+    config, model_config, total = experiment.config, experiment.model_config, experiment.total_steps
     source, mesh = experiment.source, experiment.mesh
     device = mesh.devices.flat[0]
     attention = ""
-    if isinstance(cfg, VitConfig):
-        backend = resolve_backend(cfg, train=True, platform=current_platform())
+    if isinstance(model_config, VitConfig):
+        backend = resolve_backend(model_config, train=True, platform=current_platform())
         attention = f", attention by {backend}"
+    height, width = model_config.image_size
+    flops = update_flops_per_image(model_config, config)
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     return (
-        f"model   {config.model.variant} at {cfg.image_size[0]}x{cfg.image_size[1]}: "
-        f"{num_params(cfg):,} parameters, {update_flops_per_image(cfg, config) / 1e9:.3g} "
-        f"GFLOPs to train on an image, {cfg.dtype}{attention}\n"
+        f"model   {config.model.variant} at {height}x{width}: "
+        f"{num_params(model_config):,} parameters, {flops / 1e9:.3g} "
+        f"GFLOPs to train on an image, {model_config.dtype}{attention}\n"
         f"data    {source.name}, {source.split}: {len(source):,} images, "
-        f"{cfg.num_classes} classes\n"
+        f"{model_config.num_classes} classes\n"
         f"devices {mesh.size} x {device.device_kind} ({shape}), {jax.process_count()} processes\n"
         f"run     steps {start:,} to {total:,} of {config.batch_size:,} images, "
         f"{total * config.batch_size / len(source):.4g} epochs"
@@ -91,12 +93,12 @@ def numbers(experiment: Experiment) -> dict[str, Any]:
       device, num_devices            that this process and its peers train on;
       code_version                   of this release, and of the commit if it is a checkout.
     """
-    cfg, mesh = experiment.model, experiment.mesh
+    model_config, mesh = experiment.model_config, experiment.mesh
     return {
-        "params": num_params(cfg),
-        "params_non_embedding": num_params_non_embedding(cfg),
-        "forward_flops": forward_flops(cfg),
-        "update_flops_per_image": update_flops_per_image(cfg, experiment.config),
+        "params": num_params(model_config),
+        "params_non_embedding": num_params_non_embedding(model_config),
+        "forward_flops": forward_flops(model_config),
+        "update_flops_per_image": update_flops_per_image(model_config, experiment.config),
         "examples": len(experiment.source),
         "total_steps": experiment.total_steps,
         "batch_size": experiment.config.batch_size,

@@ -77,7 +77,7 @@ def starting_point(
     store: Store,
     init: Callable[..., TrainState],
     layout: TrainState,
-    cfg: ModelConfig,
+    model_config: ModelConfig,
     mesh: Mesh,
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """The state to go on from and its checkpoint's clock, or a state at step 0 and None.
@@ -106,6 +106,6 @@ def starting_point(
 
     state = jax.jit(init, out_shardings=layout)(key)
     if config.init_from:
-        params = inherit_params(config, cfg, state.params, mesh=mesh)
+        params = inherit_params(config, model_config, state.params, mesh=mesh)
         state = jax.jit(init, out_shardings=layout)(key, params)
     return state, None
