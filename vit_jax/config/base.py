@@ -151,7 +151,7 @@ def base_config() -> ConfigDict:
 
     c.log = ConfigDict()
     c.log.every_steps = 50  # A line in metrics.jsonl.
-    c.log.tensorboard = True
+    c.log.tensorboard = True  # Event files in workdir/tb.
     c.log.wandb_project = ""  # Weights & Biases, if it is installed; "": off.
     c.log.profile_steps = ()  # (first, last): a trace of these steps into workdir/profile.
     c.log.compilation_cache = ""  # Folder of XLA's persistent cache; "": off.

@@ -5,7 +5,7 @@ sources         open a data set by its config: `open_source`
   digits, fashion_mnist, tfds_source, image_folder, files    one source each
   subset          some classes, a few examples of each: of any source
   reading         a file's bytes, whatever has taken its place
-order           which examples are in the batch of step t: `example_ids`
+order           which examples are in the batch of step t: `locate`
 decode          encoded bytes of any kind -> pixels
 transforms      crop, flip, normalise, ... as plain config data: `build`, `OPS`
   op              what a transform is

@@ -172,10 +172,10 @@ def _evaluations(
 ) -> Iterator[Row]:
     """What differs between the rows of a run."""
     batch_size = config.get("batch_size", 0)
-    # Runs of 0.2.0 have 3 x forward_flops there, whatever is frozen, by another name.
+    # Runs of early commits of 0.2.0 have 3 x forward_flops, whatever is frozen, by another name.
     flops = numbers.get("update_flops_per_image", numbers.get("train_flops"))
     examples = numbers.get("examples")
-    # Runs of 0.2.0 call it core_hours.
+    # Runs of early commits of 0.2.0 call it core_hours.
     hours = [
         (line["step"], line.get("time/device_hours", line.get("time/core_hours")))
         for line in timing
@@ -220,8 +220,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
     Left out are where the data lie and how they are loaded, the mesh, the attention back end and
     rematerialisation (which change rounding alone), checkpoints, and what is logged. Of `resume`
-    the run's name and the step count, and not the folder in which the sweep is. Tables that 0.2.0
-    wrote have other hashes for the same configs.
+    the run's name and the step count, and not the folder in which the sweep is. Tables of early
+    commits of 0.2.0 have other hashes for the same configs.
 
     Args:
       config: as config.json has it.

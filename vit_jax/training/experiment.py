@@ -78,7 +78,7 @@ class Program:
             config.optim, param_shapes(model_config), schedule=schedule
         )
         init = make_init(config, module, tx)
-        layout = state_layout(jax.eval_shape(init, jax.random.key(0)), mesh)
+        layout = state_layout(jax.eval_shape(lambda: init(jax.random.key(0))), mesh)
         train_step = jax.jit(
             make_train_step(config, head or module, tx, schedule),
             donate_argnums=0,

@@ -80,7 +80,7 @@ def starting_point(
     model_config: ModelConfig,
     mesh: Mesh,
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """The state to go on from and its checkpoint's clock, or a state at step 0 and None.
+    """The state to go on from and what its checkpoint says of the loop, or a state at step 0, None.
 
     Precedence: the work directory, then config.resume, then config.init_from, then scratch.
     """
