@@ -21,8 +21,8 @@ class MapHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b width"]:
-        # The published head is plain, whatever the blocks are: their SiLU or GELU without a gate (of
-        # swiglu blocks, a GELU).
+        # The published head is plain, whatever the blocks are: their SiLU or GELU, without a gate
+        # (of swiglu blocks, a GELU).
         cfg = dataclasses.replace(
             self.cfg,
             qk_norm=False,
