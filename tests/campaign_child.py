@@ -17,9 +17,9 @@ import sys
 import time
 from typing import Any
 
-# What is open while the function runs. Sources come first: others import the function by name.
+# What is open while the function runs, where it is called.
 WRAPPED = (
-    ("vit_jax.data.sources", "open_source", "data"),
+    ("vit_jax.training.experiment", "open_source", "data"),
     ("vit_jax.checkpoints.store", "Store.restore_newest", "restore"),
     ("vit_jax.checkpoints.store", "Store.save", "save"),
     ("vit_jax.checkpoints.store", "Store.finish", "wait"),

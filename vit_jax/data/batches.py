@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 
 import grain
 import jax
@@ -160,9 +161,6 @@ def _feed(
     to_devices: Callable[[dict[str, np.ndarray]], Batch],
 ) -> None:
     """Body of the thread: puts (batch, its bad rows), and None or an exception at the end."""
-    # Worker processes inherit the signals that the thread which starts them has blocked. Ctrl-C and
-    # a scheduler's SIGTERM reach the whole group; the main process needs batches until it saves.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
 
     def put(item) -> None:
         while not stop.is_set():
@@ -189,6 +187,11 @@ def _load(blocks: Blocks, workers: int, threads: int, prefetch: int) -> Iterator
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
     dataset = grain.MapDataset.source(blocks).to_iter_dataset(options)
     if workers:
+        # Worker processes inherit the signals that this thread, which starts them, has blocked.
+        # Ctrl-C and a scheduler's SIGTERM reach the whole group; the main process needs batches
+        # until it saves. The tracker unblocks them when it starts, so it comes first.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_BLOCKS_AHEAD)
         dataset = dataset.mp_prefetch(processes, worker_init_fn=_end_with_parent)
     return iter(dataset)

@@ -222,7 +222,7 @@ class Watch:
 
     def _wait_for_news(self) -> None:
         """Waits until it is clear whether another process is lost; if so, does not return."""
-        deadline = time.monotonic() + SILENCE_AFTER_ERROR + 2 * TICK
+        deadline = time.monotonic() + SILENCE_AFTER_ERROR + 4 * TICK
         while time.monotonic() < deadline:
             time.sleep(TICK / 2)
             self._listen()

@@ -12,20 +12,22 @@ from etils import epath
 from vit_jax import storage
 from vit_jax.errors import ConfigError
 
+_held: set[str] = set()  # By this process.
+
 
 @contextlib.contextmanager
 def lease(path: epath.PathLike) -> Iterator[None]:
     """Holds an object for this process, for as long as the context lasts.
 
     The store creates an object only where there is none, so of two processes one is refused. A
-    killed process leaves the object behind. A later process on the same machine sees that its owner
-    has ended, and replaces it; on another machine nothing is known of the owner, and the error says
-    how to remove the object.
+    killed process leaves the object behind, and so does one whose store was away at its end. A
+    later process on the same machine sees that its owner has ended, and replaces it; on another
+    machine nothing is known of the owner, and the error says how to remove the object.
 
     Raises:
       ConfigError: another process holds it, or it cannot be read or written.
     """
-    path = epath.Path(path)
+    path, address = epath.Path(path), os.fspath(path)
     content = json.dumps(
         {
             "owner": f"process {os.getpid()} on {socket.gethostname()}",
@@ -34,32 +36,37 @@ def lease(path: epath.PathLike) -> Iterator[None]:
         }
     )
     try:
-        if _has_ended(_read(path)):
+        claim = _read(path)
+        if claim is not None and address not in _held and _has_ended(claim):
             storage.delete(path)
         storage.create(path, content.encode() + b"\n")
     except FileExistsError as error:
-        owner = _read(path).get("owner", "another process")
+        owner = (_read(path) or {}).get("owner", "another process")
         raise ConfigError(
             f"--workdir={path.parent} is in use by {str(owner)[:200]}: two runs cannot write to "
             "one work directory. Wait until it is done, stop it (SIGTERM lets it save), or choose "
-            f"another --workdir. If it was killed: gcloud storage rm {os.fspath(path)}"
+            f"another --workdir. If it was killed: gcloud storage rm {address}"
         ) from error
     except OSError as error:
         raise ConfigError(
             f"--workdir={path.parent} cannot be written: {storage.explain(error)}."
         ) from error
+    _held.add(address)
     try:
         yield
     finally:
+        _held.remove(address)
         with contextlib.suppress(OSError):  # It is left behind, as by a process that was killed.
             storage.delete(path)
 
 
-def _read(path: epath.Path) -> dict[str, Any]:
-    """What the object says; {} if there is none, or it is not a claim of ours."""
+def _read(path: epath.Path) -> dict[str, Any] | None:
+    """What the object says; None if there is none, {} if it is not a claim of ours."""
     try:
         claim = json.loads(storage.read_bytes(path, limit=10_000))
-    except (FileNotFoundError, ValueError, RecursionError):
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
         return {}
     return claim if isinstance(claim, dict) else {}
 
@@ -72,10 +79,14 @@ def _machine() -> list[str]:
 
 
 def _has_ended(claim: dict[str, Any]) -> bool:
-    """Whether the owner was a process of this machine, and is not there any more."""
+    """Whether nothing holds the object: the owner was a process of this machine that has ended."""
+    if "machine" not in claim:  # The lock of a local run that was copied here.
+        return True
     pid, machine = claim.get("pid"), _machine()
-    if not machine or claim.get("machine") != machine or type(pid) is not int or pid < 1:
+    if not machine or claim["machine"] != machine or type(pid) is not int or pid < 1:
         return False
+    if pid == os.getpid():  # Left behind by this process: it holds nothing there.
+        return True
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
