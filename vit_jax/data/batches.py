@@ -187,18 +187,21 @@ def _load(blocks: Blocks, workers: int, threads: int, prefetch: int) -> Iterator
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
     dataset = grain.MapDataset.source(blocks).to_iter_dataset(options)
     if workers:
-        # Worker processes inherit the signals that this thread, which starts them, has blocked.
-        # Ctrl-C and a scheduler's SIGTERM reach the whole group; the main process needs batches
-        # until it saves. The tracker unblocks them when it starts, so it comes first.
+        # Worker processes inherit the signals that this thread, which starts them, has blocked,
+        # and ignore them later. Ctrl-C and a scheduler's SIGTERM reach the whole group; the main
+        # process needs batches until it saves. The tracker unblocks them when it starts, so it
+        # comes first.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_BLOCKS_AHEAD)
-        dataset = dataset.mp_prefetch(processes, worker_init_fn=_end_with_parent)
+        dataset = dataset.mp_prefetch(processes, worker_init_fn=_follow_parent)
     return iter(dataset)
 
 
-def _end_with_parent(index: int, count: int) -> None:
-    """Ends this worker process when its parent was killed; Grain's would wait for ever."""
+def _follow_parent(index: int, count: int) -> None:
+    """Lets only the parent end this worker process, and ends it when the parent was killed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
 
     def watch() -> None:
