@@ -95,6 +95,7 @@ def assert_same_run(gcs, local, folder="run"):
 # ------------------------------------------------------------------------------------- it works
 
 
+@pytest.mark.slow
 def test_a_run_in_a_store_is_the_run_on_a_disk(gcs, local):
     run(RUN, log__tensorboard=True)
     assert_same_run(gcs, local)
