@@ -38,7 +38,7 @@ from jax.sharding import Mesh
 from configs import quickstart
 from vit_jax.checkpoints.store import ARRAYS, Store
 from vit_jax.config import freeze
-from vit_jax.models import build, model_config, param_shapes
+from vit_jax.models import build, param_shapes, read_section
 from vit_jax.optim import make_optimizer, make_schedule
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
@@ -140,12 +140,12 @@ def training(size: str, mesh: Mesh) -> tuple[Any, Any, Any]:
         section, _, leaf = key.rpartition(".")
         (c[section] if section else c)[leaf] = value
     config = freeze(c)
-    cfg = model_config(config.model, num_classes=10)
+    model_config = read_section(config.model, num_classes=10)
     schedule = make_schedule(
         config.optim.schedule, total_steps=1000, batch_size=config.batch_size, num_examples=1442
     )
-    tx = make_optimizer(config.optim, param_shapes(cfg), schedule=schedule)
-    init = make_init(config, build(cfg), tx)
+    tx = make_optimizer(config.optim, param_shapes(model_config), schedule=schedule)
+    init = make_init(config, build(model_config), tx)
     layout = state_layout(jax.eval_shape(init, jax.random.key(0)), mesh)
     state = jax.jit(init, out_shardings=layout)(jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def training(size: str, mesh: Mesh) -> tuple[Any, Any, Any]:
     )
     stop = processes.flag_array(False, mesh)
     step = jax.jit(
-        make_train_step(config, build(cfg), tx, schedule),
+        make_train_step(config, build(model_config), tx, schedule),
         donate_argnums=0,
         out_shardings=(layout, meshes.replicated(mesh)),
     )

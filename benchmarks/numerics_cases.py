@@ -182,11 +182,11 @@ def _loss(name: str) -> Callable[[int], Case]:
 
 def _vit(rows: int) -> Case:
     """The loss of a whole model, and its gradient in all parameters; rows are images."""
-    cfg = VitConfig(
+    model_config = VitConfig(
         image_size=(8, 8), patch_size=(4, 4), channels=1, num_classes=10, width=16, depth=2,
         mlp_dim=32, num_heads=2,
     )  # fmt: skip
-    model, shapes = build(cfg), param_shapes(cfg)
+    model, shapes = build(model_config), param_shapes(model_config)
     leaves, tree = jax.tree.flatten(shapes)
     params = [_normal(*leaf.shape, seed=i) / 4 for i, leaf in enumerate(leaves)]
     images = _normal(rows, 8, 8, 1)
@@ -206,7 +206,7 @@ def _vit(rows: int) -> Case:
         stacked = jax.tree.unflatten(tree, range(len(whole)))["encoder"]["blocks"]
         nodes["blocks"] = [
             jax.tree.map(lambda i, layer=layer: layers[i][layer], stacked)
-            for layer in range(cfg.depth)
+            for layer in range(model_config.depth)
         ]
         nodes["norm"] = nodes["encoder"]["norm"]
         loss = reference.vit(images, targets, nodes, patch=4)

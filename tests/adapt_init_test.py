@@ -13,7 +13,7 @@ from tests.small_run import run, small_config, train_on_one
 from vit_jax.checkpoints.load import load_run
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.evaluate import evaluate
-from vit_jax.models import build, model_config
+from vit_jax.models import build, read_section
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.predict import predict
 from vit_jax.pretrained.load import load_pretrained
@@ -68,7 +68,7 @@ def test_a_published_model_is_taken_as_it_is(goldens, tmp_path, name):
     )  # fmt: skip
 
     started = load_run(tmp_path / "run", mesh=one())
-    cfg = model_config(started.config.model, num_classes=10)
+    cfg = read_section(started.config.model, num_classes=10)
     assert cfg.image_size == (size, size) and started.config.model.width == cfg.width
     for field in ("gelu", "ln_eps", "pool", "registers", "distilled", "layer_scale", "qk_norm"):
         assert getattr(cfg, field) == getattr(published.config, field), field

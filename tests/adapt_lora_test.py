@@ -12,7 +12,7 @@ from tests.conftest import slow
 from tests.small_models import apply, images, random_params
 from tests.small_run import run, small_config
 from vit_jax.checkpoints.load import load_run
-from vit_jax.models import VitConfig, build, forward_flops, model_config, param_shapes
+from vit_jax.models import VitConfig, build, forward_flops, param_shapes, read_section
 from vit_jax.models.lora import merge_lora
 from vit_jax.optim import make_optimizer
 from vit_jax.parallel.mesh import make_mesh
@@ -129,7 +129,7 @@ def test_a_run_adapts_a_run(tmp_path):
     # Starting from it: its adapters are part of the kernels.
     again = small_config(**changes | {"init_from": str(tmp_path / "second")})
     again = inherit_model(again, tmp_path / "third")
-    cfg = model_config(again.model, num_classes=10)
+    cfg = read_section(again.model, num_classes=10)
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), param_shapes(cfg))
     with jax.set_mesh(mesh):
         fresh = jax.device_put(zeros, param_shardings(zeros, mesh))

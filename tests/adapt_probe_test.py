@@ -12,7 +12,7 @@ from vit_jax.checkpoints.load import load_run
 from vit_jax.config import classification_eval
 from vit_jax.errors import ConfigError
 from vit_jax.evaluate import evaluate
-from vit_jax.models import model_config, param_shapes
+from vit_jax.models import param_shapes, read_section
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
@@ -91,6 +91,6 @@ def test_a_run_that_cannot_be_cached_is_refused(tmp_path):
 )
 def test_what_cannot_be_cached_is_named(changes, message):
     config = small_config(**PROBE | changes)
-    cfg = model_config(config.model, num_classes=10)
+    cfg = read_section(config.model, num_classes=10)
     with pytest.raises(ConfigError, match=message):
         probe._check(config, cfg, param_shapes(cfg))

@@ -15,7 +15,7 @@ from tests.many_processes import ends, processes
 from tests.small_run import small_config
 from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.store import Store
-from vit_jax.models import model_config, param_shapes
+from vit_jax.models import param_shapes, read_section
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings, path_name
 from vit_jax.pretrained.adaptation import adapt_params
@@ -40,7 +40,7 @@ def origin(tmp_path_factory):
         model__variant="mu/16", model__width=64, model__mlp_dim=256, model__num_heads=4,
         model__image_size=(224,),
     )  # fmt: skip
-    cfg = model_config(c.model, num_classes=10)
+    cfg = read_section(c.model, num_classes=10)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), param_shapes(cfg)
@@ -88,7 +88,7 @@ def test_positions_are_resized_where_they_lie(origin, size, mesh, monkeypatch):
         devices=jax.devices()[: int(np.prod(shape))],
     )
     c = inherit_model(config(size, init_from=str(folder)), folder.parent / "new")
-    cfg = model_config(c.model, num_classes=10)
+    cfg = read_section(c.model, num_classes=10)
     assert cfg.num_tokens == 1 + SIZES[size] and cfg.width == published.width
     layout = param_shardings(param_shapes(cfg), mesh)
     with jax.set_mesh(mesh), monkeypatch.context() as patch:
@@ -122,7 +122,7 @@ def test_no_device_is_sent_a_whole_parameter(origin):
     """The compiled program has no gathering in it, and no result that is whole."""
     _, published, params = origin
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 8, "tensor": 1}))
-    new = model_config(
+    new = read_section(
         inherit_model(config(640, init_from=str(origin[0])), origin[0].parent / "new").model,
         num_classes=10,
     )

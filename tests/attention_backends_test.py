@@ -16,7 +16,7 @@ import pytest
 
 from tests.small_models import images, random_params
 from vit_jax.config import base_config
-from vit_jax.models import Vit, attention, model_config
+from vit_jax.models import Vit, attention, read_section
 from vit_jax.models.attention import dot_product_attention
 
 pytestmark = pytest.mark.medium
@@ -59,7 +59,7 @@ def test_the_model_is_the_same_by_either_back_end(monkeypatch):
     monkeypatch.setattr(attention.jax.nn, "dot_product_attention", stand_in)
     c = base_config()
     c.model.update({"variant": "mu/4", "image_size": (16,), "depth": 1, "num_heads": 4})
-    cfg = model_config(c.model, num_classes=10)
+    cfg = read_section(c.model, num_classes=10)
     x, params = images(cfg, batch=4), random_params(cfg)
 
     def loss_and_gradient(backend):

@@ -221,7 +221,7 @@ WANTED = {
         "height 30, which is not a multiple of the patch size 8. The nearest that are: 24 or 32.",
     ),
     "image size of a million": (
-        lambda s: (s.hf(), {"image_size": 8 * 10**6}), "a side must be at most 16,384 pixels",
+        lambda s: (s.hf(), {"image_size": 8 * 10**6}), "each number must be from 1 to 16,384",
     ),
     "image size below 0": (
         lambda s: (s.hf(), {"image_size": -8}), "image_size is (-8,): write (side,) or",

@@ -20,7 +20,7 @@ from tests.mock_tfds import mock_tfds
 from vit_jax.checkpoints.load import load_run
 from vit_jax.config import freeze
 from vit_jax.data import transforms
-from vit_jax.models import build, model_config, num_params, param_shapes
+from vit_jax.models import build, num_params, param_shapes, read_section
 from vit_jax.models.variants import parse_variant
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel.mesh import check_batch_size, make_mesh
@@ -64,7 +64,7 @@ def test_the_models_are_the_published_ones():
     def params(name, arg, **changes):
         config = get_config(name, arg)
         config.model.update(changes)
-        return num_params(model_config(config.model, num_classes=data_set(config)[1]))
+        return num_params(read_section(config.model, num_classes=data_set(config)[1]))
 
     assert params("vit_i1k", "variant=B/16") == 86_567_656
     assert params("vit_i1k", "variant=Ti/16") == 5_717_416
@@ -77,7 +77,7 @@ def test_the_models_are_the_published_ones():
 def shapes_of_state(config: FrozenConfigDict) -> TrainState:
     """All that `train` builds before it allocates: transforms, schedule, optimizer and state."""
     num_examples, num_classes = data_set(config)
-    cfg = model_config(config.model, num_classes=num_classes)
+    cfg = read_section(config.model, num_classes=num_classes)
     for entry in (config.data.train_transforms, config.data.eval_transforms):
         transforms.build(entry, image_size=cfg.image_size)
     total = total_steps(config, num_examples)

@@ -27,7 +27,7 @@ from vit_jax.config import validate
 from vit_jax.data import order, pipeline, transforms
 from vit_jax.data.mixing import mix
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.models import ModelConfig, build, model_config
+from vit_jax.models import ModelConfig, build, read_section
 from vit_jax.optim import make_optimizer, make_schedule
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
@@ -192,11 +192,11 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train=False):
-        return nn.Dense(self.cfg.num_classes, name="head")(images.reshape(len(images), -1)), {}
+        return nn.Dense(self.config.num_classes, name="head")(images.reshape(len(images), -1)), {}
 
 
 def model_of(variant):
-    cfg = model_config(small_config(model__depth=1).model, num_classes=10)
+    cfg = read_section(small_config(model__depth=1).model, num_classes=10)
     return Linear(cfg) if variant.startswith("linear") else build(cfg)
 
 

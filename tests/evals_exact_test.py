@@ -15,7 +15,7 @@ from tests.small_run import small_config
 from vit_jax.data.sources import open_source
 from vit_jax.evals import Classification
 from vit_jax.evals.build import build_evals, eval_batches
-from vit_jax.models import Vit, model_config
+from vit_jax.models import Vit, read_section
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings
 
@@ -88,7 +88,7 @@ def check(metric, count, batch_size, mesh):
     config, want = small_config(), expected(count)
     source = open_source(config.data, split=f"test[:{count}]")
     assert len(source) == count
-    cfg, grid = model_config(config.model, num_classes=10), mesh_of(mesh)
+    cfg, grid = read_section(config.model, num_classes=10), mesh_of(mesh)
     weights = []
 
     def watched(batches):
@@ -135,7 +135,7 @@ def test_a_vit_measures_the_same_on_every_mesh(mesh):
                 }
             ),
         )
-        cfg, grid = model_config(config.model, num_classes=10), mesh_of(sizes)
+        cfg, grid = read_section(config.model, num_classes=10), mesh_of(sizes)
         with jax.set_mesh(grid):
             params = Vit(cfg).init(jax.random.key(0), jnp.zeros((8, 8, 8, 1)))["params"]
             head = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)

@@ -18,7 +18,7 @@ from vit_jax.config import base_config, check_best, freeze, validate
 from vit_jax.data import transforms
 from vit_jax.data.base import split_range
 from vit_jax.evals.build import Evaluation
-from vit_jax.models import model_config, param_shapes, train_flops_per_image
+from vit_jax.models import param_shapes, read_section, train_flops_per_image
 from vit_jax.optim import loss_by_name, make_optimizer, make_schedule, total_steps
 from vit_jax.parallel.mesh import mesh_shape
 from vit_jax.rundir import workdir as workdirs
@@ -72,7 +72,7 @@ def use(config):
         Evaluation(entry.every_steps, "", print).due(5, 10)
     mesh_shape(config.mesh, 8)
     loss_by_name(config.loss.name)
-    cfg = model_config(config.model, num_classes=10)
+    cfg = read_section(config.model, num_classes=10)
     for key in ("train_transforms", "eval_transforms"):
         transform = transforms.build(
             config.data[key], image_size=cfg.image_size, channels=cfg.channels, key=key

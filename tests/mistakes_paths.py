@@ -155,7 +155,7 @@ RUNS = {
     ),
     "starting from other sizes than the name says": (
         f"--config.init_from=other {SIZES} --config.model.width=16 --config.model.variant=Ti/2",
-        'model.variant is "Ti/2": patch (2, 2); other has patch (4, 4).',
+        'model.variant is "Ti/2": patch_size (2, 2); other has patch_size (4, 4).',
         'Set model.variant to "" to take what the checkpoint is.',
     ),
     "skipping what is not there": (

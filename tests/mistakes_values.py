@@ -32,7 +32,7 @@ MODEL = {
     "side that is text": ("--config.model.image_size=big", "model.image_size is ('big',): write"),
     "image as large as a house": (
         "--config.model.image_size=1000000",
-        "model.image_size is (1000000,): a side must be at most 16,384 pixels.",
+        "model.image_size is (1000000, 1000000): each number must be from 1 to 16,384.",
     ),
     "unknown pooling": (
         "--config.model.pool=cls",

@@ -15,8 +15,8 @@ from vit_jax.models import (
     VARIANTS,
     build,
     forward_flops,
-    model_config,
     num_params,
+    read_section,
     train_flops_per_image,
     update_flops_per_image,
 )
@@ -32,7 +32,7 @@ def config(variant, **changes):
     c = base_config()
     c.model.variant = variant
     c.model.update(changes)
-    return model_config(c.model, num_classes=1000)
+    return read_section(c.model, num_classes=1000)
 
 
 def inner_programs(eqn):
@@ -246,7 +246,7 @@ def small(name, **changes):
     for key, value in fields.items():
         section = c.model.resnet if key.startswith("resnet.") else c.model
         section[key.removeprefix("resnet.")] = value
-    return model_config(c.model, num_classes=10)
+    return read_section(c.model, num_classes=10)
 
 
 @pytest.mark.parametrize("name", SMALL)

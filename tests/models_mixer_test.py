@@ -19,7 +19,7 @@ from tests.small_models import (
 )
 from vit_jax.config import base_config
 from vit_jax.errors import ConfigError
-from vit_jax.models import MixerConfig, model_config, num_params
+from vit_jax.models import MixerConfig, num_params, read_section
 
 TINY = MixerConfig(
     image_size=(16, 24), patch_size=(8, 8), num_classes=5, width=32, depth=3, mlp_dim=48,
@@ -42,7 +42,7 @@ def config(variant, **changes):
     c = base_config()
     c.model.variant = variant
     c.model.update(changes)
-    return model_config(c.model, num_classes=1000)
+    return read_section(c.model, num_classes=1000)
 
 
 @pytest.mark.medium

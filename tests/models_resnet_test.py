@@ -12,19 +12,20 @@ import pytest
 from tests.conftest import campaign, slow
 from tests.small_models import apply, images, random_params
 from vit_jax.config import base_config
+from vit_jax.config.model import NUMERICS
 from vit_jax.errors import ConfigError
 from vit_jax.models import (
     ResnetConfig,
     StemConfig,
     VitConfig,
     build,
-    model_config,
     num_params,
     param_shapes,
     parse_variant,
+    read_section,
 )
 from vit_jax.models.resize import resize_posemb
-from vit_jax.models.resnet import NUMERICS, StdConv, Stem
+from vit_jax.models.resnet import StdConv, Stem
 from vit_jax.models.variants import RESNETS
 
 V1, V2 = ({"version": version, **numerics} for version, numerics in NUMERICS.items())
@@ -37,7 +38,7 @@ def config(variant, **changes):
     for key, value in changes.items():
         section, _, leaf = key.rpartition("__")
         (c.model[section] if section else c.model)[leaf] = value
-    return model_config(c.model, num_classes=1000)
+    return read_section(c.model, num_classes=1000)
 
 
 # --- Against big_vision and google-research/vision_transformer ------------------------------------

@@ -16,7 +16,7 @@ from vit_jax.config import freeze
 from vit_jax.data import transforms
 from vit_jax.data.sources import open_source
 from vit_jax.evaluate import evaluate
-from vit_jax.models import Vit, model_config
+from vit_jax.models import Vit, read_section
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import path_name
 from vit_jax.predict import predict
@@ -41,7 +41,7 @@ def release(request, tmp_path):
 def digits(run, count):
     """The first test digits, as the run's model is fed."""
     source = open_source(run.config.data, split="test")
-    cfg = model_config(run.config.model, num_classes=source.num_classes)
+    cfg = read_section(run.config.model, num_classes=source.num_classes)
     build = transforms.build(run.config.data.eval_transforms, image_size=cfg.image_size)
     rng = np.random.default_rng(0)
     return np.stack([build(source[i], rng)["image"] for i in range(count)]), source, cfg
@@ -66,7 +66,7 @@ def test_it_would_start_from_the_same_parameters(release):
     """Keys that were added since, and are None, change nothing in what the config makes."""
     workdir, said = release
     config = workdirs.read_config(workdir)
-    cfg = model_config(config.model, num_classes=10)
+    cfg = read_section(config.model, num_classes=10)
     images = jnp.zeros((1, *cfg.image_size, cfg.channels))
     params = jax.jit(Vit(cfg).init)(jax.random.key(config.seed), images)["params"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -10,7 +10,7 @@ from tests.conftest import campaign, slow
 from tests.optim_trees import DEPTH, flat, nested, random_scanned, unscanned
 from vit_jax.config import base_config
 from vit_jax.errors import ConfigError
-from vit_jax.models import model_config, param_shapes
+from vit_jax.models import param_shapes, read_section
 from vit_jax.optim import make_optimizer
 from vit_jax.optim.layers import layer_decay_multipliers
 from vit_jax.optim.muon import matrix_axes
@@ -170,7 +170,7 @@ def test_the_rules_know_every_parameter_of_the_real_models(variant, scan):
     model = base_config().model
     model.variant, model.pool, model.num_classes, model.scan = variant, "map", 10, scan
     model.depth, model.rep_size = 2, -1
-    shapes = param_shapes(model_config(model, num_classes=10))
+    shapes = param_shapes(read_section(model, num_classes=10))
     depths = layer_decay_multipliers(shapes, decay=0.5)
     first, last, stacked = 0.5**3, 1.0, [0.5**2, 0.5]
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):

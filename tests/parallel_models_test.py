@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from tests.conftest import campaign, slow
 from vit_jax.config import base_config
-from vit_jax.models import build, model_config, param_shapes
+from vit_jax.models import build, param_shapes, read_section
 from vit_jax.parallel.mesh import batch_sharding, make_mesh
 from vit_jax.parallel.rules import param_shardings, path_name
 
@@ -35,7 +35,7 @@ def make(name):
     c.update(MODELS[name])
     c.resnet.update(RESNETS.get(name, {}))
     c.image_size = (32, 40)
-    return model_config(c, num_classes=16)
+    return read_section(c, num_classes=16)
 
 
 @pytest.mark.medium

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.config import base_config
 from vit_jax.errors import ConfigError
-from vit_jax.models import Vit, model_config, param_shapes
+from vit_jax.models import Vit, param_shapes, read_section
 from vit_jax.optim import make_optimizer
 from vit_jax.parallel import rules
 from vit_jax.parallel.constraints import constrain
@@ -25,7 +25,7 @@ def cfg_of(variant="B/16", **changes):
     c = base_config()
     c.model.variant = variant
     c.model.update(changes)
-    return model_config(c.model, num_classes=1000)
+    return read_section(c.model, num_classes=1000)
 
 
 EVERY_PARAMETER = [

@@ -7,7 +7,7 @@ import pytest
 
 from tests.small_run import small_config
 from vit_jax.errors import ConfigError
-from vit_jax.models import build, model_config, param_shapes
+from vit_jax.models import build, param_shapes, read_section
 from vit_jax.optim import make_optimizer
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.sweeps.costs import cost, total_train_flops
@@ -35,7 +35,7 @@ def test_bytes_per_device_are_those_of_the_state_there(tmp_path, mesh, optimizer
     changes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
     changes |= {"optim__name": optimizer, "optim__ema_decay": 0.5}
     config = small_config(**MODEL, **changes)
-    cfg = model_config(config.model, num_classes=10)
+    cfg = read_section(config.model, num_classes=10)
     count = mesh[0] * mesh[1] * mesh[2]
     real_mesh = make_mesh(config.mesh, devices=jax.devices()[:count])
     with jax.set_mesh(real_mesh):
@@ -68,7 +68,7 @@ def test_more_devices_along_data_do_not_split_the_state(tmp_path):
 
 def test_frozen_parameters_take_neither_gradients_nor_activations(tmp_path):
     config = small_config(**MODEL)
-    params = param_shapes(model_config(config.model, num_classes=10))
+    params = param_shapes(read_section(config.model, num_classes=10))
     head = sum(leaf.size for leaf in jax.tree.leaves(params["head"])) * 4
     whole = sum(leaf.size for leaf in jax.tree.leaves(params)) * 4
     probe = {"optim__freeze": ("(?!head/).*",), "optim__name": "sgd", "optim__momentum": 0.0}

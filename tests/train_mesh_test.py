@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from tests.conftest import campaign
 from tests.exactness import MESHES, TOLERANCE, whole
 from tests.small_run import small_config, train_on_one
-from vit_jax.models import build, model_config, param_shapes
+from vit_jax.models import build, param_shapes, read_section
 from vit_jax.optim import make_optimizer, make_schedule
 from vit_jax.parallel import processes
 from vit_jax.parallel.mesh import batch_sharding, make_mesh
@@ -118,7 +118,7 @@ def prepared(**changes):
     config = small_config(**changes)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        cfg = model_config(config.model, num_classes=10)
+        cfg = read_section(config.model, num_classes=10)
         schedule = make_schedule(
             config.optim.schedule, total_steps=10, batch_size=16, num_examples=1000
         )

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from tests.small_run import small_config
-from vit_jax.models import build, model_config
+from vit_jax.models import build, read_section
 from vit_jax.training.state import make_init, run_keys
 from vit_jax.training.update import make_train_step
 
@@ -39,7 +39,7 @@ def test_the_keys_of_a_seed_are_always_the_same():
 def step_shapes(**changes):
     """The shapes that the train step of a config gives: (state, metrics)."""
     config = small_config(**changes)
-    model = build(model_config(config.model, num_classes=10))
+    model = build(read_section(config.model, num_classes=10))
     tx = optax.sgd(0.1)
     state = jax.eval_shape(make_init(config, model, tx), jax.random.key(0))
     batch = {

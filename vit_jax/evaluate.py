@@ -34,7 +34,7 @@ from vit_jax.errors import ConfigError, DataError, printable
 from vit_jax.evals.build import classifier, eval_batches
 from vit_jax.evals.classification import ClassificationReport
 from vit_jax.evals.predictions import predict
-from vit_jax.models import ModelConfig, model_config
+from vit_jax.models import ModelConfig, read_section
 from vit_jax.parallel import processes
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.watch import Watch
@@ -70,15 +70,15 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
                 f"{source.name}, {split}, has the classes {', '.join(source.class_names[:9])}; the "
                 f"model was trained on {', '.join(names[:9])}: what it says would mean nothing."
             )
-        cfg = model_config(run.config.model, num_classes=run.dataset["num_classes"])
+        model_config = read_section(run.config.model, num_classes=run.dataset["num_classes"])
         with eval_batches(
-            run.config, cfg, source, mesh, batch_size=run.config.batch_size
+            run.config, model_config, source, mesh, batch_size=run.config.batch_size
         ) as batches:
-            report = classifier(run.config, cfg).report(
+            report = classifier(run.config, model_config).report(
                 run.params, watch.over(batches, "the evaluation")
             )
         watch.at("the images")
-        ids, probabilities = _first_probabilities(run, cfg, source, mesh)
+        ids, probabilities = _first_probabilities(run, model_config, source, mesh)
 
     if jax.process_index() == 0:
         folder = _results_folder(run, split=split, usual=usual)
@@ -91,7 +91,7 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
             if report.confusion is not None:
                 confusion(report, names, folder / "confusion.png")
             if not source.multi_label:
-                _draw_pictures(run, cfg, source, ids, probabilities, names, folder)
+                _draw_pictures(run, model_config, source, ids, probabilities, names, folder)
         except OSError as error:
             raise DataError(f"{folder} cannot be written: {storage.explain(error)}.") from error
         bad = len(source) - report.count
@@ -125,20 +125,20 @@ def _file_name(text: str) -> str:
 
 
 def _first_probabilities(
-    run: Run, cfg: ModelConfig, source: Source, mesh: Mesh
+    run: Run, model_config: ModelConfig, source: Source, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first examples of a split that are not bad, and their class probabilities."""
     ids, rows, seen = [], [], 0
     with eval_batches(
         run.config,
-        cfg,
+        model_config,
         source,
         mesh,
         batch_size=run.config.batch_size,
         on_bad=lambda example, message: None,  # It was told of before.
     ) as batches:
         for probabilities, batch in predict(
-            cfg, run.params, batches, loss_name=run.config.loss.name, mesh=mesh
+            model_config, run.params, batches, loss_name=run.config.loss.name, mesh=mesh
         ):
             (good,) = np.nonzero(batch["weight"])
             ids.append(seen + good)
@@ -151,7 +151,7 @@ def _first_probabilities(
 
 def _draw_pictures(
     run: Run,
-    cfg: ModelConfig,
+    model_config: ModelConfig,
     source: Source,
     ids: np.ndarray,
     probabilities: np.ndarray,
@@ -160,7 +160,7 @@ def _draw_pictures(
 ) -> None:
     """predictions.png and samples/: whole images, squashed to the model's size."""
     decode = run.config.data.eval_transforms[0]
-    picture = transforms.build((decode, {"op": "resize"}), image_size=cfg.image_size)
+    picture = transforms.build((decode, {"op": "resize"}), image_size=model_config.image_size)
     rng = np.random.default_rng(0)
     examples = [picture(source[i], rng) for i in ids.tolist()]
     images = np.stack([example["image"] for example in examples])

@@ -39,7 +39,7 @@ from vit_jax.data.files import Files, find_images
 from vit_jax.errors import CheckpointError, ConfigError, ExitCode, did_you_mean, printable
 from vit_jax.evals.build import eval_batches
 from vit_jax.evals.predictions import predict as predict_batches
-from vit_jax.models import model_config
+from vit_jax.models import read_section
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.pretrained.exports.workdir import class_names, run_config
 from vit_jax.pretrained.formats.hints import parse_hints
@@ -90,19 +90,19 @@ def predict(
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": -1, "tensor": 1}))
     with jax.set_mesh(mesh):
         config, params, names = _load(checkpoint, mesh, hints or {})
-        cfg = model_config(config.model, num_classes=len(names))
+        model_config = read_section(config.model, num_classes=len(names))
         bad: dict[int, str] = {}
         seen = 0
         with eval_batches(
             config,
-            cfg,
+            model_config,
             Files(files, class_names=names),
             mesh,
             batch_size=min(BATCH_SIZE, config.batch_size),
             on_bad=bad.__setitem__,
         ) as batches:
             for rows, _ in predict_batches(
-                cfg, params, batches, loss_name=config.loss.name, mesh=mesh
+                model_config, params, batches, loss_name=config.loss.name, mesh=mesh
             ):
                 for row in rows[: len(files) - seen]:
                     yield _prediction(files[seen], row, names, top_k, bad.get(seen, ""))

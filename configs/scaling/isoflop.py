@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.config import parse_args
 from vit_jax.errors import ConfigError
-from vit_jax.models import model_config, train_flops_per_image
+from vit_jax.models import read_section, train_flops_per_image
 from vit_jax.sweeps import recipes
 from vit_jax.sweeps.grids import Point, durations
 
@@ -61,8 +61,8 @@ def sweep(arg: str | None = None) -> list[Point]:
     points = []
     for model in (args.model,) if args.model else MODELS[args.data]:
         c = get_config(f"data={args.data},model={model}")
-        cfg = model_config(c.model, num_classes=CLASSES[args.data])
-        update = train_flops_per_image(cfg) * c.batch_size
+        model_config = read_section(c.model, num_classes=CLASSES[args.data])
+        update = train_flops_per_image(model_config) * c.batch_size
         steps = [round(budget / update) for budget in BUDGETS[args.data]]
         steps = [n for n in steps if FEWEST[args.data] <= n <= MOST[args.data]]
         points += durations({":model": model}, steps, cooldown=recipes.COOLDOWN)

@@ -14,7 +14,7 @@ from vit_jax import storage
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import validate
 from vit_jax.errors import CheckpointError, did_you_mean
-from vit_jax.models import model_config, param_shapes
+from vit_jax.models import param_shapes, read_section
 from vit_jax.optim.paths import matching
 from vit_jax.parallel.rules import param_shardings, path_name
 from vit_jax.rundir import workdir as workdirs
@@ -113,7 +113,7 @@ def _check_model(run: Run) -> None:
     config = run.workdir / workdirs.CONFIG
     try:
         validate(run.config)
-        fresh = param_shapes(model_config(run.config.model, num_classes=run.dataset["num_classes"]))
+        fresh = param_shapes(read_section(run.config.model, num_classes=run.dataset["num_classes"]))
     except Exception as error:  # A config that somebody has made up may break anything.
         raise CheckpointError(f"{config} describes no model: {str(error)[:1000]}") from error
     if differences := _differences(_named(fresh), _named(run.params)):

@@ -15,6 +15,7 @@ from immutabledict import immutabledict
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
+from vit_jax.config.fields import SHARE, Bounds, check_value
 from vit_jax.config.form import check_entries, check_section
 from vit_jax.config.model import model_section
 from vit_jax.errors import ConfigError, did_you_mean
@@ -213,25 +214,26 @@ def _frozen(value: Any) -> Any:
     return value
 
 
-# The smallest and the largest accepted value of what no other part of the code would check.
+# Accepted values of what no other part of the code would check.
 _BOUNDS = {
-    "seed": (0, 2**32 - 1),  # JAX's keys would take a larger one for a smaller one.
-    "batch_size": (1, 2**24),
-    "timeout_seconds": (1, math.inf),
-    "data.shots": (0, math.inf),
-    "data.examples": (0, math.inf),
-    "data.workers": (0, 1024),
-    "data.threads": (1, 1024),
-    "data.prefetch": (1, 1024),
-    "mix.mixup_alpha": (0, math.inf),
-    "mix.cutmix_alpha": (0, math.inf),
-    "optim.accum_steps": (1, 2**24),
-    "checkpoint.every_steps": (1, math.inf),
-    "checkpoint.keep_last": (1, math.inf),
-    "checkpoint.keep_every_steps": (0, math.inf),
-    "log.every_steps": (1, math.inf),
+    "seed": Bounds(0, 2**32 - 1),  # JAX's keys would take a larger one for a smaller one.
+    "batch_size": Bounds(1, 2**24),
+    "timeout_seconds": Bounds(1),
+    "data.shots": Bounds(0),
+    "data.examples": Bounds(0),
+    "data.workers": Bounds(0, 1024),
+    "data.threads": Bounds(1, 1024),
+    "data.prefetch": Bounds(1, 1024),
+    "mix.mixup_alpha": Bounds(0),
+    "mix.cutmix_alpha": Bounds(0),
+    "loss.label_smoothing": SHARE,
+    "optim.accum_steps": Bounds(1, 2**24),
+    "optim.ema_decay": SHARE,
+    "checkpoint.every_steps": Bounds(1),
+    "checkpoint.keep_last": Bounds(1),
+    "checkpoint.keep_every_steps": Bounds(0),
+    "log.every_steps": Bounds(1),
 }
-_SHARES = ("loss.label_smoothing", "optim.ema_decay")  # From 0 to less than 1.
 _CHOICES = {"data.on_bad": ON_BAD, "checkpoint.best_mode": ("max", "min")}
 
 
@@ -241,17 +243,10 @@ def validate(config: ConfigDict | FrozenConfigDict) -> None:
     Raises:
       ConfigError: naming the key.
     """
-    for key, (low, high) in _BOUNDS.items():
-        if not low <= _get(config, key) <= high:
-            span = f"at least {low}" if high == math.inf else f"from {low:,} to {high:,}"
-            raise ConfigError(f"{key} is {_get(config, key)}: it must be {span}.")
-    for key in _SHARES:
-        if not 0 <= _get(config, key) < 1:
-            raise ConfigError(f"{key} is {_get(config, key)}: it must be in [0, 1).")
+    for key, bounds in _BOUNDS.items():
+        check_value(key, _get(config, key), bounds=bounds)
     for key, accepted in _CHOICES.items():
-        value = _get(config, key)
-        if value not in accepted:
-            raise ConfigError(f'{key} is "{value}". {did_you_mean(value, accepted)}')
+        check_value(key, _get(config, key), choices=accepted)
     for key in ("init_skip", "optim.freeze"):
         for pattern in _get(config, key):
             check_pattern(pattern, key=key)

@@ -1,74 +1,396 @@
-"""The section `model` of the base config: every key of every kind of model, with its meaning."""
+"""What a model is: every field of every kind of model, declared once, as frozen values.
+
+    ClassifierConfig        what all have
+      PatchConfig           patches, and blocks of one width
+        VitConfig           the Vision Transformer and its hybrids
+        MixerConfig         MLP-Mixer
+      ResnetConfig          a StemConfig with a head
+
+`model_section` derives the section `model` of a run's config from them.
+"""
+
+# A field is declared by a call:
+# ruff: noqa: RUF009
+
+import dataclasses
+import functools
+import typing
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from vit_jax.config.fields import (
+    POSITIVE,
+    SHARE,
+    Bounds,
+    Kind,
+    check_fields,
+    declarations,
+    declare,
+)
+from vit_jax.errors import ConfigError
+
+size = functools.partial(declare, Kind.SIZE)
+architecture = functools.partial(declare, Kind.ARCHITECTURE)
+numerics = functools.partial(declare, Kind.NUMERICS)
+run = functools.partial(declare, Kind.RUN)
+
+# The largest accepted sizes are ten times what anybody has published, and more.
+_LONGEST_SIDE = 2**14  # Of an image, in pixels.
+_LEARNED = {"posemb": ("learned",)}
+_ROTARY = {"rope": ("dinov3", "axial_ij", "axial_xy")}
+_AXIAL = {"rope": ("axial_ij", "axial_xy")}
+
+# version of a ResNet -> the numerics of Google's code for it, as fields of StemConfig.
+NUMERICS = {
+    "v1": {"padding": "same", "gn_eps": 1e-6, "std_eps": 1e-5, "std_eps_in": "std"},
+    "v2": {"padding": "explicit", "gn_eps": 1e-5, "std_eps": 1e-10, "std_eps_in": "var"},
+}
+GROUPS = 32  # Of group norm.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """What every model that classifies images has. Hashable, checked when made.
+
+    Raises:
+      ConfigError: a value is not accepted, or two do not go together. So do all kinds of models.
+    """
+
+    image_size: tuple[int, int] = size(
+        "Height and width in pixels; in a config also (side,).",
+        bounds=Bounds(1, _LONGEST_SIDE), hint=True, section_default=(224,),
+    )  # fmt: skip
+    channels: int = size("Of the images.", default=3, bounds=Bounds(1, 2**10), section_default=3)
+    num_classes: int = size(
+        "None: as many as the data set has. 0: no head, the logits are the pre-logits.",
+        bounds=Bounds(0, 2**24), hint=True,
+    )  # fmt: skip
+    head_bias_init: float = run(
+        "E.g. -6.9 or -10 with the sigmoid loss and many classes.", default=0.0
+    )
+    dtype: str = run(
+        "Of the computation. Parameters are float32.",
+        default="float32", choices=("float32", "bfloat16"),
+    )  # fmt: skip
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchConfig(ClassifierConfig):
+    """What a ViT and a Mixer share."""
+
+    patch_size: tuple[int, int] = size(
+        "Height and width in pixels; of a hybrid in points of its stem's feature map.",
+        bounds=Bounds(1, _LONGEST_SIDE), hint=True, section=None,
+    )  # fmt: skip
+    width: int = size("Features of a token.", bounds=Bounds(1, 2**17), hint=True)
+    depth: int = size("Blocks.", bounds=Bounds(1, 1024), hint=True)
+    mlp_dim: int = size("Hidden units of a block's MLP.", bounds=Bounds(1, 2**20), hint=True)
+    stochastic_depth: float = run(
+        "Rate of the last block; grows linearly from 0 at the first.", default=0.0, bounds=SHARE
+    )
+    ln_eps: float = numerics("LayerNorm epsilon.", default=1e-6, bounds=POSITIVE, hint=True)
+    gelu: str = numerics(
+        "tanh: the approximation, of Google's models; erf: exact, of PyTorch's.",
+        default="tanh", choices=("tanh", "erf"), hint=True,
+    )  # fmt: skip
+    scan: bool = run(
+        "Compile one block and loop over it: compile time independent of depth.", default=True
+    )
+    remat: str = run(
+        "What the backward pass recomputes: nothing; all but the results of matrix products; all "
+        "but those of products without a batch dimension (the attention matrix is recomputed); "
+        "everything.",
+        default="none", choices=("none", "dots", "dots_no_batch", "full"),
+    )  # fmt: skip
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels of the image from patch to patch."""
+        return self.patch_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.stride[0], self.image_size[1] // self.stride[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the sequence in the encoder."""
+        return self.grid[0] * self.grid[1]
+
+    def __post_init__(self):
+        super().__post_init__()
+        scaled = self.stride != self.patch_size
+        what = "the stem's stride times the patch size," if scaled else "the patch size"
+        for side, image, patch in zip(
+            ("height", "width"), self.image_size, self.stride, strict=True
+        ):
+            if image % patch or image < patch:
+                below, above = image // patch * patch, (image // patch + 1) * patch
+                nearest = f"{below} or {above}" if below else f"{above}"
+                raise ConfigError(
+                    f"model.image_size has the {side} {image}, which is not a multiple of {what} "
+                    f"{patch}. The nearest that are: {nearest}."
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixerConfig(PatchConfig):
+    """Architecture and numerics of an MLP-Mixer."""
+
+    token_mlp_dim: int = size("Hidden units of the MLP over tokens.", bounds=Bounds(1, 2**20))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StemConfig:
+    """A ResNet up to its last feature map. The defaults of the numerics are those of Google's v1.
+
+    Raises:
+      ConfigError: a value is not accepted.
+    """
+
+    units: tuple[int, ...] = size(
+        "Of each stage: (3, 4, 6, 3). (): the root alone.",
+        bounds=Bounds(1, 1024), section="resnet",
+    )  # fmt: skip
+    width_factor: float = size(
+        "1: 64 channels in the root.",
+        default=1.0, bounds=Bounds(0, 64.0, above=True), section="resnet",
+    )  # fmt: skip
+    version: str = architecture(
+        "v1: activation after the convolutions; v2: before.",
+        default="v1", choices=tuple(NUMERICS), section="resnet",
+    )  # fmt: skip
+    padding: str = numerics(
+        "same: as TensorFlow, a pixel more at the end where the sides are even (v1). explicit: as "
+        "many on either side (v2, big_vision). explicit_zeros: and the root's maximum is taken "
+        "with zeros beyond the border (PyTorch's BiT); in v1, after a ReLU, that is the same.",
+        default="same", choices=("same", "explicit", "explicit_zeros"), section="resnet",
+    )  # fmt: skip
+    gn_eps: float = numerics(
+        "GroupNorm epsilon: 1e-6 (v1) or 1e-5 (v2).",
+        default=1e-6, bounds=POSITIVE, section="resnet",
+    )  # fmt: skip
+    std_eps: float = numerics(
+        "Epsilon of standardised kernels: 1e-5 (v1) or 1e-10 (v2).",
+        default=1e-5, bounds=POSITIVE, section="resnet",
+    )  # fmt: skip
+    std_eps_in: str = numerics(
+        "What that is added to: the standard deviation (v1), or the variance under its root (v2).",
+        default="std", choices=("std", "var"), section="resnet",
+    )  # fmt: skip
+
+    def __post_init__(self):
+        check_fields(self)
+        if len(self.units) > 8:
+            raise ConfigError(
+                f"model.resnet.units is {self.units}: write at most 8 stages, such as (3, 4, 6, 3)."
+            )
+        if self.root_width % GROUPS:
+            raise ConfigError(
+                f"model.resnet.width_factor is {self.width_factor}: 64 times it must be a multiple "
+                f"of {GROUPS}, the groups of group norm: 0.5, 1, 1.5, ..."
+            )
+
+    @property
+    def root_width(self) -> int:
+        """Channels of the first convolution."""
+        return int(64 * self.width_factor)
+
+    @property
+    def features(self) -> int:
+        """Channels of the last feature map."""
+        return 4 * self.root_width * 2 ** (len(self.units) - 1) if self.units else self.root_width
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image between points of the last feature map."""
+        return 4 * 2 ** max(len(self.units) - 1, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResnetConfig(StemConfig, ClassifierConfig):
+    """A ResNet with a head."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VitConfig(PatchConfig):
+    """Architecture and numerics of a Vision Transformer."""
+
+    stem: StemConfig | None = architecture(
+        "A hybrid: the patches are of a ResNet's feature map.", default=None, section=None
+    )
+    num_heads: int = size("Of attention.", bounds=Bounds(1, 2**12), hint=True)
+    pool: str = architecture(
+        "What the head reads: the class token; the mean of the patches; what attention pools of "
+        "all tokens, or of the patches alone; class token and mean of the patches, one after the "
+        "other (DINOv2's classifier).",
+        default="token", choices=("token", "gap", "map", "map_patches", "token_gap"), hint=True,
+    )  # fmt: skip
+    class_token: bool = architecture("Even if the head does not read it.", default=False)
+    distilled: bool = architecture(
+        "A distillation token and its head (DeiT, arXiv 2012.12877).", default=False
+    )
+    registers: int = architecture(
+        "Tokens that stand for nothing (arXiv 2309.16588).", default=0, bounds=Bounds(0, 2**10)
+    )
+    posemb: str = architecture(
+        "Position embedding added to the tokens.",
+        default="learned", choices=("learned", "sincos2d", "none"), hint=True,
+    )  # fmt: skip
+    posemb_prefix: str = architecture(
+        "Prefix tokens that have a row in it: none (DeiT-III), class and distillation token but "
+        "no registers (DINOv2), all (timm's default).",
+        default="class", choices=("none", "class", "all"), matters_if=_LEARNED,
+    )  # fmt: skip
+    posemb_resize: str = numerics(
+        "Kernel that brings it to another grid: vit_jax.models.resize.",
+        default="bilinear_corners",
+        choices=(
+            "bilinear_corners", "bilinear", "bicubic_corners", "bicubic", "bicubic_antialias",
+            "bicubic_offset",
+        ),
+        matters_if=_LEARNED, hint=True,
+    )  # fmt: skip
+    rope: str = architecture(
+        "Rotary position embedding of queries and keys: vit_jax.models.positions.",
+        default="none", choices=("none", "dinov3", "axial_ij", "axial_xy"), hint=True,
+    )  # fmt: skip
+    rope_theta: float = architecture(
+        "Its longest period.", default=100.0, bounds=POSITIVE, matters_if=_ROTARY, hint=True
+    )
+    rope_periods: tuple[float, ...] = numerics(
+        "In place of those of theta, as a checkpoint has them: a quarter of a head's width.",
+        default=(), bounds=POSITIVE, matters_if=_ROTARY,
+    )  # fmt: skip
+    rope_grid: tuple[int, int] = architecture(
+        "Rows and columns that positions are scaled to; (0, 0): not scaled.",
+        default=(0, 0), bounds=Bounds(0), matters_if=_AXIAL, hint=True,
+    )  # fmt: skip
+    rep_size: int = architecture(
+        "Width of the tanh pre-logits layer; 0: none; in a config, -1: the model's width.",
+        default=0, bounds=Bounds(0, 2**17), hint=True,
+    )  # fmt: skip
+    dropout: float = run("After embedding, attention and in the MLP.", default=0.0, bounds=SHARE)
+    attention_dropout: float = run("Of the attention weights.", default=0.0, bounds=SHARE)
+    patch_bias: bool = architecture("Of the patch embedding.", default=True)
+    qkv_bias: bool = architecture("Of query, key and value.", default=True)
+    key_bias: bool = architecture(
+        "False: of query and value alone (DINOv3, EVA).",
+        default=True, matters_if={"qkv_bias": (True,)},
+    )  # fmt: skip
+    qk_norm: bool = architecture("Normalise queries and keys.", default=False)
+    qk_norm_bias: bool = architecture(
+        "These norms have biases.", default=False, matters_if={"qk_norm": (True,)}
+    )
+    attn_norm: bool = architecture("A norm before attention's output projection.", default=False)
+    mlp: str = architecture(
+        "Activation of the MLP; swiglu and geglu have a gate, a third matrix.",
+        default="gelu", choices=("gelu", "silu", "swiglu", "geglu"), hint=True,
+    )  # fmt: skip
+    mlp_norm: bool = architecture("A norm in the MLP (EVA-02).", default=False)
+    layer_scale: float = architecture(
+        "Initial factors of the branches (CaiT, arXiv 2103.17239); 0: none.", default=0.0
+    )
+    pre_norm: bool = architecture("A norm before the first block (CLIP).", default=False)
+    final_norm: str = architecture(
+        "Where the last norm is: over tokens, over what is pooled of them, nowhere.",
+        default="tokens", choices=("tokens", "pooled", "none"),
+    )  # fmt: skip
+    norm: str = architecture(
+        "rmsnorm: no bias, no centring.", default="layernorm", choices=("layernorm", "rmsnorm")
+    )
+    parallel: bool = architecture(
+        "Attention and MLP side by side, of the same normalised input.", default=False
+    )
+    lora_rank: int = run(
+        "Of adapters of attention's four projections (arXiv 2106.09685); 0: none. Freeze what "
+        "they adapt: optim.freeze, as configs/finetune.py:mode=lora does.",
+        default=0, bounds=Bounds(0, 2**12),
+    )  # fmt: skip
+    lora_alpha: float = run(
+        "Their sum is multiplied by lora_alpha / lora_rank.", default=16.0, bounds=POSITIVE
+    )
+    attention: str = run("Back end of attention.", default="auto", choices=("auto", "xla", "cudnn"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.distilled and self.pool != "token":
+            raise ConfigError(f'model.distilled needs model.pool="token", not "{self.pool}".')
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"model.width {self.width} is not a multiple of model.num_heads {self.num_heads}."
+            )
+        if self.posemb == "sincos2d" and self.width % 4:
+            raise ConfigError(f"sincos2d needs a width that is a multiple of 4, not {self.width}.")
+        head_width = self.width // self.num_heads
+        if self.rope != "none" and head_width % 4:
+            raise ConfigError(
+                f"model.rope needs a head width that is a multiple of 4, not {head_width}."
+            )
+        if len(self.rope_periods) not in (0, head_width // 4):
+            raise ConfigError(
+                f"model.rope_periods has {len(self.rope_periods)} numbers: it must have "
+                f"{head_width // 4}, a quarter of a head's width, or none."
+            )
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels of the image from patch to patch."""
+        scale = 1 if self.stem is None else self.stem.stride
+        return scale * self.patch_size[0], scale * self.patch_size[1]
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the sequence begins with one."""
+        return self.class_token or self.pool in ("token", "token_gap")
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches: class, distillation, registers."""
+        return self.has_class_token + self.distilled + self.registers
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the sequence in the encoder."""
+        return self.num_prefix + super().num_tokens
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate, a third matrix."""
+        return self.mlp in ("swiglu", "geglu")
+
+    @property
+    def posemb_rows(self) -> int:
+        """Prefix tokens that have a row in a learned position embedding."""
+        rows = {"none": 0, "class": self.num_prefix - self.registers, "all": self.num_prefix}
+        return rows[self.posemb_prefix]
+
+
+ModelConfig = VitConfig | ResnetConfig | MixerConfig
+KINDS: tuple[type[ModelConfig], ...] = (VitConfig, ResnetConfig, MixerConfig)
+
 
 def model_section() -> ConfigDict:
-    """The section `model`. A placeholder, None, stands for: as the variant was published."""
-    c = ConfigDict()
+    """The section `model` of the base config: every key of every kind of model.
+
+    A placeholder, None, stands for: as the variant was published, or as the checkpoint of
+    `init_from` has it; where neither says, the field's default.
+    """
+    section = ConfigDict({"resnet": ConfigDict()})
     # A name of vit_jax.models.variants: S/16, R26+S/32, BiT-R50x1, Mixer-B/16. "": init_from's.
-    c.variant = "S/16"
-    c.image_size = (224,)  # (side,) or (height, width), in pixels.
-    c.channels = 3  # Of the images that the model is fed.
-    c.num_classes = placeholder(int)  # None: as many as the data set has.
-    c.head_bias_init = 0.0  # E.g. -6.9 or -10 with the sigmoid loss and many classes.
-
-    # How it is trained and computed.
-    c.dropout = 0.0  # After embedding, attention and in the MLP.
-    c.attention_dropout = 0.0  # Of the attention weights.
-    c.stochastic_depth = 0.0  # Of the last block; grows linearly from 0 at the first.
-    c.dtype = "float32"  # Of the computation: float32 or bfloat16. Parameters are float32.
-    c.attention = "auto"  # Back end of attention: auto, xla or cudnn.
-    c.scan = True  # Compile one block and loop over it: compile time independent of depth.
-    c.remat = "none"  # What the backward pass recomputes: see vit_jax.models.blocks.REMAT.
-    # Low-rank adapters of attention's four projections (arXiv 2106.09685). Freeze what they adapt:
-    # optim.freeze, as configs/finetune.py:mode=lora does.
-    c.lora_rank = 0  # 0: none.
-    c.lora_alpha = 16.0  # Their sum is multiplied by lora_alpha / lora_rank.
-
-    # The architecture and its numerics. None: as the variant was published, or as the checkpoint
-    # of init_from has it; where neither says, VitConfig's default, which is named first.
-    c.width = placeholder(int)
-    c.depth = placeholder(int)
-    c.mlp_dim = placeholder(int)
-    c.num_heads = placeholder(int)
-    c.token_mlp_dim = placeholder(int)  # Of a Mixer's MLP over tokens.
-    # What the head reads: token, gap, map, map_patches (of the patches alone) or token_gap.
-    c.pool = placeholder(str)
-    c.class_token = placeholder(bool)  # False: only if the head reads it.
-    c.distilled = placeholder(bool)  # False; a distillation token and its head, as DeiT's.
-    c.registers = placeholder(int)  # 0; tokens that stand for nothing (arXiv 2309.16588).
-    c.posemb = placeholder(str)  # learned, sincos2d or none.
-    c.posemb_prefix = placeholder(str)  # Tokens with a learned position: class, none, all.
-    c.posemb_resize = placeholder(str)  # Kernel for another grid: vit_jax.models.resize.KERNELS.
-    c.rope = placeholder(str)  # Rotary positions: none, dinov3, axial_ij or axial_xy.
-    c.rope_theta = placeholder(float)  # 100; the longest period.
-    c.rope_periods = placeholder(tuple)  # (): those of theta; or a quarter of a head's width.
-    c.rope_grid = placeholder(tuple)  # axial: scaled to these (rows, columns); (0, 0): not scaled.
-    c.rep_size = placeholder(int)  # Width of the tanh pre-logits layer; 0: none; -1: the model's.
-    c.ln_eps = placeholder(float)  # 1e-6; LayerNorm epsilon.
-    c.gelu = placeholder(str)  # tanh (Google's models) or erf (PyTorch's).
-    c.patch_bias = placeholder(bool)  # True; of the patch embedding.
-    c.qkv_bias = placeholder(bool)  # True; of query, key and value.
-    c.key_bias = placeholder(bool)  # True; False: of query and value alone (DINOv3, EVA).
-    c.qk_norm = placeholder(bool)  # False; normalise queries and keys.
-    c.qk_norm_bias = placeholder(bool)  # False; these norms have biases.
-    c.attn_norm = placeholder(bool)  # False; a norm before attention's output projection.
-    c.mlp = placeholder(str)  # gelu, silu; with a gate: swiglu, geglu.
-    c.mlp_norm = placeholder(bool)  # False; a norm in the MLP (EVA-02).
-    c.layer_scale = placeholder(float)  # 0: none; else the branches' initial factors.
-    c.pre_norm = placeholder(bool)  # False; a norm before the first block (CLIP).
-    c.final_norm = placeholder(str)  # Of tokens, pooled (of what is pooled) or none.
-    c.norm = placeholder(str)  # layernorm or rmsnorm.
-    c.parallel = placeholder(bool)  # False; attention and MLP side by side.
-
-    c.resnet = ConfigDict()  # Of the variants BiT-..., and of the stem of R...+...
-    c.resnet.units = placeholder(tuple)  # Of each stage: (3, 4, 6, 3).
-    c.resnet.width_factor = placeholder(float)  # 1: 64 channels in the root.
-    c.resnet.version = placeholder(str)  # v1 (activation after convolutions) or v2 (before).
-    c.resnet.padding = placeholder(str)  # same (v1), explicit (v2) or explicit_zeros.
-    c.resnet.gn_eps = placeholder(float)  # GroupNorm epsilon: 1e-6 (v1) or 1e-5 (v2).
-    c.resnet.std_eps = placeholder(float)  # Of standardised kernels: 1e-5 (v1) or 1e-10 (v2).
-    c.resnet.std_eps_in = placeholder(str)  # That is added to the std (v1) or the var (v2).
-    return c
+    section.variant = "S/16"
+    for kind in KINDS:
+        types = typing.get_type_hints(kind)
+        for field, declared in declarations(kind):
+            if declared.section is None:
+                continue
+            default = declared.section_default
+            if default is None:
+                default = placeholder(typing.get_origin(types[field.name]) or types[field.name])
+            (section[declared.section] if declared.section else section)[field.name] = default
+    return section

@@ -49,7 +49,7 @@ class Evaluation:
 
 
 def build_evals(
-    config: FrozenConfigDict, cfg: ModelConfig, mesh: Mesh, *, class_names: Sequence[str]
+    config: FrozenConfigDict, model_config: ModelConfig, mesh: Mesh, *, class_names: Sequence[str]
 ) -> dict[str, Evaluation]:
     """All of `config.evals` by name.
 
@@ -58,7 +58,7 @@ def build_evals(
 
     Args:
       config: of the run.
-      cfg: of its model.
+      model_config: of its model.
       mesh: of its batches.
       class_names: of the split that is trained on.
 
@@ -68,7 +68,7 @@ def build_evals(
         prepared.
     """
     evals = {}
-    evaluator = classifier(config, cfg)  # One, compiled once for all splits.
+    evaluator = classifier(config, model_config)  # One, compiled once for all splits.
     for name, entry in config.evals.items():
         if entry.get("type") not in TYPES:
             raise ConfigError(
@@ -81,7 +81,7 @@ def build_evals(
                 f"{source.name}: {entry.split} has the classes {_shown(source.class_names)}, and "
                 f"{config.data.split} has {_shown(class_names)}: they must be the same."
             )
-        transform = _transform(config, cfg)
+        transform = _transform(config, model_config)
         load = ExampleLoader(source, transform, 0)
         if config.data.on_bad == "skip":
             pipeline.first_good(load)
@@ -91,7 +91,7 @@ def build_evals(
         def run(params, over=iter, on_bad=None, source=source):
             with eval_batches(
                 config,
-                cfg,
+                model_config,
                 source,
                 mesh,
                 batch_size=config.batch_size,
@@ -103,11 +103,11 @@ def build_evals(
     return evals
 
 
-def _transform(config: FrozenConfigDict, cfg: ModelConfig) -> transforms.Transform:
+def _transform(config: FrozenConfigDict, model_config: ModelConfig) -> transforms.Transform:
     return transforms.build(
         config.data.eval_transforms,
-        image_size=cfg.image_size,
-        channels=cfg.channels,
+        image_size=model_config.image_size,
+        channels=model_config.channels,
         key="data.eval_transforms",
     )
 
@@ -120,19 +120,19 @@ def _shown(names: Sequence[str]) -> str:
     return f"{len(names)}: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else "")
 
 
-def classifier(config: FrozenConfigDict, cfg: ModelConfig) -> Classification:
+def classifier(config: FrozenConfigDict, model_config: ModelConfig) -> Classification:
     """The classification metrics of a run's model."""
-    model = build(cfg)
+    model = build(model_config)
     return Classification(
         lambda params, images: model.apply({"params": params}, images)[0],
-        num_classes=cfg.num_classes,
+        num_classes=model_config.num_classes,
         loss_name=config.loss.name,
     )
 
 
 def eval_batches(
     config: FrozenConfigDict,
-    cfg: ModelConfig,
+    model_config: ModelConfig,
     source: Source,
     mesh: Mesh,
     *,
@@ -143,7 +143,7 @@ def eval_batches(
 
     Args:
       config: of the run.
-      cfg: of its model.
+      model_config: of its model.
       source: of the examples.
       mesh: that the batches will lie on; need not be the one of the training.
       batch_size: rows of a batch, at most; fewer if there are fewer examples. Rounded up to
@@ -156,7 +156,7 @@ def eval_batches(
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     return pipeline.eval_batches(
         source,
-        _transform(config, cfg),
+        _transform(config, model_config),
         batch_size=-(-min(batch_size, len(source)) // parts) * parts,
         sharding=batch_sharding(mesh),
         on_bad=on_bad,

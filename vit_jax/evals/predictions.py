@@ -13,7 +13,7 @@ from vit_jax.parallel.mesh import replicated
 
 
 def predict(
-    cfg: ModelConfig,
+    model_config: ModelConfig,
     params: PyTree,
     batches: Iterable[dict[str, Array]],
     *,
@@ -23,7 +23,7 @@ def predict(
     """Probabilities of each class, batch by batch.
 
     Args:
-      cfg: of the model.
+      model_config: of the model.
       params: of the model, on the mesh.
       batches: {"image", "label", "weight"} as `vit_jax.data.pipeline.eval_batches` gives.
       loss_name: that the model was trained with: softmax_xent or sigmoid_xent.
@@ -32,7 +32,7 @@ def predict(
     Yields:
       Probabilities, and the batch they belong to on the host, padding (weight 0) included.
     """
-    model = build(cfg)
+    model = build(model_config)
 
     @jax.jit
     def step(params, batch):

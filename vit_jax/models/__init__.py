@@ -1,10 +1,9 @@
 """Models: sizes by name, Vision Transformers, ResNets and Mixers, and what they cost.
 
 variants    the one table of sizes
-build       config.model -> VitConfig, ResnetConfig or MixerConfig -> the module
-section     a model's config -> config.model, to be written beside a published checkpoint
-config      VitConfig: architecture and numerics, checked
-checks      what all such configs check
+section     config.model -> VitConfig, ResnetConfig or MixerConfig, and the inverse
+build       such a config -> the module
+checks      of images and of names to capture
 vit         Vit: embedding, encoder, pooling, head
 resnet      Resnet (the CNN baseline), and the stem of hybrids
 mixer       Mixer
@@ -17,8 +16,14 @@ heads       MAP head
 flops       parameters and FLOPs
 """
 
-from vit_jax.models.build import ModelConfig, build, model_config
-from vit_jax.models.config import VitConfig
+from vit_jax.config.model import (
+    MixerConfig,
+    ModelConfig,
+    ResnetConfig,
+    StemConfig,
+    VitConfig,
+)
+from vit_jax.models.build import build
 from vit_jax.models.flops import (
     forward_flops,
     num_params,
@@ -27,8 +32,9 @@ from vit_jax.models.flops import (
     train_flops_per_image,
     update_flops_per_image,
 )
-from vit_jax.models.mixer import Mixer, MixerConfig
-from vit_jax.models.resnet import Resnet, ResnetConfig, StemConfig
+from vit_jax.models.mixer import Mixer
+from vit_jax.models.resnet import Resnet
+from vit_jax.models.section import read_section
 from vit_jax.models.variants import VARIANTS, Variant, family, parse_variant
 from vit_jax.models.vit import Vit
 
@@ -46,11 +52,11 @@ __all__ = [
     "build",
     "family",
     "forward_flops",
-    "model_config",
     "num_params",
     "num_params_non_embedding",
     "param_shapes",
     "parse_variant",
+    "read_section",
     "train_flops_per_image",
     "update_flops_per_image",
 ]

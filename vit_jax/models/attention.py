@@ -10,21 +10,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax.config.model import VitConfig
 from vit_jax.errors import ConfigError
-from vit_jax.models.config import VitConfig
 from vit_jax.models.lora import Adapter
 from vit_jax.models.positions import rotation
 from vit_jax.parallel.constraints import BATCH, constrain
 
 
-def resolve_backend(cfg: VitConfig, *, train: bool, platform: str) -> str:
-    """The back end that will run: `cfg.attention`, or the best allowed one if that is "auto".
+def resolve_backend(config: VitConfig, *, train: bool, platform: str) -> str:
+    """The back end that will run: `config.attention`, or the best allowed one if that is "auto".
 
     cuDNN's fused kernel has no dropout that we could key by step, and takes 16-bit numbers and
     head widths that are multiples of 8 up to 128. XLA's attention takes everything.
 
     Args:
-      cfg: of the model.
+      config: of the model.
       train: whether dropout is on.
       platform: "cpu", "tpu", "gpu", or "cuda" for a GPU that cuDNN's kernel runs on: see
         `current_platform`.
@@ -36,22 +36,22 @@ def resolve_backend(cfg: VitConfig, *, train: bool, platform: str) -> str:
       ConfigError: cuDNN was asked for and can't do what the model needs; nothing is dropped
         silently.
     """
-    head_width = cfg.width // cfg.num_heads
+    head_width = config.width // config.num_heads
     obstacles = {
         f"the platform is {platform}, not an NVIDIA GPU from Ampere on": platform != "cuda",
-        f"model.dtype is {cfg.dtype}, not bfloat16": cfg.dtype != "bfloat16",
+        f"model.dtype is {config.dtype}, not bfloat16": config.dtype != "bfloat16",
         f"the head width {head_width} is not a multiple of 8 up to 128": (
             head_width % 8 != 0 or head_width > 128
         ),
-        "model.attention_dropout is on": train and cfg.attention_dropout > 0,
+        "model.attention_dropout is on": train and config.attention_dropout > 0,
     }
     reasons = [reason for reason, holds in obstacles.items() if holds]
-    if cfg.attention == "cudnn" and reasons:
+    if config.attention == "cudnn" and reasons:
         raise ConfigError(
             f'model.attention is "cudnn", which cannot run here: {"; ".join(reasons)}. '
             'Take "xla", or "auto" to have cudnn where it can run.'
         )
-    return "xla" if reasons or cfg.attention == "xla" else "cudnn"
+    return "xla" if reasons or config.attention == "xla" else "cudnn"
 
 
 def current_platform() -> str:
@@ -101,13 +101,13 @@ class MultiHeadAttention(nn.Module):
     """Multi-head attention of queries to keys, with its four projections.
 
     Attributes:
-      cfg: of the model.
+      config: of the model.
       train: dropout on.
       capture: return the attention weights; costs their memory, and takes the XLA back end.
       rotate: by the model's rotary position embedding, if it has one: the tokens are its own.
     """
 
-    cfg: VitConfig
+    config: VitConfig
     train: bool
     capture: bool = False
     rotate: bool = False
@@ -116,41 +116,41 @@ class MultiHeadAttention(nn.Module):
     def __call__(
         self, x_q: Float[Array, "b q width"], x_kv: Float[Array, "b k width"]
     ) -> tuple[Float[Array, "b q width"], Float[Array, "b h q k"] | None]:
-        cfg = self.cfg
-        heads = (cfg.num_heads, cfg.width // cfg.num_heads)
+        config = self.config
+        heads = (config.num_heads, config.width // config.num_heads)
 
         def project(x, name):
             y = nn.DenseGeneral(
                 heads,
-                use_bias=cfg.qkv_bias and (cfg.key_bias or name != "key"),
+                use_bias=config.qkv_bias and (config.key_bias or name != "key"),
                 kernel_init=nn.initializers.xavier_uniform(),
-                dtype=cfg.dtype,
+                dtype=config.dtype,
                 name=name,
             )(x)
-            if cfg.lora_rank:
-                y = y + Adapter(cfg, heads, name=f"{name}_lora")(x)
+            if config.lora_rank:
+                y = y + Adapter(config, heads, name=f"{name}_lora")(x)
             return constrain(y, BATCH, None, "tensor", None)
 
         query, key, value = project(x_q, "query"), project(x_kv, "key"), project(x_kv, "value")
-        if cfg.qk_norm:
+        if config.qk_norm:
             # Over each head's width; ViT-22B's (arXiv 2302.05442) has no bias.
             norm = functools.partial(
                 nn.LayerNorm,
-                epsilon=cfg.ln_eps,
-                use_bias=cfg.qk_norm_bias,
+                epsilon=config.ln_eps,
+                use_bias=config.qk_norm_bias,
                 use_fast_variance=False,
-                dtype=cfg.dtype,
+                dtype=config.dtype,
             )
             query, key = norm(name="query_norm")(query), norm(name="key_norm")(key)
-        if self.rotate and (turn := rotation(cfg)):
+        if self.rotate and (turn := rotation(config)):
             query, key = turn(query), turn(key)
 
-        backend = resolve_backend(cfg, train=self.train, platform=current_platform())
+        backend = resolve_backend(config, train=self.train, platform=current_platform())
         weights = None
         if backend == "cudnn" and not self.capture:
             x = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
         else:
-            dropout = cfg.attention_dropout if self.train else 0.0
+            dropout = config.attention_dropout if self.train else 0.0
             x, weights = dot_product_attention(
                 query,
                 key,
@@ -158,18 +158,18 @@ class MultiHeadAttention(nn.Module):
                 dropout=dropout,
                 dropout_rng=self.make_rng("dropout") if dropout else None,
             )
-        if cfg.attn_norm:
+        if config.attn_norm:
             shape = x.shape
             x = nn.LayerNorm(
-                epsilon=cfg.ln_eps, dtype=cfg.dtype, use_fast_variance=False, name="norm"
+                epsilon=config.ln_eps, dtype=config.dtype, use_fast_variance=False, name="norm"
             )(x.reshape(*shape[:2], -1)).reshape(shape)
         y = nn.DenseGeneral(
-            cfg.width,
+            config.width,
             axis=(-2, -1),
             kernel_init=nn.initializers.xavier_uniform(),
-            dtype=cfg.dtype,
+            dtype=config.dtype,
             name="out",
         )(x)
-        if cfg.lora_rank:
-            y = y + Adapter(cfg, (cfg.width,), axes=2, name="out_lora")(x)
+        if config.lora_rank:
+            y = y + Adapter(config, (config.width,), axes=2, name="out_lora")(x)
         return y, weights if self.capture else None

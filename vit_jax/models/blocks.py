@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax.config.model import VitConfig
 from vit_jax.models.attention import MultiHeadAttention
-from vit_jax.models.config import VitConfig
 from vit_jax.parallel.constraints import BATCH, constrain
 
 # `config.model.remat`: which results of the forward pass the backward pass finds in memory.
@@ -20,11 +20,15 @@ REMAT = {
 }
 
 
-def make_norm(cfg: VitConfig, name: str) -> nn.Module:
+def make_norm(config: VitConfig, name: str) -> nn.Module:
     """The model's normalisation layer; statistics in float32 whatever the dtype."""
-    if cfg.norm == "rmsnorm":
-        return nn.RMSNorm(epsilon=cfg.ln_eps, dtype=cfg.dtype, use_fast_variance=False, name=name)
-    return nn.LayerNorm(epsilon=cfg.ln_eps, dtype=cfg.dtype, use_fast_variance=False, name=name)
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(
+            epsilon=config.ln_eps, dtype=config.dtype, use_fast_variance=False, name=name
+        )
+    return nn.LayerNorm(
+        epsilon=config.ln_eps, dtype=config.dtype, use_fast_variance=False, name=name
+    )
 
 
 def drop_path(
@@ -44,49 +48,49 @@ def drop_path(
 class Mlp(nn.Module):
     """Two dense layers with a GELU or SiLU between them, or a gate (Shazeer 2020, 2002.05202)."""
 
-    cfg: VitConfig
+    config: VitConfig
     train: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
-        cfg = self.cfg
+        config = self.config
 
         def dense(features, name):
             return nn.Dense(
                 features,
                 kernel_init=nn.initializers.xavier_uniform(),
                 bias_init=nn.initializers.normal(stddev=1e-6),
-                dtype=cfg.dtype,
+                dtype=config.dtype,
                 name=name,
             )
 
         def activation(x):
-            if cfg.mlp in ("silu", "swiglu"):
+            if config.mlp in ("silu", "swiglu"):
                 return nn.silu(x)
-            return nn.gelu(x, approximate=cfg.gelu == "tanh")
+            return nn.gelu(x, approximate=config.gelu == "tanh")
 
-        hidden = constrain(dense(cfg.mlp_dim, "fc1")(x), BATCH, None, "tensor")
-        if cfg.gated:
-            gate = constrain(dense(cfg.mlp_dim, "gate")(x), BATCH, None, "tensor")
+        hidden = constrain(dense(config.mlp_dim, "fc1")(x), BATCH, None, "tensor")
+        if config.gated:
+            gate = constrain(dense(config.mlp_dim, "gate")(x), BATCH, None, "tensor")
             x = activation(gate) * hidden
         else:
             x = activation(hidden)
-        if cfg.mlp_norm:
-            x = make_norm(cfg, "norm")(x)
-        x = nn.Dropout(cfg.dropout, deterministic=not self.train)(x)
-        return dense(cfg.width, "fc2")(x)
+        if config.mlp_norm:
+            x = make_norm(config, "norm")(x)
+        x = nn.Dropout(config.dropout, deterministic=not self.train)(x)
+        return dense(config.width, "fc2")(x)
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); or both at once in a parallel block.
 
     Attributes:
-      cfg: of the model.
+      config: of the model.
       train: dropout and stochastic depth on.
       capture: "blocks", "attention", both or neither: what to return beside the output.
     """
 
-    cfg: VitConfig
+    config: VitConfig
     train: bool
     capture: tuple[str, ...] = ()
 
@@ -94,23 +98,23 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "b n width"], drop_rate: Float[Array, ""]
     ) -> tuple[Float[Array, "b n width"], dict[str, Array]]:
-        cfg = self.cfg
+        config = self.config
         attention = MultiHeadAttention(
-            cfg, self.train, "attention" in self.capture, rotate=True, name="attn"
+            config, self.train, "attention" in self.capture, rotate=True, name="attn"
         )
-        mlp = Mlp(cfg, self.train, name="mlp")
+        mlp = Mlp(config, self.train, name="mlp")
         x = constrain(x, BATCH, None, None)
 
-        y = make_norm(cfg, "norm1")(x)
+        y = make_norm(config, "norm1")(x)
         y_attn, weights = attention(y, y)
-        y_attn = nn.Dropout(cfg.dropout, deterministic=not self.train)(y_attn)
-        if cfg.parallel:
-            y_mlp = nn.Dropout(cfg.dropout, deterministic=not self.train)(mlp(y))
+        y_attn = nn.Dropout(config.dropout, deterministic=not self.train)(y_attn)
+        if config.parallel:
+            y_mlp = nn.Dropout(config.dropout, deterministic=not self.train)(mlp(y))
             x = x + self._drop_path(self._scale(y_attn + y_mlp, "scale1"), drop_rate)
         else:
             x = x + self._drop_path(self._scale(y_attn, "scale1"), drop_rate)
-            y_mlp = mlp(make_norm(cfg, "norm2")(x))
-            y_mlp = nn.Dropout(cfg.dropout, deterministic=not self.train)(y_mlp)
+            y_mlp = mlp(make_norm(config, "norm2")(x))
+            y_mlp = nn.Dropout(config.dropout, deterministic=not self.train)(y_mlp)
             x = x + self._drop_path(self._scale(y_mlp, "scale2"), drop_rate)
 
         captured = {"blocks": x, "attention": weights}
@@ -118,47 +122,47 @@ class Block(nn.Module):
 
     def _scale(self, y, name):
         """Layer scale: a factor for each component of a branch (Touvron 2021, 2103.17239)."""
-        cfg = self.cfg
-        if not cfg.layer_scale:
+        config = self.config
+        if not config.layer_scale:
             return y
-        initial = nn.initializers.constant(cfg.layer_scale)
-        return y * self.param(name, initial, (cfg.width,)).astype(y.dtype)
+        initial = nn.initializers.constant(config.layer_scale)
+        return y * self.param(name, initial, (config.width,)).astype(y.dtype)
 
     def _drop_path(self, y, drop_rate):
-        if not self.train or self.cfg.stochastic_depth == 0:
+        if not self.train or self.config.stochastic_depth == 0:
             return y
         return drop_path(y, drop_rate, self.make_rng("dropout"))
 
 
 def run_blocks(
-    block: type[nn.Module], cfg: Any, settings: tuple[Any, ...], x: Float[Array, "b n width"]
+    block: type[nn.Module], config: Any, settings: tuple[Any, ...], x: Float[Array, "b n width"]
 ) -> tuple[Float[Array, "b n width"], dict[str, Array]]:
     """All blocks, one after the other, as submodules of the module that calls.
 
     Args:
       block: from (x, rate of stochastic depth) to (x, {name: what to return beside it}).
-      cfg: depth, stochastic_depth, scan and remat of the model.
+      config: depth, stochastic_depth, scan and remat of the model.
       settings: what each block is made of.
       x: the first one's input.
 
     Returns:
       The last one's output, and for each name an array with a leading axis of depth.
     """
-    drop_rates = jnp.linspace(0.0, cfg.stochastic_depth, cfg.depth, dtype=jnp.float32)
-    if cfg.remat != "none":
+    drop_rates = jnp.linspace(0.0, config.stochastic_depth, config.depth, dtype=jnp.float32)
+    if config.remat != "none":
         # Inside a scan nothing can be merged with the forward pass anyway, and the barrier that
         # prevents it costs speed.
-        block = nn.remat(block, prevent_cse=not cfg.scan, policy=REMAT[cfg.remat])
-    if cfg.scan:
+        block = nn.remat(block, prevent_cse=not config.scan, policy=REMAT[config.remat])
+    if config.scan:
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            length=cfg.depth,
+            length=config.depth,
         )(*settings, name="blocks")
         return blocks(x, drop_rates)
     each = []
-    for i in range(cfg.depth):
+    for i in range(config.depth):
         x, captured = block(*settings, name=f"block_{i}")(x, drop_rates[i])
         each.append(captured)
     return x, jax.tree.map(lambda *layers: jnp.stack(layers), *each)
@@ -167,7 +171,7 @@ def run_blocks(
 class Encoder(nn.Module):
     """All blocks, between the norms that the model has there."""
 
-    cfg: VitConfig
+    config: VitConfig
 
     @nn.compact
     def __call__(
@@ -183,8 +187,8 @@ class Encoder(nn.Module):
         Returns:
           The normalised tokens, and for each captured name an array with a leading axis of depth.
         """
-        cfg = self.cfg
-        if cfg.pre_norm:
-            x = make_norm(cfg, "pre_norm")(x)
-        x, captured = run_blocks(Block, cfg, (cfg, train, tuple(capture)), x)
-        return (make_norm(cfg, "norm")(x) if cfg.final_norm == "tokens" else x), captured
+        config = self.config
+        if config.pre_norm:
+            x = make_norm(config, "pre_norm")(x)
+        x, captured = run_blocks(Block, config, (config, train, tuple(capture)), x)
+        return (make_norm(config, "norm")(x) if config.final_norm == "tokens" else x), captured

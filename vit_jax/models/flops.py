@@ -19,43 +19,47 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from vit_jax.models.build import ModelConfig, build
-from vit_jax.models.config import VitConfig
-from vit_jax.models.mixer import MixerConfig
-from vit_jax.models.resnet import ResnetConfig, StemConfig
+from vit_jax.config.model import (
+    MixerConfig,
+    ModelConfig,
+    ResnetConfig,
+    StemConfig,
+    VitConfig,
+)
+from vit_jax.models.build import build
 
 
-def forward_flops(cfg: ModelConfig) -> int:
+def forward_flops(config: ModelConfig) -> int:
     """FLOPs of the forward pass of one image."""
-    return 2 * count(cfg).forward
+    return 2 * count(config).forward
 
 
-def train_flops_per_image(cfg: ModelConfig, *, freeze: tuple[str, ...] = ()) -> int:
+def train_flops_per_image(config: ModelConfig, *, freeze: tuple[str, ...] = ()) -> int:
     """FLOPs of one forward pass and the backward pass after it, for one image.
 
     Args:
-      cfg: of the model.
+      config: of the model.
       freeze: patterns of whole parameter paths that are not trained (`config.optim.freeze`).
     """
-    counted = count(cfg, freeze)
+    counted = count(config, freeze)
     return 2 * (counted.forward + counted.backward)
 
 
-def update_flops_per_image(cfg: ModelConfig, config: ConfigDict | FrozenConfigDict) -> int:
+def update_flops_per_image(model_config: ModelConfig, config: ConfigDict | FrozenConfigDict) -> int:
     """FLOPs that an update of a run takes for each image of its batch.
 
     Args:
-      cfg: of its model.
+      model_config: of its model.
       config: of the run: `optim.freeze` says what is trained; `cache_features` leaves out all but
         the head, whose input is then data; `optim.sam_rho` takes the gradient a second time.
     """
     freeze = tuple(config.optim.freeze)
     if config.cache_features:
         head = Count(freeze)
-        _dense(head, "head", False, _features(cfg) * cfg.num_classes)
+        _dense(head, "head", False, _features(model_config) * model_config.num_classes)
         flops = 2 * (head.forward + head.backward)
     else:
-        flops = train_flops_per_image(cfg, freeze=freeze)
+        flops = train_flops_per_image(model_config, freeze=freeze)
     return flops * (2 if config.optim.sam_rho > 0 else 1)
 
 
@@ -97,34 +101,34 @@ class Count:
 
 
 @functools.cache
-def count(cfg: ModelConfig, freeze: tuple[str, ...] = ()) -> Count:
+def count(config: ModelConfig, freeze: tuple[str, ...] = ()) -> Count:
     """The multiply-adds of a model, as it is trained with `freeze` (patterns of paths)."""
     counted = Count(freeze)
-    match cfg:
+    match config:
         case VitConfig():
-            _vit(counted, cfg)
+            _vit(counted, config)
         case MixerConfig():
-            _mixer(counted, cfg)
+            _mixer(counted, config)
         case ResnetConfig():
-            x, _ = _feature_map(counted, cfg, cfg.image_size, cfg.channels)
-            _head(counted, "head", x, cfg)
+            x, _ = _feature_map(counted, config, config.image_size, config.channels)
+            _head(counted, "head", x, config)
     return counted
 
 
-def _features(cfg: ModelConfig) -> int:
+def _features(config: ModelConfig) -> int:
     """Length of the head's input."""
-    match cfg:
+    match config:
         case VitConfig():
-            return cfg.rep_size or (2 if cfg.pool == "token_gap" else 1) * cfg.width
+            return config.rep_size or (2 if config.pool == "token_gap" else 1) * config.width
         case MixerConfig():
-            return cfg.width
+            return config.width
         case ResnetConfig():
-            return cfg.features
+            return config.features
 
 
-def _head(counted: Count, name: str, x: bool, cfg: ModelConfig, features: int | None = None):
-    if cfg.num_classes:
-        _dense(counted, name, x, (features or _features(cfg)) * cfg.num_classes)
+def _head(counted: Count, name: str, x: bool, config: ModelConfig, features: int | None = None):
+    if config.num_classes:
+        _dense(counted, name, x, (features or _features(config)) * config.num_classes)
 
 
 def _dense(counted: Count, path: str, x: bool, macs: int, *, bias: bool = True) -> bool:
@@ -139,123 +143,127 @@ def _norm(counted: Count, path: str, x: bool, *, bias: bool = True) -> bool:
 # ------------------------------------------------------------------------ Vision Transformer
 
 
-def _vit(counted: Count, cfg: VitConfig) -> None:
-    n, width, bias = cfg.num_tokens, cfg.width, cfg.norm == "layernorm"
-    x, channels = False, cfg.channels
-    if cfg.stem is not None:
-        x, channels = _feature_map(counted, cfg.stem, cfg.image_size, channels, prefix="stem/")
-    macs = math.prod(cfg.grid) * math.prod(cfg.patch_size) * channels * width
-    x = _dense(counted, "embedding", x, macs, bias=cfg.patch_bias)
+def _vit(counted: Count, config: VitConfig) -> None:
+    n, width, bias = config.num_tokens, config.width, config.norm == "layernorm"
+    x, channels = False, config.channels
+    if config.stem is not None:
+        x, channels = _feature_map(
+            counted, config.stem, config.image_size, channels, prefix="stem/"
+        )
+    macs = math.prod(config.grid) * math.prod(config.patch_size) * channels * width
+    x = _dense(counted, "embedding", x, macs, bias=config.patch_bias)
     tokens = {
-        "cls": cfg.has_class_token,
-        "dist": cfg.distilled,
-        "registers": cfg.registers,
-        "pos_embedding": cfg.posemb == "learned",
+        "cls": config.has_class_token,
+        "dist": config.distilled,
+        "registers": config.registers,
+        "pos_embedding": config.posemb == "learned",
     }
     x |= counted.trained(*(name for name, present in tokens.items() if present))
-    if cfg.pre_norm:
+    if config.pre_norm:
         x = _norm(counted, "encoder/pre_norm", x, bias=bias)
-    for i in range(cfg.depth):
-        x = _block(counted, cfg, f"encoder/{'blocks' if cfg.scan else f'block_{i}'}", x)
-    if cfg.final_norm == "tokens":
+    for i in range(config.depth):
+        x = _block(counted, config, f"encoder/{'blocks' if config.scan else f'block_{i}'}", x)
+    if config.final_norm == "tokens":
         x = _norm(counted, "encoder/norm", x, bias=bias)
     tokens = x
-    if cfg.pool in ("map", "map_patches"):
+    if config.pool in ("map", "map_patches"):
         # The published head is plain, whatever the encoder's blocks are: see MapHead.
         head = dataclasses.replace(
-            cfg, qk_norm=False, attn_norm=False, mlp="gelu", mlp_norm=False, key_bias=True
+            config, qk_norm=False, attn_norm=False, mlp="gelu", mlp_norm=False, key_bias=True
         )
         probe, read = (
             counted.trained("map_head/probe"),
-            n if cfg.pool == "map" else math.prod(cfg.grid),
+            n if config.pool == "map" else math.prod(config.grid),
         )
         x = _attention(counted, head, "map_head/attn", probe, x, queries=1, keys=read)
         x |= _mlp(counted, head, "map_head/mlp", _norm(counted, "map_head/norm", x, bias=bias), 1)
-    if cfg.final_norm == "pooled":
+    if config.final_norm == "pooled":
         x = _norm(counted, "norm", x, bias=bias)
-    if cfg.rep_size:
-        pooled = (2 if cfg.pool == "token_gap" else 1) * width
-        x = _dense(counted, "pre_logits", x, pooled * cfg.rep_size)
-    _head(counted, "head", x, cfg)
-    if cfg.distilled:
-        _head(counted, "head_dist", tokens, cfg, features=width)
+    if config.rep_size:
+        pooled = (2 if config.pool == "token_gap" else 1) * width
+        x = _dense(counted, "pre_logits", x, pooled * config.rep_size)
+    _head(counted, "head", x, config)
+    if config.distilled:
+        _head(counted, "head_dist", tokens, config, features=width)
 
 
-def _block(counted: Count, cfg: VitConfig, path: str, x: bool) -> bool:
-    n, bias = cfg.num_tokens, cfg.norm == "layernorm"
+def _block(counted: Count, config: VitConfig, path: str, x: bool) -> bool:
+    n, bias = config.num_tokens, config.norm == "layernorm"
     y = _norm(counted, f"{path}/norm1", x, bias=bias)
-    attended = _attention(counted, cfg, f"{path}/attn", y, y, queries=n, keys=n)
-    if cfg.layer_scale:
+    attended = _attention(counted, config, f"{path}/attn", y, y, queries=n, keys=n)
+    if config.layer_scale:
         attended |= counted.trained(f"{path}/scale1")
-    if cfg.parallel:
-        return x | attended | _mlp(counted, cfg, f"{path}/mlp", y, n)
+    if config.parallel:
+        return x | attended | _mlp(counted, config, f"{path}/mlp", y, n)
     x |= attended
-    y = _mlp(counted, cfg, f"{path}/mlp", _norm(counted, f"{path}/norm2", x, bias=bias), n)
-    if cfg.layer_scale:
+    y = _mlp(counted, config, f"{path}/mlp", _norm(counted, f"{path}/norm2", x, bias=bias), n)
+    if config.layer_scale:
         y |= counted.trained(f"{path}/scale2")
     return x | y
 
 
 def _attention(
-    counted: Count, cfg: VitConfig, path: str, x_q: bool, x_kv: bool, *, queries: int, keys: int
+    counted: Count, config: VitConfig, path: str, x_q: bool, x_kv: bool, *, queries: int, keys: int
 ) -> bool:
-    width = cfg.width
+    width = config.width
 
     def project(name, x, tokens, bias=True):
         y = _dense(counted, f"{path}/{name}", x, tokens * width * width, bias=bias)
-        if cfg.lora_rank:
-            thin = tokens * width * cfg.lora_rank
+        if config.lora_rank:
+            thin = tokens * width * config.lora_rank
             low = counted.linear(f"{path}/{name}_lora/a", x, thin)
             y |= counted.linear(f"{path}/{name}_lora/b", low, thin)
         return y
 
-    query = project("query", x_q, queries, cfg.qkv_bias)
-    key = project("key", x_kv, keys, cfg.qkv_bias and cfg.key_bias)
-    value = project("value", x_kv, keys, cfg.qkv_bias)
-    if cfg.qk_norm:
-        query = _norm(counted, f"{path}/query_norm", query, bias=cfg.qk_norm_bias)
-        key = _norm(counted, f"{path}/key_norm", key, bias=cfg.qk_norm_bias)
+    query = project("query", x_q, queries, config.qkv_bias)
+    key = project("key", x_kv, keys, config.qkv_bias and config.key_bias)
+    value = project("value", x_kv, keys, config.qkv_bias)
+    if config.qk_norm:
+        query = _norm(counted, f"{path}/query_norm", query, bias=config.qk_norm_bias)
+        key = _norm(counted, f"{path}/key_norm", key, bias=config.qk_norm_bias)
     weights = counted.product(query, key, queries * keys * width)
     x = counted.product(weights, value, queries * keys * width)
-    if cfg.attn_norm:
+    if config.attn_norm:
         x = _norm(counted, f"{path}/norm", x)
     return project("out", x, queries)
 
 
-def _mlp(counted: Count, cfg: VitConfig, path: str, x: bool, tokens: int) -> bool:
-    macs = tokens * cfg.width * cfg.mlp_dim
+def _mlp(counted: Count, config: VitConfig, path: str, x: bool, tokens: int) -> bool:
+    macs = tokens * config.width * config.mlp_dim
     hidden = _dense(counted, f"{path}/fc1", x, macs)
-    if cfg.gated:  # The gate is a third matrix.
+    if config.gated:  # The gate is a third matrix.
         hidden |= _dense(counted, f"{path}/gate", x, macs)
-    if cfg.mlp_norm:
-        hidden = _norm(counted, f"{path}/norm", hidden, bias=cfg.norm == "layernorm")
+    if config.mlp_norm:
+        hidden = _norm(counted, f"{path}/norm", hidden, bias=config.norm == "layernorm")
     return _dense(counted, f"{path}/fc2", hidden, macs)
 
 
 # --------------------------------------------------------------------------- Mixer and ResNet
 
 
-def _mixer(counted: Count, cfg: MixerConfig) -> None:
-    n, width = cfg.num_tokens, cfg.width
-    x = _dense(counted, "embedding", False, n * math.prod(cfg.patch_size) * cfg.channels * width)
-    for i in range(cfg.depth):
-        path = f"encoder/{'blocks' if cfg.scan else f'block_{i}'}"
+def _mixer(counted: Count, config: MixerConfig) -> None:
+    n, width = config.num_tokens, config.width
+    x = _dense(
+        counted, "embedding", False, n * math.prod(config.patch_size) * config.channels * width
+    )
+    for i in range(config.depth):
+        path = f"encoder/{'blocks' if config.scan else f'block_{i}'}"
         for norm, mlp, hidden in (
-            ("norm1", "token_mlp", cfg.token_mlp_dim),
-            ("norm2", "mlp", cfg.mlp_dim),
+            ("norm1", "token_mlp", config.token_mlp_dim),
+            ("norm2", "mlp", config.mlp_dim),
         ):
             y = _norm(counted, f"{path}/{norm}", x)
             for layer in ("fc1", "fc2"):
                 y = _dense(counted, f"{path}/{mlp}/{layer}", y, n * width * hidden)
             x |= y
-    _head(counted, "head", _norm(counted, "encoder/norm", x), cfg)
+    _head(counted, "head", _norm(counted, "encoder/norm", x), config)
 
 
 def _feature_map(
-    counted: Count, cfg: StemConfig, image_size: tuple[int, int], channels: int, prefix: str = ""
+    counted: Count, config: StemConfig, image_size: tuple[int, int], channels: int, prefix: str = ""
 ) -> tuple[bool, int]:
     """Root and stages. What a kernel multiplies beyond the border is counted, as usual."""
-    after = cfg.version == "v1"
+    after = config.version == "v1"
 
     def conv(path, x, features_in, features, size, place):
         macs = math.prod(place) * size * size * features_in * features
@@ -268,11 +276,11 @@ def _feature_map(
         return tuple(-(-side // 2) for side in place)
 
     place = halved(image_size)
-    x = conv("root/conv", False, channels, cfg.root_width, 7, place)
+    x = conv("root/conv", False, channels, config.root_width, 7, place)
     x = norm("root/norm", x) if after else x
-    place, features = halved(place), cfg.root_width
-    for stage, units in enumerate(cfg.units):
-        width = cfg.root_width * 2**stage
+    place, features = halved(place), config.root_width
+    for stage, units in enumerate(config.units):
+        width = config.root_width * 2**stage
         for unit in range(units):
             path = f"stage{stage + 1}/unit{unit + 1}"
             before = place
@@ -295,22 +303,22 @@ def _feature_map(
 # -------------------------------------------------------------------------------- parameters
 
 
-def param_shapes(cfg: ModelConfig) -> dict:
+def param_shapes(config: ModelConfig) -> dict:
     """The tree of parameters as `jax.ShapeDtypeStruct`s; nothing is computed or allocated."""
-    return jax.tree.map(lambda leaf: leaf, _param_shapes(cfg))  # The caller's own dicts.
+    return jax.tree.map(lambda leaf: leaf, _param_shapes(config))  # The caller's own dicts.
 
 
 @functools.cache
-def _param_shapes(cfg: ModelConfig) -> dict:
+def _param_shapes(config: ModelConfig) -> dict:
     # Half a second for a ViT-L without scan, and reading a checkpoint asks for it several times.
-    images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.channels), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *config.image_size, config.channels), jnp.float32)
     rng = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(build(cfg).init, rng, images)["params"]
+    return jax.eval_shape(build(config).init, rng, images)["params"]
 
 
-def num_params(cfg: ModelConfig) -> int:
+def num_params(config: ModelConfig) -> int:
     """Number of parameters, embeddings and head included."""
-    return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(cfg)))
+    return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(config)))
 
 
 # Of a Vision Transformer: what turns patches into tokens, the tokens that are no patches, and the
@@ -318,12 +326,12 @@ def num_params(cfg: ModelConfig) -> int:
 _EMBEDDING = ("embedding", "pos_embedding", "cls", "dist", "registers", "head", "head_dist")
 
 
-def num_params_non_embedding(cfg: ModelConfig) -> int:
+def num_params_non_embedding(config: ModelConfig) -> int:
     """Number of parameters without patch and position embeddings, further tokens and the head.
 
     It is the size that laws of scaling are written in (Kaplan et al. 2020, arXiv 2001.08361): the
     parameters that are left do not depend on the image's size, nor on how many classes there are.
     """
-    shapes = param_shapes(cfg)
+    shapes = param_shapes(config)
     kept = {name: tree for name, tree in shapes.items() if name not in _EMBEDDING}
     return sum(leaf.size for leaf in jax.tree.leaves(kept))

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax.config.model import VitConfig
 from vit_jax.models.attention import MultiHeadAttention
 from vit_jax.models.blocks import Mlp, make_norm
-from vit_jax.models.config import VitConfig
 
 
 class MapHead(nn.Module):
@@ -17,22 +17,22 @@ class MapHead(nn.Module):
     Zhai et al. 2021 (arXiv 2106.04560), as in big_vision.
     """
 
-    cfg: VitConfig
+    config: VitConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b width"]:
         # The published head is plain, whatever the blocks are: their SiLU or GELU, without a gate
         # (of swiglu blocks, a GELU).
-        cfg = dataclasses.replace(
-            self.cfg,
+        config = dataclasses.replace(
+            self.config,
             qk_norm=False,
             attn_norm=False,
-            mlp="silu" if self.cfg.mlp == "silu" else "gelu",
+            mlp="silu" if self.config.mlp == "silu" else "gelu",
             mlp_norm=False,
             key_bias=True,
         )
-        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, cfg.width))
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, config.width))
         probe = jnp.tile(probe.astype(x.dtype), (x.shape[0], 1, 1))
-        x, _ = MultiHeadAttention(cfg, train=False, name="attn")(probe, x)
-        x = x + Mlp(cfg, train=False, name="mlp")(make_norm(cfg, "norm")(x))
+        x, _ = MultiHeadAttention(config, train=False, name="attn")(probe, x)
+        x = x + Mlp(config, train=False, name="mlp")(make_norm(config, "norm")(x))
         return x[:, 0]

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from vit_jax.models.config import VitConfig
+from vit_jax.config.model import VitConfig
 
 SUFFIX = "_lora"  # "query_lora" stands beside "query".
 PATTERN = f".*{SUFFIX}/[ab]"  # Of the paths of all adapters.
@@ -21,44 +21,44 @@ class Adapter(nn.Module):
     """(alpha / rank) x A B, the product taken from the left, so that it costs little.
 
     Attributes:
-      cfg: of the model.
+      config: of the model.
       features: shape of the output's features.
       axes: how many of the input's last axes are its features.
     """
 
-    cfg: VitConfig
+    config: VitConfig
     features: tuple[int, ...]
     axes: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n *inputs"]) -> Float[Array, "b n *outputs"]:
-        cfg, inputs = self.cfg, x.shape[-self.axes :]
+        config, inputs = self.config, x.shape[-self.axes :]
         # Hu et al. say gaussian; this scale gives x A entries as large as those of x.
         normal = nn.initializers.normal(stddev=1 / math.sqrt(math.prod(inputs)))
-        a = self.param("a", normal, (*inputs, cfg.lora_rank)).astype(cfg.dtype)
-        b = self.param("b", nn.initializers.zeros, (cfg.lora_rank, *self.features))
-        low = jnp.tensordot(x.astype(cfg.dtype), a, self.axes)
-        return jnp.tensordot(low, scale(cfg) * b.astype(cfg.dtype), 1)
+        a = self.param("a", normal, (*inputs, config.lora_rank)).astype(config.dtype)
+        b = self.param("b", nn.initializers.zeros, (config.lora_rank, *self.features))
+        low = jnp.tensordot(x.astype(config.dtype), a, self.axes)
+        return jnp.tensordot(low, scale(config) * b.astype(config.dtype), 1)
 
 
-def scale(cfg: VitConfig) -> float:
+def scale(config: VitConfig) -> float:
     """Alpha / rank."""
-    return cfg.lora_alpha / cfg.lora_rank
+    return config.lora_alpha / config.lora_rank
 
 
-def merge_lora(params: PyTree, cfg: VitConfig) -> tuple[PyTree, VitConfig]:
+def merge_lora(params: PyTree, config: VitConfig) -> tuple[PyTree, VitConfig]:
     """The same model without adapters: each is added to its kernel.
 
     Args:
       params: of the model, blocks stacked or not.
-      cfg: of the model; without adapters, both are returned as they are.
+      config: of the model; without adapters, both are returned as they are.
 
     Returns:
       Parameters of the original's names and shapes, and the config that they are of.
     """
-    if not cfg.lora_rank:
-        return params, cfg
-    return _merged(params, scale(cfg)), dataclasses.replace(cfg, lora_rank=0)
+    if not config.lora_rank:
+        return params, config
+    return _merged(params, scale(config)), dataclasses.replace(config, lora_rank=0)
 
 
 def _merged(tree: PyTree, factor: float) -> PyTree:

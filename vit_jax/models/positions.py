@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vit_jax.models.config import VitConfig
+from vit_jax.config.model import VitConfig
 
 
 def sincos2d(
@@ -60,7 +60,7 @@ class Rotation:
         return jnp.concatenate([prefix, patches.astype(x.dtype)], axis=1)
 
 
-def rotation(cfg: VitConfig) -> Rotation | None:
+def rotation(config: VitConfig) -> Rotation | None:
     """The rotary position embedding of a model's grid; None if it has none.
 
     Su et al. 2021 (arXiv 2104.09864), in two dimensions: half of a head's width turns with the row,
@@ -68,27 +68,29 @@ def rotation(cfg: VitConfig) -> Rotation | None:
     (arXiv 2303.11331, as in timm) in patches, of the grid that it was trained on.
 
     Args:
-      cfg: of the model.
+      config: of the model.
     """
-    if cfg.rope == "none":
+    if config.rope == "none":
         return None
-    rows, columns = cfg.grid
-    quarter = cfg.width // cfg.num_heads // 4
+    rows, columns = config.grid
+    quarter = config.width // config.num_heads // 4
     # float64 here: what float32 would round is the product of a large place and a frequency.
-    if cfg.rope_periods:
-        frequencies = 1 / np.asarray(cfg.rope_periods, np.float64)
+    if config.rope_periods:
+        frequencies = 1 / np.asarray(config.rope_periods, np.float64)
     else:
-        frequencies = cfg.rope_theta ** -(np.arange(quarter) / quarter)
-    if cfg.rope == "dinov3":
+        frequencies = config.rope_theta ** -(np.arange(quarter) / quarter)
+    if config.rope == "dinov3":
         y, x = ((np.arange(n) + 0.5) / n * 2 - 1 for n in (rows, columns))
         frequencies = 2 * np.pi * frequencies
     else:
-        scale = [ref / n if ref else 1 for ref, n in zip(cfg.rope_grid, cfg.grid, strict=True)]
+        scale = [
+            ref / n if ref else 1 for ref, n in zip(config.rope_grid, config.grid, strict=True)
+        ]
         y, x = np.arange(rows) * scale[0], np.arange(columns) * scale[1]
     y, x = (place.reshape(-1, 1) for place in np.meshgrid(y, x, indexing="ij"))
-    first, second = (x, y) if cfg.rope == "axial_xy" else (y, x)
+    first, second = (x, y) if config.rope == "axial_xy" else (y, x)
     angles = np.concatenate([first * frequencies, second * frequencies], axis=1)
-    halves = cfg.rope == "dinov3"
+    halves = config.rope == "dinov3"
     angles = np.tile(angles, 2) if halves else np.repeat(angles, 2, axis=1)
     return Rotation(
         np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32), halves=halves

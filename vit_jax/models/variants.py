@@ -11,8 +11,8 @@ Capitals count: S (Dosovitskiy et al.'s family, 22 M parameters) is not s (Zhai 
 import dataclasses
 import re
 
+from vit_jax.config.model import NUMERICS, StemConfig
 from vit_jax.errors import ConfigError, did_you_mean
-from vit_jax.models.resnet import NUMERICS, StemConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vit_jax.config.model import VitConfig
 from vit_jax.models.blocks import Encoder, make_norm
 from vit_jax.models.checks import check_capture, check_images
-from vit_jax.models.config import VitConfig
 from vit_jax.models.heads import MapHead
 from vit_jax.models.positions import sincos2d
 from vit_jax.models.resnet import Stem
@@ -20,13 +20,13 @@ CAPTURABLE = ("embed", "blocks", "attention")
 
 
 class Vit(nn.Module):
-    """A Vision Transformer: `Vit(cfg).apply({"params": p}, images) -> (logits, intermediates)`.
+    """A Vision Transformer: `Vit(config).apply({"params": p}, images) -> (logits, intermediates)`.
 
-    Parameters are float32 and computation is in `cfg.dtype`, but for softmax, the statistics of
+    Parameters are float32 and computation is in `config.dtype`, but for softmax, the statistics of
     the norms, the pre-logits layer and the head, which are float32.
     """
 
-    cfg: VitConfig
+    config: VitConfig
 
     @nn.compact
     def __call__(
@@ -54,87 +54,87 @@ class Vit(nn.Module):
         Raises:
           ConfigError: images of another size, or an unknown name in `capture`.
         """
-        cfg = self.cfg
-        check_images(images.shape, cfg.image_size, cfg.channels)
+        config = self.config
+        check_images(images.shape, config.image_size, config.channels)
         check_capture(capture, CAPTURABLE)
         x = self._embed(jnp.asarray(images), train=train)
         intermediates = {"embed": x} if "embed" in capture else {}
-        x, captured = Encoder(cfg, name="encoder")(
+        x, captured = Encoder(config, name="encoder")(
             x, train=train, capture=[name for name in ("blocks", "attention") if name in capture]
         )
         intermediates |= captured
         intermediates["tokens"] = x
 
-        distilled = x[:, 1].astype(jnp.float32) if cfg.distilled else None
-        if cfg.pool in ("map", "map_patches"):
-            read = x if cfg.pool == "map" else x[:, cfg.num_prefix :]
-            x = MapHead(cfg, name="map_head")(read)
+        distilled = x[:, 1].astype(jnp.float32) if config.distilled else None
+        if config.pool in ("map", "map_patches"):
+            read = x if config.pool == "map" else x[:, config.num_prefix :]
+            x = MapHead(config, name="map_head")(read)
         else:
-            token, patches = x[:, 0], x[:, cfg.num_prefix :].astype(jnp.float32)
-            if cfg.pool == "token":
+            token, patches = x[:, 0], x[:, config.num_prefix :].astype(jnp.float32)
+            if config.pool == "token":
                 x = token
-            elif cfg.pool == "gap":
+            elif config.pool == "gap":
                 x = patches.mean(axis=1)
             else:
                 x = jnp.concatenate([token, patches.mean(axis=1)], axis=-1)
         x = x.astype(jnp.float32)
-        if cfg.final_norm == "pooled":
-            x = make_norm(dataclasses.replace(cfg, dtype="float32"), "norm")(x)
-        if cfg.rep_size:
-            x = nn.tanh(nn.Dense(cfg.rep_size, name="pre_logits")(x))
+        if config.final_norm == "pooled":
+            x = make_norm(dataclasses.replace(config, dtype="float32"), "norm")(x)
+        if config.rep_size:
+            x = nn.tanh(nn.Dense(config.rep_size, name="pre_logits")(x))
         intermediates["pre_logits"] = x
-        if not cfg.num_classes:
+        if not config.num_classes:
             return x, intermediates
         logits = self._head("head")(x)
-        if cfg.distilled:  # Touvron et al. 2020, arXiv 2012.12877: the mean of two classifiers.
+        if config.distilled:  # Touvron et al. 2020, arXiv 2012.12877: the mean of two classifiers.
             logits = (logits + self._head("head_dist")(distilled)) / 2
         return logits, intermediates
 
     def _head(self, name):
         return nn.Dense(
-            self.cfg.num_classes,
+            self.config.num_classes,
             kernel_init=nn.initializers.zeros,
-            bias_init=nn.initializers.constant(self.cfg.head_bias_init),
+            bias_init=nn.initializers.constant(self.config.head_bias_init),
             name=name,
         )
 
     def _embed(self, images, *, train):
         """Patches to tokens; positions; class token. [b, height, width, channels] -> [b, n, d]."""
-        cfg = self.cfg
-        x = images if cfg.stem is None else Stem(cfg.stem, cfg.dtype, name="stem")(images)
+        config = self.config
+        x = images if config.stem is None else Stem(config.stem, config.dtype, name="stem")(images)
         # A convolution whose stride is its kernel is a linear map of each patch.
         x = nn.Conv(
-            cfg.width,
-            cfg.patch_size,
-            strides=cfg.patch_size,
+            config.width,
+            config.patch_size,
+            strides=config.patch_size,
             padding="VALID",
-            use_bias=cfg.patch_bias,
-            dtype=cfg.dtype,
+            use_bias=config.patch_bias,
+            dtype=config.dtype,
             name="embedding",
         )(x)
-        x = x.reshape(x.shape[0], -1, cfg.width)
-        if cfg.posemb == "sincos2d":  # The class token has no place in the grid.
-            x = x + sincos2d(cfg.grid, cfg.width).astype(x.dtype)
+        x = x.reshape(x.shape[0], -1, config.width)
+        if config.posemb == "sincos2d":  # The class token has no place in the grid.
+            x = x + sincos2d(config.grid, config.width).astype(x.dtype)
         prefix = []
-        if cfg.has_class_token:
-            prefix.append(self.param("cls", nn.initializers.zeros, (1, 1, cfg.width)))
-        if cfg.distilled:
-            prefix.append(self.param("dist", nn.initializers.zeros, (1, 1, cfg.width)))
-        if cfg.registers:
-            shape = (1, cfg.registers, cfg.width)
+        if config.has_class_token:
+            prefix.append(self.param("cls", nn.initializers.zeros, (1, 1, config.width)))
+        if config.distilled:
+            prefix.append(self.param("dist", nn.initializers.zeros, (1, 1, config.width)))
+        if config.registers:
+            shape = (1, config.registers, config.width)
             prefix.append(self.param("registers", nn.initializers.normal(stddev=0.02), shape))
         if prefix:
             prefix = jnp.concatenate(prefix, axis=1).astype(x.dtype)
             x = jnp.concatenate([jnp.tile(prefix, (x.shape[0], 1, 1)), x], axis=1)
-        if cfg.posemb == "learned":
-            rows, patches = cfg.posemb_rows, cfg.num_tokens - cfg.num_prefix
+        if config.posemb == "learned":
+            rows, patches = config.posemb_rows, config.num_tokens - config.num_prefix
             posemb = self.param(
                 "pos_embedding",
                 nn.initializers.normal(stddev=0.02),
-                (1, rows + patches, cfg.width),
+                (1, rows + patches, config.width),
             ).astype(x.dtype)
             # Registers stand between the class token and the patches, and may have no position.
-            gap = jnp.zeros((1, cfg.num_prefix - rows, cfg.width), x.dtype)
+            gap = jnp.zeros((1, config.num_prefix - rows, config.width), x.dtype)
             x = x + jnp.concatenate([posemb[:, :rows], gap, posemb[:, rows:]], axis=1)
-        x = nn.Dropout(cfg.dropout, deterministic=not train)(x)
+        x = nn.Dropout(config.dropout, deterministic=not train)(x)
         return constrain(x, BATCH, None, None)

@@ -1,22 +1,17 @@
 """What a checkpoint is, as text: from its names and shapes, no tensor is read."""
 
-import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vit_jax.models import forward_flops, num_params
+from vit_jax.config.fields import Kind, declarations, has_effect
+from vit_jax.models import ModelConfig, forward_flops, num_params
 from vit_jax.pretrained.load import adapted, evaluated_size
 from vit_jax.pretrained.mapping import make_plan
 from vit_jax.pretrained.run_checkpoint import describe_own, is_own, refuse_hints
 from vit_jax.rundir import workdir as workdirs
 
-# Fields that are shown on lines of their own, or say nothing of a checkpoint.
-_APART = ("image_size", "patch_size", "num_classes")
-_RUNNING = (
-    "dropout", "attention_dropout", "stochastic_depth", "head_bias_init", "dtype", "attention",
-    "scan", "remat",
-)  # fmt: skip
+_APART = ("image_size", "patch_size", "num_classes")  # Fields that have lines of their own.
 _SHOWN_LABELS = 5
 _LOSSES = {
     "softmax_xent": "softmax",
@@ -75,7 +70,7 @@ def inspect(
         "labels": _labels(labels),
         "parameters": f"{num_params(config):,}",
         "forward pass": f"{forward_flops(config) / 1e9:,.4g} GFLOPs an image",
-        "architecture": _fields(published),
+        "architecture": describe_fields(published),
         "preprocessing": "; ".join(map(_operation, transforms)),
         "resized": _resized(published, config),
         "left out": ", ".join(left_out[:8]) + _more(len(left_out) - 8) or "nothing",
@@ -104,16 +99,15 @@ def _more(n: int) -> str:
     return f" and {n:,} more" if n > 0 else ""
 
 
-def _fields(config: Any) -> str:
-    """What is the model's own: sizes always, the rest where it is not the default."""
+def describe_fields(config: ModelConfig) -> str:
+    """What is the model's own: sizes, numerics and named choices; the rest if it is not usual."""
     shown = []
-    for field in dataclasses.fields(config):
+    for field, declared in declarations(config):
         value = getattr(config, field.name)
-        if field.name in (*_APART, *_RUNNING):
+        usual = value in (field.default, ()) and not declared.choices
+        if field.name in _APART or declared.kind is Kind.RUN or not has_effect(config, field.name):
             continue
-        if field.default is dataclasses.MISSING or value != field.default or field.name in (
-            "ln_eps", "gelu", "pool", "posemb", "version", "padding", "gn_eps", "std_eps",
-        ):  # fmt: skip
+        if not usual or (declared.kind is Kind.NUMERICS and value != ()):
             shown.append(f"{field.name} {value}")
     return ", ".join(shown)
 

@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 from vit_jax import storage
 from vit_jax.checkpoints.load import Location, locate
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.models import ModelConfig, model_config
+from vit_jax.models import ModelConfig, read_section
 from vit_jax.parallel.constraints import AXES
 from vit_jax.rundir import workdir as workdirs
 
@@ -51,7 +51,7 @@ def describe_own(path: str | os.PathLike) -> tuple[Location, FrozenConfigDict, M
     config = workdirs.read_config(location.workdir)
     num_classes = workdirs.read_dataset(location.workdir)["num_classes"]
     try:
-        return location, config, model_config(config.model, num_classes=num_classes)
+        return location, config, read_section(config.model, num_classes=num_classes)
     except ConfigError as error:
         raise CheckpointError(
             f"{location.workdir / workdirs.CONFIG} describes no model: {error}"

@@ -96,6 +96,7 @@ def load_fixture(
 
 def _hints(manifest: dict[str, Any]) -> dict[str, Any]:
     """Of what a manifest says of a model, what is a hint to a checkpoint of it."""
+    manifest = {**manifest, "rep_size": manifest.get("representation_size")}
     hints = {name: manifest[name] for name in HINTS if manifest.get(name) is not None}
     rope = manifest.get("rope")
     if isinstance(rope, dict):  # A table, or timm's arguments.

@@ -31,10 +31,10 @@ from vit_jax.models import (
     ModelConfig,
     build,
     forward_flops,
-    model_config,
     num_params,
     num_params_non_embedding,
     param_shapes,
+    read_section,
     update_flops_per_image,
 )
 from vit_jax.optim import frozen_mask, hold, make_optimizer, total_steps
@@ -85,7 +85,7 @@ def cost(run: Run) -> Cost:
     examples, classes, absent = _data(config)
     if not (config.model.num_classes or classes):
         unknown.append("how many classes there are (the head is counted for one)")
-    cfg = model_config(config.model, num_classes=classes or 1)
+    model_config = read_section(config.model, num_classes=classes or 1)
     steps = None
     if config.total_epochs is None or examples:
         steps = total_steps(config, examples or 0)
@@ -93,13 +93,13 @@ def cost(run: Run) -> Cost:
         unknown.append("how many steps it has")
     own = None if steps is None else steps - (run.branch_of[1] if run.branch_of else 0)
     return Cost(
-        params=num_params(cfg),
-        params_non_embedding=num_params_non_embedding(cfg),
-        forward_flops=forward_flops(cfg),
+        params=num_params(model_config),
+        params_non_embedding=num_params_non_embedding(model_config),
+        forward_flops=forward_flops(model_config),
         steps=steps,
         own_steps=own,
-        total_train_flops=None if own is None else _flops(config, cfg, own),
-        bytes_per_device=_bytes_per_device(config, cfg),
+        total_train_flops=None if own is None else _flops(config, model_config, own),
+        bytes_per_device=_bytes_per_device(config, model_config),
         unknown=f"{' and '.join(unknown)}: {absent}" if unknown else "",
     )
 
@@ -117,16 +117,16 @@ def total_train_flops(run: Run) -> float | None:
         return None
     try:
         validate(config)
-        cfg = model_config(config.model, num_classes=1)
+        model_config = read_section(config.model, num_classes=1)
         steps = total_steps(config, config.data.examples)
     except ConfigError:  # As the run will say.
         return None
     own = steps - (run.branch_of[1] if run.branch_of else 0)
-    return float(_flops(config, cfg, own))
+    return float(_flops(config, model_config, own))
 
 
-def _flops(config: FrozenConfigDict, cfg: ModelConfig, steps: int) -> int:
-    return update_flops_per_image(cfg, config) * config.batch_size * steps
+def _flops(config: FrozenConfigDict, model_config: ModelConfig, steps: int) -> int:
+    return update_flops_per_image(model_config, config) * config.batch_size * steps
 
 
 def _data(config: FrozenConfigDict) -> tuple[int | None, int | None, str]:
@@ -153,13 +153,13 @@ def _open(where: str, split: str) -> tuple[int | None, int | None, str]:
     return len(source), source.num_classes, ""
 
 
-def _bytes_per_device(config: FrozenConfigDict, cfg: ModelConfig) -> int:
+def _bytes_per_device(config: FrozenConfigDict, model_config: ModelConfig) -> int:
     fixed = math.prod(size for size in config.mesh.values() if size != -1)
     sizes = mesh_shape(config.mesh, fixed)
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     # The schedule has no state: runs of all lengths share what is counted here.
     optim = FrozenConfigDict({**config.optim, "schedule": {}})
-    shapes, state = param_shapes(cfg), _optimizer_state(optim, cfg)
+    shapes, state = param_shapes(model_config), _optimizer_state(optim, model_config)
     layout = rules.param_shardings(shapes, mesh)
     params, trained = _bytes(shapes, layout), _bytes(shapes, layout, frozen_mask(optim, shapes))
     # The average; the parameters that sharpness-aware minimisation takes its gradient at.
@@ -169,20 +169,20 @@ def _bytes_per_device(config: FrozenConfigDict, cfg: ModelConfig) -> int:
     optimizer = _bytes(state, rules.state_shardings(state, shapes, mesh))
     parts = sizes["data"] * sizes["fsdp"] * optim.accum_steps
     images = -(-config.batch_size // parts)
-    kept = _activations(optim, cfg) * (2 if optim.sam_rho else 1)
+    kept = _activations(optim, model_config) * (2 if optim.sam_rho else 1)
     return copies * params + gradients + optimizer + images * kept
 
 
 @functools.cache
-def _optimizer_state(optim: FrozenConfigDict, cfg: ModelConfig) -> PyTree:
-    tx = make_optimizer(optim, param_shapes(cfg), schedule=optax.constant_schedule(1.0))
-    return jax.eval_shape(tx.init, param_shapes(cfg))
+def _optimizer_state(optim: FrozenConfigDict, model_config: ModelConfig) -> PyTree:
+    tx = make_optimizer(optim, param_shapes(model_config), schedule=optax.constant_schedule(1.0))
+    return jax.eval_shape(tx.init, param_shapes(model_config))
 
 
 @functools.cache
-def _activations(optim: FrozenConfigDict, cfg: ModelConfig) -> int:
+def _activations(optim: FrozenConfigDict, model_config: ModelConfig) -> int:
     """Bytes for an image: what two images keep beyond what one does."""
-    model, params = build(cfg), param_shapes(cfg)
+    model, params = build(model_config), param_shapes(model_config)
     frozen = frozen_mask(optim, params)
 
     def kept(params: PyTree, images: jax.Array, key: jax.Array) -> PyTree:
@@ -193,7 +193,7 @@ def _activations(optim: FrozenConfigDict, cfg: ModelConfig) -> int:
         return jax.tree.leaves(jax.vjp(logits, params)[1])
 
     def size(images: int) -> int:
-        shape = (images, *cfg.image_size, cfg.channels)
+        shape = (images, *model_config.image_size, model_config.channels)
         key = jax.eval_shape(lambda: jax.random.key(0))
         leaves = jax.eval_shape(kept, params, jax.ShapeDtypeStruct(shape, jnp.float32), key)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if hasattr(leaf, "dtype"))

@@ -39,14 +39,14 @@ ProgressWrapper = Callable[[Iterable, str], Iterable]
 class Head(nn.Module):
     """The head of a model by itself, to be given the parameters of the whole model."""
 
-    cfg: ModelConfig
+    config: ModelConfig
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "b 1 1 features"], *, train: bool = False
     ) -> tuple[Float[Array, "b classes"], dict[str, Array]]:
         """Logits of features, which lie where a model's images do."""
-        return nn.Dense(self.cfg.num_classes, name="head")(images[:, 0, 0]), {}
+        return nn.Dense(self.config.num_classes, name="head")(images[:, 0, 0]), {}
 
 
 class Features(Source):

@@ -22,8 +22,8 @@ from vit_jax.evals.build import Evaluation, build_evals
 from vit_jax.models import (
     ModelConfig,
     build,
-    model_config,
     param_shapes,
+    read_section,
     update_flops_per_image,
 )
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
@@ -62,7 +62,7 @@ class Program:
 
         Args:
           config: of the run.
-          model_config: as `vit_jax.models.model_config` gives it.
+          model_config: as `vit_jax.models.read_section` gives it.
           mesh: that the state and the batches lie on.
           num_examples: in an epoch.
           head: the module to train in place of the model, which takes features as images.
@@ -119,7 +119,7 @@ class Experiment:
         source = open_source(config.data, split=config.data.split)
         source = random_part(source, config.data.examples, seed=config.seed)
         source = few_shot(source, config.data.shots, seed=config.seed)
-        model = model_config(config.model, num_classes=source.num_classes)
+        model = read_section(config.model, num_classes=source.num_classes)
         if model.num_classes < source.num_classes:
             raise ConfigError(
                 f"model.num_classes is {model.num_classes}, but {source.name} has "

@@ -18,9 +18,10 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.checkpoints.load import load_params, locate, merge_params
 from vit_jax.config import base_config, freeze
+from vit_jax.config.fields import Kind, names_of
+from vit_jax.config.model import KINDS
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.models import MixerConfig, ModelConfig, VitConfig, lora, parse_variant
-from vit_jax.models.resnet import StemConfig
+from vit_jax.models import ModelConfig, VitConfig, lora, parse_variant
 from vit_jax.models.section import write_section
 from vit_jax.models.variants import HybridVariant
 from vit_jax.pretrained.adaptation import adapt_params
@@ -30,10 +31,6 @@ from vit_jax.pretrained.reader import read
 from vit_jax.pretrained.run_checkpoint import describe_own, is_own, refuse_hints
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.storage import as_path
-
-# A model's sizes: what a variant's name stands for, in the names of `config.model`.
-_SIZES = ("width", "depth", "mlp_dim", "num_heads", "token_mlp_dim")
-_STEM_SIZES = ("units", "width_factor")
 
 
 def inherit_model(config: FrozenConfigDict, workdir: epath.PathLike) -> FrozenConfigDict:
@@ -88,27 +85,27 @@ def inherit_params(
         refuse_hints(path, config.init_hints)
         location, _, published = describe_own(path)
         params = load_params(location, mesh=mesh)
-        params = adapt_params(params, old=published, new=_sized(published, model_config), mesh=mesh)
+        params = adapt_params(
+            params, old=published, new=_as_run(published, model_config), mesh=mesh
+        )
     else:
         plan = make_plan(path, hints=dict(config.init_hints))
-        params, notes = read(plan, _sized(plan.description.config, model_config), mesh)
+        params, notes = read(plan, _as_run(plan.description.config, model_config), mesh)
         for note in (*plan.description.all_notes, *notes):
             logging.info("%s: %s", path, note)
     adapters = (lora.PATTERN,) if getattr(model_config, "lora_rank", 0) else ()
     return merge_params(fresh, params, skip=(*config.init_skip, *adapters), source=path)
 
 
-def _sized(published: ModelConfig, model_config: ModelConfig) -> ModelConfig:
-    """A checkpoint's model, of the run's image size and layout of blocks."""
-    fields = {"scan": getattr(model_config, "scan", True)}
+def _as_run(published: ModelConfig, model_config: ModelConfig) -> ModelConfig:
+    """A checkpoint's model of the run's image size, computed as the run computes it."""
+    free = names_of(published, Kind.RUN) & names_of(model_config, Kind.RUN)
     if isinstance(published, VitConfig):
-        fields |= {
-            "image_size": model_config.image_size,
-            "posemb_resize": model_config.posemb_resize,
-        }
+        free |= {"image_size", "posemb_resize"}
+    fields = {name: getattr(model_config, name) for name in free}
+    if "lora_rank" in fields:
         fields["lora_rank"] = 0  # A run's adapters are its own.
-    known = {field.name for field in dataclasses.fields(published)}
-    return dataclasses.replace(published, **{k: v for k, v in fields.items() if k in known})
+    return dataclasses.replace(published, **fields)
 
 
 def _begun(config: FrozenConfigDict, workdir: epath.PathLike) -> FrozenConfigDict | None:
@@ -153,40 +150,29 @@ def _fill(section: ConfigDict, other: ConfigDict | FrozenConfigDict) -> None:
 
 def _check_sizes(model: FrozenConfigDict, published: ModelConfig, path: str) -> None:
     """Raises ConfigError if the variant's row, where no key goes before it, is another model's."""
-    named, found = _named_sizes(model.variant), _sizes(published)
-    for section in (model, model.resnet):
-        for key in [key for key in named if section.get(key) is not None]:
-            named.pop(key)
-            found.pop(key, None)
-    if named != found:
+    row, patch = parse_variant(model.variant)
+    named, actual = _sizes(row), _sizes(published)
+    if "patch_size" in actual:
+        named["patch_size"] = (row.patch,) * 2 if isinstance(row, HybridVariant) else (patch, patch)
+    named = {
+        key: size
+        for key, size in named.items()
+        if model.get(key) is None and model.resnet.get(key) is None
+    }
+    actual = {key: size for key, size in actual.items() if key in named}
+    if named != actual:
         raise ConfigError(
             f'model.variant is "{model.variant}": {_shown(named)}; {path} has '
-            f'{_shown(found)}. Set model.variant to "" to take what the checkpoint is.'
+            f'{_shown(actual)}. Set model.variant to "" to take what the checkpoint is.'
         )
 
 
-def _named_sizes(variant: str) -> dict[str, Any]:
-    row, patch = parse_variant(variant)
-    if isinstance(row, StemConfig):
-        return _of(row, _STEM_SIZES)
-    if isinstance(row, HybridVariant):
-        return _of(row.vit, _SIZES) | _of(row.stem, _STEM_SIZES) | {"patch": (row.patch,) * 2}
-    return _of(row, _SIZES) | {"patch": (patch, patch)}
-
-
-def _sizes(model_config: ModelConfig) -> dict[str, Any]:
-    if not isinstance(model_config, VitConfig | MixerConfig):
-        return _of(model_config, _STEM_SIZES)
-    stem = model_config.stem if isinstance(model_config, VitConfig) else None
-    return (
-        _of(model_config, _SIZES)
-        | (_of(stem, _STEM_SIZES) if stem else {})
-        | {"patch": model_config.patch_size}
-    )
-
-
-def _of(value: Any, fields: tuple[str, ...]) -> dict[str, Any]:
-    return {field: getattr(value, field) for field in fields if hasattr(value, field)}
+def _sizes(model: Any) -> dict[str, Any]:
+    """The sizes of a variant's row, or of a model, and of its ResNet: what a name stands for."""
+    parts = (model, getattr(model, "vit", None), getattr(model, "stem", None))
+    names = {name for kind in KINDS for name in names_of(kind, Kind.SIZE)}
+    names -= {"image_size", "channels", "num_classes"}
+    return {name: getattr(part, name) for part in parts for name in names if hasattr(part, name)}
 
 
 def _shown(sizes: Mapping[str, Any]) -> str:

@@ -44,12 +44,13 @@ def make_init(
     config: FrozenConfigDict, model: nn.Module, tx: optax.GradientTransformation
 ) -> Callable[..., TrainState]:
     """A function (key, params=None) -> the state before the first update."""
-    cfg = model.cfg
+    model_config = model.config
 
     def init(key: jax.Array, params: PyTree = None) -> TrainState:
         if params is None:
             # A batch that every mesh can split; parameters do not depend on its size.
-            images = jnp.zeros((jax.device_count(), *cfg.image_size, cfg.channels))
+            shape = (jax.device_count(), *model_config.image_size, model_config.channels)
+            images = jnp.zeros(shape)
             params = model.init(key, images)["params"]
         return TrainState(
             step=jnp.zeros((), jnp.int32),

@@ -44,7 +44,7 @@ def make_train_step(
 
         images, labels, weights = batch["image"], batch["label"], batch["weight"]
         if labels.ndim == 1:
-            labels = jax.nn.one_hot(labels, model.cfg.num_classes)
+            labels = jax.nn.one_hot(labels, model.config.num_classes)
         images, labels = mixing.mix(
             rng_mix,
             images,

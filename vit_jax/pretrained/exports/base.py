@@ -1,7 +1,7 @@
 """What all exports share: parameters in a foreign spelling, and what cannot be expressed."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import PyTree, Shaped
 
+from vit_jax.config.fields import Kind, declarations, has_effect
 from vit_jax.errors import CheckpointError
 from vit_jax.models import ModelConfig, VitConfig
 from vit_jax.models.positions import sincos2d
@@ -63,12 +64,26 @@ class Reasons:
         raise CheckpointError(f"This model cannot be written --to={to}:\n{reasons}{advice}")
 
 
-def compare(config: ModelConfig, wanted: Mapping[str, tuple[Any, ...]], *, to: str) -> Reasons:
+class Anything:
+    """Contains every value: of a field that a format expresses whatever it is."""
+
+    def __contains__(self, value: Any) -> bool:
+        return True
+
+
+ANYTHING = Anything()
+BOTH = (True, False)
+
+
+def compare(config: ModelConfig, expressible: Mapping[str, Container[Any]], *, to: str) -> Reasons:
     """Why a format cannot express a model's architecture.
+
+    Sizes are expressed by every format. A field of another kind that a checkpoint has, and that is
+    not among `expressible`, must have its default: a new field is refused until a format has it.
 
     Args:
       config: of the model.
-      wanted: for each field of it that matters, the values that the format can express.
+      expressible: for a field, the values that the format can express.
       to: name of the format, for the error.
 
     Raises:
@@ -76,36 +91,16 @@ def compare(config: ModelConfig, wanted: Mapping[str, tuple[Any, ...]], *, to: s
     """
     if not isinstance(config, VitConfig):
         raise CheckpointError(f"A {type(config).__name__} is not exported --to={to}.")
-    numerics, impossible = [], []
-    for field, accepted in wanted.items():
-        value = getattr(config, field)
-        if value not in accepted:
-            reason = f"{field} is {value!r}; it can say only {' or '.join(map(repr, accepted))}"
-            (numerics if field in _NUMERICS else impossible).append(reason)
-    return Reasons(tuple(impossible), tuple(numerics))
-
-
-_NUMERICS = ("ln_eps", "gelu", "posemb_resize", "rope_periods")
-
-# What no format but ours can say.
-PLAIN = {
-    "attn_norm": (False,),
-    "mlp_norm": (False,),
-    "qk_norm": (False,),
-    "pre_norm": (False,),
-    "norm": ("layernorm",),
-    "parallel": (False,),
-    "stem": (None,),
-    "patch_bias": (True,),
-    "mlp": ("gelu",),
-    "layer_scale": (0.0,),
-    "registers": (0,),
-    "distilled": (False,),
-    "qkv_bias": (True,),
-    "key_bias": (True,),
-    "rope": ("none",),
-    "final_norm": ("tokens",),
-}
+    reasons = {Kind.ARCHITECTURE: [], Kind.NUMERICS: [], Kind.SIZE: []}
+    for field, declared in declarations(config):
+        fixed = declared.kind in (Kind.ARCHITECTURE, Kind.NUMERICS)
+        accepted = expressible.get(field.name, (field.default,) if fixed else ANYTHING)
+        value = getattr(config, field.name)
+        if value not in accepted and has_effect(config, field.name):
+            values = " or ".join(map(repr, accepted))
+            reasons[declared.kind].append(f"{field.name} is {value!r}; it can say only {values}")
+    architecture = reasons[Kind.ARCHITECTURE] + reasons[Kind.SIZE]
+    return Reasons(tuple(architecture), tuple(reasons[Kind.NUMERICS]))
 
 
 class Parameters(Mapping[str, np.ndarray]):

@@ -7,16 +7,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from vit_jax.config.model import NUMERICS
 from vit_jax.errors import CheckpointError
 from vit_jax.models import MixerConfig, ResnetConfig, StemConfig
-from vit_jax.models.resnet import NUMERICS
-from vit_jax.pretrained.exports.base import PLAIN, compare, spelled, with_class_row
+from vit_jax.pretrained.exports.base import ANYTHING, compare, spelled, with_class_row
 from vit_jax.pretrained.formats import mixer, resnet
 from vit_jax.pretrained.formats.entries import Entry
 from vit_jax.pretrained.formats.google import LINEN, PRE_LINEN
 from vit_jax.pretrained.load import Pretrained
-
-_NUMERICS = {"gelu": ("tanh",), "ln_eps": (1e-6,), "posemb_resize": ("bilinear_corners",)}
 
 
 def write(
@@ -38,16 +36,16 @@ def write(
     if isinstance(config, MixerConfig | ResnetConfig):
         _write(pretrained, path, _entries(config, to=to), to=to, dtype=dtype)
         return
-    wanted = PLAIN | _NUMERICS | {
+    expressible = {
         "pool": ("token", "gap", "map") if big_vision else ("token", "gap"),
         "posemb": ("learned", "sincos2d") if big_vision else ("learned",),
-        "rep_size": tuple({0, config.rep_size}),
-        "class_token": (False,),
+        "rep_size": ANYTHING,
+        "posemb_prefix": ANYTHING,
         "stem": (None,) if big_vision else (None, config.stem and StemConfig(
             units=config.stem.units, width_factor=config.stem.width_factor
         )),
     }  # fmt: skip
-    compare(config, wanted, to=to).check(to=to, change_numerics=change_numerics)
+    compare(config, expressible, to=to).check(to=to, change_numerics=change_numerics)
     entries = LINEN if big_vision else PRE_LINEN
     if not big_vision:
         params, config = with_class_row(pretrained.params, config)

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from safetensors.numpy import save_file
 from vit_jax.errors import CheckpointError
 from vit_jax.models import VitConfig
 from vit_jax.pretrained.exports.base import (
+    ANYTHING,
+    BOTH,
     DTYPES,
-    PLAIN,
     Reasons,
     compare,
     spelled,
@@ -25,8 +26,8 @@ from vit_jax.pretrained.formats.entries import Entry
 from vit_jax.pretrained.load import Pretrained
 from vit_jax.pretrained.mapping import PROBLEM_TYPES
 
-# model_type -> what of a model it can say beside the plain one.
-_CAN: dict[str, dict[str, tuple[Any, ...]]] = {
+# model_type -> what of a model it can say beside the defaults and what all have.
+_EXPRESSIBLE: dict[str, dict[str, Container[Any]]] = {
     "vit": {"pool": ("token",), "posemb_resize": ("bicubic",)},
     "deit": {"pool": ("token",), "distilled": (True,), "posemb_resize": ("bicubic",)},
     "ijepa": {"pool": ("gap",), "num_classes": (0,), "posemb_resize": ("bicubic",)},
@@ -40,7 +41,7 @@ _CAN: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "dinov3_vit": {
         "pool": ("token",), "num_classes": (0,), "mlp": ("gelu", "swiglu", "geglu"),
-        "rope": ("dinov3",), "rope_periods": ((),), "key_bias": (False, True),
+        "rope": ("dinov3",), "rope_theta": ANYTHING, "key_bias": BOTH,
         "posemb": ("none",),
     },
 }  # fmt: skip
@@ -83,18 +84,21 @@ def write(
       CheckpointError: no class of transformers can express the model.
     """
     config, kind = pretrained.config, _kind(pretrained)
-    wanted = PLAIN | {"class_token": (False,), "qkv_bias": (True, False)} | _CAN[kind]
+    expressible = {
+        "posemb": ("learned", "sincos2d"), "posemb_prefix": ANYTHING, "qkv_bias": BOTH,
+        "ln_eps": ANYTHING, "gelu": ANYTHING,
+    } | _EXPRESSIBLE[kind]  # fmt: skip
     if kind.startswith("dinov2"):  # Its classifier reads the class token and the patches' mean.
-        wanted |= {"pool": ("token_gap",) if config.num_classes else ("token",)}
+        expressible |= {"pool": ("token_gap",) if config.num_classes else ("token",)}
     if kind.startswith("dino"):
-        wanted |= {"layer_scale": (config.layer_scale or 1.0,), "registers": (config.registers,)}
+        expressible |= {
+            "layer_scale": (config.layer_scale or 1.0,), "registers": (config.registers,)
+        }  # fmt: skip
     if kind in ("vit", "deit") and not config.num_classes:
-        wanted |= {"rep_size": (0, config.rep_size)}
-    else:
-        wanted |= {"rep_size": (0,)}
+        expressible |= {"rep_size": ANYTHING}
     processor = {"siglip_vision_model": "Siglip"}.get(kind, "ViT")
     preprocessor, reasons = to_hf(pretrained.preprocess, processor=processor)
-    reasons += compare(config, wanted, to="hf") + _one_class(pretrained)
+    reasons += compare(config, expressible, to="hf") + _one_class(pretrained)
     reasons.check(to="hf", change_numerics=change_numerics)
     params, config = with_learned_positions(pretrained.params, config)
     params, config = with_class_row(params, config)

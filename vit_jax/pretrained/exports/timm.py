@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+from collections.abc import Container
 from typing import Any
 
 from vit_jax.errors import CheckpointError
 from vit_jax.models import VitConfig
 from vit_jax.pretrained.exports.base import (
-    PLAIN,
+    ANYTHING,
+    BOTH,
     compare,
     spelled,
     with_learned_positions,
@@ -19,28 +21,24 @@ from vit_jax.pretrained.formats.entries import Entry, dense
 from vit_jax.pretrained.formats.timm import entries
 from vit_jax.pretrained.load import Pretrained
 
-_ANY = (True, False)
 _BLOCK = "encoder/block_{i}"
 
-# What timm's VisionTransformer and Eva can say beside the plain model. Their epsilons are those of
+# What timm's VisionTransformer and Eva can say beside the defaults. Their epsilons are those of
 # the entry points below.
-_VIT: dict[str, tuple[Any, ...]] = {
+_VIT: dict[str, Container[Any]] = {
     "pool": ("token", "gap", "map", "map_patches"),
     "final_norm": ("tokens", "pooled"),
-    "class_token": _ANY,
+    "class_token": BOTH,
     "mlp": ("gelu", "silu", "swiglu"),
-    "qk_norm": _ANY,
-    "pre_norm": (False,),
-    "qkv_bias": _ANY,
-    "rep_size": (0,),
-    "ln_eps": (1e-6,),
+    "qk_norm": BOTH,
+    "qkv_bias": BOTH,
+    "gelu": ANYTHING,
     "posemb_resize": ("bicubic_antialias",),
 }
-_EVA: dict[str, tuple[Any, ...]] = {
+_EVA: dict[str, Container[Any]] = {
     "pool": ("token", "gap"),
     "final_norm": ("tokens", "pooled"),
-    "class_token": _ANY,
-    "rep_size": (0,),
+    "class_token": BOTH,
     "posemb": ("none",),
     "gelu": ("erf",),
 }
@@ -62,10 +60,10 @@ def write(
     params, config = with_learned_positions(pretrained.params, pretrained.config)
     if config.registers:  # As timm's own conversion of DINOv2 does.
         params, config = without_class_row(params, config)
-    architecture, can, arguments = _entry_point(config)
-    free = {"layer_scale": (config.layer_scale,), "registers": (config.registers,)}
+    architecture, expressible, arguments = _entry_point(config)
+    expressible |= {"layer_scale": ANYTHING, "registers": expressible.get("registers", ANYTHING)}
     preprocessing, reasons = to_timm(pretrained.preprocess)
-    reasons += compare(config, PLAIN | free | can, to="timm")
+    reasons += compare(config, expressible, to="timm")
     reasons.check(to="timm", change_numerics=change_numerics)
     folder.mkdir(parents=True, exist_ok=True)
     write_shards(spelled(params, config, _entries(config), dtype=dtype, to="timm"), folder)
@@ -90,7 +88,7 @@ def write(
     return reasons.approximate + reasons.notes
 
 
-def _entry_point(config: VitConfig) -> tuple[str, dict[str, tuple[Any, ...]], dict[str, Any]]:
+def _entry_point(config: VitConfig) -> tuple[str, dict[str, Container[Any]], dict[str, Any]]:
     """The function of timm's that comes nearest, what it can express, and its arguments."""
     arguments: dict[str, Any] = {
         "img_size": _side(config.image_size),
@@ -111,16 +109,15 @@ def _entry_point(config: VitConfig) -> tuple[str, dict[str, tuple[Any, ...]], di
     if config.rope == "dinov3":
         arguments |= {"num_reg_tokens": config.registers, "use_fc_norm": pooled}
         size = "huge_plus" if config.mlp == "swiglu" else "small"
-        can = _EVA | {"rope": ("dinov3",), "rope_periods": ((),), "rope_theta": (100.0,),
-                      "ln_eps": (1e-5,), "mlp": ("gelu", "swiglu"), "qkv_bias": _ANY,
-                      "key_bias": (False,) if config.qkv_bias else _ANY}  # fmt: skip
+        can = _EVA | {"rope": ("dinov3",), "ln_eps": (1e-5,), "mlp": ("gelu", "swiglu"),
+                      "qkv_bias": BOTH, "key_bias": (False,)}  # fmt: skip
         return f"vit_{size}_patch16_dinov3{'_qkvb' if config.qkv_bias else ''}", can, arguments
     if config.rope == "axial_xy":
         arguments |= {
             "use_fc_norm": config.final_norm == "pooled",
             "rope_temperature": config.rope_theta,
         }
-        can = _EVA | {"rope": ("axial_xy",), "rope_grid": ((0, 0),), "ln_eps": (1e-6,)}
+        can = _EVA | {"rope": ("axial_xy",), "rope_theta": ANYTHING}
         return "vit_small_patch16_rope_224", can, arguments
     if config.mlp == "swiglu":  # The packed kind's hidden units count twice.
         arguments["mlp_ratio"] *= 2
@@ -132,9 +129,8 @@ def _entry_point(config: VitConfig) -> tuple[str, dict[str, tuple[Any, ...]], di
         "act_layer": activation,
     }  # fmt: skip
     can = _VIT | {
-        "posemb": ("learned",),
         "posemb_prefix": ("all", "none") if config.registers else ("all", "class", "none"),
-        "qk_norm_bias": (config.qk_norm,),
+        "qk_norm_bias": (True,),
     }
     if config.distilled:
         return "deit_base_distilled_patch16_224", can | {"distilled": (True,)}, arguments

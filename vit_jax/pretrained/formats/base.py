@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vit_jax.config.fields import declarations, has_effect
 from vit_jax.data.recipes import Transforms
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import VARIANTS, ModelConfig, VitConfig
@@ -147,7 +148,9 @@ def complete(
         config = VitConfig(**facts)
     except ConfigError as error:
         raise CheckpointError(f"{path} describes no model that can be built: {error}") from error
-    moot = {"posemb_resize": ()} if config.posemb != "learned" else {}
+    moot: dict[str, tuple[str, ...]] = {
+        field.name: () for field, _ in declarations(config) if not has_effect(config, field.name)
+    }
     if config.mlp in ("silu", "swiglu") and not config.pool.startswith("map"):
         moot["gelu"] = ("erf",)  # As manifests have it of any model of PyTorch.
     hints.discard(moot)

@@ -2,36 +2,23 @@
 
 import math
 import re
+import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from vit_jax.config.fields import declarations
+from vit_jax.config.model import KINDS
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
 
-# Name of a hint -> the field of a model's config that it is of; "preprocessing" is a family of
-# `vit_jax.pretrained.preprocess.from_family`, "loss" a key of `vit_jax.optim.losses.LOSSES`, or
+# What may be hinted: fields of the models' configs, with their types; "preprocessing", a family of
+# `vit_jax.pretrained.preprocess.from_family`; "loss", a key of `vit_jax.optim.losses.LOSSES`, or
 # "regression".
-HINTS = {
-    "image_size": "image_size",
-    "patch_size": "patch_size",
-    "width": "width",
-    "depth": "depth",
-    "mlp_dim": "mlp_dim",
-    "num_heads": "num_heads",
-    "num_classes": "num_classes",
-    "representation_size": "rep_size",
-    "pool": "pool",
-    "posemb": "posemb",
-    "posemb_resize": "posemb_resize",
-    "ln_eps": "ln_eps",
-    "gelu": "gelu",
-    "mlp": "mlp",
-    "rope": "rope",
-    "rope_theta": "rope_theta",
-    "rope_grid": "rope_grid",
-    "preprocessing": "preprocessing",
-    "loss": "loss",
-}
-_NAMES = ("pool", "posemb", "posemb_resize", "gelu", "mlp", "rope", "preprocessing", "loss")
+HINTS: dict[str, Any] = {
+    field.name: typing.get_type_hints(kind)[field.name]
+    for kind in KINDS
+    for field, declared in declarations(kind)
+    if declared.hint
+} | {"preprocessing": str, "loss": str}
 # What big_vision and timm call them.
 _OTHER_NAMES = {
     ("pool", "tok"): "token",
@@ -57,8 +44,8 @@ class Hints:
         for name, value in (hints or {}).items():
             if name not in HINTS:
                 raise ConfigError(f'There is no hint "{name}". {did_you_mean(name, HINTS)}')
-            if value is not None or name in ("num_classes", "representation_size"):
-                self._values[HINTS[name]] = _value(name, value)
+            if value is not None:
+                self._values[name] = _value(name, value)
 
     def get(self, field: str) -> Any:
         """The value that is hinted for a field, or None."""
@@ -111,7 +98,7 @@ class Hints:
     def check_all_used(self, what: str) -> None:
         """Raises ConfigError if a hint had no effect on a checkpoint; `what` is its kind."""
         for field in self._values.keys() - self._used:
-            accepted = [name for name, of in HINTS.items() if of in self._accepted]
+            accepted = [name for name in HINTS if name in self._accepted]
             raise ConfigError(
                 f"The hint {field}={self._values[field]!r} has no effect on {what}: leave it out. "
                 f"Those that have: {', '.join(accepted)}."
@@ -145,28 +132,24 @@ def _parse(value: str) -> Any:
 
 
 def _value(name: str, value: Any) -> Any:
-    """The value of a hint as its field's."""
-    if name in ("image_size", "patch_size", "rope_grid"):
+    """The value of a hint in the type of its field."""
+    kind = HINTS[name]
+    if typing.get_origin(kind) is tuple:
         sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
         grid = name == "rope_grid"  # 0x0 is none: positions are not scaled.
         if len(sides) != 2 or not all(type(side) is int and side >= (not grid) for side in sides):
             unit = "patches, 16 or (rows, columns)" if grid else "pixels, 224 or (height, width)"
             raise ConfigError(f"The hint {name}={value!r}: write {unit}.")
         return sides
-    if name in ("ln_eps", "rope_theta"):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
             raise ConfigError(f"The hint {name}={value!r}: write a number above 0.")
         return float(value)
-    if name in _NAMES:
+    if kind is str:
         if not isinstance(value, str) or not value:
             raise ConfigError(f"The hint {name}={value!r}: write a name.")
         return _OTHER_NAMES.get((name, value), value)
-    if value is None:
-        return 0
     if type(value) is not int or value < 0:
         raise ConfigError(f"The hint {name}={value!r}: write a whole number.")
     return value

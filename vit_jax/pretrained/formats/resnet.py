@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from vit_jax.config.model import NUMERICS
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import ResnetConfig, StemConfig
-from vit_jax.models.resnet import NUMERICS
 from vit_jax.pretrained.formats.base import Description, Foreign, Format
 from vit_jax.pretrained.formats.entries import Entry
 from vit_jax.pretrained.formats.hints import Hints
