@@ -338,6 +338,7 @@ def test_tfds_names(tmp_path):
             open_(source="tfds", data_dir=str(tmp_path), **data)
 
     refused('no data set "cifra10".*Did you mean .*cifar10', name="cifra10")
+    refused(r'TFDS cannot open "\.\./\.\./etc"', name="../../etc")
     refused("cannot be loaded at version 9.9.9", name="cifar10:9.9.9")
     refused("BuilderConfig nothing not found", name="voc/nothing")
     refused(r"not prepared in .*file_format='array_record'", name="cifar10")
