@@ -1,6 +1,5 @@
-"""Whole checkpoints of tiny models, and what can be done to them."""
+"""Checkpoints of tiny models, and ways to damage them."""
 
-import io
 import json
 import os
 import pathlib
@@ -15,7 +14,6 @@ from safetensors.numpy import load_file, save_file
 
 from tests.tiny_checkpoints import LABELS, tiny
 from vit_jax.pretrained.exports import export
-from vit_jax.pretrained.exports.huggingface import write_shards
 
 HINTS = {"num_heads": 4, "image_size": 32}
 GOOGLE = {"gelu": "tanh", "posemb_resize": "bilinear_corners"}
@@ -23,7 +21,7 @@ RAN = "THE_CODE_RAN"  # The file that hostile pickles would make.
 
 
 class Shelf:
-    """Whole checkpoints of tiny models, and a new place for each damaged copy."""
+    """Checkpoints of tiny models, and a new folder for each damaged copy."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
@@ -74,58 +72,23 @@ class Shelf:
         np.savez(path := self.new("mixer.npz"), **{k: np.ones(s) for k, s in arrays.items()})
         return path
 
-    def file(self, name: str, content: bytes) -> pathlib.Path:
-        (path := self.new(name)).write_bytes(content)
-        return path
-
-    def cut(self, path: pathlib.Path, share: float = 0.5) -> pathlib.Path:
-        """The same file, not wholly downloaded."""
+    def cut(self, path: pathlib.Path) -> pathlib.Path:
+        """The same file, half downloaded."""
         content = path.read_bytes()
-        path.write_bytes(content[: int(len(content) * share)])
+        path.write_bytes(content[: len(content) // 2])
         return path
 
-    def pickled(self, *, zipped: bool) -> pathlib.Path:
-        """A PyTorch file that runs a command where it is unpickled."""
+    def pickled(self) -> pathlib.Path:
+        """A PyTorch file that runs a command when it is unpickled."""
 
         class Code:
             def __reduce__(self):
                 return os.system, (f"touch {pathlib.Path.cwd() / RAN}",)
 
-        content = pickle.dumps({"state_dict": Code()}, protocol=2)
-        if zipped:
-            buffer = io.BytesIO()
-            with zipfile.ZipFile(buffer, "w") as archive:
-                archive.writestr("archive/data.pkl", content)
-                archive.writestr("archive/version", "3")
-            content = buffer.getvalue()
-        return self.file("evil.pth", content)
-
-    def shards(self) -> pathlib.Path:
-        """A folder of transformers in several files, of which one was not downloaded."""
-        folder = self.hf()
-        tensors = load_file(folder / "model.safetensors")
-        (folder / "model.safetensors").unlink()
-        write_shards(tensors.items(), folder, largest=9000)
-        sorted(folder.glob("model-*"))[1].unlink()
-        return folder
-
-
-def objects(shelf: Shelf) -> pathlib.Path:
-    buffer = io.BytesIO()
-    np.savez(buffer, **{"embedding/kernel": np.array([{"a": 1}], dtype=object)})
-    return shelf.file("objects.npz", buffer.getvalue())
-
-
-def bomb(shelf: Shelf) -> pathlib.Path:
-    """An archive of a few kilobytes that says that its array has a terabyte."""
-    head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        head, {"descr": "<f4", "fortran_order": False, "shape": (2**38,)}
-    )
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("embedding/kernel.npy", head.getvalue() + bytes(10**6))
-    return shelf.file("bomb.npz", buffer.getvalue())
+        with zipfile.ZipFile(path := self.new("evil.pth"), "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps({"state_dict": Code()}, protocol=2))
+            archive.writestr("archive/version", "3")
+        return path
 
 
 def two(shelf: Shelf) -> pathlib.Path:

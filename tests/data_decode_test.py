@@ -3,8 +3,6 @@
 import io
 import json
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 
@@ -12,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from tests.conftest import ROOT
 from vit_jax.data import decode
 from vit_jax.data.decode import decode_image
 from vit_jax.errors import DataError
@@ -36,11 +33,11 @@ def pixels():
     return np.stack([y * 20, x * 12, 255 - x * 6 - y * 9], axis=-1).astype(np.uint8)
 
 
-def encode(picture, kind, **options):
-    if isinstance(picture, np.ndarray):
-        picture = Image.fromarray(picture)
+def encode(image, kind, **options):
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -96,9 +93,9 @@ def test_alpha_is_dropped_not_composited(pixels):
 
 @pytest.mark.parametrize("transparency", [3, bytes([0, 255, 0, 128])])
 def test_a_palette_with_transparency_keeps_its_colors(transparency):
-    picture = Image.frombytes("P", (2, 2), bytes([0, 1, 2, 3]))
-    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
-    got = decode_image(encode(picture, "PNG", transparency=transparency))
+    image = Image.frombytes("P", (2, 2), bytes([0, 1, 2, 3]))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
+    got = decode_image(encode(image, "PNG", transparency=transparency))
     np.testing.assert_array_equal(got.reshape(4, 3), np.arange(10, 130, 10).reshape(4, 3))
 
 
@@ -190,16 +187,6 @@ def test_corrupt_bytes_never_raise_anything_but_data_error(pixels):
             assert got.shape[-1] == 3
 
 
-def test_an_image_that_declares_too_many_pixels_is_refused_unread():
-    side = 9460  # 9460 ** 2 is just above the limit; nothing of it is there.
-    assert side**2 > decode.MAX_PIXELS
-    for width, height in ((side, side), (60_000, 60_000)):
-        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-        data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
-        with pytest.raises(DataError, match="too large"):
-            decode_image(data)
-
-
 def test_too_many_pixels_are_refused_where_pillow_only_warns(pixels, monkeypatch):
     monkeypatch.setattr(decode, "MAX_PIXELS", 100)
     with pytest.raises(DataError, match=r"20x12 is more than 100"):
@@ -225,11 +212,10 @@ def test_arrays_that_are_no_images_are_refused(array):
         decode_image(array)
 
 
-@pytest.mark.parametrize("white", [255, 65535, 10**6])
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_pixels_of_unknown_range_are_refused(dtype, white):
+def test_pixels_of_unknown_range_are_refused(dtype):
     with pytest.raises(DataError, match="which of them is white"):
-        decode_image(encode(np.full((3, 3), white, dtype), "TIFF"))
+        decode_image(encode(np.full((3, 3), 255, dtype), "TIFF"))
 
 
 def test_16_bits_that_pillow_widens_may_lie_on_their_side():
@@ -240,29 +226,17 @@ def test_16_bits_that_pillow_widens_may_lie_on_their_side():
         np.testing.assert_array_equal(decode_image(data, channels=1), np.full((3, 2, 1), 0x12))
 
 
-def test_of_too_many_pixels_pillow_does_not_warn_as_well():
-    header = struct.pack(">IIBBBBB", 9460, 9460, 8, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
-    # pytest has filters of its own.
-    code = f"from vit_jax.data.decode import decode_image; decode_image({data!r})"
-    done = subprocess.run(
-        [sys.executable, "-W", "default", "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
-    assert "DataError: The image is too large" in done.stderr
-    assert "DecompressionBombWarning" not in done.stderr
-
-
-# What is beside the pixels of a PNG.
+# Ancillary chunks of a PNG.
 
 
 def chunks(png):
     """Name and content of each chunk."""
-    at, found = 8, []
+    at, parts = 8, []
     while at < len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
-        found.append((png[at + 4 : at + 8], png[at + 8 : end - 4]))
+        parts.append((png[at + 4 : at + 8], png[at + 8 : end - 4]))
         at = end
-    return found
+    return parts
 
 
 def of_chunks(parts, *, wrong=()):
@@ -280,31 +254,28 @@ def squeezed(bytes_):
     return zlib.compress(b"x" * bytes_)
 
 
-BESIDE = {
+ANCILLARY = {
     "2 MB of compressed text": (b"zTXt", b"workflow\0\0" + squeezed(2**21)),
-    "2 MB of compressed Unicode text": (b"iTXt", b"prompt\0\1\0\0\0" + squeezed(2**21)),
     "2 MB of colour profile": (b"iCCP", b"ICC\0\0" + squeezed(2**21)),
     "more text than Pillow reads": (b"tEXt", b"a\0" + b"x" * 2000),
     "a gamma of one byte": (b"gAMA", b"\1"),
-    "a palette suggestion of nothing": (b"sPLT", b""),
-    "a resolution of two bytes": (b"pHYs", b"\0\1"),
 }
 
 
-@pytest.mark.parametrize("beside", BESIDE)
-@pytest.mark.parametrize("place", [1, -1])
-def test_what_is_beside_the_pixels_of_a_png_does_not_matter(pixels, beside, place, monkeypatch):
+@pytest.mark.parametrize("name", ANCILLARY)
+@pytest.mark.parametrize("position", [1, -1])
+def test_odd_ancillary_chunks_of_a_png_are_ignored(pixels, name, position, monkeypatch):
     monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_MEMORY", 1000)  # 64 MB would take its time.
     parts = chunks(encode(pixels, "PNG"))
-    parts.insert(place, BESIDE[beside])
+    parts.insert(position, ANCILLARY[name])
     np.testing.assert_array_equal(decode_image(of_chunks(parts)), pixels)
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [(b"tEXt", b"a\0b"), (b"zTXt", b"a\0\0" + squeezed(9)), (b"tIME", bytes(7)), (b"eXIf", b"MM")],
+    [(b"tEXt", b"a\0b"), (b"eXIf", b"MM")],
 )
-def test_a_wrong_checksum_beside_the_pixels_does_not_matter(pixels, name, content):
+def test_a_wrong_checksum_of_an_ancillary_chunk_is_ignored(pixels, name, content):
     parts = chunks(encode(pixels, "PNG"))
     parts.insert(1, (name, content))
     np.testing.assert_array_equal(decode_image(of_chunks(parts, wrong=[name])), pixels)
@@ -313,8 +284,8 @@ def test_a_wrong_checksum_beside_the_pixels_does_not_matter(pixels, name, conten
 def test_a_png_with_a_broken_comment_is_turned_and_coloured_as_without(pixels):
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = Image.fromarray(pixels).quantize(16)
-    good = encode(picture, "PNG", exif=exif.tobytes(), transparency=3)
+    image = Image.fromarray(pixels).quantize(16)
+    good = encode(image, "PNG", exif=exif.tobytes(), transparency=3)
     parts = chunks(good)
     parts.insert(1, (b"tEXt", b"a\0b"))
     want = decode_image(good)

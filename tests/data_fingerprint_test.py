@@ -1,4 +1,4 @@
-"""A data set that is not what it was at the checkpoint: said before the run goes on."""
+"""A data set that differs from that of the checkpoint is refused before the run goes on."""
 
 import json
 import re
@@ -29,20 +29,12 @@ def on(folder, **changes):
     }  # fmt: skip
 
 
-def remove(folder):
-    (folder / "train" / "cat" / "3.png").unlink()
-
-
 def rename(folder):
     (folder / "train" / "cat" / "3.png").rename(folder / "train" / "cat" / "three.png")
 
 
 def move(folder):
     (folder / "train" / "cat" / "3.png").rename(folder / "train" / "dog" / "333.png")
-
-
-def add(folder):
-    write_image(folder / "train" / "cat" / "99.png")
 
 
 def add_class(folder):
@@ -55,10 +47,8 @@ def nothing(folder):
 
 
 SAYS = {
-    remove: "num_examples: 40 -> 39",
     rename: "",
     move: "",
-    add: "num_examples: 40 -> 41",
     add_class: r"class_names: \['cat', 'dog'\] -> \['ant', 'cat', 'dog'\]",
 }
 
@@ -99,7 +89,7 @@ def test_another_folder_is_refused_and_says_what_differs(trained, tmp_path, chan
 
 
 @pytest.mark.medium
-def test_other_pictures_to_evaluate_on_are_refused(tmp_path):
+def test_another_evaluation_set_is_refused(tmp_path):
     make_folder(tmp_path / "images")
     evals = ConfigDict({"test": classification_eval(split="test")})
     config = {**on(tmp_path / "images"), "evals": evals}
@@ -166,11 +156,3 @@ def test_a_fingerprint_tells_all_that_fixes_the_order(tmp_path, small_idx):
     # A promise to runs that go on with a later release.
     assert prints["train"] == "3f7f490f69578205a197aeed0d30a33b"
     assert digest("a", "b") != digest("ab") != digest("ab", "")
-
-
-def test_names_that_are_not_utf8_have_one_too(tmp_path):
-    make_folder(tmp_path)
-    with open(bytes(tmp_path / "train" / "cat") + b"/\xff.png", "wb") as file:
-        file.write(b"")
-    source = open_("train", source="image_folder", data_dir=str(tmp_path))
-    assert len(source) == 41 and len(source.fingerprint) == 32

@@ -1,6 +1,6 @@
-"""Files from strangers: bombs are bounded, nothing hangs, nothing is read from elsewhere.
+"""Untrusted files: decoding is bounded in time and memory; nothing outside the folder is read.
 
-What is only broken (truncated, corrupt, no image at all) is in data_decode_test.
+Files that are only broken (truncated, corrupt, no image at all) are in data_decode_test.
 """
 
 import gzip
@@ -8,12 +8,9 @@ import os
 import pathlib
 import re
 import resource
-import socket
-import stat
 import struct
 import subprocess
 import sys
-import time
 import zlib
 
 import numpy as np
@@ -24,7 +21,7 @@ from tests.conftest import ROOT
 from tests.data_decode_test import chunk, encode
 from vit_jax.data import decode, fashion_mnist, reading
 from vit_jax.data.decode import decode_image
-from vit_jax.data.files import Files, find_images
+from vit_jax.data.files import find_images
 from vit_jax.data.geometry import Resize, ResizeSmall
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.errors import DataError
@@ -44,31 +41,25 @@ def png(*chunks, side=16):
     return PNG + chunk(b"IHDR", header) + b"".join(parts)
 
 
-def tiff(tags, tail=b""):
+def tiff(tags):
     """One page. Each tag is (number, type, count, value or offset)."""
     entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + tail
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
 
 
 def overlapping_tags(number=60_000, size=1 << 20):
     """Tags that all have the same megabyte as their value: 60 GB in a file of 2 MB."""
     start = 10 + 12 * number + 4
-    return tiff([(1000 + i, 7, size, start) for i in range(number)], bytes(size))
+    return tiff([(1000 + i, 7, size, start) for i in range(number)]) + bytes(size)
 
 
-def jpeg(*segments, scans=0, side=16):
+def jpeg(*, scans=0, side=16):
     data = encode(Image.new("L", (side, side)), "JPEG", progressive=scans > 0)
     if scans:  # The header of the last scan again and again, with nothing after it.
         last = data.rindex(b"\xff\xda")
         header = data[last : last + 2 + int.from_bytes(data[last + 2 : last + 4], "big")]
         data = data[:-2] + header * scans + data[-2:]
-    return data[:2] + b"".join(segments) + data[2:]
-
-
-def exif_segments(exif):
-    for start in range(0, len(exif), 65_000):
-        part = b"Exif\0\0" + exif[start : start + 65_000]
-        yield b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part
+    return data
 
 
 def declared_jpeg():
@@ -77,17 +68,12 @@ def declared_jpeg():
     return data[:size] + struct.pack(">HH", 65_500, 65_500) + data[size + 4 :]
 
 
-def jpeg2000(side, *, boxed):
-    """Declares a side, and holds a tile of 64x64."""
+def jpeg2000(side):
+    """A code stream that declares a side, and holds a tile of 64x64."""
     data = encode(Image.new("RGB", (64, 64)), "JPEG2000")
-    code = data.index(b"\xff\x4f\xff\x51")
+    stream = data[data.index(b"\xff\x4f\xff\x51") :]
     sides = struct.pack(">II", side, side)
-    stream = data[code:]
-    stream = stream[:8] + sides + stream[16:24] + sides + stream[32:]
-    if not boxed:
-        return stream
-    box = data.index(b"ihdr") + 4
-    return data[:box] + sides + data[box + 8 : code] + stream
+    return stream[:8] + sides + stream[16:24] + sides + stream[32:]
 
 
 def webp(*chunks):
@@ -101,7 +87,6 @@ def animation(kind, frames):
     return encode(first, kind, save_all=True, append_images=others)
 
 
-SIDE_WEBP = (16_382).to_bytes(3, "little")
 LOSSLESS = b"\x2f" + (16_382 | 16_382 << 14).to_bytes(4, "little") + b"\0"
 GIF_FRAME = b"," + struct.pack("<HHHHB", 0, 0, 65_535, 65_535, 0) + b"\x08\0;"
 
@@ -109,7 +94,6 @@ TOO_LARGE = "The image is too large"
 BOMBS = {
     "png, declared": (lambda: png(side=HUGE), TOO_LARGE),
     "png, zTXt": (lambda: png(chunk(b"zTXt", b"k\0\0" + ZEROS)), ""),
-    "png, iTXt": (lambda: png(chunk(b"iTXt", b"k\0\1\0en\0\0" + ZEROS)), ""),
     "png, iCCP": (lambda: png(chunk(b"iCCP", b"k\0\0" + ZEROS)), ""),
     "png, many zTXt": (
         lambda: png(*[chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 20)))] * 1000),
@@ -117,17 +101,14 @@ BOMBS = {
     ),
     "png, more pixels than declared": (lambda: png(chunk(b"IDAT", ZEROS)), ""),
     "png, EXIF": (lambda: png(chunk(b"eXIf", overlapping_tags())), ""),
-    "png, frames": (lambda: animation("PNG", 300), ""),
     "jpeg, declared": (declared_jpeg, TOO_LARGE),
     "jpeg, scans": (lambda: jpeg(scans=99_000, side=4000), "The JPEG has 9900. scans: more than"),
-    "jpeg, EXIF": (lambda: jpeg(*exif_segments(overlapping_tags())), ""),
     "tiff, declared": (
         lambda: tiff([(256, 4, 1, HUGE), (257, 4, 1, HUGE), (258, 3, 1, 8), (262, 3, 1, 1),
                       (273, 4, 1, 8), (279, 4, 1, 9)]),
         TOO_LARGE,
     ),
     "tiff, tags": (overlapping_tags, "Not an image"),
-    "tiff, pages": (lambda: animation("TIFF", 300), ""),
     "gif, declared": (
         lambda: b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + GIF_FRAME, TOO_LARGE,
     ),
@@ -136,20 +117,12 @@ BOMBS = {
     ),
     "gif, frames": (lambda: animation("GIF", 300), ""),
     "webp, declared": (lambda: webp((b"VP8L", LOSSLESS)), TOO_LARGE),
-    "webp, declared canvas": (
-        lambda: webp((b"VP8X", bytes(4) + SIDE_WEBP * 2), (b"VP8L", LOSSLESS)), TOO_LARGE,
-    ),
-    "webp, frames": (lambda: animation("WEBP", 200), ""),
     "bmp, declared": (
         lambda: b"BM" + struct.pack("<IHHI", 100, 0, 0, 54)
         + struct.pack("<IiiHHIIiiII", 40, HUGE, HUGE, 1, 24, *[0] * 6), TOO_LARGE,
     ),
     "ppm, declared": (lambda: b"P6 60000 60000 255\n", TOO_LARGE),
-    "jpeg 2000, declared": (lambda: jpeg2000(HUGE, boxed=True), TOO_LARGE),
-    "jpeg 2000, stream": (lambda: jpeg2000(HUGE, boxed=False), TOO_LARGE),
-    "jpeg 2000, below the others' limit": (
-        lambda: jpeg2000(9400, boxed=False), "MAX_PIXELS_JPEG2000",
-    ),
+    "jpeg 2000, below the others' limit": (lambda: jpeg2000(9400), "MAX_PIXELS_JPEG2000"),
 }  # fmt: skip
 
 DECODE = """
@@ -165,11 +138,11 @@ resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 for path in sorted(pathlib.Path(sys.argv[2]).iterdir()):
     begun = time.process_time()
     try:
-        said = str(decode_image(path.read_bytes()).shape)
+        result = str(decode_image(path.read_bytes()).shape)
     except DataError as error:
-        said = str(error)
+        result = str(error)
     grown = peak() - before
-    print(path.name, round(time.process_time() - begun, 2), grown // 1024, said, sep="|")
+    print(path.name, round(time.process_time() - begun, 2), grown // 1024, result, sep="|")
 """
 
 
@@ -184,12 +157,12 @@ def test_bombs_take_little_memory_and_time(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = [line.split("|", 3) for line in done.stdout.splitlines()]
     assert {name for name, *_ in lines} == set(BOMBS)
-    for name, seconds, megabytes, said in lines:
-        assert re.search(BOMBS[name][1] or r"^\(\d+, \d+, 3\)$", said), (name, said)
+    for name, seconds, megabytes, result in lines:
+        assert re.search(BOMBS[name][1] or r"^\(\d+, \d+, 3\)$", result), (name, result)
         assert float(seconds) < 8 and int(megabytes) < 400, (name, seconds, megabytes)
 
 
-def test_the_limits_leave_honest_images_alone():
+def test_ordinary_images_pass_the_limits():
     """A progressive JPEG of as many scans as encoders make, and one with a film at its end."""
     film = np.random.default_rng(0).integers(256, size=8 << 20, dtype=np.uint8).tobytes()
     assert decode_image(jpeg(scans=20)).shape == (16, 16, 3)
@@ -201,30 +174,26 @@ def test_the_limits_leave_honest_images_alone():
         assert decode_image(odd).shape == (16, 16, 3)
 
 
-LINES = {
-    "a line to cover": ((200_000 // 2, 1), ResizeSmall(size=(64, 64))),
-    "a line to cover, lying": ((1, 5000), ResizeSmall(size=(256, 256), rounding="down")),
-    "longer than all": ((1, 2**17 + 1), Resize(size=(8, 8))),
-}
-
-
-@pytest.mark.parametrize(("shape", "op"), LINES.values(), ids=LINES)
-def test_a_line_is_not_made_a_wall(shape, op):
+@pytest.mark.parametrize(
+    ("shape", "op"),
+    [((100_000, 1), ResizeSmall(size=(64, 64))), ((1, 2**17 + 1), Resize(size=(8, 8)))],
+)
+def test_images_too_long_and_thin_to_scale_are_refused(shape, op):
     with pytest.raises(DataError, match=r"too long and thin|no side may have more"):
         op(np.zeros((*shape, 3), np.uint8), np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1), (3, 40_000)])
-def test_a_line_is_squashed_in_little_memory(shape):
+@pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1)])
+def test_a_long_thin_image_is_resized_in_little_memory(shape):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    line = np.full((*shape, 3), 7, np.uint8)
-    for rounding in ("nearest", "down", "none"):
-        squash = Resize(size=(3000, 30), rounding=rounding, method="area")
-        np.testing.assert_allclose(squash(line, np.random.default_rng(0)), 7, atol=1e-3)
+    image = np.full((*shape, 3), 7, np.uint8)
+    for rounding in ("nearest", "none"):
+        resize = Resize(size=(3000, 30), rounding=rounding, method="area")
+        np.testing.assert_allclose(resize(image, np.random.default_rng(0)), 7, atol=1e-3)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # Kilobytes.
 
 
-def test_memory_that_runs_out_is_not_the_images_fault(monkeypatch):
+def test_out_of_memory_is_not_reported_as_a_broken_image(monkeypatch):
     def no_memory(self):
         raise MemoryError
 
@@ -234,7 +203,7 @@ def test_memory_that_runs_out_is_not_the_images_fault(monkeypatch):
         decode_image(png())
 
 
-# What is no file, or no longer the file that was listed.
+# Files that changed after they were listed.
 
 
 @pytest.fixture
@@ -247,99 +216,37 @@ def folder(tmp_path):
     return root
 
 
-def opened(folder):
-    return ImageFolder(folder, split="train")
+def truncate(path):
+    with open(path, "wb") as file:
+        file.truncate(reading.MAX_BYTES + 1)
 
 
-def replace(path, how):
-    """Puts something else in a file's place."""
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        (lambda path: path.symlink_to("/etc/passwd"), "a link that leads out of .*, to /etc/pass"),
+        (truncate, "too large: of its 268,435,457 bytes at most 268,435,456 .*MAX_BYTES"),
+        (os.mkfifo, "It is a named pipe, not a file"),  # Reading one would wait for ever.
+    ],
+)
+def test_a_file_that_was_replaced_after_the_start_is_refused(folder, replace, message):
+    source = ImageFolder(folder, split="train")
+    path = pathlib.Path(source.describe(2))
     path.unlink()
-    if how == "pipe":
-        os.mkfifo(path)
-    elif how == "socket":
-        with socket.socket(socket.AF_UNIX) as here:
-            here.bind(str(path))
-    elif how == "device":
-        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # /dev/zero: it has no end.
-    elif how == "folder":
-        path.mkdir()
-    elif how == "link out":
-        path.symlink_to("/etc/passwd")
-    elif how == "link to a device":
-        path.symlink_to("/dev/zero")
-    elif how == "loop":
-        path.symlink_to(path.name)
-    elif how == "large":
-        with open(path, "wb") as file:
-            file.truncate(reading.MAX_BYTES + 1)
-    elif how == "endless":
-        with open(path, "wb") as file:
-            file.truncate(1 << 43)
-
-
-REPLACEMENTS = {
-    "gone": "cannot be read: No such file or directory",
-    "pipe": "It is a named pipe, not a file",
-    "socket": "It is a socket, not a file",
-    "device": "It is a device, not a file",
-    "folder": "It is a folder, not a file",
-    "link out": "It is a link that leads out of .*root, to /etc/passwd",
-    "link to a device": "It is a link that leads out of .*root, to /dev/zero",
-    "loop": "cannot be read: Too many levels of symbolic links",
-    "large": r"too large: of its 268,435,457 bytes at most 268,435,456 .*reading\.MAX_BYTES",
-    "endless": "too large: of its 8,796,093,022,208 bytes",
-}
-
-
-@pytest.mark.parametrize("how", REPLACEMENTS)
-def test_what_takes_a_files_place_after_the_start_is_named_at_once(folder, how):
-    source = opened(folder)
-    path = pathlib.Path(source.describe(2))
-    try:
-        replace(path, how)
-    except PermissionError:
-        pytest.skip("making a device takes the right to")
-    except OSError as error:
-        pytest.skip(f"this file system has no such files: {error}")
-    begun = time.monotonic()
-    with pytest.raises(DataError, match=REPLACEMENTS[how]):
+    replace(path)
+    with pytest.raises(DataError, match=message):
         source[2]
-    assert time.monotonic() - begun < 1
-    if not how.startswith("link"):  # A file that is named may be anywhere.
-        with pytest.raises(DataError, match=REPLACEMENTS[how]):
-            Files([path], class_names=["a"])[0]
 
 
-def test_a_file_that_may_not_be_read_is_named(folder):
-    source = opened(folder)
-    path = pathlib.Path(source.describe(2))
-    path.chmod(0)
-    root = os.geteuid() == 0  # Whom nothing is forbidden.
-    if root:
-        os.seteuid(65534)
-    try:
-        with pytest.raises(DataError, match="The file cannot be read: Permission denied"):
-            source[2]
-    finally:
-        if root:
-            os.seteuid(0)
-
-
-def test_pipes_and_devices_are_not_listed(folder, caplog):
-    os.mkfifo(folder / "train" / "cat" / "pipe.jpg")
-    assert len(opened(folder)) == 6
-    assert "do not look like images and are left out, such as cat/pipe.jpg" in caplog.text
-
-
-def test_pictures_to_predict_lie_in_the_folder_that_was_named(folder, tmp_path):
-    pictures = folder / "train" / "cat"
-    (pictures / "twin.png").symlink_to("0.png")
-    assert len(find_images([str(pictures)])) == 4
+def test_images_to_predict_lie_in_the_given_folder(folder, tmp_path):
+    images = folder / "train" / "cat"
+    (images / "twin.png").symlink_to("0.png")
+    assert len(find_images([str(images)])) == 4
     (tmp_path / "elsewhere.png").write_bytes(png())
-    (pictures / "z.png").symlink_to(tmp_path / "elsewhere.png")
+    (images / "z.png").symlink_to(tmp_path / "elsewhere.png")
     with pytest.raises(DataError, match=r"z\.png is a link that leads out of .*elsewhere\.png"):
-        find_images([str(pictures)])
-    assert find_images([str(pictures / "z.png")])  # Named itself, it is meant.
+        find_images([str(images)])
+    assert find_images([str(images / "z.png")])  # Given as an argument, it is meant.
 
 
 # Fashion-MNIST's files.
@@ -348,29 +255,18 @@ HEADER = bytes([0, 0, 8, 1]) + (1000).to_bytes(4, "big")
 GOOD = HEADER + bytes(1000)
 FAULTS = {
     "unpacks to 300 MB": (gzip.compress(bytes(300 << 20)), "got more than 1008 bytes"),
-    "a longer file": (gzip.compress(GOOD + b"\0"), "got more than 1008 bytes"),
     "a shorter file": (gzip.compress(GOOD[:-1]), "got 1007 bytes"),
     "another shape": (gzip.compress(bytes([0, 0, 8, 3]) + GOOD[4:]), "got 1008 bytes.*00000803"),
     "garbage at the end": (gzip.compress(GOOD) + b"garbage", "cannot be read.*Not a gzipped"),
-    "a second file at the end": (gzip.compress(GOOD) * 2, "got more than 1008 bytes"),
-    "cut short": (gzip.compress(GOOD)[:-4], "cannot be read.*end-of-stream"),
     "a wrong check sum": (gzip.compress(GOOD)[:-8] + bytes(8), "cannot be read.*CRC"),
-    "not zipped, endless": (GOOD + bytes(99), "got more than 1008 bytes"),
-    "empty": (b"", "got 0 bytes"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_idx_files_are_read_as_far_as_they_should_go(tmp_path, fault):
+def test_reading_an_idx_file_is_bounded_and_checked(tmp_path, fault):
     content, message = FAULTS[fault]
     (tmp_path / "labels.gz").write_bytes(content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError, match=rf"labels\.gz.*{message}"):
         fashion_mnist.read_idx(tmp_path / "labels.gz", shape=(1000,))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # Kilobytes.
-
-
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_a_good_idx_file_is_read(tmp_path, pack):
-    (tmp_path / "labels").write_bytes(pack(GOOD))
-    assert fashion_mnist.read_idx(tmp_path / "labels", shape=(1000,)).shape == (1000,)

@@ -17,7 +17,7 @@ def noise(*shape, seed=0):
 
 
 def smooth(height=40, width=30):
-    """An image without a repeated histogram bin or flat place."""
+    """An image without flat areas."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(y / 5 + x / 9), np.cos(x / 4), np.sin(x / 7 - y / 3)]
     return np.stack([127 + 90 * w for w in waves], axis=-1).astype(np.uint8)
@@ -25,9 +25,13 @@ def smooth(height=40, width=30):
 
 def run(operation, image, *, magnitude, seed=0, **arguments):
     gray = image.shape[-1] == 1
-    picture = Image.fromarray(image[..., 0] if gray else image)
+    pillow_image = Image.fromarray(image[..., 0] if gray else image)
     out = apply(
-        operation, picture, np.random.default_rng(seed), magnitude=float(magnitude), **arguments
+        operation,
+        pillow_image,
+        np.random.default_rng(seed),
+        magnitude=float(magnitude),
+        **arguments,
     )
     out = np.asarray(out)
     return out[..., None] if gray else out
@@ -128,7 +132,7 @@ def blurred(image):
     return out
 
 
-# --- Operations on places.
+# --- Geometric operations.
 
 
 def nearest(image, matrix):
@@ -199,15 +203,6 @@ def test_cutout_is_a_square_around_a_uniform_centre(magnitude, half):
 # --- The whole.
 
 
-@pytest.mark.parametrize(
-    "operation", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout", "SolarizeAdd"]
-)
-def test_magnitude_zero_changes_nothing_where_it_should_not(operation):
-    image = noise(23, 31, 3)
-    for seed in range(4):
-        np.testing.assert_array_equal(run(operation, image, magnitude=0, seed=seed), image)
-
-
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (1, 9, 3), (9, 2, 1), (2, 2, 3)])
 def test_every_operation_takes_tiny_images(operation, shape):
@@ -229,9 +224,9 @@ def test_every_operation_does_to_gray_what_it_does_to_equal_channels(operation):
 def test_operations_are_drawn_evenly(monkeypatch):
     drawn = dict.fromkeys(OPERATIONS, 0)
 
-    def count(operation, picture, rng, **_):
+    def count(operation, image, rng, **_):
         drawn[operation] += 1
-        return picture
+        return image
 
     monkeypatch.setattr("vit_jax.data.randaugment.apply", count)
     op = RandAugment(num_layers=4)
@@ -240,16 +235,3 @@ def test_operations_are_drawn_evenly(monkeypatch):
         op(noise(2, 2, 3), rng)
     assert sum(drawn.values()) == 6400
     assert min(drawn.values()) > 320 and max(drawn.values()) < 480  # 400 expected, deviation 19.
-
-
-def test_no_layers_no_change():
-    image = noise(5, 6, 3)
-    np.testing.assert_array_equal(RandAugment(num_layers=0)(image, np.random.default_rng(0)), image)
-
-
-def test_the_same_generator_gives_the_same_bits_and_another_others():
-    image, op = smooth(), RandAugment(magnitude=15.0, translate=10.0, cutout=8.0)
-    first = [op(image, np.random.default_rng(i)) for i in range(20)]
-    second = [op(image, np.random.default_rng(i)) for i in range(20)]
-    np.testing.assert_array_equal(first, second)
-    assert len({out.tobytes() for out in first}) > 15

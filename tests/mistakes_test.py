@@ -1,6 +1,6 @@
-"""What users do wrong, told by the commands: one message, exit code 2, nothing lost.
+"""Mistakes of users: the commands print one message, exit with code 2 and change nothing.
 
-The commands run in this process: cli_test has some of these mistakes in a process of its own.
+The commands run in this process; cli_test runs some in a process of their own.
 """
 
 import shlex
@@ -12,7 +12,7 @@ import pytest
 from tests import mistakes_paths, mistakes_table, mistakes_values
 from tests.commands import ROOT, Result, call
 from tests.folders import contents
-from tests.mistakes_places import make_data_sets, make_files, make_runs
+from tests.mistakes_folder import make_files, make_runs
 from tests.small_run import run
 
 QUICKSTART = f"{ROOT}/configs/quickstart.py"
@@ -48,14 +48,7 @@ def runs(tmp_path_factory, finished_run):
     yield from _unchanged(folder)
 
 
-@pytest.fixture(scope="module")
-def data_sets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data_sets")
-    make_data_sets(folder)
-    yield from _unchanged(folder)
-
-
-# Mistakes that are noticed when a program has been compiled.
+# Mistakes that are only found once a program has been compiled.
 LATE = {
     "channels of one of the two",
     "transforms of another size",
@@ -64,18 +57,18 @@ LATE = {
 
 
 def rows(*tables):
-    """A test for each row of these tables: what is typed, and what must be said."""
+    """Parametrises a test with what is typed and the texts of the message, for each row."""
     return pytest.mark.parametrize(
-        ("typed", "said"),
+        ("typed", "texts"),
         [
-            pytest.param(typed, said, id=name, marks=[pytest.mark.medium] * (name in LATE))
+            pytest.param(typed, texts, id=name, marks=[pytest.mark.medium] * (name in LATE))
             for table in tables
-            for name, (typed, *said) in table.items()
+            for name, (typed, *texts) in table.items()
         ],
     )
 
 
-def words(typed, workdir, config=QUICKSTART):
+def flags_of(typed, workdir, config=QUICKSTART):
     """The flags of train that a row means."""
     typed = typed.replace("QUICKSTART", QUICKSTART).replace("CONFIGS", f"{ROOT}/configs")
     flags = shlex.split(typed)
@@ -90,12 +83,12 @@ def words(typed, workdir, config=QUICKSTART):
     return flags
 
 
-def check(result: Result, said, workdir=None):
-    """It is one message that says so, and nothing was begun."""
+def check(result: Result, texts, workdir=None):
+    """The result is one message with these texts, and no run was started."""
     assert result.code == 2, result
     assert result.err.startswith("error: "), result.err
     assert "Traceback" not in result.err + result.out and "\x1b" not in result.err + result.out
-    for text in said:
+    for text in texts:
         assert text in result.err, f"{text!r} is not in {result.err!r}"
     left = {path.name for path in workdir.rglob("*") if path.is_file()} if workdir else set()
     assert left <= {"lock", "config.json", "dataset.json"}, left
@@ -108,33 +101,26 @@ def check(result: Result, said, workdir=None):
     mistakes_table.COMMAND_LINE, mistakes_values.MODEL, mistakes_values.NUMBERS,
     mistakes_values.LENGTHS, mistakes_values.MESH, mistakes_paths.DATA,
 )  # fmt: skip
-def test_train(files, tmp_path, typed, said):
+def test_train(files, tmp_path, typed, texts):
     workdir = tmp_path / "work"
-    check(call("train", *words(typed, workdir), cwd=files), said, workdir)
+    check(call("train", *flags_of(typed, workdir), cwd=files), texts, workdir)
 
 
 @rows(mistakes_table.CONFIG_FILE)
-def test_a_file_of_ones_own(files, tmp_path, typed, said):
+def test_a_config_file_of_the_user(files, tmp_path, typed, texts):
     workdir, config = tmp_path / "work", tmp_path / "config.py"
     config.write_text(
         "from configs import quickstart\n\n\ndef get_config():\n    c = quickstart.get_config()\n"
         + textwrap.indent(typed, "    ") + "\n    return c\n"
     )  # fmt: skip
-    check(call("train", *words(f"--config={config}", workdir), cwd=files), said, workdir)
-
-
-@pytest.mark.medium
-@rows(mistakes_paths.DATA_SETS)
-def test_data_sets(data_sets, tmp_path, typed, said):
-    workdir = tmp_path / "work"
-    check(call("train", *words(typed, workdir), cwd=data_sets), said, workdir)
+    check(call("train", *flags_of(f"--config={config}", workdir), cwd=files), texts, workdir)
 
 
 @pytest.mark.medium
 @rows(mistakes_paths.RUNS)
-def test_other_runs(runs, tmp_path, typed, said):
+def test_other_runs(runs, tmp_path, typed, texts):
     workdir = tmp_path / "work"
-    check(call("train", *words(typed, workdir, "small.py"), cwd=runs), said, workdir)
+    check(call("train", *flags_of(typed, workdir, "small.py"), cwd=runs), texts, workdir)
 
 
 @pytest.mark.medium
@@ -159,20 +145,20 @@ def test_a_batch_larger_than_the_data_is_no_mistake(tmp_path, capsys):
 
 @pytest.mark.medium
 @rows(mistakes_paths.EVALUATE)
-def test_evaluate(runs, typed, said):
-    check(call("evaluate", *shlex.split(typed), cwd=runs), said)
+def test_evaluate(runs, typed, texts):
+    check(call("evaluate", *shlex.split(typed), cwd=runs), texts)
 
 
 @pytest.mark.medium
 @rows(mistakes_paths.PREDICT)
-def test_predict(runs, typed, said):
-    check(call("predict", *shlex.split(typed), cwd=runs), said)
+def test_predict(runs, typed, texts):
+    check(call("predict", *shlex.split(typed), cwd=runs), texts)
 
 
 @pytest.mark.medium
 @rows(mistakes_paths.PREDICT_SOME)
-def test_predict_what_can_be(runs, typed, said):
+def test_predict_reports_each_image(runs, typed, texts):
     result = call("predict", *shlex.split(typed), cwd=runs)
     assert result.code == 1 and "Traceback" not in result.err, result
-    for text in said:
+    for text in texts:
         assert text in result.out

@@ -1,4 +1,4 @@
-"""Work directories that a stranger has made up: only our errors, and no name leads out of them."""
+"""Forged work directories: only our errors are raised, and no name leads out of the folder."""
 
 import json
 import pathlib
@@ -6,9 +6,7 @@ import re
 import shutil
 
 import pytest
-from PIL import Image
 
-from tests.conftest import slow
 from tests.small_run import run, small_config, train_on_one
 from vit_jax import evaluate as evaluate_module
 from vit_jax.errors import CheckpointError, DataError, VitJaxError
@@ -28,43 +26,26 @@ def whole(tmp_path_factory, finished_run):
 
 PLAIN = {"name": "x", "split": "train", "num_examples": 3, "num_classes": 2, "channels": 1}
 HOSTILE = {
-    "empty": b"",
-    "half": b'{"seed": 0, "batch_',
+    "truncated": b'{"seed": 0, "batch_',
     "not UTF-8": b"\xff\xfe{}",
     "a list": b"[]",
-    "a number": b"1",
-    "null": b"null",
-    "NaN": b'{"seed": NaN}',
-    "infinite": b'{"optim": {"lr": 1e999}}',
-    "many digits": b'{"seed": ' + b"9" * 100_000 + b"}",
-    "deep": b'{"evals": ' * 50_000,
-    "deep lists": b'{"evals": ' + b"[" * 200_000,
-    "deep and whole": b'{"mesh": ' * 900 + b"1" + b"}" * 900,
     "huge": b'{"seed": "' + b"x" * 2**27 + b'"}',
-    "unknown key": b'{"sede": 0}',
     "text for a number": b'{"batch_size": "16"}',
-    "negative": b'{"batch_size": -1}',
     "a number for a section": b'{"model": 3}',
-    "a section for a number": b'{"batch_size": {"a": 1}}',
-    "evals are a list": b'{"evals": [1, 2]}',
     "an eval of nothing": b'{"evals": {"x": null}}',
-    "an eval with other keys": b'{"evals": {"x": {"split": "test", "exec": "rm"}}}',
-    "no such variant": b'{"model": {"variant": "../../etc/passwd"}}',
-    "sizes that are none": b'{"model": {"image_size": ["a", {}, null]}}',
     "a giant": b'{"model": {"variant": "g/14", "width": 1000000000000}}',
     "transforms": b'{"data": {"eval_transforms": [1, {"op": ["x"]}, {"op": "__class__"}]}}',
-    "internals": b'{"__class__": 1, "_fields": {"x": 2}, "__init__": {}}',
 }
 
 
 @pytest.fixture
 def copy(whole, tmp_path):
-    """A work directory to make a mess of."""
+    """A work directory that a test may damage."""
     return pathlib.Path(shutil.copytree(whole, tmp_path / "run"))
 
 
 def assert_only_our_errors(workdir, name):
-    """Both who looks at the run and who would go on with it hear of it, and nothing is changed."""
+    """Evaluating and resuming the run raise our errors, and nothing is changed."""
     before = state_of(workdir)
     with pytest.raises(VitJaxError) as error:
         evaluate(workdir)
@@ -82,17 +63,8 @@ def state_of(workdir):
     return {path: path.lstat().st_mtime_ns for path in paths if path.is_symlink() or path.is_file()}
 
 
-# The others are much like one of these.
-SHORT = ("empty", "half", "not UTF-8", "NaN", "deep", "huge", "unknown key", "text for a number",
-         "a number for a section", "an eval of nothing", "transforms", "internals")  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "content",
-    [pytest.param(c, id=name, marks=[pytest.mark.slow] * (name not in SHORT))
-     for name, c in HOSTILE.items()],
-)  # fmt: skip
-def test_a_config_that_somebody_made_up_is_refused(copy, content):
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_forged_config_is_refused(copy, content):
     (copy / "config.json").write_bytes(content)
     assert_only_our_errors(copy, "config.json")
 
@@ -100,20 +72,14 @@ def test_a_config_that_somebody_made_up_is_refused(copy, content):
 @pytest.mark.parametrize(
     "content",
     [
-        *(HOSTILE[name] for name in ("half", "a list")),
-        *(slow(HOSTILE[name]) for name in ("empty", "not UTF-8", "NaN", "huge")),
+        HOSTILE["truncated"],
         json.dumps(PLAIN).encode(),
-        slow(json.dumps({**PLAIN, "class_names": "ab"}).encode()),
         json.dumps({**PLAIN, "class_names": ["a", 2]}).encode(),
-        slow(json.dumps({**PLAIN, "class_names": ["a"]}).encode()),
-        json.dumps({**PLAIN, "class_names": [], "num_classes": 0}).encode(),
-        slow(json.dumps({**PLAIN, "class_names": ["a", "b"], "num_classes": True}).encode()),
-        json.dumps({**PLAIN, "class_names": ["a", "b"], "name": ["x"]}).encode(),
-        json.dumps({**PLAIN, "class_names": ["a", "b"]}).encode(),  # Whole; not this model's.
+        json.dumps({**PLAIN, "class_names": ["a", "b"]}).encode(),  # Valid, but of another model.
     ],
-    ids=range(14),
+    ids=range(4),
 )
-def test_a_dataset_that_somebody_made_up_is_refused(copy, content):
+def test_a_forged_dataset_is_refused(copy, content):
     (copy / "dataset.json").write_bytes(content)
     assert_only_our_errors(copy, "dataset.json")
 
@@ -123,66 +89,26 @@ def test_a_dataset_that_somebody_made_up_is_refused(copy, content):
     [
         (b" " * 2**20 + b"{}", "larger than 1,048,576 bytes"),
         (b'{"optim": {"eps": NaN}}', "NaN is no number of JSON"),
-        (b'{"optim": {"eps": -Infinity}}', "-Infinity is no number of JSON"),
         (b'{"optim": {"eps": 1e400}}', "1e400 is no number of JSON"),
         (b"[" * 500_000 + b"]" * 500_000, "nested too deeply"),
         (b'{"optim": {"epss": 1}}', "no key 'epss'. Did you mean \"eps\"?"),
     ],
 )
-def test_what_is_wrong_with_a_config_is_said(tmp_path, content, message):
+def test_the_message_names_what_is_wrong_with_a_config(tmp_path, content, message):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=re.escape(message)):
         read_config(tmp_path)
 
 
-KINDS = ("folder", "loop", "file")
-# Each name with two kinds, each kind with at least one name; the others are slow.
-PAIRS = [("config.json", "loop"), ("dataset.json", "folder"), ("metrics.jsonl", "file"),
-         ("checkpoints", "folder"), ("checkpoints", "file")]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        (name, kind) if (name, kind) in PAIRS else slow(name, kind)
-        for name in ("config.json", "dataset.json", "metrics.jsonl", "checkpoints")
-        for kind in KINDS
-    ],
-)
-def test_a_file_that_is_none_does_not_keep_us_waiting(copy, name, kind):
-    path = copy / name
-    path.rename(copy.parent / "away")
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "file":
-        path.write_text("x\ny\n")
-    else:
-        path.symlink_to(path)
-    if name == "metrics.jsonl":
-        with pytest.raises(DataError, match=r"metrics.jsonl"):
-            train_on_one(small_config(), copy)
-    elif (name, kind) == ("checkpoints", "folder"):
-        with pytest.raises(CheckpointError, match="has no checkpoint yet"):
-            evaluate(copy)
-    else:
-        assert_only_our_errors(copy, name)
-
-
 @pytest.mark.parametrize(
     "change",
     [
-        {"clock": None},
-        slow({"clock": [1]}),
-        {"clock": {"seconds": {"step": "long"}, "device_seconds": 1, "examples": 1}},
-        slow({"clock": {"seconds": {"step": 1}, "device_seconds": "much", "examples": 1}}),
         {"clock": {"seconds": {"step": 1}, "device_seconds": 1e999, "examples": 10**400}},
         {"last_line": "12"},
-        slow({"last_line": [12]}),
         {"step": "12"},
-        slow({"step": None}),
     ],
 )
-def test_a_loop_state_that_somebody_made_up_is_refused(copy, change):
+def test_a_forged_loop_state_is_refused(copy, change):
     for step in (4, 8, 12):
         path = copy / "checkpoints" / str(step) / "chrono" / "metadata"
         if path.exists():
@@ -193,7 +119,7 @@ def test_a_loop_state_that_somebody_made_up_is_refused(copy, change):
         train_on_one(small_config(), copy)
 
 
-def test_a_span_that_only_another_release_has_is_other_time(copy):
+def test_an_unknown_span_of_the_clock_counts_as_other_time(copy):
     path = copy / "checkpoints" / "12" / "chrono" / "metadata"
     loop_state = json.loads(path.read_text())
     loop_state["clock"]["seconds"]["naps"] = 1000.0
@@ -214,18 +140,7 @@ def test_a_folder_that_is_a_link_is_not_written_to(tmp_path, name):
 
 @pytest.mark.slow
 def test_no_name_in_a_work_directory_leads_out_of_it(copy, whole):
-    names = [
-        "../../../evil",
-        "/etc/evil",
-        "..",
-        ".",
-        "",
-        "a/b",
-        "nul\0",
-        "new\nline",
-        "x" * 999,
-        "é",
-    ]
+    names = ["../../../evil", "/etc/evil", "..", ".", "", "a/b", "nul\0", "a\nb", "x" * 999, "é"]
     dataset = json.loads((copy / "dataset.json").read_text())
     (copy / "dataset.json").write_text(json.dumps({**dataset, "class_names": names}))
     with pytest.MonkeyPatch.context() as patch:
@@ -252,7 +167,7 @@ def test_no_name_in_a_work_directory_leads_out_of_it(copy, whole):
     assert len(samples) == 10 and all(re.fullmatch(r"\d-[\w.-]*\.png", s.name) for s in samples)
 
 
-def test_damage_in_the_middle_of_the_lines_is_said_and_nothing_is_lost(copy):
+def test_a_damaged_line_in_the_middle_is_named_and_nothing_is_lost(copy):
     path = copy / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], b"\0\0\0\n", *lines[3:]]))
@@ -274,28 +189,10 @@ def test_a_checkpoint_of_another_model_than_the_config_says(copy):
 
 
 @pytest.mark.parametrize("name", ["config.json", "dataset.json"])
-def test_a_file_that_was_lost_can_be_written_anew(copy, name):
+def test_a_lost_file_is_written_again_on_request(copy, name):
     before = (copy / name).read_bytes()
     (copy / name).unlink()
     with pytest.raises(CheckpointError, match=f"holds no {name}.*\n.*--allow_config_change"):
         train_on_one(small_config(), copy)
     assert train_on_one(small_config(), copy, allow_config_change=True) == 0
     assert (copy / name).read_bytes() == before
-
-
-@pytest.mark.slow
-def test_class_names_do_not_steer_the_terminal(copy, commands, tmp_path):
-    names = ["\x1b[2J\x1b]0;evil\a", "\ud800", "line\r\nline", "\u202e", *"456789"]
-    dataset = json.loads((copy / "dataset.json").read_text())
-    (copy / "dataset.json").write_text(json.dumps({**dataset, "class_names": names}))
-    output = tmp_path / "out.csv"
-    Image.new("L", (8, 8)).save(tmp_path / "x.png")
-    for more in ([], [f"--output={output}"]):
-        done = commands.run(
-            "predict", f"--checkpoint={copy}", "--top_k=10", *more, tmp_path / "x.png"
-        )
-        assert done.code == 0, done.err
-        shown = done.out
-        assert all(letter.isprintable() or letter == "\n" for letter in shown)
-        assert more or "\N{REPLACEMENT CHARACTER}[2J" in shown
-    assert "line\r\nline" in output.read_bytes().decode()
