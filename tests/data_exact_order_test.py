@@ -26,6 +26,7 @@ from tests.data_pipeline_test import (
     take,
 )
 from vit_jax.data import order, pipeline
+from vit_jax.data.batches import Loading
 from vit_jax.data.blocks import Blocks, ExampleLoader
 
 SEED = 3
@@ -132,7 +133,7 @@ def test_every_example_is_seen_once_an_epoch_however_often_it_resumes(size, batc
     for first, last in itertools.pairwise(borders):
         with pipeline.train_batches(
             Numbers(size), noisy, batch_size=batch_size, seed=SEED, start_step=first,
-            sharding=one_device(), workers=0, threads=3, prefetch=2,
+            sharding=one_device(), loading=Loading(0, 3, 2),
         ) as batches:  # fmt: skip
             for _ in range(first, last):
                 image = jax.device_get(next(batches)["image"])
@@ -158,7 +159,7 @@ def test_real_examples_too(split):
     sharding = sharding_of(8, 1)
     with pipeline.train_batches(
         source, transform, batch_size=batch_size, seed=SEED, start_step=5, sharding=sharding,
-        workers=0, threads=3, prefetch=2,
+        loading=Loading(0, 3, 2),
     ) as batches:  # fmt: skip
         for step in range(5, 15):
             batch = jax.device_get(next(batches))

@@ -23,20 +23,22 @@ from tests.data_pipeline_test import (
 from tests.data_sources_test import write_image
 from vit_jax.data import batches as batches_module
 from vit_jax.data import pipeline
+from vit_jax.data.batches import Loading
 from vit_jax.data.blocks import ExampleLoader
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.errors import DataError, ExitCode, LostError, exit_code
 
 
-def start(source=None, *, start_step=0, count=2, transform=noisy, **kwargs):
-    loader = {"batch_size": 64, "workers": count, "threads": 1, "prefetch": 1, **kwargs}
+def start(source=None, *, start_step=0, count=2, transform=noisy, on_bad=None):
     return pipeline.train_batches(
         source or Numbers(100),
         transform,
         seed=3,
         start_step=start_step,
+        batch_size=64,
         sharding=one_device(),
-        **loader,
+        loading=Loading(count, 1, 1),
+        on_bad=on_bad,
     )
 
 

@@ -24,14 +24,10 @@ from tests.data_sources_test import open_
 from tests.mock_tfds import mock_tfds
 from tests.small_run import small_config
 from vit_jax.data import order, pipeline
+from vit_jax.data.batches import Loading
 from vit_jax.data.mixing import mix
-<<<<<<< HEAD
-from vit_jax.errors import ConfigError, DataError
-from vit_jax.models import ModelConfig, build, read_section
-=======
 from vit_jax.errors import DataError
-from vit_jax.models import ModelConfig, build, model_config
->>>>>>> helper-b
+from vit_jax.models import ModelConfig, build, read_section
 from vit_jax.optim import make_optimizer, make_schedule
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
@@ -53,9 +49,7 @@ def test_a_bad_row_is_zero_and_nothing_else_changes(workers, sharding):
         seed=3,
         start_step=4,
         sharding=sharding() if sharding else mesh_sharding(8, 1),
-        workers=workers,
-        threads=2,
-        prefetch=2,
+        loading=Loading(workers, 2, 2),
         on_bad=lambda *report: reports.append(report),
     ) as batches:
         got = [jax.device_get(next(batches)) for _ in range(6)]
@@ -77,7 +71,7 @@ def test_a_bad_row_is_zero_and_nothing_else_changes(workers, sharding):
 def test_a_few_bad_ones_may_come_first_but_not_all():
     load = functools.partial(
         pipeline.train_batches, transform=noisy, batch_size=16, seed=3, start_step=0,
-        sharding=one_device(), workers=0, threads=2, prefetch=2, on_bad=lambda *report: None,
+        sharding=one_device(), loading=Loading(0, 2, 2), on_bad=lambda *report: None,
     )  # fmt: skip
     with load(Numbers(40, bad=range(39))) as batches:
         assert next(batches)["image"].shape == (16, 2, 3, 1)
@@ -94,9 +88,7 @@ def test_an_evaluation_does_not_count_them_on_any_mesh(shape):
         noisy,
         batch_size=8,
         sharding=mesh_sharding(*shape),
-        workers=0,
-        threads=2,
-        prefetch=2,
+        loading=Loading(0, 2, 2),
         on_bad=bad.__setitem__,
     ) as batches:
         got = [jax.device_get(batch) for batch in batches]
@@ -172,7 +164,7 @@ VARIANTS = {
 class Linear(nn.Module):
     """In place of a ViT, which takes ten seconds to compile: a head on the pixels."""
 
-    cfg: ModelConfig
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, images, *, train=False):

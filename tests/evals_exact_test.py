@@ -14,7 +14,8 @@ from tests.conftest import campaign, slow
 from tests.small_run import small_config
 from vit_jax.data.sources import open_source
 from vit_jax.evals import Classification
-from vit_jax.evals.build import build_evals, eval_batches
+from vit_jax.evals.build import build_evals
+from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import Vit, read_section
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings
@@ -88,7 +89,8 @@ def check(metric, count, batch_size, mesh):
     config, want = small_config(), expected(count)
     source = open_source(config.data, split=f"test[:{count}]")
     assert len(source) == count
-    cfg, grid = read_section(config.model, num_classes=10), mesh_of(mesh)
+    grid = mesh_of(mesh)
+    evaluator = Evaluator(config, read_section(config.model, num_classes=10), grid)
     weights = []
 
     def watched(batches):
@@ -98,7 +100,7 @@ def check(metric, count, batch_size, mesh):
 
     with (
         jax.set_mesh(grid),
-        eval_batches(config, cfg, source, grid, batch_size=batch_size) as batches,
+        evaluator.batches(source, batch_size=batch_size) as batches,
     ):
         kernel = jax.device_put(KERNEL, jax.NamedSharding(grid, jax.P()))
         got = metric.evaluate(kernel, watched(batches))
@@ -141,7 +143,7 @@ def test_a_vit_measures_the_same_on_every_mesh(mesh):
             head = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
             params = {**params, "head": {**params["head"], "kernel": head}}
             params = jax.device_put(params, param_shardings(params, grid))
-            evals = build_evals(config, cfg, grid, class_names=list("0123456789"))
+            evals = build_evals(Evaluator(config, cfg, grid), class_names=list("0123456789"))
             with jax.transfer_guard("disallow"):
                 return {name: entry.run(params) for name, entry in evals.items()}
 

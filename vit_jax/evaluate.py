@@ -18,29 +18,27 @@ import jax
 import numpy as np
 from absl import flags
 from etils import epath
-from jax.sharding import Mesh
+from jaxtyping import Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
 from vit_jax import cli, storage
 from vit_jax.analysis import figures
 from vit_jax.analysis.confusion_matrix import confusion
-from vit_jax.checkpoints.load import Run, load_run
+from vit_jax.checkpoints.load import TrainedModel, load_run
 from vit_jax.config import base_config
 from vit_jax.data import transforms
 from vit_jax.data.base import Source
 from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError, DataError, printable
-from vit_jax.evals.build import classifier, eval_batches
 from vit_jax.evals.classification import ClassificationReport
-from vit_jax.evals.predictions import predict
-from vit_jax.models import ModelConfig, read_section
+from vit_jax.evals.evaluator import Evaluator
 from vit_jax.parallel import processes
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.watch import Watch
 from vit_jax.rundir import workdir as workdirs
 
-NUM_PICTURES = 500  # Among these, predictions.png looks for mistakes.
+NUM_IMAGES = 500  # Among these, predictions.png looks for mistakes.
 NUM_SAMPLES = 10
 
 
@@ -70,15 +68,13 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
                 f"{source.name}, {split}, has the classes {', '.join(source.class_names[:9])}; the "
                 f"model was trained on {', '.join(names[:9])}: what it says would mean nothing."
             )
-        model_config = read_section(run.config.model, num_classes=run.dataset["num_classes"])
-        with eval_batches(
-            run.config, model_config, source, mesh, batch_size=run.config.batch_size
-        ) as batches:
-            report = classifier(run.config, model_config).report(
+        evaluator = Evaluator(run.config, run.model_config, mesh)
+        with evaluator.batches(source) as batches:
+            report = evaluator.classification().report(
                 run.params, watch.over(batches, "the evaluation")
             )
         watch.at("the images")
-        ids, probabilities = _first_probabilities(run, model_config, source, mesh)
+        ids, probabilities = _first_probabilities(evaluator, run.params, source)
 
     if jax.process_index() == 0:
         folder = _results_folder(run, split=split, usual=usual)
@@ -91,28 +87,30 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
             if report.confusion is not None:
                 confusion(report, names, folder / "confusion.png")
             if not source.multi_label:
-                _draw_pictures(run, model_config, source, ids, probabilities, names, folder)
+                images, labels = _images(evaluator, source, ids)
+                path = folder / "predictions.png"
+                figures.predictions(images, labels, probabilities, names, path)
+                _write_samples(images, [names[label] for label in labels], folder / "samples")
         except OSError as error:
             raise DataError(f"{folder} cannot be written: {storage.explain(error)}.") from error
         bad = len(source) - report.count
         skipped = f" ({bad:,} bad ones are not counted)" if bad else ""
-        said = (
+        text = (
             f"{source.name}, {split}, after {run.step:,} steps: "
             f"{report.count:,} examples{skipped}, top-1 {report.top1:.2%}, "
             f"top-5 {report.top5:.2%}, loss {report.loss:.4f}, calibration error {report.ece:.2%}\n"
             f"Written to {folder}."
         )
-        print(printable(said))
+        print(printable(text))
     return report
 
 
-def _results_folder(run: Run, *, split: str, usual: str) -> epath.Path:
+def _results_folder(run: TrainedModel, *, split: str, usual: str) -> epath.Path:
     """The work directory for what is usual, and a folder in it for what is not."""
     parts = []
     if split != usual:
-        # [:50], [50:] and [:50%] are three.
-        told = split.replace("%", "pct").replace(":]", "_end]")
-        parts.append(_file_name(told).strip("_"))
+        # [:50], [50:] and [:50%] get three names.
+        parts.append(_file_name(split.replace("%", "pct").replace(":]", "_end]")).strip("_"))
     if run.step != run.newest:
         parts.append(f"step-{run.step}")
     return run.workdir / "-".join(["evaluation", *parts]) if parts else run.workdir
@@ -125,54 +123,45 @@ def _file_name(text: str) -> str:
 
 
 def _first_probabilities(
-    run: Run, model_config: ModelConfig, source: Source, mesh: Mesh
-) -> tuple[np.ndarray, np.ndarray]:
+    evaluator: Evaluator, params: PyTree, source: Source
+) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n classes"]]:
     """The first examples of a split that are not bad, and their class probabilities."""
     ids, rows, seen = [], [], 0
-    with eval_batches(
-        run.config,
-        model_config,
-        source,
-        mesh,
-        batch_size=run.config.batch_size,
-        on_bad=lambda example, message: None,  # It was told of before.
-    ) as batches:
-        for probabilities, batch in predict(
-            model_config, run.params, batches, loss_name=run.config.loss.name, mesh=mesh
-        ):
+    # The evaluation has reported the bad ones.
+    with evaluator.batches(source, on_bad=lambda example, message: None) as batches:
+        for probabilities, batch in evaluator.probabilities(params, batches):
             (good,) = np.nonzero(batch["weight"])
             ids.append(seen + good)
             rows.append(probabilities[good])
             seen += len(probabilities)
-            if sum(map(len, rows)) >= NUM_PICTURES:
+            if sum(map(len, rows)) >= NUM_IMAGES:
                 break
-    return np.concatenate(ids)[:NUM_PICTURES], np.concatenate(rows)[:NUM_PICTURES]
+    return np.concatenate(ids)[:NUM_IMAGES], np.concatenate(rows)[:NUM_IMAGES]
 
 
-def _draw_pictures(
-    run: Run,
-    model_config: ModelConfig,
-    source: Source,
-    ids: np.ndarray,
-    probabilities: np.ndarray,
-    names: Sequence[str],
-    folder: epath.Path,
-) -> None:
-    """predictions.png and samples/: whole images, squashed to the model's size."""
-    decode = run.config.data.eval_transforms[0]
-    picture = transforms.build((decode, {"op": "resize"}), image_size=model_config.image_size)
+def _images(
+    evaluator: Evaluator, source: Source, ids: Int[np.ndarray, "n"]
+) -> tuple[UInt8[np.ndarray, "n height width channels"], Int[np.ndarray, "n"]]:
+    """Whole images, squashed to the model's size, and their labels."""
+    decode = evaluator.config.data.eval_transforms[0]
+    transform = transforms.build(
+        (decode, {"op": "resize"}), image_size=evaluator.model_config.image_size
+    )
     rng = np.random.default_rng(0)
-    examples = [picture(source[i], rng) for i in ids.tolist()]
+    examples = [transform(source[i], rng) for i in ids.tolist()]
     images = np.stack([example["image"] for example in examples])
-    labels = np.array([example["label"] for example in examples])
-    figures.predictions(images, labels, probabilities, names, folder / "predictions.png")
-    storage.make_subfolder(folder / "samples")
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        if i < NUM_SAMPLES:
-            png = io.BytesIO()
-            Image.fromarray(image.squeeze()).save(png, format="png")
-            name = f"{i}-{_file_name(names[label])}.png"
-            storage.write_bytes(folder / "samples" / name, png.getvalue())
+    return images, np.array([example["label"] for example in examples])
+
+
+def _write_samples(
+    images: UInt8[np.ndarray, "n height width channels"], names: Sequence[str], folder: epath.Path
+) -> None:
+    """The first images as PNG files, named by their classes."""
+    storage.make_subfolder(folder)
+    for i, (image, name) in enumerate(zip(images[:NUM_SAMPLES], names, strict=False)):
+        png = io.BytesIO()
+        Image.fromarray(image.squeeze()).save(png, format="png")
+        storage.write_bytes(folder / f"{i}-{_file_name(name)}.png", png.getvalue())
 
 
 if __name__ == "__main__":

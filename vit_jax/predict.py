@@ -37,8 +37,7 @@ from vit_jax import cli, storage
 from vit_jax.checkpoints.load import load_run
 from vit_jax.data.files import Files, find_images
 from vit_jax.errors import CheckpointError, ConfigError, ExitCode, did_you_mean, printable
-from vit_jax.evals.build import eval_batches
-from vit_jax.evals.predictions import predict as predict_batches
+from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import read_section
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.pretrained.exports.workdir import class_names, run_config
@@ -91,19 +90,15 @@ def predict(
     with jax.set_mesh(mesh):
         config, params, names = _load(checkpoint, mesh, hints or {})
         model_config = read_section(config.model, num_classes=len(names))
+        evaluator = Evaluator(config, model_config, mesh)
         bad: dict[int, str] = {}
         seen = 0
-        with eval_batches(
-            config,
-            model_config,
+        with evaluator.batches(
             Files(files, class_names=names),
-            mesh,
             batch_size=min(BATCH_SIZE, config.batch_size),
             on_bad=bad.__setitem__,
         ) as batches:
-            for rows, _ in predict_batches(
-                model_config, params, batches, loss_name=config.loss.name, mesh=mesh
-            ):
+            for rows, _ in evaluator.probabilities(params, batches):
                 for row in rows[: len(files) - seen]:
                     yield _prediction(files[seen], row, names, top_k, bad.get(seen, ""))
                     seen += 1

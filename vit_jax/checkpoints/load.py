@@ -14,7 +14,7 @@ from vit_jax import storage
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import validate
 from vit_jax.errors import CheckpointError, did_you_mean
-from vit_jax.models import param_shapes, read_section
+from vit_jax.models import ModelConfig, param_shapes, read_section
 from vit_jax.optim.paths import matching
 from vit_jax.parallel.rules import param_shardings, path_name
 from vit_jax.rundir import workdir as workdirs
@@ -64,8 +64,8 @@ def locate(path: epath.PathLike) -> Location:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A trained model, as its run left it.
+class TrainedModel:
+    """A model as its run left it.
 
     Attributes:
       config: of the run.
@@ -83,8 +83,13 @@ class Run:
     newest: int
     workdir: epath.Path
 
+    @property
+    def model_config(self) -> ModelConfig:
+        """The model's architecture and numerics."""
+        return read_section(self.config.model, num_classes=self.dataset["num_classes"])
 
-def load_run(path: epath.PathLike, *, mesh: Mesh) -> Run:
+
+def load_run(path: epath.PathLike, *, mesh: Mesh) -> TrainedModel:
     """Reads config, class names and parameters; the parameters lie on the mesh by our rules.
 
     Args:
@@ -96,7 +101,7 @@ def load_run(path: epath.PathLike, *, mesh: Mesh) -> Run:
         work directory's config describes.
     """
     location = locate(path)
-    run = Run(
+    run = TrainedModel(
         config=workdirs.read_config(location.workdir),
         dataset=workdirs.read_dataset(location.workdir),
         params=load_params(location, mesh=mesh),
@@ -108,12 +113,12 @@ def load_run(path: epath.PathLike, *, mesh: Mesh) -> Run:
     return run
 
 
-def _check_model(run: Run) -> None:
+def _check_model(run: TrainedModel) -> None:
     """Raises CheckpointError if the parameters are not of the model that the config describes."""
     config = run.workdir / workdirs.CONFIG
     try:
         validate(run.config)
-        fresh = param_shapes(read_section(run.config.model, num_classes=run.dataset["num_classes"]))
+        fresh = param_shapes(run.model_config)
     except Exception as error:  # A config that somebody has made up may break anything.
         raise CheckpointError(f"{config} describes no model: {str(error)[:1000]}") from error
     if differences := _differences(_named(fresh), _named(run.params)):

@@ -1,6 +1,7 @@
 """The iterator over global batches: from Grain's blocks to arrays on the devices, ahead of time."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -17,14 +18,36 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Int64
+from ml_collections import FrozenConfigDict
 
 from vit_jax.data.blocks import BadRow, Block, Blocks
-from vit_jax.errors import ConfigError, DataError, LostError, VitJaxError
+from vit_jax.errors import DataError, LostError, VitJaxError
 
 Batch = dict[str, jax.Array]
 
 _CLOSE_SECONDS = 10.0  # The longest that closing waits for the thread.
 _BLOCKS_AHEAD = 2  # Of each worker: one is copied from while the next is loaded.
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """How batches are loaded; it changes no batch. As in `config.data`.
+
+    Attributes:
+      workers: loader processes of this process; 0: load in threads.
+      threads: in this process, or in each worker.
+      prefetch: batches kept loaded, and as many on the devices.
+    """
+
+    workers: int = 0
+    threads: int = 4
+    prefetch: int = 2
+
+    @classmethod
+    def of(cls, data: FrozenConfigDict, *, workers: int | None = None) -> "Loading":
+        """Returns what `config.data` says, with another number of workers if one is given."""
+        workers = data.workers if workers is None else workers
+        return cls(workers, data.threads, data.prefetch)
 
 
 class Batches:
@@ -41,9 +64,7 @@ class Batches:
         *,
         batch_size: int,
         sharding: Sharding,
-        workers: int,
-        threads: int,
-        prefetch: int,
+        loading: Loading,
         on_bad: Callable[[int, BadRow], None] | None = None,
     ):
         """Starts to load.
@@ -52,28 +73,19 @@ class Batches:
           blocks: of this process's rows.
           batch_size: rows of the global batch.
           sharding: of the global arrays; splits their first axis only.
-          workers: loader processes of this process; 0: load in threads.
-          threads: in this process, or in each worker.
-          prefetch: batches kept loaded, and as many on the devices.
+          loading: by how many processes and threads, and how far ahead.
           on_bad: called by `next` with the number of its batch and each bad row of it that this
             process is the first to hold; None: a bad row ends the iteration with a DataError.
         """
-        for name, value, least in (
-            ("workers", workers, 0),
-            ("threads", threads, 1),
-            ("prefetch", prefetch, 1),
-        ):
-            if value < least:
-                raise ConfigError(f"data.{name}={value}: it must be at least {least}.")
         self._on_bad = on_bad
         self._reported = set(first_held_rows(sharding, batch_size=batch_size).tolist())
         self._given = 0
         # (batch, its bad rows); at the end None, or the exception that ended it.
-        self._batches: queue.Queue = queue.Queue(maxsize=prefetch)
+        self._batches: queue.Queue = queue.Queue(maxsize=loading.prefetch)
         to_devices = functools.partial(
             _to_devices, rows=blocks.rows, batch_size=batch_size, sharding=sharding
         )
-        load = functools.partial(_load, blocks, workers, threads, prefetch)
+        load = functools.partial(_load, blocks, loading)
         stop = threading.Event()
         # The thread has no reference to self, so that an iterator that is dropped is closed, too.
         thread = threading.Thread(
@@ -180,10 +192,10 @@ def _feed(
         put(error)
 
 
-def _load(blocks: Blocks, workers: int, threads: int, prefetch: int) -> Iterator[Block]:
+def _load(blocks: Blocks, loading: Loading) -> Iterator[Block]:
     """Starts to load the blocks, in threads of this process or of worker processes."""
-    workers = min(workers, len(blocks))
-    ahead = _BLOCKS_AHEAD if workers else prefetch * blocks.per_batch
+    workers, threads = min(loading.workers, len(blocks)), loading.threads
+    ahead = _BLOCKS_AHEAD if workers else loading.prefetch * blocks.per_batch
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
     dataset = grain.MapDataset.source(blocks).to_iter_dataset(options)
     if workers:

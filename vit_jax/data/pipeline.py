@@ -17,7 +17,7 @@ from jaxtyping import Int64
 
 from vit_jax.data import order
 from vit_jax.data.base import Source
-from vit_jax.data.batches import Batches
+from vit_jax.data.batches import Batches, Loading
 from vit_jax.data.blocks import PADDING, Blocks, ExampleLoader, Ids, Transform
 from vit_jax.errors import ConfigError, DataError
 
@@ -32,9 +32,7 @@ def train_batches(
     seed: int,
     start_step: int,
     sharding: Sharding,
-    workers: int,
-    threads: int,
-    prefetch: int,
+    loading: Loading,
     on_bad: Callable[[int, int, int, str], None] | None = None,
 ) -> Batches:
     """The endless training batches, from that of step `start_step` on.
@@ -49,9 +47,7 @@ def train_batches(
       seed: of the order and of the transform's randomness, not negative.
       start_step: number of batches to leave out.
       sharding: of the global arrays; splits their first axis only.
-      workers: loader processes of this process; 0: load in threads.
-      threads: in this process, or in each worker.
-      prefetch: batches kept loaded, and as many on the devices, per process.
+      loading: by how many processes and threads, and how far ahead, in each process.
       on_bad: None: an example that cannot be read, decoded or transformed ends the iteration with
         a DataError. Otherwise its row is zero and has weight 0, and nothing else changes; `next`
         calls this with the step of its batch, the row, the example's id and the message, in the
@@ -82,9 +78,7 @@ def train_batches(
         blocks,
         batch_size=batch_size,
         sharding=sharding,
-        workers=workers,
-        threads=threads,
-        prefetch=prefetch,
+        loading=loading,
         on_bad=on_bad and (lambda batch, bad: on_bad(start_step + batch, *bad)),
     )
 
@@ -95,9 +89,7 @@ def eval_batches(
     *,
     batch_size: int,
     sharding: Sharding,
-    workers: int,
-    threads: int,
-    prefetch: int,
+    loading: Loading,
     on_bad: Callable[[int, str], None] | None = None,
 ) -> Batches:
     """Every example of a source exactly once, in order.
@@ -111,9 +103,7 @@ def eval_batches(
       transform: as for training, but its generator is seeded with (0, 0, example).
       batch_size: rows of the global batch.
       sharding: of the global arrays; splits their first axis only.
-      workers: loader processes of this process; 0: load in threads.
-      threads: in this process, or in each worker.
-      prefetch: batches kept loaded, and as many on the devices, per process.
+      loading: by how many processes and threads, and how far ahead, in each process.
       on_bad: None: an example that cannot be loaded ends the iteration with a DataError. Otherwise
         it is called with the example's id and the message when the iterator comes to its batch, in
         the first of the processes that hold it; its row is zero and has weight 0. If no example at
@@ -138,9 +128,7 @@ def eval_batches(
         blocks,
         batch_size=batch_size,
         sharding=sharding,
-        workers=workers,
-        threads=threads,
-        prefetch=prefetch,
+        loading=loading,
         on_bad=on_bad and (lambda batch, bad: on_bad(bad.example, bad.message)),
     )
 

@@ -1,7 +1,7 @@
 """Evaluations: what a trained model can do, measured exactly.
 
 classification  top-1, top-5, loss, calibration, per-class accuracy, confusion matrix
-predictions     what a model says of each example
+evaluator       a model, its config and its mesh: batches, metrics, probabilities
 build           from a run's config to its evaluations
 """
 

@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from vit_jax.checkpoints.load import load_run
 from vit_jax.data.recipes import Transforms
 from vit_jax.errors import ConfigError
-from vit_jax.models import MixerConfig, ModelConfig, VitConfig, build, read_section
+from vit_jax.models import MixerConfig, ModelConfig, VitConfig, build
 from vit_jax.models.section import image_size as as_size
 from vit_jax.pretrained.adaptation import adapt_params
 from vit_jax.pretrained.mapping import make_plan
@@ -129,7 +129,7 @@ def load_pretrained(
 def _load_own(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mesh) -> Pretrained:
     with jax.set_mesh(mesh):
         run = load_run(path, mesh=mesh)
-        published = read_section(run.config.model, num_classes=run.dataset["num_classes"])
+        published = run.model_config
         # What is exported or predicted with needs no adapters beside its kernels.
         plain = {"lora_rank": 0} if isinstance(published, VitConfig) else {}
         config = adapted(published, {**changes, **plain})

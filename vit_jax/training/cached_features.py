@@ -10,25 +10,22 @@ ImageNet's 1.28 million images and a ViT-B.
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 from ml_collections import FrozenConfigDict
 
-from vit_jax.data import pipeline
 from vit_jax.data.base import Example, Source
 from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError
-from vit_jax.evals.build import Evaluation, eval_batches
+from vit_jax.evals.build import Evaluation
 from vit_jax.evals.classification import Classification
+from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import ModelConfig, build
 from vit_jax.optim import frozen_mask
-from vit_jax.parallel.mesh import batch_sharding, replicated
+from vit_jax.parallel.mesh import replicated
 from vit_jax.parallel.rules import path_name
 from vit_jax.training.experiment import Experiment
 
@@ -87,10 +84,13 @@ def cache_features(
     Raises:
       ConfigError: more than the head is trained, or features would not be the same at every update.
     """
-    config, model_config, mesh = experiment.config, experiment.model_config, experiment.mesh
+    config, model_config, evaluator = (
+        experiment.config,
+        experiment.model_config,
+        experiment.evaluator,
+    )
     _check(config, model_config, params)
-    compute = partial(_compute, config, model_config, mesh=mesh, over=over)
-    evaluator = Classification(
+    classification = Classification(
         lambda params, features: Head(model_config).apply({"params": params}, features)[0],
         num_classes=model_config.num_classes,
         loss_name=config.loss.name,
@@ -102,54 +102,36 @@ def cache_features(
 
         def run(params, over=iter, on_bad=None, split=split, known=known):
             if not known:
-                known.append(compute(open_source(config.data, split=split), params))
-            with _batches(config, known[0], mesh) as batches:
-                return evaluator.evaluate(params, over(batches))
+                source = open_source(config.data, split=split)
+                known.append(_compute(evaluator, source, params, over=over))
+            with evaluator.batches(known[0], transform=identity, workers=0) as batches:
+                return classification.evaluate(params, over(batches))
 
         cached[name] = Evaluation(evaluation.every_steps, evaluation.fingerprint, run)
-    source = compute(experiment.source, params)
+    source = _compute(evaluator, experiment.source, params, over=over)
     trained = dataclasses.replace(experiment, source=source, transform=identity, evals=cached)
     return Head(model_config), trained
 
 
 def _compute(
-    config: FrozenConfigDict,
-    model_config: ModelConfig,
-    source: Source,
-    params: PyTree,
-    *,
-    mesh: Mesh,
-    over: ProgressWrapper,
+    evaluator: Evaluator, source: Source, params: PyTree, *, over: ProgressWrapper
 ) -> Features:
     """The head's input for every example, on every host."""
-    model = build(model_config)
+    model = build(evaluator.model_config)
 
     @jax.jit
     def step(params, batch):
         _, intermediates = model.apply({"params": params}, batch["image"])
         values = intermediates["pre_logits"], batch["label"], batch["weight"]
-        return jax.lax.with_sharding_constraint(values, replicated(mesh))
+        return jax.lax.with_sharding_constraint(values, replicated(evaluator.mesh))
 
     features, labels = [], []
-    with eval_batches(config, model_config, source, mesh, batch_size=config.batch_size) as batches:
+    with evaluator.batches(source) as batches:
         for batch in over(batches, f"the features of {source.name}, {source.split}"):
             values, label, weight = jax.device_get(step(params, batch))
             features.append(values[weight > 0])
             labels.append(label[weight > 0])
     return Features(source, np.concatenate(features), np.concatenate(labels))
-
-
-def _batches(config: FrozenConfigDict, source: Features, mesh: Mesh) -> Any:
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    return pipeline.eval_batches(
-        source,
-        identity,
-        batch_size=-(-min(config.batch_size, len(source)) // parts) * parts,
-        sharding=batch_sharding(mesh),
-        workers=0,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-    )
 
 
 def _check(config: FrozenConfigDict, model_config: ModelConfig, params: PyTree) -> None:

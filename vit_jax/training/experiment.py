@@ -13,12 +13,13 @@ from ml_collections import FrozenConfigDict
 from vit_jax.config import check_best
 from vit_jax.data import pipeline, transforms
 from vit_jax.data.base import Source
-from vit_jax.data.batches import Batches
+from vit_jax.data.batches import Batches, Loading
 from vit_jax.data.blocks import Transform
 from vit_jax.data.sources import open_source
 from vit_jax.data.subset import few_shot, random_part
 from vit_jax.errors import ConfigError
 from vit_jax.evals.build import Evaluation, build_evals
+from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import (
     ModelConfig,
     build,
@@ -131,10 +132,15 @@ class Experiment:
             channels=model.channels,
             key="data.train_transforms",
         )
-        evals = build_evals(config, model, mesh, class_names=source.class_names)
+        evals = build_evals(Evaluator(config, model, mesh), class_names=source.class_names)
         steps = total_steps(config, len(source))
         check_best(config, total_steps=steps)
         return cls(config, model, mesh, source, transform, evals, steps)
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """How the model is evaluated, on examples that are not trained on."""
+        return Evaluator(self.config, self.model_config, self.mesh)
 
     def program(self, head: nn.Module | None = None) -> Program:
         """Returns the run's programs; see `Program.of`."""
@@ -167,9 +173,7 @@ class Experiment:
             seed=config.seed,
             start_step=start,
             sharding=meshes.batch_sharding(self.mesh),
-            workers=config.data.workers,
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
+            loading=Loading.of(config.data),
             on_bad=on_bad,
         )
 

@@ -1,0 +1,118 @@
+"""A model as the config of its run says that it is evaluated: one value for all who do so."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PyTree
+from ml_collections import FrozenConfigDict
+
+from vit_jax.data import pipeline, transforms
+from vit_jax.data.base import Source
+from vit_jax.data.batches import Batches, Loading
+from vit_jax.data.blocks import Transform
+from vit_jax.evals.classification import Classification, probabilities
+from vit_jax.models import ModelConfig, build
+from vit_jax.parallel.mesh import batch_sharding, replicated
+
+# A loader process takes seconds to start, at every evaluation: it must have enough to do.
+EXAMPLES_PER_WORKER = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """What evaluating a model takes beside its parameters and the examples.
+
+    Attributes:
+      config: of the run.
+      model_config: of its model.
+      mesh: that batches and parameters lie on; need not be the one of the training.
+    """
+
+    config: FrozenConfigDict
+    model_config: ModelConfig
+    mesh: Mesh
+
+    def transform(self) -> Transform:
+        """Returns the transform from an example to what the model is fed."""
+        return transforms.build(
+            self.config.data.eval_transforms,
+            image_size=self.model_config.image_size,
+            channels=self.model_config.channels,
+            key="data.eval_transforms",
+        )
+
+    def classification(self) -> Classification:
+        """Returns the classification metrics; compiled once for all splits."""
+        model = build(self.model_config)
+        return Classification(
+            lambda params, images: model.apply({"params": params}, images)[0],
+            num_classes=self.model_config.num_classes,
+            loss_name=self.config.loss.name,
+        )
+
+    def batches(
+        self,
+        source: Source,
+        *,
+        transform: Transform | None = None,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        on_bad: Callable[[int, str], None] | None = None,
+    ) -> Batches:
+        """Returns the examples of a source, each once, the last batch padded by weight 0.
+
+        Args:
+          source: of the examples.
+          transform: None: the config's.
+          batch_size: rows of a batch, at most; fewer if there are fewer examples. Rounded up to
+            a multiple of the mesh's parts. None: the config's.
+          workers: loader processes; None: the config's, but none for a few examples.
+          on_bad: see `vit_jax.data.pipeline.eval_batches`. None: as the run's config says, an
+            error or a warning.
+        """
+        data = self.config.data
+        if on_bad is None and data.on_bad == "skip":
+            on_bad = _warn
+        if workers is None:
+            workers = min(data.workers, len(source) // EXAMPLES_PER_WORKER)
+        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        rows = min(batch_size or self.config.batch_size, len(source))
+        return pipeline.eval_batches(
+            source,
+            transform or self.transform(),
+            batch_size=-(-rows // parts) * parts,
+            sharding=batch_sharding(self.mesh),
+            loading=Loading.of(data, workers=workers),
+            on_bad=on_bad,
+        )
+
+    def probabilities(
+        self, params: PyTree, batches: Iterable[dict[str, Array]]
+    ) -> Iterator[tuple[Float[np.ndarray, "b classes"], dict[str, np.ndarray]]]:
+        """Yields the probability of each class, batch by batch.
+
+        Args:
+          params: of the model, on the mesh.
+          batches: as `batches` gives.
+
+        Yields:
+          Probabilities, and the batch they belong to on the host, padding (weight 0) included.
+        """
+        model = build(self.model_config)
+
+        @jax.jit
+        def step(params, batch):
+            logits, _ = model.apply({"params": params}, batch["image"])
+            local = jax.lax.with_sharding_constraint((logits, batch), replicated(self.mesh))
+            return probabilities(local[0], loss_name=self.config.loss.name), local[1]
+
+        for batch in batches:
+            yield jax.device_get(step(params, batch))
+
+
+def _warn(example: int, message: str) -> None:
+    logging.warning("Example %d is bad and is not counted: %s", example, message)
