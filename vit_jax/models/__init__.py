@@ -3,7 +3,7 @@
 variants    the one table of sizes
 section     config.model -> VitConfig, ResnetConfig or MixerConfig, and the inverse
 build       such a config -> the module
-checks      of images and of names to capture
+classifier  how all models are called, their checks, a linear head
 vit         Vit: embedding, encoder, pooling, head
 resnet      Resnet (the CNN baseline), and the stem of hybrids
 mixer       Mixer

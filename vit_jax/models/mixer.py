@@ -4,16 +4,13 @@ from collections.abc import Collection
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from vit_jax.config.model import MixerConfig
 from vit_jax.errors import ConfigError
 from vit_jax.models.blocks import drop_path, run_blocks
-from vit_jax.models.checks import check_capture, check_images
+from vit_jax.models.classifier import Classifier
 from vit_jax.parallel.constraints import BATCH, constrain
-
-CAPTURABLE = ("embed", "blocks")
 
 
 def _norm(config, name):
@@ -82,43 +79,24 @@ class MixerEncoder(nn.Module):
         return _norm(config, "norm")(x), captured
 
 
-class Mixer(nn.Module):
+class Mixer(Classifier):
     """An MLP-Mixer; its `apply` takes and gives what that of `vit_jax.models.Vit` does.
 
     Parameters are float32 and computation is in `config.dtype`, but for the statistics of the norms
     and everything from the average of the tokens on. What stochastic depth keeps grows by
     1 / (1 - rate), as in our ViT; big_vision's Mixer leaves it as it is.
+
+    The intermediates are `tokens` [b, n, width], after the last norm; `pre_logits` [b, width],
+    their mean; if captured, `embed` [b, n, width], the first block's input, and `blocks`
+    [depth, b, n, width], every block's output.
     """
 
     config: MixerConfig
+    capturable = ("embed", "blocks")
 
-    @nn.compact
-    def __call__(
-        self,
-        images: Float[Array | np.ndarray, "b height width channels"],
-        *,
-        train: bool = False,
-        capture: Collection[str] = (),
-    ) -> tuple[Float[Array, "b classes"], dict[str, Array]]:
-        """Classifies images.
-
-        Args:
-          images: of the config's size and channels, normalised as the model was trained.
-          train: stochastic depth on; then pass `rngs={"dropout": key}`.
-          capture: some of "embed", "blocks": further intermediates to return.
-
-        Returns:
-          The logits in float32, and intermediates: `tokens` [b, n, width], after the last norm;
-          `pre_logits` [b, width], their mean in float32; if captured, `embed` [b, n, width], the
-          first block's input, and `blocks` [depth, b, n, width], every block's output.
-
-        Raises:
-          ConfigError: images of another size, parameters for another number of patches, or an
-            unknown name in `capture`.
-        """
+    def classify(self, images, *, train, capture):
+        """See `Classifier.classify`. Raises ConfigError at parameters for other patches."""
         config = self.config
-        check_images(images.shape, config.image_size, config.channels)
-        check_capture(capture, CAPTURABLE)
         self._check_params()
         x = nn.Conv(
             config.width,
@@ -139,13 +117,7 @@ class Mixer(nn.Module):
         intermediates["pre_logits"] = x
         if not config.num_classes:
             return x, intermediates
-        head = nn.Dense(
-            config.num_classes,
-            kernel_init=nn.initializers.zeros,
-            bias_init=nn.initializers.constant(config.head_bias_init),
-            name="head",
-        )
-        return head(x), intermediates
+        return self.head(x), intermediates
 
     def _check_params(self):
         """Raises ConfigError if there are parameters, and they mix another number of patches."""

@@ -6,17 +6,13 @@ al. 2015, arXiv 1512.03385: big_vision's bit.py and the stems of the ViT paper's
 batch norm and standardise the weights of their convolutions (1903.10520).
 """
 
-from collections.abc import Collection
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from vit_jax.config.model import GROUPS, ResnetConfig, StemConfig
-from vit_jax.errors import ConfigError
-from vit_jax.models.checks import check_images
+from vit_jax.models.classifier import Classifier
 from vit_jax.parallel.constraints import BATCH, constrain
 
 
@@ -164,49 +160,19 @@ class Stem(nn.Module):
         return _feature_map(self.config, images, dtype=self.dtype)
 
 
-class Resnet(nn.Module):
+class Resnet(Classifier):
     """A ResNet: `Resnet(config).apply({"params": p}, images) -> (logits, intermediates)`, as `Vit`.
 
     Parameters are float32 and computation is in `config.dtype`, but for the standardisation of
-    kernels, the statistics of norms, and everything from the average of the feature map on.
+    kernels, the statistics of norms, and everything from the average of the feature map on. There
+    is no dropout, and nothing to capture.
     """
 
     config: ResnetConfig
 
-    @nn.compact
-    def __call__(
-        self,
-        images: Float[Array | np.ndarray, "b height width channels"],
-        *,
-        train: bool = False,
-        capture: Collection[str] = (),
-    ) -> tuple[Float[Array, "b classes"], dict[str, Array]]:
-        """Classifies images.
-
-        Args:
-          images: of the config's size and channels, normalised as the model was trained.
-          train: changes nothing: there is no dropout. All models take it.
-          capture: must be empty: there are no tokens and no attention.
-
-        Returns:
-          The logits in float32, and `pre_logits` [b, features], the head's input in float32.
-
-        Raises:
-          ConfigError: images of another size, or something in `capture`.
-        """
-        config = self.config
-        check_images(images.shape, config.image_size, config.channels)
-        if capture:
-            raise ConfigError(f'Cannot capture "{", ".join(capture)}" of a ResNet.')
-        x = _feature_map(config, jnp.asarray(images), dtype=config.dtype)
+    def classify(self, images, *, train, capture):
+        """See `Classifier.classify`."""
+        x = _feature_map(self.config, images, dtype=self.config.dtype)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
-        intermediates = {"pre_logits": x}
-        if not config.num_classes:
-            return x, intermediates
-        head = nn.Dense(
-            config.num_classes,
-            kernel_init=nn.initializers.zeros,
-            bias_init=nn.initializers.constant(config.head_bias_init),
-            name="head",
-        )
-        return head(x), intermediates
+        logits = self.head(x) if self.config.num_classes else x
+        return logits, {"pre_logits": x}

@@ -1,63 +1,39 @@
 """The Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929)."""
 
 import dataclasses
-from collections.abc import Collection
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
 
 from vit_jax.config.model import VitConfig
 from vit_jax.models.blocks import Encoder, make_norm
-from vit_jax.models.checks import check_capture, check_images
+from vit_jax.models.classifier import Classifier
 from vit_jax.models.heads import MapHead
 from vit_jax.models.positions import sincos2d
 from vit_jax.models.resnet import Stem
 from vit_jax.parallel.constraints import BATCH, constrain
 
-CAPTURABLE = ("embed", "blocks", "attention")
 
-
-class Vit(nn.Module):
+class Vit(Classifier):
     """A Vision Transformer: `Vit(config).apply({"params": p}, images) -> (logits, intermediates)`.
 
     Parameters are float32 and computation is in `config.dtype`, but for softmax, the statistics of
     the norms, the pre-logits layer and the head, which are float32.
+
+    The intermediates are `pre_logits` [b, width or rep_size]; `tokens` [b, n, width], the sequence
+    after the final norm (or after the blocks, if that norm is of what is pooled), class token,
+    distillation token and registers first; if captured, `embed` [b, n, width], the first block's
+    input, `blocks` [depth, b, n, width], every block's output, and `attention`
+    [depth, b, heads, n, n].
     """
 
     config: VitConfig
+    capturable = ("embed", "blocks", "attention")
 
-    @nn.compact
-    def __call__(
-        self,
-        images: Float[Array | np.ndarray, "b height width channels"],
-        *,
-        train: bool = False,
-        capture: Collection[str] = (),
-    ) -> tuple[Float[Array, "b classes"], dict[str, Array]]:
-        """Classifies images.
-
-        Args:
-          images: of the config's size and channels, normalised as the model was trained.
-          train: dropout and stochastic depth on; then pass `rngs={"dropout": key}`.
-          capture: some of "embed", "blocks", "attention": further intermediates to return. What
-            is not asked for is not kept.
-
-        Returns:
-          The logits in float32, and intermediates: `pre_logits` [b, width or rep_size], the
-          head's input in float32; `tokens` [b, n, width], the sequence after the final norm (or
-          after the blocks, if that norm is of what is pooled), class token, distillation token and
-          registers first; if captured, `embed` [b, n, width], the first block's input, `blocks`
-          [depth, b, n, width], every block's output, and `attention` [depth, b, heads, n, n].
-
-        Raises:
-          ConfigError: images of another size, or an unknown name in `capture`.
-        """
+    def classify(self, images, *, train, capture):
+        """See `Classifier.classify`."""
         config = self.config
-        check_images(images.shape, config.image_size, config.channels)
-        check_capture(capture, CAPTURABLE)
-        x = self._embed(jnp.asarray(images), train=train)
+        x = self._embed(images, train=train)
         intermediates = {"embed": x} if "embed" in capture else {}
         x, captured = Encoder(config, name="encoder")(
             x, train=train, capture=[name for name in ("blocks", "attention") if name in capture]
@@ -85,18 +61,10 @@ class Vit(nn.Module):
         intermediates["pre_logits"] = x
         if not config.num_classes:
             return x, intermediates
-        logits = self._head("head")(x)
+        logits = self.head(x)
         if config.distilled:  # Touvron et al. 2020, arXiv 2012.12877: the mean of two classifiers.
-            logits = (logits + self._head("head_dist")(distilled)) / 2
+            logits = (logits + self.head(distilled, "head_dist")) / 2
         return logits, intermediates
-
-    def _head(self, name):
-        return nn.Dense(
-            self.config.num_classes,
-            kernel_init=nn.initializers.zeros,
-            bias_init=nn.initializers.constant(self.config.head_bias_init),
-            name=name,
-        )
 
     def _embed(self, images, *, train):
         """Patches to tokens; positions; class token. [b, height, width, channels] -> [b, n, d]."""

@@ -1,0 +1,79 @@
+"""What all models share: how they are called, what they check, and a linear head."""
+
+from collections.abc import Collection
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vit_jax.config.model import ModelConfig
+from vit_jax.errors import ConfigError, did_you_mean
+
+
+class Classifier(nn.Module):
+    """A model of images: `apply({"params": params}, images) -> (logits, intermediates)`.
+
+    Attributes:
+      config: architecture and numerics.
+      capturable: names that `capture` may have.
+    """
+
+    config: ModelConfig
+    capturable: ClassVar[tuple[str, ...]] = ()
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array | np.ndarray, "b height width channels"],
+        *,
+        train: bool = False,
+        capture: Collection[str] = (),
+    ) -> tuple[Float[Array, "b classes"], dict[str, Array]]:
+        """Classifies images.
+
+        Args:
+          images: of the config's size and channels, normalised as the model was trained.
+          train: dropout and stochastic depth on; then pass `rngs={"dropout": key}`.
+          capture: names of further intermediates to return, some of `capturable`. What is not
+            asked for is not kept.
+
+        Returns:
+          The logits in float32, the pre-logits if the model has no head; and intermediates: those
+          that are captured, `pre_logits` [b, features], the head's input in float32, and what the
+          model's class names.
+
+        Raises:
+          ConfigError: images of another size, or an unknown name in `capture`.
+        """
+        expected = (*self.config.image_size, self.config.channels)
+        if images.shape[1:] != expected:
+            raise ConfigError(
+                f"This model takes images of height, width, channels {expected}, not "
+                f"{images.shape[1:]}: set model.image_size and model.channels, or resize the "
+                "images."
+            )
+        for name in capture:
+            if name not in self.capturable:
+                accepted = did_you_mean(str(name), self.capturable) if self.capturable else (
+                    f"A {type(self).__name__} captures nothing."
+                )  # fmt: skip
+                raise ConfigError(f'Cannot capture "{name}". {accepted}')
+        return self.classify(jnp.asarray(images), train=train, capture=capture)
+
+    def classify(
+        self, images: Float[Array, "b height width channels"], *, train: bool,
+        capture: Collection[str],
+    ) -> tuple[Float[Array, "b classes"], dict[str, Array]]:  # fmt: skip
+        """What a kind of model computes; called within `__call__`, which has checked the images."""
+        raise NotImplementedError
+
+    def head(self, x: Float[Array, "b features"], name: str = "head") -> Float[Array, "b classes"]:
+        """A linear classifier of features, initially zero but for its bias."""
+        return nn.Dense(
+            self.config.num_classes,
+            kernel_init=nn.initializers.zeros,
+            bias_init=nn.initializers.constant(self.config.head_bias_init),
+            name=name,
+        )(x)
