@@ -114,32 +114,9 @@ def fit(
       DataError: the rows cannot determine the parameters.
     """
     law = law_by_name(law) if isinstance(law, str) else law
-    rows, logs, y, weights = _checked(law, inputs, y, weights)
-    scales = _scales(law, logs)
-    scaled = logs - scales[:, None]
-    low, high = bounds(law, y)
-    start = varpro.starts(law, scaled, y, weights, count=_STARTS)
-
-    def search(delta: float, start: np.ndarray, rounds: int = 40) -> Solution:
-        problem = Problem(
-            logs=scaled[None],
-            log_y=np.log(y)[None],
-            weights=weights[None],
-            low=low[None],
-            high=high[None],
-            delta=np.full(1, delta),
-            scales=scales,
-            room=room,
-        )
-        return solve(law, problem, start, rounds=rounds)
-
-    # Of many starts a few steps tell the good ones; these are followed to the end.
-    first = search(math.inf if delta is None else delta, start, rounds=4)
-    best = first.theta[np.argsort(np.nan_to_num(first.loss, nan=np.inf), kind="stable")[:_FOLLOWED]]
-    solution = search(math.inf if delta is None else delta, best)
-    if delta is None:
-        delta = _turning_point(law, solution.theta[np.nanargmin(solution.loss)], scaled, y, weights)
-        solution = search(delta, solution.theta)
+    data = _checked(law, inputs, y, weights)
+    low, high = bounds(law, data.y)
+    solution, delta = _search(law, data, (low, high), delta=delta, room=room)
     least = int(np.argmin(np.nan_to_num(solution.loss, nan=np.inf)))
     if not math.isfinite(solution.loss[least]):
         raise DataError(
@@ -147,18 +124,40 @@ def fit(
             "orders of magnitude. Fit another law, or fewer rows."
         )
     near = solution.loss <= solution.loss[least] * (1 + 1e-6) + 1e-18
-    return _described(
-        law,
-        solution.theta[least],
-        rows=rows,
-        logs=logs,
-        y=y,
-        weights=weights,
+    theta = solution.theta[least]
+    params = _natural_at(law, theta, data.scales)
+    log_residuals = np.log(law.predict(params, data.inputs(law))) - np.log(data.y)
+    mean_square = float(data.weights @ log_residuals**2 / data.weights.sum())
+    slopes, change = slopes_of(law, theta, data.scaled, data.scales, room=room)
+    condition, errors, at_bound = _sensitivity(theta, slopes, change, data.weights, (low, high))
+    deviation = math.sqrt(mean_square * len(data.y) / (len(data.y) - len(theta)))
+    relative = {
+        name: float(deviation * errors[i] / max(abs(params[name]), 1e-300))
+        for i, name in enumerate(law.parameters)
+    }
+    return Fit(
+        law=law,
+        params=params,
+        rows=data.rows,
+        inputs=data.inputs(law),
+        y=data.y,
+        weights=data.weights,
         delta=float(delta),
-        bounds=(low, high),
+        log_residuals=log_residuals,
+        rmse_log=math.sqrt(mean_square),
+        condition=condition,
+        standard_errors=relative,
+        identified={
+            name: "at its bound" if at_bound[i] else _identified(relative[name])
+            for i, name in enumerate(law.parameters)
+        },
         converged=bool(solution.converged[least]),
         agreeing=float(near.mean()),
-        room=room,
+        theta=theta,
+        slopes=slopes,
+        low=low,
+        high=high,
+        scales=data.scales,
     )
 
 
@@ -230,6 +229,26 @@ def bounds(
     return np.array(low), np.array(high)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """The rows that a law is fitted to: their numbers in the caller's, logs of inputs, errors."""
+
+    rows: Int[np.ndarray, "n"]
+    logs: Float[np.ndarray, "inputs n"]
+    y: Float[np.ndarray, "n"]
+    weights: Float[np.ndarray, "n"]
+    scales: Float[np.ndarray, "inputs"]
+
+    @property
+    def scaled(self) -> Float[np.ndarray, "inputs n"]:
+        """Logs of the inputs divided by their scales."""
+        return self.logs - self.scales[:, None]
+
+    def inputs(self, law: Law) -> dict[str, Float[np.ndarray, "n"]]:
+        """The inputs by role."""
+        return {role: np.exp(x) for role, x in zip(law.inputs, self.logs, strict=True)}
+
+
 def _checked(law, inputs, y, weights):
     logs = np.stack(log_inputs(law, inputs))
     y = np.asarray(y, np.float64)
@@ -277,7 +296,7 @@ def _checked(law, inputs, y, weights):
             f"The law {law.name} has {need - 1} parameters, but the rows have only {distinct} "
             f"different {' and '.join(law.inputs)}. Fit a law with fewer parameters, or add sizes."
         )
-    return rows, logs, y, weights
+    return _Data(rows, logs, y, weights, _scales(law, logs))
 
 
 def _scales(law: Law, logs: Float[np.ndarray, "inputs n"]) -> Float[np.ndarray, "inputs"]:
@@ -286,16 +305,49 @@ def _scales(law: Law, logs: Float[np.ndarray, "inputs n"]) -> Float[np.ndarray, 
     return np.array([logs[law.inputs.index(role)].mean() for role in roles])
 
 
-def _turning_point(law, theta, scaled, y, weights):
-    miss = np.abs(_residuals(law, theta, scaled, y))[weights > 0]
-    deviation = np.median(miss) / 0.6745 * math.sqrt(len(miss) / (len(miss) - len(theta)))
+def _search(
+    law: Law,
+    data: _Data,
+    bounds: tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]],
+    *,
+    delta: float | None,
+    room: int,
+) -> tuple[Solution, float]:
+    """The minima that are found from the best starts, and the delta of the loss."""
+    low, high = bounds
+    start = varpro.starts(law, data.scaled, data.y, data.weights, count=_STARTS)
+
+    def search(delta: float, start: np.ndarray, rounds: int = 40) -> Solution:
+        problem = Problem(
+            logs=data.scaled[None],
+            log_y=np.log(data.y)[None],
+            weights=data.weights[None],
+            low=low[None],
+            high=high[None],
+            delta=np.full(1, delta),
+            scales=data.scales,
+            room=room,
+        )
+        return solve(law, problem, start, rounds=rounds)
+
+    # Of many starts a few steps tell the good ones; these are followed to the end.
+    first = search(math.inf if delta is None else delta, start, rounds=4)
+    best = first.theta[np.argsort(np.nan_to_num(first.loss, nan=np.inf), kind="stable")[:_FOLLOWED]]
+    solution = search(math.inf if delta is None else delta, best)
+    if delta is None:
+        delta = _turning_point(law, solution.theta[np.nanargmin(solution.loss)], data)
+        solution = search(delta, solution.theta)
+    return solution, delta
+
+
+def _turning_point(law, theta, data):
+    parameters = _natural_at(law, theta, np.zeros(len(data.scales)))
+    inputs = {role: np.exp(x) for role, x in zip(law.inputs, data.scaled, strict=True)}
+    residuals = np.log(law.predict(parameters, inputs)) - np.log(data.y)
+    absolute = np.abs(residuals)[data.weights > 0]
+    deviation = np.median(absolute) / 0.6745
+    deviation *= math.sqrt(len(absolute) / (len(absolute) - len(theta)))
     return max(_LEAST_DELTA, _HUBER * deviation)
-
-
-def _residuals(law, theta, scaled, y):
-    parameters = _natural_at(law, theta, np.zeros(len(scaled)))
-    inputs = {role: np.exp(x) for role, x in zip(law.inputs, scaled, strict=True)}
-    return np.log(law.predict(parameters, inputs)) - np.log(y)
 
 
 def _natural_at(law, theta, scales):
@@ -307,48 +359,7 @@ def _scaled(of: Fit) -> Float[np.ndarray, "inputs n"]:
     return np.log(np.stack([of.inputs[role] for role in of.law.inputs])) - of.scales[:, None]
 
 
-def _described(law, theta, *, rows, logs, y, weights, delta, bounds, converged, agreeing, room):
-    scales = _scales(law, logs)
-    n, p = len(y), len(theta)
-    params = _natural_at(law, theta, scales)
-    inputs = {role: np.exp(x) for role, x in zip(law.inputs, logs, strict=True)}
-    misses = np.log(law.predict(params, inputs)) - np.log(y)
-    mean_square = float(weights @ misses**2 / weights.sum())
-    slopes, change = slopes_of(law, theta, logs - scales[:, None], scales, room=room)
-    condition, errors, at_bound = _sensitivity(theta, slopes, change, weights, bounds)
-    deviation = math.sqrt(mean_square * n / (n - p))
-    relative = {
-        name: float(deviation * errors[i] / max(abs(params[name]), 1e-300))
-        for i, name in enumerate(law.parameters)
-    }
-    words = {
-        name: "at its bound" if at_bound[i] else _word(relative[name])
-        for i, name in enumerate(law.parameters)
-    }
-    return Fit(
-        law=law,
-        params=params,
-        rows=rows,
-        inputs=inputs,
-        y=y,
-        weights=weights,
-        delta=delta,
-        log_residuals=misses,
-        rmse_log=math.sqrt(mean_square),
-        condition=condition,
-        standard_errors=relative,
-        identified=words,
-        converged=converged,
-        agreeing=agreeing,
-        theta=theta,
-        slopes=slopes,
-        low=bounds[0],
-        high=bounds[1],
-        scales=scales,
-    )
-
-
-def _word(relative_error: float) -> str:
+def _identified(relative_error: float) -> str:
     return "well" if relative_error < 0.1 else "weakly" if relative_error < 0.5 else "no"
 
 

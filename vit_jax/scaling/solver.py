@@ -11,7 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,20 @@ class Problem:
     room: int = 0
 
 
+class _Batch(NamedTuple):
+    """The arrays of a problem for some of its fits, as a tree of JAX's."""
+
+    logs: Any
+    log_y: Any
+    weights: Any
+    low: Any
+    high: Any
+    delta: Any
+    extra: Any
+    value: Any
+    penalty_weight: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Solution:
     """What a batch of fits came to.
@@ -96,16 +110,16 @@ def solve(
     room = max(padded_size(points), problem.room)
     # Points of weight 0 fill up, so that few programs serve all tables.
     fill = ((0, 0), (0, room - points))
-    batch = (
-        np.pad(problem.logs, ((0, 0), *fill), mode="edge"),
-        np.pad(problem.log_y, fill, mode="edge"),
-        np.pad(problem.weights, fill),
-        problem.low,
-        problem.high,
-        problem.delta,
-        problem.extra,
-        problem.value,
-        problem.penalty_weight,
+    batch = _Batch(
+        logs=np.pad(problem.logs, ((0, 0), *fill), mode="edge"),
+        log_y=np.pad(problem.log_y, fill, mode="edge"),
+        weights=np.pad(problem.weights, fill),
+        low=problem.low,
+        high=problem.high,
+        delta=problem.delta,
+        extra=problem.extra,
+        value=problem.value,
+        penalty_weight=problem.penalty_weight,
     )
     chunk = _CHUNK if count <= _MANY else _CHUNK_OF_MANY
     theta = np.clip(start, problem.low, problem.high)
@@ -123,7 +137,7 @@ def solve(
                     theta[padded],
                     damping[padded],
                     problem.scales,
-                    *(x if len(x) == 1 else x[padded] for x in batch),
+                    _Batch(*(x if len(x) == 1 else x[padded] for x in batch)),
                 )
                 got = [np.asarray(x)[: len(rows)] for x in out]
                 theta[rows], damping[rows], loss[rows], done[rows] = got
@@ -192,22 +206,9 @@ def _jacobians(law, theta, logs, scales):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _descend(
-    law,
-    goal,
-    theta,
-    damping,
-    scales,
-    logs,
-    log_y,
-    weights,
-    low,
-    high,
-    delta,
-    extra,
-    value,
-    penalty_weight,
-):
+def _descend(law, goal, theta, damping, scales, batch):
+    weights, low, high, delta = batch.weights, batch.low, batch.high, batch.delta
+
     def residuals(theta, logs, log_y, extra, value):
         inputs = dict(zip(law.inputs, logs, strict=True))
         out = law.log_predict(scaled_parameters(law, theta, jnp), inputs, jnp) - log_y
@@ -216,13 +217,14 @@ def _descend(
             out = jnp.append(out, missed)
         return out
 
-    per_fit = (0, *(0 if len(x) > 1 else None for x in (logs, log_y, extra, value)))
-    data = tuple(x if len(x) > 1 else x[0] for x in (logs, log_y, extra, value))
+    columns = (batch.logs, batch.log_y, batch.extra, batch.value)
+    per_fit = (0, *(0 if len(x) > 1 else None for x in columns))
+    data = tuple(x if len(x) > 1 else x[0] for x in columns)
     value_of = jax.vmap(residuals, per_fit)
     jacobian_of = jax.vmap(jax.jacfwd(residuals), per_fit)
     if goal is not None:
         weights = jnp.broadcast_to(weights, (len(theta), weights.shape[-1]))
-        held = jnp.broadcast_to(penalty_weight, (len(theta),))
+        held = jnp.broadcast_to(batch.penalty_weight, (len(theta),))
         weights = jnp.append(weights, held[:, None], axis=-1)
     bend = jnp.broadcast_to(delta[:, None], (len(delta), weights.shape[-1]))
     if goal is not None:
