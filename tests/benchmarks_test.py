@@ -1,9 +1,8 @@
-"""Every benchmark runs, at toy size: what it measures is measured elsewhere."""
+"""Every benchmark runs at toy size."""
 
 import csv
 import dataclasses
 import math
-import pathlib
 
 import numpy as np
 import pytest
@@ -18,9 +17,11 @@ from benchmarks import (
     transfer,
 )
 from tests.conftest import ROOT
+from tests.data_sources_test import small_idx
 from tests.small_run import small_config, train_on_one
 from vit_jax.config import base_config, freeze, validate
-from vit_jax.data import fashion_mnist
+
+__all__ = ["small_idx"]  # A fixture.
 
 pytestmark = pytest.mark.medium
 
@@ -85,31 +86,15 @@ def test_seeds(tmp_path, monkeypatch):
     assert (tmp_path / "seed0" / "checkpoints" / "12").is_dir()
 
 
-def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    path.write_bytes(header + array.tobytes())
-
-
 @pytest.fixture
-def few_clothes(tmp_path, monkeypatch):
-    """Fashion-MNIST of 60 and 20 images of noise, in the configs of `transfer`."""
-    folder = tmp_path / "idx"
-    folder.mkdir()
-    files = {}
-    for (split, (images, labels, _)), count in zip(
-        fashion_mnist._FILES.items(), (60, 20), strict=True
-    ):
-        files[split] = (images, labels, count)
-        noise = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
-        write_idx(folder / images, noise)
-        write_idx(folder / labels, (np.arange(count) % 10).astype(np.uint8))
+def few_clothes(small_idx, tmp_path, monkeypatch):
+    """Fashion-MNIST of 60 and 20 images, in the configs of `transfer`."""
 
     def config_with_folders() -> ConfigDict:
         c = base_config()
-        c.data.data_dir, c.data.manual_dir = str(tmp_path / "tfds"), str(folder)
+        c.data.data_dir, c.data.manual_dir = str(tmp_path / "tfds"), str(small_idx)
         return c
 
-    monkeypatch.setattr(fashion_mnist, "_FILES", files)
     monkeypatch.setattr(transfer, "base_config", config_with_folders)
 
 

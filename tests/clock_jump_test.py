@@ -1,24 +1,18 @@
 """A wall clock that jumps back: durations, checkpoints and TensorBoard do not care."""
 
-import os
-import pathlib
-import subprocess
-import sys
 import time
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.small_run import run, small_config, train_on_one
 from tests.telemetry_writers_test import tensorboard_events
 from tests.train_run_test import Killed, arrays, assert_same_bits, kill_at
 from vit_jax.checkpoints.load import locate
 from vit_jax.checkpoints.store import Store
-from vit_jax.telemetry import MetricWriter, read_jsonl
+from vit_jax.telemetry import read_jsonl
 from vit_jax.telemetry.tensorboard import EventFile
 
 DAY = 86_400
-LIBFAKETIME = pathlib.Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
 def set_back(patch, seconds):
@@ -88,60 +82,3 @@ def test_event_files_are_in_order_whatever_the_clock_says(tmp_path, monkeypatch)
     names = sorted(path.name for path in tmp_path.iterdir())
     starts = [event.step for event in tensorboard_events(tmp_path) if event.HasField("session_log")]
     assert len(names) == 6 and starts == list(range(6))
-
-
-def test_a_line_is_written_whatever_the_clock_says(tmp_path, monkeypatch):
-    with MetricWriter(
-        tmp_path, resume_step=None, tensorboard=True, wandb_project="", config={}
-    ) as writer:
-        for step, clock in enumerate([1e9, 5.0, -1.0]):
-            monkeypatch.setattr(time, "time", lambda clock=clock: clock)
-            writer.write(step, {"x": 1.0})
-            writer.commit(step)
-    assert [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not LIBFAKETIME.exists(), reason="needs libfaketime")
-def test_a_real_process_whose_clock_jumps_back_goes_on_after_a_kill(tmp_path):
-    def start(name, *, offset):
-        command = [
-            sys.executable, "-m", "vit_jax.train", "--config=configs/quickstart.py",
-            "--config.total_steps=20", "--config.checkpoint.every_steps=5",
-            "--config.model.depth=1", "--config.log.every_steps=1", f"--workdir={tmp_path / name}",
-        ]  # fmt: skip
-        env = {**os.environ, "XLA_FLAGS": ""}
-        if offset:
-            (tmp_path / "clock").write_text(offset)
-            env |= {
-                "LD_PRELOAD": str(LIBFAKETIME), "FAKETIME_CACHE_DURATION": "1",
-                "FAKETIME_TIMESTAMP_FILE": str(tmp_path / "clock"),
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            }  # fmt: skip
-        return subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-
-    def wait_for(name, step):
-        while not (tmp_path / name / "checkpoints" / str(step)).exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.02)
-
-    with start("whole", offset="") as process:
-        assert process.wait() == 0, process.stderr.read()
-    with start("run", offset="+0") as process:
-        wait_for("run", 5)
-        (tmp_path / "clock").write_text("-1d")
-        wait_for("run", 15)
-        process.kill()
-    with start("run", offset="-2d") as process:
-        _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    files = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "run")]
-    assert files[0] == files[1]
-    assert_durations_make_sense(tmp_path / "run")
-    # The clock did jump: the last line's event was written before the first's.
-    times = [event.wall_time for event in tensorboard_events(tmp_path / "run" / "tb")]
-    assert times[-1] < times[0] - DAY
-    steps = [event.step for event in tensorboard_events(tmp_path / "run" / "tb")]
-    assert steps[-1] == 20

@@ -17,27 +17,19 @@ from tests.data_pipeline_test import (
     assert_nothing_lives,
     assert_same,
     expected_batch,
-    noisy,
     one_device,
+    training,
 )
 from tests.data_sources_test import write_image
 from vit_jax.data import batches as batches_module
-from vit_jax.data import pipeline
 from vit_jax.data.blocks import ExampleLoader
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.errors import DataError, ExitCode, LostError, exit_code
 
 
-def start(source=None, *, start_step=0, count=2, transform=noisy, **kwargs):
-    loader = {"batch_size": 64, "workers": count, "threads": 1, "prefetch": 1, **kwargs}
-    return pipeline.train_batches(
-        source or Numbers(100),
-        transform,
-        seed=3,
-        start_step=start_step,
-        sharding=one_device(),
-        **loader,
-    )
+def start(source=None, *, count=2, **arguments):
+    arguments = {"workers": count, "threads": 1, "prefetch": 1, **arguments}
+    return training(source or Numbers(100), **arguments)
 
 
 def take(batches, number):

@@ -9,7 +9,6 @@ from scipy import stats
 
 from tests.conftest import campaign
 from vit_jax.data import order
-from vit_jax.errors import ConfigError
 
 
 def run_of_ids(num_batches, *, batch_size, num_examples, seed=0):
@@ -132,8 +131,3 @@ def test_memory_does_not_grow_with_the_data_set():
     ids = order.example_ids(10**9, batch_size=64, num_examples=2**40 + 1, seed=0)
     assert len(set(ids.tolist())) == 64
     assert ids.max() <= 2**40
-
-
-def test_negative_seed():
-    with pytest.raises(ConfigError, match="seed=-1 is negative"):
-        order.example_ids(0, batch_size=1, num_examples=1, seed=-1)

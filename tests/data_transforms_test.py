@@ -78,8 +78,8 @@ PIPELINES = {
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_evaluation_equals_the_references(goldens, name):
-    manifest = json.loads((goldens / "manifest.json").read_text())["preprocessing"]
+def test_evaluation_equals_the_references(goldens, manifest, name):
+    manifest = manifest["preprocessing"]
     pipeline = manifest["pipelines"][name]
     transform = build(PIPELINES[name], image_size=manifest["output_size"])
     unrounded = build(
@@ -115,9 +115,8 @@ def test_evaluation_equals_the_references(goldens, name):
             np.testing.assert_allclose(got, arrays[name], rtol=0, atol=pipeline["tol"])
 
 
-def test_all_the_references_are_tested(goldens):
-    manifest = json.loads((goldens / "manifest.json").read_text())["preprocessing"]
-    assert sorted(manifest["pipelines"]) == sorted(PIPELINES)
+def test_all_the_references_are_tested(manifest):
+    assert sorted(manifest["preprocessing"]["pipelines"]) == sorted(PIPELINES)
 
 
 # --- Resizing.

@@ -19,16 +19,8 @@ from vit_jax.models import Vit, model_config
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings
 
-MESHES = [
-    *((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2), (1, 2, 4), (2, 4, 1)),
-    *((3, 1, 1), (1, 5, 1)),
-]
-SAMPLE = ((2, 2, 2), (4, 1, 2))  # Of the campaign's meshes.
+MESHES = [(1, 1, 1), (2, 2, 2), (3, 1, 1), (1, 5, 1)]
 KERNEL = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
-
-
-def _sampled(meshes):
-    return [(slow if mesh in SAMPLE else campaign)(mesh) for mesh in meshes]
 
 
 def mesh_of(sizes):
@@ -71,17 +63,10 @@ def expected(count):
 @given(
     count=st.integers(1, 40),
     batch_size=st.integers(1, 48),
-    mesh=st.sampled_from([(1, 1, 1), (2, 2, 2), (3, 1, 1), (1, 5, 1)]),
+    mesh=st.sampled_from(MESHES),
 )
 def test_exactly_n_examples(metrics, count, batch_size, mesh):
     check(metrics[mesh], count, batch_size, mesh)
-
-
-@pytest.mark.parametrize("mesh", _sampled(MESHES))
-def test_every_number_of_examples(metrics, mesh):
-    rng = np.random.default_rng(sum(mesh))
-    for count in range(1, 41):
-        check(metrics[mesh], count, int(rng.integers(1, 49)), mesh)
 
 
 def check(metric, count, batch_size, mesh):
@@ -116,7 +101,9 @@ def check(metric, count, batch_size, mesh):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("mesh", _sampled(MESHES[1:7]))
+@pytest.mark.parametrize(
+    "mesh", [slow((2, 2, 2)), slow((4, 1, 2)), *map(campaign, ((8, 1, 1), (1, 8, 1)))]
+)
 def test_a_vit_measures_the_same_on_every_mesh(mesh):
     """The evaluations of a run, as the train loop has them, with a model that is split."""
 

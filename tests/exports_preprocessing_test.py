@@ -232,8 +232,13 @@ def random_transforms(rng):
     return size, (decode(exif=pick(True, False)), *ops, last)
 
 
-def written_ones(seeds, odd, folder):
-    """How many random pipelines each library can say; all of these give our pixels."""
+@pytest.mark.parametrize(
+    ("seeds", "least"),
+    [(range(60), 4), pytest.param(range(60, 4000), 200, marks=[pytest.mark.campaign])],
+)
+def test_random_pipelines(odd, tmp_path, seeds, least):
+    """Those that a library can express give our pixels there."""
+    files = {name: odd[name] for name in ("ordinary.png", "wide.png", "turned.jpg")}
     counts = {"hf": 0, "timm": 0}
     for seed in seeds:
         size, transforms = random_transforms(np.random.default_rng(seed))
@@ -245,22 +250,10 @@ def written_ones(seeds, odd, folder):
             if to == "hf" and len(reasons.notes) == 2:
                 continue  # Pillow is needed, with which transformers pads on the other side.
             counts[to] += 1
-            prepare = library(to, content, folder, reasons.notes)
-            difference = apart(preprocess, prepare, content, odd)
+            prepare = library(to, content, tmp_path, reasons.notes)
+            difference = apart(preprocess, prepare, content, files)
             assert difference <= LEVEL, (seed, to, transforms)
-    return counts
-
-
-def test_random_pipelines(odd, tmp_path):
-    few = {name: odd[name] for name in ("ordinary.png", "wide.png", "turned.jpg")}
-    counts = written_ones(range(60), few, tmp_path)
-    assert min(counts.values()) >= 4, counts
-
-
-@pytest.mark.campaign
-def test_many_random_pipelines(odd, tmp_path):
-    counts = written_ones(range(60, 4000), odd, tmp_path)
-    assert min(counts.values()) >= 200, counts
+    assert min(counts.values()) >= least, counts
 
 
 # ------------------------------------------------------------------------------ what is read
@@ -346,9 +339,3 @@ def test_a_processor_that_was_saved_with_a_tokenizer_is_read(folder):
     nested = {"image_processor": saved | {"image_mean": [0.1] * 3}}
     (folder / "processor_config.json").write_text(json.dumps(nested))
     assert load_pretrained(folder).preprocess.transforms[-1]["mean"] == (0.1, 0.1, 0.1)
-
-
-def test_a_run_that_decodes_to_gray_keeps_doing_so(odd):
-    transforms = (decode(channels=1), {"op": "grayscale_to_rgb"}, squash(), RANGE)
-    pixels = Preprocess(transforms, SIZE)([odd["ordinary.png"]])
-    np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])

@@ -1,4 +1,4 @@
-"""`python -m vit_jax.fit` where a column or a group is odd: what is said, and what is drawn."""
+"""`python -m vit_jax.fit` on unusual columns and groups: messages and figures."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def asked(table, **question):
 # ------------------------------------------------------------------------- groups of equal values
 
 
-@pytest.mark.parametrize("chance", [0.9, 0.1, 1.0, 2.302585])
+@pytest.mark.parametrize("chance", [0.9, 2.302585])
 def test_a_group_at_chance_is_named_and_the_others_are_fitted(chance):
     result, figures = asked(groups(a=Y, b=np.full(6, chance), c=2 * Y), group=("model",))
     a, b, c = result["groups"]
@@ -67,14 +67,6 @@ def test_a_law_with_all_parameters_at_their_bounds_has_a_p_value():
     assert form_p_value(stuck) == pytest.approx(stats.f.sf(ratio, 2, len(X) - 2))
 
 
-def test_chance_up_to_some_scale_is_no_group_of_equal_values():
-    """Below the cut of a held-out scale all rows may be equal; there nothing is judged."""
-    y = np.array([0.9] * 7 + [0.3])
-    result, _ = asked(groups(a=y))
-    (entry,) = result["groups"]
-    assert not entry["held_out"] and "y is 0.9 in all rows" in entry["notes"][0]
-
-
 # ---------------------------------------------------------------------------------- accuracies
 
 
@@ -98,20 +90,6 @@ def test_an_accuracy_is_warned_of_and_its_error_is_fitted(scale, whole):
     assert figures["law"].axes[0].get_ylabel() == proposed
 
 
-def test_the_warning_comes_with_the_error_if_nothing_can_be_fitted():
-    # Of an accuracy the frontier is its first row.
-    with pytest.raises(DataError, match=r"(?s)there are 1.*Warning: test/top1 grows with x: it is"):
-        asked(accuracies(), y="test/top1", law="frontier", where=("model=a",))
-
-
-def test_no_error_is_proposed_for_what_is_no_accuracy():
-    table = groups(a=1e3 / Y)
-    result, _ = asked(table)
-    assert result["rows"][-1].endswith("Choose a column of errors or losses.")
-    result, _ = asked(table, y="y/1e5")
-    assert result["rows"][-1].endswith("Choose a column of errors or losses.")
-
-
 def test_inputs_may_be_expressions_too():
     table = groups(a=Y) | {"tokens per step": X / 4}
     result, _ = asked(table, columns={"x": "4 * tokens per step"}, predict=(2e4,))
@@ -132,7 +110,7 @@ def test_what_grows():
 # ------------------------------------------------------------------------------------- figures
 
 
-@pytest.mark.parametrize("names", [("_base", "large"), ("_", "__"), ("", "_a")])
+@pytest.mark.parametrize("names", [("_base", "large"), ("", "_a")])
 def test_legends_have_every_group(names):
     _, figures = asked(groups(**dict(zip(names, (Y, 2 * Y), strict=True))), group=("model",))
     for figure, ending in (("law", ", 8 fitted"), ("curves", "")):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.references import outputs, randomise, reference
+from tests.references import outputs, randomise, reference, transformers_outputs
 
 
 class Made(NamedTuple):
@@ -407,15 +407,7 @@ def _transformers(rng, folder) -> Made:
         noise = torch.arange(encoder.embeddings.patch_embeddings.num_patches).expand(2, -1)
         model = _calling(encoder, lambda module, x: module(x, noise=noise.to(x.dtype)))
 
-    def read(output):
-        found = {}
-        for theirs, ours in (("logits", "logits"), ("last_hidden_state", "tokens"),
-                             ("pooler_output", "pre_logits")):  # fmt: skip
-            if getattr(output, theirs, None) is not None:
-                found[ours] = getattr(output, theirs)
-        return found
-
-    wanted, allowed = outputs(model, images, read)
+    wanted, allowed = outputs(model, images, transformers_outputs)
     return Made(path, {}, True, images, wanted, allowed, f"{family}{head} {arguments}")
 
 

@@ -1,30 +1,17 @@
 """Whatever an image or a work directory holds: only our own errors come out of it, soon."""
 
-import contextlib
 import io
-import json
 import math
-import os
-import shutil
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 from PIL import Image
 
-from tests.folders import contents
-from tests.fuzzing import NUMBERS, WORDS, bounded, fuzz
+from tests.fuzzing import bounded, fuzz
 from tests.images import photographs
-from tests.small_run import small_config, train_on_one
-from vit_jax.analysis import curves
-from vit_jax.checkpoints.load import load_run, locate
-from vit_jax.checkpoints.store import Store
 from vit_jax.data.decode import FORMATS, MAX_PIXELS, decode_image
 from vit_jax.errors import DataError
-from vit_jax.parallel.mesh import make_mesh
-from vit_jax.telemetry.jsonlines import read_jsonl
 
 pytestmark = pytest.mark.slow
 
@@ -111,112 +98,3 @@ def test_bytes_of_images(data, changes, channels, exif):
 
 
 # ----------------------------------------------------------------------------- work directories
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A folder with a finished run, and what must not change beside it."""
-    folder = tmp_path_factory.mktemp("fuzz")
-    config = small_config(
-        model__depth=1, total_steps=2, log__every_steps=1, optim__schedule__warmup_steps=1
-    )
-    assert train_on_one(config, folder / "run") == 0
-    (folder / "beside").mkdir()
-    (folder / "beside" / "file").write_text("left alone")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def mesh():
-    sizes = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
-    return make_mesh(sizes, devices=jax.devices()[:1])
-
-
-SMALL = 100_000  # Bytes: JSON and the databases' indices, and small arrays.
-PATHS = ["../../beside/file", "/etc/passwd", "run", "..", "gs://bucket/x", "\0", "a" * 5000]
-
-
-def change_json(data, where, value):
-    """One value, somewhere in the tree, is another one, or lacking, or has another name."""
-    tree = json.loads(data)
-    places = []
-
-    def walk(node):
-        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
-            places.append((node, key))
-            if isinstance(child, dict | list):
-                walk(child)
-
-    walk(tree if isinstance(tree, dict | list) else [tree])
-    if not places:
-        return data
-    node, key = places[min(int(where * len(places)), len(places) - 1)]
-    if value == "lacking":
-        del node[key]
-    elif value == "renamed" and isinstance(node, dict):
-        node[f"{key}_"] = node.pop(key)
-    else:
-        node[key] = value
-    return json.dumps(tree).encode()
-
-
-JSON_VALUES = st.one_of(
-    st.sampled_from(["lacking", "renamed", None, True, [], {}, [[[]]], *PATHS]), NUMBERS, WORDS,
-    st.lists(NUMBERS, max_size=3),
-)  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads.
-@fuzz(60, which=PLACE, where=PLACE, value=JSON_VALUES, as_json=st.booleans(),
-      changes=mutations(st.binary(min_size=1, max_size=50)))  # fmt: skip
-def test_files_of_a_work_directory(runs, mesh, which, where, value, as_json, changes):
-    with contextlib.ExitStack() as stack:
-        workdir = runs / "copy"
-        stack.callback(shutil.rmtree, workdir, ignore_errors=True)
-        shutil.copytree(runs / "run", workdir)
-        files = [
-            path for path in sorted(workdir.rglob("*"))
-            if path.is_file() and path.stat().st_size < SMALL
-            and path.name not in ("lock", "curves.png", "timing.jsonl")
-        ]  # fmt: skip
-        file = files[min(int(which * len(files)), len(files) - 1)]
-        file.write_bytes(damaged(file.read_bytes(), as_json, where, value, changes))
-        outside = contents(runs / "beside")
-        names = {path.name for path in runs.iterdir()}
-        here = set(os.listdir())
-
-        if file.name == "metrics.jsonl":
-            with bounded():
-                read_jsonl(file)
-            with bounded():
-                curves(file, workdir / "curves.png")
-        with bounded():
-            locate(workdir)
-        with bounded():
-            load_run(workdir, mesh=mesh)
-        with bounded(), Store(workdir / "checkpoints") as store:
-            items = {"params": store.shapes(2, "params")}
-            on_mesh = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(
-                    x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-                ),
-                items,
-            )
-            store.restore_newest(on_mesh)
-        assert contents(runs / "beside") == outside
-        assert {path.name for path in runs.iterdir()} == names and set(os.listdir()) == here
-
-
-def damaged(data, as_json, where, value, changes):
-    if as_json:
-        with contextlib.suppress(ValueError):
-            return change_json(data, where, value)
-    for change in changes:
-        data = mutate(data or b"\0", *change)
-    return data
-
-
-def test_the_search_is_in_every_kind_of_file(runs):
-    small = {path.name for path in (runs / "run").rglob("*") if path.is_file()}
-    assert {"config.json", "dataset.json", "metrics.jsonl", "_METADATA", "_CHECKPOINT_METADATA",
-            "manifest.ocdbt", "metadata"} <= small, small  # fmt: skip

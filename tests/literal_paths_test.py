@@ -9,22 +9,19 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from tests.small_run import run, small_config
 from vit_jax import storage
-from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.store import Store
 from vit_jax.data.files import find_images
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.data.tfds_source import find_builder
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.parallel.mesh import make_mesh
 
 pytestmark = pytest.mark.medium
 
-NAMES = ("exp[1]", "exp*", "exp?", "[!a]", "a**b", "exp[", "{a,b}", "plain")
+NAMES = ("exp[1]", "exp*", "exp[")
 
 
-@pytest.mark.parametrize("pattern", ["*", "run/part_*", "run/part_0", "none/*", "[r]un", ".*"])
+@pytest.mark.parametrize("pattern", ["*", "run/part_*", ".*"])
 def test_a_glob_takes_only_its_pattern_for_one(tmp_path, pattern):
     for name in (*NAMES, "exp1", "expx"):  # The last two are what some of the others would match.
         (tmp_path / name / "run").mkdir(parents=True)
@@ -32,11 +29,11 @@ def test_a_glob_takes_only_its_pattern_for_one(tmp_path, pattern):
         (tmp_path / name / "run" / "part_0").touch()
         (tmp_path / name / ".hidden").touch()
     for name in NAMES:
-        found = list(epath.Path(tmp_path / name).glob(pattern))
+        matches = list(epath.Path(tmp_path / name).glob(pattern))
         hidden = pattern.startswith(".")  # As the glob of etils, and unlike that of pathlib.
         want = [p for p in (tmp_path / name).glob(pattern) if hidden or p.name[0] != "."]
-        assert sorted(map(str, found)) == sorted(map(str, want))
-        assert all(isinstance(path, epath.Path) for path in found)
+        assert sorted(map(str, matches)) == sorted(map(str, want))
+        assert all(isinstance(path, epath.Path) for path in matches)
 
 
 def arrays(value):
@@ -69,13 +66,7 @@ def test_a_folder_whose_checkpoints_would_be_elsewhere_is_refused(tmp_path, name
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_below_a_folder_with_brackets_can_be_read(tmp_path):
-    workdir = tmp_path / "exp[1]" / "run"
-    run(workdir)
-    assert load_run(workdir, mesh=make_mesh(small_config().mesh)).step == 12
-
-
-def picture(path):
+def write_image(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4)).save(path)
 
@@ -83,8 +74,8 @@ def picture(path):
 @pytest.mark.parametrize("name", NAMES)
 def test_images_in_folders_and_files_of_any_name(tmp_path, name):
     for folder in (name, "exp1"):
-        picture(tmp_path / folder / "train" / name / f"{name}.png")
-        picture(tmp_path / folder / "train" / "other" / "0.png")
+        write_image(tmp_path / folder / "train" / name / f"{name}.png")
+        write_image(tmp_path / folder / "train" / "other" / "0.png")
     source = ImageFolder(tmp_path / name, split="train")
     assert set(source.class_names) == {name, "other"} and len(source) == 2
     file = tmp_path / name / "train" / name / f"{name}.png"
@@ -108,17 +99,7 @@ def saved(folder):
     return store
 
 
-def test_a_save_that_is_not_found_again_is_an_error(tmp_path, monkeypatch):
-    store = saved(tmp_path / "moved")
-    (tmp_path / "moved" / "7").rename(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError):
-        store.finish()
-    # Arrays that were written and not put together: what happened below a folder with brackets.
-    monkeypatch.setattr(type(epath.Path()), "glob", storage._etils_glob)
-    store = saved(tmp_path / "exp[1]")
-    with pytest.raises(CheckpointError, match=r"step 7 was written to .* cannot be found there"):
-        store.finish()
-    monkeypatch.undo()
+def test_a_save_that_is_not_found_again_is_an_error(tmp_path):
     store = saved(tmp_path / "damaged")
     pathlib.Path(tmp_path / "damaged" / "7" / "params" / "manifest.ocdbt").unlink()
     with pytest.raises(CheckpointError, match="cannot be found there"):

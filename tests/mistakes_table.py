@@ -7,9 +7,7 @@ Everything is typed in a folder that holds (see `tests.mistakes_folder`)
     damaged                 one whose checkpoint is cut off
     newer                   one whose config.json has a key of a later release
     images                cat/*.png, dog/*.png
-    hollow, differ, empty   image folders: a class without images, other classes in each split,
-                            no folder at all
-    tfds, tfrecord          the data set fashion_mnist_idx, as ArrayRecord and as TFRecord
+    empty                   nothing
     notes.txt, bare.py      no image and no config
     settings.json           no config
 

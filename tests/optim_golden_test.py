@@ -1,7 +1,5 @@
 """Optimizers against big_vision's, on its own gradients and within the measured noise."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,22 +58,11 @@ def optim_config(**values):
     return c
 
 
-def reference(goldens):
-    folder = goldens / "training" / "bv_optimizers"
-    manifest = json.loads((goldens / "manifest.json").read_text())
-    (entry,) = (e for e in manifest["training"] if e["id"] == "training/bv_optimizers")
-    inputs, expected = np.load(folder / "inputs.npz"), np.load(folder / "expected.npz")
-    groups = {}
-    for key in inputs.files:
-        group, path = key.split("/", 1)
-        groups.setdefault(group, {})[path] = inputs[key]
-    return entry, {group: nested(arrays) for group, arrays in groups.items()}, expected
-
-
 @pytest.mark.parametrize("options", [ROUND_EACH_RESULT, {}], ids=["rounded", "as users run it"])
 @pytest.mark.parametrize("case", CASES)
-def test_optimizer_equals_big_vision(goldens, case, options):
-    entry, inputs, expected = reference(goldens)
+def test_optimizer_equals_big_vision(training_golden, case, options):
+    entry, _, arrays, expected = training_golden("bv_optimizers")
+    inputs = nested(dict(arrays))
     assert set(entry["cases"]) == set(CASES)
     whole_chain = entry["cases"][case]["kind"] == "make"
 
@@ -111,11 +98,9 @@ def test_optimizer_equals_big_vision(goldens, case, options):
 @pytest.mark.parametrize(
     "name", [slow("vt_finetune_token_f32acc"), "vt_finetune_token_bf16acc_accum2"]
 )
-def test_fine_tuning_recipe_of_vision_transformer(goldens, name):
+def test_fine_tuning_recipe_of_vision_transformer(training_golden, name):
     """The learning rates of the reference run, and its optax chain on gradients of ours."""
-    folder = goldens / "training" / name
-    manifest = json.loads((goldens / "manifest.json").read_text())
-    (entry,) = (e for e in manifest["training"] if e["id"] == f"training/{name}")
+    entry, folder, _, expected = training_golden(name)
     recipe, facts = entry["recipe"], entry["expected_arrays"]["lr"]
     c = optim_config(
         name="sgd",
@@ -127,7 +112,7 @@ def test_fine_tuning_recipe_of_vision_transformer(goldens, name):
     schedule = make_schedule(
         c.schedule, total_steps=recipe["steps"], batch_size=recipe["batch"], num_examples=80
     )
-    lr = np.load(folder / "expected.npz")["lr"]
+    lr = expected["lr"]
     got = [c.lr * float(schedule(step)) for step in range(recipe["steps"])]
     np.testing.assert_allclose(got, lr, rtol=0, atol=facts["tol"])
 

@@ -146,12 +146,7 @@ def test_constraints_are_in_the_lowered_program():
 
 @pytest.mark.parametrize(
     ("axes", "lacking"),
-    [
-        (("x",), "data, fsdp, tensor"),
-        (("data", "model"), "fsdp, tensor"),
-        (("data", "fsdp"), "tensor"),
-        (("data", "tensor", "FSDP"), "fsdp"),
-    ],
+    [(("x",), "data, fsdp, tensor"), (("data", "tensor", "FSDP"), "fsdp")],
 )
 def test_a_mesh_of_other_axes_is_refused(axes, lacking):
     other = jax.make_mesh(
@@ -195,10 +190,6 @@ def test_mesh_sizes_that_do_not_fit(sizes):
     sizes = {"data": 1, "fsdp": 1, "tensor": 1} | sizes
     with pytest.raises(ConfigError, match=r"mesh\.data="):
         mesh_shape(ConfigDict(sizes), 8)
-
-
-def test_axes_are_auto():
-    assert set(mesh(data=2).axis_types) == {AxisType.Auto}
 
 
 def test_batch_sizes_that_do_not_split():

@@ -230,7 +230,6 @@ def test_the_frontier_law_takes_the_best_runs_only():
     ("change", "message"),
     [
         (lambda x, y: (x[:3], y[:3]), "needs at least 4 rows, and there are 3"),
-        (lambda x, y: (x * 0 + 7, y), "input x is 7 in all rows"),
         (lambda x, y: (np.where(x < 10, 5.0, 50.0), y), "only 2 different x"),
         (lambda x, y: (x, np.where(x > 100, np.nan, y)), "y must be positive and finite"),
         (lambda x, y: (x, y - y[3]), "drop them, or take an error, not a score"),

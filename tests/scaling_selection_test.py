@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
 
 from tests import scaling_tables
 from vit_jax.errors import DataError
@@ -188,39 +187,6 @@ def test_the_laws_of_revisiting_have_the_published_errors(revisiting):
     # With every law at its optimum M4 is the best in 47 of the 72 tasks.
     four = np.stack([revisiting[name] for name in ("power", "power_floor", "m3", "m4")])
     assert (four.argmin(0) == 3).sum() == 47
-
-
-@pytest.mark.slow
-def test_m4_is_the_best_of_most_tasks_where_m2_is_fitted_by_turns(revisiting):
-    """FACTS: by the authors' procedure M2's mean is .0823, and M4 is the best in 70% of the tasks.
-
-    That is not M2's optimum. A search by turns, for a line through log (y - e) and then for e, ends
-    near there: of what they did we know no more than the figures.
-    """
-    by_turns = np.array([m2_by_turns(*task) for task in scaling_tables.learning_curves().values()])
-    assert by_turns.mean() == pytest.approx(0.0862, abs=2e-4)
-    assert revisiting["power_floor"].mean() < 0.073
-    others = np.minimum(by_turns, np.minimum(revisiting["power"], revisiting["m3"]))
-    assert (revisiting["m4"] < others).mean() > 0.70
-
-
-def m2_by_turns(x, y, far_x, far_y):
-    """Error of M2's predictions, fitted block by block until it hardly changes."""
-    highest = y.min() * (1 - 1e-6)
-    floor, before = 0.0, np.inf
-    for _ in range(1000):
-        line = np.polynomial.Polynomial.fit(np.log(x), np.log(y - floor), 1)
-        power = np.exp(line(np.log(x)))
-        found = minimize_scalar(
-            lambda e, power=power: np.mean((np.log(power + e) - np.log(y)) ** 2),
-            bounds=(0, highest),
-            method="bounded",
-        )
-        floor = min(found.x, highest)
-        if abs(before - found.fun) < 1e-10:
-            break
-        before = found.fun
-    return log_error(np.exp(line(np.log(far_x))) + floor, far_y)
 
 
 @pytest.mark.slow

@@ -82,11 +82,6 @@ def test_frozen_parameters_take_neither_gradients_nor_activations(tmp_path):
     assert sharp[1] - sharp[0] == 2 * (trained[1] - trained[0])
 
 
-def test_a_mesh_that_does_not_divide_the_model_is_said(tmp_path):
-    with pytest.raises(ConfigError, match=r"mesh\.tensor=3"):
-        told(tmp_path, mesh__tensor=3)
-
-
 def test_flops_are_of_what_is_trained(tmp_path):
     whole = told(tmp_path).total_train_flops
     probe = told(tmp_path, optim__freeze=("(?!head/).*",)).total_train_flops

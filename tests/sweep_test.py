@@ -57,21 +57,6 @@ def test_a_folder_that_is_a_file(tmp_path, file):
         assert done.err == f"error: --workdir={folder}: {file} is a file. Choose another folder.\n"
 
 
-@pytest.mark.medium
-@pytest.mark.usefixtures("forks")
-def test_interrupted_before_it_has_begun(tmp_path):
-    """Without a traceback, and by the signal, so that a shell's loop ends, too."""
-    file = tmp_path / "slow.py"
-    file.write_text("import time\nprint('reading', flush=True)\ntime.sleep(60)\n")
-    with start_sweep(file, tmp_path / "S") as process:
-        while process.out != "reading\n":
-            assert process.poll() is None, process.err
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == -signal.SIGINT
-        assert process.err == "Interrupted.\n"
-
-
 # ------------------------------------------------------------------------------------ the board
 
 
