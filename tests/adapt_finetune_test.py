@@ -1,4 +1,4 @@
-"""configs/finetune.py adapts a published model in each of its modes, through the front door."""
+"""configs/finetune.py adapts a published model in each of its modes, by the train loop."""
 
 import jax
 import numpy as np

@@ -88,7 +88,7 @@ def test_a_run_that_cannot_be_cached_is_refused(tmp_path):
         ({"model__distilled": True, "optim__freeze": ("(?!head/).*",)}, "has two heads"),
     ],
 )
-def test_what_cannot_be_cached_is_named(changes, message):
+def test_settings_that_cannot_be_cached_are_named(changes, message):
     config = small_config(**PROBE | changes)
     cfg = model_config(config.model, num_classes=10)
     with pytest.raises(ConfigError, match=message):

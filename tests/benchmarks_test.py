@@ -36,16 +36,16 @@ def test_none_is_left_out():
 
 @pytest.mark.slow
 def test_checkpointing(tmp_path):
-    found, megabytes = checkpointing.saves("toy", tmp_path, repeats=1)
-    assert 0 < megabytes < 1 and all(len(seconds) == 1 for seconds in found.values())
-    table = checkpointing.table({"toy": found})
+    results, megabytes = checkpointing.saves("toy", tmp_path, repeats=1)
+    assert 0 < megabytes < 1 and all(len(seconds) == 1 for seconds in results.values())
+    table = checkpointing.table({"toy": results})
     assert "| restore | " in table and "not measured" not in table
 
 
 @pytest.mark.slow
 def test_checkpointing_by_commands(tmp_path):
-    found = checkpointing.commands("toy", tmp_path, repeats=1)
-    assert {name: len(seconds) for name, seconds in found.items()} == {
+    results = checkpointing.commands("toy", tmp_path, repeats=1)
+    assert {name: len(seconds) for name, seconds in results.items()} == {
         "start-up, nothing compiled": 1, "start-up, compiled before": 1,
         "start-up, from a checkpoint": 1, "shutdown, from SIGTERM": 3,
         "shutdown, from the last step": 1,
@@ -62,10 +62,10 @@ def test_loading(tmp_path, case):
 
 def test_scaling_fits():
     few = dataclasses.replace(scaling_fits.SETTINGS[0], points=6)
-    found = scaling_fits.coverage(few, ["profile"], draws=1)
-    assert found.keys() == {"profile"} and found["profile"][1] > 1
-    found = scaling_fits.speed(count=5, against=5)
-    assert all(math.isfinite(value) for value in found.values())
+    results = scaling_fits.coverage(few, ["profile"], draws=1)
+    assert results.keys() == {"profile"} and results["profile"][1] > 1
+    results = scaling_fits.speed(count=5, against=5)
+    assert all(math.isfinite(value) for value in results.values())
 
 
 def test_scaling_rules(tmp_path, monkeypatch):

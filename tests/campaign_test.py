@@ -12,7 +12,7 @@ MOST = ("compile", "steps", "eval", "save", "write", "last", "plot")
 @pytest.mark.parametrize(
     ("phases", "warm"), [slow(("steps", "save", "write", "last"), True), campaign(MOST, False)]
 )
-def test_killed_and_told_to_stop(tmp_path, phases, warm):
+def test_kills_and_signals(tmp_path, phases, warm):
     shares = dict.fromkeys(phases, 1)
     runs = Campaign(tmp_path / "out", seed=0, shares=shares, variants=("threads",), warm=warm)
     runs.kill_runs(len(phases))
@@ -34,7 +34,7 @@ def test_killed_and_told_to_stop(tmp_path, phases, warm):
     ("number", "warm"),
     [slow("SIGINT", True), campaign("SIGINT", False), campaign("SIGTERM", False)],
 )
-def test_told_to_stop_while_loader_processes_start(tmp_path, number, warm):
+def test_a_signal_while_loader_processes_start(tmp_path, number, warm):
     """They get the signal as well: the terminal's and the scheduler's go to the whole group."""
     shares = {"steps": 1}
     runs = Campaign(tmp_path / "out", seed=0, shares=shares, variants=("workers",), warm=warm)

@@ -234,7 +234,7 @@ def test_objects_are_downloaded_once(gcs, cache):
         assert resolve(name) == path
 
 
-def test_what_was_left_by_a_killed_process_is_written_over(gcs, cache):
+def test_a_partial_file_of_a_killed_process_is_overwritten(gcs, cache):
     gcs.put("a.npz", NPZ)
     cache.mkdir(parents=True)
     (cache / ".a.npz.partial").write_bytes(b"half of it" * 9999)

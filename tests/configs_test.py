@@ -1,4 +1,4 @@
-"""Every config: it builds, documents itself, refuses bad arguments, and is what its golden says.
+"""Every config: it builds, is documented, refuses bad arguments, and equals its golden file.
 
 The golden files say what each recipe is, key by key, so that a change shows in review. To accept
 one, look at it and write them again:
@@ -47,7 +47,7 @@ def test_it_survives_json(name, arg):
 
 
 @each_config
-def test_calls_do_not_share_what_can_change(name):
+def test_calls_share_no_mutable_state(name):
     one, before = get_config(name), workdirs.config_to_json(freeze(get_config(name)))
     for entry in (*one.data.train_transforms, *one.data.eval_transforms):
         entry["changed"] = True
@@ -143,7 +143,7 @@ def golden_text(name: str) -> str:
 
 
 @each_config
-def test_it_is_what_its_golden_file_says(name):
+def test_it_equals_its_golden_file(name):
     path = GOLDENS / f"{name}.json"
     golden, ours = path.read_text() if path.exists() else "", golden_text(name)
     diff = list(

@@ -1,5 +1,6 @@
 """Loader processes and reads that are killed, interrupted or hang: the run ends, none is left."""
 
+import collections
 import errno
 import multiprocessing
 import os
@@ -9,15 +10,14 @@ import threading
 import time
 
 import jax
-import numpy as np
 import pytest
+from jax.sharding import Sharding
 
 from tests.data_pipeline_test import (
     Numbers,
     assert_nothing_lives,
     assert_same,
     expected_batch,
-    one_device,
     training,
 )
 from tests.data_sources_test import write_image
@@ -168,6 +168,19 @@ def test_signals_of_the_group_do_not_end_workers():
         sender.join()
 
 
-def test_rows_are_reported_by_the_first_process_that_holds_them():
-    rows = batches_module.first_held_rows(one_device(), batch_size=16)
-    np.testing.assert_array_equal(rows, np.arange(16))
+class OfTwoProcesses(Sharding):
+    """Devices 0, 1 and 2, 3 are of one process each; 0 and 2 hold the same rows."""
+
+    def devices_indices_map(self, shape):
+        rows = [slice(0, 8), slice(8, 16), slice(0, 8), slice(16, 24)]
+        Device = collections.namedtuple("Device", "process_index, number")
+        return {Device(i // 2, i): (part,) for i, part in enumerate(rows)}
+
+
+def test_each_row_is_reported_by_one_of_two_processes(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    reported = []
+    for index in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        reported.append(batches_module.first_held_rows(OfTwoProcesses(), batch_size=24).tolist())
+    assert reported == [list(range(16)), list(range(16, 24))]

@@ -146,7 +146,7 @@ VARIANTS = {
 
 
 class Linear(nn.Module):
-    """In place of a ViT, which takes ten seconds to compile: a head on the pixels."""
+    """Instead of a ViT, which takes ten seconds to compile: a head on the pixels."""
 
     cfg: ModelConfig
 

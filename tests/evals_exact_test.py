@@ -87,7 +87,7 @@ def check(metric, count, batch_size, mesh):
     ):
         kernel = jax.device_put(KERNEL, jax.NamedSharding(grid, jax.P()))
         got = metric.evaluate(kernel, watched(batches))
-    # Each example once, in its place, and then the padding.
+    # Each example once, in order, and then the padding.
     parts = mesh[0] * mesh[1]
     assert all(len(weight) % parts == 0 for weight in weights)
     np.testing.assert_array_equal(

@@ -128,7 +128,7 @@ def whole(
 def moved(
     folder: pathlib.Path, meshes: Sequence[tuple[int, int, int]], *, steps: int = STEPS
 ) -> Outcome:
-    """A run that is told to stop, and goes on somewhere else, as often as there are meshes."""
+    """A run that is stopped and resumed on each of the meshes in turn."""
     folder.mkdir(parents=True)
     for i, mesh in enumerate(meshes):
         last = i == len(meshes) - 1
@@ -170,7 +170,7 @@ def on_processes(
         [
             "tests.recorded_train",
             record,
-            # The last of them is told to stop, and the others learn it from that one.
+            # The last one gets SIGTERM, and the others learn it from that one.
             stop_at if i == count - 1 else -1,
             *PROCESS_FLAGS,
             f"--config.total_steps={steps}",
@@ -190,7 +190,7 @@ def on_processes(
 def moved_between_processes(
     folder: pathlib.Path, stages: Sequence[tuple[int, int]], *, steps: int = PROCESS_STEPS
 ) -> Outcome:
-    """A run that is told to stop, and goes on with another number of processes and workers."""
+    """A run that is stopped and resumed with other numbers of processes and workers."""
     records = []
     for i, (count, workers) in enumerate(stages):
         last = i == len(stages) - 1

@@ -43,7 +43,7 @@ def test_a_group_at_chance_is_named_and_the_others_are_fitted(chance):
     assert b["error"].startswith(f"y is {chance:g} in all rows: nothing can be learned")
     for entry in (a, c):
         assert entry["params"]["c"]["low"] < -0.3 < entry["params"]["c"]["high"]
-    assert [found["over"] for found in result["crossings"]] == ["c"]
+    assert [fitted["over"] for fitted in result["crossings"]] == ["c"]
     labels = [text.get_text() for text in figures["law"].legends[0].get_texts()]
     assert "b, 6 not fitted" in labels
 
@@ -58,10 +58,10 @@ def test_nothing_but_equal_values_is_an_error_that_says_so():
 
 def test_a_law_with_all_parameters_at_their_bounds_has_a_p_value():
     """No parameter is left that could move the curve: the residuals are all that there is."""
-    found = fit("power", {"x": X}, Y)
-    stuck = dataclasses.replace(found, identified=dict.fromkeys("bc", "at its bound"))
+    fitted = fit("power", {"x": X}, Y)
+    stuck = dataclasses.replace(fitted, identified=dict.fromkeys("bc", "at its bound"))
     scaled = (np.log(X) - np.log(X).mean()) / np.log(X).std()
-    left = found.log_residuals
+    left = fitted.log_residuals
     (rest,) = np.linalg.lstsq(np.stack([scaled**2, scaled**3], 1), left, rcond=None)[1]
     ratio = (left @ left - rest) / 2 / (rest / (len(X) - 2))
     assert form_p_value(stuck) == pytest.approx(stats.f.sf(ratio, 2, len(X) - 2))
@@ -98,7 +98,7 @@ def test_inputs_may_be_expressions_too():
     assert result["columns"]["x"] == "4 * tokens per step"
 
 
-def test_what_grows():
+def test_grows():
     rng = np.random.default_rng(0)
     assert grows(X, 1 / Y) and grows(X[:4], 1 / Y[:4]) and not grows(X[:3], 1 / Y[:3])
     assert not grows(X, Y) and not grows(X, np.ones(8)) and not grows(np.ones(8), Y)

@@ -40,6 +40,6 @@ def test_it_has_its_own_devices_environment_and_folder(tmp_path):
     assert "A" not in os.environ
 
 
-def test_what_jax_has_read_cannot_be_changed():
+def test_a_variable_that_jax_has_read_cannot_be_changed():
     done = forked.run("-c", "", env={"JAX_ENABLE_X64": "1"})
     assert done.returncode == 1 and "JAX_ENABLE_X64 is another than it was" in done.err

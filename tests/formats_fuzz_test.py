@@ -18,12 +18,11 @@ from vit_jax.pretrained.load import load_pretrained
 
 pytestmark = pytest.mark.medium
 
-LIBRARIES = ("timm_bare", "timm_unhinted", "timm_folder", "timm_entry_point", "transformers")
-ASSUMED = "assumed, as the file does not tell"
+LIBRARIES = ("timm_bare", "timm_folder", "transformers")
 
 
 def outcome(made: Made) -> str:
-    """equal, assumed (another model, but the notes say what was assumed), different or refused."""
+    """Returns equal, different or refused, and why."""
     try:
         pretrained = load_pretrained(made.path, hints=made.hints)
     except VitJaxError as error:
@@ -34,10 +33,8 @@ def outcome(made: Made) -> str:
     for name, wanted in made.wanted.items():
         array = np.asarray(ours[name])
         if array.shape != wanted.shape or not np.abs(array - wanted).max() <= made.allowed[name]:
-            noted = any(note.startswith(ASSUMED) for note in pretrained.notes)
             far = np.abs(array - wanted).max() if array.shape == wanted.shape else array.shape
-            kind = "assumed" if noted and not made.is_described else "different"
-            return f"{kind}: {name} by {far}; {pretrained.notes}"
+            return f"different: {name} by {far}; {pretrained.notes}"
     return "equal"
 
 

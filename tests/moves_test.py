@@ -1,4 +1,4 @@
-"""One run that is told to stop and goes on elsewhere, again and again, is the run that stayed."""
+"""A run that is stopped and resumed on other meshes equals the run that stayed on one."""
 
 import pytest
 

@@ -285,7 +285,7 @@ def test_a_bucket_that_is_not_there_and_one_that_is_closed(gcs, impatient):
         train_on_one(small_config(), RUN)
 
 
-def test_nothing_at_an_address_is_said(gcs):
+def test_an_address_without_a_run_is_an_error(gcs):
     with pytest.raises(CheckpointError, match="gs://bucket/run does not exist"):
         evaluate(RUN)
     gcs.put("run/config.json", b"{}")

@@ -76,7 +76,7 @@ def test_constant_with_cooldown_is_a_trapezium():
 
 
 @pytest.mark.medium
-def test_cosine_ends_where_it_is_told():
+def test_cosine_ends_at_its_end_value():
     got = curve([0, 50, 100, 150], total=100, name="cosine", end=0.2)
     np.testing.assert_allclose(got, [1.0, 0.6, 0.2, 0.2], atol=1e-6)
 

@@ -153,11 +153,11 @@ def test_a_mesh_of_other_axes_is_refused(axes, lacking):
         (2, *[1] * (len(axes) - 1)), axes, axis_types=(AxisType.Auto,) * len(axes),
         devices=jax.devices()[:2],
     )  # fmt: skip
-    said = f"has the axes {', '.join(axes)} and lacks {lacking}: .*parallel.mesh.make_mesh"
-    with jax.set_mesh(other), pytest.raises(ConfigError, match=said):
+    message = f"has the axes {', '.join(axes)} and lacks {lacking}: .*parallel.mesh.make_mesh"
+    with jax.set_mesh(other), pytest.raises(ConfigError, match=message):
         constrain(jnp.zeros((2, 2)), "data", None)
     # Also a parameter that is split over no axis.
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         rules.param_shardings({"bias": np.zeros(3)}, other)
 
 

@@ -13,7 +13,7 @@ from tests.small_run import small_config
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.models import VitConfig, num_params, num_params_non_embedding, train_flops_per_image
 from vit_jax.rundir import workdir as workdirs
-from vit_jax.scaling.table import column, read_runs
+from vit_jax.scaling.table import read_runs
 from vit_jax.sweeps import record as records
 from vit_jax.sweeps.table import collect, config_hash
 
@@ -240,14 +240,6 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
         read_runs(tmp_path / "x.json")
     with pytest.raises(ConfigError, match="cannot be written"):
         collect(tmp_path / "absent")
-
-
-def test_the_nearest_column(tmp_path):
-    make_run(tmp_path, "a")
-    runs = table(tmp_path)
-    assert column(runs, "error") is runs["error"]
-    with pytest.raises(ConfigError, match=r'no column "train_flop"\. Did you mean "train_flops"'):
-        column(runs, "train_flop")
 
 
 # ---------------------------------------------------------------------------- columns of a run

@@ -50,8 +50,8 @@ def differences(
     Args:
       workdir: of a run that is complete.
       reference: of the same run, never interrupted.
-      stopped: whether it was told to stop, and so has saved a step that the reference has not,
-        perhaps in place of an older one.
+      stopped: whether it got a signal, and so has saved a step that the reference has not,
+        perhaps instead of an older one.
     """
     differing: dict[str, list[str]] = {}
     ours, theirs = ((run / "metrics.jsonl").read_bytes() for run in (workdir, reference))
@@ -67,13 +67,13 @@ def differences(
     for item in ARRAYS:
         differing[f"{item}, bits"] = []
     differing["digests and step"] = []
-    differing["older checkpoints left over, whole"] = []
+    differing["older checkpoints left over, complete"] = []
     for step in left:
         if step not in wanted:
             try:
                 checkpoint(workdir, step)
             except CheckpointError as error:
-                differing["older checkpoints left over, whole"].append(str(error))
+                differing["older checkpoints left over, complete"].append(str(error))
             continue
         (arrays, loop_state), (want, want_loop_state) = (
             checkpoint(run, step) for run in (workdir, reference)

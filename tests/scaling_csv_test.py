@@ -17,26 +17,26 @@ def table(tmp_path, text):
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_separators(tmp_path, separator, end):
     lines = ["model;images;error %", "a;1000;49.5", "b;3000;", "c;;7"]
-    found = table(tmp_path, end.join(lines).replace(";", separator) + end)
-    assert found["model"].tolist() == ["a", "b", "c"]
-    np.testing.assert_array_equal(found["images"], [1000, 3000, np.nan])
-    np.testing.assert_array_equal(found["error %"], [49.5, np.nan, 7])
+    columns = table(tmp_path, end.join(lines).replace(";", separator) + end)
+    assert columns["model"].tolist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(columns["images"], [1000, 3000, np.nan])
+    np.testing.assert_array_equal(columns["error %"], [49.5, np.nan, 7])
 
 
 def test_the_separator_is_looked_for_outside_quotes(tmp_path):
-    found = table(tmp_path, '\ufeff"a;b;c",d\n1,2\n')
-    assert list(found) == ["a;b;c", "d"]
+    columns = table(tmp_path, '\ufeff"a;b;c",d\n1,2\n')
+    assert list(columns) == ["a;b;c", "d"]
     assert list(table(tmp_path, "only\n1\n")) == ["only"]
     for separator in ",;\t":
         text = 'a;"error, in %,\nof all, top-1";c\n1;2;3\n'.replace(";", separator)
-        found = table(tmp_path, text)
-        assert list(found) == ["a", "error, in %,\nof all, top-1", "c"]
+        columns = table(tmp_path, text)
+        assert list(columns) == ["a", "error, in %,\nof all, top-1", "c"]
 
 
 @pytest.mark.parametrize("start", ["sep=;\n", "\ufeffsep=;\r\n"])
 def test_excels_line_names_the_separator(tmp_path, start):
-    found = table(tmp_path, f"{start}a;b, c, d, e\n1;2,5\n")
-    assert list(found) == ["a", "b, c, d, e"] and found["b, c, d, e"].tolist() == [2.5]
+    columns = table(tmp_path, f"{start}a;b, c, d, e\n1;2,5\n")
+    assert list(columns) == ["a", "b, c, d, e"] and columns["b, c, d, e"].tolist() == [2.5]
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def test_excels_line_names_the_separator(tmp_path, start):
 )
 def test_decimal_commas_between_semicolons(tmp_path, cells, values):
     lines = [f"{name};{cell};1e15" for name, cell in zip("abc", cells, strict=True)]
-    found = table(tmp_path, "\n".join(["model;error;flops", *lines]) + "\n")
-    np.testing.assert_array_equal(found["error"], values)
-    np.testing.assert_array_equal(found["flops"], [1e15] * 3)
+    columns = table(tmp_path, "\n".join(["model;error;flops", *lines]) + "\n")
+    np.testing.assert_array_equal(columns["error"], values)
+    np.testing.assert_array_equal(columns["flops"], [1e15] * 3)
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def test_decimal_commas_between_semicolons(tmp_path, cells, values):
 )
 def test_ambiguous_commas_stay_text(tmp_path, cells, shown):
     first, second = cells.split(";")
-    found = table(tmp_path, f"x;y\n{first};1\n{second};2\n")
+    columns = table(tmp_path, f"x;y\n{first};1\n{second};2\n")
     with pytest.raises(ConfigError, match=shown):
-        numeric_column(found, "x")
+        numeric_column(columns, "x")
 
 
 def test_a_decimal_point_anywhere_makes_commas_text(tmp_path):
-    found = table(tmp_path, "x;y\n1,5;0.25\n2,5;0.5\n")
-    assert found["x"].tolist() == ["1,5", "2,5"] and found["y"].tolist() == [0.25, 0.5]
+    columns = table(tmp_path, "x;y\n1,5;0.25\n2,5;0.5\n")
+    assert columns["x"].tolist() == ["1,5", "2,5"] and columns["y"].tolist() == [0.25, 0.5]
 
 
 def test_lines_of_different_lengths_are_refused(tmp_path):

@@ -43,8 +43,8 @@ def test_values(text, values):
 
 
 def test_the_table_stays_and_has_the_new_columns():
-    found = with_computed(TABLE, ["n", "1-top1", "1-top1"])
-    assert list(found) == [*TABLE, "1-top1"] and all(found[k] is TABLE[k] for k in TABLE)
+    computed = with_computed(TABLE, ["n", "1-top1", "1-top1"])
+    assert list(computed) == [*TABLE, "1-top1"] and all(computed[k] is TABLE[k] for k in TABLE)
     assert list(TABLE)[-1] == "model"
 
 

@@ -73,7 +73,7 @@ def test_finished_runs_are_skipped_and_failed_ones_tried_again(tmp_path):
     assert outcomes["bad"].error == ""
 
 
-def test_what_finished_unrecorded_is_not_run_again(tmp_path):
+def test_a_run_that_finished_unrecorded_is_not_run_again(tmp_path):
     """The sweep was killed between the run's end and the record's writing."""
     (run,) = actors(tmp_path, {"run": FINISH})
     launch([run])
@@ -83,7 +83,7 @@ def test_what_finished_unrecorded_is_not_run_again(tmp_path):
 
 
 @pytest.mark.parametrize("code", [75, 76])
-def test_told_to_stop_or_silent_goes_on(tmp_path, code):
+def test_a_stopped_or_lost_run_is_started_again(tmp_path, code):
     act = f"if reached() < 0:\n    reach(4)\n    sys.exit({code})\nreach(10)"
     (run,) = actors(tmp_path, {"run": act})
     record = launch([run])["run"]
@@ -119,7 +119,7 @@ def test_a_branch_waits_for_its_state_not_for_the_end(tmp_path):
     assert {record.status for record in outcomes.values()} == {"finished"}
 
 
-def test_what_hangs_on_a_failure_is_blocked_by_name(tmp_path):
+def test_runs_that_depend_on_a_failed_one_are_blocked(tmp_path):
     runs = actors(
         tmp_path,
         {"trunk": "reach(3)\nsys.exit(2)", "early": FINISH, "late": FINISH, "later": FINISH},
@@ -209,7 +209,7 @@ import pathlib
 runs = actors(pathlib.Path(sys.argv[1]), {"one": sys.argv[2], "two": "reach(10)"})
 sys.exit(0 if local.run_local(runs, max_parallel=1, changed=lambda run: None) else 75)
 """
-# Saves when it is told to, as training does, and ends by itself long after.
+# Saves at SIGTERM, as training does, and ends by itself long after.
 _SAVES = """
 def save(number, frame):
     time.sleep(.3); note("saved"); reach(4); sys.exit(75)
@@ -238,7 +238,7 @@ def wait_for(condition, seconds=30):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_lets_the_runs_save(tmp_path, number):
+def test_at_a_signal_the_sweep_lets_the_runs_save(tmp_path, number):
     with started(tmp_path, _SAVES) as process:
         process.send_signal(number)
         assert process.wait(30) == 75
@@ -247,17 +247,17 @@ def test_told_to_stop_it_lets_the_runs_save(tmp_path, number):
     assert records.read(tmp_path / "two").status == "waiting"
 
 
-def test_told_twice_it_waits_no_longer(tmp_path):
-    act = _SAVES.replace("time.sleep(.3)", "note('told'); time.sleep(60)")
+def test_a_second_signal_ends_the_wait(tmp_path):
+    act = _SAVES.replace("time.sleep(.3)", "note('signalled'); time.sleep(60)")
     with started(tmp_path, act) as process:
         process.send_signal(signal.SIGINT)
-        wait_for(lambda: "told" in notes(tmp_path))
+        wait_for(lambda: "signalled" in notes(tmp_path))
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 75
-    assert notes(tmp_path) == ["begin", "ready", "told"]
+    assert notes(tmp_path) == ["begin", "ready", "signalled"]
 
 
-def test_killed_it_leaves_no_run_behind(tmp_path):
+def test_a_killed_sweep_leaves_no_run_behind(tmp_path):
     with started(tmp_path, _SAVES) as process:
         process.kill()
     wait_for(lambda: "saved" in notes(tmp_path))

@@ -139,16 +139,16 @@ def local_bytes(tree):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("told", [None, 0, 5])
-def test_all_processes_learn_of_a_stop(told):
+@pytest.mark.parametrize("signalled", [None, 0, 5])
+def test_all_processes_learn_of_a_stop(signalled):
     mesh = make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
     flags = [processes.flag_array(value, mesh) for value in (False, True)]
     assert flags[0].shape == (8,) and len(flags[0].addressable_shards) == 8
-    # As if each device were a process, and one of them had been told.
-    shards = [flags[i == told].addressable_shards[i].data for i in range(8)]
+    # As if each device were a process, and one of them had been signalled.
+    shards = [flags[i == signalled].addressable_shards[i].data for i in range(8)]
     mixed = jax.make_array_from_single_device_arrays((8,), flags[0].sharding, shards)
     with jax.set_mesh(mesh):
-        assert bool(jax.jit(processes.any_flag)(mixed)) is (told is not None)
+        assert bool(jax.jit(processes.any_flag)(mixed)) is (signalled is not None)
 
 
 # ------------------------------------------------------------------- what a device has to hold
@@ -191,7 +191,7 @@ def bytes_on(device, tree):
         *(campaign(mesh) for mesh in [(8, 1, 1), (4, 1, 2), (1, 2, 4), (2, 4, 1)]),
     ],
 )
-def test_a_device_holds_what_theory_says(mesh):
+def test_a_device_holds_its_share_of_the_state(mesh):
     data, fsdp, tensor = mesh
     _, _, (shapes, *_) = prepared(
         mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor, model__num_heads=8,

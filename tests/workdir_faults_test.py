@@ -1,17 +1,14 @@
 """Work directories whose disk is full, or whose files were deleted or replaced during a run."""
 
-import json
 import shutil
 
 import pytest
 
 from tests.small_run import run, small_config, train_on_one
 from tests.train_run_test import arrays, assert_same_bits
-from vit_jax import evaluate as evaluate_module
 from vit_jax.checkpoints.load import locate
 from vit_jax.data import pipeline
 from vit_jax.errors import DataError
-from vit_jax.evaluate import evaluate
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.telemetry import MetricWriter, read_jsonl
 from vit_jax.telemetry.growing import open_growing
@@ -103,24 +100,3 @@ def test_the_first_error_is_the_one_raised(tmp_path, caplog):
 
 
 # ------------------------------------------------------------------------------- what is evaluated
-
-
-@pytest.mark.slow
-def test_an_older_checkpoint_does_not_overwrite_the_results_of_the_newest(run_copy, monkeypatch):
-    for drawing in ("confusion", "_draw_pictures"):
-        monkeypatch.setattr(evaluate_module, drawing, lambda *arguments: None)
-    evaluate(run_copy)
-    newest = (run_copy / "evaluation.json").read_bytes()
-    for path, split, folder in (
-        (run_copy / "checkpoints" / "8", "", "evaluation-step-8"),
-        (run_copy / "checkpoints" / "8", "test[50%:]", "evaluation-test_50pct_end-step-8"),
-        (run_copy / "checkpoints" / "12", "test[:50%]", "evaluation-test_50pct"),
-        (run_copy, "test[9:20]", "evaluation-test_9_20"),
-    ):
-        report = evaluate(path, split=split)
-        written = json.loads((run_copy / folder / "evaluation.json").read_text())
-        assert written["count"] == report.count
-        assert written["step"] == (8 if "8" in folder else 12)
-    assert (run_copy / "evaluation.json").read_bytes() == newest
-    evaluate(run_copy / "checkpoints" / "12")  # The newest, by its name.
-    assert (run_copy / "evaluation.json").read_bytes() == newest

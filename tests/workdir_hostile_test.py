@@ -78,7 +78,7 @@ def test_a_forged_dataset_is_refused(run_copy, content):
         (b'{"optim": {"epss": 1}}', "no key 'epss'. Did you mean \"eps\"?"),
     ],
 )
-def test_the_message_names_what_is_wrong_with_a_config(tmp_path, content, message):
+def test_the_message_names_the_fault_of_a_config(tmp_path, content, message):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=re.escape(message)):
         read_config(tmp_path)
