@@ -1,17 +1,16 @@
-"""configs/finetune.py adapts a published model in each of its modes, through the front door."""
+"""configs/finetune.py adapts a published model in each of its modes, by the train loop."""
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from tests.config_cases import get_config
 from tests.mock_tfds import mock_tfds
+from tests.small_run import mesh_of
 from vit_jax.checkpoints.load import load_run
 from vit_jax.config import freeze
 from vit_jax.errors import ConfigError
 from vit_jax.evaluate import evaluate
-from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import path_name
 from vit_jax.pretrained.load import load_pretrained
 from vit_jax.telemetry.jsonlines import read_jsonl
@@ -48,7 +47,7 @@ def test_a_published_model_learns_another_data_set(goldens, tmp_path, arg, caplo
     lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert {"val/top1", "test/top1"} <= lines[-1].keys()
 
-    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), devices=one)
+    mesh = mesh_of()
     got = load_run(tmp_path / "run", mesh=mesh).params
     start = load_pretrained(str(path), image_size=56, num_classes=10).params
     before = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(start)}

@@ -1,28 +1,20 @@
 """The reference's fine-tuning, update by update: our loader, optimizer and update step."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from tests.conftest import campaign, slow
+from tests.small_run import mesh_of
 from vit_jax.config import base_config, freeze
 from vit_jax.optim import make_optimizer, make_schedule
-from vit_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from vit_jax.parallel.mesh import batch_sharding, replicated
 from vit_jax.pretrained.exports import google
 from vit_jax.pretrained.load import load_pretrained
 from vit_jax.training.state import make_init, state_layout
 from vit_jax.training.update import make_train_step
-
-
-def reference(goldens, name):
-    folder = goldens / "training" / name
-    manifest = json.loads((goldens / "manifest.json").read_text())
-    (entry,) = (e for e in manifest["training"] if e["id"] == f"training/{name}")
-    return folder, entry, np.load(folder / "inputs.npz"), np.load(folder / "expected.npz")
 
 
 def run_config(recipe):
@@ -47,14 +39,11 @@ F32, BF16 = "vt_finetune_token_f32acc", "vt_finetune_token_bf16acc_accum2"
     ("name", "sizes"),
     [(F32, (1, 1, 1)), slow(BF16, (2, 2, 2)), campaign(F32, (2, 2, 2)), campaign(BF16, (1, 1, 1))],
 )
-def test_ten_batches_of_vision_transformer(goldens, tmp_path, name, sizes):
-    folder, entry, inputs, expected = reference(goldens, name)
+def test_ten_batches_of_vision_transformer(training_golden, tmp_path, name, sizes):
+    entry, folder, inputs, expected = training_golden(name)
     recipe, facts = entry["recipe"], entry["expected_arrays"]
     config = run_config(recipe)
-    mesh = make_mesh(
-        ConfigDict(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))),
-        devices=jax.devices()[: int(np.prod(sizes))],
-    )
+    mesh = mesh_of(*sizes)
     with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
         start = load_pretrained(
             str(folder / "ckpt.npz"),

@@ -10,12 +10,11 @@ from ml_collections import ConfigDict
 
 from tests.conftest import slow
 from tests.small_models import apply, images, random_params
-from tests.small_run import run, small_config
+from tests.small_run import mesh_of, run, small_config
 from vit_jax.checkpoints.load import load_run
 from vit_jax.models import VitConfig, build, forward_flops, param_shapes, read_section
 from vit_jax.models.lora import merge_lora
 from vit_jax.optim import make_optimizer
-from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings, path_name
 from vit_jax.pretrained.load import load_pretrained
 from vit_jax.training.init_from import inherit_model, inherit_params
@@ -82,7 +81,7 @@ def test_only_what_is_trained_has_optimizer_state():
 
 @pytest.mark.medium
 def test_adapters_are_split_as_their_kernels():
-    mesh = make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
+    mesh = mesh_of(2, 2, 2)
     params = random_params(CFG)
     layout = param_shardings(params, mesh)
     specs = {name: tuple(x.spec) for name, x in paths(layout).items() if "_lora/" in name}
@@ -109,7 +108,7 @@ def test_a_run_adapts_a_run(tmp_path):
         "evals": ConfigDict(), "total_steps": 3,
     }  # fmt: skip
     run(tmp_path / "second", **changes)
-    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1])
+    mesh = mesh_of()
     before = load_pretrained(str(tmp_path / "first"))
     adapted = load_run(tmp_path / "second", mesh=mesh)
     assert np.abs(adapted.params["encoder"]["blocks"]["attn"]["value_lora"]["b"]).max() > 0

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tests.small_run import run, small_config, train_on_one
+from tests.small_run import mesh_of, run, small_config, train_on_one
 from vit_jax.checkpoints.load import load_run
 from vit_jax.config import classification_eval
 from vit_jax.errors import ConfigError
 from vit_jax.evaluate import evaluate
 from vit_jax.models import param_shapes, read_section
-from vit_jax.parallel.mesh import make_mesh
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
 from vit_jax.training import cached_features as probe
@@ -47,7 +46,7 @@ def test_it_equals_the_run_with_a_frozen_body(tmp_path):
     assert fast[0]["train/loss"] > fast[-1]["train/loss"]
     assert_same_run(fast, slow)
 
-    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1])
+    mesh = mesh_of()
     first, ours, theirs = (
         load_run(tmp_path / name, mesh=mesh).params for name in ("first", "fast", "slow")
     )
@@ -89,7 +88,7 @@ def test_a_run_that_cannot_be_cached_is_refused(tmp_path):
         ({"model__distilled": True, "optim__freeze": ("(?!head/).*",)}, "has two heads"),
     ],
 )
-def test_what_cannot_be_cached_is_named(changes, message):
+def test_settings_that_cannot_be_cached_are_named(changes, message):
     config = small_config(**PROBE | changes)
     cfg = read_section(config.model, num_classes=10)
     with pytest.raises(ConfigError, match=message):

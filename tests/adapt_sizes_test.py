@@ -8,15 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
-from ml_collections import ConfigDict
 
 from tests.conftest import campaign, slow
 from tests.many_processes import ends, processes
-from tests.small_run import small_config
+from tests.small_run import mesh_of, small_config
 from vit_jax.checkpoints.load import load_run
 from vit_jax.checkpoints.store import Store
 from vit_jax.models import param_shapes, read_section
-from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings, path_name
 from vit_jax.pretrained.adaptation import adapt_params
 from vit_jax.rundir import workdir as workdirs
@@ -82,11 +80,7 @@ def forbid_host_copies(monkeypatch):
 )  # fmt: skip
 def test_positions_are_resized_where_they_lie(origin, size, mesh, monkeypatch):
     folder, published, params = origin
-    shape = MESHES[mesh]
-    mesh = make_mesh(
-        ConfigDict(dict(zip(("data", "fsdp", "tensor"), shape, strict=True))),
-        devices=jax.devices()[: int(np.prod(shape))],
-    )
+    mesh = mesh_of(*MESHES[mesh])
     c = inherit_model(config(size, init_from=str(folder)), folder.parent / "new")
     cfg = read_section(c.model, num_classes=10)
     assert cfg.num_tokens == 1 + SIZES[size] and cfg.width == published.width
@@ -121,7 +115,7 @@ def test_positions_are_resized_where_they_lie(origin, size, mesh, monkeypatch):
 def test_no_device_is_sent_a_whole_parameter(origin):
     """The compiled program has no gathering in it, and no result that is whole."""
     _, published, params = origin
-    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 8, "tensor": 1}))
+    mesh = mesh_of(fsdp=8)
     new = read_section(
         inherit_model(config(640, init_from=str(origin[0])), origin[0].parent / "new").model,
         num_classes=10,
@@ -168,7 +162,7 @@ def test_two_processes_each_with_its_half(origin, tmp_path):
         for process in started:
             code, err = ends(process, timeout=400)
             assert code == 0, err[-3000:]
-    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1])
+    mesh = mesh_of()
     got = load_run(tmp_path / "run", mesh=mesh).params
     want = zoomed(np.asarray(params["pos_embedding"]), 640)
     np.testing.assert_allclose(got["pos_embedding"], want, rtol=0, atol=1e-6)

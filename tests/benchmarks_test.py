@@ -1,9 +1,8 @@
-"""Every benchmark runs, at toy size: what it measures is measured elsewhere."""
+"""Every benchmark runs at toy size."""
 
 import csv
 import dataclasses
 import math
-import pathlib
 
 import numpy as np
 import pytest
@@ -18,9 +17,11 @@ from benchmarks import (
     transfer,
 )
 from tests.conftest import ROOT
+from tests.data_sources_test import small_idx
 from tests.small_run import small_config, train_on_one
 from vit_jax.config import base_config, freeze, validate
-from vit_jax.data import fashion_mnist
+
+__all__ = ["small_idx"]  # A fixture.
 
 pytestmark = pytest.mark.medium
 
@@ -35,16 +36,16 @@ def test_none_is_left_out():
 
 @pytest.mark.slow
 def test_checkpointing(tmp_path):
-    found, megabytes = checkpointing.saves("toy", tmp_path, repeats=1)
-    assert 0 < megabytes < 1 and all(len(seconds) == 1 for seconds in found.values())
-    table = checkpointing.table({"toy": found})
+    results, megabytes = checkpointing.saves("toy", tmp_path, repeats=1)
+    assert 0 < megabytes < 1 and all(len(seconds) == 1 for seconds in results.values())
+    table = checkpointing.table({"toy": results})
     assert "| restore | " in table and "not measured" not in table
 
 
 @pytest.mark.slow
 def test_checkpointing_by_commands(tmp_path):
-    found = checkpointing.commands("toy", tmp_path, repeats=1)
-    assert {name: len(seconds) for name, seconds in found.items()} == {
+    results = checkpointing.commands("toy", tmp_path, repeats=1)
+    assert {name: len(seconds) for name, seconds in results.items()} == {
         "start-up, nothing compiled": 1, "start-up, compiled before": 1,
         "start-up, from a checkpoint": 1, "shutdown, from SIGTERM": 3,
         "shutdown, from the last step": 1,
@@ -61,10 +62,10 @@ def test_loading(tmp_path, case):
 
 def test_scaling_fits():
     few = dataclasses.replace(scaling_fits.SETTINGS[0], points=6)
-    found = scaling_fits.coverage(few, ["profile"], draws=1)
-    assert found.keys() == {"profile"} and found["profile"][1] > 1
-    found = scaling_fits.speed(count=5, against=5)
-    assert all(math.isfinite(value) for value in found.values())
+    results = scaling_fits.coverage(few, ["profile"], draws=1)
+    assert results.keys() == {"profile"} and results["profile"][1] > 1
+    results = scaling_fits.speed(count=5, against=5)
+    assert all(math.isfinite(value) for value in results.values())
 
 
 def test_scaling_rules(tmp_path, monkeypatch):
@@ -85,31 +86,15 @@ def test_seeds(tmp_path, monkeypatch):
     assert (tmp_path / "seed0" / "checkpoints" / "12").is_dir()
 
 
-def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    path.write_bytes(header + array.tobytes())
-
-
 @pytest.fixture
-def few_clothes(tmp_path, monkeypatch):
-    """Fashion-MNIST of 60 and 20 images of noise, in the configs of `transfer`."""
-    folder = tmp_path / "idx"
-    folder.mkdir()
-    files = {}
-    for (split, (images, labels, _)), count in zip(
-        fashion_mnist._FILES.items(), (60, 20), strict=True
-    ):
-        files[split] = (images, labels, count)
-        noise = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
-        write_idx(folder / images, noise)
-        write_idx(folder / labels, (np.arange(count) % 10).astype(np.uint8))
+def few_clothes(small_idx, tmp_path, monkeypatch):
+    """Fashion-MNIST of 60 and 20 images, in the configs of `transfer`."""
 
     def config_with_folders() -> ConfigDict:
         c = base_config()
-        c.data.data_dir, c.data.manual_dir = str(tmp_path / "tfds"), str(folder)
+        c.data.data_dir, c.data.manual_dir = str(tmp_path / "tfds"), str(small_idx)
         return c
 
-    monkeypatch.setattr(fashion_mnist, "_FILES", files)
     monkeypatch.setattr(transfer, "base_config", config_with_folders)
 
 

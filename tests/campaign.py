@@ -1,21 +1,17 @@
 """Kills training runs at random moments, again and again, and compares what comes of them.
 
-    python -m tests.campaign --kills=100 --out=DIR [--signals=16] [--seed=0]
+    python -m tests.campaign --kills=100 --out=DIR [--signals=16]
 
 (`make campaign` runs it, see `tests.campaign_test`.)
 
 Each run is a real command. It gets kill -9 in a chosen phase after a random time, then the same
 command follows, until the run is complete; the run's work directory is then compared with that of a
 run that was left alone: see `tests.same_run`. After the kills come SIGTERM and SIGINT at random
-moments, and second starts on a work directory that is in use.
-
-Leaves DIR/kills.csv, a line a kill, and DIR/campaign.md, the tables. Exit code 1: something
-differed; what did is in the table, and the work directories are kept.
+moments. Prints tables. Exit code 1: something differed, and its work directory is kept.
 """
 
 import collections
 import contextlib
-import csv
 import dataclasses
 import io
 import pathlib
@@ -28,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from absl import app, flags, logging
 
 from tests.campaign_runs import TOTAL, VARIANTS, Command, Moment
-from tests.same_run import being_written, differences, steps_of
+from tests.same_run import differences, steps_of
 from vit_jax.evaluate import evaluate
 from vit_jax.telemetry.jsonlines import read_jsonl
 
@@ -56,16 +52,13 @@ KILLS_A_RUN = 8
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """One end of a command, made by us."""
+    """One kill of, or signal to, a command."""
 
-    number: int
     run: str
     aimed: str
     hit: str  # The phase that its main thread was really in.
     step: int
-    writing: bool  # Whether a checkpoint was being written.
     by: str  # "kill group", "kill main", "SIGTERM", "SIGINT".
-    seconds: float  # Since the command's start.
     exit_code: int
 
 
@@ -142,7 +135,7 @@ class Campaign:
                 raise RuntimeError(f"{aims} are missed again and again.")
 
     def _kill_run(self, name: str, variant: str, aims: list[str], *, cold: bool) -> list[str]:
-        """One run to its end; gives the aims that it was past before they came."""
+        """Kills one run and finishes it; returns the aims whose phases it had already passed."""
         workdir = self.out / name
         early = [aim for aim in aims if aim not in AT_THE_END]
         late = sorted((aim for aim in aims if aim in AT_THE_END), key=AT_THE_END.index)
@@ -167,20 +160,9 @@ class Campaign:
         return missed
 
     def _note(self, name: str, aim: str, command: Command, by: str, moment: Moment) -> None:
-        # By this command: each start tidies up what the one before has left.
-        saved = aim == "blind" or any(phase == "save" for phase, _ in command.moments)
-        kill = Kill(
-            len(self.kills) + 1, name, aim, *moment, saved and being_written(command.workdir), by,
-            round(command.seconds(), 3), command.wait(),
-        )  # fmt: skip
-        self.kills.append(kill)
-        with open(self.out / "kills.csv", "a", newline="") as file:
-            writer = csv.DictWriter(file, list(dataclasses.asdict(kill)))
-            if kill.number == 1:
-                writer.writeheader()
-            writer.writerow(dataclasses.asdict(kill))
+        self.kills.append(Kill(name, aim, *moment, by, command.wait()))
 
-    # ------------------------------------------------------------------- signals, second starts
+    # --------------------------------------------------------------------------------- signals
 
     def signal_runs(self, count: int) -> None:
         """SIGTERM and SIGINT in turn, at any moment from the imports to the end."""
@@ -216,26 +198,6 @@ class Campaign:
             self._check(name, "saved where it stopped", saved == last, f"{saved}, {last}")
         self._compare(name, variant, self._start(workdir, variant), stopped=True)
 
-    def second_starts(self, count: int) -> None:
-        """Two starts of one command: the second while the first is at work, or both at once."""
-        for i in range(count):
-            variant = self._variants[i // 2 % len(self._variants)]
-            name = f"second{i:02}-{variant}"
-            workdir = self.out / name
-            at_once = i % 2 == 1
-            first = self._start(workdir, variant, traced=not at_once)
-            if not at_once:
-                first.wait_for("steps", self._rng.randint(1, TOTAL - 8))
-                first.send(signal.SIGSTOP)  # Or it might be done before the second has looked.
-            second = self._start(workdir, variant)
-            if at_once and first.wait() == 2:
-                first, second = second, first
-            code = second.wait()
-            first.send(signal.SIGCONT)
-            what = "two starts at once" if at_once else "a second start"
-            self._check(name, f"{what}: exit code 2", code == 2, f"{code}: {second.output()}")
-            self._compare(name, variant, first)
-
     # --------------------------------------------------------------------------- comparisons
 
     def _check(self, name: str, what: str, good: bool, detail: str) -> None:
@@ -251,8 +213,8 @@ class Campaign:
         if code:
             return
         self._check(name, "no process left", not (pids := command.left_behind()), str(pids))
-        for what, found in differences(workdir, self._reference(variant), stopped=stopped).items():
-            self._check(name, what, not found, "; ".join(found))
+        for what, items in differences(workdir, self._reference(variant), stopped=stopped).items():
+            self._check(name, what, not items, "; ".join(items))
         same = evaluation(workdir) == self._evaluations[variant]
         self._check(name, "evaluation.json, bytes", same, "the bytes differ")
         good = not any(line.startswith(name) for line in self.different)
@@ -261,31 +223,14 @@ class Campaign:
             shutil.rmtree(workdir)
             shutil.rmtree(self.out / "caches" / f"{name}-cache", ignore_errors=True)
 
-    def report(self, seconds: float) -> str:
-        """The tables, in Markdown."""
-        kills = [kill for kill in self.kills if kill.by.startswith("kill")]
-        lines = [
-            f"{len(kills)} kills in {len({kill.run for kill in kills})} runs, {seconds:.0f} s.\n",
-            "| phase | aimed at | hit | while a checkpoint was written | main process alone |",
-            "|---|---|---|---|---|",
-        ]
-        for phase in sorted(
-            {kill.hit for kill in kills} | set(self._shares), key=list(PHASES).index
-        ):
-            aimed = sum(kill.aimed == phase for kill in kills)
-            hit = [kill for kill in kills if kill.hit == phase]
-            cut = sum(kill.writing for kill in hit)
-            alone = sum(kill.by == "kill main" for kill in hit)
-            lines.append(f"| {phase} | {aimed} | {len(hit)} | {cut} | {alone} |")
-        after = sum(kill.writing and kill.hit not in ("save", "last") for kill in kills)
-        lines.append(f"\nWhile a checkpoint was written after save() had returned: {after}.")
-        lines += ["", "| signal | in phase | exit code |", "|---|---|---|"]
-        for kill in self.kills[len(kills) :]:
-            lines.append(f"| {kill.by} | {kill.hit} {kill.step} | {kill.exit_code} |")
-        lines += ["", "| compared | equal or as it should be, runs |", "|---|---|"]
+    def report(self) -> str:
+        """Returns the kills by phase, what was compared, and the differences, in Markdown."""
+        lines = ["| phase | kills and signals |", "|---|---|"]
+        hits = collections.Counter(kill.hit for kill in self.kills)
+        lines += [f"| {phase} | {count} |" for phase, count in hits.items()]
+        lines += ["", "| compared | runs in which it is equal |", "|---|---|"]
         lines += [f"| {what} | {count} |" for what, count in self.equal.items()]
-        lines += ["", f"Differences: {len(self.different)}", *self.different]
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, "", f"Differences: {len(self.different)}", *self.different, ""])
 
 
 def evaluation(workdir: pathlib.Path) -> bytes:
@@ -298,23 +243,17 @@ def evaluation(workdir: pathlib.Path) -> bytes:
 if __name__ == "__main__":
     _KILLS = flags.DEFINE_integer("kills", 100, "How many times to kill.")
     _SIGNALS = flags.DEFINE_integer("signals", 16, "How many times to send SIGTERM or SIGINT.")
-    _SECONDS = flags.DEFINE_integer("second_starts", 4, "How many second starts.")
     _OUT = flags.DEFINE_string("out", None, "Folder for everything; emptied.", required=True)
-    _SEED = flags.DEFINE_integer("seed", 0, "Of the random moments.")
 
     def main(argv: Sequence[str]) -> int:
         del argv
         logging.set_verbosity(logging.WARNING)
-        began = time.monotonic()
         out = pathlib.Path(_OUT.value).absolute()
         shares = {phase: share for phase, (share, _) in PHASES.items()}
-        campaign = Campaign(out, seed=_SEED.value, shares=shares)
+        campaign = Campaign(out, seed=0, shares=shares)
         campaign.kill_runs(_KILLS.value)
         campaign.signal_runs(_SIGNALS.value)
-        campaign.second_starts(_SECONDS.value)
-        report = campaign.report(time.monotonic() - began)
-        (out / "campaign.md").write_text(report)
-        print(report)
+        print(campaign.report())
         return int(bool(campaign.different))
 
     app.run(main)

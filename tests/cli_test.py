@@ -1,21 +1,17 @@
 """The commands as a user types them: one message for a mistake, no traceback, exit code 2.
 
-Programs are compiled as for a user: on one device, and optimised. (A run in hostile_test is
-trained, evaluated and predicted from by the commands, too, without the compiler's optimisation.)
+Programs are compiled as for a user: on one device, and optimised.
 """
 
 import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
-from tests.conftest import ROOT, slow
+from tests.conftest import ROOT
 from tests.images import make
-from tests.many_processes import ends, processes
-from vit_jax.telemetry.jsonlines import read_jsonl
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -36,16 +32,8 @@ def call(commands):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([QUICKSTART, "--config.optim.lrr=1"], 'no config key "lrr". Did you mean "lr"?'),
-        ([QUICKSTART, "--config.optim.lr=abc"], "--config.optim.lr=abc: write a number"),
-        ([QUICKSTART, "--config.data.train_transforms[9].size=1"], "there is no [9]"),
         ([QUICKSTART, "--config.loss.name=softmax"], 'Did you mean "softmax_xent"?'),
         ([QUICKSTART, "--wrkdir=x"], "Did you mean: workdir"),
-        ([QUICKSTART, "extra"], "What is 'extra'?"),
-        (["--config=configs/quickstar.py"], 'Did you mean "configs/quickstart.py"?'),
-        (["--config=configs/fashion_mnist.py:epoch=3"], 'Did you mean "epochs"?'),
-        (["--config=configs/fashion_mnist.py:epochs=x"], 'epochs="x" is not a float'),
-        (["--config=setup_missing/none.py"], "there is no such file"),
         ([], "--config=... is missing"),
     ],
 )
@@ -65,7 +53,7 @@ def test_help_shows_the_real_flags(call, verb):
 
 
 @pytest.mark.parametrize(("verb", "flag"), [("evaluate", "--workdir"), ("predict", "--checkpoint")])
-def test_no_checkpoint_is_said(call, tmp_path, verb, flag):
+def test_a_missing_checkpoint_is_named(call, tmp_path, verb, flag):
     for path, message in (("nowhere", "does not exist"), ("", "is not the work directory")):
         code, _, err = call(verb, f"{flag}={tmp_path / path}", *(["x.png"] * (verb == "predict")))
         assert code == 2 and message in err and "Traceback" not in err, err
@@ -74,24 +62,13 @@ def test_no_checkpoint_is_said(call, tmp_path, verb, flag):
 # ------------------------------------------------------------------------- in a real interpreter
 
 
-@pytest.mark.parametrize(
-    ("command", "code", "said"),
-    [
-        ("vit_jax.train --config=configs/quickstart.py --workdir={} --config.optim.lrr=1", 2,
-         'error: --config.optim.lrr=1: there is no config key "lrr". Did you mean "lr"?'),
-        slow("vit_jax.evaluate --workdir={}/nowhere", 2, "error: {}/nowhere does not exist.\n"),
-        slow("vit_jax.predict --checkpoint={} x.png", 2,
-             "error: {} is not the work directory of a"),
-    ],
-)  # fmt: skip
-def test_the_same_in_a_shell(tmp_path, command, code, said):
-    words = [word.replace("{}", str(tmp_path)) for word in command.split()]
-    env = {**os.environ, "XLA_FLAGS": ""}
+def test_the_same_in_a_shell(tmp_path):
+    command = [sys.executable, "-m", "vit_jax.train", QUICKSTART, "--config.optim.lrr=1"]
     done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True
+        [*command, f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True
     )
-    assert done.returncode == code and done.stderr.startswith(said.replace("{}", str(tmp_path)))
-    assert "Traceback" not in done.stderr and not any(tmp_path.iterdir())
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not any(tmp_path.iterdir())
+    assert done.stderr.startswith('error: --config.optim.lrr=1: there is no config key "lrr". Did')
 
 
 def command_of(main, *, env=None, **streams):
@@ -104,17 +81,16 @@ def command_of(main, *, env=None, **streams):
     return done.returncode, done.stdout, done.stderr.decode()
 
 
-@pytest.mark.parametrize("unbuffered", ["", slow("1")])
-def test_a_reader_that_leaves_ends_it_quietly(unbuffered):
+def test_a_closed_pipe_ends_a_command_quietly():
     reader, writer = os.pipe()
     os.close(reader)
-    code, _, err = command_of("print('x')", env={"PYTHONUNBUFFERED": unbuffered}, stdout=writer)
+    code, _, err = command_of("print('x')", env={"PYTHONUNBUFFERED": ""}, stdout=writer)
     os.close(writer)
     assert (code, err) == (141, "")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_an_output_that_is_full_is_said():
+def test_a_full_standard_output_is_an_error():
     with open("/dev/full", "w") as full:
         code, _, err = command_of("print('x')", env={"PYTHONUNBUFFERED": ""}, stdout=full)
     assert code == 2
@@ -124,7 +100,7 @@ def test_an_output_that_is_full_is_said():
 # ------------------------------------------------------------------ in a process of the server
 
 
-def test_a_terminal_without_the_letters_gets_their_numbers(commands):
+def test_characters_that_a_terminal_lacks_are_escaped(commands):
     result = commands.run(
         "import sys; from vit_jax import cli; sys.stdout.reconfigure(encoding='ascii'); "
         "cli.run(lambda argv: print('\u732b'))"
@@ -132,7 +108,7 @@ def test_a_terminal_without_the_letters_gets_their_numbers(commands):
     assert (result.code, result.out) == (0, "\\u732b\n"), result
 
 
-def test_warnings_are_shown_and_not_obeyed(commands):
+def test_warnings_are_printed_without_control_characters(commands):
     result = commands.run(
         "from absl import logging; from vit_jax import cli; "
         r"cli.run(lambda argv: logging.warning('%s is left out', 'a\x1b[31m\udcff.txt'))"
@@ -163,7 +139,7 @@ def test_train_evaluate_predict_in_the_shell(call, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_of_pictures_is_learnt(call, tmp_path):
+def test_a_folder_of_images_is_learnt(call, tmp_path):
     make(tmp_path / "images", each=80)
     workdir = tmp_path / "run"
     code, _, err = call(
@@ -184,41 +160,3 @@ def test_a_folder_of_pictures_is_learnt(call, tmp_path):
     right = [row["classes"][0] == row["path"].split("/")[-2] for row in rows if not row["error"]]
     assert code == 1 and len(rows) == 241, err
     assert len(right) == 240 and sum(right) > 0.75 * 240
-
-
-@pytest.mark.slow
-def test_a_run_is_killed_for_real_and_goes_on_to_the_same_bits(call, commands, tmp_path):
-    flags = [
-        QUICKSTART, "--config.total_steps=30", "--config.checkpoint.every_steps=5",
-        "--config.log.every_steps=1", "--config.log.tensorboard=False",
-        "--config.model.dropout=0.1", "--config.model.depth=1",
-    ]  # fmt: skip
-    assert call("train", *flags, f"--workdir={tmp_path / 'whole'}")[0] == 0
-    killed = commands.start("train", *flags, f"--workdir={tmp_path / 'killed'}", optimize=True)
-    while not any((tmp_path / "killed" / "checkpoints").glob("1[05]")):
-        assert killed.text("err") == ""
-        time.sleep(0.05)
-    killed.kill()
-    assert killed.wait().code == -9
-    assert call("train", *flags, f"--workdir={tmp_path / 'killed'}")[0] == 0
-    whole, again = ((tmp_path / run / "metrics.jsonl").read_bytes() for run in ("whole", "killed"))
-    assert whole == again and whole.count(b"\n") == 30
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(call, tmp_path):
-    flags = [
-        QUICKSTART, "--config.total_steps=6", "--config.log.every_steps=1",
-        "--config.log.tensorboard=False", "--config.mesh.fsdp=2",
-    ]  # fmt: skip
-    command = ["vit_jax.train", *flags, f"--workdir={tmp_path / 'two'}"]
-    with processes([command, command]) as both:
-        for process in both:
-            code, err = ends(process)
-            assert code == 0, err
-    assert call("train", *flags, "--config.mesh.fsdp=1", f"--workdir={tmp_path / 'one'}")[0] == 0
-    two, one = (read_jsonl(tmp_path / run / "metrics.jsonl") for run in ("two", "one"))
-    assert len(two) == 6
-    for a, b in zip(two, one, strict=True):
-        assert a["train/loss"] == pytest.approx(b["train/loss"], abs=1e-5)
-    assert two[-1]["test/count"] == one[-1]["test/count"] == 355

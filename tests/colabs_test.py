@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and come to what they say."""
+"""The notebooks run from top to bottom, and print the expected numbers."""
 
 import re
 
@@ -22,28 +22,28 @@ def executed(name: str) -> str:
     return "".join(out.get("text", "") for out in outputs if out.output_type == "stream")
 
 
-def letters(text: str) -> dict[str, float]:
-    """The first table of letters in a text."""
+def table_of_parameters(text: str) -> dict[str, float]:
+    """The first table of parameters in a text."""
     rows = re.findall(r"^  (\w+) +(-?[\d.e+-]+) +\[", text, flags=re.MULTILINE)
-    found = {}
-    for letter, value in rows:
-        found.setdefault(letter, float(value))
-    return found
+    parameters = {}
+    for name, value in rows:
+        parameters.setdefault(name, float(value))
+    return parameters
 
 
 @pytest.mark.slow
 def test_scaling_laws():
-    said = executed("scaling_laws")
+    output = executed("scaling_laws")
     # The frontier that the paper prints: .63, .32, .12, .52 (Zhai et al. 2021, ImageNet 10-shot).
-    found = letters(said)
-    for letter, value in {"a": 0.63, "b": 0.32, "c": 0.12, "d": 0.52}.items():
-        assert found[letter] == pytest.approx(value, abs=0.05)
-    assert "7.31e+10 parameters and 1.34e+12 tokens" in said
-    biases = re.findall(r"misplaced by (-[\d.]+)%", said)
+    parameters = table_of_parameters(output)
+    for name, value in {"a": 0.63, "b": 0.32, "c": 0.12, "d": 0.52}.items():
+        assert parameters[name] == pytest.approx(value, abs=0.05)
+    assert "7.31e+10 parameters and 1.34e+12 tokens" in output
+    biases = re.findall(r"misplaced by (-[\d.]+)%", output)
     assert biases == ["-0.33", "-1.30", "-2.90", "-5.10"]
-    assert "do NOT support extrapolation" in said
+    assert "do NOT support extrapolation" in output
     # The second half: our own study, whose answers `study_test` checks.
-    _, ours = said.split("210 runs, 420 rows")
+    _, ours = output.split("210 runs, 420 rows")
     assert "family=resnet: power_floor" in ours and "family=vit: frontier" in ours
     assert "6 of them held back: params>=50%" in ours and "family=vit: chinchilla_repeat" in ours
 

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -66,33 +66,20 @@ class Running:
 class Commands:
     """Runs commands in processes of their own, without the imports: see `tests.forked`."""
 
-    def start(
-        self,
-        verb: str,
-        *words: object,
-        cwd: object = ROOT,
-        devices: int = 1,
-        optimize: bool = False,
-        env: Mapping[str, str] | None = None,
-    ) -> Running:
+    def start(self, verb: str, *words: object, optimize: bool = False) -> Running:
         """Starts `python -m vit_jax.VERB WORDS`.
 
         Args:
           verb: or a module, such as tests.faulty_train; or a line of code, as of `python -c`.
           words: flags and arguments.
-          cwd: folder that it runs in.
-          devices: CPU devices; one is what a user's machine has.
           optimize: whether XLA optimises programs as it does for a user; else it takes less time.
-          env: what more to set in its environment.
         """
-        xla = [] if devices == 1 else [f"--xla_force_host_platform_device_count={devices}"]
-        xla += [] if optimize else [forked.XLA_FLAGS]
-        env = {"XLA_FLAGS": " ".join(xla), **(env or {})}
+        env = {"XLA_FLAGS": "" if optimize else forked.XLA_FLAGS}
         if " " in verb:
             module, words = "-c", (verb, *words)
         else:
             module = verb if "." in verb else f"vit_jax.{verb}"
-        return Running(forked.start(module, *words, cwd=str(cwd), env=env, new_session=True))
+        return Running(forked.start(module, *words, env=env, new_session=True))
 
     def run(self, verb: str, *words: object, **kwargs: Any) -> Result:
         """Runs `python -m vit_jax.VERB WORDS` to its end; takes the arguments of `start`."""

@@ -71,7 +71,7 @@ DATA_SETS = {
 
 
 def load(name: str) -> Any:
-    """The module configs/NAME.py, read as the front doors read it: by its path."""
+    """The module configs/NAME.py, read by its path, as the commands do."""
     spec = importlib.util.spec_from_file_location(f"config_{name}", ROOT / f"configs/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

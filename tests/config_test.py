@@ -12,9 +12,8 @@ from vit_jax.config import (
     classification_eval,
     freeze,
     parse_args,
-    validate,
 )
-from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.errors import ConfigError
 from vit_jax.rundir import workdir as workdirs
 
 
@@ -26,16 +25,6 @@ def test_the_base_config_takes_no_new_keys():
         c.optim.rate = 3
     with pytest.raises(TypeError):
         c.batch_size = "many"
-
-
-def test_nothing_in_a_frozen_config_changes():
-    config = small_config()
-    with pytest.raises(AttributeError):
-        config.batch_size = 3
-    with pytest.raises((AttributeError, TypeError)):
-        config.optim.lr = 3.0
-    with pytest.raises(TypeError):
-        config.data.train_transforms[0]["op"] = "pad"
 
 
 def test_json_and_back(tmp_path):
@@ -57,14 +46,6 @@ def test_an_older_runs_config_lacks_keys_and_has_their_defaults(tmp_path):
         workdirs.config_from_json(plain)
 
 
-def test_a_folder_without_a_run_is_said(tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
-        workdirs.read_config(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        workdirs.read_config(tmp_path)
-
-
 def test_differences_are_shown_key_by_key():
     old = workdirs.config_to_json(small_config())
     new = workdirs.config_to_json(small_config(optim__lr=1.0, model__image_size=(16,)))
@@ -80,38 +61,6 @@ def test_arguments_have_their_defaults_types():
     assert parse_args(None, x=1).x == 1 == parse_args("", x=1).x
 
 
-@pytest.mark.parametrize(
-    ("arg", "message"),
-    [
-        ("varient=B/16", 'Did you mean "variant"'),
-        ("B/16", "write key=value"),
-        ("reg=maybe", "is not a bool"),
-        ("epochs=many", "is not a float"),
-    ],
-)
-def test_wrong_arguments_are_named(arg, message):
-    with pytest.raises(ConfigError, match=message):
-        parse_args(arg, variant="B/16", reg=False, epochs=300.0)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"log__every_steps": 0}, r"log\.every_steps is 0"),
-        ({"checkpoint__every_steps": -1}, "must be at least 1"),
-        ({"seed": -1}, "must be from 0 to 4,294,967,295"),
-        ({"checkpoint__best_mode": "maximum"}, 'Did you mean "max"'),
-        ({"checkpoint__best_metric": "test/los"}, 'Did you mean "test/loss"'),
-        ({"checkpoint__best_metric": "val/top1"}, "does not measure"),
-    ],
-)
-def test_values_that_make_no_sense_are_named(change, message):
-    with pytest.raises(ConfigError, match=message):
-        validate(small_config(**change))
-    validate(small_config(checkpoint__best_metric="test/loss", checkpoint__best_mode="min"))
-
-
 def test_evals_are_replaced_as_a_whole():
     c = base_config()
     c.evals = ConfigDict({"a": classification_eval(split="x")})
@@ -123,12 +72,9 @@ def test_evals_are_replaced_as_a_whole():
     [
         (10, 10, 100, True),
         (10, 30, 100, True),
-        (30, 20, 100, True),  # At step 60.
         (30, 40, 100, False),  # Not before step 120.
         (10, 0, 100, False),
-        (10, 40, 40, False),
         (1000, 40, 100, True),  # Saved at the end alone: there is nothing to compare.
-        (100, 0, 100, True),
     ],
 )
 def test_the_best_checkpoint_is_one_of_several(save, measure, total, compared):
@@ -149,11 +95,8 @@ def test_the_best_checkpoint_is_one_of_several(save, measure, total, compared):
     [
         (lambda c: c.__setattr__("optim", None), "optim is None: it must be a section of keys"),
         (lambda c: c.model.update({"depth": 1.0}), "model.depth is 1.0: it must be a whole number"),
-        (lambda c: c.optim.update({"nesterov": 1}), "optim.nesterov is 1: it must be True or Fals"),
-        (lambda c: c.update({"seed": True}), "seed is True: it must be a whole number"),
         (lambda c: c.optim.update({"lr": float("nan")}), "optim.lr is nan: it must be finite"),
         (lambda c: c.update({"init_skip": ({1: 2},)}), r"init_skip\[0\] has the key 1"),
-        (lambda c: c.update({"total_steps": 2**63}), "larger than a whole number may be"),
         (lambda c: c.optim.__delattr__("lr"), 'lacks the key "optim.lr"'),
     ],
 )

@@ -17,7 +17,6 @@ from tests import config_cases
 from tests.config_cases import CASES, NAMES, data_set
 from tests.conftest import campaign, slow
 from tests.mock_tfds import mock_tfds
-from vit_jax.checkpoints.load import load_run
 from vit_jax.config import freeze
 from vit_jax.data import transforms
 from vit_jax.models import build, num_params, param_shapes, read_section
@@ -209,24 +208,3 @@ def test_one_shrunk_step(name, arg, tmp_path, fast_compilation):
         assert {f"{split}/top1", f"{split}/loss"} <= line.keys()
     dataset = json.loads((tmp_path / "run" / "dataset.json").read_text())
     assert dataset["num_classes"] == num_classes
-
-
-@pytest.mark.slow
-def test_finetune_starts_from_what_was_pre_trained(tmp_path, fast_compilation):
-    pre_training = get_config("vit_i1k")
-    pre_training.model.rep_size = -1  # Left behind, as in the paper.
-    run_shrunk(pre_training, tmp_path / "before")
-    config = get_config("finetune")
-    config.optim.lr = 0.0
-    config.init_from = str(tmp_path / "before")
-    line = run_shrunk(config, tmp_path / "after")
-    assert line["train/loss"] == pytest.approx(math.log(10))  # The new head knows nothing yet.
-
-    before, after = (
-        load_run(tmp_path / name, mesh=make_mesh(config.mesh)).params
-        for name in ("before", "after")
-    )
-    assert before.keys() - after.keys() == {"pre_logits"}
-    assert after["head"]["kernel"].shape == (32, 10)
-    for part in ("embedding", "encoder", "cls", "pos_embedding"):
-        jax.tree.map(np.testing.assert_array_equal, before[part], after[part])

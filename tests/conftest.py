@@ -1,15 +1,16 @@
-"""Shared by all tests: run-time checked annotations, eight CPU devices, where the goldens are."""
+"""Shared by all tests: annotations checked at run time, eight CPU devices, and fixtures."""
 
 import gc
 import importlib.util
+import json
 import os
 import pathlib
+import shutil
 
 import vit_jax  # Before JAX: see there.
 
-# Before JAX starts: eight devices let every test have a mesh. And much of the tests' time would go
-# to optimising programs that run for a moment: cli_test.py and a test of formats_goldens_test.py,
-# without flags, see to it that what users compile is right, too.
+# Set before JAX starts. Eight devices let every test have a mesh. Programs are not optimised, which
+# would take longer than they run; cli_test.py and a test of formats_goldens_test.py optimise them.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -18,6 +19,7 @@ os.environ["NPROC"] = "32"  # See give_threads_to_simulated_devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
 ROOT = pathlib.Path(vit_jax.__file__).resolve().parent.parent
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -41,12 +43,12 @@ def pytest_configure(config):
 
 
 def slow(*values):
-    """Returns a case that takes a while, and is much like another that does not."""
+    """Returns a slow case that resembles a faster one."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def campaign(*values):
-    """Returns a case that repeats, at length, what a shorter one shows in CI."""
+    """Returns a long case that repeats what a shorter one shows in CI."""
     return pytest.param(*values, marks=pytest.mark.campaign)
 
 
@@ -60,6 +62,26 @@ def goldens() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def manifest(goldens) -> dict:
+    """What the goldens' manifest.json says."""
+    return json.loads((goldens / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def training_golden(goldens, manifest):
+    """A function: the name of a training reference -> its entry, folder, inputs and outputs."""
+
+    def read(name):
+        folder = goldens / "training" / name
+        (entry,) = (e for e in manifest["training"] if e["id"] == f"training/{name}")
+        inputs = folder / "inputs.npz"
+        arrays = np.load(inputs) if inputs.exists() else None
+        return entry, folder, arrays, np.load(folder / "expected.npz")
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """A function: a work directory and changes to `small_config`; copies the finished run there."""
     from tests.small_run import FinishedRuns
@@ -69,10 +91,16 @@ def finished_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def plain_run(finished_run, tmp_path_factory):
-    """A finished run of `small_config`; what uses it, need not compile that config's programs."""
+    """A finished run of `small_config`; tests that use it need not compile its programs."""
     folder = tmp_path_factory.mktemp("plain")
     finished_run(folder)
     return folder
+
+
+@pytest.fixture
+def run_copy(plain_run, tmp_path):
+    """A copy of `plain_run` that a test may damage."""
+    return pathlib.Path(shutil.copytree(plain_run, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +125,7 @@ def commands():
 
 @pytest.fixture(scope="module")
 def leaves_nothing():
-    """What Orbax leaves of reads and saves that failed is found here, not in a later module."""
+    """Collects what Orbax leaves of failed reads and saves here, not in a later module."""
     yield
     gc.collect()
 
@@ -113,13 +141,13 @@ def gcs_server():
     with FakeGcs() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
-        storage.as_path("gs://bucket/run")  # As the front doors do; it makes gcsfs ready.
+        storage.as_path("gs://bucket/run")  # As the commands do; it makes gcsfs ready.
         yield server
 
 
 @pytest.fixture
 def gcs(gcs_server):
-    """The object store, empty and as it should be."""
+    """The object store, empty and without faults."""
     gcs_server.buckets["bucket"] = {}
     yield gcs_server
     gcs_server.fault = None

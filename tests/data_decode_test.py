@@ -1,7 +1,6 @@
 """Every kind of image file becomes the right uint8 pixels, or an error that says why not."""
 
 import io
-import json
 import struct
 import warnings
 import zlib
@@ -57,8 +56,7 @@ def test_decoding_equals_the_references(goldens, name):
     np.testing.assert_array_equal(decode_image(data), want)
 
 
-def test_the_goldens_hold_every_image_tested(goldens):
-    manifest = json.loads((goldens / "manifest.json").read_text())
+def test_the_goldens_hold_every_image_tested(manifest):
     assert sorted(manifest["preprocessing"]["images"]) == sorted(IMAGES)
 
 
@@ -164,7 +162,7 @@ def test_truncated_files_are_refused(kind):
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n" + bytes(99)])
-def test_what_is_no_image_is_refused(data):
+def test_files_that_are_no_images_are_refused(data):
     with pytest.raises(DataError, match="Not an image"):
         decode_image(data)
 
@@ -269,16 +267,6 @@ def test_odd_ancillary_chunks_of_a_png_are_ignored(pixels, name, position, monke
     parts = chunks(encode(pixels, "PNG"))
     parts.insert(position, ANCILLARY[name])
     np.testing.assert_array_equal(decode_image(of_chunks(parts)), pixels)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [(b"tEXt", b"a\0b"), (b"eXIf", b"MM")],
-)
-def test_a_wrong_checksum_of_an_ancillary_chunk_is_ignored(pixels, name, content):
-    parts = chunks(encode(pixels, "PNG"))
-    parts.insert(1, (name, content))
-    np.testing.assert_array_equal(decode_image(of_chunks(parts, wrong=[name])), pixels)
 
 
 def test_a_png_with_a_broken_comment_is_turned_and_coloured_as_without(pixels):

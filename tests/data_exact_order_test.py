@@ -22,11 +22,10 @@ from tests.data_pipeline_test import (
     expected_batch,
     mesh_sharding,
     noisy,
-    one_device,
     take,
+    training,
 )
-from vit_jax.data import order, pipeline
-from vit_jax.data.batches import Loading
+from vit_jax.data import pipeline
 from vit_jax.data.blocks import Blocks, ExampleLoader
 
 SEED = 3
@@ -131,10 +130,7 @@ def test_every_example_is_seen_once_an_epoch_however_often_it_resumes(size, batc
     seen, noise = [], []
     borders = [0, *(stop for stop in stops if stop < total), total]
     for first, last in itertools.pairwise(borders):
-        with pipeline.train_batches(
-            Numbers(size), noisy, batch_size=batch_size, seed=SEED, start_step=first,
-            sharding=one_device(), loading=Loading(0, 3, 2),
-        ) as batches:  # fmt: skip
+        with training(Numbers(size), batch_size=batch_size, start_step=first) as batches:
             for _ in range(first, last):
                 image = jax.device_get(next(batches)["image"])
                 seen += image[:, 0, 0, 0].tolist()
@@ -143,29 +139,3 @@ def test_every_example_is_seen_once_an_epoch_however_often_it_resumes(size, batc
         of_epoch = slice(epoch * size, (epoch + 1) * size)
         assert sorted(seen[of_epoch]) == list(range(size))
     assert len(set(noise)) == len(noise)  # Each time with an augmentation of its own.
-
-
-@pytest.mark.medium
-@pytest.mark.parametrize("split", ["train[:37]", "train[37:100]"])
-def test_real_examples_too(split):
-    """Digits, cropped at random: an epoch holds each image of the split, and each once."""
-    from tests.small_run import small_config
-    from vit_jax.data import transforms
-    from vit_jax.data.digits import Digits
-
-    source = Digits(split=split)
-    transform = transforms.build(small_config().data.train_transforms, image_size=(8,))
-    size, batch_size = len(source), 16
-    sharding = sharding_of(8, 1)
-    with pipeline.train_batches(
-        source, transform, batch_size=batch_size, seed=SEED, start_step=5, sharding=sharding,
-        loading=Loading(0, 3, 2),
-    ) as batches:  # fmt: skip
-        for step in range(5, 15):
-            batch = jax.device_get(next(batches))
-            ids = order.example_ids(step, batch_size=batch_size, num_examples=size, seed=SEED)
-            epochs = order.epochs(step, batch_size=batch_size, num_examples=size)
-            for row, (i, epoch) in enumerate(zip(ids.tolist(), epochs.tolist(), strict=True)):
-                example = transform(source[i], np.random.default_rng((SEED, epoch, i)))
-                np.testing.assert_array_equal(batch["image"][row], example["image"])
-                assert batch["label"][row] == example["label"]

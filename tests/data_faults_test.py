@@ -1,5 +1,6 @@
 """Loader processes and reads that are killed, interrupted or hang: the run ends, none is left."""
 
+import collections
 import errno
 import multiprocessing
 import os
@@ -9,37 +10,26 @@ import threading
 import time
 
 import jax
-import numpy as np
 import pytest
+from jax.sharding import Sharding
 
 from tests.data_pipeline_test import (
     Numbers,
     assert_nothing_lives,
     assert_same,
     expected_batch,
-    noisy,
-    one_device,
+    training,
 )
 from tests.data_sources_test import write_image
 from vit_jax.data import batches as batches_module
-from vit_jax.data import pipeline
-from vit_jax.data.batches import Loading
 from vit_jax.data.blocks import ExampleLoader
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.errors import DataError, ExitCode, LostError, exit_code
 
 
-def start(source=None, *, start_step=0, count=2, transform=noisy, on_bad=None):
-    return pipeline.train_batches(
-        source or Numbers(100),
-        transform,
-        seed=3,
-        start_step=start_step,
-        batch_size=64,
-        sharding=one_device(),
-        loading=Loading(count, 1, 1),
-        on_bad=on_bad,
-    )
+def start(source=None, *, count=2, **arguments):
+    arguments = {"workers": count, "threads": 1, "prefetch": 1, **arguments}
+    return training(source or Numbers(100), **arguments)
 
 
 def take(batches, number):
@@ -178,6 +168,19 @@ def test_signals_of_the_group_do_not_end_workers():
         sender.join()
 
 
-def test_rows_are_reported_by_the_first_process_that_holds_them():
-    rows = batches_module.first_held_rows(one_device(), batch_size=16)
-    np.testing.assert_array_equal(rows, np.arange(16))
+class OfTwoProcesses(Sharding):
+    """Devices 0, 1 and 2, 3 are of one process each; 0 and 2 hold the same rows."""
+
+    def devices_indices_map(self, shape):
+        rows = [slice(0, 8), slice(8, 16), slice(0, 8), slice(16, 24)]
+        Device = collections.namedtuple("Device", "process_index, number")
+        return {Device(i // 2, i): (part,) for i, part in enumerate(rows)}
+
+
+def test_each_row_is_reported_by_one_of_two_processes(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    reported = []
+    for index in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        reported.append(batches_module.first_held_rows(OfTwoProcesses(), batch_size=24).tolist())
+    assert reported == [list(range(16)), list(range(16, 24))]

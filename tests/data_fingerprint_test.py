@@ -64,9 +64,9 @@ def trained(tmp_path_factory):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("change", [*SAYS, nothing])
-def test_another_folder_is_refused_and_says_what_differs(trained, tmp_path, change):
+def test_a_changed_folder_is_refused_with_the_difference(trained, tmp_path, change):
     shutil.copytree(trained, tmp_path / "copy", symlinks=True)
-    # The same place, so that nothing but the change differs.
+    # The same path, so that nothing but the change differs.
     (trained / "images").rename(trained / "kept")
     shutil.copytree(trained / "kept", trained / "images")
     try:

@@ -1,6 +1,8 @@
-"""Batches: the same for any mesh, number of processes, workers and threads, and any start."""
+"""Batches of training and evaluation: their content, errors, memory and processes.
 
-import dataclasses
+That they do not depend on mesh, processes, workers, threads and start is in data_exact_order_test.
+"""
+
 import gc
 import multiprocessing
 import os
@@ -64,20 +66,21 @@ def one_device():
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-LOADING = Loading(workers=0, threads=2, prefetch=2)
-
-
-def take(count, *, size=100, batch_size=16, seed=3, start_step=0, sharding=None, **loading):
-    """The first batches of training, as NumPy arrays."""
-    with pipeline.train_batches(
-        Numbers(size),
+def training(source, *, sharding=None, workers=0, threads=2, prefetch=2, **arguments):
+    """The batches of training on a source, by default on one device from the first step on."""
+    arguments = {"batch_size": 64, "seed": 3, "start_step": 0, **arguments}
+    return pipeline.train_batches(
+        source,
         noisy,
-        batch_size=batch_size,
-        seed=seed,
-        start_step=start_step,
         sharding=sharding or one_device(),
-        loading=dataclasses.replace(LOADING, **loading),
-    ) as batches:
+        loading=Loading(workers, threads, prefetch),
+        **arguments,
+    )
+
+
+def take(count, *, size=100, batch_size=16, **arguments):
+    """The first batches of training, as NumPy arrays."""
+    with training(Numbers(size), batch_size=batch_size, **arguments) as batches:
         return [jax.device_get(next(batches)) for _ in range(count)]
 
 
@@ -121,10 +124,7 @@ class ProcessOf(Sharding):
 @pytest.mark.parametrize("batch_size", [8, 72])
 @pytest.mark.parametrize("mesh", [(1, 8), (8, 1)])
 def test_evaluation_sees_every_example_once(size, batch_size, mesh):
-    with pipeline.eval_batches(
-        Numbers(size), noisy, batch_size=batch_size, sharding=mesh_sharding(*mesh), loading=LOADING
-    ) as batches:
-        got = [jax.device_get(batch) for batch in batches]
+    got = evaluate(Numbers(size), batch_size=batch_size, sharding=mesh_sharding(*mesh))
     assert len(got) == -(-size // batch_size)
     image = np.concatenate([batch["image"] for batch in got])
     label = np.concatenate([batch["label"] for batch in got])
@@ -151,22 +151,20 @@ def test_multi_label():
             hot[[index % 10, (index + 1) % 10]] = 1
             return {**super().__getitem__(index), "label": hot}
 
-    with pipeline.eval_batches(
-        Many(5), noisy, batch_size=8, sharding=one_device(), loading=LOADING
-    ) as batches:
-        label = jax.device_get(next(batches))["label"]
+    label = evaluate(Many(5))[0]["label"]
     assert label.dtype == np.float32
     np.testing.assert_array_equal(label.sum(1), [2] * 5 + [0] * 3)
 
 
-def evaluate(source, *, transform=noisy, on_bad=None, batch_size=8, **loading):
+def evaluate(source, *, transform=noisy, sharding=None, workers=0, batch_size=8, on_bad=None):
+    """The batches of an evaluation, as NumPy arrays."""
     with pipeline.eval_batches(
         source,
         transform,
         batch_size=batch_size,
-        sharding=one_device(),
+        sharding=sharding or one_device(),
+        loading=Loading(workers, threads=2, prefetch=2),
         on_bad=on_bad,
-        loading=dataclasses.replace(LOADING, **loading),
     ) as batches:
         return [jax.device_get(batch) for batch in batches]
 
@@ -224,15 +222,7 @@ def test_mistakes():
 def test_memory_is_bounded():
     """Nothing is loaded beyond what the options allow, however long the consumer takes."""
     source = Numbers(100)
-    with pipeline.train_batches(
-        source,
-        noisy,
-        batch_size=64,
-        seed=0,
-        start_step=0,
-        sharding=one_device(),
-        loading=LOADING,
-    ) as batches:
+    with training(source) as batches:
         next(batches)
         time.sleep(0.5)
         # One taken, `prefetch` on the devices, one in the thread's hand, `prefetch` in Grain.
@@ -253,18 +243,7 @@ def assert_nothing_lives():
 @pytest.mark.medium
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_consumer_that_raises_leaves_nothing_behind(workers):
-    with (
-        pytest.raises(KeyboardInterrupt),
-        pipeline.train_batches(
-            Numbers(100),
-            noisy,
-            batch_size=64,
-            seed=0,
-            start_step=0,
-            sharding=one_device(),
-            loading=dataclasses.replace(LOADING, workers=workers),
-        ) as batches,
-    ):
+    with pytest.raises(KeyboardInterrupt), training(Numbers(100), workers=workers) as batches:
         next(batches)
         raise KeyboardInterrupt
     assert_nothing_lives()
@@ -273,15 +252,7 @@ def test_a_consumer_that_raises_leaves_nothing_behind(workers):
 
 @pytest.mark.medium
 def test_a_dropped_iterator_closes_itself():
-    batches = pipeline.train_batches(
-        Numbers(100),
-        noisy,
-        batch_size=8,
-        seed=0,
-        start_step=0,
-        sharding=one_device(),
-        loading=LOADING,
-    )
+    batches = training(Numbers(100))
     next(batches)
     del batches
     gc.collect()
@@ -292,12 +263,8 @@ PARENT = """
 import sys, multiprocessing
 sys.path[:0] = sys.argv[1:3]
 if __name__ == "__main__":
-    from data_pipeline_test import Numbers, noisy, one_device
-    from vit_jax.data import pipeline
-    from vit_jax.data.batches import Loading
-    batches = pipeline.train_batches(
-        Numbers(100), noisy, batch_size=64, seed=0, start_step=0, sharding=one_device(),
-        loading=Loading(2, 1, 1))
+    from data_pipeline_test import Numbers, training
+    batches = training(Numbers(100), workers=2, threads=1, prefetch=1)
     next(batches)
     print(*[p.pid for p in multiprocessing.active_children()], flush=True)
     sys.stdin.read()

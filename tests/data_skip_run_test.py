@@ -5,16 +5,12 @@ import io
 import json
 import pathlib
 import shutil
-import signal
-import time
 
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
 from tests.images import make
-from tests.many_processes import ends, processes
-from tests.same_run import steps_of
 from tests.small_run import run, small_config, train_on_one
 from vit_jax.data import order, pipeline
 from vit_jax.data.bad_examples import BadExamples, summary
@@ -187,62 +183,3 @@ def test_an_evaluation_leaves_them_out_and_shows_the_others(folder, whole, capsy
         sample = workdir / "samples" / f"{number}-{label}.png"
         with Image.open(sample) as image:
             assert image.size == (8, 8)
-
-
-CONFIG = """
-from ml_collections import ConfigDict
-from vit_jax.config import base_config, classification_eval
-
-def get_config(arg=None):
-    c = base_config()
-    c.total_steps, c.batch_size = 1000, 16
-    c.model.update({"variant": "mu/4", "depth": 1, "image_size": (8,)})
-    c.data.source, c.data.data_dir, c.data.on_bad = "image_folder", FOLDER, "skip"
-    c.checkpoint.every_steps, c.log.tensorboard = 4, False
-    c.evals = ConfigDict({"test": classification_eval(split="test", every_steps=4)})
-    return c
-"""
-
-
-def train(n, config, workdir, *flags):
-    """The n processes of one run."""
-    return processes([["vit_jax.train", f"--config={config}", f"--workdir={workdir}", *flags]] * n)
-
-
-@pytest.mark.slow
-def test_every_process_names_its_own_and_together_they_name_all(tmp_path, folder):
-    """Two processes, told to stop; then one, killed; then one: each has its line, and one line."""
-    config = tmp_path / "config.py"
-    config.write_text(CONFIG.replace("FOLDER", repr(str(folder))))
-    workdir = tmp_path / "run"
-    with train(2, config, workdir) as both:
-        wait_for_step(workdir, 8, both)
-        both[0].send_signal(signal.SIGTERM)
-        assert [ends(process)[0] for process in both] == [75, 75]
-    stopped = {name: report(workdir, name) for name in NAMES}
-    assert all(stopped.values())
-    first = steps_of(workdir)[-1]
-    with train(1, config, workdir) as [one]:
-        wait_for_step(workdir, first + 9, [one])
-    last = steps_of(workdir)[-1]
-    length = f"--config.total_steps={last + 5}"
-    with train(1, config, workdir, length, "--allow_config_change") as [one]:
-        code, err = ends(one)
-        assert code == 0, err
-    steps = [step for step in range(1, last + 6) if step % 4 == 0 or step == last + 5]
-    wanted = expected_report(folder, range(last + 5), after_steps=steps)
-    reports = {name: report(workdir, name) for name in NAMES}
-    assert sorted(reports[NAMES[0]] + reports[NAMES[1]], key=str) == wanted
-    assert reports[NAMES[1]] == stopped[NAMES[1]]  # The second process was not started again.
-
-
-NAMES = ("bad_examples.jsonl", "bad_examples.1.jsonl")
-
-
-def wait_for_step(workdir, step, running):
-    for _ in range(1200):
-        if any(saved >= step for saved in steps_of(workdir)):
-            return
-        assert all(process.poll() is None for process in running), ends(running[0])
-        time.sleep(0.1)
-    raise AssertionError(f"step {step} never came")

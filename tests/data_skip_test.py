@@ -17,14 +17,13 @@ from tests.data_pipeline_test import (
     evaluate,
     expected_batch,
     mesh_sharding,
-    noisy,
     one_device,
+    training,
 )
 from tests.data_sources_test import open_
 from tests.mock_tfds import mock_tfds
 from tests.small_run import small_config
-from vit_jax.data import order, pipeline
-from vit_jax.data.batches import Loading
+from vit_jax.data import order
 from vit_jax.data.mixing import mix
 from vit_jax.errors import DataError
 from vit_jax.models import ModelConfig, build, read_section
@@ -42,16 +41,11 @@ from vit_jax.training.update import make_train_step
 def test_a_bad_row_is_zero_and_nothing_else_changes(workers, sharding):
     size, batch_size, bad = 40, 16, (0, 7, 39)
     reports = []
-    with pipeline.train_batches(
-        Numbers(size, bad=bad),
-        noisy,
-        batch_size=batch_size,
-        seed=3,
-        start_step=4,
+    with training(
+        Numbers(size, bad=bad), batch_size=batch_size, start_step=4, workers=workers,
         sharding=sharding() if sharding else mesh_sharding(8, 1),
-        loading=Loading(workers, 2, 2),
         on_bad=lambda *report: reports.append(report),
-    ) as batches:
+    ) as batches:  # fmt: skip
         got = [jax.device_get(next(batches)) for _ in range(6)]
     want, expected_reports = [], []
     for step in range(4, 10):
@@ -69,10 +63,7 @@ def test_a_bad_row_is_zero_and_nothing_else_changes(workers, sharding):
 
 @pytest.mark.medium
 def test_a_few_bad_ones_may_come_first_but_not_all():
-    load = functools.partial(
-        pipeline.train_batches, transform=noisy, batch_size=16, seed=3, start_step=0,
-        sharding=one_device(), loading=Loading(0, 2, 2), on_bad=lambda *report: None,
-    )  # fmt: skip
+    load = functools.partial(training, batch_size=16, on_bad=lambda *report: None)
     with load(Numbers(40, bad=range(39))) as batches:
         assert next(batches)["image"].shape == (16, 2, 3, 1)
     with pytest.raises(DataError, match=r"None of the first 40 examples can be used.*train\[0\]"):
@@ -83,15 +74,8 @@ def test_a_few_bad_ones_may_come_first_but_not_all():
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
 def test_an_evaluation_does_not_count_them_on_any_mesh(shape):
     bad = {}
-    with pipeline.eval_batches(
-        Numbers(20, bad=(0, 13)),
-        noisy,
-        batch_size=8,
-        sharding=mesh_sharding(*shape),
-        loading=Loading(0, 2, 2),
-        on_bad=bad.__setitem__,
-    ) as batches:
-        got = [jax.device_get(batch) for batch in batches]
+    sharding = mesh_sharding(*shape)
+    got = evaluate(Numbers(20, bad=(0, 13)), sharding=sharding, on_bad=bad.__setitem__)
     assert_same(got, evaluate(Numbers(20, bad=(0, 13)), on_bad=lambda i, message: None))
     assert sum(int(batch["weight"].sum()) for batch in got) == 18
     assert bad == {i: f"numbers train[{i}]: it is broken." for i in (0, 13)}
@@ -162,9 +146,9 @@ VARIANTS = {
 
 
 class Linear(nn.Module):
-    """In place of a ViT, which takes ten seconds to compile: a head on the pixels."""
+    """Instead of a ViT, which takes ten seconds to compile: a head on the pixels."""
 
-    config: ModelConfig
+    cfg: ModelConfig
 
     @nn.compact
     def __call__(self, images, *, train=False):

@@ -20,16 +20,8 @@ from vit_jax.models import Vit, read_section
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings
 
-MESHES = [
-    *((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2), (1, 2, 4), (2, 4, 1)),
-    *((3, 1, 1), (1, 5, 1)),
-]
-SAMPLE = ((2, 2, 2), (4, 1, 2))  # Of the campaign's meshes.
+MESHES = [(1, 1, 1), (2, 2, 2), (3, 1, 1), (1, 5, 1)]
 KERNEL = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
-
-
-def _sampled(meshes):
-    return [(slow if mesh in SAMPLE else campaign)(mesh) for mesh in meshes]
 
 
 def mesh_of(sizes):
@@ -72,17 +64,10 @@ def expected(count):
 @given(
     count=st.integers(1, 40),
     batch_size=st.integers(1, 48),
-    mesh=st.sampled_from([(1, 1, 1), (2, 2, 2), (3, 1, 1), (1, 5, 1)]),
+    mesh=st.sampled_from(MESHES),
 )
 def test_exactly_n_examples(metrics, count, batch_size, mesh):
     check(metrics[mesh], count, batch_size, mesh)
-
-
-@pytest.mark.parametrize("mesh", _sampled(MESHES))
-def test_every_number_of_examples(metrics, mesh):
-    rng = np.random.default_rng(sum(mesh))
-    for count in range(1, 41):
-        check(metrics[mesh], count, int(rng.integers(1, 49)), mesh)
 
 
 def check(metric, count, batch_size, mesh):
@@ -104,7 +89,7 @@ def check(metric, count, batch_size, mesh):
     ):
         kernel = jax.device_put(KERNEL, jax.NamedSharding(grid, jax.P()))
         got = metric.evaluate(kernel, watched(batches))
-    # Each example once, in its place, and then the padding.
+    # Each example once, in order, and then the padding.
     parts = mesh[0] * mesh[1]
     assert all(len(weight) % parts == 0 for weight in weights)
     np.testing.assert_array_equal(
@@ -118,7 +103,9 @@ def check(metric, count, batch_size, mesh):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("mesh", _sampled(MESHES[1:7]))
+@pytest.mark.parametrize(
+    "mesh", [slow((2, 2, 2)), slow((4, 1, 2)), *map(campaign, ((8, 1, 1), (1, 8, 1)))]
+)
 def test_a_vit_measures_the_same_on_every_mesh(mesh):
     """The evaluations of a run, as the train loop has them, with a model that is split."""
 

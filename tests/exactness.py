@@ -1,20 +1,8 @@
-"""The same run on other meshes, moved between them, and on several processes: how equal it is.
-
-    python -m tests.exactness --out=DIR [--processes]
-
-Prints tables of the largest relative differences between the losses of 50 steps on one device and
-those on meshes of eight simulated ones, of a run that is moved four times, and (--processes) of one
-that is moved between real processes; writes them to DIR/exactness.json. The tests assert the same.
-"""
+"""The same run on other meshes, moved between them, and on several processes."""
 
 import dataclasses
-import json
 import pathlib
-import shutil
 from collections.abc import Sequence
-
-if __name__ == "__main__":
-    import tests.conftest  # noqa: F401 (eight simulated devices)
 
 import jax
 import numpy as np
@@ -140,7 +128,7 @@ def whole(
 def moved(
     folder: pathlib.Path, meshes: Sequence[tuple[int, int, int]], *, steps: int = STEPS
 ) -> Outcome:
-    """A run that is told to stop, and goes on somewhere else, as often as there are meshes."""
+    """A run that is stopped and resumed on each of the meshes in turn."""
     folder.mkdir(parents=True)
     for i, mesh in enumerate(meshes):
         last = i == len(meshes) - 1
@@ -182,7 +170,7 @@ def on_processes(
         [
             "tests.recorded_train",
             record,
-            # The last of them is told to stop, and the others learn it from that one.
+            # The last one gets SIGTERM, and the others learn it from that one.
             stop_at if i == count - 1 else -1,
             *PROCESS_FLAGS,
             f"--config.total_steps={steps}",
@@ -202,52 +190,10 @@ def on_processes(
 def moved_between_processes(
     folder: pathlib.Path, stages: Sequence[tuple[int, int]], *, steps: int = PROCESS_STEPS
 ) -> Outcome:
-    """A run that is told to stop, and goes on with another number of processes and workers."""
+    """A run that is stopped and resumed with other numbers of processes and workers."""
     records = []
     for i, (count, workers) in enumerate(stages):
         last = i == len(stages) - 1
         stop_at = -1 if last else steps * (i + 1) // len(stages) - 2
         records += on_processes(folder, count, workers=workers, stop_at=stop_at, steps=steps)
     return outcome(folder / "run", *records)
-
-
-# ----------------------------------------------------------------------------------------- tables
-
-
-def main(out: pathlib.Path, *, processes: bool) -> None:
-    """Measures everything, prints the tables, writes exactness.json."""
-    shutil.rmtree(out, ignore_errors=True)
-    alone = {accum: whole(out / f"alone{accum}", (1, 1, 1), accum_steps=accum) for accum in (1, 4)}
-    rows = []
-
-    def add(name: str, run: Outcome, reference: Outcome) -> None:
-        rows.append({"run": name, **run.compared(reference)})
-        print(rows[-1], flush=True)
-
-    for mesh, accum in MESHES:
-        name = " x ".join(map(str, mesh)) + (f", {accum} microbatches" if accum > 1 else "")
-        add(name, whole(out / name.replace(" ", ""), mesh, accum_steps=accum), alone[accum])
-    add("moved: " + ", ".join(map(str, MOVES)), moved(out / "moved", MOVES), alone[1])
-    if processes:
-        one = moved_between_processes(out / "processes1", ((1, 0),))
-        for count in (2, 4):
-            run = moved_between_processes(out / f"processes{count}", ((count, 0),))
-            add(f"{count} processes", run, one)
-        name = "moved (processes, workers): " + ", ".join(map(str, PROCESSES))
-        add(name, moved_between_processes(out / "processes", PROCESSES), one)
-    (out / "exactness.json").write_text(json.dumps(rows, indent=2) + "\n")
-    columns = list(rows[0])
-    print("\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for row in rows:
-        shown = (f"{v:.1e}" if isinstance(v, float) else str(v) for v in row.values())
-        print("| " + " | ".join(shown) + " |")
-
-
-if __name__ == "__main__":
-    import argparse
-
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder; emptied")
-    parser.add_argument("--processes", action="store_true", help="real processes, too")
-    args = parser.parse_args()
-    main(args.out, processes=args.processes)

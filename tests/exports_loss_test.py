@@ -34,8 +34,8 @@ def model(loss, **changes):
 
 
 def shown(checkpoint, image, **how):
-    (found,) = predict(checkpoint, [str(image)], **how)
-    return dict(zip(found.classes, found.probabilities, strict=True))
+    (loaded,) = predict(checkpoint, [str(image)], **how)
+    return dict(zip(loaded.classes, loaded.probabilities, strict=True))
 
 
 def probabilities(pretrained, image):
@@ -53,10 +53,10 @@ def probabilities(pretrained, image):
 def test_exports_say_the_loss(to, loss, image, tmp_path):
     pretrained = model(loss)
     export(pretrained, tmp_path / "vit", to=to, change_numerics=True)
-    found = load_pretrained(tmp_path / "vit")
-    assert found.loss == loss
+    loaded = load_pretrained(tmp_path / "vit")
+    assert loaded.loss == loss
     again = shown(tmp_path / "vit", image)
-    wanted = dict(zip(LABELS, probabilities(found, image), strict=True))
+    wanted = dict(zip(LABELS, probabilities(loaded, image), strict=True))
     assert again == pytest.approx(wanted, abs=1e-5)
     assert (sum(again.values()) == pytest.approx(1, abs=1e-4)) == (loss == SOFTMAX)
     assert ("a sigmoid each" in inspect(str(tmp_path / "vit"))) == (loss == SIGMOID)
@@ -125,15 +125,15 @@ def test_a_single_class_of_a_softmax_is_refused(tmp_path):
     export(model(SIGMOID, num_classes=1), tmp_path / "vit", to="hf")
 
 
-def test_a_bare_file_is_told_its_loss_by_a_hint(image, tmp_path):
+def test_a_hint_gives_the_loss_of_a_bare_file(image, tmp_path):
     path = tmp_path / "vit.npz"
     pretrained = model(SIGMOID, gelu="tanh", posemb_resize="bilinear_corners")
     (note,) = export(pretrained, path, to="google")
     assert note.endswith("--hints=loss=sigmoid_xent")
     hints = {"num_heads": 4, "image_size": 32}
     assert load_pretrained(path, hints=hints).loss == SOFTMAX
-    found = load_pretrained(path, hints=hints | {"loss": SIGMOID})
+    loaded = load_pretrained(path, hints=hints | {"loss": SIGMOID})
     again = sorted(shown(path, image, hints=hints | {"loss": SIGMOID}).values())
-    np.testing.assert_allclose(again, np.sort(probabilities(found, image)), atol=1e-5)
+    np.testing.assert_allclose(again, np.sort(probabilities(loaded, image)), atol=1e-5)
     with pytest.raises(ConfigError, match="loss='sigmoid': Did you mean \"sigmoid_xent\""):
         load_pretrained(path, hints=hints | {"loss": "sigmoid"})

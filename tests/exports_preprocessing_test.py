@@ -45,17 +45,15 @@ def crop(size=None, **how):
 RANGE = {"op": "value_range"}
 HALF_EVEN = {"offset": "half_even"}
 SIZE = (16, 16)
-# What both libraries can say; timm's images are not turned and its crops rounded half to even.
+# What both libraries can express; timm's images are not turned and its crops rounded half to even.
 BOTH = {
     "sizes left out": (SIZE, squash(), RANGE),
     "bicubic": (SIZE, squash(16, method="bicubic"), RANGE),
     "not square": ((16, 24), squash(), RANGE),
-    "black and white 0 and 1": (SIZE, squash(), RANGE | {"vmin": 0.0, "vmax": 1.0}),
     "black and white -3 and 10": (SIZE, squash(), RANGE | {"vmin": -3.0, "vmax": 10.0}),
     "ImageNet's statistics": (SIZE, squash(), {"op": "normalize"}),
     "one mean for all": (SIZE, squash(), {"op": "normalize", "mean": (0.4,), "std": (0.3,)}),
     "squashed, then cut": (SIZE, squash(18), crop(), RANGE),
-    "cut after the normalisation": (SIZE, squash(18), RANGE, crop()),
     "operations that change nothing": (
         SIZE, squash(), {"op": "grayscale_to_rgb"}, {"op": "pad"}, crop(), RANGE,
     ),
@@ -156,10 +154,6 @@ REFUSED = {
         ("hf", "timm"), (decode(), squash(12), {"op": "pad", "fill": 255}, RANGE), "fill=255",
     ),
     "padded": (("timm",), (decode(), squash(12), {"op": "pad"}, RANGE), "timm does not"),
-    "padded, then cut to less": (
-        ("hf", "timm"), (decode(), {"op": "pad", "size": 24}, crop(), RANGE), "pad to another size",
-    ),
-    "two resizes": (("hf", "timm"), (decode(), squash(40), squash(), RANGE), "another resize"),
     "cut, then resized": (("hf", "timm"), (decode(), crop(30), squash(), RANGE), "another resize"),
     "random": (("hf", "timm"), (decode(), squash(), {"op": "flip_lr"}, RANGE), "flip_lr"),
     "covering what is no square": (
@@ -172,8 +166,6 @@ REFUSED = {
 APPROXIMATE = {
     "not antialiased": (("hf", "timm"), (decode(), squash(antialias=False), RANGE), "antialias"),
     "nearest": (("hf", "timm"), (decode(), squash(method="nearest"), RANGE), "has a tie"),
-    "areas": (("hf", "timm"), (decode(), squash(method="area"), RANGE), 'method="area"'),
-    "rounded down": (("hf", "timm"), (decode(), squash(rounding="down"), RANGE), "rounding='down'"),
     "not rounded": (("timm",), (decode(), squash(rounding="none"), RANGE), "256 levels"),
     "longer side": (
         ("hf", "timm"), (decode(), small(long_side="nearest"), crop(), RANGE), "long_side",
@@ -188,11 +180,11 @@ APPROXIMATE = {
 
 
 @pytest.mark.parametrize("name", [*REFUSED, *APPROXIMATE])
-def test_other_pixels_are_refused_with_the_reason(name, tmp_path):
-    libraries, transforms, said = (REFUSED | APPROXIMATE)[name]
+def test_exports_with_other_pixels_are_refused(name, tmp_path):
+    libraries, transforms, reason = (REFUSED | APPROXIMATE)[name]
     for to in libraries:
         _, reasons = exported(to, Preprocess(transforms, SIZE))
-        assert any(said in r for r in (reasons.approximate, reasons.impossible)[name in REFUSED])
+        assert any(reason in r for r in (reasons.approximate, reasons.impossible)[name in REFUSED])
     pretrained = tiny(
         image_size=SIZE, posemb_resize="bicubic" if to == "hf" else "bicubic_antialias"
     )
@@ -200,12 +192,12 @@ def test_other_pixels_are_refused_with_the_reason(name, tmp_path):
     pretrained = dataclasses.replace(pretrained, preprocess=preprocess)
     with pytest.raises(CheckpointError, match=f"cannot be written --to={to}") as refused:
         export(pretrained, tmp_path / "vit", to=to, change_numerics=name in REFUSED)
-    assert said in str(refused.value)
+    assert reason in str(refused.value)
     assert ("--change_numerics" in str(refused.value)) == (name in APPROXIMATE)
 
 
 def random_transforms(rng):
-    """A pipeline of any legal operations, sizes and ways."""
+    """A random pipeline of legal operations, sizes and options."""
     pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
     size = (int(rng.integers(4, 25)), int(rng.integers(4, 25))) if rng.random() < 0.4 else (16, 16)
     larger = tuple(side + int(rng.integers(0, 6)) for side in size)
@@ -232,8 +224,13 @@ def random_transforms(rng):
     return size, (decode(exif=pick(True, False)), *ops, last)
 
 
-def written_ones(seeds, odd, folder):
-    """How many random pipelines each library can say; all of these give our pixels."""
+@pytest.mark.parametrize(
+    ("seeds", "least"),
+    [(range(60), 4), pytest.param(range(60, 4000), 200, marks=[pytest.mark.campaign])],
+)
+def test_random_pipelines(odd, tmp_path, seeds, least):
+    """Those that a library can express give our pixels there."""
+    files = {name: odd[name] for name in ("ordinary.png", "wide.png", "turned.jpg")}
     counts = {"hf": 0, "timm": 0}
     for seed in seeds:
         size, transforms = random_transforms(np.random.default_rng(seed))
@@ -245,25 +242,13 @@ def written_ones(seeds, odd, folder):
             if to == "hf" and len(reasons.notes) == 2:
                 continue  # Pillow is needed, with which transformers pads on the other side.
             counts[to] += 1
-            prepare = library(to, content, folder, reasons.notes)
-            difference = apart(preprocess, prepare, content, odd)
+            prepare = library(to, content, tmp_path, reasons.notes)
+            difference = apart(preprocess, prepare, content, files)
             assert difference <= LEVEL, (seed, to, transforms)
-    return counts
+    assert min(counts.values()) >= least, counts
 
 
-def test_random_pipelines(odd, tmp_path):
-    few = {name: odd[name] for name in ("ordinary.png", "wide.png", "turned.jpg")}
-    counts = written_ones(range(60), few, tmp_path)
-    assert min(counts.values()) >= 4, counts
-
-
-@pytest.mark.campaign
-def test_many_random_pipelines(odd, tmp_path):
-    counts = written_ones(range(60, 4000), odd, tmp_path)
-    assert min(counts.values()) >= 200, counts
-
-
-# ------------------------------------------------------------------------------ what is read
+# ------------------------------------------------------------------------------ reading processors
 
 
 FAMILIES = {
@@ -280,7 +265,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_folder_without_a_processor_gets_its_familys(model_type):
+def test_a_folder_without_a_processor_gets_that_of_its_family(model_type):
     content = published_processor(model_type, image_size=SIZE)
     ops, last = FAMILIES[model_type]
     wanted = build((decode(), *ops, last), image_size=SIZE).ops
@@ -295,7 +280,7 @@ def test_dinov2_without_a_processor_is_evaluated_at_224():
 @pytest.mark.parametrize(
     "model_type", ["vit", "deit", "dinov2", "dinov3_vit", "siglip_vision_model"]
 )
-def test_a_processor_without_a_name_is_of_its_familys_class(model_type, odd, tmp_path):
+def test_a_processor_without_a_name_is_of_the_class_of_its_family(model_type, odd, tmp_path):
     named = {"siglip_vision_model": "siglip"}.get(model_type, model_type)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": named}))
     content = {"size": {"height": 20, "width": 20}, "crop_size": {"height": 16, "width": 16}}
@@ -320,23 +305,23 @@ def folder(tmp_path):
 def test_the_image_size_follows_the_processor(folder, odd):
     own = load_pretrained(folder)
     change_json(folder / "preprocessor_config.json", size={"height": 16, "width": 24})
-    found = load_pretrained(folder)
-    assert found.config.image_size == found.preprocess.image_size == (16, 24)
-    assert found.params["pos_embedding"].shape[1] == 7 and found.published == own.config
-    assert any("16x24, which its preprocessing makes" in note for note in found.notes)
+    loaded = load_pretrained(folder)
+    assert loaded.config.image_size == loaded.preprocess.image_size == (16, 24)
+    assert loaded.params["pos_embedding"].shape[1] == 7 and loaded.published == own.config
+    assert any("16x24, which its preprocessing makes" in note for note in loaded.notes)
     same = load_pretrained(folder, image_size=(16, 24))
-    np.testing.assert_array_equal(same.params["pos_embedding"], found.params["pos_embedding"])
+    np.testing.assert_array_equal(same.params["pos_embedding"], loaded.params["pos_embedding"])
     stored = load_pretrained(folder, image_size=32)
     assert stored.config == own.config and not any("follow" in note for note in stored.notes)
-    images = found.preprocess([odd["ordinary.png"]])
-    assert found.model.apply({"params": found.params}, images)[0].shape == (1, 5)
+    images = loaded.preprocess([odd["ordinary.png"]])
+    assert loaded.model.apply({"params": loaded.params}, images)[0].shape == (1, 5)
 
 
 def test_a_crop_of_part_of_a_patch_is_scaled_with_a_note(folder):
     change_json(folder / "preprocessor_config.json", size={"height": 30, "width": 30})
-    found = load_pretrained(folder)
-    assert found.config.image_size == found.preprocess.image_size == (32, 32)
-    assert any("30x30 pixels, which its patches do not divide" in note for note in found.notes)
+    loaded = load_pretrained(folder)
+    assert loaded.config.image_size == loaded.preprocess.image_size == (32, 32)
+    assert any("30x30 pixels, which its patches do not divide" in note for note in loaded.notes)
 
 
 def test_a_processor_that_was_saved_with_a_tokenizer_is_read(folder):
@@ -346,9 +331,3 @@ def test_a_processor_that_was_saved_with_a_tokenizer_is_read(folder):
     nested = {"image_processor": saved | {"image_mean": [0.1] * 3}}
     (folder / "processor_config.json").write_text(json.dumps(nested))
     assert load_pretrained(folder).preprocess.transforms[-1]["mean"] == (0.1, 0.1, 0.1)
-
-
-def test_a_run_that_decodes_to_gray_keeps_doing_so(odd):
-    transforms = (decode(channels=1), {"op": "grayscale_to_rgb"}, squash(), RANGE)
-    pixels = Preprocess(transforms, SIZE)([odd["ordinary.png"]])
-    np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])

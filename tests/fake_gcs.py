@@ -154,14 +154,14 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = dict(parse_qsl(url.query, keep_blank_values=True))
         body = self._body()
-        place = unquote(url.path)
+        path = unquote(url.path)
         if "uploadType" in query:  # The name is not in the path.
-            told = re.search(rb'"name": *"([^"]+)"', body[:2000])
-            place += "/" + (query.get("name") or (told[1].decode() if told else ""))
+            name = re.search(rb'"name": *"([^"]+)"', body[:2000])
+            path += "/" + (query.get("name") or (name[1].decode() if name else ""))
         try:
             with gcs.lock:
-                gcs.requests.append((self.command, place))
-            if gcs.fault and (status := gcs.fault(self.command, place)):
+                gcs.requests.append((self.command, path))
+            if gcs.fault and (status := gcs.fault(self.command, path)):
                 raise _Reply(status, "a fault that a test has planted")
             # Names are split off before they are unquoted: they hold quoted slashes.
             self._route(url.path, query, body)
@@ -208,15 +208,15 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Reply(404, f"The specified bucket {name} does not exist.") from None
 
     def _object(self, bucket, name, query) -> Object:
-        found = self._bucket(bucket).get(name)
-        self._check(found, query)
-        if found is None:
+        item = self._bucket(bucket).get(name)
+        self._check(item, query)
+        if item is None:
             raise _Reply(404, f"No such object: {bucket}/{name}")
-        return found
+        return item
 
-    def _check(self, found: Object | None, query):
+    def _check(self, item: Object | None, query):
         """Conditions: generation 0 means that there is no such object."""
-        now = found.generation if found else 0
+        now = item.generation if item else 0
         wanted, unwanted = query.get("ifGenerationMatch"), query.get("ifGenerationNotMatch")
         if wanted is not None and int(wanted) != now:
             raise _Reply(412, "At least one of the pre-conditions you specified did not hold.")
@@ -238,10 +238,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json({"kind": "storage#bucket", "name": bucket, "id": bucket})
 
     def get_object(self, bucket, name, *, query, body):
-        found = self._object(bucket, name, query)
+        item = self._object(bucket, name, query)
         if query.get("alt") != "media":
-            return self._send_json(_describe(bucket, name, found))
-        content, status, headers = found.content, 200, {}
+            return self._send_json(_describe(bucket, name, item))
+        content, status, headers = item.content, 200, {}
         if wanted := self.headers.get("Range"):
             first, last = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted).groups()
             size = len(content)
@@ -251,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Reply(416, "The requested range cannot be satisfied.")
             status, content = 206, content[start:end]
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        headers["x_goog_generation"] = str(found.generation)
+        headers["x_goog_generation"] = str(item.generation)
         self._send(status, content, "application/octet-stream", **headers)
 
     def list_objects(self, bucket, *, query, body):

@@ -13,16 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.references import outputs, randomise, reference
+from tests.references import outputs, randomise, reference, transformers_outputs
 
 
 class Made(NamedTuple):
-    """A saved model of a library, and what it gives.
+    """A saved model of a library, and its outputs.
 
     Attributes:
       path: of the file or folder.
       hints: for `load_pretrained`.
-      is_described: whether hints or config.json say all that the tensors do not.
       images: float32 [b, h, w, c].
       wanted: its outputs, computed in float64, by our names.
       allowed: ten times the float32 noise of each.
@@ -31,7 +30,6 @@ class Made(NamedTuple):
 
     path: pathlib.Path
     hints: dict[str, Any]
-    is_described: bool
     images: np.ndarray
     wanted: dict[str, np.ndarray]
     allowed: dict[str, float]
@@ -42,7 +40,7 @@ def make(library: str, seed: int, folder: pathlib.Path) -> Made:
     """The random model of a seed.
 
     Args:
-      library: timm_bare, timm_unhinted, timm_folder, timm_entry_point or transformers.
+      library: timm_bare, timm_folder or transformers.
       seed: of everything random.
       folder: to write into.
     """
@@ -183,8 +181,6 @@ def _timm(mode, rng, folder) -> Made:
     timm = reference("timm")
     kind = _pick(rng, "VisionTransformer", "Eva", "VisionTransformerDistilled", p=0.4)
     arguments = _eva(rng) if kind == "Eva" else _vit(rng)
-    if mode == "timm_entry_point":
-        return _entry_point(rng, folder, timm)
     if mode == "timm_folder":
         name = {
             "VisionTransformer": "vit_base_patch16_224",
@@ -204,9 +200,8 @@ def _timm(mode, rng, folder) -> Made:
     gated = bool(arguments.get("swiglu_mlp")) or "SwiGLU" in _name(hidden.get("mlp_layer"))
     gated |= isinstance(hidden.get("mlp_layer"), functools.partial)
     hints = {"num_heads": arguments["num_heads"], "image_size": arguments["img_size"]}
-    if mode == "timm_bare":
-        hints |= _hints_of(arguments, hidden, kind, gated=gated, eps=eps)
-    return _made(path, hints, mode == "timm_bare", model, arguments, f"{kind} {hidden}")
+    hints |= _hints_of(arguments, hidden, kind, gated=gated, eps=eps)
+    return _made(path, hints, model, arguments, f"{kind} {hidden}")
 
 
 def _name(layer) -> str:
@@ -273,29 +268,10 @@ def _saved(timm, folder, name, arguments, kind) -> Made:
     """A folder as timm writes it."""
     model = randomise(timm.create_model(name, pretrained=False, **arguments))
     timm.models._hub.save_for_hf(model, folder, safe_serialization=True)
-    return _made(folder, {}, True, model, arguments, f"{name} ({kind})")
+    return _made(folder, {}, model, arguments, f"{name} ({kind})")
 
 
-def entry_points() -> list[str]:
-    """Those of timm that are of the drawn classes, without a stem of another network."""
-    timm = reference("timm")
-    modules = ("vision_transformer", "deit", "eva")
-    return sorted(name for module in modules for name in timm.list_models(module=module))
-
-
-def _entry_point(rng, folder, timm) -> Made:
-    """One of timm's entry points with its own arguments, but tiny."""
-    names = entry_points()
-    name = names[rng.integers(len(names))]
-    eva = timm.models._registry._model_to_module[name] == "eva"
-    arguments = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 3, "patch_size": 8}
-    arguments["img_size"] = 24
-    if eva and rng.random() < 0.3:
-        arguments["ref_feat_shape"] = 3
-    return _saved(timm, folder, name, arguments, "entry point")
-
-
-def _made(path, hints, is_described, model, arguments, what) -> Made:
+def _made(path, hints, model, arguments, what) -> Made:
     size = arguments["img_size"]
     size = (size, size) if isinstance(size, int) else size
     channels = arguments.get("in_chans", 3)
@@ -309,7 +285,7 @@ def _made(path, hints, is_described, model, arguments, what) -> Made:
     # Without heads timm's mean of both tokens is of no model that was ever published.
     read = (lambda found: {"tokens": found["tokens"]}) if headless else (lambda found: found)
     wanted, allowed = outputs(_calling(model, forward), images, read)
-    return Made(path, hints, is_described, images, wanted, allowed, f"{what} {arguments}")
+    return Made(path, hints, images, wanted, allowed, f"{what} {arguments}")
 
 
 # ---------------------------------------------------------------------------------- transformers
@@ -407,16 +383,8 @@ def _transformers(rng, folder) -> Made:
         noise = torch.arange(encoder.embeddings.patch_embeddings.num_patches).expand(2, -1)
         model = _calling(encoder, lambda module, x: module(x, noise=noise.to(x.dtype)))
 
-    def read(output):
-        found = {}
-        for theirs, ours in (("logits", "logits"), ("last_hidden_state", "tokens"),
-                             ("pooler_output", "pre_logits")):  # fmt: skip
-            if getattr(output, theirs, None) is not None:
-                found[ours] = getattr(output, theirs)
-        return found
-
-    wanted, allowed = outputs(model, images, read)
-    return Made(path, {}, True, images, wanted, allowed, f"{family}{head} {arguments}")
+    wanted, allowed = outputs(model, images, transformers_outputs)
+    return Made(path, {}, images, wanted, allowed, f"{family}{head} {arguments}")
 
 
 def _calling(module, forward):

@@ -1,11 +1,11 @@
-"""What transformers and timm save that looks like a model of ours: it is one, or it is refused."""
+"""Models that transformers and timm save and that resemble ours: loaded equal, or refused."""
 
 import numpy as np
 import pytest
 
 from tests.references import outputs as reference_outputs
 from tests.references import randomise, reference
-from tests.tiny_checkpoints import outputs, pictures
+from tests.tiny_checkpoints import outputs, random_images
 from vit_jax.errors import CheckpointError
 from vit_jax.pretrained.load import load_pretrained
 
@@ -42,22 +42,15 @@ RIGHT = {
     "SigLIP's classifier": (
         saved_by_transformers, "SiglipForImageClassification", LABELS,
     ),
-    "a classifier of nothing": (saved_by_transformers, "ViTForImageClassification",
-                                {"id2label": {}}),
     "another pooler's width": (saved_by_transformers, "ViTModel", {"pooler_output_size": 40}),
     "no square": (saved_by_transformers, "ViTForImageClassification",
                   LABELS | {"image_size": [32, 48], "patch_size": [8, 16]}),
-    "timm's no square": (saved_by_timm, "vit_base_patch16_224", {"img_size": [16, 64]}),
     "timm's gray": (saved_by_timm, "vit_base_patch16_224", {"in_chans": 1}),
-    "timm's mean without a norm": (
-        saved_by_timm, "vit_base_patch16_224", {"global_pool": "avg", "fc_norm": False},
-    ),
     "timm's tanh": (saved_by_timm, "vit_base_patch16_224", {"act_layer": "gelu_tanh"}),
     "timm's rotary positions": (saved_by_timm, "vit_small_patch16_rope_224", {}),
     "attention that pools the patches alone": (
         saved_by_timm, "vit_so150m_patch16_reg4_map_256", {},
     ),
-    "timm's SiLU": (saved_by_timm, "vit_base_patch16_224", {"act_layer": "silu"}),
     "SiLU": (saved_by_transformers, "ViTForImageClassification", LABELS | {"hidden_act": "silu"}),
     "SigLIP's SiLU, in its head too": (
         saved_by_transformers, "SiglipVisionModel", {"hidden_act": "silu"},
@@ -68,9 +61,6 @@ RIGHT = {
 }  # fmt: skip
 REFUSED = {
     "another pooler": (saved_by_transformers, "ViTModel", {"pooler_act": "relu"}, "pooler_act"),
-    "quick GELU": (
-        saved_by_transformers, "ViTModel", {"hidden_act": "quick_gelu"}, 'hidden_act="quick_gelu"',
-    ),
     "norms after branches": (
         saved_by_timm, "vit_base_patch16_rpn_224", {}, "block_fn='ResPostBlock'",
     ),
@@ -79,10 +69,6 @@ REFUSED = {
         {"global_pool": "avg", "pool_include_prefix": True}, "avg with pool_include_prefix",
     ),
     "timm's relu": (saved_by_timm, "vit_base_patch16_224", {"act_layer": "relu"}, "relu"),
-    "timm's two means": (
-        saved_by_timm, "vit_base_patch16_224", {"global_pool": "avgmax", "fc_norm": False},
-        "pools by avgmax",
-    ),
     "learned rotary positions": (
         saved_by_timm, "vit_small_patch16_rope_mixed_224", {}, "rope.freqs",
     ),
@@ -95,30 +81,27 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", RIGHT)
-def test_outputs_are_right(kind, tmp_path):
+def test_outputs_are_equal(kind, tmp_path):
     save, name, settings = RIGHT[kind]
     model = save(tmp_path, name, **settings)
-    found = load_pretrained(tmp_path)
-    images = pictures(found)
+    loaded = load_pretrained(tmp_path)
+    images = random_images(loaded)
 
     def read(output):
         if name in ("ViTModel", "SiglipVisionModel"):
             return {"pre_logits": output.pooler_output}
         return {"logits": getattr(output, "logits", output)}
 
-    if kind == "a classifier of nothing":  # Its logits are the whole sequence.
-        assert found.config.num_classes == 0
-        model, read = model.vit, lambda output: {"tokens": output.last_hidden_state}
     wanted, allowed = reference_outputs(model, images, read)
-    ours = outputs(found, images)
+    ours = outputs(loaded, images)
     for key, array in wanted.items():
         assert np.abs(ours[key] - array).max() <= allowed[key]
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_would_be_another_model_is_refused(kind, tmp_path):
-    save, name, settings, said = REFUSED[kind]
+def test_other_models_are_refused(kind, tmp_path):
+    save, name, settings, message = REFUSED[kind]
     save(tmp_path, name, **settings)
     with pytest.raises(CheckpointError) as error:
         load_pretrained(tmp_path)
-    assert said in str(error.value)
+    assert message in str(error.value)

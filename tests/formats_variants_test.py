@@ -1,4 +1,4 @@
-"""One model under the many names and wrappings that files of it have had: the same bits."""
+"""One model under the names and wrappers that its files have had: the same bits."""
 
 import re
 import shutil
@@ -7,11 +7,10 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
-from tests.tiny_checkpoints import LABELS, outputs, pictures, tiny
-from vit_jax.parallel.mesh import make_mesh
+from tests.small_run import mesh_of
+from tests.tiny_checkpoints import LABELS, outputs, random_images, tiny
 from vit_jax.pretrained.exports import export
 from vit_jax.pretrained.load import load_pretrained
 from vit_jax.pretrained.tensors import Safetensors
@@ -47,15 +46,13 @@ def google_file(tmp_path, rename=lambda name: name, change=lambda array: array, 
     return pretrained, tmp_path / "x.npz"
 
 
-@pytest.mark.parametrize(
-    "prefix", ["", "module.", "backbone.", "teacher.backbone.", "module.backbone.", "model."]
-)
+@pytest.mark.parametrize("prefix", ["module.", "teacher.backbone.", "model."])
 def test_prefixes_of_training_scripts(prefix, tmp_path):
     pretrained, path = timm_file(tmp_path, lambda name: prefix + name)
     assert same(load_pretrained(path, hints=HINTS).params, pretrained.params)
 
 
-@pytest.mark.parametrize("prefix", ["", "params/", "opt/target/", "params/img/", "img/"])
+@pytest.mark.parametrize("prefix", ["", "opt/target/", "params/img/"])
 def test_prefixes_of_archives(prefix, tmp_path):
     pretrained, path = google_file(tmp_path, lambda name: prefix + name)
     name = f"{path}:img" if prefix.endswith("img/") else path
@@ -77,8 +74,8 @@ def test_an_optimizer_beside_the_model(kind, model, moments, goldens, tmp_path):
     state = {f"{moments}{n}": t + 1 for n, t in bare.items()}
     tensors = {f"{model}{n}": t for n, t in bare.items()} | {"step": np.array(3)}
     np.savez(tmp_path / "with.npz", **state, **tensors)
-    found, wanted = load_pretrained(tmp_path / "with.npz"), load_pretrained(tmp_path / "bare.npz")
-    assert same(found.params, wanted.params) and len(found.left_out) == len(state) + 1
+    loaded, wanted = load_pretrained(tmp_path / "with.npz"), load_pretrained(tmp_path / "bare.npz")
+    assert same(loaded.params, wanted.params) and len(loaded.left_out) == len(state) + 1
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
@@ -96,7 +93,7 @@ def test_twelve_stacked_blocks(dtype, tmp_path):
     assert same(load_pretrained(path).params, exact)
 
 
-@pytest.mark.parametrize("prefix", ["", "params/", "opt/target/"])
+@pytest.mark.parametrize("prefix", ["", "opt/target/"])
 def test_big_visions_first_attention_pooling(prefix, tmp_path):
     pretrained, path = google_file(
         tmp_path, lambda name: prefix + name.removeprefix("MAPHead_0/"), pool="map"
@@ -120,8 +117,8 @@ def test_big_visions_names_of_bit(goldens, tmp_path):
         tensors = {re.sub(pattern, new, name): array for name, array in tensors.items()}
     assert "params/block1/unit01/gn1/scale" in tensors and "params/head/kernel" in tensors
     np.savez(tmp_path / "x.npz", **tensors)
-    found, wanted = load_pretrained(tmp_path / "x.npz"), load_pretrained(path)
-    assert same(found.params, wanted.params) and found.config == wanted.config
+    loaded, wanted = load_pretrained(tmp_path / "x.npz"), load_pretrained(path)
+    assert same(loaded.params, wanted.params) and loaded.config == wanted.config
 
 
 def test_chunks_of_dinov2(tmp_path):
@@ -129,43 +126,18 @@ def test_chunks_of_dinov2(tmp_path):
         return re.sub(r"^blocks\.(\d+)\.", lambda m: f"blocks.{int(m[1]) // 4}.{m[1]}.", name)
 
     pretrained, path = timm_file(tmp_path, chunked, depth=12, layer_scale=1e-5)
-    found = load_pretrained(path, hints=HINTS)
-    assert same(found.params, pretrained.params) and found.config.depth == 12
+    loaded = load_pretrained(path, hints=HINTS)
+    assert same(loaded.params, pretrained.params) and loaded.config.depth == 12
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_other_dtypes(dtype, tmp_path):
     pretrained, path = timm_file(tmp_path, change=lambda t: t.astype(dtype))
     exact = jax.tree.map(
         lambda x: np.asarray(x).astype(dtype).astype(np.float32), pretrained.params
     )
-    found = load_pretrained(path, hints=HINTS).params
-    assert same(found, exact) and {str(x.dtype) for x in jax.tree.leaves(found)} == {"float32"}
-
-
-@pytest.mark.parametrize("old", [False, True])
-def test_torchvision(old, goldens, tmp_path):
-    torch = pytest.importorskip("torch")
-    path = goldens / "torchvision_vit/cls/checkpoint.pth"
-    state = torch.load(path, weights_only=True)
-    state = state.get("model", state)
-    if old:
-        names = {".mlp.0.": ".mlp.linear_1.", ".mlp.3.": ".mlp.linear_2."}
-        state = {re.sub(r"\.mlp\.[03]\.", lambda m: names[m[0]], n): t for n, t in state.items()}
-        assert any("linear_1" in name for name in state)
-    torch.save(state, tmp_path / "old.pth")
-    hints = {"num_heads": 4}
-    found = load_pretrained(tmp_path / "old.pth", hints=hints)
-    assert same(found.params, load_pretrained(path, hints=hints).params)
-
-
-def test_names_of_files_say_nothing(tmp_path):
-    first, timm = timm_file(tmp_path)
-    second, google = google_file(tmp_path)
-    shutil.move(timm, tmp_path / "a.npz")
-    shutil.move(google, tmp_path / "b.safetensors")
-    assert same(load_pretrained(tmp_path / "a.npz", hints=HINTS).params, first.params)
-    assert same(load_pretrained(tmp_path / "b.safetensors").params, second.params)
+    loaded = load_pretrained(path, hints=HINTS).params
+    assert same(loaded, exact) and {str(x.dtype) for x in jax.tree.leaves(loaded)} == {"float32"}
 
 
 def test_a_file_of_a_folder_is_described_by_its_config(tmp_path):
@@ -174,25 +146,23 @@ def test_a_file_of_a_folder_is_described_by_its_config(tmp_path):
     other, path = timm_file(tmp_path)
     shutil.copy(path, tmp_path / "vit/timm.safetensors")
     for name in ("vit", "vit/model.safetensors"):
-        found = load_pretrained(tmp_path / name)
-        assert same(found.params, pretrained.params)
-        assert found.config == pretrained.config or found.config.num_heads == 2
+        loaded = load_pretrained(tmp_path / name)
+        assert same(loaded.params, pretrained.params)
+        assert loaded.config == pretrained.config or loaded.config.num_heads == 2
     # What lies beside is described by itself.
-    found = load_pretrained(tmp_path / "vit/timm.safetensors", hints=HINTS)
-    assert same(found.params, other.params) and found.labels is None
+    loaded = load_pretrained(tmp_path / "vit/timm.safetensors", hints=HINTS)
+    assert same(loaded.params, other.params) and loaded.labels is None
 
 
-# ------------------------------------------------------------------------------ what is wanted
+# ------------------------------------------------------------------------- meshes, heads and sizes
 
 
-@pytest.mark.parametrize("kind", ["hf", "google", "sharded google", "distilled", "mixer"])
+@pytest.mark.parametrize("kind", ["hf", "sharded google", "mixer"])
 def test_a_mesh_has_the_same_parameters(kind, goldens, tmp_path):
-    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 4, "tensor": 2}))
+    mesh = mesh_of(fsdp=4, tensor=2)
     path, hints = {
         "hf": (goldens / "hf_vit/cls", {}),
-        "google": (goldens / "vt_npz/token_prelogits/ckpt.npz", {}),
         "sharded google": (goldens / "bv_npz/scan_gap/ckpt.npz", {}),
-        "distilled": (goldens / "deit_native/distilled/checkpoint.pth", {"num_heads": 4}),
         "mixer": (goldens / "vt_npz/mixer/ckpt.npz", {}),
     }[kind]
     alone = load_pretrained(path, hints=hints)
@@ -215,27 +185,25 @@ def test_a_mesh_reads_each_tensor_once(goldens, monkeypatch):
         return read(self, name, rows)
 
     monkeypatch.setattr(Safetensors, "read", counted)
-    load_pretrained(
-        goldens / "hf_vit/cls", mesh=make_mesh(ConfigDict({"data": 1, "fsdp": 4, "tensor": 2}))
-    )
+    load_pretrained(goldens / "hf_vit/cls", mesh=mesh_of(fsdp=4, tensor=2))
     assert len(reads) > 30 and len(set(reads)) == len(reads)
 
 
 @pytest.mark.parametrize("num_classes", [None, 0, 5, 7])
 def test_another_head(num_classes, tmp_path):
     pretrained, path = timm_file(tmp_path, distilled=True)
-    found = load_pretrained(path, hints=HINTS, num_classes=num_classes)
-    heads = {name for name in found.params if name.startswith("head")}
-    assert found.config.num_classes == (5 if num_classes is None else num_classes)
+    loaded = load_pretrained(path, hints=HINTS, num_classes=num_classes)
+    heads = {name for name in loaded.params if name.startswith("head")}
+    assert loaded.config.num_classes == (5 if num_classes is None else num_classes)
     assert heads == (set() if num_classes == 0 else {"head", "head_dist"})
     if num_classes in (None, 5):
-        assert same(found.params, pretrained.params)
+        assert same(loaded.params, pretrained.params)
     if num_classes == 7:
-        assert not np.any(found.params["head"]["kernel"]) and "new head, of zeros" in found.notes
-    images = pictures(found)
+        assert not np.any(loaded.params["head"]["kernel"]) and "new head, of zeros" in loaded.notes
+    images = random_images(loaded)
     for_size = load_pretrained(path, hints=HINTS, num_classes=num_classes, image_size=(40, 48))
     assert for_size.params["pos_embedding"].shape == (1, 5 * 6 + 2, 16)
-    tokens = outputs(found, images)["tokens"]
+    tokens = outputs(loaded, images)["tokens"]
     np.testing.assert_allclose(tokens, outputs(pretrained, images)["tokens"], atol=1e-5)
 
 
@@ -244,5 +212,5 @@ def test_a_head_without_a_bias_is_named(tmp_path):
     tensors = load_file(path)
     del tensors["head.bias"]
     save_file(tensors, path)
-    found = load_pretrained(path, hints=HINTS, leave_out=["head/bias"])
-    assert not np.any(found.params["head"]["bias"]) and "head/bias initialised" in found.notes
+    loaded = load_pretrained(path, hints=HINTS, leave_out=["head/bias"])
+    assert not np.any(loaded.params["head"]["bias"]) and "head/bias initialised" in loaded.notes

@@ -60,7 +60,7 @@ def suspicious(source, name):
             yield from ((name, "allow_pickle") for k in node.keywords if _pickles(k))
 
 
-def test_the_search_finds_what_it_is_for():
+def test_the_search_finds_calls_that_execute_data():
     source = (
         "import pickle\nfrom torch.serialization import load\neval('1')\nnp.load(f, allow_pickle=1)"
     )

@@ -2,7 +2,7 @@
 
     python -m tests.images FOLDER [NUMBER_OF_EACH]
 
-They are pieces, at random places and sizes, of the photographs that come with scikit-learn (a
+They are pieces, at random positions and sizes, of the photographs that come with scikit-learn (a
 temple, a flower) and Matplotlib (a portrait).
 """
 

@@ -40,12 +40,13 @@ def test_of_two_runs_in_one_folder_one_ends(gcs):
         one.close()
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
-def test_lines_that_are_deleted_under_the_run_end_it(gcs, name):
+def test_a_run_ends_when_its_lines_were_deleted(gcs):
     writer = MetricWriter(RUN, resume_step=None, tensorboard=False, wandb_project="", config={})
     writer.flush()
-    gcs.delete(f"run/{name}")
-    with pytest.raises(DataError, match=f"{name} was deleted while the run was writing to it"):
+    gcs.delete("run/metrics.jsonl")
+    with pytest.raises(
+        DataError, match=r"metrics\.jsonl was deleted while the run was writing to it"
+    ):
         writer.flush()
 
 
@@ -58,23 +59,15 @@ def test_a_second_run_is_refused_until_the_first_ends(gcs):
         pass
 
 
-@pytest.mark.parametrize("left", [b"", b"{}", b"[1]", b"process 1 on elsewhere", b"[" * 9000])
-def test_what_is_no_claim_is_replaced(gcs, left):
+@pytest.mark.parametrize("left", [b"", b"[1]"])
+def test_an_unreadable_claim_is_replaced(gcs, left):
     gcs.put("run/lock", left)
     with lock(RUN):
         assert b'"machine"' in gcs.objects()["run/lock"]
 
 
-def test_a_claim_that_this_process_left_behind_is_replaced(gcs):
-    with lock(RUN):
-        left = gcs.objects()["run/lock"]
-    gcs.put("run/lock", left)
-    with lock(RUN):
-        pass
-
-
-@pytest.mark.parametrize("left", [b'{"pid": 1, "machine": ["x"]}', b'{"pid": "1", "machine": []}'])
-def test_a_claim_of_another_machine_says_how_to_remove_it(gcs, left):
+def test_the_claim_of_another_machine_is_refused_with_how_to_remove_it(gcs):
+    left = b'{"pid": 1, "machine": ["x"]}'
     gcs.put("run/lock", left)
     with pytest.raises(ConfigError, match="gcloud storage rm gs://bucket/run/lock"), lock(RUN):
         pass
@@ -110,4 +103,4 @@ def test_of_two_that_begin_at_once_one_is_refused(gcs):
         thread.start()
     for thread in threads:
         thread.join()
-    assert outcomes.count("holds") == 1 and any("is in use by" in word for word in outcomes)
+    assert outcomes.count("holds") == 1 and any("is in use by" in outcome for outcome in outcomes)

@@ -68,16 +68,3 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(fcntl, "flock", refuse)
     with caplog.at_level(logging.WARNING), lock(epath.Path(tmp_path)):
         assert "no locks here" in caplog.text and "No locks available" in caplog.text
-
-
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
-    def full(*args):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "pwrite", full)
-    (tmp_path / "full").mkdir()
-    with (
-        pytest.raises(ConfigError, match="No space left on device"),
-        lock(epath.Path(tmp_path / "full")),
-    ):
-        pass

@@ -7,9 +7,7 @@ Everything is typed in a folder that holds (see `tests.mistakes_folder`)
     damaged                 one whose checkpoint is cut off
     newer                   one whose config.json has a key of a later release
     images                cat/*.png, dog/*.png
-    hollow, differ, empty   image folders: a class without images, other classes in each split,
-                            no folder at all
-    tfds, tfrecord          the data set fashion_mnist_idx, as ArrayRecord and as TFRecord
+    empty                   nothing
     notes.txt, bare.py      no image and no config
     settings.json           no config
 
@@ -27,10 +25,6 @@ COMMAND_LINE = {
         "--config.batchsize=8",
         '--config.batchsize=8: there is no config key "batchsize". Did you mean "batch_size"?',
     ),
-    "unknown evaluation": (
-        "--config.evals.val.split=test",
-        'there is no config key "val". Accepted: test.',
-    ),
     "unknown key of a transform": (
         "--config.data.train_transforms[0].opp=pad",
         "there is no \"opp\" in {'op': 'decode', 'channels': 1}",
@@ -39,16 +33,7 @@ COMMAND_LINE = {
         "--config.data.train_transforms[9].size=1",
         "there is no [9]: it counts from [0] to [2]",
     ),
-    "section as a whole": (
-        "--config.optim=adamw",
-        "--config.optim=adamw: write its keys one by one",
-    ),
     "text for a number": ("--config.optim.lr=fast", "--config.optim.lr=fast: write a number"),
-    "text for yes or no": ("--config.log.tensorboard=perhaps", "write true or false"),
-    "None where there is no none": (
-        "--config.batch_size=None",
-        "batch_size is None: it must be a whole number",
-    ),
     "value forgotten": ("--config.optim.lr", "--config.optim.lr=--workdir=", "write a number"),
     "flag misspelt": ("--wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
     "stray words": ("to the end", "What is 'to the end'? Flags begin with --. See --help."),
@@ -56,11 +41,6 @@ COMMAND_LINE = {
     "--config after its overrides": (
         "--config.optim.lr=1 --config=QUICKSTART",
         "Found --config.optim.lr=1 in argv before a value for --config",
-    ),
-    "config that is not there": (
-        "--config=images/quickstart.py",
-        "--config=images/quickstart.py: there is no such file.",
-        "the project's are in its folder configs",
     ),
     "config misspelt": (
         "--config=CONFIGS/quickstar.py",
@@ -71,8 +51,6 @@ COMMAND_LINE = {
         "--config=settings.json",
         "--config=settings.json: a config is a Python file, FILE.py.",
     ),
-    "config without get_config": ("--config=bare.py", "--config=bare.py defines no get_config()."),
-    "config that is nothing": ("--config=", "--config=: this is no file."),
     "config below a folder with a colon": (
         "--config=/a:b/x.py",
         "--config=/a: there is no such file, and what follows a colon is its argument",
@@ -81,10 +59,6 @@ COMMAND_LINE = {
         "--config=CONFIGS/image_folder.py:root=/x/a,b",
         'Config argument "b": write key=value.',
         "give one that has a comma to its key, such as --config.data.data_dir=FOLDER.",
-    ),
-    "config in an object store": (
-        "--config=gs://bucket/config.py",
-        "copy the file here; it must be a local one",
     ),
 }
 
@@ -95,23 +69,14 @@ CONFIG_FILE = {
         "c.optim.lrr = 1",
         'line 6: there is no config key "lrr". Did you mean "lr"?',
     ),
-    "text for a number in the file": (
-        "c.optim.lr = 'a'",
-        "line 6: TypeError: Could not override field 'lr'",
-    ),
     "syntax error": ("c =", "line 6: SyntaxError: invalid syntax"),
     "error in the file": ("1 / 0", "config.py, line 6: ZeroDivisionError: division by zero"),
     "nothing returned": ("return", "get_config() gave NoneType: it must return what"),
-    "dict returned": ("return {}", "get_config() gave dict: it must return what"),
     "section removed": ("c.unlock(); del c.optim", 'The config lacks the key "optim"'),
     "key unset": ("c.optim.lr = None", "optim.lr is None: it must be a number."),
     "evaluation lacks a key": (
         "c.evals = {'a': {'type': 'classification', 'split': 'test'}}",
         'The config lacks the key "evals.a.every_steps"',
-    ),
-    "evaluation that is a number": (
-        "c.evals = {'a': 3}",
-        "evals.a is 3: it must be a section of keys.",
     ),
     "evaluation with a strange name": (
         "c.evals = {'a/b': c.evals.test}",
@@ -126,10 +91,6 @@ CONFIG_FILE = {
         "c.data.train_transforms = c.data.train_transforms[:2]",
         "_transforms end with images that are uint8, and a model takes float32, normalised: add",
         "add value_range or normalize",
-    ),
-    "transform by name alone": (
-        "c.data.train_transforms = ('decode',)",
-        "data.train_transforms[0] is 'decode': write {\"op\": ",
     ),
     "size of a million": (
         "c.data.train_transforms[1]['size'] = 10**6",
@@ -150,8 +111,234 @@ CONFIG_FILE = {
         "c.optim.lr_rules = ('.*',)",
         "optim.lr_rules: '.*' is no rule: write pairs (pattern, multiplier)",
     ),
-    "number for a pattern": (
-        "c.optim.freeze = (3,)",
-        "optim.freeze: 3 is not a regular expression",
+}
+
+# ------------------------------------------------------------- values, alone and together
+
+MODEL = {
+    "unknown size": (
+        "--config.model.variant=Q/16",
+        'model.variant is "Q/16": there is no size "Q". Accepted: mu, s, Ti, S, M, B',
+    ),
+    "size without patch": (
+        "--config.model.variant=Ti",
+        'model.variant is "Ti": write a size, a slash and a patch size, such as "Ti/16"',
+    ),
+    "no size and no checkpoint": (
+        "--config.model.variant=",
+        'model.variant is "", which stands for that of the checkpoint to start from: give that as',
+    ),
+    "image not divisible by the patch": (
+        "--config.model.variant=Ti/3",
+        "model.image_size has the height 8, which is not a multiple of the patch size 3",
+        "The nearest that are: 6 or 9.",
+    ),
+    "unknown position embedding": (
+        "--config.model.posemb=sincos",
+        'model.posemb is "sincos". Did you mean "sincos2d"?',
+    ),
+    "attention that cannot run here": (
+        "--config.model.attention=cudnn",
+        'model.attention is "cudnn", which cannot run here: the platform is cpu',
+        'Take "xla", or "auto"',
+    ),
+    "width not divisible by heads": (
+        "--config.model.width=65",
+        "model.width 65 is not a multiple of model.num_heads 4.",
+    ),
+    "too few classes": (
+        "--config.model.num_classes=5",
+        "model.num_classes is 5, but digits has 10 classes.",
+    ),
+    "heads of a ResNet": (
+        "--config.model.variant=BiT-R50x1",
+        "a ResNet has no use for it: leave it at None.",
+    ),
+    "ResNet's padding of a ViT": (
+        "--config.model.resnet.padding=same",
+        "model.resnet.padding is 'same', but a Vision Transformer has no use for it",
+    ),
+    "channels that the transforms do not make": (
+        "--config.model.channels=3",
+        "data.eval_transforms make images of height, width, channels (8, 8, 1)",
+        "the model takes (8, 8, 3)",
+    ),
+}
+
+# With eight devices.
+MESH = {
+    "mesh that does not divide the devices": (
+        "--config.mesh.data=3",
+        "mesh.data=3, mesh.fsdp=1, mesh.tensor=1 does not fit the 8 devices there are",
+    ),
+    "batch not divisible by the mesh": (
+        "--config.batch_size=100",
+        "it must be a multiple of 8, such as 96 or 104.",
+    ),
+    "batch not divisible by accumulation": (
+        "--config.optim.accum_steps=3",
+        "does not split into optim.accum_steps=3 microbatches over 8 devices",
+        "it must be a multiple of 24, such as 120 or 144.",
+    ),
+    "layer that the mesh does not divide": (
+        "--config.mesh.data=1 --config.mesh.tensor=8 --config.model.width=516 "
+        "--config.model.num_heads=4 --config.model.mlp_dim=1028",
+        "does not split over mesh.tensor=8: choose a divisor of",
+    ),
+}
+
+NUMBERS = {
+    "negative seed": ("--config.seed=-1", "seed is -1: it must be from 0 to 4,294,967,295."),
+    "NaN": ("--config.optim.lr=nan", "optim.lr is nan: it must be finite."),
+    "empty batch": ("--config.batch_size=0", "batch_size is 0: it must be from 1 to 16,777,216."),
+    "negative learning rate": ("--config.optim.lr=-1", "optim.lr=-1.0 must not be negative."),
+    "a million loader processes": (
+        "--config.data.workers=1000000",
+        "data.workers is 1000000: it must be from 0 to 1,024.",
+    ),
+    "unknown policy for bad data": (
+        "--config.data.on_bad=ignore",
+        'data.on_bad is "ignore". Accepted: error, skip.',
+    ),
+    "best metric without evaluations": (
+        "--config.checkpoint.best_metric=top1 --config.evals={}",
+        "It has no config.evals.",
+    ),
+    "best metric measured only at the end": (
+        "--config.checkpoint.best_metric=test/top1 --config.evals.test.every_steps=0",
+        "no step before the last, 1,352, is both saved",
+    ),
+    "evaluating at negative steps": (
+        "--config.evals.test.every_steps=-3",
+        "evals.test.every_steps is -3: it must be positive, or 0",
+    ),
+    "profile backwards": ("--config.log.profile_steps=5,2", "give (first, last) with 0 <= first"),
+    "compilation cache that is a file": (
+        "--config.log.compilation_cache=notes.txt",
+        "log.compilation_cache=notes.txt cannot be used: File exists.",
+    ),
+}
+
+LENGTHS = {
+    "length beyond 32 bits": ("--config.total_examples=1e300", "must come to 1 to 2,147,483,647"),
+    "warm-up and cooldown longer than the run": (
+        SCHEDULE + "warmup_percent=0.6 " + SCHEDULE + "cooldown_percent=0.6",
+        "811 steps of warm-up and 811 of cooldown do not fit into a run of 1352 steps",
+    ),
+    "timescale without rsqrt": (
+        SCHEDULE + "timescale_steps=5",
+        "optim.schedule.timescale_* is set, which cosine does not have: set it to None, or",
+    ),
+}
+
+# ------------------------------------------------------------------ data, runs and images
+
+SIZES = "--config.model.mlp_dim=16 --config.model.num_heads=2"  # As of the run `other`.
+
+DATA = {
+    "folder that is not there": (
+        FOLDER + "nowhere",
+        "nowhere cannot be listed: No such file or directory.",
+        "Expected ROOT/SPLIT/CLASS/image.jpg",
+    ),
+    "channels of one of the two": (
+        "--config.data.train_transforms[0].channels=3",
+        "digits train[0]: data.train_transforms make images of height, width, channels (8, 8, 3)",
+    ),
+    "split misspelt": (
+        "--config.data.split=trian",
+        'digits has no split "trian". Did you mean "train"? Accepted: train, test.',
+    ),
+    "split of an evaluation misspelt": (
+        "--config.evals.test.split=tset",
+        'digits has no split "tset". Did you mean "test"?',
+    ),
+}
+
+
+RUNS = {
+    "workdir of another run": (
+        "--workdir=run --config.optim.lr=1",
+        "run holds a run with another config or other data:",
+        "  optim.lr: 0.003 -> 1.0",
+        "Choose another --workdir, or pass --allow_config_change",
+    ),
+    "run that is over": (
+        "--workdir=run --allow_config_change --config.total_steps=3",
+        "The state to go on from is of step 12, beyond the end of this run at 3: raise total_steps",
+    ),
+    "workdir that is a file": ("--workdir=notes.txt", "--workdir=notes.txt cannot be made: File"),
+    "resuming from nowhere": ("--config.resume=nowhere", "nowhere does not exist."),
+    "resuming from a damaged checkpoint": (
+        "--config.resume=damaged",
+        "damaged/checkpoints/12 cannot be read: ",
+    ),
+    "resuming from another model": ("--config.resume=other", "is of another model:", "model ("),
+    "starting from a later release": (
+        "--config.init_from=newer",
+        "newer/config.json cannot be read:",
+        "fancy_new_key",
+    ),
+    "starting from another model": (
+        f"--config.init_from=other {SIZES} --config.model.width=32",
+        "other does not fit the model:",
+        "embedding/bias: checkpoint (16,), model (32,)",
+        "Change the model, or name in init_skip what shall start from scratch.",
+    ),
+    "starting from other sizes than the name says": (
+        f"--config.init_from=other {SIZES} --config.model.width=16 --config.model.variant=Ti/2",
+        'model.variant is "Ti/2": patch_size (2, 2); other has patch_size (4, 4).',
+        'Set model.variant to "" to take what the checkpoint is.',
+    ),
+    "skipping what is not there": (
+        "--config.init_from=run --config.init_skip=haed/.*",
+        "init_skip: 'haed/.*' matches the whole path of no parameter. The nearest of",
+        "head/",
+    ),
+}
+
+EVALUATE = {
+    "workdir without a run": (
+        "--workdir=images",
+        "images is not the work directory of a run: it holds no config.json. Give the --workdir",
+    ),
+    "workdir without checkpoints": ("--workdir=nothing_saved", "has no checkpoint yet"),
+    "step that was not saved": ("--workdir=run/checkpoints/7", "checkpoints/7 does not exist."),
+    "unknown split": (
+        "--workdir=run --split=validation",
+        'digits has no split "validation". Accepted: train, test.',
+    ),
+    "config to evaluate": ("--workdir=run --config=x.py", "Unknown command line flag 'config'"),
+}
+
+PREDICT = {
+    "no --checkpoint": ("images", "--checkpoint=... is missing. See --help."),
+    "nothing to predict": ("--checkpoint=run", "Name at least one image or folder of images."),
+    "folder that holds no checkpoint": (
+        "--checkpoint=images images",
+        "images is not the work directory of a run, and holds no checkpoint of others",
+    ),
+    "no classes to name": ("--checkpoint=run --top_k=0 images", "--top_k=0"),
+    "output of another kind": (
+        "--checkpoint=run --output=out.txt images",
+        "--output=out.txt: Accepted: .csv, .jsonl, .parquet.",
+    ),
+    "output in no folder": (
+        "--checkpoint=run --output=nowhere/out.csv images",
+        "--output=nowhere/out.csv: there is no folder nowhere.",
+    ),
+}
+
+# Images that cannot be predicted are reported on standard output; exit code 1.
+PREDICT_SOME = {
+    "image that is not there": (
+        "--checkpoint=run images/cat/none.png",
+        "images/cat/none.png: cannot be predicted: ",
+        "No such file",
+    ),
+    "image that is text": (
+        "--checkpoint=run notes.txt images/cat/0.png",
+        "notes.txt: cannot be predicted: ",
+        "images/cat/0.png: ",
     ),
 }

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from tests import mistakes_paths, mistakes_table, mistakes_values
+from tests import mistakes_table as table
 from tests.commands import ROOT, Result, call
 from tests.folders import contents
 from tests.mistakes_folder import make_files, make_runs
@@ -62,8 +62,8 @@ def rows(*tables):
         ("typed", "texts"),
         [
             pytest.param(typed, texts, id=name, marks=[pytest.mark.medium] * (name in LATE))
-            for table in tables
-            for name, (typed, *texts) in table.items()
+            for rows_of_table in tables
+            for name, (typed, *texts) in rows_of_table.items()
         ],
     )
 
@@ -98,15 +98,15 @@ def check(result: Result, texts, workdir=None):
 
 
 @rows(
-    mistakes_table.COMMAND_LINE, mistakes_values.MODEL, mistakes_values.NUMBERS,
-    mistakes_values.LENGTHS, mistakes_values.MESH, mistakes_paths.DATA,
+    table.COMMAND_LINE, table.MODEL, table.NUMBERS,
+    table.LENGTHS, table.MESH, table.DATA,
 )  # fmt: skip
 def test_train(files, tmp_path, typed, texts):
     workdir = tmp_path / "work"
     check(call("train", *flags_of(typed, workdir), cwd=files), texts, workdir)
 
 
-@rows(mistakes_table.CONFIG_FILE)
+@rows(table.CONFIG_FILE)
 def test_a_config_file_of_the_user(files, tmp_path, typed, texts):
     workdir, config = tmp_path / "work", tmp_path / "config.py"
     config.write_text(
@@ -117,7 +117,7 @@ def test_a_config_file_of_the_user(files, tmp_path, typed, texts):
 
 
 @pytest.mark.medium
-@rows(mistakes_paths.RUNS)
+@rows(table.RUNS)
 def test_other_runs(runs, tmp_path, typed, texts):
     workdir = tmp_path / "work"
     check(call("train", *flags_of(typed, workdir, "small.py"), cwd=runs), texts, workdir)
@@ -144,19 +144,19 @@ def test_a_batch_larger_than_the_data_is_no_mistake(tmp_path, capsys):
 
 
 @pytest.mark.medium
-@rows(mistakes_paths.EVALUATE)
+@rows(table.EVALUATE)
 def test_evaluate(runs, typed, texts):
     check(call("evaluate", *shlex.split(typed), cwd=runs), texts)
 
 
 @pytest.mark.medium
-@rows(mistakes_paths.PREDICT)
+@rows(table.PREDICT)
 def test_predict(runs, typed, texts):
     check(call("predict", *shlex.split(typed), cwd=runs), texts)
 
 
 @pytest.mark.medium
-@rows(mistakes_paths.PREDICT_SOME)
+@rows(table.PREDICT_SOME)
 def test_predict_reports_each_image(runs, typed, texts):
     result = call("predict", *shlex.split(typed), cwd=runs)
     assert result.code == 1 and "Traceback" not in result.err, result

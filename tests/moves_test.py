@@ -1,4 +1,4 @@
-"""One run that is told to stop and goes on elsewhere, again and again, is the run that stayed."""
+"""A run that is stopped and resumed on other meshes equals the run that stayed on one."""
 
 import pytest
 
@@ -13,9 +13,9 @@ from tests.exactness import MOVES, STEPS, TOLERANCE, moved, whole
 def test_a_run_that_moves_is_the_one_that_stays(tmp_path, meshes, steps):
     stayed = whole(tmp_path / "stayed", (1, 1, 1), steps=steps)
     run = moved(tmp_path / "moved", meshes, steps=steps)
-    found = run.compared(stayed)
+    difference = run.compared(stayed)
     assert len(run.losses) == steps
-    assert found["loss"] < TOLERANCE, found
-    assert found["same accuracies"] and found["evaluation"] < TOLERANCE, found
+    assert difference["loss"] < TOLERANCE, difference
+    assert difference["same accuracies"] and difference["evaluation"] < TOLERANCE, difference
     # Every row of every batch was drawn once, wherever that was: the same pixels and labels.
     assert len(run.rows) == steps * 64 and run.rows == stayed.rows

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import pathlib
 import random
 import signal
 import threading
@@ -11,7 +10,6 @@ import time
 import pytest
 
 from tests import forked
-from tests.conftest import ROOT, campaign
 from tests.fake_gcs import FakeGcs
 
 pytestmark = [
@@ -88,13 +86,12 @@ def test_killed_again_and_again_it_ends_in_the_same_bits(store, local, tmp_path)
     assert store.objects()["out/predictions.csv"].count(b"\n") == 2
 
 
-@pytest.mark.parametrize("seconds", [4, campaign(30)])
-def test_a_store_that_is_away_for_a_while_in_the_middle_of_a_save(store, local, seconds):
-    def fault(method, place):
-        if method == "POST" and "checkpoints/10/params" in place:
+def test_a_store_that_is_away_for_a_while_in_the_middle_of_a_save(store, local):
+    def fault(method, path):
+        if method == "POST" and "checkpoints/10/params" in path:
             store.fault = None
             threading.Thread(target=store.stop).start()
-            threading.Timer(seconds, store.start).start()
+            threading.Timer(4, store.start).start()
             time.sleep(0.2)
 
     store.fault = fault
@@ -117,26 +114,3 @@ def test_of_two_processes_in_one_folder_the_second_is_refused(store):
     steps = [json.loads(line)["step"] for line in store.objects()["run/metrics.jsonl"].splitlines()]
     assert steps == list(range(1, len(steps) + 1))
     assert "run/lock" not in store.objects()
-
-
-def test_mistakes_at_the_front_doors(store):
-    for verb, flags, message in (
-        ("train", [*FLAGS, "--workdir=s3://bucket/run"], "--workdir=s3://bucket/run: only folders"),
-        ("train", [*FLAGS, "--workdir=gs://bucket"], "write gs://bucket/folder"),
-        ("train", [*FLAGS, "--workdir=gs://nowhere/run"], "there is no bucket nowhere"),
-        (
-            "train",
-            [*FLAGS, "--workdir=gs://bucket/run", "--config.resume=gs://bucket/none"],
-            "gs://bucket/none does not exist",
-        ),
-        ("evaluate", ["--workdir=gs://bucket/none"], "gs://bucket/none does not exist"),
-        ("predict", ["--checkpoint=gs://bucket/none", "x.png"], "there is no such file"),
-        (
-            "predict",
-            ["--checkpoint=x", "--output=s3://bucket/x.csv", "x.png"],
-            "--output=s3://bucket/x.csv: only folders",
-        ),
-    ):
-        code, _, err = call(store, verb, *flags)
-        assert code == 2 and message in err, err
-    assert pathlib.Path(ROOT / "gs:").exists() is False

@@ -11,13 +11,13 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from tests.small_run import mesh_of
 from vit_jax.checkpoints.load import load_run
 from vit_jax.config import freeze
 from vit_jax.data import transforms
 from vit_jax.data.sources import open_source
 from vit_jax.evaluate import evaluate
 from vit_jax.models import Vit, read_section
-from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import path_name
 from vit_jax.predict import predict
 from vit_jax.rundir import workdir as workdirs
@@ -31,11 +31,11 @@ RELEASES = ("0.1.0", pytest.param("0.2.0", marks=pytest.mark.slow))
 
 @pytest.fixture(params=RELEASES)
 def release(request, tmp_path):
-    """A copy of the work directory that a release left, and what it said of its model."""
+    """A copy of the work directory that a release left, and what it expected of its model."""
     workdir = tmp_path / "run"
     shutil.copytree(FIXTURES / f"workdir-{request.param}", workdir)
-    said = json.loads((FIXTURES / f"workdir-{request.param}.json").read_text())
-    return workdir, said
+    expected = json.loads((FIXTURES / f"workdir-{request.param}.json").read_text())
+    return workdir, expected
 
 
 def digits(run, count):
@@ -49,41 +49,37 @@ def digits(run, count):
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
 def test_the_same_logits(release, sizes):
-    workdir, said = release
-    mesh = make_mesh(
-        ConfigDict(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))),
-        devices=jax.devices()[: int(np.prod(sizes))],
-    )
-    run = load_run(workdir, mesh=mesh)
+    workdir, expected = release
+    run = load_run(workdir, mesh=mesh_of(*sizes))
     images, _, cfg = digits(run, 3)
     logits, _ = jax.jit(Vit(cfg).apply)({"params": run.params}, jnp.asarray(images))
-    want = np.array(said["logits"], np.float32)
+    want = np.array(expected["logits"], np.float32)
     assert logits.dtype == np.float32 and np.abs(want).max() > 1
     np.testing.assert_allclose(logits, want, atol=1e-6, rtol=1e-6)
 
 
 def test_it_would_start_from_the_same_parameters(release):
     """Keys that were added since, and are None, change nothing in what the config makes."""
-    workdir, said = release
+    workdir, expected = release
     config = workdirs.read_config(workdir)
     cfg = read_section(config.model, num_classes=10)
     images = jnp.zeros((1, *cfg.image_size, cfg.channels))
     params = jax.jit(Vit(cfg).init)(jax.random.key(config.seed), images)["params"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         # To the bit with that release's JAX; another one may round otherwise.
-        want = said["initial"].pop(path_name(path))
+        want = expected["initial"].pop(path_name(path))
         np.testing.assert_allclose(leaf.ravel()[:3], want, rtol=1e-6, err_msg=path_name(path))
-    assert not said["initial"]
+    assert not expected["initial"]
 
 
 def test_it_is_evaluated_and_predicted_from(release, tmp_path):
-    workdir, said = release
+    workdir, expected = release
     report = evaluate(workdir)
-    for name, value in said["evaluation"].items():
+    for name, value in expected["evaluation"].items():
         exact = name in ("top1", "top5", "count")
         assert getattr(report, name) == (value if exact else pytest.approx(value, rel=1e-5)), name
 
-    run = load_run(workdir, mesh=make_mesh(ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})))
+    run = load_run(workdir, mesh=mesh_of(fsdp=8))
     _, source, _ = digits(run, 3)
     paths = []
     for i in range(3):
@@ -91,7 +87,7 @@ def test_it_is_evaluated_and_predicted_from(release, tmp_path):
         paths.append(str(tmp_path / f"{i}.png"))
         Image.fromarray(source[i]["image"].squeeze().astype(np.uint8)).save(paths[-1])
     best = [prediction.classes[0] for prediction in predict(workdir, paths, top_k=1)]
-    assert best == [str(np.argmax(row)) for row in said["logits"]]
+    assert best == [str(np.argmax(row)) for row in expected["logits"]]
 
 
 @pytest.mark.slow

@@ -1,14 +1,9 @@
 """Optimizers against big_vision's, on its own gradients and within the measured noise."""
 
-import json
-
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from tests.conftest import slow
 from tests.optim_trees import flat, nested
 from vit_jax.config import base_config
 from vit_jax.optim import make_optimizer, make_schedule
@@ -16,7 +11,7 @@ from vit_jax.optim import make_optimizer, make_schedule
 pytestmark = pytest.mark.medium
 
 # The reference ran operation by operation, and each rounded its bfloat16 result. A compiled program
-# may keep float32 between two operations, unless it is told not to.
+# may keep float32 between two operations, unless an option forbids it.
 ROUND_EACH_RESULT = {"xla_allow_excess_precision": False}
 RUN = {"total_steps": 8, "batch_size": 16, "num_examples": 64}
 
@@ -60,22 +55,11 @@ def optim_config(**values):
     return c
 
 
-def reference(goldens):
-    folder = goldens / "training" / "bv_optimizers"
-    manifest = json.loads((goldens / "manifest.json").read_text())
-    (entry,) = (e for e in manifest["training"] if e["id"] == "training/bv_optimizers")
-    inputs, expected = np.load(folder / "inputs.npz"), np.load(folder / "expected.npz")
-    groups = {}
-    for key in inputs.files:
-        group, path = key.split("/", 1)
-        groups.setdefault(group, {})[path] = inputs[key]
-    return entry, {group: nested(arrays) for group, arrays in groups.items()}, expected
-
-
 @pytest.mark.parametrize("options", [ROUND_EACH_RESULT, {}], ids=["rounded", "as users run it"])
 @pytest.mark.parametrize("case", CASES)
-def test_optimizer_equals_big_vision(goldens, case, options):
-    entry, inputs, expected = reference(goldens)
+def test_optimizer_equals_big_vision(training_golden, case, options):
+    entry, _, arrays, expected = training_golden("bv_optimizers")
+    inputs = nested(dict(arrays))
     assert set(entry["cases"]) == set(CASES)
     whole_chain = entry["cases"][case]["kind"] == "make"
 
@@ -106,51 +90,3 @@ def test_optimizer_equals_big_vision(goldens, case, options):
             np.testing.assert_allclose(mine, expected[key], rtol=0, atol=tol, err_msg=key)
             compared += 1
     assert compared == (24 if whole_chain else 16)
-
-
-@pytest.mark.parametrize(
-    "name", [slow("vt_finetune_token_f32acc"), "vt_finetune_token_bf16acc_accum2"]
-)
-def test_fine_tuning_recipe_of_vision_transformer(goldens, name):
-    """The learning rates of the reference run, and its optax chain on gradients of ours."""
-    folder = goldens / "training" / name
-    manifest = json.loads((goldens / "manifest.json").read_text())
-    (entry,) = (e for e in manifest["training"] if e["id"] == f"training/{name}")
-    recipe, facts = entry["recipe"], entry["expected_arrays"]["lr"]
-    c = optim_config(
-        name="sgd",
-        lr=recipe["base_lr"],
-        momentum_dtype=recipe["accumulator_dtype"],
-        clip_norm=1.0,
-        **{"schedule.name": recipe["decay"], "schedule.warmup_steps": recipe["warmup_steps"]},
-    )
-    schedule = make_schedule(
-        c.schedule, total_steps=recipe["steps"], batch_size=recipe["batch"], num_examples=80
-    )
-    lr = np.load(folder / "expected.npz")["lr"]
-    got = [c.lr * float(schedule(step)) for step in range(recipe["steps"])]
-    np.testing.assert_allclose(got, lr, rtol=0, atol=facts["tol"])
-
-    checkpoint = np.load(folder / "ckpt.npz")
-    params = nested({key: checkpoint[key] for key in checkpoint.files})
-    theirs = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.sgd(
-            lambda step: jnp.asarray(lr)[step],
-            momentum=0.9,
-            accumulator_dtype=recipe["accumulator_dtype"],
-        ),
-    )
-    ours = make_optimizer(c, params, schedule=schedule)
-    their_state, our_state = jax.jit(lambda p: (theirs.init(p), ours.init(p)))(params)
-    their_update, our_update = (
-        jax.jit(tx.update, compiler_options=ROUND_EACH_RESULT) for tx in (theirs, ours)
-    )
-    rng = np.random.default_rng(0)
-    for _ in range(6):
-        grads = jax.tree.map(lambda p: np.float32(rng.normal(size=p.shape)), params)
-        want, their_state = their_update(grads, their_state, params)
-        got, our_state = our_update(grads, our_state, params)
-        want = flat(want)
-        for path, value in flat(got).items():
-            np.testing.assert_allclose(value, want[path], rtol=1e-6, atol=1e-9, err_msg=path)

@@ -1,7 +1,6 @@
 """Losses against the reference's, and what smoothing labels means."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +15,15 @@ pytestmark = pytest.mark.medium
 
 
 @pytest.fixture
-def reference(goldens):
-    manifest = json.loads((goldens / "manifest.json").read_text())
-    (entry,) = (e for e in manifest["training"] if e["id"] == "training/losses")
-    folder = goldens / "training" / "losses"
-    expected = np.load(folder / "expected.npz")
+def reference(training_golden):
+    entry, _, inputs, expected = training_golden("losses")
 
     def check(name, got):
         np.testing.assert_allclose(
             got, expected[name], rtol=0, atol=entry["expected_arrays"][name]["tol"]
         )
 
-    return np.load(folder / "inputs.npz"), check
+    return inputs, check
 
 
 def test_losses_equal_big_vision(reference):

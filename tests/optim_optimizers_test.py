@@ -230,16 +230,11 @@ def test_every_optimizer_goes_downhill(name):
         ({"name": "adam"}, 'Did you mean "adamw"'),
         ({"momentum_dtype": "bf16"}, "Accepted: float32, bfloat16"),
         ({"freeze": ("hed/.*",)}, r"optim.freeze: 'hed/\.\*' .*nearest.*: head/"),
-        ({"freeze": ("embed.*", "head")}, "optim.freeze: 'head' matches the whole path of no"),
         ({"freeze": (".*",)}, "nothing is left to train"),
         ({"lr_rules": (("head/.*", 0.0),)}, "list them in freeze"),
-        ({"lr_rules": (("head/.*", -1.0),)}, "must be finite and not negative"),
         ({"lr_rules": (("(head", 1.0),)}, "not a regular expression"),
         ({"weight_decay_rules": ((".*/kernel", 1.0), ("head/kernel", 9.0))}, "earlier rule"),
-        ({"weight_decay_rules": ((".*/kernels", 1.0),)}, "optim.weight_decay_rules.*kernel"),
         ({"layer_decay": 1.5}, "in \\(0, 1\\]"),
-        ({"clip_norm": -1.0}, "optim.clip_norm=-1.0"),
-        ({"b2": 1.0}, "optim.b2=1.0"),
     ],
 )
 def test_nonsense_is_refused(values, message):

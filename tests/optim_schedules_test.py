@@ -1,7 +1,5 @@
 """Schedules against the reference's, their shapes, and durations in every unit."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -61,10 +59,8 @@ GOLDEN = {
 
 @pytest.mark.medium
 @pytest.mark.parametrize("case", GOLDEN)
-def test_schedule_equals_the_reference(goldens, case):
-    manifest = json.loads((goldens / "manifest.json").read_text())
-    (entry,) = (e for e in manifest["training"] if e["id"] == "training/schedules")
-    arrays = np.load(goldens / "training" / "schedules" / "expected.npz")
+def test_schedule_equals_the_reference(training_golden, case):
+    entry, _, _, arrays = training_golden("schedules")
     factor, run, values = GOLDEN[case]
     assert entry["cases"][case]["kwargs"]["total_steps"] == run["total"]
     got = factor * curve(arrays[f"{case}/step"], **run, **values)
@@ -80,7 +76,7 @@ def test_constant_with_cooldown_is_a_trapezium():
 
 
 @pytest.mark.medium
-def test_cosine_ends_where_it_is_told():
+def test_cosine_ends_at_its_end_value():
     got = curve([0, 50, 100, 150], total=100, name="cosine", end=0.2)
     np.testing.assert_allclose(got, [1.0, 0.6, 0.2, 0.2], atol=1e-6)
 
@@ -167,7 +163,6 @@ def test_a_run_without_or_with_two_lengths_is_refused():
         ({"warmup_percent": 5.0}, "0.1 is a tenth"),
         ({"cooldown_steps": -1}, "must not be negative"),
         ({"warmup_steps": 60, "cooldown_steps": 41}, "do not fit into a run of 100 steps"),
-        ({"warmup_steps": 100}, "do not fit"),
         ({"name": "rsqrt"}, "optim.schedule.timescale_steps"),
     ],
 )

@@ -11,22 +11,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = PROJECT["tool"]["setuptools"]["packages"]["find"]
 
 
-def test_only_vit_jax_is_installed():
-    found = find_packages(ROOT, **PACKAGES)
-    assert {name.partition(".")[0] for name in found} == {"vit_jax"}
-
-
 def test_every_folder_of_vit_jax_is_installed():
     folders = {path.parent for path in (ROOT / "vit_jax").rglob("*.py")}
     names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert set(find_packages(ROOT, **PACKAGES)) == names
-
-
-def test_the_include_list_takes_no_neighbour(tmp_path):
-    for name in ("vit_jax", "vit_jax/data", "vit_jax_extras", "configs", "configs/scaling"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").touch()
-    assert set(find_packages(tmp_path, **PACKAGES)) == {"vit_jax", "vit_jax.data"}
 
 
 def test_a_wheel_holds_vit_jax_alone(tmp_path, monkeypatch):

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from tests.conftest import campaign, slow
+from tests.small_run import mesh_of
 from vit_jax.config import base_config
 from vit_jax.models import build, param_shapes, read_section
-from vit_jax.parallel.mesh import batch_sharding, make_mesh
+from vit_jax.parallel.mesh import batch_sharding
 from vit_jax.parallel.rules import param_shardings, path_name
 
 MODELS = {
@@ -63,7 +63,7 @@ def test_the_same_gradient_on_any_mesh(name, sizes):
         return jnp.square(jnp.tanh(logits)).mean()
 
     want = jax.jit(jax.value_and_grad(loss))(params, x)
-    mesh = make_mesh(ConfigDict(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))))
+    mesh = mesh_of(*sizes)
     with jax.set_mesh(mesh):
         layout = param_shardings(shapes, mesh)
         inputs = jax.device_put((params, x), (layout, batch_sharding(mesh)))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import campaign
-from tests.references import outputs, randomise, reference
+from tests.references import outputs, randomise, reference, transformers_outputs
 from vit_jax.pretrained.load import load_pretrained
 
 pytestmark = pytest.mark.slow
@@ -47,16 +47,6 @@ CASES = {
 }  # fmt: skip
 
 
-def read(output):
-    """The outputs that a model of ours has, too."""
-    found = {}
-    for theirs, ours in (("logits", "logits"), ("last_hidden_state", "tokens"),
-                         ("pooler_output", "pre_logits")):  # fmt: skip
-        if getattr(output, theirs, None) is not None:
-            found[ours] = getattr(output, theirs)
-    return found
-
-
 FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -83,7 +73,7 @@ def test_outputs_are_those_of_transformers(case, file, tmp_path):
     pretrained = load_pretrained(str(tmp_path))
     shape = (2, 32, 32, settings.get("num_channels", 3))
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
-    wanted, allowed = outputs(model, images, read)
+    wanted, allowed = outputs(model, images, transformers_outputs)
     with jax.default_matmul_precision("highest"):
         logits, intermediates = jax.jit(pretrained.model.apply)(
             {"params": pretrained.params}, images

@@ -51,20 +51,15 @@ class TimeLimit:
     grows with the time of a fixed loop. Waiting is limited too: to twice as long, times the load.
     """
 
-    def __init__(
-        self, *, cpu=cpu_seconds, clock=time.monotonic, busy=_busy, loop_seconds=_loop_seconds
-    ):
-        self._cpu, self._clock, self._busy, self._loop = cpu, clock, busy, loop_seconds
-
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
         """Times the call phase."""
-        cpu, start = self._cpu(), self._clock()
+        cpu, start = cpu_seconds(), time.monotonic()
         result = yield
-        seconds = max(self._cpu() - cpu, (self._clock() - start) / (2 * self._busy()))
+        seconds = max(cpu_seconds() - cpu, (time.monotonic() - start) / (2 * _busy()))
         part = part_of({mark.name for mark in item.iter_markers()})
         if part in ("fast", "medium") and seconds > LIMIT_SECONDS:
-            limit = LIMIT_SECONDS * max(1.0, self._loop() / LOOP_SECONDS)
+            limit = LIMIT_SECONDS * max(1.0, _loop_seconds() / LOOP_SECONDS)
             if seconds > limit:
                 pytest.fail(
                     f"took {seconds:.1f} s, of {limit:.1f} s for a test in `make test`: make it "

@@ -3,10 +3,8 @@
 import itertools
 import re
 
-import pytest
-
 from tests.conftest import ROOT
-from tests.parts import MARKERS, TimeLimit, part_of
+from tests.parts import MARKERS, part_of
 
 
 def selections():
@@ -31,29 +29,3 @@ def test_ci_runs_all_parts_but_the_campaign():
     assert "($(FAST)) or ($(MEDIUM))" in recipes["test"] and "$(SLOW)" in recipes["test-slow"]
     ci = (ROOT / ".ci" / "run").read_text()
     assert {"make test", "make lint", "make test-slow"} <= set(ci.splitlines())
-
-
-@pytest.mark.parametrize(
-    ("marker", "cpu", "wall", "busy", "loop", "fails"),
-    [
-        ("medium", 6.0, 6.0, 1.0, 0.0, True),
-        ("medium", 6.0, 6.0, 1.0, 10.0, False),  # A slow machine.
-        ("medium", 1.0, 12.0, 4.0, 0.0, False),  # A busy machine.
-        ("medium", 0.0, 12.0, 1.0, 0.0, True),  # A test that sleeps.
-        ("slow", 6.0, 6.0, 1.0, 0.0, False),
-    ],
-)
-def test_a_test_that_takes_too_long_fails(request, marker, cpu, wall, busy, loop, fails):
-    request.node.add_marker(marker)
-    readings = [iter([0.0, cpu]), iter([0.0, wall])]
-    limit = TimeLimit(
-        cpu=lambda: next(readings[0]),
-        clock=lambda: next(readings[1]),
-        busy=lambda: busy,
-        loop_seconds=lambda: loop,
-    )
-    call = limit.pytest_runtest_call(request.node)
-    next(call)
-    with pytest.raises(pytest.fail.Exception if fails else StopIteration) as end:
-        call.send("passed")
-    assert ("took 6.0 s, of 5.0 s" in str(end.value)) == fails

@@ -1,4 +1,4 @@
-"""The front door `vit_jax.train`, which keeps what it was fed: a process of a run that moves.
+"""`vit_jax.train`, recording the rows of its batches: a process of a run that moves.
 
     python -m tests.recorded_train RECORD STOP_AT --config=FILE --workdir=DIR ...
 
@@ -39,7 +39,7 @@ def digests(batch: dict[str, jax.Array]) -> dict[int, str]:
 
 @contextlib.contextmanager
 def recording(path: pathlib.Path, *, stop_at: int = -1) -> Iterator[None]:
-    """Inside, training writes down what it draws, and is told to stop at a step.
+    """Records the batches that training draws, and sends SIGTERM at a step.
 
     Args:
       path: that the lines are appended to.
@@ -79,7 +79,7 @@ def read(*paths: pathlib.Path) -> Rows:
     Raises:
       ValueError: a process was given the same step twice, or two were given different rows.
     """
-    found: Rows = {}
+    rows: Rows = {}
     for path in paths:
         seen = set()
         for line in path.read_text().splitlines():
@@ -88,10 +88,10 @@ def read(*paths: pathlib.Path) -> Rows:
                 raise ValueError(f"{path}: step {record['step']} comes twice.")
             seen.add(record["step"])
             for row, digest in record["rows"].items():
-                place = record["step"], int(row)
-                if found.setdefault(place, digest) != digest:
+                key = record["step"], int(row)
+                if rows.setdefault(key, digest) != digest:
                     raise ValueError(f"{path}: row {row} of step {record['step']} is another.")
-    return found
+    return rows
 
 
 if __name__ == "__main__":

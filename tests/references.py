@@ -37,6 +37,13 @@ def _register_operators():
         return library  # Deleted with its operators when nobody has it.
 
 
+def transformers_outputs(output):
+    """The outputs of a model of transformers that ours has too, by our names."""
+    names = {"logits": "logits", "last_hidden_state": "tokens", "pooler_output": "pre_logits"}
+    tensors = {ours: getattr(output, theirs, None) for theirs, ours in names.items()}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
 def randomise(model, *, seed=0):
     """Numbers for every parameter, small ones for matrices, so that attention is far from even."""
     import torch

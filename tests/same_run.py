@@ -20,18 +20,13 @@ def steps_of(workdir: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def being_written(workdir: pathlib.Path) -> bool:
-    """Whether a checkpoint is there under a name that is not yet its own."""
-    return any((workdir / workdirs.CHECKPOINTS).glob("*tmp*"))
-
-
 def left_over(workdir: pathlib.Path) -> list[str]:
-    """What is among the checkpoints and is none."""
-    found = []
+    """Returns the names among the checkpoints that are no checkpoint."""
+    names = []
     for path in (workdir / workdirs.CHECKPOINTS).glob("*"):
         if not path.name.isdigit() and (path.is_file() or any(path.iterdir())):
-            found.append(path.name)
-    return found
+            names.append(path.name)
+    return names
 
 
 def checkpoint(workdir: pathlib.Path, step: int) -> tuple[dict[str, np.ndarray], dict]:
@@ -55,30 +50,30 @@ def differences(
     Args:
       workdir: of a run that is complete.
       reference: of the same run, never interrupted.
-      stopped: whether it was told to stop, and so has saved a step that the reference has not,
-        perhaps in place of an older one.
+      stopped: whether it got a signal, and so has saved a step that the reference has not,
+        perhaps instead of an older one.
     """
-    found: dict[str, list[str]] = {}
+    differing: dict[str, list[str]] = {}
     ours, theirs = ((run / "metrics.jsonl").read_bytes() for run in (workdir, reference))
-    found["metrics.jsonl, bytes"] = [] if ours == theirs else ["the bytes differ"]
+    differing["metrics.jsonl, bytes"] = [] if ours == theirs else ["the bytes differ"]
     steps = [json.loads(line)["step"] for line in ours.splitlines()]
     if steps != sorted(set(steps)):
-        found["metrics.jsonl, bytes"].append(f"the steps are {steps}")
+        differing["metrics.jsonl, bytes"].append(f"the steps are {steps}")
 
     # An older one may be left over: the kill came before it was tidied away.
     wanted, left = steps_of(reference), steps_of(workdir)
     missing = [step for step in (wanted[-1:] if stopped else wanted) if step not in left]
-    found["steps of checkpoints"] = [f"{step} is missing" for step in missing]
+    differing["steps of checkpoints"] = [f"{step} is missing" for step in missing]
     for item in ARRAYS:
-        found[f"{item}, bits"] = []
-    found["digests and step"] = []
-    found["older checkpoints left over, whole"] = []
+        differing[f"{item}, bits"] = []
+    differing["digests and step"] = []
+    differing["older checkpoints left over, complete"] = []
     for step in left:
         if step not in wanted:
             try:
                 checkpoint(workdir, step)
             except CheckpointError as error:
-                found["older checkpoints left over, whole"].append(str(error))
+                differing["older checkpoints left over, complete"].append(str(error))
             continue
         (arrays, loop_state), (want, want_loop_state) = (
             checkpoint(run, step) for run in (workdir, reference)
@@ -86,12 +81,12 @@ def differences(
         for name in sorted(arrays.keys() | want.keys()):
             a, b = arrays.get(name), want.get(name)
             if a is None or b is None or a.dtype != b.dtype or a.tobytes() != b.tobytes():
-                found[f"{name.partition('/')[0]}, bits"].append(f"{step}: {name}")
-        found["digests and step"] += workdirs.config_diff(want_loop_state, loop_state)
+                differing[f"{name.partition('/')[0]}, bits"].append(f"{step}: {name}")
+        differing["digests and step"] += workdirs.config_diff(want_loop_state, loop_state)
 
     names = [
         {path.name for path in run.iterdir()} - set(CHECKED_ELSEWHERE)
         for run in (workdir, reference)
     ]
-    found["files left"] = sorted(names[0] ^ names[1]) + left_over(workdir)
-    return found
+    differing["files left"] = sorted(names[0] ^ names[1]) + left_over(workdir)
+    return differing

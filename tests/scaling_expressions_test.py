@@ -1,4 +1,4 @@
-"""Columns computed from columns: values, precedence, names with odd characters, what is refused."""
+"""Columns computed from columns: values, precedence, names with odd characters, errors."""
 
 import numpy as np
 import pytest
@@ -26,20 +26,13 @@ TABLE = {
     ("text", "values"),
     [
         ("1-top1", [0.5, 0.25, np.nan]),
-        (" 1 - top1 ", [0.5, 0.25, np.nan]),
         ("100-10-shot", [40.0, 30.0, 20.0]),
         ("1-test/top1", [0.9, 0.8, 0.7]),  # The longest name.
-        ("test / n", [6.0, 4.0, 10 / 3]),
         ("Fehler %/100", [0.1, 0.2, 0.3]),
-        ("Daten (Bilder)*2", [2000, 6000, 20000]),
-        ("1 - padded", [0.0, -1.0, -2.0]),
         ("1-1e-1*n", [0.9, 0.8, 0.7]),
         ("2-n-1", [0.0, -1.0, -2.0]),  # From left to right.
-        ("8/n/2", [4.0, 2.0, 4 / 3]),
-        ("1+n*2", [3.0, 5.0, 7.0]),
         ("(1+n)*.5", [1.0, 1.5, 2.0]),
         ("-n", [-1.0, -2.0, -3.0]),
-        ("2--n", [3.0, 4.0, 5.0]),
         ("n/(n-1)", [np.inf, 2.0, 1.5]),
         ("6e2*d*d", [6e20, 6e22, 6e24]),  # Beyond 64-bit integers.
         ("2*n", [5.0, 5.0, 5.0]),  # A column of that name.
@@ -50,33 +43,24 @@ def test_values(text, values):
 
 
 def test_the_table_stays_and_has_the_new_columns():
-    found = with_computed(TABLE, ["n", "1-top1", "1-top1"])
-    assert list(found) == [*TABLE, "1-top1"] and all(found[k] is TABLE[k] for k in TABLE)
+    computed = with_computed(TABLE, ["n", "1-top1", "1-top1"])
+    assert list(computed) == [*TABLE, "1-top1"] and all(computed[k] is TABLE[k] for k in TABLE)
     assert list(TABLE)[-1] == "model"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tpo1", 'has no column "tpo1". Did you mean "top1"'),
         ("1-tpo1", 'there is no column "tpo1". Did you mean "top1"'),
-        ("test/top", 'there is no column "top". Did you mean "top1"'),
-        ("1-top10", 'there is no column "top10"'),
         ("1-model", "\"model\" is not one of numbers: it has 'a' in row 1"),
         ("1-", "missing at its end"),
-        ("1-/top1", "missing before '/top1'"),
         ("(1-top1", "a bracket is not closed"),
-        ("1-top1)", r"'\)' is left over"),
         ("(" * 5000 + "top1" + ")" * 5000, "nested too deeply"),
-        ("-" * 5000 + "top1", "nested too deeply"),
-        ("1-n n", r"'n' is left over"),
         ("1-1", "it names no column"),
         ("n**2", r"missing before '\*2'"),
         ("__import__('os').getcwd()", 'there is no column "__import__"'),
-        ("1-top1.real", 'there is no column "top1.real"'),
-        ("", 'no column ""'),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_the_reason(text, message):
+def test_malformed_expressions_are_refused_with_the_reason(text, message):
     with pytest.raises(ConfigError, match=message):
         with_computed(TABLE, [text])

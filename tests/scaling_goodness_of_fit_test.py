@@ -1,4 +1,4 @@
-"""A law of the wrong form is found out, one of the right form seldom blamed."""
+"""A law of the wrong form is detected, one of the right form seldom rejected."""
 
 import math
 
@@ -37,13 +37,13 @@ def test_the_p_value_is_that_of_a_regression():
     rng = np.random.default_rng(3)
     x = np.geomspace(1, 1e3, 20)
     y = 2 * x**-0.3 * np.exp(rng.normal(0, 0.05, 20))
-    found = form_p_value(fit("power", {"x": x}, y, delta=math.inf))
+    p_value = form_p_value(fit("power", {"x": x}, y, delta=math.inf))
     log_x, left = np.log(x), []
     for power in (1, 3):
         line = np.polynomial.Polynomial.fit(log_x, np.log(y), power)
         left.append(float(np.sum((line(log_x) - np.log(y)) ** 2)))
     ratio = (left[0] - left[1]) / 2 / (left[1] / (20 - 4))
-    assert found == pytest.approx(stats.f.sf(ratio, 2, 16), rel=1e-6)
+    assert p_value == pytest.approx(stats.f.sf(ratio, 2, 16), rel=1e-6)
 
 
 def test_exact_data_and_too_few_rows_say_nothing():

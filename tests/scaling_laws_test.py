@@ -152,11 +152,6 @@ def test_far_outside_the_data_the_laws_stay_numbers():
             assert np.isfinite(law(name).predict(params, far)).all(), name
 
 
-def test_float64_is_not_left_switched_on():
-    law("power").predict({"b": 1.0, "c": -0.5}, {"x": X})
-    assert jax.numpy.ones(1).dtype == np.float32
-
-
 def test_names_inputs_and_parameters_are_checked():
     with pytest.raises(ConfigError, match='Did you mean "chinchilla"'):
         law("chinchila")

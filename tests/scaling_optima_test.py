@@ -1,4 +1,4 @@
-"""What laws say to do: optima, crossings, IsoFLOP valleys, the Pareto frontier."""
+"""Decisions from laws: optima, crossings, IsoFLOP valleys, the Pareto frontier."""
 
 import math
 
@@ -40,30 +40,30 @@ def test_no_other_size_of_the_budget_is_better(flops_per):
         size = {"n": math.exp(log_n), "d": 1e22 / flops_per / math.exp(log_n)}
         return float(law("chinchilla").predict(CHINCHILLA, size))
 
-    found = minimize_scalar(loss, bracket=(math.log(n) - 2, math.log(n) + 2.5), tol=1e-12)
-    assert math.exp(found.x) == pytest.approx(n, rel=1e-4)
+    lowest = minimize_scalar(loss, bracket=(math.log(n) - 2, math.log(n) + 2.5), tol=1e-12)
+    assert math.exp(lowest.x) == pytest.approx(n, rel=1e-4)
 
 
 def test_compute_optimal_has_intervals_and_meets_the_budget():
     y = law("chinchilla").predict(CHINCHILLA, {"n": N, "d": D})
     y *= np.exp(0.01 * np.random.default_rng(1).standard_normal(len(y)))
-    found = optima.compute_optimal(fit("chinchilla", {"n": N, "d": D}, y), 5.88e23)
-    assert 6 * found.n.estimate * found.d.estimate == pytest.approx(5.88e23, rel=1e-9)
+    fitted = optima.compute_optimal(fit("chinchilla", {"n": N, "d": D}, y), 5.88e23)
+    assert 6 * fitted.n.estimate * fitted.d.estimate == pytest.approx(5.88e23, rel=1e-9)
     # C fixes the product, so the ends mirror each other.
-    assert 6 * found.n.low * found.d.high == pytest.approx(5.88e23, rel=0.01)
-    assert found.n.low < 7.3e10 < found.n.high
-    assert found.y.low < found.y.estimate < found.y.high
+    assert 6 * fitted.n.low * fitted.d.high == pytest.approx(5.88e23, rel=0.01)
+    assert fitted.n.low < 7.3e10 < fitted.n.high
+    assert fitted.y.low < fitted.y.estimate < fitted.y.high
 
 
 def test_no_optimum_where_one_input_does_not_matter():
     y = 1.8 + 2085 / D**0.366 * np.exp(0.001 * np.random.default_rng(1).standard_normal(len(D)))
-    found = fit("chinchilla", {"n": N, "d": D}, y)
-    if not found.at_bound:  # Then A is small, and nothing is known of where the optimum is.
-        wide = optima.compute_optimal(found, 1e22).n
+    fitted = fit("chinchilla", {"n": N, "d": D}, y)
+    if not fitted.at_bound:  # Then A is small, and nothing is known of where the optimum is.
+        wide = optima.compute_optimal(fitted, 1e22).n
         assert wide.high / wide.low > 10
     else:
         with pytest.raises(DataError, match="lie at their bounds"):
-            optima.compute_optimal(found, 1e22)
+            optima.compute_optimal(fitted, 1e22)
     with pytest.raises(DataError, match="need a fit of chinchilla"):
         optima.compute_optimal(fit("power", {"x": D}, y), 1e22)
 
@@ -84,20 +84,20 @@ def test_best_shape_is_where_the_law_is_lowest_and_inside_the_sweep():
     )
     y = law("shape").predict(params, {"x": SHAPE_X, "t": SHAPE_T})
     of = fit("shape", {"x": SHAPE_X, "t": SHAPE_T}, y)
-    found = optima.shape_optimal(of, 200.0)
+    optimum = optima.shape_optimal(of, 200.0)
     lowest = minimize_scalar(
         lambda x: float(law("shape").predict(params, {"x": x, "t": 200.0})),
         bounds=(300, 4000),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    assert found.x.estimate == pytest.approx(lowest.x, rel=1e-4)
-    assert found.exponent.estimate == pytest.approx(0.4 / 2.1, rel=1e-6)
+    assert optimum.x.estimate == pytest.approx(lowest.x, rel=1e-4)
+    assert optimum.exponent.estimate == pytest.approx(0.4 / 2.1, rel=1e-6)
     later = optima.shape_optimal(of, 400.0)
-    assert later.x.estimate / found.x.estimate == pytest.approx(2 ** (0.4 / 2.1), rel=1e-6)
+    assert later.x.estimate / optimum.x.estimate == pytest.approx(2 ** (0.4 / 2.1), rel=1e-6)
 
 
-def test_an_optimum_at_the_edge_of_the_sweep_is_none():
+def test_an_optimum_at_the_edge_of_the_sweep_is_refused():
     with pytest.raises(DataError, match="Sweep further"):
         optima.shape_optimal(shape_fit(), 200.0)
 
@@ -132,7 +132,7 @@ def isoflop_sweep(spread=4.0, points=9):
     return budgets, n, d, law("chinchilla").predict(CHINCHILLA, {"n": n, "d": d})
 
 
-def test_valleys_have_the_bias_that_is_said_and_the_right_exponent():
+def test_valleys_have_the_predicted_bias_and_the_right_exponent():
     budgets, n, d, y = isoflop_sweep()
     by_d, by_n = isoflop(budgets, d, y), isoflop(budgets, n, y)
     expected = 1 + bias(4.0, alpha=0.348, beta=0.366, points=9)
@@ -169,15 +169,15 @@ def test_published_crossings_of_vit_and_cnn(vit, cnn, millions):
     x = table["jft_samples"][:4]
     error = {k: 100 - table["linear5shot_top1"][table["model"] == k] for k in (vit, cnn)}
     grid = np.logspace(np.log10(9e6), np.log10(3e8), 2000)
-    found = curves.crossover(
+    crossing = curves.crossover(
         grid, curves.interpolated(grid, x, error[vit]), curves.interpolated(grid, x, error[cnn])
     )
-    assert found.x.estimate == pytest.approx(millions * 1e6, rel=0.02)
-    assert found.x.low == pytest.approx(found.x.estimate, rel=1e-3)
-    # With a point of error either way the place is an interval, or open.
+    assert crossing.x.estimate == pytest.approx(millions * 1e6, rel=0.02)
+    assert crossing.x.low == pytest.approx(crossing.x.estimate, rel=1e-3)
+    # With a point of error either way the crossing is an interval, or open.
     wide = [curves.interpolated(grid, x, error[k], half_width=np.ones(4)) for k in (vit, cnn)]
     unsure = curves.crossover(grid, *wide).x
-    assert unsure.low < found.x.estimate < unsure.high
+    assert unsure.low < crossing.x.estimate < unsure.high
 
 
 def exact(y):
@@ -186,8 +186,8 @@ def exact(y):
 
 def test_curves_that_do_not_cross_have_no_crossing():
     grid = np.logspace(3, 6, 50)
-    found = curves.crossover(grid, exact(grid**-0.3), exact(2 * grid**-0.3))
-    assert found.x is None and found.reason.endswith("the first curve leads throughout.")
+    crossing = curves.crossover(grid, exact(grid**-0.3), exact(2 * grid**-0.3))
+    assert crossing.x is None and crossing.reason.endswith("the first curve leads throughout.")
     y = 2 * grid**-0.3
     unsure = Band(y, y / 3, y * 3, 0.9, "curve")
     assert "not by more than the intervals" in curves.crossover(grid, exact(y / 2), unsure).reason
@@ -217,10 +217,10 @@ def test_fitted_curves_cross_where_they_should():
     for params in ({"b": 20.0, "c": -0.5}, {"b": 1.2, "c": -0.2}):
         y = law("power").predict(params, {"x": x}) * np.exp(0.05 * rng.standard_normal(10))
         bands.append(band(fit("power", {"x": x}, y), {"x": grid}))
-    found = curves.crossover(grid, *bands)
+    crossing = curves.crossover(grid, *bands)
     truth = (20 / 1.2) ** (1 / 0.3)
-    assert found.x.low < truth < found.x.high and found.x.high < 3 * found.x.low
-    assert "the first curve leads" in found.reason
+    assert crossing.x.low < truth < crossing.x.high and crossing.x.high < 3 * crossing.x.low
+    assert "the first curve leads" in crossing.reason
 
 
 points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30)

@@ -36,25 +36,6 @@ def test_conditions(table):
     assert matches(table, " step < 20 ").sum() == 8
 
 
-def test_operators_in_the_names_of_columns(table):
-    table |= {"error<.5": table["final"], "step=": table["step"]}
-    assert matches(table, "error<.5=true").sum() == 8
-    assert matches(table, "step=<20").sum() == 8 and matches(table, "error<.5").sum() == 6
-
-
-def test_a_share_of_what_is_finite_or_of_nothing():
-    table = {"x": np.array([1.0, np.nan, 4.0, np.inf]), "none": np.full(4, np.nan)}
-    assert matches(table, "x>=50%").tolist() == [False, False, True, True]
-    assert not matches(table, "none>=50%").any()
-    assert not len(matches({"x": np.array([])}, "x>=50%"))
-
-
-def test_columns_of_others_that_are_called_as_ours():
-    table = {"y": np.ones(3), "final": np.arange(3.0), "evaluation": np.arange(3)}
-    rows, said = select(table, needed=("final",), where=(), y="y")
-    assert len(rows) == 3 and not said
-
-
 def test_the_cell_that_is_no_number_is_shown():
     table = {"y": np.ones(4), "x": np.array(["1", "", "1,000", "?"]), "text": np.array(["1"] * 4)}
     with pytest.raises(ConfigError, match=r"it has '1,000' in row 3\. Write plain numbers"):
@@ -69,23 +50,22 @@ def test_the_cell_that_is_no_number_is_shown():
     ("condition", "message"),
     [
         ("model", "is no condition: write COLUMN"),
-        ("modle=a", 'no column "modle". Did you mean "model"'),
         ("model=c", "no row has that value"),
         ("model<a", "model has no numbers: use =, != or ~"),
         ("step~1*", "step has numbers: use one of"),
         ("step<ten", "compares a column of numbers with 'ten'"),
     ],
 )
-def test_conditions_that_are_none(table, condition, message):
+def test_invalid_conditions_are_refused(table, condition, message):
     with pytest.raises(ConfigError, match=message):
         matches(table, condition)
 
 
 def test_of_a_sweep_the_last_step_and_the_test_count(table):
-    rows, said = select(table, needed=("error",), where=(), y="error")
+    rows, notes = select(table, needed=("error",), where=(), y="error")
     assert table["run"][rows].tolist() == ["a-10", "a-20", "b-10", "b-20"]
     assert {*table["evaluation"][rows].tolist()} == {"test"} and table["final"][rows].all()
-    assert said[-1] == "4 of 12 rows with evaluation=test"
+    assert notes[-1] == "4 of 12 rows with evaluation=test"
     rows, _ = select(table, needed=(), where=("evaluation=val", "final=false"), y="error")
     assert table["run"][rows].tolist() == ["a-20", "b-20"]
 
@@ -97,18 +77,18 @@ def test_one_evaluation_has_to_be_chosen(table):
 
 
 def test_the_best_is_chosen_by_another_evaluation(table):
-    rows, said = select(
+    rows, notes = select(
         table, needed=("error",), where=(), y="error", chosen_by="val", alike=("model",)
     )
     # By its own error b's short run would be the best.
     assert table["run"][rows].tolist() == ["a-10", "b-20"]
-    assert "the best by val" in said[-1]
+    assert "the best by val" in notes[-1]
 
 
 def test_rows_without_a_number_are_counted(table):
     table["loss"] = np.where(table["model"] == "a", np.nan, 1.0)
-    rows, said = select(table, needed=("error", "loss"), where=(), y="error")
-    assert len(rows) == 2 and "2 rows left out: they have no loss" in said
+    rows, notes = select(table, needed=("error", "loss"), where=(), y="error")
+    assert len(rows) == 2 and "2 rows left out: they have no loss" in notes
     with pytest.raises(ConfigError, match=r'"run" is not one of numbers: it has .a-10. in row 1'):
         select(table, needed=("run",), where=(), y="error")
     with pytest.raises(DataError, match="No row of the table is left"):
@@ -117,16 +97,9 @@ def test_rows_without_a_number_are_counted(table):
 
 def test_groups_are_in_the_order_of_the_table(table):
     rows, _ = select(table, needed=(), where=(), y="error")
-    found = list(groups(table, rows, ("model", "steps")))
-    assert [group.name for group in found] == ["a, 10", "a, 20", "b, 10", "b, 20"]
+    all_groups = list(groups(table, rows, ("model", "steps")))
+    assert [group.name for group in all_groups] == ["a, 10", "a, 20", "b, 10", "b, 20"]
     (whole,) = groups(table, rows, ())
     assert whole.name == "" and whole.rows.tolist() == rows.tolist()
     with pytest.raises(ConfigError, match='no column "modle"'):
         list(groups(table, rows, ("modle",)))
-
-
-def test_many_groups_take_no_time():
-    """Each row is looked at once: a fraction of a second, and not a minute."""
-    many = np.arange(20_000)
-    found = list(groups({"run": many}, many, ("run",)))
-    assert len(found) == len(many) and found[-1].rows.tolist() == [19_999]

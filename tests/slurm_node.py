@@ -118,10 +118,10 @@ def _cancel(environment: dict[str, str]) -> None:
 
 
 def _idle(environment: dict[str, str]) -> bool:
-    said = subprocess.run(
+    answer = subprocess.run(
         ["sinfo", "--noheader", "--format=%T"], env=environment, capture_output=True, text=True
     )
-    return said.stdout.strip() == "idle"
+    return answer.stdout.strip() == "idle"
 
 
 def _until(condition, what: str, folder: pathlib.Path, seconds: float = 60) -> None:

@@ -1,4 +1,4 @@
-"""A run that is real in every part and takes seconds: digits, a ViT of one to three blocks."""
+"""A small run that takes seconds: digits, a ViT of one to three blocks; and meshes for it."""
 
 import json
 import pathlib
@@ -6,10 +6,12 @@ import shutil
 from unittest import mock
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.analysis import figures
 from vit_jax.config import base_config, classification_eval, freeze
+from vit_jax.parallel.mesh import make_mesh
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
 
@@ -47,6 +49,12 @@ def small_config(**changes) -> FrozenConfigDict:
             target = target[part]
         target[leaf] = value
     return freeze(c)
+
+
+def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of these sizes, on the first of the eight devices that the tests have."""
+    sizes = ConfigDict({"data": data, "fsdp": fsdp, "tensor": tensor})
+    return make_mesh(sizes, devices=jax.devices()[: data * fsdp * tensor])
 
 
 def train_on_one(

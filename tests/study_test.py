@@ -1,4 +1,4 @@
-"""The README says what the table of our own study says."""
+"""The numbers in the README follow from the table of our own study."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ def asked(runs, **question):
     return study(runs, Question(**question), runs=str(TABLE))[0]
 
 
-def ends(found):
-    return [found["estimate"], found["low"], found["high"]]
+def ends(interval):
+    return [interval["estimate"], interval["low"], interval["high"]]
 
 
 def test_the_table(runs):
@@ -38,7 +38,7 @@ def test_the_table(runs):
 
 
 @pytest.mark.slow
-def test_by_pictures(runs):
+def test_by_images(runs):
     question = {"law": "power_floor", "columns": {"x": "examples"}, "chosen_by": "val"}
     result = asked(runs, group=("family",), where=("seed=0",), **question)
     (crossing,) = result["crossings"]
@@ -63,21 +63,21 @@ def test_by_compute(runs):
 
 
 @pytest.mark.slow
-def test_by_parameters_and_pictures_seen(runs):
+def test_by_parameters_and_images_seen(runs):
     result = asked(runs, law="chinchilla_repeat", group=("family",))
     parameters = {entry["group"]["family"]: entry["params"] for entry in result["groups"]}
-    for family, parameter, said in (
+    for family, parameter, published in (
         ("vit", "alpha", (0.42, 0.37, 0.50)),
         ("vit", "beta", (0.59, 0.53, 0.65)),
         ("resnet", "alpha", (0.42, 0.23, 0.82)),
         ("resnet", "beta", (0.41, 0.32, 0.52)),
     ):
-        assert ends(parameters[family][parameter]) == pytest.approx(said, abs=0.006)
+        assert ends(parameters[family][parameter]) == pytest.approx(published, abs=0.006)
     assert parameters["vit"]["R_D"]["estimate"] == pytest.approx(160, rel=0.02)
-    for held_back, said in (("params>=50%", 0.067), ("train_flops>=10%", 0.084)):
+    for held_back, published in (("params>=50%", 0.067), ("train_flops>=10%", 0.084)):
         (entry,) = asked(
             runs, law="chinchilla_repeat", where=("family=vit",), hold_back=(held_back,)
         )["groups"]
         assert entry["test"]["rows"] == 15
-        assert entry["test"]["rmse_log"] == pytest.approx(said, abs=0.0006)
+        assert entry["test"]["rmse_log"] == pytest.approx(published, abs=0.0006)
         assert not entry["extrapolation"]["supported"]

@@ -1,8 +1,7 @@
-"""The local launcher, with runs that act as if: what becomes of each, whatever it does."""
+"""The local launcher with scripted runs: the outcome of each, however it ends."""
 
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -14,7 +13,7 @@ from tests.sweep_runs import actors
 from vit_jax.rundir.lock import lock
 from vit_jax.sweeps import local
 from vit_jax.sweeps import record as records
-from vit_jax.sweeps.attempt import PATIENCE, Attempt
+from vit_jax.sweeps.attempt import PATIENCE
 
 pytestmark = pytest.mark.medium
 
@@ -49,48 +48,32 @@ def test_a_failure_is_recorded_and_stops_no_other(tmp_path):
         "last": FINISH,
     }
     runs = actors(tmp_path, acts)
-    found = launch(runs)
-    assert {name: record.status for name, record in found.items()} == {
+    outcomes = launch(runs)
+    assert {name: record.status for name, record in outcomes.items()} == {
         "first": "finished",
         "says": "failed",
         "raises": "failed",
         "mute": "failed",
         "last": "finished",
     }
-    assert found["says"].error == "data.shots is 7.\nSecond line."
-    assert found["raises"].error == "ValueError: in the middle"
-    assert "9" in found["mute"].error
-    assert all(record.attempts == 1 for record in found.values())
-    assert found["first"].values == {"act": FINISH}
-
-
-def test_a_run_whose_folder_is_deleted_meanwhile_fails_alone(tmp_path):
-    acts = {"gone": "import shutil\nshutil.rmtree(workdir)\nsys.exit(1)", "other": FINISH}
-    found = launch(actors(tmp_path, acts))
-    assert found["gone"].status == "failed" and "log is not there" in found["gone"].error
-    assert found["other"].status == "finished"
+    assert outcomes["says"].error == "data.shots is 7.\nSecond line."
+    assert outcomes["raises"].error == "ValueError: in the middle"
+    assert "9" in outcomes["mute"].error
+    assert all(record.attempts == 1 for record in outcomes.values())
+    assert outcomes["first"].values == {"act": FINISH}
 
 
 def test_finished_runs_are_skipped_and_failed_ones_tried_again(tmp_path):
     fails_once = "if len((workdir / 'notes').read_text().split()) == 1: sys.exit(2)\nreach(10)"
     runs = actors(tmp_path, {"good": FINISH, "bad": fails_once})
     assert launch(runs)["bad"].status == "failed"
-    found = launch(runs)
-    assert {record.status for record in found.values()} == {"finished"}
-    assert (found["good"].attempts, found["bad"].attempts) == (1, 2)
-    assert found["bad"].error == ""
+    outcomes = launch(runs)
+    assert {record.status for record in outcomes.values()} == {"finished"}
+    assert (outcomes["good"].attempts, outcomes["bad"].attempts) == (1, 2)
+    assert outcomes["bad"].error == ""
 
 
-def test_a_run_that_was_a_job_is_none_when_it_is_started_here(tmp_path):
-    """Or the table would say for ever that it is running, if it is killed with its sweep."""
-    (run,) = actors(tmp_path, {"run": FINISH})
-    run.workdir.mkdir()
-    records.write_job(run.workdir, "12")
-    launch([run])
-    assert records.read_job(run.workdir) == ""
-
-
-def test_what_finished_unrecorded_is_not_run_again(tmp_path):
+def test_a_run_that_finished_unrecorded_is_not_run_again(tmp_path):
     """The sweep was killed between the run's end and the record's writing."""
     (run,) = actors(tmp_path, {"run": FINISH})
     launch([run])
@@ -100,7 +83,7 @@ def test_what_finished_unrecorded_is_not_run_again(tmp_path):
 
 
 @pytest.mark.parametrize("code", [75, 76])
-def test_told_to_stop_or_silent_goes_on(tmp_path, code):
+def test_a_stopped_or_lost_run_is_started_again(tmp_path, code):
     act = f"if reached() < 0:\n    reach(4)\n    sys.exit({code})\nreach(10)"
     (run,) = actors(tmp_path, {"run": act})
     record = launch([run])["run"]
@@ -132,31 +115,25 @@ def test_a_branch_waits_for_its_state_not_for_the_end(tmp_path):
     )
     branches = {"branch": ("trunk", 4)}
     runs = actors(tmp_path, {"trunk": trunk, "branch": FINISH}, branches)
-    found = launch(runs)  # Or it would wait for ever.
-    assert {record.status for record in found.values()} == {"finished"}
+    outcomes = launch(runs)  # Or it would wait for ever.
+    assert {record.status for record in outcomes.values()} == {"finished"}
 
 
-def test_what_hangs_on_a_failure_is_blocked_by_name(tmp_path):
+def test_runs_that_depend_on_a_failed_one_are_blocked(tmp_path):
     runs = actors(
         tmp_path,
         {"trunk": "reach(3)\nsys.exit(2)", "early": FINISH, "late": FINISH, "later": FINISH},
         {"early": ("trunk", 3), "late": ("trunk", 5), "later": ("late", 7)},
     )
-    found = launch(runs)
-    assert {name: record.status for name, record in found.items()} == {
+    outcomes = launch(runs)
+    assert {name: record.status for name, record in outcomes.items()} == {
         "trunk": "failed",
         "early": "finished",  # Its state is there.
         "late": "blocked",
         "later": "blocked",
     }
-    assert "trunk" in found["late"].error and "late" in found["later"].error
+    assert "trunk" in outcomes["late"].error and "late" in outcomes["later"].error
     assert runs[2].notes == []
-
-
-def test_a_finished_trunk_without_the_state(tmp_path):
-    branches = {"branch": ("trunk", 5)}
-    runs = actors(tmp_path, {"trunk": FINISH, "branch": FINISH}, branches)
-    assert launch(runs)["branch"].status == "blocked"
 
 
 def test_a_trunk_that_is_left_out(tmp_path):
@@ -186,17 +163,6 @@ def test_a_run_that_is_still_saving_is_waited_for(tmp_path):
     assert run.notes == ["begin"]
 
 
-def test_a_run_that_still_begins_is_waited_for(tmp_path):
-    """What a killed sweep left behind has not yet got as far as the run's lock."""
-    (run,) = actors(tmp_path, {"run": FINISH})
-    left = Attempt(
-        [sys.executable, "-c", "import time; time.sleep(1)"], run.workdir, environment={}
-    )
-    assert launch([run])["run"].status == "finished"
-    assert left.poll() is not None
-    assert run.notes == ["begin"]
-
-
 # ---------------------------------------------------------------------------------- the machine
 
 
@@ -204,15 +170,15 @@ def test_shares_of_the_machine(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    assert [place.cores for place in local.places(0)] == [frozenset(range(8))]
-    assert [sorted(place.cores) for place in local.places(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
-    assert [sorted(place.cores) for place in local.places(9)][-2:] == [[7], [0]]
+    assert [share.cores for share in local.places(0)] == [frozenset(range(8))]
+    assert [sorted(share.cores) for share in local.places(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    assert [sorted(share.cores) for share in local.places(9)][-2:] == [[7], [0]]
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    assert [place.gpus for place in local.places(0)] == [("4",), ("5",)]
-    assert [place.gpus for place in local.places(1)] == [("4", "5")]
+    assert [share.gpus for share in local.places(0)] == [("4",), ("5",)]
+    assert [share.gpus for share in local.places(1)] == [("4", "5")]
     packed = local.places(4)
-    assert [place.gpus for place in packed] == [("4",), ("5",), ("4",), ("5",)]
+    assert [share.gpus for share in packed] == [("4",), ("5",), ("4",), ("5",)]
     assert packed[0].environment == {
         "CUDA_VISIBLE_DEVICES": "4",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450",
@@ -243,7 +209,7 @@ import pathlib
 runs = actors(pathlib.Path(sys.argv[1]), {"one": sys.argv[2], "two": "reach(10)"})
 sys.exit(0 if local.run_local(runs, max_parallel=1, changed=lambda run: None) else 75)
 """
-# Saves when it is told to, as training does, and ends by itself long after.
+# Saves at SIGTERM, as training does, and ends by itself long after.
 _SAVES = """
 def save(number, frame):
     time.sleep(.3); note("saved"); reach(4); sys.exit(75)
@@ -272,7 +238,7 @@ def wait_for(condition, seconds=30):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_lets_the_runs_save(tmp_path, number):
+def test_at_a_signal_the_sweep_lets_the_runs_save(tmp_path, number):
     with started(tmp_path, _SAVES) as process:
         process.send_signal(number)
         assert process.wait(30) == 75
@@ -281,17 +247,17 @@ def test_told_to_stop_it_lets_the_runs_save(tmp_path, number):
     assert records.read(tmp_path / "two").status == "waiting"
 
 
-def test_told_twice_it_waits_no_longer(tmp_path):
-    act = _SAVES.replace("time.sleep(.3)", "note('told'); time.sleep(60)")
+def test_a_second_signal_ends_the_wait(tmp_path):
+    act = _SAVES.replace("time.sleep(.3)", "note('signalled'); time.sleep(60)")
     with started(tmp_path, act) as process:
         process.send_signal(signal.SIGINT)
-        wait_for(lambda: "told" in notes(tmp_path))
+        wait_for(lambda: "signalled" in notes(tmp_path))
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 75
-    assert notes(tmp_path) == ["begin", "ready", "told"]
+    assert notes(tmp_path) == ["begin", "ready", "signalled"]
 
 
-def test_killed_it_leaves_no_run_behind(tmp_path):
+def test_a_killed_sweep_leaves_no_run_behind(tmp_path):
     with started(tmp_path, _SAVES) as process:
         process.kill()
     wait_for(lambda: "saved" in notes(tmp_path))

@@ -1,4 +1,4 @@
-"""What the points of a sweep become, and what is said of points that cannot become runs."""
+"""Points of a sweep become runs; invalid points are refused."""
 
 import json
 import re
@@ -52,16 +52,6 @@ def test_a_point_is_a_command_and_the_config_that_the_command_gives(tmp_path, fi
     json.dumps(dict(run.values))
 
 
-def test_numbers_of_numpy_within_a_tuple_are_numbers(tmp_path, file):
-    crop = {"op": "random_crop", "padding": np.int64(1)}
-    decode = {"op": "decode", "channels": 1}
-    point = {"checkpoint.keep_steps": tuple(np.array([3, 5])), "name": "a"}
-    (run,) = plan([{**point, "data.train_transforms": [decode, crop]}], tmp_path, file)
-    assert run.config.checkpoint.keep_steps == (3, 5)
-    assert run.config.data.train_transforms[1]["padding"] == 1
-    json.dumps(dict(run.values))
-
-
 def test_the_argument_of_the_sweep_is_every_runs_and_a_point_goes_before_it(tmp_path, file):
     def flags(argument, point):
         (run,) = make_plan(
@@ -108,21 +98,6 @@ def test_a_branch_that_has_begun_keeps_its_path(tmp_path, file):
     check_unchanged(plan(points, tmp_path / "newer", file)[1])
 
 
-def test_a_branch_whose_config_is_damaged(tmp_path, file):
-    """It is of no matter once it has finished; before that one is told what to do."""
-    points = [
-        {"name": "trunk", "checkpoint.keep_steps": (5,)},
-        {"name": "branch", "branch_of": ("trunk", 5)},
-    ]
-    begin(plan(points, tmp_path, file)[1])
-    (tmp_path / "branch" / workdirs.CONFIG).write_text('{"seed": ')
-    branch = plan(points, tmp_path, file)[1]
-    with pytest.raises(ConfigError, match=r"(?s)config.json cannot be read.*move .*branch away"):
-        check_unchanged(branch)
-    records.change(branch.workdir, status="finished")
-    check_unchanged(branch)
-
-
 def test_names_of_their_own(tmp_path, file):
     module = {}
     exec(REAL, module)
@@ -135,12 +110,8 @@ BAD = {
     "no dict": ([("seed", 1)], "point 0 is ('seed', 1)"),
     "same names": ([{"seed": 1}, {"seed": 1}], "two points have the name seed=1"),
     "a path": ([{"name": "../up", "seed": 1}], "'../up' cannot be the name of a run"),
-    "hidden": ([{"name": ".x", "seed": 1}], "'.x' cannot be the name of a run"),
-    "no text": ([{"name": 3}], "3 cannot be the name of a run"),
     "wrong key": ([{"name": "a", "optim.lrr": 1}], 'sweep(), a: .*Did you mean "lr"'),
-    "wrong argument": ([{"name": "a", ":dept": 1}], 'sweep(), a: .*Did you mean "depth"'),
     "wrong value": ([{"name": "a", "optim.lr": "fast"}], "sweep(), a: .*write a number"),
-    "no value": ([{"name": "a", "optim.lr": object()}], "is no value of a key"),
     "a section": ([{"name": "a", "optim": {"lr": 1}}], "is no value of a key"),
     "a comma": ([{"name": "a", ":depth": "1,2"}], "ends at a comma, and :depth has one"),
     "resume": ([{"name": "a", "resume": "x"}], 'write "branch_of"'),
@@ -149,12 +120,6 @@ BAD = {
     "a circle": (
         [{"name": "a", "branch_of": ("b", 1)}, {"name": "b", "branch_of": ("a", 1)}],
         "in a circle: a -> b -> a",
-    ),
-    "the table's name": ([{"name": "runs.csv"}], "cannot be called runs.csv"),
-    "upper case": ([{"name": "A"}, {"name": "a"}], "the name A, in upper or lower case"),
-    "before the first step": (
-        [{"name": "a", "checkpoint.keep_every_steps": 4}, {"name": "b", "branch_of": ("a", -4)}],
-        "step -4 of a, which has 12: choose one from 1 to its last",
     ),
     "beyond the end": (
         [{"name": "a", "checkpoint.keep_every_steps": 4}, {"name": "b", "branch_of": ("a", 16)}],
@@ -167,17 +132,13 @@ BAD = {
         ],
         "goes on from step 5 of a, and has 5 steps in all",
     ),
-    "kept and not saved": (
-        [{"name": "a", "checkpoint.keep_every_steps": 2}, {"name": "b", "branch_of": ("a", 6)}],
-        "does not keep its state",
-    ),
     "not kept": ([{"name": "a"}, {"name": "b", "branch_of": ("a", 5)}], "does not keep its state"),
 }
 
 
-@pytest.mark.parametrize("points, said", BAD.values(), ids=BAD.keys())
-def test_points_that_are_none(tmp_path, file, points, said):
-    pattern = said if ".*" in said else re.escape(said)
+@pytest.mark.parametrize("points, message", BAD.values(), ids=BAD.keys())
+def test_invalid_points_are_refused(tmp_path, file, points, message):
+    pattern = message if ".*" in message else re.escape(message)
     with pytest.raises(ConfigError, match=pattern.replace("sweep(), a: .*", r"sweep\(\), a: .*")):
         plan(points, tmp_path, file)
 
@@ -209,7 +170,7 @@ def test_a_run_that_has_begun_keeps_its_config(tmp_path, file):
         check_unchanged(other)
 
 
-def test_what_the_checkpoint_decided_is_no_change(tmp_path, file):
+def test_settings_from_the_checkpoint_are_no_change(tmp_path, file):
     """A run that starts from a published model writes down what that is."""
     (run,) = plan([{"name": "a", "init_from": "x", "model.variant": ""}], tmp_path, file)
     filled = run.config.as_configdict()
@@ -221,10 +182,7 @@ def test_what_the_checkpoint_decided_is_no_change(tmp_path, file):
 
 @pytest.mark.parametrize(
     "content",
-    [
-        *('{"status": "perhaps"}', '{"attempts": "2"}', '{"error": null}', '{"values": [1]}'),
-        *('{"branch_of": 3}', "[]", '{"status": "fin', "\0\xff"),
-    ],
+    ['{"status": "perhaps"}', '{"branch_of": 3}', '{"status": "fin'],
 )
 def test_a_damaged_record_is_named(tmp_path, content):
     (tmp_path / records.RECORD).write_text(content)

@@ -1,4 +1,4 @@
-"""Sweeps for the tests: of real runs that take seconds, and of runs that only act as if."""
+"""Sweeps for the tests: of real runs that take seconds, and of scripted ones."""
 
 import dataclasses
 import pathlib
@@ -44,7 +44,7 @@ NAMES = ("depth=1,examples=100", "seed=7,steps=20", "seed=7,steps=12", "fails")
 
 
 def plan(points, folder: pathlib.Path, file: pathlib.Path, **overrides) -> list[Run]:
-    """The runs of some points, as the front door makes them."""
+    """The runs of some points, as the command makes them."""
     return make_plan(
         points,
         file=str(file),
@@ -97,7 +97,7 @@ note("begin")
 
 @dataclasses.dataclass(frozen=True)
 class Actor(Run):
-    """A run whose process executes a few lines of Python in place of `vit_jax.train`."""
+    """A run whose process executes a few lines of Python instead of `vit_jax.train`."""
 
     act: str = ""
 

@@ -54,7 +54,7 @@ def outputs(pretrained, images):
         return jax.device_get(jax.jit(apply)(pretrained.params, images))
 
 
-def pictures(pretrained, n=2):
+def random_images(pretrained, n=2):
     """Random images as a model takes them."""
     shape = (n, *pretrained.config.image_size, pretrained.config.channels)
     return np.random.default_rng(1).standard_normal(shape, np.float32)

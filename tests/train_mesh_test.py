@@ -19,32 +19,16 @@ from vit_jax.parallel import processes
 from vit_jax.parallel.mesh import batch_sharding, make_mesh
 from vit_jax.parallel.rules import path_name
 from vit_jax.telemetry.clock import Clock
-from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.train import train
 from vit_jax.training import experiment
 from vit_jax.training.state import make_init, state_layout
 from vit_jax.training.update import make_train_step
-
-STOCHASTIC = {
-    "model__dropout": 0.1,
-    "model__attention_dropout": 0.1,
-    "model__stochastic_depth": 0.1,
-    "mix__mixup_alpha": 0.2,
-    "mix__cutmix_alpha": 1.0,
-}
-
 
 # Three steps: the second and the third take what the first gave.
 SHORT = small_config(
     total_steps=3, model__depth=1, optim__name="sgd", evals=ConfigDict(),
     checkpoint__every_steps=3,
 )  # fmt: skip
-
-
-def losses(workdir, *, devices, **changes):
-    config = small_config(log__every_steps=1, evals=ConfigDict(), **STOCHASTIC, **changes)
-    assert train(config, workdir, devices=jax.devices()[:devices]) == 0
-    return [line["train/loss"] for line in read_jsonl(workdir / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -62,36 +46,10 @@ def alone(tmp_path_factory):
 )
 def test_fifty_steps_on_any_mesh(tmp_path, alone, mesh, accum_steps):
     run = whole(tmp_path / "run", mesh, accum_steps=accum_steps)
-    found = run.compared(alone(accum_steps))
-    assert found["loss"] < TOLERANCE, found
-    assert found["same batches"] and found["same accuracies"]
+    difference = run.compared(alone(accum_steps))
+    assert difference["loss"] < TOLERANCE, difference
+    assert difference["same batches"] and difference["same accuracies"]
     assert run.losses[-5:].mean() < run.losses[0] - 0.02  # It learns: equality means something.
-
-
-@pytest.mark.slow
-def test_a_run_moves_to_another_mesh(tmp_path):
-    losses(tmp_path / "a", devices=8, total_steps=4, mesh__fsdp=4, optim__schedule__name="constant")
-    first = losses(tmp_path / "b", devices=1, total_steps=12, optim__schedule__name="constant")
-    moved = small_config(
-        log__every_steps=1, evals=ConfigDict(), **STOCHASTIC, mesh__tensor=2,
-        optim__schedule__name="constant",
-    )  # fmt: skip
-    assert train(moved, tmp_path / "a", devices=jax.devices()[:2], allow_config_change=True) == 0
-    got = [line["train/loss"] for line in read_jsonl(tmp_path / "a" / "metrics.jsonl")]
-    np.testing.assert_allclose(got, first, atol=1e-5, rtol=0)
-
-
-@pytest.mark.slow
-def test_accumulation_gives_the_big_batchs_run(tmp_path):
-    # Without dropout, which differs between microbatches on purpose.
-    config = {"log__every_steps": 1, "mix__mixup_alpha": 0.2, "evals": ConfigDict()}
-    runs = []
-    for accum in (1, 4):
-        workdir = tmp_path / str(accum)
-        run = small_config(**config, optim__accum_steps=accum)
-        assert train(run, workdir, devices=jax.devices()[:2]) == 0
-        runs.append([line["train/loss"] for line in read_jsonl(workdir / "metrics.jsonl")])
-    np.testing.assert_allclose(runs[1], runs[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
@@ -181,16 +139,16 @@ def local_bytes(tree):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("told", [None, 0, 5])
-def test_all_processes_learn_of_a_stop(told):
+@pytest.mark.parametrize("signalled", [None, 0, 5])
+def test_all_processes_learn_of_a_stop(signalled):
     mesh = make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
     flags = [processes.flag_array(value, mesh) for value in (False, True)]
     assert flags[0].shape == (8,) and len(flags[0].addressable_shards) == 8
-    # As if each device were a process, and one of them had been told.
-    shards = [flags[i == told].addressable_shards[i].data for i in range(8)]
+    # As if each device were a process, and one of them had been signalled.
+    shards = [flags[i == signalled].addressable_shards[i].data for i in range(8)]
     mixed = jax.make_array_from_single_device_arrays((8,), flags[0].sharding, shards)
     with jax.set_mesh(mesh):
-        assert bool(jax.jit(processes.any_flag)(mixed)) is (told is not None)
+        assert bool(jax.jit(processes.any_flag)(mixed)) is (signalled is not None)
 
 
 # ------------------------------------------------------------------- what a device has to hold
@@ -233,7 +191,7 @@ def bytes_on(device, tree):
         *(campaign(mesh) for mesh in [(8, 1, 1), (4, 1, 2), (1, 2, 4), (2, 4, 1)]),
     ],
 )
-def test_a_device_holds_what_theory_says(mesh):
+def test_a_device_holds_its_share_of_the_state(mesh):
     data, fsdp, tensor = mesh
     _, _, (shapes, *_) = prepared(
         mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor, model__num_heads=8,
