@@ -148,7 +148,7 @@ VARIANTS = {
 class Linear(nn.Module):
     """Instead of a ViT, which takes ten seconds to compile: a head on the pixels."""
 
-    cfg: ModelConfig
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, images, *, train=False):

@@ -107,9 +107,9 @@ def declarations(config: Any) -> Iterator[tuple[dataclasses.Field, Declaration]]
         yield field, field.metadata["declaration"]
 
 
-def names_of(config: Any, kind: Kind) -> set[str]:
-    """Names of the fields of a kind."""
-    return {field.name for field, declared in declarations(config) if declared.kind is kind}
+def names_of(config: Any, kind: Kind) -> list[str]:
+    """Names of the fields of a kind, as they are declared."""
+    return [field.name for field, declared in declarations(config) if declared.kind is kind]
 
 
 def has_effect(config: Any, name: str) -> bool:

@@ -99,7 +99,7 @@ def inherit_params(
 
 def _as_run(published: ModelConfig, model_config: ModelConfig) -> ModelConfig:
     """A checkpoint's model of the run's image size, computed as the run computes it."""
-    free = names_of(published, Kind.RUN) & names_of(model_config, Kind.RUN)
+    free = {*names_of(published, Kind.RUN)} & {*names_of(model_config, Kind.RUN)}
     if isinstance(published, VitConfig):
         free |= {"image_size", "posemb_resize"}
     fields = {name: getattr(model_config, name) for name in free}
@@ -151,15 +151,14 @@ def _fill(section: ConfigDict, other: ConfigDict | FrozenConfigDict) -> None:
 def _check_sizes(model: FrozenConfigDict, published: ModelConfig, path: str) -> None:
     """Raises ConfigError if the variant's row, where no key goes before it, is another model's."""
     row, patch = parse_variant(model.variant)
-    named, actual = _sizes(row), _sizes(published)
-    if "patch_size" in actual:
-        named["patch_size"] = (row.patch,) * 2 if isinstance(row, HybridVariant) else (patch, patch)
+    patch = row.patch if isinstance(row, HybridVariant) else patch
     named = {
-        key: size
-        for key, size in named.items()
-        if model.get(key) is None and model.resnet.get(key) is None
+        name: size
+        for name, size in (_sizes(row) | {"patch_size": (patch, patch)}).items()
+        if model.get(name) is None and model.resnet.get(name) is None
     }
-    actual = {key: size for key, size in actual.items() if key in named}
+    actual = {name: size for name, size in _sizes(published).items() if name in named}
+    named = {name: size for name, size in named.items() if name != "patch_size" or name in actual}
     if named != actual:
         raise ConfigError(
             f'model.variant is "{model.variant}": {_shown(named)}; {path} has '
@@ -170,9 +169,13 @@ def _check_sizes(model: FrozenConfigDict, published: ModelConfig, path: str) -> 
 def _sizes(model: Any) -> dict[str, Any]:
     """The sizes of a variant's row, or of a model, and of its ResNet: what a name stands for."""
     parts = (model, getattr(model, "vit", None), getattr(model, "stem", None))
-    names = {name for kind in KINDS for name in names_of(kind, Kind.SIZE)}
-    names -= {"image_size", "channels", "num_classes"}
-    return {name: getattr(part, name) for part in parts for name in names if hasattr(part, name)}
+    names = [name for kind in KINDS for name in names_of(kind, Kind.SIZE)]
+    return {
+        name: getattr(part, name)
+        for part in parts
+        for name in names
+        if hasattr(part, name) and name not in ("image_size", "channels", "num_classes")
+    }
 
 
 def _shown(sizes: Mapping[str, Any]) -> str:
