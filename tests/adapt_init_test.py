@@ -134,7 +134,7 @@ def test_blocks_may_be_stacked_otherwise(tmp_path, finished_run):
             ConfigError,
             r'"mu/8".*patch_size \(8, 8\).*has.*patch_size \(4, 4\)',
         ),
-        ({"model__variant": "Ti/4"}, ConfigError, r'width 192.*has width 32.*variant to ""'),
+        ({"model__variant": "Ti/4"}, ConfigError, r'width 192.*has .*width 32.*variant to ""'),
         ({"model__variant": "Mixer-B/16"}, ConfigError, "token_mlp_dim 384"),
         ({"model__variant": "BiT-R50x1"}, ConfigError, r"units \(3, 4, 6, 3\)"),
         ({"model__pool": "gap"}, CheckpointError, "cls: checkpoint .*, model lacks it"),
