@@ -135,12 +135,17 @@ def is_finished(workdir: pathlib.Path, record: Record) -> bool:
     return total is not None and has_state(workdir, total)
 
 
+def numbers(workdir: pathlib.Path) -> dict[str, Any]:
+    """What a run is in numbers; {} before it has begun to train."""
+    try:
+        return workdirs.read_json(workdir / workdirs.NUMBERS, limit=_LARGEST)
+    except (OSError, ValueError):
+        return {}
+
+
 def total_steps(workdir: pathlib.Path) -> int | None:
     """How many steps a run has; None before it has begun to train."""
-    try:
-        total = workdirs.read_json(workdir / workdirs.NUMBERS, limit=_LARGEST).get("total_steps")
-    except (OSError, ValueError):
-        return None
+    total = numbers(workdir).get("total_steps")
     return total if type(total) is int else None
 
 
