@@ -1,6 +1,7 @@
 """One run at a time in a work directory.
 
-The file says who holds it, which the package filelock cannot.
+The file says who holds it. The package filelock (4.2) leaves it empty, and fails on a file system
+without locks (ENOLCK, ENOTSUP), where a run goes on with a warning.
 """
 
 import contextlib
