@@ -279,10 +279,9 @@ def replace(path, how):
 
 REPLACEMENTS = {
     "gone": "cannot be read: No such file or directory",
-    "pipe": "It is a named pipe, not a file",
-    "socket": "It is a socket, not a file",
-    "device": "It is a device, not a file",
-    "folder": "It is a folder, not a file",
+    "pipe": "It is no regular file",
+    "device": "It is no regular file",
+    "folder": "It is no regular file",
     "link out": "It is a link that leads out of .*root, to /etc/passwd",
     "link to a device": "It is a link that leads out of .*root, to /dev/zero",
     "loop": "cannot be read: Too many levels of symbolic links",

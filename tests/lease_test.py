@@ -65,14 +65,6 @@ def test_what_is_no_claim_is_replaced(gcs, left):
         assert b'"machine"' in gcs.objects()["run/lock"]
 
 
-def test_a_claim_that_this_process_left_behind_is_replaced(gcs):
-    with lock(RUN):
-        left = gcs.objects()["run/lock"]
-    gcs.put("run/lock", left)
-    with lock(RUN):
-        pass
-
-
 @pytest.mark.parametrize("left", [b'{"pid": 1, "machine": ["x"]}', b'{"pid": "1", "machine": []}'])
 def test_a_claim_of_another_machine_says_how_to_remove_it(gcs, left):
     gcs.put("run/lock", left)

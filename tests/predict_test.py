@@ -123,7 +123,7 @@ def test_links_to_nothing_and_pipes_are_reported_in_their_place(trained, picture
     found = {p.path: p.error for p in predict(trained, [str(pictures)]) if p.error}
     assert found.keys() == {str(pictures / "00.jpg"), str(pictures / "p.jpg")}
     assert "No such file" in found[str(pictures / "00.jpg")]
-    assert "a named pipe" in found[str(pictures / "p.jpg")]
+    assert "no regular file" in found[str(pictures / "p.jpg")]
 
 
 def test_a_folder_without_images_names_what_is_there(tmp_path):

@@ -192,7 +192,7 @@ for _ in range(30):
 
 @pytest.mark.slow
 def test_many_writers_at_once(tmp_path):
-    """While they write, every reader finds a whole table; the last one written is the newest."""
+    """While they write, every reader finds a whole table."""
     late, folder = make_run(tmp_path, "late"), tmp_path / "sweep"
     for i in range(5):
         make_run(folder, f"run{i}")

@@ -23,11 +23,18 @@ from etils import epath
 
 from vit_jax import storage
 from vit_jax.checkpoints.digests import digests
-from vit_jax.checkpoints.faults import FAULTS, BrokenError, MismatchError, brief, reading
+from vit_jax.checkpoints.faults import (
+    FAULTS,
+    BrokenError,
+    MismatchError,
+    brief,
+    differences,
+    reading,
+)
 from vit_jax.checkpoints.preservation import preservation, superseded
 from vit_jax.errors import CheckpointError
 from vit_jax.parallel.processes import exchange
-from vit_jax.parallel.rules import path_name
+from vit_jax.parallel.rules import named_leaves, path_name
 
 ARRAYS = ("params", "opt_state", "ema")
 # A checkpoint that cannot be read is moved aside under this suffix, never deleted.
@@ -346,19 +353,11 @@ class Store:
         found = {}
         for item, tree in targets.items():
             shapes = self.shapes(step, item)
-            saved, wanted = _named(shapes), _named(tree)
-            lines = [
-                f"  {item}/{name}: checkpoint {_shape(saved.get(name))}, "
-                f"model {_shape(wanted.get(name))}"
-                for name in sorted(saved.keys() | wanted.keys())
-                if _shape(saved.get(name)) != _shape(wanted.get(name))
-            ]
-            if lines:
-                more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
+            saved = named_leaves(shapes)
+            if lines := differences(saved, named_leaves(tree), prefix=f"{item}/"):
                 raise MismatchError(
                     f"The checkpoint {self.folder / str(step)} is of another model:\n"
-                    + "\n".join(lines[:20])
-                    + more
+                    + "\n".join(lines)
                 )
             found[item] = jax.tree_util.tree_map_with_path(
                 lambda path, leaf, saved=saved: jax.ShapeDtypeStruct(
@@ -467,11 +466,3 @@ def _check_loop_state(loop_state: Any, step: int) -> None:
 
 def _as(array: jax.Array, target: jax.ShapeDtypeStruct) -> jax.Array:
     return array if array.dtype == target.dtype else array.astype(target.dtype)
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _shape(leaf: Any) -> str:
-    return "lacks it" if leaf is None else str(tuple(leaf.shape))

@@ -19,7 +19,7 @@ from jax.sharding import Sharding
 from jaxtyping import Int64
 
 from vit_jax.data.blocks import BadRow, Block, Blocks
-from vit_jax.errors import ConfigError, DataError, LostError, VitJaxError
+from vit_jax.errors import DataError, LostError, VitJaxError
 
 Batch = dict[str, jax.Array]
 
@@ -58,13 +58,6 @@ class Batches:
           on_bad: called by `next` with the number of its batch and each bad row of it that this
             process is the first to hold; None: a bad row ends the iteration with a DataError.
         """
-        for name, value, least in (
-            ("workers", workers, 0),
-            ("threads", threads, 1),
-            ("prefetch", prefetch, 1),
-        ):
-            if value < least:
-                raise ConfigError(f"data.{name}={value}: it must be at least {least}.")
         self._on_bad = on_bad
         self._reported = set(first_held_rows(sharding, batch_size=batch_size).tolist())
         self._given = 0

@@ -1,7 +1,6 @@
 """Files that grow while a run goes on, and that notice when they are no longer its own."""
 
 import os
-from typing import Protocol, runtime_checkable
 
 from etils import epath
 
@@ -9,28 +8,12 @@ from vit_jax import storage
 from vit_jax.errors import DataError
 
 
-@runtime_checkable
-class GrowingFile(Protocol):
-    """What is appended outlives the process at once on a local disk, at `flush` in a store."""
-
-    def append(self, content: bytes) -> None:
-        """Add to the end."""
-        ...
-
-    def flush(self) -> None:
-        """Return when all is on the disk, or in the store, in the file of this name."""
-        ...
-
-    def close(self) -> None:
-        """Flush and close. Closing twice is allowed."""
-        ...
-
-
-def open_growing(path: epath.PathLike) -> GrowingFile:
+def open_growing(path: epath.PathLike) -> "_Appended | _Rewritten":
     """Opens a file to append to; makes it if it is not there.
 
-    All its methods raise DataError: the file cannot be written, or has been deleted or replaced
-    since: another process may have taken its place, or the folder is gone.
+    What is appended outlives the process at once on a local disk, at `flush` in a store. All its
+    methods raise DataError: the file cannot be written, or has been deleted or replaced since:
+    another process may have taken its place, or the folder is gone.
     """
     return _Appended(path) if storage.is_local(path) else _Rewritten(path)
 

@@ -14,7 +14,7 @@ import contextlib
 import math
 import secrets
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -69,7 +69,7 @@ class MetricWriter:
         self._pending: dict[str, float | int] = {}
         self._pending_step: int | None = None
         self._is_main = is_main
-        self._sinks: list[_Sink] = []
+        self._sinks: list[EventFile | _Wandb] = []
         if not is_main:
             return
         workdir = epath.Path(workdir)
@@ -180,14 +180,6 @@ class MetricWriter:
                 raise
             if str(second) != str(error):  # The first one goes on to the user.
                 logging.warning("%s", second)
-
-
-class _Sink(Protocol):
-    """Where values go besides the files."""
-
-    def write(self, step: int, values: Mapping[str, float | int]) -> None: ...
-    def flush(self) -> None: ...
-    def close(self) -> None: ...
 
 
 class _Wandb:
