@@ -25,7 +25,7 @@ from importlib.util import find_spec
 
 from etils import epath
 
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, VitJaxError
 
 # Orbax 0.12 writes checkpoints to folders and to Google Cloud Storage, to no other store.
 STORE = "gs"
@@ -264,6 +264,21 @@ def identity(path: epath.PathLike) -> tuple[int | str, ...] | None:
 def explain(error: OSError) -> str:
     """What went wrong, in a few words."""
     return error.strerror or str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def reported(kind: type[VitJaxError], what: str, *, hint: str = "") -> Iterator[None]:
+    """Makes an OSError an error that the user can correct: "WHAT: why. HINT".
+
+    Args:
+      kind: of the error.
+      what: such as "runs/a cannot be written".
+      hint: what to do about it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what}: {explain(error)}.{hint and ' '}{hint}") from error
 
 
 @contextlib.contextmanager

@@ -44,13 +44,11 @@ def locate(path: epath.PathLike) -> Location:
     else:
         workdir, wanted = path, None
     folder = workdir / workdirs.CHECKPOINTS
-    try:
+    with storage.reported(CheckpointError, f"{path} cannot be read"):
         if not storage.exists(path):
             raise CheckpointError(f"{path} does not exist.")
         workdirs.read_config(workdir)  # Says what is wrong if this is no work directory.
         saved = storage.names(folder)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {storage.explain(error)}.") from error
     if not saved:
         raise CheckpointError(f"{workdir} has no checkpoint yet: {folder} is missing or empty.")
     with Store(folder, read_only=True) as store:

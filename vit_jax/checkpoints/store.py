@@ -423,14 +423,10 @@ def _check_name(folder: epath.Path) -> None:
 def _check_folders(*folders: epath.Path) -> None:
     """Raises CheckpointError for one that is a link or a file: its contents may be somebody's."""
     for folder in folders:
-        try:
+        with storage.reported(CheckpointError, f"{folder} cannot be used", hint="Move it away."):
             storage.check_no_link(folder)
             if storage.exists(folder) and not folder.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "it is no folder")
-        except OSError as error:
-            raise CheckpointError(
-                f"{folder} cannot be used: {storage.explain(error)}. Move it away."
-            ) from error
 
 
 def _newest_whole(folder: epath.Path) -> str:

@@ -91,7 +91,9 @@ def collect(folder: str | os.PathLike) -> pathlib.Path:
       ConfigError: the folder is not there, or cannot be written.
     """
     folder = pathlib.Path(folder)
-    try:
+    with storage.reported(
+        ConfigError, f"--workdir={folder}: the table of its runs cannot be written"
+    ):
         table = _table(list(_runs(folder)))
         content = io.BytesIO()
         pa.parquet.write_table(table, content)
@@ -99,11 +101,6 @@ def collect(folder: str | os.PathLike) -> pathlib.Path:
         content = io.BytesIO()
         pa.csv.write_csv(table, content, pa.csv.WriteOptions(quoting_style="needed"))
         storage.write_bytes(folder / CSV, content.getvalue())
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={folder}: the table of its runs cannot be written: "
-            f"{storage.explain(error)}."
-        ) from error
     return folder / PARQUET
 
 
@@ -191,8 +188,8 @@ def _evaluations(
 def _status(workdir: pathlib.Path, record: records.Record) -> str:
     if records.is_finished(workdir, record):
         return "finished"
-    alive = lock.owner_lives(workdir)
-    launched = records.read_job(workdir) or lock.owner_lives(workdir.parent)
+    alive = lock.is_held(workdir / lock.LOCK)
+    launched = records.read_job(workdir) or lock.is_held(workdir.parent / lock.LOCK)
     if record.status == "running" and not (alive or launched):
         return "stopped"  # Killed together with its sweep.
     if record == records.Record():  # Started by hand.

@@ -80,9 +80,5 @@ class StepProfiler:
             for source in pathlib.Path(folder).rglob("*"):
                 if source.is_file():
                     target = self._folder / source.relative_to(folder).as_posix()
-                    try:
+                    with storage.reported(DataError, f"{target} cannot be written"):
                         storage.write_bytes(target, source.read_bytes())
-                    except OSError as error:
-                        raise DataError(
-                            f"{target} cannot be written: {storage.explain(error)}."
-                        ) from error

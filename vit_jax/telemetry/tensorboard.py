@@ -66,11 +66,9 @@ class EventFile:
           DataError: the file cannot be written.
         """
         logdir = epath.Path(logdir)
-        try:
+        with storage.reported(DataError, f"{logdir} cannot be written"):
             storage.make_subfolder(logdir)
             stamp = _next_stamp(storage.names(logdir))
-        except OSError as error:
-            raise DataError(f"{logdir} cannot be written: {storage.explain(error)}.") from error
         self._file = open_growing(
             logdir / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"
         )
