@@ -228,11 +228,10 @@ class Store:
         try:
             yield
         except Exception as error:  # Orbax raises what its many layers raise, and later.
-            kept = _newest_whole(self.folder)
             raise CheckpointError(
-                f"A checkpoint could not be written to {self.folder}: {brief(error)}\n{kept}. "
-                "Mend what hindered it (a full disk, a quota, permissions), then start the same "
-                "command again: the run goes on from its newest checkpoint."
+                f"A checkpoint could not be written to {self.folder}: {brief(error)}\nThose that "
+                "are complete are kept. Mend what hindered it (a full disk, a quota, permissions), "
+                "then start the same command again: the run goes on from its newest checkpoint."
             ) from error
 
     def restore(
@@ -427,20 +426,6 @@ def _check_folders(*folders: epath.Path) -> None:
             storage.check_no_link(folder)
             if storage.exists(folder) and not folder.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "it is no folder")
-
-
-def _newest_whole(folder: epath.Path) -> str:
-    """What to say of the checkpoints that there are."""
-    # The last file that Orbax writes: a local checkpoint has its name only when it is complete.
-    last = "_CHECKPOINT_METADATA" if storage.is_local(folder) else "commit_success.txt"
-    try:
-        found = [int(name) for name in storage.names(folder) if name.isdigit()]
-        complete = [step for step in found if storage.exists(folder / str(step) / last)]
-    except OSError as error:
-        return f"What is kept cannot be read now: {storage.explain(error)}"
-    if not complete:
-        return "There is no complete one yet"
-    return f"The newest that is complete, of step {max(complete)}, is kept"
 
 
 def _checksum(loop_state: Mapping[str, Any]) -> int:
