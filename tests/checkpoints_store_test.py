@@ -311,7 +311,6 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "could not be written" in done.stdout and "No space left" in done.stdout, done.stdout
-    assert "of step 1, is kept" in done.stdout
     assert "LEFT [1]\nLATER [3]\nNAMES ['3']" in done.stdout, done.stdout
 
 

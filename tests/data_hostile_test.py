@@ -226,7 +226,7 @@ def truncate(path):
     [
         (lambda path: path.symlink_to("/etc/passwd"), "a link that leads out of .*, to /etc/pass"),
         (truncate, "too large: of its 268,435,457 bytes at most 268,435,456 .*MAX_BYTES"),
-        (os.mkfifo, "It is a named pipe, not a file"),  # Reading one would wait for ever.
+        (os.mkfifo, "It is no regular file"),  # Reading one would wait for ever.
     ],
 )
 def test_a_file_that_was_replaced_after_the_start_is_refused(folder, replace, message):

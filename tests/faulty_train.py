@@ -2,20 +2,23 @@
 
 (Or `vit_jax.VERB`: VIT_JAX_VERB.)
 
-With VIT_JAX_QUICK=SECONDS a process counts as lost after 5 s of silence; and once the update is
-compiled, the time-out is that many seconds.
+With VIT_JAX_QUICK=SECONDS a process counts as lost after 10 s without a heartbeat; and once the
+update is compiled, the time-out is that many seconds.
 
 batch-hangs    the data set never gives an example of the training batch of step 5
 batch-fails    the fifth batch raises a DataError
 batch-breaks   the fifth batch raises what no code of ours should
 hidden-bytes   the newest checkpoint cannot be read here, and can everywhere else
 disk-busy      a checkpoint cannot be read now, and may be whole
-curves-slow    the curves of a complete run take 9 s to draw: longer than a process may be silent
+curves-slow    the curves of a complete run take 15 s to draw: longer than a process may be silent
 """
 
+import functools
 import os
 import runpy
 import time
+
+import jax
 
 from vit_jax.analysis import figures
 from vit_jax.checkpoints.store import Store
@@ -47,7 +50,7 @@ def plant() -> None:
         Batches.__next__ = next_batch
     if FAULT == "curves-slow":
         draw = figures.curves
-        figures.curves = lambda *paths: (time.sleep(9), draw(*paths))
+        figures.curves = lambda *paths: (time.sleep(15), draw(*paths))
     if FAULT in ("hidden-bytes", "disk-busy"):
         read, tries = Store._read, []
 
@@ -63,12 +66,14 @@ def plant() -> None:
 
 
 def _quicken() -> None:
-    watch.TICK, watch.SILENCE, watch.SILENCE_AFTER_ERROR = 0.5, 5.0, 3.0
+    initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=10)
+    jax.distributed.initialize = initialize
+    watch.TICK, watch.GRACE = 0.5, 3.0
     at = watch.Watch.at
 
-    def at_with_timeout(self, place):
-        at(self, place)
-        if place == "the batch of update 5":
+    def at_with_timeout(self, location):
+        at(self, location)
+        if location == "the batch of update 5":
             self._timeout = QUICK
 
     watch.Watch.at = at_with_timeout

@@ -2,17 +2,18 @@
 
 import csv
 import json
-import socket
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from etils import epath
 
 from tests.small_run import small_config
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.models import VitConfig, num_params, num_params_non_embedding, train_flops_per_image
 from vit_jax.rundir import workdir as workdirs
+from vit_jax.rundir.lock import lock
 from vit_jax.scaling.table import read_runs
 from vit_jax.sweeps import record as records
 from vit_jax.sweeps.table import collect, config_hash
@@ -139,9 +140,8 @@ def test_a_damaged_file_costs_its_run_alone(tmp_path, file, content):
 
 def test_killed_with_its_sweep_is_not_running(tmp_path):
     make_run(tmp_path, "a", status="running", steps=(6,))
-    (tmp_path / "lock").write_text("process 99999999 on elsewhere, started now")
-    assert list(table(tmp_path)["status"]) == ["running"]  # Of another machine one knows nothing.
-    (tmp_path / "lock").write_text(f"process 99999999 on {socket.gethostname()}, started now")
+    with lock(epath.Path(tmp_path)):
+        assert list(table(tmp_path)["status"]) == ["running"]
     assert list(table(tmp_path)["status"]) == ["stopped"]
 
 

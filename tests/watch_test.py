@@ -1,14 +1,19 @@
-"""A process that is killed, stopped, hung or fails alone ends the run, and is named."""
+"""A process that is killed, stopped, hung or fails alone ends the run; the same command goes on."""
 
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from tests.conftest import ROOT, campaign, slow
 from tests.many_processes import ends, processes
+from vit_jax.errors import CheckpointError
+from vit_jax.parallel import processes as processes_module
+from vit_jax.parallel import watch as watch_module
+from vit_jax.parallel.watch import Watch
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 FLAGS = (
@@ -40,19 +45,27 @@ def wait_for(path, run):
     raise AssertionError(f"{path} never came")
 
 
+RUN_AGAIN = (76, -signal.SIGABRT)  # Our exit code, and what JAX does when it misses a heartbeat.
+
+
 @pytest.mark.parametrize(
     ("number", "quick"),
     [slow(signal.SIGKILL, 60), slow(signal.SIGSTOP, 60), campaign(signal.SIGSTOP, 0)],
 )
-def test_a_process_that_is_killed_or_stopped_is_named_and_the_run_goes_on(tmp_path, number, quick):
-    flags = ("--config.total_steps=4000", "--config.timeout_seconds=60")
+def test_a_process_that_is_killed_or_stopped_ends_the_others_and_the_run_goes_on(
+    tmp_path, number, quick
+):
+    flags = ("--config.total_steps=4000", "--config.timeout_seconds=600")
     with train(3, tmp_path / "run", *flags, quick=quick) as run:
         wait_for(tmp_path / "run" / "checkpoints" / "4", run)
         run[1].send_signal(number)
         for survivor in (run[0], run[2]):
             code, err = ends(survivor)
-            assert code == 76, err
-            assert "process 1 of 3" in err and "lost" in err and "same command" in err, err
+            assert code in RUN_AGAIN, err
+            if code == 76:  # Its collective failed. Else JAX has said which task it lost.
+                assert "of 3 (on " in err and "same command" in err, err
+            else:
+                assert "another task died" in err, err
     kept = read_jsonl(tmp_path / "run" / "metrics.jsonl")[:4]
     with train(1, tmp_path / "run", "--config.total_steps=8", "--allow_config_change") as [one]:
         newest = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))
@@ -62,35 +75,27 @@ def test_a_process_that_is_killed_or_stopped_is_named_and_the_run_goes_on(tmp_pa
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[:4] == kept
 
 
-@pytest.mark.slow
-def test_the_others_end_when_process_0_is_killed(tmp_path):
-    with train(2, tmp_path / "run", "--config.total_steps=4000") as run:
+@pytest.mark.parametrize(
+    ("number", "quick"),
+    [slow(signal.SIGKILL, 60), slow(signal.SIGSTOP, 60), campaign(signal.SIGSTOP, 0)],
+)
+def test_the_others_end_when_process_0_is_killed_or_stopped(tmp_path, number, quick):
+    with train(2, tmp_path / "run", "--config.total_steps=4000", quick=quick) as run:
         wait_for(tmp_path / "run" / "checkpoints" / "4", run)
-        run[0].kill()
+        run[0].send_signal(number)
         code, err = ends(run[1])
-        # The coordination service was in process 0: JAX itself ends the others.
-        assert code in (76, -signal.SIGABRT) and ("leader" in err or "process 0" in err), err
-
-
-@pytest.mark.parametrize("quick", [slow(8), campaign(0)])
-def test_the_others_end_when_process_0_is_stopped(tmp_path, quick):
-    flags = ("--config.total_steps=4000", "--config.timeout_seconds=60")
-    with train(2, tmp_path / "run", *flags, quick=quick) as run:
-        wait_for(tmp_path / "run" / "checkpoints" / "8", run)
-        run[0].send_signal(signal.SIGSTOP)
-        code, err = ends(run[1])
-        assert code == 76 and "process 0 has not answered" in err, err
+        assert code in RUN_AGAIN, err
 
 
 @pytest.mark.parametrize("culprit", [campaign(0), slow(1)])
-def test_the_others_hear_why_one_process_failed(tmp_path, culprit):
+def test_a_process_that_fails_says_why_and_the_others_end(tmp_path, culprit):
     faults = {culprit: "batch-fails"}
-    with train(2, tmp_path / "run", "--config.total_steps=50", faults=faults) as run:
+    with train(2, tmp_path / "run", "--config.total_steps=50", faults=faults, quick=60) as run:
         code, err = ends(run[culprit])
-        assert code == 2 and "error: pear.jpg: rotten." in err and "Traceback" not in err, err
-        code, err = ends(run[1 - culprit])
-        assert code == 76 and f"process {culprit} of 2" in err and "pear.jpg" in err, err
+        assert code == 2 and "at the batch of update 5: pear.jpg: rotten." in err, err
         assert "Traceback" not in err
+        code, err = ends(run[1 - culprit])
+        assert code in RUN_AGAIN and "Traceback" not in err, err
 
 
 @pytest.mark.parametrize("quick", [slow(60), campaign(0)])
@@ -98,19 +103,22 @@ def test_a_process_that_breaks_shows_its_traceback_and_the_others_do_not_hang(tm
     flags = ("--config.total_steps=50",)
     with train(2, tmp_path / "run", *flags, faults={1: "batch-breaks"}, quick=quick) as run:
         code, err = ends(run[1])
-        assert code == 2 and "OSError: pear" in err, err
+        assert code == 2 and "Traceback" in err and "OSError: pear" in err, err
         code, err = ends(run[0])
-        assert code == 76 and "process 1 of 2" in err and "pear" in err, err
+        assert code in RUN_AGAIN, err
 
 
-@pytest.mark.parametrize(("timeout", "quick"), [slow(60, 6), campaign(30, 0)])
-def test_a_hung_process_is_named_with_its_place(tmp_path, timeout, quick):
+@pytest.mark.parametrize(
+    ("culprit", "timeout", "quick"), [slow(0, 60, 6), slow(1, 60, 6), campaign(1, 30, 0)]
+)
+def test_a_hung_process_says_where(tmp_path, culprit, timeout, quick):
     flags = ("--config.total_steps=50", f"--config.timeout_seconds={timeout}")
-    with train(2, tmp_path / "run", *flags, faults={1: "batch-hangs"}, quick=quick) as run:
-        code, err = ends(run[0])
-        assert code == 76 and "process 1 of 2" in err and "at the batch of update 5" in err, err
-        assert f"timeout_seconds={quick or timeout}" in err
-        assert ends(run[1])[0] == 76
+    with train(2, tmp_path / "run", *flags, faults={culprit: "batch-hangs"}, quick=quick) as run:
+        code, err = ends(run[culprit])
+        assert code == 76 and f"process {culprit} of 2" in err, err
+        assert "at the batch of update 5: nothing has happened" in err, err
+        assert f"timeout_seconds={quick or timeout}" in err and "in next_batch" in err, err
+        assert ends(run[1 - culprit])[0] in RUN_AGAIN
 
 
 @pytest.mark.parametrize(("timeout", "quick"), [slow(60, 4), campaign(30, 0)])
@@ -118,7 +126,7 @@ def test_a_run_that_hangs_alone_says_where(tmp_path, timeout, quick):
     flags = ("--config.total_steps=50", f"--config.timeout_seconds={timeout}")
     with train(1, tmp_path / "run", *flags, faults={0: "batch-hangs"}, quick=quick) as [one]:
         code, err = ends(one)
-        assert code == 76 and "batch of update 5" in err and "got nowhere" in err, err
+        assert code == 76 and "at the batch of update 5: nothing has happened" in err, err
     assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) >= 3
 
 
@@ -132,7 +140,7 @@ def test_processes_agree_on_the_checkpoint_to_go_on_from(tmp_path):
     with train(2, tmp_path / "run", *flags, faults={1: "disk-busy"}, quick=60) as run:
         results = [ends(process) for process in run]
     assert any(code == 2 and "cannot be read now" in err for code, err in results), results
-    assert all(code in (2, 76) for code, _ in results), results
+    assert all(code in (2, *RUN_AGAIN) for code, _ in results), results
     assert (tmp_path / "run" / "checkpoints" / "8").is_dir()
 
     with train(2, tmp_path / "run", *flags, faults={1: "hidden-bytes"}) as run:
@@ -157,7 +165,7 @@ def test_processes_that_were_started_differently_are_refused(tmp_path):
             assert code == 2 and "it must be one that all processes share" in err, err
 
 
-@pytest.mark.parametrize(("timeout", "quick"), [slow(60, 10), campaign(25, 0)])
+@pytest.mark.parametrize(("timeout", "quick"), [slow(60, 5), campaign(25, 0)])
 def test_a_pause_of_all_processes_loses_none(tmp_path, timeout, quick):
     flags = ("--config.total_steps=60", f"--config.timeout_seconds={timeout}")
     with train(2, tmp_path / "run", *flags, quick=quick) as run:
@@ -188,9 +196,9 @@ def test_an_evaluation_that_fails_in_one_process_ends_in_all(tmp_path):
     faults[1] = {**faults[0], "VIT_JAX_FAULT": "batch-fails"}
     with processes([command] * 2, environments=faults) as run:
         code, err = ends(run[1])
-        assert code == 2 and "error: pear.jpg: rotten." in err and "Traceback" not in err, err
+        assert code == 2 and "pear.jpg: rotten." in err and "Traceback" not in err, err
         code, err = ends(run[0])
-        assert code == 76 and "process 1 of 2" in err and "pear.jpg" in err, err
+        assert code in RUN_AGAIN, err
 
 
 @pytest.mark.medium
@@ -210,27 +218,20 @@ def test_a_run_whose_output_nobody_reads_ends_all_the_same():
         assert run.wait(timeout=40) == 76
 
 
-@pytest.mark.medium
-def test_a_save_that_a_lost_process_made_fail_names_the_process():
+def test_a_save_that_a_lost_process_made_fail_is_that_loss(monkeypatch, capsys):
     # Whether a killed process's peers notice it in an update or in a save is a matter of luck.
-    program = (
-        "import json, jax\n"
-        "from vit_jax.errors import CheckpointError\n"
-        "from vit_jax.parallel import processes, watch\n"
-        "class Client:\n"
-        "    def key_value_set(self, key, value, allow_overwrite=False): pass\n"
-        "    def key_value_dir_get(self, prefix):\n"
-        "        word = dict(host='b', place='update 5', count=5, error='', done=False)\n"
-        "        return [(prefix + '1', json.dumps(word))]\n"
-        "processes.coordination_client = Client\n"
-        "watch.TICK, watch.SILENCE_AFTER_ERROR = 0.1, 0.3\n"
-        "with watch.Watch(600):\n"
-        "    try:\n"
-        "        raise jax.errors.JaxRuntimeError('Gloo AllGather failed')\n"
-        "    except Exception as error:\n"
-        "        raise CheckpointError('A checkpoint could not be written') from error\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert run.returncode == 76 and "process 1 of 1 (on b) is lost" in run.stderr, run.stderr
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes_module, "coordination_client", lambda: None)
+    monkeypatch.setattr(watch_module, "GRACE", 0.0)
+    monkeypatch.setattr(watch_module.os, "_exit", sys.exit)
+    gloo = jax.errors.JaxRuntimeError("Gloo AllGather failed")
+    memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    for cause, code in ((gloo, 76), (memory, 2), (OSError(28, "No space left"), 2)):
+        error = CheckpointError("A checkpoint could not be written")
+        error.__cause__ = cause
+        with pytest.raises(SystemExit) as ended:
+            Watch(600).leave_on_error(CheckpointError, error, None)
+        assert ended.value.code == code
+        said = capsys.readouterr().err
+        assert said.startswith("error: process 0 of 2 (on ") and str(error) in said, said
+        assert ("The same command goes on" in said) == (code == 76)

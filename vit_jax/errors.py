@@ -10,7 +10,10 @@ from collections.abc import Iterable
 
 
 class ExitCode(enum.IntEnum):
-    """What a command's exit code means. After STOPPED and LOST the same command goes on."""
+    """What a command's exit code means. After STOPPED and LOST the same command goes on.
+
+    So it does after a signal: JAX aborts a process (SIGABRT) when it loses another one.
+    """
 
     DONE = 0
     FAILED = 1  # Some inputs or runs failed, or a comparison found a difference.

@@ -61,7 +61,7 @@ def fit(runs: pathlib.Path, question: Question, out: epath.PathLike, *, command:
     page = report.page(
         result, {name: svg.decode() for name, svg in vectors.items()}, command=command
     )
-    try:
+    with storage.reported(ConfigError, f"--out={out} cannot be written"):
         storage.make_folder(out)
         text = json.dumps(result, indent=1, allow_nan=False) + "\n"
         storage.write_bytes(out / "fit.json", text.encode())
@@ -69,8 +69,6 @@ def fit(runs: pathlib.Path, question: Question, out: epath.PathLike, *, command:
         for name, figure in drawn.items():
             storage.write_bytes(out / f"{name}.svg", vectors[name])
             storage.write_bytes(out / f"{name}.png", figures.rendered(figure, "png"))
-    except OSError as error:
-        raise ConfigError(f"--out={out} cannot be written: {storage.explain(error)}.") from error
     figures_written = ", ".join(f"{name}.png" for name in drawn)
     return (
         f"{report.text(result)}\n\nIn {out}: fit.json, report.html, {figures_written} (and .svg)."

@@ -1,11 +1,12 @@
 """Where files are: in a folder of this machine, or in an object store (gs://bucket/folder).
 
-Every path of a run is an `etils.epath.Path`, local or not. What differs is said here, and these
-functions raise nothing but OSError, whatever the layers below a remote path raise:
+Every path of a run is an `etils.epath.Path`, local or not, and fsspec reaches the store. What these
+two do not do is here; the functions raise nothing but OSError, whatever the layers below raise:
 
 - An object appears whole or not at all, and cannot be appended to; there are no folders.
-- That the store cannot be reached is not the same as that there is nothing: `exists` and `names`
-  raise, where the like of them in other libraries say that there is no such file.
+- That a disk or store cannot be reached is not the same as that there is nothing: `exists` and
+  `names` raise, where `epath.Path.exists` says of a disk that there is no such file.
+- etils and fsspec cannot write a local file whole or not at all, nor bound what is read.
 
 Importing this module replaces `epath.Path.glob`, for every library that uses it: see `_glob`.
 """
@@ -24,7 +25,7 @@ from importlib.util import find_spec
 
 from etils import epath
 
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, VitJaxError
 
 # Orbax 0.12 writes checkpoints to folders and to Google Cloud Storage, to no other store.
 STORE = "gs"
@@ -263,6 +264,21 @@ def identity(path: epath.PathLike) -> tuple[int | str, ...] | None:
 def explain(error: OSError) -> str:
     """What went wrong, in a few words."""
     return error.strerror or str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def reported(kind: type[VitJaxError], what: str, *, hint: str = "") -> Iterator[None]:
+    """Makes an OSError an error that the user can correct: "WHAT: why. HINT".
+
+    Args:
+      kind: of the error.
+      what: such as "runs/a cannot be written".
+      hint: what to do about it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what}: {explain(error)}.{hint and ' '}{hint}") from error
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def sweep(
     with lock(epath.Path(folder)):
         for run in runs:
             check_unchanged(run)
-        board = Board(runs, work={run.name: total_train_flops(run) for run in runs})
+        work = {run.name: total_train_flops(run) for run in runs}
         collected = time.monotonic()
 
         def changed(run: Run | None) -> None:
@@ -91,11 +91,12 @@ def sweep(
                 collect(folder)
                 collected = time.monotonic()
 
-        if slurm is None:
-            whole = run_local(runs, max_parallel=max_parallel, changed=changed)
-        else:
-            whole = run_slurm(runs, max_parallel=max_parallel, **slurm, changed=changed)
-        board.show()
+        with Board(runs, work=work) as board:
+            if slurm is None:
+                whole = run_local(runs, max_parallel=max_parallel, changed=changed)
+            else:
+                whole = run_slurm(runs, max_parallel=max_parallel, **slurm, changed=changed)
+            board.show()
         collect(folder)
     return conclude(runs, folder, whole=whole)
 

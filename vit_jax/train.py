@@ -12,8 +12,9 @@ the state after exactly t updates, before the batch of step t is drawn. That bat
 augmentation and its dropout are functions of (config.seed, t) alone.
 
 Exit codes: 0 finished; 2 an error that the message explains; 75 told to stop (SIGTERM, SIGINT)
-and saved; 76 nothing happened for `config.timeout_seconds`, or another process of the run is lost.
-After 75 and 76 the same command goes on.
+and saved; 76 nothing happened for `config.timeout_seconds`, or another process of the run is lost;
+an abort (SIGABRT, in a shell 134) by JAX also means the latter. After 75, 76 and an abort the same
+command goes on.
 """
 
 import contextlib
@@ -123,8 +124,8 @@ def train(
                 resumed=resumed,
             )
         )
-        # The others are told of an error before anything is closed that waits for them.
-        stack.push(watch.tell)
+        # An error ends this process before anything is closed that waits for the others.
+        stack.push(watch.leave_on_error)
 
         # --- The loop: at the top of each turn, the state is the one after `step` updates
 

@@ -78,11 +78,9 @@ def save(figure: Figure, out: epath.PathLike) -> None:
     """
     out = epath.Path(out)
     picture = rendered(figure, "svg" if out.suffix == ".svg" else "png")
-    try:
+    with storage.reported(DataError, f"{out} cannot be written"):
         storage.make_folder(out.parent)
         storage.write_bytes(out, picture)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {storage.explain(error)}.") from error
 
 
 def rendered(figure: Figure, kind: str) -> bytes:

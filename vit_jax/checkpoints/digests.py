@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, UInt32
 
-from vit_jax.parallel.rules import path_name
+from vit_jax.parallel.rules import named_leaves
 
 # The golden ratio times 2^32: consecutive places get numbers that look unrelated (Knuth, 6.4).
 _SPREAD = 2_654_435_769
@@ -29,7 +29,7 @@ def digests(tree: PyTree[Array]) -> dict[str, int]:
       tree: of arrays of 8, 16 or 32 bits or bool, on the same devices. In a run of several
         processes all must call this.
     """
-    named = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    named = named_leaves(tree)
     if not named:
         return {}
     sharding = next(iter(named.values())).sharding

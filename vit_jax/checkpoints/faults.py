@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,3 +79,20 @@ def brief(error: BaseException) -> str:
     """
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return first if len(first) <= 500 else f"{first[:250]} ... {first[-250:]}"
+
+
+def differences(
+    checkpoint: Mapping[str, Any], model: Mapping[str, Any], *, prefix: str = ""
+) -> list[str]:
+    """A line for each array that the two do not have alike, of at most 20; prefix: of the names."""
+    lines = [
+        f"  {prefix}{name}: checkpoint {_shape(checkpoint.get(name))}, "
+        f"model {_shape(model.get(name))}"
+        for name in sorted(checkpoint.keys() | model.keys())
+        if _shape(checkpoint.get(name)) != _shape(model.get(name))
+    ]
+    return lines[:20] + ([f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else [])
+
+
+def _shape(leaf: Any) -> str:
+    return "lacks it" if leaf is None else str(tuple(leaf.shape))

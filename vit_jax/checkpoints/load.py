@@ -11,12 +11,13 @@ from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
 from vit_jax import storage
+from vit_jax.checkpoints.faults import differences
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import validate
 from vit_jax.errors import CheckpointError, did_you_mean
 from vit_jax.models import ModelConfig, param_shapes, read_section
 from vit_jax.optim.paths import matching
-from vit_jax.parallel.rules import param_shardings, path_name
+from vit_jax.parallel.rules import named_leaves, param_shardings, path_name
 from vit_jax.rundir import workdir as workdirs
 
 
@@ -43,13 +44,11 @@ def locate(path: epath.PathLike) -> Location:
     else:
         workdir, wanted = path, None
     folder = workdir / workdirs.CHECKPOINTS
-    try:
+    with storage.reported(CheckpointError, f"{path} cannot be read"):
         if not storage.exists(path):
             raise CheckpointError(f"{path} does not exist.")
         workdirs.read_config(workdir)  # Says what is wrong if this is no work directory.
         saved = storage.names(folder)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {storage.explain(error)}.") from error
     if not saved:
         raise CheckpointError(f"{workdir} has no checkpoint yet: {folder} is missing or empty.")
     with Store(folder, read_only=True) as store:
@@ -121,10 +120,10 @@ def _check_model(run: TrainedModel) -> None:
         fresh = param_shapes(run.model_config)
     except Exception as error:  # A config that somebody has made up may break anything.
         raise CheckpointError(f"{config} describes no model: {str(error)[:1000]}") from error
-    if differences := _differences(_named(fresh), _named(run.params)):
+    if lines := differences(named_leaves(run.params), named_leaves(fresh)):
         raise CheckpointError(
             f"The checkpoint of step {run.step:,} is not of the model of {config}:\n"
-            + "\n".join(differences)
+            + "\n".join(lines)
         )
 
 
@@ -155,41 +154,23 @@ def merge_params(fresh: PyTree, loaded: PyTree, *, skip: tuple[str, ...], source
       CheckpointError: beyond what is skipped, the two do not have the same names and shapes.
       ConfigError: a pattern matches no parameter of either.
     """
-    names = sorted(_named(fresh).keys() | _named(loaded).keys())
+    names = sorted(named_leaves(fresh).keys() | named_leaves(loaded).keys())
     for pattern in skip:
         matching(pattern, names, key="init_skip")
 
     def wanted(tree):
         return {
             name: leaf
-            for name, leaf in _named(tree).items()
+            for name, leaf in named_leaves(tree).items()
             if not any(re.fullmatch(pattern, name) for pattern in skip)
         }
 
     ours, theirs = wanted(fresh), wanted(loaded)
-    if differences := _differences(ours, theirs):
+    if lines := differences(theirs, ours):
         raise CheckpointError(
-            f"{source} does not fit the model:\n" + "\n".join(differences) + "\n"
+            f"{source} does not fit the model:\n" + "\n".join(lines) + "\n"
             "Change the model, or name in init_skip what shall start from scratch."
         )
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: theirs.get(path_name(path), leaf), fresh
     )
-
-
-def _named(tree: PyTree) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """A line for each parameter that a model and a checkpoint do not have alike."""
-    lines = [
-        f"  {name}: checkpoint {_shape(theirs.get(name))}, model {_shape(ours.get(name))}"
-        for name in sorted(ours.keys() | theirs.keys())
-        if _shape(ours.get(name)) != _shape(theirs.get(name))
-    ]
-    return lines[:20] + ([f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else [])
-
-
-def _shape(leaf: Any) -> str:
-    return "lacks it" if leaf is None else str(tuple(leaf.shape))

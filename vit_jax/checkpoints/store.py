@@ -23,11 +23,18 @@ from etils import epath
 
 from vit_jax import storage
 from vit_jax.checkpoints.digests import digests
-from vit_jax.checkpoints.faults import FAULTS, BrokenError, MismatchError, brief, reading
+from vit_jax.checkpoints.faults import (
+    FAULTS,
+    BrokenError,
+    MismatchError,
+    brief,
+    differences,
+    reading,
+)
 from vit_jax.checkpoints.preservation import preservation, superseded
 from vit_jax.errors import CheckpointError
 from vit_jax.parallel.processes import exchange
-from vit_jax.parallel.rules import path_name
+from vit_jax.parallel.rules import named_leaves, path_name
 
 ARRAYS = ("params", "opt_state", "ema")
 # A checkpoint that cannot be read is moved aside under this suffix, never deleted.
@@ -221,11 +228,10 @@ class Store:
         try:
             yield
         except Exception as error:  # Orbax raises what its many layers raise, and later.
-            kept = _newest_whole(self.folder)
             raise CheckpointError(
-                f"A checkpoint could not be written to {self.folder}: {brief(error)}\n{kept}. "
-                "Mend what hindered it (a full disk, a quota, permissions), then start the same "
-                "command again: the run goes on from its newest checkpoint."
+                f"A checkpoint could not be written to {self.folder}: {brief(error)}\nThose that "
+                "are complete are kept. Mend what hindered it (a full disk, a quota, permissions), "
+                "then start the same command again: the run goes on from its newest checkpoint."
             ) from error
 
     def restore(
@@ -346,19 +352,11 @@ class Store:
         found = {}
         for item, tree in targets.items():
             shapes = self.shapes(step, item)
-            saved, wanted = _named(shapes), _named(tree)
-            lines = [
-                f"  {item}/{name}: checkpoint {_shape(saved.get(name))}, "
-                f"model {_shape(wanted.get(name))}"
-                for name in sorted(saved.keys() | wanted.keys())
-                if _shape(saved.get(name)) != _shape(wanted.get(name))
-            ]
-            if lines:
-                more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
+            saved = named_leaves(shapes)
+            if lines := differences(saved, named_leaves(tree), prefix=f"{item}/"):
                 raise MismatchError(
                     f"The checkpoint {self.folder / str(step)} is of another model:\n"
-                    + "\n".join(lines[:20])
-                    + more
+                    + "\n".join(lines)
                 )
             found[item] = jax.tree_util.tree_map_with_path(
                 lambda path, leaf, saved=saved: jax.ShapeDtypeStruct(
@@ -424,28 +422,10 @@ def _check_name(folder: epath.Path) -> None:
 def _check_folders(*folders: epath.Path) -> None:
     """Raises CheckpointError for one that is a link or a file: its contents may be somebody's."""
     for folder in folders:
-        try:
+        with storage.reported(CheckpointError, f"{folder} cannot be used", hint="Move it away."):
             storage.check_no_link(folder)
             if storage.exists(folder) and not folder.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "it is no folder")
-        except OSError as error:
-            raise CheckpointError(
-                f"{folder} cannot be used: {storage.explain(error)}. Move it away."
-            ) from error
-
-
-def _newest_whole(folder: epath.Path) -> str:
-    """What to say of the checkpoints that there are."""
-    # The last file that Orbax writes: a local checkpoint has its name only when it is complete.
-    last = "_CHECKPOINT_METADATA" if storage.is_local(folder) else "commit_success.txt"
-    try:
-        found = [int(name) for name in storage.names(folder) if name.isdigit()]
-        complete = [step for step in found if storage.exists(folder / str(step) / last)]
-    except OSError as error:
-        return f"What is kept cannot be read now: {storage.explain(error)}"
-    if not complete:
-        return "There is no complete one yet"
-    return f"The newest that is complete, of step {max(complete)}, is kept"
 
 
 def _checksum(loop_state: Mapping[str, Any]) -> int:
@@ -467,11 +447,3 @@ def _check_loop_state(loop_state: Any, step: int) -> None:
 
 def _as(array: jax.Array, target: jax.ShapeDtypeStruct) -> jax.Array:
     return array if array.dtype == target.dtype else array.astype(target.dtype)
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _shape(leaf: Any) -> str:
-    return "lacks it" if leaf is None else str(tuple(leaf.shape))

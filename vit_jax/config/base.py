@@ -56,8 +56,8 @@ def base_config() -> ConfigDict:
     c.total_epochs = placeholder(float)
     c.total_examples = placeholder(float)
 
-    # A run that stays at one place for so long (an update, a compilation, a save, a batch of an
-    # evaluation) ends and says who keeps it waiting.
+    # A process that stays at one location for so long (an update, a compilation, a save, a batch of
+    # an evaluation) says where, and ends with exit code 76.
     c.timeout_seconds = 1800
 
     # Resume precedence: the workdir's own last checkpoint > resume > init_from > scratch.

@@ -58,7 +58,7 @@ def train_batches(
       weights are 1 but for bad examples.
 
     Raises:
-      ConfigError: a number that makes no sense, or a batch size that the devices do not divide.
+      ConfigError: the seed is negative, or the devices do not divide the batch size.
       DataError: at once or from the iterator: an example is bad, and `on_bad` None (the message
         begins with its place); none of the first examples is good; or the loader fails.
     """
@@ -140,8 +140,6 @@ def local_rows(sharding: Sharding, *, batch_size: int) -> Int64[np.ndarray, "row
       ConfigError: the devices do not divide the batch.
     """
     try:
-        if batch_size < 1:
-            raise ValueError("It must be at least 1.")
         indices = sharding.addressable_devices_indices_map((batch_size,)).values()
     except ValueError as error:
         raise ConfigError(

@@ -16,14 +16,6 @@ _PASSING = {
     errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH,
 }  # fmt: skip
 
-_KINDS = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
-}
-
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same example might be read another time: it is not to be called bad."""
@@ -46,7 +38,8 @@ def read_file(path: str | os.PathLike[str], *, within: str = "") -> bytes:
         if within and (target := leads_out(path, of=within)):
             raise DataError(f"It is a link that leads out of {within}, to {target}.")
         status = os.stat(path)
-        _check_kind(status)
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("It is no regular file.")
         if status.st_size <= MAX_BYTES:
             return pathlib.Path(path).read_bytes()
     except OSError as error:
@@ -68,9 +61,3 @@ def leads_out(path: str | os.PathLike[str], *, of: str) -> str:
     """
     target = os.path.realpath(path)
     return "" if os.path.commonpath([of, target]) == of else target
-
-
-def _check_kind(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-        raise DataError(f"It is {kind}, not a file.")

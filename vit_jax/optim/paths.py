@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from vit_jax.config import check_pattern
 from vit_jax.errors import ConfigError
-from vit_jax.parallel.rules import path_name
+from vit_jax.parallel.rules import named_leaves, path_name
 
 
 def map_with_path(fn: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
@@ -87,7 +87,7 @@ def multipliers(params: PyTree, rules: Sequence[Any], *, key: str, default: floa
 
 
 def _names(params: PyTree) -> list[str]:
-    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    return list(named_leaves(params))
 
 
 def matching(pattern: str, names: list[str], *, key: str) -> set[str]:

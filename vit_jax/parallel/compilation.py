@@ -25,15 +25,12 @@ def enable_compilation_cache(folder: str) -> None:
       ConfigError: it cannot be made or written to.
     """
     path = storage.as_path(folder, name="log.compilation_cache")
-    try:
+    what = f"log.compilation_cache={folder} cannot be used"
+    hint = "Name a folder that can be written to, or none."
+    with storage.reported(ConfigError, what, hint=hint):
         storage.make_folder(path)
         if storage.is_local(path) and not os.access(path, os.W_OK):
             raise OSError("it is read-only")
-    except OSError as error:
-        raise ConfigError(
-            f"log.compilation_cache={folder} cannot be used: {storage.explain(error)}. Name a "
-            "folder that can be written to, or none."
-        ) from error
     jax.config.update("jax_compilation_cache_dir", os.fspath(path))
 
 

@@ -49,6 +49,11 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Where the dimensions of one parameter go.
 
@@ -99,11 +104,8 @@ def state_shardings(state: Any, params: Any, mesh: Mesh | AbstractMesh) -> Any:
       ConfigError: a large leaf would be replicated although the mesh splits parameters.
     """
     known = {
-        path_name(path): (
-            leaf.shape,
-            NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh)),
-        )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        name: (leaf.shape, NamedSharding(mesh, partition_spec(name, leaf.shape, mesh)))
+        for name, leaf in named_leaves(params).items()
     }
     split = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
 

@@ -1,6 +1,7 @@
 """One run at a time in a work directory.
 
-The file says who holds it, which the package filelock cannot.
+The file says who holds it. The package filelock (4.2) leaves it empty, and fails on a file system
+without locks (ENOLCK, ENOTSUP), where a run goes on with a warning.
 """
 
 import contextlib
@@ -8,7 +9,6 @@ import datetime
 import fcntl
 import os
 import pathlib
-import re
 import socket
 from collections.abc import Iterator
 
@@ -20,7 +20,6 @@ from vit_jax.errors import ConfigError
 from vit_jax.rundir.lease import lease
 
 LOCK = "lock"
-_OWNER = re.compile(r"process (?P<pid>[1-9]\d*) on (?P<host>\S+), started ")
 _NO_LOCKS = "there are no locks here; see to it that no second run is started in this directory."
 
 
@@ -39,10 +38,8 @@ def lock(workdir: epath.Path) -> Iterator[None]:
         with lease(workdir / LOCK):
             yield
         return
-    try:
+    with storage.reported(ConfigError, f"--workdir={workdir} cannot be written"):
         file = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise _cannot_write(workdir, error) from error
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,11 +54,9 @@ def lock(workdir: epath.Path) -> Iterator[None]:
             logging.warning("%s: %s (%s)", workdir, _NO_LOCKS, error.strerror)
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         owner = f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
-        try:
+        with storage.reported(ConfigError, f"--workdir={workdir} cannot be written"):
             os.ftruncate(file, 0)
             os.pwrite(file, owner.encode(), 0)
-        except OSError as error:
-            raise _cannot_write(workdir, error) from error
         yield
     finally:
         os.close(file)
@@ -70,7 +65,8 @@ def lock(workdir: epath.Path) -> Iterator[None]:
 def is_held(path: pathlib.Path) -> bool:
     """Whether a process holds the lock of this local file; on a file system without locks, no.
 
-    Ask only where nothing else may be about to take it: for a moment, the one who asks holds it.
+    For some microseconds the one who asks holds it: a run that begins just then is refused, and
+    starts when the same command is given again.
 
     Args:
       path: of a work directory's `LOCK`, or of another file that a process locks.
@@ -88,30 +84,3 @@ def is_held(path: pathlib.Path) -> bool:
     finally:
         os.close(file)
     return False
-
-
-def owner_lives(workdir: pathlib.Path) -> bool:
-    """Whether the last process that took a local work directory is still there; disturbs nobody.
-
-    It may have given the directory back; of one on another machine nothing is known, and it counts
-    as there.
-    """
-    try:
-        owner = (workdir / LOCK).read_text(errors="replace")
-    except OSError:
-        return False
-    if not (match := _OWNER.match(owner)):
-        return False
-    if match["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(int(match["pid"]), 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # Somebody else's.
-        return True
-    return True
-
-
-def _cannot_write(workdir: epath.Path, error: OSError) -> ConfigError:
-    return ConfigError(f"--workdir={workdir} cannot be written: {storage.explain(error)}.")

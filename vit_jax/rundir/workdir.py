@@ -150,12 +150,8 @@ def make(workdir: epath.PathLike) -> None:
     Raises:
       ConfigError: it cannot be made.
     """
-    try:
+    with storage.reported(ConfigError, f"--workdir={workdir} cannot be made"):
         storage.make_folder(workdir)
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={workdir} cannot be made: {storage.explain(error)}."
-        ) from error
 
 
 def has_checkpoints(workdir: epath.PathLike) -> bool:
@@ -164,12 +160,8 @@ def has_checkpoints(workdir: epath.PathLike) -> bool:
     Raises:
       ConfigError: it cannot be read.
     """
-    try:
+    with storage.reported(ConfigError, f"--workdir={workdir}: {CHECKPOINTS} cannot be read"):
         names = storage.names(epath.Path(workdir) / CHECKPOINTS)
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={workdir}: {CHECKPOINTS} cannot be read: {storage.explain(error)}."
-        ) from error
     return any(name.isdigit() for name in names)
 
 
@@ -239,20 +231,14 @@ def claim(
         is no run but a published model as one.
 
     Raises:
-      ConfigError: the work directory cannot be written, or the config has an infinite number.
+      ConfigError: the work directory cannot be written.
     """
     workdir = epath.Path(workdir)
-    try:
+    with storage.reported(ConfigError, f"--workdir={workdir} cannot be written"):
         write_json(workdir / CONFIG, config_to_json(config))
         write_json(workdir / DATASET, dataset)
         if numbers is not None:
             write_json(workdir / NUMBERS, numbers)
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={workdir} cannot be written: {storage.explain(error)}."
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"The config holds a number that is not finite: {error}.") from error
 
 
 def read_config(workdir: epath.PathLike) -> FrozenConfigDict:

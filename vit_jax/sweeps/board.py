@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pathlib
-import shutil
 import statistics
 import sys
 import time
@@ -12,9 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich.live import Live
+from rich.text import Text
+
 from vit_jax.errors import printable
 from vit_jax.sweeps import record as records
 from vit_jax.sweeps.plan import Run
+from vit_jax.telemetry.progress import format_duration, terminal
 
 _DRAWN = 1.0  # Seconds between two drawings of the table,
 _SAID = 60.0  # and between two lines of how far all is.
@@ -22,7 +25,10 @@ _TAIL = 2**14  # Bytes, that hold the last line of timing.jsonl.
 
 
 class Board:
-    """Shows a sweep; call `changed` when a run's record has changed, and now and then."""
+    """Shows a sweep; call `changed` when a run's record has changed, and now and then.
+
+    A context manager: on a terminal, what is printed inside stands above the table.
+    """
 
     def __init__(
         self,
@@ -43,12 +49,23 @@ class Board:
         self._runs, self._work = runs, work or {}
         self._stream = sys.stdout if stream is None else stream
         self._now = now
-        self._terminal = self._stream.isatty()
+        self._table = None
+        if console := terminal(self._stream):
+            self._table = Live(console=console, auto_refresh=False, redirect_stderr=False)
         self._records = {run.name: records.read(run.workdir) for run in runs}
         self._begun: dict[str, float] = {}
         self._took: dict[str, float] = {}  # Seconds that runs took which finished meanwhile.
         self._shown = now()
-        self._lines = 0  # Of the table, as it stands.
+
+    def __enter__(self) -> "Board":
+        if self._table is not None:
+            self._table.start()
+            self._table.console.show_cursor()  # A process that is killed could not do so.
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._table is not None:
+            self._table.stop()
 
     def changed(self, run: Run | None) -> None:
         """Shows what is new.
@@ -63,10 +80,10 @@ class Board:
                 self._begun[run.name] = self._now()
             elif record.status == "finished" and run.name in self._begun:
                 self._took[run.name] = self._now() - self._begun.pop(run.name)
-            if record.status != before.status and not self._terminal:
+            if record.status != before.status and self._table is None:
                 error = f": {record.error}" if record.error else ""
                 self._print(f"{run.name}: {record.status}{error}")
-        if self._now() - self._shown > (_DRAWN if self._terminal else _SAID):
+        if self._now() - self._shown > (_DRAWN if self._table else _SAID):
             self.show()
 
     def show(self) -> None:
@@ -75,32 +92,26 @@ class Board:
         running = [run for run in self._runs if self._records[run.name].status == "running"]
         steps = {run.name: progress(run.workdir) for run in running}
         head = self._head(steps)
-        if not self._terminal:
+        if self._table is None:
             self._print(head)
             return
-        columns, rows = shutil.get_terminal_size()
         lines = [head] + [_line(run.name, steps[run.name]) for run in running]
         for run in self._runs:
             record = self._records[run.name]
             if record.status in ("failed", "blocked"):
                 first = record.error.partition("\n")[0]
                 lines.append(f"  {record.status:8} {run.name}: {first}")
-        if len(lines) > rows - 1:
-            lines = [*lines[: rows - 2], f"  ... and {len(lines) - rows + 2} more"]
-        up = f"\x1b[{self._lines}F" if self._lines else ""
-        text = "".join(f"{printable(line)[: columns - 1]}\x1b[K\n" for line in lines)
-        self._stream.write(f"{up}{text}\x1b[J")
-        self._stream.flush()
-        self._lines = len(lines)
+        text = Text(printable("\n".join(lines)), no_wrap=True, overflow="ellipsis")
+        self._table.update(text, refresh=True)
 
-    def _head(self, steps: Mapping[str, "Progress"]) -> str:
+    def _head(self, steps: Mapping[str, "RunProgress"]) -> str:
         counts = Counter(record.status for record in self._records.values())
         said = [f"{counts[status]} {status}" for status in records.STATUSES if counts[status]]
         left = self._seconds_left(steps)
-        eta = "" if left is None else f"; about {_duration(left)} left"
+        eta = "" if left is None else f"; about {format_duration(left)} left"
         return f"{len(self._runs)} runs: {', '.join(said)}{eta}"
 
-    def _seconds_left(self, steps: Mapping[str, "Progress"]) -> float | None:
+    def _seconds_left(self, steps: Mapping[str, "RunProgress"]) -> float | None:
         """Until all are done, if as many run side by side as now."""
         running = [progress.seconds_left for progress in steps.values()]
         waiting = [
@@ -133,7 +144,7 @@ class Board:
         print(f"{stamp} {printable(line)}", file=self._stream, flush=True)
 
 
-class Progress:
+class RunProgress:
     """How far a run is, by the last line of its timing.jsonl."""
 
     def __init__(self, line: Mapping[str, Any], numbers: Mapping[str, Any]):
@@ -147,9 +158,9 @@ class Progress:
             self.seconds_left = left / self.images_per_second
 
 
-def progress(workdir: pathlib.Path) -> Progress:
+def progress(workdir: pathlib.Path) -> RunProgress:
     """How far a run is; of one that has written nothing yet, step 0 of an unknown number."""
-    return Progress(_last_line(workdir / "timing.jsonl"), _read(workdir / "run.json"))
+    return RunProgress(_last_line(workdir / "timing.jsonl"), records.numbers(workdir))
 
 
 def _last_line(path: pathlib.Path) -> dict[str, Any]:
@@ -169,24 +180,10 @@ def _last_line(path: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _line(name: str, progress: Progress) -> str:
+def _line(name: str, progress: RunProgress) -> str:
     if not progress.total:
         return f"  starting {name}"
     share = progress.step / progress.total
     speed = f", {progress.images_per_second:,.0f} img/s" if progress.images_per_second else ""
-    left = f", {_duration(progress.seconds_left)} left" if progress.seconds_left else ""
+    left = f", {format_duration(progress.seconds_left)} left" if progress.seconds_left else ""
     return f"  {share:7.1%}  {name}: step {progress.step:,} of {progress.total:,}{speed}{left}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"

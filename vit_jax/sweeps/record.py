@@ -82,13 +82,9 @@ def write(workdir: pathlib.Path, record: Record) -> None:
       ConfigError: it cannot be written.
     """
     workdirs.make(workdir)
-    try:
+    hint = "When it can, the same command goes on; the runs have been told to save and end."
+    with storage.reported(ConfigError, f"{workdir / RECORD} cannot be written", hint=hint):
         workdirs.write_json(workdir / RECORD, dataclasses.asdict(record))
-    except OSError as error:
-        raise ConfigError(
-            f"{workdir / RECORD} cannot be written: {error.strerror}. When it can, the same "
-            "command goes on; the runs have been told to save and end."
-        ) from error
 
 
 def change(workdir: pathlib.Path, **changes: Any) -> Record:
@@ -115,10 +111,8 @@ def write_job(workdir: pathlib.Path, job: str) -> None:
     Raises:
       ConfigError: it cannot be written.
     """
-    try:
+    with storage.reported(ConfigError, f"{workdir / JOB} cannot be written"):
         storage.write_bytes(workdir / JOB, f"{job}\n".encode())
-    except OSError as error:
-        raise ConfigError(f"{workdir / JOB} cannot be written: {error.strerror}.") from error
 
 
 def forget_job(workdir: pathlib.Path) -> None:
@@ -135,12 +129,17 @@ def is_finished(workdir: pathlib.Path, record: Record) -> bool:
     return total is not None and has_state(workdir, total)
 
 
+def numbers(workdir: pathlib.Path) -> dict[str, Any]:
+    """What a run is in numbers; {} before it has begun to train."""
+    try:
+        return workdirs.read_json(workdir / workdirs.NUMBERS, limit=_LARGEST)
+    except (OSError, ValueError):
+        return {}
+
+
 def total_steps(workdir: pathlib.Path) -> int | None:
     """How many steps a run has; None before it has begun to train."""
-    try:
-        total = workdirs.read_json(workdir / workdirs.NUMBERS, limit=_LARGEST).get("total_steps")
-    except (OSError, ValueError):
-        return None
+    total = numbers(workdir).get("total_steps")
     return total if type(total) is int else None
 
 

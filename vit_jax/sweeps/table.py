@@ -36,8 +36,6 @@ what it would have taken by itself. A run that was started by an earlier release
 parameters, until the same command has been started again.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -81,8 +79,7 @@ Row = dict[str, Any]
 def collect(folder: str | os.PathLike) -> pathlib.Path:
     """Writes the table of all runs in a sweep's folder, as Parquet and as CSV.
 
-    Each file is written whole or not at all. Of several processes that collect at once each waits
-    for the one before, so what stands at the end is what the last one saw.
+    Each file is written whole or not at all.
 
     Args:
       folder: of the sweep.
@@ -94,32 +91,17 @@ def collect(folder: str | os.PathLike) -> pathlib.Path:
       ConfigError: the folder is not there, or cannot be written.
     """
     folder = pathlib.Path(folder)
-    try:
-        with _one_at_a_time(folder / ".runs.lock"):
-            table = _table(list(_runs(folder)))
-            content = io.BytesIO()
-            pa.parquet.write_table(table, content)
-            storage.write_bytes(folder / PARQUET, content.getvalue())
-            content = io.BytesIO()
-            pa.csv.write_csv(table, content, pa.csv.WriteOptions(quoting_style="needed"))
-            storage.write_bytes(folder / CSV, content.getvalue())
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={folder}: the table of its runs cannot be written: "
-            f"{storage.explain(error)}."
-        ) from error
+    with storage.reported(
+        ConfigError, f"--workdir={folder}: the table of its runs cannot be written"
+    ):
+        table = _table(list(_runs(folder)))
+        content = io.BytesIO()
+        pa.parquet.write_table(table, content)
+        storage.write_bytes(folder / PARQUET, content.getvalue())
+        content = io.BytesIO()
+        pa.csv.write_csv(table, content, pa.csv.WriteOptions(quoting_style="needed"))
+        storage.write_bytes(folder / CSV, content.getvalue())
     return folder / PARQUET
-
-
-@contextlib.contextmanager
-def _one_at_a_time(path: pathlib.Path) -> Iterator[None]:
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
-        with contextlib.suppress(OSError):  # Where there are no locks, nobody waits.
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
 
 
 # ------------------------------------------------------------------------------- rows of a run
@@ -206,8 +188,8 @@ def _evaluations(
 def _status(workdir: pathlib.Path, record: records.Record) -> str:
     if records.is_finished(workdir, record):
         return "finished"
-    alive = lock.owner_lives(workdir)
-    launched = records.read_job(workdir) or lock.owner_lives(workdir.parent)
+    alive = lock.is_held(workdir / lock.LOCK)
+    launched = records.read_job(workdir) or lock.is_held(workdir.parent / lock.LOCK)
     if record.status == "running" and not (alive or launched):
         return "stopped"  # Killed together with its sweep.
     if record == records.Record():  # Started by hand.

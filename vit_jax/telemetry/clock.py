@@ -113,7 +113,7 @@ class Clock:
         """
         try:
             seconds = {name: float(value) for name, value in state["seconds"].items()}
-            # Checkpoints of 0.2.0 call it core_seconds.
+            # Checkpoints of 0.1.0 call it core_seconds.
             name = "device_seconds" if "device_seconds" in state else "core_seconds"
             device_seconds, examples = float(state[name]), int(state["examples"])
             totals = (device_seconds, examples, *seconds.values())

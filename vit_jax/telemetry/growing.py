@@ -1,7 +1,7 @@
 """Files that grow while a run goes on, and that notice when they are no longer its own."""
 
+import contextlib
 import os
-from typing import Protocol, runtime_checkable
 
 from etils import epath
 
@@ -9,28 +9,12 @@ from vit_jax import storage
 from vit_jax.errors import DataError
 
 
-@runtime_checkable
-class GrowingFile(Protocol):
-    """What is appended outlives the process at once on a local disk, at `flush` in a store."""
-
-    def append(self, content: bytes) -> None:
-        """Add to the end."""
-        ...
-
-    def flush(self) -> None:
-        """Return when all is on the disk, or in the store, in the file of this name."""
-        ...
-
-    def close(self) -> None:
-        """Flush and close. Closing twice is allowed."""
-        ...
-
-
-def open_growing(path: epath.PathLike) -> GrowingFile:
+def open_growing(path: epath.PathLike) -> "_Appended | _Rewritten":
     """Opens a file to append to; makes it if it is not there.
 
-    All its methods raise DataError: the file cannot be written, or has been deleted or replaced
-    since: another process may have taken its place, or the folder is gone.
+    What is appended outlives the process at once on a local disk, at `flush` in a store. All its
+    methods raise DataError: the file cannot be written, or has been deleted or replaced since:
+    another process may have taken its place, or the folder is gone.
     """
     return _Appended(path) if storage.is_local(path) else _Rewritten(path)
 
@@ -40,28 +24,22 @@ class _Appended:
 
     def __init__(self, path: epath.PathLike):
         self._path = path
-        try:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW  # Not out of the folder.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW  # Not out of the folder.
+        with _writing(path):
             self._file = os.open(path, flags, 0o666)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
         self._closed = False
 
     def append(self, content: bytes) -> None:
-        try:
+        with _writing(self._path):
             left = memoryview(content)
             while left:
                 left = left[os.write(self._file, left) :]
-        except OSError as error:
-            raise _cannot_write(self._path, error) from error
 
     def flush(self) -> None:
-        try:
+        with _writing(self._path):
             os.fsync(self._file)
             own = os.fstat(self._file)
             there = storage.identity(self._path)
-        except OSError as error:
-            raise _cannot_write(self._path, error) from error
         if there != (own.st_dev, own.st_ino):
             raise _not_ours(self._path, gone=there is None)
 
@@ -80,11 +58,9 @@ class _Rewritten:
 
     def __init__(self, path: epath.PathLike):
         self._path = path
-        try:
+        with _writing(path):
             self._identity = storage.identity(path)
             self._content = bytearray(storage.read_bytes(path) if self._identity else b"")
-        except OSError as error:
-            raise _cannot_write(path, error) from error
         self._changed = self._identity is None
 
     def append(self, content: bytes) -> None:
@@ -92,7 +68,7 @@ class _Rewritten:
         self._changed = True
 
     def flush(self) -> None:
-        try:
+        with _writing(self._path):
             there = storage.identity(self._path)
             if there != self._identity:
                 raise _not_ours(self._path, gone=there is None)
@@ -100,18 +76,18 @@ class _Rewritten:
                 storage.write_bytes(self._path, bytes(self._content))
                 self._changed = False
                 self._identity = storage.identity(self._path)
-        except OSError as error:
-            raise _cannot_write(self._path, error) from error
 
     def close(self) -> None:
         if self._changed:
             self.flush()
 
 
-def _cannot_write(path: epath.PathLike, error: OSError) -> DataError:
-    return DataError(
-        f"{os.fspath(path)} cannot be written: {storage.explain(error)}. What was saved before is "
-        "kept: correct this, then run the same command again: it goes on from there."
+def _writing(path: epath.PathLike) -> contextlib.AbstractContextManager[None]:
+    return storage.reported(
+        DataError,
+        f"{os.fspath(path)} cannot be written",
+        hint="What was saved before is kept: correct this, then run the same command again: it "
+        "goes on from there.",
     )
 
 

@@ -82,21 +82,18 @@ def cut_after(path: epath.PathLike, *, last_step: int) -> int | None:
     kept = [(line, record) for line, record in _lines(before, path) if record["step"] <= last_step]
     content = b"".join(line for line, _ in kept)
     if content != before:
-        try:
+        with storage.reported(DataError, f"{path} cannot be written"):
             storage.write_bytes(path, content)
-        except OSError as error:
-            raise DataError(f"{path} cannot be written: {storage.explain(error)}.") from error
     return max((record["step"] for _, record in kept), default=None)
 
 
 def _read(path: epath.PathLike) -> bytes | None:
     """All of a file, None if there is none."""
-    try:
-        return storage.read_bytes(path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DataError(f"{os.fspath(path)} cannot be read: {storage.explain(error)}.") from error
+    with storage.reported(DataError, f"{os.fspath(path)} cannot be read"):
+        try:
+            return storage.read_bytes(path)
+        except FileNotFoundError:
+            return None
 
 
 def _lines(content: bytes, path: epath.PathLike) -> Iterator[tuple[bytes, dict[str, Any]]]:

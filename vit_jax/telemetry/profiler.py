@@ -10,7 +10,7 @@ import jax
 from etils import epath
 
 from vit_jax import storage
-from vit_jax.errors import ConfigError, DataError
+from vit_jax.errors import DataError
 
 
 class StepProfiler:
@@ -33,15 +33,7 @@ class StepProfiler:
           workdir: of the run. The profiler writes to folders only: for an object store, the trace
             is copied when it is complete.
           steps: (first, last), both traced; (): no trace.
-
-        Raises:
-          ConfigError: `steps` is neither.
         """
-        if len(steps) not in (0, 2) or (len(steps) == 2 and not 0 <= steps[0] <= steps[1]):
-            raise ConfigError(
-                f"log.profile_steps is {tuple(steps)}: give (first, last) with "
-                "0 <= first <= last, or () for no trace."
-            )
         self._folder = epath.Path(workdir) / "profile"
         self._copied: tempfile.TemporaryDirectory | None = None
         self._first, self._last = steps or (0, -1)
@@ -88,9 +80,5 @@ class StepProfiler:
             for source in pathlib.Path(folder).rglob("*"):
                 if source.is_file():
                     target = self._folder / source.relative_to(folder).as_posix()
-                    try:
+                    with storage.reported(DataError, f"{target} cannot be written"):
                         storage.write_bytes(target, source.read_bytes())
-                    except OSError as error:
-                        raise DataError(
-                            f"{target} cannot be written: {storage.explain(error)}."
-                        ) from error

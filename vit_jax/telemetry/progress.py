@@ -1,12 +1,19 @@
 """How far the run is: a bar on a terminal, plain lines in a log file."""
 
 import io
-import shutil
 import sys
 import time
 from collections.abc import Callable
 
-from tqdm import tqdm
+from rich import progress as bars
+from rich.console import Console
+from rich.table import Column
+
+
+def terminal(stream: io.TextIOBase) -> Console | None:
+    """Returns what draws on a terminal; None: the stream is none, or cannot redraw a line."""
+    console = Console(file=stream, force_terminal=stream.isatty(), highlight=False)
+    return console if console.is_interactive else None
 
 
 class Progress:
@@ -45,29 +52,28 @@ class Progress:
         self._first: tuple[int, float] | None = None  # Step and time of the first update.
         self._numbers = ""
         self._bar = None
-        if is_main and self._stream.isatty():
-            # Asked here, not by tqdm: in a terminal that says its size is 0, tqdm shows nothing.
-            columns, lines = shutil.get_terminal_size()
-            self._bar = _Bar(
-                desc=self._status(),
-                total=total_steps,
-                initial=start_step,
-                file=self._stream,
-                ncols=columns,
-                nrows=lines,
-                bar_format="{percentage:3.0f}%|{bar}| {desc}",
+        if is_main and (console := terminal(self._stream)):
+            self._bar = bars.Progress(
+                bars.TaskProgressColumn(table_column=Column(min_width=4)),
+                bars.BarColumn(bar_width=20),
+                bars.TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                console=console,
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
+            self._bar.add_task(self._status(), total=total_steps, completed=start_step)
+            self._bar.start()
+            console.show_cursor()  # A process that is killed could not do so.
 
     def update(self, step: int) -> None:
         """Say that `step` steps of the run are done."""
         # The time left is judged from the end of the first step on: compilation is over by then.
         if self._first is None:
             self._first = (step, self._now())
-        advance, self._step = step - self._step, step
+        self._step = step
         if self._bar is not None:
-            self._bar.ncols = shutil.get_terminal_size().columns
-            self._bar.set_description_str(self._status(), refresh=False)
-            self._bar.update(advance)
+            [task] = self._bar.task_ids
+            self._bar.update(task, completed=step, description=self._status())
 
     def log(self, step: int, *, loss: float, lr: float, images_per_second: float | None) -> None:
         """Show the numbers of a step; off a terminal this prints a line."""
@@ -81,14 +87,14 @@ class Progress:
     def note(self, message: str) -> None:
         """Print a message on a line of its own, above the bar if there is one."""
         if self._bar is not None:
-            self._bar.write(message, file=self._stream)
+            self._bar.console.print(message, markup=False, soft_wrap=True)
         elif self._is_main:
             print(message, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is and go to the next line."""
         if self._bar is not None:
-            self._bar.close()
+            self._bar.stop()
 
     def __enter__(self) -> "Progress":
         return self
@@ -110,12 +116,6 @@ class Progress:
         first_step, first_time = self._first
         pace = max(0.0, self._now() - first_time) / (self._step - first_step)
         return pace * (self._total - self._step)
-
-
-class _Bar(tqdm):
-    """tqdm's bar without its watching thread, which data workers would inherit on fork."""
-
-    monitor_interval = 0
 
 
 def format_duration(seconds: float | int) -> str:

@@ -1,4 +1,8 @@
-"""TensorBoard's event files, written without TensorFlow: records of length, crc, event, crc."""
+"""TensorBoard's event files: records of length, crc, event, crc.
+
+The package tensorboard (2.21) writes them too, but takes 60 MB with what it needs (grpcio, a data
+server) and .10 s at every start, and names files by a clock that may have gone back.
+"""
 
 import re
 import socket
@@ -14,8 +18,7 @@ from vit_jax import storage
 from vit_jax.errors import DataError
 from vit_jax.telemetry.growing import open_growing
 
-# What we write of TensorFlow's event.proto and summary.proto. tensorboardX, which has
-# them whole, imports PyTorch where it finds it, at the start of every run.
+# What we write of TensorFlow's event.proto and summary.proto.
 _SCHEMA = """
   name: "vit_jax/event.proto"
   package: "vit_jax"
@@ -50,11 +53,7 @@ _START = 1  # SessionLog.START.
 
 
 class EventFile:
-    """The events of one process of a run: a new file in the folder `tb`.
-
-    tensorboardX's writer puts them into a queue, whose reader dies of a full disk and leaves the
-    run waiting for ever; and it names files by the clock, which may have gone back.
-    """
+    """The events of one process of a run: a new file in the folder `tb`."""
 
     def __init__(self, logdir: epath.PathLike, *, first_step: int):
         """Opens the file.
@@ -67,11 +66,9 @@ class EventFile:
           DataError: the file cannot be written.
         """
         logdir = epath.Path(logdir)
-        try:
+        with storage.reported(DataError, f"{logdir} cannot be written"):
             storage.make_subfolder(logdir)
             stamp = _next_stamp(storage.names(logdir))
-        except OSError as error:
-            raise DataError(f"{logdir} cannot be written: {storage.explain(error)}.") from error
         self._file = open_growing(
             logdir / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"
         )

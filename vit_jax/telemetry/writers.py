@@ -14,7 +14,7 @@ import contextlib
 import math
 import secrets
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -69,14 +69,12 @@ class MetricWriter:
         self._pending: dict[str, float | int] = {}
         self._pending_step: int | None = None
         self._is_main = is_main
-        self._sinks: list[_Sink] = []
+        self._sinks: list[EventFile | _Wandb] = []
         if not is_main:
             return
         workdir = epath.Path(workdir)
-        try:
+        with storage.reported(DataError, f"{workdir} cannot be made"):
             storage.make_folder(workdir)
-        except OSError as error:
-            raise DataError(f"{workdir} cannot be made: {storage.explain(error)}.") from error
         last_kept = -1 if resume_step is None else resume_step
         self.last_step = cut_after(workdir / "metrics.jsonl", last_step=last_kept)
         cut_after(workdir / "timing.jsonl", last_step=last_kept)
@@ -182,14 +180,6 @@ class MetricWriter:
                 logging.warning("%s", second)
 
 
-class _Sink(Protocol):
-    """Where values go besides the files."""
-
-    def write(self, step: int, values: Mapping[str, float | int]) -> None: ...
-    def flush(self) -> None: ...
-    def close(self) -> None: ...
-
-
 class _Wandb:
     """Weights & Biases, one run per work directory.
 
@@ -206,12 +196,10 @@ class _Wandb:
                 'Install it with: pip install -e ".[wandb]", or leave log.wandb_project empty.'
             ) from error
         id_file = workdir / "wandb_run_id"
-        try:
+        with storage.reported(DataError, str(id_file)):
             if fresh or not storage.exists(id_file):
                 storage.write_bytes(id_file, secrets.token_hex(4).encode() + b"\n")
             run_id = storage.read_bytes(id_file).decode(errors="replace").strip()
-        except OSError as error:
-            raise DataError(f"{id_file}: {storage.explain(error)}.") from error
         self._run = wandb.init(
             project=project,
             name=storage.absolute(workdir).name,

@@ -79,7 +79,9 @@ class Observer:
             for name in self.experiment.due(step):
                 values = self.experiment.evals[name].run(
                     params,
-                    partial(self.watch.over, place=f"the evaluation {name} after {step} updates"),
+                    partial(
+                        self.watch.over, location=f"the evaluation {name} after {step} updates"
+                    ),
                     self.bad_examples.of_evaluation(step),
                 )
                 measured |= {f"{name}/{key}": value for key, value in values.items()}
