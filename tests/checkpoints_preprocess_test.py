@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.fuzzing import bounded, fuzz
 from vit_jax.data.recipes import evaluation
-from vit_jax.data.transforms import build
+from vit_jax.data.transforms import compose
 from vit_jax.errors import CheckpointError, DataError
 from vit_jax.pretrained.preprocess import (
     Preprocess,
@@ -189,8 +189,8 @@ def test_timm_crop_modes():
 def test_families(family, before, style):
     transforms = from_family(family, image_size=(224, 224))
     assert output_size(transforms) == (224, 224)
-    want = build(evaluation(style, resize=before), image_size=224)
-    assert build(transforms, image_size=9).ops == want.ops
+    want = compose(evaluation(style, resize=before), image_size=224)
+    assert compose(transforms, image_size=9).ops == want.ops
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def shapes_of_state(config: FrozenConfigDict) -> TrainState:
     num_examples, num_classes = data_set(config)
     cfg = read_section(config.model, num_classes=num_classes)
     for entry in (config.data.train_transforms, config.data.eval_transforms):
-        transforms.build(entry, image_size=cfg.image_size)
+        transforms.compose(entry, image_size=cfg.image_size)
     total = total_steps(config, num_examples)
     schedule = make_schedule(
         config.optim.schedule,

@@ -37,15 +37,15 @@ def loaded_by(process, count, *, mesh, size, batch_size, start_step, batch):
     """{row: (image, label, weight)} that one of `count` processes loads of a batch."""
     sharding = ProcessOf(sharding_of(*mesh), process, count)
     rows = pipeline.local_rows(sharding, batch_size=batch_size)
-    plan = functools.partial(
-        pipeline._train_plan,
+    assign = functools.partial(
+        pipeline._training_examples,
         start_step=start_step,
         batch_size=batch_size,
         num_examples=size,
         seed=SEED,
     )
     load = ExampleLoader(Numbers(size), noisy, SEED)
-    blocks = Blocks(load, plan, rows=rows, num_batches=None, like=load(0, epoch=0))
+    blocks = Blocks(load, assign, rows=rows, num_batches=None, like=load(0, epoch=0))
     first = batch * blocks.per_batch
     parts = [blocks[first + i] for i in range(blocks.per_batch)]
     arrays = [np.concatenate([part[key] for part in parts]) for key in ("image", "label", "weight")]

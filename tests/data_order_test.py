@@ -89,14 +89,14 @@ def test_batches_cross_epochs():
 def test_rows_need_not_be_computed_together():
     whole = run_of_ids(4, batch_size=30, num_examples=50, seed=3)
     shuffled = np.random.default_rng(0).permutation(120)
-    ids, epochs = order.locate(shuffled, num_examples=50, seed=3)
+    ids, epochs = order.examples_at(shuffled, num_examples=50, seed=3)
     np.testing.assert_array_equal(ids, whole[shuffled])
     np.testing.assert_array_equal(epochs, shuffled // 50)
 
 
 def test_seeds_and_epochs_have_orders_of_their_own():
     orders = [
-        tuple(order.locate(np.arange(100) + 100 * epoch, num_examples=100, seed=seed)[0])
+        tuple(order.examples_at(np.arange(100) + 100 * epoch, num_examples=100, seed=seed)[0])
         for epoch, seed in itertools.product(range(10), range(10))
     ]
     assert len(set(orders)) == 100
@@ -106,7 +106,7 @@ def test_seeds_and_epochs_have_orders_of_their_own():
 @pytest.mark.parametrize("seeds", [15, campaign(60)])
 def test_all_permutations_are_equally_likely(seeds):
     """Of five examples, over 100 epochs of each seed."""
-    ids = [order.locate(np.arange(500), num_examples=5, seed=seed)[0] for seed in range(seeds)]
+    ids = [order.examples_at(np.arange(500), num_examples=5, seed=seed)[0] for seed in range(seeds)]
     counts = collections.Counter(map(tuple, np.concatenate(ids).reshape(-1, 5).tolist()))
     assert len(counts) == 120
     assert stats.chisquare(list(counts.values())).pvalue > 1e-3
@@ -117,7 +117,7 @@ def test_all_permutations_are_equally_likely(seeds):
 def test_positions_and_neighbours_are_uniform(num_examples):
     """Where an example lands, and by how much the next one differs, over 500 epochs."""
     epochs = 500
-    ids = order.locate(np.arange(epochs * num_examples), num_examples=num_examples, seed=1)[0]
+    ids = order.examples_at(np.arange(epochs * num_examples), num_examples=num_examples, seed=1)[0]
     ids = ids.reshape(epochs, num_examples)
     counts_of_position = np.zeros((num_examples, num_examples))
     np.add.at(counts_of_position, (np.arange(num_examples)[None], ids), 1)

@@ -11,7 +11,7 @@ from PIL import Image
 from vit_jax.data import recipes
 from vit_jax.data.op import FLOAT, FLOAT_255, UINT8
 from vit_jax.data.resample import resize
-from vit_jax.data.transforms import OPS, build
+from vit_jax.data.transforms import OPS, compose
 from vit_jax.errors import ConfigError, DataError
 
 DECODE = {"op": "decode"}
@@ -42,7 +42,7 @@ def run(op, image, *, rng=0, **arguments):
     transforms = ({"op": op, **arguments},)
     if op != "decode":
         transforms = ({"op": "decode", "channels": image.shape[-1]}, *transforms)
-    transform = build(transforms, image_size=arguments.get("size", 8))
+    transform = compose(transforms, image_size=arguments.get("size", 8))
     return transform({"image": image}, np.random.default_rng(rng))["image"]
 
 
@@ -79,8 +79,8 @@ PIPELINES = {
 def test_evaluation_equals_the_references(goldens, manifest, name):
     manifest = manifest["preprocessing"]
     pipeline = manifest["pipelines"][name]
-    transform = build(PIPELINES[name], image_size=manifest["output_size"])
-    unrounded = build(
+    transform = compose(PIPELINES[name], image_size=manifest["output_size"])
+    unrounded = compose(
         [
             entry | {"rounding": "none"} if "rounding" in entry else entry
             for entry in PIPELINES[name]
@@ -209,7 +209,7 @@ def test_random_crop_comes_from_everywhere_alike():
     image = np.arange(36, dtype=np.uint8).reshape(6, 6, 1) + 1
     padded = np.pad(image, [(2, 2), (2, 2), (0, 0)])
     crops = {padded[y : y + 6, x : x + 6].tobytes(): 0 for y in range(5) for x in range(5)}
-    transform = build(
+    transform = compose(
         ({"op": "decode", "channels": 1}, {"op": "random_crop", "padding": 2}), image_size=6
     )
     rng = np.random.default_rng(0)
@@ -414,14 +414,14 @@ def test_every_operation_takes_any_image(name, channels, shape):
 
 @pytest.mark.parametrize("name", ["resize", "resize_small", "center_crop", "pad", "random_crop"])
 def test_a_size_left_out_is_the_models(name):
-    transform = build((DECODE, {"op": name}), image_size=(24, 16))
+    transform = compose((DECODE, {"op": name}), image_size=(24, 16))
     assert transform.ops[1].size == (24, 16)
     got = transform({"image": noise(24, 16, 3)}, np.random.default_rng(0))["image"]
     assert got.shape == (24, 16, 3)
 
 
 def test_a_transform_survives_pickling_and_keeps_the_label():
-    transform = build(recipes.augreg("strong2")[0], image_size=32)
+    transform = compose(recipes.augreg("strong2")[0], image_size=32)
     copy = pickle.loads(pickle.dumps(transform))
     example = {"image": noise(50, 40, 3), "label": 7}
     got = [t(example, np.random.default_rng(5)) for t in (transform, copy)]
@@ -433,7 +433,7 @@ def test_a_transform_survives_pickling_and_keeps_the_label():
 
 
 def test_the_kind_of_output_of_a_transform_is_known():
-    give = functools.partial(build, image_size=8)
+    give = functools.partial(compose, image_size=8)
     assert give((DECODE,)).gives == UINT8
     assert give((DECODE, {"op": "resize", "rounding": "none"})).gives == FLOAT_255
     assert give((DECODE, {"op": "normalize"})).gives == FLOAT
@@ -466,7 +466,7 @@ def test_the_kind_of_output_of_a_transform_is_known():
 )
 def test_mistakes_are_named_before_an_image_is_read(transforms, message):
     with pytest.raises(ConfigError, match=message):
-        build(transforms, image_size=8)
+        compose(transforms, image_size=8)
 
 
 def test_every_argument_is_documented():
@@ -482,7 +482,7 @@ def test_every_argument_is_documented():
 def test_augregs_levels():
     for level in recipes.AUGREG_LEVELS:
         transforms, _ = recipes.augreg(level)
-        assert build(transforms, image_size=224).gives == FLOAT
+        assert compose(transforms, image_size=224).gives == FLOAT
     transforms, mixup_alpha = recipes.augreg("medium2")
     assert {"op": "randaugment", "num_layers": 2, "magnitude": 15} in transforms
     assert mixup_alpha == 0.5
@@ -493,7 +493,7 @@ def test_augregs_levels():
 
 def test_evaluation_styles():
     for style in recipes.EVALUATION:
-        assert build(recipes.evaluation(style), image_size=16).gives == FLOAT
+        assert compose(recipes.evaluation(style), image_size=16).gives == FLOAT
     first = recipes.evaluation("timm", resize=20)
     assert first != recipes.evaluation("timm")  # No state is shared between calls.
     with pytest.raises(ConfigError, match="squashes"):

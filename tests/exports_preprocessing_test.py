@@ -8,7 +8,7 @@ import pytest
 
 from tests import odd_images
 from tests.tiny_checkpoints import tiny
-from vit_jax.data.transforms import build
+from vit_jax.data.transforms import compose
 from vit_jax.errors import CheckpointError, DataError
 from vit_jax.pretrained.exports import export
 from vit_jax.pretrained.exports.preprocessing import to_hf, to_timm
@@ -268,8 +268,8 @@ FAMILIES = {
 def test_a_folder_without_a_processor_gets_that_of_its_family(model_type):
     content = published_processor(model_type, image_size=SIZE)
     ops, last = FAMILIES[model_type]
-    wanted = build((decode(), *ops, last), image_size=SIZE).ops
-    assert build(from_hf(content, image_size=SIZE), image_size=SIZE).ops == wanted
+    wanted = compose((decode(), *ops, last), image_size=SIZE).ops
+    assert compose(from_hf(content, image_size=SIZE), image_size=SIZE).ops == wanted
 
 
 def test_dinov2_without_a_processor_is_evaluated_at_224():

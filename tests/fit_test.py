@@ -117,7 +117,9 @@ def test_groups_are_compared(floor):
 def test_both_inputs_and_the_best_of_a_budget(tmp_path):
     n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1e7, 6), np.geomspace(1e5, 1e8, 6)))
     y = 0.2 + 40 / n**0.5 + 90 / d**0.5
-    runs = write(tmp_path / "runs.csv", params=n, examples_seen=d, error=y, train_flops=96 * n * d)
+    runs = write(
+        tmp_path / "runs.csv", params=n, examples_seen=d, error=y, total_train_flops=96 * n * d
+    )
     _, result, figures = asked(runs, law="chinchilla", budgets=(9.6e12,))
     truth = {"E": 0.2, "A": 40, "B": 90, "alpha": 0.5, "beta": 0.5}
     for parameter, value in truth.items():
@@ -137,7 +139,7 @@ def valleys():
     best = (budgets / 1e12) ** 0.5 * 1e4
     x = best * np.tile(np.geomspace(0.2, 5, 7), 4)
     y = 0.1 + 1e3 / budgets**0.3 * (1 + 0.1 * np.log(x / best) ** 2)
-    return {"params": x, "train_flops": budgets, "error": y}
+    return {"params": x, "total_train_flops": budgets, "error": y}
 
 
 def test_valleys(tmp_path):
@@ -160,7 +162,7 @@ def test_the_arms_of_a_star(tmp_path):
         rows += [(32, 8, m, t, loss(m, t, 2.5)) for m in (2, 4, 8, 32, 128)]
     width, depth, mlp, t, y = zip(*rows, strict=True)
     runs = write(
-        tmp_path / "runs.csv", width=width, depth=depth, mlp_dim=mlp, train_flops=t, error=y
+        tmp_path / "runs.csv", width=width, depth=depth, mlp_dim=mlp, total_train_flops=t, error=y
     )
     text, result, _ = asked(runs, law="shape", columns={"x": "width,depth,mlp_dim"})
     arms = ["width", "depth", "mlp_dim"]
@@ -180,7 +182,7 @@ def test_the_arms_of_a_star(tmp_path):
     [
         ({"law": "powr"}, ConfigError, r'--law=powr: no such law\. Did you mean "power"'),
         ({"law": "power", "y": "loss"}, ConfigError, 'no column "loss". Did you mean "Loss"'),
-        ({"law": "power", "y": "Loss"}, ConfigError, 'no column "train_flops"'),
+        ({"law": "power", "y": "Loss"}, ConfigError, 'no column "total_train_flops"'),
         ({"law": "chinchilla", "y": "Loss", "predict": (1.0,)}, ConfigError, "laws of one input"),
         ({"law": "power", "budgets": (1.0,)}, ConfigError, "--budget is for the law chinchilla"),
         ({"law": "isoflop", "hold_back": ("Loss>1",)}, ConfigError, "fit chinchilla to judge"),
@@ -228,7 +230,12 @@ def test_a_group_of_fewer_runs_than_parameters_is_named(tmp_path):
 def test_unknown_compute_is_six_flops_for_a_parameter_and_example(flops):
     n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1e7, 5), np.geomspace(1e5, 1e8, 5)))
     y = 0.2 + 40 / n**0.5 + 90 / d**0.5
-    table = {"params": n, "examples_seen": d, "error": y, "train_flops": np.array([flops] * len(n))}
+    table = {
+        "params": n,
+        "examples_seen": d,
+        "error": y,
+        "total_train_flops": np.array([flops] * len(n)),
+    }
     (group,) = groups(table, np.arange(len(n)), ())
     (part,) = parts(table, group, np.zeros(len(n), bool), Question(law="chinchilla"))
     assert part.flops_per == 6

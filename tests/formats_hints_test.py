@@ -15,7 +15,7 @@ from vit_jax.predict import predict
 from vit_jax.pretrained.exports import export
 from vit_jax.pretrained.inspection import inspect
 from vit_jax.pretrained.load import load_pretrained
-from vit_jax.pretrained.mapping import make_plan
+from vit_jax.pretrained.mapping import map_checkpoint
 from vit_jax.pretrained.preprocess import from_family
 from vit_jax.training.init_from import inherit_model
 
@@ -50,7 +50,7 @@ def files(tmp_path_factory):
 
 def described(path, **hints):
     """What would be loaded; reads no tensor."""
-    return make_plan(path, hints=SIZES | hints).description
+    return map_checkpoint(path, hints=SIZES | hints).description
 
 
 def renamed(*pairs):
@@ -187,9 +187,9 @@ def test_assumptions_are_noted(files):
 
 def test_a_described_folder_assumes_nothing(tmp_path):
     export(tiny(), tmp_path / "hf", to="hf")
-    assert make_plan(tmp_path / "hf").description.assumption == ""
+    assert map_checkpoint(tmp_path / "hf").description.assumption == ""
     export(tiny(family="timm", posemb_resize="bicubic_antialias"), tmp_path / "timm", to="timm")
-    assumed = make_plan(tmp_path / "timm").description.assumed
+    assumed = map_checkpoint(tmp_path / "timm").description.assumed
     assert assumed.keys() <= {"posemb_resize"}
 
 
@@ -232,7 +232,7 @@ def test_an_ambiguous_file_is_refused_with_the_hint_to_pass(files, change, confi
 def test_rows_that_fit_two_grids_are_refused(files):
     path = files(registers=8, posemb_prefix="all")  # 16 patches and 9 tokens are 25 rows.
     with pytest.raises(CheckpointError, match=r"25 rows, of 40x40 or 32x32\. Give its image size"):
-        make_plan(path, hints={"num_heads": 4})
+        map_checkpoint(path, hints={"num_heads": 4})
     assert described(path).config.posemb_prefix == "all"
 
 
@@ -256,7 +256,7 @@ def test_heads_of_training_are_left_out(files):
         f"{name}.weight": np.ones((2, 2), np.float32)
         for name in ("dino_head.mlp.0", "ibot_head.last_layer", "head.mlp.2", "head.last_layer")
     }
-    plan = make_plan(files(lambda t: t | heads), hints=SIZES)
+    plan = map_checkpoint(files(lambda t: t | heads), hints=SIZES)
     assert set(plan.left_out) == set(heads)
     assert "heads of its training left out" in plan.description.notes
 
@@ -296,7 +296,7 @@ def test_a_resnet_of_timm_has_the_size_of_its_config_json(given, size, tmp_path)
     save_file(tensors, tmp_path / "model.safetensors")
     config = {"architecture": "resnetv2_50x1_bit", "pretrained_cfg": {"crop_pct": 1.0} | given}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    description = make_plan(tmp_path).description
+    description = map_checkpoint(tmp_path).description
     assert description.config.image_size == size and "image_size" not in description.assumed
     with pytest.raises(CheckpointError, match=r"image_size=.32, 32. contradicts"):
-        make_plan(tmp_path, hints={"image_size": 32})
+        map_checkpoint(tmp_path, hints={"image_size": 32})

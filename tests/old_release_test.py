@@ -42,7 +42,7 @@ def digits(run, count):
     """The first test digits, as the run's model is fed."""
     source = open_source(run.config.data, split="test")
     cfg = read_section(run.config.model, num_classes=source.num_classes)
-    build = transforms.build(run.config.data.eval_transforms, image_size=cfg.image_size)
+    build = transforms.compose(run.config.data.eval_transforms, image_size=cfg.image_size)
     rng = np.random.default_rng(0)
     return np.stack([build(source[i], rng)["image"] for i in range(count)]), source, cfg
 

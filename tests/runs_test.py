@@ -62,7 +62,7 @@ def test_a_row_for_each_run_and_evaluation(tmp_path):
     last = {name: runs[name][-1] for name in runs}
     assert (last["params"], last["params_non_embedding"], last["steps"]) == (5000, 4000, 12)
     assert (last["examples"], last["examples_seen"], last["epochs"]) == (100, 192, 1.92)
-    assert (last["forward_flops"], last["train_flops"]) == (1e6, 3e6 * 192)
+    assert (last["forward_flops"], last["total_train_flops"]) == (1e6, 3e6 * 192)
     assert (last["loss"], last["top1"], last["device_hours"]) == (2 / 12, 0.62, 1.2)
     assert last["error"] == 1 - 0.62 and last["train_loss"] == 3 / 12
     assert (last["code_version"], last["device"], last["seed"]) == ("0.2.0+gabc", "cpu", 0)
@@ -260,7 +260,7 @@ def test_folders_of_the_last_release_are_read(tmp_path):
         assert before in text
         (old / name).write_text(text.replace(before, after))
     runs = table(tmp_path)
-    for name in ("device_hours", "train_flops"):
+    for name in ("device_hours", "total_train_flops"):
         values = [runs[name][runs["run"] == run.name].tolist() for run in (new, old)]
         assert values[0] == values[1] and not np.isnan(values[0]).any()
 

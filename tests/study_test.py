@@ -54,7 +54,7 @@ def test_by_images(runs):
 
 @pytest.mark.slow
 def test_by_compute(runs):
-    result = asked(runs, law="frontier", columns={"x": "train_flops"}, group=("family",))
+    result = asked(runs, law="frontier", columns={"x": "total_train_flops"}, group=("family",))
     (crossing,) = result["crossings"]
     assert crossing["group"] == "resnet"
     assert ends(crossing) == pytest.approx([1.26e12, 0.86e12, 1.78e12], rel=0.02)
@@ -74,7 +74,7 @@ def test_by_parameters_and_images_seen(runs):
     ):
         assert ends(parameters[family][parameter]) == pytest.approx(published, abs=0.006)
     assert parameters["vit"]["R_D"]["estimate"] == pytest.approx(160, rel=0.02)
-    for held_back, published in (("params>=50%", 0.067), ("train_flops>=10%", 0.084)):
+    for held_back, published in (("params>=50%", 0.067), ("total_train_flops>=10%", 0.084)):
         (entry,) = asked(
             runs, law="chinchilla_repeat", where=("family=vit",), hold_back=(held_back,)
         )["groups"]

@@ -11,7 +11,7 @@ from vit_jax.models import build, param_shapes, read_section
 from vit_jax.optim import make_optimizer
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.sweeps.costs import cost, total_train_flops
-from vit_jax.sweeps.plan import Run
+from vit_jax.sweeps.plan import PlannedRun
 from vit_jax.training.state import make_init, state_layout
 
 # Large enough for the rules to insist that it is split, with Adafactor's factored statistics.
@@ -20,7 +20,7 @@ MODEL = {"model__width": 64, "model__num_heads": 4, "model__mlp_dim": 4096, "mod
 
 def cost_of(tmp_path, **changes):
     config = small_config(**MODEL, **changes)
-    return cost(Run("a", {}, (), config, tmp_path))
+    return cost(PlannedRun("a", {}, (), config, tmp_path))
 
 
 def state_bytes(tmp_path, parts, **changes):
@@ -87,7 +87,7 @@ def test_flops_count_trained_parameters_only(tmp_path):
     probe = cost_of(tmp_path, optim__freeze=("(?!head/).*",)).total_train_flops
     assert 2.7 < whole / probe < 3
     assert cost_of(tmp_path, optim__sam_rho=0.1).total_train_flops == 2 * whole
-    run = Run("a", {}, (), small_config(**MODEL, optim__freeze=("(",)), tmp_path)
+    run = PlannedRun("a", {}, (), small_config(**MODEL, optim__freeze=("(",)), tmp_path)
     assert total_train_flops(run) is None  # As the run will say.
     with pytest.raises(ConfigError, match=r"optim\.freeze"):
         cost(run)

@@ -13,7 +13,7 @@ from tests.sweep_runs import actors
 from vit_jax.rundir.lock import lock
 from vit_jax.sweeps import local
 from vit_jax.sweeps import record as records
-from vit_jax.sweeps.attempt import PATIENCE
+from vit_jax.sweeps.attempt import MAX_DEATHS
 
 pytestmark = pytest.mark.medium
 
@@ -93,7 +93,7 @@ def test_a_stopped_or_lost_run_is_started_again(tmp_path, code):
 def test_a_run_is_killed_without_end(tmp_path):
     (run,) = actors(tmp_path, {"run": "os.kill(os.getpid(), signal.SIGKILL)"})
     record = launch([run])["run"]
-    assert (record.status, record.attempts) == ("failed", PATIENCE)
+    assert (record.status, record.attempts) == ("failed", MAX_DEATHS)
     assert "SIGKILL" in record.error
 
 

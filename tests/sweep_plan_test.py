@@ -13,7 +13,7 @@ from vit_jax.config import freeze
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.sweeps import record as records
-from vit_jax.sweeps.plan import check_unchanged, make_plan
+from vit_jax.sweeps.plan import check_unchanged, plan_runs
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_point_is_a_command_and_the_config_that_the_command_gives(tmp_path, fi
 
 def test_the_argument_of_the_sweep_is_every_runs_and_a_point_goes_before_it(tmp_path, file):
     def flags(argument, point):
-        (run,) = make_plan(
+        (run,) = plan_runs(
             [point], file=str(file), argument=argument, overrides={}, folder=tmp_path,
             configure=cli.config_of,
         )  # fmt: skip

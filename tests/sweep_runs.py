@@ -7,7 +7,7 @@ import sys
 
 from tests import forked
 from vit_jax import cli
-from vit_jax.sweeps.plan import Run, make_plan
+from vit_jax.sweeps.plan import PlannedRun, plan_runs
 
 # A config file whose runs are real and small: 12 to 20 steps on digits, two of them of one trunk.
 REAL = """
@@ -43,9 +43,9 @@ def sweep(arg=None):
 NAMES = ("depth=1,examples=100", "seed=7,steps=20", "seed=7,steps=12", "fails")
 
 
-def plan(points, folder: pathlib.Path, file: pathlib.Path, **overrides) -> list[Run]:
+def plan(points, folder: pathlib.Path, file: pathlib.Path, **overrides) -> list[PlannedRun]:
     """The runs of some points, as the command makes them."""
-    return make_plan(
+    return plan_runs(
         points,
         file=str(file),
         argument="",
@@ -96,7 +96,7 @@ note("begin")
 
 
 @dataclasses.dataclass(frozen=True)
-class Actor(Run):
+class Actor(PlannedRun):
     """A run whose process executes a few lines of Python instead of `vit_jax.train`."""
 
     act: str = ""

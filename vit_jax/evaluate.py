@@ -144,7 +144,7 @@ def _images(
 ) -> tuple[UInt8[np.ndarray, "n height width channels"], Int[np.ndarray, "n"]]:
     """Whole images, squashed to the model's size, and their labels."""
     decode = evaluator.config.data.eval_transforms[0]
-    transform = transforms.build(
+    transform = transforms.compose(
         (decode, {"op": "resize"}), image_size=evaluator.model_config.image_size
     )
     rng = np.random.default_rng(0)

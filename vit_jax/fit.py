@@ -1,6 +1,6 @@
 r"""Fits scaling laws to a table of runs, ours or anybody's, and says how far they can be trusted.
 
-    python -m vit_jax.fit --runs=runs/study/runs.parquet --law=auto --x=train_flops --y=error \
+    python -m vit_jax.fit --runs=runs/study/runs.parquet --law=auto --x=total_train_flops \
         --frontier --out=runs/study/fit
     python -m vit_jax.fit --runs=papers.csv --law=power_floor --x="Seen Examples" --y=Loss \
         --group=Model --where=Task=inet_10 --hold_back=Training=0 --out=fit
@@ -75,7 +75,7 @@ def fit(runs: pathlib.Path, question: Question, out: epath.PathLike, *, command:
     )
 
 
-def numbers(flag: str, texts: Sequence[str]) -> tuple[float, ...]:
+def parse_numbers(flag: str, texts: Sequence[str]) -> tuple[float, ...]:
     """The numbers of a flag that takes several.
 
     Raises:
@@ -126,8 +126,8 @@ if __name__ == "__main__":
             hold_back=tuple(_HOLD_BACK.value),
             frontier=_FRONTIER.value,
             chosen_by=_CHOSEN_BY.value,
-            budgets=numbers("budget", _BUDGET.value),
-            predict=numbers("predict", _PREDICT.value),
+            budgets=parse_numbers("budget", _BUDGET.value),
+            predict=parse_numbers("predict", _PREDICT.value),
             level=_LEVEL.value,
         )
         command = shlex.join(["python", "-m", "vit_jax.fit", *sys.argv[1:]])

@@ -34,14 +34,14 @@ from vit_jax.sweeps import record as records
 from vit_jax.sweeps.board import Board
 from vit_jax.sweeps.costs import cost, total_train_flops
 from vit_jax.sweeps.local import run_local
-from vit_jax.sweeps.plan import Run, check_unchanged, make_plan
+from vit_jax.sweeps.plan import PlannedRun, check_unchanged, plan_runs
 from vit_jax.sweeps.slurm import run_slurm
 from vit_jax.sweeps.table import PARQUET, collect
 
 _COLLECTED = 60.0  # Seconds between two tables while the runs go on.
 
 
-def select(runs: Sequence[Run], pattern: str) -> list[Run]:
+def select(runs: Sequence[PlannedRun], pattern: str) -> list[PlannedRun]:
     """The runs whose names match a pattern such as "*seed=0*"; "": all.
 
     Raises:
@@ -57,7 +57,7 @@ def select(runs: Sequence[Run], pattern: str) -> list[Run]:
 
 
 def sweep(
-    runs: Sequence[Run],
+    runs: Sequence[PlannedRun],
     folder: pathlib.Path,
     *,
     max_parallel: int = 0,
@@ -66,7 +66,7 @@ def sweep(
     """Runs what is not finished.
 
     Args:
-      runs: of the sweep, from `vit_jax.sweeps.plan.make_plan`.
+      runs: of the sweep, from `vit_jax.sweeps.plan.plan_runs`.
       folder: of the sweep.
       max_parallel: at a time; 0: one for each GPU, or one; as jobs: as many as Slurm likes.
       slurm: `minutes` and `options` of `vit_jax.sweeps.slurm.run_slurm`; None: on this machine.
@@ -84,7 +84,7 @@ def sweep(
         work = {run.name: total_train_flops(run) for run in runs}
         collected = time.monotonic()
 
-        def changed(run: Run | None) -> None:
+        def changed(run: PlannedRun | None) -> None:
             nonlocal collected
             board.changed(run)
             if run is not None and time.monotonic() - collected > _COLLECTED:
@@ -101,7 +101,7 @@ def sweep(
     return conclude(runs, folder, whole=whole)
 
 
-def dry_run(runs: Sequence[Run]) -> None:
+def dry_run(runs: Sequence[PlannedRun]) -> None:
     """Prints the command of each run and what it will take, and the sum of all.
 
     Raises:
@@ -140,7 +140,7 @@ def _size(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
-def conclude(runs: Sequence[Run], folder: pathlib.Path, *, whole: bool) -> int:
+def conclude(runs: Sequence[PlannedRun], folder: pathlib.Path, *, whole: bool) -> int:
     """Says what became of the runs; gives the exit code."""
     found = {run.name: records.read(run.workdir) for run in runs}
     for run in runs:
@@ -201,7 +201,7 @@ if __name__ == "__main__":
         if _DRY_RUN.value:
             jax.config.update("jax_platforms", "cpu")  # Shapes alone are computed.
         file, argument, points = cli.read_sweep(_CONFIG)
-        runs = make_plan(
+        runs = plan_runs(
             points,
             file=file,
             argument=argument,

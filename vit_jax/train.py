@@ -47,7 +47,7 @@ from vit_jax.training.cached_features import cache_features
 from vit_jax.training.experiment import Experiment, Program
 from vit_jax.training.init_from import inherit_model
 from vit_jax.training.observer import Observer, observe
-from vit_jax.training.reports import conclusion, numbers
+from vit_jax.training.reports import conclusion, run_summary
 from vit_jax.training.state import TrainState, starting_point
 
 
@@ -261,7 +261,7 @@ class _Claim:
     def write(self, experiment: Experiment) -> None:
         """Writes the files that say what the run is."""
         if jax.process_index() == 0:
-            workdirs.claim(self._workdir, self._config, self._dataset, numbers(experiment))
+            workdirs.claim(self._workdir, self._config, self._dataset, run_summary(experiment))
 
 
 if __name__ == "__main__":

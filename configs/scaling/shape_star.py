@@ -4,7 +4,7 @@
     python -m vit_jax.sweep --config=configs/scaling/shape_star.py:data=fashion_mnist \
         --workdir=runs/star --max_parallel=2
     python -m vit_jax.fit --runs=runs/star/runs.parquet --law=shape --x=width,depth,mlp_dim \
-        --t=train_flops --y=error --out=runs/star/fit
+        --t=total_train_flops --y=error --out=runs/star/fit
 
 "Getting ViT in shape" (Alabdulmohsin et al. 2023, arXiv 2305.13035): for each of the three, the law
 f(x, t) = alpha x^-a + (beta x^b + xi) t^-c + eps says which value is best for a given compute; with

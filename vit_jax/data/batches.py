@@ -20,7 +20,7 @@ from jax.sharding import Sharding
 from jaxtyping import Int64
 from ml_collections import FrozenConfigDict
 
-from vit_jax.data.blocks import BadRow, Block, Blocks
+from vit_jax.data.blocks import BadRow, Blocks, RowBlock
 from vit_jax.errors import DataError, LostError, VitJaxError
 
 Batch = dict[str, jax.Array]
@@ -169,7 +169,7 @@ def _feed(
     output: queue.Queue,
     stop: threading.Event,
     blocks: Blocks,
-    load: Callable[[], Iterator[Block]],
+    load: Callable[[], Iterator[RowBlock]],
     to_devices: Callable[[dict[str, np.ndarray]], Batch],
 ) -> None:
     """Body of the thread: puts (batch, its bad rows), and None or an exception at the end."""
@@ -192,7 +192,7 @@ def _feed(
         put(error)
 
 
-def _load(blocks: Blocks, loading: Loading) -> Iterator[Block]:
+def _load(blocks: Blocks, loading: Loading) -> Iterator[RowBlock]:
     """Starts to load the blocks, in threads of this process or of worker processes."""
     workers, threads = min(loading.workers, len(blocks)), loading.threads
     ahead = _BLOCKS_AHEAD if workers else loading.prefetch * blocks.per_batch
@@ -224,7 +224,9 @@ def _follow_parent(index: int, count: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _gather(loaded: Iterator[Block], blocks: Blocks) -> tuple[dict[str, np.ndarray], list[BadRow]]:
+def _gather(
+    loaded: Iterator[RowBlock], blocks: Blocks
+) -> tuple[dict[str, np.ndarray], list[BadRow]]:
     """The rows of the next batch of this process, and the bad ones of them; empty at the end."""
     local: dict[str, np.ndarray] = {}
     bad: list[BadRow] = []

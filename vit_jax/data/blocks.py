@@ -17,9 +17,9 @@ from vit_jax.errors import DataError, VitJaxError
 Transform = Callable[[Example, np.random.Generator], Example]
 Ids = Int64[np.ndarray, "n"]
 # From a batch's number and some of its rows to the rows' example ids (or PADDING) and epochs.
-Plan = Callable[[int, Ids], tuple[Ids, Ids]]
+Assignment = Callable[[int, Ids], tuple[Ids, Ids]]
 # {"image": [R,H,W,C], "label": i32[R] or f32[R,K], "weight": f32[R], "bad": [BadRow]}
-Block = dict[str, Any]
+RowBlock = dict[str, Any]
 
 BLOCK_ROWS = (
     32  # Many, to outweigh Grain's cost per element; few, to busy all threads with a batch.
@@ -96,7 +96,7 @@ class Blocks:
     def __init__(
         self,
         load: ExampleLoader,
-        plan: Plan,
+        assign: Assignment,
         *,
         rows: Int64[np.ndarray, "rows"],
         num_batches: int | None,
@@ -106,13 +106,13 @@ class Blocks:
 
         Args:
           load: loads an example.
-          plan: says which example a row is.
+          assign: says which example a row is.
           rows: of the global batch, that this process loads.
           num_batches: None: no end.
           like: an example; all others must have its shapes and dtypes.
         """
         self.rows = rows
-        self._load, self._plan = load, plan
+        self._load, self._plan = load, assign
         # Of an example: shape and dtype of everything that a block has a row of.
         self.arrays = {key: (array.shape, array.dtype) for key, array in like.items()}
         self.arrays["weight"] = ((), np.dtype(np.float32))
@@ -122,11 +122,11 @@ class Blocks:
     def __len__(self) -> int:
         return self._num_batches * self.per_batch
 
-    def __getitem__(self, index: int) -> Block:
+    def __getitem__(self, index: int) -> RowBlock:
         batch, part = divmod(index, self.per_batch)
         rows = self.rows[part * BLOCK_ROWS : (part + 1) * BLOCK_ROWS]
         ids, epochs = self._plan(batch, rows)
-        block: Block = {
+        block: RowBlock = {
             key: np.zeros((len(rows), *shape), dtype) for key, (shape, dtype) in self.arrays.items()
         }
         block["bad"] = []
@@ -140,7 +140,7 @@ class Blocks:
                 block["bad"].append(BadRow(int(rows[row]), i, str(error)))
         return block
 
-    def _fill(self, block: Block, row: int, i: int, epoch: int) -> None:
+    def _fill(self, block: RowBlock, row: int, i: int, epoch: int) -> None:
         example = self._load(i, epoch=epoch) | {"weight": np.ones((), np.float32)}
         for key, (shape, dtype) in self.arrays.items():
             got = example[key]

@@ -36,7 +36,7 @@ def example_ids(
       ConfigError: the seed is negative.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
-    return locate(positions, num_examples=num_examples, seed=seed)[0]
+    return examples_at(positions, num_examples=num_examples, seed=seed)[0]
 
 
 def epochs(step: int, *, batch_size: int, num_examples: int) -> Int64[np.ndarray, "{batch_size}"]:
@@ -45,7 +45,7 @@ def epochs(step: int, *, batch_size: int, num_examples: int) -> Int64[np.ndarray
     return positions // num_examples
 
 
-def locate(
+def examples_at(
     positions: Int64[np.ndarray, "n"], *, num_examples: int, seed: int
 ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
     """The example and the epoch at each position of the endless order.

@@ -63,17 +63,17 @@ def train_batches(
         begins with its place); none of the first examples is good; or the loader fails.
     """
     rows = local_rows(sharding, batch_size=batch_size)
-    plan = functools.partial(
-        _train_plan,
+    assign = functools.partial(
+        _training_examples,
         start_step=start_step,
         batch_size=batch_size,
         num_examples=len(source),
         seed=seed,
     )
-    plan(0, rows[:1])  # Checks the seed.
+    assign(0, rows[:1])  # Checks the seed.
     load = ExampleLoader(source, transform, seed)
     like = load(0, epoch=0) if on_bad is None else first_good(load)
-    blocks = Blocks(load, plan, rows=rows, num_batches=None, like=like)
+    blocks = Blocks(load, assign, rows=rows, num_batches=None, like=like)
     return Batches(
         blocks,
         batch_size=batch_size,
@@ -116,14 +116,16 @@ def eval_batches(
       ConfigError, DataError: as `train_batches`.
     """
     rows = local_rows(sharding, batch_size=batch_size)
-    plan = functools.partial(_eval_plan, batch_size=batch_size, num_examples=len(source))
+    assign = functools.partial(
+        _evaluation_examples, batch_size=batch_size, num_examples=len(source)
+    )
     load = ExampleLoader(source, transform, 0)
     like, bad = (load(0, epoch=0), []) if on_bad is None else _try_all(load)
     if not like:
         for i, message in bad:
             on_bad(i, message)
     num_batches = math.ceil(len(source) / batch_size) if like else 0
-    blocks = Blocks(load, plan, rows=rows, num_batches=num_batches, like=like)
+    blocks = Blocks(load, assign, rows=rows, num_batches=num_batches, like=like)
     return Batches(
         blocks,
         batch_size=batch_size,
@@ -149,14 +151,16 @@ def local_rows(sharding: Sharding, *, batch_size: int) -> Int64[np.ndarray, "row
     return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in indices]))
 
 
-def _train_plan(
+def _training_examples(
     batch: int, rows: Ids, *, start_step: int, batch_size: int, num_examples: int, seed: int
 ) -> tuple[Ids, Ids]:
     positions = (start_step + batch) * batch_size + rows
-    return order.locate(positions, num_examples=num_examples, seed=seed)
+    return order.examples_at(positions, num_examples=num_examples, seed=seed)
 
 
-def _eval_plan(batch: int, rows: Ids, *, batch_size: int, num_examples: int) -> tuple[Ids, Ids]:
+def _evaluation_examples(
+    batch: int, rows: Ids, *, batch_size: int, num_examples: int
+) -> tuple[Ids, Ids]:
     ids = batch * batch_size + rows
     return np.where(ids < num_examples, ids, PADDING), np.zeros_like(ids)
 

@@ -113,7 +113,9 @@ def random_part(source: Source, examples: int, *, seed: int) -> Source:
             f"data.examples is {examples:,}, but {source.name}, {source.split}, has "
             f"{len(source):,}: give at most that, or 0 for all."
         )
-    ids, _ = order.locate(np.arange(examples, dtype=np.int64), num_examples=len(source), seed=seed)
+    ids, _ = order.examples_at(
+        np.arange(examples, dtype=np.int64), num_examples=len(source), seed=seed
+    )
     return Subset(source, np.sort(ids), fingerprint=f"{examples} examples of {seed}")
 
 

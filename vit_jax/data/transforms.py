@@ -73,7 +73,7 @@ OPS: dict[str, type[Op]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Transform:
+class ComposedTransform:
     """What `build` makes: operations in order, on an example's "image".
 
     Attributes:
@@ -111,13 +111,13 @@ class Transform:
         return {**example, "image": np.ascontiguousarray(image)}
 
 
-def build(
+def compose(
     transforms: Iterable[Any],
     *,
     image_size: Iterable[int] | int,
     channels: int | None = None,
     key: str = "transforms",
-) -> Transform:
+) -> ComposedTransform:
     """Checks transforms and makes a function of them.
 
     Args:
@@ -151,13 +151,13 @@ def build(
         ops.append(op)
         kind, previous = op.gives(kind), name
     if channels is None:
-        return Transform(tuple(ops), kind, key)
+        return ComposedTransform(tuple(ops), kind, key)
     if kind != FLOAT:
         raise ConfigError(
             f"{key} end with images that are {kind}, and a model takes {FLOAT}: add value_range "
             "or normalize."
         )
-    return Transform(tuple(ops), kind, key, (*image_size, channels))
+    return ComposedTransform(tuple(ops), kind, key, (*image_size, channels))
 
 
 def _make(

@@ -38,7 +38,7 @@ class Evaluator:
 
     def transform(self) -> Transform:
         """Returns the transform from an example to what the model is fed."""
-        return transforms.build(
+        return transforms.compose(
             self.config.data.eval_transforms,
             image_size=self.model_config.image_size,
             channels=self.model_config.channels,

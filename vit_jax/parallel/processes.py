@@ -20,7 +20,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.parallel.constraints import AXES
 
 # Seconds that a process waits at its start for the others, before it says so and before it ends.
-REMINDER, PATIENCE = 30, 300
+REMINDER_SECONDS, PATIENCE_SECONDS = 30, 300
 
 _exchanges = itertools.count()
 
@@ -58,11 +58,11 @@ def start() -> None:
                 "are numbered from 0 to one less than there are.".format(**named)
             )
     # Who has not come yet is not known here, and JAX ends a process that waits in vain.
-    reminder = threading.Timer(REMINDER, _remind, kwargs=named)
+    reminder = threading.Timer(REMINDER_SECONDS, _remind, kwargs=named)
     reminder.daemon = True
     reminder.start()
     try:
-        jax.distributed.initialize(**named, initialization_timeout=PATIENCE)
+        jax.distributed.initialize(**named, initialization_timeout=PATIENCE_SECONDS)
     finally:
         reminder.cancel()
 
@@ -91,9 +91,9 @@ def _remind(num_processes: int | None = None, process_id: int | None = None) -> 
     who = "This process" if process_id is None else f"Process {process_id} of {num_processes}"
     where = os.environ.get("JAX_COORDINATOR_ADDRESS", "the address that the scheduler gave")
     print(
-        f"{who} has waited {REMINDER} s for the others at {where}, and ends after {PATIENCE} s. "
-        "Are they all started, with the same address and number of processes, each with its own "
-        "JAX_PROCESS_ID? Can they reach process 0 there?",
+        f"{who} has waited {REMINDER_SECONDS} s for the others at {where}, and ends after "
+        f"{PATIENCE_SECONDS} s. Are they all started, with the same address and number of "
+        "processes, each with its own JAX_PROCESS_ID? Can they reach process 0 there?",
         file=sys.stderr,
         flush=True,
     )

@@ -7,7 +7,7 @@ from typing import Any
 from vit_jax.config.fields import Kind, declarations, has_effect
 from vit_jax.models import ModelConfig, forward_flops, num_params
 from vit_jax.pretrained.load import adapted, evaluated_size
-from vit_jax.pretrained.mapping import make_plan
+from vit_jax.pretrained.mapping import map_checkpoint
 from vit_jax.pretrained.run_checkpoint import describe_own, is_own, refuse_hints
 from vit_jax.rundir import workdir as workdirs
 
@@ -49,19 +49,19 @@ def inspect(
         labels, transforms, left_out = tuple(names), run.data.eval_transforms, ()
         loss, followed = run.loss.name, None
     else:
-        plan = make_plan(path, hints=hints, leave_out=leave_out)
-        described, tensors = plan.description, plan.foreign.tensors
+        mapping = map_checkpoint(path, hints=hints, leave_out=leave_out)
+        described, tensors = mapping.description, mapping.foreign.tensors
         stored = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())
         dtypes = ", ".join(sorted({str(t.dtype) for t in tensors.values()}))
         found = {
-            "path": str(plan.foreign.path),
-            "format": ", ".join((plan.format.name, *described.notes)),
+            "path": str(mapping.foreign.path),
+            "format": ", ".join((mapping.format.name, *described.notes)),
             "assumed": described.assumption or "nothing",
             "tensors": f"{len(tensors):,}, {dtypes}, {stored / 1e6:,.1f} MB",
         }
         published, labels = described.config, described.labels
-        transforms, left_out = described.transforms, plan.left_out
-        loss, (followed, _) = plan.loss, evaluated_size(published, described.transforms)
+        transforms, left_out = described.transforms, mapping.left_out
+        loss, (followed, _) = mapping.loss, evaluated_size(published, described.transforms)
     config = adapted(published, {"image_size": image_size or followed})
     lines = found | {
         "model": type(published).__name__.removesuffix("Config"),

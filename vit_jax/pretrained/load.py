@@ -24,7 +24,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.models import MixerConfig, ModelConfig, VitConfig, build
 from vit_jax.models.section import image_size as as_size
 from vit_jax.pretrained.adaptation import adapt_params
-from vit_jax.pretrained.mapping import make_plan
+from vit_jax.pretrained.mapping import map_checkpoint
 from vit_jax.pretrained.preprocess import Preprocess, output_size
 from vit_jax.pretrained.reader import read
 from vit_jax.pretrained.run_checkpoint import is_own, one_device, refuse_hints
@@ -106,23 +106,23 @@ def load_pretrained(
     if is_own(path):
         refuse_hints(path, hints, leave_out)
         return _load_own(path, changes, mesh)
-    plan = make_plan(path, hints=hints, leave_out=leave_out)
-    published = plan.description.config
+    mapping = map_checkpoint(path, hints=hints, leave_out=leave_out)
+    published = mapping.description.config
     if changes["image_size"] is None:
-        changes["image_size"], said = evaluated_size(published, plan.description.transforms)
+        changes["image_size"], said = evaluated_size(published, mapping.description.transforms)
     config = adapted(published, changes)
-    params, notes = read(plan, config, mesh)
+    params, notes = read(mapping, config, mesh)
     return Pretrained(
         model=build(config),
         params=params,
         config=config,
-        preprocess=_preprocess(plan.description.transforms, published, config),
-        labels=_labels(plan.description.labels, published, config),
-        format=plan.format.name,
+        preprocess=_preprocess(mapping.description.transforms, published, config),
+        labels=_labels(mapping.description.labels, published, config),
+        format=mapping.format.name,
         published=published,
-        left_out=plan.left_out,
-        notes=(*plan.description.all_notes, *said, *notes),
-        loss=plan.loss,
+        left_out=mapping.left_out,
+        notes=(*mapping.description.all_notes, *said, *notes),
+        loss=mapping.loss,
     )
 
 

@@ -51,24 +51,24 @@ def head_loss(config: Mapping[str, Any], num_classes: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class CheckpointMap:
     """Where every parameter of a model comes from, before a tensor is read."""
 
     foreign: Foreign
     format: Format
     description: Description
     loss: str  # That its head was trained with: see `head_loss`.
-    sources: Mapping[str, tables.Source]
+    sources: Mapping[str, tables.TensorLocation]
     fresh: tuple[str, ...]  # Paths that the caller left out: they get initial values.
     left_out: tuple[str, ...]
 
 
-def make_plan(
+def map_checkpoint(
     path: str | os.PathLike,
     *,
     hints: Mapping[str, Any] | None = None,
     leave_out: Collection[str] = (),
-) -> Plan:
+) -> CheckpointMap:
     """Recognises a checkpoint and accounts for all its tensors, without reading them.
 
     Raises:
@@ -96,7 +96,7 @@ def make_plan(
         ) from error
     loss = _loss(foreign, hints, description.config.num_classes)
     hints.check_all_used(f"a checkpoint of {found.name}")
-    return _account(Plan(foreign, found, description, loss, {}, (), ()), patterns)
+    return _account(CheckpointMap(foreign, found, description, loss, {}, (), ()), patterns)
 
 
 def _loss(foreign: Foreign, hints: Hints, num_classes: int) -> str:
@@ -129,14 +129,14 @@ def _compiled(leave_out: Collection[str]) -> list[re.Pattern[str]]:
         ) from error
 
 
-def _account(plan: Plan, wanted: Collection[re.Pattern[str]]) -> Plan:
+def _account(mapping: CheckpointMap, wanted: Collection[re.Pattern[str]]) -> CheckpointMap:
     """Finds a source for every parameter, and a use or a name for every tensor."""
-    description, tensors = plan.description, plan.description.tensors
+    description, tensors = mapping.description, mapping.description.tensors
     unused = wanted + [re.compile(pattern) for pattern in description.unused]
     shapes = unrolled_shapes(description.config)
-    entries = plan.format.entries(description.config)
+    entries = mapping.format.entries(description.config)
     sources, missing = tables.find(entries, shapes, tensors)
-    _check_use(wanted, (*shapes, *tensors, *plan.foreign.tensors))
+    _check_use(wanted, (*shapes, *tensors, *mapping.foreign.tensors))
     fresh = tuple(
         path
         for path in shapes
@@ -146,7 +146,7 @@ def _account(plan: Plan, wanted: Collection[re.Pattern[str]]) -> Plan:
 
     used = {source.theirs for source in sources.values()}
     others = {name: tensors[name].shape for name in tensors if name not in used}
-    others |= {name: plan.foreign.tensors[name].shape for name in _beside(plan)}
+    others |= {name: mapping.foreign.tensors[name].shape for name in _beside(mapping)}
     # An empty tensor, such as no registers, says nothing.
     left_out = tuple(name for name, shape in others.items() if 0 in shape or _matches(unused, name))
     lines = [(name, others[name], "-", None) for name in others if name not in left_out]
@@ -155,14 +155,14 @@ def _account(plan: Plan, wanted: Collection[re.Pattern[str]]) -> Plan:
         theirs = tensors[source.theirs].shape
         if not tables.fits(source, theirs, shapes[path]):
             lines.append((source.theirs, theirs, path, shapes[path]))
-        _check_dtype(plan, source.theirs)
+        _check_dtype(mapping, source.theirs)
     if lines:
         raise CheckpointError(
-            f"{plan.foreign.path} ({plan.format.name}) does not fit the model that it describes, "
-            f"{describe_briefly(description.config)}:\n{_table(lines)}\n"
+            f"{mapping.foreign.path} ({mapping.format.name}) does not fit the model that it "
+            f"describes, {describe_briefly(description.config)}:\n{_table(lines)}\n"
             "Name in leave_out (--leave_out) what may be missing or is of no use."
         )
-    return dataclasses.replace(plan, sources=sources, fresh=fresh, left_out=left_out)
+    return dataclasses.replace(mapping, sources=sources, fresh=fresh, left_out=left_out)
 
 
 def _check_use(wanted: Collection[re.Pattern[str]], names: Collection[str]) -> None:
@@ -176,12 +176,12 @@ def _check_use(wanted: Collection[re.Pattern[str]], names: Collection[str]) -> N
             )
 
 
-def _check_dtype(plan: Plan, name: str) -> None:
+def _check_dtype(mapping: CheckpointMap, name: str) -> None:
     """Whole numbers are no parameters until they are scaled, which no format here describes."""
-    dtype = plan.description.tensors[name].dtype
+    dtype = mapping.description.tensors[name].dtype
     if dtype.kind in "iub":
         raise CheckpointError(
-            f"{plan.foreign.path}: {name} is of {dtype}, as in a quantised checkpoint. Take the "
+            f"{mapping.foreign.path}: {name} is of {dtype}, as in a quantised checkpoint. Take the "
             "one of floating-point numbers that it was made of."
         )
 
@@ -190,12 +190,12 @@ def _matches(patterns: Collection[re.Pattern[str]], name: str) -> bool:
     return any(pattern.fullmatch(name) for pattern in patterns)
 
 
-def _beside(plan: Plan) -> list[str]:
+def _beside(mapping: CheckpointMap) -> list[str]:
     """The tensors of the file that are not under the model's prefix."""
-    layer, seen = plan.description.tensors, set(plan.foreign.tensors)
+    layer, seen = mapping.description.tensors, set(mapping.foreign.tensors)
     while isinstance(layer, Renamed):  # Stacked blocks are renamed twice.
         names = {theirs for theirs, _ in layer.original.values()}
-        if layer.below is plan.foreign.tensors:
+        if layer.below is mapping.foreign.tensors:
             return sorted(seen - names)
         layer = layer.below
     return []

@@ -21,7 +21,7 @@ from vit_jax.data.decode import decode_pillow
 from vit_jax.data.op import Op
 from vit_jax.data.reading import read_file
 from vit_jax.data.recipes import Transforms, evaluation
-from vit_jax.data.transforms import Transform, build
+from vit_jax.data.transforms import ComposedTransform, compose
 from vit_jax.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from vit_jax.pretrained.preprocess_fields import Fields
 
@@ -302,9 +302,9 @@ class Preprocess:
             ) from error
 
     @functools.cached_property
-    def _transform(self) -> Transform:
+    def _transform(self) -> ComposedTransform:
         first, *rest = self.transforms
-        return build(
+        return compose(
             [{"channels": self.channels, **first}, *rest],
             image_size=self.image_size,
             channels=self.channels,

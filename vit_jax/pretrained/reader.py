@@ -13,18 +13,18 @@ from vit_jax.models import ModelConfig, build, param_shapes
 from vit_jax.models.resize import resize_patches, resize_posemb
 from vit_jax.parallel.rules import param_shardings, path_name
 from vit_jax.pretrained.formats import entries as tables
-from vit_jax.pretrained.mapping import Plan, unrolled_shapes
+from vit_jax.pretrained.mapping import CheckpointMap, unrolled_shapes
 
 
-def read(plan: Plan, config: ModelConfig, mesh: Mesh) -> tuple[PyTree, tuple[str, ...]]:
+def read(mapping: CheckpointMap, config: ModelConfig, mesh: Mesh) -> tuple[PyTree, tuple[str, ...]]:
     """The parameters of a model, each read where it will lie, and what was done to them.
 
     Args:
-      plan: of the checkpoint.
+      mapping: of the checkpoint.
       config: of the wanted model: the checkpoint's, for another image size or head maybe.
       mesh: that the parameters lie on, by our rules.
     """
-    reader = Reader(plan, config)
+    reader = Reader(mapping, config)
     targets = param_shapes(config)
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf, sharding: reader.array(path_name(path), leaf.shape, sharding),
@@ -35,13 +35,13 @@ def read(plan: Plan, config: ModelConfig, mesh: Mesh) -> tuple[PyTree, tuple[str
 
 
 class Reader:
-    """Reads parameters of a model out of a plan's file, shard by shard."""
+    """Reads parameters of a model out of a mapping's file, shard by shard."""
 
-    def __init__(self, plan: Plan, config: ModelConfig):
-        self.plan = plan
+    def __init__(self, mapping: CheckpointMap, config: ModelConfig):
+        self.mapping = mapping
         self.config = config
         self.notes: list[str] = []
-        self._published = unrolled_shapes(plan.description.config)
+        self._published = unrolled_shapes(mapping.description.config)
         self._initial: dict[str, np.ndarray] | None = None
 
     def array(self, path: str, shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
@@ -73,15 +73,15 @@ class Reader:
             self._note("new head, of zeros")
             value = self.config.head_bias_init if path.endswith("bias") else 0.0
             return np.full(shape, value, np.float32)
-        if path in self.plan.fresh:
+        if path in self.mapping.fresh:
             return self._initialised(path)
-        source = self.plan.sources[path]
-        tensors = self.plan.description.tensors
+        source = self.mapping.sources[path]
+        tensors = self.mapping.description.tensors
         stored = tensors[source.theirs].shape
         rows = tables.rows_of(source, stored) if source.part[1] > 1 else None
         array = tables.load(tensors.read(source.theirs, rows), source, self._published[path])
         array = array.astype(np.float32, copy=False)
-        if path == "pos_embedding" and self.config.grid != self.plan.description.config.grid:
+        if path == "pos_embedding" and self.config.grid != self.mapping.description.config.grid:
             array = self._resized(array)
         if path == "embedding/kernel" and array.shape != shape:
             self._note(f"patch embedding resized to {shape[0]}x{shape[1]} (FlexiViT)")
@@ -89,7 +89,7 @@ class Reader:
         return array
 
     def _resized(self, posemb: np.ndarray) -> np.ndarray:
-        old, new = self.plan.description.config, self.config
+        old, new = self.mapping.description.config, self.config
         self._note(
             f"position embedding resized from {old.grid[0]}x{old.grid[1]} to {new.grid[0]}x"
             f"{new.grid[1]} patches ({new.posemb_resize})"

@@ -23,7 +23,7 @@ from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, did_you_me
 
 CONFIG = "config.json"
 DATASET = "dataset.json"
-NUMBERS = "run.json"
+SUMMARY = "run.json"
 CHECKPOINTS = "checkpoints"
 
 _OTHER_EXAMPLES = (
@@ -219,7 +219,7 @@ def claim(
     workdir: epath.PathLike,
     config: FrozenConfigDict,
     dataset: Mapping[str, Any],
-    numbers: Mapping[str, Any] | None = None,
+    summary: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes what the run is into its work directory, once it is known to be able to start.
 
@@ -227,8 +227,8 @@ def claim(
       workdir: of the run.
       config: of the run.
       dataset: what `describe_dataset` says of its data.
-      numbers: what `vit_jax.training.reports.numbers` says of its model and length; None where it
-        is no run but a published model as one.
+      summary: what `vit_jax.training.reports.run_summary` says of its model and length; None of a
+        published model that is written as a run.
 
     Raises:
       ConfigError: the work directory cannot be written.
@@ -237,8 +237,8 @@ def claim(
     with storage.reported(ConfigError, f"--workdir={workdir} cannot be written"):
         write_json(workdir / CONFIG, config_to_json(config))
         write_json(workdir / DATASET, dataset)
-        if numbers is not None:
-            write_json(workdir / NUMBERS, numbers)
+        if summary is not None:
+            write_json(workdir / SUMMARY, summary)
 
 
 def read_config(workdir: epath.PathLike) -> FrozenConfigDict:

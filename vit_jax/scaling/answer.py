@@ -115,7 +115,7 @@ def _most_common(values: np.ndarray) -> Any:
 
 def _flops_per(table: Table, rows: np.ndarray, inputs: Mapping[str, np.ndarray]) -> float:
     """The median of compute over parameters times examples; 6, a token's, where it is unknown."""
-    flops = table.get("train_flops", np.array(""))
+    flops = table.get("total_train_flops", np.array(""))
     if flops.dtype.kind not in "if" or not {"n", "d"} <= inputs.keys():
         return 6.0
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 parameters are refused by the fit.

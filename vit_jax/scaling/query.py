@@ -61,7 +61,7 @@ def matches(table: Table, condition: str) -> Bool[np.ndarray, "n"]:
 
     Args:
       table: of `vit_jax.scaling.table.read_runs`.
-      condition: such as "evaluation=test", "train_flops<1e14", "examples>=50%".
+      condition: such as "evaluation=test", "total_train_flops<1e14", "examples>=50%".
 
     Raises:
       ConfigError: it is no condition, names no column, or compares text with a number.
@@ -97,7 +97,7 @@ def _parsed(table: Table, condition: str) -> tuple[str, str, str]:
             return match["name"], match["sign"], match["value"]
     raise ConfigError(
         f"{condition!r} is no condition: write COLUMN, one of {' '.join(_OPERATORS)}, and a "
-        "value, such as evaluation=test or 'train_flops<1e14'."
+        "value, such as evaluation=test or 'total_train_flops<1e14'."
     )
 
 

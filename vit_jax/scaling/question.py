@@ -11,11 +11,11 @@ AUTO, ISOFLOP = "auto", "isoflop"
 NAMES = (*laws.LAWS, ISOFLOP, AUTO)
 # The columns of our own tables for the inputs of a law, where none is named.
 COLUMNS = {
-    "x": "train_flops",
+    "x": "total_train_flops",
     "n": "params",
     "d": "examples_seen",
     "u": "examples",
-    "t": "train_flops",
+    "t": "total_train_flops",
 }
 
 

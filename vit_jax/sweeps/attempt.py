@@ -17,7 +17,7 @@ from vit_jax.errors import ConfigError, ExitCode
 from vit_jax.sweeps import record as records
 
 # A run that is killed so often without a new checkpoint is not started again.
-PATIENCE = 3
+MAX_DEATHS = 3
 _LONGEST_ERROR = 2000  # Letters.
 _START = pathlib.Path(__file__).with_name("start.py")
 
@@ -158,7 +158,7 @@ class Patience:
         before, count = self._tries.get(workdir, (None, 0))
         count = count + 1 if before == step else 1
         self._tries[workdir] = step, count
-        if count < PATIENCE:
+        if count < MAX_DEATHS:
             return end
         place = f"step {step}" if step >= 0 else "its first checkpoint"
         got = "beyond" if step >= 0 else "to"

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from vit_jax.errors import printable
 from vit_jax.sweeps import record as records
-from vit_jax.sweeps.plan import Run
+from vit_jax.sweeps.plan import PlannedRun
 from vit_jax.telemetry.progress import format_duration, terminal
 
 _DRAWN = 1.0  # Seconds between two drawings of the table,
@@ -32,7 +32,7 @@ class Board:
 
     def __init__(
         self,
-        runs: Sequence[Run],
+        runs: Sequence[PlannedRun],
         *,
         work: Mapping[str, float | None] | None = None,
         stream: io.TextIOBase | None = None,
@@ -67,7 +67,7 @@ class Board:
         if self._table is not None:
             self._table.stop()
 
-    def changed(self, run: Run | None) -> None:
+    def changed(self, run: PlannedRun | None) -> None:
         """Shows what is new.
 
         Args:
@@ -147,20 +147,20 @@ class Board:
 class RunProgress:
     """How far a run is, by the last line of its timing.jsonl."""
 
-    def __init__(self, line: Mapping[str, Any], numbers: Mapping[str, Any]):
+    def __init__(self, line: Mapping[str, Any], summary: Mapping[str, Any]):
         """Takes what there is; a file may be half written, or of another release."""
         self.step = line.get("step", 0)
-        self.total = numbers.get("total_steps")
+        self.total = summary.get("total_steps")
         self.images_per_second = line.get("speed/img_per_s")
         self.seconds_left = None
         if self.total and self.images_per_second:
-            left = (self.total - self.step) * numbers.get("batch_size", 0)
+            left = (self.total - self.step) * summary.get("batch_size", 0)
             self.seconds_left = left / self.images_per_second
 
 
 def progress(workdir: pathlib.Path) -> RunProgress:
     """How far a run is; of one that has written nothing yet, step 0 of an unknown number."""
-    return RunProgress(_last_line(workdir / "timing.jsonl"), records.numbers(workdir))
+    return RunProgress(_last_line(workdir / "timing.jsonl"), records.read_summary(workdir))
 
 
 def _last_line(path: pathlib.Path) -> dict[str, Any]:

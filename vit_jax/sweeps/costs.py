@@ -40,7 +40,7 @@ from vit_jax.models import (
 from vit_jax.optim import frozen_mask, hold, make_optimizer, total_steps
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import mesh_shape
-from vit_jax.sweeps.plan import Run
+from vit_jax.sweeps.plan import PlannedRun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Cost:
     unknown: str = ""
 
 
-def cost(run: Run) -> Cost:
+def cost(run: PlannedRun) -> Cost:
     """What a run takes.
 
     Raises:
@@ -104,7 +104,7 @@ def cost(run: Run) -> Cost:
     )
 
 
-def total_train_flops(run: Run) -> float | None:
+def total_train_flops(run: PlannedRun) -> float | None:
     """FLOPs of the steps that a run makes itself, without a look at the data or a trace.
 
     It says how long runs will take beside each other; the head's share is left out.

@@ -14,7 +14,7 @@ from vit_jax.parallel.processes import stop_signals
 from vit_jax.rundir import lock
 from vit_jax.sweeps import record as records
 from vit_jax.sweeps.attempt import Attempt, Patience
-from vit_jax.sweeps.plan import Run
+from vit_jax.sweeps.plan import PlannedRun
 
 COMPILED = ".compiled"  # Hundreds of runs have a few dozen programs: compiled once, kept here.
 _PAUSE = 0.1  # Seconds between two looks at the processes,
@@ -90,7 +90,7 @@ def _gpus() -> tuple[str, ...]:
 
 
 def run_local(
-    runs: Sequence[Run], *, max_parallel: int, changed: Callable[[Run | None], None]
+    runs: Sequence[PlannedRun], *, max_parallel: int, changed: Callable[[PlannedRun | None], None]
 ) -> bool:
     """Runs what is not finished, in order; returns when nothing is left that can run.
 
@@ -110,13 +110,16 @@ def run_local(
 
 class _Local:
     def __init__(
-        self, runs: Sequence[Run], free: list[Place], changed: Callable[[Run | None], None]
+        self,
+        runs: Sequence[PlannedRun],
+        free: list[Place],
+        changed: Callable[[PlannedRun | None], None],
     ):
         self._free, self._changed = free, changed
-        self._running: dict[str, tuple[Run, Attempt, Place]] = {}
+        self._running: dict[str, tuple[PlannedRun, Attempt, Place]] = {}
         self._patience = Patience()
         self._by_name = {run.name: run for run in runs}
-        self._waiting: list[Run] = []
+        self._waiting: list[PlannedRun] = []
         for run in runs:
             if not records.is_finished(run.workdir, record := records.read(run.workdir)):
                 self._waiting.append(run)
@@ -151,7 +154,7 @@ class _Local:
                 time.sleep(_PAUSE)
         return True
 
-    def _write(self, run: Run, **changes: object) -> None:
+    def _write(self, run: PlannedRun, **changes: object) -> None:
         records.change(
             run.workdir, name=run.name, values=run.values, branch_of=run.branch_of, **changes
         )
@@ -205,7 +208,7 @@ class _Local:
             self._running[run.name] = run, attempt, place
 
 
-def _goes_on(run: Run) -> bool:
+def _goes_on(run: PlannedRun) -> bool:
     """Whether there is still a process of it: what a killed sweep has left begins, or saves."""
     return any(lock.is_held(run.workdir / name) for name in (lock.LOCK, records.LOG))
 
@@ -217,7 +220,7 @@ _ENDED = {
 }
 
 
-def can_begin(run: Run) -> bool:
+def can_begin(run: PlannedRun) -> bool:
     """Whether a run has a checkpoint of its own, or needs none, or its trunk's is there."""
     if run.branch_of is None or records.newest_step(run.workdir) >= 0:
         return True
@@ -225,7 +228,7 @@ def can_begin(run: Run) -> bool:
     return records.has_state(run.workdir.parent / name, step)
 
 
-def never_begins(run: Run, by_name: Mapping[str, Run]) -> str:
+def never_begins(run: PlannedRun, by_name: Mapping[str, PlannedRun]) -> str:
     """Why a branch that cannot begin now never can; "" if it still may.
 
     Args:
@@ -241,7 +244,7 @@ def never_begins(run: Run, by_name: Mapping[str, Run]) -> str:
     return ""
 
 
-def compiled_once(run: Run) -> dict[str, str]:
+def compiled_once(run: PlannedRun) -> dict[str, str]:
     """The variables by which the runs of a sweep share what is compiled.
 
     By variables and not by the config: where programs are kept is no part of what a run is. Where

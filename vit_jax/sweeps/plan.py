@@ -29,7 +29,7 @@ _OURS = ("runs.parquet", "runs.csv")  # Of `vit_jax.sweeps.table`, which imports
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of a sweep.
 
     Attributes:
@@ -62,7 +62,7 @@ class Run:
         return self.workdir.parent / name / workdirs.CHECKPOINTS / str(step)
 
 
-def make_plan(
+def plan_runs(
     points: Iterable[Any],
     *,
     file: str,
@@ -70,7 +70,7 @@ def make_plan(
     overrides: Mapping[str, Any],
     folder: pathlib.Path,
     configure: Callable[[Sequence[str]], FrozenConfigDict],
-) -> list[Run]:
+) -> list[PlannedRun]:
     """Makes the runs of a sweep, in the order in which they are to start.
 
     Args:
@@ -114,11 +114,11 @@ def make_plan(
         if branch_of:
             _check_own_steps(config, branch_of, where)
         values = {key: _plain(value) for key, value in settings.items()}
-        runs[name] = Run(name, values, tuple(flags), config, workdir, branch_of)
+        runs[name] = PlannedRun(name, values, tuple(flags), config, workdir, branch_of)
     return list(runs.values())
 
 
-def check_unchanged(run: Run) -> None:
+def check_unchanged(run: PlannedRun) -> None:
     """Checks that what is in a run's folder, once it has begun, is of the config that it now has.
 
     Raises:
@@ -228,7 +228,7 @@ def _check_branch(name: str, branch_of: Any, named: Mapping[str, Any]) -> None:
         )
 
 
-def _check_kept(trunk: Run, step: int, where: str) -> None:
+def _check_kept(trunk: PlannedRun, step: int, where: str) -> None:
     """Raises ConfigError if a trunk does not keep the state that a branch begins with."""
     kept = trunk.config.checkpoint
     every = kept.keep_every_steps

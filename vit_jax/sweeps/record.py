@@ -31,7 +31,7 @@ class Record:
 
     Attributes:
       name: of the run.
-      values: what its point sets; see `vit_jax.sweeps.plan.Run`.
+      values: what its point sets; see `vit_jax.sweeps.plan.PlannedRun`.
       branch_of: the run and the step that it goes on from, or None.
       status: one of STATUSES.
       attempts: how many processes were started.
@@ -129,17 +129,17 @@ def is_finished(workdir: pathlib.Path, record: Record) -> bool:
     return total is not None and has_state(workdir, total)
 
 
-def numbers(workdir: pathlib.Path) -> dict[str, Any]:
-    """What a run is in numbers; {} before it has begun to train."""
+def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
+    """What run.json says of a run; {} before it has begun to train."""
     try:
-        return workdirs.read_json(workdir / workdirs.NUMBERS, limit=_LARGEST)
+        return workdirs.read_json(workdir / workdirs.SUMMARY, limit=_LARGEST)
     except (OSError, ValueError):
         return {}
 
 
 def total_steps(workdir: pathlib.Path) -> int | None:
     """How many steps a run has; None before it has begun to train."""
-    total = numbers(workdir).get("total_steps")
+    total = read_summary(workdir).get("total_steps")
     return total if type(total) is int else None
 
 

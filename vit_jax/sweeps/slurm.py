@@ -20,7 +20,7 @@ from vit_jax.parallel.processes import stop_signals
 from vit_jax.sweeps import record as records
 from vit_jax.sweeps.attempt import Attempt, End, Patience
 from vit_jax.sweeps.local import can_begin, compiled_once, never_begins
-from vit_jax.sweeps.plan import Run
+from vit_jax.sweeps.plan import PlannedRun
 
 JOBS = ".slurm"  # In the sweep's folder: what submitit keeps, and what the jobs print.
 # A job is told to save this many seconds before its time limit, or a third of the limit before.
@@ -45,7 +45,7 @@ class Job:
       patience: how often it was stopped without getting further, over all starts of the job.
     """
 
-    run: Run
+    run: PlannedRun
     environment: Mapping[str, str]
     patience: Patience
 
@@ -130,12 +130,12 @@ class _Turn:
 
 
 def run_slurm(
-    runs: Sequence[Run],
+    runs: Sequence[PlannedRun],
     *,
     max_parallel: int,
     minutes: int,
     options: Mapping[str, Any],
-    changed: Callable[[Run | None], None],
+    changed: Callable[[PlannedRun | None], None],
 ) -> bool:
     """Submits what is neither finished nor queued, and watches until all have ended.
 
@@ -189,7 +189,7 @@ def run_slurm(
 class _Watch:
     """The runs of a sweep, and the jobs that they are."""
 
-    def __init__(self, runs: Sequence[Run], changed: Callable[[Run | None], None]):
+    def __init__(self, runs: Sequence[PlannedRun], changed: Callable[[PlannedRun | None], None]):
         self._runs, self._changed = runs, changed
         self._by_name = {run.name: run for run in runs}
         self._missed: set[str] = set()
@@ -198,7 +198,7 @@ class _Watch:
     def submit(self, executor: Any) -> None:
         """Submits the runs that are neither finished nor in the queue; each trunk's together."""
         queued = _queue()
-        arrays: dict[str | None, list[Run]] = {}  # By the run that they depend on.
+        arrays: dict[str | None, list[PlannedRun]] = {}  # By the run that they depend on.
         for run in self._runs:
             record = records.read(run.workdir)
             if records.is_finished(run.workdir, record):
@@ -215,7 +215,7 @@ class _Watch:
                 continue
             self._submit(executor, runs, trunk)
 
-    def _submit(self, executor: Any, runs: Sequence[Run], trunk: str | None) -> None:
+    def _submit(self, executor: Any, runs: Sequence[PlannedRun], trunk: str | None) -> None:
         more: dict[str, Any] = {"requeue": True}
         if trunk is not None:
             job = records.read_job(self._by_name[trunk].workdir)
@@ -254,7 +254,7 @@ class _Watch:
         self._changed(None)
         return open_runs > 0
 
-    def _gone(self, run: Run) -> None:
+    def _gone(self, run: PlannedRun) -> None:
         """A job is no longer in the queue, and did not say why."""
         trunk = run.branch_of and self._by_name.get(run.branch_of[0])
         if trunk and records.read(trunk.workdir).status in ("failed", "blocked"):
@@ -267,7 +267,7 @@ class _Watch:
             )
             self._write(run, status="failed", error=error)
 
-    def _write(self, run: Run, **changes: Any) -> None:
+    def _write(self, run: PlannedRun, **changes: Any) -> None:
         records.change(
             run.workdir, name=run.name, values=run.values, branch_of=run.branch_of, **changes
         )

@@ -19,7 +19,7 @@ steps                   of the whole run
 examples_seen           up to this step: step x batch size
 epochs                  the same, as a share of `examples`
 forward_flops           of one image; a multiply-add is two
-train_flops             up to this step, by what the run trains: for every image seen some three
+total_train_flops       up to this step, by what the run trains: for every image seen some three
                         times forward_flops, less with frozen parameters, twice as much with SAM
 device_hours            up to this step: wall time x devices; a share of a CPU's cores is one
                         device, and a GPU that several runs share counts for each of them
@@ -31,9 +31,9 @@ device                  that it ran on
 attempts                processes that the sweep has started for the run
 error_message           why it failed
 
-What a branch counts from its trunk's beginning (step, examples_seen, train_flops, device_hours) is
-what it would have taken by itself. A run that was started by an earlier release says nothing of its
-parameters, until the same command has been started again.
+What a branch counts from its trunk's beginning (step, examples_seen, total_train_flops,
+device_hours) is what it would have taken by itself. A run that was started by an earlier release
+says nothing of its parameters, until the same command has been started again.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ PARQUET, CSV = "runs.parquet", "runs.csv"
 _FIRST = ("run", "status", "evaluation", "step", "final")  # Then what is swept, then these:
 _LAST = (
     *("seed", "family", "params", "params_non_embedding", "examples", "steps", "examples_seen"),
-    *("epochs", "forward_flops", "train_flops", "device_hours", "loss", "error", "top1"),
+    *("epochs", "forward_flops", "total_train_flops", "device_hours", "loss", "error", "top1"),
     *("train_loss", "config_hash", "code_version", "device", "attempts", "error_message"),
 )
 # What results do not depend on, but for rounding: where the data are and how they are loaded, where
@@ -124,7 +124,7 @@ def _runs(folder: pathlib.Path) -> Iterator[tuple[list[Row], dict[str, Any]]]:
 
 def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
     record = records.read(workdir)
-    numbers = _read(workdir / workdirs.NUMBERS)
+    summary = _read(workdir / workdirs.SUMMARY)
     metrics, timing = _lines(workdir / "metrics.jsonl"), _lines(workdir / "timing.jsonl")
     variant = config.get("model", {}).get("variant")
     row = {
@@ -133,14 +133,14 @@ def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
         **{_column(key): value for key, value in record.values.items()},
         "seed": config.get("seed", record.values.get("seed")),
         "family": family(variant) if variant else None,
-        **{key: numbers.get(key) for key in ("params", "params_non_embedding", "examples")},
-        "steps": numbers.get("total_steps"),
-        **{key: numbers.get(key) for key in ("forward_flops", "code_version", "device")},
+        **{key: summary.get(key) for key in ("params", "params_non_embedding", "examples")},
+        "steps": summary.get("total_steps"),
+        **{key: summary.get(key) for key in ("forward_flops", "code_version", "device")},
         "config_hash": config_hash(config) if config else None,
         "attempts": record.attempts,
         "error_message": record.error,
     }
-    rows = [row | cells for cells in _evaluations(config, numbers, metrics, timing)]
+    rows = [row | cells for cells in _evaluations(config, summary, metrics, timing)]
     if row["status"] == "finished" and config.get("evals") and not rows:
         row["error_message"] = "It is finished, and metrics.jsonl holds no evaluation of it."
     return rows or [row]
@@ -148,15 +148,15 @@ def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
 
 def _evaluations(
     config: Mapping[str, Any],
-    numbers: Mapping[str, Any],
+    summary: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
     timing: Sequence[Mapping[str, Any]],
 ) -> Iterator[Row]:
     """What differs between the rows of a run."""
     batch_size = config.get("batch_size", 0)
     # Runs of early commits of 0.2.0 have 3 x forward_flops, whatever is frozen, by another name.
-    flops = numbers.get("update_flops_per_image", numbers.get("train_flops"))
-    examples = numbers.get("examples")
+    flops = summary.get("update_flops_per_image", summary.get("train_flops"))
+    examples = summary.get("examples")
     # Runs of early commits of 0.2.0 call it core_hours.
     hours = [
         (line["step"], line.get("time/device_hours", line.get("time/core_hours")))
@@ -173,10 +173,10 @@ def _evaluations(
             yield {
                 "evaluation": name,
                 "step": step,
-                "final": step == numbers.get("total_steps"),
+                "final": step == summary.get("total_steps"),
                 "examples_seen": seen,
                 "epochs": seen / examples if examples else None,
-                "train_flops": float(flops * seen) if flops else None,
+                "total_train_flops": float(flops * seen) if flops else None,
                 "device_hours": max((h for s, h in hours if s <= step and h), default=None),
                 "loss": line[f"{name}/loss"],
                 "error": None if top1 is None else 1 - top1,
@@ -255,7 +255,7 @@ _WHOLE = (
     *("step", "seed", "params", "params_non_embedding", "examples", "steps", "examples_seen"),
     *("forward_flops", "attempts"),
 )
-_REAL = ("epochs", "train_flops", "device_hours", "loss", "error", "top1", "train_loss")
+_REAL = ("epochs", "total_train_flops", "device_hours", "loss", "error", "top1", "train_loss")
 
 
 def _typed(values: list[Any], name: str) -> pa.Array:

@@ -126,7 +126,7 @@ class Experiment:
                 f"model.num_classes is {model.num_classes}, but {source.name} has "
                 f"{source.num_classes} classes."
             )
-        transform = transforms.build(
+        transform = transforms.compose(
             config.data.train_transforms,
             image_size=model.image_size,
             channels=model.channels,

@@ -25,7 +25,7 @@ from vit_jax.models import ModelConfig, VitConfig, lora, parse_variant
 from vit_jax.models.section import write_section
 from vit_jax.models.variants import HybridVariant
 from vit_jax.pretrained.adaptation import adapt_params
-from vit_jax.pretrained.mapping import make_plan
+from vit_jax.pretrained.mapping import map_checkpoint
 from vit_jax.pretrained.pixels import compare_pixels
 from vit_jax.pretrained.reader import read
 from vit_jax.pretrained.run_checkpoint import describe_own, is_own, refuse_hints
@@ -89,9 +89,9 @@ def inherit_params(
             params, old=published, new=_as_run(published, model_config), mesh=mesh
         )
     else:
-        plan = make_plan(path, hints=dict(config.init_hints))
-        params, notes = read(plan, _as_run(plan.description.config, model_config), mesh)
-        for note in (*plan.description.all_notes, *notes):
+        mapping = map_checkpoint(path, hints=dict(config.init_hints))
+        params, notes = read(mapping, _as_run(mapping.description.config, model_config), mesh)
+        for note in (*mapping.description.all_notes, *notes):
             logging.info("%s: %s", path, note)
     adapters = (lora.PATTERN,) if getattr(model_config, "lora_rank", 0) else ()
     return merge_params(fresh, params, skip=(*config.init_skip, *adapters), source=path)
@@ -128,7 +128,7 @@ def _published_section(config: FrozenConfigDict) -> ConfigDict:
         _, run, published = describe_own(path)
         transforms = run.data.eval_transforms
     else:
-        description = make_plan(path, hints=dict(config.init_hints)).description
+        description = map_checkpoint(path, hints=dict(config.init_hints)).description
         published, transforms = description.config, description.transforms
     if config.model.variant:
         _check_sizes(config.model, published, path)

@@ -81,7 +81,7 @@ def describe(experiment: Experiment, *, start: int) -> str:
     )
 
 
-def numbers(experiment: Experiment) -> dict[str, Any]:
+def run_summary(experiment: Experiment) -> dict[str, Any]:
     """What a study of scaling asks of a run, and its other files do not say, for `run.json`.
 
     Returns:

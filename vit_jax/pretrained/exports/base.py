@@ -103,7 +103,7 @@ def compare(config: ModelConfig, expressible: Mapping[str, Container[Any]], *, t
     return Reasons(tuple(architecture), tuple(reasons[Kind.NUMERICS]))
 
 
-class Parameters(Mapping[str, np.ndarray]):
+class HostParameters(Mapping[str, np.ndarray]):
     """A model's parameters on the host by path, blocks one by one."""
 
     def __init__(self, params: PyTree, config: ModelConfig):
@@ -175,8 +175,8 @@ def spelled(
     Raises:
       CheckpointError: the format has no name for a parameter.
     """
-    ours, entries = Parameters(params, config), tuple(entries)
-    parts: dict[str, dict[int, tuple[str, tables.Source]]] = {}
+    ours, entries = HostParameters(params, config), tuple(entries)
+    parts: dict[str, dict[int, tuple[str, tables.TensorLocation]]] = {}
     for path in ours:
         source = tables.spell(entries, path)
         if source is None:

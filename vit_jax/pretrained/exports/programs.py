@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 
 from vit_jax.errors import CheckpointError
 from vit_jax.models import build
-from vit_jax.pretrained.exports.base import Parameters
+from vit_jax.pretrained.exports.base import HostParameters
 from vit_jax.pretrained.load import Pretrained
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -71,7 +71,7 @@ def write_onnx(pretrained: Pretrained, path: pathlib.Path) -> float:
             "2 GB. Take --to=stablehlo."
         )
     # The exporter follows plain layers, not a loop that Flax makes of them.
-    parameters = Parameters(pretrained.params, pretrained.config)
+    parameters = HostParameters(pretrained.params, pretrained.config)
     params = flax.traverse_util.unflatten_dict(
         {tuple(name.split("/")): array for name, array in parameters.items()}
     )

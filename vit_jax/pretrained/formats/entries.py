@@ -57,7 +57,7 @@ class Entry(NamedTuple):
     part: tuple[int, int] = (0, 1)
 
 
-class Source(NamedTuple):
+class TensorLocation(NamedTuple):
     """Where one parameter of a model is in a file."""
 
     theirs: str
@@ -98,7 +98,7 @@ def fused(ours: str, theirs: str, *, names: Iterable[str] = ("query", "key", "va
 
 def find(
     entries: Iterable[Entry], ours: Iterable[str], theirs: Iterable[str]
-) -> tuple[dict[str, Source], list[str]]:
+) -> tuple[dict[str, TensorLocation], list[str]]:
     """Looks up where each parameter is.
 
     Args:
@@ -125,37 +125,37 @@ def find(
         ]
         for name, entry in candidates:
             if name in theirs:
-                found[path] = Source(name, entry.layout, entry.part)
+                found[path] = TensorLocation(name, entry.layout, entry.part)
                 break
         else:
             missing.append(path)
     return found, missing
 
 
-def spell(entries: Iterable[Entry], path: str) -> Source | None:
+def spell(entries: Iterable[Entry], path: str) -> TensorLocation | None:
     """Where a format would put a parameter, in the spelling that it writes: its first entry."""
     for entry in entries:
         if entry.ours == path:
-            return Source(entry.theirs, entry.layout, entry.part)
+            return TensorLocation(entry.theirs, entry.layout, entry.part)
         first, hole, last = entry.ours.partition("{i}")
         if hole and (match := re.fullmatch(rf"{re.escape(first)}(\d+){re.escape(last)}", path)):
-            return Source(entry.theirs.replace("{i}", match[1]), entry.layout, entry.part)
+            return TensorLocation(entry.theirs.replace("{i}", match[1]), entry.layout, entry.part)
     return None
 
 
-def rows_of(source: Source, shape: tuple[int, ...]) -> slice:
+def rows_of(source: TensorLocation, shape: tuple[int, ...]) -> slice:
     """The rows of their tensor that a parameter is."""
     k, n = source.part
     rows = shape[0] // n if shape else 0
     return slice(k * rows, (k + 1) * rows)
 
 
-def saved_shape(source: Source, shape: tuple[int, ...]) -> tuple[int, ...]:
+def saved_shape(source: TensorLocation, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that a parameter of ours has there; of its own rows alone."""
     return LAYOUTS[source.layout].shape(shape)
 
 
-def fits(source: Source, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+def fits(source: TensorLocation, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
     """Whether a tensor of their shape holds a parameter of our shape; axes of 1 do not count."""
     n = source.part[1]
     wanted = saved_shape(source, ours)
@@ -165,14 +165,14 @@ def fits(source: Source, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool
 
 
 def load(
-    array: Shaped[np.ndarray, "..."], source: Source, shape: tuple[int, ...]
+    array: Shaped[np.ndarray, "..."], source: TensorLocation, shape: tuple[int, ...]
 ) -> Shaped[np.ndarray, "..."]:
     """Their array, of the rows that belong to it, as our parameter; a view where it can be."""
     axes = LAYOUTS[source.layout].axes
     return (array if axes is None else array.transpose(axes)).reshape(shape)
 
 
-def save(array: Shaped[np.ndarray, "..."], source: Source) -> Shaped[np.ndarray, "..."]:
+def save(array: Shaped[np.ndarray, "..."], source: TensorLocation) -> Shaped[np.ndarray, "..."]:
     """Our parameter as the rows that it has in their tensor: the inverse of `load`."""
     axes, shape = LAYOUTS[source.layout].axes, saved_shape(source, array.shape)
     if axes is None:
