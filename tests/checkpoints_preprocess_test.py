@@ -6,10 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 from PIL import Image
 
-from tests.fuzzing import bounded, fuzz
 from vit_jax.data.recipes import evaluation
 from vit_jax.data.transforms import compose
 from vit_jax.errors import CheckpointError, DataError
@@ -242,31 +240,6 @@ def test_hostile_preprocessor(key, value):
 def test_hostile_pretrained_cfg(key, value):
     with pytest.raises(CheckpointError, match=f"pretrained_cfg: {key}="):
         from_timm({key: value})
-
-
-KEYS = [*HF, *HALF, "size", "crop_size", "resample", "do_center_crop", "rescale_offset"]
-KEYS += ["image_processor_type", "input_size", "crop_pct", "crop_mode", "mean", "std"]
-VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.integers(1, 99), st.floats(), st.text()),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.dictionaries(st.sampled_from(["height", "width", "shortest_edge"]), inner),
-    ),
-    max_leaves=5,
-)
-
-
-@pytest.mark.medium
-@fuzz(400, content=st.dictionaries(st.sampled_from(KEYS), VALUES))
-def test_any_json(content):
-    image = np.zeros((9, 7, 3), np.uint8)
-    for read in (from_timm, lambda content: from_hf(content, image_size=(8, 8))):
-        with bounded():
-            transforms = read(content)
-            size = output_size(transforms)
-            if size is not None and max(size) < 999:
-                out = Preprocess(transforms, size)(image)
-                assert out.shape == (1, *size, 3)
 
 
 # --- Preprocess

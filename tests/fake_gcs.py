@@ -1,9 +1,9 @@
-"""A Google Cloud Storage of one's own: its JSON API on a local port, objects in memory.
+"""A stand-in for Google Cloud Storage: its JSON API on a local port, objects in memory.
 
 It is what gcsfs (all files but the arrays) and TensorStore (the arrays) need of it: buckets, media
 with ranges, uploads at once, in parts (multipart) and resumable, listings with prefix, delimiter
-and pages, deletion, copies (rewriteTo, moveTo), and conditions on generations. As in the real one,
-an object appears whole or not at all, and there are no folders.
+and pages, deletion, renaming (moveTo), and conditions on generations. As in the real one, an object
+appears whole or not at all, and there are no folders.
 
     with FakeGcs() as store:
         subprocess.run(..., env={**os.environ, **store.environment})
@@ -262,8 +262,6 @@ class _Handler(BaseHTTPRequestHandler):
         for name in sorted(objects):
             if not name.startswith(prefix):
                 continue
-            if name < query.get("startOffset", "") or name >= query.get("endOffset", "\uffff"):
-                continue
             cut = name.find(delimiter, len(prefix)) if delimiter else -1
             if cut >= 0:
                 entries[name[: cut + len(delimiter)]] = None
@@ -320,20 +318,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(308, **headers)
         self._send_json(self._write(bucket, name, content, query))
 
-    def copy(self, bucket, name, to_bucket, to_name, *, query, body):
-        written = self._write(to_bucket, to_name, self._object(bucket, name, {}).content, query)
-        self._send_json({"kind": "storage#rewriteResponse", "done": True, "resource": written})
-
     def move(self, bucket, name, to_name, *, query, body):
         with self.server.gcs.lock:
             written = self._write(bucket, to_name, self._object(bucket, name, {}).content, query)
             del self._bucket(bucket)[name]
         self._send_json(written)
-
-    def compose(self, bucket, name, *, query, body):
-        parts = [item["name"] for item in json.loads(body)["sourceObjects"]]
-        content = b"".join(self._object(bucket, part, {}).content for part in parts)
-        self._send_json(self._write(bucket, name, content, query))
 
 
 _OBJECT = "(?:/download)?/storage/v1/b/([^/]+)/o/([^/]+)"
@@ -343,9 +332,7 @@ _ROUTES = (
     (("GET",), _OBJECT, _Handler.get_object),
     (("DELETE",), _OBJECT, _Handler.delete_object),
     (("POST", "PUT"), "/(?:resumable/)?upload/storage/v1/b/([^/]+)/o", _Handler.upload),
-    (("POST",), f"{_OBJECT}/rewriteTo/b/([^/]+)/o/([^/]+)", _Handler.copy),
     (("POST",), f"{_OBJECT}/moveTo/o/([^/]+)", _Handler.move),
-    (("POST",), f"{_OBJECT}/compose", _Handler.compose),
 )
 
 

@@ -276,6 +276,6 @@ def test_auto_chooses_by_larger_scales(floor):
     text, result, _ = asked(floor, y="Loss", columns={"x": "Seen Examples"}, where=("model=a",))
     (entry,) = result["groups"]
     assert result["law"] in NAMES and result["law"] != "power"
-    errors = {name: interval["rmse_log"] for name, found in entry["held_out"].items()}
+    errors = {name: error["rmse_log"] for name, error in entry["held_out"].items()}
     assert min(errors, key=errors.get) in (result["law"], "average")
     assert errors["power"] > 2 * errors[result["law"]] and "chosen" in text

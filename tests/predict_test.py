@@ -125,11 +125,13 @@ def test_evaluation_files(run_copy):
 
 
 @pytest.mark.medium
-def test_an_older_checkpoint_can_be_named(run_copy):
+def test_an_older_checkpoint_is_evaluated_into_a_folder_of_its_own(run_copy):
     evaluate(run_copy)
     newest = (run_copy / "evaluation.json").read_bytes()
-    report = evaluate(run_copy / "checkpoints" / "8", split="test[:10]")
-    assert report.count == 10 and (run_copy / "evaluation.json").read_bytes() == newest
+    evaluate(run_copy / "checkpoints" / "8")
+    assert (run_copy / "evaluation.json").read_bytes() == newest
+    written = json.loads((run_copy / "evaluation-step-8" / "evaluation.json").read_text())
+    assert (written["step"], written["count"]) == (8, 50)
     with pytest.raises(CheckpointError, match="not exist"):
         evaluate(run_copy / "checkpoints" / "9")
 
