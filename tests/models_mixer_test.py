@@ -154,7 +154,7 @@ def test_it_cannot_change_its_resolution(scan):
         ("Mixer-B/16", {"dropout": 0.1}, "model.dropout is 0.1, but an MLP-Mixer has no use"),
         ("Mixer-B/16", {"posemb": "none"}, "model.posemb is 'none', but an MLP-Mixer"),
         ("Mixer-B/16", {"attention": "xla"}, "leave it at 'auto'"),
-        ("Mixer-B/16", {"image_size": (225,)}, "The nearest that are: 224 or 240"),
+        ("Mixer-B/16", {"image_size": (225,)}, "The nearest multiples: 224 or 240"),
         ("Mixer-B/16", {"token_mlp_dim": 0}, "model.token_mlp_dim is 0"),
         ("Mixer-B/16", {"stochastic_depth": 1.0}, r"in \[0, 1\)"),
         ("Mixer-B/16", {"gelu": "exact"}, "Accepted: tanh, erf"),

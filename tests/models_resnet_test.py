@@ -327,7 +327,7 @@ def test_overrides_reach_the_body():
         ("BiT-R50x1", {"resnet__units": ("3",)}, "write a tuple of whole numbers"),
         ("BiT-R50x1", {"dtype": "float16"}, 'Did you mean "bfloat16"'),
         ("R50+B/16", {"image_size": (232,)}, "stem's stride times the patch size, 16"),
-        ("R+Ti/16", {"image_size": (240,)}, "The nearest that are: 224 or 256"),
+        ("R+Ti/16", {"image_size": (240,)}, "The nearest multiples: 224 or 256"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(variant, changes, message):

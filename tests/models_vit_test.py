@@ -340,7 +340,7 @@ def test_published_overrides_of_a_variant():
         ("variant", "B16", 'such as "B/16"'),
         ("variant", "So400/14", 'Did you mean "So400m"'),
         ("variant", "X/16", "Accepted: mu, s, Ti"),
-        ("image_size", (225,), "multiple of the patch size 16. The nearest that are: 224 or 240"),
+        ("image_size", (225,), "multiple of the patch size 16. The nearest multiples: 224 or 240"),
         ("image_size", (8,), "nearest that are: 16"),
         ("image_size", (224, 224, 3), r"write \(side,\) or \(height, width\)"),
         ("pool", "cls", "Accepted: token, gap, map"),
