@@ -152,11 +152,11 @@ MODEL = {
     ),
     "heads of a ResNet": (
         "--config.model.variant=BiT-R50x1",
-        "a ResNet has no use for it: leave it at None.",
+        "a ResNet does not use it: leave it at None.",
     ),
     "ResNet's padding of a ViT": (
         "--config.model.resnet.padding=same",
-        "model.resnet.padding is 'same', but a Vision Transformer has no use for it",
+        "model.resnet.padding is 'same', but a Vision Transformer does not use it",
     ),
     "channels that the transforms do not make": (
         "--config.model.channels=3",

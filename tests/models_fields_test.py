@@ -47,7 +47,7 @@ def test_a_new_field_is_a_key_of_the_config(extended):
     config.model.update({"image_size": (32,), "sandwich": "on"})
     assert section.read_section(config.model, num_classes=3).sandwich == "on"
     config.model.variant = "Mixer-S/16"
-    with pytest.raises(ConfigError, match="sandwich is 'on', but an MLP-Mixer has no use for it"):
+    with pytest.raises(ConfigError, match="sandwich is 'on', but an MLP-Mixer does not use it"):
         section.read_section(config.model, num_classes=3)
 
 

@@ -130,7 +130,7 @@ def test_constraints_are_in_the_lowered_program():
     # Under `with mesh:` or without a current mesh, constraints have no effect, silently.
     config = model_config("mu/16", image_size=(32,), depth=2)
     x = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
-    shapes = param_shapes(cfg)
+    shapes = param_shapes(config)
 
     def lower():
         return (
