@@ -59,7 +59,7 @@ def test_a_new_field_is_checked(extended):
 def test_a_new_field_is_inherited_from_a_checkpoint(extended, monkeypatch, tmp_path):
     published = types.SimpleNamespace(config=extended, transforms=())
     plan = types.SimpleNamespace(description=published)
-    monkeypatch.setattr(init_from, "make_plan", lambda path, hints: plan)
+    monkeypatch.setattr(init_from, "map_checkpoint", lambda path, hints: plan)
     monkeypatch.setattr(init_from, "is_own", lambda path: False)
     monkeypatch.setattr(init_from, "compare_pixels", lambda config, transforms: None)
     config = base_config()
