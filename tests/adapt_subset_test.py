@@ -10,7 +10,7 @@ from PIL import Image
 from tests.small_run import dataset, run, small_config
 from vit_jax.config import base_config
 from vit_jax.data.sources import open_source
-from vit_jax.data.subset import few_shot, random_part
+from vit_jax.data.subset import few_shot, random_subset
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.evaluate import evaluate
 
@@ -52,27 +52,27 @@ def test_shots_are_balanced_nested_and_of_the_seed():
     assert few_shot(source, 0, seed=0) is source
 
 
-def test_a_random_part_is_nested_and_of_the_seed():
+def test_a_random_subset_is_nested_and_depends_on_the_seed():
     source = opened()
-    few, more = random_part(source, 10, seed=0), random_part(source, 100, seed=0)
+    few, more = random_subset(source, 10, seed=0), random_subset(source, 100, seed=0)
 
     assert len(examples(few)) == 10 and len(examples(more)) == 100
     assert examples(few) < examples(more) and examples(few) == examples(
-        random_part(source, 10, seed=0)
+        random_subset(source, 10, seed=0)
     )
     # Ten of 1,497 twice: that four are common has a chance below 1e-6.
-    assert len(examples(few) & examples(random_part(source, 10, seed=1))) < 4
-    prints = {few.fingerprint, more.fingerprint, random_part(source, 10, seed=1).fingerprint}
+    assert len(examples(few) & examples(random_subset(source, 10, seed=1))) < 4
+    prints = {few.fingerprint, more.fingerprint, random_subset(source, 10, seed=1).fingerprint}
     assert len(prints) == 3 and source.fingerprint not in prints
-    assert random_part(source, 0, seed=0) is source
-    assert examples(random_part(source, len(source), seed=5)) == examples(source)
+    assert random_subset(source, 0, seed=0) is source
+    assert examples(random_subset(source, len(source), seed=5)) == examples(source)
     # The classes are those of the whole, though some of them have no example here.
-    assert random_part(source, 1, seed=0).class_names == source.class_names
+    assert random_subset(source, 1, seed=0).class_names == source.class_names
 
 
 def test_more_examples_than_there_are_are_refused():
     with pytest.raises(DataError, match=r"data\.examples is 2,000, but digits, train, has 1,\d+"):
-        random_part(opened(), 2000, seed=0)
+        random_subset(opened(), 2000, seed=0)
 
 
 def test_of_a_folder_of_images_no_file_is_read(tmp_path, monkeypatch):
@@ -91,8 +91,8 @@ def test_of_a_folder_of_images_no_file_is_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"classes": (3, 10)}, ConfigError, "class numbers of digits, from 0 to 9"),
-        ({"classes": (3, 3)}, ConfigError, "write different class numbers"),
+        ({"classes": (3, 10)}, ConfigError, "class ids of digits, from 0 to 9"),
+        ({"classes": (3, 3)}, ConfigError, "write different class ids"),
         ({"split": "train[:3]", "classes": (9,)}, DataError, "has no example of class 9, 9"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every kind of image file becomes the right uint8 pixels, or an error that says why not."""
+"""Every format of image file is decoded to the right uint8 pixels, or raises a clear error."""
 
 import io
 import struct
@@ -49,14 +49,14 @@ def test_decoding_equals_the_references(goldens, name):
     as_stored = decode_image(data, exif=False)
     accurate = tf["decoded_tf_precise" if "decoded_tf_precise" in tf else "decoded_tf_jpeg_op"]
     np.testing.assert_array_equal(as_stored, accurate)
-    if name != "gray16.png":  # Which Pillow's conversion turns white.
+    if name != "gray16.png":  # Pillow's conversion would clip it to white.
         np.testing.assert_array_equal(as_stored, torch["decoded_pil_rgb"])
     upright = "decoded_pil_exif_rgb"
     want = torch.get(upright, as_stored)
     np.testing.assert_array_equal(decode_image(data), want)
 
 
-def test_the_goldens_hold_every_image_tested(manifest):
+def test_the_goldens_contain_every_tested_image(manifest):
     assert sorted(manifest["preprocessing"]["images"]) == sorted(IMAGES)
 
 
@@ -98,7 +98,7 @@ def test_a_palette_with_transparency_keeps_its_colors(transparency):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_of_16_bit_gray_the_high_byte_is_kept(kind):
+def test_16_bit_gray_is_reduced_to_its_high_byte(kind):
     levels = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
     for channels in (1, 3):
         got = decode_image(encode(levels, kind), channels=channels)
@@ -128,7 +128,7 @@ def test_gray_on_request(pixels):
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(pixels, kind, orientation):
-    # The EXIF standard: where row 0 and column 0 of what is stored belong in what is seen.
+    # The EXIF standard: the sides of the visible image at which stored row 0 and column 0 are.
     upright = {
         1: pixels,
         2: pixels[:, ::-1],
@@ -147,7 +147,7 @@ def test_exif_orientation(pixels, kind, orientation):
     assert abs(got.astype(int) - upright).mean() < (20 if kind == "JPEG" else 1e-9)
 
 
-def test_broken_exif_does_not_cost_the_image(pixels):
+def test_broken_exif_is_ignored(pixels):
     data = encode(pixels, "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7fbroken")
     np.testing.assert_array_equal(decode_image(data), pixels)
 
@@ -162,7 +162,7 @@ def test_truncated_files_are_refused(kind):
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n" + bytes(99)])
-def test_files_that_are_no_images_are_refused(data):
+def test_files_that_are_not_images_are_refused(data):
     with pytest.raises(DataError, match="Not an image"):
         decode_image(data)
 
@@ -205,18 +205,18 @@ def chunk(name, data):
         np.zeros((2, 4, 4, 3), np.uint8),
     ],
 )
-def test_arrays_that_are_no_images_are_refused(array):
+def test_arrays_that_are_not_images_are_refused(array):
     with pytest.raises(DataError, match=r"uint8|channels"):
         decode_image(array)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_pixels_of_unknown_range_are_refused(dtype):
-    with pytest.raises(DataError, match="which of them is white"):
+    with pytest.raises(DataError, match="the level of white is unknown"):
         decode_image(encode(np.full((3, 3), 255, dtype), "TIFF"))
 
 
-def test_16_bits_that_pillow_widens_may_lie_on_their_side():
+def test_16_bit_images_in_pillows_mode_i_may_be_rotated():
     exif = Image.Exif()
     exif[0x0112] = 6
     for kind in ("PNG", "TIFF"):
@@ -228,7 +228,7 @@ def test_16_bits_that_pillow_widens_may_lie_on_their_side():
 
 
 def chunks(png):
-    """Name and content of each chunk."""
+    """Returns the name and content of each chunk."""
     at, parts = 8, []
     while at < len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
@@ -238,7 +238,7 @@ def chunks(png):
 
 
 def of_chunks(parts, *, wrong=()):
-    """A PNG of (name, content); those of the names `wrong` have a wrong checksum."""
+    """Returns a PNG of chunks (name, content); those named in `wrong` have a wrong checksum."""
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         len(content).to_bytes(4, "big")
         + name
@@ -263,13 +263,15 @@ ANCILLARY = {
 @pytest.mark.parametrize("name", ANCILLARY)
 @pytest.mark.parametrize("position", [1, -1])
 def test_odd_ancillary_chunks_of_a_png_are_ignored(pixels, name, position, monkeypatch):
-    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_MEMORY", 1000)  # 64 MB would take its time.
+    monkeypatch.setattr(
+        PngImagePlugin, "MAX_TEXT_MEMORY", 1000
+    )  # The default, 64 MB, would be slow.
     parts = chunks(encode(pixels, "PNG"))
     parts.insert(position, ANCILLARY[name])
     np.testing.assert_array_equal(decode_image(of_chunks(parts)), pixels)
 
 
-def test_a_png_with_a_broken_comment_is_turned_and_coloured_as_without(pixels):
+def test_a_broken_comment_in_a_png_does_not_change_orientation_and_colours(pixels):
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.fromarray(pixels).quantize(16)
@@ -282,7 +284,7 @@ def test_a_png_with_a_broken_comment_is_turned_and_coloured_as_without(pixels):
 
 
 @pytest.mark.parametrize("name", [b"IHDR", b"PLTE"])
-def test_a_png_whose_pixels_are_in_doubt_is_refused(pixels, name):
+def test_a_png_with_a_broken_chunk_of_pixels_is_refused(pixels, name):
     parts = chunks(encode(Image.fromarray(pixels).quantize(16), "PNG"))
     parts.insert(1, (b"tEXt", b"a\0b"))
     for wrong in ([name], [name, b"tEXt"]):

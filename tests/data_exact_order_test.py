@@ -1,7 +1,7 @@
-"""The promise of the data, as a property: ids and pixels are a function of (seed, step) alone.
+"""Property tests: ids and pixels of a batch depend only on (seed, step).
 
-Whatever the number of processes, of workers and threads, the mesh, the step that a run starts from,
-and however the batch size and the size of the data set go into each other.
+They do not depend on the numbers of processes, workers and threads, the mesh or the first step,
+also if the batch size does not divide the size of the data set.
 """
 
 import functools
@@ -34,7 +34,7 @@ sharding_of = functools.cache(mesh_sharding)
 
 
 def loaded_by(process, count, *, mesh, size, batch_size, start_step, batch):
-    """{row: (image, label, weight)} that one of `count` processes loads of a batch."""
+    """Returns {row: (image, label, weight)} that one of `count` processes loads of a batch."""
     sharding = ProcessOf(sharding_of(*mesh), process, count)
     rows = pipeline.local_rows(sharding, batch_size=batch_size)
     assign = functools.partial(
@@ -45,7 +45,7 @@ def loaded_by(process, count, *, mesh, size, batch_size, start_step, batch):
         seed=SEED,
     )
     load = ExampleLoader(Numbers(size), noisy, SEED)
-    blocks = Blocks(load, assign, rows=rows, num_batches=None, like=load(0, epoch=0))
+    blocks = Blocks(load, assign, rows=rows, num_batches=None, template=load(0, epoch=0))
     first = batch * blocks.per_batch
     parts = [blocks[first + i] for i in range(blocks.per_batch)]
     arrays = [np.concatenate([part[key] for part in parts]) for key in ("image", "label", "weight")]
@@ -124,7 +124,7 @@ def test_any_number_of_workers_across_the_borders_of_epochs(workers, batch_size)
 @pytest.mark.parametrize(("size", "batch_size"), [(37, 8), (100, 16), (8, 24), (64, 16), (1, 8)])
 @pytest.mark.parametrize("stops", [(), (3,), (1, 2, 7)])
 def test_every_example_is_seen_once_an_epoch_however_often_it_resumes(size, batch_size, stops):
-    """Pixels tell which: through the iterator, started again at each of `stops`."""
+    """Pixels identify the examples; the iterator is restarted at each of `stops`."""
     num_epochs = 3
     total = -(-num_epochs * size // batch_size)
     seen, noise = [], []
@@ -138,4 +138,4 @@ def test_every_example_is_seen_once_an_epoch_however_often_it_resumes(size, batc
     for epoch in range(num_epochs):
         of_epoch = slice(epoch * size, (epoch + 1) * size)
         assert sorted(seen[of_epoch]) == list(range(size))
-    assert len(set(noise)) == len(noise)  # Each time with an augmentation of its own.
+    assert len(set(noise)) == len(noise)  # Augmentations differ between epochs.

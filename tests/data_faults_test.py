@@ -1,4 +1,4 @@
-"""Loader processes and reads that are killed, interrupted or hang: the run ends, none is left."""
+"""Loader processes and reads that are killed, interrupted or hang: the run ends, and so do they."""
 
 import collections
 import errno
@@ -41,7 +41,7 @@ def expected(steps):
 
 
 def living(count=2):
-    """The worker processes, once all have been started."""
+    """Returns the worker processes when all have been started."""
     deadline = time.monotonic() + 60
     while len(workers := multiprocessing.active_children()) < count:
         assert time.monotonic() < deadline
@@ -50,7 +50,7 @@ def living(count=2):
 
 
 @pytest.mark.medium
-def test_a_killed_worker_ends_the_run_with_what_to_do():
+def test_a_killed_worker_ends_the_run_with_advice():
     with start(start_step=5) as batches:
         got = take(batches, 2)
         os.kill(living()[0].pid, signal.SIGKILL)
@@ -64,7 +64,7 @@ def test_a_killed_worker_ends_the_run_with_what_to_do():
 
 
 class Stuck(Numbers):
-    """Reading example 40 waits, as for a file server that is gone, until `go_on` is set."""
+    """Reading example 40 hangs, as with an unreachable file server, until `go_on` is set."""
 
     go_on = threading.Event()
 
@@ -76,7 +76,7 @@ class Stuck(Numbers):
 
 @pytest.mark.medium
 def test_closing_does_not_wait_for_a_read_that_hangs(monkeypatch):
-    monkeypatch.setattr(batches_module, "_CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(batches_module, "_CLOSE_TIMEOUT_SECONDS", 0.5)
     Stuck.go_on.clear()
     batches = start(Stuck(100), count=0)
     begun = time.monotonic()
@@ -88,7 +88,7 @@ def test_closing_does_not_wait_for_a_read_that_hangs(monkeypatch):
 
 @pytest.mark.medium
 def test_a_wait_for_a_batch_can_be_interrupted():
-    """So that a watch in another thread, or a second Ctrl-C, can end it."""
+    """By a watchdog in another thread, or by a second Ctrl-C."""
     Stuck.go_on.clear()
     with start(Stuck(100), count=0) as batches:
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
@@ -103,7 +103,7 @@ def test_a_wait_for_a_batch_can_be_interrupted():
 
 
 class Exhausted(Numbers):
-    """The machine has nothing left when example 40 is read."""
+    """The machine is out of resources when example 40 is read."""
 
     def __init__(self, size, error):
         super().__init__(size)
@@ -120,8 +120,8 @@ class Exhausted(Numbers):
     "error",
     [MemoryError(), OSError(errno.EMFILE, "Too many open files")],
 )
-def test_a_lack_of_memory_or_files_is_no_bad_example(error):
-    """If it were skipped, the run would depend on the machine's memory."""
+def test_a_lack_of_memory_or_files_does_not_make_an_example_bad(error):
+    """If the example were skipped, the run would depend on the machine's memory."""
     bad = []
     source = Exhausted(100, error)
     with (
@@ -132,7 +132,7 @@ def test_a_lack_of_memory_or_files_is_no_bad_example(error):
     assert not bad
 
 
-def test_an_unreachable_file_system_is_no_bad_image(tmp_path, monkeypatch):
+def test_an_unreachable_file_system_does_not_make_an_image_bad(tmp_path, monkeypatch):
     write_image(tmp_path / "train" / "cat" / "0.png")
     write_image(tmp_path / "test" / "cat" / "0.png")
     folder = ImageFolder(tmp_path, split="train")
@@ -169,7 +169,7 @@ def test_signals_of_the_group_do_not_end_workers():
 
 
 class OfTwoProcesses(Sharding):
-    """Devices 0, 1 and 2, 3 are of one process each; 0 and 2 hold the same rows."""
+    """Devices 0, 1 and 2, 3 belong to one process each; 0 and 2 have the same rows."""
 
     def devices_indices_map(self, shape):
         rows = [slice(0, 8), slice(8, 16), slice(0, 8), slice(16, 24)]
@@ -182,5 +182,5 @@ def test_each_row_is_reported_by_one_of_two_processes(monkeypatch):
     reported = []
     for index in range(2):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        reported.append(batches_module.first_held_rows(OfTwoProcesses(), batch_size=24).tolist())
+        reported.append(batches_module.owned_rows(OfTwoProcesses(), batch_size=24).tolist())
     assert reported == [list(range(16)), list(range(16, 24))]

@@ -66,7 +66,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("change", [*SAYS, nothing])
 def test_a_changed_folder_is_refused_with_the_difference(trained, tmp_path, change):
     shutil.copytree(trained, tmp_path / "copy", symlinks=True)
-    # The same path, so that nothing but the change differs.
+    # The same path, so only the change differs.
     (trained / "images").rename(trained / "kept")
     shutil.copytree(trained / "kept", trained / "images")
     try:
@@ -140,7 +140,7 @@ def test_another_version_of_a_tfds_data_set_is_refused(tmp_path, small_idx, monk
     assert "fingerprint" not in str(error.value)  # The data are those of the run.
 
 
-def test_a_fingerprint_tells_all_that_fixes_the_order(tmp_path, small_idx):
+def test_a_fingerprint_depends_on_everything_that_determines_the_order(tmp_path, small_idx):
     open_fashion(tmp_path, small_idx)
     shards = open_fashion(tmp_path, None)
     prints = {
@@ -153,6 +153,6 @@ def test_a_fingerprint_tells_all_that_fixes_the_order(tmp_path, small_idx):
     prints["other shards"] = shards.fingerprint
     assert len(set(prints.values())) == len(prints)
     assert open_().fingerprint == prints["train"]
-    # A promise to runs that go on with a later release.
+    # Pinned, because later releases must resume runs.
     assert prints["train"] == "3f7f490f69578205a197aeed0d30a33b"
     assert digest("a", "b") != digest("ab") != digest("ab", "")

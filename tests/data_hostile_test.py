@@ -26,8 +26,8 @@ from vit_jax.data.geometry import Resize, ResizeSmall
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.errors import DataError
 
-# Bombs: small files that declare, or unpack to, what no machine has. Each is decoded in a process
-# that may take little memory and time.
+# Bombs: small files that declare or expand to huge images. Each is decoded in a process
+# with limited memory and time.
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ZEROS = zlib.compress(bytes(300 << 20), 9)  # 300 kB that unpack to 300 MB.
@@ -42,20 +42,20 @@ def png(*chunks, side=16):
 
 
 def tiff(tags):
-    """One page. Each tag is (number, type, count, value or offset)."""
+    """Returns a TIFF of one page. Each tag is (number, type, count, value or offset)."""
     entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
 
 
 def overlapping_tags(number=60_000, size=1 << 20):
-    """Tags that all have the same megabyte as their value: 60 GB in a file of 2 MB."""
+    """Returns a TIFF whose tags all share the same megabyte: 60 GB in a file of 2 MB."""
     start = 10 + 12 * number + 4
     return tiff([(1000 + i, 7, size, start) for i in range(number)]) + bytes(size)
 
 
 def jpeg(*, scans=0, side=16):
     data = encode(Image.new("L", (side, side)), "JPEG", progressive=scans > 0)
-    if scans:  # The header of the last scan again and again, with nothing after it.
+    if scans:  # Repeats the header of the last scan, without data.
         last = data.rindex(b"\xff\xda")
         header = data[last : last + 2 + int.from_bytes(data[last + 2 : last + 4], "big")]
         data = data[:-2] + header * scans + data[-2:]
@@ -69,7 +69,7 @@ def declared_jpeg():
 
 
 def jpeg2000(side):
-    """A code stream that declares a side, and holds a tile of 64x64."""
+    """Returns a code stream that declares `side`, with a tile of 64x64."""
     data = encode(Image.new("RGB", (64, 64)), "JPEG2000")
     stream = data[data.index(b"\xff\x4f\xff\x51") :]
     sides = struct.pack(">II", side, side)
@@ -82,7 +82,7 @@ def webp(*chunks):
 
 
 def animation(kind, frames):
-    """As many frames, each of another colour: a reader of all of them takes long."""
+    """Returns an animation with frames of different colours: reading all of them would be slow."""
     first, *others = (Image.new("RGB", (64, 64), (i % 256, i // 256, 99)) for i in range(frames))
     return encode(first, kind, save_all=True, append_images=others)
 
@@ -163,7 +163,7 @@ def test_bombs_take_little_memory_and_time(tmp_path):
 
 
 def test_ordinary_images_pass_the_limits():
-    """A progressive JPEG of as many scans as encoders make, and one with a film at its end."""
+    """A progressive JPEG with a usual number of scans, and one with a video appended."""
     film = np.random.default_rng(0).integers(256, size=8 << 20, dtype=np.uint8).tobytes()
     assert decode_image(jpeg(scans=20)).shape == (16, 16, 3)
     assert 20 < film.count(b"\xff\xda") < decode.MAX_SCANS
@@ -178,13 +178,13 @@ def test_ordinary_images_pass_the_limits():
     ("shape", "op"),
     [((100_000, 1), ResizeSmall(size=(64, 64))), ((1, 2**17 + 1), Resize(size=(8, 8)))],
 )
-def test_images_too_long_and_thin_to_scale_are_refused(shape, op):
-    with pytest.raises(DataError, match=r"too long and thin|no side may have more"):
+def test_images_of_extreme_aspect_ratio_are_refused(shape, op):
+    with pytest.raises(DataError, match=r"aspect ratio|no side may have more"):
         op(np.zeros((*shape, 3), np.uint8), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1)])
-def test_a_long_thin_image_is_resized_in_little_memory(shape):
+def test_resizing_an_image_of_extreme_aspect_ratio_needs_little_memory(shape):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     image = np.full((*shape, 3), 7, np.uint8)
     for rounding in ("nearest", "none"):
@@ -225,8 +225,8 @@ def truncate(path):
     ("replace", "message"),
     [
         (lambda path: path.symlink_to("/etc/passwd"), "a link that leads out of .*, to /etc/pass"),
-        (truncate, "too large: of its 268,435,457 bytes at most 268,435,456 .*MAX_BYTES"),
-        (os.mkfifo, "It is no regular file"),  # Reading one would wait for ever.
+        (truncate, "too large: it has 268,435,457 bytes, and at most 268,435,456 .*MAX_BYTES"),
+        (os.mkfifo, "It is not a regular file"),  # Reading one would wait for ever.
     ],
 )
 def test_a_file_that_was_replaced_after_the_start_is_refused(folder, replace, message):
@@ -246,7 +246,7 @@ def test_images_to_predict_lie_in_the_given_folder(folder, tmp_path):
     (images / "z.png").symlink_to(tmp_path / "elsewhere.png")
     with pytest.raises(DataError, match=r"z\.png is a link that leads out of .*elsewhere\.png"):
         find_images([str(images)])
-    assert find_images([str(images / "z.png")])  # Given as an argument, it is meant.
+    assert find_images([str(images / "z.png")])  # A link that is passed as an argument is followed.
 
 
 # Fashion-MNIST's files.

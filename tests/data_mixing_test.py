@@ -16,7 +16,7 @@ BATCH, HEIGHT, WIDTH, CLASSES = 8, 12, 10, 8
 
 @pytest.fixture(scope="module")
 def batch():
-    """Images of distinct values everywhere, and one-hot labels."""
+    """Returns images of distinct values, and one-hot labels."""
     images = np.random.default_rng(0).normal(size=(BATCH, HEIGHT, WIDTH, 3)).astype(np.float32)
     return images, np.eye(CLASSES, dtype=np.float32)
 
@@ -40,23 +40,23 @@ def test_off_changes_nothing(batch):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_mixup_is_its_formula(batch, seed):
+def test_mixup_equals_its_formula(batch, seed):
     images, labels = run(seed, batch, mixup_alpha=0.5, cutmix_alpha=0.0)
     share = float(labels[0, 0])  # The image's own label.
     assert 0.5 <= share <= 1
-    for own, mixed in zip(batch, (images, labels), strict=True):
-        own = own.astype(np.float64)
-        expected = [share * own[i] + (1 - share) * own[i - 1] for i in range(BATCH)]
+    for original, mixed in zip(batch, (images, labels), strict=True):
+        original = original.astype(np.float64)
+        expected = [share * original[i] + (1 - share) * original[i - 1] for i in range(BATCH)]
         np.testing.assert_allclose(mixed, expected, atol=1e-6)
 
 
 def own_shares(images, labels, **alphas):
-    """Compiled: from keys to what the first image keeps of its own label."""
+    """Returns a compiled function from keys to the weight of the first image's own label."""
     batch = [jnp.asarray(array) for array in (images, labels, np.ones(2, np.float32))]
     return jax.jit(jax.vmap(lambda key: mix(key, *batch, **alphas)[1][0, 0]))
 
 
-def test_mixup_share_has_the_folded_beta_distribution(batch):
+def test_mixup_ratio_has_the_folded_beta_distribution(batch):
     keys = jax.random.split(jax.random.key(0), 2000)
     images, labels = (array[:2] for array in batch)
     shares = own_shares(images, labels, mixup_alpha=0.4, cutmix_alpha=0.0)(keys)
@@ -93,7 +93,7 @@ def test_cutmix_boxes_vary_and_have_the_mean_area_of_their_definition(batch):
     assert np.std(np.asarray(shares)) == pytest.approx(pasted.std(), abs=0.01)
 
 
-def test_both_take_turns_evenly(batch):
+def test_mixup_and_cutmix_are_equally_frequent(batch):
     keys = jax.random.split(jax.random.key(2), 400)
     mix_one = jax.vmap(
         lambda key, *batch: mix(key, *batch, jnp.ones(BATCH), mixup_alpha=0.8, cutmix_alpha=1.0)[0],
@@ -107,7 +107,7 @@ def test_both_take_turns_evenly(batch):
 @pytest.mark.parametrize("alphas", [(0.5, 0.0), (0.0, 1.0), (0.8, 1.0)])
 @pytest.mark.parametrize("bad", [[0], [7], [2, 3, 6]])
 def test_a_bad_row_is_mixed_into_no_other(batch, alphas, bad):
-    """The one after it stays as it is; all others are what they would be without it."""
+    """The image after it is not mixed; all others are mixed as without it."""
     alphas = dict(zip(("mixup_alpha", "cutmix_alpha"), alphas, strict=True))
     weights = np.ones(BATCH, np.float32)
     weights[bad] = 0

@@ -1,4 +1,4 @@
-"""The order of the data: pinned by values."""
+"""The order of the data."""
 
 import collections
 import itertools
@@ -21,7 +21,7 @@ def run_of_ids(num_batches, *, batch_size, num_examples, seed=0):
 
 
 def reference_id(position, *, num_examples, seed):
-    """The same permutation in Python's integers, one example at a time."""
+    """The same permutation with Python's integers, one example at a time."""
     epoch, x = divmod(position, num_examples)
     keys = np.random.SeedSequence((seed, epoch)).generate_state(12, np.uint64).tolist()
     bits = max(2, (num_examples - 1).bit_length())
@@ -68,7 +68,7 @@ def test_equals_a_second_formulation(num_examples):
         for size in (1, 7, 64, 300)
     ],
 )
-def test_every_example_once_an_epoch(num_examples, batch_size):
+def test_every_example_occurs_once_per_epoch(num_examples, batch_size):
     num_epochs = 3
     ids = run_of_ids(
         -(-num_epochs * num_examples // batch_size),
@@ -94,7 +94,7 @@ def test_rows_need_not_be_computed_together():
     np.testing.assert_array_equal(epochs, shuffled // 50)
 
 
-def test_seeds_and_epochs_have_orders_of_their_own():
+def test_seeds_and_epochs_have_different_orders():
     orders = [
         tuple(order.examples_at(np.arange(100) + 100 * epoch, num_examples=100, seed=seed)[0])
         for epoch, seed in itertools.product(range(10), range(10))
@@ -115,7 +115,7 @@ def test_all_permutations_are_equally_likely(seeds):
 @pytest.mark.medium
 @pytest.mark.parametrize("num_examples", [60, 64, 100])
 def test_positions_and_neighbours_are_uniform(num_examples):
-    """Where an example lands, and by how much the next one differs, over 500 epochs."""
+    """Positions of an example, and differences between neighbours, over 500 epochs."""
     epochs = 500
     ids = order.examples_at(np.arange(epochs * num_examples), num_examples=num_examples, seed=1)[0]
     ids = ids.reshape(epochs, num_examples)

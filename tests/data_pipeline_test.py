@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
 from vit_jax.data import order, pipeline
 from vit_jax.data.base import Source
-from vit_jax.data.batches import Loading
+from vit_jax.data.batches import LoaderOptions
 from vit_jax.data.blocks import BLOCK_ROWS
 from vit_jax.errors import ConfigError, DataError
 
@@ -27,7 +27,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 
 class Numbers(Source):
-    """Example i is a 2x3 image of the number i, of class i % 10."""
+    """Example i is a 2x3 image with all pixels i, of class i % 10."""
 
     name, split, channels = "numbers", "train", 1
     class_names = tuple("0123456789")
@@ -50,7 +50,7 @@ class Numbers(Source):
 
 
 def noisy(example, rng):
-    """Pixel 0 tells the example, pixel 1 the randomness."""
+    """Pixel 0 identifies the example, pixel 1 the random numbers."""
     image = example["image"].astype(np.float32)
     image[0, 1] = rng.uniform()
     return {**example, "image": image}
@@ -67,25 +67,25 @@ def one_device():
 
 
 def training(source, *, sharding=None, workers=0, threads=2, prefetch=2, **arguments):
-    """The batches of training on a source, by default on one device from the first step on."""
+    """Returns training batches, by default on one device from the first step on."""
     arguments = {"batch_size": 64, "seed": 3, "start_step": 0, **arguments}
     return pipeline.train_batches(
         source,
         noisy,
         sharding=sharding or one_device(),
-        loading=Loading(workers, threads, prefetch),
+        options=LoaderOptions(workers, threads, prefetch),
         **arguments,
     )
 
 
 def take(count, *, size=100, batch_size=16, **arguments):
-    """The first batches of training, as NumPy arrays."""
+    """Returns the first training batches as NumPy arrays."""
     with training(Numbers(size), batch_size=batch_size, **arguments) as batches:
         return [jax.device_get(next(batches)) for _ in range(count)]
 
 
 def expected_batch(step, *, size=100, batch_size=16, seed=3):
-    """A batch from its definition, without the pipeline."""
+    """Returns a batch from its definition, without the pipeline."""
     ids = order.example_ids(step, batch_size=batch_size, num_examples=size, seed=seed)
     epochs = order.epochs(step, batch_size=batch_size, num_examples=size)
     source, rows = Numbers(size), []
@@ -157,13 +157,13 @@ def test_multi_label():
 
 
 def evaluate(source, *, transform=noisy, sharding=None, workers=0, batch_size=8, on_bad=None):
-    """The batches of an evaluation, as NumPy arrays."""
+    """Returns the batches of an evaluation as NumPy arrays."""
     with pipeline.eval_batches(
         source,
         transform,
         batch_size=batch_size,
         sharding=sharding or one_device(),
-        loading=Loading(workers, threads=2, prefetch=2),
+        options=LoaderOptions(workers, threads=2, prefetch=2),
         on_bad=on_bad,
     ) as batches:
         return [jax.device_get(batch) for batch in batches]
@@ -195,7 +195,7 @@ def test_images_of_other_sizes_are_named():
     def grows(example, rng):
         return {**example, "image": np.zeros((2 + example["label"], 2, 1), np.float32)}
 
-    with pytest.raises(DataError, match=r"train\[1\]: image of shape \(3, 2, 1\) .* Add a resize"):
+    with pytest.raises(DataError, match=r"train\[1\]: image has shape \(3, 2, 1\) .* Add a resize"):
         evaluate(Numbers(20), transform=grows)
 
 
@@ -223,7 +223,7 @@ def test_memory_is_bounded():
     with training(source) as batches:
         next(batches)
         time.sleep(0.5)
-        # One taken, `prefetch` on the devices, one in the thread's hand, `prefetch` in Grain.
+        # One returned, `prefetch` on the devices, one in the thread, `prefetch` in Grain.
         assert source.reads <= 64 * (1 + 2 + 1 + 2) + 1
 
 

@@ -1,4 +1,4 @@
-"""RandAugment's sixteen operations, each against a float64 or integer formulation of its own."""
+"""RandAugment's sixteen operations, each against a float64 or integer reimplementation."""
 
 import math
 
@@ -17,7 +17,7 @@ def noise(*shape, seed=0):
 
 
 def smooth(height=40, width=30):
-    """An image without flat areas."""
+    """Returns an image without flat areas."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(y / 5 + x / 9), np.cos(x / 4), np.sin(x / 7 - y / 3)]
     return np.stack([127 + 90 * w for w in waves], axis=-1).astype(np.uint8)
@@ -38,7 +38,7 @@ def run(operation, image, *, magnitude, seed=0, **arguments):
 
 
 def both_ways(operation, image, *, magnitude, **arguments):
-    """The two outcomes of an operation that has a direction, over 40 draws; and how often each."""
+    """Returns the two outcomes of an operation with a random sign, and their counts in 40 draws."""
     seen = {}
     for seed in range(40):
         out = run(operation, image, magnitude=magnitude, seed=seed, **arguments)
@@ -77,7 +77,7 @@ def test_equalize_makes_levels_equally_frequent():
     image = smooth(100, 90)
     got = run("Equalize", image, magnitude=0)
     for c in range(3):
-        # Each level becomes the share of pixels below it, by PIL's integer steps.
+        # Each level becomes the fraction of pixels below it, in PIL's integer arithmetic.
         counts = np.bincount(image[..., c].ravel(), minlength=256)
         step = (counts.sum() - counts[counts > 0][-1]) // 255
         below = np.cumsum(counts) - counts
@@ -121,7 +121,7 @@ def test_blends_against_float64(magnitude):
 
 
 def blurred(image):
-    """A 3x3 mean in which the middle counts five times; borders as they are."""
+    """A 3x3 mean in which the centre has weight five; the border does not change."""
     out = image.astype(float)
     h, w = image.shape[:2]
     total = 4.0 * out[1:-1, 1:-1]
@@ -161,7 +161,7 @@ def rotation(degrees, height, width):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("magnitude", [3, 10, 20])
 @pytest.mark.parametrize("operation", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"])
-def test_movements_against_float64(operation, magnitude, channels):
+def test_affine_operations_against_float64(operation, magnitude, channels):
     image = noise(41, 30, channels)
     m = magnitude / 10
     matrices = {
@@ -200,7 +200,7 @@ def test_cutout_is_a_square_around_a_uniform_centre(magnitude, half):
         assert (touched > 0).mean() > 0.99
 
 
-# --- The whole.
+# --- The whole transform.
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -213,7 +213,7 @@ def test_every_operation_takes_tiny_images(operation, shape):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_every_operation_does_to_gray_what_it_does_to_equal_channels(operation):
+def test_every_operation_treats_gray_like_three_equal_channels(operation):
     gray = smooth()[..., :1]
     want = run(operation, gray.repeat(3, axis=-1), magnitude=5, cutout=8.0, translate=10.0)
     got = run(operation, gray, magnitude=5, cutout=8.0, translate=10.0)
@@ -221,7 +221,7 @@ def test_every_operation_does_to_gray_what_it_does_to_equal_channels(operation):
 
 
 @pytest.mark.medium
-def test_operations_are_drawn_evenly(monkeypatch):
+def test_operations_are_drawn_uniformly(monkeypatch):
     drawn = dict.fromkeys(OPERATIONS, 0)
 
     def count(operation, image, rng, **_):

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.medium
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """60 images, 12 of them for testing; of each split, some are no longer images."""
+    """60 images, 12 of them for testing; in each split, some are damaged."""
     root = tmp_path_factory.mktemp("folder") / "images"
     make(root / "train", each=16)
     make(root / "test", each=4, seed=1)
@@ -54,7 +54,7 @@ def on(folder, **changes):
 
 
 def expected_report(folder, steps, *, after_steps=()):
-    """(step, split, row, path) of each line, from the order's definition."""
+    """Returns (step, split, row, path) of each line, from the order's definition."""
     train = ImageFolder(folder, split="train")
     names = {"flower/003.JPEG", "temple/008.jpg", "portrait/001.png"}
     lines = []
@@ -80,7 +80,7 @@ def report(workdir, name="bad_examples.jsonl"):
 
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
-    """A finished run on these images, and what it has printed."""
+    """A finished run on these images, and its output."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     with contextlib.redirect_stdout(io.StringIO()) as out:
         run(workdir, log__every_steps=1, **on(folder))
@@ -90,27 +90,27 @@ def whole(folder, tmp_path_factory):
 def test_a_run_skips_names_and_counts_them(folder, whole):
     workdir, out = whole
     lines = read_jsonl(workdir / "metrics.jsonl")
-    wanted = expected_report(folder, range(12), after_steps=(6, 12))
-    assert report(workdir) == wanted
+    expected = expected_report(folder, range(12), after_steps=(6, 12))
+    assert report(workdir) == expected
     reported = read_jsonl(workdir / "bad_examples.jsonl")
     assert {line["error"].split(":")[0].split(" of ")[0] for line in reported} == {
         "Not an image", "Broken image",
     }  # fmt: skip
     for line in lines:
-        skipped = [entry for entry in wanted if entry[:2] == (line["step"], "train")]
+        skipped = [entry for entry in expected if entry[:2] == (line["step"], "train")]
         assert line["train/skipped"] == len(skipped)
     assert [line["test/count"] for line in lines if "test/count" in line] == [11, 11]
-    assert f"Skipped: 4 bad examples, {len(wanted)} times in all: see {workdir}" in out
+    assert f"Skipped: 4 bad examples, {len(expected)} times in all: see {workdir}" in out
 
 
-def test_without_the_policy_the_first_one_ends_the_run(tmp_path, folder):
+def test_without_the_policy_the_first_bad_example_ends_the_run(tmp_path, folder):
     with pytest.raises(DataError, match=r"/images/.*: (Not an image|Broken image)"):
         run(tmp_path / "run", **on(folder, data__on_bad="error"))
     assert not (tmp_path / "run" / "bad_examples.jsonl").exists()
 
 
 @pytest.mark.slow
-def test_after_a_kill_no_line_is_there_twice_and_none_is_lost(tmp_path, folder, monkeypatch):
+def test_after_a_kill_no_line_is_duplicated_or_lost(tmp_path, folder, monkeypatch):
     class Killed(BaseException):
         pass
 
@@ -128,9 +128,9 @@ def test_after_a_kill_no_line_is_there_twice_and_none_is_lost(tmp_path, folder, 
         with pytest.raises(Killed):
             train_on_one(small_config(**on(folder)), tmp_path / "run")
     killed = report(tmp_path / "run")
-    assert max(step for step, *_ in killed) > 8  # Beyond the checkpoint it will go on from.
+    assert max(step for step, *_ in killed) > 8  # After the checkpoint that the run continues from.
     with open(tmp_path / "run" / "bad_examples.jsonl", "ab") as file:
-        file.write(b'{"step": 11, "spl')  # And the last line half written.
+        file.write(b'{"step": 11, "spl')  # A torn last line.
     run(tmp_path / "run", **on(folder))
     for name in ("bad_examples.jsonl", "metrics.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -148,7 +148,7 @@ def test_files_of_earlier_processes_are_truncated_too(tmp_path):
 
 
 def test_a_batch_without_a_good_example_ends_the_run(tmp_path, folder):
-    """As when the disk with the images goes away: nothing would be learned from then on."""
+    """As when the disk with the images is unmounted: nothing would be learned from then on."""
     folder = shutil.copytree(folder, tmp_path / "images")
     config = small_config(**on(folder, checkpoint__every_steps=4))
     original, drawn = pipeline.Batches.__next__, []
@@ -169,7 +169,7 @@ def test_a_batch_without_a_good_example_ends_the_run(tmp_path, folder):
     run(tmp_path / "run", **on(folder))  # It goes on.
 
 
-def test_an_evaluation_leaves_them_out_and_shows_the_others(folder, whole, capsys, caplog):
+def test_an_evaluation_skips_bad_examples_and_shows_the_others(folder, whole, capsys, caplog):
     workdir, _ = whole
     result = evaluate(workdir)
     assert result.count == 11 and result.confusion.sum() == 11

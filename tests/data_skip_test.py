@@ -1,4 +1,4 @@
-"""data.on_bad="skip": a bad example is left out of its batch exactly, and named."""
+"""data.on_bad="skip": a bad example has exactly no effect on its batch, and is reported."""
 
 import functools
 
@@ -62,17 +62,17 @@ def test_a_bad_row_is_zero_and_nothing_else_changes(workers, sharding):
 
 
 @pytest.mark.medium
-def test_a_few_bad_ones_may_come_first_but_not_all():
+def test_the_first_examples_may_be_bad_but_not_all():
     load = functools.partial(training, batch_size=16, on_bad=lambda *report: None)
     with load(Numbers(40, bad=range(39))) as batches:
         assert next(batches)["image"].shape == (16, 2, 3, 1)
-    with pytest.raises(DataError, match=r"None of the first 40 examples can be used.*train\[0\]"):
+    with pytest.raises(DataError, match=r"None of the first 40 examples can be loaded.*train\[0\]"):
         load(Numbers(40, bad=range(40)))
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
-def test_an_evaluation_does_not_count_them_on_any_mesh(shape):
+def test_an_evaluation_on_any_mesh_does_not_count_bad_examples(shape):
     bad = {}
     sharding = mesh_sharding(*shape)
     got = evaluate(Numbers(20, bad=(0, 13)), sharding=sharding, on_bad=bad.__setitem__)
@@ -81,7 +81,7 @@ def test_an_evaluation_does_not_count_them_on_any_mesh(shape):
     assert bad == {i: f"numbers train[{i}]: it is broken." for i in (0, 13)}
 
 
-# Other bad examples than files that cannot be read or decoded (data_decode_test).
+# Bad examples other than files that cannot be read or decoded (see data_decode_test).
 
 
 def with_pixel(value, dtype=np.float32):
@@ -99,10 +99,13 @@ def with_pixel(value, dtype=np.float32):
     ("value", "message"),
     [
         (np.nan, "its pixels are not all finite after the transforms"),
-        ("float64", r"image of shape \(2, 3, 1\) and float64 after .* others have .* float32"),
+        (
+            "float64",
+            r"image has shape \(2, 3, 1\) and dtype float64 after .* other examples .* float32",
+        ),
     ],
 )
-def test_pixels_that_no_model_should_see_are_named(value, message):
+def test_invalid_pixels_are_named(value, message):
     with pytest.raises(DataError, match=rf"numbers train\[4\]: {message}"):
         evaluate(Numbers(20), transform=with_pixel(value))
     reports = {}
@@ -132,7 +135,7 @@ def test_labels_of_a_tfds_data_set_are_checked(labels):
             source[0]
 
 
-# The update. Its second formulation takes one example at a time, and leaves the bad ones out of a
+# The update. Its second formulation computes each example separately, and excludes bad ones from a
 # plain mean in float64.
 
 BATCH = 16
@@ -146,7 +149,7 @@ VARIANTS = {
 
 
 class Linear(nn.Module):
-    """Instead of a ViT, which takes ten seconds to compile: a head on the pixels."""
+    """A head on the pixels, in place of a ViT, which takes ten seconds to compile."""
 
     config: ModelConfig
 
@@ -162,7 +165,7 @@ def model_of(variant):
 
 @functools.cache
 def the_step(variant):
-    """(config, parameters, step: (batch, step) -> (metrics, parameters after))."""
+    """Returns config, parameters, and (batch, step) -> (metrics, updated parameters)."""
     config = small_config(
         model__depth=1,
         data__on_bad="skip", batch_size=BATCH, optim__name="sgd", optim__clip_norm=0.0,
@@ -182,7 +185,7 @@ def the_step(variant):
         init = make_init(config, model, tx)
         layout = state_layout(jax.eval_shape(init, jax.random.key(0)), mesh)
         state = jax.jit(init, out_shardings=layout)(jax.random.key(0))
-        # A head that is not zero, so that every parameter has a gradient.
+        # With a nonzero head, every parameter has a gradient.
         head = state.params["head"]["kernel"]
         noise = 0.3 * np.random.default_rng(1).normal(size=head.shape).astype(np.float32)
         params = {**state.params, "head": {**state.params["head"], "kernel": noise}}
@@ -202,7 +205,7 @@ def the_step(variant):
 
 @functools.cache
 def per_example(variant):
-    """A function (params, images, targets) -> each example's ((loss, logits), gradient)."""
+    """Returns (params, images, targets) -> each example's ((loss, logits), gradient)."""
     model = model_of(variant)
 
     def loss(params, image, target):
@@ -217,13 +220,13 @@ jitted_mix = jax.jit(mix, static_argnames=("mixup_alpha", "cutmix_alpha"))
 
 
 def second_formulation(variant, params, batch, number):
-    """Metrics and parameters after the update, from the good examples one by one."""
+    """Returns metrics and updated parameters, computed from each good example separately."""
     config = the_step(variant)[0]
     good = np.flatnonzero(batch["weight"])
     images = batch["image"].astype(np.float64)
     targets = np.eye(10)[batch["label"]]
     if config.mix.mixup_alpha or config.mix.cutmix_alpha:
-        # The draw of this step, shown by a batch of images that are all 0 and all 1 in turn.
+        # Recovers the map of this step from a batch of images that are alternately all 0 and all 1.
         key = jax.random.fold_in(run_keys(config.seed)[1], number)
         rng = jax.random.split(key)[0]
         ones = np.zeros((BATCH, *images.shape[1:]), np.float32)
@@ -272,7 +275,7 @@ def second_formulation(variant, params, batch, number):
     seed=st.integers(0, 99),
     number=st.integers(0, 50),
 )
-def test_an_update_is_that_of_its_good_examples_alone(variant, bad, seed, number):
+def test_an_update_depends_only_on_the_good_examples(variant, bad, seed, number):
     rng = np.random.default_rng(seed)
     batch = {
         "image": rng.uniform(-1, 1, (BATCH, 8, 8, 1)).astype(np.float32),

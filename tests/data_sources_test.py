@@ -63,7 +63,7 @@ def test_split_slices(split, expected):
 
 
 @pytest.mark.parametrize("num_examples", [7, 99, 1797])
-def test_adjacent_percentages_share_nothing_and_leave_nothing_out(num_examples):
+def test_adjacent_percentages_partition_the_split(num_examples):
     parts = [
         split_range(f"train[{low}%:{low + 20}%]", num_examples=num_examples)
         for low in range(0, 100, 20)
@@ -125,7 +125,7 @@ def test_sources_can_be_pickled(tmp_path):
 def write_image(path, value=0, size=(5, 4)):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", size, (value % 256, 0, 0))
-    # What the folder holds is decided by names; the content is up to the decoder.
+    # The source depends on names only; contents matter to the decoder.
     image.save(path, format={".jpeg": "jpeg", ".webp": "webp"}.get(path.suffix.lower(), "png"))
 
 
@@ -156,7 +156,7 @@ def test_folder_with_splits(tmp_path):
             assert source[i]["image"] == file.read_bytes()
 
 
-def test_a_slice_takes_its_share_of_every_class(tmp_path):
+def test_a_slice_has_a_fraction_of_every_class(tmp_path):
     make_folder(tmp_path, per_class=60)
     whole = files_of(ImageFolder(tmp_path, split="train"))
     first = ImageFolder(tmp_path, split="train[:50%]")
@@ -166,7 +166,7 @@ def test_a_slice_takes_its_share_of_every_class(tmp_path):
     assert 18 < cats < 42
 
 
-def test_a_folder_without_splits_is_always_divided_the_same(tmp_path):
+def test_a_folder_without_splits_is_always_split_in_the_same_way(tmp_path):
     make_folder(tmp_path, splits=("",), per_class=150)
 
     def split():
@@ -177,7 +177,7 @@ def test_a_folder_without_splits_is_always_divided_the_same(tmp_path):
     assert len(train | test) == 300
     assert 15 < len(test) < 50
     assert split() == [train, test]
-    # More files, even of another class, move none.
+    # More files, even of another class, do not move others.
     for i in range(50):
         write_image(tmp_path / "ant" / f"{i}.png")
     more_train, more_test = split()
@@ -185,17 +185,17 @@ def test_a_folder_without_splits_is_always_divided_the_same(tmp_path):
     assert test <= more_test
 
 
-def all_of_test(root, classes, number):
+def write_test_images(root, classes, number):
     """Writes `number` images of each class whose names all hash to the split "test"."""
     for name in classes:
         files = (f"{name}/{i}.png" for i in itertools.count())
-        in_test = (file for file in files if image_folder._uniform(f"0/{file}") < 0.1)
+        in_test = (file for file in files if image_folder._uniform_hash(f"0/{file}") < 0.1)
         for file in itertools.islice(in_test, number):
             write_image(root / file)
 
 
-def divided(root):
-    """Returns the files of each split; [] where it has none."""
+def files_by_split(root):
+    """Returns the files of each split; [] if it has none."""
     files = []
     for split in ("train", "test"):
         try:
@@ -208,21 +208,21 @@ def divided(root):
 @pytest.mark.parametrize("number", [1, 5])
 def test_every_class_has_an_image_to_train_on(tmp_path, caplog, number):
     make_folder(tmp_path, splits=("",), classes=("ant", "bee"), per_class=30)
-    before = divided(tmp_path)
-    assert "belong to" not in caplog.text
-    all_of_test(tmp_path, ("cow", "dog"), number)
-    train, test = divided(tmp_path)
+    before = files_by_split(tmp_path)
+    assert "by chance" not in caplog.text
+    write_test_images(tmp_path, ("cow", "dog"), number)
+    train, test = files_by_split(tmp_path)
     for name in ("cow", "dog"):
         assert sum(file.startswith(name) for file in train) == 1
         assert sum(file.startswith(name) for file in test) == number - 1
-        assert f"all images of the class '{name}' belong to \"test\"" in caplog.text
-    # The classes that were divided well stay as they are, and so does their order.
+        assert f"all images of the class '{name}' are in \"test\"" in caplog.text
+    # The split and order of the other classes do not change.
     for old, new in zip(before, (train, test), strict=True):
         assert [file for file in new if file[0] in "ab"] == old
-    assert divided(tmp_path) == [train, test]
+    assert files_by_split(tmp_path) == [train, test]
 
 
-def test_a_split_without_a_class_is_warned_of(tmp_path, caplog):
+def test_a_missing_class_in_a_split_causes_a_warning(tmp_path, caplog):
     make_folder(tmp_path, per_class=12, classes=("cat", "dog", "fox"))
     ImageFolder(tmp_path, split="train")
     assert "has no image of" not in caplog.text
@@ -251,7 +251,7 @@ def test_only_images_are_listed(tmp_path, caplog):
         (tmp_path / "train" / "cat" / name).write_text("no image")
     (tmp_path / ".git").mkdir()
     assert len(ImageFolder(tmp_path, split="train")) == 40
-    assert "2 files do not look like images" in caplog.text
+    assert "ignored 2 files that do not look like images" in caplog.text
     # Listing decodes nothing.
     (tmp_path / "train" / "cat" / "broken.png").write_text("no image")
     assert len(ImageFolder(tmp_path, split="train")) == 41
@@ -284,13 +284,13 @@ def test_folder_mistakes(tmp_path):
     refuses(tmp_path / "b", "fox: no images in this class")
     make_folder(tmp_path / "c")
     write_image(tmp_path / "c" / "train" / "cat" / "more" / "1.png")
-    refuses(tmp_path / "c", "more: a folder inside of a class's")
+    refuses(tmp_path / "c", "more: a folder inside a class folder")
     make_folder(tmp_path / "d", splits=("",), classes=("cat",), per_class=1)
     assert len(ImageFolder(tmp_path / "d", split="train")) == 1
-    refuses(tmp_path / "d", 'no image fell to "test"', split="test")
+    refuses(tmp_path / "d", 'is in "test"', split="test")
 
 
-def test_links_stay_inside_of_the_root(tmp_path):
+def test_links_stay_inside_the_root(tmp_path):
     root = tmp_path / "root"
     make_folder(root)
     (root / "train" / "cat" / "twin.png").symlink_to("0.png")
@@ -299,7 +299,7 @@ def test_links_stay_inside_of_the_root(tmp_path):
     link.symlink_to(tmp_path / "secret.png")
     refuses(root, "z.png is a link that leads out of .*root, to .*secret.png")
     link.unlink()
-    (tmp_path / "elsewhere").symlink_to(root)  # The root itself may be one.
+    (tmp_path / "elsewhere").symlink_to(root)  # The root itself may be a link.
     assert len(ImageFolder(tmp_path / "elsewhere", split="train")) == 41
 
 
@@ -355,7 +355,7 @@ def test_tfds_names(tmp_path):
 
 @pytest.fixture
 def small_idx(tmp_path, monkeypatch):
-    """A folder of IDX files of 60 and 20 images; image i is i in its first pixel."""
+    """A folder of IDX files of 60 and 20 images; the first pixel of image i is i."""
     files = {
         split: (images, labels, count)
         for (split, (images, labels, _)), count in zip(
@@ -393,7 +393,7 @@ def test_fashion_mnist_from_idx(tmp_path, small_idx, monkeypatch):
     assert train.class_names[0] == "T-shirt/top"
     assert [pixels(train[i])[0, 0] for i in range(60)] == list(range(60))  # In the files' order.
     assert [train[i]["label"] for i in range(60)] == [i % 10 for i in range(60)]
-    # The second time nothing is prepared, nor are the files needed.
+    # The second time, nothing is prepared, and the files are not needed.
     monkeypatch.setattr(
         fashion_mnist.FashionMnistIdx, "download_and_prepare", lambda self: pytest.fail("again")
     )
@@ -416,7 +416,7 @@ def test_fashion_mnist_from_broken_files(tmp_path, small_idx):
     (small_idx / name).unlink()
     with pytest.raises(DataError, match=rf"lacks {name}\.gz\."):
         open_fashion(tmp_path, small_idx)
-    # Nothing half-made is left to be taken for the data.
+    # No partial data are left.
     (small_idx / name).write_bytes(good)
     assert len(open_fashion(tmp_path, small_idx)) == 60
 
@@ -494,7 +494,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.skipif(not fashion_mnist.PACKAGE_DIR.is_dir(), reason="no dataset-fashion-mnist")
 def test_concurrent_starts_without_tensorflow(tmp_path):
-    """Three processes find nothing prepared at the same time."""
+    """Three processes prepare the data at the same time."""
     script = tmp_path / "open.py"
     script.write_text(WITHOUT_TENSORFLOW)
     command = [sys.executable, "-W", "error", script, ROOT, tmp_path / "tfds"]

@@ -1,4 +1,4 @@
-"""Transforms: references' outputs, a second formulation of each, and what must hold for all."""
+"""Transforms: references' outputs, a second formulation of each, and common invariants."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from vit_jax.errors import ConfigError, DataError
 
 DECODE = {"op": "decode"}
 
-# Operations with arguments under which each works on any image, channels and size.
+# Operations, with arguments that work for any image, channels and size.
 SAMPLES = {
     "decode": {},
     "resize": {"size": (9, 7)},
@@ -38,7 +38,7 @@ SAMPLES = {
 
 
 def run(op, image, *, rng=0, **arguments):
-    """One operation on a uint8 image."""
+    """Applies one operation to a uint8 image."""
     transforms = ({"op": op, **arguments},)
     if op != "decode":
         transforms = ({"op": "decode", "channels": image.shape[-1]}, *transforms)
@@ -52,7 +52,7 @@ def noise(*shape, seed=0):
 
 # --- The references.
 
-# Name in the goldens -> how we write it.
+# Name in the goldens -> our transforms.
 PIPELINES = {
     "vt_eval": recipes.evaluation("vision_transformer"),
     "bv_resize_small_crop": recipes.evaluation("big_vision", resize=72),
@@ -92,16 +92,18 @@ def test_evaluation_equals_the_references(goldens, manifest, name):
         arrays = np.load(folder / entry[pipeline["file"]])
         image = (folder / entry["file"]).read_bytes()
         if pipeline["file"] == "tf_arrays" and not name.endswith("precise"):
-            image = arrays["decoded_tf_jpeg_op"]  # TensorFlow's fast JPEG decoder is its own.
+            image = arrays[
+                "decoded_tf_jpeg_op"
+            ]  # TensorFlow's fast JPEG decoder gives other pixels.
         elif pipeline["file"] == "torch_arrays" and file == "gray16.png":
-            continue  # Pillow turned it white.
+            continue  # Pillow clipped it to white.
         got = transform({"image": image}, np.random.default_rng(0))["image"]
         assert got.dtype == np.float32
         if name.endswith("torchvision"):
-            # Its own uint8 kernels, one level of 255 beside Pillow's here and there.
+            # Its own uint8 kernels differ from Pillow's by one level in some pixels.
             assert abs(got - arrays[name]).max() < 1.01 / 255 / 0.224
         elif name.startswith("bv"):
-            # It rounds float32 sums down: a level less where ours are whole numbers, nowhere else.
+            # It rounds float32 sums down: one level less where ours are integers, and only there.
             exact = unrounded({"image": image}, np.random.default_rng(0))["image"]
             levels = (exact.astype(np.float64) + 1) * 127.5
             apart = abs(got - arrays[name])
@@ -123,7 +125,7 @@ def test_all_the_references_are_tested(manifest):
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(5, 4), (40, 9), (31, 70), (1, 1)])
 def test_our_resampling_agrees_with_pillows(method, size):
-    image = noise(23, 31, 3) // 2 + 64  # The cubic kernel overshoots; nothing is to be clipped.
+    image = noise(23, 31, 3) // 2 + 64  # The cubic kernel overshoots; this range avoids clipping.
     ours = resize(image, size, method=method, rounding="none")
     pillows = resize(image, size, method=method)  # Fixed point, and rounded between the axes.
     assert abs(ours - pillows).max() < 1.3
@@ -159,7 +161,7 @@ def test_nearest_repeats_pixels():
 @pytest.mark.parametrize("rounding", ["nearest", "down", "none"])
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("method", ["nearest", "bilinear", "bicubic", "area"])
-def test_flat_images_stay_as_they_are(method, antialias, rounding):
+def test_flat_images_do_not_change(method, antialias, rounding):
     for level in (0, 1, 100, 255):
         flat = np.full((13, 29, 3), level, np.uint8)
         got = resize(flat, (7, 50), method=method, antialias=antialias, rounding=rounding)
@@ -187,16 +189,16 @@ def test_resize_small_covers_the_size(shape, size, long_side, want):
 # --- Cropping, padding, flipping, erasing.
 
 
-def test_center_crop_and_its_two_middles():
+def test_center_crop_and_its_two_offsets():
     image = noise(11, 12, 3)
     np.testing.assert_array_equal(run("center_crop", image, size=4), image[3:7, 4:8])
     got = run("center_crop", image, size=4, offset="half_even")  # 3.5 -> 4, as torchvision.
     np.testing.assert_array_equal(got, image[4:8, 4:8])
-    with pytest.raises(DataError, match=r"center_crop wants 20x20.*11x12.*resize_small"):
+    with pytest.raises(DataError, match=r"center_crop needs 20x20.*11x12.*resize_small"):
         run("center_crop", image, size=20)
 
 
-def test_pad_puts_the_image_in_the_middle():
+def test_pad_centres_the_image():
     image = noise(4, 9, 1)
     got = run("pad", image, size=(7, 6), fill=9)
     assert got.shape == (7, 9, 1)
@@ -205,7 +207,7 @@ def test_pad_puts_the_image_in_the_middle():
 
 
 @pytest.mark.medium
-def test_random_crop_comes_from_everywhere_alike():
+def test_random_crop_is_uniform():
     image = np.arange(36, dtype=np.uint8).reshape(6, 6, 1) + 1
     padded = np.pad(image, [(2, 2), (2, 2), (0, 0)])
     crops = {padded[y : y + 6, x : x + 6].tobytes(): 0 for y in range(5) for x in range(5)}
@@ -227,7 +229,7 @@ def test_random_crop_reflects():
 
 
 def crops_of_coordinates(n, *, height, width, **arguments):
-    """Boxes (y, x, h, w) of random resized crops, read off an image of its own coordinates."""
+    """Returns boxes (y, x, h, w) of random resized crops of an image of coordinates."""
     y, x = np.mgrid[:height, :width].astype(np.uint8)
     image = np.stack([y, x, x], axis=-1)
     op = OPS["random_resized_crop"](size=(256, 256), method="nearest", **arguments)
@@ -235,7 +237,7 @@ def crops_of_coordinates(n, *, height, width, **arguments):
     boxes = []
     for _ in range(n):
         crop = op(image, rng)
-        low, high = crop[0, 0, :2], crop[-1, -1, :2]  # Nearest: coordinates never fall.
+        low, high = crop[0, 0, :2], crop[-1, -1, :2]  # With nearest, coordinates never decrease.
         boxes.append((*low, *(high.astype(int) - low + 1)))
     return np.array(boxes, float).T
 
@@ -249,7 +251,7 @@ def test_random_resized_crop_has_the_distribution_it_states():
     edge = np.log(4 / 3)
     assert area.min() > 0.047 and area.max() < 0.51  # Sides are whole pixels.
     assert abs(log_ratio).max() < edge + 0.03
-    # All these fit into the image, so nothing is rejected: both are uniform.
+    # All of these fit into the image, so none is rejected: both are uniform.
     assert kolmogorov_smirnov((area - 0.05) / 0.45) < 0.05
     assert kolmogorov_smirnov((log_ratio + edge) / (2 * edge)) < 0.05
     assert abs(np.corrcoef(area, log_ratio)[0, 1]) < 0.08
@@ -263,7 +265,7 @@ def kolmogorov_smirnov(samples):
     return abs(samples - (np.arange(len(samples)) + 0.5) / len(samples)).max()
 
 
-def test_random_resized_crop_of_a_strip_falls_back_to_the_middle():
+def test_random_resized_crop_of_a_strip_falls_back_to_the_centre():
     y, x, h, w = crops_of_coordinates(3, height=4, width=200, area=(0.9, 1.0))
     assert (y == 0).all() and (h == 4).all() and (w == 5).all()  # 4 * 4 / 3, rounded.
     assert (x == 97).all()
@@ -297,7 +299,7 @@ def test_random_erasing_covers_one_rectangle(fill):
             assert abs(box.mean() - 127.5) < 20
     assert 195 < untouched < 255  # 225 expected, deviation 7.5.
     assert min(areas) > 0.015 and max(areas) < 0.35
-    assert not image.any()  # The caller's array is not written to.
+    assert not image.any()  # The caller's array does not change.
 
 
 # --- Color.
@@ -310,7 +312,7 @@ def test_color_jitter_draws_from_the_stated_range():
     assert abs(np.mean(levels) - 100) < 6
 
 
-def test_color_jitters_parts_against_float64():
+def test_each_part_of_color_jitter_against_float64():
     image = noise(16, 16, 3)
     gray = image @ np.array([0.299, 0.587, 0.114])
     parts = {
@@ -320,7 +322,7 @@ def test_color_jitters_parts_against_float64():
     }
     for name, degenerate in parts.items():
         got = run("color_jitter", image, rng=3, **{name: 0.7}).astype(float)
-        # The factor is the operation's secret: fit it, then all pixels must agree on it.
+        # The factor is not returned: fit it; then all pixels must agree with it.
         inside = (got > 0) & (got < 255)
         difference = (image - degenerate)[inside]
         factor = difference @ (got - degenerate)[inside] / (difference @ difference)
@@ -329,7 +331,7 @@ def test_color_jitters_parts_against_float64():
         assert abs(got - want).max() < 2.5, name
 
 
-def test_hue_turns_colors_and_leaves_grays():
+def test_hue_shifts_colors_and_leaves_grays():
     red = np.full((1, 1, 3), (200, 0, 0), np.uint8)
     got = np.stack([run("color_jitter", red, rng=i, hue=0.5)[0, 0] for i in range(60)])
     assert (got.max(axis=1) == 200).all() and (got.min(axis=1) == 0).all()
@@ -356,7 +358,7 @@ def test_three_augment_is_one_of_three():
     assert min(counts.values()) > 70 and max(counts.values()) < 130
 
 
-def test_channels_back_and_forth():
+def test_gray_to_rgb_and_back():
     gray = noise(4, 5, 1)
     rgb = run("grayscale_to_rgb", gray)
     assert rgb.shape == (4, 5, 3)
@@ -399,7 +401,7 @@ def test_every_operation_takes_any_image(name, channels, shape):
         except DataError as e:
             assert name == "random_crop" and "wants 5x3" in str(e)
             return
-        np.testing.assert_array_equal(got, again)  # The same generator, the same bits.
+        np.testing.assert_array_equal(got, again)  # Equal generators give equal bits.
         assert got.ndim == 3 and got.flags.c_contiguous
         assert got.dtype == (np.float32 if name in ("value_range", "normalize") else np.uint8)
         expected = {"decode": 3, "grayscale_to_rgb": 3, "rgb_to_grayscale": 1}.get(name, channels)
@@ -454,8 +456,8 @@ def test_the_kind_of_output_of_a_transform_is_known():
         ([DECODE, {"op": "normalize", "mean": (0.5,)}], "one number each"),
         ([DECODE, {"op": "normalize", "mean": (0.5,), "std": (0.0,)}], "above 0"),
         ([DECODE, {"op": "value_range", "vmin": 1}], "below vmax"),
-        ([{"op": "resize"}], "comes first; that should be decode"),
-        ([DECODE, DECODE], "should come first, and once"),
+        ([{"op": "resize"}], "comes first, but that must be decode"),
+        ([DECODE, DECODE], "must come first, and only once"),
         (
             [DECODE, {"op": "value_range"}, {"op": "randaugment"}],
             r'transforms\[2\] \("randaugment"\) takes images that are uint8; after value_range they'
@@ -496,13 +498,13 @@ def test_evaluation_styles():
         assert compose(recipes.evaluation(style), image_size=16).gives == FLOAT
     first = recipes.evaluation("timm", resize=20)
     assert first != recipes.evaluation("timm")  # No state is shared between calls.
-    with pytest.raises(ConfigError, match="squashes"):
+    with pytest.raises(ConfigError, match="does not crop"):
         recipes.evaluation("hf_vit", resize=256)
     with pytest.raises(ConfigError, match='Did you mean "torchvision"'):
         recipes.evaluation("torch_vision")
 
 
-def test_crops_are_what_pillow_resizes():
+def test_a_resized_crop_equals_pillows():
     image = noise(60, 50, 3)
     got = run("random_resized_crop", image, size=20, area=(1.0, 1.0), ratio=(5 / 6, 5 / 6))
     want = np.asarray(Image.fromarray(image).resize((20, 20), Image.Resampling.BILINEAR))

@@ -136,7 +136,7 @@ def test_a_crop_alone_is_cut_by_transformers_too(odd, tmp_path):
     assert content["do_resize"] is False and not reasons.approximate
     assert apart(preprocess, odd_images.by_transformers(content, tmp_path), content, large) < 1e-6
     assert "smaller than the crop" in reasons.notes[0]
-    with pytest.raises(DataError, match="center_crop wants 16x16"):
+    with pytest.raises(DataError, match="center_crop needs 16x16"):
         preprocess([odd["tiny.png"]])
     assert to_timm(preprocess)[1].impossible
 

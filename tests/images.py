@@ -1,4 +1,4 @@
-"""A folder of images such as people have: photographs of three kinds, in every format.
+"""A realistic folder of images: photographs of three classes, in every format.
 
     python -m tests.images FOLDER [NUMBER_OF_EACH]
 
@@ -44,7 +44,7 @@ def save(image: Image.Image, stem: pathlib.Path, kind: int) -> None:
         case 6:
             high = np.asarray(image.convert("L"), np.uint16) * 257
             Image.fromarray(high).save(stem.with_suffix(".png"))
-        case 7:  # Stored lying on its side, with the note to turn it.
+        case 7:  # Stored rotated, with an EXIF orientation.
             exif = Image.Exif()
             exif[0x0112] = 6
             image.rotate(90, expand=True).save(stem.with_suffix(".jpg"), exif=exif)

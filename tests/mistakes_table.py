@@ -104,7 +104,7 @@ CONFIG_FILE = {
     "crop that is larger than the image": (
         "c.data.eval_transforms = (*c.data.eval_transforms[:1], {'op': 'center_crop', 'size': 9}, "
         "{'op': 'value_range'})",
-        "center_crop wants 9x9 pixels (height x width) of an image that has 8x8",
+        "center_crop needs 9x9 pixels (height x width), but the image has 8x8",
     ),
     # Rules that a command line can hardly say.
     "rule that is no pair": (

@@ -10,7 +10,7 @@ from tests.references import reference
 
 
 def write(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Writes the files; their paths by what is odd."""
+    """Writes the files; returns their paths by peculiarity."""
     rng = np.random.default_rng(0)
 
     def pixels(height, width, channels=3):

@@ -84,13 +84,16 @@ def test_other_files_of_a_folder_are_named_and_left_out(tmp_path, caplog):
         (tmp_path / name).touch()
     names = [str(path.relative_to(tmp_path)) for path in find_images([str(tmp_path)])]
     assert names == ["a.jpg", "deeper/b.PNG"]
-    assert "2 that do not look like images are left out: anim.gif, deeper/x.heic. N" in caplog.text
+    assert (
+        "ignored 2 files and folders that do not look like images: anim.gif, deeper/x.heic. T"
+        in caplog.text
+    )
 
 
 def test_a_folder_without_images_names_its_files(tmp_path):
     (tmp_path / "anim.gif").touch()
     with pytest.raises(
-        DataError, match=r"holds no image.*Left out: anim\.gif\. Name a file itself"
+        DataError, match=r"contains no image.*Ignored: anim\.gif\. To try such a file"
     ):
         find_images([str(tmp_path)])
 

@@ -109,7 +109,7 @@ def train(
             BadExamples(workdir, on_bad=config.data.on_bad, resume_step=resume_step)
         )
         batches = stack.enter_context(
-            experiment.batches(start, on_bad=bad_examples.of_training(experiment.source))
+            experiment.batches(start, on_bad=bad_examples.training_callback(experiment.source))
         )
         claim.write(experiment)  # Now that it can begin.
         observer = stack.enter_context(

@@ -1,19 +1,19 @@
-"""Images in, batches out. The way of an example, file by file:
+"""The data pipeline: from images to global batches, in the order of processing.
 
-sources         open a data set by its config: `open_source`
-  base            what every source is, and split slices such as train[:90%]
+sources         opens a data set by its config: `open_source`
+  base            the interface of a source, and split slices such as train[:90%]
   digits, fashion_mnist, tfds_source, image_folder, files    one source each
-  subset          some classes, a few examples of each: of any source
-  reading         a file's bytes, whatever has taken its place
-order           which examples are in the batch of step t: `locate`
-decode          encoded bytes of any kind -> pixels
-transforms      crop, flip, normalise, ... as plain config data: `build`, `OPS`
-  op              what a transform is
+  subset          subsets of any source: classes, few-shot, random
+  reading         reads a file, with bounds on its size and location
+order           which examples are in the batch of step t: `examples_at`
+decode          encoded images -> pixels
+transforms      crop, flip, normalise, ... as plain config data: `compose`, `OPS`
+  op              base class of a transform
   geometry, resample, color, randaugment    the transforms
-  recipes         published ones, put together
+  recipes         published sequences of transforms
 pipeline        global batches on the mesh: `train_batches`, `eval_batches`
-  batches         their iterator: from blocks to devices, ahead of time
-  blocks          the part that runs in threads and worker processes
-  bad_examples    the report of what was skipped
-mixing          Mixup and CutMix, inside of the jitted step: `mix`
+  batches         their iterator: prefetches blocks and transfers them to the devices
+  blocks          loads examples in threads and worker processes
+  bad_examples    the report of skipped examples
+mixing          Mixup and CutMix, inside the jitted step: `mix`
 """

@@ -1,13 +1,13 @@
-"""The report of the examples that were bad and were skipped (`data.on_bad`).
+"""The report of bad examples that were skipped (`data.on_bad`).
 
-A line each time, in the work directory's bad_examples.jsonl; of process P of several, in
-bad_examples.P.jsonl from P = 1 on:
+Each skip is a line of bad_examples.jsonl in the work directory; process P > 0 of several writes
+bad_examples.P.jsonl:
 
     {"step": 7, "split": "train", "row": 3, "example": 1203, "place": "...", "error": "..."}
 
-The step is that of metrics.jsonl: for a training batch, of the update that it led to; for an
-evaluation (whose lines have no row), of the state that was evaluated. The contract with the train
-loop is that of the metrics: after a kill no line is duplicated or lost.
+The step is that of metrics.jsonl: of the update, for a training batch; of the evaluated state, for
+an evaluation (whose lines have no row). As for the metrics, no line is duplicated or lost after a
+kill.
 """
 
 import re
@@ -24,10 +24,10 @@ _NAME = re.compile(r"bad_examples(\.(?P<process>[1-9][0-9]*))?\.jsonl")
 
 
 class BadExamples:
-    """What this process adds to the report. A context manager."""
+    """The part of the report that this process writes. A context manager."""
 
     def __init__(self, workdir: epath.PathLike, *, on_bad: str, resume_step: int | None):
-        """Cuts what an earlier process wrote after `resume_step`; makes no file.
+        """Removes lines after `resume_step` of an earlier process; creates no file.
 
         Args:
           workdir: of the run.
@@ -37,31 +37,28 @@ class BadExamples:
         Raises:
           DataError: an existing file is damaged, or cannot be written.
         """
-        mine = jax.process_index()
+        process = jax.process_index()
         self._skip = on_bad == "skip"
-        name = f"bad_examples.{mine}.jsonl" if mine else "bad_examples.jsonl"
+        name = f"bad_examples.{process}.jsonl" if process else "bad_examples.jsonl"
         self._path = epath.Path(workdir) / name
         self._file: JsonLines | None = None
-        last_kept = -1 if resume_step is None else resume_step
-        cut_after(self._path, last_step=last_kept)
-        if mine == 0:  # And those of processes that there were when the run had more of them.
+        last_step = -1 if resume_step is None else resume_step
+        cut_after(self._path, last_step=last_step)
+        if process == 0:  # Also the files of processes that the run no longer has.
             for index, path in _files(workdir):
                 if index >= jax.process_count():
-                    cut_after(path, last_step=last_kept)
+                    cut_after(path, last_step=last_step)
 
-    def of_training(self, source: Source) -> Callable[[int, int, int, str], None] | None:
-        """What `pipeline.train_batches` is to call, with (step, row, example, message).
-
-        None if a bad example is an error.
-        """
+    def training_callback(self, source: Source) -> Callable[[int, int, int, str], None] | None:
+        """Returns `on_bad` of `pipeline.train_batches`; None if a bad example is an error."""
 
         def report(step: int, row: int, example: int, message: str) -> None:
             self._append(source, example, message, step=step + 1, row=row)
 
         return report if self._skip else None
 
-    def of_evaluation(self, step: int) -> Callable[[Source, int, str], None] | None:
-        """What an evaluation of the state after `step` updates is to call; None as above."""
+    def evaluation_callback(self, step: int) -> Callable[[Source, int, str], None] | None:
+        """Returns the same for an evaluation after `step` updates: (source, example, message)."""
 
         def report(source: Source, example: int, message: str) -> None:
             self._append(source, example, message, step=step)
@@ -69,7 +66,7 @@ class BadExamples:
         return report if self._skip else None
 
     def flush(self) -> None:
-        """Returns when every line is on the disk: call it before saving a checkpoint."""
+        """Writes every line to the disk. Call it before saving a checkpoint."""
         if self._file:
             self._file.flush()
 
@@ -87,27 +84,27 @@ class BadExamples:
     def _append(self, source: Source, example: int, message: str, *, step: int, **row: int) -> None:
         if self._file is None:
             self._file = JsonLines(self._path)
-        place = source.describe(example)
+        location = source.describe(example)
         self._file.append(
-            {"step": step, "split": source.split, **row, "example": example, "place": place}
-            | {"error": message.removeprefix(f"{place}: ")}
+            {"step": step, "split": source.split, **row, "example": example, "place": location}
+            | {"error": message.removeprefix(f"{location}: ")}
         )
 
 
 def summary(workdir: epath.PathLike) -> str:
-    """A line that says how often examples were skipped in a run, by all processes; "" if never."""
+    """Returns a line with the number of examples that a run skipped; "" if none."""
     files = {path: lines for _, path in _files(workdir) if (lines := read_jsonl(path))}
-    lines = [line for each in files.values() for line in each]
+    lines = [line for lines_of_file in files.values() for line in lines_of_file]
     if not lines:
         return ""
-    places = {str(line.get("place")) for line in lines}
+    examples = {str(line.get("place")) for line in lines}
     return (
-        f"Skipped: {len(places):,} bad examples, {len(lines):,} times in all: see "
+        f"Skipped: {len(examples):,} bad examples, {len(lines):,} times in all: see "
         f"{', '.join(map(str, files))}\n"
     )
 
 
 def _files(workdir: epath.PathLike) -> list[tuple[int, epath.Path]]:
-    """The files of a report that there are, and the process of each."""
+    """Returns the existing files of a report, each with the index of its process."""
     matches = (_NAME.fullmatch(name) for name in storage.names(workdir))
     return [(int(m["process"] or 0), epath.Path(workdir) / m[0]) for m in matches if m]

@@ -1,4 +1,4 @@
-"""What every data source is, and the split slices that those without their own understand."""
+"""The interface of data sources, and split slices for sources without their own."""
 
 import abc
 import hashlib
@@ -16,15 +16,15 @@ Example = dict[str, object]
 class Source(abc.ABC):
     """A split of a data set with random access, read by position.
 
-    Reading is safe from many threads, and a source can be pickled for a loader's worker processes.
+    Reading is thread-safe, and a source can be pickled for a loader's worker processes.
 
     Attributes:
       name: of the data set, for messages.
-      split: as the config gave it, slice included.
+      split: as in the config, including its slice.
       num_classes: number of classes.
       class_names: `num_classes` names, in the order of the labels.
-      channels: of the images as they are stored: 1 or 3. Images that are not all stored alike, or
-        are stored in another way (palette, alpha, CMYK), count as 3, as decoding makes them.
+      channels: of the stored images: 1 or 3. It is 3, the number after decoding, if images differ
+        or have another format (palette, alpha, CMYK).
       multi_label: labels are multi-hot float32[num_classes] rather than one integer.
     """
 
@@ -45,25 +45,25 @@ class Source(abc.ABC):
     def __getitem__(self, index: int) -> Example: ...
 
     def label(self, index: int) -> Any:
-        """The label of example `index`, as in the example itself; no image is decoded for it."""
+        """Returns the label of an example, without decoding its image."""
         return self[index]["label"]
 
     def describe(self, index: int) -> str:
-        """Where example `index` is from, for messages: a file, or its place in the split."""
+        """Returns the location of an example, for messages: a file, or a position in the split."""
         return f"{self.name} {self.split}[{index}]"
 
     @property
     def fingerprint(self) -> str:
-        """What tells it from a data set with other examples, or with the same in another order.
+        """A digest that differs for other examples and for another order of the same examples.
 
-        A run that goes on with another one would no longer be a function of its config. Made of
-        names and numbers, not of what the examples hold: it takes no reading of them.
+        A run that is resumed with other data would no longer be a function of its config. Computed
+        from names and numbers, without reading the examples.
         """
         return digest(self.name, self.split, str(len(self)), *self.class_names)
 
 
 def digest(*texts: str) -> str:
-    """32 hexadecimal digits that tell one list of texts from every other."""
+    """Returns a digest of a list of texts: 32 hexadecimal digits."""
     hasher = hashlib.blake2b(digest_size=16)
     for text in texts:
         hasher.update(os.fsencode(text) + b"\0")
@@ -74,10 +74,10 @@ _SLICE = re.compile(r"(?P<split>[\w.-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)
 
 
 def split_name(split: str) -> str:
-    """The split without its slice: "train" of "train[:90%]".
+    """Returns the split without its slice: "train" of "train[:90%]".
 
     Raises:
-      DataError: it is not of the form SPLIT or SPLIT[START:STOP].
+      DataError: the split is not of the form SPLIT or SPLIT[START:STOP].
     """
     match = _SLICE.fullmatch(split)
     if not match:
@@ -89,17 +89,14 @@ def split_name(split: str) -> str:
 
 
 def split_range(split: str, *, num_examples: int) -> range:
-    """The positions that a split slice takes from its whole split.
+    """Returns the positions of a split slice in its whole split, in [0, num_examples).
 
-    Bounds are counts of examples or percentages (rounded to the nearest example), and count from
-    the end where negative, as in TFDS. Adjacent slices share no example and leave none out.
+    Bounds are positions or percentages (rounded to the nearest example); negative ones count from
+    the end, as in TFDS. Adjacent slices share no example and leave none out.
 
     Args:
       split: "train", "train[:90%]", "train[10:200]" or "train[-500:]".
       num_examples: number of examples in the whole split.
-
-    Returns:
-      The positions, in [0, num_examples).
 
     Raises:
       DataError: the slice is malformed, empty, or reaches beyond the split.
@@ -119,15 +116,15 @@ def split_range(split: str, *, num_examples: int) -> range:
 
     positions = range(bound(match["start"], 0), bound(match["stop"], num_examples))
     if not positions:
-        raise DataError(f'"{split}" holds none of the {num_examples} examples of this split.')
+        raise DataError(f'"{split}" has none of the {num_examples} examples of this split.')
     return positions
 
 
 def check_split(split: str, *, splits: Sequence[str], where: str) -> str:
-    """The name of a split, checked to be one of those that exist.
+    """Returns the name of a split, checked to be one of those that exist.
 
     Raises:
-      DataError: it is not; the message names the nearest.
+      DataError: it does not exist; the message names the nearest.
     """
     name = split_name(split)
     if name not in splits:

@@ -1,4 +1,4 @@
-"""The iterator over global batches: from Grain's blocks to arrays on the devices, ahead of time."""
+"""The iterator over global batches: prefetches Grain's blocks and transfers them to the devices."""
 
 import contextlib
 import dataclasses
@@ -25,18 +25,18 @@ from vit_jax.errors import DataError, LostError, VitJaxError
 
 Batch = dict[str, jax.Array]
 
-_CLOSE_SECONDS = 10.0  # The longest that closing waits for the thread.
-_BLOCKS_AHEAD = 2  # Of each worker: one is copied from while the next is loaded.
+_CLOSE_TIMEOUT_SECONDS = 10.0  # For the thread to end.
+_BLOCKS_AHEAD = 2  # Per worker: one is copied while the next is loaded.
 
 
 @dataclasses.dataclass(frozen=True)
-class Loading:
-    """How batches are loaded; it changes no batch. As in `config.data`.
+class LoaderOptions:
+    """Options of `config.data` that change the speed of loading, but no batch.
 
     Attributes:
       workers: loader processes of this process; 0: load in threads.
       threads: in this process, or in each worker.
-      prefetch: batches kept loaded, and as many on the devices.
+      prefetch: batches loaded ahead in host memory, and as many on the devices.
     """
 
     workers: int = 0
@@ -44,16 +44,16 @@ class Loading:
     prefetch: int = 2
 
     @classmethod
-    def of(cls, data: FrozenConfigDict, *, workers: int | None = None) -> "Loading":
-        """Returns what `config.data` says, with another number of workers if one is given."""
+    def from_config(cls, data: FrozenConfigDict, *, workers: int | None = None) -> "LoaderOptions":
+        """Returns the options of `config.data`; `workers`, if given, replaces its own."""
         workers = data.workers if workers is None else workers
         return cls(workers, data.threads, data.prefetch)
 
 
 class Batches:
-    """An iterator over global batches. Must be closed, which leaving it as a context does, too.
+    """An iterator over global batches. Close it, or use it as a context manager.
 
-    A thread takes blocks from Grain's threads or worker processes, puts batches together and starts
+    A thread takes blocks from Grain's threads or worker processes, assembles batches and starts
     their transfer to the devices, `prefetch` batches ahead. Closing ends all of these; so does
     garbage collection, later.
     """
@@ -64,7 +64,7 @@ class Batches:
         *,
         batch_size: int,
         sharding: Sharding,
-        loading: Loading,
+        options: LoaderOptions,
         on_bad: Callable[[int, BadRow], None] | None = None,
     ):
         """Starts to load.
@@ -72,39 +72,39 @@ class Batches:
         Args:
           blocks: of this process's rows.
           batch_size: rows of the global batch.
-          sharding: of the global arrays; splits their first axis only.
-          loading: by how many processes and threads, and how far ahead.
-          on_bad: called by `next` with the number of its batch and each bad row of it that this
-            process is the first to hold; None: a bad row ends the iteration with a DataError.
+          sharding: of the global arrays; splits only their first axis.
+          options: numbers of processes, threads and prefetched batches.
+          on_bad: called by `next` for each bad row of `owned_rows`, with the number of the batch
+            and the row; None: a bad row ends the iteration with a DataError.
         """
         self._on_bad = on_bad
-        self._reported = set(first_held_rows(sharding, batch_size=batch_size).tolist())
-        self._given = 0
+        self._owned = set(owned_rows(sharding, batch_size=batch_size).tolist())
+        self._num_returned = 0
         # (batch, its bad rows); at the end None, or the exception that ended it.
-        self._batches: queue.Queue = queue.Queue(maxsize=loading.prefetch)
+        self._batches: queue.Queue = queue.Queue(maxsize=options.prefetch)
         to_devices = functools.partial(
             _to_devices, rows=blocks.rows, batch_size=batch_size, sharding=sharding
         )
-        load = functools.partial(_load, blocks, loading)
+        load = functools.partial(_load, blocks, options)
         stop = threading.Event()
-        # The thread has no reference to self, so that an iterator that is dropped is closed, too.
+        # The thread has no reference to self: otherwise the iterator would never be collected.
         thread = threading.Thread(
-            target=_feed,
+            target=_produce,
             args=(self._batches, stop, blocks, load, to_devices),
             name="batches",
             daemon=True,
         )
         thread.start()
-        self._close = weakref.finalize(self, _end, stop, thread)
+        self._close = weakref.finalize(self, _stop_thread, stop, thread)
 
     def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> Batch:
-        """The next batch.
+        """Returns the next batch.
 
         Raises:
-          DataError: an example is bad and `on_bad` None, or the loader failed.
+          DataError: an example is bad and `on_bad` is None, or the loader failed.
           LostError: a worker process was killed.
         """
         if not self._close.alive:
@@ -115,15 +115,15 @@ class Batches:
             raise StopIteration
         if isinstance(item, Exception):
             self.close()
-            raise item if isinstance(item, VitJaxError) else _explained(item) from item
+            raise item if isinstance(item, VitJaxError) else _loader_error(item) from item
         batch, bad = item
         if bad and self._on_bad is None:
             self.close()
             raise DataError(bad[0].message)
         for row in bad:
-            if row.row in self._reported:
-                self._on_bad(self._given, row)
-        self._given += 1
+            if row.row in self._owned:
+                self._on_bad(self._num_returned, row)
+        self._num_returned += 1
         return batch
 
     def close(self) -> None:
@@ -137,14 +137,14 @@ class Batches:
         self.close()
 
 
-def _end(stop: threading.Event, thread: threading.Thread) -> None:
-    """Ends the thread and what loads for it; does not wait for a file that does not come."""
+def _stop_thread(stop: threading.Event, thread: threading.Thread) -> None:
+    """Ends the thread and its loader; the time-out is for a read that hangs."""
     stop.set()
-    thread.join(_CLOSE_SECONDS)
+    thread.join(_CLOSE_TIMEOUT_SECONDS)
 
 
-def _explained(error: Exception) -> VitJaxError:
-    # Grain has no type for it.
+def _loader_error(error: Exception) -> VitJaxError:
+    # Grain has no exception type for a killed worker.
     if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
         return LostError(
             f"A data loader process was killed, which often means that memory ran out: {error} The "
@@ -157,22 +157,25 @@ def _explained(error: Exception) -> VitJaxError:
     )
 
 
-def first_held_rows(sharding: Sharding, *, batch_size: int) -> Int64[np.ndarray, "rows"]:
-    """The rows of the global batch that no process of a lower number holds as well."""
-    holder = np.full(batch_size, jax.process_count())
+def owned_rows(sharding: Sharding, *, batch_size: int) -> Int64[np.ndarray, "rows"]:
+    """Returns the rows of the global batch that are here and in no process of a lower index.
+
+    Every row is owned by exactly one process, even if several have a copy.
+    """
+    owner = np.full(batch_size, jax.process_count())
     for device, (rows,) in sharding.devices_indices_map((batch_size,)).items():
-        holder[rows] = np.minimum(holder[rows], device.process_index)
-    return np.flatnonzero(holder == jax.process_index())
+        owner[rows] = np.minimum(owner[rows], device.process_index)
+    return np.flatnonzero(owner == jax.process_index())
 
 
-def _feed(
+def _produce(
     output: queue.Queue,
     stop: threading.Event,
     blocks: Blocks,
     load: Callable[[], Iterator[RowBlock]],
     to_devices: Callable[[dict[str, np.ndarray]], Batch],
 ) -> None:
-    """Body of the thread: puts (batch, its bad rows), and None or an exception at the end."""
+    """Body of the thread: puts (batch, its bad rows), and at the end None or an exception."""
 
     def put(item) -> None:
         while not stop.is_set():
@@ -184,7 +187,7 @@ def _feed(
     try:
         with contextlib.closing(load()) as loaded:
             while not stop.is_set():
-                local, bad = _gather(loaded, blocks)
+                local, bad = _assemble(loaded, blocks)
                 if not local:
                     return put(None)
                 put((to_devices(local), bad))
@@ -192,17 +195,17 @@ def _feed(
         put(error)
 
 
-def _load(blocks: Blocks, loading: Loading) -> Iterator[RowBlock]:
+def _load(blocks: Blocks, options: LoaderOptions) -> Iterator[RowBlock]:
     """Starts to load the blocks, in threads of this process or of worker processes."""
-    workers, threads = min(loading.workers, len(blocks)), loading.threads
-    ahead = _BLOCKS_AHEAD if workers else loading.prefetch * blocks.per_batch
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
-    dataset = grain.MapDataset.source(blocks).to_iter_dataset(options)
+    workers, threads = min(options.workers, len(blocks)), options.threads
+    ahead = _BLOCKS_AHEAD if workers else options.prefetch * blocks.per_batch
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
+    dataset = grain.MapDataset.source(blocks).to_iter_dataset(reading)
     if workers:
-        # Worker processes inherit the signals that this thread, which starts them, has blocked,
-        # and ignore them later. Ctrl-C and a scheduler's SIGTERM reach the whole group; the main
-        # process needs batches until it saves. The tracker unblocks them when it starts, so it
-        # comes first.
+        # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but the main process needs
+        # batches until it has saved. So the signals are blocked in this thread, which starts the
+        # workers: they inherit that, and later ignore the signals. The resource tracker unblocks
+        # the signals when it starts, so it is started before.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_BLOCKS_AHEAD)
@@ -211,7 +214,7 @@ def _load(blocks: Blocks, loading: Loading) -> Iterator[RowBlock]:
 
 
 def _follow_parent(index: int, count: int) -> None:
-    """Lets only the parent end this worker process, and ends it when the parent was killed."""
+    """Makes this worker process ignore signals, and end when its parent is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
@@ -224,10 +227,10 @@ def _follow_parent(index: int, count: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _gather(
+def _assemble(
     loaded: Iterator[RowBlock], blocks: Blocks
 ) -> tuple[dict[str, np.ndarray], list[BadRow]]:
-    """The rows of the next batch of this process, and the bad ones of them; empty at the end."""
+    """Returns this process's rows of the next batch, and the bad ones; both empty at the end."""
     local: dict[str, np.ndarray] = {}
     bad: list[BadRow] = []
     row = 0
@@ -248,19 +251,19 @@ def _to_devices(
     batch_size: int,
     sharding: Sharding,
 ) -> Batch:
-    """One global batch, of this process's rows; their transfer is started, not awaited."""
+    """Makes a global batch of this process's rows. Transfers are asynchronous."""
     indices = sharding.addressable_devices_indices_map((batch_size,))
 
-    def globalise(array: np.ndarray) -> jax.Array:
+    def to_global(array: np.ndarray) -> jax.Array:
         shards = []
-        for (of_device,) in indices.values():
-            start, stop, _ = of_device.indices(batch_size)
+        for (device_rows,) in indices.values():
+            start, stop, _ = device_rows.indices(batch_size)
             first = np.searchsorted(rows, start)
             shards.append(array[first : first + stop - start])
-        # An explicit transfer, which a transfer guard lets through.
+        # An explicit transfer, which the transfer guard allows.
         shards = jax.device_put(shards, list(indices))
         return jax.make_array_from_single_device_arrays(
             (batch_size, *array.shape[1:]), sharding, shards
         )
 
-    return {key: globalise(array) for key, array in local.items()}
+    return {key: to_global(array) for key, array in local.items()}

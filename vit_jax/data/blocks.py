@@ -1,4 +1,4 @@
-"""Load examples in blocks: the part of the pipeline that runs in threads and worker processes."""
+"""Loads examples in blocks: the part of the pipeline that runs in threads and worker processes."""
 
 import dataclasses
 import math
@@ -11,28 +11,27 @@ import numpy as np
 from jaxtyping import Int64
 
 from vit_jax.data.base import Example, Source
-from vit_jax.data.reading import is_passing
+from vit_jax.data.reading import is_transient
 from vit_jax.errors import DataError, VitJaxError
 
 Transform = Callable[[Example, np.random.Generator], Example]
 Ids = Int64[np.ndarray, "n"]
-# From a batch's number and some of its rows to the rows' example ids (or PADDING) and epochs.
+# (number of a batch, some of its rows) -> example ids (or PADDING) and epochs of these rows.
 Assignment = Callable[[int, Ids], tuple[Ids, Ids]]
 # {"image": [R,H,W,C], "label": i32[R] or f32[R,K], "weight": f32[R], "bad": [BadRow]}
 RowBlock = dict[str, Any]
 
-BLOCK_ROWS = (
-    32  # Many, to outweigh Grain's cost per element; few, to busy all threads with a batch.
-)
-PADDING = -1  # In place of an example's id: a row of zeros.
+# Large enough to outweigh Grain's cost per element, small enough to split a batch over all threads.
+BLOCK_ROWS = 32
+PADDING = -1  # Instead of an example's id: a row of zeros.
 
 
 class BadRow(NamedTuple):
-    """A row that holds zeros, of weight 0, in place of an example that cannot be used."""
+    """A row of zeros with weight 0, in place of an example that cannot be loaded."""
 
     row: int  # Of the global batch.
     example: int
-    message: str  # Why; begins with the example's place.
+    message: str  # Begins with the example's location.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +43,14 @@ class ExampleLoader:
     seed: int
 
     def __call__(self, i: int, *, epoch: int) -> dict[str, np.ndarray]:
-        """Loads example `i` with the randomness of (seed, epoch, i).
+        """Loads example `i`, with random numbers seeded by (seed, epoch, i).
 
         Returns:
           {"image": [H,W,C], "label": i32[] or f32[K]}.
 
         Raises:
-          DataError: whatever is wrong with the example; the message begins with its place.
-          MemoryError, OSError: it cannot be read now (`vit_jax.data.reading.is_passing`).
+          DataError: the example is bad; the message begins with its location.
+          MemoryError, OSError: it cannot be read now (`vit_jax.data.reading.is_transient`).
         """
         try:
             example = self.source[i]
@@ -64,8 +63,8 @@ class ExampleLoader:
             return {"image": image, "label": np.asarray(example["label"], dtype)}
         except VitJaxError as error:
             raise DataError(f"{self.source.describe(i)}: {error}") from error
-        except Exception as error:  # A fault of a transform or of a library: say in which line.
-            if is_passing(error):
+        except Exception as error:  # An error in a transform or a library: add its line.
+            if is_transient(error):
                 raise
             frame = traceback.extract_tb(error.__traceback__)[-1]
             raise DataError(
@@ -88,9 +87,9 @@ class ExampleLoader:
 
 
 class Blocks:
-    """All blocks of a pass over the data by number: what Grain reads.
+    """The blocks of all batches, by number: a random access data source for Grain.
 
-    The rows of a batch that this process loads are cut into blocks of `BLOCK_ROWS`.
+    The rows of a batch that this process loads are divided into blocks of `BLOCK_ROWS`.
     """
 
     def __init__(
@@ -100,22 +99,22 @@ class Blocks:
         *,
         rows: Int64[np.ndarray, "rows"],
         num_batches: int | None,
-        like: dict[str, np.ndarray],
+        template: dict[str, np.ndarray],
     ):
         """Describes the blocks; loads nothing.
 
         Args:
           load: loads an example.
-          assign: says which example a row is.
-          rows: of the global batch, that this process loads.
-          num_batches: None: no end.
-          like: an example; all others must have its shapes and dtypes.
+          assign: maps rows to examples.
+          rows: rows of the global batch that this process loads.
+          num_batches: None: infinitely many.
+          template: an example; all others must have its shapes and dtypes.
         """
         self.rows = rows
-        self._load, self._plan = load, assign
-        # Of an example: shape and dtype of everything that a block has a row of.
-        self.arrays = {key: (array.shape, array.dtype) for key, array in like.items()}
-        self.arrays["weight"] = ((), np.dtype(np.float32))
+        self._load, self._assign = load, assign
+        # Shape and dtype of a row of each array.
+        self._specs = {key: (array.shape, array.dtype) for key, array in template.items()}
+        self._specs["weight"] = ((), np.dtype(np.float32))
         self.per_batch = math.ceil(len(rows) / BLOCK_ROWS)
         self._num_batches = sys.maxsize // self.per_batch if num_batches is None else num_batches
 
@@ -125,9 +124,9 @@ class Blocks:
     def __getitem__(self, index: int) -> RowBlock:
         batch, part = divmod(index, self.per_batch)
         rows = self.rows[part * BLOCK_ROWS : (part + 1) * BLOCK_ROWS]
-        ids, epochs = self._plan(batch, rows)
+        ids, epochs = self._assign(batch, rows)
         block: RowBlock = {
-            key: np.zeros((len(rows), *shape), dtype) for key, (shape, dtype) in self.arrays.items()
+            key: np.zeros((len(rows), *shape), dtype) for key, (shape, dtype) in self._specs.items()
         }
         block["bad"] = []
         for row, (i, epoch) in enumerate(zip(ids.tolist(), epochs.tolist(), strict=True)):
@@ -136,19 +135,19 @@ class Blocks:
             try:
                 self._fill(block, row, i, epoch)
             except DataError as error:
-                # A value, not an exception: Grain would add its own traceback to the message.
+                # Not an exception: Grain would add its own traceback to the message.
                 block["bad"].append(BadRow(int(rows[row]), i, str(error)))
         return block
 
     def _fill(self, block: RowBlock, row: int, i: int, epoch: int) -> None:
         example = self._load(i, epoch=epoch) | {"weight": np.ones((), np.float32)}
-        for key, (shape, dtype) in self.arrays.items():
-            got = example[key]
-            if (got.shape, got.dtype) != (shape, dtype):
+        for key, (shape, dtype) in self._specs.items():
+            array = example[key]
+            if (array.shape, array.dtype) != (shape, dtype):
                 raise DataError(
-                    f"{self._load.source.describe(i)}: {key} of shape {got.shape} and {got.dtype} "
-                    f"after the transforms, where others have {shape} and {dtype}. Add a resize or "
-                    "a crop."
+                    f"{self._load.source.describe(i)}: {key} has shape {array.shape} and dtype "
+                    f"{array.dtype} after the transforms, other examples {shape} and {dtype}. Add "
+                    "a resize or a crop."
                 )
-        for key in self.arrays:
+        for key in self._specs:
             block[key][row] = example[key]

@@ -1,4 +1,4 @@
-"""Transforms of pixel values: jitter, 3-Augment, gray and RGB, and the range the model is fed."""
+"""Transforms of pixel values: jitter, 3-Augment, gray and RGB, and normalisation."""
 
 import dataclasses
 from typing import ClassVar
@@ -21,8 +21,9 @@ class ColorJitter(Op):
     """Random brightness, contrast, saturation and hue, in random order (as torchvision).
 
     The first three blend the image with black, with its mean gray, and with its gray version, by a
-    factor uniform in [max(0, 1 - x), 1 + x]; hue turns the colour circle by a share uniform in
-    [-hue, hue]. Saturation and hue do nothing to a gray image. DeiT-III: .3, .3, .3, 0.
+    factor uniform in [max(0, 1 - x), 1 + x]; hue is shifted by a fraction of the colour circle
+    that is uniform in [-hue, hue]. Saturation and hue leave gray images unchanged. DeiT-III has .3,
+    .3, .3, 0.
 
     Attributes:
       brightness, contrast, saturation: the x above; 0: off.
@@ -42,17 +43,17 @@ class ColorJitter(Op):
     def __call__(
         self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "h w c"]:
-        picture = to_pillow(image)
+        pil_image = to_pillow(image)
         for i in rng.permutation(4):
             name = ("brightness", "contrast", "saturation", "hue")[i]
             x = getattr(self, name)
             if x == 0:
                 continue
             if name == "hue":
-                picture = _turn_hue(picture, rng.uniform(-x, x))
+                pil_image = _shift_hue(pil_image, rng.uniform(-x, x))
             else:
-                picture = _ENHANCE[name](picture).enhance(rng.uniform(max(0.0, 1 - x), 1 + x))
-        return from_pillow(picture)
+                pil_image = _ENHANCE[name](pil_image).enhance(rng.uniform(max(0.0, 1 - x), 1 + x))
+        return from_pillow(pil_image)
 
 
 _ENHANCE = {
@@ -62,22 +63,22 @@ _ENHANCE = {
 }
 
 
-def _turn_hue(picture: Image.Image, turn: float) -> Image.Image:
-    if picture.mode == "L":
-        return picture
-    hue, saturation, value = picture.convert("HSV").split()
-    hue = hue.point([(level + round(turn * 256)) % 256 for level in range(256)])
+def _shift_hue(pil_image: Image.Image, shift: float) -> Image.Image:
+    if pil_image.mode == "L":
+        return pil_image
+    hue, saturation, value = pil_image.convert("HSV").split()
+    hue = hue.point([(level + round(shift * 256)) % 256 for level in range(256)])
     return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ThreeAugment(Op):
-    """One of grayscale, solarize and Gaussian blur, evenly (3-Augment of DeiT-III, 2204.07118).
+    """Grayscale, solarize or Gaussian blur, at even odds (3-Augment of DeiT-III, 2204.07118).
 
-    There it follows crop and flip, and color_jitter of .3 follows it.
+    In DeiT-III it comes after crop and flip, and before color_jitter of .3.
 
     Attributes:
-      threshold: solarize inverts the levels from this one on.
+      threshold: solarize inverts the levels at or above this one.
       radius: standard deviation of the blur in pixels, drawn uniformly from this range.
     """
 
@@ -91,20 +92,20 @@ class ThreeAugment(Op):
     def __call__(
         self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "h w c"]:
-        picture = to_pillow(image)
+        pil_image = to_pillow(image)
         match rng.integers(3):
             case 0:
-                picture = picture.convert("L").convert(picture.mode)
+                pil_image = pil_image.convert("L").convert(pil_image.mode)
             case 1:
-                picture = ImageOps.solarize(picture, self.threshold)
+                pil_image = ImageOps.solarize(pil_image, self.threshold)
             case _:
-                picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(*self.radius)))
-        return from_pillow(picture)
+                pil_image = pil_image.filter(ImageFilter.GaussianBlur(rng.uniform(*self.radius)))
+        return from_pillow(pil_image)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GrayscaleToRgb(Op):
-    """One channel becomes three equal ones; an image of three is left as it is."""
+    """Repeats the channel of a gray image; RGB images do not change."""
 
     def __call__(
         self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
@@ -114,7 +115,7 @@ class GrayscaleToRgb(Op):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RgbToGrayscale(Op):
-    """Three channels become one, their luma; an image of one is left as it is."""
+    """Converts RGB images to their luma; gray images do not change."""
 
     def __call__(
         self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
@@ -124,7 +125,7 @@ class RgbToGrayscale(Op):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValueRange(Op):
-    """Levels 0..255 to float32 in vmin..vmax; the default is what Google's ViTs are fed."""
+    """Scales levels 0..255 to float32 in vmin..vmax; the default is that of Google's ViTs."""
 
     vmin: float = -1.0
     vmax: float = 1.0
@@ -146,11 +147,11 @@ class ValueRange(Op):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Normalize(Op):
-    """Levels 0..255 to float32 (level / 255 - mean) / std, per channel.
+    """Normalises levels 0..255 to float32 (level / 255 - mean) / std, per channel.
 
     Attributes:
-      mean, std: one number for each channel, or one for all; the default is ImageNet's, which
-        DeiT, DINO, MAE and torchvision use.
+      mean, std: one number for each channel, or one for all; the default is ImageNet's, as in DeiT,
+        DINO, MAE and torchvision.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -173,8 +174,8 @@ class Normalize(Op):
     ) -> Float32[np.ndarray, "h w c"]:
         if len(self.mean) > image.shape[-1]:
             raise ConfigError(
-                "normalize has three means for an image of one channel. Give one, as in mean=(.5,),"
-                " std=(.5,), or put grayscale_to_rgb before it."
+                "normalize has three means, but the image has one channel. Give one mean, as in "
+                "mean=(.5,), std=(.5,), or put grayscale_to_rgb before it."
             )
         mean, std = np.array(self.mean), np.array(self.std)
         scale, shift = (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The 1,797 scanned digits that come with scikit-learn: real images, no network."""
+"""The 1,797 handwritten digits of scikit-learn: real images that need no download."""
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -9,9 +9,9 @@ from vit_jax.data.base import Example, Source, check_split, split_range
 class Digits(Source):
     """Handwritten digits of the UCI repository (Alpaydin and Kaynak, 1998), 8x8, in 10 classes.
 
-    The split is fixed: of each class, every fifth image in the file's order is for testing. That
-    makes 1,442 images in "train" and 355 in "test", 34 to 36 of each class. Pixel values 0..16
-    become 0..255.
+    The split is fixed: every fifth image of each class, in the file's order, is in "test". So
+    "train" has 1,442 images and "test" 355, of which each class has 34 to 36. Levels 0..16 are
+    scaled to 0..255.
     """
 
     name = "digits"
@@ -31,7 +31,7 @@ class Digits(Source):
         name = check_split(split, splits=("train", "test"), where=self.name)
         digits = load_digits()
         labels = digits.target
-        # 0, 1, 2, ... in the order in which the images of one class appear.
+        # Position of each image among the images of its class.
         rank = np.empty(len(labels), np.int64)
         for label in range(10):
             rank[labels == label] = np.arange(np.sum(labels == label))

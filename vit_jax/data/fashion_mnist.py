@@ -1,8 +1,8 @@
 """Fashion-MNIST (Xiao et al., 2017, arXiv 1708.07747) through TFDS, without TensorFlow.
 
-TFDS's own builder of this data set needs TensorFlow to write its images. Ours reads the same four
-IDX files and writes them as PNG, once (seconds), into TFDS's folder of prepared data; from then on
-both are read alike.
+TFDS's own builder of this data set needs TensorFlow to encode images. Ours reads the same four IDX
+files and once (in seconds) writes them as PNG into TFDS's folder of prepared data. The data of
+either builder are then read in the same way.
 """
 
 import gzip
@@ -31,29 +31,29 @@ _FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 10_000),
 }
 _NAMES = [name for images, labels, _ in _FILES.values() for name in (images, labels)]
-_UNSIGNED_BYTE = 8  # IDX's code of this element type, the only one here.
+_UNSIGNED_BYTE = 8  # IDX's code for this element type.
 
 
 def open_fashion_mnist(*, split: str, data_dir: str, manual_dir: str) -> TfdsSource:
-    """Opens Fashion-MNIST, and prepares it first if that has not been done.
+    """Opens Fashion-MNIST; prepares it before if needed.
 
-    Prepared data are taken from `data_dir`, whether TFDS's own builder made them (with random
-    access) or ours. Otherwise they are made from the four IDX files in `manual_dir`, else in the
-    folder of Debian's package, else downloaded by TFDS.
+    Uses prepared data in `data_dir`, whether by TFDS's own builder (with random access) or ours.
+    Otherwise prepares them from the four IDX files in `manual_dir`, or else in the folder of
+    Debian's package, or else downloaded by TFDS.
 
     Args:
       split: "train" (60,000 images) or "test" (10,000), or a slice of one.
       data_dir: the folder of prepared data; "": TFDS's own (`~/tensorflow_datasets`).
-      manual_dir: the folder with the four IDX files, as they are or with gzip; "": none.
+      manual_dir: the folder with the four IDX files, plain or with gzip; "": none.
 
     Raises:
       DataError: the files are missing (the message says how to get them) or broken, there is no
         such split, or the data cannot be written.
     """
-    theirs = find_builder("fashion_mnist", data_dir=data_dir)
+    tfds_builder = find_builder("fashion_mnist", data_dir=data_dir)
     formats = tfds.core.FileFormat.with_random_access()
-    if is_prepared(theirs) and theirs.info.available_file_formats() & formats:
-        return TfdsSource(theirs, split=split)
+    if is_prepared(tfds_builder) and tfds_builder.info.available_file_formats() & formats:
+        return TfdsSource(tfds_builder, split=split)
 
     builder = FashionMnistIdx(data_dir=data_dir or None, file_format="array_record")
     if not is_prepared(builder):
@@ -61,13 +61,13 @@ def open_fashion_mnist(*, split: str, data_dir: str, manual_dir: str) -> TfdsSou
         logging.info("Preparing Fashion-MNIST in %s, once.", builder.data_dir)
         try:
             builder.download_and_prepare()
-        except (OSError, RuntimeError) as error:  # The second: ArrayRecord's, of a full disk.
-            # TFDS writes into a folder of its own and renames that at the end, which fails if
-            # another process was faster. Then its data are as good.
+        except (OSError, RuntimeError) as error:  # ArrayRecord's RuntimeError: the disk is full.
+            # TFDS writes into a temporary folder and renames it at the end, which fails if another
+            # process was faster. Then the data of that process are used.
             if not is_prepared(builder):
                 raise DataError(
                     f"Fashion-MNIST cannot be prepared in {builder.data_dir}: {error}. Set "
-                    "data.data_dir to a folder that can be written, with 100 MB of room."
+                    "data.data_dir to a writable folder with 100 MB of free space."
                 ) from error
         builder = FashionMnistIdx(data_dir=data_dir or None, file_format="array_record")
     return TfdsSource(builder, split=split)
@@ -77,7 +77,7 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
     """Fashion-MNIST from its IDX files. Examples keep the order of the files."""
 
     VERSION = tfds.core.Version("1.0.0")
-    code_path: ClassVar[None] = None  # TFDS would look for lists of checksums around this file.
+    code_path: ClassVar[None] = None  # Otherwise TFDS looks for checksum files near this file.
     idx_folder: pathlib.Path | None = None  # None: download the files.
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -101,7 +101,7 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
         else:
             try:
                 paths = dl_manager.download({name: f"{_URL}{name}.gz" for name in _NAMES})
-            except Exception as error:  # Of whatever the network is made of.
+            except Exception as error:  # Network libraries raise many types.
                 raise DataError(
                     f"Fashion-MNIST could not be downloaded ({type(error).__name__}), and "
                     f"{PACKAGE_DIR} does not exist. Either install Debian's package with `apt-get "
@@ -121,7 +121,7 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
         self, images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, "n"]
     ) -> Iterator[tuple[int, dict]]:
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            # Encoded here: TFDS would encode an array with TensorFlow.
+            # TFDS would need TensorFlow to encode an array.
             png = io.BytesIO()
             Image.fromarray(image).save(png, format="png")
             png.seek(0)
@@ -136,27 +136,27 @@ def read_idx(path: pathlib.Path, *, shape: tuple[int, ...]) -> UInt8[np.ndarray,
 
     Args:
       path: of the file.
-      shape: that the array must have.
+      shape: expected shape of the array.
 
     Raises:
-      DataError: the file cannot be read, or is not what is expected.
+      DataError: the file cannot be read, or has another type or shape.
     """
     header = bytes([0, 0, _UNSIGNED_BYTE, len(shape)]) + np.array(shape, ">u4").tobytes()
     size = len(header) + math.prod(shape)
     try:
         with open(path, "rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
-        # A byte more than there should be, and no more: a gzip file can hold a thousand times its
-        # size. Reading to the end checks what follows, too.
+        # At most one byte more than expected: a gzip file can expand to a thousand times its size.
+        # Reading to the end also checks gzip's checksum.
         with (gzip.open if zipped else open)(path, "rb") as file:
             data = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read, get it again: {error}") from error
     if data[: len(header)] != header or len(data) != size:
-        got = f"more than {size}" if len(data) > size else len(data)
+        length = f"more than {size}" if len(data) > size else len(data)
         raise DataError(
             f"{path} is not Fashion-MNIST's: expected an IDX file of {shape} unsigned bytes, "
-            f"{size} bytes with its header; got {got} bytes, which begin with "
+            f"{size} bytes with its header; got {length} bytes, which begin with "
             f"{data[: len(header)].hex()}. Get it again."
         )
     return np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)

@@ -1,4 +1,4 @@
-"""Image files that somebody names, to predict on: no labels, no classes."""
+"""Image files and folders that the user lists, for predictions: without labels."""
 
 import os
 import pathlib
@@ -8,80 +8,82 @@ from absl import logging
 
 from vit_jax.data.base import Example, Source
 from vit_jax.data.image_folder import EXTENSIONS
-from vit_jax.data.reading import leads_out, read_file
+from vit_jax.data.reading import link_target_outside, read_file
 from vit_jax.errors import DataError
 
-_NAMED = 5  # Of what is left out of a folder; the rest is counted.
-_NAME_IT = "Name a file itself to have it tried."
+_MAX_LISTED = 5  # Ignored files that a message lists.
+_HINT = "To try such a file, list it by itself."
 
 
 def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
-    """The files named, and all images below the folders named (sorted; hidden ones left out).
+    """Returns the listed files, and all images below the listed folders, sorted.
 
-    A file that is named is taken whatever its ending, and even if it does not exist: reading it
-    will say so, beside the results of the others. So is what has an image's name in a folder and
-    is a link to nothing, or no file. Of the rest of a folder a warning says that it is left out.
+    Listed files are returned even if they have another extension or do not exist, and so are broken
+    links and special files in folders that have an image's extension: reading them raises an error
+    for each, beside the results of the others. Hidden files are ignored, and all others with a
+    warning.
 
     Raises:
-      DataError: a folder without any image, or with a link that leads out of it; nothing named.
+      DataError: a folder has no image, or a link in it leads out of it; or `paths` is empty.
     """
     if not paths:
         raise DataError("Name at least one image or folder of images.")
-    found = []
+    images = []
     for path in map(pathlib.Path, paths):
-        if not os.path.isdir(path):  # Unlike the path's own method, it never raises.
-            found.append(path)
+        if not os.path.isdir(path):  # Unlike `Path.is_dir`, it never raises.
+            images.append(path)
             continue
-        inside, others = _list(path)
-        left_out = ", ".join(str(other.relative_to(path)) for other in others[:_NAMED])
-        left_out += ", ..." if len(others) > _NAMED else ""
+        inside, ignored = _list(path)
+        shown = ", ".join(str(other.relative_to(path)) for other in ignored[:_MAX_LISTED])
+        shown += ", ..." if len(ignored) > _MAX_LISTED else ""
         if not inside:
-            there = f" Left out: {left_out}. {_NAME_IT}" if others else ""
+            hint = f" Ignored: {shown}. {_HINT}" if ignored else ""
             raise DataError(
-                f"{path} holds no image: looked for {', '.join(EXTENSIONS)} below it.{there}"
+                f"{path} contains no image with the extension {', '.join(EXTENSIONS)}.{hint}"
             )
-        if others:
+        if ignored:
             logging.warning(
-                "%s: %d that do not look like images are left out: %s. %s",
-                path, len(others), left_out, _NAME_IT,
+                "%s: ignored %d files and folders that do not look like images: %s. %s",
+                path, len(ignored), shown, _HINT,
             )  # fmt: skip
+        root = os.path.realpath(path)
         for file in inside:
-            if os.path.exists(file) and (target := leads_out(file, of=os.path.realpath(path))):
+            if os.path.exists(file) and (target := link_target_outside(file, folder=root)):
                 raise DataError(
-                    f"{file} is a link that leads out of {path}, to {target}. Name that itself, or "
-                    "take the link away."
+                    f"{file} is a link that leads out of {path}, to {target}. List the target "
+                    "itself, or remove the link."
                 )
-        found += inside
-    return found
+        images += inside
+    return images
 
 
 def _list(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """What has an image's name below a folder, and what else there is; nothing that is hidden.
+    """Returns paths below a folder with an image's extension, and all others; no hidden ones.
 
-    Folders that are links, or cannot be listed, count among the rest: nobody looks into them.
+    Folders that are links or cannot be listed are among the others: their contents are not listed.
     """
     images, others = [], []
-    unlisted = []
-    for at, folders, files in os.walk(folder, onerror=unlisted.append):
+    errors = []
+    for parent, folders, files in os.walk(folder, onerror=errors.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        others += [path for name in folders if (path := pathlib.Path(at, name)).is_symlink()]
+        others += [path for name in folders if (path := pathlib.Path(parent, name)).is_symlink()]
         for name in files:
             if not name.startswith("."):
-                path = pathlib.Path(at, name)
+                path = pathlib.Path(parent, name)
                 (images if path.suffix.lower() in EXTENSIONS else others).append(path)
-    others += [pathlib.Path(error.filename) for error in unlisted]
+    others += [pathlib.Path(error.filename) for error in errors]
     return sorted(images), sorted(others)
 
 
 class Files(Source):
-    """Files as they are on the disk, all with the label 0."""
+    """Image files, all with the label 0."""
 
     def __init__(self, paths: Sequence[pathlib.Path], *, class_names: Sequence[str]):
-        """Takes the paths as they are; nothing is opened.
+        """Stores the paths; opens no file.
 
         Args:
           paths: of the files.
-          class_names: of the model that will look at them.
+          class_names: of the model.
         """
         self.name, self.split = "files", ""
         self.class_names = tuple(class_names)

@@ -1,4 +1,4 @@
-"""Transforms that move, cut or cover pixels: resizing, cropping, padding, flipping, erasing."""
+"""Geometric transforms: resizing, cropping, padding, flipping, erasing."""
 
 import dataclasses
 import math
@@ -19,22 +19,21 @@ from vit_jax.data.op import (
 )
 from vit_jax.errors import ConfigError, DataError
 
-MAX_RESIZED = (
-    2**24
-)  # Pixels that `resize_small` may make: upscaling a 1-pixel-high image would need gigabytes.
-_ATTEMPTS = 10  # At drawing a box that fits: as in TensorFlow's Inception crop, and torchvision's.
+# Pixels after `resize_small`: upscaling a 1-pixel-high image would need gigabytes.
+MAX_RESIZED_PIXELS = 2**24
+_ATTEMPTS = 10  # To draw a box that fits, as in TensorFlow's and torchvision's Inception crop.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resize(Op):
-    """Resizes to `size`, squashing the image if it has another aspect ratio.
+    """Resizes to `size`, ignoring the aspect ratio.
 
     Attributes:
       size: side, or (height, width), in pixels; left out: the model's.
       method: nearest, bilinear, bicubic or area.
-      antialias: True as Pillow and most of PyTorch; False as TensorFlow's default.
-      rounding: nearest; down, as big_vision; none: the image is float32 (in 0..255) from here on,
-        as vision_transformer's and Hugging Face's DINOv3.
+      antialias: True as in Pillow and most of PyTorch; False as in TensorFlow by default.
+      rounding: nearest; down, as in big_vision; none: the result is float32 in 0..255, as in
+        vision_transformer and Hugging Face's DINOv3.
     """
 
     size: tuple[int, int]
@@ -67,13 +66,13 @@ class Resize(Op):
 class ResizeSmall(Resize):
     """Resizes, keeping the aspect ratio, to the smallest image that covers `size`.
 
-    For a square `size` its shorter side becomes that. Followed by `center_crop`, as nearly everyone
-    evaluates on ImageNet (256, then 224).
+    For a square `size`, the shorter side is resized to it. Followed by `center_crop`, this is the
+    usual evaluation on ImageNet (256, then 224).
 
     Attributes:
       size, method, antialias, rounding: see `Resize`.
-      long_side: how the other side's length is rounded: nearest, as big_vision; down, as
-        torchvision, timm and Hugging Face.
+      long_side: rounding of the longer side: nearest, as in big_vision; down, as in torchvision,
+        timm and Hugging Face.
     """
 
     long_side: str = "nearest"
@@ -90,10 +89,10 @@ class ResizeSmall(Resize):
             size = height, max(width, self._round(height * w, h))
         else:
             size = max(height, self._round(width * h, w)), width
-        if math.prod(size) > max(MAX_RESIZED, 4 * math.prod(self.size)):
+        if math.prod(size) > max(MAX_RESIZED_PIXELS, 4 * math.prod(self.size)):
             raise DataError(
-                f"An image of {h} x {w} pixels (height x width) is too long and thin: resized it "
-                f"would have {size[0]:,} x {size[1]:,}. Cut it beforehand."
+                f"The aspect ratio of an image of {h} x {w} pixels (height x width) is too "
+                f"extreme: resized, it would have {size[0]:,} x {size[1]:,}. Crop it beforehand."
             )
         return self._to(image, size)
 
@@ -105,13 +104,12 @@ class ResizeSmall(Resize):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CenterCrop(Op):
-    """Cuts `size` out of the middle.
+    """Crops `size` from the centre.
 
     Attributes:
       size: side, or (height, width), in pixels; left out: the model's.
-      offset: where the middle is if the margins cannot be equal: down (the larger one is at the
-        bottom and right), as big_vision and Hugging Face; half_even (the offset that is even), as
-        torchvision and timm.
+      offset: rounding of half the margin if it is odd: down, as in big_vision and Hugging Face, or
+        half_even (to an even number), as in torchvision and timm.
     """
 
     size: tuple[int, int]
@@ -125,14 +123,14 @@ class CenterCrop(Op):
         self, image: Num[np.ndarray, "h w c"], rng: np.random.Generator
     ) -> Num[np.ndarray, "h2 w2 c"]:
         _check_covers(image, self.size, "center_crop")
-        margins = [have - want for have, want in zip(image.shape, self.size, strict=False)]
+        margins = [side - target for side, target in zip(image.shape, self.size, strict=False)]
         y, x = [m // 2 if self.offset == "down" else round(m / 2) for m in margins]
         return image[y : y + self.size[0], x : x + self.size[1]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pad(Op):
-    """Pads with a constant to at least `size`, the image in the middle.
+    """Pads with a constant to at least `size`, with the image in the centre.
 
     Attributes:
       size: side, or (height, width), in pixels; left out: the model's.
@@ -149,17 +147,20 @@ class Pad(Op):
     def __call__(
         self, image: Num[np.ndarray, "h w c"], rng: np.random.Generator
     ) -> Num[np.ndarray, "h2 w2 c"]:
-        missing = [max(want - have, 0) for have, want in zip(image.shape, self.size, strict=False)]
+        missing = [
+            max(target - side, 0) for side, target in zip(image.shape, self.size, strict=False)
+        ]
         margins = [(m // 2, m - m // 2) for m in missing]
         return np.pad(image, [*margins, (0, 0)], constant_values=self.fill)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomCrop(Op):
-    """Pads each side, then cuts `size` out at a uniformly random place.
+    """Pads each side, then crops `size` at a uniformly random position.
 
-    With padding 4 the usual augmentation of CIFAR (arXiv 1512.03385, section 4.2); after
-    `resize_small` and with padding 4 and mode reflect DeiT-III's simple random crop (2204.07118).
+    With padding 4, this is the usual augmentation of CIFAR (arXiv 1512.03385, section 4.2). After
+    `resize_small`, with padding 4 and mode reflect, it is DeiT-III's simple random crop
+    (2204.07118).
 
     Attributes:
       size: side, or (height, width), in pixels; left out: the model's.
@@ -192,19 +193,19 @@ class RandomCrop(Op):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomResizedCrop(Op):
-    """A random part of the image, resized to `size`: the Inception crop (arXiv 1409.4842).
+    """Resizes a random crop of the image to `size`: the Inception crop (arXiv 1409.4842).
 
-    The part's area is uniform in `area`, its aspect ratio log-uniform in `ratio`, its place
-    uniform. After ten draws that do not fit, it is the largest centred part whose ratio is
-    allowed, as in torchvision. (TensorFlow's draws the ratio evenly and then the height, so that
-    its small crops are likelier, and then falls back to the whole image.)
+    The crop's area is uniform in `area`, its aspect ratio log-uniform in `ratio`, its position
+    uniform. After ten draws that do not fit, it is the largest centred crop with an allowed ratio,
+    as in torchvision. (TensorFlow draws the ratio uniformly and then the height, so small crops are
+    more frequent, and falls back to the whole image.)
 
     Attributes:
       size: side, or (height, width), in pixels; left out: the model's.
-      area: share of the image's area; (.05, 1) for Google's ViTs, (.08, 1) for DeiT.
+      area: fraction of the image's area; (.05, 1) for Google's ViTs, (.08, 1) for DeiT.
       ratio: width / height.
       method: nearest, bilinear, bicubic or area.
-      antialias: see `Resize`; False as big_vision.
+      antialias: see `Resize`; False as in big_vision.
     """
 
     size: tuple[int, int]
@@ -235,7 +236,7 @@ class RandomResizedCrop(Op):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlipLr(Op):
-    """Mirrors left and right, with probability `prob`."""
+    """Flips the image horizontally, with probability `prob`."""
 
     prob: float = 0.5
     takes: ClassVar[tuple[str, ...]] = (UINT8, FLOAT_255, FLOAT)
@@ -251,11 +252,11 @@ class FlipLr(Op):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomErasing(Op):
-    """Covers a random rectangle, with probability `prob` (arXiv 1708.04896; ranges as in DeiT).
+    """Erases a random rectangle, with probability `prob` (arXiv 1708.04896; ranges as in DeiT).
 
     Attributes:
-      prob: of doing it at all.
-      area: share of the image's area.
+      prob: probability of erasing.
+      area: fraction of the image's area.
       ratio: width / height of the rectangle, drawn log-uniformly.
       fill: a level 0..255, or "noise" for uniformly random bytes, as in the paper.
     """
@@ -270,7 +271,7 @@ class RandomErasing(Op):
         check_range("area", self.area, low=0.0, high=1.0)
         check_range("ratio", self.ratio, low=1e-3, high=1e3)
         if self.fill != "noise" and not (isinstance(self.fill, int) and 0 <= self.fill <= 255):
-            raise ConfigError(f'fill={self.fill!r} should be "noise" or a level within 0 to 255.')
+            raise ConfigError(f'fill={self.fill!r} should be "noise" or a level from 0 to 255.')
 
     def __call__(
         self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
@@ -297,7 +298,7 @@ def _random_box(
     area: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int] | None:
-    """A random (y, x, height, width) within an image; None if ten draws do not fit into it."""
+    """Draws a box (y, x, height, width) in an image; None if `_ATTEMPTS` draws do not fit."""
     for _ in range(_ATTEMPTS):
         pixels = rng.uniform(*area) * height * width
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -312,6 +313,6 @@ def _random_box(
 def _check_covers(image: Num[np.ndarray, "h w c"], size: tuple[int, int], op: str) -> None:
     if image.shape[0] < size[0] or image.shape[1] < size[1]:
         raise DataError(
-            f"{op} wants {size[0]}x{size[1]} pixels (height x width) of an image that has "
+            f"{op} needs {size[0]}x{size[1]} pixels (height x width), but the image has "
             f"{image.shape[0]}x{image.shape[1]}. Put resize_small or pad before it."
         )

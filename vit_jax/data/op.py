@@ -1,4 +1,4 @@
-"""What a transform is: a frozen dataclass whose fields are its arguments in the config."""
+"""The base class of transforms: frozen dataclasses whose fields are arguments in the config."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from jaxtyping import Num
 
 from vit_jax.errors import ConfigError, did_you_mean
 
-# What an image is on its way through the transforms.
+# Kinds of images between transforms.
 STORED = "as stored (encoded, or an array)"
 UINT8 = "uint8"
 FLOAT_255 = "float32 in 0..255"
@@ -21,15 +21,15 @@ FLOAT = "float32, normalised"
 class Op:
     """One transform of an image.
 
-    A subclass checks its arguments in `__post_init__` (ConfigError), so that a mistake shows before
-    the first image is read. Randomness comes from the given generator only. Instances can be
-    pickled: Grain sends them to its worker processes.
+    A subclass checks its arguments in `__post_init__` (ConfigError), so mistakes show before the
+    first image is read. All randomness is from the generator that is passed. Instances must be
+    picklable: Grain sends them to its worker processes.
     """
 
-    takes: ClassVar[tuple[str, ...]] = (UINT8,)  # The kinds of image it works on.
+    takes: ClassVar[tuple[str, ...]] = (UINT8,)  # Accepted kinds of images.
 
     def gives(self, kind: str) -> str:
-        """The kind of image that comes out, given the kind that goes in."""
+        """Returns the kind of the transformed image, for the kind of its input."""
         return kind
 
     def __call__(
@@ -40,13 +40,13 @@ class Op:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ConfigError unless the argument called `name` is one of `choices`."""
+    """Raises ConfigError unless the value of the argument `name` is one of `choices`."""
     if value not in choices:
         raise ConfigError(f'{name}="{value}" is unknown. {did_you_mean(value, choices)}')
 
 
 def check_range(name: str, value: tuple[float, ...], *, low: float, high: float) -> None:
-    """Raises ConfigError unless `value` is two ascending numbers, between `low` and `high`."""
+    """Raises ConfigError unless `value` is a range (smallest, largest) in [`low`, `high`]."""
     if len(value) != 2 or not low <= value[0] <= value[1] <= high:
         raise ConfigError(f"{name}={value} should be (smallest, largest), within {low} to {high}.")
 
@@ -54,6 +54,6 @@ def check_range(name: str, value: tuple[float, ...], *, low: float, high: float)
 def check_number(
     name: str, value: int | float, *, low: int | float, high: int | float = math.inf
 ) -> None:
-    """Raises ConfigError unless `value` is between `low` and `high`."""
+    """Raises ConfigError unless `value` is in [`low`, `high`]."""
     if not low <= value <= high:
         raise ConfigError(f"{name}={value} should be within {low} to {high}.")

@@ -1,10 +1,10 @@
 """Global batches on the mesh, loaded by Grain.
 
-Each process computes which rows of the global batch its devices hold, loads those alone, and gives
-them to its devices ahead of time. Rows are loaded in blocks, the unit that Grain hands to threads
-and worker processes. What a row holds depends on its example, its epoch and the seed, and Grain
-keeps the order of the blocks: so a batch is the same for any number of processes, workers and
-threads, and to resume it takes the step alone.
+Each process loads only those rows of the global batch that its devices need, and transfers them
+ahead of time. Rows are loaded in blocks, the unit of work of Grain's threads and worker processes.
+A row depends only on its example, its epoch and the seed, and Grain preserves the order of the
+blocks: so a batch is the same for any number of processes, workers and threads, and resuming needs
+only the step.
 """
 
 import functools
@@ -17,11 +17,11 @@ from jaxtyping import Int64
 
 from vit_jax.data import order
 from vit_jax.data.base import Source
-from vit_jax.data.batches import Batches, Loading
+from vit_jax.data.batches import Batches, LoaderOptions
 from vit_jax.data.blocks import PADDING, Blocks, ExampleLoader, Ids, Transform
 from vit_jax.errors import ConfigError, DataError
 
-_MOST_TRIED = 1000  # Bad examples at the beginning of a data set, in search of a good one.
+_MAX_TRIED = 1000  # Bad examples at the beginning of a data set, before giving up.
 
 
 def train_batches(
@@ -32,10 +32,10 @@ def train_batches(
     seed: int,
     start_step: int,
     sharding: Sharding,
-    loading: Loading,
+    options: LoaderOptions,
     on_bad: Callable[[int, int, int, str], None] | None = None,
 ) -> Batches:
-    """The endless training batches, from that of step `start_step` on.
+    """Returns an infinite iterator of the training batches, from step `start_step` on.
 
     Close the result, or use it as a context manager.
 
@@ -45,22 +45,22 @@ def train_batches(
         generator seeded with (seed, epoch, example).
       batch_size: rows of the global batch.
       seed: of the order and of the transform's randomness, not negative.
-      start_step: number of batches to leave out.
-      sharding: of the global arrays; splits their first axis only.
-      loading: by how many processes and threads, and how far ahead, in each process.
-      on_bad: None: an example that cannot be read, decoded or transformed ends the iteration with
-        a DataError. Otherwise its row is zero and has weight 0, and nothing else changes; `next`
-        calls this with the step of its batch, the row, the example's id and the message, in the
-        first of the processes that hold the row.
+      start_step: number of batches to skip.
+      sharding: of the global arrays; splits only their first axis.
+      options: numbers of workers, threads and prefetched batches in each process.
+      on_bad: called by `next` with (step, row, example, message) for an example that cannot be
+        read, decoded or transformed, in the process that owns the row (`batches.owned_rows`). The
+        row is zero and has weight 0; nothing else changes. None: such an example ends the iteration
+        with a DataError.
 
     Returns:
-      An iterator of {"image": f32[B,H,W,C], "label": i32[B] or f32[B,K], "weight": f32[B]}; the
-      weights are 1 but for bad examples.
+      An iterator of {"image": f32[B,H,W,C], "label": i32[B] or f32[B,K], "weight": f32[B]}; weights
+      are 1 except for bad examples.
 
     Raises:
       ConfigError: the devices do not divide the batch size.
-      DataError: at once or from the iterator: an example is bad, and `on_bad` None (the message
-        begins with its place); none of the first examples is good; or the loader fails.
+      DataError: at once or from the iterator: an example is bad and `on_bad` is None (the message
+        begins with its location); all of the first examples are bad; or the loader fails.
     """
     rows = local_rows(sharding, batch_size=batch_size)
     assign = functools.partial(
@@ -71,13 +71,13 @@ def train_batches(
         seed=seed,
     )
     load = ExampleLoader(source, transform, seed)
-    like = load(0, epoch=0) if on_bad is None else first_good(load)
-    blocks = Blocks(load, assign, rows=rows, num_batches=None, like=like)
+    template = load(0, epoch=0) if on_bad is None else first_good_example(load)
+    blocks = Blocks(load, assign, rows=rows, num_batches=None, template=template)
     return Batches(
         blocks,
         batch_size=batch_size,
         sharding=sharding,
-        loading=loading,
+        options=options,
         on_bad=on_bad and (lambda batch, bad: on_bad(start_step + batch, *bad)),
     )
 
@@ -88,28 +88,26 @@ def eval_batches(
     *,
     batch_size: int,
     sharding: Sharding,
-    loading: Loading,
+    options: LoaderOptions,
     on_bad: Callable[[int, str], None] | None = None,
 ) -> Batches:
-    """Every example of a source exactly once, in order.
+    """Returns an iterator over all examples of a source, each exactly once, in order.
 
-    Example i is row i % batch_size of batch i // batch_size. The last batch is filled up with rows
-    of weight 0: every process makes the same number of steps, and an average weighted by `weight`
-    is exact.
+    Example i is row i % batch_size of batch i // batch_size. The last batch is padded with rows of
+    weight 0: every process makes the same number of steps, and an average weighted by `weight` is
+    exact.
 
     Args:
       source: the examples.
       transform: as for training, but its generator is seeded with (0, 0, example).
       batch_size: rows of the global batch.
-      sharding: of the global arrays; splits their first axis only.
-      loading: by how many processes and threads, and how far ahead, in each process.
-      on_bad: None: an example that cannot be loaded ends the iteration with a DataError. Otherwise
-        it is called with the example's id and the message when the iterator comes to its batch, in
-        the first of the processes that hold it; its row is zero and has weight 0. If no example at
-        all can be loaded, there is no batch.
+      sharding: of the global arrays; splits only their first axis.
+      options: as for training.
+      on_bad: as for training, but called with (example, message). If all examples are bad, there is
+        no batch.
 
     Returns:
-      An iterator as `train_batches` returns; of finite length.
+      An iterator over batches as those of `train_batches`.
 
     Raises:
       ConfigError, DataError: as `train_batches`.
@@ -119,33 +117,33 @@ def eval_batches(
         _evaluation_examples, batch_size=batch_size, num_examples=len(source)
     )
     load = ExampleLoader(source, transform, 0)
-    like, bad = (load(0, epoch=0), []) if on_bad is None else _try_all(load)
-    if not like:
+    template, bad = (load(0, epoch=0), []) if on_bad is None else _load_first_good(load)
+    if not template:
         for i, message in bad:
             on_bad(i, message)
-    num_batches = math.ceil(len(source) / batch_size) if like else 0
-    blocks = Blocks(load, assign, rows=rows, num_batches=num_batches, like=like)
+    num_batches = math.ceil(len(source) / batch_size) if template else 0
+    blocks = Blocks(load, assign, rows=rows, num_batches=num_batches, template=template)
     return Batches(
         blocks,
         batch_size=batch_size,
         sharding=sharding,
-        loading=loading,
+        options=options,
         on_bad=on_bad and (lambda batch, bad: on_bad(bad.example, bad.message)),
     )
 
 
 def local_rows(sharding: Sharding, *, batch_size: int) -> Int64[np.ndarray, "rows"]:
-    """The rows of the global batch that this process's devices hold, ascending.
+    """Returns the rows of the global batch that are on this process's devices, ascending.
 
     Raises:
-      ConfigError: the devices do not divide the batch.
+      ConfigError: the devices do not divide the batch size.
     """
     try:
         indices = sharding.addressable_devices_indices_map((batch_size,)).values()
     except ValueError as error:
         raise ConfigError(
-            f"batch_size={batch_size} cannot be divided over the mesh. Take a multiple of "
-            f"mesh.data x mesh.fsdp. JAX says: {error}"
+            f"batch_size={batch_size} cannot be divided over the mesh. Set a multiple of "
+            f"mesh.data x mesh.fsdp. JAX's error: {error}"
         ) from error
     return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in indices]))
 
@@ -164,27 +162,27 @@ def _evaluation_examples(
     return np.where(ids < num_examples, ids, PADDING), np.zeros_like(ids)
 
 
-def first_good(load: ExampleLoader) -> dict[str, np.ndarray]:
-    """The first example that can be loaded, which shows the shapes.
+def first_good_example(load: ExampleLoader) -> dict[str, np.ndarray]:
+    """Returns the first example that can be loaded.
 
     Raises:
-      DataError: none of the first ones can be, so that something else must be wrong.
+      DataError: the first `_MAX_TRIED` examples are bad, so the examples are not the cause.
     """
-    example, bad = _try_all(load, at_most=_MOST_TRIED)
+    example, bad = _load_first_good(load, max_tried=_MAX_TRIED)
     if not example:
         raise DataError(
-            f"None of the first {len(bad)} examples can be used, which is no matter of a few bad "
-            f"ones to skip (data.on_bad). The first: {bad[0][1]}"
+            f"None of the first {len(bad)} examples can be loaded: data.on_bad=skip is for a few "
+            f"bad examples. The first error: {bad[0][1]}"
         )
     return example
 
 
-def _try_all(
-    load: ExampleLoader, *, at_most: int | None = None
+def _load_first_good(
+    load: ExampleLoader, *, max_tried: int | None = None
 ) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
-    """The first good example, {} if there is none, and the bad ones before it."""
+    """Returns the first good example ({} if there is none) and the bad ones before it."""
     bad = []
-    for i in range(len(load.source))[:at_most]:
+    for i in range(len(load.source))[:max_tried]:
         try:
             return load(i, epoch=0), bad
         except DataError as error:

@@ -1,16 +1,16 @@
 """RandAugment (Cubuk et al. 2019, arXiv 1909.13719) with the operations and levels of AugReg.
 
-That is the set of google-research/big_vision (archive/autoaugment.py), descended from
-EfficientNet's for TPU: sixteen operations, Invert, Cutout and SolarizeAdd among them and Identity
-not; levels on a scale of 10 that may go beyond it (AugReg uses up to 20); places without a pixel
-filled with gray 128. As there, no level grows only stronger: Posterize keeps more bits and Solarize
-inverts fewer levels as the magnitude rises, and Solarize, Posterize and the four blends are strong
-at magnitude 0.
+These are the operations of google-research/big_vision (archive/autoaugment.py), which descend from
+EfficientNet's for TPU: sixteen, with Invert, Cutout and SolarizeAdd and without Identity.
+Magnitudes are on a scale of 10, but may be larger (AugReg uses up to 20). Pixels from outside the
+image are filled with gray 128. As in that code, a larger magnitude is not always stronger:
+Posterize keeps more bits and Solarize inverts fewer levels, and Solarize, Posterize and the four
+blends are strong at magnitude 0.
 
-Known differences, each to what that code says it does: its Contrast blends with the number of
-pixels / 256 in place of the mean level; its Solarize compares bytes with 256 and more from
-magnitude 10 on, where ours inverts nothing. Levels of gray that it truncates are rounded here, so
-that some differ by 1.
+Known differences, where that code deviates from its documentation: its Contrast blends with the
+number of pixels / 256 instead of the mean level; its Solarize compares bytes with 256 and more from
+magnitude 10 on, where ours inverts nothing. We round gray levels that it truncates, so some differ
+by 1.
 """
 
 import dataclasses
@@ -47,17 +47,18 @@ _GRAY = 128
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandAugment(Op):
-    """`num_layers` operations, one after the other, each drawn evenly from `OPERATIONS`.
+    """Applies `num_layers` operations in sequence, each drawn uniformly from `OPERATIONS`.
 
-    Each one drawn is applied. (The reference also draws a probability in [.2, .8] for each, and
-    then uses it for no image operation.)
+    All of them are applied. (The reference also draws a probability in [.2, .8] for each, but does
+    not use it for image operations.)
 
     Attributes:
       num_layers: operations per image.
       magnitude: on a scale of 10; may be larger. AugReg: 0, 10, 15 or 20.
-      translate: pixels that TranslateX and TranslateY move at magnitude 10; 100 is meant for 224
-        pixel images. Scale it down with the images, e.g. 12 for 28 pixels.
-      cutout: half the side, in pixels, of Cutout's square at magnitude 10; as above, e.g. 5.
+      translate: pixels by which TranslateX and TranslateY move at magnitude 10; 100 is for images
+        of 224 pixels. Scale it with the image size: 12 for 28 pixels.
+      cutout: half the side of Cutout's square at magnitude 10, in pixels. Scale it likewise: 5 for
+        28 pixels.
     """
 
     num_layers: int = 2
@@ -96,29 +97,26 @@ def apply(
     translate: float = 100.0,
     cutout: float = 40.0,
 ) -> Image.Image:
-    """One operation: the table of what each magnitude means.
+    """Applies one operation; returns an image of the same size and mode.
 
     Args:
       operation: one of `OPERATIONS`.
       pil_image: mode L or RGB.
-      rng: decides the direction (evenly) of what has one, and Cutout's place.
+      rng: for the direction of rotations, shears and translations, and for Cutout's position.
       magnitude: on a scale of 10.
       translate: see `RandAugment`.
       cutout: see `RandAugment`.
-
-    Returns:
-      An image of the same size and mode.
     """
     m = magnitude / 10
     match operation:
-        case "AutoContrast":  # Of each channel, as Equalize.
+        case "AutoContrast":  # Per channel, as Equalize.
             return ImageOps.autocontrast(pil_image)
         case "Equalize":
             return ImageOps.equalize(pil_image)
         case "Invert":
             return ImageOps.invert(pil_image)
-        case "Rotate":  # Degrees, about the middle.
-            return _rotate(pil_image, _either_way(30 * m, rng))
+        case "Rotate":  # Degrees, about the centre.
+            return _rotate(pil_image, _random_sign(30 * m, rng))
         case "Posterize":  # Bits kept.
             return ImageOps.posterize(pil_image, min(max(int(4 * m), 1), 8))
         case "Solarize":  # Levels from this one on are inverted.
@@ -133,21 +131,21 @@ def apply(
             return ImageEnhance.Brightness(pil_image).enhance(1.8 * m + 0.1)
         case "Sharpness":
             return _sharpness(pil_image, 1.8 * m + 0.1)
-        case "ShearX":  # Pixels to the side per pixel down; the upper left corner stays.
-            return _affine(pil_image, (1, _either_way(0.3 * m, rng), 0, 0, 1, 0))
+        case "ShearX":  # Horizontal pixels per vertical pixel; the upper left corner is fixed.
+            return _affine(pil_image, (1, _random_sign(0.3 * m, rng), 0, 0, 1, 0))
         case "ShearY":
-            return _affine(pil_image, (1, 0, 0, _either_way(0.3 * m, rng), 1, 0))
+            return _affine(pil_image, (1, 0, 0, _random_sign(0.3 * m, rng), 1, 0))
         case "TranslateX":  # Pixels.
-            return _affine(pil_image, (1, 0, _either_way(translate * m, rng), 0, 1, 0))
+            return _affine(pil_image, (1, 0, _random_sign(translate * m, rng), 0, 1, 0))
         case "TranslateY":
-            return _affine(pil_image, (1, 0, 0, 0, 1, _either_way(translate * m, rng)))
+            return _affine(pil_image, (1, 0, 0, 0, 1, _random_sign(translate * m, rng)))
         case "Cutout":
             return _cutout(pil_image, int(cutout * m), rng)
         case _:
             raise ValueError(operation)
 
 
-def _either_way(level: float, rng: np.random.Generator) -> float:
+def _random_sign(level: float, rng: np.random.Generator) -> float:
     return level if rng.random() < 0.5 else -level
 
 
@@ -158,9 +156,9 @@ def _rotate(pil_image: Image.Image, degrees: float) -> Image.Image:
 
 
 def _affine(pil_image: Image.Image, matrix: tuple[int | float, ...]) -> Image.Image:
-    """Output pixel (x, y) is input pixel (a x + b y + c, d x + e y + f), the nearest, or gray."""
+    """Sets pixel (x, y) to the one nearest to (a x + b y + c, d x + e y + f), or to gray."""
     a, b, c, d, e, f = matrix
-    # Pillow counts from pixels' corners, we from their centres.
+    # Converts from coordinates of pixels' centres to those of their corners, as in Pillow.
     corners = (a, b, c + (1 - a - b) / 2, d, e, f + (1 - d - e) / 2)
     return pil_image.transform(
         pil_image.size,

@@ -1,4 +1,4 @@
-"""Reading a file of a data set: a regular one, inside of its folder, and not more than fits."""
+"""Reads a file of a data set, with bounds on its type, size and location."""
 
 import errno
 import os
@@ -7,19 +7,19 @@ import stat
 
 from vit_jax.errors import DataError
 
-# What the largest image that is decoded takes as RGB (vit_jax.data.decode.MAX_PIXELS).
+# About the size of the largest image that is decoded, as RGB (vit_jax.data.decode.MAX_PIXELS).
 MAX_BYTES = 256 * 2**20
 
-# What the machine lacks, or a file system that is away, is no fault of the file.
-_PASSING = {
+# Faults of the machine or of a network file system, not of the file.
+_TRANSIENT = {
     errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN,
     errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH,
 }  # fmt: skip
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether the same example might be read another time: it is not to be called bad."""
-    return isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING
+def is_transient(error: BaseException) -> bool:
+    """Whether a later attempt may succeed, so the example does not count as bad."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in _TRANSIENT
 
 
 def read_file(path: str | os.PathLike[str], *, within: str = "") -> bytes:
@@ -27,37 +27,38 @@ def read_file(path: str | os.PathLike[str], *, within: str = "") -> bytes:
 
     Args:
       path: of the file; links are followed.
-      within: the folder, without links in its own path, that the file must lie in; "": anywhere.
+      within: the folder that must contain the file, absolute and without links in its own path;
+        "": any folder.
 
     Raises:
-      DataError: it cannot be read, is no regular file (reading a pipe would wait for ever), is
-        larger than `MAX_BYTES`, or lies outside of the folder.
-      OSError: it cannot be read now (`is_passing`).
+      DataError: the file cannot be read, is not a regular file (reading a pipe would wait for
+        ever), is larger than `MAX_BYTES`, or is outside the folder.
+      OSError: it cannot be read now (`is_transient`).
     """
     try:
-        if within and (target := leads_out(path, of=within)):
+        if within and (target := link_target_outside(path, folder=within)):
             raise DataError(f"It is a link that leads out of {within}, to {target}.")
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise DataError("It is no regular file.")
+            raise DataError("It is not a regular file.")
         if status.st_size <= MAX_BYTES:
             return pathlib.Path(path).read_bytes()
     except OSError as error:
-        if is_passing(error):
+        if is_transient(error):
             raise
         raise DataError(f"The file cannot be read: {error.strerror}.") from error
     raise DataError(
-        f"The file is too large: of its {status.st_size:,} bytes at most {MAX_BYTES:,} would be "
+        f"The file is too large: it has {status.st_size:,} bytes, and at most {MAX_BYTES:,} are "
         "read (vit_jax.data.reading.MAX_BYTES). Scale the image down beforehand."
     )
 
 
-def leads_out(path: str | os.PathLike[str], *, of: str) -> str:
-    """Where a path leads to if that is, by a link, outside of a folder; "" if it is inside.
+def link_target_outside(path: str | os.PathLike[str], *, folder: str) -> str:
+    """Returns the target of a path if links lead it out of a folder, or else "".
 
     Args:
       path: of a file or folder.
-      of: the folder, absolute and without links in its own path.
+      folder: absolute, without links in its own path.
     """
     target = os.path.realpath(path)
-    return "" if os.path.commonpath([of, target]) == of else target
+    return "" if os.path.commonpath([folder, target]) == folder else target

@@ -1,4 +1,4 @@
-"""Published transforms, as config data: AugReg's levels, and how each code base evaluates."""
+"""Published transforms as config data: AugReg's levels, and evaluation in each code base."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from vit_jax.errors import ConfigError, did_you_mean
 
 Transforms = tuple[dict[str, Any], ...]
 
-# Level -> RandAugment's layers and magnitude, mixup's alpha (Steiner et al., arXiv 2106.10270).
+# Level -> RandAugment's layers and magnitude, Mixup's alpha (Steiner et al., arXiv 2106.10270).
 AUGREG_LEVELS = {
     "none": (0, 0, 0.0),
     "light1": (2, 0, 0.0),
@@ -19,7 +19,7 @@ AUGREG_LEVELS = {
 
 
 def augreg(level: str) -> tuple[Transforms, float]:
-    """The augmentation of "How to train your ViT?" (AugReg).
+    """Returns the augmentation of "How to train your ViT?" (AugReg).
 
     Args:
       level: a key of `AUGREG_LEVELS`, from none to strong2.
@@ -46,24 +46,24 @@ def augreg(level: str) -> tuple[Transforms, float]:
 def evaluation(
     style: str, *, resize: int | tuple[int, int] | None = None, exif: bool | None = None
 ) -> Transforms:
-    """How a code base prepares images for evaluation, to the bit where that is possible.
+    """Returns the evaluation transforms of a code base, with identical bits where possible.
 
     Args:
-      style: whose: a key of `EVALUATION`.
-      resize: shorter side before the centre crop, in pixels, for the styles that crop: commonly
-        256 for 224; or (height, width) that is covered. Left out: the model's size, nothing but
-        the longer side's ends is cut off.
-      exif: whether to turn images as their EXIF says. Left out: as the code base does.
+      style: the code base: a key of `EVALUATION`.
+      resize: for styles that crop: the shorter side before the centre crop, in pixels (usually 256
+        for 224), or a (height, width) to cover. Left out: the model's size, so only the longer side
+        is cropped.
+      exif: whether to apply the EXIF orientation. Left out: as in the code base.
 
     Returns:
       Transforms for `config.data.eval_transforms`.
 
     Raises:
-      ConfigError: no such style, or a `resize` for one that does not crop.
+      ConfigError: no such style, or a `resize` for a style that does not crop.
     """
     if style not in EVALUATION:
         raise ConfigError(
-            f'"{style}" is no known way of evaluation. {did_you_mean(style, EVALUATION)}'
+            f'There is no style of evaluation "{style}". {did_you_mean(style, EVALUATION)}'
         )
     transforms = tuple(dict(entry) for entry in EVALUATION[style])
     if exif is not None:
@@ -71,17 +71,17 @@ def evaluation(
     if resize is not None:
         small = [entry for entry in transforms if entry["op"] == "resize_small"]
         if not small:
-            raise ConfigError(f'Evaluation "{style}" squashes and does not crop: omit resize.')
+            raise ConfigError(f'Evaluation "{style}" does not crop: omit resize.')
         small[0]["size"] = resize
     return transforms
 
 
-def _squash(**how: Any) -> dict[str, Any]:
-    return {"op": "resize", **how}
+def _resize(**arguments: Any) -> dict[str, Any]:
+    return {"op": "resize", **arguments}
 
 
-def _resize_small(**how: Any) -> dict[str, Any]:
-    return {"op": "resize_small", **how}
+def _resize_small(**arguments: Any) -> dict[str, Any]:
+    return {"op": "resize_small", **arguments}
 
 
 _DECODE = {"op": "decode"}
@@ -95,21 +95,21 @@ EVALUATION: dict[str, Transforms] = {
     # google-research/vision_transformer.
     "vision_transformer": (
         _DECODE_AS_STORED,
-        _squash(antialias=False, rounding="none"),
+        _resize(antialias=False, rounding="none"),
         _RANGE,
     ),
     # google-research/big_vision, resize_small(256)|central_crop(224)|value_range(-1, 1).
     "big_vision": (_DECODE_AS_STORED, _resize_small(method="area", rounding="down"), _CROP, _RANGE),
     # The same, resize(224)|value_range(-1, 1).
-    "big_vision_squash": (_DECODE_AS_STORED, _squash(antialias=False, rounding="down"), _RANGE),
+    "big_vision_squash": (_DECODE_AS_STORED, _resize(antialias=False, rounding="down"), _RANGE),
     # Hugging Face: ViTImageProcessor and DeiTImageProcessor's relatives, by checkpoint family.
-    "hf_vit": (_DECODE, _squash(), _RANGE),
-    "hf_siglip": (_DECODE, _squash(method="bicubic"), _RANGE),
+    "hf_vit": (_DECODE, _resize(), _RANGE),
+    "hf_siglip": (_DECODE, _resize(method="bicubic"), _RANGE),
     "hf_dinov2": (_DECODE, _resize_small(method="bicubic", long_side="down"), _CROP, _IMAGENET),
-    "hf_dinov3": (_DECODE, _squash(rounding="none"), _IMAGENET),
-    # DINOv3's README; its evaluation code does as DINOv2's.
-    "dinov3": (_DECODE_AS_STORED, _squash(), _IMAGENET),
-    # timm's ViTs that came from Google; with ImageNet's statistics its DeiT, DINO and MAE.
+    "hf_dinov3": (_DECODE, _resize(rounding="none"), _IMAGENET),
+    # DINOv3's README. Its evaluation code is that of DINOv2.
+    "dinov3": (_DECODE_AS_STORED, _resize(), _IMAGENET),
+    # timm's ViTs from Google; timm_imagenet: its DeiT, DINO and MAE.
     "timm": (
         _DECODE_AS_STORED,
         _resize_small(method="bicubic", long_side="down"),

@@ -1,9 +1,9 @@
-"""Resizing as the published models' code does it: which kernel, antialiased or not, how rounded.
+"""Resizes images as in the code of published models: kernel, antialiasing, rounding.
 
-They all agree on where pixels are (at i + 1/2), and on little else. Pillow, torchvision and Hugging
-Face widen the kernel when an image shrinks (antialiasing) and round to the nearest of 256 levels;
-vision_transformer reads the 2x2 nearest pixels whatever the scale and keeps fractions;
-big_vision does the same, or averages areas, and rounds down.
+In all of them the centre of pixel i is at i + 1/2; otherwise they differ. Pillow, torchvision and
+Hugging Face widen the kernel when an image shrinks (antialiasing) and round to the nearest of 256
+levels; vision_transformer interpolates between the 2x2 nearest pixels at every scale and keeps
+fractions; big_vision does the same, or averages areas, and rounds down.
 """
 
 import functools
@@ -19,8 +19,8 @@ from vit_jax.errors import DataError
 METHODS = ("nearest", "bilinear", "bicubic", "area")
 ROUNDINGS = ("nearest", "down", "none")
 
-MAX_SIDE = 2**17  # Pixels of what is resized: the weights of longer sides would fill the memory.
-_MAX_BETWEEN = 2**26  # Pixels between the two axes.
+MAX_SIDE = 2**17  # Pixels: the weights for longer sides would fill the memory.
+_MAX_INTERMEDIATE_PIXELS = 2**26  # After the first axis is resized.
 
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -33,7 +33,7 @@ def resize(
     antialias: bool = True,
     rounding: str = "nearest",
 ) -> Num[np.ndarray, "h2 w2 c"]:
-    """Resizes to `size`, whatever that does to the aspect ratio.
+    """Resizes to `size`, ignoring the aspect ratio.
 
     Args:
       image: uint8, or float32 in 0..255.
@@ -43,7 +43,7 @@ def resize(
       rounding: of a uint8 image: nearest; down (as big_vision's cast); none: float32 in 0..255.
 
     Returns:
-      uint8; float32 if the image was that or if `rounding` is none.
+      float32 if `image` is float32 or `rounding` is none; otherwise uint8.
 
     Raises:
       DataError: a side is longer than `MAX_SIDE`.
@@ -51,20 +51,20 @@ def resize(
     if max(image.shape[:2]) > MAX_SIDE:
         raise DataError(
             f"An image of {image.shape[0]:,} x {image.shape[1]:,} pixels (height x width): no side "
-            f"may have more than {MAX_SIDE:,}. Cut it beforehand."
+            f"may have more than {MAX_SIDE:,}. Crop it beforehand."
         )
-    exact = image.dtype != np.uint8 or rounding == "none"
+    is_float = image.dtype != np.uint8 or rounding == "none"
     if image.shape[:2] == size:
-        return image.astype(np.float32) if exact else image
-    if not exact and rounding == "nearest" and antialias and method in _PILLOW:
-        # Pillow's own, several times as fast.
+        return image.astype(np.float32) if is_float else image
+    if not is_float and rounding == "nearest" and antialias and method in _PILLOW:
+        # Pillow's implementation is several times as fast.
         return from_pillow(to_pillow(image).resize(size[::-1], _PILLOW[method]))
-    # float64 where fractions are cut off: float32 would turn many a 100.0 into 99.
+    # float64 for rounding down: in float32 many a 100.0 would become 99.
     dtype, out = np.float64 if rounding == "down" else np.float32, image
-    # A long line is shortened before it is made thick.
-    for axis in (0, 1) if size[0] * image.shape[1] <= _MAX_BETWEEN else (1, 0):
+    # Rows before columns, unless the intermediate image of a very wide image would be too large.
+    for axis in (0, 1) if size[0] * image.shape[1] <= _MAX_INTERMEDIATE_PIXELS else (1, 0):
         out = _resample(out, size[axis], axis=axis, method=method, antialias=antialias, dtype=dtype)
-    if exact:
+    if is_float:
         return out.astype(np.float32)
     # 1e-9 is far above float64's errors and far below any fraction that matters.
     return np.clip(out + (0.5 if rounding == "nearest" else 1e-9), 0, 255).astype(np.uint8)
@@ -92,7 +92,7 @@ def _resample(
 def _taps(
     length_in: int, length_out: int, method: str, antialias: bool
 ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-    """Which k input pixels each output pixel reads along one axis, and their weights (sum 1)."""
+    """Returns the k input pixels of each output pixel along one axis, and their weights (sum 1)."""
     scale = length_in / length_out
     left = np.arange(length_out)[:, None] * scale  # Edge of each output pixel.
     centre = left + scale / 2

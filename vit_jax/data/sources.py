@@ -1,12 +1,12 @@
-"""Open a data set by its config: the bundled digits, Fashion-MNIST, TFDS or a folder of images.
+"""Opens a data set by its config: the bundled digits, Fashion-MNIST, TFDS or a folder of images.
 
-Each source has a file of its own, imported when it is asked for: TFDS takes a while to import.
+The file of a source is imported only when that source is opened: importing TFDS is slow.
 """
 
 from ml_collections import ConfigDict
 
 from vit_jax.data.base import Example, Source
-from vit_jax.data.subset import of_classes
+from vit_jax.data.subset import select_classes
 from vit_jax.errors import ConfigError, did_you_mean
 
 __all__ = ["SOURCES", "Example", "Source", "open_source"]
@@ -18,18 +18,18 @@ def open_source(data_config: ConfigDict, *, split: str) -> Source:
     """Opens one split of the configured data set, of the configured classes.
 
     Args:
-      data_config: `config.data`; read are source, name, data_dir, manual_dir, image_key, label_key,
-        classes.
+      data_config: `config.data`; of its keys, source, name, data_dir, manual_dir, image_key,
+        label_key and classes are used.
       split: a split's name, or a slice of it such as "train[:90%]".
 
     Returns:
       The source, with at least one example.
 
     Raises:
-      ConfigError: unknown source, or one that lacks a key it needs.
+      ConfigError: unknown source, or a missing key.
       DataError: the data are missing, broken or have no such split.
     """
-    return of_classes(_open(data_config, split=split), data_config.classes)
+    return select_classes(_open(data_config, split=split), data_config.classes)
 
 
 def _open(c: ConfigDict, *, split: str) -> Source:
@@ -54,7 +54,7 @@ def _open(c: ConfigDict, *, split: str) -> Source:
 
             if not c.data_dir:
                 raise ConfigError(
-                    'data.source="image_folder" needs data.data_dir, its root. Pass '
+                    'data.source="image_folder" needs data.data_dir, the root folder. Pass '
                     "--config.data.data_dir=FOLDER or --config=configs/image_folder.py:root=FOLDER."
                 )
             return ImageFolder(c.data_dir, split=split)

@@ -1,4 +1,4 @@
-"""Some classes of a data set, some of its examples, a few of each class: any source, in part."""
+"""Subsets of any source: some classes, random examples, or a few examples of each class."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from vit_jax.errors import ConfigError, DataError
 
 
 class Subset(Source):
-    """Some examples of a source, in its order; its classes may be fewer, and are renumbered."""
+    """Some examples of a source, in its order; optionally with fewer, renumbered classes."""
 
     def __init__(
         self,
@@ -25,17 +25,17 @@ class Subset(Source):
         """Describes the subset; reads no example.
 
         Args:
-          source: the whole.
-          ids: of the examples that are kept; all of them are of `classes`.
-          classes: numbers of the source's classes: the i-th is class i here; None: all, as there.
-          fingerprint: what tells this subset from others of the same source.
+          source: the full source.
+          ids: of the examples to keep, all of which are of `classes`.
+          classes: class ids of the source: the i-th becomes class i. None: all, not renumbered.
+          fingerprint: distinguishes this subset from others of the same source.
         """
         self._source, self._ids, self._fingerprint = source, ids, fingerprint
         self.name, self.split, self.channels = source.name, source.split, source.channels
         self.class_names, self.multi_label = source.class_names, source.multi_label
-        self._number = None
+        self._new_label = None
         if classes is not None:
-            self._number = {label: i for i, label in enumerate(classes)}
+            self._new_label = {label: i for i, label in enumerate(classes)}
             self.class_names = tuple(source.class_names[label] for label in classes)
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class Subset(Source):
         return self._renumbered(self._source.label(int(self._ids[index])))
 
     def _renumbered(self, label: Any) -> Any:
-        return label if self._number is None else self._number[label]
+        return label if self._new_label is None else self._new_label[label]
 
     def describe(self, index: int) -> str:
         return self._source.describe(int(self._ids[index]))
@@ -59,27 +59,27 @@ class Subset(Source):
         return digest(self._source.fingerprint, self._fingerprint)
 
 
-def of_classes(source: Source, classes: Sequence[Any]) -> Source:
-    """The examples of some classes; the first of `classes` becomes class 0, and so on.
+def select_classes(source: Source, classes: Sequence[Any]) -> Source:
+    """Returns the examples of some classes; the first of `classes` becomes class 0, and so on.
 
-    Every label of the source is read, so it takes as long as reading the source once.
+    It reads every label, which takes as long as reading the source once.
 
     Args:
-      source: of single labels.
-      classes: `config.data.classes`: numbers of classes of the source; (): all, as they are.
+      source: with one label per example.
+      classes: `config.data.classes`: class ids of the source; (): returns `source`.
 
     Raises:
-      ConfigError: a number is no class or comes twice, or the source has several labels an example.
+      ConfigError: a class id is invalid or repeated, or the source is multi-label.
       DataError: the source has no example of a class.
     """
     if not classes:
         return source
-    _check_single(source, "data.classes")
-    known = range(source.num_classes)
-    if any(type(c) is not int or c not in known for c in classes) or len({*classes}) < len(classes):
+    _check_single_label(source, "data.classes")
+    valid = range(source.num_classes)
+    if any(type(c) is not int or c not in valid for c in classes) or len({*classes}) < len(classes):
         raise ConfigError(
-            f"data.classes is {tuple(classes)}: write different class numbers of {source.name}, "
-            f"from 0 to {source.num_classes - 1}."
+            f"data.classes is {tuple(classes)}: write different class ids of {source.name}, from 0 "
+            f"to {source.num_classes - 1}."
         )
     labels = _labels(source)
     for label in classes:
@@ -92,19 +92,19 @@ def of_classes(source: Source, classes: Sequence[Any]) -> Source:
     return Subset(source, ids, classes=classes, fingerprint=f"classes {tuple(classes)}")
 
 
-def random_part(source: Source, examples: int, *, seed: int) -> Source:
-    """Some examples, chosen by a seed whatever their class; those of n are among those of n + 1.
+def random_subset(source: Source, examples: int, *, seed: int) -> Source:
+    """Returns a random subset of the examples (nested: n examples are among n + 1).
 
-    They are the first of the permutation that `vit_jax.data.order` makes of the seed: the choice
-    takes memory in proportion to the part, reads no label, and is equal in every release.
+    They are the first of the permutation of `vit_jax.data.order` for the seed. So the choice needs
+    memory proportional to the subset, reads no label, and is the same in every release.
 
     Args:
-      source: the whole.
-      examples: `config.data.examples`: how many; 0: all that there are.
-      seed: decides which.
+      source: the full source.
+      examples: `config.data.examples`: size of the subset; 0: returns `source`.
+      seed: of the choice.
 
     Raises:
-      DataError: there are fewer.
+      DataError: the source has fewer examples.
     """
     if not examples:
         return source
@@ -120,31 +120,31 @@ def random_part(source: Source, examples: int, *, seed: int) -> Source:
 
 
 def few_shot(source: Source, shots: int, *, seed: int) -> Source:
-    """As many examples of each class, chosen by a seed; those of k shots are among those of k + 1.
+    """Returns random examples, equally many of each class (nested: k shots are among k + 1).
 
     Args:
-      source: of single labels.
-      shots: `config.data.shots`: examples of each class; 0: all that there are.
-      seed: decides which.
+      source: with one label per example.
+      shots: `config.data.shots`: examples of each class; 0: returns `source`.
+      seed: of the choice.
 
     Raises:
-      ConfigError: the source has several labels an example.
+      ConfigError: the source is multi-label.
       DataError: a class has fewer examples.
     """
     if not shots:
         return source
-    _check_single(source, "data.shots")
+    _check_single_label(source, "data.shots")
     labels = _labels(source)
-    order = np.random.default_rng((seed, len(source))).permutation(len(source))
+    permutation = np.random.default_rng((seed, len(source))).permutation(len(source))
     chosen = []
     for label, name in enumerate(source.class_names):
-        of_class = order[labels[order] == label]
-        if len(of_class) < shots:
+        class_ids = permutation[labels[permutation] == label]
+        if len(class_ids) < shots:
             raise DataError(
                 f"data.shots is {shots}, but {source.name}, {source.split}, has "
-                f"{len(of_class):,} examples of the class {name}."
+                f"{len(class_ids):,} examples of the class {name}."
             )
-        chosen.append(of_class[:shots])
+        chosen.append(class_ids[:shots])
     ids = np.sort(np.concatenate(chosen))
     return Subset(source, ids, fingerprint=f"{shots} shots of {seed}")
 
@@ -153,9 +153,9 @@ def _labels(source: Source) -> Int[np.ndarray, "n"]:
     return np.array([source.label(i) for i in range(len(source))], np.int64)
 
 
-def _check_single(source: Source, key: str) -> None:
+def _check_single_label(source: Source, key: str) -> None:
     if source.multi_label:
         raise ConfigError(
-            f"{key} is set, but an example of {source.name} may be of several classes: choose by "
-            "data.split."
+            f"{key} is set, but an example of {source.name} may be of several classes: choose "
+            "examples by data.split instead."
         )

@@ -1,7 +1,7 @@
-"""Any data set of TensorFlow Datasets, read at random without TensorFlow.
+"""Data sets of TensorFlow Datasets (TFDS), with random access and without TensorFlow.
 
 TFDS reads prepared data without TensorFlow if they are stored as ArrayRecord (its default,
-TFRecord, has no random access). Images stay encoded here; `vit_jax.data.decode` decodes them.
+TFRecord, has no random access). Images remain encoded; `vit_jax.data.decode` decodes them.
 """
 
 import contextlib
@@ -14,74 +14,75 @@ import tensorflow_datasets as tfds
 
 from vit_jax import storage
 from vit_jax.data.base import Example, Source, digest, split_name
-from vit_jax.data.reading import is_passing
+from vit_jax.data.reading import is_transient
 from vit_jax.errors import ConfigError, DataError, did_you_mean
 
 _CATALOG = "https://www.tensorflow.org/datasets/catalog/overview"
 
 
 def find_builder(name: str, *, data_dir: str) -> tfds.core.DatasetBuilder:
-    """Finds a data set by name.
+    """Returns the TFDS builder of a data set.
 
     Args:
-      name: as TFDS names it: "cifar10", "imagenet2012:5.1.0", "imagenet_v2/matched-frequency".
+      name: name in TFDS: "cifar10", "imagenet2012:5.1.0", "imagenet_v2/matched-frequency".
       data_dir: the folder of prepared data; "": TFDS's own (`~/tensorflow_datasets`).
 
     Raises:
       ConfigError: `data_dir` cannot be used.
-      DataError: there is no such data set, config or version, or what is prepared is damaged.
+      DataError: there is no such data set, config or version, or the prepared data are damaged.
     """
     if data_dir:
         storage.as_path(data_dir, name="data.data_dir")
     if not re.fullmatch(r"[^:]*(:[\d.*]+)?", name):
         raise DataError(
-            f'"{name}" is no data set of TFDS: write NAME, NAME/CONFIG or NAME:VERSION. Those of '
-            "other places (huggingface:...) run code of theirs: prepare one with TFDS first."
+            f'"{name}" is not a data set of TFDS: write NAME, NAME/CONFIG or NAME:VERSION. Data '
+            "sets of other hosts (huggingface:...) would run foreign code: prepare the data with "
+            "TFDS first."
         )
     try:
-        with _own_features_only():
+        with _only_features_of_tfds():
             builder = tfds.builder(name, data_dir=data_dir or None)
-            _ = builder.info  # What is prepared is read here.
+            _ = builder.info  # Reads the prepared features.json.
             return builder
     except DataError:
         raise
     except tfds.core.DatasetNotFoundError:
-        known = tfds.list_builders(with_community_datasets=False)  # Hundreds: name the nearest.
+        names = tfds.list_builders(with_community_datasets=False)  # Hundreds: show the nearest.
         base = name.partition(":")[0].partition("/")[0]
-        near = difflib.get_close_matches(base, known, n=3, cutoff=0.5)
-        guess = f"Did you mean {' or '.join(near)}? " if near else ""
+        nearest = difflib.get_close_matches(base, names, n=3, cutoff=0.5)
+        guess = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
         raise DataError(
-            f'TFDS knows no data set "{name}", and none of this name is prepared in '
+            f'TFDS has no data set "{name}", and none of this name is prepared in '
             f"{data_dir or 'its default folder'}. {guess}All names: {_CATALOG}"
         ) from None
     except Exception as error:
-        # Known, but not in this config or version; or files that no TFDS has written.
+        # An unknown config or version, or files that TFDS has not written.
         raise DataError(f'TFDS cannot open "{name}": {error}') from error
 
 
 @contextlib.contextmanager
-def _own_features_only() -> Iterator[None]:
-    """Inside, TFDS does not import the module that a features.json names: it may be anybody's."""
+def _only_features_of_tfds() -> Iterator[None]:
+    """Inside, TFDS does not import foreign modules, whose names a features.json may contain."""
     connector = tfds.features.FeatureConnector
-    find = connector.cls_from_name
+    class_from_name = connector.cls_from_name
 
-    def find_own(cls: type, name: str) -> type:
+    def checked_class_from_name(cls: type, name: str) -> type:
         if not name.startswith("tensorflow_datasets."):
             raise DataError(
                 f"features.json names the class {name[:200]!r}: only features of TFDS itself are "
-                "read, for any other would be code to run."
+                "accepted, because loading any other would run foreign code."
             )
-        return find(name)
+        return class_from_name(name)
 
-    connector.cls_from_name = classmethod(find_own)
+    connector.cls_from_name = classmethod(checked_class_from_name)
     try:
         yield
     finally:
-        connector.cls_from_name = find
+        connector.cls_from_name = class_from_name
 
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-    """Whether the data are there. (TFDS logs a warning about a folder that does not exist.)"""
+    """Whether the data are prepared. Checks the folder first: TFDS warns if it is missing."""
     return builder.data_path.exists() and builder.is_prepared()
 
 
@@ -105,7 +106,7 @@ class TfdsSource(Source):
           label_key: name of the label feature: a ClassLabel, or a Sequence of them (multi-label).
 
         Raises:
-          ConfigError: a key names no feature, or one of another kind.
+          ConfigError: a key is not that of a feature, or of a feature of another kind.
           DataError: the data are not prepared, not in a format with random access, or have no such
             split.
         """
@@ -127,7 +128,7 @@ class TfdsSource(Source):
         self.class_names = tuple(classes.names)
         self.channels = 1 if image.shape[-1] == 1 else 3
         self._image_key, self._label_key = image_key, label_key
-        # No image is decoded here, nor one that is not asked for.
+        # Images are decoded later, and images of other features never.
         decoders = {
             key: tfds.decode.SkipDecoding()
             for key, feature in features.items()
@@ -136,10 +137,10 @@ class TfdsSource(Source):
         try:
             self._records = builder.as_data_source(split, decoders=decoders)
         except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
-            raise _why_not(builder, split, error) from error
-        # How the order of the records arises; a builder that knows no splits says nothing of it.
-        of_split = builder.info.splits.get(split.partition("[")[0])
-        self._shards = tuple(of_split.shard_lengths) if of_split else ()
+            raise _open_error(builder, split, error) from error
+        # The order of the records depends on the shards; a builder may have no information on them.
+        split_info = builder.info.splits.get(split.partition("[")[0])
+        self._shards = tuple(split_info.shard_lengths) if split_info else ()
         if not len(self._records):
             raise DataError(f'"{split}" of {self.name} is empty.')
 
@@ -153,21 +154,21 @@ class TfdsSource(Source):
     def __getitem__(self, index: int) -> Example:
         try:
             record = self._records[index]
-        except Exception as error:  # Whatever the reader or the parser found.
-            if is_passing(error):
+        except Exception as error:  # The reader and the parser raise many types.
+            if is_transient(error):
                 raise
             raise DataError(f"This record cannot be read: {error}") from error
         label = record[self._label_key]
         if self.multi_label:
-            hot = np.zeros(self.num_classes, np.float32)
+            multi_hot = np.zeros(self.num_classes, np.float32)
             classes = np.asarray(label, np.int64)
             if np.any((classes < 0) | (classes >= self.num_classes)):
                 raise DataError(
                     f"its labels are {', '.join(map(str, classes))}, but labels go from 0 to "
                     f"{self.num_classes - 1}."
                 )
-            hot[classes] = 1
-            return {"image": record[self._image_key], "label": hot}
+            multi_hot[classes] = 1
+            return {"image": record[self._image_key], "label": multi_hot}
         return {"image": record[self._image_key], "label": int(label)}
 
 
@@ -177,8 +178,8 @@ def _feature(features, key: str, *, config_key: str, name: str):
     return features[key]
 
 
-def _why_not(builder: tfds.core.DatasetBuilder, split: str, error: Exception) -> DataError:
-    """The reason why TFDS could not open a split, and what to do."""
+def _open_error(builder: tfds.core.DatasetBuilder, split: str, error: Exception) -> DataError:
+    """Returns an error that says why TFDS could not open a split, and what to do."""
     name, folder = builder.info.full_name, builder.data_dir
     prepare = (
         f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
@@ -188,8 +189,8 @@ def _why_not(builder: tfds.core.DatasetBuilder, split: str, error: Exception) ->
     if not is_prepared(builder):
         return DataError(
             f"{name} is not prepared in {folder}. If it is elsewhere, set data.data_dir. To prepare"
-            f" it (most data sets need TensorFlow for this, once): {prepare}. A data set that must "
-            f"be downloaded by hand says there where to put its files: {_CATALOG}"
+            f" it (most data sets need TensorFlow for this, once): {prepare}. For data sets that "
+            f"must be downloaded by hand, the catalog says where to put the files: {_CATALOG}"
         )
     if isinstance(error, NotImplementedError):
         return DataError(
@@ -203,5 +204,5 @@ def _why_not(builder: tfds.core.DatasetBuilder, split: str, error: Exception) ->
         return DataError(
             f'{name} has no split "{split}". {did_you_mean(base, builder.info.splits)}'
         )
-    split_name(split)  # Malformed: says what is accepted.
+    split_name(split)  # Raises an error for a malformed split.
     return DataError(f'TFDS cannot open the split "{split}" of {name}: {error}')

@@ -7,8 +7,8 @@ For example, to train on ImageNet and to evaluate on it:
      {"op": "value_range"})
 
 The arguments of an operation are the fields of its class in `OPS`. Images are uint8 [height, width,
-channels] from `decode` on and float32 from `value_range` or `normalize` on; what is out of order
-is refused when the transforms are built, before an image is read.
+channels] from `decode` on and float32 from `value_range` or `normalize` on. A wrong order is an
+error when the transforms are composed, before an image is read.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ from vit_jax.errors import ConfigError, did_you_mean
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decode(Op):
-    """An encoded file, or uint8 pixels as stored, to uint8 [height, width, channels].
+    """Decodes a file or stored uint8 pixels to uint8 [height, width, channels].
 
     Attributes:
       channels: 3 or 1.
-      exif: turn the image upright as its EXIF orientation says.
+      exif: apply the EXIF orientation.
     """
 
     channels: int = 3
@@ -74,13 +74,13 @@ OPS: dict[str, type[Op]] = {
 
 @dataclasses.dataclass(frozen=True)
 class ComposedTransform:
-    """What `build` makes: operations in order, on an example's "image".
+    """A sequence of operations on the "image" of an example.
 
     Attributes:
-      ops: the operations.
-      gives: the kind of image that comes out; one of those in `vit_jax.data.op`.
-      key: of the config that they are from, for messages.
-      shape: (height, width, channels) that must come out; None: any may.
+      ops: the operations, in order.
+      gives: the kind of the transformed image; one of those in `vit_jax.data.op`.
+      key: the config key of the transforms, for messages.
+      shape: required (height, width, channels) of the transformed image; None: any.
     """
 
     ops: tuple[Op, ...]
@@ -89,14 +89,14 @@ class ComposedTransform:
     shape: tuple[int, int, int] | None = None
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """A copy of the example with its image transformed.
+        """Returns a copy of the example with a transformed image.
 
         Args:
-          example: "image": what the first operation takes; other entries are kept.
+          example: "image": an encoded file or an array; other entries do not change.
           rng: the only source of randomness.
 
         Raises:
-          ConfigError: what comes out is not what the model takes.
+          ConfigError: the transformed image does not have the required shape.
           DataError: the image is broken, or too small for a crop.
         """
         image = example["image"]
@@ -104,9 +104,9 @@ class ComposedTransform:
             image = op(image, rng)
         if self.shape not in (None, image.shape):
             raise ConfigError(
-                f"{self.key} make images of height, width, channels {image.shape}, and the model "
-                f"takes {self.shape}: add a resize or a crop, let decode give as many channels, or "
-                "set model.image_size and model.channels."
+                f"{self.key} make images of height, width, channels {image.shape}, but the model "
+                f"takes {self.shape}: add a resize or a crop, set channels of decode, or set "
+                "model.image_size and model.channels."
             )
         return {**example, "image": np.ascontiguousarray(image)}
 
@@ -118,21 +118,21 @@ def compose(
     channels: int | None = None,
     key: str = "transforms",
 ) -> ComposedTransform:
-    """Checks transforms and makes a function of them.
+    """Checks transforms and composes them to a function.
 
     Args:
-      transforms: dicts {"op": name in `OPS`, **arguments}, the first of them decode.
-      image_size: side, or (side,), or (height, width), in pixels; every `size` left out is this.
-      channels: of the model that the images are for: they must come out normalised, and have this
-        many channels and `image_size`. None: they are for something else.
-      key: of the config, for messages.
+      transforms: dicts {"op": name in `OPS`, **arguments}; the first is decode.
+      image_size: side, or (side,), or (height, width), in pixels; the default of every `size`.
+      channels: the model's channels: the transformed images must be normalised and have
+        `image_size` and these channels. None: no such check.
+      key: the config key of the transforms, for messages.
 
     Returns:
       A function of (example, random generator) that can be pickled.
 
     Raises:
-      ConfigError: an unknown operation or argument, a value that makes no sense, an operation on
-        images of a kind that it does not take, or no normalised images for a model.
+      ConfigError: an unknown operation or argument, an invalid value, an operation on a kind of
+        images that it does not accept, or images for a model that are not normalised.
     """
     image_size = _height_width(image_size, where="image_size")
     ops: list[Op] = []
@@ -147,15 +147,15 @@ def compose(
             raise ConfigError(f"{where}: no such operation. {did_you_mean(str(name), OPS)}")
         op = _make(OPS[name], entry, image_size=image_size, where=where)
         if kind not in op.takes:
-            raise ConfigError(f"{where} {_out_of_order(op, kind, previous)}")
+            raise ConfigError(f"{where} {_order_problem(op, kind, previous)}")
         ops.append(op)
         kind, previous = op.gives(kind), name
     if channels is None:
         return ComposedTransform(tuple(ops), kind, key)
     if kind != FLOAT:
         raise ConfigError(
-            f"{key} end with images that are {kind}, and a model takes {FLOAT}: add value_range "
-            "or normalize."
+            f"{key} end with images that are {kind}, but a model takes {FLOAT}: add value_range or "
+            "normalize."
         )
     return ComposedTransform(tuple(ops), kind, key, (*image_size, channels))
 
@@ -179,15 +179,15 @@ def _make(
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
-    """The value as its field declares it; in configs 1 means 1.0, and JSON has lists for tuples."""
+    """Converts a value to its field's type: int to float, and JSON's lists to tuples."""
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(_typed(name, v, typing.get_args(hint)[0]) for v in value)
-    flag = isinstance(value, bool)  # Which Python takes for a whole number.
-    if hint is float and isinstance(value, int) and not flag:
+    is_bool = isinstance(value, bool)  # In Python, bool is a subclass of int.
+    if hint is float and isinstance(value, int) and not is_bool:
         return float(value)
-    if typing.get_origin(hint) is tuple or not isinstance(value, hint) or flag != (hint is bool):
-        kind = hint.__name__ if isinstance(hint, type) else hint
-        raise ConfigError(f"{name}: {value!r} should be {kind}.")
+    if typing.get_origin(hint) is tuple or not isinstance(value, hint) or is_bool != (hint is bool):
+        expected = hint.__name__ if isinstance(hint, type) else hint
+        raise ConfigError(f"{name}: {value!r} should be {expected}.")
     return value
 
 
@@ -201,11 +201,11 @@ def _height_width(size: Any, *, where: str) -> tuple[int, int]:
     return pair
 
 
-def _out_of_order(op: Op, kind: str, previous: str) -> str:
+def _order_problem(op: Op, kind: str, previous: str) -> str:
     if not previous:
-        return "comes first; that should be decode, which takes files and arrays alike."
+        return "comes first, but that must be decode, which takes both files and arrays."
     if op.takes == (STORED,):
-        return "should come first, and once."
+        return "must come first, and only once."
     return (
         f"takes images that are {' or '.join(op.takes)}; after {previous} they are {kind}. "
         f"Move it to before {previous}."

@@ -71,7 +71,7 @@ def build_evals(evaluator: Evaluator, *, class_names: Sequence[str]) -> dict[str
             )
         load = ExampleLoader(source, evaluator.transform(), 0)
         if config.data.on_bad == "skip":
-            pipeline.first_good(load)
+            pipeline.first_good_example(load)
         else:
             load(0, epoch=0)
 

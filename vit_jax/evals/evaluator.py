@@ -12,7 +12,7 @@ from ml_collections import FrozenConfigDict
 
 from vit_jax.data import pipeline, transforms
 from vit_jax.data.base import Source
-from vit_jax.data.batches import Batches, Loading
+from vit_jax.data.batches import Batches, LoaderOptions
 from vit_jax.data.blocks import Transform
 from vit_jax.evals.classification import Classification, probabilities
 from vit_jax.models import ModelConfig, build
@@ -86,7 +86,7 @@ class Evaluator:
             transform or self.transform(),
             batch_size=-(-rows // parts) * parts,
             sharding=batch_sharding(self.mesh),
-            loading=Loading.of(data, workers=workers),
+            options=LoaderOptions.from_config(data, workers=workers),
             on_bad=on_bad,
         )
 

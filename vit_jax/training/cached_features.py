@@ -29,7 +29,7 @@ from vit_jax.parallel.mesh import replicated
 from vit_jax.parallel.rules import path_name
 from vit_jax.training.experiment import Experiment
 
-# Wraps an iterator of batches and reports progress: `vit_jax.parallel.watch.Watch.over`.
+# Wraps an iterator of batches and reports progress: `vit_jax.parallel.watch.Watch.iterate`.
 ProgressWrapper = Callable[[Iterable, str], Iterable]
 
 

@@ -13,10 +13,10 @@ from ml_collections import FrozenConfigDict
 from vit_jax.config import check_best
 from vit_jax.data import pipeline, transforms
 from vit_jax.data.base import Source
-from vit_jax.data.batches import Batches, Loading
+from vit_jax.data.batches import Batches, LoaderOptions
 from vit_jax.data.blocks import Transform
 from vit_jax.data.sources import open_source
-from vit_jax.data.subset import few_shot, random_part
+from vit_jax.data.subset import few_shot, random_subset
 from vit_jax.errors import ConfigError
 from vit_jax.evals.build import Evaluation, build_evals
 from vit_jax.evals.evaluator import Evaluator
@@ -118,7 +118,7 @@ class Experiment:
           VitJaxError: the config or the data is wrong, or they do not fit each other.
         """
         source = open_source(config.data, split=config.data.split)
-        source = random_part(source, config.data.examples, seed=config.seed)
+        source = random_subset(source, config.data.examples, seed=config.seed)
         source = few_shot(source, config.data.shots, seed=config.seed)
         model = read_section(config.model, num_classes=source.num_classes)
         if model.num_classes < source.num_classes:
@@ -173,7 +173,7 @@ class Experiment:
             seed=config.seed,
             start_step=start,
             sharding=meshes.batch_sharding(self.mesh),
-            loading=Loading.of(config.data),
+            options=LoaderOptions.from_config(config.data),
             on_bad=on_bad,
         )
 

@@ -82,7 +82,7 @@ class Observer:
                     partial(
                         self.watch.iterate, location=f"the evaluation {name} after {step} updates"
                     ),
-                    self.bad_examples.of_evaluation(step),
+                    self.bad_examples.evaluation_callback(step),
                 )
                 measured |= {f"{name}/{key}": value for key, value in values.items()}
         if measured:
