@@ -66,6 +66,14 @@ def test_an_unreadable_claim_is_replaced(gcs, left):
         assert b'"machine"' in gcs.objects()["run/lock"]
 
 
+def test_a_claim_that_this_process_left_behind_is_replaced(gcs):
+    with lock(RUN):
+        left = gcs.objects()["run/lock"]
+    gcs.put("run/lock", left)
+    with lock(RUN):
+        pass
+
+
 def test_the_claim_of_another_machine_is_refused_with_how_to_remove_it(gcs):
     left = b'{"pid": 1, "machine": ["x"]}'
     gcs.put("run/lock", left)

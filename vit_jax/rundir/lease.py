@@ -12,6 +12,8 @@ from etils import epath
 from vit_jax import storage
 from vit_jax.errors import ConfigError
 
+_held: set[str] = set()  # Claims of this process.
+
 
 @contextlib.contextmanager
 def lease(path: epath.PathLike) -> Iterator[None]:
@@ -35,7 +37,7 @@ def lease(path: epath.PathLike) -> Iterator[None]:
     )
     try:
         claim = _read(path)
-        if claim is not None and _has_ended(claim):
+        if claim is not None and address not in _held and _has_ended(claim):
             storage.delete(path)
         storage.create(path, content.encode() + b"\n")
     except FileExistsError as error:
@@ -49,9 +51,11 @@ def lease(path: epath.PathLike) -> Iterator[None]:
         raise ConfigError(
             f"--workdir={path.parent} cannot be written: {storage.explain(error)}."
         ) from error
+    _held.add(address)
     try:
         yield
     finally:
+        _held.remove(address)
         with contextlib.suppress(OSError):  # It is left behind, as by a process that was killed.
             storage.delete(path)
 
@@ -81,6 +85,8 @@ def _has_ended(claim: dict[str, Any]) -> bool:
     pid, machine = claim.get("pid"), _machine()
     if not machine or claim["machine"] != machine or type(pid) is not int or pid < 1:
         return False
+    if pid == os.getpid():  # Of an earlier call in this notebook, which could not delete it.
+        return True
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

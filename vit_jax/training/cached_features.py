@@ -10,6 +10,7 @@ ImageNet's 1.28 million images and a ViT-B.
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -95,6 +96,7 @@ def cache_features(
         num_classes=model_config.num_classes,
         loss_name=config.loss.name,
     )
+    compute = partial(_compute, evaluator, over=over)
     cached = {}
     for name, evaluation in experiment.evals.items():
         split = config.evals[name].split
@@ -103,12 +105,12 @@ def cache_features(
         def run(params, over=iter, on_bad=None, split=split, known=known):
             if not known:
                 source = open_source(config.data, split=split)
-                known.append(_compute(evaluator, source, params, over=over))
+                known.append(compute(source, params))
             with evaluator.batches(known[0], transform=identity, workers=0) as batches:
                 return classification.evaluate(params, over(batches))
 
         cached[name] = Evaluation(evaluation.every_steps, evaluation.fingerprint, run)
-    source = _compute(evaluator, experiment.source, params, over=over)
+    source = compute(experiment.source, params)
     trained = dataclasses.replace(experiment, source=source, transform=identity, evals=cached)
     return Head(model_config), trained
 
