@@ -1,8 +1,8 @@
 """The attention back ends compute the same: outputs and gradients, in both dtypes.
 
-cuDNN's kernel needs an NVIDIA GPU. What can be held on a CPU: that our own attention is the
-function which JAX defines, with cuDNN as one of its implementations; and that the model calls that
-function as it must, with XLA's implementation standing in for cuDNN's.
+cuDNN's kernel needs an NVIDIA GPU. A CPU can test that our own attention equals the function of
+JAX of which cuDNN is one implementation, and that the model calls that function correctly, with
+XLA's implementation in place of cuDNN's.
 """
 
 import functools
@@ -31,7 +31,7 @@ def value_and_gradients(function, inputs, gradient_of_output):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
-def test_ours_is_the_function_that_jax_defines(dtype, tolerance):
+def test_our_attention_equals_jaxs(dtype, tolerance):
     rng = np.random.default_rng(0)
     q, k, v, out = (jnp.asarray(rng.normal(size=SHAPE), dtype) for _ in range(4))
 
@@ -48,7 +48,7 @@ def test_ours_is_the_function_that_jax_defines(dtype, tolerance):
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max(), rtol=0)
 
 
-def test_the_model_is_the_same_by_either_back_end(monkeypatch):
+def test_either_back_end_gives_the_same_model_outputs(monkeypatch):
     calls = []
 
     def stand_in(*args, implementation, **kwargs):
@@ -59,16 +59,16 @@ def test_the_model_is_the_same_by_either_back_end(monkeypatch):
     monkeypatch.setattr(attention.jax.nn, "dot_product_attention", stand_in)
     c = base_config()
     c.model.update({"variant": "mu/4", "image_size": (16,), "depth": 1, "num_heads": 4})
-    cfg = read_section(c.model, num_classes=10)
-    x, params = images(cfg, batch=4), random_params(cfg)
+    config = read_section(c.model, num_classes=10)
+    x, params = images(config, batch=4), random_params(config)
 
     def loss_and_gradient(backend):
-        # In float32, which cuDNN would refuse: rounding then hides nothing.
+        # In float32, which cuDNN does not support: rounding is then smaller than any error.
         monkeypatch.setattr(attention, "resolve_backend", lambda *args, **kwargs: backend)
         calls.clear()
 
         def loss(params):
-            logits, _ = Vit(cfg).apply({"params": params}, x, train=True)
+            logits, _ = Vit(config).apply({"params": params}, x, train=True)
             return jax.nn.logsumexp(logits, axis=-1).mean()
 
         value, gradient = jax.jit(jax.value_and_grad(loss))(params)

@@ -137,7 +137,7 @@ HINTED = {
 WANTED = {
     "image size that patches do not fill": (
         lambda s: (s.hf(), {"image_size": 30}),
-        "height 30, which is not a multiple of the patch size 8. The nearest that are: 24 or 32.",
+        "height 30, which is not a multiple of the patch size 8. The nearest multiples: 24 or 32.",
     ),
     "Mixer at another image size": (
         lambda s: (s.mixer(), {"image_size": 32}),

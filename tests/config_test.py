@@ -1,4 +1,4 @@
-"""Configs: overrides, arguments, checks, and the way to JSON and back."""
+"""Configs: overrides, arguments, checks, and conversion to JSON and back."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_json_and_back(tmp_path):
     assert plain["total_steps"] is None and plain["total_epochs"] == 1.5
 
 
-def test_an_older_runs_config_lacks_keys_and_has_their_defaults(tmp_path):
+def test_missing_keys_of_an_older_runs_config_get_their_defaults(tmp_path):
     plain = workdirs.config_to_json(small_config())
     del plain["optim"]["sam_rho"], plain["log"]
     config = workdirs.config_from_json(plain)
@@ -68,19 +68,19 @@ def test_evals_are_replaced_as_a_whole():
 
 
 @pytest.mark.parametrize(
-    ("save", "measure", "total", "compared"),
+    ("save", "evaluate", "total", "compared"),
     [
         (10, 10, 100, True),
         (10, 30, 100, True),
         (30, 40, 100, False),  # Not before step 120.
         (10, 0, 100, False),
-        (1000, 40, 100, True),  # Saved at the end alone: there is nothing to compare.
+        (1000, 40, 100, True),  # Saved only at the end: there is nothing to compare.
     ],
 )
-def test_the_best_checkpoint_is_one_of_several(save, measure, total, compared):
+def test_the_best_checkpoint_needs_several_to_choose_from(save, evaluate, total, compared):
     config = small_config(
         checkpoint__best_metric="test/top1", checkpoint__every_steps=save,
-        evals__test__every_steps=measure,
+        evals__test__every_steps=evaluate,
     )  # fmt: skip
     if compared:
         check_best(config, total_steps=total)
@@ -100,7 +100,7 @@ def test_the_best_checkpoint_is_one_of_several(save, measure, total, compared):
         (lambda c: c.optim.__delattr__("lr"), 'lacks the key "optim.lr"'),
     ],
 )
-def test_a_config_of_another_form_is_not_frozen(change, message):
+def test_a_config_with_wrong_keys_or_types_is_not_frozen(change, message):
     c = base_config().unlock()
     with c.ignore_type():
         change(c)

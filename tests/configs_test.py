@@ -1,7 +1,7 @@
 """Every config: it builds, is documented, refuses bad arguments, and equals its golden file.
 
-The golden files say what each recipe is, key by key, so that a change shows in review. To accept
-one, look at it and write them again:
+The golden files list every key of each recipe, so a change shows in review. To accept a change,
+review it and rewrite them:
 
     python -m tests.configs_test --update
 """
@@ -21,7 +21,7 @@ from vit_jax.rundir import workdir as workdirs
 GOLDENS = ROOT / "tests" / "goldens" / "configs"
 UPDATE = "python -m tests.configs_test --update"
 
-# ------------------------------------------------------------------------------------ what they are
+# ----------------------------------------------------------------------------------- properties
 
 
 @each_case
@@ -55,7 +55,7 @@ def test_calls_share_no_mutable_state(name):
 
 
 @each_config
-def test_docstring_says_how_and_what(name):
+def test_docstring_has_the_command(name):
     doc = load(name).__doc__
     verb = "sweep" if hasattr(load(name), "sweep") else "train"
     assert f"python -m vit_jax.{verb} --config=configs/{name}.py" in doc
@@ -77,7 +77,7 @@ def test_arguments_reach_the_config():
     assert get_config("image_folder", "root=~/my=images").data.data_dir == "~/my=images"
 
 
-def test_the_parts_are_the_same_for_every_model():
+def test_every_model_has_the_same_data_subsets():
     points = load("scaling/vit_vs_cnn").sweep()
     of_model = {}
     for point in points:
@@ -87,7 +87,7 @@ def test_the_parts_are_the_same_for_every_model():
     }
     configs = [get_config("scaling/vit_vs_cnn", f"model={model}") for model in of_model]
     assert {(c.data.split, c.total_steps) for c in configs} == {("full[51200:]", 310_823)}
-    # What is held out is trained on by none.
+    # No run trains on the held-out examples.
     held_out = {(c.evals.val.split, c.evals.test.split) for c in configs}
     assert held_out == {("full[25600:51200]", "full[:25600]")}
 
@@ -120,7 +120,7 @@ def test_every_augreg_level_is_an_argument():
 
 
 def golden_text(name: str) -> str:
-    """Every key of a config; for each of its other arguments, the keys that differ from that."""
+    """Returns every key of a config; for each other argument, the keys that differ."""
     flat = {
         arg: workdirs.flatten(
             json.loads(json.dumps(workdirs.config_to_json(get_config(name, arg))))
@@ -132,7 +132,7 @@ def golden_text(name: str) -> str:
         for arg, keys in flat.items()
     }
 
-    def section(keys):  # A line a key: so a difference reads well.
+    def section(keys):  # One line per key makes diffs readable.
         return ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(keys.items()))
 
     return (
@@ -145,17 +145,17 @@ def golden_text(name: str) -> str:
 @each_config
 def test_it_equals_its_golden_file(name):
     path = GOLDENS / f"{name}.json"
-    golden, ours = path.read_text() if path.exists() else "", golden_text(name)
+    golden, current = path.read_text() if path.exists() else "", golden_text(name)
     diff = list(
         difflib.unified_diff(
-            golden.splitlines(), ours.splitlines(), "golden", "config", n=0, lineterm=""
+            golden.splitlines(), current.splitlines(), "golden", "config", n=0, lineterm=""
         )
     )
     if diff:
         pytest.fail(
-            f"configs/{name}.py is not what {path.relative_to(ROOT)} says:\n"
+            f"configs/{name}.py differs from {path.relative_to(ROOT)}:\n"
             + "\n".join(diff)
-            + f"\nIf that is meant: {UPDATE}",
+            + f"\nIf that is intended: {UPDATE}",
             pytrace=False,
         )
 

@@ -32,7 +32,7 @@ from vit_jax.parallel import compilation  # noqa: E402
 
 # Programs are compiled once, and kept for the next time, by the tests' child processes too.
 compilation.enable_user_compilation_cache()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compilation.user_programs())
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compilation.user_cache_folder())
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 SHARED = ROOT.parent / "shared"

@@ -156,8 +156,8 @@ class Linear(nn.Module):
 
 
 def model_of(variant):
-    cfg = read_section(small_config(model__depth=1).model, num_classes=10)
-    return Linear(cfg) if variant.startswith("linear") else build(cfg)
+    model_config = read_section(small_config(model__depth=1).model, num_classes=10)
+    return Linear(model_config) if variant.startswith("linear") else build(model_config)
 
 
 @functools.cache

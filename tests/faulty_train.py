@@ -68,7 +68,7 @@ def plant() -> None:
 def _quicken() -> None:
     initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=10)
     jax.distributed.initialize = initialize
-    watch.TICK, watch.GRACE = 0.5, 3.0
+    watch.POLL_SECONDS, watch.GRACE_SECONDS = 0.5, 3.0
     at = watch.Watch.at
 
     def at_with_timeout(self, location):

@@ -53,12 +53,12 @@ COMMAND_LINE = {
     ),
     "config below a folder with a colon": (
         "--config=/a:b/x.py",
-        "--config=/a: there is no such file, and what follows a colon is its argument",
+        "--config=/a: there is no such file (a colon begins",
     ),
     "config's argument with a comma": (
         "--config=CONFIGS/image_folder.py:root=/x/a,b",
         'Config argument "b": write key=value.',
-        "give one that has a comma to its key, such as --config.data.data_dir=FOLDER.",
+        "pass one that has a comma as a flag, such as --config.data.data_dir=FOLDER.",
     ),
 }
 
@@ -71,7 +71,7 @@ CONFIG_FILE = {
     ),
     "syntax error": ("c =", "line 6: SyntaxError: invalid syntax"),
     "error in the file": ("1 / 0", "config.py, line 6: ZeroDivisionError: division by zero"),
-    "nothing returned": ("return", "get_config() gave NoneType: it must return what"),
+    "nothing returned": ("return", "get_config() returned NoneType: it must return a changed"),
     "section removed": ("c.unlock(); del c.optim", 'The config lacks the key "optim"'),
     "key unset": ("c.optim.lr = None", "optim.lr is None: it must be a number."),
     "evaluation lacks a key": (
@@ -84,7 +84,7 @@ CONFIG_FILE = {
     ),
     "evaluation called train": (
         "c.evals = {'train': c.evals.test}",
-        "evals.train: its results would be called as those of the training itself",
+        "evals.train: its metrics would have the names of the training metrics",
     ),
     # Transforms.
     "no value_range": (
@@ -131,7 +131,7 @@ MODEL = {
     "image not divisible by the patch": (
         "--config.model.variant=Ti/3",
         "model.image_size has the height 8, which is not a multiple of the patch size 3",
-        "The nearest that are: 6 or 9.",
+        "The nearest multiples: 6 or 9.",
     ),
     "unknown position embedding": (
         "--config.model.posemb=sincos",
@@ -152,11 +152,11 @@ MODEL = {
     ),
     "heads of a ResNet": (
         "--config.model.variant=BiT-R50x1",
-        "a ResNet has no use for it: leave it at None.",
+        "a ResNet does not use it: leave it at None.",
     ),
     "ResNet's padding of a ViT": (
         "--config.model.resnet.padding=same",
-        "model.resnet.padding is 'same', but a Vision Transformer has no use for it",
+        "model.resnet.padding is 'same', but a Vision Transformer does not use it",
     ),
     "channels that the transforms do not make": (
         "--config.model.channels=3",
@@ -169,7 +169,7 @@ MODEL = {
 MESH = {
     "mesh that does not divide the devices": (
         "--config.mesh.data=3",
-        "mesh.data=3, mesh.fsdp=1, mesh.tensor=1 does not fit the 8 devices there are",
+        "mesh.data=3, mesh.fsdp=1, mesh.tensor=1 does not fit 8 devices",
     ),
     "batch not divisible by the mesh": (
         "--config.batch_size=100",

@@ -30,34 +30,34 @@ class Sandwich(VitConfig):
 
 
 @pytest.fixture
-def added(monkeypatch):
-    """The library as if Sandwich were its VitConfig."""
+def extended(monkeypatch):
+    """A config of Sandwich, which replaces VitConfig in the library."""
     monkeypatch.setattr(model, "KINDS", (Sandwich, *model.KINDS[1:]))
     monkeypatch.setattr(section, "VitConfig", Sandwich)
     monkeypatch.setitem(section._KINDS, Sandwich, "a Vision Transformer")
-    base._form.cache_clear()
+    base._cached_base_config.cache_clear()
     yield Sandwich(**SIZES, sandwich="on")
-    base._form.cache_clear()
+    base._cached_base_config.cache_clear()
 
 
-def test_a_new_field_is_a_key_of_the_config(added):
+def test_a_new_field_is_a_key_of_the_config(extended):
     config = base_config()
     assert config.model.sandwich is None
     assert config.model.get_type("sandwich") is str
     config.model.update({"image_size": (32,), "sandwich": "on"})
     assert section.read_section(config.model, num_classes=3).sandwich == "on"
     config.model.variant = "Mixer-S/16"
-    with pytest.raises(ConfigError, match="sandwich is 'on', but an MLP-Mixer has no use for it"):
+    with pytest.raises(ConfigError, match="sandwich is 'on', but an MLP-Mixer does not use it"):
         section.read_section(config.model, num_classes=3)
 
 
-def test_a_new_field_is_checked(added):
+def test_a_new_field_is_checked(extended):
     with pytest.raises(ConfigError, match=r'model.sandwich is "of". Did you mean "off"'):
-        dataclasses.replace(added, sandwich="of")
+        dataclasses.replace(extended, sandwich="of")
 
 
-def test_a_new_field_is_inherited_from_a_checkpoint(added, monkeypatch, tmp_path):
-    published = types.SimpleNamespace(config=added, transforms=())
+def test_a_new_field_is_inherited_from_a_checkpoint(extended, monkeypatch, tmp_path):
+    published = types.SimpleNamespace(config=extended, transforms=())
     plan = types.SimpleNamespace(description=published)
     monkeypatch.setattr(init_from, "map_checkpoint", lambda path, hints: plan)
     monkeypatch.setattr(init_from, "is_own", lambda path: False)
@@ -66,16 +66,16 @@ def test_a_new_field_is_inherited_from_a_checkpoint(added, monkeypatch, tmp_path
     config.init_from = "published.npz"
     config.model.update({"variant": "", "image_size": (32,)})
     inherited = init_from.inherit_model(freeze(config), tmp_path).model
-    assert section.read_section(inherited, num_classes=3) == added
+    assert section.read_section(inherited, num_classes=3) == extended
 
 
-def test_a_new_field_is_shown(added):
-    assert "sandwich on" in describe_fields(added)
+def test_a_new_field_is_shown(extended):
+    assert "sandwich on" in describe_fields(extended)
 
 
 @pytest.mark.parametrize("value", ["off", "on"])
-def test_a_new_field_is_refused_by_formats_that_do_not_have_it(added, value):
-    reasons = compare(dataclasses.replace(added, sandwich=value), {}, to="hf")
+def test_a_new_field_is_refused_by_formats_that_do_not_have_it(extended, value):
+    reasons = compare(dataclasses.replace(extended, sandwich=value), {}, to="hf")
     refused = [reason for reason in reasons.impossible if reason.startswith("sandwich")]
     assert refused == (["sandwich is 'on'; it can say only 'off'"] if value == "on" else [])
 
@@ -84,7 +84,7 @@ def test_every_field_is_documented():
     for kind in model.KINDS:
         for field, declared in declarations(kind):
             assert declared.doc.endswith("."), field.name
-            assert declared.matters_if.keys() <= {f.name for f in dataclasses.fields(kind)}
+            assert declared.used_if.keys() <= {f.name for f in dataclasses.fields(kind)}
             if declared.hint:
                 assert field.name in HINTS
             if declared.kind is not Kind.SIZE:
@@ -99,11 +99,11 @@ def test_a_field_without_effect():
 @pytest.mark.parametrize(
     ("bounds", "accepted", "refused", "text"),
     [
-        (Bounds(0, 1, below=True), (0, 0.5), (1, -0.1), "in [0, 1)"),
-        (Bounds(0, above=True), (1e-9, 5), (0, -1, float("nan")), "above 0"),
+        (Bounds(0, 1, high_open=True), (0, 0.5), (1, -0.1), "in [0, 1)"),
+        (Bounds(0, low_open=True), (1e-9, 5), (0, -1, float("nan")), "above 0"),
         (Bounds(1), (1, 10**9), (0,), "at least 1"),
         (Bounds(1, 2**20), (1, 2**20), (0, 2**20 + 1), "from 1 to 1,048,576"),
-        (Bounds(0, 64, above=True), (0.5, 64), (0, 65), "above 0 and at most 64"),
+        (Bounds(0, 64, low_open=True), (0.5, 64), (0, 65), "above 0 and at most 64"),
     ],
 )
 def test_bounds(bounds, accepted, refused, text):

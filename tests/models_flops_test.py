@@ -1,4 +1,4 @@
-"""Sizes and costs against the papers, the reference code's counts, and XLA."""
+"""Parameter counts and FLOPs against the papers, the reference code's counts, and XLA."""
 
 import math
 
@@ -28,7 +28,7 @@ from vit_jax.parallel.rules import path_name
 pytestmark = pytest.mark.medium
 
 
-def config(variant, **changes):
+def make_config(variant, **changes):
     c = base_config()
     c.model.variant = variant
     c.model.update(changes)
@@ -36,7 +36,7 @@ def config(variant, **changes):
 
 
 def inner_programs(eqn):
-    """The programs that an equation calls: of jit, a custom derivative, or a loop."""
+    """Yields the programs that an equation calls: of jit, a custom derivative, or a loop."""
     kinds = (ClosedJaxpr, Jaxpr)
     leaves = jax.tree.leaves(eqn.params, is_leaf=lambda leaf: isinstance(leaf, kinds))
     for leaf in leaves:
@@ -54,7 +54,7 @@ def inner_programs(eqn):
     ],
 )  # fmt: skip
 def test_parameters_with_class_token(variant, params):
-    assert num_params(config(variant)) == params
+    assert num_params(make_config(variant)) == params
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_parameters_with_class_token(variant, params):
     [("S/16", 22_049_896), ("B/16", 86_566_120), ("S/32", 22_878_184), ("B/32", 88_222_696)],
 )
 def test_parameters_with_average_pooling(variant, params):
-    assert num_params(config(variant, pool="gap")) == params
+    assert num_params(make_config(variant, pool="gap")) == params
 
 
 # big_vision's backbones in millions: average pooling, no head.
@@ -76,26 +76,26 @@ def test_parameters_with_average_pooling(variant, params):
     ],
 )  # fmt: skip
 def test_backbone_parameters(variant, millions):
-    count = num_params(config(variant, pool="gap", num_classes=0)) / 1e6
+    count = num_params(make_config(variant, pool="gap", num_classes=0)) / 1e6
     digits = len(str(millions).partition(".")[2])
     assert round(count, digits) == millions
 
 
 def test_22b_blocks():
     # Dehghani et al. 2023, table 1: 21,743 million parameters: the kernels of the blocks.
-    encoder = param_shapes(config("22B/14", pool="gap"))["encoder"]["blocks"]
+    encoder = param_shapes(make_config("22B/14", pool="gap"))["encoder"]["blocks"]
     kernels = [leaf.size for leaf in jax.tree.leaves(encoder) if leaf.ndim > 2]
     assert sum(kernels) // 10**6 == 21_743
     assert set(encoder) == {"norm1", "attn", "mlp"}
     assert set(encoder["norm1"]) == {"scale"} and set(encoder["attn"]["query"]) == {"kernel"}
 
 
-# XLA counts norms, softmax and GELU too; their share falls as the width grows.
+# XLA also counts norms, softmax and GELU; their fraction falls as the width grows.
 def elementwise_share(width):
     return 0.01 + 10.0 / width
 
 
-# Zhai et al. 2021, table 2: GFLOPs of an image of 224 pixels, counted by XLA, rounded to 0.1.
+# Zhai et al. 2021, table 2: GFLOPs for an image of 224 pixels, counted by XLA, rounded to 0.1.
 @pytest.mark.parametrize(
     ("variant", "gflops"),
     [
@@ -103,14 +103,14 @@ def elementwise_share(width):
         ("B/28", 11.3), ("B/16", 35.1), ("L/16", 122.9), ("g/14", 533.1), ("G/14", 965.3),
     ],
 )  # fmt: skip
-def test_forward_flops_are_the_papers(variant, gflops):
-    cfg = config(variant, pool="gap", num_classes=0)
-    count = forward_flops(cfg) / 1e9
+def test_forward_flops_equal_the_papers(variant, gflops):
+    config = make_config(variant, pool="gap", num_classes=0)
+    count = forward_flops(config) / 1e9
     assert count <= gflops + 0.05
-    assert gflops - 0.05 <= count * (1 + elementwise_share(cfg.width))
+    assert gflops - 0.05 <= count * (1 + elementwise_share(config.width))
 
 
-# Each variant is the same formula at another size: of the common ones, and of the widest patch.
+# Every variant has the same formula, so the common ones and the widest patch suffice here.
 XLA_COUNTED = ("Ti", "B", "L", "g")
 
 
@@ -132,8 +132,8 @@ def test_forward_flops_against_xla(variant, pool):
     patch = 14 if VARIANTS[variant].width > 1024 else 16
 
     def counts(depth):
-        cfg = config(f"{variant}/{patch}", pool=pool, scan=False, depth=depth, rep_size=64)
-        return xla_flops(cfg), forward_flops(cfg)
+        config = make_config(f"{variant}/{patch}", pool=pool, scan=False, depth=depth, rep_size=64)
+        return xla_flops(config), forward_flops(config)
 
     (xla1, ours1), (xla2, ours2) = counts(1), counts(2)
     elementwise = elementwise_share(VARIANTS[variant].width)
@@ -141,10 +141,10 @@ def test_forward_flops_against_xla(variant, pool):
         assert ours <= xla <= ours * (1 + elementwise), (xla / ours, variant)
 
 
-def xla_flops(cfg):
-    images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.channels), jnp.float32)
-    lowered = jax.jit(lambda p, x: build(cfg).apply({"params": p}, x)[0]).lower(
-        param_shapes(cfg), images
+def xla_flops(config):
+    images = jax.ShapeDtypeStruct((1, *config.image_size, config.channels), jnp.float32)
+    lowered = jax.jit(lambda p, x: build(config).apply({"params": p}, x)[0]).lower(
+        param_shapes(config), images
     )
     return lowered.cost_analysis()["flops"]
 
@@ -152,8 +152,10 @@ def xla_flops(cfg):
 @pytest.mark.parametrize("patch", [campaign(16), 32])
 @pytest.mark.parametrize("row", ["Mixer-B", *(campaign(row) for row in MIXERS if row != "Mixer-B")])
 def test_forward_flops_of_mixers_against_xla(row, patch):
-    one, two = (config(f"{row}/{patch}", scan=False, depth=depth) for depth in (1, 2))
-    (xla1, ours1), (xla2, ours2) = ((xla_flops(cfg), forward_flops(cfg)) for cfg in (one, two))
+    one, two = (make_config(f"{row}/{patch}", scan=False, depth=depth) for depth in (1, 2))
+    (xla1, ours1), (xla2, ours2) = (
+        (xla_flops(config), forward_flops(config)) for config in (one, two)
+    )
     for xla, ours in ((xla1, ours1), (xla2 - xla1, ours2 - ours1)):
         # GELU of two MLPs.
         assert ours <= xla <= ours * (1 + 2 * elementwise_share(one.width))
@@ -169,13 +171,13 @@ def test_forward_flops_of_mixers_against_xla(row, patch):
         {"attn_norm": True, "mlp_norm": True, "pre_norm": True, "qk_norm": True},
     ],
 )
-def test_forward_flops_of_what_checkpoints_need_against_xla(changes):
-    cfg = config("B/16", scan=False, depth=2, num_classes=21_843, **changes)
-    xla, ours = xla_flops(cfg), forward_flops(cfg)
-    assert ours <= xla <= ours * (1 + elementwise_share(cfg.width))
+def test_forward_flops_of_options_of_published_models_against_xla(changes):
+    config = make_config("B/16", scan=False, depth=2, num_classes=21_843, **changes)
+    xla, ours = xla_flops(config), forward_flops(config)
+    assert ours <= xla <= ours * (1 + elementwise_share(config.width))
 
 
-# XLA does not count what kernels multiply beyond the border, and counts norms and standardisation.
+# XLA does not count products with padding, and counts norms and standardisation.
 @pytest.mark.parametrize(
     "variant",
     [
@@ -189,19 +191,19 @@ def test_forward_flops_of_what_checkpoints_need_against_xla(changes):
     ],
 )
 def test_forward_flops_of_convolutions_against_xla(variant):
-    # On images this large the border is a small share.
+    # On images this large, padding is a small fraction.
     blocks = {} if "BiT" in variant else {"depth": 1, "scan": False}
-    cfg = config(variant, image_size=(896,), **blocks)
-    assert forward_flops(cfg) == pytest.approx(xla_flops(cfg), rel=0.04)
+    config = make_config(variant, image_size=(896,), **blocks)
+    assert forward_flops(config) == pytest.approx(xla_flops(config), rel=0.04)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (97, 161)])
 def test_flops_of_each_convolution(size):
-    """The program's convolutions one by one, from their shapes."""
-    cfg = config("BiT-R26x1", image_size=size)
+    """Every convolution of the program, counted from its shapes."""
+    config = make_config("BiT-R26x1", image_size=size)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    program = jax.make_jaxpr(lambda p, x: build(cfg).apply({"params": p}, x))(
-        param_shapes(cfg), images
+    program = jax.make_jaxpr(lambda p, x: build(config).apply({"params": p}, x))(
+        param_shapes(config), images
     )
 
     def convolutions(jaxpr):
@@ -214,10 +216,10 @@ def test_flops_of_each_convolution(size):
 
     macs = list(convolutions(program.jaxpr))
     assert len(macs) == 1 + 8 * 3 + 4
-    assert forward_flops(cfg) == 2 * (sum(macs) + 2048 * 1000)
+    assert forward_flops(config) == 2 * (sum(macs) + 2048 * 1000)
 
 
-# A model of each kind, and all that checkpoints need: prefix tokens, gates, norms, two heads.
+# A model of each kind, with the options of published models: prefix tokens, gates, norms, heads.
 SMALL = {
     "vit": {"variant": "Ti/16", "rep_size": 24},
     "map": {"variant": "Ti/16", "pool": "map", "lora_rank": 4, "registers": 2, "mlp": "swiglu"},
@@ -250,20 +252,20 @@ def small(name, **changes):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_the_count_passes_every_parameter(name):
-    shapes = param_shapes(cfg := small(name))
+def test_every_parameter_is_counted(name):
+    shapes = param_shapes(config := small(name))
     paths = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
-    assert count(cfg).params == paths
+    assert count(config).params == paths
 
 
-def training(cfg, freeze):
-    """The gradient of a loss in what is trained, as update.py takes it, and its arguments."""
-    params = param_shapes(cfg)
+def training(config, freeze):
+    """Returns a loss's gradient in the trained parameters, as in update.py, and its arguments."""
+    params = param_shapes(config)
     frozen = frozen_mask(FrozenConfigDict({"freeze": freeze}), params)
-    images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.channels), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *config.image_size, config.channels), jnp.float32)
 
     def loss(params, batch, rng):
-        return jnp.sum(build(cfg).apply({"params": params}, batch)[0] ** 2), {}
+        return jnp.sum(build(config).apply({"params": params}, batch)[0] ** 2), {}
 
     def gradient(params, images):
         return value_and_grad(loss, params, images, jax.random.key(0), frozen=frozen)
@@ -272,7 +274,7 @@ def training(cfg, freeze):
 
 
 def products(jaxpr):
-    """Multiply-adds of all matrix products and convolutions of a program."""
+    """Returns the multiply-adds of all matrix products and convolutions of a program."""
     total = 0
     for eqn in jaxpr.eqns:
         inputs = [var.aval for var in eqn.invars]
@@ -308,67 +310,71 @@ FREEZE = {
 
 
 @pytest.mark.parametrize("trained", FREEZE)
-def test_training_flops_are_those_of_the_program(trained):
-    """The program's matrix products one by one: exactly those that are counted."""
-    cfg, freeze = small("map" if "LoRA" in trained else "vit"), FREEZE[trained]
+def test_training_flops_equal_those_of_the_program(trained):
+    """The count equals the sum over all matrix products of the program."""
+    config, freeze = small("map" if "LoRA" in trained else "vit"), FREEZE[trained]
     if trained == "LoRA":
         freeze = ("(?!head/|.*_lora/).*",)
-    gradient, *args = training(cfg, freeze)
+    gradient, *args = training(config, freeze)
     program = jax.make_jaxpr(gradient)(*args)
-    assert train_flops_per_image(cfg, freeze=freeze) == 2 * products(program.jaxpr)
+    assert train_flops_per_image(config, freeze=freeze) == 2 * products(program.jaxpr)
 
 
 @pytest.mark.parametrize("name", ["distilled", "map of patches", "parallel", "plain", "mixer"])
-def test_training_flops_of_other_models_are_those_of_the_program(name):
+def test_training_flops_of_other_models_equal_those_of_the_program(name):
     for freeze in ((), ("encoder/block_0/.*",), ("(?!head/).*",)):
-        gradient, *args = training(cfg := small(name), freeze)
+        gradient, *args = training(config := small(name), freeze)
         program = jax.make_jaxpr(gradient)(*args)
-        assert train_flops_per_image(cfg, freeze=freeze) == 2 * products(program.jaxpr)
+        assert train_flops_per_image(config, freeze=freeze) == 2 * products(program.jaxpr)
 
 
 @pytest.mark.parametrize(
     "trained", ["full", "LoRA", "head alone", "last block", "frozen embedding"]
 )
 def test_training_flops_against_xla(trained):
-    cfg = small("vit", depth=4, **({"lora_rank": 8} if trained == "LoRA" else {}))
+    config = small("vit", depth=4, **({"lora_rank": 8} if trained == "LoRA" else {}))
     freeze = tuple(rule.replace("block_1", "block_3") for rule in FREEZE[trained])
     if trained == "LoRA":
         freeze = ("(?!head/|.*_lora/).*",)
     elif trained == "frozen embedding":
         freeze = ("embedding/.*", "(cls|pos_embedding)")
-    gradient, *args = training(cfg, freeze)
+    gradient, *args = training(config, freeze)
     xla = jax.jit(gradient).lower(*args).cost_analysis()["flops"]
-    ours = train_flops_per_image(cfg, freeze=freeze)
-    assert ours <= xla <= ours * (1 + elementwise_share(cfg.width))
+    ours = train_flops_per_image(config, freeze=freeze)
+    assert ours <= xla <= ours * (1 + elementwise_share(config.width))
 
 
 @pytest.mark.parametrize("name", ["resnet v1", "hybrid"])
 def test_training_flops_of_convolutions_against_xla(name):
     body = "stem" if name == "hybrid" else "(root|stage1)"
     for freeze in ((), (f"{body}/.*",), ("(?!head/).*",)):
-        # On images this large the border, which XLA does not count, is a small share.
-        gradient, *args = training(cfg := small(name, image_size=(512,)), freeze)
+        # On images this large, padding, which XLA does not count, is a small fraction.
+        gradient, *args = training(config := small(name, image_size=(512,)), freeze)
         xla = jax.jit(gradient).lower(*args).cost_analysis()["flops"]
-        assert train_flops_per_image(cfg, freeze=freeze) == pytest.approx(xla, rel=0.06)
+        assert train_flops_per_image(config, freeze=freeze) == pytest.approx(xla, rel=0.06)
 
 
-def test_update_flops_are_by_what_a_run_does():
+def test_update_flops_depend_on_the_training_options():
     c = base_config()
-    cfg = small("vit")
-    plain = train_flops_per_image(cfg)
-    assert plain == 3 * forward_flops(cfg) - 2 * 16 * 16 * 16 * 3 * cfg.width  # No image gradient.
-    assert update_flops_per_image(cfg, c) == plain
+    config = small("vit")
+    plain = train_flops_per_image(config)
+    assert (
+        plain == 3 * forward_flops(config) - 2 * 16 * 16 * 16 * 3 * config.width
+    )  # No image gradient.
+    assert update_flops_per_image(config, c) == plain
     c.optim.sam_rho = 0.1
-    assert update_flops_per_image(cfg, c) == 2 * plain
+    assert update_flops_per_image(config, c) == 2 * plain
     c.optim.sam_rho, c.optim.freeze = 0.0, ("(?!head/).*",)
     head = 2 * 24 * 10
-    assert update_flops_per_image(cfg, c) == forward_flops(cfg) + head  # A probe with augmentation.
+    assert (
+        update_flops_per_image(config, c) == forward_flops(config) + head
+    )  # A probe with augmentation.
     c.cache_features = True
-    assert update_flops_per_image(cfg, c) == 2 * head  # Forward pass and gradient of the kernel.
+    assert update_flops_per_image(config, c) == 2 * head  # Forward pass and gradient of the kernel.
 
 
-def test_blocks_in_a_scan_count_as_in_a_row():
-    cfg = small("vit", depth=3, scan=True)
-    assert train_flops_per_image(cfg) == train_flops_per_image(small("vit", depth=3))
-    gradient, *args = training(cfg, ())
-    assert train_flops_per_image(cfg) == 2 * products(jax.make_jaxpr(gradient)(*args).jaxpr)
+def test_scanned_blocks_count_as_unrolled_ones():
+    config = small("vit", depth=3, scan=True)
+    assert train_flops_per_image(config) == train_flops_per_image(small("vit", depth=3))
+    gradient, *args = training(config, ())
+    assert train_flops_per_image(config) == 2 * products(jax.make_jaxpr(gradient)(*args).jaxpr)

@@ -1,4 +1,4 @@
-"""MLP-Mixer against the reference implementation and against itself."""
+"""MLP-Mixer against the reference implementation, and its consistency."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ NAMES = (
 )
 
 
-def config(variant, **changes):
+def make_config(variant, **changes):
     c = base_config()
     c.model.variant = variant
     c.model.update(changes)
@@ -58,13 +58,13 @@ def test_equals_the_reference(goldens):
         for part in parts:
             node = node.setdefault(part, {})
         node[leaf] = jnp.asarray(value)
-    cfg = MixerConfig(
+    config = MixerConfig(
         image_size=(32, 32), patch_size=(8, 8), num_classes=10, width=48, depth=3, mlp_dim=96,
         token_mlp_dim=24, scan=False,
     )  # fmt: skip
     x, want = np.load(folder / "inputs.npz")["image"], np.load(folder / "expected.npz")
     with jax.default_matmul_precision("highest"):
-        logits, out = apply(cfg, params, jnp.asarray(x), capture=("embed", "blocks"))
+        logits, out = apply(config, params, jnp.asarray(x), capture=("embed", "blocks"))
     got = {"logits": logits, "features": out["pre_logits"], "tokens": out["tokens"]}
     got |= {"embed": out["embed"]} | {f"block{i}": out["blocks"][i] for i in range(3)}
     assert set(got) == set(want)
@@ -78,30 +78,30 @@ def test_equals_the_reference(goldens):
     ("variant", "params"),
     [("Mixer-B/16", 59_880_472), ("Mixer-B/32", 60_293_428), ("Mixer-L/16", 208_196_168)],
 )
-def test_sizes_are_the_published_ones(variant, params):
-    assert num_params(config(variant)) == params
+def test_sizes_equal_the_published_ones(variant, params):
+    assert num_params(make_config(variant)) == params
 
 
 @pytest.mark.slow
 def test_scan_remat_and_unrolled_agree():
-    cfg = dataclasses.replace(TINY, depth=2)
-    params, x = random_params(cfg), images(cfg)
-    unrolled = dataclasses.replace(cfg, scan=False)
-    value, grads = loss_and_gradient(cfg)(params, x)
-    other, other_grads = loss_and_gradient(unrolled)(unscan(params, cfg.depth), x)
+    config = dataclasses.replace(TINY, depth=2)
+    params, x = random_params(config), images(config)
+    unrolled = dataclasses.replace(config, scan=False)
+    value, grads = loss_and_gradient(config)(params, x)
+    other, other_grads = loss_and_gradient(unrolled)(unscan(params, config.depth), x)
     np.testing.assert_allclose(other, value, rtol=1e-6)
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
 
     def assert_close(a, b):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
 
-    jax.tree.map(assert_close, other_grads, unscan(grads, cfg.depth))
-    _, again = loss_and_gradient(dataclasses.replace(cfg, remat="full"))(params, x)
+    jax.tree.map(assert_close, other_grads, unscan(grads, config.depth))
+    _, again = loss_and_gradient(dataclasses.replace(config, remat="full"))(params, x)
     jax.tree.map(assert_close, again, grads)
 
 
 @pytest.mark.medium
-def test_intermediates_on_request_only():
+def test_intermediates_are_returned_only_on_request():
     params, x = random_params(TINY), images(TINY)
     plain, few = apply(TINY, params, x)
     logits, out = apply(TINY, params, x, capture=("embed", "blocks"))
@@ -115,22 +115,24 @@ def test_intermediates_on_request_only():
 
 @pytest.mark.medium
 def test_stochastic_depth_drops_branches_of_whole_examples():
-    cfg = dataclasses.replace(TINY, stochastic_depth=0.9, depth=2)
-    x = jnp.tile(images(cfg, batch=1), (64, 1, 1, 1))
-    params = random_params(cfg)
-    _, still = apply(cfg, params, x, capture=("blocks",))
-    _, out = apply(cfg, params, x, train=True, capture=("blocks",), rng=jax.random.key(0))
-    np.testing.assert_array_equal(out["blocks"][0], still["blocks"][0])  # The first: never.
-    kept = np.any(np.asarray(out["blocks"][1] != out["blocks"][0]), axis=(1, 2))
-    # Each of two branches stays with probability .1: .19 of the examples change.
-    assert 2 <= kept.sum() <= 25
+    config = dataclasses.replace(TINY, stochastic_depth=0.9, depth=2)
+    x = jnp.tile(images(config, batch=1), (64, 1, 1, 1))
+    params = random_params(config)
+    _, still = apply(config, params, x, capture=("blocks",))
+    _, out = apply(config, params, x, train=True, capture=("blocks",), rng=jax.random.key(0))
+    np.testing.assert_array_equal(
+        out["blocks"][0], still["blocks"][0]
+    )  # The first block has rate 0.
+    changed = np.any(np.asarray(out["blocks"][1] != out["blocks"][0]), axis=(1, 2))
+    # Each of two branches is kept with probability .1: .19 of the examples change.
+    assert 2 <= changed.sum() <= 25
 
 
 @pytest.mark.medium
-def test_bfloat16_and_a_fresh_model():
-    cfg = dataclasses.replace(TINY, head_bias_init=-6.9)
+def test_bfloat16_and_a_new_model():
+    config = dataclasses.replace(TINY, head_bias_init=-6.9)
     params, x = random_params(TINY), images(TINY)
-    np.testing.assert_allclose(apply(TINY, params | {"head": fresh_head(cfg)}, x)[0], -6.9)
+    np.testing.assert_allclose(apply(TINY, params | {"head": fresh_head(config)}, x)[0], -6.9)
     logits, out = apply(dataclasses.replace(TINY, dtype="bfloat16"), params, x)
     assert logits.dtype == out["pre_logits"].dtype == jnp.float32
     assert out["tokens"].dtype == jnp.bfloat16
@@ -139,7 +141,7 @@ def test_bfloat16_and_a_fresh_model():
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_it_cannot_change_its_resolution(scan):
+def test_a_mixer_cannot_change_its_resolution(scan):
     params = random_params(dataclasses.replace(TINY, scan=scan))
     other = dataclasses.replace(TINY, image_size=(32, 24), scan=scan)
     with pytest.raises(ConfigError, match=r"are for 6 patches, .* has 12: unlike a ViT"):
@@ -151,10 +153,10 @@ def test_it_cannot_change_its_resolution(scan):
     [
         ("Mixer-X/16", {}, "Mixer-S, Mixer-B"),
         ("Mixer-B", {}, 'such as "Mixer-B/16"'),
-        ("Mixer-B/16", {"dropout": 0.1}, "model.dropout is 0.1, but an MLP-Mixer has no use"),
+        ("Mixer-B/16", {"dropout": 0.1}, "model.dropout is 0.1, but an MLP-Mixer does not use"),
         ("Mixer-B/16", {"posemb": "none"}, "model.posemb is 'none', but an MLP-Mixer"),
         ("Mixer-B/16", {"attention": "xla"}, "leave it at 'auto'"),
-        ("Mixer-B/16", {"image_size": (225,)}, "The nearest that are: 224 or 240"),
+        ("Mixer-B/16", {"image_size": (225,)}, "The nearest multiples: 224 or 240"),
         ("Mixer-B/16", {"token_mlp_dim": 0}, "model.token_mlp_dim is 0"),
         ("Mixer-B/16", {"stochastic_depth": 1.0}, r"in \[0, 1\)"),
         ("Mixer-B/16", {"gelu": "exact"}, "Accepted: tanh, erf"),
@@ -162,4 +164,4 @@ def test_it_cannot_change_its_resolution(scan):
 )
 def test_mistakes_are_named(variant, changes, message):
     with pytest.raises(ConfigError, match=message):
-        config(variant, **changes)
+        make_config(variant, **changes)

@@ -1,4 +1,4 @@
-"""Computed positions against float64 versions of their papers, one patch at a time."""
+"""Computed position embeddings against the formulas of their papers in float64."""
 
 import dataclasses
 
@@ -15,30 +15,30 @@ CFG = VitConfig(
 )  # fmt: skip
 
 
-def places(cfg, row, column):
-    """How far down and how far right a patch is, in the unit of its paper."""
-    (rows, columns), (down, across) = cfg.grid, cfg.rope_grid
-    if cfg.rope == "dinov3":
+def patch_position(config, row, column):
+    """Returns the row and column position of a patch, in the unit of its paper."""
+    (rows, columns), (down, across) = config.grid, config.rope_grid
+    if config.rope == "dinov3":
         return [2 * np.pi * (2 * (i + 0.5) / n - 1) for i, n in ((row, rows), (column, columns))]
     return row * (down or rows) / rows, column * (across or columns) / columns
 
 
-def rotated(cfg, x):
-    """Queries of one head [tokens, head width], each pair of components as a complex number."""
+def rotated(config, x):
+    """Rotates queries of one head [tokens, head width], each pair as a complex number."""
     d = x.shape[1]
-    frequencies = cfg.rope_theta ** (-4 * np.arange(d // 4) / d)
-    if cfg.rope_periods:
-        frequencies = 1 / np.array(cfg.rope_periods)
-    apart = d // 2 if cfg.rope == "dinov3" else 1
-    first = np.arange(d // 2) * (1 if cfg.rope == "dinov3" else 2)
+    frequencies = config.rope_theta ** (-4 * np.arange(d // 4) / d)
+    if config.rope_periods:
+        frequencies = 1 / np.array(config.rope_periods)
+    apart = d // 2 if config.rope == "dinov3" else 1
+    first = np.arange(d // 2) * (1 if config.rope == "dinov3" else 2)
     out = x.copy()
-    for patch, (row, column) in enumerate(np.ndindex(cfg.grid)):
-        down, right = places(cfg, row, column)
-        order = (right, down) if cfg.rope == "axial_xy" else (down, right)
-        angles = np.concatenate([place * frequencies for place in order])
-        token = cfg.num_prefix + patch
-        turned = (x[token, first] + 1j * x[token, first + apart]) * np.exp(1j * angles)
-        out[token, first], out[token, first + apart] = turned.real, turned.imag
+    for patch, (row, column) in enumerate(np.ndindex(config.grid)):
+        down, right = patch_position(config, row, column)
+        order = (right, down) if config.rope == "axial_xy" else (down, right)
+        angles = np.concatenate([position * frequencies for position in order])
+        token = config.num_prefix + patch
+        rotated_pairs = (x[token, first] + 1j * x[token, first + apart]) * np.exp(1j * angles)
+        out[token, first], out[token, first + apart] = rotated_pairs.real, rotated_pairs.imag
     return out
 
 
@@ -54,11 +54,11 @@ def rotated(cfg, x):
     ],
 )
 def test_rotation_equals_its_paper_in_float64(changes):
-    cfg = dataclasses.replace(CFG, **changes)
-    x = np.random.default_rng(0).normal(size=(1, cfg.num_tokens, cfg.num_heads, 16))
-    got = rotation(cfg)(jnp.asarray(x, jnp.float32))
-    for head in range(cfg.num_heads):
-        np.testing.assert_allclose(got[0, :, head], rotated(cfg, x[0, :, head]), atol=3e-6)
+    config = dataclasses.replace(CFG, **changes)
+    x = np.random.default_rng(0).normal(size=(1, config.num_tokens, config.num_heads, 16))
+    got = rotation(config)(jnp.asarray(x, jnp.float32))
+    for head in range(config.num_heads):
+        np.testing.assert_allclose(got[0, :, head], rotated(config, x[0, :, head]), atol=3e-6)
 
 
 def test_no_rotation():
@@ -70,5 +70,5 @@ def test_sincos2d_equals_its_formula_in_float64():
     got = sincos2d((3, 5), 16, temperature=100.0)
     waves = 100.0 ** -(np.arange(4) / 3)
     for patch, (row, column) in enumerate(np.ndindex(3, 5)):
-        want = [wave(place * waves) for place in (column, row) for wave in (np.sin, np.cos)]
+        want = [wave(p * waves) for p in (column, row) for wave in (np.sin, np.cos)]
         np.testing.assert_allclose(got[0, patch], np.concatenate(want), atol=1e-6)

@@ -1,4 +1,4 @@
-"""Resizing of position and patch embeddings: the publishers' own resamplers, and what must hold."""
+"""Resizing of position and patch embeddings against the publishers' own resamplers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from tests.conftest import campaign
 from vit_jax.errors import ConfigError
 from vit_jax.models.resize import KERNELS, matrix, resize_patches, resize_posemb
 
-# Up, down, by a little, by much; 1 point; whole and broken ratios.
+# Up, down, by a little, by much; 1 point; integer and fractional ratios.
 LENGTHS = [
     (old, new)
     for old in (3, 7, 14, 16, 24, 27, 37)
@@ -32,7 +32,7 @@ def noise(*shape):
 
 
 def reference(kernel, grid, new):
-    """The publisher's resampler on float64 [height, width, channels]."""
+    """Applies the publisher's resampler to float64 [height, width, channels]."""
     if kernel == "bilinear_corners":
         scipy = pytest.importorskip("scipy.ndimage")
         zoom = (new[0] / grid.shape[0], new[1] / grid.shape[1], 1)
@@ -59,7 +59,7 @@ def reference(kernel, grid, new):
 
 
 def resized(kernel, grid, new):
-    """The same by our matrices, in float64."""
+    """Resizes by our matrices, in float64."""
     down, across = (matrix(kernel, *pair) for pair in zip(grid.shape[:2], new, strict=True))
     return np.einsum("yh,xw,hwc->yxc", down, across, grid)
 
@@ -76,7 +76,7 @@ def test_matrices_equal_the_publishers_resamplers(kernel):
         )
 
 
-# Each grid with one number of prefix tokens; with the two others, too, in the campaign.
+# Each grid with one number of prefix tokens; the campaign has the two others.
 @pytest.mark.medium
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_position_embeddings_equal_the_publishers(kernel, old, new, prefix):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_what_holds_for_every_kernel(kernel):
+def test_invariants_of_every_kernel(kernel):
     for old, new in LENGTHS:
         weights = matrix(kernel, old, new)
         assert weights.shape == (new, old)
         np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-12)
         if KERNELS[kernel][3] == 0 and not (new == 1 and KERNELS[kernel][1]):
-            # Left and right are alike.
+            # Kernels are symmetric.
             np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-12)
     posemb = jnp.asarray(noise(1, 22, 4), jnp.float32)
     same = resize_posemb(posemb, old=(7, 3), new=(7, 3), prefix=1, kernel=kernel)
@@ -121,7 +121,7 @@ def test_bfloat16_stays_bfloat16():
     np.testing.assert_array_equal(got.astype(jnp.float32), 1)
 
 
-def test_no_such_kernel():
+def test_an_unknown_kernel_is_an_error():
     with pytest.raises(ConfigError, match='Did you mean "bicubic"'):
         matrix("bicubik", 3, 4)
 
@@ -130,7 +130,7 @@ def test_no_such_kernel():
 
 
 def resize_images(images, new):
-    """Patches [n, height, width, channels] as FlexiViT resizes them: bilinear, antialiased."""
+    """Resizes patches [n, height, width, channels] as FlexiViT: bilinear, antialiased."""
     torch = pytest.importorskip("torch", reason="needs torch: pip install vit_jax[torch]")
     tensor = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     out = torch.nn.functional.interpolate(
@@ -147,7 +147,7 @@ def tokens(images, kernel):
 @pytest.mark.parametrize(
     ("old", "new"), [((4, 4), (9, 9)), ((8, 8), (16, 16)), ((3, 5), (7, 6)), ((4, 4), (4, 4))]
 )
-def test_grown_patches_give_the_same_tokens(old, new):
+def test_enlarged_patches_give_the_same_tokens(old, new):
     kernel = noise(*old, 3, 6).astype(np.float32)
     images = noise(10, *old, 3)
     got = resize_patches(jnp.asarray(kernel), new=new)
@@ -163,10 +163,10 @@ def test_grown_patches_give_the_same_tokens(old, new):
     ("old", "new"), [((16, 16), (8, 8)), ((9, 8), (5, 3)), ((16, 8), (8, 16)), ((14, 30), (16, 16))]
 )
 def test_shrunk_patches_give_the_nearest_tokens(old, new):
-    """Of all kernels the one whose tokens are the nearest, over patches of white noise."""
+    """No other kernel has a smaller squared error of tokens, over patches of white noise."""
     kernel = noise(*old, 1, 4).astype(np.float32)
     pixels = old[0] * old[1]
-    basis = np.eye(pixels).reshape(pixels, *old, 1)  # Its resized images are the resizing's matrix.
+    basis = np.eye(pixels).reshape(pixels, *old, 1)  # Resized, these are the matrix of resizing.
     resizing = resize_images(basis, new).reshape(pixels, -1)
     want, *_ = np.linalg.lstsq(resizing, kernel.reshape(pixels, -1), rcond=None)
     got = resize_patches(jnp.asarray(kernel), new=new)

@@ -1,4 +1,4 @@
-"""ResNets and hybrids against the reference implementations and against themselves."""
+"""ResNets and hybrids against the reference implementations, and their consistency."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ V1, V2 = ({"version": version, **numerics} for version, numerics in NUMERICS.ite
 TINY = ResnetConfig(units=(1, 1), width_factor=0.5, image_size=(48, 48), num_classes=6)
 
 
-def config(variant, **changes):
+def make_config(variant, **changes):
     c = base_config()
     c.model.variant = variant
     for key, value in changes.items():
@@ -45,7 +45,7 @@ def config(variant, **changes):
 
 
 def nest(flat):
-    """{"a/b": array} as {"a": {"b": array}}."""
+    """Converts {"a/b": array} to {"a": {"b": array}}."""
     tree = {}
     for key, value in flat.items():
         *folders, leaf = key.split("/")
@@ -57,7 +57,7 @@ def nest(flat):
 
 
 def renamed(ckpt, rules):
-    """A checkpoint's arrays under our names, by the first rule that matches each."""
+    """Renames a checkpoint's arrays, each by the first rule that matches."""
     flat = {}
     for key in ckpt:
         name = key.removeprefix("params/").removeprefix("resnet/")
@@ -101,10 +101,10 @@ def assert_within_tolerance(got, want, entry):
         np.testing.assert_allclose(value, want[key], atol=tol, rtol=0, err_msg=key)
 
 
-def root_and_map(cfg, params, x):
-    """What the root gives, and the last feature map."""
+def root_and_map(config, params, x):
+    """Returns the output of the root, and the last feature map."""
     body = {name: value for name, value in params.items() if name != "head"}
-    fields = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(StemConfig)}
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(StemConfig)}
     stem = Stem(StemConfig(**fields), "float32")
 
     @jax.jit
@@ -128,23 +128,25 @@ def root_and_map(cfg, params, x):
 def test_resnets_equal_the_reference(goldens, name, numerics, names):
     entry, ckpt, inputs, want = golden(goldens, name)
     params = renamed(ckpt, names)
-    params["head"]["kernel"] = params["head"]["kernel"].reshape(256, 6)  # TF's is a convolution.
+    params["head"]["kernel"] = params["head"]["kernel"].reshape(
+        256, 6
+    )  # TF's head is a convolution.
     got = {}
     for suffix in ("", "_40x56"):
         x = jnp.asarray(inputs[f"image{suffix}"])
-        cfg = dataclasses.replace(TINY, image_size=x.shape[1:3], **numerics)
+        config = dataclasses.replace(TINY, image_size=x.shape[1:3], **numerics)
         with jax.default_matmul_precision("highest"):
-            logits, out = apply(cfg, params, x)
+            logits, out = apply(config, params, x)
             if not suffix:
-                stem, feature_map = root_and_map(cfg, params, x)
+                stem, feature_map = root_and_map(config, params, x)
         place = f"{suffix.lstrip('_')}/" if suffix else ""
         got |= {f"{place}logits": logits, f"{place}features": out["pre_logits"]}
         if not suffix:
             got |= {"stem": stem, "feature_map": feature_map}
     assert set(got) == set(want)
     assert_within_tolerance(got, want, entry)
-    # The other kind's numerics are another model.
-    other = dataclasses.replace(cfg, std_eps=1e-2)
+    # The numerics of the other version are measurably different.
+    other = dataclasses.replace(config, std_eps=1e-2)
     assert np.abs(apply(other, params, x)[0] - logits).max() > 1e-4
 
 
@@ -165,25 +167,25 @@ VIT_NAMES = (
 @pytest.mark.medium
 def test_a_hybrid_equals_the_reference(goldens):
     entry, ckpt, inputs, want = golden(goldens, "vt_npz/hybrid_token")
-    # Old flax kept the scales of group norm as images of one pixel.
+    # Old flax stored the scales of group norm as [1, 1, 1, channels].
     squeezed = {k: v.squeeze() if "/gn" in f"/{k}" else v for k, v in ckpt.items()}
     params = renamed(squeezed, VIT_NAMES)
-    cfg = VitConfig(
+    config = VitConfig(
         image_size=(64, 64), patch_size=(1, 1), num_classes=9, width=32, depth=2, mlp_dim=64,
         num_heads=4, stem=StemConfig(units=(1, 1), width_factor=0.5), scan=False,
     )  # fmt: skip
-    assert cfg.stride == (8, 8) and cfg.grid == (8, 8)
+    assert config.stride == (8, 8) and config.grid == (8, 8)
     x = jnp.asarray(inputs["image"])
     with jax.default_matmul_precision("highest"):
-        logits, out = apply(cfg, params, x, capture=("embed", "blocks", "attention"))
-        stem = jax.jit(Stem(cfg.stem, "float32").apply)({"params": params["stem"]}, x)
+        logits, out = apply(config, params, x, capture=("embed", "blocks", "attention"))
+        stem = jax.jit(Stem(config.stem, "float32").apply)({"params": params["stem"]}, x)
         got = {"stem": stem}
         got |= {"logits": logits, "features": out["pre_logits"], "tokens": out["tokens"]}
         got["embed"] = out["embed"]
-        for i in range(cfg.depth):
+        for i in range(config.depth):
             got |= {f"block{i}": out["blocks"][i], f"attn{i}": out["attention"][i]}
 
-        large = dataclasses.replace(cfg, image_size=(96, 96))
+        large = dataclasses.replace(config, image_size=(96, 96))
         params["pos_embedding"] = resize_posemb(
             params["pos_embedding"], old=(8, 8), new=(12, 12), prefix=1, kernel="bilinear_corners"
         )
@@ -194,15 +196,15 @@ def test_a_hybrid_equals_the_reference(goldens):
     assert_within_tolerance(got, want, entry)
 
 
-# --- Against other ways to say the same -----------------------------------------------------------
+# --- Against other formulations -------------------------------------------------------------------
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("std_eps_in", ["std", "var"])
 def test_kernels_are_standardised(std_eps_in):
-    cfg = StemConfig(units=(), std_eps=1e-10, std_eps_in=std_eps_in)
-    x = jnp.eye(9 * 4).reshape(36, 3, 3, 4)  # Each image asks for one number of the kernel.
-    conv = StdConv(cfg, features=5, size=3, stride=3, dtype="float32")
+    config = StemConfig(units=(), std_eps=1e-10, std_eps_in=std_eps_in)
+    x = jnp.eye(9 * 4).reshape(36, 3, 3, 4)  # Each image selects one entry of the kernel.
+    conv = StdConv(config, features=5, size=3, stride=3, dtype="float32")
     kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 5)).astype(np.float32) * 7 + 3
     got = np.asarray(jax.jit(conv.apply)({"params": {"kernel": kernel}}, x)).reshape(36, 5)
     np.testing.assert_allclose(got.mean(axis=0), 0, atol=1e-6)
@@ -217,12 +219,12 @@ def test_variants_are_named_by_their_number_of_layers(depth):
 
 
 @pytest.mark.parametrize("numerics", [V1, V2])
-def test_shapes_and_names_are_the_same_for_both_kinds(numerics):
-    cfg = ResnetConfig(
+def test_both_versions_have_the_same_parameters(numerics):
+    config = ResnetConfig(
         units=(1, 2), width_factor=1.5, image_size=(33, 65), num_classes=7, **numerics
     )
-    assert cfg.root_width == 96 and cfg.features == 768 and cfg.stride == 8
-    shapes = param_shapes(cfg)
+    assert config.root_width == 96 and config.features == 768 and config.stride == 8
+    shapes = param_shapes(config)
     assert shapes["root"]["conv"]["kernel"].shape == (7, 7, 3, 96)
     unit = shapes["stage2"]["unit1"]
     assert unit["conv2"]["kernel"].shape == (3, 3, 192, 192)
@@ -236,10 +238,10 @@ def test_shapes_and_names_are_the_same_for_both_kinds(numerics):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("numerics", [campaign(V1), V2])
-def test_a_fresh_resnet_predicts_the_bias(numerics):
-    cfg = dataclasses.replace(TINY, head_bias_init=-6.9, **numerics)
-    fresh = jax.jit(build(cfg).init)(jax.random.key(1), images(cfg))["params"]
-    logits, out = apply(cfg, fresh, images(cfg))
+def test_a_new_resnet_predicts_the_bias(numerics):
+    config = dataclasses.replace(TINY, head_bias_init=-6.9, **numerics)
+    fresh = jax.jit(build(config).init)(jax.random.key(1), images(config))["params"]
+    logits, out = apply(config, fresh, images(config))
     np.testing.assert_allclose(logits, -6.9)
     assert out["pre_logits"].shape == (2, 256) and set(out) == {"pre_logits"}
     assert np.abs(out["pre_logits"]).max() > 0.1
@@ -248,21 +250,21 @@ def test_a_fresh_resnet_predicts_the_bias(numerics):
 @pytest.mark.medium
 @pytest.mark.parametrize("numerics", [V1, V2])
 def test_bfloat16_computes_near_float32_and_returns_float32(numerics):
-    cfg = dataclasses.replace(TINY, **numerics)
-    params, x = random_params(cfg), images(cfg)
-    want = apply(cfg, params, x)[0]
-    logits, out = apply(dataclasses.replace(cfg, dtype="bfloat16"), params, x)
+    config = dataclasses.replace(TINY, **numerics)
+    params, x = random_params(config), images(config)
+    want = apply(config, params, x)[0]
+    logits, out = apply(dataclasses.replace(config, dtype="bfloat16"), params, x)
     assert logits.dtype == jnp.float32 and out["pre_logits"].dtype == jnp.float32
     np.testing.assert_allclose(logits, want, atol=0.1 * np.abs(want).max())
     assert np.abs(logits - want).max() > 0
 
 
 @pytest.mark.medium
-def test_what_there_is_without_a_head():
-    cfg = dataclasses.replace(TINY, num_classes=0)
-    params = random_params(cfg)
+def test_a_model_without_a_head_returns_its_features():
+    config = dataclasses.replace(TINY, num_classes=0)
+    params = random_params(config)
     assert "head" not in params
-    logits, out = apply(cfg, params, images(cfg))
+    logits, out = apply(config, params, images(config))
     np.testing.assert_array_equal(logits, out["pre_logits"])
 
 
@@ -278,11 +280,11 @@ def test_what_there_is_without_a_head():
         ("R50+B/16", 14, 98_659_112), ("R50+L/32", 7, 328_994_856),
     ],
 )  # fmt: skip
-def test_hybrids_are_the_published_ones(variant, grid, params):
-    cfg = config(variant)
-    assert cfg.grid == (grid, grid) and cfg.stride == (224 // grid, 224 // grid)
-    assert cfg.stride[0] == parse_variant(variant)[1]
-    assert num_params(cfg) == params
+def test_hybrids_equal_the_published_ones(variant, grid, params):
+    config = make_config(variant)
+    assert config.grid == (grid, grid) and config.stride == (224 // grid, 224 // grid)
+    assert config.stride[0] == parse_variant(variant)[1]
+    assert num_params(config) == params
 
 
 # timm 1.0.31: resnetv2_50x1_bit, ..._101x3_bit, ..._152x2_bit, with 1000 classes.
@@ -291,17 +293,24 @@ def test_hybrids_are_the_published_ones(variant, grid, params):
     ("variant", "params"),
     [("BiT-R50x1", 25_549_352), slow("BiT-R101x3", 387_934_888), slow("BiT-R152x2", 236_335_208)],
 )
-def test_resnets_are_the_published_ones(variant, params):
-    assert num_params(config(variant)) == params
+def test_resnets_equal_the_published_ones(variant, params):
+    assert num_params(make_config(variant)) == params
 
 
-def test_overrides_reach_the_body():
-    cfg = config("BiT-R50x1", resnet__version="v1", resnet__units=(1, 2), resnet__gn_eps=1e-3)
-    assert (cfg.version, cfg.padding, cfg.std_eps_in, cfg.std_eps) == ("v1", "same", "std", 1e-5)
-    assert (cfg.units, cfg.gn_eps) == ((1, 2), 1e-3)
-    cfg = config("R26+S/32", resnet__units=(1, 1), resnet__padding="explicit", width=96)
-    assert cfg.stem == StemConfig(units=(1, 1), padding="explicit")
-    assert cfg.stride == (8, 8) and cfg.width == 96
+def test_overrides_change_the_resnet():
+    config = make_config(
+        "BiT-R50x1", resnet__version="v1", resnet__units=(1, 2), resnet__gn_eps=1e-3
+    )
+    assert (config.version, config.padding, config.std_eps_in, config.std_eps) == (
+        "v1",
+        "same",
+        "std",
+        1e-5,
+    )
+    assert (config.units, config.gn_eps) == ((1, 2), 1e-3)
+    config = make_config("R26+S/32", resnet__units=(1, 1), resnet__padding="explicit", width=96)
+    assert config.stem == StemConfig(units=(1, 1), padding="explicit")
+    assert config.stride == (8, 8) and config.width == 96
 
 
 @pytest.mark.parametrize(
@@ -313,13 +322,13 @@ def test_overrides_reach_the_body():
         ("BiT-R50x9000", {}, "at most 64"),
         ("R26+S/16", {}, 'Did you mean "R26\\+S/32"'),
         ("R50+H/14", {}, "no such hybrid"),
-        ("BiT-R50x1", {"pool": "gap"}, "model.pool is 'gap', but a ResNet has no use for it"),
-        ("BiT-R50x1", {"dropout": 0.1}, "model.dropout is 0.1, but a ResNet has no use for it"),
+        ("BiT-R50x1", {"pool": "gap"}, "model.pool is 'gap', but a ResNet does not use it"),
+        ("BiT-R50x1", {"dropout": 0.1}, "model.dropout is 0.1, but a ResNet does not use it"),
         ("BiT-R50x1", {"stochastic_depth": 0.1}, "model.stochastic_depth is 0.1"),
         ("BiT-R50x1", {"scan": False}, "leave it at True"),
         ("S/16", {"resnet__version": "v2"}, "model.resnet.version is 'v2', but a Vision Transf"),
-        ("S/16", {"token_mlp_dim": 9}, "model.token_mlp_dim is 9, but a Vision Transformer has"),
-        ("R26+S/32", {"token_mlp_dim": 9}, "has no use for it: leave it at None"),
+        ("S/16", {"token_mlp_dim": 9}, "model.token_mlp_dim is 9, but a Vision Transformer does"),
+        ("R26+S/32", {"token_mlp_dim": 9}, "does not use it: leave it at None"),
         ("BiT-R50x1", {"resnet__version": "v3"}, "model.resnet.version is \"v3\""),
         ("BiT-R50x1", {"resnet__padding": "valid"}, "Accepted: same, explicit"),
         ("BiT-R50x1", {"resnet__std_eps": -1.0}, "model.resnet.std_eps is -1.0"),
@@ -327,12 +336,12 @@ def test_overrides_reach_the_body():
         ("BiT-R50x1", {"resnet__units": ("3",)}, "write a tuple of whole numbers"),
         ("BiT-R50x1", {"dtype": "float16"}, 'Did you mean "bfloat16"'),
         ("R50+B/16", {"image_size": (232,)}, "stem's stride times the patch size, 16"),
-        ("R+Ti/16", {"image_size": (240,)}, "The nearest that are: 224 or 256"),
+        ("R+Ti/16", {"image_size": (240,)}, "The nearest multiples: 224 or 256"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(variant, changes, message):
     with pytest.raises(ConfigError, match=message):
-        config(variant, **changes)
+        make_config(variant, **changes)
 
 
 def test_wrong_images_and_captures_are_named():

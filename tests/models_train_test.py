@@ -1,4 +1,4 @@
-"""ResNets, hybrids and Mixers under the same loop as ViTs: they learn, and are evaluated."""
+"""ResNets, hybrids and Mixers are trained and evaluated by the same loop as ViTs."""
 
 import numpy as np
 import pytest
@@ -28,13 +28,13 @@ KINDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ResNet v2", "Mixer", campaign("ResNet v1"), campaign("hybrid")])
-def test_it_learns_digits(tmp_path, kind):
+def test_a_model_learns_digits(tmp_path, kind):
     lines = run(
         tmp_path, model__pool=None, batch_size=64, total_steps=100, optim__lr=1e-2,
         evals__test__every_steps=0, checkpoint__every_steps=100, **KINDS[kind],
     )  # fmt: skip
     losses = [line["train/loss"] for line in lines]
-    assert losses[0] > 2  # A fresh head knows nothing: log(10) is 2.3.
+    assert losses[0] > 2  # A new head predicts all classes alike: log(10) is 2.3.
     assert np.mean(losses[-10:]) < 0.7 * losses[0]
     assert lines[-1]["test/top1"] > 0.5
     report = evaluate(tmp_path)

@@ -1,4 +1,4 @@
-"""The Vision Transformer against the reference implementations and against itself."""
+"""The Vision Transformer against the reference implementations, and its consistency."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ TINY = VitConfig(
 
 
 def google_params(ckpt):
-    """A Google checkpoint's arrays under our names (pre-linen and linen numbering)."""
+    """Renames the arrays of a Google checkpoint (pre-linen and linen numbering)."""
     flat = {key.removeprefix("params/"): ckpt[key] for key in ckpt}
     names = {
         "LayerNorm_0": "norm1", "LayerNorm_1": "norm2", "LayerNorm_2": "norm2",
@@ -81,13 +81,15 @@ def test_equals_the_reference(goldens, name, changes):
     x = np.load(goldens / name / "inputs.npz")["image"]
     if "rep_size" in changes:
         changes = {**changes, "rep_size": params["pre_logits"]["kernel"].shape[1]}
-    cfg = VitConfig(
+    config = VitConfig(
         image_size=x.shape[1:3], patch_size=(patch, patch), num_classes=want["logits"].shape[1],
         width=width, depth=arch["depth"], mlp_dim=arch["mlp_dim"], num_heads=arch["num_heads"],
         scan=False, **changes,
     )  # fmt: skip
     with jax.default_matmul_precision("highest"):
-        logits, out = apply(cfg, params, jnp.asarray(x), capture=("embed", "blocks", "attention"))
+        logits, out = apply(
+            config, params, jnp.asarray(x), capture=("embed", "blocks", "attention")
+        )
     got = {"logits": logits, "features": out["pre_logits"], "tokens": out["tokens"]}
     got["embed"] = out["embed"]
     for i in range(arch["depth"]):
@@ -101,7 +103,7 @@ def test_equals_the_reference(goldens, name, changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["f32acc", "bf16acc_accum2"])
-def test_fine_tuning_ends_in_the_references_parameters(goldens, name):
+def test_fine_tuning_gives_the_references_parameters(goldens, name):
     """Ten steps of google-research/vision_transformer: model, gradient, optimizer, schedule."""
     folder = goldens / "training" / f"vt_finetune_token_{name}"
     manifest = json.loads((goldens / "manifest.json").read_text())
@@ -109,7 +111,7 @@ def test_fine_tuning_ends_in_the_references_parameters(goldens, name):
     recipe, tol = entry["recipe"], {k: v.get("tol") for k, v in entry["expected_arrays"].items()}
     want, inputs = np.load(folder / "expected.npz"), np.load(folder / "inputs.npz")
     params = google_params(np.load(folder / "ckpt.npz"))
-    cfg = VitConfig(
+    config = VitConfig(
         image_size=(32, 32), patch_size=(8, 8), num_classes=5, width=32, depth=2, mlp_dim=64,
         num_heads=4, scan=False,
     )  # fmt: skip
@@ -121,7 +123,7 @@ def test_fine_tuning_ends_in_the_references_parameters(goldens, name):
     tx = make_optimizer(c, params, schedule=schedule)
 
     def loss_fn(params, batch, rng):
-        logits, _ = Vit(cfg).apply({"params": params}, batch["image"], train=True)
+        logits, _ = Vit(config).apply({"params": params}, batch["image"], train=True)
         return softmax_xent(logits, batch["label"]).mean(), {}
 
     @jax.jit
@@ -150,7 +152,7 @@ def test_fine_tuning_ends_in_the_references_parameters(goldens, name):
     )  # fmt: skip
 
 
-# --- Against other ways to say the same -----------------------------------------------------------
+# --- Against other formulations -------------------------------------------------------------------
 
 
 def layer_norm(x, p, eps, kind):
@@ -168,36 +170,36 @@ def gelu(x, kind):
     return x * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def numpy_attention(cfg, p, y):
+def numpy_attention(config, p, y):
     def kernel(name):
-        if not cfg.lora_rank:
+        if not config.lora_rank:
             return p[name]["kernel"]
         a, b = (p[f"{name}_lora"][side] for side in "ab")
-        added = a @ b.reshape(cfg.lora_rank, -1) * cfg.lora_alpha / cfg.lora_rank
+        added = a @ b.reshape(config.lora_rank, -1) * config.lora_alpha / config.lora_rank
         return p[name]["kernel"] + added.reshape(p[name]["kernel"].shape)
 
     heads = []
-    for h in range(cfg.num_heads):
+    for h in range(config.num_heads):
         q, k, v = (
             y @ kernel(n)[:, h] + (p[n]["bias"][h] if "bias" in p[n] else 0)
             for n in ("query", "key", "value")
         )
-        if cfg.qk_norm:
+        if config.qk_norm:
             zero = {"bias": 0}
-            q = layer_norm(q, p["query_norm"] | zero, cfg.ln_eps, "layernorm")
-            k = layer_norm(k, p["key_norm"] | zero, cfg.ln_eps, "layernorm")
+            q = layer_norm(q, p["query_norm"] | zero, config.ln_eps, "layernorm")
+            k = layer_norm(k, p["key_norm"] | zero, config.ln_eps, "layernorm")
         a = np.exp(q @ k.T / np.sqrt(q.shape[1]))
         heads.append(a / a.sum(1, keepdims=True) @ v)
     y = np.concatenate(heads, axis=1)
-    if cfg.attn_norm:
-        y = layer_norm(y, p["norm"], cfg.ln_eps, "layernorm")
-    return y @ kernel("out").reshape(cfg.width, cfg.width) + p["out"]["bias"]
+    if config.attn_norm:
+        y = layer_norm(y, p["norm"], config.ln_eps, "layernorm")
+    return y @ kernel("out").reshape(config.width, config.width) + p["out"]["bias"]
 
 
-def numpy_vit(cfg, params, x):
-    """The model in float64 numpy, written from the papers, one image and one head at a time."""
+def numpy_vit(config, params, x):
+    """The model in float64 NumPy, written from the papers, one image and one head at a time."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    (rows, cols), (ph, pw) = cfg.grid, cfg.patch_size
+    (rows, cols), (ph, pw) = config.grid, config.patch_size
     out = []
     for image in np.asarray(x, np.float64):
         patches = [
@@ -205,26 +207,26 @@ def numpy_vit(cfg, params, x):
             for r in range(rows)
             for c in range(cols)
         ]
-        kernel = p["embedding"]["kernel"].reshape(-1, cfg.width)
+        kernel = p["embedding"]["kernel"].reshape(-1, config.width)
         t = np.stack(patches) @ kernel + p["embedding"]["bias"]
-        if cfg.pool == "token":
+        if config.pool == "token":
             t = np.concatenate([p["cls"][0], t])
         t = t + p["pos_embedding"][0]
-        for i in range(cfg.depth):
+        for i in range(config.depth):
             b = jax.tree.map(lambda leaf, i=i: leaf[i], p["encoder"]["blocks"])
 
             def mlp(y, b=b):
-                y = gelu(y @ b["mlp"]["fc1"]["kernel"] + b["mlp"]["fc1"]["bias"], cfg.gelu)
+                y = gelu(y @ b["mlp"]["fc1"]["kernel"] + b["mlp"]["fc1"]["bias"], config.gelu)
                 return y @ b["mlp"]["fc2"]["kernel"] + b["mlp"]["fc2"]["bias"]
 
-            y = layer_norm(t, b["norm1"], cfg.ln_eps, cfg.norm)
-            if cfg.parallel:
-                t = t + numpy_attention(cfg, b["attn"], y) + mlp(y)
+            y = layer_norm(t, b["norm1"], config.ln_eps, config.norm)
+            if config.parallel:
+                t = t + numpy_attention(config, b["attn"], y) + mlp(y)
             else:
-                t = t + numpy_attention(cfg, b["attn"], y)
-                t = t + mlp(layer_norm(t, b["norm2"], cfg.ln_eps, cfg.norm))
-        t = layer_norm(t, p["encoder"]["norm"], cfg.ln_eps, cfg.norm)
-        out.append(t[0] if cfg.pool == "token" else t.mean(0))
+                t = t + numpy_attention(config, b["attn"], y)
+                t = t + mlp(layer_norm(t, b["norm2"], config.ln_eps, config.norm))
+        t = layer_norm(t, p["encoder"]["norm"], config.ln_eps, config.norm)
+        out.append(t[0] if config.pool == "token" else t.mean(0))
     return np.stack(out) @ p["head"]["kernel"] + p["head"]["bias"]
 
 
@@ -238,13 +240,13 @@ def numpy_vit(cfg, params, x):
         {"key_bias": False, "attn_norm": True, "lora_rank": 2, "lora_alpha": 3.0},
     ],
 )
-def test_equals_a_float64_rewrite(changes):
-    cfg = dataclasses.replace(TINY, **changes)
-    params, x = random_params(cfg), images(cfg)
+def test_equals_a_float64_reimplementation(changes):
+    config = dataclasses.replace(TINY, **changes)
+    params, x = random_params(config), images(config)
     attention = params["encoder"]["blocks"]["attn"]
-    assert ("bias" in attention["query"]) == cfg.qkv_bias
-    assert ("bias" in attention["key"]) == (cfg.qkv_bias and cfg.key_bias)
-    np.testing.assert_allclose(apply(cfg, params, x)[0], numpy_vit(cfg, params, x), atol=2e-5)
+    assert ("bias" in attention["query"]) == config.qkv_bias
+    assert ("bias" in attention["key"]) == (config.qkv_bias and config.key_bias)
+    np.testing.assert_allclose(apply(config, params, x)[0], numpy_vit(config, params, x), atol=2e-5)
 
 
 AGREE = dataclasses.replace(TINY, depth=2, width=16, mlp_dim=24, num_heads=2)
@@ -255,39 +257,39 @@ AGREE = dataclasses.replace(TINY, depth=2, width=16, mlp_dim=24, num_heads=2)
     ("pool", "posemb"), [campaign("token", "learned"), ("gap", "sincos2d"), campaign("map", "none")]
 )
 def test_scanned_and_unrolled_agree(pool, posemb):
-    cfg = dataclasses.replace(AGREE, pool=pool, posemb=posemb, rep_size=20)
-    params, x = random_params(cfg), images(cfg)
-    value, grads = loss_and_gradient(cfg)(params, x)
-    unrolled = dataclasses.replace(cfg, scan=False)
-    other, other_grads = loss_and_gradient(unrolled)(unscan(params, cfg.depth), x)
+    config = dataclasses.replace(AGREE, pool=pool, posemb=posemb, rep_size=20)
+    params, x = random_params(config), images(config)
+    value, grads = loss_and_gradient(config)(params, x)
+    unrolled = dataclasses.replace(config, scan=False)
+    other, other_grads = loss_and_gradient(unrolled)(unscan(params, config.depth), x)
     np.testing.assert_allclose(other, value, rtol=1e-6)
-    assert_near(other_grads, unscan(grads, cfg.depth))
+    assert_near(other_grads, unscan(grads, config.depth))
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("remat", ["full", campaign("dots"), campaign("dots_no_batch")])
 def test_recomputed_activations_give_the_same_gradient(remat):
-    cfg = dataclasses.replace(AGREE, pool="gap", posemb="sincos2d", rep_size=20)
-    params, x = random_params(cfg), images(cfg)
-    want = loss_and_gradient(cfg)(params, x)
-    assert_near(loss_and_gradient(dataclasses.replace(cfg, remat=remat))(params, x), want)
+    config = dataclasses.replace(AGREE, pool="gap", posemb="sincos2d", rep_size=20)
+    params, x = random_params(config), images(config)
+    want = loss_and_gradient(config)(params, x)
+    assert_near(loss_and_gradient(dataclasses.replace(config, remat=remat))(params, x), want)
 
 
 def assert_near(gradient, want):
-    # The gradient of the key's bias is zero but for rounding, so errors are absolute.
+    # The gradient of the key's bias is zero except for rounding, so errors are absolute.
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale), gradient, want
     )
 
 
-def test_remat_names_are_all_known():
+def test_remat_policies_are_the_choices_of_the_config():
     declared = {field.name: declared for field, declared in declarations(VitConfig)}
     assert set(declared["remat"].choices) == {"none", *REMAT}
 
 
 @pytest.mark.medium
-def test_intermediates_on_request_only():
+def test_intermediates_are_returned_only_on_request():
     params, x = random_params(TINY), images(TINY)
     plain, few = apply(TINY, params, x)
     logits, all_ = apply(TINY, params, x, capture=("embed", "blocks", "attention"))
@@ -299,7 +301,7 @@ def test_intermediates_on_request_only():
     assert all_["attention"].shape == (depth, 2, 4, n, n)
     np.testing.assert_allclose(all_["attention"].sum(-1), 1, rtol=1e-5)
     np.testing.assert_array_equal(all_["pre_logits"], all_["tokens"][:, 0])
-    # At no cost otherwise: the program without captures stacks nothing over the depth.
+    # Otherwise free: without captures, the program stacks nothing over the depth.
     stacked = f"f32[{depth},2,4,{n},{n}]"
     programs = [
         str(jax.make_jaxpr(lambda p, c=c: Vit(TINY).apply({"params": p}, x, capture=c))(params))
@@ -309,10 +311,10 @@ def test_intermediates_on_request_only():
 
 
 @pytest.mark.medium
-def test_a_fresh_model_predicts_the_bias():
-    cfg = dataclasses.replace(TINY, head_bias_init=-6.9)
-    params = random_params(cfg) | {"head": fresh_head(cfg)}
-    np.testing.assert_allclose(apply(TINY, params, images(cfg))[0], -6.9)
+def test_a_new_model_predicts_the_bias():
+    config = dataclasses.replace(TINY, head_bias_init=-6.9)
+    params = random_params(config) | {"head": fresh_head(config)}
+    np.testing.assert_allclose(apply(TINY, params, images(config))[0], -6.9)
 
 
 @pytest.mark.medium
@@ -328,8 +330,8 @@ def test_bfloat16_computes_near_float32_and_returns_float32():
 def test_published_overrides_of_a_variant():
     c = base_config()
     c.model.variant, c.model.depth = "22B/14", 2
-    cfg = read_section(c.model, num_classes=10)
-    assert (cfg.width, cfg.depth, cfg.qkv_bias, cfg.qk_norm, cfg.parallel) == (
+    config = read_section(c.model, num_classes=10)
+    assert (config.width, config.depth, config.qkv_bias, config.qk_norm, config.parallel) == (
         6144, 2, False, True, True,
     )  # fmt: skip
 
@@ -340,8 +342,8 @@ def test_published_overrides_of_a_variant():
         ("variant", "B16", 'such as "B/16"'),
         ("variant", "So400/14", 'Did you mean "So400m"'),
         ("variant", "X/16", "Accepted: mu, s, Ti"),
-        ("image_size", (225,), "multiple of the patch size 16. The nearest that are: 224 or 240"),
-        ("image_size", (8,), "nearest that are: 16"),
+        ("image_size", (225,), "multiple of the patch size 16. The nearest multiples: 224 or 240"),
+        ("image_size", (8,), "nearest multiples: 16"),
         ("image_size", (224, 224, 3), r"write \(side,\) or \(height, width\)"),
         ("pool", "cls", "Accepted: token, gap, map"),
         ("posemb", "sincos", 'Did you mean "sincos2d"'),
@@ -379,20 +381,25 @@ def test_wrong_images_and_captures_are_named():
         ("registers", -1, "must be from 0 to 1,024"),
     ],
 )
-def test_mistakes_in_what_checkpoints_need_are_named(key, value, message):
+def test_mistakes_in_options_of_published_models_are_named(key, value, message):
     c = base_config()
     c.model[key] = value
     with pytest.raises(ConfigError, match=message):
         read_section(c.model, num_classes=10)
 
 
-def test_what_is_set_reaches_the_model_and_what_is_not_is_the_default():
+def test_keys_that_are_set_reach_the_model_and_others_are_defaults():
     c = base_config()
     c.model.update({"rope": "dinov3", "rope_periods": tuple(range(1, 17)), "rope_grid": (7, 7)})
     c.model.update({"registers": 4, "layer_scale": 1e-5, "qkv_bias": False})
-    cfg = read_section(c.model, num_classes=10)
-    assert cfg.rope_periods[:2] == (1.0, 2.0) and type(cfg.rope_periods[0]) is float
-    assert (cfg.rope_grid, cfg.registers, cfg.layer_scale, cfg.qkv_bias) == ((7, 7), 4, 1e-5, False)
+    config = read_section(c.model, num_classes=10)
+    assert config.rope_periods[:2] == (1.0, 2.0) and type(config.rope_periods[0]) is float
+    assert (config.rope_grid, config.registers, config.layer_scale, config.qkv_bias) == (
+        (7, 7),
+        4,
+        1e-5,
+        False,
+    )
     plain = read_section(base_config().model, num_classes=10)
     assert plain == VitConfig(
         image_size=(224, 224), patch_size=(16, 16), num_classes=10, width=384, depth=12,

@@ -1,4 +1,4 @@
-"""Processes that JAX found by itself, as on a plain Cloud TPU pod, are not run unwatched."""
+"""Without a coordination service, as on a plain Cloud TPU pod, several processes are refused."""
 
 import jax
 import pytest
@@ -11,7 +11,7 @@ from vit_jax.parallel.watch import Watch
 from vit_jax.rundir.agreement import agree
 from vit_jax.train import train
 
-SAID = r"process 1 of 4.*no coordination service.*JAX_COORDINATOR_ADDRESS.*start them again"
+MESSAGE = r"process 1 of 4.*no coordination service.*JAX_COORDINATOR_ADDRESS.*start them again"
 
 
 @pytest.fixture
@@ -24,31 +24,31 @@ def second_of_four(monkeypatch):
     "use",
     [
         processes.coordination_client,
-        lambda: processes.exchange("word"),
+        lambda: processes.exchange("message"),
         lambda: Watch(60),
         lambda: agree(epath.Path("/nowhere"), small_config(), {}),
     ],
     ids=["client", "exchange", "watch", "agreement"],
 )
-def test_without_a_service_nothing_that_needs_it_goes_on(second_of_four, use):
-    with pytest.raises(ConfigError, match=SAID):
+def test_without_a_service_its_users_raise_an_error(second_of_four, use):
+    with pytest.raises(ConfigError, match=MESSAGE):
         use()
 
 
-def test_a_run_is_refused_before_it_makes_anything(second_of_four, tmp_path):
-    with pytest.raises(ConfigError, match=SAID):
+def test_a_run_is_refused_before_it_writes_files(second_of_four, tmp_path):
+    with pytest.raises(ConfigError, match=MESSAGE):
         train(small_config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_with_a_service_it_is_used(second_of_four, monkeypatch):
+def test_a_running_service_is_used(second_of_four, monkeypatch):
     service = object()
     monkeypatch.setattr(processes.distributed.global_state, "client", service)
     assert processes.coordination_client() is service
 
 
-def test_one_process_needs_none():
+def test_one_process_needs_no_service():
     assert processes.coordination_client() is None
-    assert processes.exchange("word") == ["word"]
+    assert processes.exchange("message") == ["message"]
     with Watch(60):
         pass

@@ -51,14 +51,14 @@ def make(name):
     ],
 )
 def test_the_same_gradient_on_any_mesh(name, sizes):
-    cfg = make(name)
+    config = make(name)
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(8, *cfg.image_size, 3)).astype(np.float32)
-    shapes = param_shapes(cfg)
+    x = rng.normal(size=(8, *config.image_size, 3)).astype(np.float32)
+    shapes = param_shapes(config)
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32) * 0.2, shapes)
 
     def loss(params, x):
-        logits, out = build(cfg).apply({"params": params}, x, train=True)
+        logits, out = build(config).apply({"params": params}, x, train=True)
         assert out["pre_logits"].dtype == jnp.float32
         return jnp.square(jnp.tanh(logits)).mean()
 

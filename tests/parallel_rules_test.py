@@ -1,4 +1,4 @@
-"""Layouts: every parameter where its rule says, nothing large copied by accident."""
+"""Shardings: every parameter follows its rule; nothing large is replicated by accident."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def mesh(**sizes):
     return make_mesh(ConfigDict(sizes), devices=jax.devices()[: int(np.prod([*sizes.values()]))])
 
 
-def cfg_of(variant="B/16", **changes):
+def model_config(variant="B/16", **changes):
     c = base_config()
     c.model.variant = variant
     c.model.update(changes)
@@ -44,8 +44,8 @@ WITHOUT_HEADS = [{"variant": "BiT-R50x3"}, {"variant": "Mixer-L/16"}, {"variant"
 
 @pytest.mark.medium
 @pytest.mark.parametrize("changes", EVERY_PARAMETER + WITHOUT_HEADS)
-def test_large_parameters_are_split_as_theory_says(changes):
-    shapes = param_shapes(cfg_of(**changes))
+def test_large_parameters_are_split_over_all_their_axes(changes):
+    shapes = param_shapes(model_config(**changes))
     grid = mesh(fsdp=4, tensor=2)
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         name = rules.path_name(path)
@@ -56,7 +56,7 @@ def test_large_parameters_are_split_as_theory_says(changes):
             inner = "/attn/" in name or "/mlp/" in name
             assert share == (1 / 8 if inner else 1 / 4), name
     total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    held = sum(
+    local_total = sum(
         np.prod(sharding.shard_shape(leaf.shape))
         for leaf, sharding in zip(
             jax.tree.leaves(shapes),
@@ -64,7 +64,7 @@ def test_large_parameters_are_split_as_theory_says(changes):
             strict=True,
         )
     )
-    assert held < total / (3.8 if changes in WITHOUT_HEADS else 6.5)
+    assert local_total < total / (3.8 if changes in WITHOUT_HEADS else 6.5)
 
 
 @pytest.mark.medium
@@ -72,7 +72,7 @@ def test_every_rule_matches_some_parameter():
     names = {
         rules.path_name(path)
         for changes in EVERY_PARAMETER + WITHOUT_HEADS
-        for path, _ in jax.tree_util.tree_leaves_with_path(param_shapes(cfg_of(**changes)))
+        for path, _ in jax.tree_util.tree_leaves_with_path(param_shapes(model_config(**changes)))
     }
     import re
 
@@ -81,16 +81,16 @@ def test_every_rule_matches_some_parameter():
         assert set(axes) <= {None, "fsdp", "tensor"}
 
 
-def test_a_misspelt_rule_is_an_error_and_not_a_copy(monkeypatch):
-    # The trap: a rule that matches nothing would leave its parameter whole on every device.
+def test_a_misspelt_rule_is_an_error_and_does_not_replicate(monkeypatch):
+    # Silent failure: a parameter without a matching rule would be replicated on every device.
     misspelt = tuple((p.replace("fc1", "fc_1"), axes) for p, axes in rules.RULES)
     monkeypatch.setattr(rules, "RULES", misspelt)
     with pytest.raises(ConfigError, match=r"No sharding rule matches .*mlp/fc1/kernel"):
-        rules.param_shardings(param_shapes(cfg_of()), mesh(fsdp=8))
+        rules.param_shardings(param_shapes(model_config()), mesh(fsdp=8))
 
 
 def test_a_dimension_that_does_not_split_is_an_error_if_large():
-    shapes = param_shapes(cfg_of("Ti/16", num_heads=3))
+    shapes = param_shapes(model_config("Ti/16", num_heads=3))
     with pytest.raises(ConfigError, match=r"does not split over mesh.tensor=2"):
         rules.param_shardings(shapes, mesh(tensor=2))
     small = rules.partition_spec("encoder/blocks/attn/query/kernel", (2, 6, 3, 2), mesh(tensor=2))
@@ -100,10 +100,10 @@ def test_a_dimension_that_does_not_split_is_an_error_if_large():
 @pytest.mark.medium
 @pytest.mark.parametrize("variant", ["B/16", "R50+B/16", "BiT-R50x1", "Mixer-B/16"])
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lion", "lamb", "muon"])
-def test_optimizer_state_lies_where_its_parameters_lie(name, variant):
+def test_optimizer_state_is_split_like_its_parameters(name, variant):
     c = base_config()
     c.optim.name = name
-    shapes, grid = param_shapes(cfg_of(variant)), mesh(fsdp=4, tensor=2)
+    shapes, grid = param_shapes(model_config(variant)), mesh(fsdp=4, tensor=2)
     tx = make_optimizer(c.optim, shapes, schedule=lambda step: 1.0)
     state = jax.eval_shape(tx.init, shapes)
     layout = rules.state_shardings(state, shapes, grid)
@@ -120,20 +120,22 @@ def test_optimizer_state_lies_where_its_parameters_lie(name, variant):
 def test_a_large_state_without_a_parameter_is_an_error():
     shapes = {"head": {"kernel": jax.ShapeDtypeStruct((1024, 1000), jnp.float32)}}
     state = {"odd": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
-    with pytest.raises(ConfigError, match="too large to copy"):
+    with pytest.raises(ConfigError, match="too large to replicate"):
         rules.state_shardings(state, shapes, mesh(fsdp=2))
-    rules.state_shardings(state, shapes, mesh(data=2))  # Without fsdp all is copied anyway.
+    rules.state_shardings(state, shapes, mesh(data=2))  # Without fsdp everything is replicated.
 
 
 @pytest.mark.medium
 def test_constraints_are_in_the_lowered_program():
-    # The trap: under `with mesh:` or without a current mesh, constraints vanish silently.
-    cfg = cfg_of("mu/16", image_size=(32,), depth=2)
+    # Under `with mesh:` or without a current mesh, constraints have no effect, silently.
+    config = model_config("mu/16", image_size=(32,), depth=2)
     x = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
-    shapes = param_shapes(cfg)
+    shapes = param_shapes(config)
 
     def lower():
-        return jax.jit(lambda p, x: Vit(cfg).apply({"params": p}, x)[0]).lower(shapes, x).as_text()
+        return (
+            jax.jit(lambda p, x: Vit(config).apply({"params": p}, x)[0]).lower(shapes, x).as_text()
+        )
 
     with jax.set_mesh(mesh(data=2, fsdp=2, tensor=2)):
         text = lower()
@@ -148,7 +150,7 @@ def test_constraints_are_in_the_lowered_program():
     ("axes", "lacking"),
     [(("x",), "data, fsdp, tensor"), (("data", "tensor", "FSDP"), "fsdp")],
 )
-def test_a_mesh_of_other_axes_is_refused(axes, lacking):
+def test_a_mesh_without_our_axes_is_refused(axes, lacking):
     other = jax.make_mesh(
         (2, *[1] * (len(axes) - 1)), axes, axis_types=(AxisType.Auto,) * len(axes),
         devices=jax.devices()[:2],

@@ -1,4 +1,4 @@
-"""One run on one, two and four real processes in turn, with and without loader processes."""
+"""A run that is moved between one, two and four processes, with and without loader processes."""
 
 import pytest
 
@@ -11,22 +11,22 @@ from vit_jax.data import order
 @pytest.mark.parametrize(
     ("stages", "steps"), [slow(((2, 1), (1, 0)), 12), campaign(PROCESSES, PROCESS_STEPS)]
 )
-def test_a_run_that_moves_between_processes_is_the_one_that_stays(tmp_path, stages, steps):
+def test_a_run_that_moves_between_processes_equals_one_that_does_not(tmp_path, stages, steps):
     stayed = moved_between_processes(tmp_path / "stayed", ((1, 0),), steps=steps)
     run = moved_between_processes(tmp_path / "moved", stages, steps=steps)
-    found = run.compared(stayed)
+    differences = run.compared(stayed)
     assert len(run.losses) == steps
-    assert found["loss"] < TOLERANCE, found
-    assert found["same accuracies"] and found["evaluation"] < TOLERANCE, found
-    # The processes were given all rows between them, no two a different one, none of them twice.
+    assert differences["loss"] < TOLERANCE, differences
+    assert differences["same accuracies"] and differences["evaluation"] < TOLERANCE, differences
+    # Together the processes loaded every row once, equal to that of the unmoved run.
     assert len(run.rows) == steps * 64 and run.rows == stayed.rows
-    # And these are what the order says: equal examples of an epoch and others differ.
+    # They follow the order: within an epoch, different examples are different images.
     ids = [
         i
         for step in range(steps)
         for i in order.example_ids(step, batch_size=64, num_examples=1442, seed=0).tolist()
     ]
     epochs = [e for e in range(2) for _ in range(1442)]
-    seen = [run.rows[place] for place in sorted(run.rows)]
+    seen = [run.rows[position] for position in sorted(run.rows)]
     assert len(set(zip(ids, epochs, strict=False))) == len(seen) >= len(set(seen))
     assert len(set(seen)) > 0.97 * min(1442, len(seen))  # Few digits are equal, pixel by pixel.

@@ -149,7 +149,7 @@ def test_a_file_without_a_sweep(tmp_path):
     ("body", "message"),
     [
         ("return [1 / 0]", "line {line}: ZeroDivisionError"),
-        ("pass", "sweep() gave NoneType: it must return a list of points"),
+        ("pass", "sweep() returned NoneType: it must return a list of points"),
         ("yield from iter(dict, 1)", "more than 100,000 points: does it end?"),
     ],
 )

@@ -66,13 +66,13 @@ def test_a_process_that_is_killed_or_stopped_ends_the_others_and_the_run_goes_on
                 assert "of 3 (on " in err and "same command" in err, err
             else:
                 assert "another task died" in err, err
-    kept = read_jsonl(tmp_path / "run" / "metrics.jsonl")[:4]
+    first_lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")[:4]
     with train(1, tmp_path / "run", "--config.total_steps=8", "--allow_config_change") as [one]:
         newest = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))
         code, err = ends(one)
         # Beyond the shortened end there is nothing to do but say so.
         assert code == (0 if newest <= 8 else 2), err
-    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[:4] == kept
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[:4] == first_lines
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_processes_that_were_started_differently_are_refused(tmp_path):
             assert "optim.lr: 0.002 -> 0.1\n" in err and "seed: 0 -> 5" in err, err
             assert "Traceback" not in err
     assert not (tmp_path / "run" / "config.json").exists()
-    with processes([[*command, f"--workdir={tmp_path / place}"] for place in "ab"]) as run:
+    with processes([[*command, f"--workdir={tmp_path / name}"] for name in "ab"]) as run:
         for code, err in map(ends, run):
             assert code == 2 and "it must be one that all processes share" in err, err
 
@@ -222,7 +222,7 @@ def test_a_save_that_a_lost_process_made_fail_is_that_loss(monkeypatch, capsys):
     # Whether a killed process's peers notice it in an update or in a save is a matter of luck.
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(processes_module, "coordination_client", lambda: None)
-    monkeypatch.setattr(watch_module, "GRACE", 0.0)
+    monkeypatch.setattr(watch_module, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(watch_module.os, "_exit", sys.exit)
     gloo = jax.errors.JaxRuntimeError("Gloo AllGather failed")
     memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
@@ -230,8 +230,8 @@ def test_a_save_that_a_lost_process_made_fail_is_that_loss(monkeypatch, capsys):
         error = CheckpointError("A checkpoint could not be written")
         error.__cause__ = cause
         with pytest.raises(SystemExit) as ended:
-            Watch(600).leave_on_error(CheckpointError, error, None)
+            Watch(600).exit_on_error(CheckpointError, error, None)
         assert ended.value.code == code
-        said = capsys.readouterr().err
-        assert said.startswith("error: process 0 of 2 (on ") and str(error) in said, said
-        assert ("The same command goes on" in said) == (code == 76)
+        stderr = capsys.readouterr().err
+        assert stderr.startswith("error: process 0 of 2 (on ") and str(error) in stderr, stderr
+        assert ("The same command goes on" in stderr) == (code == 76)

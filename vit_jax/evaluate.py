@@ -71,7 +71,7 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
         evaluator = Evaluator(run.config, run.model_config, mesh)
         with evaluator.batches(source) as batches:
             report = evaluator.classification().report(
-                run.params, watch.over(batches, "the evaluation")
+                run.params, watch.iterate(batches, "the evaluation")
             )
         watch.at("the images")
         ids, probabilities = _first_probabilities(evaluator, run.params, source)

@@ -98,7 +98,7 @@ def train(
             # After `config.resume` there are lines and reports of another run, if any, here.
             resumed = loop_state if store.steps() else None
             if config.cache_features:
-                head, experiment = cache_features(experiment, state.params, over=watch.over)
+                head, experiment = cache_features(experiment, state.params, over=watch.iterate)
                 program = experiment.program(head)
 
         # --- Batches in, reports out
@@ -125,7 +125,7 @@ def train(
             )
         )
         # An error ends this process before anything is closed that waits for the others.
-        stack.push(watch.leave_on_error)
+        stack.push(watch.exit_on_error)
 
         # --- The loop: at the top of each turn, the state is the one after `step` updates
 

@@ -1,10 +1,10 @@
-"""The config of a run: every key, its default and its meaning; a config that holds is one value.
+"""The config of a run: every key, its default and its meaning.
 
 base    the base config, from which every config file starts; validation; freezing
 model   every field of every kind of model, and the section `model`
 fields  how such a field is declared: meaning, default, accepted values, kind
-form    whether a config has the form of the base config: keys, types, finite numbers
-file    runs a config file, and says what is wrong with it and where
+form    checks a config against the base config: keys, types, finite numbers
+file    runs a config file and locates the errors in it
 """
 
 from vit_jax.config.base import (

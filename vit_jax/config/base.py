@@ -1,8 +1,8 @@
-"""The one base config: every key that a run can read, declared with its default and its meaning.
+"""The base config: every key of a run, declared with its default and its meaning.
 
-A file in `configs/` calls `base_config()`, changes what it wants and returns the result; the
-commands read that file, apply `--config.KEY=VALUE`, and freeze it. Nothing anywhere reads a
-key that is not declared here, and a key that is not declared here cannot be set.
+A file in `configs/` calls `base_config()`, changes some keys and returns the result; the commands
+run that file, apply `--config.KEY=VALUE`, and freeze it. Keys that are not declared here (those of
+`model` in `vit_jax.config.model`) can neither be read nor set.
 """
 
 import functools
@@ -15,7 +15,7 @@ from immutabledict import immutabledict
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
-from vit_jax.config.fields import SHARE, Bounds, check_value
+from vit_jax.config.fields import FRACTION, Bounds, check_value
 from vit_jax.config.form import check_entries, check_section
 from vit_jax.config.model import model_section
 from vit_jax.errors import ConfigError, did_you_mean
@@ -23,9 +23,7 @@ from vit_jax.errors import ConfigError, did_you_mean
 # A duration is given in exactly one of these units: `warmup_steps`, `warmup_epochs`, ...
 DURATION_UNITS = ("steps", "epochs", "examples", "percent")
 
-ON_BAD = ("error", "skip")  # What becomes of an example that cannot be used.
-
-# What an evaluation of the type classification measures.
+# The metrics of an evaluation of the type classification.
 CLASSIFICATION_METRICS = ("top1", "top5", "loss", "ece", "count")
 
 
@@ -34,44 +32,46 @@ def _duration(name: str) -> dict[str, Any]:
         f"{name}_steps": placeholder(int),  # optimizer updates
         f"{name}_epochs": placeholder(float),  # passes over the training split
         f"{name}_examples": placeholder(float),  # images seen
-        f"{name}_percent": placeholder(float),  # of the whole run: 0.1 is a tenth
+        f"{name}_percent": placeholder(float),  # fraction of the whole run: 0.1 is a tenth
     }
 
 
 def other_units(key: str) -> list[str]:
-    """The keys that give the same duration in other units; none if it is no duration."""
+    """Returns the keys of the same duration in other units; none if `key` is not a duration."""
     match = re.fullmatch(rf"(?P<stem>.*)_({'|'.join(DURATION_UNITS)})", key)
     names = [f"{match['stem']}_{unit}" for unit in DURATION_UNITS] if match else []
     return [name for name in names if name != key]
 
 
 def base_config() -> ConfigDict:
-    """Every key a run can read, with its default. Locked: values change, no key can be added."""
+    """Returns every key with its default. Locked: values can change, keys cannot be added."""
     c = ConfigDict()
 
-    c.seed = 0  # Decides the initial parameters, the order of the data, augmentation and dropout.
+    c.seed = 0  # Of the initial parameters, the order of the data, augmentation and dropout.
     c.batch_size = 128  # Examples per optimizer update, over all devices and processes.
     # The length of the run: exactly one of total_steps, total_epochs, total_examples.
     c.total_steps = placeholder(int)
     c.total_epochs = placeholder(float)
     c.total_examples = placeholder(float)
 
-    # A process that stays at one location for so long (an update, a compilation, a save, a batch of
-    # an evaluation) says where, and ends with exit code 76.
+    # Watchdog: a process that spends longer than this in one place (an update, a compilation, a
+    # save, a batch of an evaluation) prints where it is and ends with exit code 76.
     c.timeout_seconds = 1800
 
     # Resume precedence: the workdir's own last checkpoint > resume > init_from > scratch.
     c.resume = ""  # Another workdir (or checkpoint): take its whole state, step included.
     # A workdir or checkpoint of ours, or a published one (vit_jax.pretrained.load): take its
-    # parameters only, start at step 0. What is None in `model` is as the checkpoint has it.
+    # parameters only, start at step 0. Keys of `model` that are None follow the checkpoint.
     c.init_from = ""
-    c.init_hints = ()  # What a published one does not tell: (("num_heads", 4), ...).
-    # Patterns of whole parameter paths that init_from leaves out: a new head for other classes.
+    # Model fields that a published checkpoint does not contain: (("num_heads", 4), ...).
+    c.init_hints = ()
+    # Patterns of whole parameter paths that init_from does not load, such as a head for other
+    # classes.
     c.init_skip = ("head/.*",)
 
     c.model = model_section()
     # Linear probe: with all but the head in optim.freeze, compute the features of each image once
-    # and train the head on them. Needs train_transforms that are eval_transforms.
+    # and train the head on them. Needs train_transforms equal to eval_transforms.
     c.cache_features = False
 
     c.data = ConfigDict()
@@ -79,7 +79,7 @@ def base_config() -> ConfigDict:
     c.data.name = ""  # For tfds: the data set's name, "imagenet2012" or "cifar10:3.0.2".
     c.data.data_dir = ""  # Where TFDS keeps prepared data, or the root of an image folder.
     c.data.manual_dir = ""  # Where files that cannot be downloaded are (Fashion-MNIST's four).
-    c.data.split = "train"  # What is trained on; slices such as train[:99%] are allowed.
+    c.data.split = "train"  # To train on; slices such as train[:99%] are allowed.
     c.data.classes = ()  # Class ids to keep; renumbered from 0. (): all.
     c.data.shots = 0  # Train on this many examples of each class, chosen by seed; 0: all.
     # Train on this many examples of the split, chosen by seed (smaller subsets are contained in
@@ -87,24 +87,24 @@ def base_config() -> ConfigDict:
     c.data.examples = 0
     c.data.image_key = "image"  # Names of the features in the TFDS data set.
     c.data.label_key = "label"
-    # Transforms, in order: see vit_jax.data.transforms.OPS. A `size` that is left out is the
-    # model's image_size.
+    # Transforms, in order: see vit_jax.data.transforms.OPS. The default of `size` is the model's
+    # image_size.
     c.data.train_transforms = ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"})
     c.data.eval_transforms = ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"})
-    # An example that cannot be read, decoded or transformed: error ends the run and names it; skip
-    # goes on without it, says so in bad_examples.jsonl, and changes the place of no other.
+    # If an example cannot be read, decoded or transformed: "error" ends the run and names it;
+    # "skip" gives it weight 0, lists it in bad_examples.jsonl, and moves no other example.
     c.data.on_bad = "error"
     c.data.workers = 0  # Loader processes per host; 0 loads in threads of the main process.
     c.data.threads = 4  # Reading threads, in the main process or in each worker.
-    c.data.prefetch = 2  # Batches kept loaded, and as many on the devices, per host.
+    c.data.prefetch = 2  # Batches loaded ahead in host memory, and as many on the devices.
 
     c.mix = ConfigDict()  # Inside the jitted step; labels become soft.
     c.mix.mixup_alpha = 0.0  # Beta(alpha, alpha); 0: off.
-    c.mix.cutmix_alpha = 0.0  # 0: off. With both on, each batch uses one of them, evenly.
+    c.mix.cutmix_alpha = 0.0  # 0: off. If both are on, each batch uses either, at even odds.
 
     c.loss = ConfigDict()
     c.loss.name = "softmax_xent"  # softmax_xent or sigmoid_xent.
-    c.loss.label_smoothing = 0.0  # This share of the target is spread over all classes.
+    c.loss.label_smoothing = 0.0  # This fraction of the target is spread over all classes.
 
     c.optim = ConfigDict()
     c.optim.name = "adamw"  # adamw, sgd, adafactor, lion, lamb or muon.
@@ -116,54 +116,55 @@ def base_config() -> ConfigDict:
     c.optim.nesterov = False  # sgd, muon.
     c.optim.momentum_dtype = "float32"  # Of the first moment: float32 or bfloat16.
     c.optim.weight_decay = 0.0  # Times lr and schedule, as in AdamW.
-    # (pattern of the parameter's path, multiplier); the first that matches counts, else 0.
+    # (pattern of the parameter's path, multiplier); the first match counts; no match: 0.
     c.optim.weight_decay_rules = ((".*/kernel", 1.0),)
     c.optim.lr_rules = ((".*", 1.0),)  # The same for the learning rate; no match: 1.
     c.optim.layer_decay = 1.0  # Learning rate times this per layer counted from the head.
-    c.optim.freeze = ()  # Patterns of parameters that stay as they are.
+    c.optim.freeze = ()  # Patterns of parameters that are not trained.
     c.optim.clip_norm = 0.0  # Largest global norm of the gradient; 0: no clipping.
     c.optim.clip_rms = 0.0  # adafactor: largest RMS of a parameter's scaled gradient; 0: none.
     c.optim.accum_steps = 1  # Microbatches per update.
     c.optim.sam_rho = 0.0  # Sharpness-aware minimisation's radius; 0: off.
-    c.optim.ema_decay = 0.0  # Of the averaged parameters that are evaluated; 0: off.
+    c.optim.ema_decay = 0.0  # Of the moving average of the parameters, for evaluation; 0: off.
 
     c.optim.schedule = ConfigDict()
     c.optim.schedule.name = "cosine"  # constant, cosine, linear or rsqrt.
     c.optim.schedule.update(_duration("warmup"))  # Linear from 0; unset: none.
     c.optim.schedule.update(_duration("cooldown"))  # Linear to 0 at the very end; unset: none.
     c.optim.schedule.update(_duration("timescale"))  # rsqrt only.
-    c.optim.schedule.end = 0.0  # Where cosine and linear end, as a share of lr.
+    c.optim.schedule.end = 0.0  # Final value of cosine and linear, as a fraction of lr.
 
-    c.mesh = ConfigDict()  # Devices along each axis; one of them may be -1, the rest.
-    c.mesh.data = -1  # Batch split, parameters copied.
-    c.mesh.fsdp = 1  # Batch split, parameters split too.
-    c.mesh.tensor = 1  # Heads and MLP split.
+    c.mesh = ConfigDict()  # Devices along each axis; one axis may be -1: all remaining devices.
+    c.mesh.data = -1  # Splits the batch; parameters are replicated.
+    c.mesh.fsdp = 1  # Splits the batch and the parameters.
+    c.mesh.tensor = 1  # Splits the heads and the MLP's hidden units.
 
     # Evaluations by name: see classification_eval() below for their keys.
     c.evals = ConfigDict()
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 1000  # Save at every multiple, and at the end.
-    c.checkpoint.keep_last = 2  # The newest ones kept.
-    c.checkpoint.keep_every_steps = 0  # These are kept for ever; 0: none.
-    c.checkpoint.keep_steps = ()  # Saved at these, too, and kept for ever: resume branches off.
-    c.checkpoint.best_metric = ""  # E.g. "test/top1": keep the best as well; "": do not.
+    c.checkpoint.keep_last = 2  # Number of newest checkpoints to keep.
+    c.checkpoint.keep_every_steps = 0  # Keep those at multiples of this for ever; 0: none.
+    # Save at these steps, too, and keep them for ever: for other runs to branch off (resume).
+    c.checkpoint.keep_steps = ()
+    c.checkpoint.best_metric = ""  # E.g. "test/top1": also keep the best checkpoint; "": off.
     c.checkpoint.best_mode = "max"  # max or min.
 
     c.log = ConfigDict()
-    c.log.every_steps = 50  # A line in metrics.jsonl.
+    c.log.every_steps = 50  # Steps per line of metrics.jsonl.
     c.log.tensorboard = True  # Event files in workdir/tb.
     c.log.wandb_project = ""  # Weights & Biases, if it is installed; "": off.
-    c.log.profile_steps = ()  # (first, last): a trace of these steps into workdir/profile.
+    c.log.profile_steps = ()  # (first, last): write a trace of these steps to workdir/profile.
     c.log.compilation_cache = ""  # Folder of XLA's persistent cache; "": off.
     return c.lock()
 
 
 def classification_eval(*, split: str, every_steps: int = 0) -> ConfigDict:
-    """An entry of `config.evals`: top-1, top-5, loss and calibration error on one split.
+    """Returns an entry of `config.evals`: top-1, top-5, loss, calibration error on one split.
 
     Args:
-      split: split of `config.data`'s data set, slices allowed.
+      split: of the data set of `config.data`; slices are allowed.
       every_steps: evaluate at every multiple, and at the end; 0: only at the end.
     """
     return ConfigDict({"type": "classification", "split": split, "every_steps": every_steps})
@@ -173,23 +174,23 @@ def check_form(config: ConfigDict) -> None:
     """Checks that a config has the keys of the base config, with values of their types.
 
     Raises:
-      ConfigError: naming the key.
+      ConfigError: it does not; the message names the key.
     """
-    check_section(config, _form())
-    check_entries(config.evals, classification_eval(split=""), where="evals.")
+    check_section(config, _cached_base_config())
+    check_entries(config.evals, classification_eval(split=""), prefix="evals.")
 
 
 @functools.cache
-def _form() -> ConfigDict:
-    """The base config, made once: a sweep checks hundreds of configs."""
+def _cached_base_config() -> ConfigDict:
+    """Returns the base config, built once: a sweep checks hundreds of configs."""
     return base_config()
 
 
 def freeze(config: ConfigDict) -> FrozenConfigDict:
-    """The config as a run uses it: nothing in it can change, dicts inside tuples included.
+    """Returns an immutable copy of the config, including dicts inside tuples.
 
     Raises:
-      ConfigError: it does not have the form of the base config.
+      ConfigError: keys or types differ from those of the base config.
     """
     frozen = config.copy_and_resolve_references()
     check_form(frozen)
@@ -214,9 +215,9 @@ def _frozen(value: Any) -> Any:
     return value
 
 
-# Accepted values of what no other part of the code would check.
+# Bounds of the keys that no other code checks.
 _BOUNDS = {
-    "seed": Bounds(0, 2**32 - 1),  # JAX's keys would take a larger one for a smaller one.
+    "seed": Bounds(0, 2**32 - 1),  # JAX's random keys take seeds modulo 2**32.
     "batch_size": Bounds(1, 2**24),
     "timeout_seconds": Bounds(1),
     "data.shots": Bounds(0),
@@ -226,22 +227,22 @@ _BOUNDS = {
     "data.prefetch": Bounds(1, 1024),
     "mix.mixup_alpha": Bounds(0),
     "mix.cutmix_alpha": Bounds(0),
-    "loss.label_smoothing": SHARE,
+    "loss.label_smoothing": FRACTION,
     "optim.accum_steps": Bounds(1, 2**24),
-    "optim.ema_decay": SHARE,
+    "optim.ema_decay": FRACTION,
     "checkpoint.every_steps": Bounds(1),
     "checkpoint.keep_last": Bounds(1),
     "checkpoint.keep_every_steps": Bounds(0),
     "log.every_steps": Bounds(1),
 }
-_CHOICES = {"data.on_bad": ON_BAD, "checkpoint.best_mode": ("max", "min")}
+_CHOICES = {"data.on_bad": ("error", "skip"), "checkpoint.best_mode": ("max", "min")}
 
 
 def validate(config: ConfigDict | FrozenConfigDict) -> None:
-    """Checks what no other part of the code would, or not before the run has begun.
+    """Checks the values that no other code checks, or that it checks only after the run has begun.
 
     Raises:
-      ConfigError: naming the key.
+      ConfigError: a value is not accepted; the message names the key.
     """
     for key, bounds in _BOUNDS.items():
         check_value(key, _get(config, key), bounds=bounds)
@@ -253,13 +254,12 @@ def validate(config: ConfigDict | FrozenConfigDict) -> None:
     for hint in config.init_hints:
         if not isinstance(hint, tuple) or len(hint) != 2 or not isinstance(hint[0], str):
             raise ConfigError(
-                f"init_hints: {hint!r} is no hint: write pairs (name, value), such as "
+                f"init_hints: {hint!r} is not a hint: write pairs (name, value), such as "
                 '(("num_heads", 4),).'
             )
     if config.data.shots and config.data.examples:
         raise ConfigError(
-            "data.shots and data.examples are set: choose by class or from all, and let the other "
-            "be 0."
+            "data.shots and data.examples are both set: keep one, and set the other to 0."
         )
     for step in config.checkpoint.keep_steps:
         if type(step) is not int or step < 1:
@@ -268,8 +268,8 @@ def validate(config: ConfigDict | FrozenConfigDict) -> None:
             )
     _check_evals(config)
     steps = config.log.profile_steps
-    whole = all(type(step) is int for step in steps)
-    if steps and not (whole and len(steps) == 2 and 0 <= steps[0] <= steps[1]):
+    integers = all(type(step) is int for step in steps)
+    if steps and not (integers and len(steps) == 2 and 0 <= steps[0] <= steps[1]):
         raise ConfigError(
             f"log.profile_steps is {tuple(steps)}: give (first, last) with 0 <= first <= last, or "
             "() for no trace."
@@ -285,13 +285,13 @@ def _check_evals(config: ConfigDict) -> None:
     for name, entry in config.evals.items():
         if name == "train":
             raise ConfigError(
-                "evals.train: its results would be called as those of the training itself, "
+                "evals.train: its metrics would have the names of the training metrics, such as "
                 "train/loss. Give it another name."
             )
         if entry.every_steps < 0:
             raise ConfigError(
                 f"evals.{name}.every_steps is {entry.every_steps}: it must be positive, or 0 to "
-                "evaluate at the end alone."
+                "evaluate only at the end."
             )
     best = config.checkpoint.best_metric
     measured = [f"{name}/{metric}" for name in config.evals for metric in CLASSIFICATION_METRICS]
@@ -303,13 +303,9 @@ def _check_evals(config: ConfigDict) -> None:
 
 
 def check_best(config: ConfigDict | FrozenConfigDict, *, total_steps: int) -> None:
-    """Checks that the best of several checkpoints is looked for, if one is.
+    """Checks that `checkpoint.best_metric`, if it is set, has several checkpoints to choose from.
 
     A checkpoint can be the best only if the metric is measured at its step.
-
-    Args:
-      config: of the run.
-      total_steps: its length.
 
     Raises:
       ConfigError: no step but the last is both saved and evaluated.
@@ -317,18 +313,18 @@ def check_best(config: ConfigDict | FrozenConfigDict, *, total_steps: int) -> No
     if not config.checkpoint.best_metric:
         return
     name = config.checkpoint.best_metric.rpartition("/")[0]
-    save, measure = config.checkpoint.every_steps, config.evals[name].every_steps
-    both = math.lcm(save, measure)  # 0 if it is evaluated only at the end.
+    save, evaluate = config.checkpoint.every_steps, config.evals[name].every_steps
+    both = math.lcm(save, evaluate)  # 0 if it is evaluated only at the end.
     if save < total_steps <= (both or total_steps):
         raise ConfigError(
             f"checkpoint.best_metric is {config.checkpoint.best_metric}, but no step before the "
             f"last, {total_steps:,}, is both saved (checkpoint.every_steps={save}) and evaluated "
-            f"(evals.{name}.every_steps={measure}): make the second a multiple of the first."
+            f"(evals.{name}.every_steps={evaluate}): make the second a multiple of the first."
         )
 
 
 def check_pattern(pattern: Any, *, key: str) -> None:
-    """Raises ConfigError unless `pattern`, which stands in the config's `key`, can be searched."""
+    """Raises ConfigError unless `pattern`, the value of a config key, is a regular expression."""
     try:
         re.compile(pattern)
     except (re.error, TypeError, OverflowError, RecursionError) as error:
@@ -336,11 +332,11 @@ def check_pattern(pattern: Any, *, key: str) -> None:
 
 
 def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:
-    """The arguments of a config file: what follows the colon in `configs/vit_i1k.py:variant=L/16`.
+    """Parses the arguments of a config file, such as `variant=L/16` in `vit_i1k.py:variant=L/16`.
 
     Args:
       arg: "key=value,key=value", or None or "" for none.
-      **defaults: every argument that the file takes; a value has its default's type.
+      **defaults: every accepted argument; a value has the type of its default.
 
     Raises:
       ConfigError: an unknown argument, or a value of another type.
@@ -349,10 +345,13 @@ def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:
     for i, item in enumerate((arg or "").split(",") if arg else ()):
         key, equals, text = item.partition("=")
         if not equals:
-            comma = " A value ends at a comma: give one that has a comma to its key, such as "
+            comma = (
+                " A value ends at a comma: pass one that has a comma as a flag, such as "
+                "--config.data.data_dir=FOLDER."
+            )
             raise ConfigError(
                 f'Config argument "{item}": write key=value. {_accepted(defaults)}'
-                + (f"{comma}--config.data.data_dir=FOLDER." if i else "")
+                + (comma if i else "")
             )
         if key not in defaults:
             hint = did_you_mean(key, defaults) if defaults else _accepted(defaults)

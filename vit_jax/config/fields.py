@@ -1,7 +1,7 @@
 """Declares a field of a model's config: default, meaning, accepted values and kind, in one place.
 
-The section `model` of a run's config, the checks, what `init_from` inherits, what inspection shows,
-the hints for a checkpoint and what an export must express are all derived from these declarations.
+Derived from these declarations are the section `model` of a run's config, the checks, inheritance
+by `init_from`, inspection, the hints for a checkpoint, and the fields that an export must express.
 """
 
 import dataclasses
@@ -14,50 +14,50 @@ from vit_jax.errors import ConfigError, did_you_mean
 
 
 class Kind(enum.Enum):
-    """What a field decides, and therefore who may change it."""
+    """The role of a field: does it belong to the checkpoint, and must a format express it?"""
 
     SIZE = enum.auto()  # Shapes of parameters. Every checkpoint format can express it.
-    ARCHITECTURE = enum.auto()  # What is computed. A format must express it, or it is the default.
-    NUMERICS = enum.auto()  # The same, but another value changes the outputs only a little.
-    RUN = enum.auto()  # How a run computes and regularises. No part of a checkpoint.
+    ARCHITECTURE = enum.auto()  # The function. A format must express it unless it is the default.
+    NUMERICS = enum.auto()  # As ARCHITECTURE, but another value changes the outputs only a little.
+    RUN = enum.auto()  # How a run computes and regularises. Not part of a checkpoint.
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """An interval of accepted numbers, closed unless `above` or `below` is set."""
+    """An interval of accepted numbers, closed unless `low_open` or `high_open` is set."""
 
     low: int | float = -math.inf
     high: int | float = math.inf
-    above: bool = False  # `low` itself is not accepted.
-    below: bool = False  # `high` itself is not accepted.
+    low_open: bool = False  # `low` itself is not accepted.
+    high_open: bool = False  # `high` itself is not accepted.
 
     def __contains__(self, value: int | float) -> bool:
-        return (self.low < value if self.above else self.low <= value) and (
-            value < self.high if self.below else value <= self.high
+        return (self.low < value if self.low_open else self.low <= value) and (
+            value < self.high if self.high_open else value <= self.high
         )
 
     def __str__(self) -> str:
-        if self.below:
-            return f"in {'(' if self.above else '['}{self.low:,}, {self.high:,})"
+        if self.high_open:
+            return f"in {'(' if self.low_open else '['}{self.low:,}, {self.high:,})"
         if self.high < math.inf:
-            start = f"above {self.low:,} and at most" if self.above else f"from {self.low:,} to"
+            start = f"above {self.low:,} and at most" if self.low_open else f"from {self.low:,} to"
             return f"{start} {self.high:,}"
-        return f"{'above' if self.above else 'at least'} {self.low:,}"
+        return f"{'above' if self.low_open else 'at least'} {self.low:,}"
 
 
-SHARE = Bounds(0, 1, below=True)
-POSITIVE = Bounds(0, above=True)
+FRACTION = Bounds(0, 1, high_open=True)
+POSITIVE = Bounds(0, low_open=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Declaration:
-    """What a field is beside its name, type and default. See `declare` for the attributes."""
+    """The declaration of a field beside its name, type and default; attributes: see `declare`."""
 
     doc: str
     kind: Kind
     choices: tuple[str, ...]
     bounds: Bounds | None
-    matters_if: Mapping[str, tuple[Any, ...]]
+    used_if: Mapping[str, tuple[Any, ...]]
     hint: bool
     section: str | None
     section_default: Any
@@ -73,56 +73,57 @@ def declare(
     default: Any = dataclasses.MISSING,
     choices: Sequence[str] = (),
     bounds: Bounds | None = None,
-    matters_if: Mapping[str, tuple[Any, ...]] | None = None,
+    used_if: Mapping[str, tuple[Any, ...]] | None = None,
     hint: bool = False,
     section: str | None = "",
     section_default: Any = _UNSET,
 ) -> Any:
-    """A dataclass field with its declaration.
+    """Returns a dataclass field with its declaration.
 
     Args:
-      kind: who may change it.
-      doc: what it is, with its unit, for a reader of a config.
-      default: none: the field must be given.
+      kind: its role.
+      doc: its meaning and unit, for readers of a config; ends with a full stop.
+      default: MISSING: the field must be given.
       choices: accepted names.
-      bounds: accepted numbers; of a tuple, each of its numbers.
-      matters_if: other fields and those of their values with which this one has an effect.
-      hint: a caller may tell it of a checkpoint whose file does not.
-      section: where a run's config has it: "" in `model`, "resnet" in `model.resnet`; None: it
-        follows from `model.variant`.
-      section_default: in the config. Unset: the default of a field of kind RUN, else None, which
-        stands for what the variant or the checkpoint has.
+      bounds: accepted numbers; of a tuple, for each of its numbers.
+      used_if: {other field: its values for which this field has an effect}; None: always.
+      hint: whether a caller may state it for a checkpoint whose file does not contain it.
+      section: its section in a run's config: "" for `model`, "resnet" for `model.resnet`; None:
+        it is not a key, but follows from `model.variant`.
+      section_default: default of the key in a run's config. Unset: `default` for a field of kind
+        RUN, else None, which stands for the value of the variant or the checkpoint.
     """
     if section_default is _UNSET:
         section_default = default if kind is Kind.RUN else None
     declaration = Declaration(
-        doc, kind, tuple(choices), bounds, matters_if or {}, hint, section, section_default
+        doc, kind, tuple(choices), bounds, used_if or {}, hint, section, section_default
     )
     return dataclasses.field(default=default, metadata={"declaration": declaration})
 
 
 def declarations(config: Any) -> Iterator[tuple[dataclasses.Field, Declaration]]:
-    """The fields of a config, or of its class, with their declarations."""
+    """Yields the fields of a config, or of its class, with their declarations."""
     for field in dataclasses.fields(config):
         yield field, field.metadata["declaration"]
 
 
 def names_of(config: Any, kind: Kind) -> list[str]:
-    """Names of the fields of a kind, as they are declared."""
+    """Returns the names of the fields of a kind, in the order of their declaration."""
     return [field.name for field, declared in declarations(config) if declared.kind is kind]
 
 
 def has_effect(config: Any, name: str) -> bool:
-    """Whether a field changes what a model computes, or its other fields make it meaningless."""
+    """Whether a field has an effect, given the values of the config's other fields."""
     declared = type(config).__dataclass_fields__[name].metadata["declaration"]
-    return all(getattr(config, other) in values for other, values in declared.matters_if.items())
+    return all(getattr(config, other) in values for other, values in declared.used_if.items())
 
 
 def check_fields(config: Any) -> None:
-    """Checks each field by itself.
+    """Checks the value of each field against its choices and bounds.
 
     Raises:
-      ConfigError: naming the field, and the nearest accepted name or the accepted numbers.
+      ConfigError: a value is not accepted; the message names the field, and the nearest accepted
+        name or the accepted numbers.
     """
     for field, declared in declarations(config):
         value = getattr(config, field.name)
@@ -135,7 +136,7 @@ def check_fields(config: Any) -> None:
 def check_value(
     key: str, value: Any, *, choices: Sequence[str] = (), bounds: Bounds | None = None
 ) -> None:
-    """Raises ConfigError, naming the key, unless a value is one of the accepted."""
+    """Raises ConfigError unless a value is one of the choices and within the bounds."""
     if choices and value not in choices:
         raise ConfigError(f'{key} is "{value}". {did_you_mean(value, choices)}')
     if bounds is None:

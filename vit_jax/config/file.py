@@ -1,4 +1,4 @@
-"""Runs a config's file, FILE.py or FILE.py:ARGUMENT: what is wrong with it is said, and where."""
+"""Runs a config file, FILE.py or FILE.py:ARGUMENT, and locates the errors in it."""
 
 import copy
 import importlib.util
@@ -16,85 +16,85 @@ from ml_collections import ConfigDict
 from vit_jax.config.base import check_form
 from vit_jax.errors import ConfigError, VitJaxError, did_you_mean
 
-_MOST_POINTS = 100_000  # Of a sweep.
+_MAX_POINTS = 100_000  # Of a sweep.
 
 
 def make_config(argument: str) -> ConfigDict:
-    """What the file's get_config() gives.
+    """Returns the config that the file's get_config() returns.
 
     Raises:
-      ConfigError: there is no such file, it went wrong, or what it gave is no config.
+      ConfigError: there is no such file, it raised an error, or it did not return a config.
     """
     name, colon, argument = argument.partition(":")
-    path = _config_path(name, address=argument.startswith("//"), cut=bool(colon))
+    path = _config_path(name, is_url=argument.startswith("//"), has_argument=bool(colon))
     try:
-        module = _run(path)
+        module = _import_file(path)
         if not hasattr(module, "get_config"):
             raise ConfigError(f"--config={path} defines no get_config().")
         config = module.get_config(argument) if colon else module.get_config()
     except VitJaxError:
         raise
     except Exception as error:
-        raise ConfigError(f"--config={path}{_where(error, path)}: {_what(error)}") from error
+        raise ConfigError(f"--config={path}{_line(error, path)}: {_message(error)}") from error
     if type(config) is not ConfigDict:
         raise ConfigError(
-            f"--config={path}: get_config() gave {type(config).__name__}: it must return what "
-            "vit_jax.config.base_config() gave it, changed."
+            f"--config={path}: get_config() returned {type(config).__name__}: it must return a "
+            "changed vit_jax.config.base_config()."
         )
     try:
         check_form(config)
     except ConfigError as error:
         raise ConfigError(f"--config={path}: {error}") from error
-    _unshare(config)
+    _copy_tuples(config)
     return config
 
 
 def make_points(argument: str) -> tuple[str, str, list[Any]]:
-    """The points of the file's sweep(), as they are.
+    """Returns the points of the file's sweep(), without checking them.
 
     Returns:
-      The file, what follows the colon ("" if there is none), and the points.
+      The file, its argument ("" without a colon), and the points.
 
     Raises:
-      ConfigError: the file has no sweep(), or it went wrong.
+      ConfigError: the file has no sweep(), or sweep() raised an error.
     """
     name, colon, argument = argument.partition(":")
-    path = _config_path(name, address=False, cut=bool(colon))
-    module = _run(path)
+    path = _config_path(name, is_url=False, has_argument=bool(colon))
+    module = _import_file(path)
     if not hasattr(module, "sweep"):
         raise ConfigError(
             f"--config={path} defines no sweep(): vit_jax.sweep needs one beside get_config(), "
-            "that yields a dict of changed keys for each run. One run alone: vit_jax.train."
+            "that yields a dict of changed keys for each run. For a single run: vit_jax.train."
         )
     try:
-        found = module.sweep(argument) if colon else module.sweep()
-        if not isinstance(found, Iterable):
+        points = module.sweep(argument) if colon else module.sweep()
+        if not isinstance(points, Iterable):
             raise ConfigError(
-                f"--config={path}: sweep() gave {type(found).__name__}: it must return a list of "
-                "points, or yield them."
+                f"--config={path}: sweep() returned {type(points).__name__}: it must return a list "
+                "of points, or yield them."
             )
-        points = list(itertools.islice(found, _MOST_POINTS + 1))
+        points = list(itertools.islice(points, _MAX_POINTS + 1))
     except VitJaxError:
         raise
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"--config={path}{_where(error, path)}: {_what(error)}") from error
-    if len(points) > _MOST_POINTS:
+        raise ConfigError(f"--config={path}{_line(error, path)}: {_message(error)}") from error
+    if len(points) > _MAX_POINTS:
         raise ConfigError(
-            f"--config={path}: sweep() gives more than {_MOST_POINTS:,} points: does it end?"
+            f"--config={path}: sweep() yields more than {_MAX_POINTS:,} points: does it end?"
         )
     return name, argument, points
 
 
-def _unshare(section: ConfigDict) -> None:
-    """Lets no key have a dict that another has, too: an override of one would change both."""
+def _copy_tuples(section: ConfigDict) -> None:
+    """Copies tuples: an override of a dict in one must not change the same dict in another key."""
     for key, value in section.items():
         if isinstance(value, ConfigDict):
-            _unshare(value)
+            _copy_tuples(value)
         elif isinstance(value, tuple):
             section[key] = copy.deepcopy(value)
 
 
-def _run(path: pathlib.Path) -> types.ModuleType:
+def _import_file(path: pathlib.Path) -> types.ModuleType:
     name = "the_config_file"
     spec = importlib.util.spec_from_file_location(name, path)
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
@@ -102,34 +102,34 @@ def _run(path: pathlib.Path) -> types.ModuleType:
     return module
 
 
-def _config_path(name: str, *, address: bool, cut: bool) -> pathlib.Path:
-    """The file of --config, which must be one of this machine; `cut`: a colon came after it."""
-    if address:
+def _config_path(name: str, *, is_url: bool, has_argument: bool) -> pathlib.Path:
+    """Returns the path of --config, checked to be a local Python file."""
+    if is_url:
         raise ConfigError(f"--config={name}://...: copy the file here; it must be a local one.")
     try:
         path = pathlib.Path(name).expanduser()
         if path.suffix == ".py" and path.is_file():
             return path
-        wrong = (
+        problem = (
             "there is no such file" if not path.exists()
-            else "this is no file" if not path.is_file()
+            else "this is not a file" if not path.is_file()
             else "a config is a Python file, FILE.py"
         )  # fmt: skip
     except RuntimeError:
         raise ConfigError(f"--config={name}: there is no such home folder.") from None
     except OSError as error:
         raise ConfigError(f"--config={name} cannot be read: {error.strerror}.") from error
-    if cut and path.suffix != ".py":
-        wrong += ", and what follows a colon is its argument: no colon may be in the path"
+    if has_argument and path.suffix != ".py":
+        problem += " (a colon begins the config's argument: the path must not contain one)"
     folder = path if path.is_dir() else path.parent
     others = sorted(str(other) for other in folder.glob("*.py") if other.stem != "__init__")
-    none = f"There is none in {folder}; the project's are in its folder configs."
+    none = f"{folder} contains no config; the project's are in its folder configs."
     hint = did_you_mean(str(path), others) if others else none
-    raise ConfigError(f"--config={name}: {wrong}. {hint}")
+    raise ConfigError(f"--config={name}: {problem}. {hint}")
 
 
-def _where(error: BaseException, path: pathlib.Path) -> str:
-    """The line of the config file at which it went wrong, if it was in that file."""
+def _line(error: BaseException, path: pathlib.Path) -> str:
+    """Returns ", line N" of the config file where the error arose; "" if outside of that file."""
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
@@ -140,9 +140,9 @@ def _where(error: BaseException, path: pathlib.Path) -> str:
     return f", line {lines[-1]}" if lines else ""
 
 
-def _what(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    if isinstance(error, KeyError | AttributeError):  # Of ml_collections: it shows whole sections.
+    if isinstance(error, KeyError | AttributeError):  # ml_collections prints whole sections.
         if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
             return f'there is no config key "{near[2]}". Did you mean "{near[1]}"?'
         text = text.partition("Other fields present")[0]

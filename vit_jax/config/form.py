@@ -1,8 +1,8 @@
-"""Whether a config has the form of the base config: keys, types, and finite numbers.
+"""Checks a config against the base config: keys, types, and finite numbers.
 
-A ConfigDict checks the type of a value that replaces another one, but lets a key be None, NaN or,
-once it is unlocked, missing; and nothing has checked the values of a JSON file. A config that
-passes here can be read, compared and written.
+A ConfigDict checks the type of a new value, but accepts None and NaN and, once it is unlocked,
+missing keys; a config that is read from JSON has not been checked at all. A config that passes
+these checks can be read, compared and written.
 """
 
 import math
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.errors import ConfigError, did_you_mean
 
-_KINDS = {
+_TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
     bool: "True or False",
@@ -22,84 +22,88 @@ _KINDS = {
     tuple: "a tuple",
     ConfigDict: "a section of keys",
 }
-_LARGEST = 2**63  # Beyond it neither NumPy nor JAX take whole numbers.
+_INT_LIMIT = 2**63  # NumPy and JAX do not accept larger integers.
 
 
-def check_section(config: ConfigDict, base: ConfigDict, *, where: str = "") -> None:
+def check_section(config: ConfigDict, base: ConfigDict, *, prefix: str = "") -> None:
     """Checks that a section has the keys of the base config's, and values of their types.
 
     Args:
-      config: the section; None is accepted for what is None in `base`.
+      config: the section; a value may be None where it is None in `base`.
       base: the same section of the base config.
-      where: the section's name and a dot, for messages.
+      prefix: the section's name and a dot, for messages.
 
     Raises:
-      ConfigError: naming the key.
+      ConfigError: it has not; the message names the key.
     """
     try:
         keys = list(config)
     except TypeError as error:  # ConfigDict sorts them.
-        raise ConfigError(f"{where.rstrip('.')}: its keys must be text.") from error
+        raise ConfigError(f"{prefix.rstrip('.')}: its keys must be text.") from error
     for key in keys:
         if key not in base:
-            raise ConfigError(f'There is no config key "{where}{key}". {did_you_mean(key, base)}')
+            raise ConfigError(f'There is no config key "{prefix}{key}". {did_you_mean(key, base)}')
     for key in base:
-        name = f"{where}{key}"
+        name = f"{prefix}{key}"
         if key not in config:
             raise ConfigError(
-                f'The config lacks the key "{name}": it must be what '
-                "vit_jax.config.base_config() gives, changed."
+                f'The config lacks the key "{name}": it must be a changed '
+                "vit_jax.config.base_config()."
             )
-        value, kind = config[key], base.get_type(key)
+        value, expected = config[key], base.get_type(key)
         if value is None and base[key] is None:
             continue
-        if not _is(value, kind):
-            raise ConfigError(f"{name} is {_shown(value)}: it must be {_KINDS[kind]}.")
-        if kind is not ConfigDict:
+        if not _has_type(value, expected):
+            raise ConfigError(
+                f"{name} is {_short_repr(value)}: it must be {_TYPE_NAMES[expected]}."
+            )
+        if expected is not ConfigDict:
             _check_plain(value, name)
-        elif base[key]:  # config.evals is empty there: its keys are names.
-            check_section(value, base[key], where=f"{name}.")
+        elif base[key]:  # The base config's `evals` is empty: its keys are free names.
+            check_section(value, base[key], prefix=f"{name}.")
 
 
-def check_entries(section: ConfigDict, entry: ConfigDict, *, where: str) -> None:
-    """Checks a section whose keys are names and whose values are sections of one form.
+def check_entries(section: ConfigDict, entry: ConfigDict, *, prefix: str) -> None:
+    """Checks a section whose keys are free names and whose values are sections with equal keys.
 
     Args:
       section: such as `config.evals`.
-      entry: the form of each.
-      where: the section's name and a dot, for messages.
+      entry: a section that has the keys and types of every value.
+      prefix: the section's name and a dot, for messages.
 
     Raises:
-      ConfigError: naming the key.
+      ConfigError: a name, key or value is not accepted; the message names the key.
     """
     for name, value in section.items():
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ConfigError(f"{where}{name}: a name has letters, digits and . _ - only.")
-        if not _is(value, ConfigDict):
-            raise ConfigError(f"{where}{name} is {_shown(value)}: it must be {_KINDS[ConfigDict]}.")
-        check_section(value, entry, where=f"{where}{name}.")
+            raise ConfigError(f"{prefix}{name}: a name has letters, digits and . _ - only.")
+        if not _has_type(value, ConfigDict):
+            raise ConfigError(
+                f"{prefix}{name} is {_short_repr(value)}: it must be {_TYPE_NAMES[ConfigDict]}."
+            )
+        check_section(value, entry, prefix=f"{prefix}{name}.")
 
 
-def _shown(value: Any) -> str:
-    text = _KINDS[ConfigDict] if isinstance(value, ConfigDict) else repr(value)
+def _short_repr(value: Any) -> str:
+    text = _TYPE_NAMES[ConfigDict] if isinstance(value, ConfigDict) else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _is(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+def _has_type(value: Any, expected: type) -> bool:
+    return isinstance(value, expected) and isinstance(value, bool) == (expected is bool)
 
 
 def _check_plain(value: Any, name: str) -> None:
-    """Raises ConfigError unless a value can be written as JSON and used as it is."""
+    """Raises ConfigError unless a value is valid JSON data, with finite numbers."""
     match value:
         case None | bool():
             return
-        case int() if abs(value) >= _LARGEST:
-            raise ConfigError(f"{name} is {value:.3e}: that is larger than a whole number may be.")
+        case int() if abs(value) >= _INT_LIMIT:
+            raise ConfigError(f"{name} is {value:.3e}: it must be below 2^63 in absolute value.")
         case float() if not math.isfinite(value):
             raise ConfigError(f"{name} is {value}: it must be finite.")
         case str() if "\0" in value:
-            raise ConfigError(f"{name} is {_shown(value)}: there is a zero byte in it.")
+            raise ConfigError(f"{name} is {_short_repr(value)}: it contains a zero byte.")
         case int() | float() | str():
             return
         case tuple() | list():
@@ -112,6 +116,6 @@ def _check_plain(value: Any, name: str) -> None:
                 _check_plain(item, f"{name}.{key}")
         case _:
             raise ConfigError(
-                f"{name} is {_shown(value)}: write plain numbers, text, tuples and dicts, no "
+                f"{name} is {_short_repr(value)}: write plain numbers, text, tuples and dicts, not "
                 f"{type(value).__name__}."
             )

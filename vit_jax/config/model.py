@@ -1,6 +1,6 @@
-"""What a model is: every field of every kind of model, declared once, as frozen values.
+"""The configs of models: every field of every kind of model, declared once.
 
-    ClassifierConfig        what all have
+    ClassifierConfig        what all have in common
       PatchConfig           patches, and blocks of one width
         VitConfig           the Vision Transformer and its hybrids
         MixerConfig         MLP-Mixer
@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from vit_jax.config.fields import (
+    FRACTION,
     POSITIVE,
-    SHARE,
     Bounds,
     Kind,
     check_fields,
@@ -35,13 +35,13 @@ architecture = functools.partial(declare, Kind.ARCHITECTURE)
 numerics = functools.partial(declare, Kind.NUMERICS)
 run = functools.partial(declare, Kind.RUN)
 
-# The largest accepted sizes are ten times what anybody has published, and more.
-_LONGEST_SIDE = 2**14  # Of an image, in pixels.
+# The largest accepted sizes are at least ten times those of any published model.
+_MAX_SIDE = 2**14  # Of an image, in pixels.
 _LEARNED = {"posemb": ("learned",)}
 _ROTARY = {"rope": ("dinov3", "axial_ij", "axial_xy")}
 _AXIAL = {"rope": ("axial_ij", "axial_xy")}
 
-# version of a ResNet -> the numerics of Google's code for it, as fields of StemConfig.
+# ResNet version -> the numerics of Google's code for it, as fields of StemConfig.
 NUMERICS = {
     "v1": {"padding": "same", "gn_eps": 1e-6, "std_eps": 1e-5, "std_eps_in": "std"},
     "v2": {"padding": "explicit", "gn_eps": 1e-5, "std_eps": 1e-10, "std_eps_in": "var"},
@@ -51,23 +51,24 @@ GROUPS = 32  # Of group norm.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """What every model that classifies images has. Hashable, checked when made.
+    """Fields of every image classifier. Hashable; checked at construction.
 
     Raises:
-      ConfigError: a value is not accepted, or two do not go together. So do all kinds of models.
+      ConfigError: a value is not accepted, or two values conflict. Subclasses check their fields,
+        too.
     """
 
     image_size: tuple[int, int] = size(
         "Height and width in pixels; in a config also (side,).",
-        bounds=Bounds(1, _LONGEST_SIDE), hint=True, section_default=(224,),
+        bounds=Bounds(1, _MAX_SIDE), hint=True, section_default=(224,),
     )  # fmt: skip
     channels: int = size("Of the images.", default=3, bounds=Bounds(1, 2**10), section_default=3)
     num_classes: int = size(
-        "None: as many as the data set has. 0: no head, the logits are the pre-logits.",
+        "None: the number of classes of the data set. 0: no head, the logits are the pre-logits.",
         bounds=Bounds(0, 2**24), hint=True,
     )  # fmt: skip
     head_bias_init: float = run(
-        "E.g. -6.9 or -10 with the sigmoid loss and many classes.", default=0.0
+        "Initial bias of the head: -6.9 or -10 with the sigmoid loss and many classes.", default=0.0
     )
     dtype: str = run(
         "Of the computation. Parameters are float32.",
@@ -80,17 +81,17 @@ class ClassifierConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PatchConfig(ClassifierConfig):
-    """What a ViT and a Mixer share."""
+    """Fields that a ViT and a Mixer have in common."""
 
     patch_size: tuple[int, int] = size(
         "Height and width in pixels; of a hybrid in points of its stem's feature map.",
-        bounds=Bounds(1, _LONGEST_SIDE), hint=True, section=None,
+        bounds=Bounds(1, _MAX_SIDE), hint=True, section=None,
     )  # fmt: skip
     width: int = size("Features of a token.", bounds=Bounds(1, 2**17), hint=True)
     depth: int = size("Blocks.", bounds=Bounds(1, 1024), hint=True)
     mlp_dim: int = size("Hidden units of a block's MLP.", bounds=Bounds(1, 2**20), hint=True)
     stochastic_depth: float = run(
-        "Rate of the last block; grows linearly from 0 at the first.", default=0.0, bounds=SHARE
+        "Rate of the last block; grows linearly from 0 at the first.", default=0.0, bounds=FRACTION
     )
     ln_eps: float = numerics("LayerNorm epsilon.", default=1e-6, bounds=POSITIVE, hint=True)
     gelu: str = numerics(
@@ -101,15 +102,15 @@ class PatchConfig(ClassifierConfig):
         "Compile one block and loop over it: compile time independent of depth.", default=True
     )
     remat: str = run(
-        "What the backward pass recomputes: nothing; all but the results of matrix products; all "
-        "but those of products without a batch dimension (the attention matrix is recomputed); "
-        "everything.",
+        "What the backward pass recomputes. none: nothing; dots: all but matrix products; "
+        "dots_no_batch: all but matrix products without a batch dimension (so the attention matrix "
+        "is recomputed); full: everything.",
         default="none", choices=("none", "dots", "dots_no_batch", "full"),
     )  # fmt: skip
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Pixels of the image from patch to patch."""
+        """Distance between neighbouring patches, in pixels of the image."""
         return self.patch_size
 
     @property
@@ -125,7 +126,7 @@ class PatchConfig(ClassifierConfig):
     def __post_init__(self):
         super().__post_init__()
         scaled = self.stride != self.patch_size
-        what = "the stem's stride times the patch size," if scaled else "the patch size"
+        divisor = "the stem's stride times the patch size," if scaled else "the patch size"
         for side, image, patch in zip(
             ("height", "width"), self.image_size, self.stride, strict=True
         ):
@@ -133,8 +134,8 @@ class PatchConfig(ClassifierConfig):
                 below, above = image // patch * patch, (image // patch + 1) * patch
                 nearest = f"{below} or {above}" if below else f"{above}"
                 raise ConfigError(
-                    f"model.image_size has the {side} {image}, which is not a multiple of {what} "
-                    f"{patch}. The nearest that are: {nearest}."
+                    f"model.image_size has the {side} {image}, which is not a multiple of "
+                    f"{divisor} {patch}. The nearest multiples: {nearest}."
                 )
 
 
@@ -147,28 +148,28 @@ class MixerConfig(PatchConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StemConfig:
-    """A ResNet up to its last feature map. The defaults of the numerics are those of Google's v1.
+    """A ResNet up to its last feature map. Numerics default to those of Google's code for v1.
 
     Raises:
       ConfigError: a value is not accepted.
     """
 
     units: tuple[int, ...] = size(
-        "Of each stage: (3, 4, 6, 3). (): the root alone.",
+        "Units in each stage, such as (3, 4, 6, 3). (): only the root.",
         bounds=Bounds(1, 1024), section="resnet",
     )  # fmt: skip
     width_factor: float = size(
-        "1: 64 channels in the root.",
-        default=1.0, bounds=Bounds(0, 64.0, above=True), section="resnet",
+        "Multiplies all channels; 1: 64 channels in the root.",
+        default=1.0, bounds=Bounds(0, 64.0, low_open=True), section="resnet",
     )  # fmt: skip
     version: str = architecture(
         "v1: activation after the convolutions; v2: before.",
         default="v1", choices=tuple(NUMERICS), section="resnet",
     )  # fmt: skip
     padding: str = numerics(
-        "same: as TensorFlow, a pixel more at the end where the sides are even (v1). explicit: as "
-        "many on either side (v2, big_vision). explicit_zeros: and the root's maximum is taken "
-        "with zeros beyond the border (PyTorch's BiT); in v1, after a ReLU, that is the same.",
+        "same: as TensorFlow, one pixel more at the end where sides are even (v1). explicit: equal "
+        "on either side (v2, big_vision). explicit_zeros: equal, and the root's max pooling pads "
+        "with zeros (PyTorch's BiT); the same as explicit in v1, where a ReLU comes before it.",
         default="same", choices=("same", "explicit", "explicit_zeros"), section="resnet",
     )  # fmt: skip
     gn_eps: float = numerics(
@@ -180,7 +181,7 @@ class StemConfig:
         default=1e-5, bounds=POSITIVE, section="resnet",
     )  # fmt: skip
     std_eps_in: str = numerics(
-        "What that is added to: the standard deviation (v1), or the variance under its root (v2).",
+        "std_eps is added to the standard deviation: std (v1); or to the variance: var (v2).",
         default="std", choices=("std", "var"), section="resnet",
     )  # fmt: skip
 
@@ -208,7 +209,7 @@ class StemConfig:
 
     @property
     def stride(self) -> int:
-        """Pixels of the image between points of the last feature map."""
+        """Distance between neighbouring points of the last feature map, in pixels of the image."""
         return 4 * 2 ** max(len(self.units) - 1, 0)
 
 
@@ -222,99 +223,104 @@ class VitConfig(PatchConfig):
     """Architecture and numerics of a Vision Transformer."""
 
     stem: StemConfig | None = architecture(
-        "A hybrid: the patches are of a ResNet's feature map.", default=None, section=None
+        "Of a hybrid: the ResNet whose feature map is cut into patches.", default=None, section=None
     )
     num_heads: int = size("Of attention.", bounds=Bounds(1, 2**12), hint=True)
     pool: str = architecture(
-        "What the head reads: the class token; the mean of the patches; what attention pools of "
-        "all tokens, or of the patches alone; class token and mean of the patches, one after the "
-        "other (DINOv2's classifier).",
+        "Input of the head. token: the class token; gap: the mean of the patches; map: attention "
+        "pooling of all tokens; map_patches: of the patches only; token_gap: class token and mean "
+        "of the patches, concatenated (DINOv2's classifier).",
         default="token", choices=("token", "gap", "map", "map_patches", "token_gap"), hint=True,
     )  # fmt: skip
-    class_token: bool = architecture("Even if the head does not read it.", default=False)
+    class_token: bool = architecture(
+        "Have a class token even if the head does not read it.", default=False
+    )
     distilled: bool = architecture(
         "A distillation token and its head (DeiT, arXiv 2012.12877).", default=False
     )
     registers: int = architecture(
-        "Tokens that stand for nothing (arXiv 2309.16588).", default=0, bounds=Bounds(0, 2**10)
+        "Number of register tokens (arXiv 2309.16588).", default=0, bounds=Bounds(0, 2**10)
     )
     posemb: str = architecture(
         "Position embedding added to the tokens.",
         default="learned", choices=("learned", "sincos2d", "none"), hint=True,
     )  # fmt: skip
     posemb_prefix: str = architecture(
-        "Prefix tokens that have a row in it: none (DeiT-III), class and distillation token but "
-        "no registers (DINOv2), all (timm's default).",
-        default="class", choices=("none", "class", "all"), matters_if=_LEARNED,
+        "Prefix tokens that have a row in the position embedding. none: DeiT-III; class: class and "
+        "distillation token, not registers: DINOv2; all: timm's default.",
+        default="class", choices=("none", "class", "all"), used_if=_LEARNED,
     )  # fmt: skip
     posemb_resize: str = numerics(
-        "Kernel that brings it to another grid: vit_jax.models.resize.",
+        "Kernel that resizes the position embedding to another grid: vit_jax.models.resize.",
         default="bilinear_corners",
         choices=(
             "bilinear_corners", "bilinear", "bicubic_corners", "bicubic", "bicubic_antialias",
             "bicubic_offset",
         ),
-        matters_if=_LEARNED, hint=True,
+        used_if=_LEARNED, hint=True,
     )  # fmt: skip
     rope: str = architecture(
         "Rotary position embedding of queries and keys: vit_jax.models.positions.",
         default="none", choices=("none", "dinov3", "axial_ij", "axial_xy"), hint=True,
     )  # fmt: skip
     rope_theta: float = architecture(
-        "Its longest period.", default=100.0, bounds=POSITIVE, matters_if=_ROTARY, hint=True
+        "Base of the rotary periods.", default=100.0, bounds=POSITIVE, used_if=_ROTARY, hint=True
     )
     rope_periods: tuple[float, ...] = numerics(
-        "In place of those of theta, as a checkpoint has them: a quarter of a head's width.",
-        default=(), bounds=POSITIVE, matters_if=_ROTARY,
+        "Rotary periods of a checkpoint that stores them, in place of those of rope_theta; their "
+        "number is a quarter of a head's width.",
+        default=(), bounds=POSITIVE, used_if=_ROTARY,
     )  # fmt: skip
     rope_grid: tuple[int, int] = architecture(
         "Rows and columns that positions are scaled to; (0, 0): not scaled.",
-        default=(0, 0), bounds=Bounds(0), matters_if=_AXIAL, hint=True,
+        default=(0, 0), bounds=Bounds(0), used_if=_AXIAL, hint=True,
     )  # fmt: skip
     rep_size: int = architecture(
         "Width of the tanh pre-logits layer; 0: none; in a config, -1: the model's width.",
         default=0, bounds=Bounds(0, 2**17), hint=True,
     )  # fmt: skip
-    dropout: float = run("After embedding, attention and in the MLP.", default=0.0, bounds=SHARE)
-    attention_dropout: float = run("Of the attention weights.", default=0.0, bounds=SHARE)
+    dropout: float = run("After embedding, attention and in the MLP.", default=0.0, bounds=FRACTION)
+    attention_dropout: float = run("Of the attention weights.", default=0.0, bounds=FRACTION)
     patch_bias: bool = architecture("Of the patch embedding.", default=True)
     qkv_bias: bool = architecture("Of query, key and value.", default=True)
     key_bias: bool = architecture(
-        "False: of query and value alone (DINOv3, EVA).",
-        default=True, matters_if={"qkv_bias": (True,)},
+        "False: only query and value have a bias (DINOv3, EVA).",
+        default=True, used_if={"qkv_bias": (True,)},
     )  # fmt: skip
     qk_norm: bool = architecture("Normalise queries and keys.", default=False)
     qk_norm_bias: bool = architecture(
-        "These norms have biases.", default=False, matters_if={"qk_norm": (True,)}
+        "Whether these norms have biases.", default=False, used_if={"qk_norm": (True,)}
     )
     attn_norm: bool = architecture("A norm before attention's output projection.", default=False)
     mlp: str = architecture(
-        "Activation of the MLP; swiglu and geglu have a gate, a third matrix.",
+        "Activation of the MLP; swiglu and geglu have a gate (a third matrix).",
         default="gelu", choices=("gelu", "silu", "swiglu", "geglu"), hint=True,
     )  # fmt: skip
     mlp_norm: bool = architecture("A norm in the MLP (EVA-02).", default=False)
     layer_scale: float = architecture(
-        "Initial factors of the branches (CaiT, arXiv 2103.17239); 0: none.", default=0.0
+        "Initial scale of the branches (CaiT, arXiv 2103.17239); 0: none.", default=0.0
     )
     pre_norm: bool = architecture("A norm before the first block (CLIP).", default=False)
     final_norm: str = architecture(
-        "Where the last norm is: over tokens, over what is pooled of them, nowhere.",
+        "Input of the last norm: all tokens, the pooled vector, or none: no such norm.",
         default="tokens", choices=("tokens", "pooled", "none"),
     )  # fmt: skip
     norm: str = architecture(
         "rmsnorm: no bias, no centring.", default="layernorm", choices=("layernorm", "rmsnorm")
     )
     parallel: bool = architecture(
-        "Attention and MLP side by side, of the same normalised input.", default=False
+        "Attention and MLP read the same normalised input, and their outputs are added.",
+        default=False,
     )
     lora_rank: int = run(
-        "Of adapters of attention's four projections (arXiv 2106.09685); 0: none. Freeze what "
-        "they adapt: optim.freeze, as configs/finetune.py:mode=lora does.",
+        "Rank of adapters of attention's four projections (arXiv 2106.09685); 0: none. Freeze all "
+        "but adapters and head by optim.freeze, as configs/finetune.py:mode=lora does.",
         default=0, bounds=Bounds(0, 2**12),
     )  # fmt: skip
     lora_alpha: float = run(
-        "Their sum is multiplied by lora_alpha / lora_rank.", default=16.0, bounds=POSITIVE
-    )
+        "An adapter's output is multiplied by lora_alpha / lora_rank.",
+        default=16.0, bounds=POSITIVE,
+    )  # fmt: skip
     attention: str = run("Back end of attention.", default="auto", choices=("auto", "xla", "cudnn"))
 
     def __post_init__(self):
@@ -340,18 +346,18 @@ class VitConfig(PatchConfig):
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Pixels of the image from patch to patch."""
+        """Distance between neighbouring patches, in pixels of the image."""
         scale = 1 if self.stem is None else self.stem.stride
         return scale * self.patch_size[0], scale * self.patch_size[1]
 
     @property
     def has_class_token(self) -> bool:
-        """Whether the sequence begins with one."""
+        """Whether the sequence begins with a class token."""
         return self.class_token or self.pool in ("token", "token_gap")
 
     @property
     def num_prefix(self) -> int:
-        """Tokens before the patches: class, distillation, registers."""
+        """Number of tokens before the patches: class, distillation, registers."""
         return self.has_class_token + self.distilled + self.registers
 
     @property
@@ -366,7 +372,7 @@ class VitConfig(PatchConfig):
 
     @property
     def posemb_rows(self) -> int:
-        """Prefix tokens that have a row in a learned position embedding."""
+        """Number of prefix tokens that have a row in a learned position embedding."""
         rows = {"none": 0, "class": self.num_prefix - self.registers, "all": self.num_prefix}
         return rows[self.posemb_prefix]
 
@@ -376,13 +382,14 @@ KINDS: tuple[type[ModelConfig], ...] = (VitConfig, ResnetConfig, MixerConfig)
 
 
 def model_section() -> ConfigDict:
-    """The section `model` of the base config: every key of every kind of model.
+    """Returns the section `model` of the base config: every key of every kind of model.
 
-    A placeholder, None, stands for: as the variant was published, or as the checkpoint of
-    `init_from` has it; where neither says, the field's default.
+    A placeholder (None) stands for the value of the published variant or of the checkpoint of
+    `init_from`; if neither has one, for the field's default.
     """
     section = ConfigDict({"resnet": ConfigDict()})
-    # A name of vit_jax.models.variants: S/16, R26+S/32, BiT-R50x1, Mixer-B/16. "": init_from's.
+    # A name of vit_jax.models.variants: S/16, R26+S/32, BiT-R50x1, Mixer-B/16. "": the model of
+    # init_from.
     section.variant = "S/16"
     for kind in KINDS:
         types = typing.get_type_hints(kind)

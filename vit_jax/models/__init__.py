@@ -1,19 +1,19 @@
-"""Models: sizes by name, Vision Transformers, ResNets and Mixers, and what they cost.
+"""Models: sizes by name, Vision Transformers, ResNets and Mixers, and their costs.
 
-variants    the one table of sizes
+variants    the table of sizes
 section     config.model -> VitConfig, ResnetConfig or MixerConfig, and the inverse
 build       such a config -> the module
-classifier  how all models are called, their checks, a linear head
+classifier  base class of all models: call, checks, linear head
 vit         Vit: embedding, encoder, pooling, head
 resnet      Resnet (the CNN baseline), and the stem of hybrids
 mixer       Mixer
 blocks      the encoder and its block; rematerialisation
 attention   multi-head attention and its back ends
-lora        low-rank adapters of attention, and their merging
-positions   sincos2d, rotary embeddings
-resize      position and patch embeddings for another size
+lora        low-rank adapters of attention, and merging them
+positions   sincos2d and rotary position embeddings
+resize      resizes position and patch embeddings
 heads       MAP head
-flops       parameters and FLOPs
+flops       counts parameters and FLOPs
 """
 
 from vit_jax.config.model import (

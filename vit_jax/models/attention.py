@@ -1,6 +1,6 @@
-"""Multi-head attention, with the back end that computes it chosen by name.
+"""Multi-head attention with a choice of back ends.
 
-Letters in the einsums and shapes: b batch, q query tokens, k key tokens, h heads, d head width.
+Axes in einsums and shapes: b batch, q query tokens, k key tokens, h heads, d head width.
 """
 
 import functools
@@ -18,23 +18,22 @@ from vit_jax.parallel.constraints import BATCH, constrain
 
 
 def resolve_backend(config: VitConfig, *, train: bool, platform: str) -> str:
-    """The back end that will run: `config.attention`, or the best allowed one if that is "auto".
+    """Returns the back end to run: `config.attention`, or the fastest supported one for "auto".
 
-    cuDNN's fused kernel has no dropout that we could key by step, and takes 16-bit numbers and
-    head widths that are multiples of 8 up to 128. XLA's attention takes everything.
+    cuDNN's fused kernel has no dropout that can be keyed by step, and supports only 16-bit dtypes
+    and head widths that are multiples of 8 up to 128. XLA's attention has no such limits.
 
     Args:
       config: of the model.
       train: whether dropout is on.
-      platform: "cpu", "tpu", "gpu", or "cuda" for a GPU that cuDNN's kernel runs on: see
+      platform: "cpu", "tpu", "gpu", or "cuda" for a GPU that supports cuDNN's kernel: see
         `current_platform`.
 
     Returns:
       "xla" or "cudnn".
 
     Raises:
-      ConfigError: cuDNN was asked for and can't do what the model needs; nothing is dropped
-        silently.
+      ConfigError: `config.attention` is "cudnn", which does not support this model or platform.
     """
     head_width = config.width // config.num_heads
     obstacles = {
@@ -45,24 +44,24 @@ def resolve_backend(config: VitConfig, *, train: bool, platform: str) -> str:
         ),
         "model.attention_dropout is on": train and config.attention_dropout > 0,
     }
-    reasons = [reason for reason, holds in obstacles.items() if holds]
+    reasons = [reason for reason, is_true in obstacles.items() if is_true]
     if config.attention == "cudnn" and reasons:
         raise ConfigError(
             f'model.attention is "cudnn", which cannot run here: {"; ".join(reasons)}. '
-            'Take "xla", or "auto" to have cudnn where it can run.'
+            'Take "xla", or "auto" to use cudnn only where it can run.'
         )
     return "xla" if reasons or config.attention == "xla" else "cudnn"
 
 
 def current_platform() -> str:
-    """The platform that JAX computes on, in the words of `resolve_backend`."""
+    """Returns JAX's platform, as `resolve_backend` expects it."""
     platform = jax.default_backend()
     if platform != "gpu":
         return platform
-    # "9.0" on an H200; an AMD GPU says "gfx942" or the like.
+    # "9.0" on an H200; not a number, such as "gfx942", on an AMD GPU.
     capability = getattr(jax.devices()[0], "compute_capability", "")
-    modern = capability[:1].isdigit() and float(capability) >= 8.0
-    return "cuda" if modern else "gpu"
+    is_ampere_or_later = capability[:1].isdigit() and float(capability) >= 8.0
+    return "cuda" if is_ampere_or_later else "gpu"
 
 
 def dot_product_attention(
@@ -73,38 +72,39 @@ def dot_product_attention(
     dropout: float = 0.0,
     dropout_rng: jax.Array | None = None,
 ) -> tuple[Float[Array, "b q h d"], Float[Array, "b h q k"]]:
-    """softmax(q k' / sqrt d) v, softmax in float32, and the weights before their dropout.
+    """Computes softmax(q k' / sqrt d) v, with the softmax in float32.
 
     Vaswani et al. 2017, arXiv 1706.03762. The query is scaled before the product, as flax does.
 
     Args:
       query: in the computing dtype, as are key and value.
-      key: one for each token that is attended to.
-      value: what a token gives to those that attend to it.
-      dropout: probability with which a weight is zeroed; the others grow by 1 / (1 - dropout).
-      dropout_rng: key for it; needed if `dropout` is positive.
+      key: see `query`.
+      value: see `query`.
+      dropout: probability of zeroing a weight; the others are multiplied by 1 / (1 - dropout).
+      dropout_rng: random key; needed if `dropout` is positive.
 
     Returns:
-      The output in the dtype of `value`, and the attention weights in float32.
+      The output in the dtype of `value`, and the attention weights before dropout in float32.
     """
     query = query * (query.shape[-1] ** -0.5)
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits, axis=-1)
-    kept = weights
+    dropped = weights
     if dropout > 0:
         keep = jax.random.bernoulli(dropout_rng, 1 - dropout, weights.shape)
-        kept = jnp.where(keep, weights / (1 - dropout), 0.0)
-    return jnp.einsum("bhqk,bkhd->bqhd", kept.astype(value.dtype), value), weights
+        dropped = jnp.where(keep, weights / (1 - dropout), 0.0)
+    return jnp.einsum("bhqk,bkhd->bqhd", dropped.astype(value.dtype), value), weights
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention of queries to keys, with its four projections.
+    """Multi-head attention with its four projections.
 
     Attributes:
       config: of the model.
-      train: dropout on.
-      capture: return the attention weights; costs their memory, and takes the XLA back end.
-      rotate: by the model's rotary position embedding, if it has one: the tokens are its own.
+      train: whether dropout is on.
+      capture: return the attention weights; needs memory for them, and uses the XLA back end.
+      rotate: apply the model's rotary position embedding, if it has one. The tokens must be those
+        of the encoder: prefix tokens, then the patches of the grid.
     """
 
     config: VitConfig
@@ -133,7 +133,7 @@ class MultiHeadAttention(nn.Module):
 
         query, key, value = project(x_q, "query"), project(x_kv, "key"), project(x_kv, "value")
         if config.qk_norm:
-            # Over each head's width; ViT-22B's (arXiv 2302.05442) has no bias.
+            # Over each head's width. In ViT-22B (arXiv 2302.05442) without a bias.
             norm = functools.partial(
                 nn.LayerNorm,
                 epsilon=config.ln_eps,
@@ -142,8 +142,8 @@ class MultiHeadAttention(nn.Module):
                 dtype=config.dtype,
             )
             query, key = norm(name="query_norm")(query), norm(name="key_norm")(key)
-        if self.rotate and (turn := rotation(config)):
-            query, key = turn(query), turn(key)
+        if self.rotate and (rotate := rotation(config)):
+            query, key = rotate(query), rotate(key)
 
         backend = resolve_backend(config, train=self.train, platform=current_platform())
         weights = None

@@ -12,7 +12,7 @@ from vit_jax.config.model import VitConfig
 from vit_jax.models.attention import MultiHeadAttention
 from vit_jax.parallel.constraints import BATCH, constrain
 
-# `config.model.remat`: which results of the forward pass the backward pass finds in memory.
+# `config.model.remat` -> policy: which results of the forward pass are saved for the backward pass.
 REMAT = {
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -21,7 +21,7 @@ REMAT = {
 
 
 def make_norm(config: VitConfig, name: str) -> nn.Module:
-    """The model's normalisation layer; statistics in float32 whatever the dtype."""
+    """Returns the model's normalisation layer; its statistics are float32 in every dtype."""
     if config.norm == "rmsnorm":
         return nn.RMSNorm(
             epsilon=config.ln_eps, dtype=config.dtype, use_fast_variance=False, name=name
@@ -34,19 +34,19 @@ def make_norm(config: VitConfig, name: str) -> nn.Module:
 def drop_path(
     y: Float[Array, "b n width"], drop_rate: Float[Array, ""], rng: jax.Array
 ) -> Float[Array, "b n width"]:
-    """Stochastic depth: drops a branch for whole examples (Huang 2016, 1603.09382).
+    """Stochastic depth: zeroes a residual branch for random examples (Huang 2016, 1603.09382).
 
     Args:
       y: the branch's output.
-      drop_rate: probability of dropping; what is kept grows by 1 / (1 - drop_rate).
-      rng: key for it.
+      drop_rate: probability; the other examples are multiplied by 1 / (1 - drop_rate).
+      rng: random key.
     """
     keep = jax.random.bernoulli(rng, 1 - drop_rate, (y.shape[0], 1, 1))
     return jnp.where(keep, y / (1 - drop_rate).astype(y.dtype), jnp.zeros_like(y))
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU or SiLU between them, or a gate (Shazeer 2020, 2002.05202)."""
+    """Two dense layers with a GELU, a SiLU, or a gate (Shazeer 2020, 2002.05202) between them."""
 
     config: VitConfig
     train: bool
@@ -86,8 +86,8 @@ class Block(nn.Module):
 
     Attributes:
       config: of the model.
-      train: dropout and stochastic depth on.
-      capture: "blocks", "attention", both or neither: what to return beside the output.
+      train: whether dropout and stochastic depth are on.
+      capture: intermediates to return: "blocks", "attention", both or neither.
     """
 
     config: VitConfig
@@ -121,7 +121,7 @@ class Block(nn.Module):
         return x, {key: captured[key] for key in self.capture}
 
     def _scale(self, y, name):
-        """Layer scale: a factor for each component of a branch (Touvron 2021, 2103.17239)."""
+        """Layer scale: a learned factor for each channel of a branch (Touvron 2021, 2103.17239)."""
         config = self.config
         if not config.layer_scale:
             return y
@@ -137,21 +137,21 @@ class Block(nn.Module):
 def run_blocks(
     block: type[nn.Module], config: Any, settings: tuple[Any, ...], x: Float[Array, "b n width"]
 ) -> tuple[Float[Array, "b n width"], dict[str, Array]]:
-    """All blocks, one after the other, as submodules of the module that calls.
+    """Applies all blocks in sequence, as submodules of the calling module.
 
     Args:
-      block: from (x, rate of stochastic depth) to (x, {name: what to return beside it}).
-      config: depth, stochastic_depth, scan and remat of the model.
-      settings: what each block is made of.
-      x: the first one's input.
+      block: class of modules (x, rate of stochastic depth) -> (x, {name: intermediate}).
+      config: with depth, stochastic_depth, scan and remat.
+      settings: arguments of the constructor of `block`.
+      x: input of the first block.
 
     Returns:
-      The last one's output, and for each name an array with a leading axis of depth.
+      The output of the last block, and each intermediate with a leading axis of depth.
     """
     drop_rates = jnp.linspace(0.0, config.stochastic_depth, config.depth, dtype=jnp.float32)
     if config.remat != "none":
-        # Inside a scan nothing can be merged with the forward pass anyway, and the barrier that
-        # prevents it costs speed.
+        # Inside a scan, common subexpressions of forward and backward pass cannot be merged anyway,
+        # and the barrier that prevents it costs speed.
         block = nn.remat(block, prevent_cse=not config.scan, policy=REMAT[config.remat])
     if config.scan:
         blocks = nn.scan(
@@ -161,15 +161,15 @@ def run_blocks(
             length=config.depth,
         )(*settings, name="blocks")
         return blocks(x, drop_rates)
-    each = []
+    captured_by_block = []
     for i in range(config.depth):
         x, captured = block(*settings, name=f"block_{i}")(x, drop_rates[i])
-        each.append(captured)
-    return x, jax.tree.map(lambda *layers: jnp.stack(layers), *each)
+        captured_by_block.append(captured)
+    return x, jax.tree.map(lambda *blocks: jnp.stack(blocks), *captured_by_block)
 
 
 class Encoder(nn.Module):
-    """All blocks, between the norms that the model has there."""
+    """All blocks, with the model's norms before and after them."""
 
     config: VitConfig
 
@@ -177,15 +177,15 @@ class Encoder(nn.Module):
     def __call__(
         self, x: Float[Array, "b n width"], *, train: bool, capture: Collection[str]
     ) -> tuple[Float[Array, "b n width"], dict[str, Array]]:
-        """Encodes a sequence.
+        """Encodes a sequence of embedded tokens.
 
         Args:
           x: embedded tokens.
-          train: dropout and stochastic depth on.
-          capture: some of "blocks", "attention".
+          train: whether dropout and stochastic depth are on.
+          capture: intermediates to return: some of "blocks", "attention".
 
         Returns:
-          The normalised tokens, and for each captured name an array with a leading axis of depth.
+          The encoded tokens, and each intermediate with a leading axis of depth.
         """
         config = self.config
         if config.pre_norm:

@@ -1,4 +1,4 @@
-"""The module of a model's config."""
+"""Builds the Flax module of a model's config."""
 
 import flax.linen as nn
 
@@ -11,8 +11,9 @@ _MODULES = {VitConfig: Vit, ResnetConfig: Resnet, MixerConfig: Mixer}
 
 
 def build(config: ModelConfig) -> nn.Module:
-    """The module of a config: `build(config).apply({"params": p}, images)`.
+    """Returns the module of a config: `build(config).apply({"params": p}, images)`.
 
-    It gives `(logits, intermediates)`; these always have `pre_logits`, [b, features] in float32.
+    Its result is `(logits, intermediates)`. The intermediates always contain `pre_logits`,
+    float32[b, features].
     """
     return _MODULES[type(config)](config)

@@ -1,4 +1,4 @@
-"""What all models share: how they are called, what they check, and a linear head."""
+"""The base class of all models: their call, their checks, and a linear head."""
 
 from collections.abc import Collection
 from typing import ClassVar
@@ -13,11 +13,11 @@ from vit_jax.errors import ConfigError, did_you_mean
 
 
 class Classifier(nn.Module):
-    """A model of images: `apply({"params": params}, images) -> (logits, intermediates)`.
+    """An image classifier: `apply({"params": params}, images) -> (logits, intermediates)`.
 
     Attributes:
       config: architecture and numerics.
-      capturable: names that `capture` may have.
+      capturable: names that `capture` accepts.
     """
 
     config: ModelConfig
@@ -34,15 +34,14 @@ class Classifier(nn.Module):
         """Classifies images.
 
         Args:
-          images: of the config's size and channels, normalised as the model was trained.
-          train: dropout and stochastic depth on; then pass `rngs={"dropout": key}`.
-          capture: names of further intermediates to return, some of `capturable`. What is not
-            asked for is not kept.
+          images: of the config's size and channels, normalised as in the model's training.
+          train: whether dropout and stochastic depth are on; then pass `rngs={"dropout": key}`.
+          capture: names in `capturable` of further intermediates to return. Others use no memory.
 
         Returns:
-          The logits in float32, the pre-logits if the model has no head; and intermediates: those
-          that are captured, `pre_logits` [b, features], the head's input in float32, and what the
-          model's class names.
+          The logits in float32 (the pre-logits if the model has no head); and the intermediates:
+          the captured ones, `pre_logits`, the head's input, float32[b, features], and those that
+          the docstring of the model's class lists.
 
         Raises:
           ConfigError: images of another size, or an unknown name in `capture`.
@@ -66,11 +65,11 @@ class Classifier(nn.Module):
         self, images: Float[Array, "b height width channels"], *, train: bool,
         capture: Collection[str],
     ) -> tuple[Float[Array, "b classes"], dict[str, Array]]:  # fmt: skip
-        """What a kind of model computes; called within `__call__`, which has checked the images."""
+        """Computes the result of `__call__`, which has checked the images. For subclasses."""
         raise NotImplementedError
 
     def head(self, x: Float[Array, "b features"], name: str = "head") -> Float[Array, "b classes"]:
-        """A linear classifier of features, initially zero but for its bias."""
+        """Applies a linear classifier; its kernel is initialised to zero."""
         return nn.Dense(
             self.config.num_classes,
             kernel_init=nn.initializers.zeros,

@@ -1,4 +1,4 @@
-"""Attention pooling: from the encoded tokens to one vector."""
+"""Attention pooling: reduces the encoded tokens to one vector."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from vit_jax.models.blocks import Mlp, make_norm
 
 
 class MapHead(nn.Module):
-    """Multi-head attention pooling: one learned query reads all tokens, then a residual MLP.
+    """Multi-head attention pooling: one learned query attends to all tokens; then a residual MLP.
 
     Zhai et al. 2021 (arXiv 2106.04560), as in big_vision.
     """
@@ -21,8 +21,8 @@ class MapHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b width"]:
-        # The published head is plain, whatever the blocks are: their SiLU or GELU, without a gate
-        # (of swiglu blocks, a GELU).
+        # The published head has no norms inside attention and MLP, and no gate, whatever the blocks
+        # have: its activation is their SiLU or GELU (GELU for swiglu).
         config = dataclasses.replace(
             self.config,
             qk_norm=False,

@@ -1,7 +1,7 @@
 """Low-rank adapters of a projection (LoRA; Hu et al. 2021, arXiv 2106.09685).
 
-A frozen kernel W becomes W + (alpha / rank) A B, with A gaussian and B zero, so that the model
-begins as it was. Adapted are the query, key, value and output projections of every attention.
+A frozen kernel W becomes W + (alpha / rank) A B. A is initialised Gaussian and B zero, so initially
+the model is unchanged. The query, key, value and output projections of every attention have them.
 """
 
 import dataclasses
@@ -13,17 +13,17 @@ from jaxtyping import Array, Float, PyTree
 
 from vit_jax.config.model import VitConfig
 
-SUFFIX = "_lora"  # "query_lora" stands beside "query".
-PATTERN = f".*{SUFFIX}/[ab]"  # Of the paths of all adapters.
+SUFFIX = "_lora"  # "query_lora" adapts "query".
+PATTERN = f".*{SUFFIX}/[ab]"  # Matches the paths of all adapters' parameters.
 
 
 class Adapter(nn.Module):
-    """(alpha / rank) x A B, the product taken from the left, so that it costs little.
+    """Computes (alpha / rank) (x A) B: in this order the product is cheap.
 
     Attributes:
       config: of the model.
-      features: shape of the output's features.
-      axes: how many of the input's last axes are its features.
+      features: shape of the output's feature axes.
+      axes: number of the input's feature axes, which are its last ones.
     """
 
     config: VitConfig
@@ -33,7 +33,7 @@ class Adapter(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n *inputs"]) -> Float[Array, "b n *outputs"]:
         config, inputs = self.config, x.shape[-self.axes :]
-        # Hu et al. say gaussian; this scale gives x A entries as large as those of x.
+        # Hu et al. give no variance; with this one the entries of x A are as large as those of x.
         normal = nn.initializers.normal(stddev=1 / math.sqrt(math.prod(inputs)))
         a = self.param("a", normal, (*inputs, config.lora_rank)).astype(config.dtype)
         b = self.param("b", nn.initializers.zeros, (config.lora_rank, *self.features))
@@ -42,19 +42,19 @@ class Adapter(nn.Module):
 
 
 def scale(config: VitConfig) -> float:
-    """Alpha / rank."""
+    """Returns alpha / rank."""
     return config.lora_alpha / config.lora_rank
 
 
 def merge_lora(params: PyTree, config: VitConfig) -> tuple[PyTree, VitConfig]:
-    """The same model without adapters: each is added to its kernel.
+    """Adds every adapter to its kernel: the same function without adapters.
 
     Args:
-      params: of the model, blocks stacked or not.
-      config: of the model; without adapters, both are returned as they are.
+      params: parameters, blocks scanned or not.
+      config: of the model. If it has no adapters, both are returned unchanged.
 
     Returns:
-      Parameters of the original's names and shapes, and the config that they are of.
+      Parameters without those of adapters, and their config.
     """
     if not config.lora_rank:
         return params, config
@@ -76,6 +76,6 @@ def _merged(tree: PyTree, factor: float) -> PyTree:
 
 
 def _product(name: str, a: Array, b: Array) -> Array:
-    """A B, in the shape of the kernel; with a leading axis of depth where blocks are stacked."""
-    letters = "...hdr,...rw->...hdw" if name == "out" else "...wr,...rhd->...whd"
-    return jnp.einsum(letters, a, b, precision="highest")
+    """Returns A B in the shape of the kernel, with a leading axis of depth if scanned."""
+    subscripts = "...hdr,...rw->...hdw" if name == "out" else "...wr,...rhd->...whd"
+    return jnp.einsum(subscripts, a, b, precision="highest")

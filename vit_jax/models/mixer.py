@@ -38,8 +38,8 @@ class MixerBlock(nn.Module):
 
     Attributes:
       config: of the model.
-      train: stochastic depth on.
-      capture: "blocks" or nothing: what to return beside the output.
+      train: whether stochastic depth is on.
+      capture: intermediates to return: "blocks" or none.
     """
 
     config: MixerConfig
@@ -80,11 +80,11 @@ class MixerEncoder(nn.Module):
 
 
 class Mixer(Classifier):
-    """An MLP-Mixer; its `apply` takes and gives what that of `vit_jax.models.Vit` does.
+    """An MLP-Mixer, called as `vit_jax.models.Vit`.
 
-    Parameters are float32 and computation is in `config.dtype`, but for the statistics of the norms
-    and everything from the average of the tokens on. What stochastic depth keeps grows by
-    1 / (1 - rate), as in our ViT; big_vision's Mixer leaves it as it is.
+    Parameters are float32. Computation is in `config.dtype`, except the statistics of norms and
+    everything from the mean of the tokens on, which are float32. Stochastic depth scales the
+    branches that it does not drop by 1 / (1 - rate), as in our ViT; big_vision's Mixer does not.
 
     The intermediates are `tokens` [b, n, width], after the last norm; `pre_logits` [b, width],
     their mean; if captured, `embed` [b, n, width], the first block's input, and `blocks`
@@ -95,7 +95,7 @@ class Mixer(Classifier):
     capturable = ("embed", "blocks")
 
     def classify(self, images, *, train, capture):
-        """See `Classifier.classify`. Raises ConfigError at parameters for other patches."""
+        """See `Classifier.classify`. Raises ConfigError for parameters of another image size."""
         config = self.config
         self._check_params()
         x = nn.Conv(
@@ -120,7 +120,7 @@ class Mixer(Classifier):
         return self.head(x), intermediates
 
     def _check_params(self):
-        """Raises ConfigError if there are parameters, and they mix another number of patches."""
+        """Raises ConfigError if there are parameters for another number of patches."""
         encoder = self.variables.get("params", {}).get("encoder", {})
         block = encoder.get("blocks", encoder.get("block_0"))
         if block is None:
@@ -131,7 +131,7 @@ class Mixer(Classifier):
         )
         if num_patches != expected:
             raise ConfigError(
-                f"These parameters of a Mixer are for {num_patches} patches, and model.image_size "
-                f"{self.config.image_size} has {expected}: unlike a ViT, it cannot change its "
-                "resolution. Give the size that it was trained at, or resize the images."
+                f"These parameters of a Mixer are for {num_patches} patches, but model.image_size "
+                f"{self.config.image_size} has {expected}: unlike a ViT, a Mixer cannot change its "
+                "resolution. Set the size that it was trained at, or resize the images."
             )

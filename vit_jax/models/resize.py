@@ -1,7 +1,7 @@
-"""Position embeddings for another grid of patches, and patch embeddings for another patch size.
+"""Resizes position embeddings to another grid, and patch embeddings to another patch size.
 
-Every publisher resizes with another kernel, and each is a linear map along each axis: a matrix.
-So a position embedding is resized by two small matrix products, wherever its shards lie.
+Publishers resize with different kernels, but each kernel is a linear map along each axis: a matrix.
+So a position embedding is resized by two small matrix products, which work for any sharding.
 """
 
 import functools
@@ -13,15 +13,15 @@ from jaxtyping import Array, Float
 
 from vit_jax.errors import ConfigError, did_you_mean
 
-# name -> (a of the cubic kernel, None: linear; corners aligned; antialiased; offset)
+# name -> (parameter a of the cubic kernel, or None for linear; whether corners are aligned;
+#          whether antialiased; offset of the new length in the scale)
 #
 # bilinear_corners   google-research/vision_transformer and big_vision (scipy.ndimage.zoom, order 1)
 # bilinear           timm for .npz files (torch, no antialiasing)
 # bicubic_corners    torchvision
 # bicubic            Hugging Face's ViT, DeiT, MAE, MSN, I-JEPA, SigLIP, DINOv2
 # bicubic_antialias  timm; DINOv2 with registers
-# bicubic_offset     DINOv2 without registers: its scale is that of a grid larger by a tenth of a
-#                    patch
+# bicubic_offset     DINOv2 without registers: the scale is that of a new grid larger by 0.1 patches
 KERNELS = {
     "bilinear_corners": (None, True, False, 0.0),
     "bilinear": (None, False, False, 0.0),
@@ -34,12 +34,12 @@ KERNELS = {
 
 @functools.lru_cache(maxsize=64)
 def matrix(kernel: str, old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """The weights with which `old` points in a row make `new` ones; every row sums to 1.
+    """Returns the matrix that resizes `old` points to `new` ones; every row sums to 1.
 
     Args:
       kernel: one of KERNELS.
-      old: points that there are.
-      new: points that are wanted.
+      old: number of input points.
+      new: number of output points.
 
     Raises:
       ConfigError: there is no such kernel.
@@ -60,12 +60,14 @@ def matrix(kernel: str, old: int, new: int) -> Float[np.ndarray, "new old"]:
     taps = np.arange(first, int(np.ceil(centre.max() + support)) + 2)
     distance = np.abs(taps - centre) / stretch
     weights = np.maximum(1 - distance, 0.0) if a is None else _cubic(distance, a)
-    if antialias:  # Weights outside the image are dropped; without, the border pixel gets them.
+    if antialias:
+        # Weights outside the image are dropped and the rest renormalised. Without antialiasing the
+        # border pixel gets them.
         weights = np.where((taps >= 0) & (taps < old), weights, 0.0)
         weights = weights / weights.sum(axis=1, keepdims=True)
-    place = np.zeros((len(taps), old))
-    place[np.arange(len(taps)), taps.clip(0, old - 1)] = 1
-    return weights @ place
+    pixel_of_tap = np.zeros((len(taps), old))
+    pixel_of_tap[np.arange(len(taps)), taps.clip(0, old - 1)] = 1
+    return weights @ pixel_of_tap
 
 
 def _cubic(x: Float[np.ndarray, "n k"], a: float) -> Float[np.ndarray, "n k"]:
@@ -83,16 +85,16 @@ def resize_posemb(
     prefix: int,
     kernel: str,
 ) -> Float[Array, "1 new width"]:
-    """A learned position embedding for another grid; rows of prefix tokens stay as they are.
+    """Resizes a learned position embedding to another grid; prefix tokens keep their rows.
 
     Args:
-      posemb: rows of prefix tokens, then of the patches, row by row.
-      old: rows and columns of patches that it is for.
-      new: rows and columns that are wanted.
+      posemb: rows of prefix tokens, then those of the patches in row-major order.
+      old: rows and columns of the grid that `posemb` is for.
+      new: rows and columns of the new grid.
       prefix: number of rows of prefix tokens.
       kernel: one of KERNELS.
     """
-    if old == new:  # Untouched even where the kernel has an offset, as in DINOv2's code.
+    if old == new:  # Unchanged even if the kernel has an offset, as in DINOv2's code.
         return posemb
     first, patches = posemb[:, :prefix], posemb[:, prefix:]
     patches = patches.reshape(1, *old, posemb.shape[-1]).astype(jnp.float32)
@@ -109,21 +111,21 @@ def resize_posemb(
 def resize_patches(
     kernel: Float[Array, "h w channels width"], *, new: tuple[int, int]
 ) -> Float[Array, "h2 w2 channels width"]:
-    """A patch embedding for another patch size: FlexiViT's pseudo-inverse (arXiv 2212.08013).
+    """Resizes a patch embedding to another patch size by FlexiViT's pseudo-inverse (2212.08013).
 
-    The resized kernel gives a resized patch the token that the kernel gave the patch, exactly if
-    patches grow, as nearly as can be if they shrink.
+    A resized patch gets the same token from the resized kernel as the patch from the original one:
+    exactly if patches grow, in the least-squares sense if they shrink.
 
     Args:
       kernel: of the embedding.
-      new: height and width of the wanted patches.
+      new: height and width of the new patches.
     """
-    # What resizes a patch (bilinear, antialiased as FlexiViT's) is a matrix for each axis. Their
-    # pseudo-inverses give that of their Kronecker product, but for rounding: it would decide the
-    # product's rank where one side shrinks.
+    # A patch is resized by one matrix for each axis (bilinear, antialiased, as FlexiViT's). The
+    # pseudo-inverse of their Kronecker product is the product of their pseudo-inverses. Computed
+    # from the product it would differ: where a side shrinks, rounding would decide its rank.
     down, across = (
-        jnp.asarray(np.linalg.pinv(_linear_antialias(o, n).T), jnp.float32)
-        for o, n in zip(kernel.shape[:2], new, strict=True)
+        jnp.asarray(np.linalg.pinv(_linear_antialias(*lengths).T), jnp.float32)
+        for lengths in zip(kernel.shape[:2], new, strict=True)
     )
     return jnp.einsum("yh,xw,hwcd->yxcd", down, across, kernel, precision=jax.lax.Precision.HIGHEST)
 

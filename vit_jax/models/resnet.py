@@ -1,9 +1,9 @@
 """BiT's ResNets (Kolesnikov et al. 2019, arXiv 1912.11370): the CNN baseline, and a hybrid's stem.
 
-Two kinds are public, and one code has both: with the activation after the convolutions (v1, He et
-al. 2015, arXiv 1512.03385: big_vision's bit.py and the stems of the ViT paper's hybrids), or before
-(v2, 1603.05027: the published BiT-S, -M and -L). Both have group norm (1803.08494) in place of
-batch norm and standardise the weights of their convolutions (1903.10520).
+There are two versions: with the activation after the convolutions (v1, He et al. 2015, arXiv
+1512.03385: big_vision's bit.py and the stems of the ViT paper's hybrids), or before (v2,
+1603.05027: the published BiT-S, -M and -L). Both have group norm (1803.08494) in place of batch
+norm and standardise the weights of their convolutions (1903.10520).
 """
 
 import flax.linen as nn
@@ -17,13 +17,13 @@ from vit_jax.parallel.constraints import BATCH, constrain
 
 
 class StdConv(nn.Module):
-    """A convolution without bias whose kernel is standardised, for each output, in float32.
+    """A convolution without bias; its kernel is standardised per output channel, in float32.
 
     Attributes:
       config: of the model.
       features: output channels.
       size: side of the kernel.
-      stride: in either direction.
+      stride: along both axes.
       dtype: of the computation.
     """
 
@@ -61,7 +61,7 @@ def _norm(config: StemConfig, dtype: str, name: str, **kwargs) -> nn.GroupNorm:
 
 
 class Root(nn.Module):
-    """A 7x7 convolution and a 3x3 maximum, each of stride 2. In v1 norm and ReLU between them."""
+    """A 7x7 convolution and a 3x3 max pooling of stride 2 each; in v1, norm and ReLU between."""
 
     config: StemConfig
     dtype: str
@@ -81,12 +81,12 @@ class Root(nn.Module):
 
 
 class Unit(nn.Module):
-    """A bottleneck with a residual connection: 1x1, 3x3, 1x1 convolutions, to four times `width`.
+    """A residual bottleneck of 1x1, 3x3, 1x1 convolutions; its output has 4 * `width` channels.
 
     Attributes:
       config: of the model.
       width: channels between the convolutions.
-      stride: of the 3x3 one.
+      stride: of the 3x3 convolution.
       dtype: of the computation.
     """
 
@@ -97,7 +97,7 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        after = self.config.version == "v1"
+        is_v1 = self.config.version == "v1"
         project = x.shape[-1] != 4 * self.width or self.stride != 1
 
         def conv(features, size, stride, name):
@@ -106,25 +106,25 @@ class Unit(nn.Module):
         def norm(name, **kwargs):
             return _norm(self.config, self.dtype, name, **kwargs)
 
-        y = x if after else nn.relu(norm("norm1")(x))
+        y = x if is_v1 else nn.relu(norm("norm1")(x))
         shortcut = x
         if project:
             shortcut = conv(4 * self.width, 1, self.stride, "proj")(y)
-            if after:
+            if is_v1:
                 shortcut = norm("proj_norm")(shortcut)
         y = conv(self.width, 1, 1, "conv1")(y)
-        y = nn.relu(norm("norm1" if after else "norm2")(y))
+        y = nn.relu(norm("norm1" if is_v1 else "norm2")(y))
         y = conv(self.width, 3, self.stride, "conv2")(y)
-        y = nn.relu(norm("norm2" if after else "norm3")(y))
+        y = nn.relu(norm("norm2" if is_v1 else "norm3")(y))
         y = conv(4 * self.width, 1, 1, "conv3")(y)
-        if not after:
+        if not is_v1:
             return shortcut + y
-        # A unit begins as the identity.
+        # A scale of zero: initially the branch adds nothing.
         return nn.relu(shortcut + norm("norm3", scale_init=nn.initializers.zeros)(y))
 
 
 class Stage(nn.Module):
-    """Units of one width; the first of them has the stage's stride."""
+    """Units of one width; from the second stage on, the first unit has stride 2."""
 
     config: StemConfig
     index: int  # From 0.
@@ -142,7 +142,7 @@ class Stage(nn.Module):
 def _feature_map(
     config: StemConfig, x: Float[Array, "b h w c"], *, dtype: str
 ) -> Float[Array, "b h2 w2 features"]:
-    """Root, stages and v2's last norm, as submodules of the module that calls."""
+    """Applies root, stages and v2's last norm, as submodules of the calling module."""
     x = Root(config, dtype, name="root")(x)
     for i in range(len(config.units)):
         x = Stage(config, i, dtype, name=f"stage{i + 1}")(x)
@@ -150,7 +150,7 @@ def _feature_map(
 
 
 class Stem(nn.Module):
-    """A ResNet without its head: images to the feature map that a hybrid takes patches of."""
+    """A ResNet without its head: maps images to the feature map that a hybrid cuts into patches."""
 
     config: StemConfig
     dtype: str
@@ -163,9 +163,9 @@ class Stem(nn.Module):
 class Resnet(Classifier):
     """A ResNet: `Resnet(config).apply({"params": p}, images) -> (logits, intermediates)`, as `Vit`.
 
-    Parameters are float32 and computation is in `config.dtype`, but for the standardisation of
-    kernels, the statistics of norms, and everything from the average of the feature map on. There
-    is no dropout, and nothing to capture.
+    Parameters are float32. Computation is in `config.dtype`, except the standardisation of kernels,
+    the statistics of norms, and everything from the mean of the feature map on, which are float32.
+    There is no dropout, and nothing to capture.
     """
 
     config: ResnetConfig

@@ -1,4 +1,4 @@
-"""The one table of model sizes, and the names that select from it.
+"""The table of model sizes, and their names.
 
 ViT      a size, a slash and a patch size in pixels: "B/16", "Ti/7", "So400m/14"
 hybrid   "R26+S/32", "R50+B/16", ...: a ViT on the feature map of a ResNet
@@ -17,7 +17,7 @@ from vit_jax.errors import ConfigError, did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A size, and what its publisher built differently from the standard block."""
+    """A size of ViT, and the differences of its blocks from the standard one."""
 
     width: int
     depth: int
@@ -55,15 +55,15 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class HybridVariant:
-    """A ViT whose patches are of a ResNet's feature map."""
+    """A ViT on the feature map of a ResNet, which is cut into patches."""
 
     vit: Variant
     stem: StemConfig
     patch: int  # Side, in points of the feature map.
 
 
-# arXiv 2010.11929 and 2106.10270. The number in a name is the stride in pixels, but for R+Ti/16:
-# its stem has a stride of 4 and its patches have 8 points, 32 pixels.
+# arXiv 2010.11929 and 2106.10270. The number in a name is the stride in pixels, except R+Ti/16: its
+# stem has a stride of 4, and its patches have a side of 8 points, 32 pixels.
 HYBRIDS = {
     "R+Ti/16": HybridVariant(VARIANTS["Ti"], StemConfig(units=()), 8),
     "R26+S/32": HybridVariant(VARIANTS["S"], StemConfig(units=(2, 2, 2, 2)), 1),
@@ -102,10 +102,10 @@ MIXERS = {
 
 
 def parse_variant(name: str) -> tuple[Variant | HybridVariant | StemConfig | MixerVariant, int]:
-    """What a name stands for, and what the sides of images must be a multiple of, in pixels.
+    """Returns the variant of a name, and the number of pixels that must divide an image's sides.
 
-    "B/16" is the row B of `VARIANTS` and its patch size 16. Of a ResNet, whose name says no more,
-    the body is given; it takes images of any size.
+    For "B/16" these are the row B of `VARIANTS` and the patch size 16. A name of a ResNet has only
+    its body, without head, and 1: it takes images of any size.
 
     Raises:
       ConfigError: no such row, or no patch size; the message names the nearest.
@@ -146,17 +146,17 @@ _FAMILIES = {
 
 
 def family(name: str) -> str:
-    """What kind of model a name stands for: vit, hybrid, resnet or mixer.
+    """Returns the kind of model of a variant's name: vit, hybrid, resnet or mixer.
 
     Raises:
       ConfigError: as `parse_variant`.
     """
-    found, _ = parse_variant(name)
-    return _FAMILIES[type(found)]
+    variant, _ = parse_variant(name)
+    return _FAMILIES[type(variant)]
 
 
 def _parse_resnet(name: str) -> StemConfig:
-    """The body of a name such as "BiT-R50x1"; of the paper's kind, v2."""
+    """Returns the ResNet, without head, of a name such as "BiT-R50x1"; v2, as in the paper."""
     match = re.fullmatch(r"BiT-R(?P<depth>\d{1,4})x(?P<factor>\d{1,4}(\.\d{1,4})?)", name)
     if not match:
         raise ConfigError(
@@ -165,7 +165,7 @@ def _parse_resnet(name: str) -> StemConfig:
         )
     depth = int(match["depth"])
     if depth not in RESNETS:
-        nearest = min(RESNETS, key=lambda known: abs(known - depth))
+        nearest = min(RESNETS, key=lambda published: abs(published - depth))
         raise ConfigError(
             f'model.variant is "{name}": there is no depth {depth}. Did you mean '
             f'"BiT-R{nearest}x{match["factor"]}"? Accepted: {", ".join(map(str, RESNETS))}.'

@@ -17,14 +17,13 @@ from vit_jax.parallel.constraints import BATCH, constrain
 class Vit(Classifier):
     """A Vision Transformer: `Vit(config).apply({"params": p}, images) -> (logits, intermediates)`.
 
-    Parameters are float32 and computation is in `config.dtype`, but for softmax, the statistics of
-    the norms, the pre-logits layer and the head, which are float32.
+    Parameters are float32. Computation is in `config.dtype`, except softmax, the statistics of
+    norms, the pre-logits layer and the head, which are float32.
 
-    The intermediates are `pre_logits` [b, width or rep_size]; `tokens` [b, n, width], the sequence
-    after the final norm (or after the blocks, if that norm is of what is pooled), class token,
-    distillation token and registers first; if captured, `embed` [b, n, width], the first block's
-    input, `blocks` [depth, b, n, width], every block's output, and `attention`
-    [depth, b, heads, n, n].
+    The intermediates are `pre_logits` [b, width or rep_size]; `tokens` [b, n, width], the encoded
+    sequence (class token, distillation token and registers first), after the final norm unless that
+    follows pooling; if captured, `embed` [b, n, width], the first block's input, `blocks`
+    [depth, b, n, width], every block's output, and `attention` [depth, b, heads, n, n].
     """
 
     config: VitConfig
@@ -43,8 +42,8 @@ class Vit(Classifier):
 
         distilled = x[:, 1].astype(jnp.float32) if config.distilled else None
         if config.pool in ("map", "map_patches"):
-            read = x if config.pool == "map" else x[:, config.num_prefix :]
-            x = MapHead(config, name="map_head")(read)
+            tokens = x if config.pool == "map" else x[:, config.num_prefix :]
+            x = MapHead(config, name="map_head")(tokens)
         else:
             token, patches = x[:, 0], x[:, config.num_prefix :].astype(jnp.float32)
             if config.pool == "token":
@@ -67,10 +66,10 @@ class Vit(Classifier):
         return logits, intermediates
 
     def _embed(self, images, *, train):
-        """Patches to tokens; positions; class token. [b, height, width, channels] -> [b, n, d]."""
+        """Embeds patches, positions and prefix tokens: [b, h, w, channels] -> [b, n, width]."""
         config = self.config
         x = images if config.stem is None else Stem(config.stem, config.dtype, name="stem")(images)
-        # A convolution whose stride is its kernel is a linear map of each patch.
+        # A convolution with a stride of the kernel's size is a linear map of each patch.
         x = nn.Conv(
             config.width,
             config.patch_size,
@@ -81,7 +80,7 @@ class Vit(Classifier):
             name="embedding",
         )(x)
         x = x.reshape(x.shape[0], -1, config.width)
-        if config.posemb == "sincos2d":  # The class token has no place in the grid.
+        if config.posemb == "sincos2d":  # Prefix tokens have no position in the grid.
             x = x + sincos2d(config.grid, config.width).astype(x.dtype)
         prefix = []
         if config.has_class_token:
@@ -101,8 +100,8 @@ class Vit(Classifier):
                 nn.initializers.normal(stddev=0.02),
                 (1, rows + patches, config.width),
             ).astype(x.dtype)
-            # Registers stand between the class token and the patches, and may have no position.
-            gap = jnp.zeros((1, config.num_prefix - rows, config.width), x.dtype)
-            x = x + jnp.concatenate([posemb[:, :rows], gap, posemb[:, rows:]], axis=1)
+            # Prefix tokens without a row, such as registers, come right before the patches.
+            zeros = jnp.zeros((1, config.num_prefix - rows, config.width), x.dtype)
+            x = x + jnp.concatenate([posemb[:, :rows], zeros, posemb[:, rows:]], axis=1)
         x = nn.Dropout(config.dropout, deterministic=not train)(x)
         return constrain(x, BATCH, None, None)

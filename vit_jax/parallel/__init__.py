@@ -1,9 +1,9 @@
 """Devices and processes.
 
-mesh         the mesh of a config
+mesh         the device mesh of a config
 rules        the table of sharding rules: parameter -> mesh axes
-constraints  constraints on activations
+constraints  sharding constraints on activations
 compilation  the cache of compiled programs
-processes    starts the processes of a run, and lets them agree
-watch        ends a process that stands still, or fails while others wait for it
+processes    joins the processes of a run, exchanges messages, handles stop signals
+watch        watchdog: ends a process that is stalled, or that fails while others wait for it
 """

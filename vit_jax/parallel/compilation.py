@@ -1,4 +1,4 @@
-"""Programs that XLA has compiled, kept for the next start."""
+"""XLA's persistent compilation cache."""
 
 import hashlib
 import importlib.metadata
@@ -14,20 +14,20 @@ from vit_jax.errors import ConfigError
 
 
 def enable_compilation_cache(folder: str) -> None:
-    """Compiled programs go to this folder and are taken from there; made if it is not there.
+    """Stores compiled programs in this folder and reads them from it; creates it if needed.
 
-    JAX itself only warns that it cannot write there, and compiles everything at every start.
+    JAX itself only warns about an unusable folder, and compiles everything at every start.
 
     Args:
       folder: `config.log.compilation_cache`.
 
     Raises:
-      ConfigError: it cannot be made or written to.
+      ConfigError: the folder cannot be created or written to.
     """
     path = storage.as_path(folder, name="log.compilation_cache")
-    what = f"log.compilation_cache={folder} cannot be used"
+    problem = f"log.compilation_cache={folder} cannot be used"
     hint = "Name a folder that can be written to, or none."
-    with storage.reported(ConfigError, what, hint=hint):
+    with storage.reported(ConfigError, problem, hint=hint):
         storage.make_folder(path)
         if storage.is_local(path) and not os.access(path, os.W_OK):
             raise OSError("it is read-only")
@@ -35,20 +35,20 @@ def enable_compilation_cache(folder: str) -> None:
 
 
 def enable_user_compilation_cache() -> None:
-    """Programs of this process, even the smallest, are kept in the user's cache.
+    """Caches all programs of this process, even the smallest, in the user's cache folder.
 
-    Where the user or a test has named a folder (JAX_COMPILATION_CACHE_DIR), that one is taken.
+    JAX_COMPILATION_CACHE_DIR, if the user or a test has set it, takes precedence.
     """
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(user_programs()))
+        jax.config.update("jax_compilation_cache_dir", str(user_cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def user_programs() -> pathlib.Path:
-    """The folder of compiled programs of this user, Python, jaxlib and processor.
+def user_cache_folder() -> pathlib.Path:
+    """Returns the folder of compiled programs for this user, Python, jaxlib and processor.
 
-    XLA:CPU compiles for the instructions of the processor: another machine that mounts the same
-    home has its own folder. JAX's own key covers the program, the flags and the versions.
+    XLA:CPU compiles for the instruction set of the processor, so machines that share a home folder
+    need different folders. JAX's own key covers the program, the flags and the versions.
     """
     parts = [sys.version, importlib.metadata.version("jaxlib"), platform.machine(), _processor()]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -56,7 +56,7 @@ def user_programs() -> pathlib.Path:
 
 
 def _processor() -> str:
-    """The first processor's model and instruction sets, where Linux tells them."""
+    """Returns the model and instruction sets of the first processor, as Linux lists them."""
     try:
         first = pathlib.Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:

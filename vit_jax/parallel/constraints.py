@@ -1,4 +1,4 @@
-"""Sharding constraints on activations, which models state and every mesh obeys."""
+"""Sharding constraints on activations, over mesh axes that every mesh has."""
 
 import jax
 from jax.sharding import PartitionSpec
@@ -6,15 +6,15 @@ from jax.sharding import PartitionSpec
 from vit_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
-# A batch is split over both of these; parameters only over the second.
+# The axes over which a batch is split.
 BATCH = ("data", "fsdp")
 
 
 def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
-    """Ask XLA to lay `x` out as `spec` says, over the mesh that `jax.set_mesh` made current.
+    """Constrains the sharding of `x` to `spec`, over the mesh of `jax.set_mesh`.
 
-    Without a mesh this is the identity, so that a model runs as it stands on one device. (Flax's
-    own `with_logical_constraint` is the identity under `with mesh:` too, silently; this is not.)
+    Without a mesh this is the identity, so the same model runs on one device. (Flax's own
+    `with_logical_constraint` is silently the identity under `with mesh:`, too; this is not.)
 
     Args:
       x: an activation.
@@ -35,6 +35,6 @@ def check_axes(names: tuple[str, ...]) -> None:
     if missing := [axis for axis in AXES if axis not in names]:
         raise ConfigError(
             f"The mesh has the axes {', '.join(names)} and lacks {', '.join(missing)}: models are "
-            "laid out over data, fsdp and tensor. Make it with vit_jax.parallel.mesh.make_mesh; an "
+            "split over data, fsdp and tensor. Make it with vit_jax.parallel.mesh.make_mesh; an "
             "axis may have size 1."
         )

@@ -1,4 +1,4 @@
-"""The one table that says which parameter is split over which mesh axis."""
+"""The table of sharding rules: over which mesh axes each parameter is split."""
 
 import math
 import re
@@ -11,11 +11,11 @@ from vit_jax.errors import ConfigError
 from vit_jax.parallel.constraints import check_axes
 
 # (pattern of the whole parameter path, mesh axis of each trailing dimension). The first pattern
-# that matches counts. Leading dimensions that a rule does not name (the depth of scanned blocks)
-# are not split. Heads and the hidden units of the MLP go to tensor (Shoeybi et al. 2019,
-# arXiv 1909.08053), another dimension of the same kernel to fsdp. Convolutions, whose norms look at
-# groups of channels, and a Mixer's layers over tokens, whose number nothing need divide, go to fsdp
-# alone.
+# that matches counts. Leading dimensions without an axis in the rule (the depth of scanned blocks)
+# are not split. Heads and hidden units of the MLP are split over tensor (Shoeybi et al. 2019, arXiv
+# 1909.08053), another dimension of the same kernel over fsdp. Only over fsdp are split convolutions
+# (their norms use groups of channels) and a Mixer's layers over tokens (their number need not be
+# divisible).
 RULES = (
     (r"embedding/kernel", (None, None, None, "fsdp")),
     (r"(.*/)?(root/conv|unit\d+/(conv\d|proj))/kernel", (None, None, None, "fsdp")),
@@ -39,23 +39,23 @@ RULES = (
     (r"(.*/)?(bias|scale|scale1|scale2)", ()),
 )
 
-# In elements, not bytes. A smaller parameter costs next to nothing as a copy on every device, so a
-# dimension that the mesh does not divide may stay whole; for a larger one that is an error.
+# In elements, not bytes. Replicating a smaller parameter costs next to nothing, so its dimensions
+# are left unsplit if the mesh does not divide them; for a larger one that is an error.
 LARGE = 2**18
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A key path of `jax.tree_util` as "encoder/blocks/mlp/fc1/kernel"."""
+    """Returns a key path of `jax.tree_util` as "encoder/blocks/mlp/fc1/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their paths."""
+    """Returns the leaves of a tree by their path names."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Where the dimensions of one parameter go.
+    """Returns the mesh axes over which the dimensions of a parameter are split.
 
     Args:
       path: of the parameter, joined by slashes.
@@ -63,8 +63,8 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
       mesh: with the axes data, fsdp, tensor.
 
     Raises:
-      ConfigError: no rule matches, or the mesh lacks one of its axes, or does not divide a
-        dimension of a large parameter.
+      ConfigError: no rule matches, the mesh lacks an axis, or it does not divide a dimension of a
+        large parameter.
     """
     check_axes(mesh.axis_names)
     axes = next((axes for pattern, axes in RULES if re.fullmatch(pattern, path)), None)
@@ -86,7 +86,7 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
 
 
 def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """The tree of `NamedSharding`s for a tree of parameters (arrays or their shapes)."""
+    """Returns the tree of `NamedSharding`s for a tree of parameters (arrays or their shapes)."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh)),
         params,
@@ -94,36 +94,34 @@ def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def state_shardings(state: Any, params: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Shardings for a tree that holds copies of the parameters, such as an optimizer's state.
+    """Returns the shardings of a tree with statistics per parameter, such as an optimizer's state.
 
-    A leaf whose path ends with a parameter's path is laid out like that parameter if it has its
-    shape, or its shape without one dimension (Adafactor's row and column statistics); anything
-    else (counters) is replicated.
+    A leaf whose path ends with a parameter's path is split like that parameter if it has its shape,
+    or its shape without one dimension (Adafactor's row and column statistics). All others
+    (counters) are replicated.
 
     Raises:
       ConfigError: a large leaf would be replicated although the mesh splits parameters.
     """
-    known = {
-        name: (leaf.shape, NamedSharding(mesh, partition_spec(name, leaf.shape, mesh)))
+    specs = {
+        name: (leaf.shape, partition_spec(name, leaf.shape, mesh))
         for name, leaf in named_leaves(params).items()
     }
-    split = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+    splits_params = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
 
     def sharding(path, leaf):
         parts = path_name(path).split("/")
         for start in range(len(parts)):
-            shape, spec = known.get("/".join(parts[start:]), (None, None))
+            shape, spec = specs.get("/".join(parts[start:]), (None, None))
             if shape == leaf.shape:
-                return spec
+                return NamedSharding(mesh, spec)
             for dim in range(len(shape or ())):
                 if shape[:dim] + shape[dim + 1 :] == leaf.shape:
-                    return NamedSharding(
-                        mesh, PartitionSpec(*spec.spec[:dim], *spec.spec[dim + 1 :])
-                    )
-        if split and leaf.size >= LARGE:
+                    return NamedSharding(mesh, PartitionSpec(*spec[:dim], *spec[dim + 1 :]))
+        if splits_params and leaf.size >= LARGE:
             raise ConfigError(
-                f"The state {path_name(path)} of shape {leaf.shape} has no parameter of its shape "
-                "to be laid out like, and is too large to copy to every device."
+                f"The state {path_name(path)} of shape {leaf.shape} matches no parameter's shape, "
+                "so no rule splits it, and it is too large to replicate on every device."
             )
         return NamedSharding(mesh, PartitionSpec())
 

@@ -1,13 +1,13 @@
-"""Watchdog: ends a process that stands still, or that fails while others wait for it.
+"""Watchdog: ends a process that is stalled, or that fails while others wait for it.
 
-The processes of a run wait for each other in every update. What ends such a wait, if one is lost:
+The processes of a run wait for each other in every update. If one is lost, the wait ends so:
 
-- Its peers' collectives fail (Gloo notices a closed connection at once), or JAX's coordination
-  service misses its heartbeats for 100 s and aborts all others, naming it.
-- One that fails ends here at once, before anything is closed that would wait for the others.
-- One whose main thread stays at one location for `timeout_seconds` says where, and ends.
+- A lost process: the collectives of its peers fail (Gloo notices a closed connection at once), or
+  JAX's coordination service misses its heartbeats for 100 s and aborts all others, naming it.
+- A process that fails exits here at once, before it closes anything that waits for the others.
+- A process whose main thread stays at one location for `timeout_seconds` prints it and exits.
 
-After exit code 76 and an abort (SIGABRT) alike, the same command goes on from the last checkpoint.
+After exit code 76 or an abort (SIGABRT), the same command continues from the last checkpoint.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ import jax
 from vit_jax.errors import ExitCode, VitJaxError, exit_code, printable
 from vit_jax.parallel import processes
 
-TICK = 2.0  # Seconds.
-# Process 0 ends this many seconds after the others: JAX's coordination service lives in it, and
-# aborts those that have not yet said what happened to them.
-GRACE = 8.0
+POLL_SECONDS = 2.0
+# Process 0 exits this much later than the others: it runs JAX's coordination service, whose end
+# aborts processes before they have printed their errors.
+GRACE_SECONDS = 8.0
 
 T = TypeVar("T")
 
@@ -38,30 +38,32 @@ class Watch:
     """Watches this process's main thread. A context manager."""
 
     def __init__(self, timeout_seconds: int):
-        """Starts nothing yet.
+        """Makes a watchdog; entering the context starts it.
 
         Args:
           timeout_seconds: the longest that the main thread may stay at one location.
 
         Raises:
-          ConfigError: there are several processes, and nothing that notices the loss of one.
+          ConfigError: there are several processes, but no coordination service, which would notice
+            the loss of one.
         """
         processes.coordination_client()
         self._timeout = timeout_seconds
-        self._grace = GRACE if jax.process_count() > 1 and jax.process_index() == 0 else 0.0
+        coordinates = jax.process_count() > 1 and jax.process_index() == 0
+        self._grace = GRACE_SECONDS if coordinates else 0.0
         self._location = "start-up"
-        # Seconds in which this process was running: time in which it is suspended does not count.
+        # Seconds in which this process was running: suspended time does not count.
         self._now = self._since = 0.0
         self._closed = threading.Event()
         self._main = threading.get_ident()
-        self._thread = threading.Thread(target=self._guard, daemon=True)
+        self._thread = threading.Thread(target=self._poll, daemon=True)
 
     def at(self, location: str) -> None:
-        """Says what the main thread does now; `timeout_seconds` count again from here."""
+        """Sets the main thread's location, for messages, and restarts the time-out."""
         self._location, self._since = location, self._now
 
-    def over(self, items: Iterable[T], location: str) -> Iterator[T]:
-        """Yields the items, each of which is a location."""
+    def iterate(self, items: Iterable[T], location: str) -> Iterator[T]:
+        """Yields the items; restarts the time-out at each."""
         for i, item in enumerate(items):
             self.at(f"{location}, batch {i}")
             yield item
@@ -73,11 +75,11 @@ class Watch:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.leave_on_error(kind, error, trace)
+        self.exit_on_error(kind, error, trace)
         self._closed.set()
         self._thread.join()
 
-    def leave_on_error(
+    def exit_on_error(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends this process if there is an error and there are other processes; else returns.
@@ -87,41 +89,41 @@ class Watch:
         if jax.process_count() == 1 or error is None or isinstance(error, SystemExit):
             return
         if _peer_is_lost(error):
-            self._leave(
+            self._exit(
                 f"{error}\nAnother process has ended or cannot be reached: see what it printed.",
                 ExitCode.LOST,
             )
         text = str(error)
         if not isinstance(error, VitJaxError):
             text = "".join(traceback.format_exception(error))
-        self._leave(text, exit_code(error))
+        self._exit(text, exit_code(error))
 
-    def _guard(self) -> None:
-        """Ends a process that stays where it is."""
-        tick = min(TICK, self._timeout / 4)
-        while not self._closed.wait(tick):
-            self._now += tick
+    def _poll(self) -> None:
+        """Body of the thread: ends a stalled process."""
+        interval = min(POLL_SECONDS, self._timeout / 4)
+        while not self._closed.wait(interval):
+            self._now += interval
             if self._now - self._since > self._timeout + self._grace:
                 stack = "".join(traceback.format_stack(sys._current_frames()[self._main]))
-                self._leave(
+                self._exit(
                     f"nothing has happened for {self._now - self._since:.0f} s "
                     f"(timeout_seconds={self._timeout}).\n{stack}",
                     ExitCode.LOST,
                 )
 
-    def _leave(self, message: str, code: ExitCode) -> None:
-        """Ends this process at once, whatever its main thread waits for."""
-        where = f"at {self._location}"
+    def _exit(self, message: str, code: ExitCode) -> None:
+        """Ends this process at once, even if its main thread is blocked."""
+        location = f"at {self._location}"
         if jax.process_count() > 1:
-            where = (
+            location = (
                 f"process {jax.process_index()} of {jax.process_count()} "
-                f"(on {socket.gethostname()}), {where}"
+                f"(on {socket.gethostname()}), {location}"
             )
         if code == ExitCode.LOST:
             message = f"{message}\nThe same command goes on from the last checkpoint."
         try:
-            with contextlib.suppress(OSError):  # Nobody may be left that reads it.
-                print(printable(f"error: {where}: {message}"), file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # The reader of a pipe may have ended.
+                print(printable(f"error: {location}: {message}"), file=sys.stderr, flush=True)
                 sys.stdout.flush()
             time.sleep(self._grace)
         finally:
@@ -129,9 +131,9 @@ class Watch:
 
 
 def _peer_is_lost(error: BaseException | None) -> bool:
-    """Whether JAX's runtime raised the error or a cause of it, other than for want of memory."""
+    """Whether JAX's runtime raised the error or a cause of it, except if memory was exhausted."""
     while error is not None:
-        # Gloo's errors are a JaxRuntimeError or a ValueError, by where they are noticed.
+        # A Gloo error is a JaxRuntimeError or a ValueError, depending on where it is noticed.
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
             return "RESOURCE_EXHAUSTED" not in str(error)
         error = error.__cause__ or error.__context__

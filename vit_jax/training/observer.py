@@ -80,7 +80,7 @@ class Observer:
                 values = self.experiment.evals[name].run(
                     params,
                     partial(
-                        self.watch.over, location=f"the evaluation {name} after {step} updates"
+                        self.watch.iterate, location=f"the evaluation {name} after {step} updates"
                     ),
                     self.bad_examples.of_evaluation(step),
                 )
