@@ -47,25 +47,25 @@ TENSORS = {
     ),
     "quantised": (
         lambda s: (s.timm(norm__weight=np.ones(16, np.int8)), {"hints": HINTS}),
-        "norm.weight is of int8, as in a quantised checkpoint. Take the one of floating-point",
+        "norm.weight has the dtype int8, as in a quantised checkpoint. Use the floating-point",
     ),
 }  # fmt: skip
 
 FILES = {
     "safetensors, half of it": (
-        lambda s: s.cut(s.timm()), "cannot be read", "not wholly downloaded: download it again",
+        lambda s: s.cut(s.timm()), "cannot be read", "its download is incomplete: download it again",
     ),
     ".pth with code": (
         lambda s: s.pickled(), "evil.pth", "posix.system",
     ),
     "folder with several files": (
-        make.beside, "holds no checkpoint that can be chosen",
-        "Here: first.safetensors, second.safetensors.",
-        "Name a file.",
+        make.beside, "holds several files of tensors, and none of",
+        ": first.safetensors, second.safetensors.",
+        "Name one of them.",
     ),
     "empty folder": (
         lambda s: make.made(s.new("hollow")), "is not the work directory of a run",
-        "holds no checkpoint of others",
+        "holds no published checkpoint",
     ),
     "path that does not exist": (
         lambda s: s.timm().with_name("modle.safetensors"), "modle.safetensors does not exist.",
@@ -124,7 +124,7 @@ HINTED = {
     "two towers, none named": (make.two, "holds the models img: name one, as", "vit.npz:img."),
     "leave_out is no pattern": (
         lambda s: (s.timm(), {"hints": HINTS, "leave_out": ["head.["]}),
-        "leave_out (--leave_out) has 'head.[', which is no regular expression",
+        "leave_out (--leave_out) has 'head.[', which is not a regular expression",
         "A pattern matches whole names",
     ),
     "leave_out matches nothing": (

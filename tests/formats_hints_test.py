@@ -281,7 +281,7 @@ def test_a_work_directory_takes_no_hints(plain_run):
         lambda hints: next(predict(plain_run, [__file__], hints=hints)),
         lambda hints: inherit_model(config, plain_run / "new"),
     ):
-        with pytest.raises(ConfigError, match="is a work directory, which tells all"):
+        with pytest.raises(ConfigError, match="is a work directory, whose config describes"):
             use({"num_headss": 4})
 
 

@@ -273,7 +273,11 @@ RUNS = {
         "--config.resume=damaged",
         "damaged/checkpoints/12 cannot be read: ",
     ),
-    "resuming from another model": ("--config.resume=other", "belongs to another model:", "model ("),
+    "resuming from another model": (
+        "--config.resume=other",
+        "belongs to another model:",
+        "model (",
+    ),
     "starting from a later release": (
         "--config.init_from=newer",
         "newer/config.json cannot be read:",
@@ -316,7 +320,7 @@ PREDICT = {
     "nothing to predict": ("--checkpoint=run", "Name at least one image or folder of images."),
     "folder that holds no checkpoint": (
         "--checkpoint=images images",
-        "images is not the work directory of a run, and holds no checkpoint of others",
+        "images is not the work directory of a run, and holds no published checkpoint",
     ),
     "no classes to name": ("--checkpoint=run --top_k=0 images", "--top_k=0"),
     "output of another kind": (

@@ -60,7 +60,7 @@ def test_a_new_field_is_inherited_from_a_checkpoint(added, monkeypatch, tmp_path
     published = types.SimpleNamespace(config=added, transforms=())
     plan = types.SimpleNamespace(description=published)
     monkeypatch.setattr(init_from, "make_plan", lambda path, hints: plan)
-    monkeypatch.setattr(init_from, "is_own", lambda path: False)
+    monkeypatch.setattr(init_from, "is_run", lambda path: False)
     monkeypatch.setattr(init_from, "compare_pixels", lambda config, transforms: None)
     config = base_config()
     config.init_from = "published.npz"

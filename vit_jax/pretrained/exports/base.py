@@ -160,7 +160,7 @@ def without_class_row(params: PyTree, config: VitConfig) -> tuple[PyTree, VitCon
     )
 
 
-def spelled(
+def export_tensors(
     params: PyTree, config: ModelConfig, entries: Iterable[Entry], *, dtype: str, to: str
 ) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
     """The tensors of an export, one after the other: names and arrays.
@@ -178,7 +178,7 @@ def spelled(
     ours, entries = HostParameters(params, config), tuple(entries)
     parts: dict[str, dict[int, tuple[str, tables.TensorLocation]]] = {}
     for path in ours:
-        source = tables.spell(entries, path)
+        source = tables.export_location(entries, path)
         if source is None:
             raise CheckpointError(f"--to={to} has no name for the parameter {path}.")
         parts.setdefault(source.theirs, {})[source.part[0]] = (path, source)

@@ -10,7 +10,7 @@ import numpy as np
 from vit_jax.config.model import NUMERICS
 from vit_jax.errors import CheckpointError
 from vit_jax.models import MixerConfig, ResnetConfig, StemConfig
-from vit_jax.pretrained.exports.base import ANYTHING, compare, spelled, with_class_row
+from vit_jax.pretrained.exports.base import ANYTHING, compare, export_tensors, with_class_row
 from vit_jax.pretrained.formats import mixer, resnet
 from vit_jax.pretrained.formats.entries import Entry
 from vit_jax.pretrained.formats.google import LINEN, PRE_LINEN
@@ -96,7 +96,7 @@ def _write(
     prefix = "params/" if to == "big_vision" else ""
     if isinstance(config, ResnetConfig) and config.version == "v2":
         prefix = "resnet/"  # As the files of the paper, which big_vision converts when it reads.
-    tensors = spelled(pretrained.params, config, entries, dtype=dtype, to=to)
+    tensors = export_tensors(pretrained.params, config, entries, dtype=dtype, to=to)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in tensors:
             plain = array.view("V2") if dtype == "bfloat16" else array

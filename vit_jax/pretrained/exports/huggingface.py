@@ -16,7 +16,7 @@ from vit_jax.pretrained.exports.base import (
     DTYPES,
     Reasons,
     compare,
-    spelled,
+    export_tensors,
     with_class_row,
     with_learned_positions,
 )
@@ -103,7 +103,7 @@ def write(
     params, config = with_learned_positions(pretrained.params, config)
     params, config = with_class_row(params, config)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = spelled(params, config, _entries(kind, config), dtype=dtype, to="hf")
+    tensors = export_tensors(params, config, _entries(kind, config), dtype=dtype, to="hf")
     prefix = _PREFIX.get(kind, "") if config.num_classes else ""
     named = ((n if n.startswith(_HEADS) else prefix + n, array) for n, array in tensors)
     write_shards((*_masks(kind, config, prefix, dtype), *named), folder)
@@ -136,9 +136,9 @@ def _entries(kind: str, config: VitConfig) -> tuple[Entry, ...]:
     """The names that `save_pretrained` writes."""
     where = {"dinov3_vit": 2, "siglip_vision_model": 3}.get(kind, int(config.distilled))
     return (
-        *names.around(names.AROUND[where]),
+        *names.outer_entries(names.OUTER_NAMES[where]),
         *(names.WEIGHTS_IN if config.gated and kind.startswith("dinov2") else ()),
-        *names.spelled(names.SPELLINGS[names.FAMILIES[kind].spelling]),
+        *names.block_entries(names.BLOCK_NAMES[names.FAMILIES[kind].block_names]),
     )
 
 

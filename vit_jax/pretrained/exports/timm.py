@@ -11,7 +11,7 @@ from vit_jax.pretrained.exports.base import (
     ANYTHING,
     BOTH,
     compare,
-    spelled,
+    export_tensors,
     with_learned_positions,
     without_class_row,
 )
@@ -66,7 +66,7 @@ def write(
     reasons += compare(config, expressible, to="timm")
     reasons.check(to="timm", change_numerics=change_numerics)
     folder.mkdir(parents=True, exist_ok=True)
-    write_shards(spelled(params, config, _entries(config), dtype=dtype, to="timm"), folder)
+    write_shards(export_tensors(params, config, _entries(config), dtype=dtype, to="timm"), folder)
     content: dict[str, Any] = {
         "architecture": architecture,
         "num_classes": config.num_classes,

@@ -15,7 +15,7 @@ mixer        MLP-Mixer
 """
 
 from vit_jax.pretrained.formats import google, huggingface, mixer, resnet, timm, torchvision
-from vit_jax.pretrained.formats.base import Description, Foreign, Format
+from vit_jax.pretrained.formats.base import CheckpointFiles, Description, Format
 from vit_jax.pretrained.formats.hints import Hints
 
 # In the order in which they are tried; config.json goes before names.
@@ -28,4 +28,4 @@ FORMATS: tuple[Format, ...] = (
     resnet.FORMAT,
 )
 
-__all__ = ["FORMATS", "Description", "Foreign", "Format", "Hints"]
+__all__ = ["FORMATS", "CheckpointFiles", "Description", "Format", "Hints"]

@@ -16,7 +16,7 @@ from vit_jax.pretrained.tensors import Tensors
 
 
 @dataclasses.dataclass(frozen=True)
-class Foreign:
+class CheckpointFiles:
     """What lies on the disk.
 
     Attributes:
@@ -83,8 +83,8 @@ class Format:
     """
 
     name: str
-    recognises: Callable[[Foreign], bool]
-    describe: Callable[[Foreign, Hints], Description]
+    recognises: Callable[[CheckpointFiles], bool]
+    describe: Callable[[CheckpointFiles, Hints], Description]
     entries: Callable[[Any], tuple[Entry, ...]]
 
 
@@ -110,7 +110,7 @@ _HEADS = {
 _PUBLISHED_SIZE = (224, 224)  # Of published models that have no position embedding to tell it.
 
 
-def complete(
+def complete_config(
     facts: dict[str, Any], assumed: Mapping[str, Any], hints: Hints, *, path: pathlib.Path
 ) -> tuple[VitConfig, dict[str, Any]]:
     """A model's config from what is known of it, and from the published model of its shape.
@@ -157,7 +157,7 @@ def complete(
     return config, {field: value for field, value in assumed.items() if field not in moot}
 
 
-def place(
+def infer_image_size(
     rows: int,
     prefixes: Mapping[str, int],
     *,

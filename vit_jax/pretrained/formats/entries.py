@@ -96,7 +96,7 @@ def fused(ours: str, theirs: str, *, names: Iterable[str] = ("query", "key", "va
     )
 
 
-def find(
+def find_locations(
     entries: Iterable[Entry], ours: Iterable[str], theirs: Iterable[str]
 ) -> tuple[dict[str, TensorLocation], list[str]]:
     """Looks up where each parameter is.
@@ -132,7 +132,7 @@ def find(
     return found, missing
 
 
-def spell(entries: Iterable[Entry], path: str) -> TensorLocation | None:
+def export_location(entries: Iterable[Entry], path: str) -> TensorLocation | None:
     """Where a format would put a parameter, in the spelling that it writes: its first entry."""
     for entry in entries:
         if entry.ours == path:

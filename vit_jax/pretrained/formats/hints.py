@@ -63,7 +63,7 @@ class Hints:
         if field in self._values:
             self._values[field] = names.get(self._values[field], self._values[field])
 
-    def settle(
+    def merge(
         self, facts: Mapping[str, Any], conventions: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Facts, hints and conventions together.

@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 
 from vit_jax.errors import CheckpointError, did_you_mean
 from vit_jax.models import VitConfig
-from vit_jax.pretrained.formats.base import Description, Foreign, Format, complete, place
+from vit_jax.pretrained.formats.base import (
+    CheckpointFiles,
+    Description,
+    Format,
+    complete_config,
+    infer_image_size,
+)
 from vit_jax.pretrained.formats.entries import Entry, dense, embedding, norm
 from vit_jax.pretrained.formats.hints import Hints
 from vit_jax.pretrained.formats.names import count, renamed
@@ -24,13 +30,13 @@ class Family(NamedTuple):
     Attributes:
       ln_eps: the class's default.
       resize: how it brings position embeddings to another grid.
-      spelling: index into SPELLINGS of the names that it writes.
+      spelling: index into BLOCK_NAMES of the names that it writes.
       hidden_act: the class's default.
     """
 
     ln_eps: float
     resize: str
-    spelling: int
+    block_names: int
     hidden_act: str = "gelu"
 
 
@@ -57,7 +63,7 @@ _UNUSED = (
 )  # fmt: skip
 
 
-class Spelling(NamedTuple):
+class BlockNames(NamedTuple):
     """The names within a block."""
 
     block: str
@@ -70,66 +76,66 @@ class Spelling(NamedTuple):
 
 _NESTED = tuple(f"attention.attention.{name}" for name in ("query", "key", "value"))
 _PROJ = tuple(f"attention.{name}_proj" for name in "qkvo")
-_NORM12, _AROUND = ("norm1", "norm2"), ("layernorm_before", "layernorm_after")
+_NORM12, _BEFORE_AFTER = ("norm1", "norm2"), ("layernorm_before", "layernorm_after")
 _LAMBDAS = ("layer_scale1.lambda1", "layer_scale2.lambda1")
 _FC, _UP_DOWN = ("mlp.fc1", "mlp.fc2"), ("mlp.up_proj", "mlp.down_proj")
 
-SPELLINGS = (
-    Spelling(
+BLOCK_NAMES = (
+    BlockNames(
         "encoder.layer.{i}",
         (*_NESTED, "attention.output.dense"),
-        _AROUND,
+        _BEFORE_AFTER,
         ("intermediate.dense", "output.dense"),
     ),
-    Spelling(
+    BlockNames(
         "encoder.layer.{i}", (*_NESTED, "attention.output.dense"), _NORM12, _FC, scales=_LAMBDAS
     ),
-    Spelling("layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
-    Spelling(
+    BlockNames("layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
+    BlockNames(
         "encoder.layers.{i}",
         (*(f"self_attn.{name}_proj" for name in "qkv"), "self_attn.out_proj"),
         ("layer_norm1", "layer_norm2"),
         _FC,
     ),
     # In memory, since version 5.
-    Spelling("layers.{i}", _PROJ, _AROUND, _FC),
-    Spelling("encoder.layer.{i}", _PROJ, _NORM12, _FC, scales=_LAMBDAS),
-    Spelling("encoder.layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
+    BlockNames("layers.{i}", _PROJ, _BEFORE_AFTER, _FC),
+    BlockNames("encoder.layer.{i}", _PROJ, _NORM12, _FC, scales=_LAMBDAS),
+    BlockNames("encoder.layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
 )
 
 
-def recognises(foreign: Foreign) -> bool:
+def recognises(files: CheckpointFiles) -> bool:
     """Whether config.json is of a model that transformers knows."""
-    return "model_type" in foreign.config
+    return "model_type" in files.config
 
 
-def describe(foreign: Foreign, hints: Hints) -> Description:
+def describe(files: CheckpointFiles, hints: Hints) -> Description:
     """See `Format`."""
-    config, family = _family(foreign)
-    tensors = renamed(foreign.tensors, lambda name: _PREFIX.sub("", name))
+    config, family = _family(files)
+    tensors = renamed(files.tensors, lambda name: _PREFIX.sub("", name))
     beside = ("decoder.", "text_model.")
     shapes = {n: tensor.shape for n, tensor in tensors.items() if not n.startswith(beside)}
     try:
         facts = _facts(shapes, config, family) | _numerics(config, family)
-        _agree(facts, config, foreign)
-        facts |= {} if facts["posemb"] == "none" else _positions(shapes, facts, config, foreign)
+        _agree(facts, config, files)
+        facts |= {} if facts["posemb"] == "none" else _positions(shapes, facts, config, files)
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{foreign.path} has a config.json of {config.get('model_type')}, but its tensors or "
+            f"{files.path} has a config.json of {config.get('model_type')}, but its tensors or "
             f"its config have no usable {error}."
         ) from error
     conventions = {"posemb_resize": facts.pop("posemb_resize")}
     if not (facts["num_classes"] or facts["rep_size"] or facts["pool"] == "map"):
         conventions["pool"] = facts.pop("pool")  # Nothing reads the tokens.
-    fields = facts if foreign.preprocessor else conventions
+    fields = facts if files.preprocessor else conventions
     fields["preprocessing"] = "preprocessor_config.json"
-    facts, _ = hints.settle(facts, conventions)
+    facts, _ = hints.merge(facts, conventions)
     family = facts.pop("preprocessing")
-    model, _ = complete(facts, {}, hints, path=foreign.path)
-    labels = _labels(config if "id2label" in config else foreign.config, model.num_classes)
+    model, _ = complete_config(facts, {}, hints, path=files.path)
+    labels = _labels(config if "id2label" in config else files.config, model.num_classes)
     kind, notes = config["model_type"], (f"model_type {config['model_type']}",)
     if family == "preprocessor_config.json":
-        preprocessor = foreign.preprocessor
+        preprocessor = files.preprocessor
         if not preprocessor:
             preprocessor = published_processor(kind, image_size=model.image_size)
             notes += (
@@ -143,18 +149,18 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
     return Description(model, tensors, unused, transforms, labels, notes)
 
 
-def _family(foreign: Foreign) -> tuple[Mapping[str, Any], Family]:
+def _family(files: CheckpointFiles) -> tuple[Mapping[str, Any], Family]:
     """The config of the part that sees, and what is known of its kind.
 
     Raises:
       CheckpointError: no model of this type is known.
     """
-    config = foreign.config
+    config = files.config
     if config["model_type"] == "siglip":  # Two towers in one folder.
         config = {**config.get("vision_config", {}), "model_type": "siglip_vision_model"}
     if config["model_type"] not in [*FAMILIES]:
         raise CheckpointError(
-            f'{foreign.path} is of the model_type "{config["model_type"]}". '
+            f'{files.path} is of the model_type "{config["model_type"]}". '
             + did_you_mean(str(config["model_type"]), FAMILIES)
         )
     return config, FAMILIES[config["model_type"]]
@@ -164,7 +170,7 @@ def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """What names and shapes tell, and config.json where they do not."""
     width, channels, *patch = _first(shapes, r"embeddings\.patch_embedding.*\.weight")
     depth = max(
-        count(shapes, s.block.replace(".", r"\.").replace("{i}", r"(\d+)")) for s in SPELLINGS
+        count(shapes, s.block.replace(".", r"\.").replace("{i}", r"(\d+)")) for s in BLOCK_NAMES
     )
     gated = any(".weights_in." in name or ".gate_proj." in name for name in shapes)
     hidden = _first(shapes, r".*\.0\.(output\.dense|mlp\.(fc2|weights_out|down_proj))\.weight")[1]
@@ -257,11 +263,11 @@ def _sides(config: Mapping[str, Any], key: str) -> tuple[int, int] | None:
     return sides
 
 
-def _agree(facts: Mapping[str, Any], config: Mapping[str, Any], foreign: Foreign) -> None:
+def _agree(facts: Mapping[str, Any], config: Mapping[str, Any], files: CheckpointFiles) -> None:
     """Raises CheckpointError where config.json is of another model than the tensors, or ours."""
     if facts["rep_size"] and config.get("pooler_act", "tanh") != "tanh":
         raise CheckpointError(
-            f"{foreign.path} has pooler_act={config['pooler_act']}: poolers here have tanh."
+            f"{files.path} has pooler_act={config['pooler_act']}: poolers here have tanh."
         )
     if not isinstance(config.get("id2label") or {}, Mapping):
         raise ValueError("id2label: it is no table of names")
@@ -284,25 +290,25 @@ def _agree(facts: Mapping[str, Any], config: Mapping[str, Any], foreign: Foreign
     ]
     if wrong:
         raise CheckpointError(
-            f"{foreign.path}: config.json and the tensors are of different models.\n"
+            f"{files.path}: config.json and the tensors are of different models.\n"
             + "\n".join(wrong)
             + "\nDownload both from the same place."
         )
 
 
-def _positions(shapes, facts: dict[str, Any], config, foreign: Foreign) -> dict[str, Any]:
+def _positions(shapes, facts: dict[str, Any], config, files: CheckpointFiles) -> dict[str, Any]:
     name = "embeddings.position_embeddings"
     shape = shapes[name] if name in shapes else shapes["embeddings.position_embedding.weight"]
     if config["model_type"] == "deit":
         prefixes = {"all": 2}
     else:
         prefixes = {"class": 1} if facts["class_token"] else {"none": 0}
-    return place(
+    return infer_image_size(
         shape[-2],
         prefixes,
         patch_size=facts["patch_size"],
         image_size=_sides(config, "image_size"),
-        path=foreign.path,
+        path=files.path,
     )
 
 
@@ -314,7 +320,7 @@ def _labels(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | No
     return tuple(str(names[str(k)]) for k in range(num_classes))
 
 
-def spelled(spelling: Spelling) -> tuple[Entry, ...]:
+def block_entries(spelling: BlockNames) -> tuple[Entry, ...]:
     """Entries of a block."""
     ours, block = "encoder/block_{i}", spelling.block
     query, key, value, out = (f"{block}.{name}" for name in spelling.attention)
@@ -341,7 +347,7 @@ WEIGHTS_IN = (
 )
 
 
-class Around(NamedTuple):
+class OuterNames(NamedTuple):
     """The names around the blocks."""
 
     embedding: str = "embeddings.patch_embeddings.projection"
@@ -350,11 +356,11 @@ class Around(NamedTuple):
     head: str = "classifier"
 
 
-AROUND = (
-    Around(),
-    Around(head="cls_classifier"),  # DeiT with its teacher.
-    Around("embeddings.patch_embeddings", norm="norm"),  # DINOv3.
-    Around(  # SigLIP.
+OUTER_NAMES = (
+    OuterNames(),
+    OuterNames(head="cls_classifier"),  # DeiT with its teacher.
+    OuterNames("embeddings.patch_embeddings", norm="norm"),  # DINOv3.
+    OuterNames(  # SigLIP.
         "embeddings.patch_embedding",
         ("embeddings.position_embedding.weight", "table"),
         "post_layernorm",
@@ -362,7 +368,7 @@ AROUND = (
 )
 
 
-def around(names: Around) -> tuple[Entry, ...]:
+def outer_entries(names: OuterNames) -> tuple[Entry, ...]:
     """Entries of what is not in a block."""
     return (
         Entry("cls", "embeddings.cls_token"),
@@ -397,9 +403,9 @@ def entries(config: VitConfig) -> tuple[Entry, ...]:
     """See `Format`."""
     packed = WEIGHTS_IN if config.gated else ()
     return (
-        *(entry for names in AROUND for entry in around(names)),
+        *(entry for names in OUTER_NAMES for entry in outer_entries(names)),
         *packed,
-        *(entry for names in SPELLINGS for entry in spelled(names)),
+        *(entry for names in BLOCK_NAMES for entry in block_entries(names)),
     )
 
 

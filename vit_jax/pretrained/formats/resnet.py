@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from vit_jax.config.model import NUMERICS
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import ResnetConfig, StemConfig
-from vit_jax.pretrained.formats.base import Description, Foreign, Format
+from vit_jax.pretrained.formats.base import CheckpointFiles, Description, Format
 from vit_jax.pretrained.formats.entries import Entry
 from vit_jax.pretrained.formats.hints import Hints
 from vit_jax.pretrained.formats.names import of_optimizer, renamed, without_prefix
@@ -22,7 +22,7 @@ from vit_jax.pretrained.preprocess import from_family, from_timm, output_size
 TIMM = {"gn_eps": 1e-5, "std_eps": 1e-8, "std_eps_in": "var"}
 
 
-class Spelling(NamedTuple):
+class ResnetNames(NamedTuple):
     """Names of convolutions and norms; {s} and {u} are the numbers of a stage and of a unit.
 
     Attributes:
@@ -53,27 +53,27 @@ class Spelling(NamedTuple):
 
 
 _ABC = ("a", "b", "c")
-GOOGLE = Spelling(
+GOOGLE = ResnetNames(
     "block{s}/unit{u}/", 1, ("conv1", "conv2", "conv3"), ("gn1", "gn2", "gn3"), "conv_proj",
     "gn_proj", "conv_root", "gn_root",
 )  # fmt: skip
-TENSORFLOW = Spelling(
+TENSORFLOW = ResnetNames(
     "block{s}/unit{u:02}/", 1, tuple(f"{x}/standardized_conv2d" for x in _ABC),
     tuple(f"{x}/group_norm" for x in _ABC), "a/proj/standardized_conv2d", "",
     "root_block/standardized_conv2d", "", norm=("/gamma", "/beta"),
 )  # fmt: skip
-BIT_PAPER = Spelling(
+BIT_PAPER = ResnetNames(
     "block{s}/unit{u:02}/", 1, ("conv1", "conv2", "conv3"), ("gn1", "gn2", "gn3"), "conv_proj", "",
     "root_block/conv_root", "",
 )  # fmt: skip
-TIMM_NAMES = Spelling(
+TIMM_NAMES = ResnetNames(
     "stages.{s}.blocks.{u}.", 0, ("conv1", "conv2", "conv3"), ("norm1", "norm2", "norm3"),
     "downsample.conv", "downsample.norm", "stem.conv", "stem.norm", ".weight",
     (".weight", ".bias"), "conv",
 )  # fmt: skip
 
 
-def stem_entries(stem: StemConfig, names: Spelling, *, ours: str, theirs: str) -> list[Entry]:
+def stem_entries(stem: StemConfig, names: ResnetNames, *, ours: str, theirs: str) -> list[Entry]:
     """Entries of a ResNet's body.
 
     Args:
@@ -105,7 +105,7 @@ def stem_entries(stem: StemConfig, names: Spelling, *, ours: str, theirs: str) -
     return entries
 
 
-def units_of(shapes: Mapping[str, Any], names: Spelling, *, prefix: str = "") -> tuple[int, ...]:
+def units_of(shapes: Mapping[str, Any], names: ResnetNames, *, prefix: str = "") -> tuple[int, ...]:
     """How many units each stage of a file has."""
     pattern = re.escape(prefix) + re.escape(names.unit).replace(r"\{s\}", r"(\d+)")
     pattern = re.sub(r"\\\{u(:02)?\\\}", r"(\\d+)", pattern)
@@ -117,12 +117,12 @@ def units_of(shapes: Mapping[str, Any], names: Spelling, *, prefix: str = "") ->
     )
 
 
-def _spelling(foreign: Foreign) -> tuple[Spelling, str] | None:
+def _find_names(files: CheckpointFiles) -> tuple[ResnetNames, str] | None:
     """In whose names a ResNet is, and what stands before them; None if it is none."""
     # The first that fits: bit_paper.py's root ends as bit.py's does.
     for names in (BIT_PAPER, GOOGLE, TENSORFLOW, TIMM_NAMES):
         mark = f"{names.root}{names.kernel}"
-        for name in foreign.tensors:
+        for name in files.tensors:
             if of_optimizer(name):
                 continue
             if name == mark or (name.endswith(mark) and name[-len(mark) - 1] in "/."):
@@ -130,21 +130,21 @@ def _spelling(foreign: Foreign) -> tuple[Spelling, str] | None:
     return None
 
 
-def recognises(foreign: Foreign) -> bool:
+def recognises(files: CheckpointFiles) -> bool:
     """Whether it is a ResNet with nothing behind it."""
-    found = _spelling(foreign)
+    found = _find_names(files)
     return found is not None and not any(
-        "Transformer/" in name or "patch_embed" in name for name in foreign.tensors
+        "Transformer/" in name or "patch_embed" in name for name in files.tensors
     )
 
 
-def describe(foreign: Foreign, hints: Hints) -> Description:
+def describe(files: CheckpointFiles, hints: Hints) -> Description:
     """See `Format`."""
-    names, prefix = _spelling(foreign)
+    names, prefix = _find_names(files)
     if names is TIMM_NAMES:
-        tensors = renamed(foreign.tensors, lambda name: name.removeprefix(prefix))
+        tensors = renamed(files.tensors, lambda name: name.removeprefix(prefix))
     else:
-        tensors = without_prefix(foreign.tensors, prefix)
+        tensors = without_prefix(files.tensors, prefix)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     root = shapes[f"{names.root}{names.kernel}"]
     width, channels = (root[0], root[1]) if names is TIMM_NAMES else (root[3], root[2])
@@ -156,19 +156,19 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         numerics = numerics | TIMM | {"padding": "explicit_zeros" if version == "v2" else "same"}
     facts = {"units": units_of(shapes, names), "width_factor": width / 64, "version": version,
              "channels": channels, "num_classes": num_classes, **numerics}  # fmt: skip
-    published = foreign.config.get("pretrained_cfg")
+    published = files.config.get("pretrained_cfg")
     if published:
         transforms = from_timm(published)
         facts |= {"preprocessing": "pretrained_cfg", "image_size": output_size(transforms)}
         conventions = {}
     else:
         conventions = {"preprocessing": "bit", "image_size": (224, 224)}
-    facts, assumed = hints.settle(facts, conventions)
+    facts, assumed = hints.merge(facts, conventions)
     family = facts.pop("preprocessing")
     try:
         config = ResnetConfig(**facts)
     except ConfigError as error:
-        raise CheckpointError(f"{foreign.path} describes no ResNet: {error}") from error
+        raise CheckpointError(f"{files.path} describes no ResNet: {error}") from error
     if not published:
         transforms = from_family(family, image_size=config.image_size)
     unused = (r"(opt|optimizer|step)(/.*)?", r".*\.num_batches_tracked")

@@ -14,7 +14,13 @@ from typing import Any
 from vit_jax.errors import CheckpointError
 from vit_jax.models import VitConfig
 from vit_jax.pretrained.formats import timm_config
-from vit_jax.pretrained.formats.base import Description, Foreign, Format, complete, place
+from vit_jax.pretrained.formats.base import (
+    CheckpointFiles,
+    Description,
+    Format,
+    complete_config,
+    infer_image_size,
+)
 from vit_jax.pretrained.formats.entries import Entry, dense, embedding, fused, norm
 from vit_jax.pretrained.formats.hints import Hints
 from vit_jax.pretrained.formats.names import renamed
@@ -43,24 +49,24 @@ _UNUSED = (r"decoder_.*", r"mask_token", r"local_cls_norm\..*", r"rope_embed\.pe
 _TRAINING_HEADS = r"(dino_head|ibot_head|head\.(mlp|last_layer)\d?)\..*"
 
 
-def recognises(foreign: Foreign) -> bool:
+def recognises(files: CheckpointFiles) -> bool:
     """Whether there are blocks as timm's, and an embedding of patches."""
-    names = {_PREFIX.sub("", name) for name in foreign.tensors}
+    names = {_PREFIX.sub("", name) for name in files.tensors}
     return "patch_embed.proj.weight" in names and any(
         re.match(r"blocks\.(\d+\.)?0\.attn\.", name) for name in names
     )
 
 
-def describe(foreign: Foreign, hints: Hints) -> Description:
+def describe(files: CheckpointFiles, hints: Hints) -> Description:
     """See `Format`."""
-    tensors = renamed(foreign.tensors, lambda name: _unchunked(_PREFIX.sub("", name)))
+    tensors = renamed(files.tensors, lambda name: _unchunked(_PREFIX.sub("", name)))
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    kind, folder = kind_of(shapes, foreign), foreign.config
-    facts, conventions = _facts_and_conventions(tensors, shapes, kind, foreign=foreign, hints=hints)
-    facts, assumed = hints.settle(facts, conventions)
-    _check_pool(facts, kind, foreign, attention="attn_pool.latent" in shapes)
+    kind, folder = kind_of(shapes, files), files.config
+    facts, conventions = _facts_and_conventions(tensors, shapes, kind, files=files, hints=hints)
+    facts, assumed = hints.merge(facts, conventions)
+    _check_pool(facts, kind, files, attention="attn_pool.latent" in shapes)
     family = facts.pop("preprocessing")
-    facts |= _positions(shapes, facts, hints, foreign)
+    facts |= _positions(shapes, facts, hints, files)
     size = hints.get("image_size") or timm_config.image_size(folder)
     if facts["posemb"] == "none" and size:
         facts["image_size"] = size
@@ -68,7 +74,7 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         assumed["image_size"] = facts["image_size"]
     if not folder.get("architecture"):
         assumed |= _hidden(shapes, facts, kind)
-    config, assumed = complete(facts, assumed, hints, path=foreign.path)
+    config, assumed = complete_config(facts, assumed, hints, path=files.path)
     if folder.get("pretrained_cfg"):
         transforms = from_timm(folder["pretrained_cfg"])
     else:
@@ -80,17 +86,17 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
 
 
 def _facts_and_conventions(
-    tensors: Tensors, shapes: Mapping[str, Any], kind: str, *, foreign: Foreign, hints: Hints
+    tensors: Tensors, shapes: Mapping[str, Any], kind: str, *, files: CheckpointFiles, hints: Hints
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What tensors and config.json tell, and the usual values of what they do not."""
     try:
         facts = facts_of(shapes)
         facts |= native_dinov3(tensors) if kind == "DINOv3" else {}
-        arguments = timm_config.arguments(foreign.config, path=foreign.path)
-        facts |= timm_config.facts(arguments, shapes, path=foreign.path)
+        arguments = timm_config.arguments(files.config, path=files.path)
+        facts |= timm_config.facts(arguments, shapes, path=files.path)
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(
-            f"{foreign.path} has the names of {kind}, but no usable {error}."
+            f"{files.path} has the names of {kind}, but no usable {error}."
         ) from error
     conventions = conventions_of(shapes, kind, facts)
     activation, gated = facts.pop("activation", None), facts.pop("gated")
@@ -101,10 +107,10 @@ def _facts_and_conventions(
         facts["mlp"] = gates[activation] if gated else activation
     else:
         conventions["mlp"] = "swiglu" if gated else "gelu"
-        _check_gate(hints, gated=gated, foreign=foreign)
+        _check_gate(hints, gated=gated, files=files)
     if "rope" not in facts:
-        conventions |= rope_of(shapes, hints, gated=gated, foreign=foreign)
-    if foreign.config.get("pretrained_cfg"):
+        conventions |= rope_of(shapes, hints, gated=gated, files=files)
+    if files.config.get("pretrained_cfg"):
         facts["preprocessing"] = "pretrained_cfg"
     if "attn_pool.latent" in shapes and "pool" not in facts:
         # VisionTransformer pools the patches alone, Eva all tokens.
@@ -115,12 +121,12 @@ def _facts_and_conventions(
     return facts, {field: value for field, value in conventions.items() if field not in facts}
 
 
-def _check_gate(hints: Hints, *, gated: bool, foreign: Foreign) -> None:
+def _check_gate(hints: Hints, *, gated: bool, files: CheckpointFiles) -> None:
     """Raises CheckpointError if a hint has a gate and the tensors do not, or the reverse."""
     accepted = ("swiglu", "geglu") if gated else ("gelu", "silu")
     if hints.get("mlp") not in (None, *accepted):
         raise CheckpointError(
-            f"The hint mlp={hints.get('mlp')!r} contradicts {foreign.path}, whose MLP has "
+            f"The hint mlp={hints.get('mlp')!r} contradicts {files.path}, whose MLP has "
             f"{'a' if gated else 'no'} gate: {' or '.join(accepted)}."
         )
 
@@ -162,21 +168,25 @@ def _unchunked(name: str) -> str:
     return re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name)
 
 
-def _check_pool(facts: Mapping[str, Any], kind: str, foreign: Foreign, *, attention: bool) -> None:
+def _check_pool(
+    facts: Mapping[str, Any], kind: str, files: CheckpointFiles, *, attention: bool
+) -> None:
     """Raises CheckpointError if the pooling contradicts the tensors, or is of no model here."""
     if attention != facts["pool"].startswith("map"):
         raise CheckpointError(
-            f"{foreign.path} has {'' if attention else 'no '}attention pooling (attn_pool), so "
+            f"{files.path} has {'' if attention else 'no '}attention pooling (attn_pool), so "
             f"pool is not {facts['pool']!r}. Leave that hint out."
         )
     if attention and facts["mlp"] == "swiglu" and kind != EVA:
         raise CheckpointError(
-            f"{foreign.path} pools by attention with the SiLU of its gated blocks: attention "
+            f"{files.path} pools by attention with the SiLU of its gated blocks: attention "
             "pooling here has a GELU beside a gate."
         )
 
 
-def _positions(shapes, facts: dict[str, Any], hints: Hints, foreign: Foreign) -> dict[str, Any]:
+def _positions(
+    shapes, facts: dict[str, Any], hints: Hints, files: CheckpointFiles
+) -> dict[str, Any]:
     if facts["posemb"] == "none":
         return {}
     prefix = facts["class_token"] + facts["distilled"]
@@ -190,12 +200,12 @@ def _positions(shapes, facts: dict[str, Any], hints: Hints, foreign: Foreign) ->
     stride = facts["stem"].stride if facts["stem"] else 1
     pixels = (facts["patch_size"][0] * stride, facts["patch_size"][1] * stride)
     rows, size = shapes["pos_embed"][-2], hints.get("image_size")
-    if size is None and (said := timm_config.image_size(foreign.config)):
+    if size is None and (said := timm_config.image_size(files.config)):
         # It may be a size that patches do not fill, which timm cuts off.
         grid = [side // patch for side, patch in zip(said, pixels, strict=True)]
         fits = math.prod(grid) in {rows - n for n in prefixes.values()}
         size = (grid[0] * pixels[0], grid[1] * pixels[1]) if fits else None
-    return place(rows, prefixes, patch_size=pixels, image_size=size, path=foreign.path)
+    return infer_image_size(rows, prefixes, patch_size=pixels, image_size=size, path=files.path)
 
 
 def entries(config: VitConfig) -> tuple[Entry, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_jax.errors import CheckpointError
 from vit_jax.models import StemConfig
-from vit_jax.pretrained.formats.base import Foreign
+from vit_jax.pretrained.formats.base import CheckpointFiles
 from vit_jax.pretrained.formats.hints import Hints
 from vit_jax.pretrained.formats.names import count
 from vit_jax.pretrained.formats.resnet import TIMM, TIMM_NAMES, units_of
@@ -31,7 +31,7 @@ _FAMILIES = {
 }
 
 
-def kind_of(shapes: Mapping[str, tuple[int, ...]], foreign: Foreign) -> str:
+def kind_of(shapes: Mapping[str, tuple[int, ...]], files: CheckpointFiles) -> str:
     """Whose names these are exactly."""
     if "storage_tokens" in shapes or "rope_embed.periods" in shapes:
         return "DINOv3"
@@ -47,7 +47,7 @@ def kind_of(shapes: Mapping[str, tuple[int, ...]], foreign: Foreign) -> str:
     if scaled:
         return "DeiT-III" if "pos_embed" in shapes else EVA
     # Facebook's code keeps its models under "model"; timm's under "state_dict", or bare.
-    return "DeiT or MAE" if foreign.tensors.metadata.get("wrapper") == "model" else "timm"
+    return "DeiT or MAE" if files.tensors.metadata.get("wrapper") == "model" else "timm"
 
 
 def facts_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -149,19 +149,19 @@ def conventions_of(shapes, kind: str, facts: Mapping[str, Any]) -> dict[str, Any
 _THETA = {"axial_ij": 1e4, "axial_xy": 1e4, "dinov3": 100.0}
 
 
-def rope_of(shapes, hints: Hints, *, gated: bool, foreign: Foreign) -> dict[str, Any]:
+def rope_of(shapes, hints: Hints, *, gated: bool, files: CheckpointFiles) -> dict[str, Any]:
     """Rotary positions, which no tensor shows, as hinted or as the published models have them.
 
     Raises:
       CheckpointError: published models with these names differ.
     """
-    usual, hinted = _published_rope(shapes, gated=gated, foreign=foreign), hints.get("rope")
+    usual, hinted = _published_rope(shapes, gated=gated, files=files), hints.get("rope")
     if usual is None and hinted is None:
         lacks = "pos_embed" not in shapes
         why = "has no position embedding (pos_embed)" if lacks else "fits two of timm's classes"
         end = " Otherwise a part of it is missing." if lacks else ""
         raise CheckpointError(
-            f"{foreign.path} {why}. If it is a model with rotary positions, say so: "
+            f"{files.path} {why}. If it is a model with rotary positions, say so: "
             "hints={'rope': 'axial_xy'} (or axial_ij, dinov3), or --hints=rope=axial_xy; if it has "
             f"none, rope=none.{end}"
         )
@@ -175,7 +175,7 @@ def rope_of(shapes, hints: Hints, *, gated: bool, foreign: Foreign) -> dict[str,
     return kind if hinted == "dinov3" else kind | {"rope_grid": (0, 0)}
 
 
-def _published_rope(shapes, *, gated: bool, foreign: Foreign) -> dict[str, Any] | None:
+def _published_rope(shapes, *, gated: bool, files: CheckpointFiles) -> dict[str, Any] | None:
     """The rotary positions of the published models with such names; None if they differ."""
     eva02 = {"rope": "axial_ij", "rope_theta": 1e4, "rope_grid": (16, 16)}
     attention = {name for name in ("qkv.bias", "q_bias") if f"blocks.0.attn.{name}" in shapes}
@@ -188,7 +188,7 @@ def _published_rope(shapes, *, gated: bool, foreign: Foreign) -> dict[str, Any] 
             return eva02 if gated else {"rope": "none"}
         plain = "blocks.0.ls1.gamma" in shapes or "qkv.bias" in attention
         return {"rope": "none"} if plain or not (gated or scaled) else None
-    if not scaled or foreign.tensors.metadata.get("wrapper") == "model":
+    if not scaled or files.tensors.metadata.get("wrapper") == "model":
         return None
     if "reg_token" in shapes:
         return {"rope": "dinov3", "rope_theta": 100.0} if "cls_token" in shapes else eva02
