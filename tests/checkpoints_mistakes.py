@@ -53,7 +53,7 @@ TENSORS = {
 
 FILES = {
     "safetensors, half of it": (
-        lambda s: s.cut(s.timm()), "cannot be read", "its download is incomplete: download it again",
+        lambda s: s.cut(s.timm()), "cannot be read", "download is incomplete: download it again",
     ),
     ".pth with code": (
         lambda s: s.pickled(), "evil.pth", "posix.system",
@@ -99,7 +99,7 @@ CONFIG_JSON = {
         "has 17 rows, which the image size 64x64 with patches of 8x8 does not give (64 patches)",
     ),
     "unknown activation": (
-        lambda s: s.hf(hidden_act="relu"), 'hidden_act="relu", which no model here has.',
+        lambda s: s.hf(hidden_act="relu"), 'hidden_act="relu", which is not supported.',
         'Did you mean "gelu"?',
     ),
     "timm's file in a folder of transformers": (
@@ -110,16 +110,16 @@ CONFIG_JSON = {
 
 HINTED = {
     "nothing tells the heads": (
-        lambda s: s.timm(), "does not tell num_heads, and no published model has its shape",
+        lambda s: s.timm(), "does not state num_heads, and no published model has its shape",
         "hints={'num_heads': ...}, or --hints=num_heads=...",
     ),
     "a hint contradicts": (
         lambda s: _hinted(s, width=32), "The hint width=32 contradicts the checkpoint, which has "
-        "16.", "look whether it is the right file",
+        "16.", "check that this is the right file",
     ),
     "a hinted image size that is not the file's": (
         lambda s: _hinted(s, image_size=40), "17 rows, which the image size 40x40",
-        "another wanted size is an argument of its own",
+        "to load another size, pass image_size as an argument",
     ),
     "two towers, none named": (make.two, "holds the models img: name one, as", "vit.npz:img."),
     "leave_out is no pattern": (

@@ -116,7 +116,7 @@ def test_hints_without_an_effect_are_refused(files):
 def test_hints_for_parts_that_the_model_lacks_are_refused(files, config, hints):
     with pytest.raises(ConfigError, match="has no effect on a checkpoint of timm") as refused:
         described(files(**config), **hints)
-    accepted = str(refused.value).partition("Those that have: ")[2].rstrip(".").split(", ")
+    accepted = str(refused.value).partition("Hints with an effect: ")[2].rstrip(".").split(", ")
     assert {"num_heads", "ln_eps", "mlp", "preprocessing", "rope"} <= set(accepted)
     assert not {"gelu", "loss", "rope_grid"} & hints.keys() & set(accepted)
 

@@ -77,7 +77,7 @@ def test_a_new_field_is_shown(added):
 def test_a_new_field_is_refused_by_formats_that_do_not_have_it(added, value):
     reasons = compare(dataclasses.replace(added, sandwich=value), {}, to="hf")
     refused = [reason for reason in reasons.impossible if reason.startswith("sandwich")]
-    assert refused == (["sandwich is 'on'; it can say only 'off'"] if value == "on" else [])
+    assert refused == (["sandwich is 'on'; the format can express only 'off'"] if value == "on" else [])
 
 
 def test_every_field_is_documented():

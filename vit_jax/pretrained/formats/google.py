@@ -1,9 +1,9 @@
 """Archives of google-research/vision_transformer and google-research/big_vision.
 
-Both write parameters of Flax models as .npz. The published names of vision_transformer are older
-than Flax linen: one counter runs through the modules of a block. big_vision has linen's names,
-blocks one by one or stacked, under params/ or opt/target/, and may keep two towers in one file.
-Their numbers: tanh GELU, LayerNorm epsilon 1e-6, corner-aligned bilinear resize of positions.
+Both write parameters of Flax models as .npz. The published names of vision_transformer predate
+Flax linen: one counter numbers all modules of a block. big_vision has linen's names, with separate
+or stacked blocks, under params/ or opt/target/, and may store two towers in one file.
+Numerics: tanh GELU, LayerNorm epsilon 1e-6, corner-aligned bilinear resize of positions.
 """
 
 import re
@@ -69,19 +69,19 @@ def _entries(*, linen: bool) -> tuple[Entry, ...]:
         if linen
         else ("MultiHeadDotProductAttention_1", "MlpBlock_3", "LayerNorm_2")
     )
-    # Where it has been over the years; each code base writes its first one.
-    places = ["pos_embedding", "Transformer/pos_embedding"]
-    places.insert(2 if linen else 0, "Transformer/posembed_input/pos_embedding")
+    # The name has changed between releases; exports write the first one.
+    posemb_names = ["pos_embedding", "Transformer/pos_embedding"]
+    posemb_names.insert(2 if linen else 0, "Transformer/posembed_input/pos_embedding")
     ours = "encoder/block_{i}"
     return (
         Entry("cls", "cls"),
-        *(Entry("pos_embedding", place) for place in places),
+        *(Entry("pos_embedding", name) for name in posemb_names),
         *(entry for name in ("embedding", "pre_logits", "head") for entry in _dense(name, name)),
         *_norm("encoder/norm", "Transformer/encoder_norm"),
         *_norm(f"{ours}/norm1", f"{_BLOCK}/LayerNorm_0"),
         *_norm(f"{ours}/norm2", f"{_BLOCK}/{norm2}"),
         *_attention_and_mlp(ours, f"{_BLOCK}/{attention}", f"{_BLOCK}/{mlp}"),
-        # In a module of its own; in big_vision's first files at the top level.
+        # big_vision's first files have the map head at the top level.
         *(entry for head in ("MAPHead_0/", "") for entry in _map_head(head)),
     )
 
@@ -90,7 +90,7 @@ PRE_LINEN, LINEN = _entries(linen=False), _entries(linen=True)
 
 
 def recognises(files: CheckpointFiles) -> bool:
-    """Whether there is a tower with a Transformer in it."""
+    """Returns whether the file has a Transformer in Google's names."""
     return any(re.search(r"(^|/)Transformer/encoder", name) for name in files.tensors)
 
 
@@ -107,14 +107,14 @@ def describe(files: CheckpointFiles, hints: Hints) -> Description:
         raise CheckpointError(
             f"{files.path} looks like a checkpoint of Google's, but has no usable {error}."
         ) from error
-    published = any("MultiHeadDotProductAttention_1" in name for name in shapes)
+    pre_linen = any("MultiHeadDotProductAttention_1" in name for name in shapes)
     siglip = "map" in (facts.get("pool"), hints.get("pool")) and not facts["num_classes"]
     conventions = {
         "ln_eps": 1e-6,
         "gelu": "tanh",
         "mlp": "gelu",
         "posemb_resize": "bilinear_corners",
-        "preprocessing": "google" if published else "siglip" if siglip else "big_vision",
+        "preprocessing": "google" if pre_linen else "siglip" if siglip else "big_vision",
     }
     if "pool" not in facts:
         conventions["pool"] = "token" if "cls" in shapes else "gap"
@@ -131,36 +131,35 @@ def describe(files: CheckpointFiles, hints: Hints) -> Description:
 
 
 def tower(files: CheckpointFiles) -> tuple[Tensors, tuple[str, ...]]:
-    """The tensors of one model of a file, and patterns of what else may be there.
+    """Returns the tensors of one model in a file, and patterns of tensors to ignore.
 
     Raises:
-      CheckpointError: there are several models, or not the one that was asked for.
+      CheckpointError: the file holds several models, or not the requested one.
     """
-    marks = ("embedding/kernel", "conv_root/kernel", "stem/kernel", "root_block/kernel")
+    # A text tower has none of these: its embedding of words has another name.
+    first_layers = ("embedding/kernel", "conv_root/kernel", "stem/kernel", "root_block/kernel")
     prefixes = sorted(
         {
-            name[: -len(mark)]
+            name[: -len(layer)]
             for name in files.tensors
-            for mark in marks
-            if (name == mark or name.endswith(f"/{mark}")) and not of_optimizer(name)
+            for layer in first_layers
+            if (name == layer or name.endswith(f"/{layer}")) and not of_optimizer(name)
         }
     )
-    # A text tower embeds words: its embedding is a table, under another name.
     if files.submodel and prefixes == [""]:
         raise CheckpointError(
-            f"{files.path} holds one model, without a name: leave :{files.submodel} away."
+            f"{files.path} holds one model, without a name: omit :{files.submodel}."
         )
-    wanted = [p for p in prefixes if not files.submodel or p.endswith(f"{files.submodel}/")]
-    if len(wanted) != 1 or (not files.submodel and re.fullmatch(r"(params/)?img/", wanted[0])):
+    selected = [p for p in prefixes if not files.submodel or p.endswith(f"{files.submodel}/")]
+    if len(selected) != 1 or (not files.submodel and re.fullmatch(r"(params/)?img/", selected[0])):
         names = [p.rstrip("/").rpartition("/")[2] for p in prefixes]
         raise CheckpointError(
             f"{files.path} holds the models {', '.join(names) or '(none)'}: name one, as "
             f"{files.path}:{names[0] if names else 'img'}."
         )
-    prefix = wanted[0]
-    beside = rf"(?!{re.escape(prefix)}).*" if files.submodel else r"(opt|optimizer|step)(/.*)?"
-    view = without_prefix(files.tensors, prefix)
-    return view, (beside,)
+    prefix = selected[0]
+    unused = rf"(?!{re.escape(prefix)}).*" if files.submodel else r"(opt|optimizer|step)(/.*)?"
+    return without_prefix(files.tensors, prefix), (unused,)
 
 
 def _facts(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Folders of Hugging Face transformers: config.json, safetensors, preprocessor_config.json.
 
-One encoder under several names: ViT, DeiT, MSN, MAE and I-JEPA, DINOv2 (with registers), DINOv3,
-SigLIP. Since version 5 the library has other names in memory than on the disk; both are read, and
-so is a file without its model's prefix. Numbers: what config.json says, or its class's default.
+All of these are one encoder with different tensor names: ViT, DeiT, MSN, MAE and I-JEPA, DINOv2
+(with registers), DINOv3, SigLIP. Since version 5 the library's names in memory differ from those on
+the disk; both are read, with or without the model's prefix. Numerics come from config.json, or are
+the defaults of its class.
 """
 
 import re
@@ -28,10 +29,10 @@ class Family(NamedTuple):
     """A model_type of transformers.
 
     Attributes:
-      ln_eps: the class's default.
-      resize: how it brings position embeddings to another grid.
-      spelling: index into BLOCK_NAMES of the names that it writes.
-      hidden_act: the class's default.
+      ln_eps: default of layer_norm_eps.
+      resize: the kernel for position embeddings, a key of `vit_jax.models.resize.KERNELS`.
+      block_names: index into BLOCK_NAMES of the names that it writes.
+      hidden_act: default of hidden_act.
     """
 
     ln_eps: float
@@ -64,10 +65,13 @@ _UNUSED = (
 
 
 class BlockNames(NamedTuple):
-    """The names within a block."""
+    """The names of tensors within a block.
+
+    `attention` has those of query, key, value and output.
+    """
 
     block: str
-    attention: tuple[str, str, str, str]  # Query, key, value, out.
+    attention: tuple[str, str, str, str]
     norms: tuple[str, str]
     mlp: tuple[str, str]
     gate: str = ""
@@ -97,7 +101,7 @@ BLOCK_NAMES = (
         ("layer_norm1", "layer_norm2"),
         _FC,
     ),
-    # In memory, since version 5.
+    # Names in memory since version 5.
     BlockNames("layers.{i}", _PROJ, _BEFORE_AFTER, _FC),
     BlockNames("encoder.layer.{i}", _PROJ, _NORM12, _FC, scales=_LAMBDAS),
     BlockNames("encoder.layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
@@ -105,7 +109,7 @@ BLOCK_NAMES = (
 
 
 def recognises(files: CheckpointFiles) -> bool:
-    """Whether config.json is of a model that transformers knows."""
+    """Returns whether there is a config.json of transformers."""
     return "model_type" in files.config
 
 
@@ -113,11 +117,11 @@ def describe(files: CheckpointFiles, hints: Hints) -> Description:
     """See `Format`."""
     config, family = _family(files)
     tensors = renamed(files.tensors, lambda name: _PREFIX.sub("", name))
-    beside = ("decoder.", "text_model.")
-    shapes = {n: tensor.shape for n, tensor in tensors.items() if not n.startswith(beside)}
+    other_parts = ("decoder.", "text_model.")
+    shapes = {n: tensor.shape for n, tensor in tensors.items() if not n.startswith(other_parts)}
     try:
         facts = _facts(shapes, config, family) | _numerics(config, family)
-        _agree(facts, config, files)
+        _check_consistent(facts, config, files)
         facts |= {} if facts["posemb"] == "none" else _positions(shapes, facts, config, files)
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise CheckpointError(
@@ -126,7 +130,7 @@ def describe(files: CheckpointFiles, hints: Hints) -> Description:
         ) from error
     conventions = {"posemb_resize": facts.pop("posemb_resize")}
     if not (facts["num_classes"] or facts["rep_size"] or facts["pool"] == "map"):
-        conventions["pool"] = facts.pop("pool")  # Nothing reads the tokens.
+        conventions["pool"] = facts.pop("pool")  # No head determines the pooling.
     fields = facts if files.preprocessor else conventions
     fields["preprocessing"] = "preprocessor_config.json"
     facts, _ = hints.merge(facts, conventions)
@@ -144,19 +148,19 @@ def describe(files: CheckpointFiles, hints: Hints) -> Description:
         transforms = from_hf(preprocessor, image_size=model.image_size, model_type=kind)
     else:
         transforms = from_family(family, image_size=model.image_size)
-    unread = kind == "siglip_vision_model" and model.pool != "map"
-    unused = (*_UNUSED, r"head\..*") if unread else _UNUSED
+    without_map_head = kind == "siglip_vision_model" and model.pool != "map"
+    unused = (*_UNUSED, r"head\..*") if without_map_head else _UNUSED
     return Description(model, tensors, unused, transforms, labels, notes)
 
 
 def _family(files: CheckpointFiles) -> tuple[Mapping[str, Any], Family]:
-    """The config of the part that sees, and what is known of its kind.
+    """Returns the config of the vision model, and its family.
 
     Raises:
-      CheckpointError: no model of this type is known.
+      CheckpointError: the model_type is unknown.
     """
     config = files.config
-    if config["model_type"] == "siglip":  # Two towers in one folder.
+    if config["model_type"] == "siglip":  # A folder with a text and a vision model.
         config = {**config.get("vision_config", {}), "model_type": "siglip_vision_model"}
     if config["model_type"] not in [*FAMILIES]:
         raise CheckpointError(
@@ -167,7 +171,7 @@ def _family(files: CheckpointFiles) -> tuple[Mapping[str, Any], Family]:
 
 
 def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """What names and shapes tell, and config.json where they do not."""
+    """Returns the fields that names and shapes determine, and else config.json."""
     width, channels, *patch = _first(shapes, r"embeddings\.patch_embedding.*\.weight")
     depth = max(
         count(shapes, s.block.replace(".", r"\.").replace("{i}", r"(\d+)")) for s in BLOCK_NAMES
@@ -177,21 +181,21 @@ def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     kind = config["model_type"]
     head = next((n for n in ("classifier", "cls_classifier") if f"{n}.weight" in shapes), None)
     classifies = any("ForImageClassification" in a for a in config.get("architectures") or ())
-    # Without its tensors the head is there all the same, and they are missing.
-    unseen = len(config.get("id2label", (0, 1))) if classifies else 0
+    # A classifier without a head in the file has one in its config: its tensors are missing.
+    configured_classes = len(config.get("id2label", (0, 1))) if classifies else 0
     silu = config.get("hidden_act", family.hidden_act) in _SILU
-    gates = "swiglu" if silu or kind.startswith("dinov2") else "geglu"
-    mlp = gates if gated else "silu" if silu else "gelu"
-    dino_head = kind.startswith("dinov2") and (head or classifies)
-    two, both = kind == "deit", "distillation_classifier.weight" in shapes
-    has_class = kind not in ("ijepa", "siglip_vision_model")
+    gated_mlp = "swiglu" if silu or kind.startswith("dinov2") else "geglu"
+    mlp = gated_mlp if gated else "silu" if silu else "gelu"
+    dinov2_head = kind.startswith("dinov2") and (head or classifies)
+    has_dist_token, distilled = kind == "deit", "distillation_classifier.weight" in shapes
+    has_class_token = kind not in ("ijepa", "siglip_vision_model")
     pool = (
         "map"
-        if "head.probe" in shapes and not head  # SigLIP's classifier reads the patches' mean.
+        if "head.probe" in shapes and not head  # SigLIP's classifier pools by the mean instead.
         else "token_gap"
-        if dino_head
+        if dinov2_head
         else "token"
-        if has_class
+        if has_class_token
         else "gap"
     )
     return {
@@ -202,13 +206,14 @@ def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
         "mlp_dim": hidden,
         "mlp": mlp,
         "num_heads": _whole(config, "num_attention_heads", 6 if kind == "dinov3_vit" else 12),
-        "num_classes": shapes[f"{head}.weight"][0] if head else unseen,
+        "num_classes": shapes[f"{head}.weight"][0] if head else configured_classes,
         "rep_size": shapes["pooler.dense.weight"][0] if "pooler.dense.weight" in shapes else 0,
         "pool": pool,
-        "class_token": has_class,
-        "distilled": both,
-        # Without a head of its own the distillation token is like a register with a position.
-        "registers": shapes.get("embeddings.register_tokens", (1, 0))[1] + (two - both),
+        "class_token": has_class_token,
+        "distilled": distilled,
+        # A distillation token without a head is a register with a position.
+        "registers": shapes.get("embeddings.register_tokens", (1, 0))[1]
+        + (has_dist_token - distilled),
         "posemb": "none" if kind == "dinov3_vit" else "learned",
         "layer_scale": 1.0 if any("layer_scale1" in name for name in shapes) else 0.0,
         "qkv_bias": any(re.search(r"\.0\..*(query|q_proj)\.bias$", name) for name in shapes),
@@ -217,17 +222,17 @@ def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
 
 
 def _first(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> tuple[int, ...]:
-    found = [shape for name, shape in shapes.items() if re.fullmatch(pattern, name)]
-    if not found:
+    matches = [shape for name, shape in shapes.items() if re.fullmatch(pattern, name)]
+    if not matches:
         raise KeyError(f"tensor whose name matches {pattern}")
-    return found[0]
+    return matches[0]
 
 
 def _numerics(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     activation = config.get("hidden_act", family.hidden_act)
     if activation not in _GELU and activation not in _SILU:
         raise CheckpointError(
-            f'config.json has hidden_act="{activation}", which no model here has. '
+            f'config.json has hidden_act="{activation}", which is not supported. '
             + did_you_mean(str(activation), (*_GELU, *_SILU))
         )
     facts: dict[str, Any] = {
@@ -248,12 +253,12 @@ def _numerics(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
 def _whole(config: Mapping[str, Any], key: str, default: int) -> int:
     value = config.get(key, default)
     if type(value) is not int:
-        raise ValueError(f"{key}: {value!r} is no whole number")
+        raise ValueError(f"{key}: {value!r} is not an integer")
     return value
 
 
 def _sides(config: Mapping[str, Any], key: str) -> tuple[int, int] | None:
-    """Height and width that config.json gives as one number or two; None if it does not."""
+    """Returns (height, width) that config.json has as one number or two; None if it is absent."""
     value = config.get(key)
     if value is None:
         return None
@@ -263,36 +268,38 @@ def _sides(config: Mapping[str, Any], key: str) -> tuple[int, int] | None:
     return sides
 
 
-def _agree(facts: Mapping[str, Any], config: Mapping[str, Any], files: CheckpointFiles) -> None:
-    """Raises CheckpointError where config.json is of another model than the tensors, or ours."""
+def _check_consistent(
+    facts: Mapping[str, Any], config: Mapping[str, Any], files: CheckpointFiles
+) -> None:
+    """Raises CheckpointError if config.json contradicts the tensors, or is not supported."""
     if facts["rep_size"] and config.get("pooler_act", "tanh") != "tanh":
         raise CheckpointError(
-            f"{files.path} has pooler_act={config['pooler_act']}: poolers here have tanh."
+            f"{files.path} has pooler_act={config['pooler_act']}; only tanh is supported."
         )
     if not isinstance(config.get("id2label") or {}, Mapping):
-        raise ValueError("id2label: it is no table of names")
-    said = {
+        raise ValueError("id2label: it is not an object")
+    pairs = {
         "hidden_size": (config.get("hidden_size"), facts["width"]),
         "num_hidden_layers": (config.get("num_hidden_layers"), facts["depth"]),
         "intermediate_size": (config.get("intermediate_size"), facts["mlp_dim"]),
         "num_channels": (config.get("num_channels"), facts["channels"]),
         "patch_size": (_sides(config, "patch_size"), facts["patch_size"]),
-        "id2label, of so many names": (len(config.get("id2label") or ()), facts["num_classes"]),
+        "number of names in id2label": (len(config.get("id2label") or ()), facts["num_classes"]),
     }
-    if config["model_type"].startswith("dinov2"):  # Its MLP follows from mlp_ratio.
-        del said["intermediate_size"]
+    if config["model_type"].startswith("dinov2"):  # Its MLP's width follows from mlp_ratio.
+        del pairs["intermediate_size"]
     if not facts["num_classes"] or "id2label" not in config:
-        del said["id2label, of so many names"]
-    wrong = [
-        f"  {key}: {theirs!r}; the tensors have {ours!r}"
-        for key, (theirs, ours) in said.items()
-        if theirs is not None and theirs != ours
+        del pairs["number of names in id2label"]
+    lines = [
+        f"  {key}: {in_config!r}; the tensors have {in_tensors!r}"
+        for key, (in_config, in_tensors) in pairs.items()
+        if in_config is not None and in_config != in_tensors
     ]
-    if wrong:
+    if lines:
         raise CheckpointError(
             f"{files.path}: config.json and the tensors are of different models.\n"
-            + "\n".join(wrong)
-            + "\nDownload both from the same place."
+            + "\n".join(lines)
+            + "\nDownload both from the same repository."
         )
 
 
@@ -313,33 +320,33 @@ def _positions(shapes, facts: dict[str, Any], config, files: CheckpointFiles) ->
 
 
 def _labels(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    """Names of the classes, in order: config.json numbers them as strings."""
+    """Returns the class names in order; the keys of id2label are numbers as strings."""
     names = {str(key): value for key, value in dict(config.get("id2label") or {}).items()}
     if not num_classes or any(str(k) not in names for k in range(num_classes)):
         return None
     return tuple(str(names[str(k)]) for k in range(num_classes))
 
 
-def block_entries(spelling: BlockNames) -> tuple[Entry, ...]:
-    """Entries of a block."""
-    ours, block = "encoder/block_{i}", spelling.block
-    query, key, value, out = (f"{block}.{name}" for name in spelling.attention)
-    scales = zip(("scale1", "scale2"), spelling.scales, strict=False)
+def block_entries(names: BlockNames) -> tuple[Entry, ...]:
+    """Returns the entries of a block."""
+    ours, block = "encoder/block_{i}", names.block
+    query, key, value, out = (f"{block}.{name}" for name in names.attention)
+    scales = zip(("scale1", "scale2"), names.scales, strict=False)
     return (
-        *norm(f"{ours}/norm1", f"{block}.{spelling.norms[0]}"),
-        *norm(f"{ours}/norm2", f"{block}.{spelling.norms[1]}"),
+        *norm(f"{ours}/norm1", f"{block}.{names.norms[0]}"),
+        *norm(f"{ours}/norm2", f"{block}.{names.norms[1]}"),
         *dense(f"{ours}/attn/query", query, "heads_in"),
         *dense(f"{ours}/attn/key", key, "heads_in"),
         *dense(f"{ours}/attn/value", value, "heads_in"),
         *dense(f"{ours}/attn/out", out, "heads_out"),
-        *dense(f"{ours}/mlp/fc1", f"{block}.{spelling.mlp[0]}"),
-        *dense(f"{ours}/mlp/fc2", f"{block}.{spelling.mlp[1]}"),
-        *(dense(f"{ours}/mlp/gate", f"{block}.{spelling.gate}") if spelling.gate else ()),
+        *dense(f"{ours}/mlp/fc1", f"{block}.{names.mlp[0]}"),
+        *dense(f"{ours}/mlp/fc2", f"{block}.{names.mlp[1]}"),
+        *(dense(f"{ours}/mlp/gate", f"{block}.{names.gate}") if names.gate else ()),
         *(Entry(f"{ours}/{scale}", f"{block}.{theirs}") for scale, theirs in scales),
     )
 
 
-# DINOv2's gate and hidden units are one tensor on the disk.
+# DINOv2 stores gate and hidden units in one tensor.
 WEIGHTS_IN = (
     *dense("encoder/block_{i}/mlp/gate", "encoder.layer.{i}.mlp.weights_in", part=(0, 2)),
     *dense("encoder/block_{i}/mlp/fc1", "encoder.layer.{i}.mlp.weights_in", part=(1, 2)),
@@ -348,7 +355,7 @@ WEIGHTS_IN = (
 
 
 class OuterNames(NamedTuple):
-    """The names around the blocks."""
+    """The names of tensors outside the blocks."""
 
     embedding: str = "embeddings.patch_embeddings.projection"
     positions: tuple[str, str] = ("embeddings.position_embeddings", "same")
@@ -358,7 +365,7 @@ class OuterNames(NamedTuple):
 
 OUTER_NAMES = (
     OuterNames(),
-    OuterNames(head="cls_classifier"),  # DeiT with its teacher.
+    OuterNames(head="cls_classifier"),  # DeiT with a distillation head.
     OuterNames("embeddings.patch_embeddings", norm="norm"),  # DINOv3.
     OuterNames(  # SigLIP.
         "embeddings.patch_embedding",
@@ -369,7 +376,7 @@ OUTER_NAMES = (
 
 
 def outer_entries(names: OuterNames) -> tuple[Entry, ...]:
-    """Entries of what is not in a block."""
+    """Returns the entries outside the blocks."""
     return (
         Entry("cls", "embeddings.cls_token"),
         Entry("dist", "embeddings.distillation_token"),

@@ -17,7 +17,7 @@ _PREFIX = re.compile(r"^(params/|opt/target/|model\.)+")
 
 
 def recognises(files: CheckpointFiles) -> bool:
-    """Whether there is a block that mixes tokens."""
+    """Returns whether there is a token-mixing block."""
     return any("token_mixing/" in name or ".mlp_tokens." in name for name in files.tensors)
 
 
@@ -31,7 +31,7 @@ def describe(files: CheckpointFiles, hints: Hints) -> Description:
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{files.path} is a Mixer without a usable {error}.") from error
     published = files.config.get("pretrained_cfg")
-    facts["pool"] = "gap"  # A Mixer has no other.
+    facts["pool"] = "gap"  # The only pooling of a Mixer.
     conventions = {"gelu": "tanh" if google else "erf", "ln_eps": 1e-6}
     if published:
         facts["preprocessing"] = "pretrained_cfg"
@@ -84,14 +84,14 @@ def _timm(shapes) -> dict[str, Any]:
 
 
 def _image_size(facts, tokens: int, hints: Hints, files: CheckpointFiles) -> tuple[int, int]:
-    """The only image size that a Mixer takes: its tokens are inputs of a layer."""
+    """Returns the only image size that a Mixer accepts: the token-mixing layer has fixed inputs."""
     hinted, patch = hints.get("image_size"), facts["patch_size"]
     if hinted is not None:
         return hinted
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise CheckpointError(
-            f"{files.path} mixes {tokens:,} tokens, which are no square. Give its image size: "
+            f"{files.path} mixes {tokens:,} tokens, which is not a square. Give its image size: "
             "hints={'image_size': (height, width)}, or --hints=image_size=HEIGHTxWIDTH."
         )
     return side * patch[0], side * patch[1]
@@ -99,7 +99,7 @@ def _image_size(facts, tokens: int, hints: Hints, files: CheckpointFiles) -> tup
 
 def entries(config: MixerConfig) -> tuple[Entry, ...]:
     """See `Format`."""
-    del config  # One set of names for all sizes.
+    del config  # All sizes have the same names.
     return _ENTRIES
 
 

@@ -20,7 +20,7 @@ _B, _OURS = "encoder.layers.encoder_layer_{i}", "encoder/block_{i}"
 
 
 def recognises(files: CheckpointFiles) -> bool:
-    """Whether there is a layer in torchvision's name."""
+    """Returns whether there is a layer in torchvision's names."""
     return any("encoder_layer_0.self_attention.in_proj_weight" in name for name in files.tensors)
 
 
@@ -80,7 +80,7 @@ def describe(files: CheckpointFiles, hints: Hints) -> Description:
 
 def entries(config: VitConfig) -> tuple[Entry, ...]:
     """See `Format`."""
-    del config  # One class, one set of names.
+    del config  # All sizes have the same names.
     return _ENTRIES
 
 
@@ -104,7 +104,7 @@ _ENTRIES = (
     *norm(f"{_OURS}/norm2", f"{_B}.ln_2"),
     *dense(f"{_OURS}/mlp/fc1", f"{_B}.mlp.0"),
     *dense(f"{_OURS}/mlp/fc2", f"{_B}.mlp.3"),
-    # As files of torchvision's first release with ViTs have it.
+    # Names in torchvision's first release with ViTs.
     *dense(f"{_OURS}/mlp/fc1", f"{_B}.mlp.linear_1"),
     *dense(f"{_OURS}/mlp/fc2", f"{_B}.mlp.linear_2"),
 )
