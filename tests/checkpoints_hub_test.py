@@ -37,7 +37,7 @@ def test_no_repository(name):
 
 
 def test_other_servers():
-    with pytest.raises(CheckpointError, match=r"only storage\.googleapis\.com"):
+    with pytest.raises(CheckpointError, match=r"only https://storage\.googleapis\.com"):
         resolve("https://example.com/a.npz")
 
 
@@ -274,7 +274,7 @@ def test_objects_that_cannot_be_had(gcs, cache):
     with pytest.raises(CheckpointError, match="no such file"):
         resolve("gs://bucket/folder")
     gcs.fault = lambda method, path: 403
-    with pytest.raises(CheckpointError, match=r"cannot be downloaded.*a\.npz to /.*looked for"):
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded.*a\.npz to /.*the cache"):
         resolve("gs://bucket/folder/a.npz")
 
 

@@ -42,7 +42,7 @@ CONVERT = {
     ),
     "destination that exists": (
         "hf timm --to=timm --change_numerics",
-        "timm is there already: name a new one, nothing is overwritten.",
+        "timm exists: name a new path, nothing is overwritten.",
     ),
     "destination below a file": (
         "hf google.npz/new --to=hf",
@@ -51,8 +51,8 @@ CONVERT = {
     "model that the format cannot express": (
         "hf new --to=google",
         "This model cannot be written --to=google:\n  ",
-        "gelu is 'erf'; it can say only 'tanh'",
-        "With --change_numerics it is written all the same",
+        "gelu is 'erf'; the format can express only 'tanh'",
+        "Pass --change_numerics to write it all the same",
     ),
     "stray word": ("--inspect=hf timm", "What is 'timm'?"),
     "reference without a manifest": ("--verify=hf", "hf: there is no manifest.json there, nor"),

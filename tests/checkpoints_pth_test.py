@@ -45,7 +45,7 @@ def test_the_model_is_found_in_what_training_saved(tmp_path, content, wrapper, b
 @pytest.mark.parametrize("content", [[1, 2], {"model": {"a": 1}}, torch.ones(2)])
 def test_no_table_of_tensors(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"no table of tensors.*state_dict"):
+    with pytest.raises(CheckpointError, match=r"holds no state dict.*state_dict"):
         open_tensors(tmp_path / "x.pth")
 
 
@@ -68,7 +68,7 @@ def test_parameters_and_transposed_tensors(tmp_path):
 )
 def test_tensors_that_are_not_in_the_file_or_not_supported(tmp_path, tensor):
     torch.save({"a": tensor}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"not all there|not supported"):
+    with pytest.raises(CheckpointError, match=r"bytes are missing|not supported"):
         open_tensors(tmp_path / "x.pth")
 
 

@@ -324,7 +324,7 @@ def test_names_of_classes_travel(to, tmp_path):
 def test_invalid_targets_are_refused(how, message, tmp_path):
     with pytest.raises(VitJaxError, match=message):
         export(tiny(), tmp_path / "x", **how)
-    with pytest.raises(VitJaxError, match="gs://bucket/x: --to=hf writes on this machine"):
+    with pytest.raises(VitJaxError, match="gs://bucket/x: --to=hf writes local files only"):
         export(tiny(), "gs://bucket/x", to="hf")
     assert not any(tmp_path.iterdir())
 

@@ -24,7 +24,7 @@ HERE = pytest.mark.skipif(
 @HERE
 @pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture["id"])
 def test_outputs_are_within_ten_times_the_noise_of_float32(fixture):
-    wrong = [difference for difference in verify(fixture) if not difference.right]
+    wrong = [difference for difference in verify(fixture) if not difference.is_close]
     assert not wrong, wrong
 
 

@@ -116,7 +116,7 @@ def test_hints_without_an_effect_are_refused(files):
 def test_hints_for_parts_that_the_model_lacks_are_refused(files, config, hints):
     with pytest.raises(ConfigError, match="has no effect on a checkpoint of timm") as refused:
         described(files(**config), **hints)
-    accepted = str(refused.value).partition("Those that have: ")[2].rstrip(".").split(", ")
+    accepted = str(refused.value).partition("Hints with an effect: ")[2].rstrip(".").split(", ")
     assert {"num_heads", "ln_eps", "mlp", "preprocessing", "rope"} <= set(accepted)
     assert not {"gelu", "loss", "rope_grid"} & hints.keys() & set(accepted)
 
@@ -281,7 +281,7 @@ def test_a_work_directory_takes_no_hints(plain_run):
         lambda hints: next(predict(plain_run, [__file__], hints=hints)),
         lambda hints: inherit_model(config, plain_run / "new"),
     ):
-        with pytest.raises(ConfigError, match="is a work directory, which tells all"):
+        with pytest.raises(ConfigError, match="is a work directory, whose config describes"):
             use({"num_headss": 4})
 
 

@@ -273,7 +273,11 @@ RUNS = {
         "--config.resume=damaged",
         "damaged/checkpoints/12 cannot be read: ",
     ),
-    "resuming from another model": ("--config.resume=other", "is of another model:", "model ("),
+    "resuming from another model": (
+        "--config.resume=other",
+        "belongs to another model:",
+        "model (",
+    ),
     "starting from a later release": (
         "--config.init_from=newer",
         "newer/config.json cannot be read:",
@@ -283,7 +287,7 @@ RUNS = {
         f"--config.init_from=other {SIZES} --config.model.width=32",
         "other does not fit the model:",
         "embedding/bias: checkpoint (16,), model (32,)",
-        "Change the model, or name in init_skip what shall start from scratch.",
+        "Change the model, or name in init_skip the parameters to initialise.",
     ),
     "starting from other sizes than the name says": (
         f"--config.init_from=other {SIZES} --config.model.width=16 --config.model.variant=Ti/2",
@@ -316,7 +320,7 @@ PREDICT = {
     "nothing to predict": ("--checkpoint=run", "Name at least one image or folder of images."),
     "folder that holds no checkpoint": (
         "--checkpoint=images images",
-        "images is not the work directory of a run, and holds no checkpoint of others",
+        "images is not the work directory of a run, and holds no published checkpoint",
     ),
     "no classes to name": ("--checkpoint=run --top_k=0 images", "--top_k=0"),
     "output of another kind": (

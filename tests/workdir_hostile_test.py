@@ -72,8 +72,8 @@ def test_a_forged_dataset_is_refused(run_copy, content):
     ("content", "message"),
     [
         (b" " * 2**20 + b"{}", "larger than 1,048,576 bytes"),
-        (b'{"optim": {"eps": NaN}}', "NaN is no number of JSON"),
-        (b'{"optim": {"eps": 1e400}}', "1e400 is no number of JSON"),
+        (b'{"optim": {"eps": NaN}}', "NaN is not a number of JSON"),
+        (b'{"optim": {"eps": 1e400}}', "1e400 is not a number of JSON"),
         (b"[" * 500_000 + b"]" * 500_000, "nested too deeply"),
         (b'{"optim": {"epss": 1}}', "no key 'epss'. Did you mean \"eps\"?"),
     ],
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_model_than_the_config_says(run_copy):
     config = json.loads((run_copy / "config.json").read_text())
     config["model"]["depth"] = 3
     (run_copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"step 12 is not of the model of .*config.json"):
+    with pytest.raises(CheckpointError, match=r"step 12 does not fit the model of .*config.json"):
         evaluate(run_copy)
 
 

@@ -47,12 +47,12 @@ def print_verification(reference: pathlib.Path) -> bool:
     for fixture in all_fixtures:
         try:
             for found in verify(fixture):
-                right &= found.right
+                right &= found.is_close
                 line = (
                     f"{found.fixture:40} {found.array:18} {found.difference:10.1e} "
                     f"{found.noise_floor:8.1e} {found.tolerance:8.1e}"
                 )
-                print(printable(line + ("" if found.right else "  WRONG")), flush=True)
+                print(printable(line + ("" if found.is_close else "  WRONG")), flush=True)
         except VitJaxError as error:
             failed.append(fixture["id"])
             print(printable(f"{fixture['id']:40} FAILED: {error}"), flush=True)

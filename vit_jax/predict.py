@@ -43,7 +43,7 @@ from vit_jax.parallel.mesh import make_mesh
 from vit_jax.pretrained.exports.workdir import class_names, run_config
 from vit_jax.pretrained.formats.hints import parse_hints
 from vit_jax.pretrained.load import load_pretrained
-from vit_jax.pretrained.run_checkpoint import is_own, refuse_hints
+from vit_jax.pretrained.run_checkpoint import is_run, refuse_hints
 
 BATCH_SIZE = 64  # At most: a training batch of a pod is more than a laptop can hold.
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -110,7 +110,7 @@ def _load(
     checkpoint: epath.PathLike, mesh: Mesh, hints: Mapping[str, Any]
 ) -> tuple[FrozenConfigDict, PyTree, list[str]]:
     """Config, parameters and class names of a run of ours or of a published checkpoint."""
-    if is_own(checkpoint):
+    if is_run(checkpoint):
         refuse_hints(checkpoint, hints)
         run = load_run(checkpoint, mesh=mesh)
         config, params, names = run.config, run.params, run.dataset["class_names"]

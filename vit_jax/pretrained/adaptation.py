@@ -1,4 +1,4 @@
-"""Parameters of ours for another image size, patch size or head, wherever their shards lie."""
+"""Adapts sharded parameters to another image size, patch size or head."""
 
 import functools
 from typing import Any
@@ -15,18 +15,17 @@ from vit_jax.parallel.rules import param_shardings
 
 
 def adapt_params(params: PyTree, *, old: ModelConfig, new: ModelConfig, mesh: Mesh) -> PyTree:
-    """Resizes position and patch embeddings, stacks blocks or takes them apart.
+    """Resizes position and patch embeddings, and stacks or unstacks blocks.
 
-    A head of another size starts at zero. Low-rank adapters are added to their kernels if the new
-    model has none.
-
-    It is one jitted function over the mesh: no process gathers a parameter.
+    A head of another size starts at zero. Low-rank adapters (LoRA) are merged into their kernels if
+    the new model has none. All of this is one jitted function over the mesh: no process gathers a
+    parameter.
 
     Args:
-      params: of the old model, on the mesh.
-      old: the model that they are of.
-      new: the model that is wanted, of the same blocks.
-      mesh: that the result lies on, by our rules.
+      params: parameters of the old model, on the mesh.
+      old: config of the old model.
+      new: config of the new model, whose blocks have the same shapes.
+      mesh: the result is sharded on it by `vit_jax.parallel.rules`.
     """
     shapes = param_shapes(new)
     adapt = functools.partial(_adapt, old=old, new=new, shapes=shapes)
@@ -50,22 +49,22 @@ def _adapt(params: PyTree, *, old: ModelConfig, new: ModelConfig, shapes: PyTree
             bias = jnp.full(shapes[head]["bias"].shape, new.head_bias_init)
             changed[head] = {"kernel": jnp.zeros(shapes[head]["kernel"].shape), "bias": bias}
     if "encoder" in params and old.scan != new.scan:
-        restack = _stacked if new.scan else _unstacked
-        changed["encoder"] = restack(params["encoder"], old.depth)
+        convert = _stacked if new.scan else _unstacked
+        changed["encoder"] = convert(params["encoder"], old.depth)
     return {name: leaf for name, leaf in {**params, **changed}.items() if name in shapes}
 
 
 def _stacked(encoder: PyTree, depth: int) -> PyTree:
-    """One tree of blocks, with a leading axis of depth."""
+    """Stacks the blocks along a leading axis of depth."""
     names = [f"block_{i}" for i in range(depth)]
     blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *(encoder[name] for name in names))
     return {k: v for k, v in encoder.items() if k not in names} | {"blocks": blocks}
 
 
 def _unstacked(encoder: PyTree, depth: int) -> PyTree:
-    """The same, a tree for each block."""
-    each = {
+    """Splits the stacked blocks into one tree for each block."""
+    blocks = {
         f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], encoder["blocks"])
         for i in range(depth)
     }
-    return {k: v for k, v in encoder.items() if k != "blocks"} | each
+    return {k: v for k, v in encoder.items() if k != "blocks"} | blocks

@@ -1,4 +1,4 @@
-"""Parameters of a model read out of a foreign file: a tensor at a time, devices keep their part."""
+"""Reads the parameters of a published checkpoint, one tensor at a time, as sharded arrays."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from vit_jax.pretrained.mapping import CheckpointMap, unrolled_shapes
 
 
 def read(mapping: CheckpointMap, config: ModelConfig, mesh: Mesh) -> tuple[PyTree, tuple[str, ...]]:
-    """The parameters of a model, each read where it will lie, and what was done to them.
+    """Returns the parameters of a model, and notes about those that were changed.
 
     Args:
-      mapping: of the checkpoint.
-      config: of the wanted model: the checkpoint's, for another image size or head maybe.
-      mesh: that the parameters lie on, by our rules.
+      mapping: the sources of the parameters.
+      config: the checkpoint's config, possibly with another image size, patch size or head.
+      mesh: the parameters are sharded on it by `vit_jax.parallel.rules`.
     """
     reader = Reader(mapping, config)
     targets = param_shapes(config)
@@ -35,7 +35,7 @@ def read(mapping: CheckpointMap, config: ModelConfig, mesh: Mesh) -> tuple[PyTre
 
 
 class Reader:
-    """Reads parameters of a model out of a mapping's file, shard by shard."""
+    """Reads the parameters of a model, and collects notes about those that were changed."""
 
     def __init__(self, mapping: CheckpointMap, config: ModelConfig):
         self.mapping = mapping
@@ -45,30 +45,30 @@ class Reader:
         self._initial: dict[str, np.ndarray] | None = None
 
     def array(self, path: str, shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
-        """One parameter of the model, laid out by the sharding."""
+        """Reads one parameter with the given sharding; that of stacked blocks is read by block."""
         if "/blocks/" not in path:
             whole = self._leaf(path, shape)
             return jax.make_array_from_callback(shape, sharding, lambda index: whole[index])
 
-        # Each tensor of the file is read once, however many devices hold a part of it.
-        parts = {}
+        # Each tensor of the file is read once, however many devices hold a shard of it.
+        shards = {}
         for index in sharding.addressable_devices_indices_map(shape).values():
-            extent = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
-            parts[_bounds(index, shape)] = (index, _aligned(extent))
+            shard_shape = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
+            shards[_bounds(index, shape)] = (index, _aligned(shard_shape))
         for i in range(shape[0]):
             name = path.replace("/blocks/", f"/block_{i}/")
             leaf = None
-            for bounds, (index, part) in parts.items():
+            for bounds, (index, shard) in shards.items():
                 first, last = bounds[0]
                 if first <= i < last:
                     leaf = self._leaf(name, shape[1:]) if leaf is None else leaf
-                    part[i - first] = leaf[index[1:]]
+                    shard[i - first] = leaf[index[1:]]
         return jax.make_array_from_callback(
-            shape, sharding, lambda index: parts[_bounds(index, shape)][1]
+            shape, sharding, lambda index: shards[_bounds(index, shape)][1]
         )
 
     def _leaf(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A parameter of one block, or of none: float32."""
+        """Returns a parameter outside the blocks, or of one block, as float32."""
         if path.startswith("head") and self._published.get(path) != shape:
             self._note("new head, of zeros")
             value = self.config.head_bias_init if path.endswith("bias") else 0.0
@@ -118,12 +118,12 @@ class Reader:
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Where a shard begins and ends along each dimension."""
+    """Returns the (start, stop) of a shard along each axis."""
     return tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
 
 
 def _aligned(shape: Sequence[int]) -> np.ndarray:
-    """Memory that JAX on the CPU takes as it is, without a copy."""
+    """Allocates a float32 array aligned to 64 bytes, which JAX on a CPU uses without a copy."""
     size = int(np.prod(shape)) * 4
     buffer = np.empty(size + 64, np.uint8)
     start = -buffer.ctypes.data % 64

@@ -28,7 +28,7 @@ from vit_jax.pretrained.adaptation import adapt_params
 from vit_jax.pretrained.mapping import map_checkpoint
 from vit_jax.pretrained.pixels import compare_pixels
 from vit_jax.pretrained.reader import read
-from vit_jax.pretrained.run_checkpoint import describe_own, is_own, refuse_hints
+from vit_jax.pretrained.run_checkpoint import describe_run, is_run, refuse_hints
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.storage import as_path
 
@@ -81,9 +81,9 @@ def inherit_params(
       ConfigError: a pattern of `init_skip` matches no parameter.
     """
     path = config.init_from
-    if is_own(path):
+    if is_run(path):
         refuse_hints(path, config.init_hints)
-        location, _, published = describe_own(path)
+        location, _, published = describe_run(path)
         params = load_params(location, mesh=mesh)
         params = adapt_params(
             params, old=published, new=_as_run(published, model_config), mesh=mesh
@@ -123,9 +123,9 @@ def _begun(config: FrozenConfigDict, workdir: epath.PathLike) -> FrozenConfigDic
 def _published_section(config: FrozenConfigDict) -> ConfigDict:
     """The checkpoint's model as a section `model`; how many classes it had does not matter."""
     path = config.init_from
-    if is_own(path):
+    if is_run(path):
         refuse_hints(path, config.init_hints)
-        _, run, published = describe_own(path)
+        _, run, published = describe_run(path)
         transforms = run.data.eval_transforms
     else:
         description = map_checkpoint(path, hints=dict(config.init_hints)).description
