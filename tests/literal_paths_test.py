@@ -69,7 +69,7 @@ def test_images_in_folders_and_files_of_any_name(tmp_path, name):
 
 def test_a_pattern_in_an_object_store_is_refused_before_anything_is_asked():
     for use in (storage.as_path, lambda path: find_builder("cifar10", data_dir=path)):
-        with pytest.raises(ConfigError, match=r"'\[' '\]' would be taken for a pattern"):
+        with pytest.raises(ConfigError, match=r"'\[' '\]' would be interpreted as a pattern"):
             use("gs://bucket/exp[1]")
 
 

@@ -14,11 +14,11 @@ from vit_jax.errors import ConfigError
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("s3://bucket/run", "only folders of this machine .* and gs:// will do"),
+        ("s3://bucket/run", "only local or mounted folders and gs:// addresses are supported"),
         ("gs:/bucket/run", "write gs://bucket/folder"),  # So it is after pathlib had it.
         ("gs://bucket", "write gs://bucket/folder"),
-        ("gs://bucket/../other/run", "knows no . and .."),
-        ("gs://bucket/run[1]", "'\\[' '\\]' would be taken for a pattern"),
+        ("gs://bucket/../other/run", "does not resolve . and .."),
+        ("gs://bucket/run[1]", "'\\[' '\\]' would be interpreted as a pattern"),
         ("", "is empty"),
         ("/gs/bucket/run", "taken for an object store's"),
         ("~nobody-of-this-name/run", "write ./~nobody-of-this-name/run"),

@@ -1,6 +1,6 @@
 """The errors that a user can cause and correct, and the exit codes of the commands.
 
-Every error says what is wrong, where, and what to do next. The commands
+Every message says what is wrong, where, and what to do next. The commands
 (`python -m vit_jax.<verb>`) print these errors without a traceback.
 """
 
@@ -10,40 +10,40 @@ from collections.abc import Iterable
 
 
 class ExitCode(enum.IntEnum):
-    """What a command's exit code means. After STOPPED and LOST the same command goes on.
+    """Exit codes of the commands. After STOPPED and LOST the same command resumes the run.
 
-    So it does after a signal: JAX aborts a process (SIGABRT) when it loses another one.
+    The same holds after an abort (SIGABRT): JAX aborts a process when it loses another one.
     """
 
     DONE = 0
     FAILED = 1  # Some inputs or runs failed, or a comparison found a difference.
     ERROR = 2  # An error that the message explains.
-    STOPPED = 75  # EX_TEMPFAIL: told to stop (SIGTERM, SIGINT), and everything is saved.
-    LOST = 76  # EX_PROTOCOL: another process is lost, or nothing happened for too long.
+    STOPPED = 75  # EX_TEMPFAIL: stopped by SIGTERM or SIGINT, and saved.
+    LOST = 76  # EX_PROTOCOL: another process is lost, or no progress until the timeout.
 
 
 class VitJaxError(Exception):
-    """Something the user can correct: the message says what, where and how."""
+    """An error that the user can correct; the message says what, where and how."""
 
 
 class ConfigError(VitJaxError, ValueError):
-    """A config key, value or argument that makes no sense."""
+    """A config key, value or argument is invalid."""
 
 
 class DataError(VitJaxError):
-    """A data set, split, file or label that is missing or broken."""
+    """A data set, split, file or label is missing or damaged."""
 
 
 class CheckpointError(VitJaxError):
-    """A checkpoint that is missing, broken, or does not belong to this run."""
+    """A checkpoint is missing, damaged, or does not belong to this run."""
 
 
 class LostError(VitJaxError):
-    """A process that this one needs was killed or stalled: the same command goes on."""
+    """Another process of the run was killed or stalled; the same command resumes the run."""
 
 
 class NonFiniteError(VitJaxError):
-    """A loss or a gradient became NaN or infinite."""
+    """A loss or a gradient is NaN or infinite."""
 
 
 def exit_code(error: BaseException) -> ExitCode:
@@ -52,11 +52,7 @@ def exit_code(error: BaseException) -> ExitCode:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """A hint that ends an error message: the nearest choice, and all the accepted ones.
-
-    Args:
-      name: what the user wrote.
-      choices: what is accepted.
+    """Returns a hint for an error message: the choice nearest to `name`, and all choices.
 
     Returns:
       E.g. `Did you mean "cosine"? Accepted: constant, cosine, linear, rsqrt.`
@@ -68,8 +64,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey: class names may come from a stranger."""
+    """Replaces control characters: names from foreign files must not control the terminal."""
     return "".join(
-        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}"
-        for letter in text
+        char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text
     )
