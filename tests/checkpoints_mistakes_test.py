@@ -33,8 +33,8 @@ def test_the_message(shelf, name):
 
 # What is typed in the shelf's folder, and texts of the message.
 CONVERT = {
-    "nothing to do": ("", "What shall be done? --inspect=CHECKPOINT, --verify=REFERENCE, or"),
-    "no destination": ("hf --to=timm", "What shall be done?"),
+    "nothing to do": ("", "Nothing to do: pass --inspect=CHECKPOINT, --verify=REFERENCE, or"),
+    "no destination": ("hf --to=timm", "Nothing to do:"),
     "unknown --to": ("hf new --to=pytorch", "flag --to=pytorch: value should be one of <hf|timm"),
     "bfloat16 for a work directory": (
         "hf new --to=orbax --dtype=bfloat16",
@@ -54,11 +54,14 @@ CONVERT = {
         "gelu is 'erf'; the format can express only 'tanh'",
         "Pass --change_numerics to write it all the same",
     ),
-    "stray word": ("--inspect=hf timm", "What is 'timm'?"),
+    "stray word": ("--inspect=hf timm", "Unexpected argument 'timm'"),
     "reference without a manifest": ("--verify=hf", "hf: there is no manifest.json there, nor"),
 }
 PREDICT = {
-    "no head": ("--checkpoint=headless x.png", "headless has no head: it tells no classes."),
+    "no head": (
+        "--checkpoint=headless x.png",
+        "headless has no head, so it cannot predict classes.",
+    ),
 }
 
 

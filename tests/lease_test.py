@@ -32,7 +32,7 @@ def test_of_two_runs_in_one_folder_one_ends(gcs):
     write(one, 2)
     write(two, 2)
     two.flush()
-    with pytest.raises(DataError, match=r"metrics.jsonl was replaced .* leave it to that one"):
+    with pytest.raises(DataError, match=r"metrics.jsonl was replaced .* let that one finish"):
         one.flush()
     two.close()
     assert [line["step"] for line in read_jsonl(RUN / "metrics.jsonl")] == [1, 2]

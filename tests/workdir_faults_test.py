@@ -54,7 +54,7 @@ def replace(path):
 def test_a_run_ends_when_a_file_of_lines_was_deleted(tmp_path, monkeypatch, name, damage, verb):
     with monkeypatch.context() as patch:
         at_draw(patch, 7, lambda: damage(tmp_path / name))
-        with pytest.raises(DataError, match=rf"{name} was {verb}.*put back what is missing"):
+        with pytest.raises(DataError, match=rf"{name} was {verb}.*restore the file"):
             train_on_one(small_config(), tmp_path)
     assert locate(tmp_path).step == 4  # No checkpoint is ahead of its lines.
 
@@ -63,7 +63,7 @@ def test_a_resumed_run_reports_lost_lines(run_copy, caplog, plain_run):
     shutil.rmtree(run_copy / "checkpoints" / "12")
     delete(run_copy / "metrics.jsonl")
     run(run_copy)
-    assert "ends at step None; it went to step 8" in caplog.text
+    assert "ends at step None, but it had step 8" in caplog.text
     assert [line["step"] for line in read_jsonl(run_copy / "metrics.jsonl")] == [10, 12]
     assert_same_bits(arrays(run_copy, 12), arrays(plain_run, 12))
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from vit_jax.analysis.figures import (
     COLOURS,
     GREY,
-    NAMES_AS_THEY_ARE,
+    LITERAL_TEXT,
     STYLE,
     VERMILLION,
     legend_label,
@@ -67,7 +67,7 @@ def law_figure(
       title: of the figure.
       level: of the intervals.
     """
-    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+    with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
         for curve, colour in zip(curves, colours(len(curves)), strict=True):
@@ -123,7 +123,7 @@ def data_size_figure(curves: Sequence[Curve], *, x_label: str, y_label: str, tit
       y_label: the same.
       title: of the figure.
     """
-    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+    with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
         for curve, colour in zip(curves, colours(len(curves)), strict=True):
@@ -160,7 +160,7 @@ def contours(
       labels: of n, d and y.
       title: of the figure.
     """
-    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+    with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(5.6, 4.2), layout="constrained")
         axes = figure.subplots()
         grid_n, grid_d = (np.geomspace(v.min() / 2, v.max() * 2, 120) for v in (n, d))
@@ -226,7 +226,7 @@ def valleys(
       y_label: of y.
       title: of the figure.
     """
-    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+    with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2)
         for valley, colour in zip(found, colours(len(found)), strict=True):
@@ -260,7 +260,7 @@ def residuals(
       names: the group of each row.
       x_label: with its unit.
     """
-    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+    with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(6.4, 2.6), layout="constrained")
         axes = figure.subplots()
         groups = list(dict.fromkeys(names))
