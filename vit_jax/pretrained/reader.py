@@ -10,8 +10,8 @@ from jax.sharding import Mesh, Sharding
 from jaxtyping import PyTree
 
 from vit_jax.models import ModelConfig, build, param_shapes
-from vit_jax.models.resize import resize_patches, resize_posemb
 from vit_jax.parallel.rules import param_shardings, path_name
+from vit_jax.pretrained.adaptation import adapt_leaf
 from vit_jax.pretrained.formats import entries as tables
 from vit_jax.pretrained.mapping import CheckpointMap, unrolled_shapes
 
@@ -69,36 +69,22 @@ class Reader:
 
     def _leaf(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
         """Returns a parameter outside the blocks, or of one block, as float32."""
-        if path.startswith("head") and self._published.get(path) != shape:
-            self._note("new head, of zeros")
-            value = self.config.head_bias_init if path.endswith("bias") else 0.0
-            return np.full(shape, value, np.float32)
-        if path in self.mapping.fresh:
+        old, new = self.mapping.description.config, self.config
+        new_head = path.startswith("head") and old.num_classes != new.num_classes
+        if path in self.mapping.fresh and not new_head:
             return self._initialised(path)
-        source = self.mapping.sources[path]
+        leaf = None if new_head else self._stored(path, self.mapping.sources[path])
+        array, note = adapt_leaf(path, leaf, old=old, new=new, shape=shape)
+        self._note(note)
+        return np.asarray(array)
+
+    def _stored(self, path: str, source: tables.TensorLocation) -> np.ndarray:
+        """Returns a parameter of the published model, as float32."""
         tensors = self.mapping.description.tensors
         stored = tensors[source.theirs].shape
         rows = tables.rows_of(source, stored) if source.part[1] > 1 else None
         array = tables.load(tensors.read(source.theirs, rows), source, self._published[path])
-        array = array.astype(np.float32, copy=False)
-        if path == "pos_embedding" and self.config.grid != self.mapping.description.config.grid:
-            array = self._resized(array)
-        if path == "embedding/kernel" and array.shape != shape:
-            self._note(f"patch embedding resized to {shape[0]}x{shape[1]} (FlexiViT)")
-            array = np.asarray(resize_patches(jnp.asarray(array), new=shape[:2]))
-        return array
-
-    def _resized(self, posemb: np.ndarray) -> np.ndarray:
-        old, new = self.mapping.description.config, self.config
-        self._note(
-            f"position embedding resized from {old.grid[0]}x{old.grid[1]} to {new.grid[0]}x"
-            f"{new.grid[1]} patches ({new.posemb_resize})"
-        )
-        resized = resize_posemb(
-            jnp.asarray(posemb), old=old.grid, new=new.grid, prefix=old.posemb_rows,
-            kernel=new.posemb_resize,
-        )  # fmt: skip
-        return np.asarray(resized)
+        return array.astype(np.float32, copy=False)
 
     def _initialised(self, path: str) -> np.ndarray:
         if self._initial is None:
@@ -113,7 +99,7 @@ class Reader:
         return self._initial[path]
 
     def _note(self, note: str) -> None:
-        if note not in self.notes:
+        if note and note not in self.notes:
             self.notes.append(note)
 
 
