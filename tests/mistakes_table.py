@@ -112,7 +112,7 @@ CONFIG_FILE = {
     # Rules that a command line can hardly say.
     "rule that is no pair": (
         "c.optim.lr_rules = ('.*',)",
-        "optim.lr_rules: '.*' is no rule: write pairs (pattern, multiplier)",
+        "optim.lr_rules: '.*' is not a rule: write pairs (pattern, multiplier)",
     ),
 }
 
@@ -223,14 +223,14 @@ NUMBERS = {
 }
 
 LENGTHS = {
-    "length beyond 32 bits": ("--config.total_examples=1e300", "must come to 1 to 2,147,483,647"),
+    "length beyond 32 bits": ("--config.total_examples=1e300", "must amount to 1 to 2,147,483,647"),
     "warm-up and cooldown longer than the run": (
         SCHEDULE + "warmup_percent=0.6 " + SCHEDULE + "cooldown_percent=0.6",
         "811 steps of warm-up and 811 of cooldown do not fit into a run of 1352 steps",
     ),
     "timescale without rsqrt": (
         SCHEDULE + "timescale_steps=5",
-        "optim.schedule.timescale_* is set, which cosine does not have: set it to None, or",
+        "optim.schedule.timescale_* is set, but cosine does not use it: set it to None, or",
     ),
 }
 
@@ -299,7 +299,7 @@ RUNS = {
     ),
     "skipping what is not there": (
         "--config.init_from=run --config.init_skip=haed/.*",
-        "init_skip: 'haed/.*' matches the whole path of no parameter. The nearest of",
+        "init_skip: 'haed/.*' does not match the whole path of any parameter. The nearest of",
         "head/",
     ),
 }

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from tests.conftest import campaign
-from vit_jax.errors import ConfigError
 from vit_jax.models.resize import KERNELS, matrix, resize_patches, resize_posemb
 
 # Up, down, by a little, by much; 1 point; integer and fractional ratios.
@@ -119,11 +118,6 @@ def test_bfloat16_stays_bfloat16():
     got = resize_posemb(posemb, old=(3, 3), new=(6, 5), prefix=1, kernel="bicubic")
     assert got.dtype == jnp.bfloat16 and got.shape == (1, 31, 4)
     np.testing.assert_array_equal(got.astype(jnp.float32), 1)
-
-
-def test_an_unknown_kernel_is_an_error():
-    with pytest.raises(ConfigError, match='Did you mean "bicubic"'):
-        matrix("bicubik", 3, 4)
 
 
 # --- Patches (FlexiViT)

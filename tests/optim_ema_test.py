@@ -1,4 +1,4 @@
-"""The averaged parameters against the sum that defines them."""
+"""The moving average of the parameters against its definition."""
 
 import functools
 
@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.errors import ConfigError
 from vit_jax.optim import ema
 
 
@@ -30,7 +29,7 @@ def test_average_equals_the_weighted_sum(decay):
 
 
 @pytest.mark.medium
-def test_usable_from_the_start():
+def test_the_average_is_unbiased_from_the_first_update_on():
     history = histories(1)
     average = ema.init(history[0])
     np.testing.assert_array_equal(average["w"], history[0]["w"])
@@ -38,12 +37,7 @@ def test_usable_from_the_start():
     np.testing.assert_allclose(average["w"], history[1]["w"], rtol=1e-6)
 
 
-def test_a_start_that_does_not_share_memory():
-    """So that the parameters can be donated."""
+def test_the_initial_average_is_a_copy():
+    """Otherwise the parameters could not be donated."""
     params = {"w": jax.numpy.ones(3)}
     assert ema.init(params)["w"] is not params["w"]
-
-
-def test_a_decay_out_of_range_is_refused():
-    with pytest.raises(ConfigError, match="ema_decay=1"):
-        ema.update({}, {}, decay=1.0, count=1)

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.medium
 ROUND_EACH_RESULT = {"xla_allow_excess_precision": False}
 RUN = {"total_steps": 8, "batch_size": 16, "num_examples": 64}
 
-# Each case of the reference in our words. The cases that are only a direction there get the
-# learning rate 1, and their sign is turned below.
+# Our config for each case of the reference. Cases that are only a direction there get the
+# learning rate 1, and their sign is flipped below.
 CASES = {
     "adafactor_default": {"name": "adafactor", "b2": 0.999, "momentum_dtype": "bfloat16"},
     "adafactor_f32mom_clip": {"name": "adafactor", "b2": 0.999, "clip_rms": 1.0},

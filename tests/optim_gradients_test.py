@@ -1,4 +1,4 @@
-"""Microbatches against the big batch, their keys and their sharding, SAM, held parameters."""
+"""Microbatches against the whole batch, their keys and their sharding, SAM, frozen parameters."""
 
 import functools
 import re
@@ -35,7 +35,7 @@ def data(size, dtype=np.float32):
 
 
 def smooth_loss(params, batch, rng):
-    """A network in whatever dtype its parameters have, without randomness."""
+    """A deterministic network in the dtype of its parameters."""
     logits = jnp.tanh(batch["image"] @ params["body"]) @ params["head"]
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)
     right = jnp.argmax(logits, -1) == batch["label"]
@@ -43,7 +43,7 @@ def smooth_loss(params, batch, rng):
 
 
 def compiled(loss, **options):
-    """`value_and_grad` of (params, batch, rng) with these options, as one program."""
+    """Returns a compiled `value_and_grad` of (params, batch, rng) with these options."""
     return jax.jit(functools.partial(value_and_grad, loss, **options))
 
 
@@ -58,7 +58,7 @@ SINGLE, DOUBLE = (np.float32, 3e-7), (np.float64, 1e-14)
         slow(*SINGLE, 3, 0.0), slow(*SINGLE, 24, 0.1), slow(*DOUBLE, 3, 0.1),
     ],
 )  # fmt: skip
-def test_microbatches_give_the_big_batchs_loss_metrics_and_gradient(
+def test_microbatches_give_the_whole_batchs_loss_metrics_and_gradient(
     dtype, tol, accum_steps, sam_rho
 ):
     with jax.enable_x64(dtype == np.float64):
@@ -71,7 +71,7 @@ def test_microbatches_give_the_big_batchs_loss_metrics_and_gradient(
             np.testing.assert_allclose(a, b, rtol=0, atol=rounding)
 
 
-def test_the_gradient_is_jaxs_own():
+def test_the_gradient_equals_jaxs():
     params, batch, rng = parameters(), data(8), jax.random.key(0)
     (loss, metrics), grads = compiled(smooth_loss)(params, batch, rng)
     jax_own = jax.jit(jax.value_and_grad(smooth_loss, has_aux=True))
@@ -105,8 +105,8 @@ def test_every_microbatch_has_its_own_dropout_key():
     np.testing.assert_array_equal(alone["w"], masks[0])
 
 
-def test_microbatches_of_a_split_batch_stay_on_their_devices():
-    """No device sends examples: what crosses devices is no larger than the gradient."""
+def test_microbatches_of_a_sharded_batch_stay_on_their_devices():
+    """Devices exchange no examples: no collective is larger than the gradient."""
     mesh = Mesh(np.asarray(jax.devices()).reshape(8), ("data",))
     rows, copied = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("data",), ()))
     batch, params = jax.device_put(data(64), rows), jax.device_put(parameters(), copied)
@@ -130,7 +130,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_sam_equals_its_definition_in_float64():
-    """Gradient of softmax regression by hand, at w + rho g / |g|."""
+    """Softmax regression: the analytic gradient at w + rho g / |g|."""
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(10, FEATURES)), rng.normal(size=(FEATURES, CLASSES))
     labels = rng.integers(CLASSES, size=10)
@@ -160,7 +160,7 @@ def test_sam_equals_its_definition_in_float64():
         np.testing.assert_allclose(value, -np.log(chosen).mean(), rtol=1e-6)
 
 
-def test_sam_stays_where_the_gradient_is_zero():
+def test_sam_makes_no_step_where_the_gradient_is_zero():
     def flat_loss(params, batch, rng):
         return (0.0 * params["w"]).sum(), {}
 
@@ -170,10 +170,10 @@ def test_sam_stays_where_the_gradient_is_zero():
     np.testing.assert_array_equal(grads["w"], 0.0)
 
 
-def test_held_parameters_have_no_gradient_and_no_part_in_sam():
+def test_frozen_parameters_have_no_gradient_and_no_part_in_sam():
     params, batch, rng = parameters(), data(8), jax.random.key(0)
-    held = compiled(smooth_loss, sam_rho=0.2, frozen={"body": True, "head": False})
-    _, grads = held(params, batch, rng)
+    grad_fn = compiled(smooth_loss, sam_rho=0.2, frozen={"body": True, "head": False})
+    _, grads = grad_fn(params, batch, rng)
     assert not np.any(grads["body"])
 
     def head_only(head, batch, rng):

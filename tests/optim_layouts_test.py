@@ -1,4 +1,4 @@
-"""Scanned and unscanned encoders get the same updates; layer decay; Muon's matrices."""
+"""Scanned and unrolled encoders get the same updates; layer decay; Muon's matrices."""
 
 import re
 
@@ -25,7 +25,7 @@ def updates_of(c, params, gradients):
     return updates
 
 
-# One parameter of each kind that the rules tell apart: the program is half as large.
+# One parameter of each kind that the rules distinguish: halves the size of the program.
 EACH_KIND = re.compile(
     "embedding/kernel|pos_embedding|encoder/norm/scale|head/kernel|"
     "encoder/blocks/(attn/(query|out)/kernel|norm2/.*|mlp/fc1/kernel)"
@@ -40,14 +40,14 @@ def one_of_each_kind(params):
 @pytest.mark.parametrize(
     "name", [slow(name) if name in ("lion", "sgd") else name for name in NAMES]
 )
-def test_scanned_and_unscanned_blocks_move_alike(name):
+def test_scanned_and_unrolled_blocks_get_the_same_updates(name):
     c = base_config().optim
     c.name, c.weight_decay, c.layer_decay, c.clip_norm, c.clip_rms = name, 0.1, 0.7, 1.0, 0.9
     c.weight_decay_rules = (("head/.*", 3.0), (".*/kernel", 1.0))
     c.lr_rules = ((".*/mlp/.*", 2.0),)
     c.freeze = ("pos_embedding", ".*/norm2/bias")
     params, gradients = random_scanned(0), [random_scanned(i) for i in (1, 2, 3)]
-    # Blocks of very different size: a norm over all of them at once would show.
+    # Gradients of very different sizes reveal a norm that is taken over all blocks at once.
     gradients = [
         jax.tree_util.tree_map_with_path(
             lambda path, g: (
@@ -70,7 +70,7 @@ def test_scanned_and_unscanned_blocks_move_alike(name):
         np.testing.assert_allclose(together[path], update, rtol=0, atol=tol, err_msg=path)
 
 
-def test_layer_decay_is_that_of_beit_and_mae():
+def test_layer_decay_equals_that_of_beit_and_mae():
     params = random_scanned(0)
     got = flat(layer_decay_multipliers(unscanned(params), decay=0.5))
     assert got["embedding/kernel"] == got["cls"] == got["pos_embedding"] == 0.5**3
@@ -85,7 +85,7 @@ def test_layer_decay_is_that_of_beit_and_mae():
 
 
 @pytest.mark.medium
-def test_layer_decay_slows_weight_decay_too():
+def test_layer_decay_also_scales_weight_decay():
     c = base_config().optim
     c.name, c.lr, c.momentum, c.weight_decay, c.layer_decay = "sgd", 1.0, 0.0, 0.1, 0.5
     params, grads = random_scanned(0), random_scanned(1)
@@ -95,7 +95,7 @@ def test_layer_decay_slows_weight_decay_too():
 
 
 def matrix(path, update):
-    """One block's kernel as the matrix that it is in the network: [inputs, outputs]."""
+    """Reshapes one block's kernel to the matrix [inputs, outputs] that it is in the network."""
     if "/out/" in path:
         return update.reshape(-1, update.shape[-1])
     return update.reshape(update.shape[0], -1)
@@ -103,7 +103,7 @@ def matrix(path, update):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("layout", [lambda tree: tree, unscanned], ids=["scanned", "unscanned"])
-def test_muon_makes_every_matrix_of_every_block_orthogonal(layout):
+def test_muon_orthogonalises_every_matrix_of_every_block(layout):
     c = base_config().optim
     c.name, c.lr, c.momentum, c.nesterov = "muon", 1.0, 0.95, True
     updates = layout(updates_of(c, random_scanned(0), [random_scanned(1)]))
@@ -113,7 +113,7 @@ def test_muon_makes_every_matrix_of_every_block_orthogonal(layout):
         if "block_" in path and path.endswith("kernel"):
             a = -matrix(path, update)
             a = a / (0.2 * np.sqrt(max(a.shape)))
-            # Muon's five quintic steps stop somewhere in this band on purpose.
+            # Muon's five quintic steps bring singular values into this range only, by design.
             values = np.linalg.svd(a, compute_uv=False)
             assert values.min() > 0.5 and values.max() < 1.3, path
             seen += 1
@@ -122,7 +122,7 @@ def test_muon_makes_every_matrix_of_every_block_orthogonal(layout):
 
 @pytest.mark.medium
 def test_muon_follows_the_polar_factor_of_each_blocks_gradient():
-    """Its first update is close to U V^T of the gradient's U S V^T; a wrong reshape is not."""
+    """The first update is close to U V^T of the gradient U S V^T; a wrong reshape changes that."""
     c = base_config().optim
     c.name, c.lr, c.nesterov = "muon", 1.0, True
     grads = random_scanned(1)
@@ -136,7 +136,7 @@ def test_muon_follows_the_polar_factor_of_each_blocks_gradient():
 
 
 @pytest.mark.medium
-def test_muon_leaves_the_rest_to_adam():
+def test_adam_updates_what_muon_does_not():
     c = base_config().optim
     c.name, c.lr = "muon", 1.0
     params, gradients = random_scanned(0), [random_scanned(1), random_scanned(2)]
@@ -165,8 +165,8 @@ def test_muons_axes():
     ("variant", "scan"),
     [("Ti/16", False), ("22B/14", True), campaign("Ti/16", True), campaign("22B/14", False)],
 )
-def test_the_rules_know_every_parameter_of_the_real_models(variant, scan):
-    """All kernels between embedding and head are Muon's; every layer decays as its depth says."""
+def test_the_rules_match_the_parameters_of_real_models(variant, scan):
+    """Muon updates all kernels between embedding and head; layer decay follows the depth."""
     model = base_config().model
     model.variant, model.pool, model.num_classes, model.scan = variant, "map", 10, scan
     model.depth, model.rep_size = 2, -1

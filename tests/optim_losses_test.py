@@ -1,4 +1,4 @@
-"""Losses against the reference's, and what smoothing labels means."""
+"""Losses against the reference's, and the definition of label smoothing."""
 
 import functools
 
@@ -42,8 +42,8 @@ def test_losses_equal_big_vision(reference):
     check("sigmoid_xent_multi_mean", np.asarray(sigmoid(logits, multi)).mean()[None])
 
 
-def test_how_our_smoothing_relates_to_big_visions(reference):
-    """It spreads its share over the V - 1 wrong classes, we spread ours over all V."""
+def test_relation_of_our_smoothing_to_big_visions(reference):
+    """It spreads s over the V - 1 wrong classes; we spread it over all V."""
     inputs, check = reference
     theirs, v = 0.1, 10
     ours = theirs * v / (v - 1)
@@ -53,7 +53,7 @@ def test_how_our_smoothing_relates_to_big_visions(reference):
     check("weighted_softmax_xent_ls01", np.asarray(flat).reshape(labels.shape).mean(-1))
 
 
-def test_smoothing_spreads_a_share_over_all_classes():
+def test_smoothing_spreads_a_fraction_over_all_classes():
     got = smooth_labels(jnp.eye(4)[None, 1], 0.2)
     np.testing.assert_allclose(got, [[0.05, 0.85, 0.05, 0.05]], rtol=1e-6)
     two = smooth_labels(jnp.asarray([[1.0, 1.0, 0.0, 0.0]]), 0.2)
@@ -82,7 +82,7 @@ def test_half_precision_and_huge_logits_are_safe(loss):
     assert np.isfinite(value) and np.isfinite(np.float32(grad)).all()
 
 
-def test_a_loss_by_its_name():
+def test_a_loss_is_found_by_name():
     assert loss_by_name("sigmoid_xent") is sigmoid_xent
     with pytest.raises(ConfigError, match='Did you mean "softmax_xent"'):
         loss_by_name("softmaxxent")

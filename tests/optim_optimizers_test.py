@@ -1,4 +1,4 @@
-"""The update rule against float64 versions of the papers, its rules, and its errors."""
+"""Optimizers against float64 versions of their papers, the update rule, and errors."""
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ def half_then_full(step):
 
 
 def run(c, params, gradients, schedule=lambda step: 1.0):
-    """Parameters after every update, and the last optimizer state."""
+    """Returns the parameters after every update, and the last optimizer state."""
     tx = make_optimizer(c, params, schedule=schedule)
     state = jax.jit(tx.init)(params)
 
@@ -51,7 +51,7 @@ def small_tree(seed):
     }
 
 
-# Adam's, LAMB's and Lion's algorithms as their papers write them, for one parameter in float64.
+# Adam, LAMB and Lion for one parameter in float64, as in their papers.
 
 
 def adamw(p, grads):
@@ -116,15 +116,15 @@ def test_optimizer_equals_its_paper_in_float64(paper):
         grads["body"]["bias"] += 0.1
     trajectory, _ = run(c, params, gradients)
     for path, start in flat(params).items():
-        # LAMB's trust ratio is for kernels inside the network; without it, it is AdamW.
+        # Only kernels inside the network have LAMB's trust ratio; without it, LAMB is AdamW.
         rule = adamw if paper is lamb and path != "body/kernel" else paper
         want = rule(np.float64(start), [np.float64(flat(g)[path]) for g in gradients])
         np.testing.assert_allclose(trajectory[-1][path], want, rtol=2e-6, atol=2e-7, err_msg=path)
 
 
 @pytest.mark.parametrize(("rows", "whole"), [(31, 2), (32, 1)])
-def test_adafactor_factors_what_has_at_least_32_rows_and_columns(rows, whole):
-    # As big_vision does. Momentum is whole in either case.
+def test_adafactor_factors_matrices_of_at_least_32_rows_and_columns(rows, whole):
+    # As in big_vision. Momentum is never factored.
     c = optim_config(name="adafactor", weight_decay=0.0)
     params = {"head": {"kernel": jax.ShapeDtypeStruct((rows, 40), np.float32)}}
     state = jax.eval_shape(make_optimizer(c, params, schedule=lambda step: 1.0).init, params)
@@ -133,7 +133,7 @@ def test_adafactor_factors_what_has_at_least_32_rows_and_columns(rows, whole):
 
 
 @pytest.mark.medium
-def test_lamb_moves_a_head_that_starts_at_zero():
+def test_lamb_updates_a_head_that_starts_at_zero():
     params, grads = small_tree(0), small_tree(1)
     params["head"]["kernel"] = params["head"]["kernel"] * 0
     trajectory, _ = run(optim_config(name="lamb", lr=LR), params, [grads])
@@ -163,7 +163,7 @@ def test_the_update_rule():
 
 
 @pytest.mark.medium
-def test_clipping_counts_only_what_is_trained():
+def test_clipping_ignores_frozen_parameters():
     params, grads = small_tree(0), small_tree(1)
     grads["head"]["kernel"] *= 1e6
     c = optim_config(name="sgd", momentum=0.0, lr=1.0, clip_norm=0.5, freeze=("head/.*",))
@@ -176,7 +176,7 @@ def test_clipping_counts_only_what_is_trained():
 
 @pytest.mark.medium
 @pytest.mark.parametrize("name", NAMES)
-def test_frozen_parameters_have_no_state_and_do_not_move(name):
+def test_frozen_parameters_have_no_state_and_do_not_change(name):
     shapes = jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, np.float32),
         scanned_shapes(),
@@ -185,9 +185,9 @@ def test_frozen_parameters_have_no_state_and_do_not_move(name):
     c = optim_config(name=name, weight_decay=0.1, freeze=("(?!head/).*",))
     tx = make_optimizer(c, shapes, schedule=lambda step: 1.0)
     state = jax.eval_shape(tx.init, shapes)
-    held = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    assert not [path for path in held if "encoder" in jax.tree_util.keystr(path)]
-    assert [path for path in held if "head" in jax.tree_util.keystr(path)]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    assert not [path for path in paths if "encoder" in jax.tree_util.keystr(path)]
+    assert [path for path in paths if "head" in jax.tree_util.keystr(path)]
 
     params = random_scanned(0)
     updates, _ = jax.jit(lambda grads, p: tx.update(grads, tx.init(p), p))(
@@ -199,8 +199,8 @@ def test_frozen_parameters_have_no_state_and_do_not_move(name):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("name", NAMES)
-def test_every_optimizer_goes_downhill(name):
-    """On |p - target|^2 / 2, from shapes alone, compiled, with a momentum in bfloat16."""
+def test_every_optimizer_decreases_the_loss(name):
+    """The loss |p - target|^2 / 2; made from shapes only, compiled, with momentum in bfloat16."""
     kernels = ("encoder/blocks/mlp/fc1/kernel", "head/kernel")
     target, params = ({k: flat(random_scanned(i))[k] for k in kernels} for i in (0, 1))
     params = nested(params)
@@ -231,13 +231,13 @@ def test_every_optimizer_goes_downhill(name):
         ({"momentum_dtype": "bf16"}, "Accepted: float32, bfloat16"),
         ({"freeze": ("hed/.*",)}, r"optim.freeze: 'hed/\.\*' .*nearest.*: head/"),
         ({"freeze": (".*",)}, "nothing is left to train"),
-        ({"lr_rules": (("head/.*", 0.0),)}, "list them in freeze"),
+        ({"lr_rules": (("head/.*", 0.0),)}, "freeze parameters by optim.freeze"),
         ({"lr_rules": (("(head", 1.0),)}, "not a regular expression"),
         ({"weight_decay_rules": ((".*/kernel", 1.0), ("head/kernel", 9.0))}, "earlier rule"),
         ({"layer_decay": 1.5}, "in \\(0, 1\\]"),
     ],
 )
-def test_nonsense_is_refused(values, message):
+def test_invalid_values_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         make_optimizer(optim_config(**values), random_scanned(0), schedule=lambda step: 1.0)
 

@@ -24,7 +24,7 @@ def curve(steps, *, total, batch_size=1, num_examples=1, **values):
 
 
 # Case of the reference: (factor on our values, run, our config). big_vision's sched2 (a quadratic
-# course) and sched5 (stairs) have no counterpart here.
+# schedule) and sched5 (steps) have no counterpart here.
 GOLDEN = {
     "sched0": (1.0, {"total": 100}, {"name": "cosine", "warmup_steps": 10}),
     "sched1": (1.0, {"total": 100}, {"name": "linear", "warmup_steps": 5, "end": 0.01}),
@@ -52,7 +52,7 @@ GOLDEN = {
     # scale_with_batchsize is a learning rate times batch size / 256.
     "sched8": (0.1 * 512 / 256, {"total": 100}, {"name": "cosine"}),
     "sched9": (0.03, {"total": 100}, {"name": "cosine", "warmup_steps": 10}),
-    # vision_transformer's linear_end is a learning rate, ours a share of the peak.
+    # vision_transformer's linear_end is a learning rate, ours a fraction of the peak.
     "sched10": (0.03, {"total": 100}, {"name": "linear", "warmup_steps": 10, "end": 1e-5 / 0.03}),
 }
 
@@ -83,7 +83,7 @@ def test_cosine_ends_at_its_end_value():
 
 @pytest.mark.medium
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear", "rsqrt"])
-def test_every_course_warms_up_from_zero_and_stays_in_the_unit_interval(name):
+def test_every_schedule_warms_up_from_zero_and_stays_in_the_unit_interval(name):
     timescale = {"timescale_steps": 7} if name == "rsqrt" else {}
     got = curve(range(60), total=50, name=name, warmup_steps=10, cooldown_steps=10, **timescale)
     assert got.dtype == np.float32
@@ -108,7 +108,7 @@ def test_no_warmup_starts_at_the_peak():
         ({"warmup_percent": 0.001}, 1),  # .4 steps
         ({"warmup_percent": 0.0}, 0),
         ({"warmup_percent": 1.0}, 400),
-        ({"warmup_epochs": 0.001}, 1),  # As in the reference: not nothing unless it says nothing.
+        ({"warmup_epochs": 0.001}, 1),  # As in the reference: at least one step unless it is 0.
         ({"warmup_epochs": 0.0}, 0),
     ],
 )
@@ -120,7 +120,7 @@ def test_a_duration_in_every_unit(values, steps):
 @pytest.mark.parametrize(
     ("total", "share", "steps"), [(1, 0.9, 0), (2, 0.9, 1), (2, 0.1, 1), (3, 0.9, 2)]
 )
-def test_a_share_of_the_shortest_runs_leaves_one_step(total, share, steps):
+def test_a_fraction_of_the_shortest_runs_leaves_one_step(total, share, steps):
     run = {"total_steps": total, "batch_size": 32, "num_examples": 640}
     assert resolve_duration(config(warmup_percent=share), "warmup", **run) == steps
 
@@ -166,7 +166,7 @@ def test_a_run_without_or_with_two_lengths_is_refused():
         ({"name": "rsqrt"}, "optim.schedule.timescale_steps"),
     ],
 )
-def test_nonsense_is_refused(values, message):
+def test_invalid_values_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         curve([0], total=100, **values)
 
@@ -174,6 +174,6 @@ def test_nonsense_is_refused(values, message):
 @pytest.mark.medium
 def test_an_endless_timescale_is_a_constant():
     c = base_config().optim.schedule
-    c.name, c.timescale_steps = "rsqrt", 2**40  # More than JAX's whole numbers hold.
+    c.name, c.timescale_steps = "rsqrt", 2**40  # Larger than JAX's 32-bit integers.
     schedule = make_schedule(c, total_steps=10, batch_size=1, num_examples=1)
     assert float(schedule(9)) == 1.0

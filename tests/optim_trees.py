@@ -1,4 +1,4 @@
-"""Small parameter trees in both layouts of the encoder, for the tests of the optimizers."""
+"""Small parameter trees with scanned and unrolled encoders, for the tests of optimizers."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ DEPTH, WIDTH, HEADS, HEAD_SIZE, HIDDEN, CLASSES = 2, 36, 2, 33, 40, 5
 
 
 def scanned_shapes():
-    """Shapes of a ViT with a scanned encoder; wide enough for Adafactor to factor its kernels."""
+    """Returns shapes of a ViT with a scanned encoder, wide enough for Adafactor to factor them."""
     d, h, s, m = WIDTH, HEADS, HEAD_SIZE, HIDDEN
     norm = {"scale": (DEPTH, d), "bias": (DEPTH, d)}
     projection = {"kernel": (DEPTH, d, h, s), "bias": (DEPTH, h, s)}
@@ -48,14 +48,14 @@ def random_scanned(seed, scale=1.0):
 
 
 def unscanned(params):
-    """The same numbers with the blocks one by one: encoder/block_0/..., encoder/block_1/..."""
+    """Converts to unrolled blocks: encoder/block_0/..., encoder/block_1/..."""
     blocks = params["encoder"]["blocks"]
     single = {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(DEPTH)}
     return params | {"encoder": single | {"norm": params["encoder"]["norm"]}}
 
 
 def flat(tree):
-    """{"encoder/norm/scale": array, ...}."""
+    """Returns {"encoder/norm/scale": array, ...}."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -63,7 +63,7 @@ def flat(tree):
 
 
 def nested(arrays):
-    """The inverse of `flat`."""
+    """Inverts `flat`."""
     tree = {}
     for path, value in arrays.items():
         *parents, name = path.split("/")

@@ -16,8 +16,6 @@ resume a run in the same order. A change to what this file computes changes ever
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from vit_jax.errors import ConfigError
-
 _ROUNDS = 12
 
 
@@ -31,9 +29,6 @@ def example_ids(
       batch_size: examples in the global batch.
       num_examples: examples in the data set, at least 1.
       seed: of the order, not negative.
-
-    Raises:
-      ConfigError: the seed is negative.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
     return examples_at(positions, num_examples=num_examples, seed=seed)[0]
@@ -57,12 +52,7 @@ def examples_at(
 
     Returns:
       Examples in [0, num_examples), and epochs.
-
-    Raises:
-      ConfigError: the seed is negative.
     """
-    if seed < 0:
-        raise ConfigError(f"seed={seed} is negative. Give 0 or more.")
     epoch, place = np.divmod(positions, num_examples)
     ids = np.empty_like(positions)
     for e in np.unique(epoch):

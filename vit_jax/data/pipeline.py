@@ -58,7 +58,7 @@ def train_batches(
       weights are 1 but for bad examples.
 
     Raises:
-      ConfigError: the seed is negative, or the devices do not divide the batch size.
+      ConfigError: the devices do not divide the batch size.
       DataError: at once or from the iterator: an example is bad, and `on_bad` None (the message
         begins with its place); none of the first examples is good; or the loader fails.
     """
@@ -70,7 +70,6 @@ def train_batches(
         num_examples=len(source),
         seed=seed,
     )
-    assign(0, rows[:1])  # Checks the seed.
     load = ExampleLoader(source, transform, seed)
     like = load(0, epoch=0) if on_bad is None else first_good(load)
     blocks = Blocks(load, assign, rows=rows, num_batches=None, like=like)

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vit_jax.errors import ConfigError, did_you_mean
-
 # name -> (parameter a of the cubic kernel, or None for linear; whether corners are aligned;
 #          whether antialiased; offset of the new length in the scale)
 #
@@ -40,12 +38,7 @@ def matrix(kernel: str, old: int, new: int) -> Float[np.ndarray, "new old"]:
       kernel: one of KERNELS.
       old: number of input points.
       new: number of output points.
-
-    Raises:
-      ConfigError: there is no such kernel.
     """
-    if kernel not in KERNELS:
-        raise ConfigError(f'There is no kernel "{kernel}". {did_you_mean(kernel, KERNELS)}')
     a, corners, antialias, offset = KERNELS[kernel]
     if old == new and not offset:
         return np.eye(old)

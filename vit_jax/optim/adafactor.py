@@ -16,20 +16,20 @@ def scale_by_adafactor(
     momentum_dtype: str,
     clip_rms: float,
 ) -> optax.GradientTransformation:
-    """Adafactor's direction: gradient over a factored root mean square, then momentum.
+    """Returns Adafactor's direction: gradient over a factored root mean square, then momentum.
 
-    Second moments of a matrix cost a row and a column. As in Zhai et al. 2021 (arXiv 2106.04560,
-    section 3.4) and unlike in Shazeer & Stern 2018 (1804.04235), there is momentum, its dtype may
-    be bfloat16, the second moment's decay 1 - t^-0.8 is capped so that the estimate keeps adapting
-    however long the run is, and the learning rate is not scaled by the norm of the parameter. Each
-    block of a scanned encoder has statistics of its own.
+    The second moments of a matrix are stored as one row and one column. As in Zhai et al. 2021
+    (arXiv 2106.04560, section 3.4) and unlike in Shazeer & Stern 2018 (1804.04235), there is
+    momentum, its dtype may be bfloat16, the second moment's decay 1 - t^-0.8 is capped, so the
+    estimate keeps adapting in long runs, and the learning rate is not scaled by the norm of the
+    parameter. Each block of a scanned encoder has separate statistics.
 
     Args:
       params: parameters, or their shapes.
       beta2_cap: largest decay of the second moment; .999 in the paper.
-      momentum: decay of the first moment, which averages what the second moment has scaled; .9.
+      momentum: decay of the first moment, an average of the scaled gradients; .9 in the paper.
       momentum_dtype: float32 or bfloat16.
-      clip_rms: a parameter's scaled gradient is shrunk to this root mean square before momentum;
+      clip_rms: largest root mean square of a parameter's scaled gradient, clipped before momentum;
         1 in the original, 0 (none) in Zhai et al.
     """
 

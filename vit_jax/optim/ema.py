@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from vit_jax.errors import ConfigError
-
 
 def init(params: PyTree) -> PyTree:
     """The average before any update: a copy of the parameters."""
@@ -22,19 +20,14 @@ def init(params: PyTree) -> PyTree:
 
 
 def update(average: PyTree, params: PyTree, *, decay: float, count: Int[Array, ""] | int) -> PyTree:
-    """Take the newest parameters into the average.
+    """Returns the average that includes the newest parameters.
 
     Args:
-      average: what `init` or the last `update` gave.
+      average: result of `init` or of the last `update`.
       params: after this update.
-      decay: d, in (0, 1); the average looks back over about 1 / (1 - d) updates.
-      count: n, the number of updates made, this one included: 1 at the first call.
-
-    Raises:
-      ConfigError: the decay is out of range.
+      decay: d, in (0, 1); the average extends over about the last 1 / (1 - d) updates.
+      count: n, the number of updates made, including this one: 1 at the first call.
     """
-    if not 0 < decay < 1:
-        raise ConfigError(f"optim.ema_decay={decay} must be in (0, 1), or 0 for none.")
     # expm1 keeps 1 - d^n exact to rounding where d is close to 1 and n small.
     weight = (1.0 - decay) / -jnp.expm1(count * math.log(decay))
 

@@ -1,4 +1,4 @@
-"""The gradient of one update: over microbatches, and sharpness-aware if asked."""
+"""The gradient of one update, with gradient accumulation and sharpness-aware minimisation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from vit_jax.errors import ConfigError
 
-# loss_fn(params, batch, rng) gives the mean loss over the examples of the batch, and metrics: a
-# tree of arrays that are such means too.
+# (params, batch, rng) -> mean loss over the examples of the batch, and metrics: a tree of arrays
+# that are means over the examples, too.
 LossFn = Callable[[PyTree, PyTree, Any], tuple[Any, PyTree]]
 
 
@@ -25,26 +25,26 @@ def value_and_grad(
     sam_rho: float = 0.0,
     frozen: PyTree | None = None,
 ) -> tuple[tuple[Float[Array, ""], PyTree], PyTree]:
-    """Loss, metrics and gradient of a batch.
+    """Computes loss, metrics and gradient of a batch.
 
-    With `accum_steps` > 1 the batch is worked off in microbatches, one after the other, and what
-    comes out is their mean: without randomness, that of the whole batch. Microbatch i takes every
-    accum_steps-th example, starting with example i, so that a batch that is split over devices
-    stays where it is as long as each device holds a multiple of accum_steps examples.
+    With `accum_steps` > 1 the batch is processed in microbatches, one after the other, and the
+    results are averaged: without randomness, to those of the whole batch. Microbatch i consists of
+    the examples i, i + accum_steps, i + 2 accum_steps, ... So the examples of a sharded batch do
+    not move between devices if each device has a multiple of accum_steps examples.
 
-    With `sam_rho` > 0 the gradient is taken where a step of length sam_rho up the gradient of the
-    whole batch leads (Foret et al. 2020, arXiv 2010.01412); loss and metrics are those of the
-    parameters themselves. Both passes use the same keys, so the same dropout masks.
+    With `sam_rho` > 0 the gradient is taken after a step of length sam_rho along the gradient of
+    the whole batch (Foret et al. 2020, arXiv 2010.01412); loss and metrics are those before that
+    step. Both passes use the same keys, so the same dropout masks.
 
     Args:
       loss_fn: (params, batch, rng) -> (mean loss over the examples, metrics that are such means).
-      params: differentiated.
+      params: parameters to differentiate by.
       batch: tree of arrays [B, ...].
-      rng: microbatch i gets `jax.random.fold_in(rng, i)`, also if there is only one.
+      rng: microbatch i gets `jax.random.fold_in(rng, i)`, even if it is the only one.
       accum_steps: number of microbatches; must divide B.
       sam_rho: radius; 0: the ordinary gradient.
-      frozen: tree of bool. Where true, the parameter counts as a constant: its gradient is 0, and
-        the backward pass leaves out what only it needs.
+      frozen: tree of bool. True: the parameter is a constant, its gradient is 0, and the backward
+        pass omits computations that only it needs.
 
     Returns:
       (loss, metrics), gradient: the gradient in the dtype of the parameters.
@@ -53,28 +53,31 @@ def value_and_grad(
       ConfigError: accum_steps does not divide the batch.
     """
 
-    def differentiate(at):
-        return _accumulate(loss_fn, at, batch, rng, accum_steps=accum_steps, frozen=frozen)
+    def differentiate(point):
+        return _accumulate(loss_fn, point, batch, rng, accum_steps=accum_steps, frozen=frozen)
 
     values, grads = differentiate(params)
     if sam_rho:
-        # A gradient of exactly 0 has no direction: stay.
+        # Avoids 0 / 0: if the gradient is exactly 0, the step is 0.
         norm = jnp.maximum(optax.tree.norm(grads), jnp.finfo(jnp.float32).tiny)
         uphill = jax.tree.map(lambda p, g: p + (sam_rho * g / norm).astype(p.dtype), params, grads)
         _, grads = differentiate(uphill)
     return values, grads
 
 
-def hold(params: PyTree, frozen: PyTree) -> PyTree:
-    """The parameters, those constant for a gradient where a tree of bool is true."""
-    return jax.tree.map(lambda p, held: jax.lax.stop_gradient(p) if held else p, params, frozen)
+def stop_frozen_gradients(params: PyTree, frozen: PyTree) -> PyTree:
+    """Makes the parameters constant for a gradient where a tree of bool is true."""
+    return jax.tree.map(
+        lambda p, is_frozen: jax.lax.stop_gradient(p) if is_frozen else p, params, frozen
+    )
 
 
 def _accumulate(loss_fn, params, batch, rng, *, accum_steps, frozen):
-    def constants_held(params, *args):
-        return loss_fn(params if frozen is None else hold(params, frozen), *args)
+    def loss(params, *args):
+        params = params if frozen is None else stop_frozen_gradients(params, frozen)
+        return loss_fn(params, *args)
 
-    differentiate = jax.value_and_grad(constants_held, has_aux=True)
+    differentiate = jax.value_and_grad(loss, has_aux=True)
     if accum_steps == 1:
         return differentiate(params, batch, jax.random.fold_in(rng, 0))
 
@@ -86,15 +89,15 @@ def _accumulate(loss_fn, params, batch, rng, *, accum_steps, frozen):
     split = jax.tree.map(lambda x: x.reshape(size // accum_steps, accum_steps, *x.shape[1:]), batch)
 
     def microbatch(i):
-        part = jax.tree.map(
+        examples = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False), split
         )
-        return differentiate(params, part, jax.random.fold_in(rng, i))
+        return differentiate(params, examples, jax.random.fold_in(rng, i))
 
     def add(total, i):
         return jax.tree.map(jnp.add, total, microbatch(i)), None
 
-    # A scan, not a Python loop: the program stays as small as that of one microbatch.
+    # A scan instead of a Python loop keeps the program as small as that of one microbatch.
     shapes = jax.eval_shape(microbatch, 0)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, jnp.arange(accum_steps))

@@ -1,7 +1,7 @@
-"""What depends on the depth at which a parameter sits: scanned blocks, layer-wise decay.
+"""Transformations that depend on a parameter's block: scanned blocks, layer-wise decay.
 
-A scanned encoder stacks the parameters of all its blocks along a leading axis. An optimizer must
-not notice: everything here gives the same update in both layouts.
+A scanned encoder stacks the parameters of all its blocks along a leading axis. Everything here
+gives the same update for scanned and unrolled blocks.
 """
 
 import re
@@ -15,27 +15,27 @@ from jaxtyping import PyTree
 from vit_jax.errors import ConfigError
 from vit_jax.optim import paths
 
-# What the encoder's blocks feed. Whatever is neither this nor a block comes before them.
+# Parameters of layers after the encoder's blocks. All others are in a block or before the blocks.
 _AFTER_BLOCKS = re.compile(r"(encoder/norm|norm|map_head|pre_logits|head|head_dist)/.*")
 _ONE_BLOCK = re.compile(r"encoder/block_(\d+)/.*")
 
 
 def is_scanned(path: str) -> bool:
-    """Whether the parameter's first axis counts encoder blocks."""
+    """Whether the parameter's first axis is that of the scanned encoder blocks."""
     return path.startswith("encoder/blocks/")
 
 
 def per_layer(
     tx: optax.GradientTransformation, params: PyTree, *, where: Callable[[str], bool]
 ) -> optax.GradientTransformation:
-    """Apply a transformation to some parameters, to each block of a scanned one by itself.
+    """Applies a transformation to some parameters, separately to each block of scanned ones.
 
-    For transformations that look at a parameter as a whole, such as at its norm.
+    For transformations that depend on a whole parameter, such as on its norm.
 
     Args:
-      tx: treats every parameter independently of the others.
+      tx: transforms every parameter independently of the others.
       params: parameters, or their shapes.
-      where: which parameters, by path; the others' updates stay as they are.
+      where: from a path to whether the parameter is transformed.
     """
 
     def label(path, _):
@@ -49,13 +49,13 @@ def per_layer(
 
 
 def layer_decay_multipliers(params: PyTree, *, decay: float) -> PyTree:
-    """Learning rate multipliers of layer-wise decay.
+    """Returns the learning rate multipliers of layer-wise decay.
 
     With `depth` blocks, the layers are numbered as in BEiT (arXiv 2106.08254) and MAE (2111.06377):
-    0 is what feeds the first block (embedding, class token, position embedding, a convolutional
-    stem), i + 1 is block i, and depth + 1 is all that follows: final norm, pooling, head. Layer n
-    learns at decay**(depth + 1 - n) times the learning rate: the head at the full one, the last
-    block at decay times that, the embedding at decay**(depth + 1).
+    layer 0 is everything before the blocks (embedding, class token, position embedding, a
+    convolutional stem), layer i + 1 is block i, and layer depth + 1 is everything after the blocks
+    (final norm, pooling, head). The multiplier of layer n is decay**(depth + 1 - n): 1 for the
+    head, decay for the last block, decay**(depth + 1) for the embedding.
 
     Args:
       params: parameters, or their shapes; blocks scanned or not.

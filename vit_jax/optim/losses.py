@@ -1,4 +1,4 @@
-"""Losses per example, in float32. A batch's loss is their plain mean."""
+"""Losses per example, in float32. The loss of a batch is their mean."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def softmax_xent(
 
     Args:
       logits: of any float dtype; computed in float32.
-      labels: class numbers, or how much of each class (one-hot, mixed, or distilled).
+      labels: class ids, or the target distribution (one-hot, mixed, or distilled).
       label_smoothing: see `smooth_labels`.
     """
     targets = smooth_labels(_dense(labels, logits), label_smoothing)
@@ -28,14 +28,14 @@ def softmax_xent(
 def sigmoid_xent(
     logits: Float[Array, "b classes"], labels: Labels, *, label_smoothing: float = 0.0
 ) -> Float[Array, "b"]:
-    """Binary cross-entropy of every class by itself, summed over the classes.
+    """Binary cross-entropy of each class, summed over the classes.
 
-    Any number of classes may be right. Beyer et al. 2020 (arXiv 2006.07159) use it for ImageNet,
+    Any number of classes may be correct. Beyer et al. 2020 (arXiv 2006.07159) use it for ImageNet,
     Zhai et al. 2021 (2106.04560) to pre-train ViTs.
 
     Args:
       logits: of any float dtype; computed in float32.
-      labels: class numbers, or for each class how much of it is there, in [0, 1].
+      labels: class ids, or a target in [0, 1] for each class.
       label_smoothing: see `smooth_labels`.
     """
     targets = smooth_labels(_dense(labels, logits), label_smoothing)
@@ -47,12 +47,12 @@ def sigmoid_xent(
 def smooth_labels(
     targets: Float[Array, "b classes"], smoothing: float
 ) -> Float[Array, "b classes"]:
-    """Take a share of the target and spread it evenly over all V classes, the right one included.
+    """Spreads a fraction of the target evenly over all V classes, including the correct one.
 
-    As in Inception (Szegedy et al. 2015, arXiv 1512.00567) and DeiT: of a one-hot target with
-    smoothing s, the right class keeps 1 - s + s/V and each other one gets s/V. (big_vision's
+    As in Inception (Szegedy et al. 2015, arXiv 1512.00567) and DeiT: with smoothing s, a one-hot
+    target becomes 1 - s + s/V for the correct class and s/V for each other one. (big_vision's
     weighted_softmax_xent spreads s over the V - 1 others: its s is ours times (V - 1) / V.) The
-    sum of the targets stays.
+    sum of the targets does not change.
     """
     if not smoothing:
         return targets
@@ -64,10 +64,10 @@ LOSSES = {"softmax_xent": softmax_xent, "sigmoid_xent": sigmoid_xent}
 
 
 def loss_by_name(name: str) -> Callable[..., Array]:
-    """The loss that `config.loss.name` means, called as loss(logits, labels, label_smoothing=s).
+    """Returns the loss of `config.loss.name`, called as loss(logits, labels, label_smoothing=s).
 
     Raises:
-      ConfigError: there is none of that name.
+      ConfigError: there is no loss of that name.
     """
     if name not in LOSSES:
         raise ConfigError(f"loss.name={name!r}: no such loss. {did_you_mean(name, LOSSES)}")

@@ -1,4 +1,4 @@
-"""Muon: momentum made orthogonal, for the matrices inside the network; Adam for all else."""
+"""Muon: orthogonalised momentum for the matrices inside the network, Adam for all others."""
 
 import math
 import re
@@ -11,8 +11,8 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from vit_jax.errors import ConfigError
 from vit_jax.optim import layers, paths
 
-# (path, axes that the kernel sums over, axes that it gives), not counting the axis of scanned
-# blocks. Several axes are one dimension of the matrix: a query kernel is D x (heads * head size).
+# (path, input axes of the kernel, output axes), not counting the axis of scanned blocks. Several
+# axes form one dimension of the matrix: a query kernel is width x (heads * head width).
 _MATRICES = (
     (r".*/attn/(query|key|value)/kernel", (0,), (1, 2)),
     (r".*/attn/out/kernel", (0, 1), (2,)),
@@ -20,29 +20,30 @@ _MATRICES = (
     (r"pre_logits/kernel", (0,), (1,)),
 )
 
-# Of an orthogonal update's entries, once scaled: Adam's updates have about this root mean square,
-# so both halves share one learning rate and one weight decay (Liu et al. 2025, arXiv 2502.16982).
+# Root mean square that orthogonal updates are scaled to. Adam's updates have about the same, so
+# both share one learning rate and one weight decay (Liu et al. 2025, arXiv 2502.16982).
 _UPDATE_RMS = 0.2
 
 
 def matrix_axes(path: str, ndim: int) -> MuonDimensionNumbers | None:
-    """Which axes of a parameter are its matrix's rows and columns; None: it is Adam's.
+    """Returns the axes of a parameter that Muon takes as rows and columns; None: Adam updates it.
 
-    Embedding, class token, position embedding, probe, norms, biases and the head are Adam's. The
-    leading axis of a scanned kernel is in neither: each block's matrix is made orthogonal alone.
+    Adam updates embedding, class token, position embedding, probe, norms, biases and the head. The
+    leading axis of a scanned kernel is in neither group: each block is orthogonalised separately.
 
     Raises:
       ConfigError: a kernel that should be a matrix has another number of axes.
     """
-    shape = next((rest for pattern, *rest in _MATRICES if re.fullmatch(pattern, path)), None)
-    if shape is None:
+    matrix = next((axes for pattern, *axes in _MATRICES if re.fullmatch(pattern, path)), None)
+    if matrix is None:
         return None
     first = int(layers.is_scanned(path))
-    rows, columns = (tuple(first + axis for axis in axes) for axes in shape)
-    if ndim != first + len(rows) + len(columns):
+    rows, columns = (tuple(first + axis for axis in axes) for axes in matrix)
+    expected = first + len(rows) + len(columns)
+    if ndim != expected:
         raise ConfigError(
-            f"Muon takes {path} for a kernel with {first + len(rows) + len(columns)} axes; it has "
-            f"{ndim}. Add its shape to _MATRICES in vit_jax/optim/muon.py or use adamw."
+            f"Muon expects {path} to be a kernel with {expected} axes; it has {ndim}. Add its "
+            "shape to _MATRICES in vit_jax/optim/muon.py or use adamw."
         )
     return MuonDimensionNumbers(reduction_axis=rows, output_axis=columns)
 
@@ -57,12 +58,14 @@ def scale_by_muon_and_adam(
     eps: float,
     momentum_dtype: str,
 ) -> optax.GradientTransformation:
-    """Muon's direction (Jordan et al. 2024, github.com/KellerJordan/Muon), Adam's elsewhere.
+    """Returns Muon's direction for matrices, Adam's for all other parameters.
+
+    Jordan et al. 2024, github.com/KellerJordan/Muon.
 
     Args:
       params: parameters, or their shapes.
       momentum: decay of Muon's momentum; .95 in the original.
-      nesterov: whether Muon looks one step ahead; True in the original.
+      nesterov: whether Muon's momentum is Nesterov's; True in the original.
       b1: decay of Adam's first moment.
       b2: decay of Adam's second moment.
       eps: Adam's epsilon.
@@ -75,16 +78,16 @@ def scale_by_muon_and_adam(
     labels = paths.map_with_path(lambda path, _: "muon" if axes[path] else "adam", params)
 
     def for_matrices(fn):
-        """The tree that Muon's part of the partition sees: fn(path, leaf), or nothing."""
+        """Returns the tree of fn(path, leaf), with a `MaskedNode` for Adam's parameters."""
         return paths.map_with_path(
             lambda path, leaf: fn(path, leaf) if axes[path] else optax.MaskedNode(), params
         )
 
-    def rms(path, leaf):
+    def scale(path, leaf):
         sides = [math.prod(leaf.shape[axis] for axis in side) for side in axes[path]]
         return _UPDATE_RMS * math.sqrt(max(sides))
 
-    scales = for_matrices(rms)
+    scales = for_matrices(scale)
     muon = optax.chain(
         scale_by_muon(
             beta=momentum,

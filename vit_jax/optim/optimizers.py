@@ -1,14 +1,14 @@
 """`config.optim` as one optax transformation.
 
-With t the number of updates made before this one, u the direction of the optimizer by name, and
-p a parameter, the update that is added to p is
+With t the number of earlier updates, u the direction of the optimizer `optim.name`, and p a
+parameter, the update that is added to p is
 
     -schedule(t) * lr * layer_decay(p) * (lr_rule(p) * u + weight_decay * weight_decay_rule(p) * p).
 
-Weight decay follows lr and schedule, as in AdamW (Loshchilov & Hutter, arXiv 1711.05101). It does
-not follow lr_rules, so that a head that learns faster does not decay faster, but it follows
-layer_decay, as the parameter groups of BEiT and MAE do. LAMB alone puts weight decay into u, before
-its trust ratio. A frozen parameter has no update, no state, and no part in the clipped norm.
+Weight decay is multiplied by lr and schedule, as in AdamW (Loshchilov & Hutter, arXiv 1711.05101),
+and by layer_decay, as in the parameter groups of BEiT and MAE, but not by lr_rules: a head that
+learns faster does not decay faster. Only LAMB has weight decay in u, before its trust ratio. A
+frozen parameter has no update, no state, and no part in the clipped norm.
 """
 
 import jax
@@ -29,12 +29,12 @@ _MOMENTUM_DTYPES = ("float32", "bfloat16")
 def make_optimizer(
     optim_config: ConfigDict, params: PyTree, *, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """The transformation from gradients to the update that is added to the parameters.
+    """Returns the transformation from gradients to the update that is added to the parameters.
 
     Args:
       optim_config: `config.optim`.
-      params: parameters, or their shapes (`jax.ShapeDtypeStruct`): only paths and shapes count.
-      schedule: from the number of earlier updates to a share of `optim_config.lr`.
+      params: parameters, or their shapes (`jax.ShapeDtypeStruct`).
+      schedule: from the number of earlier updates to a fraction of `optim_config.lr`.
 
     Raises:
       ConfigError: an unknown name, a value out of range, or a rule without effect.
@@ -43,7 +43,9 @@ def make_optimizer(
     _check(c)
     lr_rules = paths.multipliers(params, c.lr_rules, key="optim.lr_rules", default=1.0)
     if not all(jax.tree.leaves(lr_rules)):
-        raise ConfigError("optim.lr_rules: to stop parameters from learning, list them in freeze.")
+        raise ConfigError(
+            "optim.lr_rules has a multiplier of 0: freeze parameters by optim.freeze instead."
+        )
     decay_rules = paths.multipliers(
         params, c.weight_decay_rules, key="optim.weight_decay_rules", default=0.0
     )
@@ -51,11 +53,11 @@ def make_optimizer(
     frozen = frozen_mask(c, params)
 
     def trained(tree):
-        """Optax's stand-in for what a transformation is not shown, in place of frozen leaves."""
+        """Returns the tree with an `optax.MaskedNode` in place of each frozen leaf."""
         return jax.tree.map(lambda skip, x: optax.MaskedNode() if skip else x, frozen, tree)
 
     decay = _add_decay(trained(jax.tree.map(lambda rule: c.weight_decay * rule, decay_rules)))
-    # What is off is still a link of the chain, so that a run's state fits when it is turned on.
+    # An option that is off is an identity in the chain: turning it on keeps the state's structure.
     tx = optax.chain(
         optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
         _direction(c, trained(params), decay),
@@ -71,10 +73,10 @@ def make_optimizer(
 
 
 def frozen_mask(optim_config: ConfigDict, params: PyTree) -> PyTree:
-    """A tree of bool: which parameters `optim_config.freeze` holds fixed.
+    """Returns a tree of bool: whether `optim_config.freeze` matches the parameter.
 
     Raises:
-      ConfigError: a pattern matches no parameter, or nothing is left to train.
+      ConfigError: a pattern matches no parameter, or all parameters are frozen.
     """
     mask = paths.matches(params, optim_config.freeze, key="optim.freeze")
     if all(jax.tree.leaves(mask)):
@@ -85,7 +87,7 @@ def frozen_mask(optim_config: ConfigDict, params: PyTree) -> PyTree:
 def _direction(
     c: ConfigDict, params: PyTree, decay: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """u: where to go, without learning rate and sign."""
+    """Returns u, the direction without learning rate and sign."""
     adam = optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=c.eps, mu_dtype=c.momentum_dtype)
     match c.name:
         case "adamw":
@@ -105,8 +107,8 @@ def _direction(
         case "lion":  # Chen et al. 2023, arXiv 2302.06675.
             return optax.scale_by_lion(b1=c.b1, b2=c.b2, mu_dtype=c.momentum_dtype)
         case "lamb":  # You et al. 2019, arXiv 1904.00962.
-            # The trust ratio |p| / |u| would hold what starts at zero (head, biases, class token)
-            # near zero for ever; as usual it is for kernels alone.
+            # The trust ratio |p| / |u| would keep parameters that start at zero (head, biases,
+            # class token) near zero for ever. As usual, only kernels have it.
             trust = layers.per_layer(
                 optax.scale_by_trust_ratio(),
                 params,
@@ -126,7 +128,7 @@ def _direction(
 
 
 def _scale(multipliers: PyTree) -> optax.GradientTransformation:
-    """Multiply every update by a number, or an array that broadcasts to it."""
+    """Multiplies every update by a number, or by an array that broadcasts to it."""
 
     def scale(update, multiplier):
         return update * jnp.asarray(multiplier, update.dtype)
@@ -135,7 +137,7 @@ def _scale(multipliers: PyTree) -> optax.GradientTransformation:
 
 
 def _add_decay(rates: PyTree) -> optax.GradientTransformation:
-    """Add rate * parameter to every update whose rate is not 0."""
+    """Adds rate * parameter to every update whose rate is not 0."""
 
     def add(update, param, rate):
         return update + rate * param if rate else update

@@ -1,6 +1,6 @@
-"""Rules by parameter path: a pattern that must match the whole of "encoder/blocks/mlp/fc1/kernel".
+"""Rules by parameter path: patterns that match whole paths, "encoder/blocks/mlp/fc1/kernel".
 
-A rule that has no effect is a mistake that trains on silently, so it is an error here.
+A rule without effect is an error: otherwise a mistyped pattern would go unnoticed.
 """
 
 import difflib
@@ -18,49 +18,43 @@ from vit_jax.parallel.rules import named_leaves, path_name
 
 
 def map_with_path(fn: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
-    """The tree of fn("encoder/norm/scale", leaf)."""
+    """Returns the tree of fn(path, leaf), with paths such as "encoder/norm/scale"."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: fn(path_name(path), leaf), tree)
 
 
 def matches(params: PyTree, patterns: Sequence[str], *, key: str) -> PyTree:
-    """Which parameters match one of the patterns.
+    """Returns a tree of bool: whether the parameter's path matches one of the patterns.
 
     Args:
       params: parameters, or their shapes.
       patterns: regular expressions for whole paths.
       key: the config key they come from, for error messages.
 
-    Returns:
-      A tree of bool.
-
     Raises:
       ConfigError: a pattern matches no parameter, or is not a regular expression.
     """
-    names = _names(params)
-    hits = set()
+    paths = list(named_leaves(params))
+    matched = set()
     for pattern in patterns:
-        hits |= matching(pattern, names, key=key)
-    return map_with_path(lambda name, _: name in hits, params)
+        matched |= matching(pattern, paths, key=key)
+    return map_with_path(lambda path, _: path in matched, params)
 
 
 def multipliers(params: PyTree, rules: Sequence[Any], *, key: str, default: float) -> PyTree:
-    """The multiplier of every parameter: that of the first rule that matches, else the default.
+    """Returns a tree of float: the multiplier of the first matching rule, or else the default.
 
     Args:
       params: parameters, or their shapes.
       rules: pairs (regular expression for a whole path, multiplier).
       key: the config key they come from, for error messages.
-      default: where no rule matches.
-
-    Returns:
-      A tree of float.
+      default: for parameters that no rule matches.
 
     Raises:
-      ConfigError: a pattern matches no parameter, or only ones that earlier rules took, or is
-        not a regular expression; or a multiplier is negative.
+      ConfigError: a pattern matches no parameter, or only ones that earlier rules match, or is not
+        a regular expression; or a multiplier is negative or infinite.
     """
-    names = _names(params)
-    found: dict[str, float] = {}
+    paths = list(named_leaves(params))
+    multiplier_of: dict[str, float] = {}
     for rule in rules:
         if (
             not isinstance(rule, tuple | list)
@@ -68,7 +62,7 @@ def multipliers(params: PyTree, rules: Sequence[Any], *, key: str, default: floa
             or type(rule[1]) not in (int, float)
         ):
             raise ConfigError(
-                f"{key}: {rule!r} is no rule: write pairs (pattern, multiplier), such as "
+                f"{key}: {rule!r} is not a rule: write pairs (pattern, multiplier), such as "
                 '((".*/kernel", 1.0),).'
             )
         pattern, value = rule
@@ -76,38 +70,34 @@ def multipliers(params: PyTree, rules: Sequence[Any], *, key: str, default: floa
             raise ConfigError(
                 f"{key}: the multiplier {value} of {pattern!r} must be finite and not negative."
             )
-        hits = matching(pattern, names, key=key)
-        if hits <= found.keys():
+        matched = matching(pattern, paths, key=key)
+        if matched <= multiplier_of.keys():
             raise ConfigError(
-                f"{key}: the first rule that matches counts, and every parameter that {pattern!r} "
-                "matches is taken by an earlier rule. Put it further to the front or remove it."
+                f"{key}: {pattern!r} has no effect, because earlier rules match all its parameters "
+                "and the first match counts. Move it further to the front or remove it."
             )
-        found = dict.fromkeys(hits, float(value)) | found
-    return map_with_path(lambda name, _: found.get(name, default), params)
+        multiplier_of = dict.fromkeys(matched, float(value)) | multiplier_of
+    return map_with_path(lambda path, _: multiplier_of.get(path, default), params)
 
 
-def _names(params: PyTree) -> list[str]:
-    return list(named_leaves(params))
-
-
-def matching(pattern: str, names: list[str], *, key: str) -> set[str]:
-    """The paths that a pattern matches as a whole.
+def matching(pattern: str, paths: list[str], *, key: str) -> set[str]:
+    """Returns the parameter paths that a regular expression matches as a whole.
 
     Args:
       pattern: regular expression.
-      names: paths of parameters.
-      key: the config key it comes from, for error messages.
+      paths: of the parameters.
+      key: the config key that `pattern` comes from, for error messages.
 
     Raises:
-      ConfigError: it matches none of them, or is not a regular expression.
+      ConfigError: it matches no path, or is not a regular expression.
     """
     check_pattern(pattern, key=key)
-    hits = {name for name in names if re.fullmatch(pattern, name)}
-    if not hits:
+    matched = {path for path in paths if re.fullmatch(pattern, path)}
+    if not matched:
         plain = re.sub(r"[^\w/]", "", pattern)
-        near = difflib.get_close_matches(plain, names, n=3, cutoff=0.0)
+        nearest = difflib.get_close_matches(plain, paths, n=3, cutoff=0.0)
         raise ConfigError(
-            f"{key}: {pattern!r} matches the whole path of no parameter. "
-            f"The nearest of {len(names)} paths: {', '.join(near)}."
+            f"{key}: {pattern!r} does not match the whole path of any parameter. "
+            f"The nearest of {len(paths)} paths: {', '.join(nearest)}."
         )
-    return hits
+    return matched

@@ -1,4 +1,4 @@
-"""How long a run is, and the learning rate's course along it. Steps count from 0."""
+"""The length of a run, and learning rate schedules. Steps count from 0."""
 
 import jax.numpy as jnp
 import optax
@@ -8,18 +8,18 @@ from vit_jax.config import DURATION_UNITS
 from vit_jax.errors import ConfigError, did_you_mean
 
 NAMES = ("constant", "cosine", "linear", "rsqrt")
-_LONGEST = 2**31 - 1  # The state counts its updates in 32 bits.
+_MAX_STEPS = 2**31 - 1  # The state counts updates in 32 bits.
 
 
 def total_steps(config: ConfigDict, num_examples: int) -> int:
-    """The number of updates in the run.
+    """Returns the number of updates in the run.
 
     Args:
-      config: the whole config: its total_steps, total_epochs or total_examples, and batch_size.
+      config: the run's config, with total_steps, total_epochs or total_examples, and batch_size.
       num_examples: in the training split.
 
     Raises:
-      ConfigError: not exactly one of the three is set, or it comes to no step at all.
+      ConfigError: not exactly one of the three is set, or the run has no or too many steps.
     """
     steps = _in_steps(
         config, "total", total_steps=None, batch_size=config.batch_size, num_examples=num_examples
@@ -29,10 +29,10 @@ def total_steps(config: ConfigDict, num_examples: int) -> int:
             "The length of the run is not set: give one of total_steps, total_epochs, "
             "total_examples."
         )
-    if not 0 < steps <= _LONGEST:
+    if not 0 < steps <= _MAX_STEPS:
         raise ConfigError(
-            f"The run has {steps:,} steps: total_steps (_epochs, _examples) must come to 1 to "
-            f"{_LONGEST:,}."
+            f"The run has {steps:,} steps: total_steps (_epochs, _examples) must amount to 1 to "
+            f"{_MAX_STEPS:,}."
         )
     return steps
 
@@ -40,23 +40,20 @@ def total_steps(config: ConfigDict, num_examples: int) -> int:
 def resolve_duration(
     config: ConfigDict, name: str, *, total_steps: int, batch_size: int, num_examples: int
 ) -> int | None:
-    """A duration, whichever unit it is given in, as a number of updates.
+    """Converts a duration in any unit to a number of updates; None if no unit is set.
 
     Rounded to the nearest step, but at least one unless it is 0 (as big_vision does).
 
     Args:
       config: has `{name}_steps`, `{name}_epochs`, `{name}_examples`, `{name}_percent`, of which at
-        most one is set; percent is a share, .1 of the run.
+        most one is set; percent is a fraction: .1 is a tenth of the run.
       name: e.g. "warmup".
       total_steps: length of the run.
       batch_size: examples per update.
       num_examples: in the training split.
 
-    Returns:
-      Steps, or None where no unit is set.
-
     Raises:
-      ConfigError: several units are set, or the value is negative or a share above 1.
+      ConfigError: several units are set, the value is negative, or a fraction is above 1.
     """
     return _in_steps(
         config, name, total_steps=total_steps, batch_size=batch_size, num_examples=num_examples
@@ -66,14 +63,19 @@ def resolve_duration(
 def make_schedule(
     schedule_config: ConfigDict, *, total_steps: int, batch_size: int, num_examples: int
 ) -> optax.Schedule:
-    """The learning rate as a share of its peak.
+    """Returns the learning rate schedule, as a fraction of the peak.
 
-    With p going from 0 to 1 between the end of warm-up and the end of the run, the courses are
-    constant 1, cosine end + (1 - end) * (1 + cos(pi p)) / 2, linear 1 - (1 - end) * p, and rsqrt
-    1 / sqrt(1 + steps since warm-up / timescale). They are multiplied by warm-up, which grows
-    linearly from 0 at step 0, and cooldown, which falls linearly to 0 at the end of the run: the
-    first update of a run with warm-up changes nothing. Constant with cooldown is the schedule
-    known as WSD. Values equal those of big_vision (linear and cosine also vision_transformer's).
+    With p going from 0 to 1 between the end of warm-up and the end of the run:
+
+        constant  1
+        cosine    end + (1 - end) * (1 + cos(pi p)) / 2
+        linear    1 - (1 - end) * p
+        rsqrt     1 / sqrt(1 + steps since warm-up / timescale)
+
+    These are multiplied by warm-up, which grows linearly from 0 at step 0 (so the first update
+    changes nothing), and by cooldown, which falls linearly to 0 at the end of the run. Constant
+    with cooldown is the schedule known as WSD. Values equal those of big_vision (linear and cosine
+    also vision_transformer's).
 
     Args:
       schedule_config: `config.optim.schedule`.
@@ -85,8 +87,8 @@ def make_schedule(
       A function from the number of earlier updates to float32[].
 
     Raises:
-      ConfigError: an unknown name, a bad duration, rsqrt without timescale, or more warm-up and
-        cooldown than there are steps.
+      ConfigError: an unknown name, an invalid duration, rsqrt without timescale, or warm-up and
+        cooldown longer than the run.
     """
     name, end = schedule_config.name, schedule_config.end
     if name not in NAMES:
@@ -110,10 +112,10 @@ def make_schedule(
             f"{total_steps} steps: shorten warmup_* or cooldown_*, or give them as _percent."
         )
     if not 0 <= end <= 1:
-        raise ConfigError(f"optim.schedule.end={end} must be a share of lr, in [0, 1].")
+        raise ConfigError(f"optim.schedule.end={end} must be a fraction of lr, in [0, 1].")
     if timescale is not None and name != "rsqrt":
         raise ConfigError(
-            f"optim.schedule.timescale_* is set, which {name} does not have: set it to None, or "
+            f"optim.schedule.timescale_* is set, but {name} does not use it: set it to None, or "
             "optim.schedule.name to rsqrt."
         )
     if name == "rsqrt" and not timescale:
@@ -123,22 +125,22 @@ def make_schedule(
         )
 
     def schedule(step):
-        since = jnp.maximum(jnp.float32(step) - warmup, 0.0)
-        progress = jnp.minimum(since / (total_steps - warmup), 1.0)
+        since_warmup = jnp.maximum(jnp.float32(step) - warmup, 0.0)
+        progress = jnp.minimum(since_warmup / (total_steps - warmup), 1.0)
         match name:
             case "constant":
-                share = jnp.float32(1.0)
+                value = jnp.float32(1.0)
             case "cosine":
-                share = end + (1.0 - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+                value = end + (1.0 - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
             case "linear":
-                share = end + (1.0 - end) * (1.0 - progress)
+                value = end + (1.0 - end) * (1.0 - progress)
             case "rsqrt":
-                share = 1.0 / jnp.sqrt(1.0 + since / float(timescale))
+                value = 1.0 / jnp.sqrt(1.0 + since_warmup / float(timescale))
         if warmup:
-            share *= jnp.minimum(jnp.float32(step) / warmup, 1.0)
+            value *= jnp.minimum(jnp.float32(step) / warmup, 1.0)
         if cooldown:
-            share *= jnp.clip((total_steps - jnp.float32(step)) / cooldown, 0.0, 1.0)
-        return share
+            value *= jnp.clip((total_steps - jnp.float32(step)) / cooldown, 0.0, 1.0)
+        return value
 
     return schedule
 
@@ -151,13 +153,13 @@ def _in_steps(
     if not values:
         return None
     if len(values) > 1:
-        raise ConfigError(f"{' and '.join(values)} are set: keep one, and let the others be None.")
+        raise ConfigError(f"{' and '.join(values)} are set: keep one, and set the others to None.")
     ((key, value),) = values.items()
     unit = key.rpartition("_")[2]
     if value < 0:
         raise ConfigError(f"{key}={value} must not be negative.")
     if unit == "percent" and value > 1:
-        raise ConfigError(f"{key}={value} must be a share of the run: 0.1 is a tenth of it.")
+        raise ConfigError(f"{key}={value} must be a fraction of the run: 0.1 is a tenth of it.")
     match unit:
         case "steps":
             return value
@@ -166,7 +168,7 @@ def _in_steps(
         case "examples":
             steps = value / batch_size
         case "percent":
-            # At most all steps but one, so that the shortest trial run has a warm-up that fits.
+            # One step less than the run: so warm-up fits even into the shortest trial run.
             steps = min(value * total_steps, max(total_steps - 1, 0)) if value < 1 else total_steps
             return max(min(1, total_steps - 1), round(steps)) if value else 0
     # A product of two large numbers may be infinite.

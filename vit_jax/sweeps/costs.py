@@ -38,7 +38,7 @@ from vit_jax.models import (
     read_section,
     update_flops_per_image,
 )
-from vit_jax.optim import frozen_mask, hold, make_optimizer, total_steps
+from vit_jax.optim import frozen_mask, make_optimizer, stop_frozen_gradients, total_steps
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import mesh_shape
 from vit_jax.sweeps.plan import PlannedRun
@@ -188,7 +188,7 @@ def _activations(optim: FrozenConfigDict, model_config: ModelConfig) -> int:
 
     def residuals(params: PyTree, images: jax.Array, key: jax.Array) -> PyTree:
         def logits(params: PyTree) -> jax.Array:
-            variables = {"params": hold(params, frozen)}
+            variables = {"params": stop_frozen_gradients(params, frozen)}
             return model.apply(variables, images, train=True, rngs={"dropout": key})[0]
 
         return jax.tree.leaves(jax.vjp(logits, params)[1])
