@@ -58,8 +58,8 @@ def test_a_new_field_is_checked(added):
 
 def test_a_new_field_is_inherited_from_a_checkpoint(added, monkeypatch, tmp_path):
     published = types.SimpleNamespace(config=added, transforms=())
-    plan = types.SimpleNamespace(description=published)
-    monkeypatch.setattr(init_from, "make_plan", lambda path, hints: plan)
+    mapping = types.SimpleNamespace(description=published)
+    monkeypatch.setattr(init_from, "map_checkpoint", lambda path, hints: mapping)
     monkeypatch.setattr(init_from, "is_run", lambda path: False)
     monkeypatch.setattr(init_from, "compare_pixels", lambda config, transforms: None)
     config = base_config()
@@ -77,7 +77,8 @@ def test_a_new_field_is_shown(added):
 def test_a_new_field_is_refused_by_formats_that_do_not_have_it(added, value):
     reasons = compare(dataclasses.replace(added, sandwich=value), {}, to="hf")
     refused = [reason for reason in reasons.impossible if reason.startswith("sandwich")]
-    assert refused == (["sandwich is 'on'; the format can express only 'off'"] if value == "on" else [])
+    reason = "sandwich is 'on'; the format can express only 'off'"
+    assert refused == ([reason] if value == "on" else [])
 
 
 def test_every_field_is_documented():
