@@ -5,8 +5,8 @@
 
 The refits are those of `benchmarks.scaling_fits`: a bootstrap of the law chinchilla with Huber's
 loss of delta .001, started from the parameters of the fit to all runs. Optimistix has no bounds;
-its solvers are vectorised by `jax.vmap`. Prints the seconds of the first call, which compiles, and of a
-second one, and the share of fits whose loss is above ours by more than a millionth.
+its solvers are vectorised by `jax.vmap`. Prints the seconds of the first call, which compiles, and
+of a second one, and the share of fits whose loss is above ours by more than a millionth.
 """
 
 import time

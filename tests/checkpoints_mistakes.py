@@ -1,4 +1,4 @@
-"""Damaged and mismatched checkpoints, and texts that the messages must have.
+"""Damaged and mismatched checkpoints, and texts that the messages must contain.
 
 A row is a name, a function of a `Shelf` that makes the checkpoint and returns the arguments of
 `load_pretrained`, and the texts.
@@ -18,7 +18,8 @@ def _hinted(shelf: Shelf, **hints):
 
 F32 = np.float32
 
-# Name -> (shelf -> path, or (path, arguments of load_pretrained)), words of the message.
+# Name -> (function from a shelf to a path, or to (path, arguments of load_pretrained)), texts of
+# the message.
 TENSORS = {
     "a tensor is missing": (
         lambda s: (s.timm(blocks__1__norm1__weight=None), {"hints": HINTS}),
@@ -150,10 +151,10 @@ CASES = {name: row for table in TABLES for name, row in table.items()}
 
 
 def message_of(shelf: Shelf, name: str) -> str:
-    """The message of a row: the whole answer of `load_pretrained`.
+    """Returns the message of the error that `load_pretrained` raises for a row.
 
     Raises:
-      AssertionError: it was loaded.
+      AssertionError: the checkpoint was loaded.
     """
     made = CASES[name][0](shelf)
     path, arguments = made if isinstance(made, tuple) else (made, {})

@@ -31,7 +31,7 @@ def test_the_message(shelf, name):
     assert time.monotonic() - start < SECONDS and peak_bytes() - memory < MEMORY
 
 
-# What is typed in the shelf's folder, and texts of the message.
+# Arguments of the command in the shelf's folder, and texts of the message.
 CONVERT = {
     "nothing to do": ("", "Nothing to do: pass --inspect=CHECKPOINT, --verify=REFERENCE, or"),
     "no destination": ("hf --to=timm", "Nothing to do:"),

@@ -1,4 +1,4 @@
-"""Files of tensors: intact ones of the writers' own libraries, damaged ones and other formats.
+"""Files of tensors: intact ones from their own libraries, damaged ones, and other formats.
 
 A bad file raises CheckpointError and nothing else, and nothing in it is executed.
 """
@@ -40,7 +40,7 @@ KINDS = {
 
 @pytest.fixture(params=KINDS)
 def written(request, tmp_path):
-    """A file of each kind, without a telling name."""
+    """A file of each kind, with a name that does not show the kind."""
     return request.param, write(request.param, tmp_path / "weights")
 
 
@@ -70,7 +70,7 @@ def test_leading_rows(written):
             tensors.read(name, rows)
 
 
-def test_reading_rows_takes_the_memory_of_the_rows(tmp_path):
+def test_reading_rows_needs_memory_for_the_rows_only(tmp_path):
     safetensors_numpy.save_file({"a": np.ones((1000, 1000), np.float32)}, tmp_path / "x")
     tensors = open_tensors(tmp_path / "x")
     tracemalloc.start()
@@ -102,7 +102,7 @@ def test_npz_in_other_orders(tmp_path):
         np.testing.assert_array_equal(got, array)
 
 
-def test_a_file_that_has_changed_since_is_not_read(tmp_path):
+def test_a_file_that_was_changed_after_opening_is_not_read(tmp_path):
     path = write("safetensors", tmp_path / "x")
     tensors = open_tensors(path)
     path.write_bytes(path.read_bytes() + b"\0")
@@ -238,7 +238,7 @@ def test_hostile_npz(tmp_path, name, content, match):
 
 
 @fuzz(120, data=st.data())
-def test_damage_of_any_kind_gives_the_one_error(written, data):
+def test_damage_of_any_kind_raises_a_checkpoint_error(written, data):
     _, path = written
     whole = path.with_name("whole")
     if not whole.exists():

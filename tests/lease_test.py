@@ -1,4 +1,4 @@
-"""Two runs in one folder of an object store: the second is refused, and no line is written over."""
+"""Two runs in one folder of an object store: the second is refused, no line is overwritten."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_a_second_run_is_refused_until_the_first_ends(gcs):
     with lock(RUN), refused:
         train_on_one(small_config(), RUN)
     assert gcs.objects().keys() == set()
-    with lock(RUN):  # It was given back.
+    with lock(RUN):  # The lease was released.
         pass
 
 
@@ -94,7 +94,7 @@ def test_a_claim_of_a_process_that_ended_on_this_machine_is_replaced(gcs):
         assert str(os.getpid()).encode() in gcs.objects()["run/lock"]
 
 
-def test_of_two_that_begin_at_once_one_is_refused(gcs):
+def test_of_two_simultaneous_runs_one_is_refused(gcs):
     both, outcomes = threading.Barrier(2), []
 
     def begin():

@@ -58,8 +58,8 @@ def test_a_new_field_is_checked(extended):
 
 def test_a_new_field_is_inherited_from_a_checkpoint(extended, monkeypatch, tmp_path):
     published = types.SimpleNamespace(config=extended, transforms=())
-    plan = types.SimpleNamespace(description=published)
-    monkeypatch.setattr(init_from, "map_checkpoint", lambda path, hints: plan)
+    mapping = types.SimpleNamespace(description=published)
+    monkeypatch.setattr(init_from, "map_checkpoint", lambda path, hints: mapping)
     monkeypatch.setattr(init_from, "is_run", lambda path: False)
     monkeypatch.setattr(init_from, "compare_pixels", lambda config, transforms: None)
     config = base_config()

@@ -24,12 +24,9 @@ _SPREAD = 2_654_435_769
 
 
 def digests(tree: PyTree[Array]) -> dict[str, int]:
-    """Returns a digest of each array by its path; it does not depend on the mesh.
+    """Returns a digest of each array by its path; all processes of a run must call this.
 
-    All processes of a run must call this.
-
-    Args:
-      tree: arrays of bool or of 8, 16 or 32 bits, all on the same devices.
+    The arrays are of bool or of 8, 16 or 32 bits, and all on the same devices.
     """
     named = named_leaves(tree)
     if not named:

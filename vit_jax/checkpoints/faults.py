@@ -38,12 +38,7 @@ _NETWORK_LIBRARIES = ("aiohttp", "gcsfs", "google", "requests")
 
 @contextmanager
 def reading(folder: Any) -> Iterator[None]:
-    """Turns any exception of reading a checkpoint into a BrokenError.
-
-    Raises:
-      BrokenError: the files are missing or corrupt.
-      CheckpointError: the fault is transient, so the files may be whole.
-    """
+    """Turns any exception into BrokenError, or into CheckpointError if the fault is transient."""
     try:
         yield
     except CheckpointError:
@@ -90,13 +85,7 @@ def brief(error: BaseException) -> str:
 def differences(
     checkpoint: Mapping[str, Any], model: Mapping[str, Any], *, prefix: str = ""
 ) -> list[str]:
-    """Returns a line for each array whose name or shape differs, at most 20 lines.
-
-    Args:
-      checkpoint: the checkpoint's arrays by name.
-      model: the model's arrays by name.
-      prefix: written before each name.
-    """
+    """Returns at most 20 lines, one for each array whose name or shape differs."""
     lines = [
         f"  {prefix}{name}: checkpoint {_shape(checkpoint.get(name))}, "
         f"model {_shape(model.get(name))}"

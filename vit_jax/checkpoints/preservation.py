@@ -29,9 +29,7 @@ def preservation(
 def superseded(policy: Any, metrics: Mapping[int, Mapping[str, float] | None]) -> list[int]:
     """Returns the steps that a policy does not keep.
 
-    Args:
-      policy: from `preservation`.
-      metrics: by step, ascending, for each checkpoint; None for a checkpoint without metrics.
+    `metrics` has an entry for each checkpoint, in ascending order of steps; None without metrics.
     """
     infos = [_CheckpointInfo(step, values) for step, values in metrics.items()]
     kept = policy.should_preserve(infos, context=policies.PreservationContext())

@@ -19,13 +19,8 @@ def adapt_params(params: PyTree, *, old: ModelConfig, new: ModelConfig, mesh: Me
 
     A head of another size starts at zero. Low-rank adapters (LoRA) are merged into their kernels if
     the new model has none. All of this is one jitted function over the mesh: no process gathers a
-    parameter.
-
-    Args:
-      params: parameters of the old model, on the mesh.
-      old: config of the old model.
-      new: config of the new model, whose blocks have the same shapes.
-      mesh: the result is sharded on it by `vit_jax.parallel.rules`.
+    parameter. The old and new models' blocks have the same shapes. The result is sharded on the
+    mesh by `vit_jax.parallel.rules`.
     """
     shapes = param_shapes(new)
     adapt = functools.partial(_adapt, old=old, new=new, shapes=shapes)

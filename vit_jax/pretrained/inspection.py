@@ -6,7 +6,7 @@ from typing import Any
 
 from vit_jax.config.fields import Kind, declarations, has_effect
 from vit_jax.models import ModelConfig, forward_flops, num_params
-from vit_jax.pretrained.load import adapted, evaluated_size
+from vit_jax.pretrained.load import adapted, evaluated_size, size_text
 from vit_jax.pretrained.mapping import map_checkpoint
 from vit_jax.pretrained.run_checkpoint import describe_run, is_run, refuse_hints
 from vit_jax.rundir import workdir as workdirs
@@ -29,12 +29,7 @@ def inspect(
 ) -> str:
     """Returns a description of a checkpoint: format, model, preprocessing, labels.
 
-    Args:
-      path: see `vit_jax.pretrained.load.load_pretrained`, as for the other arguments.
-      image_size: (height, width) in pixels for which to describe the model; None: the default of
-        `load_pretrained`.
-      hints: see `load_pretrained`.
-      leave_out: see `load_pretrained`.
+    The arguments are those of `vit_jax.pretrained.load.load_pretrained`.
 
     Raises:
       CheckpointError: the checkpoint is damaged, or of no known format.
@@ -66,7 +61,7 @@ def inspect(
     config = adapted(published, {"image_size": image_size or default_size})
     lines |= {
         "model": type(published).__name__.removesuffix("Config"),
-        "image size": _size(config.image_size) + _grid(config),
+        "image size": size_text(config.image_size) + _grid(config),
         "classes": f"{config.num_classes:,}, {_LOSSES[loss]}" if config.num_classes else "no head",
         "labels": _labels(labels),
         "parameters": f"{num_params(config):,}",
@@ -80,14 +75,10 @@ def inspect(
     return "\n".join(f"{key.ljust(width)}  {value}" for key, value in lines.items())
 
 
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
 def _grid(config: Any) -> str:
     if not hasattr(config, "grid"):
         return ""
-    return f", patches of {_size(config.patch_size)}, a grid of {_size(config.grid)}"
+    return f", patches of {size_text(config.patch_size)}, a grid of {size_text(config.grid)}"
 
 
 def _labels(labels: tuple[str, ...] | None) -> str:
@@ -122,4 +113,6 @@ def _resized(published: Any, config: Any) -> str:
     if getattr(config, "grid", None) == getattr(published, "grid", None):
         return "nothing"
     method = config.posemb_resize if config.posemb == "learned" else "recomputed"
-    return f"positions from {_size(published.grid)} to {_size(config.grid)} patches ({method})"
+    return (
+        f"positions from {size_text(published.grid)} to {size_text(config.grid)} patches ({method})"
+    )

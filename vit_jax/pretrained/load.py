@@ -168,28 +168,25 @@ def evaluated_size(
     """Returns the image size that a checkpoint's preprocessing makes, and notes about it.
 
     For example, DINOv2 has positions for 518 pixels and is evaluated at 224. The size is None if it
-    is the model's own, or if the model's patches do not divide it.
-
-    Args:
-      published: the model as it is stored.
-      transforms: the publisher's preprocessing.
+    is the published model's own, or if the model cannot take it.
     """
     size = output_size(transforms)
     if not isinstance(published, VitConfig) or size in (None, published.image_size):
         return None, ()
-    stored = _size_text(published.image_size)
+    stored = size_text(published.image_size)
     if any(side % stride for side, stride in zip(size, published.stride, strict=True)):
         return None, (
-            f"its preprocessing makes images of {_size_text(size)} pixels, which its patches do "
+            f"its preprocessing makes images of {size_text(size)} pixels, which its patches do "
             f"not divide: they are scaled to {stored}",
         )
     return size, (
-        f"image size {_size_text(size)}, which its preprocessing makes; it is stored for {stored} "
+        f"image size {size_text(size)}, which its preprocessing makes; it is stored for {stored} "
         f"(image_size={stored} loads that)",
     )
 
 
-def _size_text(size: tuple[int, int]) -> str:
+def size_text(size: tuple[int, int]) -> str:
+    """Returns "HEIGHTxWIDTH"."""
     return f"{size[0]}x{size[1]}"
 
 
@@ -198,11 +195,7 @@ def _labels(labels: tuple[str, ...] | None, published: ModelConfig, config: Mode
 
 
 def adapted(published: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
-    """Returns a checkpoint's config with changed fields.
-
-    Args:
-      published: the checkpoint's config.
-      changes: fields and new values; None keeps a field.
+    """Returns a checkpoint's config with changed fields; None keeps a field.
 
     Raises:
       ConfigError: a model of this kind lacks the field, or cannot change it, or the value is
@@ -218,7 +211,7 @@ def adapted(published: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
         trained = getattr(published, field)
         if changes.get(field, trained) != trained:
             raise ConfigError(
-                f"A Mixer takes only the {field} that it was trained with, {_size_text(trained)}: "
+                f"A Mixer takes only the {field} that it was trained with, {size_text(trained)}: "
                 "the shapes of its weights depend on the number of patches."
             )
     if type(changes.get("num_classes", 0)) is not int:

@@ -52,25 +52,15 @@ def head_loss(config: Mapping[str, Any], num_classes: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointMap:
-    """The source of every parameter of a model.
-
-    Attributes:
-      files: the opened checkpoint.
-      format: its format.
-      description: the model that it holds.
-      loss: see `head_loss`.
-      sources: for each parameter path the tensor that holds it.
-      fresh: parameter paths that the caller left out: they get initial values.
-      left_out: names of tensors that are not read.
-    """
+    """The source of every parameter of a model."""
 
     files: CheckpointFiles
     format: Format
     description: Description
-    loss: str
-    sources: Mapping[str, tables.TensorLocation]
-    fresh: tuple[str, ...]
-    left_out: tuple[str, ...]
+    loss: str  # See `head_loss`.
+    sources: Mapping[str, tables.TensorLocation]  # By parameter path.
+    fresh: tuple[str, ...]  # Parameter paths that the caller left out: they get initial values.
+    left_out: tuple[str, ...]  # Names of tensors that are not read.
 
 
 def map_checkpoint(

@@ -16,12 +16,7 @@ from vit_jax.data.color import IMAGENET_MEAN, IMAGENET_STD
 
 
 def compare_pixels(config: FrozenConfigDict, published: Iterable[Mapping[str, Any]]) -> None:
-    """Warns if the run's transforms end in pixel values different from the checkpoint's.
-
-    Args:
-      config: config of a run with `init_from`.
-      published: transforms of the checkpoint's evaluation.
-    """
+    """Warns if the run's pixel values differ from those of the checkpoint's transforms."""
     theirs = _black_and_white(published)
     for key in ("train_transforms", "eval_transforms"):
         ours = _black_and_white(config.data[key])

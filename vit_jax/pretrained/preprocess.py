@@ -115,9 +115,7 @@ def from_hf(
 def published_processor(model_type: str, *, image_size: tuple[int, int]) -> dict[str, Any]:
     """Returns the preprocessor_config.json of a family, for a folder that has none.
 
-    Args:
-      model_type: from config.json, a key of `_HF_FAMILIES`.
-      image_size: (height, width) of the model, to which the published sizes are scaled.
+    The published sizes are scaled to the model's `image_size`, (height, width).
     """
     kind, fields = _HF_FAMILIES[model_type]
     content = {"image_processor_type": f"{kind}ImageProcessor", **fields}
@@ -250,9 +248,7 @@ _FAMILIES: dict[str, tuple[str, Callable[[int], int] | None]] = {
 def from_family(family: str, *, image_size: tuple[int, int]) -> Transforms:
     """Returns the evaluation transforms of a publisher's code, for checkpoints without a JSON file.
 
-    Args:
-      family: a key of `_FAMILIES`, such as "google" or "dinov2".
-      image_size: (height, width) of the model.
+    `family` is a key of `_FAMILIES`, such as "google" or "dinov2"; `image_size` is (height, width).
 
     Raises:
       CheckpointError: the family is unknown.

@@ -19,10 +19,8 @@ from vit_jax.pretrained.mapping import CheckpointMap, unrolled_shapes
 def read(mapping: CheckpointMap, config: ModelConfig, mesh: Mesh) -> tuple[PyTree, tuple[str, ...]]:
     """Returns the parameters of a model, and notes about those that were changed.
 
-    Args:
-      mapping: the sources of the parameters.
-      config: the checkpoint's config, possibly with another image size, patch size or head.
-      mesh: the parameters are sharded on it by `vit_jax.parallel.rules`.
+    `config` is the checkpoint's, possibly with another image size, patch size or head. The
+    parameters are sharded on the mesh by `vit_jax.parallel.rules`.
     """
     reader = Reader(mapping, config)
     targets = param_shapes(config)
@@ -45,7 +43,7 @@ class Reader:
         self._initial: dict[str, np.ndarray] | None = None
 
     def array(self, path: str, shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
-        """Reads one parameter with the given sharding; that of stacked blocks is read by block."""
+        """Reads one parameter with the given sharding; stacked blocks are read one by one."""
         if "/blocks/" not in path:
             whole = self._leaf(path, shape)
             return jax.make_array_from_callback(shape, sharding, lambda index: whole[index])

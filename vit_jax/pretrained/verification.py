@@ -114,10 +114,7 @@ def _hints(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def verify(fixture: dict[str, Any]) -> Iterator[Difference]:
-    """Compares all outputs of a fixture, at the model's and at other resolutions.
-
-    Args:
-      fixture: an element of the result of `fixtures`.
+    """Compares all outputs of a fixture (from `fixtures`), at the model's and other resolutions.
 
     Raises:
       CheckpointError: the fixture is incomplete, or has no array that can be compared.

@@ -17,12 +17,8 @@ from vit_jax.rundir.workdir import config_diff, config_to_json
 def agree(workdir: epath.Path, config: FrozenConfigDict, dataset: Mapping[str, Any]) -> None:
     """Checks that all processes of this run have the same config, data and work directory.
 
-    All processes must call this, and either all return or all raise.
-
-    Args:
-      workdir: an existing folder.
-      config: the run's config.
-      dataset: the result of `vit_jax.rundir.workdir.describe_dataset`.
+    All processes must call this, and either all return or all raise. `workdir` exists; `dataset` is
+    the result of `vit_jax.rundir.workdir.describe_dataset`.
 
     Raises:
       ConfigError: a process differs from process 0; the message says which, and in what.

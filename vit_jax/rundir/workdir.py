@@ -175,13 +175,8 @@ def check_claim(
     """Checks that the work directory belongs to this run or to none; call it under the lock.
 
     A work directory belongs to a run from the first checkpoint on: what failed before that may
-    still be corrected.
-
-    Args:
-      workdir: the work directory.
-      config: the run's config.
-      dataset: the result of `describe_dataset`.
-      allow_config_change: whether a difference is accepted.
+    still be corrected. `dataset` is the result of `describe_dataset`. `allow_config_change` accepts
+    any difference.
 
     Raises:
       ConfigError: the work directory belongs to a run with another config, other classes or other
@@ -225,12 +220,8 @@ def claim(
 ) -> None:
     """Writes the files that describe a run; call it when the run is known to be able to start.
 
-    Args:
-      workdir: the work directory.
-      config: the run's config.
-      dataset: the result of `describe_dataset`.
-      summary: the result of `vit_jax.training.reports.run_summary`; None for a published model that
-        is written as a run.
+    `dataset` is the result of `describe_dataset`; `summary` is that of
+    `vit_jax.training.reports.run_summary`, or None for a published model that is written as a run.
 
     Raises:
       ConfigError: the work directory cannot be written.

@@ -44,15 +44,7 @@ class Reasons:
         )
 
     def check(self, *, to: str, change_numerics: bool) -> None:
-        """Raises an error if there is a reason not to write the model.
-
-        Args:
-          to: the format's name, for the error.
-          change_numerics: accept what is approximate.
-
-        Raises:
-          CheckpointError: lists all reasons.
-        """
+        """Raises CheckpointError with all reasons; `change_numerics` accepts approximate ones."""
         if not self.impossible and (change_numerics or not self.approximate):
             return
         advice = (
@@ -80,11 +72,6 @@ def compare(config: ModelConfig, expressible: Mapping[str, Container[Any]], *, t
 
     Every format can express sizes, except for limits in `expressible`. Another field that is absent
     from `expressible` must have its default, so a new field is refused until a format supports it.
-
-    Args:
-      config: the model's config.
-      expressible: field -> the values that the format can express.
-      to: the format's name, for the error.
 
     Raises:
       CheckpointError: the format supports only ViTs, and this is another model.
@@ -167,12 +154,7 @@ def export_tensors(
 ) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
     """Yields the names and arrays of an export, one tensor at a time.
 
-    Args:
-      params: the model's parameters.
-      config: the model's config.
-      entries: of the format; the first one for a parameter decides its name.
-      dtype: float32 or bfloat16.
-      to: the format's name, for errors.
+    The first of the format's `entries` for a parameter decides its name; `to` is for errors.
 
     Raises:
       CheckpointError: the format has no name for a parameter, or a tensor would lack a part.

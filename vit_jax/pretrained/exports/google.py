@@ -20,14 +20,7 @@ from vit_jax.pretrained.load import Pretrained
 def write(
     pretrained: Pretrained, path: pathlib.Path, *, to: str, dtype: str, change_numerics: bool
 ) -> None:
-    """Writes an .npz archive.
-
-    Args:
-      pretrained: the model.
-      path: the archive.
-      to: google, in the names of vision_transformer's published files, or big_vision.
-      dtype: float32 or bfloat16, which both libraries store as two-byte void.
-      change_numerics: see `Reasons.check`.
+    """Writes an .npz archive for google (vision_transformer's published names) or big_vision.
 
     Raises:
       CheckpointError: the format cannot express the model.
@@ -99,6 +92,7 @@ def _write(
     tensors = export_tensors(pretrained.params, config, entries, dtype=dtype, to=to)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in tensors:
+            # Both libraries store bfloat16 as two-byte void.
             stored = array.view("V2") if dtype == "bfloat16" else array
             with archive.open(f"{prefix}{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, stored, allow_pickle=False)

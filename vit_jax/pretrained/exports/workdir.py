@@ -16,10 +16,6 @@ def write(pretrained: Pretrained, folder: epath.PathLike) -> None:
 
     Each process writes its shards of the parameters; none holds all of them.
 
-    Args:
-      pretrained: the model.
-      folder: the new work directory.
-
     Raises:
       CheckpointError: the outputs are not of classes.
       ConfigError: no config can describe the model, or the folder cannot be written.

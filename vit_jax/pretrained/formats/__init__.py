@@ -18,7 +18,7 @@ from vit_jax.pretrained.formats import google, huggingface, mixer, resnet, timm,
 from vit_jax.pretrained.formats.base import CheckpointFiles, Description, Format
 from vit_jax.pretrained.formats.hints import Hints
 
-# In the order in which they are tried: a format with a config.json first.
+# In the order in which they are tried: config.json has precedence over tensor names.
 FORMATS: tuple[Format, ...] = (
     huggingface.FORMAT,
     google.FORMAT,

@@ -54,17 +54,11 @@ class Hints:
         return self._values.get(field)
 
     def discard(self, without_effect: Mapping[str, Collection[Any]]) -> None:
-        """Marks hints as without an effect on the model.
-
-        Args:
-          without_effect: fields, each with the hinted values that are accepted all the same.
-        """
+        """Marks fields as without an effect; each may list hinted values that do no harm."""
         self._accepted -= without_effect.keys()
-        self._used -= {
-            field
-            for field, accepted in without_effect.items()
-            if self._values.get(field) not in accepted
-        }
+        for field, accepted in without_effect.items():
+            if self._values.get(field) not in accepted:
+                self._used.discard(field)
 
     def translate(self, field: str, names: Mapping[str, Any]) -> None:
         """Replaces a format's names of a field's values by those of vit_jax."""

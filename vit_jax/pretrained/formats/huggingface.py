@@ -65,13 +65,10 @@ _UNUSED = (
 
 
 class BlockNames(NamedTuple):
-    """The names of tensors within a block.
-
-    `attention` has those of query, key, value and output.
-    """
+    """The names of tensors within a block."""
 
     block: str
-    attention: tuple[str, str, str, str]
+    attention: tuple[str, str, str, str]  # Query, key, value, output.
     norms: tuple[str, str]
     mlp: tuple[str, str]
     gate: str = ""
@@ -181,7 +178,7 @@ def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     kind = config["model_type"]
     head = next((n for n in ("classifier", "cls_classifier") if f"{n}.weight" in shapes), None)
     classifies = any("ForImageClassification" in a for a in config.get("architectures") or ())
-    # A classifier without a head in the file has one in its config: its tensors are missing.
+    # If a classifier's file has no head, the tensors of the configured head count as missing.
     configured_classes = len(config.get("id2label", (0, 1))) if classifies else 0
     silu = config.get("hidden_act", family.hidden_act) in _SILU
     gated_mlp = "swiglu" if silu or kind.startswith("dinov2") else "geglu"

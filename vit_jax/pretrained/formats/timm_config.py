@@ -128,12 +128,7 @@ _READ = {
 
 
 def facts(args: Mapping[str, Any], shapes: Mapping[str, Any], *, path: pathlib.Path):
-    """Returns the fields of a model that timm's arguments determine, and its tensors do not.
-
-    Args:
-      args: the result of `arguments`.
-      shapes: shapes of the tensors.
-      path: for errors.
+    """Returns the fields of a model that timm's `arguments` determine, and its tensors do not.
 
     Raises:
       CheckpointError: a value is not supported.

@@ -138,12 +138,7 @@ _SAFE_GLOBALS = [
 
 
 def _check_zip(path: pathlib.Path) -> bool:
-    """Returns whether the file is a zip, not one of the older form.
-
-    Raises:
-      CheckpointError: the file is a TorchScript program, or a member is compressed or claims a size
-        beyond the file's.
-    """
+    """Returns whether the file is a zip; raises CheckpointError for TorchScript or forged sizes."""
     if not zipfile.is_zipfile(path):
         return False
     with reading(path), zipfile.ZipFile(path) as archive:

@@ -21,12 +21,7 @@ class Joined(Tensors):
     """Several files as one; `metadata` is the first one's."""
 
     def __init__(self, path: pathlib.Path, shards: Mapping[str, Tensors]):
-        """Joins files.
-
-        Args:
-          path: the folder, for errors.
-          shards: for each tensor's name the file that holds it.
-        """
+        """Joins files; `shards` has, for each tensor's name, the file that holds it."""
         self._shards = shards
         metadata = next(iter(shards.values())).metadata if shards else {}
         super().__init__(path, {name: shard[name] for name, shard in shards.items()}, metadata)
