@@ -20,7 +20,7 @@ from vit_jax.errors import ConfigError
         ("gs://bucket/../other/run", "does not resolve . and .."),
         ("gs://bucket/run[1]", "'\\[' '\\]' would be interpreted as a pattern"),
         ("", "is empty"),
-        ("/gs/bucket/run", "taken for an object store's"),
+        ("/gs/bucket/run", "would be interpreted as an object store"),
         ("~nobody-of-this-name/run", "write ./~nobody-of-this-name/run"),
     ],
 )
