@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.fit import fit
 from vit_jax.scaling import report
-from vit_jax.scaling.answer import parts
+from vit_jax.scaling.answer import group_data
 from vit_jax.scaling.query import groups
 from vit_jax.scaling.question import NAMES, Question
 from vit_jax.scaling.study import study
@@ -237,7 +237,7 @@ def test_unknown_compute_is_six_flops_for_a_parameter_and_example(flops):
         "total_train_flops": np.array([flops] * len(n)),
     }
     (group,) = groups(table, np.arange(len(n)), ())
-    (part,) = parts(table, group, np.zeros(len(n), bool), Question(law="chinchilla"))
+    (part,) = group_data(table, group, np.zeros(len(n), bool), Question(law="chinchilla"))
     assert part.flops_per == 6
 
 

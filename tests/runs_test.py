@@ -220,7 +220,7 @@ def test_columns_of_a_parquet_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a,b,a\n1,2,3\n", "several columns of the same name: a. Rename them"),
+        ("a,b,a\n1,2,3\n", "several columns of one name: a. Rename them"),
         ("model,b\né,2\n".encode("latin1"), "is not UTF-8 text. Save it as UTF-8"),
     ],
 )

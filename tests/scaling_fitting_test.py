@@ -199,7 +199,8 @@ def test_floors_and_ceilings_of_shares_stay_shares():
         y = np.minimum(y, 1.0)
         for name in ("power_floor", "m4", "frontier", "bnsl"):
             fitted = fit(name, {"x": x}, y)
-            assert 0 <= fitted.params[fitted.law.floor] <= y.max()
+            (floor,) = (p.name for p in fitted.law.table if p.floor)
+            assert 0 <= fitted.params[floor] <= y.max()
             assert name != "m4" or fitted.params["e0"] <= 1
             far = fitted.predict({"x": np.logspace(5, 12, 8)})
             assert ((far >= 0) & (far <= 1)).all()

@@ -98,8 +98,9 @@ def test_rows_without_a_number_are_counted(table):
 def test_groups_are_in_the_order_of_the_table(table):
     rows, _ = select(table, needed=(), where=(), y="error")
     all_groups = list(groups(table, rows, ("model", "steps")))
-    assert [group.name for group in all_groups] == ["a, 10", "a, 20", "b, 10", "b, 20"]
+    values = [tuple(group.group.values()) for group in all_groups]
+    assert values == [("a", "10"), ("a", "20"), ("b", "10"), ("b", "20")]
     (whole,) = groups(table, rows, ())
-    assert whole.name == "" and whole.rows.tolist() == rows.tolist()
+    assert whole.group == {} and whole.rows.tolist() == rows.tolist()
     with pytest.raises(ConfigError, match='no column "modle"'):
         list(groups(table, rows, ("modle",)))

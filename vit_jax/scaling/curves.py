@@ -98,12 +98,6 @@ def crossover(
     return Crossing(crossing, f"From {crossing.estimate:.4g} on {leader} leads.{note}")
 
 
-def needed(grid: Float[np.ndarray, "m"], curve: Band, error: float) -> Interval | None:
-    """Returns the size at which a curve reaches an error; None if it does not within the grid."""
-    exact = Band(*(np.full(len(grid), error),) * 3, curve.level, curve.kind)
-    return _last_zero(grid, *_difference(curve, exact))
-
-
 def more_images(
     grid: Float[np.ndarray, "m"], first: Band, second: Band, *, at: float
 ) -> Interval | None:

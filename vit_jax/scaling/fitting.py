@@ -206,13 +206,13 @@ def refits(
         scales=of.scales,
     )
     solution = solve(of.law, problem, np.tile(of.theta, (count, 1)))
-    params = _params_of(of, solution.theta)
-    return Refits(params, solution.theta, solution.loss, solution.converged)
-
-
-def _params_of(of: Fit, theta: Float[np.ndarray, "b p"]) -> dict[str, Float[np.ndarray, "b"]]:
-    parameters = parameters_of(of.law, theta.T, of.scales)
-    return {name: parameters[name] for name in of.law.parameters}
+    parameters = parameters_of(of.law, solution.theta.T, of.scales)
+    return Refits(
+        {name: parameters[name] for name in of.law.parameters},
+        solution.theta,
+        solution.loss,
+        solution.converged,
+    )
 
 
 def bounds(

@@ -79,11 +79,6 @@ class Law:
         """Returns the names of the parameters, in order."""
         return tuple(parameter.name for parameter in self.table)
 
-    @property
-    def floor(self) -> str | None:
-        """Returns the name of the irreducible error; None if the law has none."""
-        return next((parameter.name for parameter in self.table if parameter.floor), None)
-
     def predict(
         self, params: Mapping[str, float], inputs: Mapping[str, Any]
     ) -> Float[np.ndarray, "*n"]:

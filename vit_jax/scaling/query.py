@@ -48,11 +48,6 @@ class Group:
     group: dict[str, str]
     rows: Int[np.ndarray, "n"]
 
-    @property
-    def name(self) -> str:
-        """Returns the values of the grouping columns, for legends: "vit-8k"."""
-        return ", ".join(self.group.values())
-
 
 def matches(table: Table, condition: str) -> Bool[np.ndarray, "n"]:
     """Returns which rows fulfil a condition.

@@ -330,7 +330,7 @@ def _crossings(answers: Sequence[Answer], question: Question) -> list[Json]:
 
 
 def _grown(entries: Sequence[Json], answers: Sequence[Answer]) -> list[Json]:
-    """Applies SoViT's joint update, for ten times the compute, to the centre of a three-arm star."""
+    """Applies SoViT's joint update (ten times the compute) to the centre of a three-arm star."""
     best = {
         answer.data.arm: entry.get("tables", {}).get("Best for a budget")
         for entry, answer in zip(entries, answers, strict=True)
