@@ -27,8 +27,8 @@ def forks():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(local, "_PAUSE", 0.01)
-    monkeypatch.setattr(local, "_LOOK", 0.05)
+    monkeypatch.setattr(local, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(local, "_SCHEDULE_SECONDS", 0.05)
 
 
 def launch(runs, max_parallel=2):

@@ -53,14 +53,6 @@ class PlannedRun:
         """Returns the command line of the run."""
         return [sys.executable, "-m", "vit_jax.train", *self.flags, f"--workdir={self.workdir}"]
 
-    @property
-    def trunk_state(self) -> pathlib.Path | None:
-        """Returns the checkpoint that a branch starts from; None for other runs."""
-        if self.branch_of is None:
-            return None
-        name, step = self.branch_of
-        return self.workdir.parent / name / workdirs.CHECKPOINTS / str(step)
-
 
 def plan_runs(
     points: Iterable[Any],
