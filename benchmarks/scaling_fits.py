@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import flags
+from jaxtyping import Float
 from scipy.optimize import minimize
 
 from vit_jax import cli
@@ -142,13 +143,7 @@ def speed(*, count: int, against: int = 100) -> dict[str, float]:
       count: of our refits.
       against: how many of them SciPy is timed on, at least 5.
     """
-    rng = np.random.default_rng(0)
-    n, d = 10 ** rng.uniform(7, 10, 240), 10 ** rng.uniform(9, 11.5, 240)
-    true = {"E": 1.82, "A": 482.0, "B": 2085.0, "alpha": 0.348, "beta": 0.366}
-    y = law_by_name("chinchilla").predict(true, {"n": n, "d": d})
-    y *= np.exp(0.01 * rng.standard_normal(240))
-    of = fit("chinchilla", {"n": n, "d": d}, y, delta=1e-3)
-    weights = rng.multinomial(240, np.full(240, 1 / 240), size=count).astype(float)
+    of, weights = chinchilla_refits(count)
     times = []
     for _ in range(4):
         began = time.perf_counter()
@@ -184,6 +179,17 @@ def speed(*, count: int, against: int = 100) -> dict[str, float]:
             f"SciPy, {name}, its loss over ours, median": float(np.median(ratio)),
         }
     return table
+
+
+def chinchilla_refits(count: int) -> tuple[Fit, Float[np.ndarray, "count 240"]]:
+    """Returns a fit to 240 runs, and how often each of `count` bootstrap draws has each run."""
+    rng = np.random.default_rng(0)
+    n, d = 10 ** rng.uniform(7, 10, 240), 10 ** rng.uniform(9, 11.5, 240)
+    true = {"E": 1.82, "A": 482.0, "B": 2085.0, "alpha": 0.348, "beta": 0.366}
+    y = law_by_name("chinchilla").predict(true, {"n": n, "d": d})
+    y *= np.exp(0.01 * rng.standard_normal(240))
+    fitted = fit("chinchilla", {"n": n, "d": d}, y, delta=1e-3)
+    return fitted, rng.multinomial(240, np.full(240, 1 / 240), size=count).astype(float)
 
 
 def _scipy(of: Fit, weights: np.ndarray, start: Sequence[float], *, exact: bool) -> float:

@@ -21,7 +21,7 @@ from absl import flags
 from vit_jax import cli
 from vit_jax.errors import DataError
 from vit_jax.scaling.fitting import fit
-from vit_jax.scaling.selection import CANDIDATES, log_error, of_all_rows
+from vit_jax.scaling.selection import CANDIDATES, log_error, unrestricted_law
 
 SETS = {
     **{name: (name,) for name in CANDIDATES},
@@ -48,7 +48,7 @@ def judge(x: np.ndarray, y: np.ndarray, far_x: np.ndarray, far_y: np.ndarray) ->
     near, far = {}, {}
     for name in CANDIDATES:
         try:
-            found = fit(of_all_rows(name), {"x": x}, y)
+            found = fit(unrestricted_law(name), {"x": x}, y)
         except DataError:  # Fewer rows than letters.
             continue
         near[name], far[name] = (np.log(found.predict({"x": v})) for v in (x, far_x))

@@ -2,8 +2,8 @@
 
     python -m vit_jax.train --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
-The data come through TFDS; where it cannot download them, from the four files of Debian's package
-dataset-fashion-mnist, or of the folder that --config.data.manual_dir names.
+TFDS downloads the data. Without a download they are read from the four files of Debian's package
+dataset-fashion-mnist, or from the folder --config.data.manual_dir.
 
 Arguments: epochs.
 
@@ -19,7 +19,7 @@ from vit_jax.config import base_config, classification_eval, parse_args
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Four narrow blocks on 49 tokens; `epochs` may be given for a longer run."""
+    """Returns the config: four narrow blocks on 49 tokens; `epochs` sets the length of the run."""
     args = parse_args(arg, epochs=12.0)
     c = base_config()
     c.batch_size = 256
@@ -28,9 +28,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.model.variant = "Ti/4"
     c.model.update({"width": 96, "depth": 4, "mlp_dim": 384, "num_heads": 4})
     c.model.image_size, c.model.channels = (28,), 1
-    # Average pooling and fixed positions have less to learn: it shows in a short run.
+    # Average pooling and fixed positions have fewer parameters to learn, which helps a short run.
     c.model.pool, c.model.posemb = "gap", "sincos2d"
-    c.model.scan = False  # Four blocks compile soon; unrolled they ran a quarter faster on a CPU.
+    c.model.scan = False  # Four blocks compile fast; unrolled they ran a quarter faster on a CPU.
 
     c.data.source = "fashion_mnist"
     decode = {"op": "decode", "channels": 1}

@@ -1,18 +1,19 @@
 """A ViT from scratch on a folder of your own images.
 
-    python -m vit_jax.train --config=configs/image_folder.py:root=PICTURES --workdir=...
+    python -m vit_jax.train --config=configs/image_folder.py:root=IMAGES --workdir=...
 
-The folder is PICTURES/CLASS/*.jpg (or png, webp, bmp), of which a tenth is kept for the test, or
-PICTURES/train/CLASS/*.jpg and PICTURES/test/CLASS/*.jpg; where the second is called val, add
---config.evals.test.split=val. Then `python -m vit_jax.predict --checkpoint=WORKDIR IMAGES`.
+The folder is either IMAGES/CLASS/*.jpg (or png, webp, bmp), of which a tenth becomes the test
+split, or IMAGES/train/CLASS/*.jpg and IMAGES/test/CLASS/*.jpg. If the second is called val, add
+--config.evals.test.split=val. Then `python -m vit_jax.predict --checkpoint=WORKDIR
+IMAGE_OR_FOLDER`.
 
-Arguments: root; size of the images in pixels; epochs, of which few images want many; variant,
-e.g. S/16, in place of the small model that a laptop trains in minutes. To start from a model that
-has seen more images, take `finetune.py`'s optimizer and --config.init_from.
+Arguments: root; size of the images in pixels; epochs, more for fewer images; variant, e.g. S/16,
+instead of the small model that a laptop trains in minutes. To start from a pre-trained model, use
+--config.init_from and the optimizer of `finetune.py`.
 
 Hardware and time: 2 cores of an AMD EPYC: 78 seconds for 267 images, 366 img/s (measured).
 Expected: it depends on the images. Pieces of three photographs, in eight formats (python -m
-tests.images PICTURES 100): all of 33 test images right (measured; an easy task).
+tests.images IMAGES 100): all of 33 test images right (measured; an easy task).
 """
 
 from ml_collections import ConfigDict
@@ -21,18 +22,18 @@ from vit_jax.config import base_config, classification_eval, parse_args
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """A small model, and what keeps it from learning a few images by heart."""
+    """Returns the config: a small model, with augmentation and regularisation for few images."""
     args = parse_args(arg, root="", variant="", size=64, epochs=100.0)
     c = base_config()
-    c.batch_size = 32  # A small folder makes few updates an epoch as it is.
+    c.batch_size = 32  # A small folder gives few updates per epoch.
     c.total_epochs = args.epochs
 
     c.model.variant = args.variant or "Ti/8"
-    if not args.variant:  # Few and narrow blocks: they learn something within hundreds of updates.
+    if not args.variant:  # Few, narrow blocks learn within hundreds of updates.
         c.model.update({"width": 96, "depth": 4, "mlp_dim": 384, "num_heads": 4})
     c.model.image_size = (args.size,)
     c.model.pool = "gap"
-    c.model.posemb = "sincos2d"  # Where patches are need not be learned from few images.
+    c.model.posemb = "sincos2d"  # Fixed positions need not be learned from few images.
 
     c.data.source, c.data.data_dir = "image_folder", args.root
     c.data.train_transforms = (
@@ -42,7 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {"op": "color_jitter", "brightness": 0.3, "contrast": 0.3, "saturation": 0.3},
         {"op": "value_range"},
     )
-    # The middle of the image, as high or wide as its shorter side.
+    # The central square of the image.
     c.data.eval_transforms = (
         {"op": "decode"},
         {"op": "resize_small"},

@@ -3,12 +3,12 @@
     python -m vit_jax.train --config=configs/vit_i21k.py:variant=B/16,aug=light2 --workdir=...
 
 Arguments: variant, any of `vit_jax.models.variants`: B/16, R26+S/32, Mixer-B/16; aug, AugReg's
-level from none to strong2 (the more data, the less of it: big_vision has none for Ti/16, light1 for
-S/16, light2 for B/16, medium2 for L/16); epochs, 30 or 300 in the paper. Then `finetune.py`.
+level from none to strong2 (big_vision: none for Ti/16, light1 for S/16, light2 for B/16, medium2
+for L/16); epochs, 30 or 300 in the paper. Afterwards use `finetune.py`.
 
 TFDS has no public ImageNet-21k. Prepare your own copy as a TFDS data set in ArrayRecord, called
-imagenet21k, with one split "full" in a random order and the features image and label (21,843
-classes), and name its place with --config.data.data_dir.
+imagenet21k, with one split "full" in random order and the features image and label (21,843
+classes), in the folder --config.data.data_dir.
 
 Hardware and time: a pod; not measured.
 Expected: the published models of this recipe, fine-tuned on ImageNet-1k at 384 pixels: Ti/16
@@ -23,7 +23,7 @@ from vit_jax.data.recipes import augreg, evaluation
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`epochs` passes over 14 million images in batches of 4096."""
+    """Returns the config: `epochs` passes over 14 million images with batch size 4096."""
     args = parse_args(arg, variant="B/16", aug="light2", epochs=300.0)
     c = base_config()
     c.batch_size = 4096
@@ -33,21 +33,21 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.model.image_size = (224,)
     c.model.dtype = "bfloat16"
 
-    # ImageNet-21k's classes overlap (a dog is an animal): one yes or no for each of them, which
-    # starts close to no.
+    # ImageNet-21k's classes overlap (a dog is an animal): a sigmoid per class, with an initial
+    # probability near 0.
     c.loss.name = "sigmoid_xent"
     c.model.head_bias_init = -10.0
 
     c.data.source, c.data.name = "tfds", "imagenet21k"
-    c.data.split = "full[51200:]"  # As big_vision divides it.
+    c.data.split = "full[51200:]"  # The split of big_vision.
     c.data.train_transforms, c.mix.mixup_alpha = augreg(args.aug)
     c.data.eval_transforms = evaluation("big_vision", resize=256, exif=True)
-    c.data.workers = 16  # An accelerator's host has the cores, and RandAugment needs them.
+    c.data.workers = 16  # RandAugment needs the many cores of an accelerator's host.
 
     c.optim.name = "adamw"
     c.optim.lr = 1e-3
     c.optim.momentum_dtype = "bfloat16"
-    c.optim.weight_decay = 0.1  # Times lr: the 1e-4 of big_vision. AugReg also has .03.
+    c.optim.weight_decay = 0.1  # Times lr: 1e-4, as in big_vision. AugReg also uses .03.
     c.optim.clip_norm = 1.0
     c.optim.schedule.name = "cosine"
     c.optim.schedule.warmup_steps = 10_000

@@ -2,8 +2,8 @@
 
     python -m vit_jax.train --config=configs/vit_s16_i1k.py:epochs=90 --workdir=...
 
-Argument: epochs; the paper has 90, 150 and 300. The data are TFDS's imagenet2012, prepared as
-ArrayRecord: name their place with --config.data.data_dir.
+Argument: epochs; the paper uses 90, 150 and 300. The data are TFDS's imagenet2012, prepared as
+ArrayRecord in the folder --config.data.data_dir.
 
 Hardware and time: not measured.
 Expected: top-1 on validation of 76.5% after 90 epochs, 78.5% after 150, about 80% after 300 (the
@@ -17,7 +17,7 @@ from vit_jax.data.recipes import augreg, evaluation
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """What the paper changed from the first ViT, each a little: all of it in this file."""
+    """Returns the config with all small changes of the paper to the original ViT recipe."""
     args = parse_args(arg, epochs=90.0)
     c = base_config()
     c.batch_size = 1024  # Not 4096.
@@ -31,17 +31,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.model.dtype = "bfloat16"
 
     c.data.source, c.data.name = "tfds", "imagenet2012"
-    c.data.split = "train[:99%]"  # The last hundredth is for choosing; validation is the test.
-    # RandAugment of 2 layers at magnitude 10 and mixup .2, and no dropout of any kind.
+    c.data.split = "train[:99%]"  # The last 1% is for choices; validation is the test split.
+    # RandAugment with 2 layers and magnitude 10, mixup .2, no dropout and no stochastic depth.
     c.data.train_transforms, c.mix.mixup_alpha = augreg("light2")
     c.data.eval_transforms = evaluation("big_vision", resize=256, exif=True)
-    c.data.workers = 16  # An accelerator's host has the cores, and RandAugment needs them.
+    c.data.workers = 16  # RandAugment needs the many cores of an accelerator's host.
 
     c.loss.name = "softmax_xent"
     c.optim.name = "adamw"
     c.optim.lr = 1e-3
     c.optim.momentum_dtype = "bfloat16"
-    c.optim.weight_decay = 0.1  # Times lr: the 1e-4 of the paper, whose code does not multiply.
+    c.optim.weight_decay = 0.1  # Times lr: 1e-4, as in the paper, whose code does not multiply.
     c.optim.clip_norm = 1.0
     c.optim.schedule.name = "cosine"
     c.optim.schedule.warmup_steps = 10_000

@@ -158,4 +158,4 @@ def test_other_pixels_are_said(tmp_path, plain_run, caplog):
         tmp_path / "second", **STILL, **TAKEN, init_from=str(plain_run),
         data__eval_transforms=other,
     )  # fmt: skip
-    assert "data.eval_transforms makes black and white -1.96 and 2.39, and" in caplog.text
+    assert "data.eval_transforms maps black and white to -1.96 and 2.39, and" in caplog.text

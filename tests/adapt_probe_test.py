@@ -73,7 +73,7 @@ def test_on_any_mesh_and_after_a_stop(tmp_path):
 @pytest.mark.medium
 def test_a_run_that_cannot_be_cached_is_refused(tmp_path):
     config = small_config(**PROBE | {"optim__freeze": ()}, cache_features=True)
-    message = r"parameters beside the head are trained, such as \['cls'\]"
+    message = r"parameters outside the head are trained, such as \['cls'\]"
     with pytest.raises(ConfigError, match=message):
         train_on_one(config, tmp_path / "run")
 
@@ -81,7 +81,10 @@ def test_a_run_that_cannot_be_cached_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__train_transforms": small_config().data.train_transforms}, "are not data.eval_tra"),
+        (
+            {"data__train_transforms": small_config().data.train_transforms},
+            "differ from data.eval_tra",
+        ),
         ({"mix__mixup_alpha": 0.2}, "mixup or CutMix is on"),
         ({"model__dropout": 0.1}, "the body has dropout"),
         ({"data__on_bad": "skip"}, 'on_bad is not "error"'),

@@ -1,4 +1,4 @@
-"""A checkpoint of ours becomes a model of another image size where its shards lie."""
+"""A sharded checkpoint is adapted to another image size without gathering a parameter."""
 
 import functools
 import re
@@ -32,7 +32,7 @@ def config(size, **changes):
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory):
-    """A work directory of a model at 224 pixels, with random parameters; and these."""
+    """A work directory of a model at 224 pixels with random parameters, and the parameters."""
     folder = tmp_path_factory.mktemp("origin")
     c = small_config(
         model__variant="mu/16", model__width=64, model__mlp_dim=256, model__num_heads=4,
@@ -51,7 +51,7 @@ def origin(tmp_path_factory):
 
 
 def zoomed(posemb, size):
-    """What vision_transformer and big_vision do."""
+    """Resizes as vision_transformer and big_vision do."""
     first, grid = posemb[0, :1], posemb[0, 1:].reshape(14, 14, -1)
     factor = size / 224
     grid = scipy.ndimage.zoom(grid, (factor, factor, 1), order=1)
@@ -59,7 +59,7 @@ def zoomed(posemb, size):
 
 
 def forbid_host_copies(monkeypatch):
-    """No array of a parameter's size may become one of NumPy's."""
+    """Makes it an error to copy an array of a parameter's size to NumPy."""
     kind = type(jnp.zeros(()))
     value = kind._value
 
@@ -78,7 +78,7 @@ def forbid_host_copies(monkeypatch):
         *(campaign(*case) for case in ((384, "fsdp"), (640, "all"), (640, "one"))),
     ],
 )  # fmt: skip
-def test_positions_are_resized_where_they_lie(origin, size, mesh, monkeypatch):
+def test_positions_are_resized_on_the_mesh(origin, size, mesh, monkeypatch):
     folder, published, params = origin
     mesh = mesh_of(*MESHES[mesh])
     c = inherit_model(config(size, init_from=str(folder)), folder.parent / "new")
@@ -100,7 +100,7 @@ def test_positions_are_resized_where_they_lie(origin, size, mesh, monkeypatch):
         whole += leaf.nbytes
         for shard in leaf.addressable_shards:
             share[shard.device] += shard.data.nbytes
-    # Embeddings are split over fsdp alone, and small leaves are not split.
+    # Embeddings are sharded over fsdp only, and small leaves are replicated.
     assert max(share.values()) < 1.1 * whole / mesh.shape["fsdp"]
 
     want = zoomed(np.asarray(params["pos_embedding"]), size)
@@ -112,8 +112,8 @@ def test_positions_are_resized_where_they_lie(origin, size, mesh, monkeypatch):
 
 
 @pytest.mark.medium
-def test_no_device_is_sent_a_whole_parameter(origin):
-    """The compiled program has no gathering in it, and no result that is whole."""
+def test_no_device_receives_an_unsharded_parameter(origin):
+    """The compiled program has no all-gather, and no unsharded result."""
     _, published, params = origin
     mesh = mesh_of(fsdp=8)
     new = read_section(
@@ -150,8 +150,8 @@ def get_config():
 
 
 @pytest.mark.slow
-def test_two_processes_each_with_its_half(origin, tmp_path):
-    """A real run, whose parameters are split over two processes from the restore on."""
+def test_two_processes_each_with_half_of_the_parameters(origin, tmp_path):
+    """A run of two processes, whose parameters are sharded over them from the restore on."""
     folder, _, params = origin
     (tmp_path / "config.py").write_text(CONFIG)
     command = [

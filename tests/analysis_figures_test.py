@@ -75,7 +75,7 @@ def test_running_mean_keeps_straight_lines():
     assert np.std(_running_mean(noisy) - line) < 0.6
 
 
-def test_predictions_show_the_surest_mistakes_first(tmp_path, texts):
+def test_predictions_show_the_most_confident_mistakes_first(tmp_path, texts):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
     labels = np.zeros(12, np.int64)
@@ -85,7 +85,7 @@ def test_predictions_show_the_surest_mistakes_first(tmp_path, texts):
     out = tmp_path / "predictions.png"
     predictions(images, labels, probabilities, ["cat", "dog $x$"], out, num_shown=4)
     assert pixels_of(out).std() > 0
-    assert "10 of 12 images right; the 2 surest mistakes first" in texts
+    assert "10 of 12 images right; 2 most confident mistakes first" in texts
     titles = [text for text in texts if text.startswith(("✓", "✗"))]
     assert titles == ["✗ dog $x$  90%", "✗ dog $x$  60%", "✓ cat  90%", "✓ cat  90%"]
     assert texts.count("true: cat") == 2
@@ -127,7 +127,7 @@ def test_confusion_of_few_and_many_classes(tmp_path, texts, classes):
     report = report_of(classes, examples_per_class=3)
     confusion(report, [f"thing {c}" for c in range(classes)], tmp_path / "confusion.png")
     assert pixels_of(tmp_path / "confusion.png").std() > 0
-    assert {"Confusion matrix", "Reliability", "Commonest mistakes"} <= set(texts)
+    assert {"Confusion matrix", "Reliability", "Most common mistakes"} <= set(texts)
     assert "thing 1 → thing 0" in texts
     assert any(f"{3 * classes:,} examples · top-1" in text for text in texts)
 

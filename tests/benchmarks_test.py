@@ -12,6 +12,7 @@ from benchmarks import (
     checkpointing,
     loading,
     scaling_fits,
+    scaling_optimistix,
     scaling_rules,
     seeds,
     transfer,
@@ -25,7 +26,10 @@ __all__ = ["small_idx"]  # A fixture.
 
 pytestmark = pytest.mark.medium
 
-TESTED = {"checkpointing", "loading", "scaling_fits", "scaling_rules", "seeds", "transfer"}
+TESTED = {
+    "checkpointing", "loading", "scaling_fits", "scaling_optimistix", "scaling_rules", "seeds",
+    "transfer",
+}  # fmt: skip
 # By numerics_test.py.
 TESTED |= {"numerics", "numerics_cases", "numpy_gradients", "numpy_optimizers"}
 
@@ -66,6 +70,14 @@ def test_scaling_fits():
     assert results.keys() == {"profile"} and results["profile"][1] > 1
     results = scaling_fits.speed(count=5, against=5)
     assert all(math.isfinite(value) for value in results.values())
+
+
+@pytest.mark.slow
+def test_scaling_optimistix():
+    pytest.importorskip("optimistix")
+    results = scaling_optimistix.compare(count=5)
+    shares = [value for name, value in results.items() if name.endswith("larger loss")]
+    assert shares == [0, 0]
 
 
 def test_scaling_rules(tmp_path, monkeypatch):

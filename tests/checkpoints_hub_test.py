@@ -1,4 +1,4 @@
-"""Published checkpoints by name: downloaded completely or not at all, cached, and used offline."""
+"""Published checkpoints by name: downloaded atomically, cached, and used offline."""
 
 import hashlib
 import http.server
@@ -31,17 +31,17 @@ def test_any_other_name_is_a_path(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["hf:vit", "hf:../x", "timm:a/b"])
-def test_no_repository(name):
+def test_an_invalid_repository_name_is_refused(name):
     with pytest.raises(CheckpointError, match="write hf:OWNER/NAME"):
         resolve(name)
 
 
-def test_other_servers():
-    with pytest.raises(CheckpointError, match=r"only storage\.googleapis\.com"):
+def test_other_servers_are_refused():
+    with pytest.raises(CheckpointError, match=r"only https://storage\.googleapis\.com"):
         resolve("https://example.com/a.npz")
 
 
-# --- The Hugging Face Hub, as much of it as its client asks for
+# --- The Hugging Face Hub: the requests of its client
 
 COMMITS = {"main": "a" * 40, "old": "b" * 40}
 REPOSITORIES = {
@@ -61,7 +61,7 @@ REPOSITORIES = {
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers what huggingface_hub asks; https://huggingface.co/docs/hub/api."""
+    """Answers the requests of huggingface_hub; https://huggingface.co/docs/hub/api."""
 
     protocol_version = "HTTP/1.1"
 
@@ -100,7 +100,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *arguments):
-        """Says nothing."""
+        """Prints nothing."""
 
 
 def content(name):
@@ -126,7 +126,7 @@ for name in sys.argv[1:]:
 
 @pytest.fixture
 def ask(tmp_path):
-    """Resolves names in a process of its own: the client reads its settings when imported."""
+    """Resolves names in another process: the client reads its settings on import."""
     if importlib.util.find_spec("huggingface_hub") is None:
         pytest.skip('needs huggingface_hub: pip install -e ".[hub]"')
 
@@ -179,7 +179,7 @@ def test_repositories(ask, server):
     ]
     assert folders[0].name == COMMITS["main"] and folders[4].name == COMMITS["old"]
     assert (folders[0] / "model.safetensors").read_bytes() == content("model.safetensors")
-    # What is in the cache is used without a network.
+    # Cached files are used without a network.
     again = ask(*names, "hf:owner/absent", endpoint="http://127.0.0.1:1", HF_HUB_OFFLINE="1")
     assert again[:-1] == list(map(str, folders))
     assert re.search(
@@ -189,7 +189,7 @@ def test_repositories(ask, server):
     )
 
 
-def test_repositories_that_cannot_be_had(ask, server):
+def test_unavailable_repositories(ask, server):
     names = ("hf:owner/none", "hf:owner/new@no", "hf:owner/gated", "hf:owner/nothing")
     lines = ask(*names, endpoint=server)
     for line, why in zip(
@@ -267,18 +267,18 @@ def test_checksums(gcs, cache, monkeypatch, kind):
     assert not (cache / "bad.npz").exists()
 
 
-def test_objects_that_cannot_be_had(gcs, cache):
+def test_unavailable_objects(gcs, cache):
     with pytest.raises(CheckpointError, match=r"no such file.*By hand"):
         resolve("gs://bucket/none.npz")
     gcs.put("folder/a.npz", NPZ)
     with pytest.raises(CheckpointError, match="no such file"):
         resolve("gs://bucket/folder")
     gcs.fault = lambda method, path: 403
-    with pytest.raises(CheckpointError, match=r"cannot be downloaded.*a\.npz to /.*looked for"):
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded.*a\.npz to /.*the cache"):
         resolve("gs://bucket/folder/a.npz")
 
 
 @pytest.mark.parametrize("name", ["gs://bucket", "gs://bucket/../a", "gs://b//a"])
-def test_no_object(cache, name):
+def test_an_invalid_object_name_is_refused(cache, name):
     with pytest.raises(CheckpointError, match="names no file"):
         resolve(name)

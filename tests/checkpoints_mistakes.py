@@ -1,4 +1,4 @@
-"""Damaged and mismatched checkpoints, and texts that the messages must have.
+"""Damaged and mismatched checkpoints, and texts that the messages must contain.
 
 A row is a name, a function of a `Shelf` that makes the checkpoint and returns the arguments of
 `load_pretrained`, and the texts.
@@ -18,7 +18,8 @@ def _hinted(shelf: Shelf, **hints):
 
 F32 = np.float32
 
-# Name -> (shelf -> path, or (path, arguments of load_pretrained)), words of the message.
+# Name -> (function from a shelf to a path, or to (path, arguments of load_pretrained)), texts of
+# the message.
 TENSORS = {
     "a tensor is missing": (
         lambda s: (s.timm(blocks__1__norm1__weight=None), {"hints": HINTS}),
@@ -47,25 +48,25 @@ TENSORS = {
     ),
     "quantised": (
         lambda s: (s.timm(norm__weight=np.ones(16, np.int8)), {"hints": HINTS}),
-        "norm.weight is of int8, as in a quantised checkpoint. Take the one of floating-point",
+        "norm.weight has the dtype int8, as in a quantised checkpoint. Use the floating-point",
     ),
 }  # fmt: skip
 
 FILES = {
     "safetensors, half of it": (
-        lambda s: s.cut(s.timm()), "cannot be read", "not wholly downloaded: download it again",
+        lambda s: s.cut(s.timm()), "cannot be read", "download is incomplete: download it again",
     ),
     ".pth with code": (
         lambda s: s.pickled(), "evil.pth", "posix.system",
     ),
     "folder with several files": (
-        make.beside, "holds no checkpoint that can be chosen",
-        "Here: first.safetensors, second.safetensors.",
-        "Name a file.",
+        make.beside, "holds several files of tensors, and none of",
+        ": first.safetensors, second.safetensors.",
+        "Name one of them.",
     ),
     "empty folder": (
         lambda s: make.made(s.new("hollow")), "is not the work directory of a run",
-        "holds no checkpoint of others",
+        "holds no published checkpoint",
     ),
     "path that does not exist": (
         lambda s: s.timm().with_name("modle.safetensors"), "modle.safetensors does not exist.",
@@ -99,7 +100,7 @@ CONFIG_JSON = {
         "has 17 rows, which the image size 64x64 with patches of 8x8 does not give (64 patches)",
     ),
     "unknown activation": (
-        lambda s: s.hf(hidden_act="relu"), 'hidden_act="relu", which no model here has.',
+        lambda s: s.hf(hidden_act="relu"), 'hidden_act="relu", which is not supported.',
         'Did you mean "gelu"?',
     ),
     "timm's file in a folder of transformers": (
@@ -110,21 +111,21 @@ CONFIG_JSON = {
 
 HINTED = {
     "nothing tells the heads": (
-        lambda s: s.timm(), "does not tell num_heads, and no published model has its shape",
+        lambda s: s.timm(), "does not state num_heads, and no published model has its shape",
         "hints={'num_heads': ...}, or --hints=num_heads=...",
     ),
     "a hint contradicts": (
         lambda s: _hinted(s, width=32), "The hint width=32 contradicts the checkpoint, which has "
-        "16.", "look whether it is the right file",
+        "16.", "check that this is the right file",
     ),
     "a hinted image size that is not the file's": (
         lambda s: _hinted(s, image_size=40), "17 rows, which the image size 40x40",
-        "another wanted size is an argument of its own",
+        "to load another size, pass image_size as an argument",
     ),
     "two towers, none named": (make.two, "holds the models img: name one, as", "vit.npz:img."),
     "leave_out is no pattern": (
         lambda s: (s.timm(), {"hints": HINTS, "leave_out": ["head.["]}),
-        "leave_out (--leave_out) has 'head.[', which is no regular expression",
+        "leave_out (--leave_out) has 'head.[', which is not a regular expression",
         "A pattern matches whole names",
     ),
     "leave_out matches nothing": (
@@ -150,10 +151,10 @@ CASES = {name: row for table in TABLES for name, row in table.items()}
 
 
 def message_of(shelf: Shelf, name: str) -> str:
-    """The message of a row: the whole answer of `load_pretrained`.
+    """Returns the message of the error that `load_pretrained` raises for a row.
 
     Raises:
-      AssertionError: it was loaded.
+      AssertionError: the checkpoint was loaded.
     """
     made = CASES[name][0](shelf)
     path, arguments = made if isinstance(made, tuple) else (made, {})

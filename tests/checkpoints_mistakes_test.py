@@ -31,10 +31,10 @@ def test_the_message(shelf, name):
     assert time.monotonic() - start < SECONDS and peak_bytes() - memory < MEMORY
 
 
-# What is typed in the shelf's folder, and texts of the message.
+# Arguments of the command in the shelf's folder, and texts of the message.
 CONVERT = {
-    "nothing to do": ("", "What shall be done? --inspect=CHECKPOINT, --verify=REFERENCE, or"),
-    "no destination": ("hf --to=timm", "What shall be done?"),
+    "nothing to do": ("", "Nothing to do: pass --inspect=CHECKPOINT, --verify=REFERENCE, or"),
+    "no destination": ("hf --to=timm", "Nothing to do:"),
     "unknown --to": ("hf new --to=pytorch", "flag --to=pytorch: value should be one of <hf|timm"),
     "bfloat16 for a work directory": (
         "hf new --to=orbax --dtype=bfloat16",
@@ -42,7 +42,7 @@ CONVERT = {
     ),
     "destination that exists": (
         "hf timm --to=timm --change_numerics",
-        "timm is there already: name a new one, nothing is overwritten.",
+        "timm exists: name a new path, nothing is overwritten.",
     ),
     "destination below a file": (
         "hf google.npz/new --to=hf",
@@ -51,14 +51,17 @@ CONVERT = {
     "model that the format cannot express": (
         "hf new --to=google",
         "This model cannot be written --to=google:\n  ",
-        "gelu is 'erf'; it can say only 'tanh'",
-        "With --change_numerics it is written all the same",
+        "gelu is 'erf'; the format can express only 'tanh'",
+        "Pass --change_numerics to write it all the same",
     ),
-    "stray word": ("--inspect=hf timm", "What is 'timm'?"),
+    "stray word": ("--inspect=hf timm", "Unexpected argument 'timm'"),
     "reference without a manifest": ("--verify=hf", "hf: there is no manifest.json there, nor"),
 }
 PREDICT = {
-    "no head": ("--checkpoint=headless x.png", "headless has no head: it tells no classes."),
+    "no head": (
+        "--checkpoint=headless x.png",
+        "headless has no head, so it cannot predict classes.",
+    ),
 }
 
 

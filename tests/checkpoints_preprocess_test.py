@@ -1,4 +1,4 @@
-"""How publishers prepare images: equal to their code's outputs; invalid settings are refused."""
+"""Publishers' preprocessing equals the outputs of their code; invalid settings are refused."""
 
 import io
 import json
@@ -46,7 +46,7 @@ PIPELINES = {
 
 
 def levels_apart(got, want, std):
-    """The largest difference, in levels of 255."""
+    """Returns the largest difference, in levels of 255."""
     return (abs(got.astype(np.float64) - want) * std).max() * 255
 
 
@@ -61,7 +61,7 @@ def test_the_goldens_pipelines(goldens, manifest, name):
     folder = goldens / manifest["dir"]
     for file, entry in manifest["images"].items():
         if file == "gray16.png":
-            continue  # Pillow turned it white.
+            continue  # Pillow converts it to white.
         want = np.load(folder / entry["torch_arrays"])[name]
         got = preprocess(folder / entry["file"])[0]
         apart = levels_apart(got, want, content.get("image_std", [0.225] * 3))
@@ -127,7 +127,7 @@ def test_keys_that_are_missing_or_old(content, resize, crop):
 
 
 def arithmetic(content, level):
-    """What transformers does with a level, in float64."""
+    """Computes in float64 what transformers computes from a level."""
     value = float(level)
     if content.get("do_rescale", True):
         value *= content.get("rescale_factor", 1 / 255)
@@ -200,7 +200,7 @@ def test_families_at_other_sizes(family, side, before):
     assert transforms[1]["size"] == (before, before)
 
 
-def test_no_such_family():
+def test_an_unknown_family_is_refused():
     with pytest.raises(CheckpointError, match='Did you mean "dinov2"'):
         from_family("dino2", image_size=(224, 224))
 

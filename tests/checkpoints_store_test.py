@@ -76,7 +76,7 @@ def test_a_kill_before_the_older_ones_are_deleted_leaves_them_until_the_end(tmp_
     with Store(tmp_path, keep_last=9, best_metric=metric) as store:
         for step in range(1, 6):
             store.save(step, state(step), {}, metrics={"t": -abs(step - 2.0)})
-    # Half of it is deleted: in a store it is not renamed before.
+    # Half of it is deleted: an object store does not rename it first.
     (tmp_path / "3" / "_CHECKPOINT_METADATA").unlink()
     shutil.rmtree(tmp_path / "3" / "params" / "d")
     for keep_last, left in ((2, [4, 5]), (9, [4, 5])):
@@ -88,7 +88,7 @@ def test_a_kill_before_the_older_ones_are_deleted_leaves_them_until_the_end(tmp_
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
-def test_a_run_that_goes_on_keeps_its_best(tmp_path, mode):
+def test_a_resumed_run_keeps_its_best(tmp_path, mode):
     sign = {"max": 1.0, "min": -1.0}[mode]
     for scores, left in (
         ({1: 0.5, 2: 0.9, 3: 0.9, 4: 0.1}, [3, 4]),
@@ -105,7 +105,7 @@ def test_a_run_that_goes_on_keeps_its_best(tmp_path, mode):
 
 
 def test_checkpoints_without_metrics_are_kept(tmp_path):
-    """They may be the best: the first release wrote no metrics."""
+    """Each may be the best: release 0.1.0 wrote no metrics."""
     with Store(tmp_path, keep_last=2) as store:
         for step in (1, 2):
             store.save(step, state(step), {}, metrics={})
@@ -128,12 +128,12 @@ def delete_metadata(folder):
         path.unlink()
 
 
-# Orbax leaves tasks of a read that failed to an event loop that is closed.
+# Orbax leaves tasks of a failed read to a closed event loop.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [corrupt, delete_metadata])
-def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, damage):
+def test_a_broken_checkpoint_falls_back_to_the_previous_one(tmp_path, caplog, damage):
     folder = tmp_path / "checkpoints"
-    (tmp_path / "checkpoints.broken.2").mkdir()  # It is not the first time.
+    (tmp_path / "checkpoints.broken.2").mkdir()  # From an earlier time.
     with Store(folder, keep_last=3) as store:
         for step in (1, 2):
             store.save(step, state(step), {"seconds": float(step)}, metrics={})
@@ -142,7 +142,7 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, dama
         step, arrays, loop_state = store.restore_newest(targets(state(0)))
         assert step == 1 and loop_state == {"seconds": 1.0}
         assert_same_bits(arrays, state(1))
-        # The step can be saved again, and the broken files are still there to be looked at.
+        # The step can be saved again, and the broken files are kept for inspection.
         store.save(2, state(5), {}, metrics={})
     assert (tmp_path / "checkpoints.broken.2.2").is_dir()
     assert any("cannot be read" in record.message for record in caplog.records)
@@ -178,7 +178,7 @@ def flip(path, *, byte, bit):
 
 @pytest.mark.parametrize("flips", [2, campaign(100)])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, flips):
+def test_a_flipped_bit_is_detected_at_any_position(tmp_path, flips):
     split = NamedSharding(mesh_of(fsdp=2), PartitionSpec("fsdp"))
     saved = state(0)
     saved["params"]["a"]["kernel"] = jax.random.normal(jax.random.key(0), (64, 64))
@@ -195,7 +195,9 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, flips):
             try:
                 with Store(tmp_path, read_only=True) as store:
                     arrays, _ = store.restore(1, targets(saved, split))
-                assert_same_bits(arrays, saved)  # The bit was in a part that is not read.
+                assert_same_bits(
+                    arrays, saved
+                )  # The bit is in a part of the file that is not read.
             except CheckpointError as error:
                 errors.append(str(error))
             path.write_bytes(whole)
@@ -226,10 +228,10 @@ def test_reads_another_dtype_than_was_saved(tmp_path):
     saved = state(0)
     with Store(tmp_path) as store:
         store.save(1, saved, {}, metrics={})
-    wanted = targets(saved)
-    wanted["opt_state"][0]["mu"] = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+    requested = targets(saved)
+    requested["opt_state"][0]["mu"] = jax.ShapeDtypeStruct((8, 16), jnp.float32)
     with Store(tmp_path) as store:
-        arrays, _ = store.restore(1, wanted)
+        arrays, _ = store.restore(1, requested)
     mu = arrays["opt_state"][0]["mu"]
     assert mu.dtype == jnp.float32
     np.testing.assert_array_equal(mu, saved["opt_state"][0]["mu"].astype(jnp.float32))
@@ -258,7 +260,7 @@ def test_digests_are_equal_on_every_mesh_and_depend_on_each_bit_and_position():
             return jax.device_put(x, NamedSharding(on, PartitionSpec(*spec if fits else ())))
 
         assert digests(jax.tree.map(put, tree)) == want
-    # The definition, in whole numbers.
+    # The definition, in integers.
     bits = tree["kernel"].view(np.uint32).ravel().tolist()
     assert (
         want["kernel"] == sum(murmur(b ^ (i * 2_654_435_769)) for i, b in enumerate(bits)) % 2**32
@@ -297,7 +299,7 @@ print("NAMES", sorted(path.name for path in folder.iterdir()))
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("this user may not mount a small file system")
     script = tmp_path / "script.py"
@@ -322,7 +324,7 @@ def test_an_old_checkpoint_is_never_half_deleted_under_its_name(tmp_path, monkey
                 store.save(step, state(step), {}, metrics={})
             store.finish()
         assert store.steps() == [2]
-    assert not (tmp_path / ".deleted").exists()  # Leaving tidies up.
+    assert not (tmp_path / ".deleted").exists()  # Leaving the context deletes it.
     (tmp_path / ".deleted" / "1" / "params").mkdir(parents=True)
     with Store(tmp_path, read_only=True):
         assert (tmp_path / ".deleted" / "1").exists()
@@ -354,28 +356,28 @@ def rewrite_loop_state(folder, step, change):
     ids=["another number", "no digests"],
 )
 def test_a_changed_loop_state_is_detected(tmp_path, caplog, change, message):
-    wanted = saved_steps(tmp_path / "checkpoints", 1, 2)
+    requested = saved_steps(tmp_path / "checkpoints", 1, 2)
     rewrite_loop_state(tmp_path / "checkpoints", 2, change)
     with Store(tmp_path / "checkpoints") as store:
-        step, arrays, _ = store.restore_newest(wanted)
+        step, arrays, _ = store.restore_newest(requested)
     assert step == 1 and message in caplog.text
     assert_same_bits(arrays, state(1))
 
 
 def test_a_checkpoint_under_the_name_of_another_step_is_detected(tmp_path, caplog):
-    wanted = saved_steps(tmp_path / "checkpoints", 1, 2)
+    requested = saved_steps(tmp_path / "checkpoints", 1, 2)
     (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "7")
     with Store(tmp_path / "checkpoints") as store:
-        assert store.restore_newest(wanted)[0] == 1
+        assert store.restore_newest(requested)[0] == 1
     assert "it is of step 2" in caplog.text
 
 
 @pytest.mark.parametrize("item", ["params", "opt_state"])
 def test_a_checkpoint_that_lacks_an_item_is_broken(tmp_path, caplog, item):
-    wanted = saved_steps(tmp_path / "checkpoints", 1, 2)
+    requested = saved_steps(tmp_path / "checkpoints", 1, 2)
     shutil.rmtree(tmp_path / "checkpoints" / "2" / item)
     with Store(tmp_path / "checkpoints") as store:
-        assert store.restore_newest(wanted)[0] == 1
+        assert store.restore_newest(requested)[0] == 1
     assert f"{item} is missing" in caplog.text
     assert (tmp_path / "checkpoints.broken.2").is_dir()
 

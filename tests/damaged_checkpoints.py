@@ -17,7 +17,7 @@ from vit_jax.pretrained.exports import export
 
 HINTS = {"num_heads": 4, "image_size": 32}
 GOOGLE = {"gelu": "tanh", "posemb_resize": "bilinear_corners"}
-RAN = "THE_CODE_RAN"  # The file that hostile pickles would make.
+RAN = "THE_CODE_RAN"  # The file that hostile pickles would create.
 
 
 class Shelf:
@@ -35,14 +35,14 @@ class Shelf:
         return pathlib.Path(tempfile.mkdtemp(dir=self.folder)) / name
 
     def hf(self, **config) -> pathlib.Path:
-        """A folder of transformers, with keys of config.json changed."""
+        """Returns a folder of transformers with changed keys in config.json."""
         shutil.copytree(self.folder / "hf", copy := self.new("vit"))
         content = json.loads((copy / "config.json").read_text()) | config
         (copy / "config.json").write_text(json.dumps(content))
         return copy
 
     def timm(self, name: str = "model.safetensors", **changed) -> pathlib.Path:
-        """A bare file of timm's, with tensors changed; None: without it. Dots are written __."""
+        """Returns a bare file of timm with changed tensors; None removes one, __ is a dot."""
         tensors = load_file(self.folder / "timm/model.safetensors")
         tensors |= {key.replace("__", "."): array for key, array in changed.items()}
         tensors = {key: array for key, array in tensors.items() if array is not None}
@@ -50,14 +50,14 @@ class Shelf:
         return path
 
     def google(self, change: Callable[[dict], dict]) -> pathlib.Path:
-        """An archive of Google's, changed."""
+        """Returns a changed archive of Google."""
         with np.load(self.folder / "google.npz") as file:
             tensors = change(dict(file))
         np.savez(path := self.new("vit.npz"), **tensors)
         return path
 
     def mixer(self) -> pathlib.Path:
-        """An MLP-Mixer for 16x16 pixels in Google's names."""
+        """Returns an MLP-Mixer for 16x16 pixels in Google's names."""
         arrays = {"stem/kernel": (8, 8, 3, 6), "stem/bias": (6,), "head/kernel": (6, 2),
                   "head/bias": (2,)}  # fmt: skip
         for mlp, width in (("token_mixing", 4), ("channel_mixing", 6)):
@@ -73,13 +73,13 @@ class Shelf:
         return path
 
     def cut(self, path: pathlib.Path) -> pathlib.Path:
-        """The same file, half downloaded."""
+        """Returns a copy of a file that was downloaded by half."""
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         return path
 
     def pickled(self) -> pathlib.Path:
-        """A PyTorch file that runs a command when it is unpickled."""
+        """Returns a PyTorch file that executes a command when it is unpickled."""
 
         class Code:
             def __reduce__(self):
@@ -108,7 +108,7 @@ def beside(shelf: Shelf) -> pathlib.Path:
 
 
 def swapped(shelf: Shelf) -> pathlib.Path:
-    """A folder of transformers whose weights were overwritten by timm's."""
+    """Returns a folder of transformers whose weights are those of a timm model."""
     folder = shelf.hf()
     shutil.copy(shelf.timm(), folder / "model.safetensors")
     return folder

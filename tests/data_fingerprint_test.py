@@ -80,8 +80,8 @@ def test_a_changed_folder_is_refused_with_the_difference(trained, tmp_path, chan
         message = str(error.value)
         assert re.search(r"fingerprint: '[0-9a-f]{32}' -> '[0-9a-f]{32}'", message)
         assert re.search(SAYS[change], message), message
-        assert "files were added, taken away, renamed or moved" in message
-        assert "Put them back, and the run goes on exactly." in message
+        assert "files were added, removed, renamed or moved" in message
+        assert "Restore them, and the run continues exactly." in message
         assert "--allow_config_change" in message
     finally:
         shutil.rmtree(trained / "images")

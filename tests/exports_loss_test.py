@@ -1,4 +1,4 @@
-"""The loss of a head, softmax or sigmoid, travels with a checkpoint, and so do probabilities."""
+"""Exports state the loss of a head, softmax or sigmoid, so probabilities are the same."""
 
 import dataclasses
 import json
@@ -33,8 +33,8 @@ def model(loss, **changes):
     return dataclasses.replace(pretrained, loss=loss)
 
 
-def shown(checkpoint, image, **how):
-    (loaded,) = predict(checkpoint, [str(image)], **how)
+def shown(checkpoint, image, **options):
+    (loaded,) = predict(checkpoint, [str(image)], **options)
     return dict(zip(loaded.classes, loaded.probabilities, strict=True))
 
 
@@ -50,14 +50,14 @@ def probabilities(pretrained, image):
 
 @pytest.mark.parametrize("loss", [SIGMOID, SOFTMAX])
 @pytest.mark.parametrize("to", ["hf", "timm", "orbax"])
-def test_exports_say_the_loss(to, loss, image, tmp_path):
+def test_exports_state_the_loss(to, loss, image, tmp_path):
     pretrained = model(loss)
     export(pretrained, tmp_path / "vit", to=to, change_numerics=True)
     loaded = load_pretrained(tmp_path / "vit")
     assert loaded.loss == loss
     again = shown(tmp_path / "vit", image)
-    wanted = dict(zip(LABELS, probabilities(loaded, image), strict=True))
-    assert again == pytest.approx(wanted, abs=1e-5)
+    expected = dict(zip(LABELS, probabilities(loaded, image), strict=True))
+    assert again == pytest.approx(expected, abs=1e-5)
     assert (sum(again.values()) == pytest.approx(1, abs=1e-4)) == (loss == SOFTMAX)
     assert ("a sigmoid each" in inspect(str(tmp_path / "vit"))) == (loss == SIGMOID)
 
@@ -93,16 +93,16 @@ def test_a_regression_has_no_probabilities(image, tmp_path):
     config = json.loads((tmp_path / "vit/config.json").read_text())
     assert config["problem_type"] == "regression"
     assert load_pretrained(tmp_path / "vit").loss == ""
-    with pytest.raises(CheckpointError, match="head is a regression's"):
+    with pytest.raises(CheckpointError, match="head is for regression"):
         shown(tmp_path / "vit", image)
-    with pytest.raises(CheckpointError, match="head is a regression's"):
+    with pytest.raises(CheckpointError, match="head is for regression"):
         export(load_pretrained(tmp_path / "vit"), tmp_path / "run", to="orbax")
     (tmp_path / "vit/config.json").write_text(json.dumps(config | {"problem_type": "multilabel"}))
     with pytest.raises(CheckpointError, match=r"problem_type='multilabel'.*multi_label"):
         load_pretrained(tmp_path / "vit")
 
 
-def test_a_regression_travels_through_a_bare_file_with_a_hint(tmp_path):
+def test_a_regression_in_a_bare_file_needs_a_hint(tmp_path):
     (note,) = export(
         model("", gelu="tanh", posemb_resize="bilinear_corners"), tmp_path / "vit.npz", to="google"
     )
@@ -111,7 +111,7 @@ def test_a_regression_travels_through_a_bare_file_with_a_hint(tmp_path):
     assert load_pretrained(tmp_path / "vit.npz", hints=hints).loss == ""
 
 
-def test_a_hint_does_not_go_before_config_json(tmp_path):
+def test_config_json_has_precedence_over_a_hint(tmp_path):
     export(model(SIGMOID), tmp_path / "vit", to="hf")
     assert load_pretrained(tmp_path / "vit", hints={"loss": SIGMOID}).loss == SIGMOID
     for loss in (SOFTMAX, "regression"):
@@ -120,7 +120,7 @@ def test_a_hint_does_not_go_before_config_json(tmp_path):
 
 
 def test_a_single_class_of_a_softmax_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="a sigmoid of a single class"):
+    with pytest.raises(CheckpointError, match="a sigmoid to a single class"):
         export(model(SOFTMAX, num_classes=1), tmp_path / "vit", to="hf")
     export(model(SIGMOID, num_classes=1), tmp_path / "vit", to="hf")
 

@@ -1,4 +1,4 @@
-"""Exported preprocessing: the library's own code gives our pixels, or the export is refused."""
+"""Exported preprocessing: the library computes the same pixels, or the export is refused."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from vit_jax.pretrained.preprocess import Preprocess, from_hf, from_timm, publis
 
 pytestmark = pytest.mark.medium
 
-LEVEL = 1.01 / 255  # Of 256, and some rounding.
+LEVEL = 1.01 / 255  # One of 256 levels, with some rounding.
 
 
 @pytest.fixture(scope="module")
@@ -25,27 +25,27 @@ def odd(tmp_path_factory):
     return odd_images.write(tmp_path_factory.mktemp("odd"))
 
 
-def decode(**how):
-    return {"op": "decode", **how}
+def decode(**options):
+    return {"op": "decode", **options}
 
 
-def squash(size=None, **how):
-    return {"op": "resize", **how} | ({"size": size} if size else {})
+def squash(size=None, **options):
+    return {"op": "resize", **options} | ({"size": size} if size else {})
 
 
-def small(size=None, **how):
-    how = {"long_side": "down", **how}
-    return {"op": "resize_small", **how} | ({"size": size} if size else {})
+def small(size=None, **options):
+    options = {"long_side": "down", **options}
+    return {"op": "resize_small", **options} | ({"size": size} if size else {})
 
 
-def crop(size=None, **how):
-    return {"op": "center_crop", **how} | ({"size": size} if size else {})
+def crop(size=None, **options):
+    return {"op": "center_crop", **options} | ({"size": size} if size else {})
 
 
 RANGE = {"op": "value_range"}
 HALF_EVEN = {"offset": "half_even"}
 SIZE = (16, 16)
-# What both libraries can express; timm's images are not turned and its crops rounded half to even.
+# Both libraries can express these; timm ignores EXIF and rounds the crop's offset half to even.
 BOTH = {
     "sizes left out": (SIZE, squash(), RANGE),
     "bicubic": (SIZE, squash(16, method="bicubic"), RANGE),
@@ -82,19 +82,19 @@ def exported(to, preprocess):
 
 
 def library(to, content, folder, notes=()):
-    """The library's own preprocessing; with Pillow where the notes of the export say so."""
+    """Returns the library's preprocessing; with Pillow if a note of the export requires it."""
     if to == "hf":
-        how = {"backend": "pil"} if any('backend="pil"' in note for note in notes) else {}
-        return odd_images.by_transformers(content, folder, **how)
+        options = {"backend": "pil"} if any('backend="pil"' in note for note in notes) else {}
+        return odd_images.by_transformers(content, folder, **options)
     return odd_images.by_timm(content)
 
 
-def apart(preprocess, prepare, content, files):
-    """The largest difference in an image, in units of white minus black."""
+def largest_difference(preprocess, prepare, content, files):
+    """Returns the largest difference in an image, in units of white minus black."""
     std = np.array(content.get("image_std", content.get("std")))
     largest = 0.0
     for name, path in files.items():
-        if name == "gray16.png":  # Pillow turns it white before either library sees it.
+        if name == "gray16.png":  # Pillow converts it to white before either library gets it.
             continue
         ours, theirs = preprocess([path])[0], prepare(path)
         assert ours.shape == theirs.shape, name
@@ -103,12 +103,12 @@ def apart(preprocess, prepare, content, files):
 
 
 @pytest.mark.parametrize(("to", "name"), CASES)
-def test_the_library_gives_our_pixels(to, name, odd, tmp_path):
+def test_the_library_computes_the_same_pixels(to, name, odd, tmp_path):
     size, *ops = (HF if to == "hf" else TIMM)[name]
     preprocess = Preprocess((decode(exif=to == "hf"), *ops), size)
     content, reasons = exported(to, preprocess)
     assert not reasons.impossible and not reasons.approximate
-    assert apart(preprocess, library(to, content, tmp_path), content, odd) <= LEVEL
+    assert largest_difference(preprocess, library(to, content, tmp_path), content, odd) <= LEVEL
     content = json.loads(json.dumps(content))
     again = from_hf(content, image_size=size) if to == "hf" else from_timm(content)
     again = Preprocess(again, size)
@@ -121,11 +121,11 @@ def test_large_bicubic_images_are_pillows_and_the_note_says_so(side, odd, tmp_pa
     preprocess = Preprocess((decode(), squash(method="bicubic"), RANGE), (side, side))
     content, reasons = to_hf(preprocess, processor="ViT")
     prepare = library("hf", content, tmp_path, reasons.notes)
-    assert apart(preprocess, prepare, content, odd) < 1e-6
-    assert "torchvision resizes bicubic a level or two beside Pillow" in reasons.notes[0]
+    assert largest_difference(preprocess, prepare, content, odd) < 1e-6
+    assert "torchvision differs by a level or two from Pillow" in reasons.notes[0]
     preprocess = Preprocess((decode(), squash(), RANGE), (side, side))
     content, reasons = to_hf(preprocess, processor="ViT")
-    assert apart(preprocess, library("hf", content, tmp_path), content, odd) <= LEVEL
+    assert largest_difference(preprocess, library("hf", content, tmp_path), content, odd) <= LEVEL
     assert not reasons.notes
 
 
@@ -134,7 +134,12 @@ def test_a_crop_alone_is_cut_by_transformers_too(odd, tmp_path):
     content, reasons = to_hf(preprocess, processor="ViT")
     large = {name: odd[name] for name in ("ordinary.png", "gray.png", "palette.gif", "turned.jpg")}
     assert content["do_resize"] is False and not reasons.approximate
-    assert apart(preprocess, odd_images.by_transformers(content, tmp_path), content, large) < 1e-6
+    assert (
+        largest_difference(
+            preprocess, odd_images.by_transformers(content, tmp_path), content, large
+        )
+        < 1e-6
+    )
     assert "smaller than the crop" in reasons.notes[0]
     with pytest.raises(DataError, match="center_crop needs 16x16"):
         preprocess([odd["tiny.png"]])
@@ -165,7 +170,7 @@ REFUSED = {
 }  # fmt: skip
 APPROXIMATE = {
     "not antialiased": (("hf", "timm"), (decode(), squash(antialias=False), RANGE), "antialias"),
-    "nearest": (("hf", "timm"), (decode(), squash(method="nearest"), RANGE), "has a tie"),
+    "nearest": (("hf", "timm"), (decode(), squash(method="nearest"), RANGE), "for ties"),
     "not rounded": (("timm",), (decode(), squash(rounding="none"), RANGE), "256 levels"),
     "longer side": (
         ("hf", "timm"), (decode(), small(long_side="nearest"), crop(), RANGE), "long_side",
@@ -197,22 +202,22 @@ def test_exports_with_other_pixels_are_refused(name, tmp_path):
 
 
 def random_transforms(rng):
-    """A random pipeline of legal operations, sizes and options."""
+    """Returns a random pipeline of valid operations, sizes and options."""
     pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
     size = (int(rng.integers(4, 25)), int(rng.integers(4, 25))) if rng.random() < 0.4 else (16, 16)
     larger = tuple(side + int(rng.integers(0, 6)) for side in size)
-    how = {"method": pick("nearest", "bilinear", "bilinear", "bicubic", "area")}
-    how |= {"rounding": "none"} if rng.random() < 0.2 else {}
-    how |= {"antialias": False} if rng.random() < 0.1 else {}
+    options = {"method": pick("nearest", "bilinear", "bilinear", "bicubic", "area")}
+    options |= {"rounding": "none"} if rng.random() < 0.2 else {}
+    options |= {"antialias": False} if rng.random() < 0.1 else {}
     cut = [crop(size, offset=pick("down", "half_even"))]
     padded = [{"op": "pad", "size": size}, *cut]
     ops = pick(
-        [squash(size, **how)],
-        [squash(larger, **how), *cut],
-        [small(max(larger), **how), *cut],
-        [small(larger, long_side=pick("down", "nearest"), **how), *cut],
+        [squash(size, **options)],
+        [squash(larger, **options), *cut],
+        [small(max(larger), **options), *cut],
+        [small(larger, long_side=pick("down", "nearest"), **options), *cut],
         padded,
-        [squash(tuple(side // 2 + 1 for side in size), **how), *padded],
+        [squash(tuple(side // 2 + 1 for side in size), **options), *padded],
     )
     low = float(rng.normal())
     mean, std = rng.uniform(0, 1, 3).tolist(), rng.uniform(0.1, 1, 3).tolist()
@@ -229,7 +234,7 @@ def random_transforms(rng):
     [(range(60), 4), pytest.param(range(60, 4000), 200, marks=[pytest.mark.campaign])],
 )
 def test_random_pipelines(odd, tmp_path, seeds, least):
-    """Those that a library can express give our pixels there."""
+    """Pipelines that a library can express give the same pixels there."""
     files = {name: odd[name] for name in ("ordinary.png", "wide.png", "turned.jpg")}
     counts = {"hf": 0, "timm": 0}
     for seed in seeds:
@@ -240,10 +245,10 @@ def test_random_pipelines(odd, tmp_path, seeds, least):
             if reasons.impossible or reasons.approximate:
                 continue
             if to == "hf" and len(reasons.notes) == 2:
-                continue  # Pillow is needed, with which transformers pads on the other side.
+                continue  # It needs Pillow, with which transformers pads on the other side.
             counts[to] += 1
             prepare = library(to, content, tmp_path, reasons.notes)
-            difference = apart(preprocess, prepare, content, files)
+            difference = largest_difference(preprocess, prepare, content, files)
             assert difference <= LEVEL, (seed, to, transforms)
     assert min(counts.values()) >= least, counts
 
@@ -268,8 +273,8 @@ FAMILIES = {
 def test_a_folder_without_a_processor_gets_that_of_its_family(model_type):
     content = published_processor(model_type, image_size=SIZE)
     ops, last = FAMILIES[model_type]
-    wanted = compose((decode(), *ops, last), image_size=SIZE).ops
-    assert compose(from_hf(content, image_size=SIZE), image_size=SIZE).ops == wanted
+    expected = compose((decode(), *ops, last), image_size=SIZE).ops
+    assert compose(from_hf(content, image_size=SIZE), image_size=SIZE).ops == expected
 
 
 def test_dinov2_without_a_processor_is_evaluated_at_224():
@@ -289,7 +294,7 @@ def test_a_processor_without_a_name_is_of_the_class_of_its_family(model_type, od
     prepare = odd_images.by_transformers(content, tmp_path)
     std = {"image_std": [1.0] * 3}
     few = {name: odd[name] for name in ("ordinary.png", "tiny.png")}
-    assert apart(Preprocess(preprocess, size), prepare, std, few) <= LEVEL / 0.224
+    assert largest_difference(Preprocess(preprocess, size), prepare, std, few) <= LEVEL / 0.224
 
 
 def change_json(path, **changes):

@@ -24,7 +24,7 @@ from vit_jax.pretrained.load import load_pretrained
 from vit_jax.pretrained.preprocess import from_hf
 from vit_jax.pretrained.verification import fixtures, load_fixture
 
-pytestmark = pytest.mark.slow  # Minutes in all.
+pytestmark = pytest.mark.slow  # Takes minutes.
 
 GOLDENS = SHARED / "goldens"
 FIXTURES = {f["id"]: f for f in fixtures(GOLDENS)} if GOLDENS.is_dir() else {}
@@ -48,46 +48,46 @@ REFUSED = {
 
 @functools.cache
 def golden(name):
-    """A golden's model and its inputs."""
+    """Returns a golden's model and its inputs."""
     fixture = FIXTURES[name]
     with np.load(fixture["folder"] / fixture["inputs"]) as file:
         return load_fixture(fixture), file["image"]
 
 
-def written(pretrained, path, to, **how):
-    """Whether the format can say the model; if only with other numerics, it is written so."""
+def written(pretrained, path, to, **options):
+    """Returns whether the format can express the model, with --change_numerics if needed."""
     try:
-        export(pretrained, path, to=to, **how)
+        export(pretrained, path, to=to, **options)
     except CheckpointError as error:
         if "--change_numerics" not in str(error):
             assert f"--to={to}" in str(error) and not list(path.parent.glob(f"{path.name}*"))
             return False
-        export(pretrained, path, to=to, change_numerics=True, **how)
+        export(pretrained, path, to=to, change_numerics=True, **options)
     return True
 
 
 def again(pretrained, path, to):
-    """The export, read; with what a bare file does not tell."""
+    """Loads an export, with hints that a bare file needs."""
     bare = to in ("google", "big_vision") and hasattr(pretrained.config, "grid")
     hints = {"image_size": pretrained.config.image_size} if bare else {}
     return load_pretrained(path, hints=hints)
 
 
 def same(a, b):
-    """Whether two trees have the same bits."""
+    """Returns whether two trees have the same bits."""
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
         np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
 
 
 def one_of_each(pairs, kind):
-    """The first pair of each `kind(*pair)`; the others run in the campaign."""
+    """Keeps the first pair of each `kind(*pair)`; the others run in the campaign."""
     kinds = [kind(*pair) for pair in pairs]
     return [pair if kinds.index(kinds[i]) == i else campaign(*pair) for i, pair in enumerate(pairs)]
 
 
 def family_and_format(to, name):
-    """What a pair of a format and a golden stands for: `name` is the golden's family/model."""
+    """Returns the kind of a pair of a format and a golden; `name` is family/model of the golden."""
     return name.partition("/")[0], to, name in REFUSED.get(to, ())
 
 
@@ -116,12 +116,12 @@ def test_round_trips_have_the_same_bits(name, to, tmp_path):
 
 
 def from_transformers(folder):
-    """A model of transformers, to the last tensor; what it gives; and which weights it made up."""
+    """Loads a model of transformers; returns its outputs and the weights that it initialised."""
     transformers = reference("transformers")
     config = json.loads((folder / "config.json").read_text())
     kind = getattr(transformers, config["architectures"][0])
     model, info = kind.from_pretrained(folder, output_loading_info=True)
-    # A ViTModel has a pooler, whether its checkpoint has one or not.
+    # A ViTModel has a pooler even if its checkpoint has none.
     made_up = set(info.pop("missing_keys"))
     assert made_up <= {"pooler.dense.weight", "pooler.dense.bias"} and not any(info.values())
     names = {"logits": "logits", "last_hidden_state": "tokens"}
@@ -136,7 +136,7 @@ def from_transformers(folder):
 
 
 def from_timm(folder):
-    """A model of timm's, and what it gives."""
+    """Loads a model of timm, and returns its outputs."""
     model = reference("timm").create_model(f"local-dir:{folder}", pretrained=True)
     return model.eval(), lambda logits: {"logits": logits}
 
@@ -145,12 +145,12 @@ LIBRARIES = {"hf": from_transformers, "timm": from_timm}
 
 
 def check_library(folder, to, loaded, images):
-    """The library's outputs are those of the model that is read here, to its own noise."""
+    """Checks that the library's outputs equal those of the model here, within its noise floor."""
     model, read = LIBRARIES[to](folder)
-    wanted, allowed = reference_outputs(model, images, read)
+    expected, allowed = reference_outputs(model, images, read)
     ours = outputs(loaded, images)
-    assert wanted
-    for name, array in wanted.items():
+    assert expected
+    for name, array in expected.items():
         difference = np.abs(ours[name] - array).max()
         print(f"{folder.name} {to} {name}: {difference:.1e}, allowed {allowed[name]:.1e}")
         assert difference <= allowed[name], name
@@ -183,7 +183,7 @@ SHAPES = {
 }
 
 
-# Each shape in one format, each format with one or two shapes, and in all formats no square.
+# Each shape runs in one format, each format with one or two shapes; "no square" runs in all.
 @pytest.mark.parametrize(
     ("to", "shape"),
     [
@@ -202,7 +202,7 @@ def test_any_shape(shape, to, tmp_path):
     assert written(pretrained, path, to)
     loaded = again(pretrained, path, to)
     assert loaded.config.image_size == pretrained.config.image_size
-    if shape == "one by one":  # It is read as a stack.
+    if shape == "one by one":  # It is loaded as stacked blocks.
         ours, theirs = outputs(loaded, images)["logits"], outputs(pretrained, images)["logits"]
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     else:
@@ -265,7 +265,7 @@ def test_shards_are_read_by_transformers(tmp_path, monkeypatch):
 
 
 def photograph(height=60, width=80):
-    """A smooth image with some noise, as photographs have."""
+    """Returns a smooth image with some noise, like a photograph."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width] / 20
     waves = np.stack([np.sin(y + x), np.cos(x), np.sin(2 * y)], axis=-1)
@@ -282,7 +282,7 @@ def photograph(height=60, width=80):
     ],
 )
 def test_images_are_prepared_the_same(family, to, tmp_path):
-    # Of these sides both libraries round the corner of the crop to the same pixel.
+    # For these sides both libraries round the corner of the crop to the same pixel.
     size = {"image_size": (40, 40)}
     pretrained = tiny(family="timm" if family == "hf's own" else family, **size)
     if family == "hf's own":
@@ -301,30 +301,30 @@ def test_images_are_prepared_the_same(family, to, tmp_path):
         transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
         theirs = transform(image).numpy().transpose(1, 2, 0)
     ours = pretrained.preprocess([image])[0]
-    level = 1 / 255 / 0.224  # One of 256, by the smallest deviation.
+    level = 1 / 255 / 0.224  # One of 256 levels, divided by the smallest standard deviation.
     assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1.01 * level
     again = load_pretrained(tmp_path / "vit").preprocess([image])[0]
     assert np.abs(again - theirs).max() <= 1.01 * level
 
 
 @pytest.mark.parametrize("to", ["hf", "timm", "orbax"])
-def test_names_of_classes_travel(to, tmp_path):
+def test_class_names_are_exported(to, tmp_path):
     names = ("tench, Tinca tinca", 'a "quoted" one', "Zürich", "雪", "")
     assert written(tiny(labels=names), tmp_path / "vit", to)
     assert load_pretrained(tmp_path / "vit").labels == names
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("options", "message"),
     [
         ({"to": "pt"}, "there is no such format. Accepted: hf, timm"),
         ({"to": "onnx", "dtype": "bfloat16"}, "--to=onnx writes float32 only"),
     ],
 )
-def test_invalid_targets_are_refused(how, message, tmp_path):
+def test_invalid_targets_are_refused(options, message, tmp_path):
     with pytest.raises(VitJaxError, match=message):
-        export(tiny(), tmp_path / "x", **how)
-    with pytest.raises(VitJaxError, match="gs://bucket/x: --to=hf writes on this machine"):
+        export(tiny(), tmp_path / "x", **options)
+    with pytest.raises(VitJaxError, match="gs://bucket/x: --to=hf writes local files only"):
         export(tiny(), "gs://bucket/x", to="hf")
     assert not any(tmp_path.iterdir())
 

@@ -40,7 +40,7 @@ def asked(table, **question):
 def test_a_group_at_chance_is_named_and_the_others_are_fitted(chance):
     result, figures = asked(groups(a=Y, b=np.full(6, chance), c=2 * Y), group=("model",))
     a, b, c = result["groups"]
-    assert b["error"].startswith(f"y is {chance:g} in all rows: nothing can be learned")
+    assert b["error"].startswith(f"y is {chance:g} in all rows, so its dependence")
     for entry in (a, c):
         assert entry["params"]["c"]["low"] < -0.3 < entry["params"]["c"]["high"]
     assert [fitted["over"] for fitted in result["crossings"]] == ["c"]
@@ -81,7 +81,7 @@ def test_an_accuracy_is_warned_of_and_its_error_is_fitted(scale, whole):
     result, _ = asked(table, y="test/top1", group=("model",))
     warning = result["rows"][-1]
     assert warning.startswith("Warning: test/top1 grows with x in 2 of 2 groups: it is most likely")
-    assert warning.endswith(f"ask for --y={whole}-test/top1.")
+    assert warning.endswith(f"For the error, use --y={whole}-test/top1.")
     proposed = f"{whole}-test/top1"
     result, figures = asked(table, y=proposed, where=("model=a",))
     assert not any("Warning" in line for line in result["rows"])

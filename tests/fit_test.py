@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.fit import fit
 from vit_jax.scaling import report
-from vit_jax.scaling.answer import parts
+from vit_jax.scaling.answer import group_data
 from vit_jax.scaling.query import groups
 from vit_jax.scaling.question import NAMES, Question
 from vit_jax.scaling.study import study
@@ -187,11 +187,11 @@ def test_the_arms_of_a_star(tmp_path):
         ({"law": "power", "budgets": (1.0,)}, ConfigError, "--budget is for the law chinchilla"),
         ({"law": "isoflop", "hold_back": ("Loss>1",)}, ConfigError, "fit chinchilla to judge"),
         ({"predict": (1.0, np.inf)}, ConfigError, "--predict=1,inf: write numbers above 0"),
-        ({"columns": {"n": "Loss"}}, ConfigError, "--n=Loss: the law auto has no input n, but x"),
+        ({"columns": {"n": "Loss"}}, ConfigError, "--n=Loss: the law auto has no input n, only x"),
         (
             {"law": "power", "y": "Loss", "columns": {"x": "model"}},
             ConfigError,
-            "The column \"model\" is not one of numbers: it has 'a' in row 1",
+            "The column \"model\" is not numeric: it has 'a' in row 1",
         ),
         (
             {"law": "power", "y": "Loss", "columns": {"x": "Loss"}, "where": ("Loss>1000",)},
@@ -222,8 +222,8 @@ def test_a_group_of_fewer_runs_than_parameters_is_named(tmp_path):
     text, result, _ = asked(table, **question)
     a, b = result["groups"]
     assert a["params"]["c"]["low"] < -0.3 < a["params"]["c"]["high"]
-    assert b["error"].startswith("2 clusters cannot say how sure the 2 parameters of power are")
-    assert "2 clusters cannot say" in text
+    assert b["error"].startswith("2 clusters are too few how sure the 2 parameters of power are")
+    assert "2 clusters are too few" in text
 
 
 @pytest.mark.parametrize("flops", ["unknown", 0])
@@ -237,7 +237,7 @@ def test_unknown_compute_is_six_flops_for_a_parameter_and_example(flops):
         "total_train_flops": np.array([flops] * len(n)),
     }
     (group,) = groups(table, np.arange(len(n)), ())
-    (part,) = parts(table, group, np.zeros(len(n), bool), Question(law="chinchilla"))
+    (part,) = group_data(table, group, np.zeros(len(n), bool), Question(law="chinchilla"))
     assert part.flops_per == 6
 
 

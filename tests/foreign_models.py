@@ -23,21 +23,21 @@ class Made(NamedTuple):
       path: of the file or folder.
       hints: for `load_pretrained`.
       images: float32 [b, h, w, c].
-      wanted: its outputs, computed in float64, by our names.
+      expected: its outputs, computed in float64, by our names.
       allowed: ten times the float32 noise of each.
-      what: the class and its arguments.
+      description: the class and its arguments.
     """
 
     path: pathlib.Path
     hints: dict[str, Any]
     images: np.ndarray
-    wanted: dict[str, np.ndarray]
+    expected: dict[str, np.ndarray]
     allowed: dict[str, float]
-    what: str
+    description: str
 
 
 def make(library: str, seed: int, folder: pathlib.Path) -> Made:
-    """The random model of a seed.
+    """Returns the random model of a seed.
 
     Args:
       library: timm_bare, timm_folder or transformers.
@@ -46,7 +46,7 @@ def make(library: str, seed: int, folder: pathlib.Path) -> Made:
     """
     rng = np.random.default_rng(seed)
     maker = {"transformers": _transformers}.get(library, functools.partial(_timm, library))
-    for _ in range(50):  # Some drawn arguments do not go together.
+    for _ in range(50):  # Some drawn arguments are incompatible.
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -57,21 +57,21 @@ def make(library: str, seed: int, folder: pathlib.Path) -> Made:
 
 
 def _pick(rng, *choices, p=0.5):
-    """The first choice with probability p, else one of the others."""
+    """Returns the first choice with probability p, else one of the others."""
     if rng.random() < p or len(choices) == 1:
         return choices[0]
     return choices[1 + rng.integers(len(choices) - 1)]
 
 
 def _size(rng, patch):
-    """A square or another grid of patches, and the image's size in pixels."""
+    """Returns a square or other grid of patches, and the image size in pixels."""
     grid = _pick(rng, (2, 2), (3, 3), (2, 4), (4, 2))
     return tuple(int(g * p) for g, p in zip(grid, patch, strict=True))
 
 
 # ------------------------------------------------------------------------------------------ timm
 
-# Names of timm's activations -> what of a hint says the same, plain and with a gate.
+# Names of timm's activations -> the equivalent hints, for a plain and for a gated MLP.
 _ACTIVATIONS = {
     None: ({"gelu": "erf", "mlp": "gelu"}, {"gelu": "erf", "mlp": "geglu"}),
     "gelu_tanh": ({"gelu": "tanh", "mlp": "gelu"}, {"gelu": "tanh", "mlp": "geglu"}),
@@ -82,7 +82,7 @@ _ACTIVATIONS = {
 
 
 def _common(rng) -> dict[str, Any]:
-    """Arguments that all of timm's classes have."""
+    """Returns arguments that all of timm's classes have."""
     heads = int(rng.integers(1, 4))
     patch = _pick(rng, (8, 8), (4, 8))
     size = _size(rng, patch)
@@ -107,12 +107,12 @@ def _common(rng) -> dict[str, Any]:
 
 
 def _pool(rng, usual, *others):
-    """Mostly one that a model of ours has."""
+    """Returns an activation, mostly one that vit_jax supports."""
     return _pick(rng, _pick(rng, usual, "token", "avg", "map", p=0.3), *others, p=0.85)
 
 
 def _vit(rng) -> dict[str, Any]:
-    """Arguments of VisionTransformer."""
+    """Returns arguments of VisionTransformer."""
     return _common(rng) | {
         "global_pool": _pool(rng, "token", "avgmax", "max", "prr", ""),
         "scale_attn_norm": _pick(rng, False, True, p=0.85),
@@ -132,7 +132,7 @@ def _vit(rng) -> dict[str, Any]:
 
 
 def _classes_of_vit(rng) -> dict[str, Any]:
-    """Arguments of VisionTransformer that are classes, which no config.json holds."""
+    """Returns arguments of VisionTransformer that are classes, which no config.json can hold."""
     reference("timm")
     from timm.layers import Mlp, SwiGLU, SwiGLUPacked
     from timm.models import vision_transformer as vit
@@ -147,7 +147,7 @@ def _classes_of_vit(rng) -> dict[str, Any]:
 
 
 def _eva(rng) -> dict[str, Any]:
-    """Arguments of Eva."""
+    """Returns arguments of Eva."""
     return _common(rng) | {
         "global_pool": _pool(rng, "avg", "avgmax", "max", ""),
         "qkv_fused": _pick(rng, True, False),
@@ -209,13 +209,13 @@ def _name(layer) -> str:
 
 
 def _drop_some(rng, arguments):
-    """A user gives only some of the arguments."""
+    """Returns some of the arguments, as a user passes them."""
     sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes")
     return {k: v for k, v in arguments.items() if k in sizes or rng.random() < 0.4}
 
 
 def _hints_of(arguments, hidden, kind, *, gated, eps) -> dict[str, Any]:
-    """All that the tensors do not tell, as far as there is a hint for it; else one that is none."""
+    """Returns hints for what the tensors do not show; an unknown hint where none exists."""
     eva = kind == "Eva"
     plain, with_gate = _ACTIVATIONS[arguments.get("act_layer")]
     if eva and gated:
@@ -265,13 +265,13 @@ def _save(model, path, *, wrapper):
 
 
 def _saved(timm, folder, name, arguments, kind) -> Made:
-    """A folder as timm writes it."""
+    """Writes a folder as timm does."""
     model = randomise(timm.create_model(name, pretrained=False, **arguments))
     timm.models._hub.save_for_hf(model, folder, safe_serialization=True)
     return _made(folder, {}, model, arguments, f"{name} ({kind})")
 
 
-def _made(path, hints, model, arguments, what) -> Made:
+def _made(path, hints, model, arguments, description) -> Made:
     size = arguments["img_size"]
     size = (size, size) if isinstance(size, int) else size
     channels = arguments.get("in_chans", 3)
@@ -282,10 +282,10 @@ def _made(path, hints, model, arguments, what) -> Made:
         return {"tokens": tokens, "logits": module.forward_head(tokens)}
 
     headless = hasattr(model, "dist_token") and not model.num_classes
-    # Without heads timm's mean of both tokens is of no model that was ever published.
+    # Without heads timm returns the mean of both tokens, which no published model uses.
     read = (lambda found: {"tokens": found["tokens"]}) if headless else (lambda found: found)
-    wanted, allowed = outputs(_calling(model, forward), images, read)
-    return Made(path, hints, images, wanted, allowed, f"{what} {arguments}")
+    expected, allowed = outputs(_calling(model, forward), images, read)
+    return Made(path, hints, images, expected, allowed, f"{description} {arguments}")
 
 
 # ---------------------------------------------------------------------------------- transformers
@@ -347,7 +347,7 @@ def _hf_arguments(rng, family) -> dict[str, Any]:
     more |= {"ViT": pooled, "DeiT": pooled, "IJepa": pooled, "Siglip": more["SiglipVision"]}
     registers = {"num_register_tokens": _pick(rng, 4, 1, 0)}
     more["Dinov2WithRegisters"] = more["Dinov2"] | registers
-    # What a config's class does not know it would keep as it is.
+    # A config class stores unknown keys unchanged.
     return arguments | more.get(family, {})
 
 
@@ -371,24 +371,24 @@ def _transformers(rng, folder) -> Made:
     if rng.random() < 0.3:
         (folder / "model.safetensors").unlink()
         torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    if rng.random() < 0.3:  # Only what differs from the class's defaults, as old files have it.
+    if rng.random() < 0.3:  # Only differences from the class's defaults, as in old files.
         content = json.loads((folder / "config.json").read_text())
         slim = config.to_diff_dict() | {k: content[k] for k in ("model_type", "architectures")}
         (folder / "config.json").write_text(json.dumps(slim))
     size = np.broadcast_to(arguments["image_size"], 2).tolist()
     shape = (2, *size, arguments["num_channels"])
     images = np.random.default_rng(5).standard_normal(shape, np.float32)
-    if family == "ViTMAE":  # All patches, in their order.
+    if family == "ViTMAE":  # Without masking and shuffling.
         encoder = getattr(model, "vit", model)
         noise = torch.arange(encoder.embeddings.patch_embeddings.num_patches).expand(2, -1)
         model = _calling(encoder, lambda module, x: module(x, noise=noise.to(x.dtype)))
 
-    wanted, allowed = outputs(model, images, transformers_outputs)
-    return Made(path, {}, images, wanted, allowed, f"{family}{head} {arguments}")
+    expected, allowed = outputs(model, images, transformers_outputs)
+    return Made(path, {}, images, expected, allowed, f"{family}{head} {arguments}")
 
 
 def _calling(module, forward):
-    """A module of PyTorch that gives `forward(module, x)`."""
+    """Returns a PyTorch module that computes `forward(module, x)`."""
     import torch
 
     class Calling(torch.nn.Module):

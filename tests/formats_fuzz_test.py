@@ -1,4 +1,4 @@
-"""Random legal models of timm and transformers are loaded equal, or refused; see foreign_models.
+"""Random models of timm and transformers give equal outputs or are refused; see foreign_models.
 
 python -m tests.formats_fuzz_test [SEEDS]      the outcomes of 300 or SEEDS models, counted
 """
@@ -22,7 +22,7 @@ LIBRARIES = ("timm_bare", "timm_folder", "transformers")
 
 
 def outcome(made: Made) -> str:
-    """Returns equal, different or refused, and why."""
+    """Returns "equal", "different" or "refused", and the reason."""
     try:
         pretrained = load_pretrained(made.path, hints=made.hints)
     except VitJaxError as error:
@@ -30,10 +30,13 @@ def outcome(made: Made) -> str:
     with jax.default_matmul_precision("highest"), jax.disable_jit(False):
         logits, intermediates = pretrained.model.apply({"params": pretrained.params}, made.images)
     ours = {"logits": logits, **intermediates}
-    for name, wanted in made.wanted.items():
+    for name, expected in made.expected.items():
         array = np.asarray(ours[name])
-        if array.shape != wanted.shape or not np.abs(array - wanted).max() <= made.allowed[name]:
-            far = np.abs(array - wanted).max() if array.shape == wanted.shape else array.shape
+        if (
+            array.shape != expected.shape
+            or not np.abs(array - expected).max() <= made.allowed[name]
+        ):
+            far = np.abs(array - expected).max() if array.shape == expected.shape else array.shape
             return f"different: {name} by {far}; {pretrained.notes}"
     return "equal"
 
@@ -42,7 +45,7 @@ def check(library: str, seed: int, folder: pathlib.Path) -> str:
     made = make(library, seed, folder)
     result = outcome(made)
     assert not result.startswith("different"), (
-        f"{library} {seed}: {result}\n{made.what} {made.hints}"
+        f"{library} {seed}: {result}\n{made.description} {made.hints}"
     )
     return result
 
@@ -65,7 +68,7 @@ def test_hundreds_of_random_models_are_equal_or_refused(library, tmp_path):
 
 
 def main() -> None:
-    """Prints the outcomes of many models, and which are different."""
+    """Prints the outcomes of many models, and those that differ."""
     for library in LIBRARIES:
         counts = collections.Counter()
         for seed in range(int(sys.argv[1]) if len(sys.argv) > 1 else 300):
@@ -74,7 +77,9 @@ def main() -> None:
                 result = outcome(made)
             counts[result.partition(":")[0]] += 1
             if result.startswith("different"):
-                print(f"{library} {seed}: {result}\n  {made.what}\n  {made.hints}", flush=True)
+                print(
+                    f"{library} {seed}: {result}\n  {made.description}\n  {made.hints}", flush=True
+                )
         print(library, dict(counts), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Every golden checkpoint gives what its reference implementation gave, at every resolution."""
+"""Every golden checkpoint reproduces its reference implementation, at every resolution."""
 
 import os
 import pathlib
@@ -24,14 +24,14 @@ HERE = pytest.mark.skipif(
 @HERE
 @pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture["id"])
 def test_outputs_are_within_ten_times_the_noise_of_float32(fixture):
-    wrong = [difference for difference in verify(fixture) if not difference.right]
+    wrong = [difference for difference in verify(fixture) if not difference.is_close]
     assert not wrong, wrong
 
 
 @HERE
 @pytest.mark.parametrize("folder", [campaign(GOLDENS[0]), slow(GOLDENS[1])])
-def test_they_are_as_users_compile_them(folder):
-    """With XLA's optimisations, which the tests leave out, and one device."""
+def test_outputs_with_the_default_optimisations(folder):
+    """XLA's optimisations are on, which the other tests turn off, and there is one device."""
     command = [sys.executable, "-m", "vit_jax.convert", f"--verify={folder}"]
     env = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)

@@ -25,13 +25,13 @@ SIZES = {"num_heads": 4, "image_size": 32}
 
 
 class Files:
-    """Bare files in timm's names, of one model each that is made once."""
+    """Bare files in timm's names; each model is created once."""
 
     def __init__(self, folder):
         self.folder, self.made = folder, {}
 
     def __call__(self, change=lambda tensors: tensors, **config):
-        """The path of a file of a model with its tensors changed."""
+        """Returns the path of a model's file with changed tensors."""
         key = str(sorted(config.items()))
         if key not in self.made:
             folder = self.folder / f"model{len(self.made)}"
@@ -49,12 +49,12 @@ def files(tmp_path_factory):
 
 
 def described(path, **hints):
-    """What would be loaded; reads no tensor."""
+    """Returns the config that would be loaded; reads no tensor."""
     return map_checkpoint(path, hints=SIZES | hints).description
 
 
 def renamed(*pairs):
-    """A change of tensors: of names, by patterns; None leaves a tensor out."""
+    """Returns a function that renames tensors by patterns; None removes a tensor."""
 
     def change(tensors):
         for pattern, new in pairs:
@@ -68,7 +68,7 @@ def renamed(*pairs):
 
 
 def split_gate(tensors):
-    """A packed gate as two tensors, as timm's SwiGLU has it."""
+    """Splits a packed gate into two tensors, as in timm's SwiGLU."""
     parts = {}
     for name, array in tensors.items():
         if re.match(r"blocks\.\d+\.mlp\.fc1\.", name):
@@ -80,7 +80,7 @@ def split_gate(tensors):
 
 
 def as_eva(tensors):
-    """The biases of queries and values apart, those of keys away, as EVA has them."""
+    """Separates the biases of queries and values and removes those of keys, as in EVA."""
     parts = {}
     for name, array in split_gate(tensors).items():
         if name.endswith("qkv.bias"):
@@ -100,7 +100,7 @@ def without_biases(tensors):
 
 
 def test_hints_without_an_effect_are_refused(files):
-    for name in ("class_token", "qkv_bias", "hidden_act"):  # The file itself tells these.
+    for name in ("class_token", "qkv_bias", "hidden_act"):  # The file states these.
         with pytest.raises(ConfigError, match=f'There is no hint "{name}"'):
             described(files(), **{name: 1})
 
@@ -116,7 +116,7 @@ def test_hints_without_an_effect_are_refused(files):
 def test_hints_for_parts_that_the_model_lacks_are_refused(files, config, hints):
     with pytest.raises(ConfigError, match="has no effect on a checkpoint of timm") as refused:
         described(files(**config), **hints)
-    accepted = str(refused.value).partition("Those that have: ")[2].rstrip(".").split(", ")
+    accepted = str(refused.value).partition("Hints with an effect: ")[2].rstrip(".").split(", ")
     assert {"num_heads", "ln_eps", "mlp", "preprocessing", "rope"} <= set(accepted)
     assert not {"gelu", "loss", "rope_grid"} & hints.keys() & set(accepted)
 
@@ -134,7 +134,7 @@ def test_a_gate_is_a_fact_of_the_tensors(files):
         described(files(split_gate, mlp="swiglu"), mlp="gelu")
 
 
-def test_arguments_of_timm_that_leave_no_trace_are_noted(files):
+def test_arguments_of_timm_that_tensors_do_not_show_are_noted(files):
     packed = described(files(mlp="swiglu"), rope="axial_xy").assumed
     assert (packed["gate"], packed["rope_grid_offset"], packed["rope_rotate_half"]) == (
         "first half", 0.0, False,
@@ -193,7 +193,7 @@ def test_a_described_folder_assumes_nothing(tmp_path):
     assert assumed.keys() <= {"posemb_resize"}
 
 
-# ------------------------------------------------------------------------- whose model it is
+# ------------------------------------------------------------------------- kinds of models
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_described_folder_assumes_nothing(tmp_path):
         (as_eva, "names of timm's EVA", "axial_ij"),
     ],
 )
-def test_a_name_that_one_kind_alone_has_decides(files, change, kind, rope):
+def test_a_name_that_only_one_kind_has_decides(files, change, kind, rope):
     description = described(files(change, mlp="swiglu"))
     assert description.notes == (kind,) and description.config.rope == rope
     assert description.assumed["rope"] == rope
@@ -216,7 +216,7 @@ def test_a_name_that_one_kind_alone_has_decides(files, change, kind, rope):
     [
         (without_biases, {"mlp": "swiglu"}),  # timm's VisionTransformer without biases, or EVA-02.
         (renamed(("pos_embed", None)), {}),  # Its VisionTransformer without positions, or EVA.
-        # EVA with layer scale, of which nothing was published.
+        # EVA with layer scale, of which no model was published.
         (lambda t: as_eva(renamed((r"ls(\d)\.gamma", r"gamma_\1"))(t)),
          {"mlp": "swiglu", "layer_scale": 0.1}),
     ],
@@ -240,7 +240,7 @@ def test_rows_that_fit_two_grids_are_refused(files):
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod."])
-def test_wrappers_are_taken_off(files, prefix):
+def test_wrappers_are_removed(files, prefix):
     path = files(renamed(("^", prefix)))
     assert described(path).tensors.keys() == described(files()).tensors.keys()
 
@@ -263,13 +263,13 @@ def test_heads_of_training_are_left_out(files):
 
 @pytest.mark.parametrize(("hint", "pool"), [(None, "map_patches"), ("map", "map_patches"),
                                             ("map_all", "map")])  # fmt: skip
-def test_attention_pools_the_patches_alone(files, hint, pool):
+def test_attention_pools_the_patches_only(files, hint, pool):
     path = files(pool="map_patches", registers=2, class_token=True, posemb_prefix="all")
     hints = {} if hint is None else {"pool": hint}
     assert described(path, **hints).config.pool == pool
 
 
-# ------------------------------------------------------------------------- beside the tensors
+# ------------------------------------------------------------------------- other files
 
 
 def test_a_work_directory_takes_no_hints(plain_run):
@@ -281,7 +281,7 @@ def test_a_work_directory_takes_no_hints(plain_run):
         lambda hints: next(predict(plain_run, [__file__], hints=hints)),
         lambda hints: inherit_model(config, plain_run / "new"),
     ):
-        with pytest.raises(ConfigError, match="is a work directory, which tells all"):
+        with pytest.raises(ConfigError, match="is a work directory, whose config describes"):
             use({"num_headss": 4})
 
 

@@ -1,4 +1,4 @@
-"""Models that transformers and timm save and that resemble ours: loaded equal, or refused."""
+"""Models of transformers and timm that resemble ours give equal outputs, or are refused."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.tiny_checkpoints import outputs, random_images
 from vit_jax.errors import CheckpointError
 from vit_jax.pretrained.load import load_pretrained
 
-pytestmark = pytest.mark.slow  # Minutes in all.
+pytestmark = pytest.mark.slow  # Takes minutes.
 
 SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
          "patch_size": 8, "intermediate_size": 80}  # fmt: skip
@@ -92,9 +92,9 @@ def test_outputs_are_equal(kind, tmp_path):
             return {"pre_logits": output.pooler_output}
         return {"logits": getattr(output, "logits", output)}
 
-    wanted, allowed = reference_outputs(model, images, read)
+    expected, allowed = reference_outputs(model, images, read)
     ours = outputs(loaded, images)
-    for key, array in wanted.items():
+    for key, array in expected.items():
         assert np.abs(ours[key] - array).max() <= allowed[key]
 
 

@@ -1,4 +1,4 @@
-"""One model under the names and wrappers that its files have had: the same bits."""
+"""One model under different names and wrappers is loaded with the same bits."""
 
 import re
 import shutil
@@ -28,7 +28,7 @@ def same(a, b):
 
 
 def timm_file(tmp_path, rename=lambda name: name, change=lambda array: array, **config):
-    """A model, and the path of a bare file of timm's with its tensors."""
+    """Returns a model, and the path of a bare file of timm with its tensors."""
     pretrained = tiny(family="timm", posemb_resize="bicubic_antialias", **config)
     export(pretrained, tmp_path / "timm", to="timm")
     tensors = load_file(tmp_path / "timm/model.safetensors")
@@ -37,7 +37,7 @@ def timm_file(tmp_path, rename=lambda name: name, change=lambda array: array, **
 
 
 def google_file(tmp_path, rename=lambda name: name, change=lambda array: array, **config):
-    """A model, and the path of a file of Google's."""
+    """Returns a model, and the path of a file of Google."""
     pretrained = tiny(**GOOGLE | config)
     export(pretrained, tmp_path / "whole.npz", to="big_vision")
     with np.load(tmp_path / "whole.npz") as file:
@@ -63,7 +63,7 @@ def test_prefixes_of_archives(prefix, tmp_path):
     ("model", "moments"), [("opt/target/", "opt/state/param_states/"), ("params/", "opt/0/mu/")]
 )
 @pytest.mark.parametrize("kind", ["vit", "resnet", "mixer"])
-def test_an_optimizer_beside_the_model(kind, model, moments, goldens, tmp_path):
+def test_an_optimizer_state_in_the_file(kind, model, moments, goldens, tmp_path):
     if kind == "vit":
         _, path = google_file(tmp_path)
     else:
@@ -74,8 +74,11 @@ def test_an_optimizer_beside_the_model(kind, model, moments, goldens, tmp_path):
     state = {f"{moments}{n}": t + 1 for n, t in bare.items()}
     tensors = {f"{model}{n}": t for n, t in bare.items()} | {"step": np.array(3)}
     np.savez(tmp_path / "with.npz", **state, **tensors)
-    loaded, wanted = load_pretrained(tmp_path / "with.npz"), load_pretrained(tmp_path / "bare.npz")
-    assert same(loaded.params, wanted.params) and len(loaded.left_out) == len(state) + 1
+    loaded, expected = (
+        load_pretrained(tmp_path / "with.npz"),
+        load_pretrained(tmp_path / "bare.npz"),
+    )
+    assert same(loaded.params, expected.params) and len(loaded.left_out) == len(state) + 1
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
@@ -117,8 +120,8 @@ def test_big_visions_names_of_bit(goldens, tmp_path):
         tensors = {re.sub(pattern, new, name): array for name, array in tensors.items()}
     assert "params/block1/unit01/gn1/scale" in tensors and "params/head/kernel" in tensors
     np.savez(tmp_path / "x.npz", **tensors)
-    loaded, wanted = load_pretrained(tmp_path / "x.npz"), load_pretrained(path)
-    assert same(loaded.params, wanted.params) and loaded.config == wanted.config
+    loaded, expected = load_pretrained(tmp_path / "x.npz"), load_pretrained(path)
+    assert same(loaded.params, expected.params) and loaded.config == expected.config
 
 
 def test_chunks_of_dinov2(tmp_path):
@@ -149,7 +152,7 @@ def test_a_file_of_a_folder_is_described_by_its_config(tmp_path):
         loaded = load_pretrained(tmp_path / name)
         assert same(loaded.params, pretrained.params)
         assert loaded.config == pretrained.config or loaded.config.num_heads == 2
-    # What lies beside is described by itself.
+    # Another file in the folder is not described by the config.json.
     loaded = load_pretrained(tmp_path / "vit/timm.safetensors", hints=HINTS)
     assert same(loaded.params, other.params) and loaded.labels is None
 

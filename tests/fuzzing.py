@@ -1,4 +1,4 @@
-"""Tests with random inputs: how many examples are tried, and bounds of their time and memory.
+"""Tests with random inputs: number of examples, and bounds of their time and memory.
 
 The number of examples is for a few seconds a test. For a long search, a hundred times as many:
 
@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from vit_jax.errors import VitJaxError
 
 TIMES = float(os.environ.get("VIT_JAX_FUZZ_EXAMPLES", "1"))
-SECONDS = 30  # For one example on a busy machine: more is work without bound.
-MEMORY = 2**30  # Above the most that the process has needed before it.
+SECONDS = 30  # For one example on a busy machine; more means unbounded work.
+MEMORY = 2**30  # Bytes above the previous peak of the process.
 
 
 def fuzz(examples, **strategies):
-    """A test of `examples` examples, times VIT_JAX_FUZZ_EXAMPLES; each is bounded in time."""
+    """Runs a test with `examples` * VIT_JAX_FUZZ_EXAMPLES examples, each bounded in time."""
 
     def decorate(test):
         quick = settings(
@@ -38,10 +38,10 @@ def fuzz(examples, **strategies):
 
 @contextlib.contextmanager
 def bounded():
-    """Only our errors leave what is inside, which ends soon and needs no memory to speak of."""
+    """Checks that the block raises only VitJaxErrors, in bounded time and memory."""
     start, high_water = time.monotonic(), peak_bytes()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # As users run it: a warning is no error.
+        warnings.simplefilter("ignore")  # As for users, a warning is not an error.
         with contextlib.suppress(VitJaxError):
             yield
     assert time.monotonic() - start < SECONDS
@@ -49,5 +49,5 @@ def bounded():
 
 
 def peak_bytes():
-    """The most memory that this process has had: other tests of the same worker are in it."""
+    """Returns the peak memory of this process, including other tests of the same worker."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

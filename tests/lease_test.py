@@ -1,4 +1,4 @@
-"""Two runs in one folder of an object store: the second is refused, and no line is written over."""
+"""Two runs in one folder of an object store: the second is refused, no line is overwritten."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def test_of_two_runs_in_one_folder_one_ends(gcs):
     write(one, 2)
     write(two, 2)
     two.flush()
-    with pytest.raises(DataError, match=r"metrics.jsonl was replaced .* leave it to that one"):
+    with pytest.raises(DataError, match=r"metrics.jsonl was replaced .* let that one finish"):
         one.flush()
     two.close()
     assert [line["step"] for line in read_jsonl(RUN / "metrics.jsonl")] == [1, 2]
@@ -55,7 +55,7 @@ def test_a_second_run_is_refused_until_the_first_ends(gcs):
     with lock(RUN), refused:
         train_on_one(small_config(), RUN)
     assert gcs.objects().keys() == set()
-    with lock(RUN):  # It was given back.
+    with lock(RUN):  # The lease was released.
         pass
 
 
@@ -64,6 +64,14 @@ def test_an_unreadable_claim_is_replaced(gcs, left):
     gcs.put("run/lock", left)
     with lock(RUN):
         assert b'"machine"' in gcs.objects()["run/lock"]
+
+
+def test_a_claim_that_this_process_left_behind_is_replaced(gcs):
+    with lock(RUN):
+        left = gcs.objects()["run/lock"]
+    gcs.put("run/lock", left)
+    with lock(RUN):
+        pass
 
 
 def test_the_claim_of_another_machine_is_refused_with_how_to_remove_it(gcs):
@@ -86,7 +94,7 @@ def test_a_claim_of_a_process_that_ended_on_this_machine_is_replaced(gcs):
         assert str(os.getpid()).encode() in gcs.objects()["run/lock"]
 
 
-def test_of_two_that_begin_at_once_one_is_refused(gcs):
+def test_of_two_simultaneous_runs_one_is_refused(gcs):
     both, outcomes = threading.Barrier(2), []
 
     def begin():

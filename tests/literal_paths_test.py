@@ -34,7 +34,7 @@ def restored(folder):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpoints_in_a_folder_of_any_name(tmp_path, name):
-    # What a pattern of this name matches as well is left alone, and not read.
+    # Other folders that match the name as a pattern are neither changed nor read.
     for i, folder in enumerate((name, "exp1", "b")):
         with Store(tmp_path / folder / "checkpoints") as store:
             store.save(i + 1, arrays(i), {}, metrics={})
@@ -44,7 +44,7 @@ def test_checkpoints_in_a_folder_of_any_name(tmp_path, name):
 
 
 @pytest.mark.parametrize(("name", "message"), [("a\\b", "backslash"), ("\udcff", "not UTF-8")])
-def test_a_folder_whose_checkpoints_would_be_elsewhere_is_refused(tmp_path, name, message):
+def test_a_path_that_tensorstore_changes_or_cannot_encode_is_refused(tmp_path, name, message):
     with pytest.raises(CheckpointError, match=message):
         Store(tmp_path / name / "checkpoints")
     assert not list(tmp_path.iterdir())
@@ -67,13 +67,13 @@ def test_images_in_folders_and_files_of_any_name(tmp_path, name):
     assert find_images([str(file.parent)]) == [file]
 
 
-def test_a_pattern_in_an_object_store_is_refused_before_anything_is_asked():
+def test_a_pattern_in_an_object_store_is_refused_before_any_request():
     for use in (storage.as_path, lambda path: find_builder("cifar10", data_dir=path)):
-        with pytest.raises(ConfigError, match=r"'\[' '\]' would be taken for a pattern"):
+        with pytest.raises(ConfigError, match=r"'\[' '\]' would be read as a pattern"):
             use("gs://bucket/exp[1]")
 
 
-# After its last save a run makes sure that it can be found again.
+# After its last save a run checks that the checkpoint can be found again.
 
 
 def saved(folder):
@@ -88,6 +88,6 @@ def test_a_save_that_is_not_found_again_is_an_error(tmp_path):
     pathlib.Path(tmp_path / "damaged" / "7" / "params" / "manifest.ocdbt").unlink()
     with pytest.raises(CheckpointError, match="cannot be found there"):
         store.finish()
-    store = saved(tmp_path / "whole")
+    store = saved(tmp_path / "intact")
     store.finish()
-    assert restored(tmp_path / "whole") == (7, [0] * 3)
+    assert restored(tmp_path / "intact") == (7, [0] * 3)

@@ -1,4 +1,4 @@
-"""A large checkpoint takes its own size in memory, and no second copy of it."""
+"""Loading a large checkpoint needs memory for one copy of it."""
 
 import pytest
 

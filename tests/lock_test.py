@@ -1,4 +1,4 @@
-"""A work directory is one run's at a time."""
+"""Only one run at a time can use a work directory."""
 
 import errno
 import fcntl
@@ -36,16 +36,16 @@ def test_a_second_run_is_refused_until_the_first_is_gone_however_it_ends(
         time.sleep(0.01)
     with pytest.raises(ConfigError, match=rf"in use by process {holder.pid} on .*SIGTERM"):
         train_on_one(small_config(), tmp_path)
-    assert contents(tmp_path) == before  # It did not touch the directory.
+    assert contents(tmp_path) == before  # The refused run changed nothing.
     holder.kill()
     holder.wait()
     assert train_on_one(small_config(), tmp_path) == 0
-    with lock(epath.Path(tmp_path)):  # And it has given it back.
+    with lock(epath.Path(tmp_path)):  # The run released its lock.
         assert str(os.getpid()) in (tmp_path / "lock").read_text()
 
 
 @pytest.mark.medium
-def test_a_run_holds_its_directory_before_it_asks_whose_it_is(tmp_path, finished_run, monkeypatch):
+def test_a_run_takes_the_lock_before_it_checks_the_claim(tmp_path, finished_run, monkeypatch):
     check = workdirs.check_claim
 
     def check_held(workdir, *args, **kwargs):
@@ -67,4 +67,4 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with caplog.at_level(logging.WARNING), lock(epath.Path(tmp_path)):
-        assert "no locks here" in caplog.text and "No locks available" in caplog.text
+        assert "no locks" in caplog.text and "No locks available" in caplog.text

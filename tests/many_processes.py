@@ -8,11 +8,11 @@ from tests import forked
 
 @contextlib.contextmanager
 def processes(commands, *, environments=None):
-    """Starts the processes of one run; none is left behind.
+    """Starts the processes of one run, and ends all of them on exit.
 
     Args:
-      commands: for each process what follows `python -m`.
-      environments: by the process's number, what more is set in its environment.
+      commands: for each process the arguments of `python -m`.
+      environments: by process index, additional environment variables.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -30,5 +30,5 @@ def processes(commands, *, environments=None):
 
 
 def ends(process, timeout=150):
-    """The exit code and stderr of a process that ends by itself."""
+    """Waits for a process; returns its exit code and stderr."""
     return process.wait(timeout), process.err

@@ -31,12 +31,15 @@ COMMAND_LINE = {
     ),
     "index beyond the end": (
         "--config.data.train_transforms[9].size=1",
-        "there is no [9]: it counts from [0] to [2]",
+        "there is no [9]: indices range from [0] to [2]",
     ),
     "text for a number": ("--config.optim.lr=fast", "--config.optim.lr=fast: write a number"),
     "value forgotten": ("--config.optim.lr", "--config.optim.lr=--workdir=", "write a number"),
     "flag misspelt": ("--wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
-    "stray words": ("to the end", "What is 'to the end'? Flags begin with --. See --help."),
+    "stray words": (
+        "to the end",
+        "Unexpected argument 'to the end': flags begin with --. See --help.",
+    ),
     "no --config": ("NO_CONFIG", "--config=... is missing. See --help."),
     "--config after its overrides": (
         "--config.optim.lr=1 --config=QUICKSTART",
@@ -126,7 +129,7 @@ MODEL = {
     ),
     "no size and no checkpoint": (
         "--config.model.variant=",
-        'model.variant is "", which stands for that of the checkpoint to start from: give that as',
+        'model.variant is "", which means the model of the checkpoint init_from',
     ),
     "image not divisible by the patch": (
         "--config.model.variant=Ti/3",
@@ -265,7 +268,7 @@ RUNS = {
     ),
     "run that is over": (
         "--workdir=run --allow_config_change --config.total_steps=3",
-        "The state to go on from is of step 12, beyond the end of this run at 3: raise total_steps",
+        "The restored state is of step 12, beyond the end of this run at 3: raise total_steps",
     ),
     "workdir that is a file": ("--workdir=notes.txt", "--workdir=notes.txt cannot be made: File"),
     "resuming from nowhere": ("--config.resume=nowhere", "nowhere does not exist."),
@@ -273,7 +276,11 @@ RUNS = {
         "--config.resume=damaged",
         "damaged/checkpoints/12 cannot be read: ",
     ),
-    "resuming from another model": ("--config.resume=other", "is of another model:", "model ("),
+    "resuming from another model": (
+        "--config.resume=other",
+        "belongs to another model:",
+        "model (",
+    ),
     "starting from a later release": (
         "--config.init_from=newer",
         "newer/config.json cannot be read:",
@@ -283,12 +290,12 @@ RUNS = {
         f"--config.init_from=other {SIZES} --config.model.width=32",
         "other does not fit the model:",
         "embedding/bias: checkpoint (16,), model (32,)",
-        "Change the model, or name in init_skip what shall start from scratch.",
+        "Change the model, or name in init_skip the parameters to initialise.",
     ),
     "starting from other sizes than the name says": (
         f"--config.init_from=other {SIZES} --config.model.width=16 --config.model.variant=Ti/2",
         'model.variant is "Ti/2": patch_size (2, 2); other has patch_size (4, 4).',
-        'Set model.variant to "" to take what the checkpoint is.',
+        'Set model.variant to "" to take the checkpoint\'s sizes.',
     ),
     "skipping what is not there": (
         "--config.init_from=run --config.init_skip=haed/.*",
@@ -316,7 +323,7 @@ PREDICT = {
     "nothing to predict": ("--checkpoint=run", "Name at least one image or folder of images."),
     "folder that holds no checkpoint": (
         "--checkpoint=images images",
-        "images is not the work directory of a run, and holds no checkpoint of others",
+        "images is not the work directory of a run, and holds no published checkpoint",
     ),
     "no classes to name": ("--checkpoint=run --top_k=0 images", "--top_k=0"),
     "output of another kind": (

@@ -58,9 +58,9 @@ def test_a_new_field_is_checked(extended):
 
 def test_a_new_field_is_inherited_from_a_checkpoint(extended, monkeypatch, tmp_path):
     published = types.SimpleNamespace(config=extended, transforms=())
-    plan = types.SimpleNamespace(description=published)
-    monkeypatch.setattr(init_from, "map_checkpoint", lambda path, hints: plan)
-    monkeypatch.setattr(init_from, "is_own", lambda path: False)
+    mapping = types.SimpleNamespace(description=published)
+    monkeypatch.setattr(init_from, "map_checkpoint", lambda path, hints: mapping)
+    monkeypatch.setattr(init_from, "is_run", lambda path: False)
     monkeypatch.setattr(init_from, "compare_pixels", lambda config, transforms: None)
     config = base_config()
     config.init_from = "published.npz"
@@ -77,7 +77,9 @@ def test_a_new_field_is_shown(extended):
 def test_a_new_field_is_refused_by_formats_that_do_not_have_it(extended, value):
     reasons = compare(dataclasses.replace(extended, sandwich=value), {}, to="hf")
     refused = [reason for reason in reasons.impossible if reason.startswith("sandwich")]
-    assert refused == (["sandwich is 'on'; it can say only 'off'"] if value == "on" else [])
+    assert refused == (
+        ["sandwich is 'on'; the format can express only 'off'"] if value == "on" else []
+    )
 
 
 def test_every_field_is_documented():

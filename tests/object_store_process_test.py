@@ -46,19 +46,19 @@ def train(store, name):
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-    """The lines of the run on a disk."""
+    """The metrics of the same run on a disk."""
     workdir = tmp_path_factory.mktemp("local")
     code, _, err = call(FakeGcs(), "train", *FLAGS, f"--workdir={workdir}")
     assert code == 0, err
     return (workdir / "metrics.jsonl").read_bytes()
 
 
-def test_killed_again_and_again_it_ends_in_the_same_bits(store, local, tmp_path):
+def test_a_repeatedly_killed_run_ends_in_the_same_bits(store, local, tmp_path):
     moments = random.Random(0)
     kills = 0
     while True:
         process = start(store, "train", *FLAGS, "--workdir=gs://bucket/run")
-        # In start-up, in a step, in a save: each request is a moment to be killed at.
+        # A kill at any request: during start-up, a step, or a save.
         last = len(store.requests) + moments.randrange(20, 1000)
         while process.poll() is None and len(store.requests) < last:
             time.sleep(0.001)
@@ -86,7 +86,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bits(store, local, tmp_path)
     assert store.objects()["out/predictions.csv"].count(b"\n") == 2
 
 
-def test_a_store_that_is_away_for_a_while_in_the_middle_of_a_save(store, local):
+def test_a_store_that_is_unreachable_for_a_while_during_a_save(store, local):
     def fault(method, path):
         if method == "POST" and "checkpoints/10/params" in path:
             store.fault = None

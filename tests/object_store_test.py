@@ -25,9 +25,9 @@ from vit_jax.telemetry import StepProfiler, read_jsonl
 
 pytestmark = [
     pytest.mark.medium,
-    # Not imported here: it reads its environment then.
+    # Not imported here: gcsfs reads its environment on import.
     pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="needs gcsfs"),
-    # Orbax leaves tasks of a read that failed to an event loop that is closed.
+    # Orbax leaves tasks of a failed read to a closed event loop.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.usefixtures("leaves_nothing"),
     pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning"),  # gcsfs does.
@@ -39,7 +39,7 @@ RUN = epath.Path("gs://bucket/run")
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Retries without waiting, and few of them."""
+    """Makes retries few and immediate."""
     hurried = types.SimpleNamespace(**{**vars(asyncio), "sleep": lambda seconds: asyncio.sleep(0)})
     monkeypatch.setattr("gcsfs.retry.asyncio", hurried)
     from orbax.checkpoint._src.serialization import tensorstore_utils
@@ -51,7 +51,7 @@ def impatient(monkeypatch):
 
 
 def steps(gcs, folder="run/checkpoints"):
-    """Steps that anything is left of, complete or not."""
+    """Returns the steps that have any object, complete or not."""
     depth = folder.count("/") + 1
     return sorted(
         {int(name.split("/")[depth]) for name in gcs.objects() if name.startswith(folder + "/")}
@@ -60,7 +60,7 @@ def steps(gcs, folder="run/checkpoints"):
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-    """The run that all others are compared with, on a disk."""
+    """The reference run, on a disk."""
     workdir = tmp_path_factory.mktemp("local")
     run(workdir)
     return workdir
@@ -79,7 +79,7 @@ def objects_of_a_killed_run(gcs_server):
 
 @pytest.fixture
 def killed(objects_of_a_killed_run, gcs):
-    """The killed run, in the store; and its objects."""
+    """The killed run in the store, and its objects."""
     for name, content in objects_of_a_killed_run.items():
         gcs.put(name, content)
     return gcs.objects()
@@ -160,7 +160,7 @@ def test_a_trace_is_copied_to_the_store(gcs):
 
 
 @pytest.mark.slow
-def test_a_store_that_is_busy_is_asked_again(gcs, local, impatient):
+def test_requests_to_a_busy_store_are_retried(gcs, local, impatient):
     refused = {}
 
     def busy(method, path):
@@ -191,7 +191,7 @@ def stop_at(gcs, part, *, method="POST"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["checkpoints/8/params", "run/metrics.jsonl"])
-def test_a_store_that_goes_away_ends_the_run_and_keeps_the_checkpoints(gcs, local, impatient, part):
+def test_an_outage_during_a_run_ends_it_and_keeps_the_checkpoints(gcs, local, impatient, part):
     with pytest.raises((CheckpointError, DataError)) as error:
         stop_at(gcs, part)
         train_on_one(small_config(), RUN)
@@ -205,15 +205,15 @@ def test_a_store_that_goes_away_ends_the_run_and_keeps_the_checkpoints(gcs, loca
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["config.json", "params", "run/metrics.jsonl"])
-def test_a_store_that_is_away_at_the_start_is_not_an_empty_one(gcs, local, killed, impatient, part):
-    """Nothing is started again, quarantined or deleted because the store does not answer."""
+def test_an_outage_at_the_start_is_not_an_empty_store(gcs, local, killed, impatient, part):
+    """If the store does not answer, no run is restarted and nothing is quarantined or deleted."""
     stop_at(gcs, part, method="GET")
     with pytest.raises((CheckpointError, ConfigError, DataError)) as error:
         train_on_one(small_config(), RUN)
     print(error.value)
     gcs.start()
     after = gcs.objects()
-    after.pop("run/lock", None)  # It could not be given back.
+    after.pop("run/lock", None)  # It could not be released.
     assert after == killed
     run(RUN)
     assert_same_run(gcs, local)
@@ -235,13 +235,13 @@ def test_a_refused_read_does_not_quarantine_a_checkpoint(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("killed")
-def test_half_a_checkpoint_is_ignored_and_tidied_up(gcs, local):
-    # Killed just before the last object of a save was written, which says that it is complete.
+def test_an_incomplete_checkpoint_is_ignored_and_deleted(gcs, local):
+    # Killed just before the last object of a save, which marks it as complete.
     gcs.delete("run/checkpoints/8/commit_success.txt")
     gcs.delete("run/checkpoints/8/params/manifest.ocdbt")
     with Store(RUN / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [4]
-    assert steps(gcs) == [4, 8]  # Whoever only reads tidies nothing up.
+    assert steps(gcs) == [4, 8]  # A reader deletes nothing.
     with pytest.raises(CheckpointError, match="8 is not a complete checkpoint"):
         evaluate(RUN / "checkpoints" / "8")
     run(RUN)
@@ -265,13 +265,13 @@ def test_a_damaged_checkpoint_is_quarantined(gcs, local, killed):
     damaged = gcs.objects()
     run(RUN)
     assert_same_run(gcs, local)
-    for name, content in damaged.items():  # Kept to be looked at.
+    for name, content in damaged.items():  # Kept for inspection.
         if name.startswith("run/checkpoints/8/"):
             kept = name.replace("checkpoints/8", "checkpoints.broken.8")
             assert gcs.objects()[kept] == content
 
 
-def test_a_bucket_that_is_not_there_and_one_that_is_closed(gcs, impatient):
+def test_a_missing_bucket_and_a_forbidden_one(gcs, impatient):
     with pytest.raises(ConfigError, match=r"cannot be made: there is no bucket nowhere"):
         train_on_one(small_config(), epath.Path("gs://nowhere/run"))
     assert set(gcs.buckets) == {"bucket"}

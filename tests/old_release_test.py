@@ -1,4 +1,4 @@
-"""What older releases wrote is evaluated, predicted from and trained further by this one."""
+"""Runs of older releases can be evaluated, predicted from and continued."""
 
 import json
 import pathlib
@@ -31,7 +31,7 @@ RELEASES = ("0.1.0", pytest.param("0.2.0", marks=pytest.mark.slow))
 
 @pytest.fixture(params=RELEASES)
 def release(request, tmp_path):
-    """A copy of the work directory that a release left, and what it expected of its model."""
+    """A copy of a work directory of a release, and expected outputs of its model."""
     workdir = tmp_path / "run"
     shutil.copytree(FIXTURES / f"workdir-{request.param}", workdir)
     expected = json.loads((FIXTURES / f"workdir-{request.param}.json").read_text())
@@ -39,7 +39,7 @@ def release(request, tmp_path):
 
 
 def digits(run, count):
-    """The first test digits, as the run's model is fed."""
+    """Returns the first test digits, prepared for the model."""
     source = open_source(run.config.data, split="test")
     cfg = read_section(run.config.model, num_classes=source.num_classes)
     build = transforms.compose(run.config.data.eval_transforms, image_size=cfg.image_size)
@@ -59,14 +59,14 @@ def test_the_same_logits(release, sizes):
 
 
 def test_it_would_start_from_the_same_parameters(release):
-    """Keys that were added since, and are None, change nothing in what the config makes."""
+    """Keys that later releases added, with the value None, do not change the initial parameters."""
     workdir, expected = release
     config = workdirs.read_config(workdir)
     cfg = read_section(config.model, num_classes=10)
     images = jnp.zeros((1, *cfg.image_size, cfg.channels))
     params = jax.jit(Vit(cfg).init)(jax.random.key(config.seed), images)["params"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        # To the bit with that release's JAX; another one may round otherwise.
+        # Equal bits with that release's JAX; another version may round differently.
         want = expected["initial"].pop(path_name(path))
         np.testing.assert_allclose(leaf.ravel()[:3], want, rtol=1e-6, err_msg=path_name(path))
     assert not expected["initial"]
@@ -83,7 +83,7 @@ def test_it_is_evaluated_and_predicted_from(release, tmp_path):
     _, source, _ = digits(run, 3)
     paths = []
     for i in range(3):
-        # Digits are 8 by 8; on an image file they are as they are.
+        # Digits are 8 by 8 pixels, so an image file of one is not resized.
         paths.append(str(tmp_path / f"{i}.png"))
         Image.fromarray(source[i]["image"].squeeze().astype(np.uint8)).save(paths[-1])
     best = [prediction.classes[0] for prediction in predict(workdir, paths, top_k=1)]
@@ -103,13 +103,13 @@ def test_it_is_trained_further(release):
     assert after.startswith(before)
     (line,) = read_jsonl(workdir / "metrics.jsonl")[len(before.splitlines()) :]
     assert line["step"] == 450 and line["test/count"] == 355
-    # It went on from there, and not from the start: the loss of a model that knows nothing is 2.3.
+    # It continued, and did not start from the beginning: the loss of an untrained model is 2.3.
     assert line["test/loss"] < 2.0
     assert not list(workdir.glob("checkpoints.broken*"))
 
 
 def test_it_is_the_finished_run_of_its_own_config(release):
-    """The same command again changes nothing: no key that was added since is a difference."""
+    """The same command changes nothing: keys of later releases are no difference."""
     workdir, _ = release
     before = (workdir / "metrics.jsonl").read_bytes()
     assert train(workdirs.read_config(workdir), workdir, devices=jax.devices()[:1]) == 0

@@ -1,4 +1,4 @@
-"""Random models of timm, saved as it does, read by us: outputs are the same."""
+"""Random models of timm, saved as timm does, give the same outputs here."""
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ CASES = {
     "vit_huge_plus_patch16_dinov3": {},
     "vit_huge_plus_patch16_dinov3_qkvb": {},
 }  # fmt: skip
-# In their own sizes: their functions take no others.
+# With their published sizes: the entry points accept no others.
 WHOLE = {
     "vit_tiny_r_s16_p8_224": {"img_size": 64},
     "vit_small_r26_s32_224": {"img_size": 64},
@@ -53,7 +53,7 @@ KINDS = ("safetensors", "pth")
 LARGE = ("vit_small_r26_s32_224", "mixer_s32_224")
 
 
-# Each in one of the containers, in turn; in both, and the large ones, in the campaign.
+# Each case in one container, alternating; the campaign runs both, and the large models.
 @pytest.mark.parametrize(
     ("case", "kind"),
     [
@@ -81,7 +81,7 @@ def test_outputs_are_those_of_timm(case, kind, tmp_path):
         hints["pool"] = "gap"
     pretrained = load_pretrained(str(path), hints=hints)
     images = np.random.default_rng(0).standard_normal((2, side, side, 3), np.float32)
-    wanted, allowed = outputs(model, images, lambda logits: {"logits": logits})
+    expected, allowed = outputs(model, images, lambda logits: {"logits": logits})
     with jax.default_matmul_precision("highest"):
         logits, _ = jax.jit(pretrained.model.apply)({"params": pretrained.params}, images)
-    assert np.abs(np.asarray(logits) - wanted["logits"]).max() <= allowed["logits"]
+    assert np.abs(np.asarray(logits) - expected["logits"]).max() <= allowed["logits"]

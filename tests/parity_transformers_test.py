@@ -1,4 +1,4 @@
-"""Random models of Hugging Face transformers, written by it, read by us: outputs are the same."""
+"""Random models of Hugging Face transformers, saved by it, give the same outputs here."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 MLP = {"intermediate_size": 80}
 LABELS = {"id2label": {k: f"thing {k}" for k in range(5)}}
 
-# Name -> config's class, model's class, config's settings.
+# Name -> class of the config, class of the model, keys of the config.
 CASES = {
     "vit": ("ViTConfig", "ViTForImageClassification", MLP | LABELS),
     "vit gelu_new, no qkv bias": (
@@ -50,7 +50,7 @@ CASES = {
 FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-# Each in one of the files, in turn; in both in the campaign.
+# Each case in one kind of file, alternating; the campaign runs both.
 @pytest.mark.parametrize(
     ("case", "file"),
     [
@@ -73,13 +73,13 @@ def test_outputs_are_those_of_transformers(case, file, tmp_path):
     pretrained = load_pretrained(str(tmp_path))
     shape = (2, 32, 32, settings.get("num_channels", 3))
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
-    wanted, allowed = outputs(model, images, transformers_outputs)
+    expected, allowed = outputs(model, images, transformers_outputs)
     with jax.default_matmul_precision("highest"):
         logits, intermediates = jax.jit(pretrained.model.apply)(
             {"params": pretrained.params}, images
         )
     ours = {"logits": logits, **intermediates}
-    for name, array in wanted.items():
+    for name, array in expected.items():
         assert np.abs(np.asarray(ours[name]) - array).max() <= allowed[name], name
     if pretrained.config.num_classes:
         assert pretrained.labels == tuple(LABELS["id2label"].values())

@@ -1,4 +1,4 @@
-"""The reference libraries, timm and transformers, and tiny random models of theirs."""
+"""The reference libraries, timm and transformers, and their tiny random models."""
 
 import functools
 import importlib
@@ -9,7 +9,7 @@ import pytest
 
 
 def reference(name):
-    """A library of the PyTorch world, or a skip with the reason."""
+    """Imports a library that needs PyTorch, or skips the test with the reason."""
     pytest.importorskip("torch", reason="the torch extra is not installed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -30,7 +30,7 @@ def _register_operators():
 
     try:
         importlib.import_module("torchvision")
-    except RuntimeError:  # There is no operator of this name.
+    except RuntimeError:  # The operator does not exist.
         library = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou) -> Tensor")
@@ -38,14 +38,14 @@ def _register_operators():
 
 
 def transformers_outputs(output):
-    """The outputs of a model of transformers that ours has too, by our names."""
+    """Returns the outputs of a transformers model that ours also has, by our names."""
     names = {"logits": "logits", "last_hidden_state": "tokens", "pooler_output": "pre_logits"}
     tensors = {ours: getattr(output, theirs, None) for theirs, ours in names.items()}
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def randomise(model, *, seed=0):
-    """Numbers for every parameter, small ones for matrices, so that attention is far from even."""
+    """Draws every parameter, with scales that keep attention far from uniform."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

@@ -220,8 +220,8 @@ def test_columns_of_a_parquet_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a,b,a\n1,2,3\n", "several columns of the same name: a. Rename them"),
-        ("model,b\né,2\n".encode("latin1"), "is not UTF-8 text. Save it as such"),
+        ("a,b,a\n1,2,3\n", "several columns of one name: a. Rename them"),
+        ("model,b\né,2\n".encode("latin1"), "is not UTF-8 text. Save it as UTF-8"),
     ],
 )
 def test_tables_of_others_that_cannot_be_read(tmp_path, content, message):
@@ -236,7 +236,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
     (tmp_path / "x.parquet").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=r"x\.parquet cannot be read"):
         read_runs(tmp_path / "x.parquet")
-    with pytest.raises(DataError, match=r"is a .parquet or a .csv file"):
+    with pytest.raises(DataError, match=r"must be a .parquet or a .csv file"):
         read_runs(tmp_path / "x.json")
     with pytest.raises(ConfigError, match="cannot be written"):
         collect(tmp_path / "absent")

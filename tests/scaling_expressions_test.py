@@ -52,11 +52,11 @@ def test_the_table_stays_and_has_the_new_columns():
     ("text", "message"),
     [
         ("1-tpo1", 'there is no column "tpo1". Did you mean "top1"'),
-        ("1-model", "\"model\" is not one of numbers: it has 'a' in row 1"),
+        ("1-model", "\"model\" is not numeric: it has 'a' in row 1"),
         ("1-", "missing at its end"),
         ("(1-top1", "a bracket is not closed"),
         ("(" * 5000 + "top1" + ")" * 5000, "nested too deeply"),
-        ("1-1", "it names no column"),
+        ("1-1", "it contains no column"),
         ("n**2", r"missing before '\*2'"),
         ("__import__('os').getcwd()", 'there is no column "__import__"'),
     ],

@@ -72,7 +72,7 @@ def test_m1_has_the_published_figures():
     errors_by_task = {}
     curves = scaling_tables.learning_curves()
     for task, (x, y, far_x, far_y) in curves.items():
-        fitted = fit("power", {"x": x}, y, delta=math.inf, room=256)  # One program for all.
+        fitted = fit("power", {"x": x}, y, delta=math.inf, pad_to=256)  # One program for all.
         errors_by_task[task] = np.sqrt(
             np.mean((np.log(fitted.predict({"x": far_x})) - np.log(far_y)) ** 2)
         )
@@ -199,7 +199,8 @@ def test_floors_and_ceilings_of_shares_stay_shares():
         y = np.minimum(y, 1.0)
         for name in ("power_floor", "m4", "frontier", "bnsl"):
             fitted = fit(name, {"x": x}, y)
-            assert 0 <= fitted.params[fitted.law.floor] <= y.max()
+            (floor,) = (p.name for p in fitted.law.table if p.floor)
+            assert 0 <= fitted.params[floor] <= y.max()
             assert name != "m4" or fitted.params["e0"] <= 1
             far = fitted.predict({"x": np.logspace(5, 12, 8)})
             assert ((far >= 0) & (far <= 1)).all()
@@ -234,7 +235,7 @@ def test_the_frontier_law_takes_the_best_runs_only():
         (lambda x, y: (x[:3], y[:3]), "needs at least 4 rows, and there are 3"),
         (lambda x, y: (np.where(x < 10, 5.0, 50.0), y), "only 2 different x"),
         (lambda x, y: (x, np.where(x > 100, np.nan, y)), "y must be positive and finite"),
-        (lambda x, y: (x, y - y[3]), "drop them, or take an error, not a score"),
+        (lambda x, y: (x, y - y[3]), "drop them, or use an error, not a score"),
         (lambda x, y: (x, y[:-1]), "columns of one length"),
     ],
 )

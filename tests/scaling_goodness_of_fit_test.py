@@ -26,7 +26,7 @@ def test_a_power_law_of_runs_that_level_off_is_not_extrapolated():
     wrong, right = fit("power", inputs, y), fit("power_floor", inputs, y)
     assert form_p_value(wrong) < 1e-4 < 0.1 < form_p_value(right)
     verdict = extrapolation(wrong, far)
-    assert not verdict.supported and "residuals bend" in verdict.reason
+    assert not verdict.supported and "residuals are curved" in verdict.reason
     # Its interval alone would have said nothing: it is narrow, and far from the truth.
     assert verdict.band.high[0] / verdict.band.low[0] < 2 and verdict.band.high[0] < 0.1
     assert extrapolation(right, far).supported

@@ -49,7 +49,7 @@ def test_a_power_law_has_the_intervals_of_linear_regression(level):
         band = intervals.band(fitted, {"x": at}, level=level, new_run=new_run)
         np.testing.assert_allclose(np.log(band.low), middle - half, atol=2e-4)
         np.testing.assert_allclose(np.log(band.high), middle + half, atol=2e-4)
-        assert band.of == ("new run" if new_run else "curve")
+        assert band.kind == ("new run" if new_run else "curve")
 
 
 def test_ends_are_where_the_profile_passes_its_limit():
@@ -158,9 +158,9 @@ def test_bootstrap_of_a_line_has_its_standard_error():
 def test_too_few_clusters_and_odd_levels_are_refused():
     x, y = power_law()
     fitted = fit("power_floor", {"x": x}, y)
-    with pytest.raises(DataError, match="3 clusters cannot say"):
+    with pytest.raises(DataError, match="3 clusters are too few"):
         intervals.parameter_intervals(fitted, clusters=np.arange(12) % 3)
-    with pytest.raises(DataError, match="1 clusters cannot say"):
+    with pytest.raises(DataError, match="1 clusters are too few"):
         intervals.parameter_intervals(fitted, clusters=np.zeros(12))
     with pytest.raises(DataError, match="2 cluster names for 12 fitted rows"):
         intervals.band(fitted, {"x": [1.0]}, clusters=np.arange(2))

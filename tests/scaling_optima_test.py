@@ -199,12 +199,14 @@ def test_how_many_more_images_for_the_same_error():
     factor = curves.more_images(grid, exact(first), exact(second), at=1e4)
     assert factor.estimate == pytest.approx(3 ** (1 / 0.3), rel=1e-4)
     assert factor.low == pytest.approx(factor.estimate, rel=1e-3)
-    need = curves.needed(grid, exact(second), 0.1)
-    assert need.estimate == pytest.approx(30 ** (1 / 0.3), rel=1e-4)
-    assert curves.needed(grid, exact(second), 1e-6) is None
+    tenth = exact(np.full(len(grid), 0.1))
+    need = curves.more_images(grid, tenth, exact(second), at=1e4)
+    assert need.estimate * 1e4 == pytest.approx(30 ** (1 / 0.3), rel=1e-4)
+    unreached = exact(np.full(len(grid), 1e-6))
+    assert curves.more_images(grid, unreached, exact(second), at=1e4) is None
     # A tenth of error either way of a slope of .3 is a factor of 1.1^(1 / .3) of images.
     wide = Band(second, second / 1.1, second * 1.1, 0.9, "curve")
-    need = curves.needed(grid, wide, 0.1)
+    need = curves.more_images(grid, tenth, wide, at=1e4)
     assert need.high / need.estimate == pytest.approx(1.1 ** (1 / 0.3), rel=1e-3)
     assert need.estimate / need.low == pytest.approx(1.1 ** (1 / 0.3), rel=1e-3)
 

@@ -42,14 +42,14 @@ def test_the_cell_that_is_no_number_is_shown():
         select(table, needed=("x",), where=(), y="y")
     with pytest.raises(ConfigError, match=r"it has '1' in row 1.* not as text"):
         select(table, needed=("text",), where=(), y="y")
-    with pytest.raises(DataError, match="columns and no rows"):
+    with pytest.raises(DataError, match="columns but no rows"):
         select({"y": np.array([])}, needed=("y",), where=(), y="y")
 
 
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ("model", "is no condition: write COLUMN"),
+        ("model", "is not a condition: write COLUMN"),
         ("model=c", "no row has that value"),
         ("model<a", "model has no numbers: use =, != or ~"),
         ("step~1*", "step has numbers: use one of"),
@@ -89,7 +89,7 @@ def test_rows_without_a_number_are_counted(table):
     table["loss"] = np.where(table["model"] == "a", np.nan, 1.0)
     rows, notes = select(table, needed=("error", "loss"), where=(), y="error")
     assert len(rows) == 2 and "2 rows left out: they have no loss" in notes
-    with pytest.raises(ConfigError, match=r'"run" is not one of numbers: it has .a-10. in row 1'):
+    with pytest.raises(ConfigError, match=r'"run" is not numeric: it has .a-10. in row 1'):
         select(table, needed=("run",), where=(), y="error")
     with pytest.raises(DataError, match="No row of the table is left"):
         select(table, needed=("loss",), where=("model=a",), y="error")
@@ -98,8 +98,9 @@ def test_rows_without_a_number_are_counted(table):
 def test_groups_are_in_the_order_of_the_table(table):
     rows, _ = select(table, needed=(), where=(), y="error")
     all_groups = list(groups(table, rows, ("model", "steps")))
-    assert [group.name for group in all_groups] == ["a, 10", "a, 20", "b, 10", "b, 20"]
+    values = [tuple(group.group.values()) for group in all_groups]
+    assert values == [("a", "10"), ("a", "20"), ("b", "10"), ("b", "20")]
     (whole,) = groups(table, rows, ())
-    assert whole.name == "" and whole.rows.tolist() == rows.tolist()
+    assert whole.group == {} and whole.rows.tolist() == rows.tolist()
     with pytest.raises(ConfigError, match='no column "modle"'):
         list(groups(table, rows, ("modle",)))

@@ -67,14 +67,14 @@ def test_a_frontier_that_ends_too_early_is_not_extrapolated():
     assert extrapolation(fitted, {"x": [40.0]}).supported  # Next to the data all is well.
 
 
-def test_a_law_whose_residuals_bend_is_not_chosen():
+def test_a_law_with_curved_residuals_is_not_chosen():
     x, y = scaling_tables.few_shot_runs()
     early = pareto(x, y) & (x < 300)
     x, y = x[early], y[early]
     choice = choose({"x": x}, y, laws=("power", "frontier"))
     # Over the next scales the power law is the better one; yet it is the wrong form.
     assert choice.held_out["power"].mean < choice.held_out["frontier"].mean
-    assert choice.bent == ("power",) and choice.law == choice.best == "frontier"
+    assert choice.curved == ("power",) and choice.law == choice.best == "frontier"
 
 
 def test_the_verdict_goes_by_the_interval_and_not_by_the_law():
@@ -147,7 +147,7 @@ def test_laws_that_cannot_be_judged_are_refused_or_skipped_with_the_reason():
     x, y = saturating(points=7)
     choice = choose({"x": x}, y, laws=("power", "bnsl"))
     assert choice.law == "power" and "6 parameters" in choice.skipped["bnsl"]
-    with pytest.raises(DataError, match="No law could be judged on larger scales"):
+    with pytest.raises(DataError, match="No law could be tested on larger scales"):
         choose({"x": x[:3]}, y[:3], laws=("power_floor",))
     with pytest.raises(DataError, match="parameters"):
         average({"x": x[:3]}, y[:3])

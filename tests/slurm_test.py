@@ -148,24 +148,24 @@ def test_a_branch_that_has_nothing_to_wait_for_is_blocked(tmp_path, monkeypatch)
     runs = actors(tmp_path, dict.fromkeys(("trunk", "branch", "twig"), ""), branches)
     records.change(runs[0].workdir, name="trunk", status="finished")
     monkeypatch.setattr(launcher, "_queue", set)
-    launcher._Watch(runs, lambda run: None).submit(None)
+    launcher._JobMonitor(runs, lambda run: None).submit(None)
     outcomes = [records.read(run.workdir) for run in runs]
     assert [record.status for record in outcomes] == ["finished", "blocked", "blocked"]
     assert "has finished, and keeps no checkpoint" in outcomes[1].error
-    assert "branch, which it goes on from, could not begin" in outcomes[2].error
+    assert "Its trunk branch could not start" in outcomes[2].error
 
 
 def test_a_job_is_gone_when_it_is_not_seen_twice_in_turn(tmp_path, monkeypatch):
     (run,) = actors(tmp_path, {"run": ""})
     records.change(run.workdir, name="run", status="running")
     records.write_job(run.workdir, "12")
-    watch = launcher._Watch([run], lambda run: None)
+    watch = launcher._JobMonitor([run], lambda run: None)
     for queued, status in (
         ({"12"}, "running"), (set(), "running"), ({"12"}, "running"), (set(), "running"),
         (set(), "failed"),
     ):  # fmt: skip
         monkeypatch.setattr(launcher, "_queue", lambda queued=queued: queued)
-        watch.look()
+        watch.poll()
         assert records.read(run.workdir).status == status
 
 

@@ -1,4 +1,4 @@
-"""Paths and addresses: what is refused, and that local ones are left as they are."""
+"""Paths and addresses: invalid ones are refused, local ones are not changed."""
 
 import concurrent.futures
 import errno
@@ -14,13 +14,13 @@ from vit_jax.errors import ConfigError
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("s3://bucket/run", "only folders of this machine .* and gs:// will do"),
-        ("gs:/bucket/run", "write gs://bucket/folder"),  # So it is after pathlib had it.
+        ("s3://bucket/run", "use a folder of this machine .* or gs://"),
+        ("gs:/bucket/run", "write gs://bucket/folder"),  # As pathlib writes it.
         ("gs://bucket", "write gs://bucket/folder"),
-        ("gs://bucket/../other/run", "knows no . and .."),
-        ("gs://bucket/run[1]", "'\\[' '\\]' would be taken for a pattern"),
+        ("gs://bucket/../other/run", "has no . and .."),
+        ("gs://bucket/run[1]", "'\\[' '\\]' would be read as a pattern"),
         ("", "is empty"),
-        ("/gs/bucket/run", "taken for an object store's"),
+        ("/gs/bucket/run", "is read as one of an object store"),
         ("~nobody-of-this-name/run", "write ./~nobody-of-this-name/run"),
     ],
 )
@@ -29,13 +29,13 @@ def test_invalid_addresses_are_refused(address, message):
         storage.as_path(address, name="--workdir")
 
 
-def test_local_paths_are_left_as_they_are(tmp_path, monkeypatch):
+def test_local_paths_are_not_changed(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for text in ("run", "a b/[x]~", "/abs/../olute", "gs", "x/gs:/x"):
         assert os.fspath(storage.as_path(text)) == os.fspath(storage.as_path(epath.Path(text)))
         assert storage.is_local(storage.as_path(text))
     assert os.fspath(storage.as_path("~/x")) == f"{tmp_path}/x"
-    assert os.fspath(storage.absolute("/a/link/../b")) == "/a/link/../b"  # As the system sees it.
+    assert os.fspath(storage.absolute("/a/link/../b")) == "/a/link/../b"  # Links are not resolved.
     assert os.fspath(storage.absolute("gs://bucket/run")) == "gs://bucket/run"
 
 
@@ -75,7 +75,7 @@ def test_a_listing_has_pages(gcs):
     assert storage.names("gs://bucket/many") == [f"{i:03}" for i in range(120)]
 
 
-def test_an_unreadable_path_is_not_taken_for_missing(tmp_path, gcs):
+def test_an_unreadable_path_is_not_reported_as_missing(tmp_path, gcs):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
         storage.names(tmp_path / "file")
@@ -97,7 +97,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x", b"old")]
 
 
-def test_two_that_write_one_file_leave_it_whole(tmp_path):
+def test_two_writers_of_one_file_leave_it_intact(tmp_path):
     def write(letter):
         for _ in range(60):
             storage.write_bytes(tmp_path / "x", letter * 300_000)

@@ -27,8 +27,8 @@ def forks():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(local, "_PAUSE", 0.01)
-    monkeypatch.setattr(local, "_LOOK", 0.05)
+    monkeypatch.setattr(local, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(local, "_SCHEDULE_SECONDS", 0.05)
 
 
 def launch(runs, max_parallel=2):
@@ -170,21 +170,21 @@ def test_shares_of_the_machine(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    assert [share.cores for share in local.places(0)] == [frozenset(range(8))]
-    assert [sorted(share.cores) for share in local.places(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
-    assert [sorted(share.cores) for share in local.places(9)][-2:] == [[7], [0]]
+    assert [share.cores for share in local.slots(0)] == [frozenset(range(8))]
+    assert [sorted(share.cores) for share in local.slots(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    assert [sorted(share.cores) for share in local.slots(9)][-2:] == [[7], [0]]
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    assert [share.gpus for share in local.places(0)] == [("4",), ("5",)]
-    assert [share.gpus for share in local.places(1)] == [("4", "5")]
-    packed = local.places(4)
+    assert [share.gpus for share in local.slots(0)] == [("4",), ("5",)]
+    assert [share.gpus for share in local.slots(1)] == [("4", "5")]
+    packed = local.slots(4)
     assert [share.gpus for share in packed] == [("4",), ("5",), ("4",), ("5",)]
     assert packed[0].environment == {
         "CUDA_VISIBLE_DEVICES": "4",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450",
     }
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert local.places(1)[0].gpus == ()
+    assert local.slots(1)[0].gpus == ()
 
 
 def test_a_process_keeps_to_its_cores(tmp_path):

@@ -106,20 +106,26 @@ def test_names_of_their_own(tmp_path, file):
 
 
 BAD = {
-    "no points": ([], "gave no point"),
+    "no points": ([], "returned no point"),
     "no dict": ([("seed", 1)], "point 0 is ('seed', 1)"),
     "same names": ([{"seed": 1}, {"seed": 1}], "two points have the name seed=1"),
-    "a path": ([{"name": "../up", "seed": 1}], "'../up' cannot be the name of a run"),
+    "a path": (
+        [{"name": "../up", "seed": 1}],
+        "'../up' cannot be the name of a run and its folder",
+    ),
     "wrong key": ([{"name": "a", "optim.lrr": 1}], 'sweep(), a: .*Did you mean "lr"'),
     "wrong value": ([{"name": "a", "optim.lr": "fast"}], "sweep(), a: .*write a number"),
-    "a section": ([{"name": "a", "optim": {"lr": 1}}], "is no value of a key"),
-    "a comma": ([{"name": "a", ":depth": "1,2"}], "ends at a comma, and :depth has one"),
+    "a section": ([{"name": "a", "optim": {"lr": 1}}], "cannot be the value of a key"),
+    "a comma": (
+        [{"name": "a", ":depth": "1,2"}],
+        ":depth is '1,2': an argument cannot contain a comma",
+    ),
     "resume": ([{"name": "a", "resume": "x"}], 'write "branch_of"'),
     "no pair": ([{"name": "a", "branch_of": "b"}], "branch_of is 'b'"),
     "no trunk": ([{"name": "abc"}, {"name": "x", "branch_of": ("abd", 3)}], 'mean "abc"'),
     "a circle": (
         [{"name": "a", "branch_of": ("b", 1)}, {"name": "b", "branch_of": ("a", 1)}],
-        "in a circle: a -> b -> a",
+        "branch_of forms a cycle: a -> b -> a",
     ),
     "beyond the end": (
         [{"name": "a", "checkpoint.keep_every_steps": 4}, {"name": "b", "branch_of": ("a", 16)}],
@@ -130,9 +136,9 @@ BAD = {
             {"name": "a", "checkpoint.keep_steps": (5,)},
             {"name": "b", "branch_of": ("a", 5), "total_steps": 5},
         ],
-        "goes on from step 5 of a, and has 5 steps in all",
+        "starts from step 5 of a, but has only 5 steps",
     ),
-    "not kept": ([{"name": "a"}, {"name": "b", "branch_of": ("a", 5)}], "does not keep its state"),
+    "not kept": ([{"name": "a"}, {"name": "b", "branch_of": ("a", 5)}], "does not keep the state"),
 }
 
 
@@ -160,7 +166,9 @@ def test_a_run_that_has_begun_keeps_its_config(tmp_path, file):
     begin(run)
     check_unchanged(run)
     (other,) = plan([{"name": "a", "optim.lr": 0.2}], tmp_path, file)
-    with pytest.raises(ConfigError, match=r"the sweep's a has now:\n  optim.lr: 0.1 -> 0.2"):
+    with pytest.raises(
+        ConfigError, match=r"another config than a has now:\n  optim.lr: 0.1 -> 0.2"
+    ):
         check_unchanged(other)
     # One that had finished, too, though its checkpoints were deleted.
     (run.workdir / "checkpoints" / "4").rmdir()

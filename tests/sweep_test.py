@@ -172,7 +172,7 @@ def test_dry_run_prints_command_and_cost_of_each_run(tmp_path, file):
     flops = [float(x) for x in re.findall(r"steps, (\S+) FLOPs", done.out)]
     assert flops[2] / flops[1] == pytest.approx(3 / 20, rel=0.01)
     assert "checkpoints/9" in commands[2]
-    assert f"In all: 4 runs, {sum(flops):.3g} FLOPs" in done.out
+    assert f"Total: 4 runs, {sum(flops):.3g} FLOPs" in done.out
 
 
 def metrics(folder):

@@ -1,4 +1,4 @@
-"""What the tests of tensors' files share: arrays, files of them, and reading whatever is there."""
+"""Helpers for tests of files of tensors: arrays, files with them, and reading damaged files."""
 
 import io
 import zipfile
@@ -68,7 +68,7 @@ def npy(array=None, *, shape=(3,), descr="<f4", data=b""):
 
 
 def read_all(path):
-    """Whatever is in the file: tensors, or the one error, soon and in little memory."""
+    """Reads all tensors of a file, or gets a CheckpointError, in bounded time and memory."""
     with bounded():
         try:
             tensors = open_tensors(path)

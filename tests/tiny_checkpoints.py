@@ -1,4 +1,4 @@
-"""Tiny models with random numbers as `Pretrained`, to be exported, damaged and loaded again."""
+"""Tiny models with random parameters as `Pretrained`, to export, damage and load again."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ LABELS = tuple(f"thing {k}" for k in range(5))
 
 
 def tiny(config=VIT, *, family="hf", labels=None, seed=0, **changes):
-    """A model of random numbers: none is zero or one, as initial ones are."""
+    """Returns a model with random parameters: none is zero or one, unlike initial ones."""
     config = dataclasses.replace(config, **changes)
     model = build(config)
     images = jax.ShapeDtypeStruct((1, *config.image_size, config.channels), jnp.float32)
@@ -44,7 +44,7 @@ def tiny(config=VIT, *, family="hf", labels=None, seed=0, **changes):
 
 
 def outputs(pretrained, images):
-    """Logits and what the model knows beside them, with exact matrix products."""
+    """Returns logits and intermediates, computed with exact matrix products."""
 
     def apply(params, images):
         logits, intermediates = pretrained.model.apply({"params": params}, images)
@@ -55,6 +55,6 @@ def outputs(pretrained, images):
 
 
 def random_images(pretrained, n=2):
-    """Random images as a model takes them."""
+    """Returns random images of a model's input shape."""
     shape = (n, *pretrained.config.image_size, pretrained.config.channels)
     return np.random.default_rng(1).standard_normal(shape, np.float32)

@@ -13,7 +13,7 @@ from vit_jax.rundir import workdir as workdirs
 from vit_jax.telemetry import MetricWriter, read_jsonl
 from vit_jax.telemetry.growing import open_growing
 
-# Orbax leaves tasks of a save that failed to an event loop that is closed.
+# Orbax leaves tasks of a failed save to a closed event loop.
 pytestmark = [
     pytest.mark.medium,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -22,7 +22,7 @@ pytestmark = [
 
 
 def at_draw(monkeypatch, draw, act):
-    """Calls `act` when `draw` batches have been drawn: 4 before the save of step 4."""
+    """Calls `act` after `draw` batches; 4 are drawn before the save of step 4."""
     original = pipeline.Batches.__next__
     drawn = []
 
@@ -54,16 +54,16 @@ def replace(path):
 def test_a_run_ends_when_a_file_of_lines_was_deleted(tmp_path, monkeypatch, name, damage, verb):
     with monkeypatch.context() as patch:
         at_draw(patch, 7, lambda: damage(tmp_path / name))
-        with pytest.raises(DataError, match=rf"{name} was {verb}.*put back what is missing"):
+        with pytest.raises(DataError, match=rf"{name} was {verb}.*restore the file"):
             train_on_one(small_config(), tmp_path)
-    assert locate(tmp_path).step == 4  # No checkpoint is ahead of its lines.
+    assert locate(tmp_path).step == 4  # No checkpoint is ahead of the metrics.
 
 
 def test_a_resumed_run_reports_lost_lines(run_copy, caplog, plain_run):
     shutil.rmtree(run_copy / "checkpoints" / "12")
     delete(run_copy / "metrics.jsonl")
     run(run_copy)
-    assert "ends at step None; it went to step 8" in caplog.text
+    assert "ends at step None, but it had step 8" in caplog.text
     assert [line["step"] for line in read_jsonl(run_copy / "metrics.jsonl")] == [10, 12]
     assert_same_bits(arrays(run_copy, 12), arrays(plain_run, 12))
 

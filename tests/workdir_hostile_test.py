@@ -1,4 +1,4 @@
-"""Forged work directories: only our errors are raised, and no name leads out of the folder."""
+"""Forged work directories: only VitJaxErrors are raised, and no name leads out of the folder."""
 
 import json
 import re
@@ -29,7 +29,7 @@ HOSTILE = {
 
 
 def assert_only_our_errors(workdir, name):
-    """Evaluating and resuming the run raise our errors, and nothing is changed."""
+    """Checks that evaluating and resuming raise VitJaxErrors and change nothing."""
     before = state_of(workdir)
     with pytest.raises(VitJaxError) as error:
         evaluate(workdir)
@@ -42,7 +42,7 @@ def assert_only_our_errors(workdir, name):
 
 
 def state_of(workdir):
-    """When each file was written; the lock is, every time."""
+    """Returns the modification time of each file but the lock, which every run writes."""
     paths = (path for path in workdir.parent.rglob("*") if path.name != "lock")
     return {path: path.lstat().st_mtime_ns for path in paths if path.is_symlink() or path.is_file()}
 
@@ -59,7 +59,7 @@ def test_a_forged_config_is_refused(run_copy, content):
         HOSTILE["truncated"],
         json.dumps(PLAIN).encode(),
         json.dumps({**PLAIN, "class_names": ["a", 2]}).encode(),
-        json.dumps({**PLAIN, "class_names": ["a", "b"]}).encode(),  # Valid, but of another model.
+        json.dumps({**PLAIN, "class_names": ["a", "b"]}).encode(),  # Valid, but for another model.
     ],
     ids=range(4),
 )
@@ -72,8 +72,8 @@ def test_a_forged_dataset_is_refused(run_copy, content):
     ("content", "message"),
     [
         (b" " * 2**20 + b"{}", "larger than 1,048,576 bytes"),
-        (b'{"optim": {"eps": NaN}}', "NaN is no number of JSON"),
-        (b'{"optim": {"eps": 1e400}}', "1e400 is no number of JSON"),
+        (b'{"optim": {"eps": NaN}}', "NaN is not a number of JSON"),
+        (b'{"optim": {"eps": 1e400}}', "1e400 is not a number of JSON"),
         (b"[" * 500_000 + b"]" * 500_000, "nested too deeply"),
         (b'{"optim": {"epss": 1}}', "no key 'epss'. Did you mean \"eps\"?"),
     ],
@@ -97,7 +97,7 @@ def test_a_forged_loop_state_is_refused(run_copy, change):
         path = run_copy / "checkpoints" / str(step) / "chrono" / "metadata"
         if path.exists():
             loop_state = {**json.loads(path.read_text()), **change}
-            del loop_state["digests"]  # As in the first release: no checksum, either.
+            del loop_state["digests"]  # As in release 0.1.0: no checksum, either.
             path.write_text(json.dumps(loop_state))
     with pytest.raises(CheckpointError):
         train_on_one(small_config(), run_copy)
@@ -128,7 +128,7 @@ def test_no_name_in_a_work_directory_leads_out_of_it(run_copy, plain_run):
     dataset = json.loads((run_copy / "dataset.json").read_text())
     (run_copy / "dataset.json").write_text(json.dumps({**dataset, "class_names": names}))
     with pytest.MonkeyPatch.context() as patch:
-        # The data set would have to agree with the names: here it does.
+        # The data set agrees with the names.
         opened = evaluate_module.open_source
 
         def open_source(*args, **kwargs):
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_model_than_the_config_says(run_copy):
     config = json.loads((run_copy / "config.json").read_text())
     config["model"]["depth"] = 3
     (run_copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"step 12 is not of the model of .*config.json"):
+    with pytest.raises(CheckpointError, match=r"step 12 does not fit the model of .*config.json"):
         evaluate(run_copy)
 
 

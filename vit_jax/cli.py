@@ -1,4 +1,4 @@
-"""What the commands share: flags, overrides, exit codes, and errors without tracebacks."""
+"""Shared code of the commands: flags, overrides, exit codes, and errors without tracebacks."""
 
 import errno
 import io
@@ -26,13 +26,13 @@ from vit_jax.errors import (
 )
 from vit_jax.parallel.processes import give_threads_to_simulated_devices
 
-_EXIT_UNREAD = 128 + signal.SIGPIPE  # What a shell says of a tool whose reader left.
+_EXIT_SIGPIPE = 128 + signal.SIGPIPE  # A shell's exit code for a program with a closed pipe.
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Parses the flags and runs `main`; an error that the user can correct is one message, no more.
+    """Parses the flags and runs `main`; prints a VitJaxError as a message without traceback.
 
-    The process leaves with what `main` returns (None: 0), or with the error's exit code.
+    The process exits with the result of `main` (None: 0), or with the error's exit code.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -44,35 +44,36 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
     logging.set_verbosity(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # Neither closed, nor a notebook's.
-            stream.reconfigure(errors="backslashreplace")  # A terminal may lack letters of a name.
-    _keep_libraries_quiet()
-    sys.excepthook = _say_interrupted
+        if isinstance(stream, io.TextIOWrapper):  # Not if it is closed or a notebook's.
+            # The terminal's encoding may lack characters of a name.
+            stream.reconfigure(errors="backslashreplace")
+    _silence_tracebacks()
+    sys.excepthook = _print_interrupted
     give_threads_to_simulated_devices()
     try:
         app.run(guarded, flags_parser=_parse_flags)
     except BrokenPipeError:
-        if not _reader_left():
+        if not _pipe_is_closed():
             raise
-        sys.exit(_EXIT_UNREAD)
+        sys.exit(_EXIT_SIGPIPE)
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename:  # A stream has no name.
+        if error.errno != errno.ENOSPC or error.filename:  # Errors of a stream have no file name.
             raise
         sys.exit(_fail(f"Standard output cannot be written: {error.strerror}."))
     finally:
         _flush()
 
 
-def _say_interrupted(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Ctrl-C, where it does not mean "save and end", needs no traceback."""
+def _print_interrupted(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Exception hook: prints no traceback for Ctrl-C."""
     if issubclass(kind, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 
 
-def _reader_left() -> bool:
-    """Whether nobody reads standard output any more, as after `... | head -1`."""
+def _pipe_is_closed() -> bool:
+    """Returns whether the pipe of standard output is closed, as after `... | head -1`."""
     poll = select.poll()
     if sys.stdout:
         poll.register(sys.stdout.fileno(), 0)
@@ -80,36 +81,37 @@ def _reader_left() -> bool:
 
 
 def _flush() -> None:
-    """Writes what is still to be written; if that fails, it is said now and without a traceback."""
+    """Flushes standard output; reports a failure without a traceback."""
     try:
         if sys.stdout:
             sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more.
+        # Python flushes again at exit: that must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
-            sys.exit(_EXIT_UNREAD)
+            sys.exit(_EXIT_SIGPIPE)
         sys.exit(_fail(f"Standard output cannot be written: {error.strerror}."))
 
 
-def _keep_libraries_quiet() -> None:
-    """Libraries that raise an error also print where: a save that fails would make pages of it."""
+def _silence_tracebacks() -> None:
+    """Removes tracebacks from the logs of libraries: a failed save would print pages of them."""
 
     def without_traceback(record: LogRecord) -> bool:
         record.exc_info = record.exc_text = None
         return True
 
     def unraisable(args: Any) -> None:
-        # TensorStore's last words to an event loop that Orbax has closed after a failed save.
+        # TensorStore raises this after a failed save, when Orbax has closed the event loop.
         if str(args.exc_value) != "Event loop is closed":
             sys.__unraisablehook__(args)
 
     logging.get_absl_handler().addFilter(without_traceback)
-    logging.get_absl_handler().setFormatter(_Printable())
+    logging.get_absl_handler().setFormatter(_PrintableFormatter())
     sys.unraisablehook = unraisable
 
 
-class _Printable(logging.PythonFormatter):
-    """Log lines that a terminal does not obey, whatever the names of files in them are."""
+class _PrintableFormatter(logging.PythonFormatter):
+    """Replaces control characters in log lines, which may contain foreign file names."""
 
     def format(self, record: LogRecord) -> str:
         return printable(super().format(record))
@@ -123,17 +125,17 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Parses a command line; whatever is wrong with it is an error that says so."""
+    """Parses a command line; raises ConfigError for any mistake in it."""
     try:
         return values(argv)
     except VitJaxError:
         raise
     except flags.Error as error:
-        # absl makes its own error of one that is a ValueError, such as ConfigError.
+        # absl wraps a ValueError, such as ConfigError, in its own error.
         if isinstance(error.__context__, VitJaxError):
             raise error.__context__ from None
         raise ConfigError(_explain_flag(values, str(error))) from error
-    except Exception as error:  # ml_collections raises whatever looking up a key raises.
+    except Exception as error:  # ml_collections passes on any error of a key's lookup.
         raise ConfigError(
             _explain_key(values, argv) or f"A --config.KEY=VALUE is wrong: {error}"
         ) from error
@@ -156,30 +158,30 @@ _ACCEPTED = {
 
 
 def _explain_flag(values: flags.FlagValues, message: str) -> str:
-    """What absl says of a flag, in words that help."""
+    """Rewrites absl's message about a flag, with the accepted form of its value."""
     if missing := re.search(r"Flag (--\w+) must have a value other than None", message):
         return f"{missing[1]}=... is missing. See --help."
     if part := re.match(r"Type <class .*?> of field (config\.\S+) is not supported", message):
         return f"--{part[1]}: write its keys one by one, --{part[1]}.KEY=VALUE."
     match = re.match(r"flag (--config\.(?P<key>[^=]+)=.*?): ", message, flags=re.DOTALL)
-    _, kind = _walk(values, match["key"]) if match else (None, None)
+    _, kind = _look_up(values, match["key"]) if match else (None, None)
     if kind in _ACCEPTED:
         return f"{match[1]}: write {_ACCEPTED[kind]}."
     return f"{message}\nSee --help."
 
 
 def _explain_key(values: flags.FlagValues, argv: Sequence[str]) -> str | None:
-    """Which of the overrides names a key that is not there."""
+    """Returns a message about the first override of a key that does not exist; None without one."""
     for flag in argv:
         match = re.match(r"--?(no)?config\.(?P<key>[^=]+)", flag)
-        wrong, _ = _walk(values, match["key"]) if match else (None, None)
-        if wrong:
-            return f"{flag}: {wrong}"
+        problem, _ = _look_up(values, match["key"]) if match else (None, None)
+        if problem:
+            return f"{flag}: {problem}"
     return None
 
 
-def _walk(values: flags.FlagValues, key: str) -> tuple[str | None, type | None]:
-    """Follows a key such as model.image_size[0] into the config: what is wrong, or its type."""
+def _look_up(values: flags.FlagValues, key: str) -> tuple[str | None, type | None]:
+    """Looks up a key such as model.image_size[0]; returns (error message, None) or (None, type)."""
     node, kind = values["config"].parser.config, ConfigDict
     for part in filter(None, re.split(r"[.\[\]]", key)):
         part = part.strip("'\"")
@@ -194,7 +196,7 @@ def _walk(values: flags.FlagValues, key: str) -> tuple[str | None, type | None]:
             node = node[int(part)]
             kind = type(node)
         elif isinstance(node, tuple):
-            return f"there is no [{part}]: it counts from [0] to [{len(node) - 1}].", None
+            return f"there is no [{part}]: indices range from [0] to [{len(node) - 1}].", None
         else:
             return f'there is no "{part}" in {node!r}.', None
     return None, kind
@@ -203,8 +205,8 @@ def _walk(values: flags.FlagValues, key: str) -> tuple[str | None, type | None]:
 # ---------------------------------------------------------------------------- the config's flag
 
 
-class _OrNone(flags.ArgumentParser):
-    """What another parser takes, and None: so that a key which may be unset can be."""
+class _OptionalParser(flags.ArgumentParser):
+    """Accepts the values of another parser, and None, which unsets a key."""
 
     def __init__(self, parser: flags.ArgumentParser):
         self._parser = parser
@@ -216,11 +218,11 @@ class _OrNone(flags.ArgumentParser):
         return self._parser.flag_type()
 
 
-class _ConfigFile(flags.ArgumentParser):
-    """Makes a config of a file, in place of ml_collections' parser, which hides what goes wrong.
+class _ConfigFileParser(flags.ArgumentParser):
+    """Loads a config file; unlike ml_collections' parser it does not hide the file's errors.
 
     Attributes:
-      config: the last one that was made; overrides change it.
+      config: the config that was loaded last; overrides change it.
     """
 
     config: ConfigDict | None = None
@@ -237,8 +239,8 @@ def define_config(
     """Defines --config; read it with `read_config`.
 
     Args:
-      values: where to.
-      argv: the command line that overrides keys; None: that of the process.
+      values: receives the flag.
+      argv: the command line with overrides; None: that of the process.
     """
     holder = config_flags.DEFINE_config_file(
         "config",
@@ -247,17 +249,17 @@ def define_config(
         flag_values=values,
         sys_argv=argv,
     )
-    values[holder.name].parser = _ConfigFile()
+    values[holder.name].parser = _ConfigFileParser()
     for kind, parser in ((int, flags.IntegerParser()), (float, flags.FloatParser())):
-        config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
+        config_flags.register_flag_parser_for_type(kind, _OptionalParser(parser))
     return holder
 
 
 def config_of(arguments: Sequence[str]) -> FrozenConfigDict:
-    """The config that a command would read from these --config... flags.
+    """Returns the config that a command reads from these --config... flags.
 
     Raises:
-      ConfigError: as the command would report.
+      ConfigError: a flag, the file or a key is wrong.
     """
     argv = ["", *arguments]
     values = flags.FlagValues()
@@ -267,17 +269,17 @@ def config_of(arguments: Sequence[str]) -> FrozenConfigDict:
 
 
 def overridden(holder: flags.FlagHolder) -> dict[str, Any]:
-    """What the command line of the process overrides: {"optim.lr": 0.001}."""
+    """Returns the overrides of the process's command line, such as {"optim.lr": 0.001}."""
     return dict(config_flags.get_override_values(flags.FLAGS[holder.name]))
 
 
 def read_config(
     holder: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS
 ) -> FrozenConfigDict:
-    """The config with its overrides, frozen.
+    """Returns the frozen config, with its overrides.
 
-    A duration that is overridden in one unit is unset in the others, so that
-    `--config.total_steps=10` shortens a run that its file gives in epochs.
+    Overriding a duration in one unit unsets it in the others: `--config.total_steps=10` shortens a
+    run whose file sets `total_epochs`.
     """
     config = holder.value
     changed = config_flags.get_override_values(values[holder.name])
@@ -294,15 +296,17 @@ def read_config(
 
 
 def read_sweep(holder: flags.FlagHolder) -> tuple[str, str, list[Any]]:
-    """The file of --config, what follows its colon ("" if there is none), and its sweep's points.
+    """Returns the file of --config, the argument after its colon (or ""), and its sweep() points.
 
     Raises:
-      ConfigError: the file has no sweep(), or it went wrong.
+      ConfigError: the file has no sweep(), or sweep() failed.
     """
     return make_points(flags.FLAGS[holder.name].config_filename)
 
 
 def no_arguments(argv: Sequence[str]) -> None:
-    """Raises ConfigError if there are words on the command line that are not flags."""
+    """Raises ConfigError if the command line has arguments that are not flags."""
     if len(argv) > 1:
-        raise ConfigError(f"What is {' '.join(argv[1:])!r}? Flags begin with --. See --help.")
+        raise ConfigError(
+            f"Unexpected argument {' '.join(argv[1:])!r}: flags begin with --. See --help."
+        )

@@ -1,12 +1,12 @@
-r"""Looks at, proves and converts checkpoints of any known format.
+r"""Inspects, verifies and converts checkpoints of any known format.
 
     python -m vit_jax.convert --inspect CHECKPOINT [--image_size=384]
     python -m vit_jax.convert --verify REFERENCE
     python -m vit_jax.convert SOURCE DESTINATION --to=hf [--image_size=384] [--dtype=bfloat16]
 
-CHECKPOINT and SOURCE are a file, a folder, a work directory of ours, or a name on a hub
+CHECKPOINT and SOURCE are a file, a folder, one of our work directories, or a name on a hub
 (hf:google/vit-base-patch16-224, timm:vit_base_patch16_224.augreg_in21k, gs://vit_models/...npz).
-What a file does not tell is hinted: --hints=num_heads=12,image_size=224x224.
+Hints supply what a file does not contain: --hints=num_heads=12,image_size=224x224.
 
 Exit codes: 0 done; 1 --verify found a difference; 2 an error that the message explains.
 """
@@ -27,7 +27,7 @@ from vit_jax.pretrained.verification import fixtures, verify
 
 
 def parse_size(text: str, *, flag: str) -> tuple[int, int] | None:
-    """The sides that "384" or "384x256" says, as (height, width); None for ""."""
+    """Parses "384" or "384x256" into (height, width); returns None for ""."""
     if not text:
         return None
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
@@ -37,22 +37,22 @@ def parse_size(text: str, *, flag: str) -> tuple[int, int] | None:
 
 
 def print_verification(reference: pathlib.Path) -> bool:
-    """Prints a line for each output of each fixture; True if all are right.
+    """Prints a line for each output of each fixture; returns whether all are right.
 
     Raises:
-      CheckpointError: after all lines: some fixtures could not be compared, and which.
+      CheckpointError: raised after all lines, if some fixtures could not be compared.
     """
-    right, all_fixtures, failed = True, fixtures(reference), []
+    all_right, all_fixtures, failed = True, fixtures(reference), []
     print(f"{'fixture':40} {'array':18} {'difference':>10} {'noise':>8} {'allowed':>8}")
     for fixture in all_fixtures:
         try:
-            for found in verify(fixture):
-                right &= found.right
+            for comparison in verify(fixture):
+                all_right &= comparison.is_close
                 line = (
-                    f"{found.fixture:40} {found.array:18} {found.difference:10.1e} "
-                    f"{found.noise_floor:8.1e} {found.tolerance:8.1e}"
+                    f"{comparison.fixture:40} {comparison.array:18} {comparison.difference:10.1e} "
+                    f"{comparison.noise_floor:8.1e} {comparison.tolerance:8.1e}"
                 )
-                print(printable(line + ("" if found.right else "  WRONG")), flush=True)
+                print(printable(line + ("" if comparison.is_close else "  WRONG")), flush=True)
         except VitJaxError as error:
             failed.append(fixture["id"])
             print(printable(f"{fixture['id']:40} FAILED: {error}"), flush=True)
@@ -61,7 +61,7 @@ def print_verification(reference: pathlib.Path) -> bool:
             f"{len(failed)} of {len(all_fixtures)} fixtures could not be compared: "
             f"{', '.join(failed)}. The lines above say why."
         )
-    return right
+    return all_right
 
 
 if __name__ == "__main__":
@@ -84,8 +84,8 @@ if __name__ == "__main__":
             cli.no_arguments(argv)
             if hints or size or _LEAVE_OUT.value:
                 raise ConfigError(
-                    "--verify reads what a file does not tell in the manifest: --hints, "
-                    "--image_size and --leave_out have no effect, leave them out."
+                    "--verify takes these settings from the manifest: --hints, --image_size and "
+                    "--leave_out have no effect, remove them."
                 )
             return (
                 ExitCode.DONE
@@ -94,24 +94,26 @@ if __name__ == "__main__":
             )
         if _INSPECT.value:
             cli.no_arguments(argv)
-            said = inspect(_INSPECT.value, image_size=size, hints=hints, leave_out=_LEAVE_OUT.value)
-            print(printable(said))
+            description = inspect(
+                _INSPECT.value, image_size=size, hints=hints, leave_out=_LEAVE_OUT.value
+            )
+            print(printable(description))
             return 0
         if len(argv) != 3 or not _TO.value:
             raise ConfigError(
-                "What shall be done? --inspect=CHECKPOINT, --verify=REFERENCE, or SOURCE "
+                "Nothing to do: pass --inspect=CHECKPOINT, --verify=REFERENCE, or SOURCE "
                 f"DESTINATION --to={'|'.join(TARGETS)}."
             )
         check_destination(argv[2], to=_TO.value, dtype=_DTYPE.value)
         pretrained = load_pretrained(
             argv[1], image_size=size, hints=hints, leave_out=_LEAVE_OUT.value
         )
-        said = export(
+        notes = export(
             pretrained, argv[2], to=_TO.value, dtype=_DTYPE.value, change_numerics=_CHANGE.value
         )
         print(
             printable(
-                "\n".join((f"{argv[2]}: written, --to={_TO.value}", *pretrained.notes, *said))
+                "\n".join((f"{argv[2]}: written, --to={_TO.value}", *pretrained.notes, *notes))
             )
         )
         return 0

@@ -10,24 +10,25 @@ from collections.abc import Iterable
 
 
 class ExitCode(enum.IntEnum):
-    """What a command's exit code means. After STOPPED and LOST the same command goes on.
+    """What a command's exit code means.
 
-    So it does after a signal: JAX aborts a process (SIGABRT) when it loses another one.
+    After STOPPED and LOST, the same command continues the run. The same holds after a signal: JAX
+    aborts a process (SIGABRT) when it loses another one.
     """
 
     DONE = 0
     FAILED = 1  # Some inputs or runs failed, or a comparison found a difference.
     ERROR = 2  # An error that the message explains.
-    STOPPED = 75  # EX_TEMPFAIL: told to stop (SIGTERM, SIGINT), and everything is saved.
-    LOST = 76  # EX_PROTOCOL: another process is lost, or nothing happened for too long.
+    STOPPED = 75  # EX_TEMPFAIL: stopped by SIGTERM or SIGINT after everything was saved.
+    LOST = 76  # EX_PROTOCOL: another process was lost, or the run stalled for too long.
 
 
 class VitJaxError(Exception):
-    """Something the user can correct: the message says what, where and how."""
+    """An error that the user can correct; the message says what is wrong, where, and how."""
 
 
 class ConfigError(VitJaxError, ValueError):
-    """A config key, value or argument that makes no sense."""
+    """A config key, value or argument that is invalid."""
 
 
 class DataError(VitJaxError):
@@ -39,7 +40,7 @@ class CheckpointError(VitJaxError):
 
 
 class LostError(VitJaxError):
-    """A process that this one needs was killed or stalled: the same command goes on."""
+    """A process that this one needs was killed or stalled; the same command continues the run."""
 
 
 class NonFiniteError(VitJaxError):
@@ -52,24 +53,18 @@ def exit_code(error: BaseException) -> ExitCode:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """A hint that ends an error message: the nearest choice, and all the accepted ones.
+    """Returns the end of an error message: the choice nearest to `name`, and all choices.
 
-    Args:
-      name: what the user wrote.
-      choices: what is accepted.
-
-    Returns:
-      E.g. `Did you mean "cosine"? Accepted: constant, cosine, linear, rsqrt.`
+    For example `Did you mean "cosine"? Accepted: constant, cosine, linear, rsqrt.`
     """
     choices = list(choices)
-    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
-    guess = f'Did you mean "{near[0]}"? ' if near else ""
-    return f"{guess}Accepted: {', '.join(choices)}."
+    matches = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    suggestion = f'Did you mean "{matches[0]}"? ' if matches else ""
+    return f"{suggestion}Accepted: {', '.join(choices)}."
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey: class names may come from a stranger."""
+    """Replaces control characters, which a terminal would obey, in text from untrusted files."""
     return "".join(
-        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}"
-        for letter in text
+        char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text
     )

@@ -1,12 +1,12 @@
-"""Evaluates a trained model on a split: every example once, whatever the devices.
+"""Evaluates a trained model on a split: every example counts once, on any number of devices.
 
     python -m vit_jax.evaluate --workdir=runs/quickstart [--split=test]
 
-Prints accuracy, loss and calibration error, and leaves evaluation.json (these, per-class accuracy
-and the confusion matrix), confusion.png, predictions.png (a page of images with the model's
-predictions) and samples/ (a few of the split's images, to try vit_jax.predict on) in the work
-directory; or in its folder evaluation-SPLIT for a split that the config does not evaluate,
-evaluation-step-STEP for a checkpoint that is not the newest, evaluation-SPLIT-step-STEP for both.
+Prints accuracy, loss and calibration error. Writes evaluation.json (these, per-class accuracy and
+the confusion matrix), confusion.png, predictions.png (images with the model's predictions) and
+samples/ (a few images of the split, for vit_jax.predict) into the work directory. The results of
+another split than the first one that the config evaluates go to its folder evaluation-SPLIT, of
+a checkpoint that is not the newest to evaluation-step-STEP, of both to evaluation-SPLIT-step-STEP.
 """
 
 import io
@@ -38,27 +38,27 @@ from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.watch import Watch
 from vit_jax.rundir import workdir as workdirs
 
-NUM_IMAGES = 500  # Among these, predictions.png looks for mistakes.
+NUM_IMAGES = 500  # predictions.png shows mistakes among these.
 NUM_SAMPLES = 10
 
 
 def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationReport:
-    """Evaluates a run's model and writes what is found into its work directory.
+    """Evaluates a run's model and writes the results into its work directory.
 
     Args:
       checkpoint: WORKDIR or WORKDIR/checkpoints/STEP.
-      split: of the run's data set, slices allowed; "": the first that its config evaluates.
+      split: a split of the run's data set, or a slice; "": the first that the config evaluates.
 
     Raises:
       VitJaxError: there is no such checkpoint or split, or the results cannot be written.
     """
-    # The parameters are split over all devices, so that what could be trained can be evaluated.
+    # Parameters are sharded over all devices: a model that could be trained can be evaluated.
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": -1, "tensor": 1}))
     with Watch(base_config().timeout_seconds) as watch, jax.set_mesh(mesh):
         watch.at("the restore")
         run = load_run(checkpoint, mesh=mesh)
-        usual = next((entry.split for entry in run.config.evals.values()), "")
-        split = split or usual
+        default_split = next((entry.split for entry in run.config.evals.values()), "")
+        split = split or default_split
         if not split:
             raise ConfigError("The run's config evaluates no split: name one with --split.")
         source = open_source(run.config.data, split=split)
@@ -66,7 +66,7 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
         if list(source.class_names) != names[: source.num_classes]:
             raise DataError(
                 f"{source.name}, {split}, has the classes {', '.join(source.class_names[:9])}; the "
-                f"model was trained on {', '.join(names[:9])}: what it says would mean nothing."
+                f"model was trained on {', '.join(names[:9])}: choose a split with these classes."
             )
         evaluator = Evaluator(run.config, run.model_config, mesh)
         with evaluator.batches(source) as batches:
@@ -77,7 +77,7 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
         ids, probabilities = _first_probabilities(evaluator, run.params, source)
 
     if jax.process_index() == 0:
-        folder = _results_folder(run, split=split, usual=usual)
+        folder = _results_folder(run, split=split, default_split=default_split)
         head = {"data": source.name, "split": split, "step": run.step}
         results = head | json.loads(report.to_json(class_names=names))
         try:
@@ -105,11 +105,11 @@ def evaluate(checkpoint: epath.PathLike, *, split: str = "") -> ClassificationRe
     return report
 
 
-def _results_folder(run: TrainedModel, *, split: str, usual: str) -> epath.Path:
-    """The work directory for what is usual, and a folder in it for what is not."""
+def _results_folder(run: TrainedModel, *, split: str, default_split: str) -> epath.Path:
+    """Returns the work directory, or a folder in it for another split or an older checkpoint."""
     parts = []
-    if split != usual:
-        # [:50], [50:] and [:50%] get three names.
+    if split != default_split:
+        # [:50], [50:] and [:50%] get different names.
         parts.append(_file_name(split.replace("%", "pct").replace(":]", "_end]")).strip("_"))
     if run.step != run.newest:
         parts.append(f"step-{run.step}")
@@ -117,17 +117,17 @@ def _results_folder(run: TrainedModel, *, split: str, usual: str) -> epath.Path:
 
 
 def _file_name(text: str) -> str:
-    """Text as part of a file's name: it leads to no other folder."""
-    short = re.sub(r"[^\w.-]+", "_", text).encode()[:100]  # Bytes are what a name has 255 of.
-    return short.decode(errors="ignore")
+    """Returns the text as a part of a file name, without path separators."""
+    encoded = re.sub(r"[^\w.-]+", "_", text).encode()[:100]  # A name has at most 255 bytes.
+    return encoded.decode(errors="ignore")
 
 
 def _first_probabilities(
     evaluator: Evaluator, params: PyTree, source: Source
 ) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n classes"]]:
-    """The first examples of a split that are not bad, and their class probabilities."""
+    """Returns the ids of the first good examples of a split, and their class probabilities."""
     ids, rows, seen = [], [], 0
-    # The evaluation has reported the bad ones.
+    # The evaluation has already reported the bad ones.
     with evaluator.batches(source, on_bad=lambda example, message: None) as batches:
         for probabilities, batch in evaluator.probabilities(params, batches):
             (good,) = np.nonzero(batch["weight"])
@@ -142,7 +142,7 @@ def _first_probabilities(
 def _images(
     evaluator: Evaluator, source: Source, ids: Int[np.ndarray, "n"]
 ) -> tuple[UInt8[np.ndarray, "n height width channels"], Int[np.ndarray, "n"]]:
-    """Whole images, squashed to the model's size, and their labels."""
+    """Returns uncropped images, resized to the model's image size, and their labels."""
     decode = evaluator.config.data.eval_transforms[0]
     transform = transforms.compose(
         (decode, {"op": "resize"}), image_size=evaluator.model_config.image_size
@@ -156,7 +156,7 @@ def _images(
 def _write_samples(
     images: UInt8[np.ndarray, "n height width channels"], names: Sequence[str], folder: epath.Path
 ) -> None:
-    """The first images as PNG files, named by their classes."""
+    """Writes the first images as PNG files, named by their classes."""
     storage.make_subfolder(folder)
     for i, (image, name) in enumerate(zip(images[:NUM_SAMPLES], names, strict=False)):
         png = io.BytesIO()
@@ -166,7 +166,7 @@ def _write_samples(
 
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "The run: WORKDIR or WORKDIR/checkpoints/STEP.")
-    _SPLIT = flags.DEFINE_string("split", "", "Of the run's data set; a slice is allowed.")
+    _SPLIT = flags.DEFINE_string("split", "", "Split of the run's data set, or a slice.")
     flags.mark_flag_as_required("workdir")
 
     def main(argv: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-r"""Fits scaling laws to a table of runs, ours or anybody's, and says how far they can be trusted.
+r"""Fits scaling laws to a table of runs, and reports how reliable they are.
 
     python -m vit_jax.fit --runs=runs/study/runs.parquet --law=auto --x=total_train_flops \
         --frontier --out=runs/study/fit
@@ -6,15 +6,16 @@ r"""Fits scaling laws to a table of runs, ours or anybody's, and says how far th
         --group=Model --where=Task=inet_10 --hold_back=Training=0 --out=fit
     python -m vit_jax.fit --runs=runs/study/runs.parquet --law=chinchilla --budget=1e15 --out=fit
 
-The table is a .csv or .parquet file with a row for each run, or vit_jax.sweep's, of which the rows
-of a run's last step and of the evaluation "test" count. y and the inputs are columns, or computed
-from columns with + - * / and brackets: --y=1-test/top1, --x=6*params*tokens. Writes fit.json,
-figures as PNG and SVG, and report.html, one page that needs no other file.
+The table is a .csv or .parquet file with a row for each run. Of a table by vit_jax.sweep, only rows
+of a run's last step and of the evaluation "test" are used. y and the inputs are columns, or
+expressions of columns with + - * / and brackets: --y=1-test/top1, --x=6*params*tokens. Writes
+fit.json, figures as PNG and SVG, and report.html, a page that needs no other file.
 
-Laws: power, power_floor, m3, m4, bnsl (of --x); frontier (of --x, and of the Pareto frontier of the
-rows, as any other with --frontier); auto (of these the one that best predicts larger scales);
-chinchilla (of --n and --d) and chinchilla_repeat (and --u); shape (of --x, such as a width, and
---t; several columns for --x are the arms of a star); isoflop (parabolas over --x at each --t).
+Laws: power, power_floor, m3, m4, bnsl (of --x); frontier (of --x; fitted to the Pareto frontier of
+the rows, as is any other law with --frontier); auto (the one of these that best predicts larger
+scales); chinchilla (of --n and --d) and chinchilla_repeat (and --u); shape (of --x, for example a
+width, and --t; several columns for --x are the arms of a star); isoflop (parabolas over --x at each
+--t).
 """
 
 import json
@@ -41,45 +42,43 @@ def fit(runs: pathlib.Path, question: Question, out: epath.PathLike, *, command:
     """Answers a question about a table and writes fit.json, report.html and the figures.
 
     Args:
-      runs: the table.
-      question: what is asked.
-      out: folder; made if it is not there.
-      command: that asked, for the report.
+      runs: the table, a .csv or .parquet file.
+      question: the law, its columns and the rows to use.
+      out: folder of the results; created if it does not exist.
+      command: the command line, shown in the report.
 
     Returns:
-      What to say in a terminal.
+      A summary for the terminal.
 
     Raises:
       VitJaxError: the table or the question is wrong, no law can be fitted, or `out` cannot be
         written.
     """
     out = epath.Path(out)
-    if os.path.lexists(out) and not os.path.isdir(out):  # Said before anything is computed.
+    if os.path.lexists(out) and not os.path.isdir(out):  # Checked before the computation.
         raise ConfigError(f"--out={out} is a file: choose a folder.")
-    result, drawn = study(read_runs(runs), question, runs=str(runs))
-    vectors = {name: figures.rendered(figure, "svg") for name, figure in drawn.items()}
-    page = report.page(
-        result, {name: svg.decode() for name, svg in vectors.items()}, command=command
-    )
+    result, plots = study(read_runs(runs), question, runs=str(runs))
+    svgs = {name: figures.rendered(figure, "svg") for name, figure in plots.items()}
+    page = report.page(result, {name: svg.decode() for name, svg in svgs.items()}, command=command)
     with storage.reported(ConfigError, f"--out={out} cannot be written"):
         storage.make_folder(out)
         text = json.dumps(result, indent=1, allow_nan=False) + "\n"
         storage.write_bytes(out / "fit.json", text.encode())
         storage.write_bytes(out / "report.html", page.encode())
-        for name, figure in drawn.items():
-            storage.write_bytes(out / f"{name}.svg", vectors[name])
+        for name, figure in plots.items():
+            storage.write_bytes(out / f"{name}.svg", svgs[name])
             storage.write_bytes(out / f"{name}.png", figures.rendered(figure, "png"))
-    figures_written = ", ".join(f"{name}.png" for name in drawn)
+    figures_written = ", ".join(f"{name}.png" for name in plots)
     return (
         f"{report.text(result)}\n\nIn {out}: fit.json, report.html, {figures_written} (and .svg)."
     )
 
 
 def parse_numbers(flag: str, texts: Sequence[str]) -> tuple[float, ...]:
-    """The numbers of a flag that takes several.
+    """Parses the values of a flag that takes several numbers.
 
     Raises:
-      ConfigError: one of the texts is no number.
+      ConfigError: a text is not a number.
     """
     try:
         return tuple(map(float, texts))
@@ -91,27 +90,31 @@ def parse_numbers(flag: str, texts: Sequence[str]) -> tuple[float, ...]:
 
 if __name__ == "__main__":
     _RUNS = flags.DEFINE_string("runs", None, "Table of runs: .parquet or .csv.")
-    _OUT = flags.DEFINE_string("out", None, "Folder for what is written; made if it is not there.")
+    _OUT = flags.DEFINE_string("out", None, "Folder of the results; created if missing.")
     _LAW = flags.DEFINE_string("law", AUTO, f"One of {', '.join(NAMES)}.")
-    _Y = flags.DEFINE_string("y", "error", "Column of errors or losses, or such as 1-top1.")
+    _Y = flags.DEFINE_string("y", "error", "Column of errors or losses, or an expression: 1-top1.")
     _COLUMNS = {
         role: flags.DEFINE_string(role, None, f"Column of the input {role}: {COLUMNS[role]}.")
         for role in COLUMNS
     }
-    _GROUP = flags.DEFINE_list("group", [], "Columns: a fit for the rows that agree in them.")
+    _GROUP = flags.DEFINE_list("group", [], "Columns: one fit per combination of their values.")
     _WHERE = flags.DEFINE_multi_string("where", [], "Only rows with COLUMN=VALUE (!=, <, >=, ...).")
     _HOLD_BACK = flags.DEFINE_multi_string(
-        "hold_back", [], "Do not fit rows with COLUMN>=VALUE, but judge the law by them."
+        "hold_back",
+        [],
+        "Test set: do not fit rows with COLUMN>=VALUE, but evaluate the law on them.",
     )
-    _FRONTIER = flags.DEFINE_bool("frontier", False, "Only the rows with the least y for their x.")
+    _FRONTIER = flags.DEFINE_bool(
+        "frontier", False, "Fit only rows on the Pareto frontier of y over x."
+    )
     _CHOSEN_BY = flags.DEFINE_string(
         "chosen_by", "", "Evaluation whose y chooses among runs of a group with equal x and seed."
     )
     _BUDGET = flags.DEFINE_list(
-        "budget", [], "chinchilla: training FLOPs to find the best n, d of."
+        "budget", [], "chinchilla: training FLOPs whose optimal n and d are computed."
     )
-    _PREDICT = flags.DEFINE_list("predict", [], "Values of x to predict y at.")
-    _LEVEL = flags.DEFINE_float("level", 0.9, "How often an interval is to cover.")
+    _PREDICT = flags.DEFINE_list("predict", [], "Values of x at which y is predicted.")
+    _LEVEL = flags.DEFINE_float("level", 0.9, "Coverage of the intervals.")
     flags.mark_flags_as_required(["runs", "out"])
 
     def main(argv: Sequence[str]) -> None:

@@ -1,15 +1,15 @@
-r"""Says what is on images.
+r"""Predicts the classes of images.
 
     python -m vit_jax.predict --checkpoint=runs/quickstart [--top_k=5] [--output=preds.csv] \
         IMAGE_OR_FOLDER ...
 
-The checkpoint is a work directory of ours, or a published one: a folder of Hugging Face's, a file
-of timm's or Google's, or a name on a hub, hf:google/vit-base-patch16-224.
+The checkpoint is one of our work directories, or a published one: a Hugging Face folder, a file by
+timm or Google, or a name on a hub such as hf:google/vit-base-patch16-224.
 
-Each image is prepared as the model was evaluated and gets the names and probabilities of the
-most probable classes: in the terminal, or in a .csv, .jsonl or .parquet file. A file that is no
-image is reported in its place, and the others are predicted all the same. What in a folder has
-no image's name is left out, with a word on standard error.
+Each image is preprocessed as in the model's evaluation. The names and probabilities of its most
+probable classes are printed, or written to a .csv, .jsonl or .parquet file. A file that cannot be
+read as an image gets an error instead. Files in a folder that do not have the name of an image are
+skipped, with a note on standard error.
 
 Exit codes: 0 all images were read; 1 some could not be; 2 an error that the message explains.
 """
@@ -43,21 +43,21 @@ from vit_jax.parallel.mesh import make_mesh
 from vit_jax.pretrained.exports.workdir import class_names, run_config
 from vit_jax.pretrained.formats.hints import parse_hints
 from vit_jax.pretrained.load import load_pretrained
-from vit_jax.pretrained.run_checkpoint import is_own, refuse_hints
+from vit_jax.pretrained.run_checkpoint import is_run, refuse_hints
 
-BATCH_SIZE = 64  # At most: a training batch of a pod is more than a laptop can hold.
+BATCH_SIZE = 64  # Maximum: a laptop could not hold the training batch of a pod.
 FORMATS = (".csv", ".jsonl", ".parquet")
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the model says of one file.
+    """The model's prediction for one file.
 
     Attributes:
-      path: of the file, as it was named or found.
+      path: the path as given, or as found in a folder.
       classes: names of the most probable classes, the most probable first.
-      probabilities: of these.
-      error: why there are none; "" if there are.
+      probabilities: probabilities of `classes`.
+      error: why the file has no prediction; "" if it has one.
     """
 
     path: str
@@ -76,11 +76,11 @@ def predict(
     """Predicts images, in order, a batch at a time.
 
     Args:
-      checkpoint: WORKDIR or WORKDIR/checkpoints/STEP; or what
-        `vit_jax.pretrained.load.load_pretrained` takes.
+      checkpoint: WORKDIR or WORKDIR/checkpoints/STEP, or any checkpoint that
+        `vit_jax.pretrained.load.load_pretrained` accepts.
       paths: image files, and folders that are searched for images.
-      top_k: how many classes to name for each.
-      hints: what a published checkpoint's file does not tell.
+      top_k: number of classes per image.
+      hints: settings that the file of a published checkpoint does not contain.
 
     Raises:
       VitJaxError: the checkpoint cannot be used, or there is nothing to predict.
@@ -102,15 +102,15 @@ def predict(
                 for row in rows[: len(files) - seen]:
                     yield _prediction(files[seen], row, names, top_k, bad.get(seen, ""))
                     seen += 1
-        for i in range(seen, len(files)):  # No file at all could be read: there was no batch.
-            yield Prediction(_shown(files[i]), error=bad[i].removeprefix(f"{files[i]}: "))
+        for i in range(seen, len(files)):  # Without a readable file there was no batch.
+            yield Prediction(_printable_path(files[i]), error=bad[i].removeprefix(f"{files[i]}: "))
 
 
 def _load(
     checkpoint: epath.PathLike, mesh: Mesh, hints: Mapping[str, Any]
 ) -> tuple[FrozenConfigDict, PyTree, list[str]]:
-    """Config, parameters and class names of a run of ours or of a published checkpoint."""
-    if is_own(checkpoint):
+    """Returns config, parameters and class names of one of our runs or a published checkpoint."""
+    if is_run(checkpoint):
         refuse_hints(checkpoint, hints)
         run = load_run(checkpoint, mesh=mesh)
         config, params, names = run.config, run.params, run.dataset["class_names"]
@@ -120,7 +120,7 @@ def _load(
         names = class_names(pretrained)
     if not names:
         raise CheckpointError(
-            f"{checkpoint} has no head: it tells no classes. Fine-tune it first, see "
+            f"{checkpoint} has no head, so it cannot predict classes. Fine-tune it first, see "
             "configs/finetune.py."
         )
     return config, params, [name.encode(errors="replace").decode() for name in names]
@@ -130,20 +130,22 @@ def _prediction(
     path: pathlib.Path, probabilities: np.ndarray, names: Sequence[str], top_k: int, error: str
 ) -> Prediction:
     if error:
-        return Prediction(_shown(path), error=error.removeprefix(f"{path}: "))
+        return Prediction(_printable_path(path), error=error.removeprefix(f"{path}: "))
     best = np.argsort(-probabilities, kind="stable")[:top_k]
     return Prediction(
-        _shown(path), tuple(names[i] for i in best), tuple(float(probabilities[i]) for i in best)
+        _printable_path(path),
+        tuple(names[i] for i in best),
+        tuple(float(probabilities[i]) for i in best),
     )
 
 
-def _shown(path: pathlib.Path) -> str:
-    """A path as text that can be written; file names need not be UTF-8."""
+def _printable_path(path: pathlib.Path) -> str:
+    """Returns a path as UTF-8 text; file names may have other bytes."""
     return os.fsencode(path).decode(errors="replace")
 
 
 def write(predictions: Sequence[Prediction], output: epath.PathLike) -> None:
-    """Writes predictions to a .csv, .jsonl or .parquet file, whole or not at all.
+    """Writes predictions to a .csv, .jsonl or .parquet file, atomically.
 
     CSV and Parquet have the columns path, error, class_1, probability_1, class_2, ...
     """
@@ -165,7 +167,7 @@ def write(predictions: Sequence[Prediction], output: epath.PathLike) -> None:
 
 
 def _check_output(output: epath.Path) -> None:
-    """Raises ConfigError, before anything is predicted, if this cannot be written."""
+    """Raises ConfigError if the file cannot be written; called before the prediction."""
     if output.suffix not in FORMATS:
         raise ConfigError(f"--output={output}: " + did_you_mean(output.suffix, FORMATS))
     if storage.is_local(output) and not output.parent.is_dir():
@@ -190,7 +192,7 @@ def _table(predictions: Sequence[Prediction]) -> pyarrow.Table:
     return pyarrow.table(columns)
 
 
-def _line(prediction: Prediction) -> str:
+def _format_prediction(prediction: Prediction) -> str:
     if prediction.error:
         return f"{prediction.path}: cannot be predicted: {prediction.error}"
     pairs = zip(prediction.classes, prediction.probabilities, strict=True)
@@ -199,9 +201,9 @@ def _line(prediction: Prediction) -> str:
 
 if __name__ == "__main__":
     _CHECKPOINT = flags.DEFINE_string(
-        "checkpoint", None, "The model: WORKDIR, WORKDIR/checkpoints/STEP, or a published one."
+        "checkpoint", None, "WORKDIR, WORKDIR/checkpoints/STEP, or a published checkpoint."
     )
-    _HINTS = flags.DEFINE_list("hints", [], "What its file does not tell: NAME=VALUE,...")
+    _HINTS = flags.DEFINE_list("hints", [], "Settings missing in its file: NAME=VALUE,...")
     _TOP_K = flags.DEFINE_integer("top_k", 5, "Classes to name for each image.", lower_bound=1)
     _OUTPUT = flags.DEFINE_string("output", "", "A .csv, .jsonl or .parquet file to write.")
     flags.mark_flag_as_required("checkpoint")
@@ -215,7 +217,7 @@ if __name__ == "__main__":
         for prediction in predict(_CHECKPOINT.value, argv[1:], top_k=_TOP_K.value, hints=hints):
             predictions.append(prediction)
             if output is None or prediction.error:
-                print(printable(_line(prediction)))
+                print(printable(_format_prediction(prediction)))
         bad = sum(bool(p.error) for p in predictions)
         if output is not None:
             write(predictions, output)

@@ -1,12 +1,12 @@
-"""Where files are: in a folder of this machine, or in an object store (gs://bucket/folder).
+"""Files in a local folder or an object store (gs://bucket/folder), under one interface.
 
-Every path of a run is an `etils.epath.Path`, local or not, and fsspec reaches the store. What these
-two do not do is here; the functions raise nothing but OSError, whatever the layers below raise:
+Every path of a run is an `etils.epath.Path`, local or remote; fsspec accesses the store. This
+module adds what these two lack. Its functions raise OSError for every error of these libraries.
 
-- An object appears whole or not at all, and cannot be appended to; there are no folders.
-- That a disk or store cannot be reached is not the same as that there is nothing: `exists` and
-  `names` raise, where `epath.Path.exists` says of a disk that there is no such file.
-- etils and fsspec cannot write a local file whole or not at all, nor bound what is read.
+- An object is written atomically and cannot be appended to. An object store has no folders.
+- A disk or store that cannot be reached is an error, not an absent file: `exists` and `names`
+  raise, where `epath.Path.exists` returns False for an unreachable disk.
+- Local files are written atomically, and reads can be bounded; etils and fsspec do neither.
 
 Importing this module replaces `epath.Path.glob`, for every library that uses it: see `_glob`.
 """
@@ -27,109 +27,109 @@ from etils import epath
 
 from vit_jax.errors import ConfigError, VitJaxError
 
-# Orbax 0.12 writes checkpoints to folders and to Google Cloud Storage, to no other store.
-STORE = "gs"
+STORE = "gs"  # Google Cloud Storage is the only store to which Orbax 0.12 writes checkpoints.
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<rest>.*)", re.DOTALL)
-# etils takes the local folders /gs, /s3, ... for the stores of these names.
-_TAKEN = re.compile(r"/+(gs|s3|az|hf)(/|$)")
+# etils treats the local folders /gs, /s3, ... as the stores of these names.
+_RESERVED = re.compile(r"/+(gs|s3|az|hf)(/|$)")
 # The class of all paths, local and remote; etils exports no name for it.
-_PATH = type(epath.Path())
-_etils_glob = _PATH.glob
+_Path = type(epath.Path())
+_etils_glob = _Path.glob
 
 
 def _glob(folder: epath.Path, pattern: str) -> Iterator[epath.Path]:
     """Matches `pattern` in a folder whose own path is taken literally, as `pathlib.Path.glob` does.
 
-    etils 1.15 joins the two and matches the whole. Orbax calls it while it writes arrays and reads
-    metadata, TFDS while it looks for data sets, JAX in its compilation cache: below a folder named
-    `exp[1]` they would find nothing, and below `exp*` also the files below `exp1`.
+    etils 1.15 joins folder and pattern, so characters of the folder's path act as wildcards. Orbax
+    calls `glob` to write arrays and read metadata, TFDS to find data sets, JAX in its compilation
+    cache. Below a folder `exp[1]` they would find nothing; below `exp*` also files of `exp1`.
     """
     if is_local(folder):
         yield from (folder / name for name in glob.iglob(pattern, root_dir=folder))
-    else:  # `as_path` refuses addresses with such characters.
+    else:  # `as_path` refuses remote addresses that contain wildcards.
         yield from _etils_glob(folder, pattern)
 
 
-_PATH.glob = _glob
+_Path.glob = _glob
 
 
 def as_path(path: epath.PathLike, *, name: str = "path") -> epath.Path:
-    """A path or address that a user has named; ~ is the home folder.
+    """Returns the path that a user has named, with ~ expanded.
 
     Args:
       path: a local path, or gs://bucket/folder.
-      name: what it is called where the user wrote it, such as "--workdir"; for errors.
+      name: the flag or key that holds the path, such as "--workdir"; for errors.
 
     Raises:
-      ConfigError: it is empty, or an address that cannot be used; or what is needed to use it is
-        not installed.
+      ConfigError: the path is empty or cannot be used, or gcsfs is needed and not installed.
     """
     text = os.fspath(path)
-    said = f"{name}={text}"
+    argument = f"{name}={text}"
     if not text:
         raise ConfigError(f"{name} is empty: give a path, or gs://bucket/folder.")
     if "\0" in text:
         raise ConfigError(f"{name}={text!r}: no path has a zero byte.")
     if match := _ADDRESS.match(text):
-        _check_address(match["scheme"], match["rest"], said)
-        _prepare(said)
+        _check_address(match["scheme"], match["rest"], argument)
+        _configure_gcsfs(argument)
         return epath.Path(text)
-    if _TAKEN.match(text):
+    if _RESERVED.match(text):
         raise ConfigError(
-            f"{said}: folders below /{_TAKEN.match(text)[1]} are taken for an object store's. Give "
-            "the folder another name, by a link."
+            f"{argument}: a path below /{_RESERVED.match(text)[1]} is read as one of an object "
+            "store. Use a path with another name, for example through a symbolic link."
         )
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
-        raise ConfigError(f"{said}: there is no such home folder. If ~ is meant, write ./{text}.")
+        raise ConfigError(
+            f"{argument}: there is no such home folder. If ~ is meant literally, write ./{text}."
+        )
     return epath.Path(expanded)
 
 
-def _check_address(scheme: str, rest: str, said: str) -> None:
+def _check_address(scheme: str, rest: str, argument: str) -> None:
     if scheme != STORE:
         raise ConfigError(
-            f"{said}: only folders of this machine (mounted ones, too) and {STORE}:// will do."
+            f"{argument}: use a folder of this machine (mounted ones, too) or {STORE}://."
         )
     slash, bucket, *parts = rest.split("/") if rest.startswith("/") else ("no slash", "")
     if slash or not bucket or not any(parts):
-        raise ConfigError(f"{said}: write gs://bucket/folder.")
+        raise ConfigError(f"{argument}: write gs://bucket/folder.")
     if {".", ".."} & {bucket, *parts}:
-        raise ConfigError(f"{said}: an object store knows no . and ..: write the address in full.")
-    if strange := set(re.findall(r"[*?\[\]{}#\x00-\x1f]", rest)):
         raise ConfigError(
-            f"{said}: {' '.join(map(repr, sorted(strange)))} would be taken for a pattern: choose "
-            "a name without."
+            f"{argument}: an object store has no . and ..: write the address in full."
+        )
+    if wildcards := set(re.findall(r"[*?\[\]{}#\x00-\x1f]", rest)):
+        raise ConfigError(
+            f"{argument}: {' '.join(map(repr, sorted(wildcards)))} would be read as a pattern. "
+            "Choose a name without it."
         )
 
 
 @functools.cache
-def _prepare(said: str) -> None:
-    """Makes ready for the object store."""
+def _configure_gcsfs(argument: str) -> None:
     if find_spec("gcsfs") is None:
         raise ConfigError(
-            f'{said}: gcsfs is not installed. Install it with: pip install -e ".[gcs]".'
+            f'{argument}: gcsfs is not installed. Install it with: pip install -e ".[gcs]".'
         )
     import fsspec.config
 
-    # Arrays are written past gcsfs, and other processes write, too: what it remembers of folders
-    # would be wrong.
+    # A cached listing would be stale: TensorStore and other processes write without gcsfs.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    # It prints tracebacks of what it raises as well.
+    # gcsfs logs the traceback of every error that it raises.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def is_local(path: epath.PathLike) -> bool:
-    """Whether a path is one of this machine's file system."""
+    """Returns whether a path is in this machine's file system."""
     return not os.fspath(path).startswith(f"{STORE}://")
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """The path from the root on, with its links and .. as they are."""
+    """Returns the absolute path; links and .. are not resolved."""
     return epath.Path(pathlib.Path(path).absolute()) if is_local(path) else epath.Path(path)
 
 
 def exists(path: epath.PathLike) -> bool:
-    """Whether there is a file or folder of this name."""
+    """Returns whether a file or folder exists; raises OSError if that cannot be determined."""
     with _os_errors(path):
         if not is_local(path):
             return epath.Path(path).exists()
@@ -141,7 +141,7 @@ def exists(path: epath.PathLike) -> bool:
 
 
 def names(folder: epath.PathLike) -> list[str]:
-    """Names in a folder, sorted; none if there is no such folder."""
+    """Returns the sorted names of a folder's entries; none if the folder does not exist."""
     with _os_errors(folder):
         try:
             if is_local(folder):
@@ -152,7 +152,7 @@ def names(folder: epath.PathLike) -> list[str]:
 
 
 def make_folder(folder: epath.PathLike) -> None:
-    """Makes a folder and those above it; in a store, checks that there is such a bucket."""
+    """Creates a folder and its parents; in a store, checks that the bucket exists."""
     with _os_errors(folder):
         if is_local(folder):
             os.makedirs(folder, exist_ok=True)
@@ -163,24 +163,19 @@ def make_folder(folder: epath.PathLike) -> None:
 
 
 def make_subfolder(folder: epath.PathLike) -> None:
-    """Makes a folder in a work directory, which may itself be a link; what is in it may not."""
+    """Creates a folder in a work directory; the work directory may be a link, the folder not."""
     check_no_link(folder)
     make_folder(folder)
 
 
 def check_no_link(path: epath.PathLike) -> None:
-    """Raises OSError if what is read and written there would be elsewhere."""
+    """Raises OSError if a local path is a symbolic link."""
     if is_local(path) and os.path.islink(path):
         raise OSError(errno.ELOOP, "it is a link, and would lead out of the work directory")
 
 
 def read_bytes(path: epath.PathLike, *, limit: int | None = None) -> bytes:
-    """All that a file holds.
-
-    Args:
-      path: of the file.
-      limit: in bytes; what is larger is an error.
-    """
+    """Returns the contents of a file; raises OSError if it has more than `limit` bytes."""
     with _os_errors(path):
         with epath.Path(path).open("rb") as file:
             content = file.read(-1 if limit is None else limit + 1)
@@ -190,13 +185,13 @@ def read_bytes(path: epath.PathLike, *, limit: int | None = None) -> bytes:
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
-    """Writes a file whole or not at all; it is on the disk when this returns."""
+    """Writes a file atomically; it is on the disk when this returns."""
     with _os_errors(path):
         if not is_local(path):
             epath.Path(path).write_bytes(content)
             return
         path = pathlib.Path(path)
-        # Each writer has its own: of two that write at once, the last one's file stays.
+        # Each writer has a temporary file of its own: with two at once, the last one wins.
         unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
             with unfinished.open("wb") as file:
@@ -212,7 +207,7 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
 
 
 def create(path: epath.PathLike, content: bytes) -> None:
-    """Creates an object in a store; raises FileExistsError, atomically, if it is there."""
+    """Creates an object in a store; raises FileExistsError, atomically, if it exists."""
     import fsspec
 
     with _os_errors(path):
@@ -221,7 +216,7 @@ def create(path: epath.PathLike, content: bytes) -> None:
 
 
 def _sync_folder(folder: pathlib.Path) -> None:
-    """Makes new names in a folder outlive a power cut, where the file system can."""
+    """Makes new names in a folder survive a power failure, if the file system can."""
     with contextlib.suppress(OSError):
         file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -231,7 +226,7 @@ def _sync_folder(folder: pathlib.Path) -> None:
 
 
 def rename(source: epath.PathLike, target: epath.PathLike) -> None:
-    """Gives a file or folder another name; `target` must not be there."""
+    """Renames a file or folder; `target` must not exist."""
     with _os_errors(source):
         epath.Path(source).rename(target)
 
@@ -243,10 +238,10 @@ def delete(path: epath.PathLike) -> None:
 
 
 def identity(path: epath.PathLike) -> tuple[int | str, ...] | None:
-    """What tells a file from another that has taken its place; None if there is none.
+    """Returns a value that changes when another file takes this one's place; None if none exists.
 
-    It is the device and inode of a local file, and the generation of an object, which every write
-    to it changes.
+    It is the device and inode of a local file, or the generation of an object (every write changes
+    it).
     """
     with _os_errors(path):
         try:
@@ -262,18 +257,18 @@ def identity(path: epath.PathLike) -> tuple[int | str, ...] | None:
 
 
 def explain(error: OSError) -> str:
-    """What went wrong, in a few words."""
+    """Returns the reason of an error in a few words."""
     return error.strerror or str(error) or type(error).__name__
 
 
 @contextlib.contextmanager
 def reported(kind: type[VitJaxError], what: str, *, hint: str = "") -> Iterator[None]:
-    """Makes an OSError an error that the user can correct: "WHAT: why. HINT".
+    """Turns an OSError into a `kind` with the message "WHAT: reason. HINT".
 
     Args:
-      kind: of the error.
+      kind: the type of error to raise.
       what: such as "runs/a cannot be written".
-      hint: what to do about it.
+      hint: what the user can do about it.
     """
     try:
         yield
@@ -283,21 +278,21 @@ def reported(kind: type[VitJaxError], what: str, *, hint: str = "") -> Iterator[
 
 @contextlib.contextmanager
 def _os_errors(path: epath.PathLike) -> Iterator[None]:
-    """Everything that goes wrong with a remote path becomes an OSError."""
+    """Turns every exception about a remote path into an OSError."""
     try:
         yield
     except OSError:
         raise
-    except Exception as error:  # Of gcsfs, aiohttp, requests or google.auth.
+    except Exception as error:  # gcsfs, aiohttp, requests and google.auth raise types of their own.
         if is_local(path):
             raise
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def user_cache() -> pathlib.Path:
-    """The folder of this user for what can be made or downloaded again; need not be there.
+    """Returns this user's cache folder, which may not exist yet.
 
-    Source: the XDG Base Directory Specification, which wants absolute paths.
+    Source: the XDG Base Directory Specification, which requires absolute paths.
     """
     home = os.environ.get("XDG_CACHE_HOME", "")
     home = home if os.path.isabs(home) else os.path.expanduser("~/.cache")

@@ -1,20 +1,20 @@
-"""Trains a Vision Transformer. The whole story, top to bottom.
+"""Trains a Vision Transformer. Read from top to bottom.
 
     python -m vit_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-The same command goes on where a killed run stopped. A run starts from the first of these that
-there is: the newest readable checkpoint in the work directory; the checkpoint `config.resume`
-(the whole state, step included); the model and the parameters of `config.init_from`, a checkpoint
-of ours or a published one (vit_jax.training.init_from); fresh parameters.
+The same command resumes a run that was killed. A run starts from the first of these that exists:
+the newest readable checkpoint in the work directory; the checkpoint `config.resume` (the whole
+state, step included); the model and the parameters of `config.init_from`, one of our checkpoints or
+a published one (vit_jax.training.init_from); random parameters.
 
-The order of the loop is a contract: what is due at step t (evaluations, then the checkpoint) sees
-the state after exactly t updates, before the batch of step t is drawn. That batch, its
+The order of the loop is a contract: the evaluations and then the checkpoint that are due at step t
+see the state after exactly t updates, before the batch of step t is drawn. That batch, its
 augmentation and its dropout are functions of (config.seed, t) alone.
 
-Exit codes: 0 finished; 2 an error that the message explains; 75 told to stop (SIGTERM, SIGINT)
-and saved; 76 nothing happened for `config.timeout_seconds`, or another process of the run is lost;
-an abort (SIGABRT, in a shell 134) by JAX also means the latter. After 75, 76 and an abort the same
-command goes on.
+Exit codes: 0 finished; 2 an error that the message explains; 75 stopped by SIGTERM or SIGINT, and
+saved; 76 no progress for `config.timeout_seconds`, or another process of the run is lost; an abort
+(SIGABRT, in a shell 134) by JAX also means a lost process. After 75, 76 and an abort the same
+command resumes the run.
 """
 
 import contextlib
@@ -58,22 +58,22 @@ def train(
     allow_config_change: bool = False,
     devices: Sequence[jax.Device] | None = None,
 ) -> int:
-    """Runs a config to its end, from wherever the work directory has got to.
+    """Trains a config to its end; resumes from the work directory if it has checkpoints.
 
     Args:
-      config: of `vit_jax.config.base_config`'s form.
-      workdir: of the run; made if it is not there.
-      allow_config_change: go on although the work directory was started with another config.
-      devices: to train on, in place of all of them.
+      config: has the keys of `vit_jax.config.base_config`.
+      workdir: the work directory; created if it does not exist.
+      allow_config_change: continue although the work directory was started with another config.
+      devices: the devices to train on; None: all.
 
     Returns:
-      The exit code: 0 if the run is complete, 75 if it was told to stop and has saved.
+      The exit code: 0 if the run is complete, 75 if it was stopped by a signal and has saved.
 
     Raises:
       VitJaxError: the config, the data or a checkpoint is wrong, or a loss is not finite.
     """
     with ExitStack() as stack:
-        # --- What is to be done, and with which devices
+        # --- The experiment and its devices
         workdir = as_path(workdir, name="--workdir")
         stop_asked = stack.enter_context(processes.stop_signals(second_interrupts=True))
         validate(config)
@@ -85,7 +85,7 @@ def train(
         program = experiment.program()
         clock = experiment.clock()
 
-        # --- The state to begin with, from wherever the work directory has got to
+        # --- The initial or restored state
 
         claim = _Claim(experiment, workdir)
         store = stack.enter_context(claim.held(allow_config_change=allow_config_change))
@@ -95,13 +95,13 @@ def train(
             if loop_state is not None:
                 clock.load_state_dict(loop_state.get("clock"))
             start = int(state.step)
-            # After `config.resume` there are lines and reports of another run, if any, here.
+            # After `config.resume` the metric files here, if any, belong to another run.
             resumed = loop_state if store.steps() else None
             if config.cache_features:
-                head, experiment = cache_features(experiment, state.params, over=watch.iterate)
+                head, experiment = cache_features(experiment, state.params, progress=watch.iterate)
                 program = experiment.program(head)
 
-        # --- Batches in, reports out
+        # --- Batches and reports
 
         watch.at("the first batch")
         resume_step = None if resumed is None else start
@@ -111,7 +111,7 @@ def train(
         batches = stack.enter_context(
             experiment.batches(start, on_bad=bad_examples.training_callback(experiment.source))
         )
-        claim.write(experiment)  # Now that it can begin.
+        claim.write(experiment)  # The first batch is readable: the run can begin.
         observer = stack.enter_context(
             observe(
                 experiment,
@@ -124,7 +124,7 @@ def train(
                 resumed=resumed,
             )
         )
-        # An error ends this process before anything is closed that waits for the others.
+        # On an error this process ends before it closes anything that waits for the others.
         stack.push(watch.exit_on_error)
 
         # --- The loop: at the top of each turn, the state is the one after `step` updates
@@ -136,8 +136,8 @@ def train(
             log_due = step == total or step % config.log.every_steps == 0
             evals_due, save_due = experiment.due(step), stopping or experiment.save_is_due(step)
             if step > start and (evals_due or save_due):
-                # Nothing is saved or measured before it is known to be finite.
-                stopping |= observer.settle(step, pending, log=log_due or bool(evals_due))
+                # Nothing is saved or evaluated before its metrics are known to be finite.
+                stopping |= observer.report(step, pending, log=log_due or bool(evals_due))
                 pending = None
                 measured = observer.evaluate(step, state.ema or state.params)
                 observer.writer.commit(step)
@@ -152,7 +152,7 @@ def train(
             stop = flag[stop_asked() > 0]
             if compiled is None:
                 watch.at("the compilation of the update")
-                # Ahead of time: a compiled function cannot be compiled a second time.
+                # A function that is compiled ahead of time is never compiled again.
                 with clock.span("compile"):
                     compiled = program.train_step.lower(state, batch, stop).compile()
             watch.at(f"update {step + 1}")
@@ -160,12 +160,12 @@ def train(
                 state, metrics = compiled(state, batch, stop)
             observer.profiler.after(step, metrics)
             clock.count(config.batch_size)
-            if pending is not None:  # The update before this one, while this one is computed.
-                stopping = observer.settle(step, pending, log=log_due)
+            if pending is not None:  # Reports the previous update while this one is computed.
+                stopping = observer.report(step, pending, log=log_due)
                 observer.writer.commit(step)
             pending = metrics
 
-        # --- What is left behind
+        # --- The last save and the summary
 
         watch.at("the last save")
         with clock.span("save"):
@@ -174,7 +174,7 @@ def train(
 
 
 def _mesh(config: FrozenConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:
-    """The mesh that a config asks for, and compiled programs where it wants them kept."""
+    """Sets the compilation cache of a config and returns its mesh."""
     if config.log.compilation_cache:
         enable_compilation_cache(config.log.compilation_cache)
     mesh = meshes.make_mesh(config.mesh, devices=devices)
@@ -185,7 +185,7 @@ def _mesh(config: FrozenConfigDict, devices: Sequence[jax.Device] | None) -> Mes
 def _begin(
     experiment: Experiment, program: Program, store: Store
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """The state to begin with, and what its checkpoint says of the loop, if it is of one."""
+    """Returns the first state and the loop state of its checkpoint, None without one."""
     state, loop_state = starting_point(
         experiment.config,
         store,
@@ -196,18 +196,18 @@ def _begin(
     )
     if (step := int(state.step)) > experiment.total_steps:
         raise ConfigError(
-            f"The state to go on from is of step {step:,}, beyond the end of this run at "
+            f"The restored state is of step {step:,}, beyond the end of this run at "
             f"{experiment.total_steps:,}: raise total_steps, _epochs or _examples."
         )
     return state, loop_state
 
 
 def _finish(observer: Observer, workdir: epath.Path, step: int) -> ExitCode:
-    """Says what was reached; of a complete run, draws the curves."""
+    """Prints a summary and returns the exit code; draws the curves of a complete run."""
     total = observer.experiment.total_steps
     if step < total:
         observer.progress.note(
-            f"Stopped and saved at step {step:,} of {total:,}: run it again to go on."
+            f"Stopped and saved at step {step:,} of {total:,}: the same command resumes the run."
         )
         return ExitCode.STOPPED
     observer.watch.at("the curves")
@@ -219,7 +219,7 @@ def _finish(observer: Observer, workdir: epath.Path, step: int) -> ExitCode:
 
 
 class _Claim:
-    """A run's claim to its work directory: one run at a time, of one config and data."""
+    """A run's claim to its work directory: one run at a time, with one config and data set."""
 
     def __init__(self, experiment: Experiment, workdir: epath.Path):
         self._workdir, self._config = workdir, experiment.config
@@ -230,10 +230,10 @@ class _Claim:
 
     @contextlib.contextmanager
     def held(self, *, allow_config_change: bool) -> Iterator[Store]:
-        """Makes the directory, locks it, and opens its checkpoints.
+        """Creates the directory, locks it, and opens its checkpoints.
 
         Raises:
-          VitJaxError: another run holds it or has begun in it, or the processes do not agree.
+          VitJaxError: another run holds it or began in it, or the processes disagree.
         """
         workdirs.make(self._workdir)
         checkpoint = self._config.checkpoint
@@ -259,7 +259,7 @@ class _Claim:
             )
 
     def write(self, experiment: Experiment) -> None:
-        """Writes the files that say what the run is."""
+        """Writes the files that describe the run."""
         if jax.process_index() == 0:
             workdirs.claim(self._workdir, self._config, self._dataset, run_summary(experiment))
 
@@ -267,9 +267,9 @@ class _Claim:
 if __name__ == "__main__":
     _CONFIG = cli.define_config()
     flags.declare_key_flag("config")  # So that --help shows it.
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if missing.")
     _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-        "allow_config_change", False, "Go on in a work directory that was started otherwise."
+        "allow_config_change", False, "Continue a run that was started with another config."
     )
     flags.mark_flags_as_required(["config", "workdir"])
 

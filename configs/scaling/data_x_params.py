@@ -1,17 +1,17 @@
-"""How the error falls with parameters, data and updates: ViTs and ResNets, at every combination.
+"""Error over parameters, data size and updates: ViTs and ResNets, every combination.
 
     python -m vit_jax.sweep --config=configs/scaling/data_x_params.py --workdir=...
     python -m vit_jax.sweep --config=configs/scaling/data_x_params.py:data=fashion_mnist \
         --workdir=runs/study --max_parallel=2
 
-The study that this codebase is for. Every model is trained on nested random parts of the training
-split (`data.examples`), with the same hyperparameters, but on Fashion-MNIST a learning rate that
-falls with the width. It is constant (on ImageNet-21k 1/sqrt) until the cooldown, so one long run
-gives the shorter ones as branches that are cooled down from its saved states
+The main study of this code base. Every model is trained on nested random parts of the training
+split (`data.examples`), with the same hyperparameters, except that on Fashion-MNIST the learning
+rate falls with the width. The learning rate is constant (on ImageNet-21k 1/sqrt) until the
+cooldown, so shorter runs are branches that cool down from saved states of one long run
 (`vit_jax.sweeps.grids.durations`).
 
-Arguments: data, imagenet21k (see `configs/vit_i21k.py`) or fashion_mnist; seeds, of the sweep: how
-many of fashion_mnist's smaller models; model, of a run: see `MODELS`.
+Arguments: data, imagenet21k (see `configs/vit_i21k.py`) or fashion_mnist; seeds, the number of
+seeds of fashion_mnist's smaller models (sweep only); model, one of `MODELS`.
 
 Hardware and time: fashion_mnist, 210 runs, 7.0 device-hours, two runs at a time on 2 cores of an
 AMD EPYC; its table is `docs/study/runs.csv`. imagenet21k: not measured.
@@ -28,15 +28,15 @@ MODELS = {
     "imagenet21k": ("Ti/16", "S/16", "M/16", "B/16", "L/16", "BiT-R50x1", "BiT-R101x1"),
     "fashion_mnist": (*recipes.LAPTOP_VITS, *recipes.LAPTOP_RESNETS),
 }
-SHARES = (0.01, 0.03, 0.1, 0.3, 1)  # Of ImageNet-21k.
-EXAMPLES = (300, 1000, 3000, 10_000, 30_000, 60_000)  # Of Fashion-MNIST.
+SHARES = (0.01, 0.03, 0.1, 0.3, 1)  # Shares of ImageNet-21k.
+EXAMPLES = (300, 1000, 3000, 10_000, 30_000, 60_000)  # Numbers of examples of Fashion-MNIST.
 STEPS = {"imagenet21k": (20_000, 60_000, 200_000), "fashion_mnist": (200, 800, 3200)}
 # The models of Fashion-MNIST that are trained with several seeds.
 SMALLER = ("vit-8k", "vit-40k", "resnet-20k")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """One model; the sweep says on how much data, and for how long."""
+    """Returns the config of one model; the sweep sets the amount of data and the steps."""
     args = parse_args(arg, data="imagenet21k", model="", seeds=3)
     recipes.check_data(args.data)
     make = recipes.fashion_mnist if args.data == "fashion_mnist" else recipes.imagenet21k
@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def sweep(arg: str | None = None) -> list[Point]:
-    """Seed 0 of all first: it is a study already while the other seeds run."""
+    """Returns the points, first all of seed 0: these are a complete study by themselves."""
     args = parse_args(arg, data="imagenet21k", model="", seeds=3)
     recipes.check_data(args.data)
     parts = subset(recipes.EXAMPLES["imagenet21k"], SHARES)
@@ -65,5 +65,5 @@ def sweep(arg: str | None = None) -> list[Point]:
 
 
 def _steps(data: str, examples: int) -> tuple[int, ...]:
-    """The longest run would go over 3,000 images of Fashion-MNIST 137 times: a shorter does."""
+    """Omits the longest run on small parts: it would be 137 epochs on 3,000 images."""
     return STEPS[data][:2] if data == "fashion_mnist" and examples <= 3000 else STEPS[data]

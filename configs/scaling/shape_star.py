@@ -1,4 +1,4 @@
-"""Which width, depth and MLP? One of them at a time is changed around a centre, as in SoViT.
+"""The best width, depth and MLP width: varies one of them at a time around a centre, as in SoViT.
 
     python -m vit_jax.sweep --config=configs/scaling/shape_star.py --workdir=...
     python -m vit_jax.sweep --config=configs/scaling/shape_star.py:data=fashion_mnist \
@@ -7,11 +7,11 @@
         --t=total_train_flops --y=error --out=runs/star/fit
 
 "Getting ViT in shape" (Alabdulmohsin et al. 2023, arXiv 2305.13035): for each of the three, the law
-f(x, t) = alpha x^-a + (beta x^b + xi) t^-c + eps says which value is best for a given compute; with
-compute it grows by the power c / (a + b). The best must lie within the values that are tried.
+f(x, t) = alpha x^-a + (beta x^b + xi) t^-c + eps implies the best value for a given compute, which
+grows with compute to the power c / (a + b). The best value must lie within the swept ones.
 
-Arguments: data, imagenet21k (the paper's centre, values and durations, which were of JFT-3B) or
-fashion_mnist; width, depth and mlp_dim, of a run.
+Arguments: data, imagenet21k (with the paper's centre, values and durations, which it used on
+JFT-3B) or fashion_mnist; width, depth and mlp_dim.
 
 Hardware and time: not measured.
 Expected: in the paper, exponents of .22 (width), .45 (depth) and .6 (MLP). Nobody has measured it
@@ -24,7 +24,7 @@ from vit_jax.config import parse_args
 from vit_jax.sweeps import recipes
 from vit_jax.sweeps.grids import Point, durations, star
 
-# Each with the centre's value last.
+# The last value of each key is the centre's.
 AXES = {
     "imagenet21k": {
         ":width": (608, 768, 928, 1088, 1328, 1648, 1968),
@@ -41,7 +41,7 @@ STEPS = {"imagenet21k": (500_000, 1_000_000, 2_000_000), "fashion_mnist": (200, 
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """One shape, with the centre's values where none is given; the sweep says for how long."""
+    """Returns the config of one shape, by default the centre's; the sweep sets the steps."""
     args = parse_args(arg, data="imagenet21k", width=0, depth=0, mlp_dim=0)
     recipes.check_data(args.data)
     steps, centre = STEPS[args.data][-1], _centre(args.data)
@@ -50,12 +50,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         return recipes.fashion_vit(width, depth, mlp_dim, heads=4, steps=steps)
     c = recipes.imagenet21k("So400m/14", steps=steps)
     c.model.update({"width": width, "depth": depth, "mlp_dim": mlp_dim})
-    c.model.num_heads, c.model.remat = 16, "full"  # Which every width is a multiple of.
+    c.model.num_heads, c.model.remat = 16, "full"  # 16 divides every width.
     return c
 
 
 def sweep(arg: str | None = None) -> list[Point]:
-    """The centre first, then each arm; three durations of each."""
+    """Returns the centre and then each arm, with three durations each."""
     args = parse_args(arg, data="imagenet21k", width=0, depth=0, mlp_dim=0)
     recipes.check_data(args.data)
     points = star(_centre(args.data), AXES[args.data])

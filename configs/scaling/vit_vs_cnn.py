@@ -1,4 +1,4 @@
-"""How much data does a Transformer need? ViT, hybrid and ResNet on nested parts of one data set.
+"""How much data does a ViT need? ViT, hybrid and ResNet on nested parts of one data set.
 
     python -m vit_jax.sweep --config=configs/scaling/vit_vs_cnn.py --workdir=...
     python -m vit_jax.sweep --config=configs/scaling/vit_vs_cnn.py:data=fashion_mnist \
@@ -7,9 +7,9 @@
         --config.data.examples=1_000_000 --workdir=...
 
 The study of section 4.3 and figure 4 of the ViT paper (arXiv 2010.11929): each model is trained on
-ever smaller random parts of the data, a smaller being within each larger, with the same number of
-updates, the same hyperparameters and no regularisation but weight decay. The checkpoint that is
-best on held-out training data is kept beside the last, in place of their early stopping.
+nested random parts of the data, with the same number of updates, the same hyperparameters and only
+weight decay as regularisation. Instead of the paper's early stopping, the checkpoint that is best
+on held-out training data is kept in addition to the last one.
 
 Arguments: model, any of `vit_jax.models.variants`, such as B/32, R50+B/16, BiT-R50x1, Mixer-B/16,
 or one of `LAPTOP` for data=fashion_mnist; data: imagenet21k (see `vit_i21k.py`), imagenet2012 or
@@ -31,9 +31,9 @@ from vit_jax.data.recipes import augreg, evaluation
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.sweeps.grids import Point, grid, subset
 
-# Training split, how many examples it has; held-out and test split; batch size, steps.
+# Training split and its number of examples; held-out and test split; batch size; steps.
 DATA = {
-    # Divided as by big_vision; 90 epochs of the whole.
+    # The splits of big_vision; 90 epochs of the whole.
     "imagenet21k": (
         "full[51200:]", 14_145_922, "full[25600:51200]", "full[:25600]", 4096, 310_823
     ),
@@ -43,11 +43,11 @@ DATA = {
     ),
     "fashion_mnist": ("train[:55000]", 55_000, "train[55000:]", "test", 128, 1500),
 }  # fmt: skip
-# What the sweep trains: the paper's, and all kinds of laptop models.
+# Models of the sweep on the ImageNets: the paper's.
 MODELS = ("B/32", "B/16", "L/32", "L/16", "BiT-R50x1", "BiT-R101x1", "BiT-R152x2", "R50+B/16")
 SHARES = (0.01, 0.03, 0.1, 0.3, 1)
 
-# For 28 pixels: 49 tokens, or 7x7 points of the first feature map. Fields of model, model.resnet.
+# For 28 pixels: 49 tokens, or a first feature map of 7x7. Keys of model and of model.resnet.
 _NARROW = {"width": 96, "mlp_dim": 384, "depth": 4, "scan": False}
 LAPTOP: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vit": ({"variant": "Ti/4", "num_heads": 4, **_NARROW}, {}),
@@ -58,7 +58,7 @@ LAPTOP: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The same updates for every model and part of the data."""
+    """Returns the config of one model, with the same number of updates for all."""
     args = parse_args(arg, model="", data="imagenet21k")
     if args.data not in DATA:
         raise ConfigError(f'Config argument data="{args.data}": {did_you_mean(args.data, DATA)}')
@@ -85,7 +85,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def sweep(arg: str | None = None) -> list[Point]:
-    """Every model, or the one of the argument, on every part of the data."""
+    """Returns every model (or that of the argument) on every part of the data."""
     args = parse_args(arg, model="", data="imagenet21k")
     models = LAPTOP if args.data == "fashion_mnist" else MODELS
     examples = DATA[args.data][1]

@@ -1,7 +1,7 @@
-"""Analysis: looking at runs and at what models have learnt.
+"""Figures of runs and of a model's predictions.
 
-figures           training curves, a page of predictions, and how images look
-confusion_matrix  confusion matrix, reliability diagram, commonest mistakes
+figures           training curves, predictions, and the style of all figures
+confusion_matrix  confusion matrix, reliability diagram, most common mistakes
 """
 
 from vit_jax.analysis.confusion_matrix import confusion

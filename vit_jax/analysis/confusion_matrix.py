@@ -1,4 +1,4 @@
-"""The confusion matrix of an evaluation, and whether its confidence can be trusted."""
+"""Draws the confusion matrix and the reliability diagram of an evaluation."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vit_jax.analysis.figures import GREY, NAMES_AS_THEY_ARE, SKY, STYLE, VERMILLION, save, shorten
+from vit_jax.analysis.figures import GREY, LITERAL_TEXT, SKY, STYLE, VERMILLION, save, shorten
 from vit_jax.errors import DataError
 from vit_jax.evals.classification import ClassificationReport
 
-_NAMED_CLASSES = 25  # With at most this many, rows and columns have names and cells have numbers.
-_CELLS = 250  # Along a side, at most: more could not be seen.
+_NAMED_CLASSES = 25  # Up to this many classes, rows and columns have names and cells have numbers.
+_CELLS = 250  # Per side, at most: more would not be visible.
 
 
 def confusion(
@@ -22,22 +22,22 @@ def confusion(
     class_names: Sequence[str],
     out_png: epath.PathLike,
 ) -> None:
-    """The confusion matrix, how far the confidence can be trusted, and the commonest mistakes.
+    """Draws the confusion matrix, the reliability diagram and the most common mistakes.
 
     Args:
-      report: of a split with single labels.
+      report: report of a split with single labels.
       class_names: C names.
-      out_png: the image.
+      out_png: the image to write.
 
     Raises:
       DataError: the report has no confusion matrix.
     """
     if report.confusion is None:
         raise DataError(
-            "This report has no confusion matrix: its labels have several classes an example, or "
-            "there are more than 4096 classes."
+            "This report has no confusion matrix: its examples have several labels each, or there "
+            "are more than 4096 classes."
         )
-    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+    with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(11.5, 6.8), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
         figure.suptitle(
@@ -52,12 +52,12 @@ def confusion(
         _matrix(left, report.confusion, class_names)
         above, below = right.subfigures(2, 1, height_ratios=(1.15, 1))
         _reliability(above.subplots(), report)
-        _commonest_mistakes(below.subplots(), report.confusion, class_names)
+        _most_common_mistakes(below.subplots(), report.confusion, class_names)
         save(figure, out_png)
 
 
 def _matrix(figure: SubFigure, counts: np.ndarray, class_names: Sequence[str]) -> None:
-    """Shares of each true class; many classes are drawn in blocks that show their largest cell."""
+    """Draws the shares of each true class; many classes are merged into blocks by their maximum."""
     axes = figure.subplots()
     classes = len(counts)
     totals = counts.sum(axis=1, keepdims=True)
@@ -67,7 +67,7 @@ def _matrix(figure: SubFigure, counts: np.ndarray, class_names: Sequence[str]) -
     image = axes.imshow(
         drawn,
         cmap="Blues",
-        # A square root, so that rare mistakes are seen beside the diagonal.
+        # The square root makes rare mistakes visible beside the diagonal.
         norm=matplotlib.colors.PowerNorm(0.5, vmin=0, vmax=1),
         interpolation="nearest",
         extent=(-0.5, len(drawn) * block - 0.5, len(drawn) * block - 0.5, -0.5),
@@ -105,23 +105,23 @@ def _matrix(figure: SubFigure, counts: np.ndarray, class_names: Sequence[str]) -
 
 
 def _largest_of_blocks(shares: np.ndarray, block: int) -> np.ndarray:
-    """[C, C] -> [ceil(C / block), ...], the maximum over block × block cells."""
+    """Returns the maximum over block × block cells: [C, C] -> [ceil(C / block), ...]."""
     padded = np.pad(shares, (0, -len(shares) % block))
     side = len(padded) // block
     return padded.reshape(side, block, side, block).max(axis=(1, 3))
 
 
 def _reliability(axes: Axes, report: ClassificationReport) -> None:
-    """Accuracy over confidence (Guo et al. 2017), and where the examples are."""
+    """Draws accuracy over confidence (Guo et al. 2017), and the share of examples per bin."""
     bins = len(report.bin_count)
     centres = (np.arange(bins) + 0.5) / bins
     share = report.bin_count / report.count
     axes.bar(centres, share, width=1 / bins, color="#DDDDDD", label="share of examples")
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="ideal")
-    seen = report.bin_count > 0
+    occupied = report.bin_count > 0
     axes.plot(
-        report.bin_confidence[seen],
-        report.bin_accuracy[seen],
+        report.bin_confidence[occupied],
+        report.bin_accuracy[occupied],
         "-o",
         color=VERMILLION,
         markersize=4,
@@ -136,13 +136,13 @@ def _reliability(axes: Axes, report: ClassificationReport) -> None:
     axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none")
 
 
-def _commonest_mistakes(axes: Axes, counts: np.ndarray, class_names: Sequence[str]) -> None:
-    """The largest cells off the diagonal, by name."""
+def _most_common_mistakes(axes: Axes, counts: np.ndarray, class_names: Sequence[str]) -> None:
+    """Draws the largest off-diagonal cells, with class names."""
     mistakes = counts.copy()
     np.fill_diagonal(mistakes, 0)
     order = np.argsort(-mistakes, axis=None, kind="stable")[:10]
     pairs = [divmod(int(cell), len(counts)) for cell in order if mistakes.flat[cell] > 0]
-    axes.set_title("Commonest mistakes")
+    axes.set_title("Most common mistakes")
     if not pairs:
         axes.set_axis_off()
         axes.text(0, 0.9, "None: every example is right.", transform=axes.transAxes, va="top")

@@ -1,7 +1,7 @@
-"""Images of a run: its curves, and some of its predictions. How all images look.
+"""Draws a run's training curves and predictions; defines the style of all figures.
 
-They are drawn without a display, in Okabe and Ito's colours, which the colour-blind can tell apart,
-and replace an older image only when they are complete.
+Figures need no display and use Okabe and Ito's colours, which colour-blind readers can distinguish.
+A new image replaces an older one only when it is complete.
 """
 
 import bisect
@@ -50,75 +50,75 @@ STYLE = {
     "savefig.dpi": 160,
     "savefig.facecolor": "white",
 }
-NAMES_AS_THEY_ARE = {"text.parse_math": False}  # A dollar in a class's name is no formula.
+LITERAL_TEXT = {"text.parse_math": False}  # A dollar sign in a class name starts no formula.
 
 
 def shorten(name: str, width: int = 14) -> str:
-    """The name, or its beginning and an ellipsis: `width` characters at most, all with a shape.
+    """Returns at most `width` printable characters of a name, the last an ellipsis if it was cut.
 
-    Letters of double width, such as Chinese ones, count twice.
+    Characters of double width, such as Chinese ones, count twice.
     """
-    name = "".join(letter if letter.isprintable() else " " for letter in name)
-    ends = list(itertools.accumulate(1 + (east_asian_width(letter) in "WF") for letter in name))
+    name = "".join(char if char.isprintable() else " " for char in name)
+    ends = list(itertools.accumulate(1 + (east_asian_width(char) in "WF") for char in name))
     if not ends or ends[-1] <= width:
         return name
     return name[: bisect.bisect_right(ends, width - 1)].rstrip() + "…"
 
 
 def legend_label(text: str) -> str:
-    """The text as a label: Matplotlib leaves those that begin with an underscore out of legends."""
+    """Returns the text as a label; Matplotlib omits labels with a leading underscore."""
     return f" {text}" if text.startswith("_") else text
 
 
 def save(figure: Figure, out: epath.PathLike) -> None:
-    """Write an image whole or not at all, as PNG or, where the name ends in .svg, as SVG.
+    """Writes an image atomically: as SVG if the name ends in .svg, else as PNG.
 
     Raises:
-      DataError: it cannot be written there.
+      DataError: the file cannot be written.
     """
     out = epath.Path(out)
-    picture = rendered(figure, "svg" if out.suffix == ".svg" else "png")
+    content = rendered(figure, "svg" if out.suffix == ".svg" else "png")
     with storage.reported(DataError, f"{out} cannot be written"):
         storage.make_folder(out.parent)
-        storage.write_bytes(out, picture)
+        storage.write_bytes(out, content)
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """An image's file as bytes: equal for equal figures.
+    """Returns the bytes of an image file, equal for equal figures.
 
     Args:
-      figure: what is drawn.
+      figure: the figure to render.
       kind: "png" or "svg".
     """
-    picture = io.BytesIO()
+    content = io.BytesIO()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # A fixed salt for the names inside an SVG, and no date.
+        # A fixed salt for the ids inside an SVG and no date: the bytes are reproducible.
         with matplotlib.rc_context({"svg.hashsalt": "vit_jax"}):
-            figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    _say_what_is_missing(caught)
-    return picture.getvalue()
+            figure.savefig(content, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    _warn_of_missing_glyphs(caught)
+    return content.getvalue()
 
 
-def _say_what_is_missing(caught: list[warnings.WarningMessage]) -> None:
-    """Warns once of all letters that the font lacks: Matplotlib does for each, at each place."""
-    letters = []
+def _warn_of_missing_glyphs(caught: list[warnings.WarningMessage]) -> None:
+    """Warns once of all characters that the font lacks; Matplotlib warns at each occurrence."""
+    missing = []
     for warning in caught:
         if glyph := re.match(r"Glyph (\d+) .*missing from", str(warning.message)):
-            letters.append(chr(int(glyph[1])))
+            missing.append(chr(int(glyph[1])))
         else:
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-    if letters:
+    if missing:
         logging.log_first_n(
             logging.WARNING,
-            "The font of the images has no shapes for %d letters of the names, such as %s: they "
-            "are boxes. Install a font that has them, Noto Sans CJK JP say, and write the line "
-            '"font.family: DejaVu Sans, Noto Sans CJK JP" into ~/.config/matplotlib/matplotlibrc.',
+            "The font of the images has no glyphs for %d characters of the names, such as %s: they "
+            "are drawn as boxes. Install a font that has them, such as Noto Sans CJK JP, and add "
+            '"font.family: DejaVu Sans, Noto Sans CJK JP" to ~/.config/matplotlib/matplotlibrc.',
             1,
-            len(set(letters)),
-            "".join(list(dict.fromkeys(letters))[:5]),
+            len(set(missing)),
+            "".join(list(dict.fromkeys(missing))[:5]),
         )
 
 
@@ -126,42 +126,44 @@ def _say_what_is_missing(caught: list[warnings.WarningMessage]) -> None:
 
 
 def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike) -> None:
-    """Loss, accuracy and learning rate over the steps of a run.
+    """Draws loss, accuracy and learning rate over the steps of a run.
 
     Args:
-      metrics_jsonl: lines {"step": t, "train/loss": .., "test/top1": .., "train/lr": ..}: names
-        that end in loss, in top1 or accuracy, and in lr make up the three panels.
-      out_png: the image.
+      metrics_jsonl: lines {"step": t, "train/loss": .., "test/top1": .., "train/lr": ..}. The
+        three panels show the names that end in loss, in top1 or accuracy, and in lr.
+      out_png: the image to write.
 
     Raises:
       DataError: the file is missing, damaged, or has nothing to draw.
     """
     records = read_jsonl(metrics_jsonl)
     panels = [
-        (title, unit, found)
+        (title, unit, series)
         for title, unit, endings in (
             ("Loss", "loss (nats per example)", ("loss",)),
             ("Accuracy", "share of examples right", ("top1", "accuracy")),
             ("Learning rate", "learning rate", ("lr",)),
         )
-        if (found := _series(records, endings))
+        if (series := _series(records, endings))
     ]
     if not panels:
         raise DataError(f"{metrics_jsonl} has no loss, accuracy or learning rate to draw yet.")
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.3 * len(panels), 3.3), layout="constrained")
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (title, unit, found) in zip(all_axes, panels, strict=True):
-            for (name, (steps, values)), colour in zip(found.items(), _cycle(found), strict=True):
+        for axes, (title, unit, series) in zip(all_axes, panels, strict=True):
+            for (name, (steps, values)), colour in zip(
+                series.items(), itertools.cycle(COLOURS), strict=False
+            ):
                 shown = shorten(name, 40).replace("$", r"\$")
-                label = legend_label(f"{shown}: {_gist(title, values)}")
+                label = legend_label(f"{shown}: {_legend_value(title, values)}")
                 _line(axes, steps, values, label=label, colour=colour)
             axes.set(title=title, xlabel="step (optimizer updates)", ylabel=unit)
             axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
             axes.set_xlim(left=0)
-            _scale(axes, title, found)
+            _scale(axes, title, series)
             axes.legend(loc="best", handlelength=1.6)
         save(figure, out_png)
 
@@ -170,35 +172,31 @@ Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def _series(records: list[dict], endings: tuple[str, ...]) -> Series:
-    """Steps and finite values of each metric whose last word is one of `endings`."""
+    """Returns steps and finite values of each metric whose name ends in one of `endings`."""
     names = dict.fromkeys(
         name for record in records for name in record if name.split("/")[-1] in endings
     )
-    found = {}
+    series = {}
     for name in sorted(names, key=lambda name: (not name.startswith("train"), name)):
         points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
         if points:
             steps, values = np.array(points, np.float64).T
-            found[name] = (steps, values)
-    return found
+            series[name] = (steps, values)
+    return series
 
 
-def _gist(title: str, values: np.ndarray) -> str:
-    """The one number to remember of a metric: its last, or how high the learning rate went.
+def _legend_value(title: str, values: np.ndarray) -> str:
+    """Returns the legend's number: the last value, or the largest logged learning rate.
 
-    Between two logged steps it may have been higher yet.
+    The learning rate may have been higher between two logged steps.
     """
     if title == "Learning rate":
         return f"largest logged {values.max():.3g}"
     return f"{values[-1]:.2%}" if title == "Accuracy" else f"{values[-1]:.4g}"
 
 
-def _cycle(found: Series) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(len(found))]
-
-
 def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, *, label: str, colour: str) -> None:
-    """One metric: dots while they can be told apart, a running mean over the noise of many."""
+    """Draws a metric: with dots if there are few values, with a running mean if there are many."""
     if len(values) <= 40:
         style = {"markersize": 3, "linewidth": 1.4, "clip_on": False}
         axes.plot(steps, values, "-o", color=colour, label=label, **style)
@@ -210,7 +208,7 @@ def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, *, label: str, colo
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over a centred window of a fiftieth of the run, narrower at both ends."""
+    """Returns the mean over a centred window of 1/50 of the run, narrower at both ends."""
     half = max(1, len(values) // 100)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     centre = np.arange(len(values))
@@ -218,9 +216,9 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
     return (sums[centre + reach + 1] - sums[centre - reach]) / (2 * reach + 1)
 
 
-def _scale(axes: Axes, title: str, found: Series) -> None:
-    """The y axis: shares as percent, wide losses logarithmic, all else from zero."""
-    values = np.concatenate([values for _, values in found.values()])
+def _scale(axes: Axes, title: str, series: Series) -> None:
+    """Scales the y axis: accuracies in percent, wide losses logarithmic, others from zero."""
+    values = np.concatenate([values for _, values in series.values()])
     if title == "Accuracy":
         low = values.min()
         axes.set_ylim(0 if low < 0.5 else max(0.0, 1 - 2 * (1 - low)), 1.01)
@@ -255,17 +253,17 @@ def predictions(
     num_shown: int = 40,
     num_wrong: int = 8,
 ) -> None:
-    """A page of images with the model's predictions, some of its mistakes first.
+    """Draws images with the model's predictions, the most confident mistakes first.
 
     Args:
       images: grey (ch = 1) or RGB (ch = 3), 0 to 255.
       labels: true classes.
-      probabilities: of each class; the greatest is the prediction.
+      probabilities: class probabilities; the largest is the prediction.
       class_names: C names.
-      out_png: the image.
-      num_shown: images on the page, at most.
-      num_wrong: mistakes that come first, at most: those the model was surest of. After them
-        the others follow in the order given, right or wrong.
+      out_png: the image to write.
+      num_shown: maximum number of images on the page.
+      num_wrong: maximum number of mistakes that come first; the other images follow in the order
+        given.
 
     Raises:
       DataError: there are no images.
@@ -281,18 +279,20 @@ def predictions(
     columns = min(8, len(shown))
     rows = -(-len(shown) // columns)
     names = [shorten(name) for name in class_names]
-    # Long names and the probability do not fit beside each other.
+    # A long name and the probability do not fit on one line.
     separator = "\n" if max(len(names[predicted[i]]) for i in shown) > 7 else "  "
     height = 1.25 * images.shape[1] / images.shape[2] + (0.5 if separator == "\n" else 0.38)
-    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE | {"font.size": 8}):
+    with matplotlib.rc_context(STYLE | LITERAL_TEXT | {"font.size": 8}):
         figure = Figure(
             figsize=(max(1.25 * columns, 5.0), height * rows + 0.35), layout="constrained"
         )
         figure.suptitle(
             f"{len(images) - len(wrong):,} of {len(images):,} images right"
-            + ("", "; the surest mistake first", f"; the {len(worst)} surest mistakes first")[
-                min(len(worst), 2)
-            ],
+            + (
+                "",
+                "; most confident mistake first",
+                f"; {len(worst)} most confident mistakes first",
+            )[min(len(worst), 2)],
             x=0.01,
             ha="left",
             fontsize=10,
@@ -304,7 +304,7 @@ def predictions(
         for axes, i in zip(grid, shown, strict=False):
             right = predicted[i] == labels[i]
             colour = BLUE if right else VERMILLION
-            _picture(axes, images[i], colour=colour)
+            _draw_image(axes, images[i], colour=colour)
             axes.set_title(
                 f"{'✓' if right else '✗'} {names[predicted[i]]}{separator}{confidence[i]:.0%}",
                 fontsize=8,
@@ -318,7 +318,7 @@ def predictions(
         save(figure, out_png)
 
 
-def _picture(axes: Axes, image: np.ndarray, *, colour: str) -> None:
+def _draw_image(axes: Axes, image: np.ndarray, *, colour: str) -> None:
     grey = image.shape[-1] == 1
     axes.imshow(
         image[..., 0] if grey else image,

@@ -1,4 +1,4 @@
-"""What can be wrong with a checkpoint that is read, and which of it will pass."""
+"""Faults of reading a checkpoint: broken files, other shapes, or transient failures."""
 
 import errno
 import os
@@ -12,59 +12,60 @@ from vit_jax.errors import CheckpointError
 
 
 class MismatchError(CheckpointError):
-    """A checkpoint whose arrays have other names or shapes than the model's."""
+    """A checkpoint whose arrays have names or shapes different from the model's."""
 
 
 class BrokenError(CheckpointError):
-    """A checkpoint whose files are missing, or are not what was written."""
+    """A checkpoint whose files are missing or corrupt."""
 
 
 FAULTS = {kind.__name__: kind for kind in (CheckpointError, MismatchError, BrokenError)}
 
-# What a file system says that will not or cannot now; the files may be whole.
-_PASSING_ERRNO = {
+# Transient errors of a file system; the files may be whole.
+_TRANSIENT_ERRNO = {
     errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE,
     errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH,
 }  # fmt: skip
-_PASSING_STATUS = re.compile(
+_TRANSIENT_MESSAGE = re.compile(
     "RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|"
-    "retry attempts failed|^Forbidden|"  # TensorStore's and gcsfs's words for an object store.
-    + "|".join(re.escape(os.strerror(number)) for number in sorted(_PASSING_ERRNO))
+    "retry attempts failed|^Forbidden|"  # From TensorStore and gcsfs, about an object store.
+    + "|".join(re.escape(os.strerror(number)) for number in sorted(_TRANSIENT_ERRNO))
 )
 
-# Libraries between us and an object store: what they raise is not of the checkpoint.
-_NETWORK = ("aiohttp", "gcsfs", "google", "requests")
+# Libraries that access an object store; their own errors do not mean a broken checkpoint.
+_NETWORK_LIBRARIES = ("aiohttp", "gcsfs", "google", "requests")
 
 
 @contextmanager
 def reading(folder: Any) -> Iterator[None]:
-    """Makes whatever goes wrong when a checkpoint is read a BrokenError, or says: not now."""
+    """Turns any exception into BrokenError, or into CheckpointError if the fault is transient."""
     try:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # Orbax raises what its many layers raise.
-        if _is_passing(error) or not _answers(folder):
+    except Exception as error:  # Orbax passes on the exceptions of its many layers.
+        if _is_transient(error) or not _is_reachable(folder):
             raise CheckpointError(
                 f"The checkpoint {folder} cannot be read now: {brief(error)}\nNothing was changed. "
-                "Mend that and start the same command again; or, if the checkpoint is beyond "
-                "repair, move it away, and the run goes on from the one before."
+                "Fix the cause and start the same command again; or, if the checkpoint is beyond "
+                "repair, move it away, and the run continues from the previous one."
             ) from error
         raise BrokenError(f"The checkpoint {folder} cannot be read: {brief(error)}") from error
 
 
-def _is_passing(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__module__.split(".")[0] in _NETWORK:
+def _is_transient(error: BaseException) -> bool:
+    library = type(error).__module__.split(".")[0]
+    if isinstance(error, MemoryError) or library in _NETWORK_LIBRARIES:
         return True
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _PASSING_ERRNO
-    return bool(_PASSING_STATUS.search(str(error)))
+        return error.errno in _TRANSIENT_ERRNO
+    return bool(_TRANSIENT_MESSAGE.search(str(error)))
 
 
-def _answers(folder: Any) -> bool:
-    """Whether an object store can be reached; a disk can.
+def _is_reachable(folder: Any) -> bool:
+    """Returns whether the object store of a folder answers; True for a local folder.
 
-    The libraries in between take one that does not answer for one that does not have a folder.
+    Without this check a store that does not answer looks like one without the folder.
     """
     try:
         return storage.is_local(folder) or storage.exists(folder) in (True, False)
@@ -73,18 +74,18 @@ def _answers(folder: Any) -> bool:
 
 
 def brief(error: BaseException) -> str:
-    """The first line of what a library says, which may be pages: its beginning and its end.
+    """Returns the first line of an error message, without its middle if it is long.
 
-    TensorStore begins with what it wanted to do, and ends with what the system said.
+    TensorStore's messages begin with the operation and end with the system's error.
     """
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return first if len(first) <= 500 else f"{first[:250]} ... {first[-250:]}"
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 500 else f"{line[:250]} ... {line[-250:]}"
 
 
 def differences(
     checkpoint: Mapping[str, Any], model: Mapping[str, Any], *, prefix: str = ""
 ) -> list[str]:
-    """A line for each array that the two do not have alike, of at most 20; prefix: of the names."""
+    """Returns at most 20 lines, one for each array whose name or shape differs."""
     lines = [
         f"  {prefix}{name}: checkpoint {_shape(checkpoint.get(name))}, "
         f"model {_shape(model.get(name))}"

@@ -1,4 +1,4 @@
-"""Reading the parameters of a run, given its work directory or one of its checkpoints."""
+"""Reads the parameters of a run, given its work directory or one of its checkpoints."""
 
 import dataclasses
 import re
@@ -32,47 +32,46 @@ class Location:
 
 
 def locate(path: epath.PathLike) -> Location:
-    """The checkpoint that a path means: WORKDIR (its newest) or WORKDIR/checkpoints/STEP.
+    """Finds the checkpoint that a path names: WORKDIR (its newest) or WORKDIR/checkpoints/STEP.
 
     Raises:
-      CheckpointError: neither, or the run has no checkpoint yet.
-      ConfigError: the path cannot be one.
+      CheckpointError: the path is neither of these, or the run has no checkpoint yet.
+      ConfigError: the path is invalid.
     """
     path = storage.absolute(storage.as_path(path))
     if path.name.isdigit() and path.parent.name == workdirs.CHECKPOINTS:
-        workdir, wanted = path.parent.parent, int(path.name)
+        workdir, step = path.parent.parent, int(path.name)
     else:
-        workdir, wanted = path, None
+        workdir, step = path, None
     folder = workdir / workdirs.CHECKPOINTS
     with storage.reported(CheckpointError, f"{path} cannot be read"):
         if not storage.exists(path):
             raise CheckpointError(f"{path} does not exist.")
-        workdirs.read_config(workdir)  # Says what is wrong if this is no work directory.
-        saved = storage.names(folder)
-    if not saved:
-        raise CheckpointError(f"{workdir} has no checkpoint yet: {folder} is missing or empty.")
+        workdirs.read_config(workdir)  # Raises an error if this is not a work directory.
+        if not storage.names(folder):
+            raise CheckpointError(f"{workdir} has no checkpoint yet: {folder} is missing or empty.")
     with Store(folder, read_only=True) as store:
         steps = store.steps()
     if not steps:
         raise CheckpointError(f"{workdir} has no complete checkpoint yet in {folder}.")
-    if wanted is not None and wanted not in steps:
+    if step is not None and step not in steps:
         raise CheckpointError(
             f"{path} is not a complete checkpoint. " + did_you_mean(path.name, map(str, steps))
         )
-    return Location(workdir, steps[-1] if wanted is None else wanted, newest=steps[-1])
+    return Location(workdir, steps[-1] if step is None else step, newest=steps[-1])
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A model as its run left it.
+    """A trained model, read from a checkpoint of its run.
 
     Attributes:
-      config: of the run.
-      dataset: what its outputs mean: see `vit_jax.rundir.workdir.read_dataset`.
-      params: of the step; the averaged ones where the run averages.
-      step: of the checkpoint.
+      config: the run's config.
+      dataset: the meaning of the outputs: see `vit_jax.rundir.workdir.read_dataset`.
+      params: the averaged parameters (EMA) if the run has them, else the trained ones.
+      step: the checkpoint's step.
       newest: the step of the run's newest checkpoint.
-      workdir: of the run.
+      workdir: the run's work directory.
     """
 
     config: FrozenConfigDict
@@ -89,15 +88,16 @@ class TrainedModel:
 
 
 def load_run(path: epath.PathLike, *, mesh: Mesh) -> TrainedModel:
-    """Reads config, class names and parameters; the parameters lie on the mesh by our rules.
+    """Reads config, class names and parameters of a run.
 
     Args:
       path: WORKDIR or WORKDIR/checkpoints/STEP.
-      mesh: of any shape, whatever the run was trained on.
+      mesh: the parameters are sharded on it by `vit_jax.parallel.rules`; its shape may differ from
+        that of the training.
 
     Raises:
-      CheckpointError: there is no such checkpoint, or it is broken, or not of the model that the
-        work directory's config describes.
+      CheckpointError: the checkpoint does not exist or is broken, or its model is not the one that
+        the work directory's config describes.
     """
     location = locate(path)
     run = TrainedModel(
@@ -113,22 +113,22 @@ def load_run(path: epath.PathLike, *, mesh: Mesh) -> TrainedModel:
 
 
 def _check_model(run: TrainedModel) -> None:
-    """Raises CheckpointError if the parameters are not of the model that the config describes."""
+    """Raises CheckpointError if the parameters do not fit the model that the config describes."""
     config = run.workdir / workdirs.CONFIG
     try:
         validate(run.config)
-        fresh = param_shapes(run.model_config)
-    except Exception as error:  # A config that somebody has made up may break anything.
+        shapes = param_shapes(run.model_config)
+    except Exception as error:  # A forged config may raise any exception.
         raise CheckpointError(f"{config} describes no model: {str(error)[:1000]}") from error
-    if lines := differences(named_leaves(run.params), named_leaves(fresh)):
+    if lines := differences(named_leaves(run.params), named_leaves(shapes)):
         raise CheckpointError(
-            f"The checkpoint of step {run.step:,} is not of the model of {config}:\n"
+            f"The checkpoint of step {run.step:,} does not fit the model of {config}:\n"
             + "\n".join(lines)
         )
 
 
 def load_params(location: Location, *, mesh: Mesh) -> PyTree:
-    """The averaged parameters of a checkpoint, or the plain ones if it has no average."""
+    """Reads the averaged parameters of a checkpoint, or the trained ones if it has no average."""
     with Store(location.workdir / workdirs.CHECKPOINTS, read_only=True) as store:
         item = "ema" if jax.tree.leaves(store.shapes(location.step, "ema")) else "params"
         shapes = store.shapes(location.step, item)
@@ -142,35 +142,35 @@ def load_params(location: Location, *, mesh: Mesh) -> PyTree:
 
 
 def merge_params(fresh: PyTree, loaded: PyTree, *, skip: tuple[str, ...], source: str) -> PyTree:
-    """Parameters to start from: loaded ones, but freshly initialised ones where skipped.
+    """Returns the loaded parameters, but the initial ones where `skip` matches.
 
     Args:
-      fresh: the model's own initial parameters.
-      loaded: of the checkpoint.
-      skip: patterns of whole parameter paths that keep their initial values.
-      source: name of the checkpoint, for errors.
+      fresh: the model's initial parameters.
+      loaded: the checkpoint's parameters.
+      skip: regular expressions; one that matches a whole parameter path keeps the initial value.
+      source: the checkpoint's name, for errors.
 
     Raises:
-      CheckpointError: beyond what is skipped, the two do not have the same names and shapes.
-      ConfigError: a pattern matches no parameter of either.
+      CheckpointError: names or shapes differ, apart from the skipped parameters.
+      ConfigError: a pattern matches no parameter.
     """
     names = sorted(named_leaves(fresh).keys() | named_leaves(loaded).keys())
     for pattern in skip:
         matching(pattern, names, key="init_skip")
 
-    def wanted(tree):
+    def not_skipped(tree):
         return {
             name: leaf
             for name, leaf in named_leaves(tree).items()
             if not any(re.fullmatch(pattern, name) for pattern in skip)
         }
 
-    ours, theirs = wanted(fresh), wanted(loaded)
-    if lines := differences(theirs, ours):
+    copied = not_skipped(loaded)
+    if lines := differences(copied, not_skipped(fresh)):
         raise CheckpointError(
             f"{source} does not fit the model:\n" + "\n".join(lines) + "\n"
-            "Change the model, or name in init_skip what shall start from scratch."
+            "Change the model, or name in init_skip the parameters to initialise."
         )
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: theirs.get(path_name(path), leaf), fresh
+        lambda path, leaf: copied.get(path_name(path), leaf), fresh
     )

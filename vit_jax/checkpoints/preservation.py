@@ -15,42 +15,40 @@ def preservation(
     best_metric: str,
     best_mode: str,
 ) -> Any:  # A policy of Orbax, a protocol that nothing can check at run time.
-    """What is kept, for `vit_jax.checkpoints.store.Store`, whose arguments these are."""
-    keep: list[Any] = [policies.LatestN(last)]
+    """Returns the policy for the `keep_*` and `best_*` arguments of `Store`, documented there."""
+    rules: list[Any] = [policies.LatestN(last)]
     if every_steps:
-        keep.append(policies.EveryNSteps(every_steps))
+        rules.append(policies.EveryNSteps(every_steps))
     if steps:
-        keep.append(policies.CustomSteps(list(steps)))
+        rules.append(policies.CustomSteps(list(steps)))
     if best_metric:
-        keep.append(_Best(best_metric, best_mode))
-    return policies.AnyPreservationPolicy(keep)
+        rules.append(_Best(best_metric, best_mode))
+    return policies.AnyPreservationPolicy(rules)
 
 
 def superseded(policy: Any, metrics: Mapping[int, Mapping[str, float] | None]) -> list[int]:
-    """The steps that a policy does not keep.
+    """Returns the steps that a policy does not keep.
 
-    Args:
-      policy: from `preservation`.
-      metrics: of each step that has a checkpoint, ascending; None for one that has none.
+    `metrics` has an entry for each checkpoint, in ascending order of steps; None without metrics.
     """
-    found = [_Saved(step, values) for step, values in metrics.items()]
-    kept = policy.should_preserve(found, context=policies.PreservationContext())
-    return [saved.step for saved, keep in zip(found, kept, strict=True) if not keep]
+    infos = [_CheckpointInfo(step, values) for step, values in metrics.items()]
+    kept = policy.should_preserve(infos, context=policies.PreservationContext())
+    return [info.step for info, keep in zip(infos, kept, strict=True) if not keep]
 
 
-class _Saved(NamedTuple):
+class _CheckpointInfo(NamedTuple):
     """A checkpoint as Orbax's policies see it."""
 
     step: int
     metrics: Mapping[str, float] | None
-    time: datetime.datetime | None = None  # Ours do not look at it.
+    time: datetime.datetime | None = None  # Not read by the policies used here.
 
 
 class _Best(policies.PreservationPolicy):
-    """Keeps the best checkpoint by a metric, of equals the newest.
+    """Keeps the best checkpoint by a metric; of equal ones, the newest.
 
-    One without the metric cannot be the best. Those of release 0.1.0 have no metrics at all: one of
-    them may be, and they are kept.
+    A checkpoint without this metric cannot be the best. Checkpoints of release 0.1.0 have no
+    metrics at all: each may be the best, so all are kept.
     """
 
     def __init__(self, metric: str, mode: str):

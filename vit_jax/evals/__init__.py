@@ -1,8 +1,8 @@
-"""Evaluations: what a trained model can do, measured exactly.
+"""Evaluations: exact measurements of a trained model.
 
 classification  top-1, top-5, loss, calibration, per-class accuracy, confusion matrix
 evaluator       a model, its config and its mesh: batches, metrics, probabilities
-build           from a run's config to its evaluations
+build           builds the evaluations of a config
 """
 
 from vit_jax.evals.classification import (

@@ -1,4 +1,4 @@
-"""From `config.evals` to evaluations that the train loop can run."""
+"""Builds the evaluations of `config.evals` for the train loop."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -21,11 +21,11 @@ class Evaluation:
     """One entry of `config.evals`.
 
     Attributes:
-      every_steps: it is due at every multiple, and at the end; 0: only at the end.
-      fingerprint: of the examples: see `vit_jax.data.base.Source`.
-      run: from parameters, a function that each batch is counted by, and one that is called with
-        (source, example, message) for each bad example (None: the first ends it with a DataError),
-        to values by name.
+      every_steps: due at every multiple of this, and at the end; 0: only at the end.
+      fingerprint: fingerprint of the examples, see `vit_jax.data.base.Source`.
+      run: (params, progress, on_bad) -> values by name. `progress` wraps the iterator of batches;
+        `on_bad` is called with (source, example, message) for each bad example, or is None: then
+        the first bad example raises a DataError.
     """
 
     every_steps: int
@@ -36,24 +36,23 @@ class Evaluation:
     ]
 
     def due(self, step: int, total_steps: int) -> bool:
-        """Whether the state after `step` updates is to be evaluated."""
+        """Returns whether the state after `step` updates is evaluated."""
         return step == total_steps or (self.every_steps > 0 and step % self.every_steps == 0)
 
 
 def build_evals(evaluator: Evaluator, *, class_names: Sequence[str]) -> dict[str, Evaluation]:
-    """All of `config.evals` by name.
+    """Returns the evaluations of `config.evals` by name.
 
-    Each split is opened, and its first example prepared, now: a mistake should not show at the
+    Opens each split and prepares its first example now, so that a mistake does not show only at the
     first evaluation, hours into a run.
 
     Args:
-      evaluator: of the run.
-      class_names: of the split that is trained on.
+      evaluator: the evaluator of the run.
+      class_names: classes of the training split.
 
     Raises:
-      ConfigError: an entry with an unknown type or key.
-      DataError: a split that does not exist, has other classes, or whose images cannot be
-        prepared.
+      ConfigError: an entry has an unknown type.
+      DataError: a split does not exist, has other classes, or its images cannot be prepared.
     """
     config, evals = evaluator.config, {}
     classification = evaluator.classification()
@@ -66,8 +65,9 @@ def build_evals(evaluator: Evaluator, *, class_names: Sequence[str]) -> dict[str
         source = open_source(config.data, split=entry.split)
         if tuple(source.class_names) != tuple(class_names):
             raise DataError(
-                f"{source.name}: {entry.split} has the classes {_shown(source.class_names)}, and "
-                f"{config.data.split} has {_shown(class_names)}: they must be the same."
+                f"{source.name}: {entry.split} has the classes "
+                f"{_format_classes(source.class_names)}, and {config.data.split} has "
+                f"{_format_classes(class_names)}: they must be the same."
             )
         load = ExampleLoader(source, evaluator.transform(), 0)
         if config.data.on_bad == "skip":
@@ -75,13 +75,13 @@ def build_evals(evaluator: Evaluator, *, class_names: Sequence[str]) -> dict[str
         else:
             load(0, epoch=0)
 
-        def run(params, over=iter, on_bad=None, source=source):
+        def run(params, progress=iter, on_bad=None, source=source):
             with evaluator.batches(source, on_bad=on_bad and partial(on_bad, source)) as batches:
-                return classification.evaluate(params, over(batches))
+                return classification.evaluate(params, progress(batches))
 
         evals[name] = Evaluation(entry.every_steps, source.fingerprint, run)
     return evals
 
 
-def _shown(names: Sequence[str]) -> str:
+def _format_classes(names: Sequence[str]) -> str:
     return f"{len(names)}: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else "")

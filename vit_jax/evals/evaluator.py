@@ -1,4 +1,4 @@
-"""A model as the config of its run says that it is evaluated: one value for all who do so."""
+"""Evaluates a model with the transforms, batches and loss of its run's config."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -18,18 +18,18 @@ from vit_jax.evals.classification import Classification, probabilities
 from vit_jax.models import ModelConfig, build
 from vit_jax.parallel.mesh import batch_sharding, replicated
 
-# A loader process takes seconds to start, at every evaluation: it must have enough to do.
+# Starting a loader process takes seconds at every evaluation, so each needs enough examples.
 EXAMPLES_PER_WORKER = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """What evaluating a model takes beside its parameters and the examples.
+    """Evaluates a model: all that this needs except parameters and examples.
 
     Attributes:
-      config: of the run.
-      model_config: of its model.
-      mesh: that batches and parameters lie on; need not be the one of the training.
+      config: the config of the run.
+      model_config: the config of its model.
+      mesh: the mesh of batches and parameters; may differ from the mesh of the training.
     """
 
     config: FrozenConfigDict
@@ -37,7 +37,7 @@ class Evaluator:
     mesh: Mesh
 
     def transform(self) -> Transform:
-        """Returns the transform from an example to what the model is fed."""
+        """Returns the transform from an example to the input of the model."""
         return transforms.compose(
             self.config.data.eval_transforms,
             image_size=self.model_config.image_size,
@@ -46,7 +46,7 @@ class Evaluator:
         )
 
     def classification(self) -> Classification:
-        """Returns the classification metrics; compiled once for all splits."""
+        """Returns the classification metrics; they compile once for all splits."""
         model = build(self.model_config)
         return Classification(
             lambda params, images: model.apply({"params": params}, images)[0],
@@ -63,16 +63,17 @@ class Evaluator:
         workers: int | None = None,
         on_bad: Callable[[int, str], None] | None = None,
     ) -> Batches:
-        """Returns the examples of a source, each once, the last batch padded by weight 0.
+        """Returns each example of a source once; the last batch is padded with weight 0.
 
         Args:
-          source: of the examples.
-          transform: None: the config's.
-          batch_size: rows of a batch, at most; fewer if there are fewer examples. Rounded up to
-            a multiple of the mesh's parts. None: the config's.
-          workers: loader processes; None: the config's, but none for a few examples.
-          on_bad: see `vit_jax.data.pipeline.eval_batches`. None: as the run's config says, an
-            error or a warning.
+          source: the examples.
+          transform: None: the transform of the config.
+          batch_size: rows of a batch; fewer if there are fewer examples. Rounded up to a multiple
+            of the mesh's data and fsdp axes. None: the batch size of the config.
+          workers: number of loader processes; None: that of the config, and none for a few
+            examples.
+          on_bad: see `vit_jax.data.pipeline.eval_batches`. None: an error or a warning, according
+            to the config.
         """
         data = self.config.data
         if on_bad is None and data.on_bad == "skip":
@@ -96,19 +97,19 @@ class Evaluator:
         """Yields the probability of each class, batch by batch.
 
         Args:
-          params: of the model, on the mesh.
-          batches: as `batches` gives.
+          params: parameters of the model, on the mesh.
+          batches: the result of `batches`.
 
         Yields:
-          Probabilities, and the batch they belong to on the host, padding (weight 0) included.
+          Probabilities and their batch, both on the host, padding (weight 0) included.
         """
         model = build(self.model_config)
 
         @jax.jit
         def step(params, batch):
             logits, _ = model.apply({"params": params}, batch["image"])
-            local = jax.lax.with_sharding_constraint((logits, batch), replicated(self.mesh))
-            return probabilities(local[0], loss_name=self.config.loss.name), local[1]
+            gathered = jax.lax.with_sharding_constraint((logits, batch), replicated(self.mesh))
+            return probabilities(gathered[0], loss_name=self.config.loss.name), gathered[1]
 
         for batch in batches:
             yield jax.device_get(step(params, batch))

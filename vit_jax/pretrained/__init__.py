@@ -1,15 +1,17 @@
 """Published checkpoints: loaded as models, inspected, verified, and written for other libraries.
 
-load               `load_pretrained`: any checkpoint as a model with its parameters
-checkpoint_file    the files of a checkpoint; `hub`: names on hubs
+load               `load_pretrained`: loads any checkpoint as a model with its parameters
+checkpoint_file    finds and opens the files of a checkpoint
+hub                downloads checkpoints by their names on hubs
 tensors            files of named tensors
-formats            which tensor is which parameter, one file for each format
-mapping            a source for every parameter, before a tensor is read
-reader             reads each parameter to the devices where it belongs
-adaptation         brings parameters to another image size or number of classes
-run_checkpoint     a work directory of ours as a pretrained model
-preprocess         images as the publisher evaluates; `preprocess_fields`: its JSON
-pixels             compares a run's preprocessing with that of its `init_from`
+formats            maps tensors to parameters, one file for each format
+mapping            finds the source of every parameter before a tensor is read
+reader             reads each parameter to the devices that hold it
+adaptation         adapts parameters to another image size or number of classes
+run_checkpoint     a work directory of vit_jax as a pretrained model
+preprocess         image preprocessing of the publisher's evaluation
+preprocess_fields  validates the JSON that describes preprocessing
+pixels             compares a run's pixel values with those of its `init_from`
 inspection         describes a checkpoint as text
 verification       compares outputs with those of the reference implementation
 exports            writes models for other libraries

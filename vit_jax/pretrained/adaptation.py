@@ -1,71 +1,95 @@
-"""Parameters of ours for another image size, patch size or head, wherever their shards lie."""
+"""Adapts sharded parameters to another image size, patch size or head."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from vit_jax.models import ModelConfig, VitConfig, param_shapes
 from vit_jax.models.lora import merge_lora
 from vit_jax.models.resize import resize_patches, resize_posemb
-from vit_jax.parallel.rules import param_shardings
+from vit_jax.parallel.rules import named_leaves, param_shardings, path_name
 
 
 def adapt_params(params: PyTree, *, old: ModelConfig, new: ModelConfig, mesh: Mesh) -> PyTree:
-    """Resizes position and patch embeddings, stacks blocks or takes them apart.
+    """Resizes position and patch embeddings, and stacks or unstacks blocks.
 
-    A head of another size starts at zero. Low-rank adapters are added to their kernels if the new
-    model has none.
-
-    It is one jitted function over the mesh: no process gathers a parameter.
-
-    Args:
-      params: of the old model, on the mesh.
-      old: the model that they are of.
-      new: the model that is wanted, of the same blocks.
-      mesh: that the result lies on, by our rules.
+    A head of another size starts at zero. Low-rank adapters (LoRA) are merged into their kernels if
+    the new model has none. All of this is one jitted function over the mesh: no process gathers a
+    parameter. The old and new models' blocks have the same shapes. The result is sharded on the
+    mesh by `vit_jax.parallel.rules`.
     """
     shapes = param_shapes(new)
     adapt = functools.partial(_adapt, old=old, new=new, shapes=shapes)
     return jax.jit(adapt, out_shardings=param_shardings(shapes, mesh))(params)
 
 
+def adapt_leaf(
+    path: str,
+    leaf: Float[Array | np.ndarray, "..."] | None,
+    *,
+    old: ModelConfig,
+    new: ModelConfig,
+    shape: tuple[int, ...],
+) -> tuple[Float[Array | np.ndarray, "..."], str]:
+    """Returns a parameter outside the blocks in the shape of another model, and what was done.
+
+    Args:
+      path: path of the parameter.
+      leaf: its value in the old model; None: the old model has no such parameter.
+      old: config of the old model.
+      new: config of the new model.
+      shape: shape of the parameter in the new model.
+    """
+    if path.startswith("head") and old.num_classes != new.num_classes:
+        value = new.head_bias_init if path.endswith("bias") else 0.0
+        return jnp.full(shape, value), "new head, of zeros"
+    if path == "pos_embedding" and old.grid != new.grid:
+        resized = resize_posemb(
+            jnp.asarray(leaf), old=old.grid, new=new.grid, prefix=old.posemb_rows,
+            kernel=new.posemb_resize,
+        )  # fmt: skip
+        sizes = f"from {_size(old.grid)} to {_size(new.grid)} patches ({new.posemb_resize})"
+        return resized, f"position embedding resized {sizes}"
+    if path == "embedding/kernel" and leaf.shape != shape:
+        note = f"patch embedding resized to {_size(shape[:2])} (FlexiViT)"
+        return resize_patches(jnp.asarray(leaf), new=shape[:2]), note
+    return leaf, ""
+
+
+def _size(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))
+
+
 def _adapt(params: PyTree, *, old: ModelConfig, new: ModelConfig, shapes: PyTree) -> PyTree:
     if isinstance(old, VitConfig) and not new.lora_rank:
         params, old = merge_lora(params, old)
-    changed: dict[str, Any] = {}
-    if isinstance(old, VitConfig) and "pos_embedding" in shapes and old.grid != new.grid:
-        changed["pos_embedding"] = resize_posemb(
-            params["pos_embedding"], old=old.grid, new=new.grid, prefix=old.posemb_rows,
-            kernel=new.posemb_resize,
-        )  # fmt: skip
-    if isinstance(old, VitConfig) and old.patch_size != new.patch_size:
-        kernel = resize_patches(params["embedding"]["kernel"], new=new.patch_size)
-        changed["embedding"] = {**params["embedding"], "kernel": kernel}
-    for head in ("head", "head_dist"):
-        if head in shapes and old.num_classes != new.num_classes:
-            bias = jnp.full(shapes[head]["bias"].shape, new.head_bias_init)
-            changed[head] = {"kernel": jnp.zeros(shapes[head]["kernel"].shape), "bias": bias}
     if "encoder" in params and old.scan != new.scan:
-        restack = _stacked if new.scan else _unstacked
-        changed["encoder"] = restack(params["encoder"], old.depth)
-    return {name: leaf for name, leaf in {**params, **changed}.items() if name in shapes}
+        convert = _stacked if new.scan else _unstacked
+        params = {**params, "encoder": convert(params["encoder"], old.depth)}
+    leaves = named_leaves(params)
+
+    def adapted(path, target):
+        name = path_name(path)
+        return adapt_leaf(name, leaves.get(name), old=old, new=new, shape=target.shape)[0]
+
+    return jax.tree_util.tree_map_with_path(adapted, shapes)
 
 
 def _stacked(encoder: PyTree, depth: int) -> PyTree:
-    """One tree of blocks, with a leading axis of depth."""
+    """Stacks the blocks along a leading axis of depth."""
     names = [f"block_{i}" for i in range(depth)]
     blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *(encoder[name] for name in names))
     return {k: v for k, v in encoder.items() if k not in names} | {"blocks": blocks}
 
 
 def _unstacked(encoder: PyTree, depth: int) -> PyTree:
-    """The same, a tree for each block."""
-    each = {
+    """Splits the stacked blocks into one tree for each block."""
+    blocks = {
         f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], encoder["blocks"])
         for i in range(depth)
     }
-    return {k: v for k, v in encoder.items() if k != "blocks"} | each
+    return {k: v for k, v in encoder.items() if k != "blocks"} | blocks

@@ -1,4 +1,4 @@
-"""A checkpoint's files, found and opened: a folder, a file, a name on a hub."""
+"""Finds and opens the files of a checkpoint: a folder, a file, or a name on a hub."""
 
 import difflib
 import json
@@ -9,13 +9,13 @@ from typing import Any
 
 from vit_jax import storage
 from vit_jax.errors import CheckpointError
-from vit_jax.pretrained.formats.base import Foreign
+from vit_jax.pretrained.formats.base import CheckpointFiles
 from vit_jax.pretrained.formats.names import without_wrappers
 from vit_jax.pretrained.hub import resolve
 from vit_jax.pretrained.tensors import open_tensors
 
-_LARGEST_JSON = 2**26  # Bytes: ImageNet-21k's names take two million.
-# Files of a folder, the first that is there counts; an index leads to its shards.
+_LARGEST_JSON = 2**26  # Bytes; the class names of ImageNet-21k take two million.
+# Files of tensors in a folder: the first that exists is read. An index names the shards.
 _FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -25,14 +25,15 @@ _FILES = (
 _ENDINGS = (".safetensors", ".npz", ".pth")
 
 
-def open_foreign(path: str | os.PathLike) -> Foreign:
+def open_checkpoint(path: str | os.PathLike) -> CheckpointFiles:
     """Opens the tensors and the JSON files of a checkpoint.
 
     Args:
-      path: a folder; a file; a name that `resolve` knows; and FILE.npz:img for a model of several.
+      path: a folder, a file, or a name that `resolve` accepts; FILE.npz:img selects one of several
+        models in a file.
 
     Raises:
-      CheckpointError: nothing is there that can be read.
+      CheckpointError: the path holds no readable checkpoint.
     """
     text, submodel = os.fspath(path), ""
     if re.search(r"\.npz:[\w/]+$", text):
@@ -44,13 +45,13 @@ def open_foreign(path: str | os.PathLike) -> Foreign:
         elif local.is_file():
             folder, file = local.parent, local
         else:
-            raise CheckpointError(_not_there(local))
-        config = _json(folder / "config.json") if _is_described(file) else {}
+            raise CheckpointError(_missing_message(local))
+        config = _json(folder / "config.json") if _has_config(file) else {}
     except OSError as error:
         raise CheckpointError(
             f"{str(local)[:300]} cannot be opened: {storage.explain(error)}."
         ) from error
-    return Foreign(
+    return CheckpointFiles(
         path=local,
         tensors=without_wrappers(open_tensors(file)),
         config=config,
@@ -60,30 +61,29 @@ def open_foreign(path: str | os.PathLike) -> Foreign:
 
 
 def _preprocessor(folder: pathlib.Path) -> dict[str, Any]:
-    """The file of the image processor; what saves it with a tokenizer nests it in another one."""
+    """Reads the JSON of the image processor, which a processor with a tokenizer nests."""
     nested = _json(folder / "processor_config.json").get("image_processor")
     return _json(folder / "preprocessor_config.json") or nested or {}
 
 
-def _not_there(path: pathlib.Path) -> str:
-    """What a user may have meant by a path that does not exist."""
-    near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    similar = difflib.get_close_matches(path.name, near, n=1)
-    guess = f' Did you mean "{path.parent / similar[0]}"?' if similar else ""
+def _missing_message(path: pathlib.Path) -> str:
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    similar = difflib.get_close_matches(path.name, names, n=1)
+    suggestion = f' Did you mean "{path.parent / similar[0]}"?' if similar else ""
     return (
-        f"{path} does not exist.{guess} Name a file or a folder; what is on the Hugging Face Hub "
-        "is written hf:OWNER/NAME or timm:NAME."
+        f"{path} does not exist.{suggestion} Name a file or a folder; for a repository of the "
+        "Hugging Face Hub write hf:OWNER/NAME or timm:NAME."
     )
 
 
 def _candidates(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files that libraries write into a folder, the best first; else all files of tensors."""
-    written = [folder / name for name in _FILES if (folder / name).is_file()]
-    return written or [f for f in sorted(folder.iterdir()) if f.suffix in _ENDINGS]
+    """Returns a folder's files with names of `_FILES`, in this order; else all tensor files."""
+    named = [folder / name for name in _FILES if (folder / name).is_file()]
+    return named or [f for f in sorted(folder.iterdir()) if f.suffix in _ENDINGS]
 
 
-def _is_described(file: pathlib.Path) -> bool:
-    """Whether a file is what the config.json beside it is of, not one that lies there, too."""
+def _has_config(file: pathlib.Path) -> bool:
+    """Returns whether the config.json in a file's folder describes this file."""
     return file.name in _FILES or _candidates(file.parent) in ([], [file])
 
 
@@ -93,20 +93,21 @@ def _file_of(folder: pathlib.Path) -> pathlib.Path:
         return files[0]
     if not files:
         raise CheckpointError(
-            f"{folder} is not the work directory of a run, and holds no checkpoint of others: none "
-            f"of {', '.join(_FILES)}, and no file of tensors. Name the folder or file that is one."
+            f"{folder} is not the work directory of a run, and holds no published checkpoint: none "
+            f"of {', '.join(_FILES)}, and no other file of tensors. Name a checkpoint's folder or "
+            "file."
         )
     raise CheckpointError(
-        f"{folder} holds no checkpoint that can be chosen: a folder has {', '.join(_FILES)}, or "
-        f"one file of tensors. Here: {', '.join(file.name for file in files)}. Name a file."
+        f"{folder} holds several files of tensors, and none of {', '.join(_FILES)}: "
+        f"{', '.join(file.name for file in files)}. Name one of them."
     )
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file's table; {} if there is none.
+    """Reads a JSON file of one object; {} if the file does not exist.
 
     Raises:
-      CheckpointError: it is damaged.
+      CheckpointError: the file is damaged.
     """
     if not path.is_file():
         return {}
@@ -115,5 +116,5 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Download it again.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no table of settings. Download it again.")
+        raise CheckpointError(f"{path} is not a JSON object. Download it again.")
     return content

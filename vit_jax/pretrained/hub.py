@@ -1,12 +1,12 @@
-"""Where a published checkpoint is: its name becomes a file or folder of this machine.
+"""Resolves the name of a published checkpoint to a local file or folder, downloading if needed.
 
     hf:google/vit-base-patch16-224[@revision]   a repository of the Hugging Face Hub
     timm:vit_base_patch16_224.augreg_in21k      hf:timm/...
     gs://vit_models/augreg/B_16-....npz         a file in a public bucket of Google Cloud Storage
     https://storage.googleapis.com/...          the same
 
-What was downloaded once is kept and used without a network: the Hub's files in the cache of its own
-client (HF_HOME), the buckets' in $XDG_CACHE_HOME/vit_jax, commonly ~/.cache/vit_jax.
+Downloads are cached and then used without a network: the Hub's files in the cache of its own client
+(HF_HOME), the buckets' in $XDG_CACHE_HOME/vit_jax, commonly ~/.cache/vit_jax.
 """
 
 import base64
@@ -39,13 +39,14 @@ _CHUNK = 2**23  # Bytes.
 
 
 def resolve(name: str | os.PathLike) -> pathlib.Path:
-    """The file or folder of a checkpoint, downloaded if it has to be.
+    """Returns the local file or folder of a checkpoint, downloading it if needed.
 
     Args:
-      name: one of the names above; any other is a path, and returned as it is.
+      name: one of the forms above; anything else is a local path, which need not exist.
 
     Raises:
-      CheckpointError: it is not there, or cannot be downloaded: what to do by hand.
+      CheckpointError: the checkpoint does not exist or cannot be downloaded; the message says how
+        to download it by hand.
     """
     text = os.fspath(name)
     if match := _HUB.fullmatch(text):
@@ -55,8 +56,8 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
         return _from_bucket(text, match["bucket"], match["name"])
     if re.match(r"https?://", text):
         raise CheckpointError(
-            f"{text}: only storage.googleapis.com is downloaded from. Download the file, and name "
-            "it by its path."
+            f"{text}: of web addresses, only https://storage.googleapis.com/... is supported. "
+            "Download the file, and name it by its path."
         )
     return pathlib.Path(os.path.expanduser(text))
 
@@ -64,14 +65,14 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
 # --- The Hugging Face Hub
 
 
-def _from_hub(said: str, repository: str, revision: str | None) -> pathlib.Path:
+def _from_hub(name: str, repository: str, revision: str | None) -> pathlib.Path:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
         raise CheckpointError(
-            f"{said} names no repository: write hf:OWNER/NAME, hf:OWNER/NAME@REVISION or timm:NAME."
+            f"{name} names no repository: write hf:OWNER/NAME, hf:OWNER/NAME@REVISION or timm:NAME."
         )
     if find_spec("huggingface_hub") is None:
-        raise _by_hand(
-            said, repository, 'huggingface_hub is not installed (pip install "vit_jax[hub]")'
+        raise _download_error(
+            name, repository, 'huggingface_hub is not installed (pip install "vit_jax[hub]")'
         )
     import huggingface_hub
 
@@ -80,19 +81,19 @@ def _from_hub(said: str, repository: str, revision: str | None) -> pathlib.Path:
             folder = huggingface_hub.snapshot_download(
                 repository, revision=revision, allow_patterns=[*_DESCRIPTIONS, *weights]
             )
-            if any(found for pattern in weights for found in pathlib.Path(folder).glob(pattern)):
+            if any(path for pattern in weights for path in pathlib.Path(folder).glob(pattern)):
                 return pathlib.Path(folder)
-    except Exception as error:  # Of the client, of its HTTP library, of the disk.
-        raise _by_hand(said, repository, _explain(error)) from error
+    except Exception as error:  # From the client, its HTTP library, or the disk.
+        raise _download_error(name, repository, _explain(error)) from error
     raise CheckpointError(
-        f"{said}: the repository has neither {_SAFETENSORS[0]} nor {_PICKLED[0]}, nor parts of "
+        f"{name}: the repository has neither {_SAFETENSORS[0]} nor {_PICKLED[0]}, nor shards of "
         f"them. If its weights have another name, download them with {_DESCRIPTIONS[0]} into a "
         "folder, and name the file."
     )
 
 
 def _explain(error: Exception) -> str:
-    """Why the client could not do it, in a few words."""
+    """Returns the reason of a failed download in a few words."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -106,21 +107,21 @@ def _explain(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).split(chr(10))[0][:300]}"
 
 
-def _by_hand(said: str, repository: str, why: str) -> CheckpointError:
+def _download_error(name: str, repository: str, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{said} cannot be downloaded: {why}. By hand: download {', '.join(_DESCRIPTIONS)} and "
+        f"{name} cannot be downloaded: {reason}. By hand: download {', '.join(_DESCRIPTIONS)} and "
         f"{_SAFETENSORS[0]} (or {_PICKLED[0]}) of the Hugging Face repository {repository} into a "
-        f"folder, and name that folder instead of {said}."
+        f"folder, and name that folder instead of {name}."
     )
 
 
 # --- Google Cloud Storage
 
 
-def _from_bucket(said: str, bucket: str, name: str) -> pathlib.Path:
+def _from_bucket(address: str, bucket: str, name: str) -> pathlib.Path:
     parts = [bucket, *name.split("/")]
     if not all(re.fullmatch(r"[\w.+=,@ -]+", part) and set(part) != {"."} for part in parts):
-        raise CheckpointError(f"{said} names no file: write gs://BUCKET/FOLDER/FILE.npz.")
+        raise CheckpointError(f"{address} names no file: write gs://BUCKET/FOLDER/FILE.npz.")
     target = storage.user_cache().joinpath("gs", *parts)
     if target.is_file():
         return target
@@ -129,36 +130,36 @@ def _from_bucket(said: str, bucket: str, name: str) -> pathlib.Path:
             raise OSError('gcsfs is not installed (pip install "vit_jax[gcs]")')
         target.parent.mkdir(parents=True, exist_ok=True)
         _download(f"{bucket}/{name}", target)
-    except Exception as error:  # Of gcsfs, aiohttp or the disk.
-        why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        why = " ".join(why.split())[:300] or type(error).__name__
+    except Exception as error:  # From gcsfs, aiohttp or the disk.
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        reason = " ".join(reason.split())[:300] or type(error).__name__
         raise CheckpointError(
-            f"{said} cannot be downloaded: {why}. By hand: download "
-            f"https://storage.googleapis.com/{bucket}/{name} to {target} (where it is "
-            "looked for), or anywhere, and name it by its path."
+            f"{address} cannot be downloaded: {reason}. By hand: download "
+            f"https://storage.googleapis.com/{bucket}/{name} to {target} (the cache), or to any "
+            "folder and name the file by its path."
         ) from error
     return target
 
 
 def _download(source: str, target: pathlib.Path) -> None:
-    """Copies an object to a file that has its name only when it is whole, and as it was."""
+    """Downloads an object atomically, and verifies its checksum."""
     import gcsfs
 
-    storage.as_path(f"gs://{source}")  # Makes gcsfs ready: it would print tracebacks.
+    storage.as_path(f"gs://{source}")  # Configures gcsfs not to print tracebacks.
     store = gcsfs.GCSFileSystem(token="anon", use_listings_cache=False)
     logging.info("Downloading gs://%s to %s", source, target)
-    described = store.info(source)
-    if described["type"] != "file":
+    info = store.info(source)
+    if info["type"] != "file":
         raise FileNotFoundError(source)
     partial = target.with_name(f".{target.name}.partial")
     with open(partial, "ab") as file:
-        with contextlib.suppress(OSError):  # Where there are no locks, nobody waits.
+        with contextlib.suppress(OSError):  # Some file systems have no locks.
             fcntl.flock(file, fcntl.LOCK_EX)
         if target.is_file():  # Another process has downloaded it while this one waited.
             return
         file.truncate(0)
-        if not _copy(store, source, file, described):
-            raise OSError("what came is not what is stored there (checksum). Try again")
+        if not _copy(store, source, file, info):
+            raise OSError("the download has another checksum than the stored file. Try again")
         os.fsync(file.fileno())
         os.replace(partial, target)
 
@@ -167,18 +168,14 @@ def _copy(
     store: "gcsfs.GCSFileSystem",
     source: str,
     file: BinaryIO,
-    described: dict[str, Any],
+    info: dict[str, Any],
 ) -> bool:
-    """Copies all bytes.
+    """Copies an object to a file, and returns whether the checksum is the store's."""
+    import google_crc32c  # Installed with gcsfs.
 
-    Returns:
-      Whether their checksum is the store's. Objects that were composed of parts have no MD5 there.
-    """
-    import google_crc32c  # Which gcsfs needs, too.
-
-    kind = "md5Hash" if "md5Hash" in described else "crc32c"
+    kind = "md5Hash" if "md5Hash" in info else "crc32c"  # Composite objects have no MD5.
     checksum = hashlib.md5() if kind == "md5Hash" else google_crc32c.Checksum()
-    size = int(described["size"])
+    size = int(info["size"])
     with tqdm.tqdm(
         total=size, desc=source.rpartition("/")[2], unit="B", unit_scale=True, disable=None
     ) as bar:
@@ -188,4 +185,4 @@ def _copy(
             checksum.update(chunk)
             bar.update(len(chunk))
     file.flush()
-    return base64.b64encode(checksum.digest()).decode() == described[kind]
+    return base64.b64encode(checksum.digest()).decode() == info[kind]

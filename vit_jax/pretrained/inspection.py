@@ -1,4 +1,4 @@
-"""What a checkpoint is, as text: from its names and shapes, no tensor is read."""
+"""Describes a checkpoint as text, from names and shapes: no tensor is read."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -6,17 +6,17 @@ from typing import Any
 
 from vit_jax.config.fields import Kind, declarations, has_effect
 from vit_jax.models import ModelConfig, forward_flops, num_params
-from vit_jax.pretrained.load import adapted, evaluated_size
+from vit_jax.pretrained.load import adapted, evaluated_size, size_text
 from vit_jax.pretrained.mapping import map_checkpoint
-from vit_jax.pretrained.run_checkpoint import describe_own, is_own, refuse_hints
+from vit_jax.pretrained.run_checkpoint import describe_run, is_run, refuse_hints
 from vit_jax.rundir import workdir as workdirs
 
-_APART = ("image_size", "patch_size", "num_classes")  # Fields that have lines of their own.
+_OWN_LINES = ("image_size", "patch_size", "num_classes")  # Fields that have lines of their own.
 _SHOWN_LABELS = 5
 _LOSSES = {
     "softmax_xent": "softmax",
     "sigmoid_xent": "a sigmoid each",
-    "": "numbers of a regression",
+    "": "outputs of a regression",
 }
 
 
@@ -27,45 +27,41 @@ def inspect(
     hints: Mapping[str, Any] | None = None,
     leave_out: Collection[str] = (),
 ) -> str:
-    """Describes a checkpoint.
+    """Returns a description of a checkpoint: format, model, preprocessing, labels.
 
-    Args:
-      path: what `vit_jax.pretrained.load.load_pretrained` takes.
-      image_size: that it would be loaded for, if not its own.
-      hints: what its file does not tell.
-      leave_out: patterns of tensors and parameters.
+    The arguments are those of `vit_jax.pretrained.load.load_pretrained`.
 
     Raises:
-      CheckpointError: it is damaged, or of no known format.
+      CheckpointError: the checkpoint is damaged, or of no known format.
     """
-    if is_own(path):
+    if is_run(path):
         refuse_hints(path, hints, leave_out)
-        location, run, published = describe_own(path)
-        found = {
+        location, run, published = describe_run(path)
+        lines = {
             "path": str(location.workdir),
             "format": f"work directory of vit_jax, step {location.step:,}",
         }
         names = workdirs.read_dataset(location.workdir)["class_names"]
         labels, transforms, left_out = tuple(names), run.data.eval_transforms, ()
-        loss, followed = run.loss.name, None
+        loss, default_size = run.loss.name, None
     else:
         mapping = map_checkpoint(path, hints=hints, leave_out=leave_out)
-        described, tensors = mapping.description, mapping.foreign.tensors
-        stored = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())
+        description, tensors = mapping.description, mapping.files.tensors
+        num_bytes = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())
         dtypes = ", ".join(sorted({str(t.dtype) for t in tensors.values()}))
-        found = {
-            "path": str(mapping.foreign.path),
-            "format": ", ".join((mapping.format.name, *described.notes)),
-            "assumed": described.assumption or "nothing",
-            "tensors": f"{len(tensors):,}, {dtypes}, {stored / 1e6:,.1f} MB",
+        lines = {
+            "path": str(mapping.files.path),
+            "format": ", ".join((mapping.format.name, *description.notes)),
+            "assumed": description.assumption or "nothing",
+            "tensors": f"{len(tensors):,}, {dtypes}, {num_bytes / 1e6:,.1f} MB",
         }
-        published, labels = described.config, described.labels
-        transforms, left_out = described.transforms, mapping.left_out
-        loss, (followed, _) = mapping.loss, evaluated_size(published, described.transforms)
-    config = adapted(published, {"image_size": image_size or followed})
-    lines = found | {
+        published, labels = description.config, description.labels
+        transforms, left_out = description.transforms, mapping.left_out
+        loss, (default_size, _) = mapping.loss, evaluated_size(published, description.transforms)
+    config = adapted(published, {"image_size": image_size or default_size})
+    lines |= {
         "model": type(published).__name__.removesuffix("Config"),
-        "image size": _size(config.image_size) + _grid(config),
+        "image size": size_text(config.image_size) + _grid(config),
         "classes": f"{config.num_classes:,}, {_LOSSES[loss]}" if config.num_classes else "no head",
         "labels": _labels(labels),
         "parameters": f"{num_params(config):,}",
@@ -79,14 +75,10 @@ def inspect(
     return "\n".join(f"{key.ljust(width)}  {value}" for key, value in lines.items())
 
 
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
 def _grid(config: Any) -> str:
     if not hasattr(config, "grid"):
         return ""
-    return f", patches of {_size(config.patch_size)}, a grid of {_size(config.grid)}"
+    return f", patches of {size_text(config.patch_size)}, a grid of {size_text(config.grid)}"
 
 
 def _labels(labels: tuple[str, ...] | None) -> str:
@@ -100,15 +92,15 @@ def _more(n: int) -> str:
 
 
 def describe_fields(config: ModelConfig) -> str:
-    """What is the model's own: sizes, numerics and named choices; the rest if it is not usual."""
+    """Lists a model's sizes, numerics and named choices, and other fields that are not defaults."""
     shown = []
     for field, declared in declarations(config):
-        value = getattr(config, field.name)
-        usual = value in (field.default, ()) and not declared.choices
-        if field.name in _APART or declared.kind is Kind.RUN or not has_effect(config, field.name):
+        name, value = field.name, getattr(config, field.name)
+        is_default = value in (field.default, ()) and not declared.choices
+        if name in _OWN_LINES or declared.kind is Kind.RUN or not has_effect(config, name):
             continue
-        if not usual or (declared.kind is Kind.NUMERICS and value != ()):
-            shown.append(f"{field.name} {value}")
+        if not is_default or (declared.kind is Kind.NUMERICS and value != ()):
+            shown.append(f"{name} {value}")
     return ", ".join(shown)
 
 
@@ -120,8 +112,7 @@ def _operation(operation: Mapping[str, Any]) -> str:
 def _resized(published: Any, config: Any) -> str:
     if getattr(config, "grid", None) == getattr(published, "grid", None):
         return "nothing"
-    how = {"learned": config.posemb_resize, "none": "recomputed", "sincos2d": "recomputed"}
+    method = config.posemb_resize if config.posemb == "learned" else "recomputed"
     return (
-        f"positions from {_size(published.grid)} to {_size(config.grid)} patches "
-        f"({how[config.posemb]})"
+        f"positions from {size_text(published.grid)} to {size_text(config.grid)} patches ({method})"
     )

@@ -1,11 +1,12 @@
-"""Any published checkpoint, as a model of ours with its parameters.
+"""Loads any published checkpoint as a vit_jax model with its parameters.
 
     pretrained = load_pretrained("vit-base-patch16-224")  # A folder, a file, hf:NAME, gs://...
     images = pretrained.preprocess(["cat.jpg"])
     logits, intermediates = pretrained.model.apply({"params": pretrained.params}, images)
 
-The format is recognised from the contents. Every tensor of the file is used, or is known to be of
-no use, or was named by the caller to be left out; anything else is an error with both sides.
+The format is recognised from the contents. Every tensor of the file is used, known to be of no use,
+or left out by the caller. Any other tensor, and any parameter without a source, is an error that
+lists both.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from vit_jax.pretrained.adaptation import adapt_params
 from vit_jax.pretrained.mapping import map_checkpoint
 from vit_jax.pretrained.preprocess import Preprocess, output_size
 from vit_jax.pretrained.reader import read
-from vit_jax.pretrained.run_checkpoint import is_own, one_device, refuse_hints
+from vit_jax.pretrained.run_checkpoint import is_run, one_device, refuse_hints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +37,17 @@ class Pretrained:
 
     Attributes:
       model: its `apply({"params": params}, images)` gives `(logits, intermediates)`.
-      params: float32, blocks stacked.
+      params: float32, with stacked blocks.
       config: architecture and numerics.
-      preprocess: images -> float32 [b, height, width, channels], as its publisher evaluates.
-      labels: names of its classes, or None.
-      format: that the checkpoint was in.
-      published: the config as the checkpoint has it, before it was brought to another size or head.
-      left_out: names of tensors that the model has no use for.
-      notes: what was assumed of it where the file does not tell, and what was done to it: resized,
-        initialised again.
-      loss: that its head was trained with, which decides what its probabilities are: softmax_xent,
-        sigmoid_xent, or "" where its outputs are not of classes (a regression).
+      preprocess: images -> float32 [b, height, width, channels], as in the publisher's evaluation.
+      labels: class names, or None if they are unknown.
+      format: name of the checkpoint's format.
+      published: the checkpoint's config, before a change of image size, patch size or head.
+      left_out: names of tensors that were not read.
+      notes: assumptions about what the file does not state, and changes: resized embeddings,
+        parameters initialised again.
+      loss: the loss of the head, which decides how outputs become probabilities: softmax_xent,
+        sigmoid_xent, or "" for a regression, whose outputs are not of classes.
     """
 
     model: nn.Module
@@ -75,25 +76,27 @@ def load_pretrained(
     """Loads a checkpoint of any known format.
 
     Args:
-      path: a file, a folder, a name on a hub: see `vit_jax.pretrained.hub.resolve`.
-      image_size: side, or (height, width), in pixels: position embeddings are resized by its
-        publisher's kernel. None: what its preprocessing makes, see `evaluated_size`.
-      patch_size: likewise: the patch embedding is resized as in FlexiViT (arXiv 2212.08013).
-      num_classes: another number of classes gets a new head, of zeros; 0: no head.
-      hints: what the file does not tell: `num_heads`, `image_size` (as it was trained), `ln_eps`,
-        `gelu`, `mlp`, `pool`, `posemb`, `posemb_resize`, `rope`, `rope_theta`, `rope_grid` in the
-        values of `vit_jax.models.VitConfig`, and `preprocessing`, a family of
+      path: a file, a folder, or a name on a hub: see `vit_jax.pretrained.hub.resolve`.
+      image_size: side, or (height, width), in pixels; position embeddings are resized with the
+        publisher's kernel. None: the size that its preprocessing makes, see `evaluated_size`.
+      patch_size: side, or (height, width), in pixels; the patch embedding is resized as in FlexiViT
+        (arXiv 2212.08013).
+      num_classes: another number of classes gets a new head of zeros; 0: no head.
+      hints: fields that the file does not state: `num_heads`, `image_size` (as it was trained),
+        `ln_eps`, `gelu`, `mlp`, `pool`, `posemb`, `posemb_resize`, `rope`, `rope_theta`,
+        `rope_grid` with the values of `vit_jax.models.VitConfig`, and `preprocessing`, a family of
         `vit_jax.pretrained.preprocess`. A hint that contradicts the file is an error.
       resize: another kernel for position embeddings: a key of `vit_jax.models.resize.KERNELS`.
-      leave_out: patterns of whole names, of theirs or of our parameters: tensors that are not
-        read, parameters that get initial values.
-      mesh: to lay the parameters on by our sharding rules, with the axes data, fsdp and tensor (see
-        `vit_jax.parallel.mesh.make_mesh`): of each tensor that is read, a device keeps its shard.
+      leave_out: regular expressions of whole names: tensors that match are not read, parameters
+        that match get initial values.
+      mesh: shards the parameters on this mesh by `vit_jax.parallel.rules`; its axes are data, fsdp
+        and tensor (see `vit_jax.parallel.mesh.make_mesh`). None: one device.
 
     Raises:
-      CheckpointError: the file is damaged, of no known format, or does not account for every
-        parameter and tensor.
-      ConfigError: a hint, size or kernel is none, a hint has no effect, or the mesh has other axes.
+      CheckpointError: the file is damaged or of no known format, or a tensor or parameter is
+        unaccounted for.
+      ConfigError: a hint, size or kernel is invalid, a hint has no effect, or the mesh has other
+        axes.
     """
     changes = {
         "image_size": None if image_size is None else _pair(image_size, name="image_size"),
@@ -101,15 +104,16 @@ def load_pretrained(
         "num_classes": num_classes,
         "posemb_resize": resize,
     }
-    said: tuple[str, ...] = ()
+    size_notes: tuple[str, ...] = ()
     mesh = one_device() if mesh is None else mesh
-    if is_own(path):
+    if is_run(path):
         refuse_hints(path, hints, leave_out)
-        return _load_own(path, changes, mesh)
+        return _load_workdir(path, changes, mesh)
     mapping = map_checkpoint(path, hints=hints, leave_out=leave_out)
     published = mapping.description.config
     if changes["image_size"] is None:
-        changes["image_size"], said = evaluated_size(published, mapping.description.transforms)
+        transforms = mapping.description.transforms
+        changes["image_size"], size_notes = evaluated_size(published, transforms)
     config = adapted(published, changes)
     params, notes = read(mapping, config, mesh)
     return Pretrained(
@@ -121,21 +125,21 @@ def load_pretrained(
         format=mapping.format.name,
         published=published,
         left_out=mapping.left_out,
-        notes=(*mapping.description.all_notes, *said, *notes),
+        notes=(*mapping.description.all_notes, *size_notes, *notes),
         loss=mapping.loss,
     )
 
 
-def _load_own(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mesh) -> Pretrained:
+def _load_workdir(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mesh) -> Pretrained:
     with jax.set_mesh(mesh):
         run = load_run(path, mesh=mesh)
         published = run.model_config
-        # What is exported or predicted with needs no adapters beside its kernels.
-        plain = {"lora_rank": 0} if isinstance(published, VitConfig) else {}
-        config = adapted(published, {**changes, **plain})
+        # Exports and predictions use kernels with the low-rank adapters merged into them.
+        merged = {"lora_rank": 0} if isinstance(published, VitConfig) else {}
+        config = adapted(published, {**changes, **merged})
         params = adapt_params(run.params, old=published, new=config, mesh=mesh)
     decode, *others = run.config.data.eval_transforms
-    # A run's own decode gives three channels where it does not say, whatever its model takes.
+    # In a run's config decode has 3 channels by default; in `Preprocess`, the model's channels.
     transforms = ({"channels": 3, **decode}, *others)
     return Pretrained(
         model=build(config),
@@ -152,40 +156,37 @@ def _load_own(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mesh) -
 
 
 def _preprocess(transforms: Any, published: ModelConfig, config: ModelConfig) -> Preprocess:
-    """How images are prepared for the model, in proportion where its image size is another."""
+    """Returns the preprocessing, with sizes scaled to the model's image size."""
     transforms = tuple(map(dict, transforms))
-    made = output_size(transforms) or published.image_size
-    return Preprocess(transforms, made, published.channels).for_size(config.image_size)
+    size = output_size(transforms) or published.image_size
+    return Preprocess(transforms, size, published.channels).for_size(config.image_size)
 
 
 def evaluated_size(
     published: ModelConfig, transforms: Transforms
 ) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
-    """The image size that a checkpoint's preprocessing makes, and what to say of it.
+    """Returns the image size that a checkpoint's preprocessing makes, and notes about it.
 
-    DINOv2, say, has positions for 518 pixels and is evaluated at 224. None, if the model is stored
-    for what is made, or cannot take it.
-
-    Args:
-      published: the model as it is stored.
-      transforms: how its publisher prepares images.
+    For example, DINOv2 has positions for 518 pixels and is evaluated at 224. The size is None if it
+    is the published model's own, or if the model cannot take it.
     """
-    made = output_size(transforms)
-    if not isinstance(published, VitConfig) or made in (None, published.image_size):
+    size = output_size(transforms)
+    if not isinstance(published, VitConfig) or size in (None, published.image_size):
         return None, ()
-    if any(side % stride for side, stride in zip(made, published.stride, strict=True)):
+    stored = size_text(published.image_size)
+    if any(side % stride for side, stride in zip(size, published.stride, strict=True)):
         return None, (
-            f"its preprocessing makes images of {_shown(made)} pixels, which its patches do not "
-            f"divide: they are scaled to {_shown(published.image_size)}",
+            f"its preprocessing makes images of {size_text(size)} pixels, which its patches do "
+            f"not divide: they are scaled to {stored}",
         )
-    stored = _shown(published.image_size)
-    return made, (
-        f"image size {_shown(made)}, which its preprocessing makes; it is stored for {stored} "
+    return size, (
+        f"image size {size_text(size)}, which its preprocessing makes; it is stored for {stored} "
         f"(image_size={stored} loads that)",
     )
 
 
-def _shown(size: tuple[int, int]) -> str:
+def size_text(size: tuple[int, int]) -> str:
+    """Returns "HEIGHTxWIDTH"."""
     return f"{size[0]}x{size[1]}"
 
 
@@ -194,10 +195,11 @@ def _labels(labels: tuple[str, ...] | None, published: ModelConfig, config: Mode
 
 
 def adapted(published: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
-    """A checkpoint's config with what is wanted otherwise; None: as it is.
+    """Returns a checkpoint's config with changed fields; None keeps a field.
 
     Raises:
-      ConfigError: a model of this kind cannot be otherwise in that, or not so.
+      ConfigError: a model of this kind lacks the field, or cannot change it, or the value is
+        invalid.
     """
     changes = {field: value for field, value in changes.items() if value is not None}
     kind = type(published).__name__.removesuffix("Config")
@@ -206,11 +208,11 @@ def adapted(published: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
         if field not in fields:
             raise ConfigError(f"A {kind} has no {field} to be changed: leave it out.")
     for field in ("image_size", "patch_size") if isinstance(published, MixerConfig) else ():
-        own = getattr(published, field)
-        if changes.get(field, own) != own:
+        trained = getattr(published, field)
+        if changes.get(field, trained) != trained:
             raise ConfigError(
-                f"A Mixer takes only the {field} that it was trained with, {own[0]}x{own[1]}: "
-                "the number of its patches is a size of its weights."
+                f"A Mixer takes only the {field} that it was trained with, {size_text(trained)}: "
+                "the shapes of its weights depend on the number of patches."
             )
     if type(changes.get("num_classes", 0)) is not int:
         raise ConfigError(f"num_classes is {changes['num_classes']!r}: write a whole number.")

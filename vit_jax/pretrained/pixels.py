@@ -1,7 +1,7 @@
-"""Whether a run feeds its model the numbers for black and white that its checkpoint knows.
+"""Warns if a run's pixel values for black and white differ from those of its `init_from`.
 
-A model that was trained on pixels from -1 to 1 and is fed ImageNet's statistics, or the reverse,
-learns on without a sign, and worse.
+A model that was pretrained on pixels from -1 to 1 and is fine-tuned with ImageNet's mean and
+standard deviation, or the reverse, trains without an error, but worse.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,20 +16,15 @@ from vit_jax.data.color import IMAGENET_MEAN, IMAGENET_STD
 
 
 def compare_pixels(config: FrozenConfigDict, published: Iterable[Mapping[str, Any]]) -> None:
-    """Warns if the run's transforms end in other numbers than the checkpoint's.
-
-    Args:
-      config: of the run, with `init_from`.
-      published: the transforms that the checkpoint is evaluated with.
-    """
-    theirs = pixels(published)
+    """Warns if the run's pixel values differ from those of the checkpoint's transforms."""
+    theirs = _black_and_white(published)
     for key in ("train_transforms", "eval_transforms"):
-        ours = pixels(config.data[key])
+        ours = _black_and_white(config.data[key])
         if ours is None or theirs is None or np.allclose(ours, theirs, atol=0.01):
             continue
         logging.warning(
-            "data.%s makes black and white %s, and %s was trained with %s. If that is not meant, "
-            "change the last transform: value_range or normalize.",
+            "data.%s maps black and white to %s, and %s was trained with %s. If that is not "
+            "intended, change the last transform: value_range or normalize.",
             key,
             _shown(ours),
             config.init_from,
@@ -37,8 +32,8 @@ def compare_pixels(config: FrozenConfigDict, published: Iterable[Mapping[str, An
         )
 
 
-def pixels(transforms: Iterable[Mapping[str, Any]]) -> Float[np.ndarray, "3 2"] | None:
-    """What black and white become in each of three channels; None if no transform says it."""
+def _black_and_white(transforms: Iterable[Mapping[str, Any]]) -> Float[np.ndarray, "3 2"] | None:
+    """Returns the values of black and white in each channel; None without normalisation."""
     for entry in transforms:
         if entry["op"] == "value_range":
             ends = entry.get("vmin", -1.0), entry.get("vmax", 1.0)

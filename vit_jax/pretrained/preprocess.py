@@ -1,7 +1,7 @@
-"""How the publisher of a checkpoint prepares images for evaluation, as transforms.
+"""The evaluation preprocessing of a checkpoint's publisher, as transforms.
 
-From the file that comes with the checkpoint (`from_hf`, `from_timm`), or, where there is none, from
-what the publisher's code does (`from_family`). `Preprocess` applies them.
+The transforms come from the JSON file of the checkpoint (`from_hf`, `from_timm`), or, if it has
+none, from the publisher's code (`from_family`). `Preprocess` applies them.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ from vit_jax.data.transforms import ComposedTransform, compose
 from vit_jax.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from vit_jax.pretrained.preprocess_fields import Fields
 
-Picture = str | os.PathLike | Image.Image | np.ndarray
+ImageInput = str | os.PathLike | Image.Image | np.ndarray
 
 _HALF = (0.5, 0.5, 0.5)
 _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-# What each class of image processor does where its file does not say otherwise, and whether a size
-# that is one number is that of the shorter side (else a square's).
+# Defaults of each image processor class. default_to_square: whether a size of one number is the
+# side of a square, else the shorter side.
 # Source: transformers 5.23, models/{vit,deit,bit,clip,siglip,dinov3_vit}/image_processing_*.py.
 _HF_CLASSES: dict[str, dict[str, Any]] = {
     "ViT": {"resample": 2, "image_mean": _HALF, "image_std": _HALF},
@@ -51,9 +51,9 @@ _HF_CLASSES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _HF_CLASSES["CLIP"] = _HF_CLASSES["Bit"]
 _IMAGENET_FIELDS = {"image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]}
-# model_type -> the class of its image processor (AutoImageProcessor's choice), and what the
-# published files of the family say beyond the defaults of that class. Sources: for DeiT and MSN
-# their conversion scripts in transformers; for MAE and DINOv2 how Facebook's code evaluates.
+# model_type -> the class of its image processor (AutoImageProcessor's choice), and the fields of
+# the family's published files that differ from the defaults of that class. Sources: for DeiT and
+# MSN the conversion scripts in transformers; for MAE and DINOv2 the evaluation of Facebook's code.
 _HF_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("ViT", {}),
     "deit": ("DeiT", _IMAGENET_FIELDS),
@@ -74,28 +74,25 @@ _TIMM_INTERPOLATION = {name: name for name in ("nearest", "bilinear", "bicubic")
 def from_hf(
     preprocessor: Any, *, image_size: tuple[int, int], model_type: str = "vit"
 ) -> Transforms:
-    """The transforms that a preprocessor_config.json describes.
+    """Returns the transforms that a preprocessor_config.json describes, with explicit sizes.
 
     Args:
-      preprocessor: content of the file, of any age: a dict, if it is what it should be.
-      image_size: (height, width) of the model, for sizes that the file does not have.
-      model_type: of config.json: it decides the class of a file that names none.
-
-    Returns:
-      Transforms with explicit sizes.
+      preprocessor: parsed content of the file, of any version of transformers.
+      image_size: (height, width) of the model, the default for sizes that the file lacks.
+      model_type: from config.json; decides the image processor class if the file names none.
 
     Raises:
-      CheckpointError: a key's value makes no sense, or is not supported.
+      CheckpointError: the content is not an object, or a value is invalid or not supported.
     """
     kind = _hf_class(Fields(_HF_FILE, preprocessor, {}), default=_HF_FAMILIES[model_type][0])
     fields = Fields(_HF_FILE, preprocessor, _HF_CLASSES[kind])
     square = fields.flag("default_to_square", True)
-    own = _scaled(fields.default("size at 224", {}), image_size)
-    resize_to = fields.size("size", own or image_size, square=square)
+    default_size = _scaled(fields.default("size at 224", {}), image_size)
+    resize_to = fields.size("size", default_size or image_size, square=square)
     method = fields.choice("resample", _HF_RESAMPLE)
     ops: list[dict[str, Any]] = [{"op": "decode"}]
     if fields.flag("do_resize", True):
-        # DINOv3's divides before it resizes, and so does not round to 256 levels.
+        # DINOv3's processor rescales before it resizes, so it does not round to 256 levels.
         exact = kind == "DINOv3ViT" and fields.flag("do_rescale", True)
         rounding = {"rounding": "none"} if exact else {}
         ops.append(_resize(resize_to, method=method, **rounding))
@@ -105,25 +102,26 @@ def from_hf(
             raise fields.error("crop_size", "height and width", crop)
         side = crop["height"], crop["width"]
         if not fields.flag("do_resize", True) or not _covers(resize_to, crop):
-            ops.append({"op": "pad", "size": side})  # Its crop pads what is smaller with zeros.
+            # transformers' centre crop pads smaller images with zeros.
+            ops.append({"op": "pad", "size": side})
         ops.append({"op": "center_crop", "size": side})
     if fields.flag("do_pad", False):
-        raise fields.error("do_pad", "false (padding after the normalisation is not read)", True)
+        raise fields.error(
+            "do_pad", "false (padding after the normalisation is not supported)", True
+        )
     return (*ops, _normalize(*_hf_statistics(fields)))
 
 
 def published_processor(model_type: str, *, image_size: tuple[int, int]) -> dict[str, Any]:
-    """The preprocessor_config.json of a family, for a folder that has none.
+    """Returns the preprocessor_config.json of a family, for a folder that has none.
 
-    Args:
-      model_type: of config.json: a key of `_HF_FAMILIES`.
-      image_size: (height, width) of the model, to which the published sizes are scaled.
+    The published sizes are scaled to the model's `image_size`, (height, width).
     """
     kind, fields = _HF_FAMILIES[model_type]
     content = {"image_processor_type": f"{kind}ImageProcessor", **fields}
     if content["image_processor_type"] != "BitImageProcessor":
         return content
-    if image_size == (518, 518):  # DINOv2's positions; it is evaluated at 224 pixels.
+    if image_size == (518, 518):  # DINOv2 has positions for 518 pixels, but is evaluated at 224.
         image_size = (224, 224)
     return content | {
         "size": {"shortest_edge": round(max(image_size) * 256 / 224)},
@@ -132,18 +130,18 @@ def published_processor(model_type: str, *, image_size: tuple[int, int]) -> dict
 
 
 def _hf_class(fields: Fields, *, default: str) -> str:
-    """The key of `_HF_CLASSES` that a file names; the oldest files name none."""
+    """Returns the key of `_HF_CLASSES` that a file names, or `default`: the oldest name none."""
     name = fields.text("feature_extractor_type", f"{default}FeatureExtractor")
     name = fields.text("image_processor_type", name)
     kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name)
     if kind not in _HF_CLASSES:
-        known = ", ".join(f"{kind}ImageProcessor" for kind in _HF_CLASSES)
-        raise fields.error("image_processor_type", f"one of {known}", name)
+        classes = ", ".join(f"{kind}ImageProcessor" for kind in _HF_CLASSES)
+        raise fields.error("image_processor_type", f"one of {classes}", name)
     return kind
 
 
 def _scaled(size: Mapping[str, int], image_size: tuple[int, int]) -> dict[str, int]:
-    """A class's own size, which is for 224, in proportion for another image size."""
+    """Scales a class's default size, which is for images of 224 pixels, to an image size."""
     sides = {"height": image_size[0], "width": image_size[1], "shortest_edge": max(image_size)}
     return {key: round(value * sides[key] / 224) for key, value in size.items()}
 
@@ -153,16 +151,16 @@ def _covers(resize: Mapping[str, int], crop: Mapping[str, int]) -> bool:
     return all(resize.get(key, short) >= crop[key] for key in ("height", "width"))
 
 
-def _resize(size: Mapping[str, int], **how: Any) -> dict[str, Any]:
+def _resize(size: Mapping[str, int], **kwargs: Any) -> dict[str, Any]:
     if "shortest_edge" in size:
-        return {"op": "resize_small", "size": size["shortest_edge"], "long_side": "down", **how}
-    return {"op": "resize", "size": (size["height"], size["width"]), **how}
+        return {"op": "resize_small", "size": size["shortest_edge"], "long_side": "down", **kwargs}
+    return {"op": "resize", "size": (size["height"], size["width"]), **kwargs}
 
 
 def _hf_statistics(fields: Fields) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of what `normalize` divides by 255 before.
+    """Returns mean m and standard deviation s for levels in 0..1.
 
-    (level * factor - offset - mean) / std is (level / 255 - m) / s with the m and s returned.
+    They satisfy (level / 255 - m) / s == (level * factor - offset - mean) / std.
     """
     factor = fields.number("rescale_factor", 1 / 255, low=1e-6, high=1e3)
     factor = 255 * factor if fields.flag("do_rescale", True) else 255.0
@@ -182,17 +180,14 @@ def _normalize(mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any
 
 
 def from_timm(pretrained_cfg: Any) -> Transforms:
-    """The transforms that timm's pretrained_cfg describes.
+    """Returns the transforms that timm's pretrained_cfg describes, with explicit sizes.
 
     Args:
-      pretrained_cfg: input_size [channels, height, width], and the rest where it is not timm's
-        default (timm 1.0, data/config.py): bicubic, crop_pct .875, ImageNet's statistics.
-
-    Returns:
-      Transforms with explicit sizes.
+      pretrained_cfg: input_size [channels, height, width], and optional keys with timm's defaults
+        (timm 1.0, data/config.py): bicubic, crop_pct .875, ImageNet's statistics.
 
     Raises:
-      CheckpointError: a key's value makes no sense, or is not supported.
+      CheckpointError: the content is not an object, or a value is invalid or not supported.
     """
     fields = Fields(
         "pretrained_cfg",
@@ -201,13 +196,13 @@ def from_timm(pretrained_cfg: Any) -> Transforms:
          "std": _IMAGENET[1]},
     )  # fmt: skip
     size = fields.shape("input_size", (3, 224, 224))[1:]
-    share = fields.number("crop_pct", 0.875, low=0.01, high=1.0)
+    crop_pct = fields.number("crop_pct", 0.875, low=0.01, high=1.0)
     method = fields.choice("interpolation", _TIMM_INTERPOLATION)
     mode = fields.choice("crop_mode", {"center": "resize_small", "squash": "resize"})
-    before = tuple(math.floor(side / share) for side in size)
-    resize = {"op": mode, "size": before, "method": method}
-    if mode == "resize_small":  # timm rounds the longer side otherwise if the target is no square.
-        resize["long_side"] = "down" if before[0] == before[1] else "nearest"
+    resize_to = tuple(math.floor(side / crop_pct) for side in size)
+    resize = {"op": mode, "size": resize_to, "method": method}
+    if mode == "resize_small":  # timm rounds the longer side differently for non-square targets.
+        resize["long_side"] = "down" if resize_to[0] == resize_to[1] else "nearest"
     mean, std = fields.statistics("mean"), fields.statistics("std", low=1e-6)
     if len(mean) != len(std):
         raise fields.error("std", f"{len(mean)} numbers, as mean has", std)
@@ -220,12 +215,12 @@ def from_timm(pretrained_cfg: Any) -> Transforms:
 
 
 def _timm_side(side: int) -> int:
-    """Of its ViTs' default_cfgs: crop_pct is .9, and 1 from 384 on."""
+    # The default_cfgs of timm's ViTs: crop_pct is .9, and 1 from 384 pixels on.
     return side if side >= 384 else math.floor(side / 0.9)
 
 
-# Family -> how it evaluates (`vit_jax.data.recipes.EVALUATION`), and the side before the crop for
-# the side after it.
+# Family -> its evaluation (a key of `vit_jax.data.recipes.EVALUATION`), and a function from the
+# side after the crop to the side before it (None: the recipe does not crop).
 _FAMILIES: dict[str, tuple[str, Callable[[int], int] | None]] = {
     # google-research/vision_transformer, whatever the size.
     "google": ("vision_transformer", None),
@@ -242,7 +237,7 @@ _FAMILIES: dict[str, tuple[str, Callable[[int], int] | None]] = {
     "mae": ("timm_imagenet", lambda side: int(side * 256 / 224) if side <= 224 else side),
     # facebookresearch/dinov2, data/transforms.py: 256, then 224.
     "dinov2": ("timm_imagenet", lambda side: round(side * 256 / 224)),
-    # As facebookresearch/dinov3's README tells its users to.
+    # facebookresearch/dinov3, README.
     "dinov3": ("dinov3", None),
     # torchvision's V1 weights, and those of SWAG.
     "torchvision": ("torchvision", lambda side: round(side * 256 / 224)),
@@ -251,19 +246,17 @@ _FAMILIES: dict[str, tuple[str, Callable[[int], int] | None]] = {
 
 
 def from_family(family: str, *, image_size: tuple[int, int]) -> Transforms:
-    """How a publisher's code evaluates, for checkpoints without a file that says so.
+    """Returns the evaluation transforms of a publisher's code, for checkpoints without a JSON file.
 
-    Args:
-      family: a key of `_FAMILIES`, such as "google" or "dinov2".
-      image_size: (height, width) that the model takes.
+    `family` is a key of `_FAMILIES`, such as "google" or "dinov2"; `image_size` is (height, width).
 
     Raises:
-      CheckpointError: there is no such family.
+      CheckpointError: the family is unknown.
     """
     if family not in _FAMILIES:
         raise CheckpointError(f'No family "{family}". {did_you_mean(family, _FAMILIES)}')
-    style, before = _FAMILIES[family]
-    resize = None if before is None else tuple(map(before, image_size))
+    style, side_before_crop = _FAMILIES[family]
+    resize = None if side_before_crop is None else tuple(map(side_before_crop, image_size))
     return tuple(
         {**op, "size": image_size} if op["op"] in ("resize", "center_crop") else op
         for op in evaluation(style, resize=resize)
@@ -271,7 +264,7 @@ def from_family(family: str, *, image_size: tuple[int, int]) -> Transforms:
 
 
 def output_size(transforms: Transforms) -> tuple[int, int] | None:
-    """(height, width) of the images that transforms make; None: the model's, as none is named."""
+    """Returns the (height, width) that transforms make; None if they name no size."""
     sizes = [op.get("size") for op in transforms if op["op"] in ("resize", "pad", "center_crop")]
     if not sizes or sizes[-1] is None:
         return None
@@ -281,12 +274,12 @@ def output_size(transforms: Transforms) -> tuple[int, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """Images as the model takes them.
+    """Prepares images for a model.
 
     Attributes:
-      transforms: the first is decode; the images that they make are of `image_size`.
+      transforms: begin with decode, and make images of `image_size`.
       image_size: (height, width) in pixels.
-      channels: of the model, 3 or 1: those that decode gives where it does not say.
+      channels: of the model, 3 or 1; the default for decode.
     """
 
     transforms: Transforms
@@ -295,7 +288,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         try:
-            _ = self._transform  # Built now, so that what makes no sense shows now.
+            _ = self._transform  # Built here, so that invalid transforms raise here.
         except ConfigError as error:
             raise CheckpointError(
                 f"The checkpoint's preprocessing cannot be done: {error}"
@@ -313,17 +306,18 @@ class Preprocess:
 
     @property
     def ops(self) -> tuple[Op, ...]:
-        """The operations, with every size and default."""
+        """The operations, with explicit sizes and defaults."""
         return self._transform.ops
 
-    def __call__(self, images: Picture | Sequence[Picture]) -> Float32[np.ndarray, "b h w c"]:
-        """Prepares images.
+    def __call__(self, images: ImageInput | Sequence[ImageInput]) -> Float32[np.ndarray, "b h w c"]:
+        """Returns a batch of prepared images.
 
         Args:
           images: a path, a Pillow image, or uint8 pixels [h, w] or [h, w, c]; or a list of these.
 
         Raises:
-          DataError: one of them is broken or no image; it says which.
+          DataError: the list is empty, or an image is broken or not an image; the message says
+            which.
         """
         if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
             images = [images]
@@ -331,23 +325,23 @@ class Preprocess:
             raise DataError("No image was given: name at least one.")
         return np.stack([self._prepare(i, image) for i, image in enumerate(images)])
 
-    def _prepare(self, i: int, image: Picture) -> Float32[np.ndarray, "h w c"]:
-        rng = np.random.default_rng(0)  # Evaluation draws nothing of it.
+    def _prepare(self, i: int, image: ImageInput) -> Float32[np.ndarray, "h w c"]:
+        rng = np.random.default_rng(0)  # Required, but evaluation transforms are deterministic.
         try:
-            return self._transform({"image": self._stored(image)}, rng)["image"]
+            return self._transform({"image": self._encoded(image)}, rng)["image"]
         except DataError as error:
-            where = image if isinstance(image, str | os.PathLike) else f"image {i}"
-            raise DataError(f"{os.fspath(where)}: {error}") from error
+            name = image if isinstance(image, str | os.PathLike) else f"image {i}"
+            raise DataError(f"{os.fspath(name)}: {error}") from error
 
-    def _stored(self, image: Picture) -> bytes | UInt8[np.ndarray, "..."] | np.ndarray:
-        """What the decode transform takes."""
+    def _encoded(self, image: ImageInput) -> bytes | UInt8[np.ndarray, "..."] | np.ndarray:
+        """Returns an image in a form that the decode transform accepts: encoded bytes or pixels."""
         if isinstance(image, Image.Image):
             decode = self.ops[0]
             return decode_pillow(image, channels=decode.channels, exif=decode.exif)
         return image if isinstance(image, np.ndarray) else read_file(image)
 
     def for_size(self, size: Iterable[int]) -> "Preprocess":
-        """The same for another (height, width): all sizes in proportion, to the nearest pixel."""
+        """Returns a copy for another (height, width); all sizes are scaled and rounded."""
         size = tuple(size)
         ratio = [new / old for new, old in zip(size, self.image_size, strict=True)]
 

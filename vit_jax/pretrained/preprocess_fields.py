@@ -1,4 +1,4 @@
-"""The fields of a publisher's JSON about preprocessing, each checked as it is read."""
+"""Validates the fields of a publisher's JSON that describes preprocessing."""
 
 import math
 from collections.abc import Mapping
@@ -12,55 +12,59 @@ Meaning = TypeVar("Meaning")
 
 
 class Fields:
-    """What a file says, and what counts where it says nothing (or null)."""
+    """The fields of a JSON file, each checked when it is read.
+
+    Each method raises CheckpointError for an invalid value. `otherwise` is the default for a key
+    that is missing or null in the file, and missing in `defaults`.
+    """
 
     def __init__(self, file: str, content: Any, defaults: Mapping[str, Any]):
-        """Takes both; no field is checked yet.
+        """Stores the content; no field is checked yet.
 
         Args:
-          file: its name, for messages.
-          content: of the file.
-          defaults: what stands for a key that it does not have.
+          file: the file's name, for errors.
+          content: the parsed JSON.
+          defaults: values of keys that the content lacks.
 
         Raises:
-          CheckpointError: the content is no table.
+          CheckpointError: the content is not a JSON object.
         """
         if not isinstance(content, Mapping):
             raise CheckpointError(
-                f"{file} holds a {type(content).__name__} where a table is expected: download it "
-                "again."
+                f"{file} holds a {type(content).__name__} where a JSON object is expected: "
+                "download it again."
             )
         self._file = file
         self._content = content
         self._defaults = defaults
 
     def default(self, key: str, otherwise: Any) -> Any:
-        """What stands for the key."""
+        """Returns the default of a key, whatever the file has."""
         return self._defaults.get(key, otherwise)
 
     def text(self, key: str, otherwise: str) -> str:
-        """Some text."""
+        """Returns a string."""
         value = self._value(key, otherwise)
         if not isinstance(value, str):
             raise self.error(key, "text", value)
         return value
 
     def flag(self, key: str, otherwise: bool) -> bool:
-        """True or false."""
+        """Returns a bool."""
         value = self._value(key, otherwise)
         if not isinstance(value, bool):
             raise self.error(key, "true or false", value)
         return value
 
     def number(self, key: str, otherwise: float, *, low: float, high: float) -> float:
-        """A number within bounds."""
+        """Returns a number within inclusive bounds."""
         value = self._value(key, otherwise)
         if not _is_number(value) or not low <= value <= high:
             raise self.error(key, f"a number from {low:g} to {high:g}", value)
         return float(value)
 
     def statistics(self, key: str, *, low: float = -1e6) -> tuple[float, ...]:
-        """One number for each of 3 channels, or one for all."""
+        """Returns one number for each of 3 channels, or one for all."""
         value = self._value(key, None)
         values = tuple(value) if isinstance(value, list | tuple) else (value,)
         if len(values) not in (1, 3) or not all(_is_number(v) and low <= v <= 1e6 for v in values):
@@ -68,14 +72,14 @@ class Fields:
         return tuple(map(float, values))
 
     def choice(self, key: str, meanings: Mapping[Any, Meaning]) -> Meaning:
-        """What a value stands for."""
+        """Returns the meaning of a value."""
         value = self._value(key, None)
         if isinstance(value, bool | list | dict) or value not in meanings:
             raise self.error(key, f"one of {', '.join(map(str, meanings))}", value)
         return meanings[value]
 
     def shape(self, key: str, otherwise: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(channels, height, width)."""
+        """Returns (channels, height, width)."""
         value = self._value(key, otherwise)
         if not isinstance(value, list | tuple) or len(value) != 3 or not all(map(_is_side, value)):
             raise self.error(key, "[channels, height, width]", value)
@@ -84,12 +88,12 @@ class Fields:
     def size(
         self, key: str, otherwise: Mapping[str, int] | tuple[int, int], *, square: bool
     ) -> dict[str, int]:
-        """{"height": h, "width": w}, or {"shortest_edge": s}, in pixels.
+        """Returns {"height": h, "width": w} or {"shortest_edge": s}, in pixels.
 
         Args:
-          key: whose value is one of these, [h, w], or one number.
-          otherwise: what stands for a missing one.
-          square: whether one number is the side of a square; else the shorter side's.
+          key: its value is one of these, [h, w], or one number.
+          otherwise: the default.
+          square: whether one number is the side of a square, else the shorter side.
         """
         value = self._value(key, otherwise)
         size = value
@@ -107,7 +111,7 @@ class Fields:
         return dict(size)
 
     def error(self, key: str, expected: str, value: Any) -> CheckpointError:
-        """The error that says what a key should be."""
+        """Returns the error for an invalid value."""
         return CheckpointError(
             f"{self._file}: {key}={str(value)[:100]} should be {expected}. Correct the file, or "
             "download it again."

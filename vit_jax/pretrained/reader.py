@@ -1,4 +1,4 @@
-"""Parameters of a model read out of a foreign file: a tensor at a time, devices keep their part."""
+"""Reads the parameters of a published checkpoint, one tensor at a time, as sharded arrays."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,19 +10,17 @@ from jax.sharding import Mesh, Sharding
 from jaxtyping import PyTree
 
 from vit_jax.models import ModelConfig, build, param_shapes
-from vit_jax.models.resize import resize_patches, resize_posemb
 from vit_jax.parallel.rules import param_shardings, path_name
+from vit_jax.pretrained.adaptation import adapt_leaf
 from vit_jax.pretrained.formats import entries as tables
 from vit_jax.pretrained.mapping import CheckpointMap, unrolled_shapes
 
 
 def read(mapping: CheckpointMap, config: ModelConfig, mesh: Mesh) -> tuple[PyTree, tuple[str, ...]]:
-    """The parameters of a model, each read where it will lie, and what was done to them.
+    """Returns the parameters of a model, and notes about those that were changed.
 
-    Args:
-      mapping: of the checkpoint.
-      config: of the wanted model: the checkpoint's, for another image size or head maybe.
-      mesh: that the parameters lie on, by our rules.
+    `config` is the checkpoint's, possibly with another image size, patch size or head. The
+    parameters are sharded on the mesh by `vit_jax.parallel.rules`.
     """
     reader = Reader(mapping, config)
     targets = param_shapes(config)
@@ -35,7 +33,7 @@ def read(mapping: CheckpointMap, config: ModelConfig, mesh: Mesh) -> tuple[PyTre
 
 
 class Reader:
-    """Reads parameters of a model out of a mapping's file, shard by shard."""
+    """Reads the parameters of a model, and collects notes about those that were changed."""
 
     def __init__(self, mapping: CheckpointMap, config: ModelConfig):
         self.mapping = mapping
@@ -45,60 +43,46 @@ class Reader:
         self._initial: dict[str, np.ndarray] | None = None
 
     def array(self, path: str, shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
-        """One parameter of the model, laid out by the sharding."""
+        """Reads one parameter with the given sharding; stacked blocks are read one by one."""
         if "/blocks/" not in path:
             whole = self._leaf(path, shape)
             return jax.make_array_from_callback(shape, sharding, lambda index: whole[index])
 
-        # Each tensor of the file is read once, however many devices hold a part of it.
-        parts = {}
+        # Each tensor of the file is read once, however many devices hold a shard of it.
+        shards = {}
         for index in sharding.addressable_devices_indices_map(shape).values():
-            extent = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
-            parts[_bounds(index, shape)] = (index, _aligned(extent))
+            shard_shape = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
+            shards[_bounds(index, shape)] = (index, _aligned(shard_shape))
         for i in range(shape[0]):
             name = path.replace("/blocks/", f"/block_{i}/")
             leaf = None
-            for bounds, (index, part) in parts.items():
+            for bounds, (index, shard) in shards.items():
                 first, last = bounds[0]
                 if first <= i < last:
                     leaf = self._leaf(name, shape[1:]) if leaf is None else leaf
-                    part[i - first] = leaf[index[1:]]
+                    shard[i - first] = leaf[index[1:]]
         return jax.make_array_from_callback(
-            shape, sharding, lambda index: parts[_bounds(index, shape)][1]
+            shape, sharding, lambda index: shards[_bounds(index, shape)][1]
         )
 
     def _leaf(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A parameter of one block, or of none: float32."""
-        if path.startswith("head") and self._published.get(path) != shape:
-            self._note("new head, of zeros")
-            value = self.config.head_bias_init if path.endswith("bias") else 0.0
-            return np.full(shape, value, np.float32)
-        if path in self.mapping.fresh:
+        """Returns a parameter outside the blocks, or of one block, as float32."""
+        old, new = self.mapping.description.config, self.config
+        new_head = path.startswith("head") and old.num_classes != new.num_classes
+        if path in self.mapping.fresh and not new_head:
             return self._initialised(path)
-        source = self.mapping.sources[path]
+        leaf = None if new_head else self._stored(path, self.mapping.sources[path])
+        array, note = adapt_leaf(path, leaf, old=old, new=new, shape=shape)
+        self._note(note)
+        return np.asarray(array)
+
+    def _stored(self, path: str, source: tables.TensorLocation) -> np.ndarray:
+        """Returns a parameter of the published model, as float32."""
         tensors = self.mapping.description.tensors
         stored = tensors[source.theirs].shape
         rows = tables.rows_of(source, stored) if source.part[1] > 1 else None
         array = tables.load(tensors.read(source.theirs, rows), source, self._published[path])
-        array = array.astype(np.float32, copy=False)
-        if path == "pos_embedding" and self.config.grid != self.mapping.description.config.grid:
-            array = self._resized(array)
-        if path == "embedding/kernel" and array.shape != shape:
-            self._note(f"patch embedding resized to {shape[0]}x{shape[1]} (FlexiViT)")
-            array = np.asarray(resize_patches(jnp.asarray(array), new=shape[:2]))
-        return array
-
-    def _resized(self, posemb: np.ndarray) -> np.ndarray:
-        old, new = self.mapping.description.config, self.config
-        self._note(
-            f"position embedding resized from {old.grid[0]}x{old.grid[1]} to {new.grid[0]}x"
-            f"{new.grid[1]} patches ({new.posemb_resize})"
-        )
-        resized = resize_posemb(
-            jnp.asarray(posemb), old=old.grid, new=new.grid, prefix=old.posemb_rows,
-            kernel=new.posemb_resize,
-        )  # fmt: skip
-        return np.asarray(resized)
+        return array.astype(np.float32, copy=False)
 
     def _initialised(self, path: str) -> np.ndarray:
         if self._initial is None:
@@ -113,17 +97,17 @@ class Reader:
         return self._initial[path]
 
     def _note(self, note: str) -> None:
-        if note not in self.notes:
+        if note and note not in self.notes:
             self.notes.append(note)
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Where a shard begins and ends along each dimension."""
+    """Returns the (start, stop) of a shard along each axis."""
     return tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
 
 
 def _aligned(shape: Sequence[int]) -> np.ndarray:
-    """Memory that JAX on the CPU takes as it is, without a copy."""
+    """Allocates a float32 array aligned to 64 bytes, which JAX on a CPU uses without a copy."""
     size = int(np.prod(shape)) * 4
     buffer = np.empty(size + 64, np.uint8)
     start = -buffer.ctypes.data % 64

@@ -1,4 +1,4 @@
-"""A work directory of ours as a pretrained model, like any published checkpoint."""
+"""Treats a work directory of vit_jax as a pretrained model, like any published checkpoint."""
 
 import os
 import re
@@ -18,15 +18,15 @@ from vit_jax.parallel.constraints import AXES
 from vit_jax.rundir import workdir as workdirs
 
 
-def is_own(path: str | os.PathLike) -> bool:
-    """Whether a path is a work directory, or a checkpoint in one."""
+def is_run(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a work directory, or a checkpoint in one."""
     if re.match(r"https?://", os.fspath(path)):
         return False
     folder = storage.as_path(path)
     if folder.name.isdigit() and folder.parent.name == workdirs.CHECKPOINTS:
         return True
     if not storage.is_local(folder) and re.search(r"\.\w+(:\w+)?$", folder.name):
-        return False  # A file: no need to ask whether something is below it.
+        return False  # A file; saves a request to the object store.
     try:
         return storage.exists(folder / workdirs.DATASET)
     except OSError as error:
@@ -35,17 +35,21 @@ def is_own(path: str | os.PathLike) -> bool:
         ) from error
 
 
-def refuse_hints(path: str | os.PathLike, *given: Collection[Any] | None) -> None:
-    """Raises ConfigError if hints, or patterns of tensors to leave out, are given for a run."""
-    if any(given):
-        raise ConfigError(f"{path} is a work directory, which tells all: give no hints for it.")
+def refuse_hints(path: str | os.PathLike, *hints: Collection[Any] | None) -> None:
+    """Raises ConfigError if hints or patterns of tensors to leave out are given for a run."""
+    if any(hints):
+        raise ConfigError(
+            f"{path} is a work directory, whose config describes the model: give no hints and no "
+            "leave_out for it."
+        )
 
 
-def describe_own(path: str | os.PathLike) -> tuple[Location, FrozenConfigDict, ModelConfig]:
-    """A run's checkpoint, config and model; no parameter is read.
+def describe_run(path: str | os.PathLike) -> tuple[Location, FrozenConfigDict, ModelConfig]:
+    """Returns a run's checkpoint, config and model config; no parameter is read.
 
     Raises:
-      CheckpointError: there is no such checkpoint, or what it is of cannot be read.
+      CheckpointError: the checkpoint does not exist, or the run's config or data set cannot be
+        read.
     """
     location = locate(path)
     config = workdirs.read_config(location.workdir)
@@ -59,6 +63,6 @@ def describe_own(path: str | os.PathLike) -> tuple[Location, FrozenConfigDict, M
 
 
 def one_device() -> Mesh:
-    """A mesh of this process's first device."""
+    """Returns a mesh of this process's first device."""
     devices = np.asarray(jax.local_devices()[:1]).reshape((1,) * len(AXES))
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))

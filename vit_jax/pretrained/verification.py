@@ -1,8 +1,8 @@
-"""Is a loaded checkpoint right? Its outputs beside those that the reference implementation gave.
+"""Compares the outputs of a loaded checkpoint with those of the reference implementation.
 
-A reference is a folder of fixtures with a manifest.json: for each a checkpoint, inputs, the
-expected arrays, and for each array the noise floor: how far float32 is from float64 in the
-reference's own code. What differs by more than ten times that is wrong.
+A reference is a folder of fixtures with a manifest.json. Each fixture has a checkpoint, inputs, the
+expected arrays, and for each array the noise floor: the difference of float32 and float64 in the
+reference implementation. A difference of more than ten times the noise floor is an error.
 """
 
 import json
@@ -19,7 +19,7 @@ from vit_jax.pretrained.formats.hints import HINTS
 from vit_jax.pretrained.load import Pretrained, load_pretrained
 
 MANIFEST = "manifest.json"
-# What the reference calls our outputs.
+# Name of an output in the reference -> in vit_jax.
 _OUTPUTS = {
     "logits": "logits",
     "features": "pre_logits",
@@ -29,14 +29,14 @@ _OUTPUTS = {
 
 
 class Difference(NamedTuple):
-    """One output of one fixture.
+    """The difference in one output of one fixture.
 
     Attributes:
-      fixture: its name: "hf_vit/cls".
+      fixture: the fixture's name, such as "hf_vit/cls".
       array: "logits", or "64x40/logits" at another resolution.
-      difference: the largest, of any element.
-      noise_floor: of the reference's float32.
-      tolerance: ten times that.
+      difference: the largest absolute difference of any element.
+      noise_floor: the same between the reference's float32 and float64.
+      tolerance: ten times the noise floor.
     """
 
     fixture: str
@@ -46,13 +46,16 @@ class Difference(NamedTuple):
     tolerance: float
 
     @property
-    def right(self) -> bool:
-        """Whether it is within the tolerance; NaN is not."""
+    def is_close(self) -> bool:
+        """Whether the difference is within the tolerance; NaN is not."""
         return self.difference <= self.tolerance
 
 
 def fixtures(reference: pathlib.Path) -> list[dict[str, Any]]:
-    """The fixtures that a path means: a folder with a manifest, or one of the fixtures' folders.
+    """Returns the manifest's entries for the fixtures in a folder.
+
+    Args:
+      reference: a folder with a manifest, or one below it that holds one or more fixtures.
 
     Raises:
       CheckpointError: there is no manifest, or no such fixture.
@@ -66,7 +69,7 @@ def fixtures(reference: pathlib.Path) -> list[dict[str, Any]]:
         models = json.loads((folder / MANIFEST).read_text())["models"]
         models = [entry | {"folder": folder / entry["dir"]} for entry in models]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} is no manifest of fixtures: {error}") from error
+        raise CheckpointError(f"{folder / MANIFEST} is not a manifest: {error}") from error
     below = [
         entry
         for entry in models
@@ -74,7 +77,7 @@ def fixtures(reference: pathlib.Path) -> list[dict[str, Any]]:
     ]
     if not below:
         raise CheckpointError(
-            f"{reference} is no fixture of {folder / MANIFEST}. "
+            f"{reference} is not a fixture of {folder / MANIFEST}. "
             + did_you_mean(reference.name, [entry["id"] for entry in models])
         )
     return below
@@ -83,19 +86,19 @@ def fixtures(reference: pathlib.Path) -> list[dict[str, Any]]:
 def load_fixture(
     fixture: dict[str, Any], *, image_size: tuple[int, int] | None = None
 ) -> Pretrained:
-    """The checkpoint of a fixture; its manifest hints what the file does not tell."""
-    # A folder of Hugging Face is loaded as one, with the files beside the tensors.
+    """Loads the checkpoint of a fixture, with hints from its manifest."""
+    # A folder of Hugging Face is loaded with its JSON files.
     path = fixture["folder"] if "config" in fixture else fixture["folder"] / fixture["checkpoint"]
-    if lacking := [name for name in ("architecture", "numerics") if name not in fixture]:
+    if missing := [name for name in ("architecture", "numerics") if name not in fixture]:
         raise CheckpointError(
-            f"{fixture['id']}: its entry in {MANIFEST} lacks {', '.join(lacking)}."
+            f"{fixture['id']}: its entry in {MANIFEST} lacks {', '.join(missing)}."
         )
     hints = _hints({**fixture["architecture"], **fixture["numerics"]})
     return load_pretrained(str(path), image_size=image_size, hints=hints)
 
 
 def _hints(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Of what a manifest says of a model, what is a hint to a checkpoint of it."""
+    """Returns the fields of a manifest that are hints for its checkpoint."""
     manifest = {**manifest, "rep_size": manifest.get("representation_size")}
     hints = {name: manifest[name] for name in HINTS if manifest.get(name) is not None}
     rope = manifest.get("rope")
@@ -111,17 +114,14 @@ def _hints(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def verify(fixture: dict[str, Any]) -> Iterator[Difference]:
-    """Compares all outputs of a fixture, at its own and at other resolutions.
-
-    Args:
-      fixture: of `fixtures`.
+    """Compares all outputs of a fixture (from `fixtures`), at the model's and other resolutions.
 
     Raises:
-      CheckpointError: the fixture lacks something, or holds nothing that can be compared.
+      CheckpointError: the fixture is incomplete, or has no array that can be compared.
     """
     try:
         inputs, expected = _arrays(fixture, "inputs"), _arrays(fixture, "expected")
-        known = {
+        references = {
             name: (expected[name], entry["noise_floor"], entry["tol"])
             for name, entry in fixture["expected_arrays"].items()
             if name.rpartition("/")[2] in _OUTPUTS
@@ -130,13 +130,13 @@ def verify(fixture: dict[str, Any]) -> Iterator[Difference]:
         raise CheckpointError(
             f"{fixture['id']}: its arrays cannot be read ({type(error).__name__}: {error})."
         ) from error
-    if not known:
+    if not references:
         raise CheckpointError(
-            f"{fixture['id']}: none of its arrays can be compared: {', '.join(_OUTPUTS)}."
+            f"{fixture['id']}: it has no array that can be compared: {', '.join(_OUTPUTS)}."
         )
-    for size in dict.fromkeys(name.rpartition("/")[0] for name in known):
+    for size in dict.fromkeys(name.rpartition("/")[0] for name in references):
         outputs = _outputs(fixture, inputs[f"image_{size}" if size else "image"])
-        for name, (theirs, noise_floor, tolerance) in known.items():
+        for name, (theirs, noise_floor, tolerance) in references.items():
             folder, _, output = name.rpartition("/")
             if folder != size:
                 continue

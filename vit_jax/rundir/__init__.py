@@ -1,7 +1,7 @@
-"""A run's work directory: the files that say what the run is, and who may write there.
+"""A run's work directory: the files that describe the run, and the lock on it.
 
 workdir    names of the files; config.json, dataset.json and the other descriptions of a run
 lock       one run at a time in a local work directory
-lease      the same in an object store
-agreement  the processes of a run have one config, data and work directory
+lease      one run at a time in an object store
+agreement  checks that all processes of a run have the same config, data and work directory
 """

@@ -1,4 +1,4 @@
-"""The processes of a run have one config, the same data, and one work directory."""
+"""Checks that the processes of a run have the same config, data and work directory."""
 
 import json
 import os
@@ -15,33 +15,30 @@ from vit_jax.rundir.workdir import config_diff, config_to_json
 
 
 def agree(workdir: epath.Path, config: FrozenConfigDict, dataset: Mapping[str, Any]) -> None:
-    """Checks that all processes of this run do the same work in the same place.
+    """Checks that all processes of this run have the same config, data and work directory.
 
-    All of them must call this, and all return or raise.
-
-    Args:
-      workdir: of the run, which must be there.
-      config: of the run.
-      dataset: what `vit_jax.rundir.workdir.describe_dataset` says of its data.
+    All processes must call this, and either all return or all raise. `workdir` exists; `dataset` is
+    the result of `vit_jax.rundir.workdir.describe_dataset`.
 
     Raises:
-      ConfigError: one has another config, data or work directory than process 0, and which.
+      ConfigError: a process differs from process 0; the message says which, and in what.
     """
     if jax.process_count() == 1:
         return
-    said = {"config": config_to_json(config), "dataset": dataset, "workdir": os.fspath(workdir)}
-    words = [json.loads(word) for word in exchange(json.dumps(said))]
-    for i, word in enumerate(words):
-        diff = config_diff(words[0]["config"], word["config"])
-        diff += config_diff(words[0]["dataset"], word["dataset"])
+    mine = {"config": config_to_json(config), "dataset": dataset, "workdir": os.fspath(workdir)}
+    processes = [json.loads(text) for text in exchange(json.dumps(mine))]
+    first = processes[0]
+    for i, process in enumerate(processes):
+        diff = config_diff(first["config"], process["config"])
+        diff += config_diff(first["dataset"], process["dataset"])
         if diff:
             raise ConfigError(
-                f"Process {i} of {len(words)} was started with another config than process 0, or "
-                "finds other data:\n" + "\n".join(diff) + "\nStart all with the same command."
+                f"Process {i} of {len(processes)} was started with another config than process 0, "
+                "or finds other data:\n" + "\n".join(diff) + "\nStart all with the same command."
             )
-        if word["workdir"] != words[0]["workdir"]:
+        if process["workdir"] != first["workdir"]:
             raise ConfigError(
-                f"Process {i} of {len(words)} has --workdir={word['workdir']}, and process 0 "
-                f"{words[0]['workdir']}: it must be one that all processes share, on a network "
+                f"Process {i} of {len(processes)} has --workdir={process['workdir']}, and process "
+                f"0 {first['workdir']}: it must be one that all processes share, on a network "
                 "file system or in an object store."
             )

@@ -1,4 +1,7 @@
-"""One run at a time in an object store, which has no locks: an object that only one can create."""
+"""One run at a time in an object store.
+
+A store has no locks, but it can create an object only if none exists.
+"""
 
 import contextlib
 import json
@@ -12,18 +15,20 @@ from etils import epath
 from vit_jax import storage
 from vit_jax.errors import ConfigError
 
+_held: set[str] = set()  # Claims of this process.
+
 
 @contextlib.contextmanager
 def lease(path: epath.PathLike) -> Iterator[None]:
-    """Holds an object for this process, for as long as the context lasts.
+    """Holds an object for this process while the context lasts.
 
-    The store creates an object only where there is none, so of two processes one is refused. A
-    killed process leaves the object behind, and so does one whose store was away at its end. A
-    later process on the same machine sees that its owner has ended, and replaces it; on another
-    machine nothing is known of the owner, and the error says how to remove the object.
+    Of two processes that create the object, the store refuses one. The object stays behind if the
+    process is killed, or if the store cannot be reached when the context ends. A later process on
+    the same machine sees that the owner has ended, and replaces the object. On another machine it
+    cannot know, and the error says how to remove the object.
 
     Raises:
-      ConfigError: another process holds it, or it cannot be read or written.
+      ConfigError: another process holds the object, or it cannot be read or written.
     """
     path, address = epath.Path(path), os.fspath(path)
     content = json.dumps(
@@ -35,7 +40,7 @@ def lease(path: epath.PathLike) -> Iterator[None]:
     )
     try:
         claim = _read(path)
-        if claim is not None and _has_ended(claim):
+        if claim is not None and address not in _held and _has_ended(claim):
             storage.delete(path)
         storage.create(path, content.encode() + b"\n")
     except FileExistsError as error:
@@ -49,15 +54,17 @@ def lease(path: epath.PathLike) -> Iterator[None]:
         raise ConfigError(
             f"--workdir={path.parent} cannot be written: {storage.explain(error)}."
         ) from error
+    _held.add(address)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # It is left behind, as by a process that was killed.
+        _held.remove(address)
+        with contextlib.suppress(OSError):
             storage.delete(path)
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:
-    """What the object says; None if there is none, {} if it is not a claim of ours."""
+    """Returns the claim in the object; None if there is no object, {} if it holds no claim."""
     try:
         claim = json.loads(storage.read_bytes(path, limit=10_000))
     except FileNotFoundError:
@@ -68,19 +75,21 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
 
 
 def _machine() -> list[str]:
-    """Where process numbers mean the same: this machine since its start, this name space."""
+    """Returns the boot id and PID namespace, within which a process id is unambiguous."""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
         return [file.read().strip(), os.readlink("/proc/self/ns/pid")]
     return []
 
 
 def _has_ended(claim: dict[str, Any]) -> bool:
-    """Whether nothing holds the object: the owner was a process of this machine that has ended."""
-    if "machine" not in claim:  # The lock of a local run that was copied here.
+    """Returns whether the owner is known to have ended: it was a process of this machine."""
+    if "machine" not in claim:  # The lock file of a local run that was copied to the store.
         return True
     pid, machine = claim.get("pid"), _machine()
     if not machine or claim["machine"] != machine or type(pid) is not int or pid < 1:
         return False
+    if pid == os.getpid():  # Of an earlier call in this notebook, which could not delete it.
+        return True
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -1,7 +1,7 @@
 """One run at a time in a work directory.
 
-The file says who holds it. The package filelock (4.2) leaves it empty, and fails on a file system
-without locks (ENOLCK, ENOTSUP), where a run goes on with a warning.
+The lock file names its owner. The package filelock (4.2) would leave it empty, and would fail on a
+file system without locks (ENOLCK, ENOTSUP), where this module only warns.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from vit_jax.errors import ConfigError
 from vit_jax.rundir.lease import lease
 
 LOCK = "lock"
-_NO_LOCKS = "there are no locks here; see to it that no second run is started in this directory."
+_NO_LOCKS = "the file system has no locks; do not start a second run in this directory."
 
 
 @contextlib.contextmanager
 def lock(workdir: epath.Path) -> Iterator[None]:
-    """Holds a work directory for this process, for as long as the context or the process lasts.
+    """Locks a work directory for this process while the context lasts.
 
-    The operating system gives it back when the process ends, however it ends: a killed run leaves
-    no lock behind, only the file, which stays. On a file system without locks nothing is held, and
-    a warning says so. In an object store it is a `vit_jax.rundir.lease.lease`.
+    The operating system releases the lock when the process ends, even if it is killed; the file
+    stays. On a file system without locks nothing is locked, with a warning. In an object store this
+    is a `vit_jax.rundir.lease.lease`.
 
     Raises:
-      ConfigError: another process holds it, or it cannot be written.
+      ConfigError: another process holds the lock, or the file cannot be written.
     """
     if not storage.is_local(workdir):
         with lease(workdir / LOCK):
@@ -63,13 +63,10 @@ def lock(workdir: epath.Path) -> Iterator[None]:
 
 
 def is_held(path: pathlib.Path) -> bool:
-    """Whether a process holds the lock of this local file; on a file system without locks, no.
+    """Returns whether a process holds the lock of a local file; False without lock support.
 
-    For some microseconds the one who asks holds it: a run that begins just then is refused, and
+    The caller holds the lock for some microseconds: a run that starts just then is refused, and
     starts when the same command is given again.
-
-    Args:
-      path: of a work directory's `LOCK`, or of another file that a process locks.
     """
     try:
         file = os.open(path, os.O_RDONLY)

@@ -1,11 +1,11 @@
-"""The files of a run's work directory that say what the run is.
+"""The files of a run's work directory that describe the run.
 
 config.json      every key of the config, as it ran
 dataset.json     what the model's outputs mean: class names, channels, examples
-run.json         what the run is in numbers: parameters, FLOPs, steps; and the code that it ran last
-metrics.jsonl    what was measured, a line a step: a pure function of the config
-timing.jsonl     how long it took
-checkpoints/     one folder a saved step
+run.json         parameters, FLOPs and steps of the run, and the version of the code that ran last
+metrics.jsonl    metrics, one line a step: a pure function of the config
+timing.jsonl     throughput and waiting times, which depend on the machine
+checkpoints/     one folder for each saved step
 """
 
 import json
@@ -27,22 +27,22 @@ SUMMARY = "run.json"
 CHECKPOINTS = "checkpoints"
 
 _OTHER_EXAMPLES = (
-    "\nAnother fingerprint: the examples or their order are not what they were (files were added, "
-    "taken away, renamed or moved, or it is another version of the data set). Put them back, and "
-    "the run goes on exactly."
+    "\nAnother fingerprint: the examples or their order have changed (files were added, removed, "
+    "renamed or moved, or it is another version of the data set). Restore them, and the run "
+    "continues exactly."
 )
 
-# In bytes. Ours are far smaller: a work directory may come from a stranger.
+# In bytes, far above what vit_jax writes: a work directory may come from an untrusted source.
 _LARGEST_CONFIG = 2**20
 _LARGEST_DATASET = 2**26
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes a JSON file whole or not at all.
+    """Writes a JSON file atomically.
 
     Raises:
-      OSError: it cannot be written.
-      ValueError: there is NaN or an infinity in it.
+      OSError: the file cannot be written.
+      ValueError: the value contains NaN or an infinity.
     """
     storage.write_bytes(path, json.dumps(value, indent=2, allow_nan=False).encode() + b"\n")
 
@@ -51,8 +51,8 @@ def read_json(path: epath.PathLike, *, limit: int) -> dict[str, Any]:
     """Reads a JSON file of one object, of at most `limit` bytes.
 
     Raises:
-      OSError: it cannot be read.
-      ValueError: it is not JSON (NaN and the infinities are not), or not an object.
+      OSError: the file cannot be read.
+      ValueError: the file is not JSON (NaN and the infinities are not), or not an object.
     """
     content = storage.read_bytes(path, limit=limit)
     try:
@@ -66,12 +66,12 @@ def read_json(path: epath.PathLike, *, limit: int) -> dict[str, Any]:
 
 def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text[:20]} is no number of JSON")
+        raise ValueError(f"{text[:20]} is not a number of JSON")
     return value
 
 
 def config_to_json(config: ConfigDict | FrozenConfigDict) -> dict[str, Any]:
-    """The config as plain data: nested dicts, lists, numbers, strings, None."""
+    """Returns a config as plain data: nested dicts, lists, numbers, strings, None."""
     return _plain(config)
 
 
@@ -82,10 +82,10 @@ def _plain(value: Any) -> Any:
 
 
 def config_from_json(plain: Mapping[str, Any]) -> ConfigDict:
-    """The inverse of `config_to_json`; keys that a later release added have their defaults.
+    """Inverts `config_to_json`; keys that a later release added get their defaults.
 
     Raises:
-      ConfigError: a key that no config has, or a value of another type.
+      ConfigError: a key does not exist, or a value has another type.
     """
     config = base_config()
     rest = dict(plain)
@@ -96,8 +96,8 @@ def config_from_json(plain: Mapping[str, Any]) -> ConfigDict:
         with config.unlocked():
             config.evals = ConfigDict(evals)
     except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0][:300]
-        raise ConfigError(f"Not a config of this release of vit_jax: {said}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise ConfigError(f"Not a config of this release of vit_jax: {reason}") from error
     return config
 
 
@@ -109,7 +109,7 @@ def _eval(plain: Mapping[str, Any]) -> ConfigDict:
 
 
 def _check_keys(plain: Mapping[str, Any], config: ConfigDict) -> None:
-    """Raises ValueError, with no more words than it needs, for a key that the config has not."""
+    """Raises ValueError, with a message of bounded length, for a key that the config lacks."""
     for key, value in plain.items():
         if key not in config:
             raise ValueError(f"there is no key {key[:80]!r}. {did_you_mean(key[:80], config)}")
@@ -118,14 +118,14 @@ def _check_keys(plain: Mapping[str, Any], config: ConfigDict) -> None:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON knows only lists; configs hold only tuples."""
+    """Replaces lists, the only sequence of JSON, by tuples, the only one of configs."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one: {"optim.lr": 0.001}."""
+    """Flattens nested dicts: {"optim": {"lr": 0.001}} becomes {"optim.lr": 0.001}."""
     flat = {}
     for key, value in plain.items():
         name = f"{prefix}{key}"
@@ -134,7 +134,7 @@ def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """A line for each key in which two plain configs differ."""
+    """Returns a line for each key in which two plain configs differ."""
     old, new = flatten(old), flatten(new)
     absent = "(absent)"
     return [
@@ -145,20 +145,20 @@ def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def make(workdir: epath.PathLike) -> None:
-    """Makes the work directory, if it is not there.
+    """Creates the work directory, if it does not exist.
 
     Raises:
-      ConfigError: it cannot be made.
+      ConfigError: it cannot be created.
     """
     with storage.reported(ConfigError, f"--workdir={workdir} cannot be made"):
         storage.make_folder(workdir)
 
 
 def has_checkpoints(workdir: epath.PathLike) -> bool:
-    """Whether a run has saved something in a work directory, which need not be there.
+    """Returns whether a work directory exists and has checkpoints.
 
     Raises:
-      ConfigError: it cannot be read.
+      ConfigError: the folder cannot be read.
     """
     with storage.reported(ConfigError, f"--workdir={workdir}: {CHECKPOINTS} cannot be read"):
         names = storage.names(epath.Path(workdir) / CHECKPOINTS)
@@ -172,46 +172,43 @@ def check_claim(
     *,
     allow_config_change: bool,
 ) -> None:
-    """Checks that the work directory is this run's, or nobody's: look while you hold its lock.
+    """Checks that the work directory belongs to this run or to none; call it under the lock.
 
-    It is a run's from the first checkpoint on: what failed before that may be mended.
-
-    Args:
-      workdir: of the run.
-      config: of the run.
-      dataset: what `describe_dataset` says of its data.
-      allow_config_change: whether a difference is meant.
+    A work directory belongs to a run from the first checkpoint on: what failed before that may
+    still be corrected. `dataset` is the result of `describe_dataset`. `allow_config_change` accepts
+    any difference.
 
     Raises:
-      ConfigError: it belongs to a run with another config, or whose data set had other classes or
-        another number of examples: the difference is shown; or it cannot be read.
-      CheckpointError: it has checkpoints, and what they are of cannot be read.
+      ConfigError: the work directory belongs to a run with another config, other classes or other
+        examples (the difference is shown), or it cannot be read.
+      CheckpointError: there are checkpoints, but the run's config or data set cannot be read.
     """
     if allow_config_change or not has_checkpoints(workdir):
         return
     try:
-        then = read_config(workdir), read_dataset(workdir)
+        old_config, old_dataset = read_config(workdir), read_dataset(workdir)
     except VitJaxError as error:
-        if isinstance(error.__cause__, OSError):  # Not now, perhaps.
+        if isinstance(error.__cause__, OSError):  # The file may be whole, and readable later.
             raise
         raise CheckpointError(
-            f"{error}\nThere are checkpoints in {workdir}. Put back the file as it was; or pass "
-            "--allow_config_change to go on from them with the config given now."
+            f"{error}\nThere are checkpoints in {workdir}. Restore the file; or pass "
+            "--allow_config_change to continue from them with the config given now."
         ) from error
-    diff = config_diff(config_to_json(then[0]), config_to_json(config))
-    # The first release wrote no fingerprints: then there are none to compare.
-    data = {key: dataset[key] for key in ("fingerprint", "evals")} | then[1]
-    diff += config_diff(data, dataset)
-    # An evaluation that only one of the two has is a matter of the config.
-    were = flatten({key: data[key] for key in ("fingerprint", "evals")})
-    now = flatten({key: dataset[key] for key in ("fingerprint", "evals")})
-    others = any(were[key] != now[key] for key in were.keys() & now.keys())
+    diff = config_diff(config_to_json(old_config), config_to_json(config))
+    # Release 0.1.0 wrote no fingerprints: then there are none to compare.
+    old_dataset = {key: dataset[key] for key in ("fingerprint", "evals")} | old_dataset
+    diff += config_diff(old_dataset, dataset)
+    # An evaluation that only one of the two has is a difference of the config, not of the data.
+    old = flatten({key: old_dataset[key] for key in ("fingerprint", "evals")})
+    new = flatten({key: dataset[key] for key in ("fingerprint", "evals")})
+    examples_differ = any(old[key] != new[key] for key in old.keys() & new.keys())
     if diff:
         raise ConfigError(
             f"{workdir} holds a run with another config or other data:\n"
             + "\n".join(diff)
-            + (_OTHER_EXAMPLES if others else "")
-            + "\nChoose another --workdir, or pass --allow_config_change to go on with the new one."
+            + (_OTHER_EXAMPLES if examples_differ else "")
+            + "\nChoose another --workdir, or pass --allow_config_change to continue with the new "
+            "one."
         )
 
 
@@ -221,14 +218,10 @@ def claim(
     dataset: Mapping[str, Any],
     summary: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes what the run is into its work directory, once it is known to be able to start.
+    """Writes the files that describe a run; call it when the run is known to be able to start.
 
-    Args:
-      workdir: of the run.
-      config: of the run.
-      dataset: what `describe_dataset` says of its data.
-      summary: what `vit_jax.training.reports.run_summary` says of its model and length; None of a
-        published model that is written as a run.
+    `dataset` is the result of `describe_dataset`; `summary` is that of
+    `vit_jax.training.reports.run_summary`, or None for a published model that is written as a run.
 
     Raises:
       ConfigError: the work directory cannot be written.
@@ -242,10 +235,10 @@ def claim(
 
 
 def read_config(workdir: epath.PathLike) -> FrozenConfigDict:
-    """The config of the run in a work directory.
+    """Returns the config of the run in a work directory.
 
     Raises:
-      CheckpointError: there is no run there, or its config cannot be read.
+      CheckpointError: the folder holds no run, or its config cannot be read.
     """
     path = epath.Path(workdir) / CONFIG
     try:
@@ -257,7 +250,7 @@ def read_config(workdir: epath.PathLike) -> FrozenConfigDict:
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {storage.explain(error)}.") from error
-    except ValueError as error:  # A ConfigError is one, too.
+    except ValueError as error:  # Includes ConfigError.
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
@@ -272,10 +265,10 @@ _DATASET_KEYS = {
 
 
 def read_dataset(workdir: epath.PathLike) -> dict[str, Any]:
-    """What `dataset.json` says: the keys of `describe_dataset`.
+    """Returns the contents of `dataset.json`: the keys of `describe_dataset`.
 
     Raises:
-      CheckpointError: it is missing or damaged.
+      CheckpointError: the file is missing or damaged.
     """
     path = epath.Path(workdir) / DATASET
     try:
@@ -300,19 +293,19 @@ def read_dataset(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def class_names(num_classes: int, names: Sequence[str] = ()) -> tuple[str, ...]:
-    """Returns the names of a model's classes: those that are known, and numbers for the others."""
+    """Returns a name for each class: the given ones, then "class i" for the others."""
     return (*names, *(f"class {i}" for i in range(len(names), num_classes)))
 
 
 def describe_dataset(
     source: Source, *, num_classes: int, evals: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What the outputs of a model trained on `source` mean; outputs beyond its classes get names.
+    """Returns the contents of dataset.json: the meaning of a model's outputs, and its examples.
 
     Args:
-      source: what is trained on.
-      num_classes: of the model.
-      evals: the fingerprint of each evaluation's examples.
+      source: the training data.
+      num_classes: the model's; may exceed those of `source`, for which `class_names` makes names.
+      evals: for each evaluation the fingerprint of its examples.
     """
     return {
         "name": source.name,

@@ -1,4 +1,4 @@
-"""A group of a table's rows as numbers, and what is fitted to it."""
+"""The numbers of a group of rows, and the law fitted to them."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -12,56 +12,56 @@ from vit_jax.scaling import isoflop as isoflops
 from vit_jax.scaling import selection
 from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.pareto import pareto
-from vit_jax.scaling.profile import freedom
-from vit_jax.scaling.query import Rows, Table
+from vit_jax.scaling.profile import degrees_of_freedom
+from vit_jax.scaling.query import Group, Table
 from vit_jax.scaling.question import AUTO, ISOFLOP, Question
 from vit_jax.scaling.table import column
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Part:
-    """A group's rows as numbers.
+class GroupData:
+    """The numbers of a group of rows.
 
     Attributes:
       group: value of each grouping column.
-      inputs: of the law, by role.
+      inputs: inputs of the law, by role.
       y: errors or losses.
-      held: rows that were held back.
-      fitted: rows that are fitted: not held back and, if the question is of the frontier, on it.
-      judged: rows that the fit is judged by: held back and, if so, on the frontier of all rows.
-      runs: names of the rows' runs, where a run has several rows.
+      held_back: rows that were held back as the test set.
+      fitted: rows to fit: not held back and, if the question is about the frontier, on it.
+      tested: rows to evaluate the fit on: held back and, in that case, on the frontier of all rows.
+      runs: names of the rows' runs; None if every run has one row.
       flops_per: training FLOPs for one parameter and one example.
-      arm: the dimension that varies, in a star; "" elsewhere.
-      centre: its value in the centre.
+      arm: the dimension that varies, in a star; else "".
+      centre: value of `arm` in the star's centre.
     """
 
     group: dict[str, str]
     inputs: dict[str, Float[np.ndarray, "n"]]
     y: Float[np.ndarray, "n"]
-    held: Bool[np.ndarray, "n"]
+    held_back: Bool[np.ndarray, "n"]
     fitted: Bool[np.ndarray, "n"]
-    judged: Bool[np.ndarray, "n"]
+    tested: Bool[np.ndarray, "n"]
     runs: Shaped[np.ndarray, "n"] | None
     flops_per: float
     arm: str = ""
     centre: float = 0.0
 
-    def of(self, rows: Bool[np.ndarray, "n"]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Inputs and y of some rows."""
+    def select(self, rows: Bool[np.ndarray, "n"]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Returns inputs and y of some rows."""
         return {role: x[rows] for role, x in self.inputs.items()}, self.y[rows]
 
     @property
     def clusters(self) -> Shaped[np.ndarray, "m"] | None:
-        """What fitted rows err together; None: nothing, or all, being of one run."""
+        """Returns the run of each fitted row; None if all rows are of different runs, or of one."""
         runs = None if self.runs is None else self.runs[self.fitted]
         return None if runs is None or len(np.unique(runs)) < 2 else runs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answer:
-    """A part and what was fitted to it: a law, or valleys; or why nothing was."""
+    """The data of a group, and the law or valleys fitted to it, or the error if none could be."""
 
-    part: Part
+    data: GroupData
     law: Fit | None = None
     choice: selection.Choice | None = None
     valleys: isoflops.IsoFlop | None = None
@@ -71,12 +71,14 @@ class Answer:
 
     @property
     def name(self) -> str:
-        """Values of the grouping columns, for legends; an empty one is shown as two quotes."""
-        return ", ".join(value or '""' for value in self.part.group.values())
+        """Returns the grouping values for legends; an empty one is shown as two quotes."""
+        return ", ".join(value or '""' for value in self.data.group.values())
 
 
-def parts(table: Table, group: Rows, held: np.ndarray, question: Question) -> Iterator[Part]:
-    """The group; of a star (several columns for x) an arm for each of them."""
+def group_data(
+    table: Table, group: Group, held_back: np.ndarray, question: Question
+) -> Iterator[GroupData]:
+    """Yields the data of a group; of a star (several columns for x), the data of each arm."""
     arms = question.columns_of("x") if "x" in question.roles else [""]
     centre = {name: _most_common(column(table, name)[group.rows]) for name in arms if arms[1:]}
     for arm in arms:
@@ -85,22 +87,22 @@ def parts(table: Table, group: Rows, held: np.ndarray, question: Question) -> It
             rows = rows[column(table, other)[rows] == centre[other]]
         names = {role: arm if role == "x" else question.column(role) for role in question.roles}
         inputs = {role: table[name][rows].astype(float) for role, name in names.items()}
-        # In others' tables a number of that name may be a repetition, and its rows of many runs.
-        named = "run" in table and table["run"].dtype.kind == "U"
-        runs = table["run"][rows] if named else None
+        # In other tables a numeric column "run" may count repetitions of different runs.
+        has_names = "run" in table and table["run"].dtype.kind == "U"
+        runs = table["run"][rows] if has_names else None
         repeated = runs is not None and len(np.unique(runs)) < len(runs)
-        y, back = table[question.y][rows].astype(float), held[rows]
-        fitted, judged = ~back, back.copy()
-        if question.on_frontier:  # What is fitted must not know what is held back.
-            fitted &= pareto(inputs["x"], np.where(back, np.inf, y))
-            judged &= pareto(inputs["x"], y)
-        yield Part(
+        y, test = table[question.y][rows].astype(float), held_back[rows]
+        fitted, tested = ~test, test.copy()
+        if question.on_frontier:  # The fit must not depend on the rows held back.
+            fitted &= pareto(inputs["x"], np.where(test, np.inf, y))
+            tested &= pareto(inputs["x"], y)
+        yield GroupData(
             group=group.group | ({"x": arm} if centre else {}),
             inputs=inputs,
             y=y,
-            held=back,
+            held_back=test,
             fitted=fitted,
-            judged=judged,
+            tested=tested,
             runs=runs if repeated else None,
             flops_per=_flops_per(table, rows, inputs),
             arm=arm if centre else "",
@@ -109,40 +111,41 @@ def parts(table: Table, group: Rows, held: np.ndarray, question: Question) -> It
 
 
 def _most_common(values: np.ndarray) -> Any:
-    found, counts = np.unique(values, return_counts=True)
-    return found[counts.argmax()]
+    unique, counts = np.unique(values, return_counts=True)
+    return unique[counts.argmax()]
 
 
 def _flops_per(table: Table, rows: np.ndarray, inputs: Mapping[str, np.ndarray]) -> float:
-    """The median of compute over parameters times examples; 6, a token's, where it is unknown."""
+    """Returns the median of compute / (parameters x examples); 6, as for a token, if unknown."""
     flops = table.get("total_train_flops", np.array(""))
     if flops.dtype.kind not in "if" or not {"n", "d"} <= inputs.keys():
         return 6.0
-    with np.errstate(divide="ignore", invalid="ignore"):  # 0 parameters are refused by the fit.
-        each = flops[rows] / (inputs["n"] * inputs["d"])
-    known = each[np.isfinite(each) & (each > 0)]
-    return float(np.median(known)) if len(known) else 6.0
+    with np.errstate(divide="ignore", invalid="ignore"):  # The fit refuses 0 parameters.
+        ratio = flops[rows] / (inputs["n"] * inputs["d"])
+    valid = ratio[np.isfinite(ratio) & (ratio > 0)]
+    return float(np.median(valid)) if len(valid) else 6.0
 
 
-def answer(part: Part, question: Question) -> Answer:
-    inputs, y = part.of(part.fitted)
+def answer(data: GroupData, question: Question) -> Answer:
+    """Fits the law of a question to the data of a group."""
+    inputs, y = data.select(data.fitted)
     try:
         if question.law == ISOFLOP:
-            found = isoflops.isoflop(inputs["t"], inputs["x"], y)
-            return Answer(part, law=found.optima, valleys=found)
+            valleys = isoflops.isoflop(inputs["t"], inputs["x"], y)
+            return Answer(data, law=valleys.optima, valleys=valleys)
         if question.law == AUTO:
             choice = selection.choose(inputs, y)
-            freedom(choice.fit, part.clusters)
+            degrees_of_freedom(choice.fit, data.clusters)  # Raises where there are too few runs.
             return Answer(
-                part, law=choice.fit, choice=choice, held_out=choice.held_out,
+                data, law=choice.fit, choice=choice, held_out=choice.held_out,
                 skipped=choice.skipped,
             )  # fmt: skip
-        found = fit(question.law, inputs, y)
-        freedom(found, part.clusters)  # Fewer runs than parameters have no intervals.
+        law = fit(question.law, inputs, y)
+        degrees_of_freedom(law, data.clusters)
     except DataError as error:
-        return Answer(part, error=str(error))
+        return Answer(data, error=str(error))
     try:
         held_out, skipped = selection.rolling_origin((question.law,), inputs, y)
     except DataError as error:
         held_out, skipped = {}, {question.law: str(error)}
-    return Answer(part, law=found, held_out=held_out, skipped=skipped)
+    return Answer(data, law=law, held_out=held_out, skipped=skipped)

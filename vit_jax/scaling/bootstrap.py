@@ -1,4 +1,4 @@
-"""The bootstrap: fits to rows, or whole clusters of rows, drawn with replacement."""
+"""The bootstrap: fits to rows, or to whole clusters of rows, drawn with replacement."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,16 +20,19 @@ def bootstrap(
     seed: int = 0,
     clusters: Shaped[np.ndarray, "n"] | None = None,
 ) -> Refits:
-    """Fits to rows drawn with replacement, all in one vectorised search.
+    """Fits a law to rows drawn with replacement, all in one vectorised search.
 
-    Its percentiles are too narrow with few rows: of a dozen, those for 90% cover .87.
-    What it is for: the shape of the uncertainty, and a check that needs no noise model.
+    Use it for the shape of the uncertainty, and as a check that needs no noise model. Percentile
+    intervals are too narrow with few rows: with a dozen, 90% intervals cover .87.
 
     Args:
-      fit: of a law.
-      draws: how many fits.
-      seed: of the draws.
-      clusters: of the fit's rows; whole clusters are drawn. None: rows are.
+      fit: the fit whose rows are drawn.
+      draws: number of fits.
+      seed: seed of the draws.
+      clusters: cluster of each row; whole clusters are drawn. None: single rows are drawn.
+
+    Raises:
+      DataError: there are too few rows or clusters.
     """
     names, member = np.unique(
         np.arange(fit.n) if clusters is None else clusters, return_inverse=True
@@ -40,33 +43,33 @@ def bootstrap(
     for _ in range(100):
         counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
         drawn = counts[:, member]
-        # A draw of fewer different rows than parameters determines nothing.
+        # A draw needs more different rows than parameters.
         weights = np.concatenate([weights, drawn[(drawn > 0).sum(1) > need]])[:draws]
         if len(weights) == draws:
             return refits(fit, weights=weights * fit.weights)
     raise DataError(
-        f"Of {len(names)} runs a bootstrap hardly ever draws more than {need} different rows, as "
-        f"many as {fit.law.name} has parameters: take the profile's intervals, or add runs."
+        f"A bootstrap of {len(names)} runs hardly ever draws more than {need} different rows, the "
+        f"number of parameters of {fit.law.name}: use profile intervals, or add runs."
     )
 
 
 def percentile_band(
     fit: Fit, draws: Refits, inputs: Mapping[str, Any], *, level: float = 0.9
 ) -> Band:
-    """Predictions with percentiles of bootstrap fits.
+    """Returns predictions with percentile intervals of bootstrap fits.
 
     Args:
-      fit: that was drawn from.
-      draws: of `bootstrap`.
-      inputs: m places, by role.
-      level: the share of the draws between the ends.
+      fit: the fit of the original rows.
+      draws: the result of `bootstrap`.
+      inputs: m points, by role.
+      level: share of the draws inside the intervals.
     """
     logs = np.stack(log_inputs(fit.law, inputs))
     goal = prediction(fit.law)
     values = np.stack(
         [
-            goal_values(fit, goal, np.tile(place, (len(draws.theta), 1)), draws.theta)
-            for place in np.atleast_2d(logs.T)
+            goal_values(fit, goal, np.tile(point, (len(draws.theta), 1)), draws.theta)
+            for point in np.atleast_2d(logs.T)
         ],
         axis=1,
     )

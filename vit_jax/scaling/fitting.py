@@ -1,7 +1,9 @@
-"""Fits a law to runs: squares or Huber's loss of log residuals, from several starts, in bounds.
+"""Fits a law to runs: least squares or Huber's loss of log residuals, multi-start, with bounds.
 
-Errors of a scaling study are relative, so residuals are log prediction - log y. A fit says how far
-its parameters can be trusted; intervals are in `intervals`.
+Errors of a scaling study are relative, so residuals are log prediction - log y. A fit reports how
+well its parameters are determined; `intervals` computes intervals.
+
+`theta` are the solver's parameters: those of scaled inputs, in logs where `Parameter.log` is set.
 """
 
 import dataclasses
@@ -19,10 +21,10 @@ from vit_jax.scaling.laws import law as law_by_name
 from vit_jax.scaling.pareto import pareto
 from vit_jax.scaling.solver import Problem, Solution, parameters_of, slopes_of, solve
 
-_STARTS, _FOLLOWED = 12, 4
+_STARTS, _FINALISTS = 12, 4  # Initial values, and how many of them are fitted to convergence.
 # Huber's constant for 95% of the efficiency of least squares under normal noise.
 _HUBER = 1.345
-_LEAST_DELTA = 1e-3  # Hoffmann et al.'s: what the residuals of exact data are compared with.
+_LEAST_DELTA = 1e-3  # The delta of Hoffmann et al.; a lower bound for exact data.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,25 +32,28 @@ class Fit:
     """A fitted law.
 
     Attributes:
-      law: what was fitted.
+      law: the fitted law.
       params: its parameters, in the paper's units.
-      rows: which of the given rows were used, in order: all, but for a law of the frontier.
-      inputs: of those rows, by role.
-      y: of those rows.
-      weights: of those rows.
-      delta: where the loss turns from squares to absolute values; infinite: least squares.
+      rows: indices of the given rows that were used, in order: all, except for a frontier law.
+      inputs: inputs of those rows, by role.
+      y: errors or losses of those rows.
+      weights: weights of those rows.
+      delta: Huber's delta, of log residuals; infinite: least squares.
       log_residuals: log prediction - log y.
-      rmse_log: root of their weighted mean square.
+      rmse_log: root of the weighted mean square of `log_residuals`.
       condition: condition number of the Jacobian, its columns scaled to length one. Above 1e3 the
-        parameters can trade against each other.
-      standard_errors: of the parameters, from the Jacobian; relative to the parameter. For
-        orientation: an interval is what `intervals` gives.
-      identified: a word for each parameter: "well" (relative standard error below .1), "weakly"
-        (below .5), "no", or "at its bound".
+        parameters are strongly correlated.
+      standard_errors: relative standard errors of the parameters, from the Jacobian; rough values,
+        see `intervals` for intervals.
+      identified: by parameter: "well" (relative standard error below .1), "weakly" (below .5),
+        "no", or "at its bound".
       converged: whether the search ended at a minimum.
-      agreeing: the share of the starts that came to this minimum.
-      theta: the searched values, and `low`, `high` their bounds, `scales` those of the inputs.
-      slopes: how the log prediction of each row moves with each searched value.
+      agreeing: share of the starts that reached this minimum.
+      theta: the solver's parameters.
+      slopes: Jacobian of the log predictions of the rows with respect to theta.
+      low: lower bounds of theta.
+      high: upper bounds of theta.
+      scales: logs of the geometric means by which the inputs were divided.
     """
 
     law: Law
@@ -73,16 +78,16 @@ class Fit:
 
     @property
     def n(self) -> int:
-        """The number of rows that were fitted."""
+        """Returns the number of fitted rows."""
         return len(self.y)
 
     @property
     def at_bound(self) -> tuple[str, ...]:
-        """Parameters at an end of what they may be."""
-        return tuple(k for k, word in self.identified.items() if word == "at its bound")
+        """Returns the parameters that are at a bound."""
+        return tuple(name for name, grade in self.identified.items() if grade == "at its bound")
 
     def predict(self, inputs: Mapping[str, Any]) -> Float[np.ndarray, "*m"]:
-        """Errors of given inputs: numbers or arrays of one shape, above 0, for every role."""
+        """Predicts errors from positive numbers or arrays of one shape, for every role."""
         return self.law.predict(self.params, inputs)
 
 
@@ -93,42 +98,41 @@ def fit(
     *,
     weights: Any = None,
     delta: float | None = None,
-    room: int = 0,
+    pad_to: int = 0,
 ) -> Fit:
     """Fits a law.
 
     Args:
-      law: or its name.
+      law: a law, or its name.
       inputs: arrays of n positive numbers, for every role of the law.
-      y: n errors or losses, above 0. Where all are at most 1 they are taken as shares, and so is
-        M4's e0; a floor is never above the largest y.
-      weights: of the rows, at least 0; None: all are equal.
-      delta: the log residual at which the loss turns from squares to absolute values. None: 1.345
-        robust standard deviations, at least .001; math.inf: least squares (Revisiting); .001 is
-        Hoffmann et al.'s.
-      room: the number of rows that programs are compiled for at least, so that fits of several
-        numbers share them.
+      y: n errors or losses, above 0. If all are at most 1, they are taken as shares: then M4's e0
+        is at most 1. A floor is at most the largest y.
+      weights: weights of the rows, at least 0; None: equal weights.
+      delta: the log residual at which Huber's loss changes from squares to absolute values. None:
+        1.345 robust standard deviations, at least .001; math.inf: least squares (Revisiting); .001:
+        the value of Hoffmann et al.
+      pad_to: minimum number of rows to compile for, so that fits of several sizes share programs.
 
     Raises:
       ConfigError: the law is unknown or has other inputs.
       DataError: the rows cannot determine the parameters.
     """
     law = law_by_name(law) if isinstance(law, str) else law
-    data = _checked(law, inputs, y, weights)
+    data = _check_rows(law, inputs, y, weights)
     low, high = bounds(law, data.y)
-    solution, delta = _search(law, data, (low, high), delta=delta, room=room)
-    least = int(np.argmin(np.nan_to_num(solution.loss, nan=np.inf)))
-    if not math.isfinite(solution.loss[least]):
+    solution, delta = _search(law, data, (low, high), delta=delta, pad_to=pad_to)
+    best = int(np.argmin(np.nan_to_num(solution.loss, nan=np.inf)))
+    if not math.isfinite(solution.loss[best]):
         raise DataError(
-            f"From no start did {law.name} come to a finite loss: its inputs or y span too many "
-            "orders of magnitude. Fit another law, or fewer rows."
+            f"No start of the fit of {law.name} reached a finite loss: its inputs or y span too "
+            "many orders of magnitude. Fit another law, or fewer rows."
         )
-    near = solution.loss <= solution.loss[least] * (1 + 1e-6) + 1e-18
-    theta = solution.theta[least]
-    params = _natural_at(law, theta, data.scales)
+    agrees = solution.loss <= solution.loss[best] * (1 + 1e-6) + 1e-18
+    theta = solution.theta[best]
+    params = _params_at(law, theta, data.scales)
     log_residuals = np.log(law.predict(params, data.inputs(law))) - np.log(data.y)
     mean_square = float(data.weights @ log_residuals**2 / data.weights.sum())
-    slopes, change = slopes_of(law, theta, data.scaled, data.scales, room=room)
+    slopes, change = slopes_of(law, theta, data.scaled, data.scales, pad_to=pad_to)
     condition, errors, at_bound = _sensitivity(theta, slopes, change, data.weights, (low, high))
     deviation = math.sqrt(mean_square * len(data.y) / (len(data.y) - len(theta)))
     relative = {
@@ -148,11 +152,11 @@ def fit(
         condition=condition,
         standard_errors=relative,
         identified={
-            name: "at its bound" if at_bound[i] else _identified(relative[name])
+            name: "at its bound" if at_bound[i] else _grade(relative[name])
             for i, name in enumerate(law.parameters)
         },
-        converged=bool(solution.converged[least]),
-        agreeing=float(near.mean()),
+        converged=bool(solution.converged[best]),
+        agreeing=float(agrees.mean()),
         theta=theta,
         slopes=slopes,
         low=low,
@@ -166,9 +170,9 @@ class Refits:
     """The parameters of many fits of a law.
 
     Attributes:
-      params: by parameter, one a fit.
-      theta: searched values.
-      loss: of each fit.
+      params: arrays by parameter, with one value per fit.
+      theta: the solver's parameters.
+      loss: loss of each fit.
       converged: whether the search of each fit ended at a minimum.
     """
 
@@ -184,12 +188,12 @@ def refits(
     y: Float[np.ndarray, "b n"] | None = None,
     weights: Float[np.ndarray, "b n"] | None = None,
 ) -> Refits:
-    """Fits the rows of a fit again, many times, in one vectorised search from the fit's parameters.
+    """Refits the rows of a fit many times, in one vectorised search that starts from the fit.
 
     Args:
-      of: the fit.
-      y: other errors of its rows, a set a fit; None: its own.
-      weights: other weights, a set a fit, such as how often a bootstrap drew each row.
+      of: the original fit.
+      y: other errors of its rows, one row per refit; None: those of the fit.
+      weights: other weights, one row per refit, such as the counts of a bootstrap draw.
     """
     count = len(y if y is not None else weights if weights is not None else [0])
     problem = Problem(
@@ -201,37 +205,37 @@ def refits(
         delta=np.full(1, of.delta),
         scales=of.scales,
     )
-    found = solve(of.law, problem, np.tile(of.theta, (count, 1)))
-    return Refits(natural(of, found.theta), found.theta, found.loss, found.converged)
-
-
-def natural(of: Fit, theta: Float[np.ndarray, "b p"]) -> dict[str, Float[np.ndarray, "b"]]:
-    """The paper's parameters from searched values."""
-    parameters = parameters_of(of.law, theta.T, of.scales)
-    return {name: parameters[name] for name in of.law.parameters}
+    solution = solve(of.law, problem, np.tile(of.theta, (count, 1)))
+    parameters = parameters_of(of.law, solution.theta.T, of.scales)
+    return Refits(
+        {name: parameters[name] for name in of.law.parameters},
+        solution.theta,
+        solution.loss,
+        solution.converged,
+    )
 
 
 def bounds(
     law: Law, y: Float[np.ndarray, "n"]
 ) -> tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]]:
-    """The least and the largest of each searched value."""
+    """Returns lower and upper bounds of theta."""
     low, high = [], []
     for parameter in law.table:
-        least, most = parameter.low, parameter.high
+        lower, upper = parameter.low, parameter.high
         if parameter.floor:
-            most = y.max()
-        elif parameter.name == "e0":  # M4's ceiling, the error of no data at all.
-            least, most = y.max(), 1.0 if y.max() <= 1 else 100 * y.max()
-        elif not parameter.starts and parameter.name != "c":  # A coefficient: of the size of y.
-            least, most = least * y.min(), most * y.max()
-        low.append(math.log(least) if parameter.log else least)
-        high.append(math.log(most) if parameter.log else most)
+            upper = y.max()
+        elif parameter.name == "e0":  # M4's ceiling, the error without any data.
+            lower, upper = y.max(), 1.0 if y.max() <= 1 else 100 * y.max()
+        elif not parameter.starts and parameter.name != "c":  # A coefficient: scales with y.
+            lower, upper = lower * y.min(), upper * y.max()
+        low.append(math.log(lower) if parameter.log else lower)
+        high.append(math.log(upper) if parameter.log else upper)
     return np.array(low), np.array(high)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-    """The rows that a law is fitted to: their numbers in the caller's, logs of inputs, errors."""
+    """The rows to fit: their indices among the given rows, logs of inputs, errors, weights."""
 
     rows: Int[np.ndarray, "n"]
     logs: Float[np.ndarray, "inputs n"]
@@ -241,15 +245,15 @@ class _Data:
 
     @property
     def scaled(self) -> Float[np.ndarray, "inputs n"]:
-        """Logs of the inputs divided by their scales."""
+        """Returns the logs of the scaled inputs."""
         return self.logs - self.scales[:, None]
 
     def inputs(self, law: Law) -> dict[str, Float[np.ndarray, "n"]]:
-        """The inputs by role."""
+        """Returns the inputs by role."""
         return {role: np.exp(x) for role, x in zip(law.inputs, self.logs, strict=True)}
 
 
-def _checked(law, inputs, y, weights):
+def _check_rows(law, inputs, y, weights):
     logs = np.stack(log_inputs(law, inputs))
     y = np.asarray(y, np.float64)
     weights = np.ones_like(y) if weights is None else np.asarray(weights, np.float64)
@@ -262,7 +266,7 @@ def _checked(law, inputs, y, weights):
     if bad.any():
         raise DataError(
             f"y must be positive and finite, since its logs are fitted, but {bad.sum()} of "
-            f"{y.size} rows are not, such as {y[bad][0]}: drop them, or take an error, not a score."
+            f"{y.size} rows are not, such as {y[bad][0]}: drop them, or use an error, not a score."
         )
     if not (np.isfinite(weights) & (weights >= 0)).all():
         raise DataError("Weights must be finite and at least 0.")
@@ -281,14 +285,13 @@ def _checked(law, inputs, y, weights):
     for role, values in zip(law.inputs, logs, strict=True):
         if np.ptp(values) < 1e-9:
             raise DataError(
-                f"The input {role} is {math.exp(values[0]):g} in all rows: nothing can be learned "
-                "of how y depends on it. Add runs with other values."
+                f"The input {role} is {math.exp(values[0]):g} in all rows, so the dependence of y "
+                "on it cannot be fitted. Add runs with other values."
             )
     if np.ptp(np.log(y)) < 1e-9:
         raise DataError(
-            f"y is {y[0]:g} in all {what}: nothing can be learned of how it depends on "
-            f"{' and '.join(law.inputs)}. Runs that have learned nothing are all at chance: leave "
-            "them out, or add runs with other results."
+            f"y is {y[0]:g} in all {what}, so its dependence on {' and '.join(law.inputs)} cannot "
+            "be fitted. Exclude runs at chance level, or add runs with other results."
         )
     distinct = len(np.unique(logs.round(9), axis=1).T)
     if distinct < need - 1:
@@ -300,7 +303,7 @@ def _checked(law, inputs, y, weights):
 
 
 def _scales(law: Law, logs: Float[np.ndarray, "inputs n"]) -> Float[np.ndarray, "inputs"]:
-    # u counts examples as d does: what matters is how often each is seen.
+    # u has the scale of d: the law depends on d / u, how often each example is seen.
     roles = ["d" if role == "u" else role for role in law.inputs]
     return np.array([logs[law.inputs.index(role)].mean() for role in roles])
 
@@ -311,9 +314,9 @@ def _search(
     bounds: tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]],
     *,
     delta: float | None,
-    room: int,
+    pad_to: int,
 ) -> tuple[Solution, float]:
-    """The minima that are found from the best starts, and the delta of the loss."""
+    """Returns the minima found from the best starts, and the delta of the loss."""
     low, high = bounds
     start = varpro.starts(law, data.scaled, data.y, data.weights, count=_STARTS)
 
@@ -326,22 +329,24 @@ def _search(
             high=high[None],
             delta=np.full(1, delta),
             scales=data.scales,
-            room=room,
+            pad_to=pad_to,
         )
         return solve(law, problem, start, rounds=rounds)
 
-    # Of many starts a few steps tell the good ones; these are followed to the end.
+    # A few steps rank the starts; only the best are fitted to convergence.
     first = search(math.inf if delta is None else delta, start, rounds=4)
-    best = first.theta[np.argsort(np.nan_to_num(first.loss, nan=np.inf), kind="stable")[:_FOLLOWED]]
+    best = first.theta[
+        np.argsort(np.nan_to_num(first.loss, nan=np.inf), kind="stable")[:_FINALISTS]
+    ]
     solution = search(math.inf if delta is None else delta, best)
     if delta is None:
-        delta = _turning_point(law, solution.theta[np.nanargmin(solution.loss)], data)
+        delta = _huber_delta(law, solution.theta[np.nanargmin(solution.loss)], data)
         solution = search(delta, solution.theta)
     return solution, delta
 
 
-def _turning_point(law, theta, data):
-    parameters = _natural_at(law, theta, np.zeros(len(data.scales)))
+def _huber_delta(law, theta, data):
+    parameters = _params_at(law, theta, np.zeros(len(data.scales)))
     inputs = {role: np.exp(x) for role, x in zip(law.inputs, data.scaled, strict=True)}
     residuals = np.log(law.predict(parameters, inputs)) - np.log(data.y)
     absolute = np.abs(residuals)[data.weights > 0]
@@ -350,7 +355,7 @@ def _turning_point(law, theta, data):
     return max(_LEAST_DELTA, _HUBER * deviation)
 
 
-def _natural_at(law, theta, scales):
+def _params_at(law, theta, scales):
     parameters = parameters_of(law, theta, scales)
     return {name: float(parameters[name]) for name in law.parameters}
 
@@ -359,18 +364,18 @@ def _scaled(of: Fit) -> Float[np.ndarray, "inputs n"]:
     return np.log(np.stack([of.inputs[role] for role in of.law.inputs])) - of.scales[:, None]
 
 
-def _identified(relative_error: float) -> str:
+def _grade(relative_error: float) -> str:
     return "well" if relative_error < 0.1 else "weakly" if relative_error < 0.5 else "no"
 
 
 def _sensitivity(theta, slopes, change, weights, bounds):
-    # Of the parameters that are free: the condition number, and errors of one unit of noise.
+    # Condition number and standard errors per unit of noise, of parameters not at bounds.
     low, high = bounds
     margin = 1e-9 * (1 + np.abs(theta))
     at_bound = (theta <= low + margin) | (theta >= high - margin)
     slopes = (slopes * np.sqrt(weights)[:, None])[:, ~at_bound]
     length = np.linalg.norm(slopes, axis=0)
-    idle = length == 0  # Parameters that move no prediction, whose errors have no end.
+    idle = length == 0  # Parameters without effect on predictions: their errors are infinite.
     length = np.where(idle, 1.0, length)
     values = np.linalg.svd(slopes / length, compute_uv=False)
     condition = float(values[0] / max(values[-1], 1e-300)) if len(values) else 1.0

@@ -1,8 +1,9 @@
-"""Intervals of what a fit says: parameters, predictions, quantities that the parameters decide.
+"""Intervals of parameters, predictions and quantities derived from the parameters.
 
-All are by the profile likelihood: they follow the law where it bends, are infinite where the data
-do not say, and cover as often as they claim with a few points, of which a percentile bootstrap
-covers less (`python -m benchmarks.scaling_fits` prints the table). They assume the law's form.
+All are profile likelihood intervals: they follow the curvature of the law, are infinite where the
+data leave a quantity undetermined, and have their nominal coverage also with a few points, where a
+percentile bootstrap covers less (`python -m benchmarks.scaling_fits` prints the table). They assume
+the law's form.
 """
 
 import dataclasses
@@ -16,15 +17,22 @@ from jaxtyping import Float, Shaped
 
 from vit_jax.scaling.fitting import Fit
 from vit_jax.scaling.laws import Parameter, log_inputs
-from vit_jax.scaling.profile import FAR, Goal, freedom, prediction, profile, student
+from vit_jax.scaling.profile import (
+    FAR,
+    Goal,
+    degrees_of_freedom,
+    prediction,
+    profile,
+    student_quantile,
+)
 from vit_jax.scaling.solver import scaled_parameters
 
-_FAR_UNITS = 1e4  # Of parameters that are no logs, whose unit is of the size of the data.
+_FAR_UNITS = 1e4  # For parameters that are not logs, in units of the size of the data.
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """An estimate and what the data leave open; infinite ends where they do not say."""
+    """An estimate with an interval; an end is infinite where the data do not bound it."""
 
     estimate: float
     low: float
@@ -33,33 +41,33 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """Predictions with an interval at each place, of the curve or of a new run.
+    """Predictions with an interval at each point, of the curve or of a new run.
 
     Attributes:
-      estimate: the fitted law's.
+      estimate: predictions of the fitted law.
       low: lower ends.
       high: upper ends; may be infinite.
-      level: how often the interval covers, at each place.
-      of: "curve", the law without noise, or "new run", which has the noise of the fitted ones.
+      level: coverage at each point (pointwise, not simultaneous).
+      kind: "curve", the law without noise, or "new run", with the noise of the fitted runs.
     """
 
     estimate: Float[np.ndarray, "m"]
     low: Float[np.ndarray, "m"]
     high: Float[np.ndarray, "m"]
     level: float
-    of: str
+    kind: str
 
 
 def parameter_intervals(
     fit: Fit, *, level: float = 0.9, clusters: Shaped[np.ndarray, "n"] | None = None
 ) -> dict[str, Interval]:
-    """An interval for every parameter.
+    """Computes an interval for every parameter.
 
     Args:
-      fit: of a law.
-      level: how often an interval is to cover.
-      clusters: of the fit's rows: rows of one cluster, such as the evaluations of one run, err
-        together. None: each row errs for itself.
+      fit: a fit of a law.
+      level: coverage of each interval.
+      clusters: cluster of each fitted row. Errors of rows in one cluster, such as the evaluations
+        of one run, are dependent. None: the errors of all rows are independent.
     """
     table = fit.law.table
     units = np.array([1.0 if parameter.log else _unit(fit, parameter) for parameter in table])
@@ -87,20 +95,19 @@ def band(
     clusters: Shaped[np.ndarray, "n"] | None = None,
     new_run: bool = False,
 ) -> Band:
-    """Predictions with intervals.
+    """Computes predictions with intervals.
 
     Args:
-      fit: of a law.
-      inputs: m places, by role.
-      level: how often each interval is to cover; not all at once.
-      clusters: as for `parameter_intervals`.
-      new_run: whether the interval is for the error of a run not yet made, of weight 1, and not
-        for the law's curve.
+      fit: a fit of a law.
+      inputs: m points, by role.
+      level: coverage at each point (pointwise, not simultaneous).
+      clusters: see `parameter_intervals`.
+      new_run: whether the interval is for the error of a new run of weight 1, instead of the curve.
     """
     logs = np.atleast_2d(np.stack(log_inputs(fit.law, inputs)).T)
     middle, low, high = profile(fit, prediction(fit.law), logs, level=level, clusters=clusters)
     if new_run:
-        spread = student(level, freedom(fit, clusters)) * deviation(fit)
+        spread = student_quantile(level, degrees_of_freedom(fit, clusters)) * deviation(fit)
         low = middle - np.hypot(middle - low, spread)
         high = middle + np.hypot(high - middle, spread)
     return Band(np.exp(middle), np.exp(low), np.exp(high), level, "new run" if new_run else "curve")
@@ -114,27 +121,27 @@ def quantity(
     level: float = 0.9,
     clusters: Shaped[np.ndarray, "n"] | None = None,
 ) -> list[Interval]:
-    """Intervals for positive quantities that the parameters decide, such as an optimum.
+    """Computes intervals for positive functions of the parameters, such as an optimum.
 
     Args:
-      fit: of a law.
-      goal: from the parameters and a row of `extra` to the log of a quantity, see `solver.Goal`.
-      extra: what the quantity depends on beside the parameters, a row for each.
-      level: how often an interval is to cover.
-      clusters: as for `parameter_intervals`.
+      fit: a fit of a law.
+      goal: (parameters, row of `extra`) -> log of the quantity, see `solver.Goal`.
+      extra: further arguments of the goal, a row for each quantity.
+      level: coverage of each interval.
+      clusters: see `parameter_intervals`.
     """
-    found = profile(fit, goal, extra, level=level, clusters=clusters)
-    return [Interval(*map(float, np.exp(ends))) for ends in zip(*found, strict=True)]
+    columns = profile(fit, goal, extra, level=level, clusters=clusters)
+    return [Interval(*map(float, np.exp(values))) for values in zip(*columns, strict=True)]
 
 
 def deviation(fit: Fit) -> float:
-    """Standard deviation of the noise of log y, of a row of weight 1."""
+    """Returns the standard deviation of the noise of log y, for a row of weight 1."""
     square = float(fit.weights @ fit.log_residuals**2)
     return math.sqrt(square / (fit.n - len(fit.theta)))
 
 
 def _unit(fit: Fit, parameter: Parameter) -> float:
-    # In which a parameter is of order one: that of y, or what 1 becomes with unscaled inputs.
+    # A unit in which the parameter is of order one: that of y, or the value of 1 after rescaling.
     if parameter.floor or parameter.name == "e0":
         return float(np.exp(np.log(fit.y).mean()))
     scaled = scaled_parameters(fit.law, fit.theta) | {parameter.name: 1.0}

@@ -1,9 +1,9 @@
-"""IsoFLOP valleys: at each budget the best size by a parabola, then a power law of the optima.
+"""IsoFLOP valleys: the best size at each budget by a parabola, then a power law of the optima.
 
 Approach 2 of Hoffmann et al. 2022 (2203.15556). A valley of L = E + A/N^alpha + B/D^beta along
-N D = const is steeper on the side of the larger exponent, and a parabola is not: its lowest point
-is off by `bias`, which grows with the square of the log of the spread. Fit the law of both inputs
-beside it (`fitting.fit("chinchilla", ...)`, `optima.compute_optimal`): that has no such bias.
+N D = const is steeper on the side of the larger exponent, but a parabola is symmetric: its minimum
+has a `bias`, which grows with the square of the log of the spread. A fit of the law of both inputs
+(`fitting.fit("chinchilla", ...)`, `optima.compute_optimal`) has no such bias.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ class Valley:
     """The runs of one budget and their parabola y = lowest + curvature / 2 (log x - log best)^2.
 
     Attributes:
-      budget: what each of them cost.
+      budget: compute of each run.
       x: sizes, ascending.
       y: losses.
-      best: size of the parabola's lowest point.
-      lowest: loss there.
-      curvature: of the parabola, per squared log of the size.
+      best: size at the parabola's minimum.
+      lowest: loss at the minimum.
+      curvature: second derivative of the parabola in log x.
       interior: whether `best` lies between the smallest and the largest size.
     """
 
@@ -41,13 +41,13 @@ class Valley:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class IsoFlop:
-    """Valleys and the power law of their lowest points, best = b budget^c.
+    """Valleys and the power law of their minima, best = b budget^c.
 
     Attributes:
-      valleys: one a budget, ascending.
-      optima: the fit of the interior ones.
-      exponent: its c.
-      spread: the factor to the side of the optimum, of the widest valley.
+      valleys: one per budget, ascending.
+      optima: the power law fitted to the interior minima.
+      exponent: c of the power law.
+      spread: largest factor between the minimum and an end of its valley.
     """
 
     valleys: tuple[Valley, ...]
@@ -60,11 +60,11 @@ def valley(budget: float, x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) 
     """Fits a parabola in log x to the losses of one budget, by least squares.
 
     Raises:
-      DataError: fewer than three sizes, or the parabola has no lowest point.
+      DataError: there are fewer than three sizes, or the parabola has no minimum.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     if not (np.isfinite(y).all() and np.isfinite(x).all() and (x > 0).all()):
-        raise DataError(f"The valley of budget {budget:g} has sizes or losses that are no numbers.")
+        raise DataError(f"The valley of budget {budget:g} has invalid sizes or losses.")
     if len(np.unique(x)) < 3:
         raise DataError(
             f"The valley of budget {budget:g} has {len(np.unique(x))} sizes; a parabola needs 3."
@@ -95,15 +95,15 @@ def valley(budget: float, x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) 
 def isoflop(
     budget: Float[np.ndarray, "n"], x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]
 ) -> IsoFlop:
-    """Valleys of all budgets, and how their optima grow.
+    """Fits the valleys of all budgets, and a power law to their minima.
 
     Args:
-      budget: of each run; runs belong to one valley where theirs are within 2%.
+      budget: compute of each run; a valley ends where the next budget is more than 2% larger.
       x: sizes: parameters, or examples.
       y: losses.
 
     Raises:
-      DataError: a valley cannot be fitted, or fewer than three have an interior optimum.
+      DataError: a valley cannot be fitted, or fewer than three have an interior minimum.
     """
     budget, x, y = (np.asarray(v, float) for v in (budget, x, y))
     order = np.argsort(budget, kind="stable")
@@ -112,28 +112,28 @@ def isoflop(
         valley(float(np.exp(np.log(budget[rows]).mean())), x[rows], y[rows])
         for rows in np.split(order, breaks)
     )
-    inside = [v for v in valleys if v.interior]
-    if len(inside) < 3:
+    interior = [v for v in valleys if v.interior]
+    if len(interior) < 3:
         raise DataError(
-            f"{len(inside)} of {len(valleys)} budgets have their optimum between the smallest and "
-            "the largest size; their power law needs three. Sweep more sizes or budgets."
+            f"{len(interior)} of {len(valleys)} budgets have their optimum between the smallest "
+            "and the largest size; their power law needs three. Sweep more sizes or budgets."
         )
-    optima = fit("power", {"x": np.array([v.budget for v in inside])}, [v.best for v in inside])
-    spread = max(max(v.x[-1] / v.best, v.best / v.x[0]) for v in inside)
+    optima = fit("power", {"x": np.array([v.budget for v in interior])}, [v.best for v in interior])
+    spread = max(max(v.x[-1] / v.best, v.best / v.x[0]) for v in interior)
     return IsoFlop(valleys, optima, optima.params["c"], float(spread))
 
 
 def bias(spread: float, *, alpha: float, beta: float, points: int) -> float:
-    """How far a parabola misplaces the best D, relative to it, without any noise.
+    """Returns the relative bias of a parabola's best D, without noise.
 
     Args:
-      spread: largest D over the best; the smallest is as far below.
+      spread: largest D / best D; the smallest D is the best divided by this.
       alpha: exponent of N in the law of both inputs.
       beta: exponent of D.
-      points: of the valley, evenly spaced in log D around the optimum.
+      points: number of points of the valley, evenly spaced in log D around the optimum.
 
     Returns:
-      E.g. -.0510 for 16 x, 15 points and Hoffmann et al.'s .34 and .28.
+      E.g. -.0510 for a spread of 16, 15 points and Hoffmann et al.'s .34 and .28.
     """
     # Along the budget N falls as D grows; at the optimum alpha A / N^alpha = beta B / D^beta.
     t = math.log(spread) * np.linspace(-1, 1, points)

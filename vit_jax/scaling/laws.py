@@ -1,12 +1,11 @@
-"""The laws that a scaling study fits, each by its paper's parameters.
+"""The laws that a scaling study fits, with their papers' parameters.
 
-All but one are a sum of positive terms, a coefficient times a shape: y = sum_j c_j f_j(x; p). The
-shapes are given as logs, so that a law is one table of terms: what predicts, what starts a fit
-(`varpro`, which solves for the coefficients) and what has a floor are read from it. M4 is implicit,
-and solved by Newton's method.
+All but M4 are a sum of positive terms, each a coefficient times a shape: y = sum_j c_j f_j(x; p). A
+law is one table of terms, with shapes as logs. Predictions, initial values (`varpro`, which solves
+for the coefficients) and floors are derived from it. M4 is implicit, and solved by Newton's method.
 
-Inputs enter as logs, divided by their geometric mean in the fitted data: parameters are then of
-order one, and `Law.rescale` brings them back to the papers' units.
+Inputs are logs of inputs divided by their geometric mean in the fitted data, so parameters are of
+order one; `Law.rescale` converts them back to the papers' units.
 """
 
 import dataclasses
@@ -27,15 +26,15 @@ _BIG = 1e6
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One free number of a law: where it may lie, and where a fit starts to look for it.
+    """A free parameter of a law, with its bounds and initial values.
 
     Attributes:
-      name: in the paper.
-      log: whether a fit searches for its log, and its interval is one of factors.
-      low: the least it may be. For all but floors, of inputs whose geometric mean is 1.
-      high: the largest.
-      starts: values to start from; () for a coefficient, which is solved for.
-      floor: whether it is an error that stays, whatever the inputs: at most the largest y.
+      name: name in the paper.
+      log: whether a fit searches for its log, so that its interval is symmetric in factors.
+      low: lower bound. For all but floors, bounds are for inputs with geometric mean 1.
+      high: upper bound.
+      starts: initial values; () for a coefficient, which `varpro` solves for.
+      floor: whether it is the irreducible error, which is at most the largest y.
     """
 
     name: str
@@ -48,20 +47,21 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Law:
-    """A formula with parameters: y, an error or a loss, of one or more inputs.
+    """A formula for y, an error or a loss, as a function of one or more inputs.
+
+    The three functions take the array module as their last argument: NumPy needs no compilation.
 
     Attributes:
-      name: as `--law` takes it.
-      formula: as text, with the paper's parameters.
+      name: value of `--law`.
+      formula: the formula as text, with the paper's parameters.
       source: the paper.
-      inputs: names of the roles that a table's columns take.
+      inputs: roles of the inputs, to which columns of a table are assigned.
       table: the parameters, in the formula's order.
-      terms: from parameters and logs of inputs to {coefficient: log of its shape}; None for an
-        implicit law.
-      rescale: from parameters of scaled inputs, and the logs of the scales, to the paper's.
-      log_predict: from parameters and logs of inputs to the log of y. Like the two before, it takes
-        the array module as a third argument: NumPy evaluates at once, without compilation.
-      pareto: whether it is a law of the best y of each x: a fit takes the Pareto frontier first.
+      terms: (parameters, logs of inputs) -> {coefficient: log of its shape}; None for an implicit
+        law.
+      rescale: (parameters of scaled inputs, logs of the scales) -> the paper's parameters.
+      log_predict: (parameters, logs of inputs) -> log of y.
+      pareto: whether the law is of the best y for each x: a fit selects the Pareto frontier first.
     """
 
     name: str
@@ -76,22 +76,17 @@ class Law:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the parameters, in order."""
+        """Returns the names of the parameters, in order."""
         return tuple(parameter.name for parameter in self.table)
-
-    @property
-    def floor(self) -> str | None:
-        """The parameter that is the error of infinite inputs; None where there is none."""
-        return next((parameter.name for parameter in self.table if parameter.floor), None)
 
     def predict(
         self, params: Mapping[str, float], inputs: Mapping[str, Any]
     ) -> Float[np.ndarray, "*n"]:
-        """Errors of given inputs, in float64.
+        """Predicts errors in float64.
 
         Args:
-          params: a number for every parameter.
-          inputs: numbers or arrays of one shape, above 0, for every role.
+          params: a value for every parameter.
+          inputs: positive numbers or arrays of one shape, for every role.
 
         Raises:
           ConfigError: a parameter or an input is missing or unknown, or an input is not positive.
@@ -108,7 +103,7 @@ class Law:
 
 
 def log_inputs(law: Law, inputs: Mapping[str, Any]) -> tuple[Float[np.ndarray, "*n"], ...]:
-    """Logs of the inputs, in the order of the law's roles, of one shape.
+    """Returns the logs of the inputs, in the order of the law's roles, broadcast to one shape.
 
     Raises:
       ConfigError: a role is missing or unknown, or a value is not a positive finite number.
@@ -130,13 +125,13 @@ def log_inputs(law: Law, inputs: Mapping[str, Any]) -> tuple[Float[np.ndarray, "
 
 
 def law(name: str) -> Law:
-    """A law by its name.
+    """Returns a law by its name.
 
     Raises:
-      ConfigError: there is none of that name.
+      ConfigError: the name is unknown.
     """
     if name not in LAWS:
-        raise ConfigError(f"{name!r} is no scaling law. {did_you_mean(name, LAWS)}")
+        raise ConfigError(f"{name!r} is not a scaling law. {did_you_mean(name, LAWS)}")
     return LAWS[name]
 
 
@@ -149,7 +144,7 @@ def _sum_law(
     return Law(terms=terms, log_predict=log_predict, **fields)
 
 
-# Exponents to start from: those of published laws lie between .05 and 1.2.
+# Initial values of exponents; those of published laws lie between .05 and 1.2.
 _EXPONENTS = (0.05, 0.1, 0.17, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 _FEW = (0.1, 0.25, 0.5, 1.0)
 
@@ -207,7 +202,6 @@ M3 = _sum_law(
     ),
 )
 
-# As in the paper, the limit in which C or d is far above the data is a power law's.
 FRONTIER = _sum_law(
     lambda p, s, xp: {"a": -p["b"] * xp.log(xp.exp(s["x"]) + p["d"]), "c": 0.0 * s["x"]},
     name="frontier",
@@ -261,8 +255,8 @@ def _saturating(log_unique: Any, log_total: Any, half: Any, xp: ModuleType) -> A
 
 def _repeat_terms(p: Parameters, s: Parameters, xp: ModuleType) -> Parameters:
     unique = xp.minimum(s["u"], s["d"])
-    # The parameters that are compute-optimal for the unique examples count fully; a model that
-    # is larger than those wastes some.
+    # Up to the compute-optimal size for the unique examples, parameters count fully; beyond it they
+    # have diminishing returns.
     a, b = p["alpha"], p["beta"]
     log_g = (xp.log(a * p["A"]) - xp.log(b * p["B"])) / (a + b)
     base = xp.minimum(s["n"], log_g + b / a * (unique + log_g))
@@ -344,29 +338,31 @@ BNSL = _sum_law(
 
 
 def _log_predict_m4(p: Parameters, s: Parameters, xp: ModuleType) -> Any:
-    """The log of the y where (y - e) / (e0 - y)^a = b x^c.
+    """Solves (y - e) / (e0 - y)^a = b x^c for log y.
 
-    With y = e + (e0 - e) sigmoid(v) the equation is log_sigmoid(v) - a log_sigmoid(-v) = z, whose
-    left side rises in v and bends one way only: Newton's method cannot cycle. The last step is
-    taken with the slope held fixed, which gives the derivatives of the implicit function.
+    With y = e + (e0 - e) sigmoid(v) the equation is log_sigmoid(v) - a log_sigmoid(-v) = z. Its
+    left side is increasing in v and either convex or concave, so Newton's method cannot cycle. The
+    last step has a constant slope, which yields the derivatives of the implicit function.
     """
     a, span = p["a"], p["e0"] - p["e"]
     z = xp.log(p["b"]) + p["c"] * s["x"] - (1.0 - a) * xp.log(span)
-    # Far out on either side the equation is v = z or v = z / a: so is where to begin, on the side
-    # from which the steps do not overshoot.
+    # Asymptotically the equation is v = z or v = z / a. The initial value is the one of these from
+    # which the steps do not overshoot.
     v = xp.where(a > 1.0, xp.maximum(z, z / a), xp.minimum(z, z / a))
 
-    def step(held_v: Any, held_a: Any, a: Any, z: Any) -> Any:
-        small = xp.exp(-xp.abs(held_v))  # One exponential and one logarithm make all four.
-        share = xp.where(held_v > 0.0, 1.0, small) / (1.0 + small)  # sigmoid(v)
-        high = xp.minimum(held_v, 0.0) - xp.log1p(small)  # log_sigmoid(v)
-        low = high - held_v  # log_sigmoid(-v)
-        return held_v - (high - a * low - z) / (1.0 - share + held_a * share)
+    def step(fixed_v: Any, fixed_a: Any, a: Any, z: Any) -> Any:
+        small = xp.exp(
+            -xp.abs(fixed_v)
+        )  # All values below share this exponential and one logarithm.
+        share = xp.where(fixed_v > 0.0, 1.0, small) / (1.0 + small)  # sigmoid(v)
+        high = xp.minimum(fixed_v, 0.0) - xp.log1p(small)  # log_sigmoid(v)
+        low = high - fixed_v  # log_sigmoid(-v)
+        return fixed_v - (high - a * low - z) / (1.0 - share + fixed_a * share)
 
     if xp is jnp:
-        v, held_a, held_z = jax.lax.stop_gradient((v, a, z))
-        v = jax.lax.fori_loop(0, 12, lambda _, v: step(v, held_a, held_a, held_z), v)
-        v = step(jax.lax.stop_gradient(v), held_a, a, z)
+        v, fixed_a, fixed_z = jax.lax.stop_gradient((v, a, z))
+        v = jax.lax.fori_loop(0, 12, lambda _, v: step(v, fixed_a, fixed_a, fixed_z), v)
+        v = step(jax.lax.stop_gradient(v), fixed_a, a, z)
     else:
         for _ in range(13):
             v = step(v, a, a, z)
@@ -390,7 +386,7 @@ M4 = Law(
     log_predict=_log_predict_m4,
 )
 
-# The frontier's formula as a law of all rows, to be compared with the others on the same ones.
+# The frontier's formula for all rows, to compare laws on the same rows.
 SHIFTED = dataclasses.replace(FRONTIER, pareto=False)
 
 LAWS: dict[str, Law] = {

@@ -1,4 +1,4 @@
-"""What a fitted law says to do: the best size for a budget, the best shape, where curves cross."""
+"""Optima of a fitted law: the best size for a budget, the best shape for a compute."""
 
 import dataclasses
 import math
@@ -19,10 +19,10 @@ class Optimum:
     """The compute-optimal run of a budget.
 
     Attributes:
-      budget: FLOPs.
-      n: parameters.
-      d: examples.
-      y: the loss there.
+      budget: training FLOPs.
+      n: number of parameters.
+      d: number of examples.
+      y: the loss at the optimum.
     """
 
     budget: float
@@ -34,14 +34,14 @@ class Optimum:
 def optimal_point(
     params: Mapping[str, float], budget: float, *, flops_per: float = 6.0
 ) -> tuple[float, float]:
-    """N and D of the least A / N^alpha + B / D^beta with flops_per N D = budget, in closed form.
+    """Returns N and D that minimise A / N^alpha + B / D^beta with flops_per N D = budget.
 
     Hoffmann et al. 2022, equation 4: N = G (C / k)^(beta / (alpha + beta)).
 
     Args:
       params: parameters of the law chinchilla.
       budget: C, training FLOPs.
-      flops_per: k, FLOPs for one parameter and one example (or token): 6 for text.
+      flops_per: k, FLOPs per parameter and example (or token): 6 for text.
     """
     log_n, log_d = _log_optimum(params, np.log(budget / flops_per), np)
     return float(np.exp(log_n)), float(np.exp(log_d))
@@ -50,28 +50,28 @@ def optimal_point(
 def compute_optimal(
     of: Fit, budget: float, *, flops_per: float = 6.0, level: float = 0.9, clusters: Any = None
 ) -> Optimum:
-    """The best N and D of a budget, with intervals.
+    """Computes the compute-optimal N and D of a budget, with intervals.
 
     Args:
       of: a fit of the law chinchilla.
       budget: C, training FLOPs; C = flops_per N D.
-      flops_per: FLOPs for one parameter and one example: 6 for a token of text; for a ViT, 6 times
-        its tokens. A fitted or counted number of your models is better.
-      level: how often the intervals cover.
-      clusters: of the fit's rows, as for `intervals.parameter_intervals`.
+      flops_per: FLOPs per parameter and example: 6 for a token of text; for a ViT, 6 times its
+        tokens. A fitted or counted number for your models is better.
+      level: coverage of the intervals.
+      clusters: see `intervals.parameter_intervals`.
 
     Raises:
-      DataError: the law is another, or an exponent is 0, so that more of one is of no use.
+      DataError: the fit is of another law, or a parameter is at a bound, so there is no optimum.
     """
     if of.law is not CHINCHILLA:
         raise DataError(f"Compute-optimal sizes need a fit of chinchilla, not of {of.law.name}.")
-    useless = [k for k in ("A", "B", "alpha", "beta") if k in of.at_bound]
-    if useless:
+    at_bound = [k for k in ("A", "B", "alpha", "beta") if k in of.at_bound]
+    if at_bound:
         raise DataError(
-            f"There is no best size: {' and '.join(useless)} of the fit lie at their bounds: the "
-            "runs do not show that both parameters and examples matter. Vary both."
+            f"There is no best size: {' and '.join(at_bound)} of the fit lie at their bounds, so "
+            "the runs do not show that both parameters and examples matter. Vary both."
         )
-    # One program for all three: a row of extra names the one that it is about.
+    # One program for n, d and y: each row of extra selects one of them.
     rows = np.concatenate([np.full((3, 1), math.log(budget / flops_per)), np.eye(3)], axis=1)
     n, d, y = quantity(of, _goal, rows, level=level, clusters=clusters)
     return Optimum(float(budget), n, d, y)
@@ -92,12 +92,12 @@ def _goal(p, extra, xp):
 
 @dataclasses.dataclass(frozen=True)
 class ShapeOptimum:
-    """The best value of one shape dimension at a compute.
+    """The best value of a shape dimension for a compute.
 
     Attributes:
       t: compute, in the unit of the fit.
-      x: the dimension's best value.
-      exponent: s = c / (a + b): the best value grows as t^s once xi no longer matters.
+      x: the best value of the dimension.
+      exponent: s = c / (a + b): the best value grows as t^s.
     """
 
     t: float
@@ -112,29 +112,29 @@ def shape_optimal(
     level: float = 0.9,
     clusters: Shaped[np.ndarray, "n"] | None = None,
 ) -> ShapeOptimum:
-    """Where d y / d x = 0 in SoViT's law: x = (alpha a t^c / (beta b))^(1 / (a + b)).
+    """Solves d y / d x = 0 in SoViT's law: x = (alpha a t^c / (beta b))^(1 / (a + b)).
 
     Args:
-      of: a fit of the law shape: x a width, depth or MLP width, t forward FLOPs.
-      t: compute.
-      level: how often the intervals cover.
-      clusters: as for `intervals.parameter_intervals`.
+      of: a fit of the law shape: x is a width, depth or MLP width, t is compute.
+      t: compute, in the unit of the fit.
+      level: coverage of the intervals.
+      clusters: see `intervals.parameter_intervals`.
 
     Raises:
-      DataError: the law is another, it has no lowest point, or that lies outside the fitted sizes:
-        the sweep has not seen the optimum.
+      DataError: the fit is of another law, the law has no minimum, or the minimum lies outside the
+        fitted sizes.
     """
     if of.law is not SHAPE:
         raise DataError(f"Optimal shapes need a fit of the law shape, not of {of.law.name}.")
     if {"a", "b", "alpha", "beta"} & set(of.at_bound):
-        raise DataError("The fitted law has no best shape: y only falls, or only rises, with x.")
+        raise DataError("The fitted law has no best shape: y is monotonic in x.")
     at = np.array([[math.log(t)]])
     (x,) = quantity(of, _goal_shape, at, level=level, clusters=clusters)
     swept = of.inputs["x"]
     if not swept.min() < x.estimate < swept.max():
         raise DataError(
-            f"The best x at t = {t:g} would be {x.estimate:.4g}, but the runs have {swept.min():g} "
-            f"to {swept.max():g}: an optimum at the edge of a sweep is none. Sweep further."
+            f"The best x at t = {t:g} would be {x.estimate:.4g}, outside the sweep from "
+            f"{swept.min():g} to {swept.max():g}, so it is not supported by runs. Sweep further."
         )
     (exponent,) = quantity(of, _goal_exponent, np.zeros((1, 1)), level=level, clusters=clusters)
     return ShapeOptimum(float(t), x, exponent)
@@ -143,15 +143,15 @@ def shape_optimal(
 def joint_update(
     shape: Mapping[str, float], exponents: Mapping[str, float], tau: float
 ) -> dict[str, float]:
-    """The shape of tau times the compute: x_k tau^(s_k / 3) for each of the three dimensions.
+    """Returns the shape for tau times the compute: x_k tau^(s_k / 3) for each of three dimensions.
 
     Args:
       shape: width, depth and mlp (or other names) of the model to grow.
-      exponents: s of each.
+      exponents: exponent s of each dimension.
       tau: factor of compute.
 
     Raises:
-      DataError: the two name different dimensions.
+      DataError: `shape` and `exponents` have different dimensions.
     """
     if set(shape) != set(exponents):
         raise DataError(

@@ -1,21 +1,23 @@
-"""Which runs no other run beats: the Pareto frontier of error over compute."""
+"""The Pareto frontier of error over compute."""
 
 import numpy as np
 from jaxtyping import Bool, Shaped
 
 
 def pareto(x: Shaped[np.ndarray, "n"], y: Shaped[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
-    """The rows that are better than all rows which cost as much or less.
+    """Finds the rows with a smaller error than all rows of equal or smaller cost.
 
     Args:
-      x: what a run costs.
-      y: its error; rows of infinite or NaN error are on no frontier.
+      x: cost of each run.
+      y: error of each run; rows with infinite or NaN error are never on the frontier.
 
     Returns:
-      True for a row on the frontier. Of rows with equal cost and error only the first is.
+      True for rows on the frontier; among rows with equal cost and error, only for the first.
     """
     order = np.lexsort((np.arange(len(x)), y, x))
-    before = np.minimum.accumulate(np.concatenate([[np.inf], np.nan_to_num(y[order], nan=np.inf)]))
-    on = np.zeros(len(x), bool)
-    on[order] = y[order] < before[:-1]
-    return on
+    best_before = np.minimum.accumulate(
+        np.concatenate([[np.inf], np.nan_to_num(y[order], nan=np.inf)])
+    )
+    on_frontier = np.zeros(len(x), bool)
+    on_frontier[order] = y[order] < best_before[:-1]
+    return on_frontier

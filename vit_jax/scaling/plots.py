@@ -1,4 +1,4 @@
-"""The figures of a scaling study, in the style of the papers: what was fitted, and how well.
+"""Draws the figures of a scaling study, in the style of the papers.
 
 Each function draws one figure; `vit_jax.analysis.figures.save` writes it as PNG or SVG.
 """
@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from vit_jax.analysis.figures import (
     COLOURS,
     GREY,
-    NAMES_AS_THEY_ARE,
+    LITERAL_TEXT,
     STYLE,
     VERMILLION,
     legend_label,
@@ -34,15 +34,15 @@ class Curve:
     """The rows of a group, and the law fitted to them.
 
     Attributes:
-      name: of the group; "" if there is one only.
-      x: of the rows, above 0.
-      y: the same.
-      role: of each row: "fit", "behind" (behind the Pareto frontier, so not fitted), "held back"
-        (not seen by the fit) or "not fitted" (of a group without a law).
-      line_x: where the law is drawn; None if none was fitted.
-      line_y: its predictions there.
-      band_x: where the interval of the curve is drawn; None if it is not.
-      band: the interval there; its ends may be infinite.
+      name: name of the group; "" if there is only one.
+      x: x of the rows, above 0.
+      y: y of the rows, above 0.
+      role: role of each row: "fit", "behind" (behind the Pareto frontier, so not fitted), "held
+        back" (test set) or "not fitted" (of a group without a law).
+      line_x: points at which the law is drawn; None without a law.
+      line_y: predictions at `line_x`.
+      band_x: points at which the interval is drawn; None without an interval.
+      band: interval at `band_x`; its ends may be infinite.
     """
 
     name: str
@@ -58,22 +58,22 @@ class Curve:
 def law_figure(
     curves: Sequence[Curve], *, x_label: str, y_label: str, title: str, level: float
 ) -> Figure:
-    """Error over scale, both on log axes: rows, law, interval, and what was held back.
+    """Draws error over scale on log axes: fitted rows, law, interval, and rows held back.
 
     Args:
-      curves: a group each.
-      x_label: with its unit.
-      y_label: the same.
-      title: of the figure.
-      level: of the intervals.
+      curves: one for each group.
+      x_label: label of x, with its unit.
+      y_label: label of y, with its unit.
+      title: title of the figure.
+      level: coverage of the intervals.
     """
-    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+    with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
         for curve, colour in zip(curves, colours(len(curves)), strict=True):
             _curve(axes, curve, colour, level=level)
         _log_axes(axes, x_label=x_label, y_label=y_label, title=title)
-        # Intervals may be far wider than what is measured.
+        # Intervals may be far wider than the data.
         values = [line for c in curves for line in (c.y, c.line_y) if line is not None]
         axes.set_ylim(min(map(np.min, values)) / 1.15, max(map(np.max, values)) * 1.15)
         figure.legend(loc="outside right upper", handlelength=1.6)
@@ -97,13 +97,13 @@ def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
                 alpha=0.35 if other == "behind" else 1, label=label, **_POINTS,
             )  # fmt: skip
     if curve.line_x is not None:
-        # Dashed where it goes beyond what was fitted.
+        # Dashed beyond the fitted rows.
         last = curve.x[fitted].max() if fitted.any() else curve.line_x[-1]
         inside, beyond = curve.line_x <= last, curve.line_x >= last
         axes.plot(curve.line_x[inside], curve.line_y[inside], color=colour, linewidth=1.4)
         axes.plot(curve.line_x[beyond], curve.line_y[beyond], "--", color=colour, linewidth=1.4)
     if curve.band is not None:
-        # An end that is infinite, or nothing at all, is far outside the axes.
+        # Infinite or zero ends are replaced by values far outside the axes.
         low = np.maximum(curve.band.low, curve.band.estimate * 1e-3)
         high = np.minimum(curve.band.high, curve.band.estimate * 1e3)
         axes.fill_between(
@@ -113,17 +113,17 @@ def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
 
 
 def data_size_figure(curves: Sequence[Curve], *, x_label: str, y_label: str, title: str) -> Figure:
-    """Error over data size, a line for each model: which one leads on how much data.
+    """Draws error over data size, with a line for each model.
 
-    Rows at the same x, such as several seeds, are joined through their mean.
+    Lines go through the mean of rows at the same x, such as several seeds.
 
     Args:
-      curves: a model each; their laws are not drawn.
-      x_label: with its unit.
-      y_label: the same.
-      title: of the figure.
+      curves: one for each model; their laws are not drawn.
+      x_label: label of x, with its unit.
+      y_label: label of y, with its unit.
+      title: title of the figure.
     """
-    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+    with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
         for curve, colour in zip(curves, colours(len(curves)), strict=True):
@@ -148,19 +148,19 @@ def contours(
     labels: tuple[str, str, str],
     title: str,
 ) -> Figure:
-    """L(N, D): the law as contours, the rows as dots of the same colours, the best N and D dashed.
+    """Draws L(N, D): contours of the law, rows as dots in the same colours, optimal N and D dashed.
 
     Args:
-      predict: the law, from arrays of N and D to y.
-      n: parameters of the rows.
-      d: their examples.
-      y: their errors or losses.
-      held_back: rows that the fit did not see.
-      path: N and D that are best for growing compute, if that was asked for.
-      labels: of n, d and y.
-      title: of the figure.
+      predict: the law: arrays of N and D -> y.
+      n: number of parameters of the rows.
+      d: number of examples of the rows.
+      y: errors or losses of the rows.
+      held_back: rows of the test set.
+      path: compute-optimal N and D for growing compute; None: not drawn.
+      labels: labels of n, d and y.
+      title: title of the figure.
     """
-    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+    with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(5.6, 4.2), layout="constrained")
         axes = figure.subplots()
         grid_n, grid_d = (np.geomspace(v.min() / 2, v.max() * 2, 120) for v in (n, d))
@@ -190,15 +190,15 @@ def contours(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Valley:
-    """The rows of one compute budget, and the parabola in log x through them.
+    """The rows of one compute budget, and the parabola in log x fitted to them.
 
     Attributes:
-      budget: in FLOPs.
-      x: of the rows.
-      y: the same.
-      line_x: where the parabola is drawn.
+      budget: compute in FLOPs.
+      x: x of the rows.
+      y: y of the rows.
+      line_x: points at which the parabola is drawn.
       line_y: its values.
-      best: the x of its bottom, or None where it has none within the rows.
+      best: x at its minimum; None if the minimum is outside the rows.
     """
 
     budget: float
@@ -210,38 +210,38 @@ class Valley:
 
 
 def valleys(
-    found: Sequence[Valley],
+    parabolas: Sequence[Valley],
     line: tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]] | None,
     *,
     x_label: str,
     y_label: str,
     title: str,
 ) -> Figure:
-    """IsoFLOP valleys, and beside them the bottoms over the budgets with their power law.
+    """Draws IsoFLOP valleys, and beside them their minima over the budgets with a power law.
 
     Args:
-      found: a valley for each budget.
-      line: budgets and best x of the power law; None if there are too few bottoms for one.
-      x_label: of x.
-      y_label: of y.
-      title: of the figure.
+      parabolas: one for each budget.
+      line: budgets and best x of the power law; None: not drawn.
+      x_label: label of x.
+      y_label: label of y.
+      title: title of the figure.
     """
-    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+    with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for valley, colour in zip(found, colours(len(found)), strict=True):
+        for valley, colour in zip(parabolas, colours(len(parabolas)), strict=True):
             left.plot(valley.x, valley.y, "o", color=colour, **_POINTS)
             label = f"{valley.budget:.3g} FLOPs"
             left.plot(valley.line_x, valley.line_y, color=colour, linewidth=1.4, label=label)
             if valley.best is not None:
-                bottom = np.interp(np.log(valley.best), np.log(valley.line_x), valley.line_y)
-                left.plot(valley.best, bottom, "v", color=colour, markersize=8)
+                minimum = np.interp(np.log(valley.best), np.log(valley.line_x), valley.line_y)
+                left.plot(valley.best, minimum, "v", color=colour, markersize=8)
                 right.plot(valley.budget, valley.best, "v", color=colour, markersize=8)
         _log_axes(left, x_label=x_label, y_label=y_label, title=title)
         left.legend(loc="best", fontsize=8)
         if line is not None:
             right.plot(*line, "--", color=GREY, linewidth=1.4, zorder=0)
-        _log_axes(right, x_label="budget (FLOPs)", y_label=f"best {x_label}", title="Bottoms")
+        _log_axes(right, x_label="budget (FLOPs)", y_label=f"best {x_label}", title="Minima")
     return figure
 
 
@@ -252,15 +252,15 @@ def residuals(
     *,
     x_label: str,
 ) -> Figure:
-    """What the law misses: log prediction - log y of every fitted row, over scale.
+    """Draws the residuals log prediction - log y of every fitted row over scale.
 
     Args:
-      x: of the rows.
-      log_residuals: of the rows.
-      names: the group of each row.
-      x_label: with its unit.
+      x: scale of the rows.
+      log_residuals: residuals of the rows.
+      names: group of each row.
+      x_label: label of x, with its unit.
     """
-    with matplotlib.rc_context(STYLE | NAMES_AS_THEY_ARE):
+    with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(6.4, 2.6), layout="constrained")
         axes = figure.subplots()
         groups = list(dict.fromkeys(names))
@@ -269,14 +269,14 @@ def residuals(
             rows = of_row == name
             axes.plot(x[rows], log_residuals[rows], "o", color=colour, **_POINTS)
         axes.axhline(0, color=GREY, linewidth=1)
-        axes.set(xscale="log", xlabel=x_label, ylabel="log residual", title="What the law misses")
+        axes.set(xscale="log", xlabel=x_label, ylabel="log residual", title="Residuals")
         axes.grid(axis="y", **_GRID)
         axes.xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
 def colours(count: int) -> list[str]:
-    """A colour for each of `count` groups: the house's, or a scale where they are more."""
+    """Returns a colour for each of `count` groups: COLOURS, or a colour map if there are more."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     scale = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, count))
@@ -291,7 +291,7 @@ def _log_axes(axes: Axes, *, x_label: str, y_label: str, title: str) -> None:
 
 
 def _few_ticks(axis: Axis, low: float, high: float) -> None:
-    if 0 < low < high < 30 * low:  # Powers of ten alone would be too few.
+    if 0 < low < high < 30 * low:  # Powers of ten alone would be too few ticks.
         axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 8 * low else (1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(_plain))
     axis.set_minor_formatter(NullFormatter())

@@ -1,9 +1,7 @@
-"""Which rows of a table of runs a law is fitted to: conditions, the chosen of several runs, groups.
+"""Selects and groups the rows of a table of runs to which laws are fitted.
 
-    query(table, y="error", where=("evaluation=test", "seed=0"), group=("model",), ...)
-
-A condition is COLUMN OPERATOR VALUE with one of = != < <= > >= ~; a value such as 50% stands for a
-share of the column's largest number, and ~ compares text with a pattern such as vit-*.
+A condition is COLUMN OPERATOR VALUE, with one of the operators = != < <= > >= ~. A value such as
+50% is a share of the column's largest number; ~ matches text with a pattern such as vit-*.
 """
 
 import dataclasses
@@ -22,7 +20,7 @@ from vit_jax.scaling.table import column, numeric_column
 Table = Mapping[str, np.ndarray]
 
 
-def _like(values: np.ndarray, pattern: str) -> np.ndarray:
+def _matches_pattern(values: np.ndarray, pattern: str) -> np.ndarray:
     return np.array([fnmatch.fnmatchcase(value, pattern) for value in values.tolist()], bool)
 
 
@@ -33,70 +31,65 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq,
     "<": operator.lt,
     ">": operator.gt,
-    "~": _like,
+    "~": _matches_pattern,
 }
 _SIGNS = "|".join(_OPERATORS)
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
-    """Rows that belong together.
+class Group:
+    """A group of rows.
 
     Attributes:
-      group: value of each grouping column, as text; {} if nothing is grouped by.
-      rows: numbers of the rows in the table.
+      group: value of each grouping column, as text; {} without grouping columns.
+      rows: indices of the rows in the table.
     """
 
     group: dict[str, str]
     rows: Int[np.ndarray, "n"]
 
-    @property
-    def name(self) -> str:
-        """The group's values, for legends: "vit-8k"."""
-        return ", ".join(self.group.values())
-
 
 def matches(table: Table, condition: str) -> Bool[np.ndarray, "n"]:
-    """Which rows fulfil a condition.
+    """Returns which rows fulfil a condition.
 
     Args:
-      table: of `vit_jax.scaling.table.read_runs`.
+      table: the result of `vit_jax.scaling.table.read_runs`.
       condition: such as "evaluation=test", "total_train_flops<1e14", "examples>=50%".
 
     Raises:
-      ConfigError: it is no condition, names no column, or compares text with a number.
+      ConfigError: the condition is invalid, has an unknown column, or compares text with a number.
     """
-    name, sign, text = _parsed(table, condition)
+    name, sign, text = _parse(table, condition)
     values = column(table, name)
     if values.dtype.kind == "U" or values.dtype.kind == "b":
         if sign not in ("=", "!=", "~"):
             raise ConfigError(f"{condition!r}: {name} has no numbers: use =, != or ~.")
         if values.dtype.kind == "b":
             values, text = values.astype(str), text.capitalize()
-        wanted = text
+        operand = text
         if sign == "=" and text not in values:
             hint = did_you_mean(text, sorted({*values.tolist()})[:50])
             raise ConfigError(f"{condition!r}: no row has that value. {hint}")
     elif sign == "~":
         raise ConfigError(f"{condition!r}: {name} has numbers: use one of = != < <= > >=.")
     else:
-        wanted = _number(text, values, condition)
-    return _OPERATORS[sign](values, wanted)
+        operand = _number(text, values, condition)
+    return _OPERATORS[sign](values, operand)
 
 
-def _parsed(table: Table, condition: str) -> tuple[str, str, str]:
-    """Column, operator and value; the names of the table's own columns may have operators in them.
+def _parse(table: Table, condition: str) -> tuple[str, str, str]:
+    """Splits a condition into column, operator and value; column names may contain operators.
 
     Raises:
-      ConfigError: it is no condition.
+      ConfigError: the condition is invalid.
     """
-    ours = sorted(map(re.escape, table), key=len, reverse=True)
-    for name in (*ours, ".+?"):
+    column_names = sorted(map(re.escape, table), key=len, reverse=True)
+    for name in (*column_names, ".+?"):
         pattern = rf"\s*(?P<name>{name})\s*(?P<sign>{_SIGNS})\s*(?P<value>.*?)\s*"
         if match := re.fullmatch(pattern, condition, flags=re.DOTALL):
             return match["name"], match["sign"], match["value"]
     raise ConfigError(
-        f"{condition!r} is no condition: write COLUMN, one of {' '.join(_OPERATORS)}, and a "
+        f"{condition!r} is not a condition: write COLUMN, one of {' '.join(_OPERATORS)}, and a "
         "value, such as evaluation=test or 'total_train_flops<1e14'."
     )
 
@@ -125,29 +118,29 @@ def select(
     y: str,
     alike: Sequence[str] = (),
 ) -> tuple[Int[np.ndarray, "n"], list[str]]:
-    """The rows to use, and what was done to find them, a line each.
+    """Selects rows; returns their indices and a note for each step of the selection.
 
-    In a table of `vit_jax.sweeps.table`, which has several rows a run, those of a run's last step
-    count, and of the evaluation "test" if there are several; a condition on `final` or `evaluation`
-    replaces that.
+    A table of `vit_jax.sweeps.table` has several rows per run. Of these, rows of the last step are
+    used, and of the evaluation "test" if there are several; a condition on `final` or `evaluation`
+    replaces this default.
 
     Args:
-      table: of `vit_jax.scaling.table.read_runs`.
-      needed: columns of numbers that a row must have.
+      table: the result of `vit_jax.scaling.table.read_runs`.
+      needed: numeric columns in which a row must have a value.
       where: conditions that a row must fulfil.
-      chosen_by: an evaluation, such as "val": of the runs that agree in the columns `alike`, the
-        one with its least `y` is taken, as one stops early; "": all are.
+      chosen_by: an evaluation, such as "val". Of the runs with equal values in the columns `alike`,
+        the one with the least `y` in this evaluation is selected (early stopping); "": all.
       y: the column of errors.
-      alike: columns.
+      alike: columns, see `chosen_by`.
 
     Raises:
       ConfigError: a condition or a column is wrong, or several evaluations are left.
       DataError: no row is left.
     """
-    said = []
+    notes = []
     conditions = list(where)
-    named = {_parsed(table, condition)[0] for condition in conditions}
-    # Of anybody's table a column of such a name may be something else.
+    named = {_parse(table, condition)[0] for condition in conditions}
+    # In other tables a column of this name may have another meaning: its type must match.
     if _kind(table, "final") == "b" and "final" not in named:
         conditions.append("final=true")
     if _kind(table, "evaluation") == "U" and "evaluation" not in named:
@@ -161,51 +154,51 @@ def select(
             )
     size = len(column(table, y))
     if not size:
-        raise DataError("The table has columns and no rows.")
+        raise DataError("The table has columns but no rows.")
     mask = np.ones(size, bool)
     for condition in conditions:
         mask &= matches(table, condition)
-        said.append(f"{mask.sum():,} of {size:,} rows with {condition}")
+        notes.append(f"{mask.sum():,} of {size:,} rows with {condition}")
     for name in needed:
-        there = np.isfinite(numeric_column(table, name))
-        if (mask & ~there).any():
-            said.append(f"{(mask & ~there).sum():,} rows left out: they have no {name}")
-        mask &= there
+        has_value = np.isfinite(numeric_column(table, name))
+        if (mask & ~has_value).any():
+            notes.append(f"{(mask & ~has_value).sum():,} rows left out: they have no {name}")
+        mask &= has_value
     (rows,) = np.nonzero(mask)
     if not len(rows):
-        raise DataError("No row of the table is left:\n  " + "\n  ".join(said))
+        raise DataError("No row of the table is left:\n  " + "\n  ".join(notes))
     if chosen_by:
-        rows = _chosen(table, rows, chosen_by, y, alike)
-        said.append(
-            f"{len(rows):,} rows: of runs alike in {', '.join(alike)} the best by {chosen_by}"
+        rows = _choose_best(table, rows, chosen_by, y, alike)
+        notes.append(
+            f"{len(rows):,} rows: of runs with equal {', '.join(alike)} the best by {chosen_by}"
         )
-    return rows, said
+    return rows, notes
 
 
 def _kind(table: Table, name: str) -> str:
-    """The kind of a column's values, as NumPy has it; "" if there is no such column."""
+    """Returns NumPy's kind of a column's dtype; "" if there is no such column."""
     return table[name].dtype.kind if name in table else ""
 
 
-def _chosen(
+def _choose_best(
     table: Table, rows: np.ndarray, evaluation: str, y: str, alike: Sequence[str]
 ) -> np.ndarray:
-    judged = matches(table, f"evaluation={evaluation}")
+    is_scored = matches(table, f"evaluation={evaluation}")
     if _kind(table, "final") == "b":
-        judged &= table["final"]
+        is_scored &= table["final"]
     names = column(table, "run")
-    score = dict(zip(names[judged].tolist(), column(table, y)[judged].tolist(), strict=True))
+    scores = dict(zip(names[is_scored].tolist(), column(table, y)[is_scored].tolist(), strict=True))
     best: dict[tuple, int] = {}
     for row in rows.tolist():
         key = tuple(column(table, name)[row] for name in alike)
-        own = score.get(names[row].item(), np.inf)
-        if key not in best or own < score.get(names[best[key]].item(), np.inf):
+        score = scores.get(names[row].item(), np.inf)
+        if key not in best or score < scores.get(names[best[key]].item(), np.inf):
             best[key] = row
     return np.array(sorted(best.values()), np.int64)
 
 
-def groups(table: Table, rows: Int[np.ndarray, "n"], names: Sequence[str]) -> Iterator[Rows]:
-    """The rows that agree in some columns, in the order of the table.
+def groups(table: Table, rows: Int[np.ndarray, "n"], names: Sequence[str]) -> Iterator[Group]:
+    """Yields the groups of rows with equal values in some columns, in the order of the table.
 
     Raises:
       ConfigError: the table has no such column.
@@ -215,5 +208,5 @@ def groups(table: Table, rows: Int[np.ndarray, "n"], names: Sequence[str]) -> It
     members: dict[tuple[str, ...], list[int]] = {}
     for row, key in zip(rows.tolist(), keys or [()] * len(rows), strict=True):
         members.setdefault(key, []).append(row)
-    for key, mine in members.items():
-        yield Rows(dict(zip(names, key, strict=True)), np.array(mine))
+    for key, indices in members.items():
+        yield Group(dict(zip(names, key, strict=True)), np.array(indices))

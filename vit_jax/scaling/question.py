@@ -1,4 +1,4 @@
-"""What is asked of a table of runs: a law, columns for its inputs, which rows, what to predict."""
+"""A question about a table of runs: the law, columns for its inputs, the rows, the predictions."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from vit_jax.scaling import laws
 
 AUTO, ISOFLOP = "auto", "isoflop"
 NAMES = (*laws.LAWS, ISOFLOP, AUTO)
-# The columns of our own tables for the inputs of a law, where none is named.
+# Default columns for the inputs of a law, in tables by `vit_jax.sweeps.table`.
 COLUMNS = {
     "x": "total_train_flops",
     "n": "params",
@@ -21,23 +21,23 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked of a table.
+    """A question about a table of runs.
 
     Attributes:
       law: one of `NAMES`.
       y: the column of errors or losses, or an expression of columns such as "1-top1"
         (`vit_jax.scaling.expressions`).
       columns: a column or an expression for some of the inputs x, n, d, u, t; `COLUMNS` for the
-        others. For the law shape x may be several, separated by commas: a star's dimensions.
-      group: columns; rows that agree in them are fitted together.
+        others. For the law shape, x may be several, separated by commas: a star's dimensions.
+      group: columns; rows with equal values in these are fitted together.
       where: conditions that a row must fulfil, see `vit_jax.scaling.query`.
-      hold_back: conditions; rows that fulfil all of them are not fitted: the law is judged by them.
-      frontier: whether only the rows on the Pareto frontier count, the least y for its x; the law
-        frontier is of these in any case.
+      hold_back: conditions; rows that fulfil all of them are the test set and not fitted.
+      frontier: whether only rows on the Pareto frontier of y over x are used; the law frontier
+        always uses only these.
       chosen_by: an evaluation that chooses among runs of a group with equal inputs.
-      budgets: training FLOPs, for chinchilla's optima.
+      budgets: training FLOPs whose optima are computed, for chinchilla.
       predict: values of x at which an error is predicted.
-      level: how often an interval covers.
+      level: coverage of the intervals.
     """
 
     law: str = AUTO
@@ -67,47 +67,47 @@ class Question:
             )
         if self.hold_back and self.law == ISOFLOP:
             raise ConfigError(
-                "--hold_back is for laws that predict single runs, which isoflop does not: "
-                "fit chinchilla to judge by rows that are held back."
+                "--hold_back needs a law that predicts single runs, which isoflop does not: fit "
+                "chinchilla to test on rows that are held back."
             )
         for flag, numbers in (("predict", self.predict), ("budget", self.budgets)):
             if any(not 0 < number < math.inf for number in numbers):
-                told = ",".join(f"{number:g}" for number in numbers)
-                raise ConfigError(f"--{flag}={told}: write numbers above 0, such as 1e15.")
-        if strangers := [role for role in self.columns if role not in self.roles]:
+                text = ",".join(f"{number:g}" for number in numbers)
+                raise ConfigError(f"--{flag}={text}: write numbers above 0, such as 1e15.")
+        if unknown := [role for role in self.columns if role not in self.roles]:
             raise ConfigError(
-                f"--{strangers[0]}={self.columns[strangers[0]]}: the law {self.law} has no input "
-                f"{strangers[0]}, but {', '.join(self.roles)}."
+                f"--{unknown[0]}={self.columns[unknown[0]]}: the law {self.law} has no input "
+                f"{unknown[0]}, only {', '.join(self.roles)}."
             )
         if self.budgets and self.law != laws.CHINCHILLA.name:
             raise ConfigError(f"--budget is for the law chinchilla, not for {self.law}.")
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The inputs of the law."""
+        """Returns the roles of the law's inputs."""
         if self.law == ISOFLOP:
             return ("x", "t")
         return ("x",) if self.law == AUTO else laws.law(self.law).inputs
 
     @property
     def on_frontier(self) -> bool:
-        """Whether only the rows on the Pareto frontier count."""
+        """Returns whether only rows on the Pareto frontier are used."""
         return self.frontier or self.law == laws.FRONTIER.name
 
     def column(self, role: str) -> str:
-        """The table's column for an input."""
+        """Returns the table's column for an input."""
         if role == "x" and self.law == ISOFLOP:
             return self.columns.get(role, "params")
         return self.columns.get(role, COLUMNS[role])
 
     @property
     def scale(self) -> str:
-        """What `selection.scale_of` is of, by the columns' names."""
+        """Returns the name of the scale of `selection.scale_of`, from the names of its columns."""
         roles = ("t",) if "t" in self.roles else [role for role in self.roles if role != "u"]
         return " x ".join(self.column(role) for role in roles)
 
     def columns_of(self, role: str) -> list[str]:
-        """The same; of the law shape x may be several, the arms of a star."""
+        """Returns the columns for an input: several for x of the law shape, the arms of a star."""
         name = self.column(role)
         if role != "x" or self.law != laws.SHAPE.name:
             return [name]

@@ -1,4 +1,4 @@
-"""A fit as text: a table for the terminal, and one HTML page that needs no other file."""
+"""Formats the result of a fit as text for the terminal and as a self-contained HTML page."""
 
 import html
 import math
@@ -15,14 +15,14 @@ figure { margin: 1em 0; } svg { max-width: 100%; height: auto; }
 .no { color: #b34700; } .grey { color: #666; }
 """
 
-_OVERTAKES = "Where one group overtakes another"
+_CROSSINGS = "Crossings of the groups"
 _GROWN = "The centre's shape for ten times the compute (SoViT's joint update)"
 
 Result = Mapping[str, Any]
 
 
 def number(value: Any) -> str:
-    """Four digits of a number; words for what is none."""
+    """Formats a number with four digits; a dash for None, other values as text."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -32,20 +32,20 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and abs(value) < 1e6 else f"{value:.4g}"
 
 
-def interval(found: Result) -> str:
-    """An interval as "[.31, .36]"; an end that the data leave open is infinite."""
-    low, high = found.get("low"), found.get("high")
+def interval(ends: Result) -> str:
+    """Formats an interval as "[.31, .36]"; a missing end is infinite."""
+    low, high = ends.get("low"), ends.get("high")
     return f"[{'-∞' if low is None else number(low)}, {'∞' if high is None else number(high)}]"
 
 
 def text(result: Result) -> str:
-    """The result of `vit_jax.scaling.study.study` for a terminal."""
+    """Formats the result of `vit_jax.scaling.study.study` for a terminal."""
     lines = [*result["rows"]]
     for entry in result["groups"]:
         lines.append("")
         lines += _group_text(entry, level=result["level"])
     if result["crossings"]:
-        lines += ["", _OVERTAKES, *_crossings(result)]
+        lines += ["", _CROSSINGS, *_crossings(result)]
     if result["grown"]:
         lines += ["", _GROWN, *_aligned(_grown_rows(result))]
     return "\n".join(lines).strip()
@@ -69,44 +69,44 @@ def _group_text(entry: Result, *, level: float) -> list[str]:
 
 
 def sentences(entry: Result) -> list[str]:
-    """What else a fit says, in words."""
-    said = []
+    """Returns the test error, the verdict on extrapolation and the notes of a fit, as sentences."""
+    lines = []
     if entry["test"]:
         test = entry["test"]
-        said.append(
-            f"Held back, and seen by neither fit nor choice: {test['rows']:,} rows, RMSE of logs "
+        lines.append(
+            f"Test set (rows held back from fit and choice): {test['rows']:,} rows, RMSE of logs "
             f"{number(test['rmse_log'])}."
         )
     verdict = entry["extrapolation"]
     if verdict:
-        word = "support" if verdict["supported"] else "do NOT support"
-        said.append(
-            f"The data {word} extrapolation to {verdict['to']}. {verdict['reason']}".strip()
+        verb = "support" if verdict["supported"] else "do NOT support"
+        lines.append(
+            f"The data {verb} extrapolation to {verdict['to']}. {verdict['reason']}".strip()
         )
-    return said + entry["notes"]
+    return lines + entry["notes"]
 
 
 def _param_rows(entry: Result, level: float) -> list[list[str]]:
     rows = [["parameter", "estimate", f"{level * 100:.6g}% interval", "identified"]]
-    for parameter, found in entry["params"].items():
+    for name, values in entry["params"].items():
         rows.append(
-            [parameter, number(found["estimate"]), interval(found), found.get("identified", "")]
+            [name, number(values["estimate"]), interval(values), values.get("identified", "")]
         )
     return rows
 
 
 def _diagnostic_rows(entry: Result) -> list[list[str]]:
-    found = entry["diagnostics"]
-    keys = [key for key in found if not isinstance(found[key], list | dict)]
-    return [keys, [number(found[key]) for key in keys]]
+    diagnostics = entry["diagnostics"]
+    keys = [key for key, value in diagnostics.items() if not isinstance(value, list | dict)]
+    return [keys, [number(diagnostics[key]) for key in keys]]
 
 
 def _held_out_rows(entry: Result) -> list[list[str]]:
     rows = [["law", "RMSE", "origins", ""]]
-    for law, found in entry["held_out"].items():
-        mark = ["chosen"] if law == entry["law"] else []
-        mark += ["its residuals bend"] if found["residuals_bend"] else []
-        rows.append([law, number(found["rmse_log"]), number(found["origins"]), ", ".join(mark)])
+    for law, values in entry["held_out"].items():
+        marks = ["chosen"] if law == entry["law"] else []
+        marks += ["residuals are curved (lack of fit)"] if values["residuals_bend"] else []
+        rows.append([law, number(values["rmse_log"]), number(values["origins"]), ", ".join(marks)])
     return rows
 
 
@@ -126,20 +126,20 @@ def _cell(value: Any) -> str:
 
 
 def _crossings(result: Result) -> list[str]:
-    """Who leads from where on, and by how much, in words."""
-    said, width = [], f"{result['level'] * 100:.6g}% interval"
-    for found in result["crossings"]:
-        sentence = f"{found['group']} and {found['over']}: {found['reason']}"
-        if "estimate" in found:
-            sentence += f" The {width} of that size is {interval(found)}."
-        if more := found["times_x"]:
+    """Returns where groups cross, and the ratio of their data sizes, as sentences."""
+    sentences, width = [], f"{result['level'] * 100:.6g}% interval"
+    for crossing in result["crossings"]:
+        sentence = f"{crossing['group']} and {crossing['over']}: {crossing['reason']}"
+        if "estimate" in crossing:
+            sentence += f" The {width} of that size is {interval(crossing)}."
+        if more := crossing["times_x"]:
             sentence += (
-                f" For the error of {found['group']} at {result['columns']['x']} "
-                f"{number(found['at'])}, {found['over']} takes {number(more['estimate'])} times as "
-                f"many, {width} {interval(more)}."
+                f" For the error of {crossing['group']} at {result['columns']['x']} "
+                f"{number(crossing['at'])}, {crossing['over']} needs {number(more['estimate'])} "
+                f"times as many, {width} {interval(more)}."
             )
-        said.append(sentence)
-    return said
+        sentences.append(sentence)
+    return sentences
 
 
 def _grown_rows(result: Result) -> list[list[str]]:
@@ -163,12 +163,12 @@ def _indented(lines: Sequence[str]) -> list[str]:
 
 
 def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
-    """One self-contained page: question, figures, parameters, diagnostics, held-out errors.
+    """Returns a self-contained HTML page: question, figures, parameters, diagnostics, errors.
 
     Args:
-      result: of `vit_jax.scaling.study.study`.
+      result: the result of `vit_jax.scaling.study.study`.
       figures: SVG text by title.
-      command: that made it.
+      command: the command line, shown at the end.
     """
     columns = ", ".join(f"{role} = {name}" for role, name in result["columns"].items())
     body = [
@@ -181,11 +181,11 @@ def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
     for entry in result["groups"]:
         body += _group_html(entry, level=result["level"])
     if result["crossings"]:
-        body.append(f"<h2>{_OVERTAKES}</h2>")
+        body.append(f"<h2>{_CROSSINGS}</h2>")
         body += [f"<p>{html.escape(sentence)}</p>" for sentence in _crossings(result)]
     if result["grown"]:
         body += [f"<h2>{_GROWN}</h2>", _table(_grown_rows(result))]
-    body.append(f"<h2>How it was made</h2><p><code>{html.escape(command)}</code></p>")
+    body.append(f"<h2>Command</h2><p><code>{html.escape(command)}</code></p>")
     body.append(f"<p class=grey>vit_jax {html.escape(result['vit_jax'])}</p>")
     return (
         "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8>"
@@ -208,9 +208,9 @@ def _group_html(entry: Result, *, level: float) -> list[str]:
     if entry["held_out"]:
         body.append("<p>Error of held-out larger scales (RMSE of logs, rolling origin):</p>")
         body.append(_table(_held_out_rows(entry)))
-    refused = entry["extrapolation"] and not entry["extrapolation"]["supported"]
+    is_refused = entry["extrapolation"] and not entry["extrapolation"]["supported"]
     for sentence in sentences(entry):
-        body.append(f"<p{' class=no' if refused else ''}>{html.escape(sentence)}</p>")
+        body.append(f"<p{' class=no' if is_refused else ''}>{html.escape(sentence)}</p>")
     for title, rows in _extra_tables(entry):
         body += [f"<h3>{html.escape(title)}</h3>", _table(rows)]
     return body
@@ -226,5 +226,5 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _inline(svg: str) -> str:
-    """An SVG file's text without what stands before its first element."""
+    """Returns SVG text without the XML declaration and document type."""
     return svg[svg.index("<svg") :]

@@ -1,8 +1,8 @@
-"""Which law: by the error at larger scales that were held out, and what may be extrapolated.
+"""Model selection by the error at held-out larger scales, and limits of extrapolation.
 
-Rolling origin: fit the runs up to a scale, predict those of the next, for several scales. That is
-what a law is used for, so laws are chosen by it, and not by how they fit. Rows that are set aside
-as the final test are not looked at. All laws see the same rows: for those of a frontier, give its.
+Laws are chosen by their extrapolation error rather than by their fit, with a rolling origin: fit
+the runs up to a scale, predict those of the next, for several scales. The test set is not used. All
+laws are fitted to the same rows; to fit a Pareto frontier, pass only its rows.
 """
 
 import dataclasses
@@ -24,20 +24,20 @@ from vit_jax.scaling.solver import padded_size
 
 CANDIDATES = ("power", "power_floor", "m3", "m4", "frontier", "bnsl")
 AVERAGED = CANDIDATES[1:]  # The laws that can level off.
-_ANCHOR = 5  # Rows at the largest scales that an average is shifted to meet.
-_LEAST_STEP = 2.0
-_ROUNDING = 1 + 1e-6  # Scales that are evenly spaced are so but for the last bits.
-_WIDEST = 3.0
+_ANCHOR = 5  # Number of rows at the largest scales to which an average is calibrated.
+_LEAST_STEP = 2.0  # Minimum ratio of two cuts.
+_ROUNDING = 1 + 1e-6  # Tolerance for rounding in evenly spaced scales.
+_WIDEST = 3.0  # Largest ratio of an interval's ends that counts as supported.
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """How a law predicted scales that it had not seen.
+    """Errors of a law on held-out larger scales.
 
     Attributes:
       cuts: the largest scale of each fit, descending.
-      errors: RMSE of log predictions on the scales after each cut, up to `step` times it.
-      mean: of the errors.
+      errors: RMSE of log predictions for scales above each cut, up to one step.
+      mean: mean of `errors`.
     """
 
     cuts: tuple[float, ...]
@@ -47,22 +47,22 @@ class HeldOut:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Average:
-    """The geometric mean of several laws' predictions, shifted to meet the largest runs.
+    """The geometric mean of several laws' predictions, calibrated to the largest runs.
 
-    Laws that fit alike extrapolate to different sides of the truth. Of 56 rules it was the best on
-    the halves of `benchmark.vision.csv` that may be looked at; on the others, which it then saw
-    once, the mean of its log errors is .030, where M4's is .042 (`benchmarks.scaling_rules`).
+    Laws that fit equally well extrapolate to different sides of the truth. Of 56 rules this was the
+    best on the first halves of the curves in `benchmark.vision.csv`; on the second halves, used
+    once, its mean log error is .030, and that of M4 is .042 (`benchmarks.scaling_rules`).
 
     Attributes:
       members: the fits.
-      shift: what is added to the mean log prediction: the mean log miss of the last five rows.
+      shift: added to the mean log prediction: the mean log error at the last five rows.
     """
 
     members: tuple[Fit, ...]
     shift: float
 
     def predict(self, inputs: Mapping[str, Any]) -> Float[np.ndarray, "*m"]:
-        """Errors of given inputs."""
+        """Predicts errors from inputs by role."""
         return np.exp(
             np.mean([np.log(member.predict(inputs)) for member in self.members], axis=0)
             + self.shift
@@ -71,19 +71,20 @@ class Average:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
-    """The law that predicted held-out scales best, fitted to all rows but the final test's.
+    """The law that predicted held-out scales best, fitted to all rows outside the test set.
 
-    A law whose residuals are curved over those rows (`goodness_of_fit`) is not chosen, unless those
-    of all are: then the average of several may stand in for the form that none has.
+    A law with curved residuals (lack of fit, see `goodness_of_fit`) is only chosen if all laws have
+    curved residuals. Then the average of several laws may predict instead.
 
     Attributes:
-      law: its name.
-      fit: of it.
-      average: of the laws that level off; None where the inputs have no such laws.
-      best: what predicts: `law`, or "average" if no law's form holds and it had the smaller error.
-      held_out: by law, and of "average".
-      bent: laws whose residuals bend.
-      skipped: laws that could not take part, and why.
+      law: name of the law.
+      fit: fit of the law.
+      average: average of the laws that level off; None if fewer than two could be fitted.
+      best: name of the predictor: `law`, or "average" if all laws have lack of fit and the average
+        had the smaller held-out error.
+      held_out: held-out errors by law, and of "average".
+      curved: laws with curved residuals.
+      skipped: laws that could not be fitted, with the reason.
     """
 
     law: str
@@ -91,11 +92,11 @@ class Choice:
     average: Average | None
     best: str
     held_out: dict[str, HeldOut]
-    bent: tuple[str, ...]
+    curved: tuple[str, ...]
     skipped: dict[str, str]
 
     def predict(self, inputs: Mapping[str, Any]) -> Float[np.ndarray, "*m"]:
-        """Errors of given inputs, by the best."""
+        """Predicts errors with the best predictor."""
         if self.best == "average" and self.average is not None:
             return self.average.predict(inputs)
         return self.fit.predict(inputs)
@@ -106,9 +107,9 @@ class Verdict:
     """Whether the data support a prediction.
 
     Attributes:
-      supported: if not, no number should be quoted.
-      reason: in words.
-      band: the interval at each place.
+      supported: False: the predictions should not be reported.
+      reason: the reason in words.
+      band: the interval at each point.
     """
 
     supported: bool
@@ -130,13 +131,13 @@ def choose(
     Args:
       inputs: arrays of n positive numbers, by role; the laws must have these inputs.
       y: n errors or losses.
-      laws: names to choose among.
-      holdout: rows of the final test, which are left out of everything.
-      delta: as for `fitting.fit`.
-      origins: how many scales to predict from.
+      laws: names of the candidate laws.
+      holdout: rows of the test set, which are not used.
+      delta: see `fitting.fit`.
+      origins: number of cuts from which larger scales are predicted.
 
     Raises:
-      DataError: no law can be fitted, or the rows have too few scales to hold any out.
+      DataError: no law can be fitted, or there are too few scales to hold any out.
     """
     y = np.asarray(y, float)
     keep = np.ones(len(y), bool) if holdout is None else ~np.asarray(holdout)
@@ -144,17 +145,17 @@ def choose(
     y = y[keep]
     held_out, skipped = rolling_origin(laws, inputs, y, delta=delta, origins=origins)
     singles = [name for name in held_out if name != "average"]
-    fits = {name: fit(of_all_rows(name), inputs, y, delta=delta) for name in singles}
+    fits = {name: fit(unrestricted_law(name), inputs, y, delta=delta) for name in singles}
     average = None
     if "average" in held_out:
         members = [fits[name] for name in AVERAGED if name in fits]
-        average = _averaged(members, inputs, y)
-    bent = tuple(name for name in singles if form_p_value(fits[name]) < LEVEL)
-    straight = [name for name in singles if name not in bent]
-    chosen = min(straight or singles, key=lambda name: held_out[name].mean)
+        average = _make_average(members, inputs, y)
+    curved = tuple(name for name in singles if form_p_value(fits[name]) < LEVEL)
+    adequate = [name for name in singles if name not in curved]
+    chosen = min(adequate or singles, key=lambda name: held_out[name].mean)
     better = "average" in held_out and held_out["average"].mean < held_out[chosen].mean
-    best = "average" if better and not straight else chosen
-    return Choice(chosen, fits[chosen], average, best, held_out, bent, skipped)
+    best = "average" if better and not adequate else chosen
+    return Choice(chosen, fits[chosen], average, best, held_out, curved, skipped)
 
 
 def rolling_origin(
@@ -165,33 +166,34 @@ def rolling_origin(
     delta: float | None = None,
     origins: int = 3,
 ) -> tuple[dict[str, HeldOut], dict[str, str]]:
-    """Fits the smaller scales and predicts the next, from several cuts.
+    """Fits rows up to several cuts, and predicts the scales of the next step.
 
-    A step is a factor of 2 of a run's scale (`scale_of`), or the largest gap between scales.
+    The step between cuts is a factor of 2 of the scale (`scale_of`), or the largest gap between
+    scales if that is larger.
 
     Args:
-      laws: names.
-      inputs: of all rows, by role.
-      y: of all rows.
-      delta: as for `fitting.fit`.
-      origins: how many cuts, a step apart.
+      laws: names of the laws.
+      inputs: inputs of all rows, by role.
+      y: errors of all rows.
+      delta: see `fitting.fit`.
+      origins: number of cuts, a step apart.
 
     Returns:
-      What each law came to, at the cuts that all could fit, and "average" of those that level off;
-      the laws that could not be fitted below the last cut, and why.
+      The held-out errors of each law, and of "average" of the laws that level off, at the cuts that
+      all laws could fit; and the laws that could not be fitted at the largest cut, with the reason.
 
     Raises:
-      DataError: no law could be.
+      DataError: no law could be fitted.
     """
     scale = scale_of(inputs)
-    known = np.unique(scale)
-    gaps = known[1:] / known[:-1]
+    scales = np.unique(scale)
+    gaps = scales[1:] / scales[:-1]
     step = max([_LEAST_STEP, *gaps])
-    room = padded_size(len(y))  # For all cuts the same programs.
+    pad_to = padded_size(len(y))  # All cuts share the same programs.
     errors: dict[str, dict[float, float]] = {name: {} for name in laws}
     skipped: dict[str, str] = {}
     for j in range(1, origins + 1):
-        cut = known[-1] / step**j
+        cut = scales[-1] / step**j
         below = scale <= cut * _ROUNDING
         after = ~below & (scale <= cut * step * _ROUNDING)
         part = {role: x[below] for role, x in inputs.items()}
@@ -203,7 +205,7 @@ def rolling_origin(
             if name in skipped:
                 continue
             try:
-                fits[name] = fit(of_all_rows(name), part, y[below], delta=delta, room=room)
+                fits[name] = fit(unrestricted_law(name), part, y[below], delta=delta, pad_to=pad_to)
             except DataError as error:
                 if j == 1:
                     skipped[name] = str(error)
@@ -211,32 +213,32 @@ def rolling_origin(
             errors[name][cut] = log_error(fits[name].predict(ahead), y[after])
         members = [fits[name] for name in AVERAGED if name in fits]
         if len(members) > 1:
-            mean = _averaged(members, part, y[below])
+            mean = _make_average(members, part, y[below])
             errors.setdefault("average", {})[cut] = log_error(mean.predict(ahead), y[after])
-    taking_part = [name for name, by_cut in errors.items() if by_cut and name not in skipped]
-    if not taking_part:
+    fitted = [name for name, by_cut in errors.items() if by_cut and name not in skipped]
+    if not fitted:
         raise DataError(
-            f"No law could be judged on larger scales: a factor of {step:.3g} below the largest "
-            f"there are too few runs. {next(iter(skipped.values()), '')}"
+            f"No law could be tested on larger scales: there are too few runs below 1/{step:.3g} "
+            f"of the largest scale. {next(iter(skipped.values()), '')}"
         )
-    shared = sorted(set.intersection(*(set(errors[name]) for name in taking_part)), reverse=True)
+    shared = sorted(set.intersection(*(set(errors[name]) for name in fitted)), reverse=True)
     held_out = {}
-    for name in taking_part:
-        each = tuple(errors[name][cut] for cut in shared)
-        held_out[name] = HeldOut(tuple(map(float, shared)), each, float(np.mean(each)))
+    for name in fitted:
+        at_cuts = tuple(errors[name][cut] for cut in shared)
+        held_out[name] = HeldOut(tuple(map(float, shared)), at_cuts, float(np.mean(at_cuts)))
     return held_out, skipped
 
 
 def scale_of(inputs: Mapping[str, Float[np.ndarray, "n"]]) -> Float[np.ndarray, "n"]:
-    """How large runs are: their compute t, else n times d, else x."""
+    """Returns the scale of runs: their compute t, else n times d, else x."""
     roles = ("t",) if "t" in inputs else tuple(role for role in inputs if role != "u")
     return np.prod([inputs[role] for role in roles], axis=0)
 
 
 def grows(scale: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> bool:
-    """Whether y grows with scale: by Spearman's rank correlation, at the 1% level, one-sided.
+    """Tests whether y grows with scale: Spearman's rank correlation, one-sided, at the 1% level.
 
-    Fewer than four rows say nothing.
+    Returns False for fewer than four rows.
     """
     freedom = len(y) - 2
     if freedom < 2 or not np.ptp(scale) or not np.ptp(y):
@@ -247,9 +249,9 @@ def grows(scale: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> bool:
 
 
 def _ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """The place of each value in ascending order; equal values share the mean of theirs."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+    """Returns the ranks of the values; ties get the mean of their ranks."""
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[index]
 
 
 def extrapolation(
@@ -259,51 +261,57 @@ def extrapolation(
     level: float = 0.9,
     clusters: Shaped[np.ndarray, "n"] | None = None,
 ) -> Verdict:
-    """Whether a fit may be read at some places.
+    """Judges whether the data support predictions at some points.
 
-    Only where its interval spans less than threefold, and if its residuals do not bend: an interval
-    takes the law's form for granted (`goodness_of_fit`).
+    They do if the interval spans at most a factor of three and the residuals are not curved: the
+    interval assumes the law's form (`goodness_of_fit`).
 
     Args:
       of: a fit of a law.
-      inputs: the places, by role.
-      level: of the intervals.
-      clusters: as for `intervals.band`.
+      inputs: the points, by role.
+      level: coverage of the intervals.
+      clusters: see `intervals.parameter_intervals`.
     """
-    found = band(of, inputs, level=level, clusters=clusters)
-    gap = float(np.max(np.log(found.high) - np.log(np.maximum(found.low, 1e-300))))
+    predictions = band(of, inputs, level=level, clusters=clusters)
+    gap = float(np.max(np.log(predictions.high) - np.log(np.maximum(predictions.low, 1e-300))))
     ratio = math.exp(min(gap, 700.0))
-    loose = [name for name, word in of.identified.items() if word in ("no", "at its bound")]
-    because = f" Of {of.law.formula} they do not determine {', '.join(loose)}." if loose else ""
+    undetermined = [
+        name for name, grade in of.identified.items() if grade in ("no", "at its bound")
+    ]
+    cause = (
+        f" The data do not determine {', '.join(undetermined)} of {of.law.formula}."
+        if undetermined
+        else ""
+    )
     span = f"the {level:.0%} interval spans a factor of {ratio:.3g}"
     if not of.converged:
-        return Verdict(False, f"The fit of {of.law.name} did not converge.{because}", found)
-    chance = form_p_value(of)
-    if chance < LEVEL:
+        return Verdict(False, f"The fit of {of.law.name} did not converge.{cause}", predictions)
+    p_value = form_p_value(of)
+    if p_value < LEVEL:
         return Verdict(
             False,
-            f"The residuals bend (noise alone would bend them so in {chance:.2g} of cases): the "
-            f"runs do not have the form {of.law.formula}, or are not independent, and the interval "
-            "takes both for granted. Fit a law that levels off or breaks, or let auto choose.",
-            found,
+            f"The residuals are curved (lack of fit, p = {p_value:.2g}): the runs do not have the "
+            f"form {of.law.formula}, or are not independent, and the interval assumes both. Fit a "
+            "law that levels off or breaks, or use --law=auto.",
+            predictions,
         )
     if not ratio <= _WIDEST:
         return Verdict(
             False,
-            f"The data cannot support this extrapolation: {span}, more than {_WIDEST:g}.{because} "
-            "Add larger runs, or ask for a nearer scale.",
-            found,
+            f"The data cannot support this extrapolation: {span}, more than {_WIDEST:g}.{cause} "
+            "Add larger runs, or predict a nearer scale.",
+            predictions,
         )
-    return Verdict(True, f"Supported: {span} at most.", found)
+    return Verdict(True, f"Supported: {span} at most.", predictions)
 
 
 def average(inputs: Mapping[str, Any], y: Any, *, delta: float | None = None) -> Average:
-    """Fits the laws that can level off, as many as the rows allow, and averages them.
+    """Fits the laws that can level off, as far as the rows suffice, and averages them.
 
     Args:
       inputs: {"x": n positive numbers}.
       y: n errors or losses.
-      delta: as for `fitting.fit`.
+      delta: see `fitting.fit`.
 
     Raises:
       DataError: no law can be fitted.
@@ -312,25 +320,25 @@ def average(inputs: Mapping[str, Any], y: Any, *, delta: float | None = None) ->
     fits, skipped = [], []
     for name in AVERAGED:
         try:
-            fits.append(fit(of_all_rows(name), inputs, y, delta=delta))
+            fits.append(fit(unrestricted_law(name), inputs, y, delta=delta))
         except DataError as error:
             skipped.append(str(error))
     if not fits:
         raise DataError(skipped[0])
-    return _averaged(fits, inputs, y)
+    return _make_average(fits, inputs, y)
 
 
-def of_all_rows(name: str) -> Law:
-    """A law by its name, of the rows as they are: laws are compared on the same ones."""
+def unrestricted_law(name: str) -> Law:
+    """Returns a law by its name that is fitted to all rows, also if it is the frontier's."""
     return SHIFTED if name == FRONTIER.name else law_by_name(name)
 
 
 def log_error(prediction: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> float:
-    """Root of the mean squared difference of logs: the error of a law at held-out scales."""
+    """Returns the root mean squared difference of logs."""
     return math.sqrt(float(np.mean((np.log(prediction) - np.log(y)) ** 2)))
 
 
-def _averaged(members, inputs, y):
+def _make_average(members, inputs, y):
     plain = Average(tuple(members), 0.0)
     last = np.argsort(scale_of(inputs), kind="stable")[-_ANCHOR:]
     at = {role: x[last] for role, x in inputs.items()}

@@ -1,10 +1,10 @@
 """Levenberg-Marquardt for thousands of small robust fits at once, in float64 and within bounds.
 
-One program fits a whole batch: the same law and number of points, but data, weights, starts and
-bounds of each fit's own. The loss of a fit is sum_i w_i rho(log prediction_i - log y_i), with
-Huber's rho: r^2 / 2 up to delta, delta (|r| - delta / 2) beyond; the steps are those of iteratively
-reweighted least squares, damped until the loss falls. A parameter at its bound stays there while
-the loss pulls it outwards.
+One program fits a whole batch: the fits share the law and the number of points, and have their own
+data, weights, starts and bounds. The loss of a fit is sum_i w_i rho(log prediction_i - log y_i),
+with Huber's rho: r^2 / 2 up to delta, delta (|r| - delta / 2) beyond. The steps are those of
+iteratively reweighted least squares, damped until the loss decreases. A parameter stays at a bound
+while the gradient points outwards.
 """
 
 import dataclasses
@@ -20,34 +20,34 @@ from jaxtyping import Bool, Float
 
 from vit_jax.scaling.laws import Law, Parameters
 
-# Fits of one program. A chunk ends with its slowest fit, so it should not be large; but thousands
-# of fits would be many calls.
+# Fits per call. A chunk takes as long as its slowest fit, so it is small; with more than _MANY fits
+# it is larger, to make fewer calls.
 _CHUNK, _CHUNK_OF_MANY, _MANY = 16, 128, 512
-_ROUND = 10
+_STEPS_PER_ROUND = 10
 
 
-# From the paper's parameters and numbers to a number, by an array module. Of one fit they are
-# scalars; of many, arrays of one length.
+# (the paper's parameters, extra, array module) -> a number. The arguments are scalars for one fit,
+# and arrays of one length for many fits.
 Goal = Callable[[Parameters, Any, ModuleType], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A batch of fits of one law; axes of size 1 are for all of them.
+    """A batch of fits of one law; axes of size 1 are shared by all fits.
 
     Attributes:
-      logs: of the scaled inputs, fits x inputs x points.
+      logs: logs of the scaled inputs, fits x inputs x points.
       log_y: fits x points.
-      weights: fits x points; 0 leaves a point out.
-      low: the least of each searched value, fits x parameters.
-      high: the largest.
-      delta: Huber's, one a fit.
-      scales: logs of what the inputs were divided by.
-      goal: a quantity that is drawn to `value`, from the paper's parameters and `extra`.
-      extra: numbers for the goal, fits x any; no columns without one.
-      value: one a fit.
-      penalty_weight: how much: penalty_weight (goal - value)^2 / 2 is added to what is minimised.
-      room: the number of points that they are padded to at least.
+      weights: fits x points; 0 excludes a point.
+      low: lower bounds of theta, fits x parameters.
+      high: upper bounds of theta, fits x parameters.
+      delta: Huber's delta, one per fit.
+      scales: logs of the geometric means by which the inputs were divided.
+      goal: a function that a penalty pulls to `value`; None: no penalty.
+      extra: further arguments of the goal, fits x any.
+      value: target of the goal, one per fit.
+      penalty_weight: adds penalty_weight (goal - value)^2 / 2 to the minimised loss.
+      pad_to: minimum number of points to pad to.
     """
 
     logs: Float[np.ndarray, "#b inputs n"]
@@ -63,11 +63,11 @@ class Problem:
     )
     value: Float[np.ndarray, "#b"] = dataclasses.field(default_factory=lambda: np.zeros(1))
     penalty_weight: Float[np.ndarray, "#b"] = dataclasses.field(default_factory=lambda: np.zeros(1))
-    room: int = 0
+    pad_to: int = 0
 
 
 class _Batch(NamedTuple):
-    """The arrays of a problem for some of its fits, as a tree of JAX's."""
+    """The arrays of a problem for some of its fits, as a pytree."""
 
     logs: Any
     log_y: Any
@@ -82,11 +82,11 @@ class _Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-    """What a batch of fits came to.
+    """The solution of a batch of fits.
 
     Attributes:
-      theta: the searched values: parameters of scaled inputs, in logs where the law says so.
-      loss: at them, without what the goal adds.
+      theta: parameters of scaled inputs, in logs where `Parameter.log` is set.
+      loss: loss at theta, without the penalty.
       converged: whether the last step was negligible.
     """
 
@@ -101,19 +101,18 @@ def solve(
     """Fits every problem from its start.
 
     Args:
-      law: of all the fits.
+      law: the law of all fits.
       problem: the data and bounds.
-      start: searched values; its rows say how many fits there are.
-      rounds: of 10 steps, after each of which the fits that have ended leave the batch.
+      start: initial theta; one row per fit.
+      rounds: maximum number of rounds of 10 steps. After each, finished fits leave the batch.
     """
     count, points = len(start), problem.log_y.shape[1]
-    room = max(padded_size(points), problem.room)
-    # Points of weight 0 fill up, so that few programs serve all tables.
-    fill = ((0, 0), (0, room - points))
+    # Padding with points of weight 0 lets few programs serve all tables.
+    padding = ((0, 0), (0, max(padded_size(points), problem.pad_to) - points))
     batch = _Batch(
-        logs=np.pad(problem.logs, ((0, 0), *fill), mode="edge"),
-        log_y=np.pad(problem.log_y, fill, mode="edge"),
-        weights=np.pad(problem.weights, fill),
+        logs=np.pad(problem.logs, ((0, 0), *padding), mode="edge"),
+        log_y=np.pad(problem.log_y, padding, mode="edge"),
+        weights=np.pad(problem.weights, padding),
         low=problem.low,
         high=problem.high,
         delta=problem.delta,
@@ -127,9 +126,9 @@ def solve(
     loss, done = np.full(count, np.inf), np.zeros(count, bool)
     with jax.enable_x64(True):
         for _ in range(rounds):
-            (open_,) = np.nonzero(~done)
-            for first in range(0, len(open_), chunk):
-                rows = open_[first : first + chunk]
+            (unfinished,) = np.nonzero(~done)
+            for first in range(0, len(unfinished), chunk):
+                rows = unfinished[first : first + chunk]
                 padded = np.resize(rows, chunk)
                 out = _descend(
                     law,
@@ -139,15 +138,15 @@ def solve(
                     problem.scales,
                     _Batch(*(x if len(x) == 1 else x[padded] for x in batch)),
                 )
-                got = [np.asarray(x)[: len(rows)] for x in out]
-                theta[rows], damping[rows], loss[rows], done[rows] = got
+                results = [np.asarray(x)[: len(rows)] for x in out]
+                theta[rows], damping[rows], loss[rows], done[rows] = results
             if done.all():
                 break
     return Solution(theta, loss, done & np.isfinite(loss))
 
 
 def padded_size(points: int) -> int:
-    """The number that points are padded to, so that programs are few: 64, 96, 128, 192, 256, ..."""
+    """Returns the number of points to pad to, so that programs are few: 64, 96, 128, 192, ..."""
     size = 64
     while size < points:
         size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
@@ -155,13 +154,13 @@ def padded_size(points: int) -> int:
 
 
 def parameters_of(law: Law, theta: Any, scales: Any, xp: ModuleType = np) -> Parameters:
-    """The paper's parameters, of inputs as they are, from searched values (parameters x any)."""
+    """Returns the paper's parameters, for unscaled inputs, from theta (parameters x any)."""
     scaled = scaled_parameters(law, theta, xp)
     return law.rescale(scaled, dict(zip(law.inputs, scales, strict=True)), xp)
 
 
 def scaled_parameters(law: Law, theta: Any, xp: ModuleType = np) -> Parameters:
-    """The parameters of scaled inputs."""
+    """Returns the parameters for scaled inputs from theta (parameters x any)."""
     return {
         parameter.name: xp.exp(value) if parameter.log else value
         for parameter, value in zip(law.table, theta, strict=True)
@@ -174,19 +173,19 @@ def slopes_of(
     logs: Float[np.ndarray, "inputs n"],
     scales: Float[np.ndarray, "inputs"],
     *,
-    room: int = 0,
+    pad_to: int = 0,
 ) -> tuple[Float[np.ndarray, "n p"], Float[np.ndarray, "p p"]]:
-    """How log predictions, and the paper's parameters, move with each searched value.
+    """Returns the Jacobians of log predictions, and of the paper's parameters, by theta.
 
     Args:
-      law: of the fit.
-      theta: its searched values.
-      logs: of the scaled inputs.
-      scales: logs of what the inputs were divided by.
-      room: the number of points that they are padded to at least.
+      law: the law.
+      theta: point at which the Jacobians are computed.
+      logs: logs of the scaled inputs.
+      scales: logs of the geometric means by which the inputs were divided.
+      pad_to: minimum number of points to pad to.
     """
     n = logs.shape[1]
-    padded = np.pad(logs, ((0, 0), (0, max(padded_size(n), room) - n)), mode="edge")
+    padded = np.pad(logs, ((0, 0), (0, max(padded_size(n), pad_to) - n)), mode="edge")
     with jax.enable_x64(True):
         slopes, change = (np.asarray(x) for x in _jacobians(law, theta, padded, scales))
     return slopes[:n], change
@@ -199,8 +198,8 @@ def _jacobians(law, theta, logs, scales):
         return law.log_predict(scaled_parameters(law, theta, jnp), inputs, jnp)
 
     def parameters(theta):
-        found = parameters_of(law, theta, scales, jnp)
-        return jnp.stack([found[name] for name in law.parameters])
+        by_name = parameters_of(law, theta, scales, jnp)
+        return jnp.stack([by_name[name] for name in law.parameters])
 
     return jax.jacfwd(log_predict)(theta), jax.jacfwd(parameters)(theta)
 
@@ -213,42 +212,42 @@ def _descend(law, goal, theta, damping, scales, batch):
         inputs = dict(zip(law.inputs, logs, strict=True))
         out = law.log_predict(scaled_parameters(law, theta, jnp), inputs, jnp) - log_y
         if goal is not None:
-            missed = goal(parameters_of(law, theta, scales, jnp), extra, jnp) - value
-            out = jnp.append(out, missed)
+            goal_residual = goal(parameters_of(law, theta, scales, jnp), extra, jnp) - value
+            out = jnp.append(out, goal_residual)
         return out
 
     columns = (batch.logs, batch.log_y, batch.extra, batch.value)
     per_fit = (0, *(0 if len(x) > 1 else None for x in columns))
     data = tuple(x if len(x) > 1 else x[0] for x in columns)
-    value_of = jax.vmap(residuals, per_fit)
+    residuals_of = jax.vmap(residuals, per_fit)
     jacobian_of = jax.vmap(jax.jacfwd(residuals), per_fit)
     if goal is not None:
         weights = jnp.broadcast_to(weights, (len(theta), weights.shape[-1]))
-        held = jnp.broadcast_to(batch.penalty_weight, (len(theta),))
-        weights = jnp.append(weights, held[:, None], axis=-1)
-    bend = jnp.broadcast_to(delta[:, None], (len(delta), weights.shape[-1]))
+        penalty = jnp.broadcast_to(batch.penalty_weight, (len(theta),))
+        weights = jnp.append(weights, penalty[:, None], axis=-1)
+    thresholds = jnp.broadcast_to(delta[:, None], (len(delta), weights.shape[-1]))
     if goal is not None:
-        bend = bend.at[:, -1].set(jnp.inf)
+        thresholds = thresholds.at[:, -1].set(jnp.inf)
 
     def loss_of(r):
-        near = jnp.minimum(jnp.abs(r), bend)
+        near = jnp.minimum(jnp.abs(r), thresholds)
         each = weights * near * (jnp.abs(r) - 0.5 * near)
         return jnp.where(weights > 0, each, 0.0)
 
     def body(state):
         step_number, theta, damping, loss, done, r = state
         slopes = jacobian_of(theta, *data)
-        robust = weights * jnp.minimum(1.0, bend / jnp.maximum(jnp.abs(r), 1e-300))
-        # Far points pull without a curvature of their own. While the steps succeed, it is left out
-        # more and more, from reweighted least squares to Newton's method.
+        robust = weights * jnp.minimum(1.0, thresholds / jnp.maximum(jnp.abs(r), 1e-300))
+        # Residuals beyond delta have a gradient but no curvature. While steps succeed, their
+        # curvature is reduced, which turns reweighted least squares into Newton's method.
         share = jnp.minimum(1.0, 100.0 * damping)[:, None]
-        curved = jnp.where(jnp.abs(r) > bend, share * robust, robust)
+        curved = jnp.where(jnp.abs(r) > thresholds, share * robust, robust)
         slopes = jnp.where((robust > 0)[..., None], slopes, 0.0)
         pull = jnp.einsum("bnp,bn->bp", slopes, jnp.where(robust > 0, robust * r, 0.0))
         square = jnp.einsum("bnp,bnq->bpq", slopes * curved[..., None], slopes)
         free = ~(((theta <= low) & (pull > 0)) | ((theta >= high) & (pull < 0)))
         pull = jnp.where(free, pull, 0.0)
-        # In units in which each parameter matters alike, so that small and large ones mix well.
+        # Scales the parameters to unit curvature, for a well-conditioned matrix.
         size = jnp.sqrt(jnp.diagonal(square, axis1=1, axis2=2)) + 1e-100
         square = jnp.where(free[:, :, None] & free[:, None, :], square, 0.0)
         square /= size[:, :, None] * size[:, None, :]
@@ -257,25 +256,25 @@ def _descend(law, goal, theta, damping, scales, batch):
         step = _substitute(root, _substitute(root, (pull / size)[..., None]), back=True)
         new = theta - step[..., 0] / size
         new = jnp.clip(new, low, high)
-        new_r = value_of(new, *data)
+        new_r = residuals_of(new, *data)
         new_loss = loss_of(new_r).sum(-1)
         better = (new_loss <= loss) & ~done
         still = jnp.max(jnp.abs(new - theta) / (1e-3 + jnp.abs(theta)), axis=-1) < 1e-9
-        # Along a valley in which the parameters trade against each other the steps need not end.
+        # Along a flat valley of correlated parameters the steps would never become small.
         level = (loss - new_loss <= 1e-11 * loss) & (damping <= 1.0)
         done |= (better & (still | level)) | (damping > 1e10)
-        # A fit that has ended keeps its values, whatever the others still do.
+        # A finished fit keeps its values while the others continue.
         theta = jnp.where(better[:, None], new, theta)
         r = jnp.where(better[:, None], new_r, r)
         loss = jnp.where(better, new_loss, loss)
         damping = jnp.where(better, jnp.maximum(0.2 * damping, 1e-12), 5.0 * damping)
         return step_number + 1, theta, damping, loss, done, r
 
-    r = value_of(theta, *data)
+    r = residuals_of(theta, *data)
     loss = loss_of(r).sum(-1)
     loss = jnp.where(jnp.isnan(loss), jnp.inf, loss)
     state = (0, theta, damping, loss, jnp.zeros(len(theta), bool), r)
-    more = lambda s: (s[0] < _ROUND) & ~jnp.all(s[4])  # noqa: E731
+    more = lambda s: (s[0] < _STEPS_PER_ROUND) & ~jnp.all(s[4])  # noqa: E731
     _, theta, damping, _, done, r = jax.lax.while_loop(more, body, state)
     loss = loss_of(r)
     if goal is not None:

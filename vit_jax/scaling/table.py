@@ -1,4 +1,4 @@
-"""A table of runs, ours or anybody's, as arrays by column."""
+"""Reads a table of runs as arrays by column."""
 
 import io
 import math
@@ -16,51 +16,51 @@ from vit_jax.scaling.csv_tables import read_csv
 
 
 def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The columns of a table, ours or anybody's, as arrays of one length.
+    """Reads the columns of a table as arrays of one length.
 
-    Whole numbers are int64, or float64 where one is missing (NaN); other numbers are float64;
-    everything else is text, "" where it is missing, except for columns of true and false alone.
+    Whole numbers are int64, or float64 with NaN if some are missing; other numbers are float64.
+    Columns of only true and false are bool. Everything else is text, "" where it is missing.
 
     Args:
-      path: a .parquet or .csv file, with the columns' names in its first line. See `csv_tables`
-        for separators other than commas, and decimal commas.
+      path: a .parquet file, or a .csv file with the names of the columns in its first line. See
+        `csv_tables` for separators other than commas, and decimal commas.
 
     Raises:
-      DataError: there is no such file, or it is not such a table.
+      DataError: there is no such file, or it is not a valid table.
     """
     path = pathlib.Path(path).expanduser()
     kind = path.suffix.lower()
     try:
         if kind == ".parquet":
-            # Opened once: another process may replace the file meanwhile.
+            # Read at once: another process may replace the file meanwhile.
             table = pa.parquet.read_table(io.BytesIO(path.read_bytes()))
         elif kind == ".csv":
             table = read_csv(path)
         else:
-            raise DataError(f"{path}: a table of runs is a .parquet or a .csv file.")
+            raise DataError(f"{path}: a table of runs must be a .parquet or a .csv file.")
         names = table.column_names
         if kind == ".csv" and any(pa.types.is_binary(field.type) for field in table.schema):
-            raise DataError(f"{path} {_NO_UTF8}")
-        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise DataError(f"{path} {_NOT_UTF8}")
+        if duplicates := [name for name, count in Counter(names).items() if count > 1]:
             raise DataError(
-                f"{path} has several columns of the same name: {', '.join(twice)}. Rename them."
+                f"{path} has several columns of one name: {', '.join(duplicates)}. Rename them."
             )
         return {name: _array(table.column(name)) for name in names}
     except UnicodeDecodeError as error:  # The names of the columns.
-        raise DataError(f"{path} {_NO_UTF8}") from error
+        raise DataError(f"{path} {_NOT_UTF8}") from error
     except (OSError, pa.ArrowException) as error:
-        said = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise DataError(f"{path} cannot be read as a table of runs: {said[:300]}.") from error
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise DataError(f"{path} cannot be read as a table of runs: {reason[:300]}.") from error
 
 
-_NO_UTF8 = 'is not UTF-8 text. Save it as such ("CSV UTF-8" in Excel), or as Parquet.'
+_NOT_UTF8 = 'is not UTF-8 text. Save it as UTF-8 ("CSV UTF-8" in Excel), or as Parquet.'
 
 
 def column(runs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """A column of a table.
+    """Returns a column of a table.
 
     Raises:
-      ConfigError: it has none of that name; the nearest is named.
+      ConfigError: there is no column of that name; the message suggests the nearest.
     """
     if name not in runs:
         raise ConfigError(f'The table has no column "{name}". {did_you_mean(name, runs)}')
@@ -68,10 +68,10 @@ def column(runs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def numeric_column(runs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """A column of numbers as float64; NaN where one is missing.
+    """Returns a column of numbers as float64; NaN where one is missing.
 
     Raises:
-      ConfigError: there is no such column, or it has text; the first cell of it is shown.
+      ConfigError: there is no such column, or it has text; the message shows the first such cell.
     """
     values = column(runs, name)
     if values.dtype.kind in "if":
@@ -79,8 +79,8 @@ def numeric_column(runs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     texts = values.tolist()
     row = next((i for i, value in enumerate(texts) if not _is_number(value)), 0)
     raise ConfigError(
-        f'The column "{name}" is not one of numbers: it has {texts[row]!r} in row {row + 1:,}. '
-        "Write plain numbers, such as 0.25 or 1e15, not as text, and nothing where there is none."
+        f'The column "{name}" is not numeric: it has {texts[row]!r} in row {row + 1:,}. Write '
+        "plain numbers, such as 0.25 or 1e15, not as text, and leave missing cells empty."
     )
 
 
@@ -88,13 +88,13 @@ def _is_number(value: str | bool) -> bool:
     try:
         return not isinstance(value, bool) and math.isfinite(float(value))
     except ValueError:
-        return not value  # Nothing at all.
+        return not value  # An empty cell is a missing number.
 
 
 def _array(values: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    if pa.types.is_timestamp(values.type):  # Python's have no nanoseconds.
+    if pa.types.is_timestamp(values.type):  # Python's datetime has no nanoseconds.
         values = values.cast(pa.string())
     kind = values.type
     missing = values.null_count > 0

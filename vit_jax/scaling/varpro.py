@@ -1,7 +1,7 @@
-"""Where a fit starts: variable projection, over a grid of the parameters that are not linear.
+"""Initial values of a fit: variable projection over a grid of the nonlinear parameters.
 
-Given those, the coefficients are the non-negative least squares solution, here of relative errors,
-which are those of logs to first order. All points of the grid are solved at once.
+Given these, the coefficients are the non-negative least squares solution of the relative errors,
+which equal errors of logs to first order. All points of the grid are solved at once.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from vit_jax.scaling.laws import Law
 
-_EDGE = 1e-3  # Shares of the data's smallest y that a log coefficient starts from instead of 0.
+_EDGE = 1e-3  # Initial value of a log coefficient instead of 0, as a share of the smallest y.
 
 
 def starts(
@@ -22,14 +22,14 @@ def starts(
     *,
     count: int,
 ) -> Float[np.ndarray, "starts p"]:
-    """The best starts of a fit, best first, in searched values.
+    """Returns the best initial values of theta, best first.
 
     Args:
-      law: to be fitted.
-      logs: of scaled inputs.
+      law: the law to fit.
+      logs: logs of the scaled inputs.
       y: errors or losses.
-      weights: of the points.
-      count: of starts, of different grid points.
+      weights: weights of the points.
+      count: number of initial values, from different grid points.
     """
     grid = [parameter for parameter in law.table if parameter.starts]
     points = np.array(list(itertools.product(*(parameter.starts for parameter in grid))))
@@ -38,11 +38,11 @@ def starts(
     if law.terms is None:
         return _implicit_starts(law, shapes, inputs, y, weights, count)
     columns, parameters = _columns(law, shapes, inputs)
-    solved, miss = nonnegative(columns / y[:, None], np.ones_like(y), weights)
-    best = np.argsort(miss, kind="stable")[:count]
+    solved, squares = nonnegative(columns / y[:, None], np.ones_like(y), weights)
+    best = np.argsort(squares, kind="stable")[:count]
     values = {name: points[best, i] for i, name in enumerate(shapes)}
     values |= {name: solved[best, i] for i, name in enumerate(parameters)}
-    return _searched(law, values, y)
+    return _to_theta(law, values, y)
 
 
 def nonnegative(
@@ -50,10 +50,10 @@ def nonnegative(
     target: Float[np.ndarray, "n"],
     weights: Float[np.ndarray, "n"],
 ) -> tuple[Float[np.ndarray, "grid k"], Float[np.ndarray, "grid"]]:
-    """Least squares with coefficients of at least 0: the best of all supports, of 2^k.
+    """Solves non-negative least squares by trying all 2^k supports.
 
     Returns:
-      The coefficients, and the sum of weighted squares at them.
+      The coefficients, and their weighted sum of squared residuals.
     """
     count, _, k = columns.shape
     size = np.sqrt(np.einsum("gnk,n->gk", columns**2, weights)) + 1e-300
@@ -65,18 +65,18 @@ def nonnegative(
     best, least = np.zeros((count, k)), np.full(count, total)
     for support in range(1, 2**k):
         on = np.array([bool(support >> i & 1) for i in range(k)])
-        ridge = np.eye(on.sum()) * 1e-13  # Equal columns: any split of their coefficient will do.
+        ridge = np.eye(on.sum()) * 1e-13  # For equal columns, which are singular.
         out = np.zeros((count, k))
         out[:, on] = np.linalg.solve(gram[:, on][:, :, on] + ridge, right[:, on, None])[..., 0]
-        miss = total + np.einsum("gk,gkl,gl->g", out, gram, out) - 2 * np.sum(out * right, -1)
-        better = (out >= 0).all(-1) & (miss < least)
-        best[better], least[better] = out[better], miss[better]
+        squares = total + np.einsum("gk,gkl,gl->g", out, gram, out) - 2 * np.sum(out * right, -1)
+        better = (out >= 0).all(-1) & (squares < least)
+        best[better], least[better] = out[better], squares[better]
     return best / size, least
 
 
 def _columns(law, shapes, inputs):
     parameters = {parameter.name: 1.0 for parameter in law.table} | shapes
-    # The repeat law's shapes depend on its coefficients; 1, their order in scaled inputs, will do.
+    # Shapes of chinchilla_repeat depend on its coefficients: 1 is their order for scaled inputs.
     terms = law.terms(parameters, inputs, np)
     widest = np.broadcast_shapes(*map(np.shape, [*terms.values(), *shapes.values()]))
     logs = np.stack([np.broadcast_to(x, widest) for x in terms.values()], -1)
@@ -84,30 +84,30 @@ def _columns(law, shapes, inputs):
 
 
 def _implicit_starts(law, shapes, inputs, y, weights, count):
-    # M4: given e, e0 and a, the log of its left side is a line in log x.
+    # M4: given e, e0 and a, the log of its left side is linear in log x.
     (x,) = inputs.values()
     least, most = y.min(), y.max()
     top = max(1.0, most) if most <= 1 else 3 * most
-    candidates, misses = [], []
+    candidates, squares = [], []
     for e in (0.0, 0.3 * least, 0.6 * least, 0.85 * least, 0.97 * least):
         for e0 in {most + 0.01 * (top - most) + 1e-9, (top + most) / 2 + 1e-9, top + 1e-9}:
             left = np.log(y - e) - shapes["a"] * np.log(e0 - y)
-            # An error of log y moves the left side by this much.
+            # Derivative of the left side by log y.
             gain = y / (y - e) + shapes["a"] * y / (e0 - y)
             w = weights / gain**2
             mean_x, mean = (np.sum(w * v, -1) / w.sum(-1) for v in (x, left))
             dx, dl = x - mean_x[:, None], left - mean[:, None]
             c = np.minimum(np.sum(w * dx * dl, -1) / np.sum(w * dx * dx, -1), -1e-3)
-            misses.append(np.sum(w * (dl - c[:, None] * dx) ** 2, -1))
+            squares.append(np.sum(w * (dl - c[:, None] * dx) ** 2, -1))
             one = np.ones_like(c)
             b = np.exp(mean - c * mean_x)
             candidates.append(np.stack([shapes["a"][:, 0], b, c, e * one, e0 * one], -1))
-    order = np.argsort(np.concatenate(misses), kind="stable")[:count]
+    order = np.argsort(np.concatenate(squares), kind="stable")[:count]
     chosen = np.concatenate(candidates)[order]
-    return _searched(law, dict(zip(law.parameters, chosen.T, strict=True)), y)
+    return _to_theta(law, dict(zip(law.parameters, chosen.T, strict=True)), y)
 
 
-def _searched(law, values, y):
+def _to_theta(law, values, y):
     least = {p.name: 0.0 if p.starts else _EDGE * y.min() for p in law.table}
     return np.stack(
         [

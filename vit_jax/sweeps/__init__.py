@@ -1,14 +1,14 @@
-"""The runs of a sweep: which they are, where they run, what became of them, and their table.
+"""Sweeps: plan runs, execute them, and collect their results.
 
 grids     the points of a sweep: grid, paired, chain, star, subset, durations
-recipes   what the runs of a study have in common, on ImageNet-21k and on Fashion-MNIST
-plan      the points of a config file's sweep() -> Runs: names, commands, configs, all checked
-costs     what a run will take: parameters, FLOPs, memory
-record    what a sweep knows of a run, in its work directory; has it finished?
-attempt   one process of vit_jax.train, from its start to what its end means
-start     the first lines of that process: its cores, and that it ends with its parent
-local     the runs side by side on this machine
-slurm     the runs as jobs
-table     a row for each run and evaluation, made of the work directories
-board     how far all of them are: a live table, or lines
+recipes   shared config of the runs of a study, on ImageNet-21k and on Fashion-MNIST
+plan      points of a config file's sweep() -> PlannedRuns: names, commands, checked configs
+costs     parameters, FLOPs and memory of a run, without training it
+record    status of a run, in its work directory
+attempt   one process of vit_jax.train: its start, its exit code, when to retry
+start     wrapper of that process: sets its cores, ends it with its parent
+local     runs in parallel on this machine
+slurm     runs as Slurm jobs
+table     a row for each run and evaluation, from the work directories
+board     progress of all runs: a live table, or lines
 """

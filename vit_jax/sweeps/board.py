@@ -1,4 +1,4 @@
-"""How far the runs of a sweep are: a table that is drawn over and over, or lines in a file."""
+"""Shows the progress of a sweep: a live table on a terminal, lines in a file."""
 
 import io
 import json
@@ -19,15 +19,15 @@ from vit_jax.sweeps import record as records
 from vit_jax.sweeps.plan import PlannedRun
 from vit_jax.telemetry.progress import format_duration, terminal
 
-_DRAWN = 1.0  # Seconds between two drawings of the table,
-_SAID = 60.0  # and between two lines of how far all is.
-_TAIL = 2**14  # Bytes, that hold the last line of timing.jsonl.
+_TABLE_SECONDS = 1.0  # Between two updates of the table.
+_LINE_SECONDS = 60.0  # Between two summary lines, without a table.
+_TAIL_BYTES = 2**14  # Enough for the last two lines of timing.jsonl.
 
 
 class Board:
-    """Shows a sweep; call `changed` when a run's record has changed, and now and then.
+    """Shows a sweep; call `changed` when a run's record has changed, and regularly.
 
-    A context manager: on a terminal, what is printed inside stands above the table.
+    A context manager. On a terminal, other output inside is printed above the table.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class Board:
         stream: io.TextIOBase | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
-        """Starts.
+        """Reads the records of the runs; shows nothing yet.
 
         Args:
-          runs: of the sweep.
-          work: FLOPs of each run, by which it is judged how long it will take.
-          stream: where to; None: standard output.
-          now: a clock, in seconds.
+          runs: the runs of the sweep.
+          work: FLOPs of each run by name, to estimate its duration; None where unknown.
+          stream: output stream; None: standard output.
+          now: returns the time in seconds.
         """
         self._runs, self._work = runs, work or {}
         self._stream = sys.stdout if stream is None else stream
@@ -53,14 +53,14 @@ class Board:
         if console := terminal(self._stream):
             self._table = Live(console=console, auto_refresh=False, redirect_stderr=False)
         self._records = {run.name: records.read(run.workdir) for run in runs}
-        self._begun: dict[str, float] = {}
-        self._took: dict[str, float] = {}  # Seconds that runs took which finished meanwhile.
-        self._shown = now()
+        self._started: dict[str, float] = {}
+        self._durations: dict[str, float] = {}  # Seconds of runs that this process saw finish.
+        self._last_update = now()
 
     def __enter__(self) -> "Board":
         if self._table is not None:
             self._table.start()
-            self._table.console.show_cursor()  # A process that is killed could not do so.
+            self._table.console.show_cursor()  # A killed process would leave it hidden.
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -68,34 +68,34 @@ class Board:
             self._table.stop()
 
     def changed(self, run: PlannedRun | None) -> None:
-        """Shows what is new.
+        """Rereads the record of a run; updates the display if it is due.
 
         Args:
-          run: whose record has changed; None: none, as far as one knows.
+          run: the run whose record has changed; None: only update the display.
         """
         if run is not None:
             before, record = self._records[run.name], records.read(run.workdir)
             self._records[run.name] = record
             if record.status == "running":
-                self._begun[run.name] = self._now()
-            elif record.status == "finished" and run.name in self._begun:
-                self._took[run.name] = self._now() - self._begun.pop(run.name)
+                self._started[run.name] = self._now()
+            elif record.status == "finished" and run.name in self._started:
+                self._durations[run.name] = self._now() - self._started.pop(run.name)
             if record.status != before.status and self._table is None:
                 error = f": {record.error}" if record.error else ""
                 self._print(f"{run.name}: {record.status}{error}")
-        if self._now() - self._shown > (_DRAWN if self._table else _SAID):
+        if self._now() - self._last_update > (_TABLE_SECONDS if self._table else _LINE_SECONDS):
             self.show()
 
     def show(self) -> None:
-        """Shows all, now."""
-        self._shown = self._now()
+        """Updates the display now."""
+        self._last_update = self._now()
         running = [run for run in self._runs if self._records[run.name].status == "running"]
         steps = {run.name: progress(run.workdir) for run in running}
-        head = self._head(steps)
+        summary = self._summary(steps)
         if self._table is None:
-            self._print(head)
+            self._print(summary)
             return
-        lines = [head] + [_line(run.name, steps[run.name]) for run in running]
+        lines = [summary] + [_format_run(run.name, steps[run.name]) for run in running]
         for run in self._runs:
             record = self._records[run.name]
             if record.status in ("failed", "blocked"):
@@ -104,18 +104,18 @@ class Board:
         text = Text(printable("\n".join(lines)), no_wrap=True, overflow="ellipsis")
         self._table.update(text, refresh=True)
 
-    def _head(self, steps: Mapping[str, "RunProgress"]) -> str:
+    def _summary(self, steps: Mapping[str, "RunProgress"]) -> str:
         counts = Counter(record.status for record in self._records.values())
-        said = [f"{counts[status]} {status}" for status in records.STATUSES if counts[status]]
+        parts = [f"{counts[status]} {status}" for status in records.STATUSES if counts[status]]
         left = self._seconds_left(steps)
         eta = "" if left is None else f"; about {format_duration(left)} left"
-        return f"{len(self._runs)} runs: {', '.join(said)}{eta}"
+        return f"{len(self._runs)} runs: {', '.join(parts)}{eta}"
 
     def _seconds_left(self, steps: Mapping[str, "RunProgress"]) -> float | None:
-        """Until all are done, if as many run side by side as now."""
+        """Estimates the time until all runs are done, with as many in parallel as now."""
         running = [progress.seconds_left for progress in steps.values()]
         waiting = [
-            self._seconds(run.name)
+            self._estimated_seconds(run.name)
             for run in self._runs
             if self._records[run.name].status in ("waiting", "stopped")
         ]
@@ -123,17 +123,17 @@ class Board:
             return None
         return max(*running, (sum(running) + sum(waiting)) / len(running))
 
-    def _seconds(self, name: str) -> float | None:
-        """What a run will take, by those that have finished meanwhile: so much, and more for FLOPs.
+    def _estimated_seconds(self, name: str) -> float | None:
+        """Estimates the duration of a run from those of the finished ones.
 
-        It is the straight line of least squares; where it would fall, or where there is none, the
-        mean. None: nothing has finished yet.
+        The estimate is a linear regression of seconds on FLOPs. If its slope is not positive, or it
+        cannot be fitted, the estimate is the mean. None: no run has finished yet.
         """
-        if not self._took:
+        if not self._durations:
             return None
-        seconds = list(self._took.values())
+        seconds = list(self._durations.values())
         mean = statistics.fmean(seconds)
-        works = [self._work.get(name) for name in self._took]
+        works = [self._work.get(name) for name in self._durations]
         if self._work.get(name) is None or None in works or len(set(works)) < 2:
             return mean
         slope, intercept = statistics.linear_regression(works, seconds)
@@ -145,10 +145,10 @@ class Board:
 
 
 class RunProgress:
-    """How far a run is, by the last line of its timing.jsonl."""
+    """The progress of a run, from the last line of its timing.jsonl."""
 
     def __init__(self, line: Mapping[str, Any], summary: Mapping[str, Any]):
-        """Takes what there is; a file may be half written, or of another release."""
+        """Missing keys are allowed: a file may be incomplete, or from another release."""
         self.step = line.get("step", 0)
         self.total = summary.get("total_steps")
         self.images_per_second = line.get("speed/img_per_s")
@@ -159,28 +159,28 @@ class RunProgress:
 
 
 def progress(workdir: pathlib.Path) -> RunProgress:
-    """How far a run is; of one that has written nothing yet, step 0 of an unknown number."""
+    """Reads the progress of a run; step 0 of an unknown total if it has written nothing yet."""
     return RunProgress(_last_line(workdir / "timing.jsonl"), records.read_summary(workdir))
 
 
 def _last_line(path: pathlib.Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().splitlines()
     except OSError:
         return {}
     for line in reversed(lines[-2:]):
         try:
             record = json.loads(line)
-        except ValueError:  # Half a line.
+        except ValueError:  # An incomplete line.
             continue
         if isinstance(record, dict) and type(record.get("step")) is int:
             return record
     return {}
 
 
-def _line(name: str, progress: RunProgress) -> str:
+def _format_run(name: str, progress: RunProgress) -> str:
     if not progress.total:
         return f"  starting {name}"
     share = progress.step / progress.total

@@ -1,15 +1,16 @@
-"""What a run will take: parameters, FLOPs, memory; found without training, and mostly without data.
+"""Estimates the cost of a run (parameters, FLOPs, memory) without training it.
 
-Memory is an estimate, of one device. Parameters, gradients, optimizer state and average are counted
-exactly, as `vit_jax.parallel.rules` lays them out: copied along the mesh's axis data, split along
-fsdp and tensor; gradients only of what is trained. Activations are what JAX's transposition of the
-model keeps for the backward pass, less where parameters are frozen, for the device's images of a
-microbatch; what tensor splits of them is counted whole. For sharpness-aware minimisation they count
-twice, as XLA on a CPU lays them out. What XLA then takes is less where it fuses operations, and
-more where it needs room to compute: .74 and .83 of the estimate for ViTs, 1.4 of it for a ResNet
-(measured on a CPU: quickstart .78, fashion_mnist .83, vit-120k .74 and resnet-120k 1.39 of the
-study on Fashion-MNIST). What the forward pass takes for itself is not counted: a run that trains
-a head alone takes many times its estimate.
+Memory is an estimate for one device. Parameters, gradients, optimizer state and moving average are
+counted exactly, with the layout of `vit_jax.parallel.rules`: replicated along the mesh axis data,
+sharded along fsdp and tensor. Gradients count for trained parameters only. Activations are the
+residuals that `jax.vjp` of the model keeps for the backward pass (fewer with frozen parameters),
+for the device's images of a microbatch; their sharding along tensor is ignored. For sharpness-aware
+minimisation they count twice, as XLA on a CPU allocates them.
+
+XLA needs less where it fuses operations, and more where it needs temporary buffers: .74 to .83 of
+the estimate for ViTs, 1.4 of it for a ResNet (measured on a CPU: quickstart .78, fashion_mnist .83,
+vit-120k .74 and resnet-120k 1.39 of the study on Fashion-MNIST). Temporary memory of the forward
+pass is not counted: a run that trains only the head needs many times its estimate.
 """
 
 import dataclasses
@@ -45,18 +46,18 @@ from vit_jax.sweeps.plan import PlannedRun
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a run takes; None is not known without the data.
+    """The cost of a run; None: unknown without the data.
 
     Attributes:
-      params: of the model.
+      params: number of parameters of the model.
       params_non_embedding: see `vit_jax.models.flops`.
-      forward_flops: of one image.
-      steps: of the whole run.
-      own_steps: that it makes itself; of a branch those after its trunk's.
-      total_train_flops: of its own steps.
-      bytes_per_device: memory of each device, on the mesh of the config; an axis of -1 is taken as
-        1, the fewest devices that the run can have: with more, each takes less.
-      unknown: what could not be found, and why; "" if all could.
+      forward_flops: FLOPs of the forward pass of one image.
+      steps: steps of the whole run.
+      own_steps: steps that the run makes itself; of a branch, the steps after the trunk's state.
+      total_train_flops: FLOPs of `own_steps`.
+      bytes_per_device: memory of each device, on the mesh of the config. A mesh axis of -1 counts
+        as 1, the fewest possible devices; with more devices each needs less.
+      unknown: what is unknown, and why; "" if nothing is.
     """
 
     params: int
@@ -70,47 +71,47 @@ class Cost:
 
 
 def cost(run: PlannedRun) -> Cost:
-    """What a run takes.
+    """Estimates the cost of a run.
 
     Raises:
-      ConfigError: the run could not begin: there is no such model or optimizer, say.
+      ConfigError: the config is invalid, or the model is unknown without a checkpoint.
     """
     config, unknown = run.config, []
     validate(config)
     if config.init_from and not config.model.variant:
         raise ConfigError(
-            f"{run.name}: what its model is, the checkpoint says that it starts from "
-            f"(init_from={config.init_from}). Give model.variant to know it before."
+            f"{run.name}: its model is defined by the checkpoint init_from={config.init_from}. Set "
+            "model.variant to estimate the cost."
         )
-    examples, classes, absent = _data(config)
+    examples, classes, reason = _data(config)
     if not (config.model.num_classes or classes):
-        unknown.append("how many classes there are (the head is counted for one)")
+        unknown.append("the number of classes (the head is counted with one)")
     model_config = read_section(config.model, num_classes=classes or 1)
     steps = None
     if config.total_epochs is None or examples:
         steps = total_steps(config, examples or 0)
     else:
-        unknown.append("how many steps it has")
-    own = None if steps is None else steps - (run.branch_of[1] if run.branch_of else 0)
+        unknown.append("the number of steps")
+    own_steps = None if steps is None else steps - (run.branch_of[1] if run.branch_of else 0)
     return Cost(
         params=num_params(model_config),
         params_non_embedding=num_params_non_embedding(model_config),
         forward_flops=forward_flops(model_config),
         steps=steps,
-        own_steps=own,
-        total_train_flops=None if own is None else _flops(config, model_config, own),
+        own_steps=own_steps,
+        total_train_flops=None if own_steps is None else _flops(config, model_config, own_steps),
         bytes_per_device=_bytes_per_device(config, model_config),
-        unknown=f"{' and '.join(unknown)}: {absent}" if unknown else "",
+        unknown=f"{' and '.join(unknown)}: {reason}" if unknown else "",
     )
 
 
 def total_train_flops(run: PlannedRun) -> float | None:
-    """FLOPs of the steps that a run makes itself, without a look at the data or a trace.
+    """Returns the FLOPs of a run's own steps, computed without data.
 
-    It says how long runs will take beside each other; the head's share is left out.
+    For comparing the durations of runs; counts the head with one class.
 
     Returns:
-      None where the number of steps is a matter of the data, or the model of a checkpoint.
+      None if the number of steps depends on the data, or the model on a checkpoint.
     """
     config = run.config
     if not config.model.variant or (config.total_epochs is not None and not config.data.examples):
@@ -119,10 +120,10 @@ def total_train_flops(run: PlannedRun) -> float | None:
         validate(config)
         model_config = read_section(config.model, num_classes=1)
         steps = total_steps(config, config.data.examples)
-    except ConfigError:  # As the run will say.
+    except ConfigError:  # The run will report it.
         return None
-    own = steps - (run.branch_of[1] if run.branch_of else 0)
-    return float(_flops(config, model_config, own))
+    own_steps = steps - (run.branch_of[1] if run.branch_of else 0)
+    return float(_flops(config, model_config, own_steps))
 
 
 def _flops(config: FrozenConfigDict, model_config: ModelConfig, steps: int) -> int:
@@ -130,20 +131,20 @@ def _flops(config: FrozenConfigDict, model_config: ModelConfig, steps: int) -> i
 
 
 def _data(config: FrozenConfigDict) -> tuple[int | None, int | None, str]:
-    """How many examples and classes there are, as far as one knows; and why one does not."""
+    """Returns the numbers of examples and classes (None: unknown), and why they are unknown."""
     data = config.data
-    where = {
+    source_keys = {
         key: data[key]
         for key in ("source", "name", "data_dir", "manual_dir", "image_key", "label_key", "classes")
     }
-    whole, classes, absent = _open(json.dumps(where), data.split)
+    whole, classes, reason = _open(json.dumps(source_keys), data.split)
     examples = data.examples or (data.shots * classes if classes and data.shots else whole)
-    return examples, classes, absent
+    return examples, classes, reason
 
 
 @functools.cache
-def _open(where: str, split: str) -> tuple[int | None, int | None, str]:
-    data = json.loads(where)
+def _open(source_keys: str, split: str) -> tuple[int | None, int | None, str]:
+    data = json.loads(source_keys)
     try:
         source = open_source(
             FrozenConfigDict({**data, "classes": tuple(data["classes"])}), split=split
@@ -157,20 +158,20 @@ def _bytes_per_device(config: FrozenConfigDict, model_config: ModelConfig) -> in
     fixed = math.prod(size for size in config.mesh.values() if size != -1)
     sizes = mesh_shape(config.mesh, fixed)
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-    # The schedule has no state: runs of all lengths share what is counted here.
+    # Without the schedule, which has no state, runs of all lengths share the cache below.
     optim = FrozenConfigDict({**config.optim, "schedule": {}})
     shapes, state = param_shapes(model_config), _optimizer_state(optim, model_config)
     layout = rules.param_shardings(shapes, mesh)
     params, trained = _bytes(shapes, layout), _bytes(shapes, layout, frozen_mask(optim, shapes))
-    # The average; the parameters that sharpness-aware minimisation takes its gradient at.
+    # The moving average; the perturbed parameters of sharpness-aware minimisation.
     copies = 1 + bool(optim.ema_decay) + bool(optim.sam_rho)
-    # The sum over microbatches has zeros for what is frozen.
+    # The sum over microbatches has zeros for frozen parameters.
     gradients = params if optim.accum_steps > 1 else trained
     optimizer = _bytes(state, rules.state_shardings(state, shapes, mesh))
     parts = sizes["data"] * sizes["fsdp"] * optim.accum_steps
     images = -(-config.batch_size // parts)
-    kept = _activations(optim, model_config) * (2 if optim.sam_rho else 1)
-    return copies * params + gradients + optimizer + images * kept
+    residual_bytes = _activations(optim, model_config) * (2 if optim.sam_rho else 1)
+    return copies * params + gradients + optimizer + images * residual_bytes
 
 
 @functools.cache
@@ -181,33 +182,33 @@ def _optimizer_state(optim: FrozenConfigDict, model_config: ModelConfig) -> PyTr
 
 @functools.cache
 def _activations(optim: FrozenConfigDict, model_config: ModelConfig) -> int:
-    """Bytes for an image: what two images keep beyond what one does."""
+    """Returns the bytes of residuals per image: the difference between two images and one."""
     model, params = build(model_config), param_shapes(model_config)
     frozen = frozen_mask(optim, params)
 
-    def kept(params: PyTree, images: jax.Array, key: jax.Array) -> PyTree:
+    def residuals(params: PyTree, images: jax.Array, key: jax.Array) -> PyTree:
         def logits(params: PyTree) -> jax.Array:
             variables = {"params": stop_frozen_gradients(params, frozen)}
             return model.apply(variables, images, train=True, rngs={"dropout": key})[0]
 
         return jax.tree.leaves(jax.vjp(logits, params)[1])
 
-    def size(images: int) -> int:
+    def residual_bytes(images: int) -> int:
         shape = (images, *model_config.image_size, model_config.channels)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        leaves = jax.eval_shape(kept, params, jax.ShapeDtypeStruct(shape, jnp.float32), key)
+        leaves = jax.eval_shape(residuals, params, jax.ShapeDtypeStruct(shape, jnp.float32), key)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if hasattr(leaf, "dtype"))
 
-    return size(2) - size(1)
+    return residual_bytes(2) - residual_bytes(1)
 
 
 def _bytes(tree: PyTree, shardings: PyTree, frozen: PyTree | None = None) -> int:
-    """Bytes of a tree on one device, without the leaves that are frozen."""
+    """Returns the bytes of a tree on one device, without its frozen leaves."""
     if frozen is None:
         frozen = jax.tree.map(lambda _: False, tree)
     leaves = zip(*map(jax.tree.leaves, (tree, shardings, frozen)), strict=True)
     return sum(
         math.prod(layout.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, layout, held in leaves
-        if not held
+        for leaf, layout, is_frozen in leaves
+        if not is_frozen
     )

@@ -1,12 +1,12 @@
-"""The points of a sweep: what `sweep()` of a config file builds its list from.
+"""Builds the points of a sweep, for the function `sweep()` of a config file.
 
-A point is a dict of what differs from the file's config: keys of the config ("optim.lr"), arguments
-of its `get_config` with a colon in front (":model"), and two keys of the sweep itself: "name", of
-the run's folder, and "branch_of", the run and the step whose state it goes on from.
+A point is a dict of changes to the file's config: keys of the config ("optim.lr"), arguments of its
+`get_config` with a leading colon (":model"), and two keys of the sweep itself: "name", the name of
+the run's folder, and "branch_of", the run and the step whose state the run starts from.
 
     grid({":model": ("vit", "resnet")}, subset(60_000, (0.01, 0.1, 1)), {"seed": range(3)})
 
-is 18 points. The functions take and return lists of points, so that they can be put together.
+makes 18 points. The functions take and return lists of points, so they can be combined.
 """
 
 import itertools
@@ -22,10 +22,10 @@ NAME, BRANCH_OF = "name", "branch_of"
 
 
 def grid(*factors: Axes | Sequence[Point]) -> list[Point]:
-    """Every combination: of the values of a dict's keys, and of the points of lists.
+    """Returns every combination of values and points (the Cartesian product).
 
     Args:
-      *factors: {key: values}, or points that another function here has made. The last one varies
+      *factors: {key: values}, or points by another function of this module. The last factor varies
         fastest.
 
     Raises:
@@ -35,8 +35,10 @@ def grid(*factors: Axes | Sequence[Point]) -> list[Point]:
     combined = []
     for points in itertools.product(*lists):
         keys = [key for point in points for key in point]
-        if twice := {key for key in keys if keys.count(key) > 1}:
-            raise ConfigError(f"sweep: {', '.join(sorted(twice))} is set by two factors of a grid.")
+        if duplicates := {key for key in keys if keys.count(key) > 1}:
+            raise ConfigError(
+                f"sweep: {', '.join(sorted(duplicates))} is set by two factors of a grid."
+            )
         combined.append({key: value for point in points for key, value in point.items()})
     return combined
 
@@ -48,7 +50,7 @@ def _lists(factor: Axes | Sequence[Point]) -> list[list[Point]]:
 
 
 def paired(axes: Axes) -> list[Point]:
-    """The first values of all keys, the second values of all keys, and so on.
+    """Returns one point of the first values of all keys, one of the second values, and so on.
 
     Raises:
       ConfigError: the keys have different numbers of values.
@@ -56,14 +58,14 @@ def paired(axes: Axes) -> list[Point]:
     columns = {key: list(values) for key, values in axes.items()}
     lengths = {key: len(values) for key, values in columns.items()}
     if len({*lengths.values()}) > 1:
-        told = ", ".join(f"{key} {length}" for key, length in lengths.items())
-        raise ConfigError(f"sweep: paired needs as many values of each key, and got {told}.")
+        counts = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise ConfigError(f"sweep: paired needs equally many values of each key, and got {counts}.")
     rows = zip(*columns.values(), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def chain(*lists: Iterable[Point]) -> list[Point]:
-    """One list after the other; of points that are equal, the first."""
+    """Concatenates lists of points; keeps only the first of equal points."""
     points = []
     for point in itertools.chain(*lists):
         if point not in points:
@@ -72,31 +74,31 @@ def chain(*lists: Iterable[Point]) -> list[Point]:
 
 
 def star(centre: Mapping[str, Any], axes: Axes) -> list[Point]:
-    """A centre, and points that differ from it in one key: SoViT's sweep (arXiv 2305.13035).
+    """Returns a centre and points that differ from it in one key: SoViT's sweep (arXiv 2305.13035).
 
     Args:
-      centre: a value of each key.
-      axes: the values that a key takes while the others have the centre's; the centre's own value
-        may be among them.
+      centre: a value for each key.
+      axes: for each key, the values that it takes while the others have the centre's values; may
+        include the centre's value.
 
     Raises:
       ConfigError: a key of `axes` is not one of the centre's.
     """
-    if strangers := axes.keys() - centre.keys():
-        raise ConfigError(f"sweep: star's centre has no {', '.join(sorted(strangers))}.")
+    if unknown := axes.keys() - centre.keys():
+        raise ConfigError(f"sweep: star's centre has no {', '.join(sorted(unknown))}.")
     arms = ({**centre, key: value} for key, values in axes.items() for value in values)
     return chain([dict(centre)], arms)
 
 
 def subset(num_examples: int, shares: Iterable[int | float]) -> list[Point]:
-    """Parts of the training split. For a seed each is within all that are larger.
+    """Returns points with parts of the training split (nested for each seed).
 
     Args:
-      num_examples: in the whole split (`config.data.split`).
-      shares: of it, each above 0 and at most 1.
+      num_examples: number of examples of the whole split (`config.data.split`).
+      shares: shares of the split, above 0 and at most 1.
 
     Raises:
-      ConfigError: a share is not, or is less than one example.
+      ConfigError: a share is out of range, or less than one example.
     """
     points = []
     for share in shares:
@@ -111,21 +113,21 @@ def subset(num_examples: int, shares: Iterable[int | float]) -> list[Point]:
 
 
 def durations(point: Mapping[str, Any], steps: Iterable[int], *, cooldown: float) -> list[Point]:
-    """Runs of several lengths for little more than the price of the longest.
+    """Returns runs of several lengths that cost little more than the longest one.
 
-    The learning rate must not know how long the run is until it is cooled down: schedule constant
-    or rsqrt, warm-up in steps. Then the longest run, the trunk, has passed through the state at
-    which the cooldown of each shorter one begins, and saves it; the shorter ones are branches, and
-    equal what they would be without the trunk, to the bit.
+    The learning rate before the cooldown must not depend on the length of the run: use the schedule
+    constant or rsqrt, with a warm-up in steps. The longest run (the trunk) saves the states at
+    which the cooldowns of the shorter runs begin. The shorter runs (branches) start from these
+    states and equal, to the bit, the same runs without a trunk.
 
     Args:
-      point: what all of them have in common.
+      point: the settings that all runs share.
       steps: the lengths, in updates.
-      cooldown: its share of a run, above 0 and below 1.
+      cooldown: the cooldown's share of a run, above 0 and below 1.
 
     Returns:
-      The trunk and then its branches, the longest first. Their names are the point's, or what
-      `point_name` makes of it, and the length.
+      The trunk and then its branches, the longest first. Their names are the point's name, or
+      `point_name` of the point, and the length.
 
     Raises:
       ConfigError: there is no length.
@@ -138,22 +140,22 @@ def durations(point: Mapping[str, Any], steps: Iterable[int], *, cooldown: float
     trunk, points = f"{stem},steps={lengths[0]}", []
     for length in lengths:
         start = length - cooldowns[length]
-        own = {
+        changes = {
             NAME: f"{stem},steps={length}",
             "total_steps": length,
             "optim.schedule.cooldown_steps": cooldowns[length],
         }
         if length == lengths[0]:
-            kept = sorted(length - cooldowns[length] for length in lengths[1:])
-            own["checkpoint.keep_steps"] = tuple(kept)
+            starts = sorted(length - cooldowns[length] for length in lengths[1:])
+            changes["checkpoint.keep_steps"] = tuple(starts)
         else:
-            own[BRANCH_OF] = (trunk, start)
-        points.append({**point, **own})
+            changes[BRANCH_OF] = (trunk, start)
+        points.append({**point, **changes})
     return points
 
 
 def point_name(point: Mapping[str, Any]) -> str:
-    """A name for a point's run: the ends of its keys, and their values; fit for a folder."""
+    """Returns a folder name for a point: the last parts of its keys, with their values."""
     parts = []
     for key, value in point.items():
         if key not in (NAME, BRANCH_OF):

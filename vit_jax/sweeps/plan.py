@@ -1,8 +1,8 @@
-"""The points of a sweep as runs: each with a name, a command and a config, all of them checked.
+"""Turns the points of a sweep into runs: each with a name, a command and a checked config.
 
 A point is a flat dict: keys of the config ("optim.lr"), arguments of the file's get_config with a
-colon in front (":model"), "name" and "branch_of" (see `vit_jax.sweeps.grids`). A run is the
-command `python -m vit_jax.train` with these as flags: whatever a sweep does, one can do by hand.
+leading colon (":model"), "name" and "branch_of" (see `vit_jax.sweeps.grids`). A run is the command
+`python -m vit_jax.train` with these as flags, so every run can also be started by hand.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from vit_jax.rundir import workdir as workdirs
 from vit_jax.sweeps import record as records
 from vit_jax.sweeps.grids import BRANCH_OF, NAME, point_name
 
-# Safe in every file system and shell; a name is a folder's.
-_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,=+@-]{0,199}")
-_OURS = ("runs.parquet", "runs.csv")  # Of `vit_jax.sweeps.table`, which imports records of runs.
+# Names of folders that are safe in every file system and shell.
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,=+@-]{0,199}")
+_RESERVED_NAMES = ("runs.parquet", "runs.csv")  # Files of `vit_jax.sweeps.table`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,12 @@ class PlannedRun:
     """One run of a sweep.
 
     Attributes:
-      name: of its folder in the sweep's.
-      values: what the point sets, by its keys, as JSON has it; without name and branch_of.
+      name: name of its folder in the sweep's folder.
+      values: the point as JSON values, without name and branch_of.
       flags: the --config... flags of `vit_jax.train`.
-      config: that these give.
-      workdir: of the run.
-      branch_of: the run and the step whose state it goes on from, or None.
+      config: the config that these flags define.
+      workdir: its work directory.
+      branch_of: the run and the step whose state it starts from, or None.
     """
 
     name: str
@@ -50,16 +50,8 @@ class PlannedRun:
 
     @property
     def command(self) -> list[str]:
-        """What is executed, here or in a job."""
+        """Returns the command line of the run."""
         return [sys.executable, "-m", "vit_jax.train", *self.flags, f"--workdir={self.workdir}"]
-
-    @property
-    def trunk_state(self) -> pathlib.Path | None:
-        """The checkpoint that it begins with, if it is a branch."""
-        if self.branch_of is None:
-            return None
-        name, step = self.branch_of
-        return self.workdir.parent / name / workdirs.CHECKPOINTS / str(step)
 
 
 def plan_runs(
@@ -71,29 +63,29 @@ def plan_runs(
     folder: pathlib.Path,
     configure: Callable[[Sequence[str]], FrozenConfigDict],
 ) -> list[PlannedRun]:
-    """Makes the runs of a sweep, in the order in which they are to start.
+    """Makes the runs of a sweep, in the order in which they start.
 
     Args:
-      points: what the file's sweep() gave.
+      points: the result of the file's sweep().
       file: the config file.
-      argument: what follows the colon of --config, for sweep() and for every get_config().
-      overrides: of the sweep's own command line, for every run: {"optim.lr": 0.001}.
-      folder: of the sweep.
-      configure: gives the config of --config... flags (`vit_jax.cli.config_of`).
+      argument: the text after the colon of --config, for sweep() and every get_config().
+      overrides: overrides of the sweep's command line, for every run: {"optim.lr": 0.001}.
+      folder: the folder of the sweep.
+      configure: returns the config of --config... flags (`vit_jax.cli.config_of`).
 
     Returns:
       The runs; a branch comes after its trunk.
 
     Raises:
-      ConfigError: there is no point; or one is no dict, has no name that a folder can have or one
-        that another has, too; sets a key that there is not, or that the command line sets; or goes
-        on from a run or a step that is not there to go on from.
+      ConfigError: there is no point; or a point is not a dict, has an invalid or duplicate name,
+        sets an unknown key or one that the command line sets, or branches from a run or a step
+        whose state is not kept.
     """
-    named = _names(points)
+    named = _named_points(points)
     if not named:
-        raise ConfigError(f"--config={file}: sweep() gave no point.")
+        raise ConfigError(f"--config={file}: sweep() returned no point.")
     runs = {}
-    for name, point in _in_order(named):
+    for name, point in _trunks_first(named):
         where = f"sweep(), {name}"
         branch_of = point.get(BRANCH_OF)
         settings = {key: value for key, value in point.items() if key not in (NAME, BRANCH_OF)}
@@ -101,31 +93,31 @@ def plan_runs(
         keys = {key: value for key, value in settings.items() if not key.startswith(":")}
         _check_keys(keys, overrides, where)
         flags = [f"--config={_with_arguments(file, argument, arguments, where)}"]
-        flags += [f"--config.{key}={_text(value, where)}" for key, value in overrides.items()]
-        flags += [f"--config.{key}={_text(value, where)}" for key, value in keys.items()]
+        flags += [f"--config.{key}={_flag_value(value, where)}" for key, value in overrides.items()]
+        flags += [f"--config.{key}={_flag_value(value, where)}" for key, value in keys.items()]
         workdir = folder / name
         if branch_of:
-            flags.append(f"--config.resume={_resume(workdir, folder, branch_of)}")
-            _check_kept(runs[branch_of[0]], branch_of[1], where)
+            flags.append(f"--config.resume={_trunk_state_path(workdir, folder, branch_of)}")
+            _check_trunk_state(runs[branch_of[0]], branch_of[1], where)
         try:
             config = configure(flags)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
         if branch_of:
             _check_own_steps(config, branch_of, where)
-        values = {key: _plain(value) for key, value in settings.items()}
+        values = {key: _json_value(value) for key, value in settings.items()}
         runs[name] = PlannedRun(name, values, tuple(flags), config, workdir, branch_of)
     return list(runs.values())
 
 
 def check_unchanged(run: PlannedRun) -> None:
-    """Checks that what is in a run's folder, once it has begun, is of the config that it now has.
+    """Checks that a run that has begun still has the same config.
 
     Raises:
-      ConfigError: it is not: each key that differs is shown.
+      ConfigError: the config has changed; the message shows each key that differs.
     """
     now = workdirs.config_to_json(run.config)
-    if _is_written(run.workdir / workdirs.CONFIG, now):  # Of hundreds of runs, all but a few.
+    if _is_written(run.workdir / workdirs.CONFIG, now):  # The usual case, and the fast one.
         return
     finished = records.read(run.workdir).status == "finished"
     if not finished and not workdirs.has_checkpoints(run.workdir):
@@ -133,19 +125,19 @@ def check_unchanged(run: PlannedRun) -> None:
     try:
         then = workdirs.config_to_json(workdirs.read_config(run.workdir))
     except CheckpointError as error:
-        if finished:  # What is left of it, somebody has tidied up.
+        if finished:  # Its config file may have been deleted.
             return
         raise ConfigError(
-            f"{error}\nNothing was started. Put the file back, or move {run.workdir} away: then "
-            f"{run.name} begins again."
+            f"{error}\nNothing was started. Restore the file, or move {run.workdir} away: then "
+            f"{run.name} starts from scratch."
         ) from error
-    if run.config.init_from:  # What it left open, the checkpoint has decided.
+    if run.config.init_from:  # The checkpoint has filled the unset keys.
         open_keys = [key for key, value in now["model"].items() if value in (None, "")]
         now["model"] |= {key: then["model"].get(key) for key in open_keys}
         now["model"]["resnet"] = then["model"].get("resnet")
     if diff := workdirs.config_diff(then, now):
         raise ConfigError(
-            f"{run.workdir} holds a run with another config than the sweep's {run.name} has now:\n"
+            f"{run.workdir} has a run with another config than {run.name} has now:\n"
             + "\n".join(diff)
             + "\nNothing was started. Undo the change, give the point another name, move the "
             "folder away, or choose another --workdir."
@@ -153,7 +145,7 @@ def check_unchanged(run: PlannedRun) -> None:
 
 
 def _is_written(path: pathlib.Path, plain: Mapping[str, Any]) -> bool:
-    """Whether a file holds this and nothing else: reading it would say nothing new."""
+    """Returns whether a JSON file has exactly this content."""
     try:
         return json.loads(path.read_bytes()) == json.loads(json.dumps(plain))
     except (OSError, ValueError):
@@ -163,9 +155,9 @@ def _is_written(path: pathlib.Path, plain: Mapping[str, Any]) -> bool:
 # ------------------------------------------------------------------------------ names and order
 
 
-def _names(points: Iterable[Any]) -> dict[str, Mapping[str, Any]]:
+def _named_points(points: Iterable[Any]) -> dict[str, Mapping[str, Any]]:
     named: dict[str, Mapping[str, Any]] = {}
-    spelled: dict[str, str] = {}
+    by_lower_case: dict[str, str] = {}
     for i, point in enumerate(points):
         if not isinstance(point, Mapping) or not all(isinstance(key, str) for key in point):
             raise ConfigError(
@@ -173,46 +165,46 @@ def _names(points: Iterable[Any]) -> dict[str, Mapping[str, Any]]:
                 '{":model": "vit", "optim.lr": 1e-3, "seed": 0}.'
             )
         name = point[NAME] if NAME in point else point_name(point)
-        if not isinstance(name, str) or not _SAFE.fullmatch(name):
+        if not isinstance(name, str) or not _SAFE_NAME.fullmatch(name):
             raise ConfigError(
-                f"sweep(), point {i}: {name!r:.300} cannot be the name of a run, which is that of "
-                "its folder: up to 200 letters, digits and . _ , = + @ -, a letter or a digit "
-                f'first. Give the point a "{NAME}".'
+                f"sweep(), point {i}: {name!r:.300} cannot be the name of a run and its folder: "
+                "use up to 200 letters, digits and . _ , = + @ -, beginning with a letter or a "
+                f'digit. Give the point a "{NAME}".'
             )
-        if name.lower() in _OURS:
+        if name.lower() in _RESERVED_NAMES:
             raise ConfigError(
-                f"sweep(), point {i}: a run cannot be called {name}, as the sweep's table is."
+                f"sweep(), point {i}: {name} is the name of the sweep's table: choose another name."
             )
-        # Some file systems take names for equal that differ in upper and lower case.
-        if (other := spelled.setdefault(name.lower(), name)) in named:
-            both = name if other == name else f"{other}, in upper or lower case"
+        # Some file systems ignore upper and lower case.
+        if (other := by_lower_case.setdefault(name.lower(), name)) in named:
+            shared = name if other == name else f"{other}, up to upper and lower case"
             raise ConfigError(
-                f"sweep(): two points have the name {both}: {dict(named[other])} and "
-                f'{dict(point)}. Give them a "{NAME}" each.'
+                f"sweep(): two points have the name {shared}: {dict(named[other])} and "
+                f'{dict(point)}. Give each of them another "{NAME}".'
             )
         named[name] = point
     return named
 
 
-def _in_order(named: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The points as they came, but a branch not before its trunk."""
-    done: dict[str, Mapping[str, Any]] = {}
+def _trunks_first(named: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Returns the points in their order, but every trunk before its branches."""
+    ordered: dict[str, Mapping[str, Any]] = {}
 
-    def place(name: str, path: tuple[str, ...]) -> None:
+    def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
-            circle = " -> ".join((*path[path.index(name) :], name))
-            raise ConfigError(f"sweep(): runs go on from each other in a circle: {circle}.")
-        if name in done:
+            cycle = " -> ".join((*path[path.index(name) :], name))
+            raise ConfigError(f"sweep(): {BRANCH_OF} forms a cycle: {cycle}.")
+        if name in ordered:
             return
         branch_of = named[name].get(BRANCH_OF)
         if branch_of is not None:
             _check_branch(name, branch_of, named)
-            place(branch_of[0], (*path, name))
-        done[name] = named[name]
+            visit(branch_of[0], (*path, name))
+        ordered[name] = named[name]
 
     for name in named:
-        place(name, ())
-    return list(done.items())
+        visit(name, ())
+    return list(ordered.items())
 
 
 def _check_branch(name: str, branch_of: Any, named: Mapping[str, Any]) -> None:
@@ -223,38 +215,38 @@ def _check_branch(name: str, branch_of: Any, named: Mapping[str, Any]) -> None:
         )
     if branch_of[0] not in named:
         raise ConfigError(
-            f"sweep(), {name}: {BRANCH_OF} names {branch_of[0]}, which is no run of the sweep. "
+            f"sweep(), {name}: {BRANCH_OF} names {branch_of[0]}, which is not a run of the sweep. "
             + did_you_mean(branch_of[0], named)
         )
 
 
-def _check_kept(trunk: PlannedRun, step: int, where: str) -> None:
-    """Raises ConfigError if a trunk does not keep the state that a branch begins with."""
-    kept = trunk.config.checkpoint
-    every = kept.keep_every_steps
+def _check_trunk_state(trunk: PlannedRun, step: int, where: str) -> None:
+    """Raises ConfigError if a trunk does not keep the state that a branch starts from."""
+    checkpoint = trunk.config.checkpoint
+    every = checkpoint.keep_every_steps
     last = trunk.config.total_steps
     if step < 1 or (last is not None and step > last):
         length = "" if last is None else f", which has {last}"
         raise ConfigError(
-            f"{where}: {BRANCH_OF} is step {step} of {trunk.name}{length}: choose one from 1 to "
-            "its last."
+            f"{where}: {BRANCH_OF} is step {step} of {trunk.name}{length}: choose a step from 1 to "
+            "the last one."
         )
     # Periodic saves; every n-th one is kept for good.
-    regular = every and step % every == 0 and step % kept.every_steps == 0
-    if step not in (*kept.keep_steps, last) and not regular:
+    is_periodic = every and step % every == 0 and step % checkpoint.every_steps == 0
+    if step not in (*checkpoint.keep_steps, last) and not is_periodic:
         raise ConfigError(
-            f"{where}: {BRANCH_OF} is step {step} of {trunk.name}, which does not keep its state "
-            f'of that step. Give that point "checkpoint.keep_steps": ({step},).'
+            f"{where}: {BRANCH_OF} is step {step} of {trunk.name}, which does not keep the state "
+            f'of that step. Set "checkpoint.keep_steps": ({step},) in the point {trunk.name}.'
         )
 
 
 def _check_own_steps(config: FrozenConfigDict, branch_of: tuple[str, int], where: str) -> None:
-    """Raises ConfigError if a branch is at its end where it begins."""
+    """Raises ConfigError if a branch has no steps after the trunk's state."""
     name, step = branch_of
     if config.total_steps is not None and config.total_steps <= step:
         raise ConfigError(
-            f"{where}: it goes on from step {step} of {name}, and has {config.total_steps} steps "
-            "in all: give it more, or an earlier step."
+            f"{where}: it starts from step {step} of {name}, but has only {config.total_steps} "
+            "steps: raise total_steps, or choose an earlier step."
         )
 
 
@@ -263,38 +255,38 @@ def _check_own_steps(config: FrozenConfigDict, branch_of: tuple[str, int], where
 
 def _check_keys(keys: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> None:
     for key in keys:
-        if taken := [other for other in (key, *other_units(key)) if other in overrides]:
+        if overridden := [other for other in (key, *other_units(key)) if other in overrides]:
             raise ConfigError(
-                f"{where}: it sets {key}, and the command line sets --config.{taken[0]} for all "
-                "runs: leave out one of the two."
+                f"{where}: it sets {key}, and the command line sets --config.{overridden[0]} for "
+                "all runs: remove one of the two."
             )
         if key == "resume":
             raise ConfigError(f'{where}: it sets resume: write "{BRANCH_OF}": (NAME, STEP).')
 
 
 def _with_arguments(file: str, argument: str, arguments: Mapping[str, Any], where: str) -> str:
-    given = [item for item in argument.split(",") if item.partition("=")[0] not in arguments]
+    items = [item for item in argument.split(",") if item.partition("=")[0] not in arguments]
     for key, value in arguments.items():
-        if "," in (text := _text(value, where)):
-            raise ConfigError(f"{where}: an argument's value ends at a comma, and :{key} has one.")
-        given.append(f"{key}={text}")
-    joined = ",".join(item for item in given if item)
+        if "," in (text := _flag_value(value, where)):
+            raise ConfigError(f"{where}: :{key} is {text!r}: an argument cannot contain a comma.")
+        items.append(f"{key}={text}")
+    joined = ",".join(item for item in items if item)
     return f"{file}:{joined}" if joined else file
 
 
-def _plain(value: Any) -> Any:
-    """As JSON has it: numbers of NumPy as Python's, tuples as lists."""
+def _json_value(value: Any) -> Any:
+    """Converts a value to JSON's types: NumPy numbers to Python numbers, tuples to lists."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json_value(item) for key, item in value.items()}
     return value
 
 
-def _text(value: Any, where: str) -> str:
-    """A value as one writes it behind --config.KEY=."""
+def _flag_value(value: Any, where: str) -> str:
+    """Formats a value for --config.KEY=VALUE."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str):
         return value
@@ -303,30 +295,32 @@ def _text(value: Any, where: str) -> str:
     if value is None or isinstance(value, int | float):
         return repr(value)
     if isinstance(value, tuple | list):
-        return repr(tuple(map(_literal, value)))
+        return repr(tuple(map(_python_value, value)))
     raise ConfigError(
-        f"{where}: {value!r:.200} is no value of a key: write a number, text, true or false, None "
-        "or a tuple of such, and the keys of a section one by one."
+        f"{where}: {value!r:.200} cannot be the value of a key: write a number, text, true or "
+        "false, None or a tuple of these; set the keys of a section one by one."
     )
 
 
-def _literal(value: Any) -> Any:
-    """A value within a tuple, with numbers of NumPy as Python's, which alone can be read again."""
+def _python_value(value: Any) -> Any:
+    """Converts NumPy numbers in a tuple to Python numbers, whose repr can be parsed."""
     if isinstance(value, tuple | list):
-        return type(value)(map(_literal, value))
+        return type(value)(map(_python_value, value))
     if isinstance(value, Mapping):
-        return {key: _literal(item) for key, item in value.items()}
+        return {key: _python_value(item) for key, item in value.items()}
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _resume(workdir: pathlib.Path, folder: pathlib.Path, branch_of: tuple[str, int]) -> str:
-    """Where the trunk's state is; of a branch that has begun, where it was.
+def _trunk_state_path(
+    workdir: pathlib.Path, folder: pathlib.Path, branch_of: tuple[str, int]
+) -> str:
+    """Returns the path of the trunk's state; for a branch that has begun, the path in its config.
 
-    It goes on from its own checkpoints, and would take another path for another config: so a
-    sweep's folder may be moved.
+    Such a branch resumes from its own checkpoints. Another path would count as a changed config, so
+    this allows moving the folder of a sweep.
     """
     if workdirs.has_checkpoints(workdir) or records.read(workdir).status == "finished":
-        with contextlib.suppress(CheckpointError):  # `check_unchanged` raises it, if it matters.
+        with contextlib.suppress(CheckpointError):  # `check_unchanged` raises it if necessary.
             return workdirs.read_config(workdir).resume
     name, step = branch_of
     return str(folder / name / workdirs.CHECKPOINTS / str(step))

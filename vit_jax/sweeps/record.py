@@ -1,8 +1,8 @@
-"""What a sweep knows of one of its runs: a file in the run's work directory.
+"""The record of a run in a sweep: a file in the run's work directory.
 
-It says what cannot be seen from the other files: which point of the sweep the run is, how often it
-was started, and why it failed. That it has finished can be seen, and is (`is_finished`): a sweep
-that is killed between the end of a run and the record's writing does not run it again.
+It holds what the run's other files do not: the point of the sweep, the number of attempts, and the
+reason of a failure. Whether a run has finished also follows from its last checkpoint
+(`is_finished`): if the sweep is killed before it writes the record, the run is not repeated.
 """
 
 import contextlib
@@ -18,24 +18,24 @@ from vit_jax.rundir import workdir as workdirs
 
 RECORD = "sweep.json"
 JOB = "slurm_job.txt"
-LOG = "log.txt"  # What all processes of the run have printed.
+LOG = "log.txt"  # Output of all processes of the run.
 
-# blocked: its trunk failed, so that it cannot begin.
+# blocked: its trunk failed, so it cannot start.
 STATUSES = ("waiting", "running", "stopped", "finished", "failed", "blocked")
 _LARGEST = 2**20  # Bytes.
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a sweep knows of a run.
+    """The record of a run.
 
     Attributes:
-      name: of the run.
-      values: what its point sets; see `vit_jax.sweeps.plan.PlannedRun`.
-      branch_of: the run and the step that it goes on from, or None.
+      name: name of the run.
+      values: settings of its point, see `vit_jax.sweeps.plan.PlannedRun`.
+      branch_of: the run and the step whose state it starts from, or None.
       status: one of STATUSES.
-      attempts: how many processes were started.
-      error: why it failed or is blocked; "" if it did not.
+      attempts: number of processes that were started.
+      error: why it failed, stopped or is blocked; else "".
     """
 
     name: str = ""
@@ -47,58 +47,59 @@ class Record:
 
 
 def read(workdir: pathlib.Path) -> Record:
-    """The record of a run; of one that has none, an empty one.
+    """Reads the record of a run; returns an empty record if there is no file.
 
     Raises:
-      CheckpointError: it is damaged, or cannot be read.
+      CheckpointError: the file is damaged, or cannot be read.
     """
     path = workdir / RECORD
     try:
         plain = workdirs.read_json(path, limit=_LARGEST)
-        known = {field.name for field in dataclasses.fields(Record)}  # To this release.
-        kept = {key: value for key, value in plain.items() if key in known}
-        if kept.get("branch_of") is not None:
-            kept["branch_of"] = tuple(kept["branch_of"])
-        record = Record(**kept)
+        # Another release may have other fields.
+        names = {field.name for field in dataclasses.fields(Record)}
+        fields = {key: value for key, value in plain.items() if key in names}
+        if fields.get("branch_of") is not None:
+            fields["branch_of"] = tuple(fields["branch_of"])
+        record = Record(**fields)
         texts = record.name, record.status, record.error
         if record.status not in STATUSES or not all(isinstance(text, str) for text in texts):
-            raise ValueError("its name, status or error is none")
+            raise ValueError("its name, status or error is invalid")
         if type(record.attempts) is not int or not isinstance(record.values, dict):
-            raise ValueError("its attempts or values are none")
+            raise ValueError("its attempts or values are invalid")
         return record
     except FileNotFoundError:
         return Record()
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error}. It says only how the run was started: delete it, and "
+            f"{path} cannot be read: {error}. It only says how the run was started: delete it, and "
             "start the sweep again."
         ) from error
 
 
 def write(workdir: pathlib.Path, record: Record) -> None:
-    """Writes the record, whole or not at all; the folder is made if it is not there.
+    """Writes the record atomically; creates the folder if it does not exist.
 
     Raises:
-      ConfigError: it cannot be written.
+      ConfigError: the file cannot be written.
     """
     workdirs.make(workdir)
-    hint = "When it can, the same command goes on; the runs have been told to save and end."
+    hint = "Correct this, then run the same command again; the running runs save and end."
     with storage.reported(ConfigError, f"{workdir / RECORD} cannot be written", hint=hint):
         workdirs.write_json(workdir / RECORD, dataclasses.asdict(record))
 
 
 def change(workdir: pathlib.Path, **changes: Any) -> Record:
-    """Writes the record with some fields changed, if that changes anything; gives it."""
+    """Changes fields of the record; writes it if it differs, and returns it."""
     before = read(workdir)
     after = dataclasses.replace(before, **changes)
-    # As JSON has them: a tuple is a list there.
+    # Compared as JSON, where tuples are lists.
     if json.dumps(dataclasses.asdict(before)) != json.dumps(dataclasses.asdict(after)):
         write(workdir, after)
     return after
 
 
 def read_job(workdir: pathlib.Path) -> str:
-    """The Slurm job that a run is, or was last; "" if it never was one."""
+    """Returns the id of a run's current or last Slurm job; "" if it never had one."""
     try:
         return (workdir / JOB).read_text(errors="replace").strip()
     except OSError:
@@ -106,23 +107,23 @@ def read_job(workdir: pathlib.Path) -> str:
 
 
 def write_job(workdir: pathlib.Path, job: str) -> None:
-    """Writes which job a run is: into a file of its own, as the job may be writing the record.
+    """Writes the id of a run's job to a separate file, because the job may be writing the record.
 
     Raises:
-      ConfigError: it cannot be written.
+      ConfigError: the file cannot be written.
     """
     with storage.reported(ConfigError, f"{workdir / JOB} cannot be written"):
         storage.write_bytes(workdir / JOB, f"{job}\n".encode())
 
 
 def forget_job(workdir: pathlib.Path) -> None:
-    """Notes that a run is a Slurm job no more: it is started here."""
+    """Deletes the job id of a run that is started locally."""
     with contextlib.suppress(OSError):
         (workdir / JOB).unlink(missing_ok=True)
 
 
 def is_finished(workdir: pathlib.Path, record: Record) -> bool:
-    """Whether a run is complete: by its record, or by the checkpoint of its last step."""
+    """Returns whether a run is complete, by its record or the checkpoint of its last step."""
     if record.status == "finished":
         return True
     total = total_steps(workdir)
@@ -130,7 +131,7 @@ def is_finished(workdir: pathlib.Path, record: Record) -> bool:
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
-    """What run.json says of a run; {} before it has begun to train."""
+    """Returns the content of run.json; {} before the run has begun to train."""
     try:
         return workdirs.read_json(workdir / workdirs.SUMMARY, limit=_LARGEST)
     except (OSError, ValueError):
@@ -138,18 +139,18 @@ def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def total_steps(workdir: pathlib.Path) -> int | None:
-    """How many steps a run has; None before it has begun to train."""
+    """Returns the total number of steps; None before the run has begun to train."""
     total = read_summary(workdir).get("total_steps")
     return total if type(total) is int else None
 
 
 def has_state(workdir: pathlib.Path, step: int) -> bool:
-    """Whether a checkpoint is there: a folder has its name only when it is complete."""
+    """Returns whether a checkpoint exists; Orbax gives a folder its name when it is complete."""
     return (workdir / workdirs.CHECKPOINTS / str(step) / "_CHECKPOINT_METADATA").is_file()
 
 
 def newest_step(workdir: pathlib.Path) -> int:
-    """The step of the newest checkpoint, -1 if there is none."""
+    """Returns the step of the newest checkpoint, -1 if there is none."""
     try:
         names = [path.name for path in (workdir / workdirs.CHECKPOINTS).iterdir()]
     except OSError:

@@ -1,9 +1,9 @@
-"""The runs of a sweep as jobs of Slurm, through submitit: pip install submitit.
+"""Executes the runs of a sweep as Slurm jobs, through submitit: pip install submitit.
 
-Runs that depend on nothing are one job array; the branches of a trunk are an array that begins when
-the trunk has ended well. A job that runs out of time, or makes room for another, saves, and goes
-back into the queue by itself. This process only submits and watches: without it the jobs go on, and
-the same command watches them again.
+Independent runs form one job array. The branches of a trunk form an array that starts when the
+trunk has succeeded. A job that runs out of time or is preempted saves and requeues itself. This
+process only submits and monitors: without it the jobs continue, and the same command monitors them
+again.
 """
 
 import dataclasses
@@ -18,74 +18,78 @@ from typing import Any
 from vit_jax.errors import ConfigError, VitJaxError
 from vit_jax.parallel.processes import stop_signals
 from vit_jax.sweeps import record as records
-from vit_jax.sweeps.attempt import Attempt, End, Patience
-from vit_jax.sweeps.local import can_begin, compiled_once, never_begins
+from vit_jax.sweeps.attempt import Attempt, End, RetryLimit
+from vit_jax.sweeps.local import blocked_reason, cache_environment, can_start
 from vit_jax.sweeps.plan import PlannedRun
 
-JOBS = ".slurm"  # In the sweep's folder: what submitit keeps, and what the jobs print.
-# A job is told to save this many seconds before its time limit, or a third of the limit before.
-_WARNED = 120
-_LOOK = 5.0  # Seconds between two looks at the queue.
-_PAUSE = 0.2
-_OPEN = ("waiting", "running", "stopped")
-_GRACE = 600.0  # Seconds that Slurm may take to end a job that it has told to end.
+JOBS = ".slurm"  # Folder in the sweep's folder for submitit's files and the output of the jobs.
+# A job gets a signal this many seconds before its time limit, or a third of the limit before it.
+_WARNING_SECONDS = 120
+_QUEUE_SECONDS = 5.0  # Between two queries of the queue.
+_POLL_SECONDS = 0.2
+_UNFINISHED = ("waiting", "running", "stopped")
+_GRACE_SECONDS = 600.0  # Slurm may take this long to end a job after signalling it.
 
 
-class Ended(Exception):
-    """A run failed: so does its job, and what depends on it does not begin."""
+class RunFailed(Exception):
+    """A run failed: its job fails too, and jobs that depend on it do not start."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a job executes: one run, to its end.
+    """The callable of a job: executes one run to its end.
 
     Attributes:
-      run: that it is.
-      environment: variables of the run's process.
-      patience: how often it was stopped without getting further, over all starts of the job.
+      run: the run.
+      environment: environment variables of the run's process.
+      retry_limit: counts ends without progress, over all starts of the job.
     """
 
     run: PlannedRun
     environment: Mapping[str, str]
-    patience: Patience
+    retry_limit: RetryLimit
 
     def __call__(self) -> None:
-        """Runs it, in a process of its own.
+        """Executes the run in a child process.
 
         Raises:
-          Ended: it failed.
+          RunFailed: the run failed.
         """
-        turn = _Turn(self)
-        object.__setattr__(self, "_turn", turn)  # For `checkpoint`, which comes as a signal.
-        turn.play()
+        execution = _Execution(self)
+        # A signal handler calls `checkpoint`, which needs it.
+        object.__setattr__(self, "_execution", execution)
+        execution.run()
 
     def checkpoint(self) -> Any:
-        """Called by submitit shortly before the job's time is over: saves, to go on later."""
+        """Saves the run; submitit calls this shortly before the job's time limit.
+
+        Returns:
+          The job to requeue; None: the job fails.
+        """
         import submitit
 
-        self._turn.stop()
-        end = self._turn.conclude()
-        if end.status == "finished":  # At that very moment.
+        self._execution.stop()
+        end = self._execution.conclude()
+        if end.status == "finished":
             sys.exit(0)
-        # With None submitit gives up, and the job fails.
-        again = submitit.helpers.DelayedSubmission(dataclasses.replace(self))
-        return again if end.status == "stopped" else None
+        requeued = submitit.helpers.DelayedSubmission(dataclasses.replace(self))
+        return requeued if end.status == "stopped" else None
 
 
-class _Turn:
-    """A job, from one start to the end or to the next requeueing.
+class _Execution:
+    """The execution of a job, from one start to its end or to the next requeueing.
 
-    Its thread waits for the process. Signals come to the main thread, at any moment: it must not
-    hold a lock then, so it only looks at attributes.
+    A thread waits for the process. Signals interrupt the main thread at any moment, so it must hold
+    no lock: it communicates through attributes only.
     """
 
     def __init__(self, job: Job):
         self._job, self._run = job, job.run
         self._attempt: Attempt | None = None
         self._end: End | None = None
-        self._told = 0.0  # When to stop.
+        self._stop_time = 0.0  # When `stop` was called; 0: it was not.
 
-    def play(self) -> None:
+    def run(self) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: self.stop())
         while True:
             self._end, self._attempt = None, None
@@ -96,33 +100,33 @@ class _Turn:
             if end.status == "finished":
                 return
             if end.status == "failed":
-                raise Ended(end.error)
-            # Told by Slurm, which is about to end this job and to requeue it, if it is to.
-            while self._told and time.monotonic() < self._told + _GRACE:
-                time.sleep(_PAUSE)
-            self._told = 0.0
+                raise RunFailed(end.error)
+            # After a signal Slurm is about to end this job, and to requeue it if necessary.
+            while self._stop_time and time.monotonic() < self._stop_time + _GRACE_SECONDS:
+                time.sleep(_POLL_SECONDS)
+            self._stop_time = 0.0
 
     def conclude(self) -> End:
-        """Waits for the process to end, and writes down what became of the run."""
+        """Waits for the process to end, and records how it ended."""
         while self._end is None:
-            time.sleep(_PAUSE)
-        end = self._job.patience.conclude(self._run.workdir, self._end)
+            time.sleep(_POLL_SECONDS)
+        end = self._job.retry_limit.apply(self._run.workdir, self._end)
         error = "" if end.status == "finished" else end.error
         records.change(self._run.workdir, status=end.status, error=error)
         return end
 
     def stop(self) -> None:
-        self._told = time.monotonic()
+        self._stop_time = time.monotonic()
         if self._attempt is not None:
             self._attempt.stop()
 
     def _wait(self) -> None:
-        """Starts the process and waits for it: it ends with the thread that started it."""
+        """Starts the process and waits; the process would be stopped if this thread ended."""
         try:
             self._attempt = Attempt(
                 self._run.command, self._run.workdir, environment=self._job.environment
             )
-            if self._told:  # While it was started.
+            if self._stop_time:  # `stop` was called before the process existed.
                 self._attempt.stop()
             self._end = self._attempt.wait()
         except VitJaxError as error:
@@ -137,22 +141,22 @@ def run_slurm(
     options: Mapping[str, Any],
     changed: Callable[[PlannedRun | None], None],
 ) -> bool:
-    """Submits what is neither finished nor queued, and watches until all have ended.
+    """Submits runs that are neither finished nor queued, and monitors them until all have ended.
 
-    SIGINT or SIGTERM ends the watching alone.
+    SIGINT or SIGTERM ends only the monitoring.
 
     Args:
-      runs: of the sweep, a branch after its trunk; all in one folder, which all nodes see.
-      max_parallel: jobs of an array that run at a time; 0: as Slurm likes.
-      minutes: after which a job is requeued.
-      options: more of every job, by sbatch's names: partition, cpus_per_task, gpus_per_node.
-      changed: called with each run whose record has changed, and with None now and then.
+      runs: the runs of the sweep, a branch after its trunk; all in one folder, shared by all nodes.
+      max_parallel: concurrent jobs of an array; 0: no limit.
+      minutes: time limit of a job, after which it is requeued.
+      options: options of every job, by sbatch's names: partition, cpus_per_task, gpus_per_node.
+      changed: called with each run whose record has changed, and regularly with None.
 
     Returns:
-      Whether it went to the end; False: it was told to stop watching.
+      True at the end; False if a signal ended the monitoring.
 
     Raises:
-      ConfigError: submitit or Slurm is not there, or Slurm refuses a job.
+      ConfigError: submitit or Slurm is not installed, or Slurm refuses a job.
     """
     try:
         import submitit
@@ -165,40 +169,40 @@ def run_slurm(
         executor = submitit.SlurmExecutor(folder / JOBS, max_num_timeout=10**6)
     except RuntimeError as error:
         raise ConfigError(
-            "--launcher=slurm: there is no Slurm here (no srun). Call it where you call sbatch."
+            "--launcher=slurm: Slurm is not installed here (no srun). Run this on a login node."
         ) from error
     executor.update_parameters(
         **options,
         time=minutes,
-        signal_delay_s=min(_WARNED, 20 * minutes),
+        signal_delay_s=min(_WARNING_SECONDS, 20 * minutes),
         array_parallelism=max_parallel or 1000,
         stderr_to_stdout=True,
     )
-    watch = _Watch(runs, changed)
-    with stop_signals(second_interrupts=False) as asked:
-        watch.submit(executor)
-        while watch.look():
-            for _ in range(int(_LOOK / _PAUSE)):
-                if asked():
-                    print("The jobs go on: the same command watches them again; scancel ends them.")
+    monitor = _JobMonitor(runs, changed)
+    with stop_signals(second_interrupts=False) as signal_count:
+        monitor.submit(executor)
+        while monitor.poll():
+            for _ in range(int(_QUEUE_SECONDS / _POLL_SECONDS)):
+                if signal_count():
+                    print("The jobs continue: the same command monitors them; scancel ends them.")
                     return False
-                time.sleep(_PAUSE)
+                time.sleep(_POLL_SECONDS)
     return True
 
 
-class _Watch:
-    """The runs of a sweep, and the jobs that they are."""
+class _JobMonitor:
+    """Submits the runs of a sweep as jobs, and follows the jobs."""
 
     def __init__(self, runs: Sequence[PlannedRun], changed: Callable[[PlannedRun | None], None]):
         self._runs, self._changed = runs, changed
         self._by_name = {run.name: run for run in runs}
-        self._missed: set[str] = set()
-        self._seen = {run.name: records.read(run.workdir) for run in runs}
+        self._missing: set[str] = set()  # Runs whose job was not in the last queue.
+        self._last_records = {run.name: records.read(run.workdir) for run in runs}
 
     def submit(self, executor: Any) -> None:
-        """Submits the runs that are neither finished nor in the queue; each trunk's together."""
+        """Submits the runs that are neither finished nor queued; one array for each trunk."""
         queued = _queue()
-        arrays: dict[str | None, list[PlannedRun]] = {}  # By the run that they depend on.
+        arrays: dict[str | None, list[PlannedRun]] = {}  # By trunk; None: independent runs.
         for run in self._runs:
             record = records.read(run.workdir)
             if records.is_finished(run.workdir, record):
@@ -206,64 +210,65 @@ class _Watch:
             elif records.read_job(run.workdir) in queued:
                 continue
             else:
-                trunk = None if can_begin(run) else run.branch_of[0]
+                trunk = None if can_start(run) else run.branch_of[0]
                 arrays.setdefault(trunk, []).append(run)
         for trunk, runs in arrays.items():
-            if trunk is not None and (error := never_begins(runs[0], self._by_name)):
+            if trunk is not None and (error := blocked_reason(runs[0], self._by_name)):
                 for run in runs:
                     self._write(run, status="blocked", error=error)
                 continue
             self._submit(executor, runs, trunk)
 
     def _submit(self, executor: Any, runs: Sequence[PlannedRun], trunk: str | None) -> None:
-        more: dict[str, Any] = {"requeue": True}
+        parameters: dict[str, Any] = {"requeue": True}
         if trunk is not None:
             job = records.read_job(self._by_name[trunk].workdir)
-            more |= {"dependency": f"afterok:{job}", "kill-on-invalid-dep": "yes"}
-        name = f"{runs[0].workdir.parent.name}"
-        executor.update_parameters(job_name=name, additional_parameters=more)
+            parameters |= {"dependency": f"afterok:{job}", "kill-on-invalid-dep": "yes"}
+        name = runs[0].workdir.parent.name
+        executor.update_parameters(job_name=name, additional_parameters=parameters)
         for run in runs:
             self._write(run, status="waiting", error="")
-        jobs = [Job(run, compiled_once(run), Patience()) for run in runs]
+        jobs = [Job(run, cache_environment(run), RetryLimit()) for run in runs]
         try:
             with executor.batch():
                 submitted = [executor.submit(job) for job in jobs]
-        except Exception as error:  # submitit's own and subprocess's.
-            raise ConfigError(f"Slurm did not take the jobs: {error}") from error
+        except Exception as error:  # An error of submitit or subprocess.
+            raise ConfigError(f"Slurm did not accept the jobs: {error}") from error
         for run, job in zip(runs, submitted, strict=True):
             records.write_job(run.workdir, job.job_id)
             self._changed(run)
 
-    def look(self) -> bool:
-        """Looks what has become of the jobs; is there one that has not ended?"""
+    def poll(self) -> bool:
+        """Updates the records from the queue; returns whether a job has not ended."""
         queued = _queue()
-        open_runs = 0
+        unfinished = 0
         for run in self._runs:
-            if records.read(run.workdir).status in _OPEN:
+            if records.read(run.workdir).status in _UNFINISHED:
                 if records.read_job(run.workdir) in queued:
-                    open_runs += 1
-                    self._missed.discard(run.name)
-                elif run.name not in self._missed:
-                    self._missed.add(run.name)  # What the job wrote at its end may be under way.
-                    open_runs += 1
+                    unfinished += 1
+                    self._missing.discard(run.name)
+                elif run.name not in self._missing:
+                    # The record that the job wrote at its end may not be visible yet.
+                    self._missing.add(run.name)
+                    unfinished += 1
                 else:
-                    self._gone(run)
-            if records.read(run.workdir) != self._seen[run.name]:
-                self._seen[run.name] = records.read(run.workdir)
+                    self._record_lost_job(run)
+            if records.read(run.workdir) != self._last_records[run.name]:
+                self._last_records[run.name] = records.read(run.workdir)
                 self._changed(run)
         self._changed(None)
-        return open_runs > 0
+        return unfinished > 0
 
-    def _gone(self, run: PlannedRun) -> None:
-        """A job is no longer in the queue, and did not say why."""
+    def _record_lost_job(self, run: PlannedRun) -> None:
+        """Records the end of a job that left the queue without recording it."""
         trunk = run.branch_of and self._by_name.get(run.branch_of[0])
         if trunk and records.read(trunk.workdir).status in ("failed", "blocked"):
-            error = f"{trunk.name}, which it goes on from, failed or could not begin."
+            error = f"Its trunk {trunk.name} failed or could not start."
             self._write(run, status="blocked", error=error)
         else:
             error = (
                 f"Its Slurm job {records.read_job(run.workdir)} is gone: it was cancelled or "
-                "killed. The same command submits it again."
+                "killed. The same command submits the run again."
             )
             self._write(run, status="failed", error=error)
 
@@ -274,14 +279,14 @@ class _Watch:
 
 
 def _queue() -> set[str]:
-    """The jobs of this user that wait or run, as 12 or 12_3.
+    """Returns the ids of this user's pending and running jobs, as 12 or 12_3.
 
     Raises:
-      ConfigError: Slurm does not answer.
+      ConfigError: Slurm does not respond.
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(f"Slurm does not answer ({error}). The jobs are as they were.") from error
-    return set(said.stdout.split())
+        raise ConfigError(f"Slurm does not respond ({error}). The jobs are unaffected.") from error
+    return set(result.stdout.split())

@@ -1,10 +1,10 @@
-"""The first lines of a process of a sweep: executed as a file, before Python imports anything.
+"""Prepares a process of a sweep; executed as a file, before Python imports anything.
 
     python start.py PARENT CORES COMMAND...
 
-The process takes some of the machine's cores, sees to it that it ends with its parent, and becomes
-the command. It is a file and no function that is called after a fork: the parent has threads, and
-what such a child does before it executes something can wait for ever for a lock.
+The process limits itself to some cores, arranges to be stopped when its parent ends, and executes
+the command. This is a file rather than a function called after a fork, because the parent has
+threads: in a forked child, code before exec can deadlock on a lock.
 """
 
 import ctypes
@@ -16,21 +16,21 @@ _PR_SET_PDEATHSIG = 1  # Of Linux's prctl.
 
 
 def main(parent: int, cores: set[int], command: list[str]) -> None:
-    """Becomes `command`.
+    """Replaces this process by `command`.
 
     Args:
-      parent: the process that started this one. When it ends, however it ends, this one is told to
-        stop, as by SIGTERM: it saves.
-      cores: that it may use; none: as it is.
-      command: what is executed.
+      parent: id of the parent process. When it ends, in any way, this process gets SIGTERM: it
+        saves and ends.
+      cores: the CPU cores that this process may use; empty: unchanged.
+      command: the command line to execute.
     """
-    # Slurm's warning before the end of time is for the job, not for the run in it.
+    # SIGUSR2, Slurm's warning before the time limit, is for the job and not for its child.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if cores:
             os.sched_setaffinity(0, cores)
-    if os.getppid() != parent:  # It has ended already.
+    if os.getppid() != parent:  # The parent ended before prctl.
         sys.exit(128 + signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.execv(command[0], command)

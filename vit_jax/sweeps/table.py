@@ -1,15 +1,15 @@
-"""The table of a sweep's runs, made from their work directories; `vit_jax.scaling.table` reads it.
+"""Writes the table of a sweep's runs from their work directories; `vit_jax.scaling.table` reads it.
 
-`collect` writes runs.parquet and runs.csv into the sweep's folder, a row for each run and
-evaluation, and one for a run that has not come to an evaluation. It reads nothing but the runs' own
-files, so it can be called at any time, by any number of processes at once.
+`collect` writes runs.parquet and runs.csv into the sweep's folder, with a row for each run and
+evaluation, and one for a run without an evaluation. It only reads files of the runs, so it can be
+called at any time, by any number of processes at once.
 
 run                     name of the run's folder
 status                  waiting, running, stopped, finished, failed, blocked (its trunk failed)
 evaluation              name in config.evals, such as "test"; "" before the first one
 step                    updates made when it was evaluated
 final                   whether that was the run's last step
-KEY                     what the sweep sets, by its key ("optim.lr"; "model" for ":model")
+KEY                     value that the sweep sets, by its key ("optim.lr"; "model" for ":model")
 seed                    of the run
 family                  of its model: vit, hybrid, resnet or mixer
 params                  of the model, all of them
@@ -17,23 +17,23 @@ params_non_embedding    without patch and position embeddings, further tokens an
 examples                trained on in an epoch: the size of the training set
 steps                   of the whole run
 examples_seen           up to this step: step x batch size
-epochs                  the same, as a share of `examples`
+epochs                  examples_seen / examples
 forward_flops           of one image; a multiply-add is two
-total_train_flops       up to this step, by what the run trains: for every image seen some three
-                        times forward_flops, less with frozen parameters, twice as much with SAM
+total_train_flops       up to this step: for every image seen about three times forward_flops, less
+                        with frozen parameters, twice as much with SAM
 device_hours            up to this step: wall time x devices; a share of a CPU's cores is one
                         device, and a GPU that several runs share counts for each of them
 loss, error, top1       of the evaluation; error is 1 - top1
 train_loss              of the last batch before it that was logged
 config_hash             equal for runs that compute the same; see `config_hash`
-code_version            release and commit that the run's last process ran
-device                  that it ran on
-attempts                processes that the sweep has started for the run
-error_message           why it failed
+code_version            release and commit of the run's last process
+device                  kind of device of that process
+attempts                number of processes that the sweep has started for the run
+error_message           why it failed, stopped or is blocked
 
-What a branch counts from its trunk's beginning (step, examples_seen, total_train_flops,
-device_hours) is what it would have taken by itself. A run that was started by an earlier release
-says nothing of its parameters, until the same command has been started again.
+For a branch, step, examples_seen, total_train_flops and device_hours include the trunk's part: they
+are the cost of the run without a trunk. A run started by an earlier release has no number of
+parameters until the same command is started again.
 """
 
 import hashlib
@@ -58,14 +58,15 @@ from vit_jax.telemetry.jsonlines import read_jsonl
 
 PARQUET, CSV = "runs.parquet", "runs.csv"
 
-_FIRST = ("run", "status", "evaluation", "step", "final")  # Then what is swept, then these:
+# Column order: _FIRST, then the swept keys, then _LAST.
+_FIRST = ("run", "status", "evaluation", "step", "final")
 _LAST = (
     *("seed", "family", "params", "params_non_embedding", "examples", "steps", "examples_seen"),
     *("epochs", "forward_flops", "total_train_flops", "device_hours", "loss", "error", "top1"),
     *("train_loss", "config_hash", "code_version", "device", "attempts", "error_message"),
 )
-# What results do not depend on, but for rounding: where the data are and how they are loaded, where
-# and how it is computed, what is saved and logged.
+# Keys by section that do not affect results beyond rounding: location and loading of the data,
+# devices and implementation, saving and logging.
 _IRRELEVANT = {
     "": ("checkpoint", "log", "mesh", "timeout_seconds"),
     "data": ("data_dir", "manual_dir", "workers", "threads", "prefetch"),
@@ -79,16 +80,16 @@ Row = dict[str, Any]
 def collect(folder: str | os.PathLike) -> pathlib.Path:
     """Writes the table of all runs in a sweep's folder, as Parquet and as CSV.
 
-    Each file is written whole or not at all.
+    Each file is written atomically.
 
     Args:
-      folder: of the sweep.
+      folder: the folder of the sweep.
 
     Returns:
-      The Parquet file.
+      The path of the Parquet file.
 
     Raises:
-      ConfigError: the folder is not there, or cannot be written.
+      ConfigError: the folder does not exist, or cannot be written.
     """
     folder = pathlib.Path(folder)
     with storage.reported(
@@ -108,24 +109,24 @@ def collect(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def _runs(folder: pathlib.Path) -> Iterator[tuple[list[Row], dict[str, Any]]]:
-    """The rows of each run in a folder, and its config as one dict; what is no run is passed by."""
+    """Yields the rows and the flattened config of each run in a folder; skips other files."""
     for workdir in sorted(folder.iterdir()):
         if not any((workdir / name).is_file() for name in (records.RECORD, workdirs.CONFIG)):
             continue
         try:
-            config = _read(workdir / workdirs.CONFIG)
+            config = _read_json(workdir / workdirs.CONFIG)
             yield _rows(workdir, config), workdirs.flatten(config)
         except VitJaxError as error:
             yield [{"run": workdir.name, "error_message": str(error)}], {}
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            said = f"Its files are not what a run writes: {type(error).__name__}: {error}"
-            yield [{"run": workdir.name, "error_message": said}], {}
+            message = f"Its files are damaged: {type(error).__name__}: {error}"
+            yield [{"run": workdir.name, "error_message": message}], {}
 
 
 def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
     record = records.read(workdir)
-    summary = _read(workdir / workdirs.SUMMARY)
-    metrics, timing = _lines(workdir / "metrics.jsonl"), _lines(workdir / "timing.jsonl")
+    summary = _read_json(workdir / workdirs.SUMMARY)
+    metrics, timing = _read_lines(workdir / "metrics.jsonl"), _read_lines(workdir / "timing.jsonl")
     variant = config.get("model", {}).get("variant")
     row = {
         "run": workdir.name,
@@ -142,7 +143,7 @@ def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
     }
     rows = [row | cells for cells in _evaluations(config, summary, metrics, timing)]
     if row["status"] == "finished" and config.get("evals") and not rows:
-        row["error_message"] = "It is finished, and metrics.jsonl holds no evaluation of it."
+        row["error_message"] = "It is finished, but metrics.jsonl has no evaluation."
     return rows or [row]
 
 
@@ -152,12 +153,12 @@ def _evaluations(
     metrics: Sequence[Mapping[str, Any]],
     timing: Sequence[Mapping[str, Any]],
 ) -> Iterator[Row]:
-    """What differs between the rows of a run."""
+    """Yields the columns that differ between the rows of a run."""
     batch_size = config.get("batch_size", 0)
-    # Runs of early commits of 0.2.0 have 3 x forward_flops, whatever is frozen, by another name.
+    # Early commits of 0.2.0 saved 3 x forward_flops, also with frozen parameters, as train_flops.
     flops = summary.get("update_flops_per_image", summary.get("train_flops"))
     examples = summary.get("examples")
-    # Runs of early commits of 0.2.0 call it core_hours.
+    # Early commits of 0.2.0 saved this as core_hours.
     hours = [
         (line["step"], line.get("time/device_hours", line.get("time/core_hours")))
         for line in timing
@@ -191,34 +192,34 @@ def _status(workdir: pathlib.Path, record: records.Record) -> str:
     alive = lock.is_held(workdir / lock.LOCK)
     launched = records.read_job(workdir) or lock.is_held(workdir.parent / lock.LOCK)
     if record.status == "running" and not (alive or launched):
-        return "stopped"  # Killed together with its sweep.
-    if record == records.Record():  # Started by hand.
+        return "stopped"  # It was killed together with its sweep.
+    if record == records.Record():  # It was started by hand.
         return "running" if alive else "stopped"
     return record.status
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that are equal for configs which compute the same.
+    """Returns 12 hexadecimal digits that are equal for configs with equal results.
 
-    Left out are where the data lie and how they are loaded, the mesh, the attention back end and
-    rematerialisation (which change rounding alone), checkpoints, and what is logged. Of `resume`
-    the run's name and the step count, and not the folder in which the sweep is. Tables of early
-    commits of 0.2.0 have other hashes for the same configs.
+    Excludes the location and loading of the data, the mesh, the attention back end and
+    rematerialisation (which only change rounding), checkpointing and logging. Of `resume` only the
+    run's name and the step are included, not the folder of the sweep. Tables of early commits of
+    0.2.0 have other hashes for the same configs.
 
     Args:
-      config: as config.json has it.
+      config: the content of config.json.
     """
-    kept = {key: value for key, value in config.items() if key not in _IRRELEVANT[""]}
+    relevant = {key: value for key, value in config.items() if key not in _IRRELEVANT[""]}
     for section in ("data", "model"):
         values = config.get(section, {})
-        kept[section] = {k: v for k, v in values.items() if k not in _IRRELEVANT[section]}
-    kept["resume"] = pathlib.PurePath(config.get("resume", "")).parts[-3:]
-    text = json.dumps(kept, sort_keys=True)
+        relevant[section] = {k: v for k, v in values.items() if k not in _IRRELEVANT[section]}
+    relevant["resume"] = pathlib.PurePath(config.get("resume", "")).parts[-3:]
+    text = json.dumps(relevant, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file; nothing of one that is not there yet."""
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON file; returns {} if it does not exist yet."""
     try:
         return workdirs.read_json(path, limit=_LARGEST)
     except FileNotFoundError:
@@ -227,7 +228,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return read_jsonl(path) if path.exists() else []
 
 
@@ -235,38 +236,48 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _column(key: str) -> str:
-    """What a swept key is called as a column."""
+    """Returns the column name of a swept key."""
     name = key.removeprefix(":")
     return f"swept.{name}" if name in (*_FIRST, *_LAST) and name != "seed" else name
 
 
 def _table(runs: Sequence[tuple[list[Row], Mapping[str, Any]]]) -> pa.Table:
-    """All rows; where a point does not set what another one sets, the config has it."""
-    found = [(row, config) for rows, config in runs for row in rows]
-    swept = [key for row, _ in found for key in row if key not in (*_FIRST, *_LAST)]
+    """Makes the table of all rows; a key that a point does not set comes from its run's config."""
+    all_rows = [(row, config) for rows, config in runs for row in rows]
+    swept = [key for row, _ in all_rows for key in row if key not in (*_FIRST, *_LAST)]
     columns = {}
     for name in (*_FIRST, *dict.fromkeys(swept), *_LAST):
-        values = [row.get(name, config.get(name)) for row, config in found]
+        values = [row.get(name, config.get(name)) for row, config in all_rows]
         columns[name] = _typed(values, name)
     return pa.table(columns)
 
 
-_WHOLE = (
+_INTEGER_COLUMNS = (
     *("step", "seed", "params", "params_non_embedding", "examples", "steps", "examples_seen"),
     *("forward_flops", "attempts"),
 )
-_REAL = ("epochs", "total_train_flops", "device_hours", "loss", "error", "top1", "train_loss")
+_FLOAT_COLUMNS = (
+    "epochs",
+    "total_train_flops",
+    "device_hours",
+    "loss",
+    "error",
+    "top1",
+    "train_loss",
+)
 
 
 def _typed(values: list[Any], name: str) -> pa.Array:
-    """A column of one type: of ours a fixed one, of what is swept the one that holds all of it."""
+    """Makes a column: of a fixed type for our columns, of a common type for swept keys."""
     kinds = {type(value) for value in values if value is not None}
     if name == "final":
         return pa.array([value is True for value in values], pa.bool_())
-    if name in _WHOLE:
+    if name in _INTEGER_COLUMNS:
         return pa.array([x if type(x) is int else None for x in values], pa.int64())
-    if name in _REAL or (name not in (*_FIRST, *_LAST) and kinds and kinds <= {int, float}):
-        kind = pa.int64() if name not in _REAL and kinds == {int} else pa.float64()
+    if name in _FLOAT_COLUMNS or (
+        name not in (*_FIRST, *_LAST) and kinds and kinds <= {int, float}
+    ):
+        kind = pa.int64() if name not in _FLOAT_COLUMNS and kinds == {int} else pa.float64()
         return pa.array([x if type(x) in (int, float) else None for x in values], kind)
     if kinds == {bool} and name not in (*_FIRST, *_LAST):
         return pa.array(values, pa.bool_())

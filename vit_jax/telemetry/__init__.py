@@ -1,16 +1,16 @@
-"""Telemetry: what a run says about itself, and what it costs.
+"""Telemetry: metrics, timings and progress of a run.
 
 writers      metrics.jsonl, timing.jsonl, TensorBoard, Weights & Biases
-jsonlines    files of one JSON object a line that survive kill -9 and resume
-growing      what they are written to, on a disk or in an object store
+jsonlines    files with a JSON object per line that survive kill -9 and resume
+growing      append-only files, on a disk or in an object store
 tensorboard  event files
-progress     a bar on a terminal, plain lines elsewhere
-clock        where the time went: img/s, goodput, MFU, device-hours
+progress     a progress bar on a terminal, plain lines elsewhere
+clock        wall time by span: img/s, goodput, MFU, device-hours
 devices      peak FLOP/s by kind of device
 profiler     a trace of chosen steps
 
-Nothing here starts a device: whether this process is the one that writes, and how many devices
-there are, is passed in.
+Nothing here initialises JAX's devices: callers pass the number of devices, and whether this process
+writes.
 """
 
 from vit_jax.telemetry.clock import SPANS, Clock

@@ -1,8 +1,8 @@
-"""Where the time of a run went, and how fast it was while it trained.
+"""Measures the wall time of a run by span, and its training speed.
 
-At every moment the clock is in one span: the innermost that is open, or "other". JAX runs ahead of
-Python, so a span holds the time that Python spent in it: let the loop wait for a step's results
-(a logged loss, say) inside "step", and what is left in "data" is the true wait for data.
+At every moment the clock is in one span: the innermost open one, or "other". A span measures the
+time that Python spends in it, and JAX dispatches asynchronously. So the loop must wait for a step's
+results (such as a logged loss) inside "step"; then "data" is the true wait for data.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ SPANS = ("init", "compile", "data", "step", "eval", "save")
 
 
 class Clock:
-    """Adds up wall time by span, and examples.
+    """Sums wall time by span, and counts examples.
 
-    Totals (wall time, spans, examples, device-hours, goodput) are of the whole run: they travel
-    with the checkpoint, so what a killed process did after its last one is not in them. Rates
-    (img/s, FLOP/s, MFU) are of this process: the one before may have had other devices.
+    Totals (wall time, spans, examples, device-hours, goodput) cover the whole run. Checkpoints save
+    them, so they exclude what a killed process did after its last checkpoint. Rates (img/s, FLOP/s,
+    MFU) cover this process only, since an earlier one may have had other devices.
     """
 
     def __init__(
@@ -31,13 +31,13 @@ class Clock:
         peak_flops: float | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
-        """Start, in the span "other".
+        """Starts the clock in the span "other".
 
         Args:
-          num_devices: over all processes.
-          flops_per_example: of training: forward and backward; None: no FLOP/s, no MFU.
-          peak_flops: FLOP/s of one device (`devices.peak_flops`); None: no MFU.
-          now: a clock, in seconds. When it goes back, no time has passed.
+          num_devices: number of devices of all processes.
+          flops_per_example: forward and backward FLOPs; None: FLOP/s and MFU are omitted.
+          peak_flops: FLOP/s of one device (`devices.peak_flops`); None: MFU is omitted.
+          now: returns the time in seconds. If it goes back, the elapsed time counts as 0.
         """
         self._num_devices = num_devices
         self._flops_per_example = flops_per_example
@@ -52,13 +52,13 @@ class Clock:
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Count the time inside as `name`'s, and not as that of the span around it.
+        """Counts the time inside for the span `name` instead of the enclosing one.
 
         Args:
           name: one of SPANS.
 
         Raises:
-          ValueError: it is not.
+          ValueError: `name` is not one of SPANS.
         """
         if name not in SPANS:
             raise ValueError(f'There is no span "{name}". {did_you_mean(name, SPANS)}')
@@ -71,33 +71,33 @@ class Clock:
             self._open.pop()
 
     def count(self, examples: int) -> None:
-        """Say that `examples` more examples have been trained on."""
+        """Adds to the number of trained examples."""
         self._examples += examples
 
     def window(self) -> dict[str, float]:
-        """Timings since the last call, for one line of timing.jsonl.
+        """Returns the rates since the last call and the totals, for one line of timing.jsonl.
 
         Returns:
           speed/img_per_s    examples per second of training: data and step, not eval or save;
-          speed/tflop_per_s  model TFLOP/s over all devices, if FLOPs were given;
-          speed/mfu          share of the devices' peak, if that is known;
-          time/data_wait     share of training that waited for data;
+          speed/tflop_per_s  model TFLOP/s over all devices, if `flops_per_example` was given;
+          speed/mfu          share of the devices' peak, if `peak_flops` is known;
+          time/data_wait     share of training time that waited for data;
           time/goodput       share of the run's wall time in steps, from its very start;
           time/device_hours  of the run: wall time x devices; time/wall_s  of the run.
-          What cannot be said, for want of any training in the window, is left out.
+          Rates are omitted if nothing was trained since the last call.
         """
         self._advance()
         since, self._window_start = self._window_start, self._trained()
         return self._rates(since) | self._totals()
 
     def summary(self) -> dict[str, float]:
-        """The keys of window() with rates over this process, and time/<span>_s of the run."""
+        """Returns totals, rates of the whole process, and time/<span>_s of the run."""
         self._advance()
         spans = {f"time/{name}_s": seconds for name, seconds in self._seconds.items()}
         return self._rates(self._process_start) | self._totals() | spans
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: plain numbers, JSON as they stand."""
+        """Returns the totals for a checkpoint, as JSON values."""
         self._advance()
         return {
             "seconds": dict(self._seconds),
@@ -106,22 +106,22 @@ class Clock:
         }
 
     def load_state_dict(self, state: Any) -> None:
-        """Continue the totals of a checkpoint; what this process has spent so far is added.
+        """Adds the totals of a checkpoint to those of this process.
 
         Raises:
-          CheckpointError: it is not what `state_dict` gives.
+          CheckpointError: `state` does not have the form of `state_dict`'s result.
         """
         try:
             seconds = {name: float(value) for name, value in state["seconds"].items()}
-            # Checkpoints of 0.1.0 call it core_seconds.
+            # Release 0.1.0 saved this as core_seconds.
             name = "device_seconds" if "device_seconds" in state else "core_seconds"
             device_seconds, examples = float(state[name]), int(state["examples"])
             totals = (device_seconds, examples, *seconds.values())
             if not all(0 <= value < 2**63 for value in totals):
-                raise ValueError("a number is negative or beyond all bounds")
+                raise ValueError("a number is negative or too large")
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
-                f"The checkpoint's clock is not what was saved: {type(error).__name__}: {error}"
+                f"The checkpoint's clock state is invalid: {type(error).__name__}: {error}"
             ) from error
         self._advance()
         for name, value in seconds.items():  # Another release may have other spans.
@@ -131,15 +131,15 @@ class Clock:
         self._process_start = self._window_start = self._trained()
 
     def _advance(self) -> None:
-        """Give the time since the last call to the open span."""
+        """Adds the time since the last call to the innermost open span."""
         now = self._now()
-        passed = max(0.0, now - self._last)
+        elapsed = max(0.0, now - self._last)
         self._last = now
-        self._seconds[self._open[-1]] += passed
-        self._device_seconds += passed * self._num_devices
+        self._seconds[self._open[-1]] += elapsed
+        self._device_seconds += elapsed * self._num_devices
 
     def _trained(self) -> tuple[int, float, float]:
-        """Examples, seconds of waiting for data, seconds of steps: so far."""
+        """Returns examples, seconds of waiting for data, and seconds of steps so far."""
         return self._examples, self._seconds["data"], self._seconds["step"]
 
     def _rates(self, since: tuple[int, float, float]) -> dict[str, float]:

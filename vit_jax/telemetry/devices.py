@@ -1,7 +1,7 @@
-"""Peak arithmetic of the devices that ViTs are trained on."""
+"""Peak FLOP/s of the devices that ViTs are trained on."""
 
-# Dense bfloat16 FLOP/s per device, one multiply-add counted as two, without sparsity. The keys are
-# what JAX calls the device (`device.device_kind`); TPUs go by two names, an older and a newer one.
+# Dense bfloat16 FLOP/s per device, without sparsity; a multiply-add counts as two. The keys are
+# values of `device.device_kind`; TPUs have an older and a newer name.
 # Sources: NVIDIA's data sheets of the A100 and of the SXM H100 and H200; Google Cloud's TPU pages.
 _PEAK_BF16 = {
     "NVIDIA H200": 989e12,
@@ -21,15 +21,15 @@ _PEAK_BF16 = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak dense bfloat16 FLOP/s of one device, whatever the dtype that a run computes in.
+    """Returns the peak dense bfloat16 FLOP/s of one device, also for runs in another dtype.
 
-    Names are matched exactly: a slice of a GPU ("NVIDIA H200 MIG 1g.18gb") or a slower board of
-    the same name is not the device in the table, and a wrong utilisation is worse than none.
+    Names must match exactly: a slice of a GPU ("NVIDIA H200 MIG 1g.18gb") or a slower board with a
+    similar name is not in the table, because a wrong utilisation is worse than none.
 
     Args:
       device_kind: `jax.devices()[0].device_kind`.
 
     Returns:
-      FLOP/s, or None where the peak is not known.
+      FLOP/s, or None if the peak is unknown.
     """
     return _PEAK_BF16.get(device_kind)

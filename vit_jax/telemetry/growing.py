@@ -1,4 +1,4 @@
-"""Files that grow while a run goes on, and that notice when they are no longer its own."""
+"""Append-only files that detect when another process deletes or replaces them."""
 
 import contextlib
 import os
@@ -9,39 +9,40 @@ from vit_jax import storage
 from vit_jax.errors import DataError
 
 
-def open_growing(path: epath.PathLike) -> "_Appended | _Rewritten":
-    """Opens a file to append to; makes it if it is not there.
+def open_growing(path: epath.PathLike) -> "_LocalFile | _ObjectFile":
+    """Opens a file for appending; creates it if it does not exist.
 
-    What is appended outlives the process at once on a local disk, at `flush` in a store. All its
-    methods raise DataError: the file cannot be written, or has been deleted or replaced since:
-    another process may have taken its place, or the folder is gone.
+    Appended bytes survive the end of the process at once on a local disk, and after `flush` in an
+    object store. All methods of the file raise DataError if it cannot be written, or if it was
+    deleted or replaced: another process may write there, or the folder is gone.
     """
-    return _Appended(path) if storage.is_local(path) else _Rewritten(path)
+    return _LocalFile(path) if storage.is_local(path) else _ObjectFile(path)
 
 
-class _Appended:
-    """A local file."""
+class _LocalFile:
+    """A file of a local file system."""
 
     def __init__(self, path: epath.PathLike):
         self._path = path
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW  # Not out of the folder.
-        with _writing(path):
+        # O_NOFOLLOW: a link must not lead out of the folder.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        with _report_write_errors(path):
             self._file = os.open(path, flags, 0o666)
         self._closed = False
 
     def append(self, content: bytes) -> None:
-        with _writing(self._path):
-            left = memoryview(content)
-            while left:
-                left = left[os.write(self._file, left) :]
+        with _report_write_errors(self._path):
+            remaining = memoryview(content)
+            while remaining:
+                remaining = remaining[os.write(self._file, remaining) :]
 
     def flush(self) -> None:
-        with _writing(self._path):
+        with _report_write_errors(self._path):
             os.fsync(self._file)
-            own = os.fstat(self._file)
-            there = storage.identity(self._path)
-        if there != (own.st_dev, own.st_ino):
-            raise _not_ours(self._path, gone=there is None)
+            status = os.fstat(self._file)
+            current = storage.identity(self._path)
+        if current != (status.st_dev, status.st_ino):
+            raise _replaced(self._path, is_deleted=current is None)
 
     def close(self) -> None:
         if self._closed:
@@ -53,12 +54,12 @@ class _Appended:
             os.close(self._file)
 
 
-class _Rewritten:
-    """An object, which can only be written as a whole: what is appended is kept until then."""
+class _ObjectFile:
+    """An object of a store, which can only be written as a whole: at every flush."""
 
     def __init__(self, path: epath.PathLike):
         self._path = path
-        with _writing(path):
+        with _report_write_errors(path):
             self._identity = storage.identity(path)
             self._content = bytearray(storage.read_bytes(path) if self._identity else b"")
         self._changed = self._identity is None
@@ -68,10 +69,10 @@ class _Rewritten:
         self._changed = True
 
     def flush(self) -> None:
-        with _writing(self._path):
-            there = storage.identity(self._path)
-            if there != self._identity:
-                raise _not_ours(self._path, gone=there is None)
+        with _report_write_errors(self._path):
+            current = storage.identity(self._path)
+            if current != self._identity:
+                raise _replaced(self._path, is_deleted=current is None)
             if self._changed:
                 storage.write_bytes(self._path, bytes(self._content))
                 self._changed = False
@@ -82,20 +83,19 @@ class _Rewritten:
             self.flush()
 
 
-def _writing(path: epath.PathLike) -> contextlib.AbstractContextManager[None]:
+def _report_write_errors(path: epath.PathLike) -> contextlib.AbstractContextManager[None]:
     return storage.reported(
         DataError,
         f"{os.fspath(path)} cannot be written",
-        hint="What was saved before is kept: correct this, then run the same command again: it "
-        "goes on from there.",
+        hint="The checkpoints saved before are intact: correct this, then run the same command "
+        "again to resume.",
     )
 
 
-def _not_ours(path: epath.PathLike, *, gone: bool) -> DataError:
-    what = "was deleted" if gone else "was replaced by another file"
+def _replaced(path: epath.PathLike, *, is_deleted: bool) -> DataError:
+    what = "was deleted" if is_deleted else "was replaced by another file"
     return DataError(
         f"{os.fspath(path)} {what} while the run was writing to it. If another process runs in "
-        "this work directory, leave it to that one; else put back what is missing, or choose "
-        "another --workdir, and run the command again: it goes on from the checkpoints that it "
-        "finds there."
+        "this work directory, let that one finish; else restore the file, or choose another "
+        "--workdir, and run the command again: it resumes from the checkpoints there."
     )

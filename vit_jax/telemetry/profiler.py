@@ -16,8 +16,8 @@ from vit_jax.errors import DataError
 class StepProfiler:
     """Traces the steps [first, last] of a run into workdir/profile.
 
-    Use it as a context manager around the loop, so that a trace is closed when the loop raises,
-    and `step` around each step:
+    Use it as a context manager around the loop, which closes the trace if the loop raises, and
+    `step` around each step:
 
         with StepProfiler(workdir, steps=config.log.profile_steps) as profiler:
             for t in range(start, total):
@@ -27,25 +27,27 @@ class StepProfiler:
     """
 
     def __init__(self, workdir: epath.PathLike, *, steps: Sequence[int]):
-        """Prepare; nothing starts yet.
+        """Stores the settings; starts no trace yet.
 
         Args:
-          workdir: of the run. The profiler writes to folders only: for an object store, the trace
-            is copied when it is complete.
+          workdir: the work directory of the run. The profiler writes to local folders only: a
+            complete trace is copied to an object store.
           steps: (first, last), both traced; (): no trace.
         """
         self._folder = epath.Path(workdir) / "profile"
-        self._copied: tempfile.TemporaryDirectory | None = None
+        self._temporary_folder: tempfile.TemporaryDirectory | None = None
         self._first, self._last = steps or (0, -1)
         self._tracing = False
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Mark what is inside as step `step` of the trace; starts the trace when it is due."""
+        """Marks the code inside as step `step` of the trace; starts the trace when it is due."""
         if not self._tracing and self._first <= step <= self._last:
             if not storage.is_local(self._folder):
-                self._copied = tempfile.TemporaryDirectory()
-            jax.profiler.start_trace(self._copied.name if self._copied else str(self._folder))
+                self._temporary_folder = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(
+                self._temporary_folder.name if self._temporary_folder else str(self._folder)
+            )
             self._tracing = True
         if not self._tracing:
             yield
@@ -54,11 +56,11 @@ class StepProfiler:
             yield
 
     def after(self, step: int, results: Any) -> None:
-        """End the trace if `step` was its last.
+        """Ends the trace if `step` is its last.
 
         Args:
-          step: that has been dispatched.
-          results: arrays of that step, which are waited for, so that the trace has all of it.
+          step: a dispatched step.
+          results: arrays of that step; the trace ends when they are computed.
         """
         if self._tracing and step >= self._last:
             jax.block_until_ready(results)
@@ -74,9 +76,9 @@ class StepProfiler:
     def _stop(self) -> None:
         self._tracing = False
         jax.profiler.stop_trace()
-        if self._copied is None:
+        if self._temporary_folder is None:
             return
-        with self._copied as folder:
+        with self._temporary_folder as folder:
             for source in pathlib.Path(folder).rglob("*"):
                 if source.is_file():
                     target = self._folder / source.relative_to(folder).as_posix()

@@ -1,4 +1,4 @@
-"""How far the run is: a bar on a terminal, plain lines in a log file."""
+"""Shows the progress of a run: a bar on a terminal, plain lines in a log file."""
 
 import io
 import sys
@@ -11,16 +11,16 @@ from rich.table import Column
 
 
 def terminal(stream: io.TextIOBase) -> Console | None:
-    """Returns what draws on a terminal; None: the stream is none, or cannot redraw a line."""
+    """Returns a console for an interactive terminal; None if the stream is not one."""
     console = Console(file=stream, force_terminal=stream.isatty(), highlight=False)
     return console if console.is_interactive else None
 
 
 class Progress:
-    """Shows steps, epoch, loss, learning rate, speed and the time that is left.
+    """Shows steps, epoch, loss, learning rate, speed and remaining time.
 
-    On a terminal this is one line that is drawn over and over; elsewhere (a file, a scheduler's
-    log) one line each time that `log` is called.
+    On a terminal this is one line that is redrawn; elsewhere (a file, a scheduler's log) each call
+    of `log` prints a line.
     """
 
     def __init__(
@@ -33,15 +33,15 @@ class Progress:
         stream: io.TextIOBase | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
-        """Start showing.
+        """Shows the bar, if the stream is a terminal.
 
         Args:
-          total_steps: of the whole run.
-          start_step: steps that were done before this process.
-          steps_per_epoch: to show the epoch.
+          total_steps: steps of the whole run.
+          start_step: steps made before this process started.
+          steps_per_epoch: need not be whole.
           is_main: whether this process shows anything: `jax.process_index() == 0`.
-          stream: where to; None: standard output.
-          now: a clock, in seconds.
+          stream: output stream; None: standard output.
+          now: returns the time in seconds.
         """
         self._stream = sys.stdout if stream is None else stream
         self._total = total_steps
@@ -50,7 +50,7 @@ class Progress:
         self._is_main = is_main
         self._now = now
         self._first: tuple[int, float] | None = None  # Step and time of the first update.
-        self._numbers = ""
+        self._metrics_text = ""
         self._bar = None
         if is_main and (console := terminal(self._stream)):
             self._bar = bars.Progress(
@@ -63,11 +63,11 @@ class Progress:
             )
             self._bar.add_task(self._status(), total=total_steps, completed=start_step)
             self._bar.start()
-            console.show_cursor()  # A process that is killed could not do so.
+            console.show_cursor()  # A killed process would leave it hidden.
 
     def update(self, step: int) -> None:
-        """Say that `step` steps of the run are done."""
-        # The time left is judged from the end of the first step on: compilation is over by then.
+        """Records that `step` steps of the run are done."""
+        # The pace is measured from the end of the first step, after the compilation.
         if self._first is None:
             self._first = (step, self._now())
         self._step = step
@@ -76,23 +76,23 @@ class Progress:
             self._bar.update(task, completed=step, description=self._status())
 
     def log(self, step: int, *, loss: float, lr: float, images_per_second: float | None) -> None:
-        """Show the numbers of a step; off a terminal this prints a line."""
-        self._numbers = f" | loss {loss:.4f} | lr {lr:.3g}"
+        """Shows the metrics of a step; prints a line if there is no bar."""
+        self._metrics_text = f" | loss {loss:.4f} | lr {lr:.3g}"
         if images_per_second is not None:
-            self._numbers += f" | {_short(images_per_second)} img/s"
+            self._metrics_text += f" | {_format_number(images_per_second)} img/s"
         self.update(step)
         if self._is_main and self._bar is None:
             print(self._status(), file=self._stream, flush=True)
 
     def note(self, message: str) -> None:
-        """Print a message on a line of its own, above the bar if there is one."""
+        """Prints a message on its own line, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(message, markup=False, soft_wrap=True)
         elif self._is_main:
             print(message, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it is and go to the next line."""
+        """Stops redrawing the bar and ends its line."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -103,14 +103,14 @@ class Progress:
         self.close()
 
     def _status(self) -> str:
-        # What matters most comes first: a narrow terminal cuts off the end.
+        # The most important values come first: a narrow terminal cuts off the end.
         left = self.seconds_left()
         eta = "" if left is None else f" | ETA {format_duration(left)}"
         epoch = self._step / self._steps_per_epoch
-        return f"step {self._step:,}/{self._total:,}{eta} | epoch {epoch:.2f}{self._numbers}"
+        return f"step {self._step:,}/{self._total:,}{eta} | epoch {epoch:.2f}{self._metrics_text}"
 
     def seconds_left(self) -> float | None:
-        """Time to the end at the mean pace so far, evaluations and saves included."""
+        """Estimates the time to the end from the mean pace, including evaluations and saves."""
         if self._first is None or self._step <= self._first[0]:
             return None
         first_step, first_time = self._first
@@ -119,7 +119,7 @@ class Progress:
 
 
 def format_duration(seconds: float | int) -> str:
-    """Seconds for people: 42s, 3m07s, 2h05m, 3d04h."""
+    """Formats a duration in seconds: 42s, 3m07s, 2h05m, 3d04h."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
@@ -133,5 +133,5 @@ def format_duration(seconds: float | int) -> str:
     return f"{days}d{hours:02d}h"
 
 
-def _short(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,7 +1,7 @@
-"""TensorBoard's event files: records of length, crc, event, crc.
+"""Writes TensorBoard's event files: records of length, CRC, event, CRC.
 
-The package tensorboard (2.21) writes them too, but takes 60 MB with what it needs (grpcio, a data
-server) and .10 s at every start, and names files by a clock that may have gone back.
+The package tensorboard (2.21) writes them too, but with its dependencies (grpcio, a data server) it
+takes 60 MB and .10 s at every start, and it names files by a clock that may go back.
 """
 
 import re
@@ -18,7 +18,7 @@ from vit_jax import storage
 from vit_jax.errors import DataError
 from vit_jax.telemetry.growing import open_growing
 
-# What we write of TensorFlow's event.proto and summary.proto.
+# The fields that we write of TensorFlow's event.proto and summary.proto.
 _SCHEMA = """
   name: "vit_jax/event.proto"
   package: "vit_jax"
@@ -53,14 +53,14 @@ _START = 1  # SessionLog.START.
 
 
 class EventFile:
-    """The events of one process of a run: a new file in the folder `tb`."""
+    """The event file of one process of a run."""
 
     def __init__(self, logdir: epath.PathLike, *, first_step: int):
-        """Opens the file.
+        """Opens a new file.
 
         Args:
-          logdir: folder that holds the event files of a run.
-          first_step: TensorBoard hides what earlier files say of it and of later steps.
+          logdir: folder of the event files of a run.
+          first_step: TensorBoard hides values that earlier files have for this and later steps.
 
         Raises:
           DataError: the file cannot be written.
@@ -68,24 +68,24 @@ class EventFile:
         logdir = epath.Path(logdir)
         with storage.reported(DataError, f"{logdir} cannot be written"):
             storage.make_subfolder(logdir)
-            stamp = _next_stamp(storage.names(logdir))
+            timestamp = _next_timestamp(storage.names(logdir))
         self._file = open_growing(
-            logdir / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"
+            logdir / f"events.out.tfevents.{timestamp:010d}.{socket.gethostname()}"
         )
         self._write(file_version="brain.Event:2")
         self._write(step=first_step, session_log={"status": _START})
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Add the values of a step."""
+        """Appends the values of a step."""
         scalars = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
         self._write(step=step, summary={"value": scalars})
 
     def flush(self) -> None:
-        """Return when all is on the disk."""
+        """Writes all events to the disk."""
         self._file.flush()
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flushes and closes the file."""
         self._file.close()
 
     def _write(self, **fields) -> None:
@@ -95,12 +95,14 @@ class EventFile:
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """TFRecord's: a crc of data that holds crcs would be weak, so it is turned and shifted."""
+    """Returns TFRecord's masked CRC: rotated and offset, since data may contain CRCs."""
     crc = google_crc32c.value(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32)
 
 
-def _next_stamp(names: list[str]) -> int:
-    """The time in seconds, or what comes after the newest file: they are read by name."""
-    stamps = [int(match[1]) for name in names if (match := re.match(r".*tfevents\.(\d+)\.", name))]
-    return max(int(time.time()), max(stamps, default=-1) + 1)
+def _next_timestamp(names: list[str]) -> int:
+    """Returns the time in seconds, at least one more than the newest file's: the order of names."""
+    timestamps = [
+        int(match[1]) for name in names if (match := re.match(r".*tfevents\.(\d+)\.", name))
+    ]
+    return max(int(time.time()), max(timestamps, default=-1) + 1)

@@ -1,13 +1,13 @@
-"""Metrics of a run, one line a step, to files and to those who draw them.
+"""Writes the metrics of a run, one line per step, to files, TensorBoard and Weights & Biases.
 
-metrics.jsonl   what the config decides: the same bits whenever and wherever the run is repeated
-timing.jsonl    what the machine decides: img/s, waits, utilisation
+metrics.jsonl   metrics that the config determines: equal to the bit if the run is repeated
+timing.jsonl    measurements of the machine: img/s, waits, utilisation
 tb/             both, as TensorBoard events
 W&B             both, if `log.wandb_project` is set
 
 The contract with the train loop: commit(t) and flush() come before the checkpoint of step t is
-written. Then a file is never behind a checkpoint, and on resume at step s the lines up to s are
-all there, the lines after s are removed, and the loop writes them again.
+written. So a file is never behind a checkpoint. On resume at step s all lines up to s exist, the
+lines after s are removed, and the loop writes them again.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ Number = int | float | np.generic | np.ndarray  # Arrays have shape ().
 class MetricWriter:
     """Writes metrics and timings of one run into its work directory.
 
-    Not-a-number and the infinities become null in the files: JSON has no word for them, and null
-    keeps a column numeric (pandas reads it as NaN). TensorBoard and W&B are told the truth.
+    NaN and infinities become null in the files: JSON has no such values, and null keeps a column
+    numeric (pandas reads it as NaN). TensorBoard and W&B receive the original values.
     """
 
     def __init__(
@@ -46,22 +46,22 @@ class MetricWriter:
         last_line: int | None = None,
         is_main: bool = True,
     ):
-        """Cut what an earlier process wrote after `resume_step`, and open for appending.
+        """Removes lines after `resume_step`, and opens the files for appending.
 
         Args:
-          workdir: of the run; made if it is not there.
-          resume_step: step of the state that the run continues from; None: from scratch, and
-            whatever metrics an earlier attempt left in `workdir` are removed.
-          tensorboard: write events to workdir/tb.
+          workdir: the work directory of the run; created if it does not exist.
+          resume_step: step of the state that the run resumes from; None: the run starts from
+            scratch, and metrics of an earlier attempt are removed.
+          tensorboard: whether to write events to workdir/tb.
           wandb_project: project on Weights & Biases; "": off.
-          config: of the run, shown by W&B.
-          last_line: what `last_step` was when the state was saved; None: not known. If the file
-            ends before, somebody has changed it, and a warning says what is lost.
-          is_main: whether this process writes: `jax.process_index() == 0`. The others make the
-            same calls, and nothing comes of them.
+          config: config of the run, shown by W&B.
+          last_line: value of `last_step` when the state was saved; None: unknown. If the file
+            ends earlier, someone changed it, and a warning names the lost steps.
+          is_main: whether this process writes: `jax.process_index() == 0`. In the others all
+            methods do nothing.
 
         Raises:
-          ConfigError: W&B is asked for and not installed.
+          ConfigError: a W&B project is set, but W&B is not installed.
           DataError: an existing file is damaged, or the work directory cannot be written.
         """
         self.last_step: int | None = None
@@ -73,34 +73,34 @@ class MetricWriter:
         if not is_main:
             return
         workdir = epath.Path(workdir)
-        with storage.reported(DataError, f"{workdir} cannot be made"):
+        with storage.reported(DataError, f"{workdir} cannot be created"):
             storage.make_folder(workdir)
         last_kept = -1 if resume_step is None else resume_step
         self.last_step = cut_after(workdir / "metrics.jsonl", last_step=last_kept)
         cut_after(workdir / "timing.jsonl", last_step=last_kept)
         if last_line is not None and (self.last_step is None or self.last_step < last_line):
             logging.warning(
-                "%s ends at step %s; it went to step %s when the state of step %s was saved: lines "
-                "are lost. If you have them, stop the run, put them back and start it again.",
+                "%s ends at step %s, but it had step %s when the state of step %s was saved: lines "
+                "are lost. If you have them, stop the run, restore them and start it again.",
                 *(workdir / "metrics.jsonl", self.last_step, last_line, resume_step),
             )
         if wandb_project:
-            fresh = resume_step is None
-            self._sinks.append(_Wandb(workdir, project=wandb_project, config=config, fresh=fresh))
+            is_new = resume_step is None
+            self._sinks.append(_Wandb(workdir, project=wandb_project, config=config, is_new=is_new))
         if tensorboard:
             self._sinks.append(EventFile(workdir / "tb", first_step=last_kept + 1))
         self._metrics = JsonLines(workdir / "metrics.jsonl")
         self._timing = JsonLines(workdir / "timing.jsonl")
 
     def write(self, step: int, values: Mapping[str, Number]) -> None:
-        """Add values to the line of `step`, which commit() will write.
+        """Adds values to the line of `step`; `commit` writes the line.
 
         Args:
-          step: one step at a time: the one before must have been committed.
-          values: on the host: Python or NumPy numbers (`jax.device_get` what is on a device).
+          step: number of the step; the step before it must have been committed.
+          values: Python or NumPy numbers, not device arrays.
 
         Raises:
-          ValueError: a step that is out of order, or a name that this line already has.
+          ValueError: the step is out of order, or the line already has a name.
         """
         if not self._is_main:
             return
@@ -109,7 +109,7 @@ class MetricWriter:
         if self.last_step is not None and step <= self.last_step:
             raise ValueError(
                 f"write({step}): metrics.jsonl already has step {self.last_step}, and a step has "
-                "one line. After resuming, skip what `last_step` says has been written."
+                "one line. After resuming, skip all steps up to `last_step`."
             )
         if twice := sorted(set(values) & (set(self._pending) | {"step"})):
             raise ValueError(f"write({step}): {', '.join(twice)} is already in the line.")
@@ -117,10 +117,10 @@ class MetricWriter:
         self._pending_step = step
 
     def commit(self, step: int) -> None:
-        """Write the line of `step`; without a write() for it, there is no line.
+        """Writes the line of `step`, if `write` was called for it.
 
         Raises:
-          ValueError: the values written are of another step.
+          ValueError: the pending values belong to another step.
         """
         if self._pending_step is None:
             return
@@ -133,7 +133,7 @@ class MetricWriter:
         self._pending, self._pending_step = {}, None
 
     def write_timing(self, step: int, values: Mapping[str, Number]) -> None:
-        """Write one line of values that differ from one run to the next; no commit is needed."""
+        """Writes a line of values that vary between repeated runs; needs no commit."""
         if not self._is_main:
             return
         numbers = {name: _python_number(value) for name, value in values.items()}
@@ -142,10 +142,10 @@ class MetricWriter:
             sink.write(step, numbers)
 
     def flush(self) -> None:
-        """Return when every committed line is on the disk: call it before saving a checkpoint.
+        """Writes all committed lines to the disk; call it before saving a checkpoint.
 
         Raises:
-          DataError: a file cannot be written, or is no longer there.
+          DataError: a file cannot be written, or was deleted or replaced.
         """
         if not self._is_main:
             return
@@ -155,16 +155,16 @@ class MetricWriter:
             sink.flush()
 
     def close(self) -> None:
-        """Flush and close. A line that was not committed is dropped: its step will be redone.
+        """Flushes and closes. Drops an uncommitted line, since its step will be repeated.
 
         Raises:
-          DataError: a file cannot be written, or is no longer there.
+          DataError: a file cannot be written, or was deleted or replaced.
         """
         if not self._is_main:
             return
-        with contextlib.ExitStack() as stack:  # One that fails does not spare the others.
-            for open_one in (*self._sinks, self._timing, self._metrics):
-                stack.callback(open_one.close)
+        with contextlib.ExitStack() as stack:  # Closes all, also if one fails.
+            for sink in (*self._sinks, self._timing, self._metrics):
+                stack.callback(sink.close)
         self._sinks = []
 
     def __enter__(self) -> "MetricWriter":
@@ -176,18 +176,18 @@ class MetricWriter:
         except DataError as second:
             if error is None:
                 raise
-            if str(second) != str(error):  # The first one goes on to the user.
+            if str(second) != str(error):  # The first error reaches the user.
                 logging.warning("%s", second)
 
 
 class _Wandb:
     """Weights & Biases, one run per work directory.
 
-    W&B cannot forget steps: after a resume it ignores those it has seen. They would have had the
-    same values, because a run is a pure function of its config.
+    After a resume W&B ignores repeated steps. This loses nothing: their values are equal, because a
+    run is a function of its config.
     """
 
-    def __init__(self, workdir: epath.Path, *, project: str, config: dict[str, Any], fresh: bool):
+    def __init__(self, workdir: epath.Path, *, project: str, config: dict[str, Any], is_new: bool):
         try:
             import wandb
         except ImportError as error:
@@ -197,7 +197,7 @@ class _Wandb:
             ) from error
         id_file = workdir / "wandb_run_id"
         with storage.reported(DataError, str(id_file)):
-            if fresh or not storage.exists(id_file):
+            if is_new or not storage.exists(id_file):
                 storage.write_bytes(id_file, secrets.token_hex(4).encode() + b"\n")
             run_id = storage.read_bytes(id_file).decode(errors="replace").strip()
         self._run = wandb.init(
@@ -206,22 +206,22 @@ class _Wandb:
             id=run_id,
             resume="allow",  # Continue the run of this id if there is one.
             config=config,
-            allow_val_change=True,  # The command has already agreed to a changed config.
-            dir=str(workdir) if storage.is_local(workdir) else None,  # None: W&B's own place.
+            allow_val_change=True,  # The command has already accepted a changed config.
+            dir=str(workdir) if storage.is_local(workdir) else None,  # None: W&B's default folder.
         )
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
         self._run.log(dict(values), step=step)
 
     def flush(self) -> None:
-        """Nothing to do: its own process sends what it is given."""
+        """Does nothing: W&B's own process sends the values."""
 
     def close(self) -> None:
         self._run.finish()
 
 
 def _python_number(value: Number) -> float | int:
-    """The same value as a Python int or float: float32 widens to float64 exactly."""
+    """Returns the value as a Python int or float; float32 converts to float64 exactly."""
     number = value.item() if isinstance(value, np.generic | np.ndarray) else value
     if not isinstance(number, int | float):
         raise TypeError(f"A metric is a number on the host, not {type(value).__name__}.")

@@ -1,10 +1,10 @@
-"""What `vit_jax.train` is made of.
+"""The parts of `vit_jax.train`.
 
-experiment       all that follows from a config: data, model, evaluations; the jitted programs
-observer         reports on a run, evaluates and saves it, in the order of the contract
-state            the state of a run: made, laid out on the mesh, restored
-update           one update of the state: forward, backward, optimizer, average
-init_from        what a run takes from the checkpoint that it starts from
+experiment       the data, model, evaluations and jitted programs that a config defines
+observer         reports, evaluates and saves a run, in the order of the contract
+state            the training state: its initial value, its shardings, its restore
+update           one update of the state: forward, backward, optimizer, moving average
+init_from        initialises the model and its parameters from a checkpoint
 cached_features  trains the head alone, on features that are computed once
-reports          what a run says of itself: before, after, and when it diverges
+reports          messages of a run: at its start, at its end, and when it diverges
 """

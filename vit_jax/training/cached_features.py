@@ -1,8 +1,8 @@
-"""Linear probe: a frozen body's features are computed once, and the head is trained on them.
+"""Linear probe: computes the features of a frozen body once, and trains the head on them.
 
-The run stays what it is: the same examples in the same order, the same optimizer, evaluations and
-checkpoints of the whole model. Only what the loop is fed changes: features in place of images. It
-gives what a run with the same frozen body gives that computes them again at every update.
+Only the input of the train loop changes: features instead of images. The order of the examples, the
+optimizer, the evaluations and the checkpoints (of the whole model) stay the same. The result equals
+that of a run with the same frozen body that recomputes the features at every update.
 
 The features are float32 in the memory of every process: 768 numbers an example, 3.9 GB for
 ImageNet's 1.28 million images and a ViT-B.
@@ -10,6 +10,7 @@ ImageNet's 1.28 million images and a ViT-B.
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -34,7 +35,7 @@ ProgressWrapper = Callable[[Iterable, str], Iterable]
 
 
 class Head(nn.Module):
-    """The head of a model by itself, to be given the parameters of the whole model."""
+    """The head of a model; reads its parameters from those of the whole model."""
 
     config: ModelConfig
 
@@ -42,15 +43,15 @@ class Head(nn.Module):
     def __call__(
         self, images: Float[Array, "b 1 1 features"], *, train: bool = False
     ) -> tuple[Float[Array, "b classes"], dict[str, Array]]:
-        """Logits of features, which lie where a model's images do."""
+        """Returns the logits of features, which are passed in the place of images."""
         return nn.Dense(self.config.num_classes, name="head")(images[:, 0, 0]), {}
 
 
 class Features(Source):
-    """What a model makes of the images of a source."""
+    """A source whose images are replaced by a model's features of them."""
 
     def __init__(self, source: Source, features: Float[np.ndarray, "n d"], labels: np.ndarray):
-        """Describes the features of all the source's examples, in its order."""
+        """Takes the features and labels of all examples of `source`, in its order."""
         self._source, self._features, self._labels = source, features, labels
         self.name, self.split, self.class_names = source.name, source.split, source.class_names
         self.multi_label = source.multi_label
@@ -66,23 +67,24 @@ class Features(Source):
 
 
 def identity(example: Example, rng: np.random.Generator) -> Example:
-    """The transform of features."""
+    """Returns a feature unchanged: features need no transform."""
     return example
 
 
 def cache_features(
-    experiment: Experiment, params: PyTree, *, over: ProgressWrapper
+    experiment: Experiment, params: PyTree, *, progress: ProgressWrapper
 ) -> tuple[nn.Module, Experiment]:
-    """The head by itself, and the experiment that trains it on features.
+    """Returns the head as a module, and the experiment that trains it on features.
+
+    Features of the training data are computed now, those of each evaluation when it is first due.
 
     Args:
-      experiment: with `config.cache_features`. Features of its source are computed now, those of
-        each evaluation when it is first due.
-      params: of the whole model, on the mesh.
-      over: that batches are counted by.
+      experiment: its config has `cache_features`.
+      params: parameters of the whole model, on the mesh.
+      progress: wraps the batches whose features are computed.
 
     Raises:
-      ConfigError: more than the head is trained, or features would not be the same at every update.
+      ConfigError: parameters outside the head are trained, or features change between updates.
     """
     config, model_config, evaluator = (
         experiment.config,
@@ -95,28 +97,31 @@ def cache_features(
         num_classes=model_config.num_classes,
         loss_name=config.loss.name,
     )
+    compute = partial(_compute, evaluator, progress=progress)
     cached = {}
     for name, evaluation in experiment.evals.items():
         split = config.evals[name].split
-        known: list[Features] = []
+        computed: list[Features] = []
 
-        def run(params, over=iter, on_bad=None, split=split, known=known):
-            if not known:
+        def run(params, progress=iter, on_bad=None, split=split, computed=computed):
+            if not computed:
                 source = open_source(config.data, split=split)
-                known.append(_compute(evaluator, source, params, over=over))
-            with evaluator.batches(known[0], transform=identity, workers=0) as batches:
-                return classification.evaluate(params, over(batches))
+                computed.append(compute(source, params))
+            with evaluator.batches(computed[0], transform=identity, workers=0) as batches:
+                return classification.evaluate(params, progress(batches))
 
         cached[name] = Evaluation(evaluation.every_steps, evaluation.fingerprint, run)
-    source = _compute(evaluator, experiment.source, params, over=over)
-    trained = dataclasses.replace(experiment, source=source, transform=identity, evals=cached)
-    return Head(model_config), trained
+    source = compute(experiment.source, params)
+    head_experiment = dataclasses.replace(
+        experiment, source=source, transform=identity, evals=cached
+    )
+    return Head(model_config), head_experiment
 
 
 def _compute(
-    evaluator: Evaluator, source: Source, params: PyTree, *, over: ProgressWrapper
+    evaluator: Evaluator, source: Source, params: PyTree, *, progress: ProgressWrapper
 ) -> Features:
-    """The head's input for every example, on every host."""
+    """Returns the head's input for every example, complete on every host."""
     model = build(evaluator.model_config)
 
     @jax.jit
@@ -127,7 +132,7 @@ def _compute(
 
     features, labels = [], []
     with evaluator.batches(source) as batches:
-        for batch in over(batches, f"the features of {source.name}, {source.split}"):
+        for batch in progress(batches, f"the features of {source.name}, {source.split}"):
             values, label, weight = jax.device_get(step(params, batch))
             features.append(values[weight > 0])
             labels.append(label[weight > 0])
@@ -135,17 +140,17 @@ def _compute(
 
 
 def _check(config: FrozenConfigDict, model_config: ModelConfig, params: PyTree) -> None:
-    """Raises ConfigError unless features computed once are what every update would compute."""
+    """Raises ConfigError unless every update would compute the same features."""
     trained = [
         path_name(path)
         for path, frozen in jax.tree_util.tree_leaves_with_path(frozen_mask(config.optim, params))
         if not frozen and not path_name(path).startswith("head/")
     ]
     dropouts = ("dropout", "attention_dropout", "stochastic_depth")
-    obstacles = {
-        f"{len(trained)} parameters beside the head are trained, such as {trained[:1]}: list them "
+    conditions = {
+        f"{len(trained)} parameters outside the head are trained, such as {trained[:1]}: list them "
         "in optim.freeze": trained,
-        "data.train_transforms are not data.eval_transforms": (
+        "data.train_transforms differ from data.eval_transforms": (
             config.data.train_transforms != config.data.eval_transforms
         ),
         "mixup or CutMix is on": config.mix.mixup_alpha or config.mix.cutmix_alpha,
@@ -154,9 +159,9 @@ def _check(config: FrozenConfigDict, model_config: ModelConfig, params: PyTree) 
         "a distilled model has two heads": getattr(model_config, "distilled", False),
         "the model has no head": not model_config.num_classes,
     }
-    reasons = [reason for reason, holds in obstacles.items() if holds]
+    reasons = [reason for reason, holds in conditions.items() if holds]
     if reasons:
         raise ConfigError(
-            f"cache_features cannot be: {'; '.join(reasons)}. Change that, or set cache_features "
-            "to False."
+            f"cache_features=True is not possible: {'; '.join(reasons)}. Change that, or set "
+            "cache_features to False."
         )

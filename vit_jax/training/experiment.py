@@ -1,4 +1,4 @@
-"""An experiment: everything that follows from a config, before a state or a batch exists."""
+"""An experiment: all that a config defines before a state or a batch exists."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -37,10 +37,10 @@ from vit_jax.training.update import make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The programs of a run, and where its state lies. Shapes decide all of it, no data.
+    """The programs of a run and the layout of its state; they depend on shapes, not on data.
 
     Attributes:
-      init: (key, params=None) -> the state before the first update, to be jitted.
+      init: (key, params=None) -> the state before the first update; not jitted yet.
       layout: the shardings of the state.
       train_step: (state, batch, stop) -> (state, metrics), jitted; donates the state.
     """
@@ -62,11 +62,11 @@ class Program:
         """Returns the programs of a config. Touches no device and opens no data.
 
         Args:
-          config: of the run.
-          model_config: as `vit_jax.models.read_section` gives it.
-          mesh: that the state and the batches lie on.
-          num_examples: in an epoch.
-          head: the module to train in place of the model, which takes features as images.
+          config: the config of the run.
+          model_config: the result of `vit_jax.models.read_section`.
+          mesh: the mesh of the state and the batches.
+          num_examples: number of examples in an epoch.
+          head: trained instead of the model; its input are features in the place of images.
         """
         module = build(model_config)
         schedule = make_schedule(
@@ -90,16 +90,16 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A run as its config and its data describe it.
+    """A run as defined by its config and its data.
 
     Attributes:
-      config: of the run, complete: `vit_jax.training.init_from.inherit_model` has filled it.
-      model_config: of its model.
-      mesh: of its devices.
-      source: the examples that it trains on.
-      transform: from an example to what the model is fed.
-      evals: its evaluations by name.
-      total_steps: updates of the whole run.
+      config: the config, after `vit_jax.training.init_from.inherit_model` has completed it.
+      model_config: the config of its model.
+      mesh: the mesh of its devices.
+      source: the training examples.
+      transform: maps an example to the input of the model.
+      evals: evaluations by name.
+      total_steps: number of updates of the whole run.
     """
 
     config: FrozenConfigDict
@@ -112,10 +112,10 @@ class Experiment:
 
     @classmethod
     def of(cls, config: FrozenConfigDict, mesh: Mesh) -> "Experiment":
-        """Opens the data of a config and builds what follows from both.
+        """Opens the data of a config and builds the experiment.
 
         Raises:
-          VitJaxError: the config or the data is wrong, or they do not fit each other.
+          VitJaxError: the config or the data is wrong, or they do not match.
         """
         source = open_source(config.data, split=config.data.split)
         source = random_subset(source, config.data.examples, seed=config.seed)
@@ -139,11 +139,11 @@ class Experiment:
 
     @property
     def evaluator(self) -> Evaluator:
-        """How the model is evaluated, on examples that are not trained on."""
+        """Returns the evaluator of the model."""
         return Evaluator(self.config, self.model_config, self.mesh)
 
     def program(self, head: nn.Module | None = None) -> Program:
-        """Returns the run's programs; see `Program.of`."""
+        """Returns the programs of the run; see `Program.of`."""
         return Program.of(
             self.config, self.model_config, self.mesh, num_examples=len(self.source), head=head
         )
@@ -159,10 +159,10 @@ class Experiment:
     def batches(
         self, start: int, *, on_bad: Callable[[int, int, int, str], None] | None
     ) -> Batches:
-        """Returns the training batches from that of step `start` on.
+        """Returns the training batches, beginning with the batch of step `start`.
 
         Args:
-          start: updates made before.
+          start: number of updates made before.
           on_bad: see `vit_jax.data.pipeline.train_batches`.
         """
         config = self.config

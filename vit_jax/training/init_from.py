@@ -1,9 +1,9 @@
-"""What a run takes from the checkpoint of `config.init_from`: what the model is, and parameters.
+"""Takes the model's config and its parameters from the checkpoint `config.init_from`.
 
-The checkpoint is a work directory of ours or anything that `load_pretrained` reads. A key of
-`config.model` that is None is the checkpoint's; one that is set goes before it, and what then does
-not fit is an error with both sides. The resolved model is what a run's config.json holds, so that
-nothing needs the checkpoint any more once the run has saved.
+The checkpoint is one of our work directories or anything that `load_pretrained` reads. A key of
+`config.model` that is None takes the checkpoint's value; a key that is set overrides it. If a set
+size contradicts the checkpoint, the error shows both values. A run's config.json holds the resolved
+model, so the checkpoint is no longer needed once the run has saved.
 """
 
 import dataclasses
@@ -28,92 +28,96 @@ from vit_jax.pretrained.adaptation import adapt_params
 from vit_jax.pretrained.mapping import map_checkpoint
 from vit_jax.pretrained.pixels import compare_pixels
 from vit_jax.pretrained.reader import read
-from vit_jax.pretrained.run_checkpoint import describe_own, is_own, refuse_hints
+from vit_jax.pretrained.run_checkpoint import describe_run, is_run, refuse_hints
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.storage import as_path
 
 
 def inherit_model(config: FrozenConfigDict, workdir: epath.PathLike) -> FrozenConfigDict:
-    """The config with every key of `model` set that the checkpoint of `init_from` decides.
+    """Returns the config with the unset keys of `model` filled from the checkpoint of `init_from`.
 
-    A run that goes on, in its work directory or from `config.resume`, has the model that it began
-    with: the checkpoint of `init_from` need not be there any more.
+    A run that is resumed, in its work directory or from `config.resume`, keeps the model that it
+    began with: the checkpoint of `init_from` need not exist any more.
 
     Args:
-      config: of the run; without `init_from` it is returned as it is.
-      workdir: of the run; need not be there.
+      config: returned unchanged if it has no `init_from`.
+      workdir: the work directory of the run; need not exist.
 
     Raises:
-      CheckpointError: there is no such checkpoint, or it is of no known format.
-      ConfigError: the variant is of other sizes than the checkpoint, or no config can say what it
-        is; or there is neither a variant nor a checkpoint.
+      CheckpointError: there is no such checkpoint, or its format is unknown.
+      ConfigError: the variant has other sizes than the checkpoint, or no config can express the
+        checkpoint's model; or there is neither a variant nor a checkpoint.
     """
     if not config.init_from:
         if not config.model.variant:
             raise ConfigError(
-                'model.variant is "", which stands for that of the checkpoint to start from: give '
-                "that as init_from, or name a variant, such as S/16."
+                'model.variant is "", which means the model of the checkpoint init_from, but '
+                "init_from is empty: set it, or name a variant, such as S/16."
             )
         return config
     resolved = ConfigDict(config.as_configdict())
-    earlier = _begun(config, workdir)
-    _fill(resolved.model, _published_section(config) if earlier is None else earlier.model)
+    earlier = _config_of_resumed_run(config, workdir)
+    _fill_unset(resolved.model, _published_section(config) if earlier is None else earlier.model)
     return freeze(resolved)
 
 
 def inherit_params(
     config: FrozenConfigDict, model_config: ModelConfig, fresh: PyTree, *, mesh: Mesh
 ) -> PyTree:
-    """The parameters to start from: the checkpoint's, and initial ones where `init_skip` says.
+    """Returns the checkpoint's parameters, with fresh ones where `init_skip` matches.
 
-    Position embeddings are resized to the model's image size, blocks stacked or not as its `scan`
-    says; each device gets its shards alone.
+    Position embeddings are resized to the model's image size; blocks are stacked or unstacked
+    according to its `scan`. Each device receives only its own shards.
 
     Args:
-      config: of the run, with `init_from`.
-      model_config: of its model.
+      config: a config with `init_from`.
+      model_config: the config of the run's model.
       fresh: the model's initial parameters, on the mesh.
-      mesh: that the result lies on, by our rules.
+      mesh: the mesh of the result, which is laid out by `vit_jax.parallel.rules`.
 
     Raises:
-      CheckpointError: there is no such checkpoint, or beyond what is skipped it has other
-        parameters than the model.
+      CheckpointError: there is no such checkpoint, or its parameters that are not skipped differ
+        from the model's.
       ConfigError: a pattern of `init_skip` matches no parameter.
     """
     path = config.init_from
-    if is_own(path):
+    if is_run(path):
         refuse_hints(path, config.init_hints)
-        location, _, published = describe_own(path)
+        location, _, published = describe_run(path)
         params = load_params(location, mesh=mesh)
         params = adapt_params(
-            params, old=published, new=_as_run(published, model_config), mesh=mesh
+            params, old=published, new=_with_run_settings(published, model_config), mesh=mesh
         )
     else:
         mapping = map_checkpoint(path, hints=dict(config.init_hints))
-        params, notes = read(mapping, _as_run(mapping.description.config, model_config), mesh)
+        params, notes = read(
+            mapping, _with_run_settings(mapping.description.config, model_config), mesh
+        )
         for note in (*mapping.description.all_notes, *notes):
             logging.info("%s: %s", path, note)
     adapters = (lora.PATTERN,) if getattr(model_config, "lora_rank", 0) else ()
     return merge_params(fresh, params, skip=(*config.init_skip, *adapters), source=path)
 
 
-def _as_run(published: ModelConfig, model_config: ModelConfig) -> ModelConfig:
-    """A checkpoint's model of the run's image size, computed as the run computes it."""
-    free = {*names_of(published, Kind.RUN)} & {*names_of(model_config, Kind.RUN)}
+def _with_run_settings(published: ModelConfig, model_config: ModelConfig) -> ModelConfig:
+    """Returns the checkpoint's model with the run's image size and its settings of computation."""
+    names = {*names_of(published, Kind.RUN)} & {*names_of(model_config, Kind.RUN)}
     if isinstance(published, VitConfig):
-        free |= {"image_size", "posemb_resize"}
-    fields = {name: getattr(model_config, name) for name in free}
+        names |= {"image_size", "posemb_resize"}
+    fields = {name: getattr(model_config, name) for name in names}
     if "lora_rank" in fields:
-        fields["lora_rank"] = 0  # A run's adapters are its own.
+        fields["lora_rank"] = 0  # Adapters of the run are not in the checkpoint.
     return dataclasses.replace(published, **fields)
 
 
-def _begun(config: FrozenConfigDict, workdir: epath.PathLike) -> FrozenConfigDict | None:
-    """The config of the run that this one goes on from, if it does and that can be read."""
+def _config_of_resumed_run(
+    config: FrozenConfigDict, workdir: epath.PathLike
+) -> FrozenConfigDict | None:
+    """Returns the config of the run that is resumed; None if there is none, or it is unreadable."""
     try:
         if workdirs.has_checkpoints(workdir):
             return workdirs.read_config(workdir)
-    except CheckpointError:  # Which `check_claim` will say, with what to do.
+    except CheckpointError:  # `check_claim` will raise it, with advice.
         return None
     if config.resume:
         return workdirs.read_config(locate(as_path(config.resume, name="config.resume")).workdir)
@@ -121,11 +125,11 @@ def _begun(config: FrozenConfigDict, workdir: epath.PathLike) -> FrozenConfigDic
 
 
 def _published_section(config: FrozenConfigDict) -> ConfigDict:
-    """The checkpoint's model as a section `model`; how many classes it had does not matter."""
+    """Returns the checkpoint's model as a section `model`, without its number of classes."""
     path = config.init_from
-    if is_own(path):
+    if is_run(path):
         refuse_hints(path, config.init_hints)
-        _, run, published = describe_own(path)
+        _, run, published = describe_run(path)
         transforms = run.data.eval_transforms
     else:
         description = map_checkpoint(path, hints=dict(config.init_hints)).description
@@ -139,17 +143,17 @@ def _published_section(config: FrozenConfigDict) -> ConfigDict:
     return section
 
 
-def _fill(section: ConfigDict, other: ConfigDict | FrozenConfigDict) -> None:
-    """Sets what a section leaves open as another one of the same keys has it."""
+def _fill_unset(section: ConfigDict, other: ConfigDict | FrozenConfigDict) -> None:
+    """Fills the unset keys of a section with the values of another one."""
     for key, value in other.items():
         if isinstance(section[key], ConfigDict):
-            _fill(section[key], value)
+            _fill_unset(section[key], value)
         elif section[key] in (None, ""):
             section[key] = value
 
 
 def _check_sizes(model: FrozenConfigDict, published: ModelConfig, path: str) -> None:
-    """Raises ConfigError if the variant's row, where no key goes before it, is another model's."""
+    """Raises ConfigError if a size of the variant, not overridden by a key, differs."""
     row, patch = parse_variant(model.variant)
     patch = row.patch if isinstance(row, HybridVariant) else patch
     named = {
@@ -161,13 +165,13 @@ def _check_sizes(model: FrozenConfigDict, published: ModelConfig, path: str) -> 
     named = {name: size for name, size in named.items() if name != "patch_size" or name in actual}
     if named != actual:
         raise ConfigError(
-            f'model.variant is "{model.variant}": {_shown(named)}; {path} has '
-            f'{_shown(actual)}. Set model.variant to "" to take what the checkpoint is.'
+            f'model.variant is "{model.variant}": {_format_sizes(named)}; {path} has '
+            f'{_format_sizes(actual)}. Set model.variant to "" to take the checkpoint\'s sizes.'
         )
 
 
 def _sizes(model: Any) -> dict[str, Any]:
-    """The sizes of a variant's row, or of a model, and of its ResNet: what a name stands for."""
+    """Returns the sizes that a variant's name fixes, including those of its ResNet."""
     parts = (model, getattr(model, "vit", None), getattr(model, "stem", None))
     names = [name for kind in KINDS for name in names_of(kind, Kind.SIZE)]
     return {
@@ -178,5 +182,5 @@ def _sizes(model: Any) -> dict[str, Any]:
     }
 
 
-def _shown(sizes: Mapping[str, Any]) -> str:
+def _format_sizes(sizes: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in sizes.items())

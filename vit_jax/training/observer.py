@@ -1,6 +1,6 @@
-"""Reports on a run, evaluates and saves it: metrics, progress line, profiler, checkpoints.
+"""Reports, evaluates and saves a run: metrics, progress line, profiler, checkpoints.
 
-The order is a contract: what is due at step t is evaluated, then the metrics are flushed, then the
+The order is a contract: the evaluations due at step t run, then the metrics are flushed, then the
 state is saved. So a metrics file is never behind a checkpoint.
 """
 
@@ -29,7 +29,7 @@ from vit_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Observer:
-    """Reports on a run and saves it. Each attribute is described where it is defined."""
+    """Reports, evaluates and saves a run."""
 
     experiment: Experiment
     store: Store
@@ -40,16 +40,16 @@ class Observer:
     progress: Progress
     profiler: StepProfiler
 
-    def settle(self, step: int, metrics: PyTree, *, log: bool) -> bool:
+    def report(self, step: int, metrics: PyTree, *, log: bool) -> bool:
         """Waits for the update that led to `step`, and reports its metrics.
 
         Args:
-          step: updates made.
-          metrics: what the update gave, perhaps still being computed.
-          log: whether its metrics are written.
+          step: number of updates made.
+          metrics: the metrics of the update; may still be in computation.
+          log: whether the metrics are written.
 
         Returns:
-          Whether any process was told to stop.
+          Whether any process received a stop signal.
 
         Raises:
           NonFiniteError, DataError: see `vit_jax.training.reports.check_finite`.
@@ -73,7 +73,7 @@ class Observer:
         return stop
 
     def evaluate(self, step: int, params: PyTree) -> dict[str, float]:
-        """Runs and writes the evaluations due after `step` updates; returns their values."""
+        """Runs the evaluations due after `step` updates; writes and returns their values."""
         measured = {}
         with self.clock.span("eval"):
             for name in self.experiment.due(step):
@@ -90,11 +90,11 @@ class Observer:
         return measured
 
     def save(self, step: int, state: TrainState, measured: dict[str, float]) -> None:
-        """Saves the state after `step` updates; what is known of it was written before."""
+        """Saves the state after `step` updates, after flushing the metrics."""
         self.watch.at(f"the save after {step} updates")
         with self.clock.span("save"):
-            self.writer.flush()  # The metrics are never behind a checkpoint,
-            self.bad_examples.flush()  # nor is the report of bad examples.
+            self.writer.flush()
+            self.bad_examples.flush()
             self.store.save(
                 step,
                 {"params": state.params, "opt_state": state.opt_state, "ema": state.ema},
@@ -119,17 +119,17 @@ def observe(
     start: int,
     resumed: dict[str, Any] | None,
 ) -> Iterator[Observer]:
-    """Opens the files of a run's metrics and says what is about to happen.
+    """Opens the metric files of a run, prints a description of it, and yields its observer.
 
     Args:
-      experiment: that is run.
-      workdir: of the run.
+      experiment: the experiment to observe.
+      workdir: the work directory of the run.
       store: its checkpoints.
       watch: its watchdog.
       clock: its clock.
       bad_examples: its report of bad examples.
-      start: updates made before.
-      resumed: what the checkpoint in this work directory says of the loop; None: there is none.
+      start: number of updates made before.
+      resumed: loop state of the checkpoint in this work directory; None: there is no checkpoint.
     """
     config, is_main = experiment.config, jax.process_index() == 0
     with contextlib.ExitStack() as stack:

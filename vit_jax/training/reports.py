@@ -1,4 +1,4 @@
-"""What a run says of itself: before it starts, when it goes wrong, and when it is done."""
+"""Messages of a run: when it starts, when it diverges, and when it is done."""
 
 import math
 import pathlib
@@ -30,15 +30,16 @@ from vit_jax.training.experiment import Experiment
 def check_finite(
     values: dict[str, Any], step: int, config: FrozenConfigDict, source: Source, store: Store
 ) -> None:
-    """Raises NonFiniteError, with all one needs to look into it, if the update went wrong.
+    """Checks the metrics of an update.
 
-    Or DataError, if it went wrong without a sign: no example of its batch could be used.
+    Raises:
+      NonFiniteError: a metric is NaN or infinite; the message names the examples of the batch.
+      DataError: every example of the batch is bad, which leaves all metrics finite.
     """
     if values.get("train/skipped") == config.batch_size:
         raise DataError(
-            f"Every example of the batch of update {step} is bad, which is no matter of a few to "
-            "skip: is the storage of the data still there? The report of bad examples in the work "
-            "directory says what is wrong with each."
+            f"Every example of the batch of update {step} is bad: is the storage of the data still "
+            "there? The report of bad examples in the work directory gives the reason for each."
         )
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if not broken:
@@ -47,18 +48,18 @@ def check_finite(
         step - 1, batch_size=config.batch_size, num_examples=len(source), seed=config.seed
     )
     saved = store.steps()
-    good = f"{store.folder / str(saved[-1])}" if saved else "none was saved yet"
+    last_good = f"{store.folder / str(saved[-1])}" if saved else "none was saved yet"
     raise NonFiniteError(
         f"Update {step} gave "
         + ", ".join(f"{name} = {values[name]}" for name in broken)
-        + f".\nLast good checkpoint: {good}.\nThe batch was of {source.name}, {source.split}, the "
+        + f".\nLast good checkpoint: {last_good}.\nThe batch was of {source.name}, {source.split}, "
         f"examples {', '.join(map(str, ids))} (the first is {source.describe(int(ids[0]))}).\n"
-        "Look at these examples; else lower optim.lr, lengthen warm-up or set optim.clip_norm."
+        "Look at these examples; or lower optim.lr, lengthen the warm-up or set optim.clip_norm."
     )
 
 
 def describe(experiment: Experiment, *, start: int) -> str:
-    """What is about to happen, in a few lines."""
+    """Returns a few lines that describe the model, the data, the devices and the run."""
     config, model_config, total = experiment.config, experiment.model_config, experiment.total_steps
     source, mesh = experiment.source, experiment.mesh
     device = mesh.devices.flat[0]
@@ -82,16 +83,16 @@ def describe(experiment: Experiment, *, start: int) -> str:
 
 
 def run_summary(experiment: Experiment) -> dict[str, Any]:
-    """What a study of scaling asks of a run, and its other files do not say, for `run.json`.
+    """Returns the content of `run.json`: numbers that a scaling study needs.
 
     Returns:
-      params, params_non_embedding   of the model;
-      forward_flops                  of one image, counted by hand (vit_jax.models.flops);
-      update_flops_per_image         of the run's updates, by what is trained, counted likewise;
-      examples                       trained on in an epoch;
+      params, params_non_embedding   number of parameters of the model;
+      forward_flops                  for one image, counted analytically (vit_jax.models.flops);
+      update_flops_per_image         of an update, without gradients of frozen parameters;
+      examples                       number of training examples in an epoch;
       total_steps, batch_size        of the run;
-      device, num_devices            that this process and its peers train on;
-      code_version                   of this release, and of the commit if it is a checkout.
+      device, num_devices            kind and number of the devices of all processes;
+      code_version                   release, and commit if it is a checkout.
     """
     model_config, mesh = experiment.model_config, experiment.mesh
     return {
@@ -109,22 +110,22 @@ def run_summary(experiment: Experiment) -> dict[str, Any]:
 
 
 def code_version() -> str:
-    """The release, and of a checkout its commit: "0.2.0+g1a2b3c4", and ".dirty" if changed."""
+    """Returns the release, with the commit of a checkout: "0.2.0+g1a2b3c4" or with ".dirty"."""
     folder = pathlib.Path(vit_jax.__file__).parent
     try:
-        said = subprocess.run(
+        commit = subprocess.run(
             ["git", "describe", "--always", "--dirty=.dirty", "--abbrev=7", "--exclude=*"],
             cwd=folder, capture_output=True, text=True, timeout=10, check=True,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.SubprocessError):  # No checkout, or no git.
         return vit_jax.__version__
-    # An installed copy may lie in the checkout of something else.
-    own = (folder.parent / ".git").exists()
-    return f"{vit_jax.__version__}+g{said}" if own else vit_jax.__version__
+    # An installed copy may lie in the checkout of another project.
+    is_checkout = (folder.parent / ".git").exists()
+    return f"{vit_jax.__version__}+g{commit}" if is_checkout else vit_jax.__version__
 
 
 def conclusion(workdir: epath.Path, clock: Clock, total: int) -> str:
-    """What has been reached, and what to type next."""
+    """Returns the results of a finished run, and the commands to type next."""
     results = {}
     for line in read_jsonl(workdir / "metrics.jsonl"):
         results |= {name: value for name, value in line.items() if name.endswith("/top1")}

@@ -1,4 +1,4 @@
-"""The state of a run: what it is, how it starts, where it lies, what it goes on from."""
+"""The training state: its content, initial value, shardings and restore."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,16 +26,16 @@ from vit_jax.training.init_from import inherit_params
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a run carries from one step to the next. Randomness is derived from the step."""
+    """All that a run carries from one step to the next. Random keys are derived from the step."""
 
-    step: Any  # int32[]: updates made.
+    step: Any  # int32[]: number of updates made.
     params: PyTree
     opt_state: PyTree
-    ema: PyTree  # Averaged parameters, or {}.
+    ema: PyTree  # Moving average of the parameters, or {}.
 
 
 def run_keys(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """The keys of a run: of its initial parameters, and of its updates, into which go the steps."""
+    """Returns two keys: for the initial parameters, and for the updates (folded with the step)."""
     init, updates = jax.random.split(jax.random.key(seed))
     return init, updates
 
@@ -43,12 +43,12 @@ def run_keys(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
 def make_init(
     config: FrozenConfigDict, model: nn.Module, tx: optax.GradientTransformation
 ) -> Callable[..., TrainState]:
-    """A function (key, params=None) -> the state before the first update."""
+    """Returns a function (key, params=None) -> the state before the first update."""
     model_config = model.config
 
     def init(key: jax.Array, params: PyTree = None) -> TrainState:
         if params is None:
-            # A batch that every mesh can split; parameters do not depend on its size.
+            # Every mesh can split this batch; parameters do not depend on its size.
             shape = (jax.device_count(), *model_config.image_size, model_config.channels)
             images = jnp.zeros(shape)
             params = model.init(key, images)["params"]
@@ -63,7 +63,7 @@ def make_init(
 
 
 def state_layout(shapes: TrainState, mesh: Mesh) -> TrainState:
-    """The shardings of a state, by the one table of rules."""
+    """Returns the shardings of a state, by the table in `vit_jax.parallel.rules`."""
     params = rules.param_shardings(shapes.params, mesh)
     return TrainState(
         step=meshes.replicated(mesh),
@@ -81,9 +81,10 @@ def starting_point(
     model_config: ModelConfig,
     mesh: Mesh,
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """The state to go on from and what its checkpoint says of the loop, or a state at step 0, None.
+    """Returns the first state and the loop state of its checkpoint (None at step 0).
 
-    Precedence: the work directory, then config.resume, then config.init_from, then scratch.
+    Precedence: the work directory, then config.resume, then config.init_from, then random
+    parameters.
     """
     key, _ = run_keys(config.seed)
     targets = jax.tree.map(
@@ -93,13 +94,13 @@ def starting_point(
     )
     items = {"params": targets.params, "opt_state": targets.opt_state, "ema": targets.ema}
 
-    found = store.restore_newest(items)
-    if found is None and config.resume:
+    restored = store.restore_newest(items)
+    if restored is None and config.resume:
         location = locate(as_path(config.resume, name="config.resume"))
-        with Store(location.workdir / workdirs.CHECKPOINTS, read_only=True) as other:
-            found = (location.step, *other.restore(location.step, items))
-    if found is not None:
-        step, arrays, loop_state = found
+        with Store(location.workdir / workdirs.CHECKPOINTS, read_only=True) as trunk_store:
+            restored = (location.step, *trunk_store.restore(location.step, items))
+    if restored is not None:
+        step, arrays, loop_state = restored
         last_line = loop_state.get("last_line")
         if last_line is not None and type(last_line) is not int:
             raise CheckpointError(f"The checkpoint's last_line is {last_line!r:.80}, not a number.")

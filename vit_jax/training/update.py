@@ -1,4 +1,4 @@
-"""One update of the state: forward, backward, optimizer, average."""
+"""One update of the state: forward, backward, optimizer, moving average."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """A function (state, batch, stop) -> (state, metrics): one update, to be jitted."""
+    """Returns a function (state, batch, stop) -> (state, metrics): one update, not jitted yet."""
     loss_of = loss_by_name(config.loss.name)
     skip_bad = config.data.on_bad == "skip"
     mixes = config.mix.mixup_alpha > 0 or config.mix.cutmix_alpha > 0
@@ -32,11 +32,11 @@ def make_train_step(
         )
         losses = loss_of(logits, batch["label"], label_smoothing=config.loss.label_smoothing)
         share = batch.get("share", 1.0)
-        measured = {}
-        if not mixes:  # A mixed image has no one class to be right about.
+        accuracy = {}
+        if not mixes:  # A mixed image has no single true class.
             hits = logits.argmax(axis=-1) == batch["label"].argmax(axis=-1)
-            measured["train/top1"] = (hits * share).mean()
-        return (losses * share).mean(), measured
+            accuracy["train/top1"] = (hits * share).mean()
+        return (losses * share).mean(), accuracy
 
     def train_step(state: TrainState, batch: dict[str, Array], stop: Array):
         rng = jax.random.fold_in(run_keys(config.seed)[1], state.step)
@@ -60,7 +60,7 @@ def make_train_step(
             # also under gradient accumulation.
             mixed["share"] = weights * (weights.size / jnp.maximum(weights.sum(), 1))
 
-        (loss, measured), grads = value_and_grad(
+        (loss, accuracy), grads = value_and_grad(
             loss_fn,
             state.params,
             mixed,
@@ -75,7 +75,7 @@ def make_train_step(
         step, average = state.step + 1, state.ema
         if config.optim.ema_decay:
             average = ema.update(average, params, decay=config.optim.ema_decay, count=step)
-        metrics = measured | {
+        metrics = accuracy | {
             "train/loss": loss,
             "train/lr": config.optim.lr * schedule(state.step),
             "train/grad_norm": optax.tree.norm(grads),

@@ -1,12 +1,12 @@
-"""Models written in foreign formats.
+"""Writes models in the formats of other libraries.
 
-base           parameters in another spelling; what a format cannot say
-preprocessing  how images are prepared, as their JSON
+base           parameters under a format's names; what a format cannot express
+preprocessing  preprocessing as JSON of transformers and timm
 huggingface    folders of transformers
 timm           folders of timm
 google         .npz of vision_transformer and big_vision
 programs       StableHLO and ONNX
-workdir        a work directory of ours
+workdir        a work directory of vit_jax
 """
 
 import os
@@ -33,24 +33,23 @@ def export(
     dtype: str = "float32",
     change_numerics: bool = False,
 ) -> tuple[str, ...]:
-    """Writes a model, whole or not at all.
+    """Writes a model atomically.
 
     Args:
       pretrained: the model.
-      path: that is not there yet: a folder; for google and big_vision an .npz, for stablehlo and
-        onnx a file. A work directory (orbax) may be in an object store.
+      path: must not exist. It becomes a folder; for google and big_vision an .npz, for stablehlo
+        and onnx a file. A work directory (orbax) may be in an object store.
       to: one of TARGETS.
-      dtype: that the numbers are written in, float32 or bfloat16 (hf, timm, google, big_vision).
-      change_numerics: write it although the format has another LayerNorm epsilon, GELU, or way of
-        resizing positions or images than the model.
+      dtype: dtype of the written parameters, float32 or bfloat16 (hf, timm, google, big_vision).
+      change_numerics: write the model even if the library has another LayerNorm epsilon, GELU, or
+        method of resizing positions or images.
 
     Returns:
-      What is to be said of it.
+      Notes for the user.
 
     Raises:
-      CheckpointError: something is at `path` or it cannot be written, or the format cannot express
-        the model.
-      ConfigError: there is no such format.
+      CheckpointError: `path` exists or cannot be written, or the format cannot express the model.
+      ConfigError: the format is unknown.
     """
     target = check_destination(path, to=to, dtype=dtype)
     try:
@@ -63,7 +62,7 @@ def export(
 
 
 def check_destination(path: str | os.PathLike, *, to: str, dtype: str) -> epath.Path:
-    """Whether `export` may write there, known before a model is loaded; the path.
+    """Returns the path if `export` may write there; call it before loading a model.
 
     Raises:
       CheckpointError: see `export`.
@@ -72,46 +71,48 @@ def check_destination(path: str | os.PathLike, *, to: str, dtype: str) -> epath.
     if to not in TARGETS:
         raise ConfigError(f"to={to!r}: there is no such format. {did_you_mean(str(to), TARGETS)}")
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype={dtype!r}: numbers are not written so. Accepted: {[*DTYPES]}.")
+        raise ConfigError(f"dtype={dtype!r} is not supported. Accepted: {', '.join(DTYPES)}.")
     if dtype != "float32" and to in ("orbax", "stablehlo", "onnx"):
         raise CheckpointError(f"--to={to} writes float32 only, not {dtype}.")
     target = storage.as_path(path, name="the destination")
     if to != "orbax" and not storage.is_local(target):
-        raise CheckpointError(f"{target}: --to={to} writes on this machine; copy it there then.")
+        raise CheckpointError(
+            f"{target}: --to={to} writes local files only. Name a local path, and copy the result."
+        )
     try:
-        taken = storage.exists(target)
+        exists = storage.exists(target)
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {storage.explain(error)}.") from error
-    if taken:
-        raise CheckpointError(f"{target} is there already: name a new one, nothing is overwritten.")
+    if exists:
+        raise CheckpointError(f"{target} exists: name a new path, nothing is overwritten.")
     return target
 
 
 def _write(
     pretrained: Pretrained, path: pathlib.Path, to: str, dtype: str, change_numerics: bool
 ) -> tuple[str, ...]:
-    """Writes beside `path`, and renames what is whole."""
-    aside = path.with_name(f"{path.name}.unfinished")
-    _remove(aside)  # Of a process that was killed.
+    """Writes to a temporary path, and renames it when complete."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    _remove(unfinished)  # A killed process may have left it.
     path.parent.mkdir(parents=True, exist_ok=True)
-    how = {"dtype": dtype, "change_numerics": change_numerics}
-    said: tuple[str, ...] = ()
+    options = {"dtype": dtype, "change_numerics": change_numerics}
+    notes: tuple[str, ...] = ()
     try:
         match to:
             case "google" | "big_vision":
-                google.write(pretrained, aside, to=to, **how)
+                google.write(pretrained, unfinished, to=to, **options)
             case "hf":
-                said = huggingface.write(pretrained, aside, **how)
+                notes = huggingface.write(pretrained, unfinished, **options)
             case "timm":
-                said = timm.write(pretrained, aside, **how)
+                notes = timm.write(pretrained, unfinished, **options)
             case "stablehlo":
-                said = _compared(programs.write_stablehlo(pretrained, aside))
+                notes = _difference_note(programs.write_stablehlo(pretrained, unfinished))
             case "onnx":
-                said = _compared(programs.write_onnx(pretrained, aside))
-        aside.rename(path)
+                notes = _difference_note(programs.write_onnx(pretrained, unfinished))
+        unfinished.rename(path)
     finally:
-        _remove(aside)
-    return (*said, *_unsaid_loss(pretrained, to))
+        _remove(unfinished)
+    return (*notes, *_loss_note(pretrained, to))
 
 
 def _remove(path: pathlib.Path) -> None:
@@ -121,20 +122,21 @@ def _remove(path: pathlib.Path) -> None:
         path.unlink()
 
 
-def _unsaid_loss(pretrained: Pretrained, to: str) -> tuple[str, ...]:
-    """A note where a file gives logits and cannot say what their probabilities are."""
+def _loss_note(pretrained: Pretrained, to: str) -> tuple[str, ...]:
+    """Returns a note if the format cannot state how logits become probabilities."""
     softmax = not pretrained.config.num_classes or pretrained.loss == "softmax_xent"
     if softmax or to in ("hf", "timm"):
         return ()
+    loss = pretrained.loss or "a regression"
     if to in ("stablehlo", "onnx"):
-        return (f"the head's loss is {pretrained.loss or 'a regression'}: take no softmax of it",)
+        return (f"the head's loss is {loss}: do not take the softmax of its outputs",)
     return (
-        f"the file does not say that the head's loss is {pretrained.loss or 'a regression'}: read "
-        f"it with --hints=loss={pretrained.loss or REGRESSION}",
+        f"the file does not state that the head's loss is {loss}: load it with "
+        f"--hints=loss={pretrained.loss or REGRESSION}",
     )
 
 
-def _compared(difference: float) -> tuple[str, ...]:
+def _difference_note(difference: float) -> tuple[str, ...]:
     return (f"largest difference of a logit to the model: {difference:.1e}",)
 
 

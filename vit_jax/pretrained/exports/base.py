@@ -1,4 +1,4 @@
-"""What all exports share: parameters in a foreign spelling, and what cannot be expressed."""
+"""Helpers of all exports: parameters under a format's names, and what a format cannot express."""
 
 import dataclasses
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -24,12 +24,12 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat
 
 @dataclasses.dataclass(frozen=True)
 class Reasons:
-    """Why a format cannot express a model.
+    """Reasons why a format cannot express a model.
 
     Attributes:
-      impossible: what it has no words for: outputs would be those of another model.
-      approximate: what its library computes a little differently; the user may accept that.
-      notes: no reason, but what the user should know.
+      impossible: what the format cannot represent; outputs would be those of another model.
+      approximate: what its library computes slightly differently; the user may accept that.
+      notes: remarks for the user, which do not prevent the export.
     """
 
     impossible: tuple[str, ...] = ()
@@ -44,28 +44,20 @@ class Reasons:
         )
 
     def check(self, *, to: str, change_numerics: bool) -> None:
-        """Refuses what cannot be written.
-
-        Args:
-          to: name of the format, for the error.
-          change_numerics: accept what is approximate.
-
-        Raises:
-          CheckpointError: with every reason.
-        """
+        """Raises CheckpointError with all reasons; `change_numerics` accepts approximate ones."""
         if not self.impossible and (change_numerics or not self.approximate):
             return
         advice = (
             "" if self.impossible
-            else "\nWith --change_numerics it is written all the same: its outputs will differ a "
-            "little."
+            else "\nPass --change_numerics to write it all the same: its outputs will differ "
+            "slightly."
         )  # fmt: skip
         reasons = "\n".join(f"  {reason}" for reason in (*self.impossible, *self.approximate))
         raise CheckpointError(f"This model cannot be written --to={to}:\n{reasons}{advice}")
 
 
 class Anything:
-    """Contains every value: of a field that a format expresses whatever it is."""
+    """A container of every value, for a field that a format can express without limits."""
 
     def __contains__(self, value: Any) -> bool:
         return True
@@ -76,18 +68,13 @@ BOTH = (True, False)
 
 
 def compare(config: ModelConfig, expressible: Mapping[str, Container[Any]], *, to: str) -> Reasons:
-    """Why a format cannot express a model's architecture.
+    """Returns the reasons why a format cannot express a model's architecture.
 
-    Sizes are expressed by every format. A field of another kind that a checkpoint has, and that is
-    not among `expressible`, must have its default: a new field is refused until a format has it.
-
-    Args:
-      config: of the model.
-      expressible: for a field, the values that the format can express.
-      to: name of the format, for the error.
+    Every format can express sizes, except for limits in `expressible`. Another field that is absent
+    from `expressible` must have its default, so a new field is refused until a format supports it.
 
     Raises:
-      CheckpointError: it expresses no model of this kind.
+      CheckpointError: the format supports only ViTs, and this is another model.
     """
     if not isinstance(config, VitConfig):
         raise CheckpointError(f"A {type(config).__name__} is not exported --to={to}.")
@@ -98,13 +85,15 @@ def compare(config: ModelConfig, expressible: Mapping[str, Container[Any]], *, t
         value = getattr(config, field.name)
         if value not in accepted and has_effect(config, field.name):
             values = " or ".join(map(repr, accepted))
-            reasons[declared.kind].append(f"{field.name} is {value!r}; it can say only {values}")
+            reasons[declared.kind].append(
+                f"{field.name} is {value!r}; the format can express only {values}"
+            )
     architecture = reasons[Kind.ARCHITECTURE] + reasons[Kind.SIZE]
     return Reasons(tuple(architecture), tuple(reasons[Kind.NUMERICS]))
 
 
 class HostParameters(Mapping[str, np.ndarray]):
-    """A model's parameters on the host by path, blocks one by one."""
+    """A model's parameters by path, with unstacked blocks; each is copied to the host on access."""
 
     def __init__(self, params: PyTree, config: ModelConfig):
         self.shapes = unrolled_shapes(config)
@@ -126,7 +115,7 @@ class HostParameters(Mapping[str, np.ndarray]):
 
 
 def with_learned_positions(params: PyTree, config: VitConfig) -> tuple[PyTree, VitConfig]:
-    """A model with computed positions as the one with a table of the same numbers."""
+    """Converts a model with sincos2d positions to one with a table of the same values."""
     if config.posemb != "sincos2d":
         return params, config
     table = sincos2d(config.grid, config.width)
@@ -137,7 +126,7 @@ def with_learned_positions(params: PyTree, config: VitConfig) -> tuple[PyTree, V
 
 
 def with_class_row(params: PyTree, config: VitConfig) -> tuple[PyTree, VitConfig]:
-    """A model whose class token has no position as the one that adds zeros to it."""
+    """Converts a model whose class token has no position to one whose position is zero."""
     rows = config.num_prefix - config.registers - config.posemb_rows
     if config.posemb != "learned" or rows <= 0:
         return params, config
@@ -150,7 +139,7 @@ def with_class_row(params: PyTree, config: VitConfig) -> tuple[PyTree, VitConfig
 
 
 def without_class_row(params: PyTree, config: VitConfig) -> tuple[PyTree, VitConfig]:
-    """A model whose class token alone has a position, as the one that has it in the token."""
+    """Converts a model to one without a position of the class token, by adding it to the token."""
     if config.posemb != "learned" or config.posemb_prefix != "class" or config.distilled:
         return params, config
     table = params["pos_embedding"]
@@ -160,32 +149,29 @@ def without_class_row(params: PyTree, config: VitConfig) -> tuple[PyTree, VitCon
     )
 
 
-def spelled(
+def export_tensors(
     params: PyTree, config: ModelConfig, entries: Iterable[Entry], *, dtype: str, to: str
 ) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
-    """The tensors of an export, one after the other: names and arrays.
+    """Yields the names and arrays of an export, one tensor at a time.
 
-    Args:
-      params: of the model.
-      config: of the model.
-      entries: of the format; the first for a parameter is how it is written.
-      dtype: float32 or bfloat16.
-      to: name of the format, for errors.
+    The first of the format's `entries` for a parameter decides its name; `to` is for errors.
 
     Raises:
-      CheckpointError: the format has no name for a parameter.
+      CheckpointError: the format has no name for a parameter, or a tensor would lack a part.
     """
     ours, entries = HostParameters(params, config), tuple(entries)
     parts: dict[str, dict[int, tuple[str, tables.TensorLocation]]] = {}
     for path in ours:
-        source = tables.spell(entries, path)
+        source = tables.export_location(entries, path)
         if source is None:
             raise CheckpointError(f"--to={to} has no name for the parameter {path}.")
         parts.setdefault(source.theirs, {})[source.part[0]] = (path, source)
-    for name, by_place in parts.items():
-        missing = set(range(next(iter(by_place.values()))[1].part[1])) - set(by_place)
+    for name, by_index in parts.items():
+        missing = set(range(next(iter(by_index.values()))[1].part[1])) - set(by_index)
         if missing:
-            raise CheckpointError(f"--to={to}: {name} would lack a part, which this model has not.")
-        arrays = [tables.save(ours[path], source) for _, (path, source) in sorted(by_place.items())]
+            raise CheckpointError(
+                f"--to={to}: the tensor {name} has a part for which this model has no parameter."
+            )
+        arrays = [tables.save(ours[path], source) for _, (path, source) in sorted(by_index.items())]
         whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         yield name, np.ascontiguousarray(whole.astype(DTYPES[dtype]))

@@ -10,7 +10,7 @@ import numpy as np
 from vit_jax.config.model import NUMERICS
 from vit_jax.errors import CheckpointError
 from vit_jax.models import MixerConfig, ResnetConfig, StemConfig
-from vit_jax.pretrained.exports.base import ANYTHING, compare, spelled, with_class_row
+from vit_jax.pretrained.exports.base import ANYTHING, compare, export_tensors, with_class_row
 from vit_jax.pretrained.formats import mixer, resnet
 from vit_jax.pretrained.formats.entries import Entry
 from vit_jax.pretrained.formats.google import LINEN, PRE_LINEN
@@ -20,14 +20,7 @@ from vit_jax.pretrained.load import Pretrained
 def write(
     pretrained: Pretrained, path: pathlib.Path, *, to: str, dtype: str, change_numerics: bool
 ) -> None:
-    """Writes an archive.
-
-    Args:
-      pretrained: the model.
-      path: of the .npz.
-      to: google, in the names of vision_transformer's published files, or big_vision.
-      dtype: float32 or bfloat16, which both keep as bytes without a type.
-      change_numerics: see `Reasons.check`.
+    """Writes an .npz archive for google (vision_transformer's published names) or big_vision.
 
     Raises:
       CheckpointError: the format cannot express the model.
@@ -53,16 +46,16 @@ def write(
         if config.stem:
             body = resnet.stem_entries(config.stem, resnet.GOOGLE, ours="stem/", theirs="")
             entries = (*entries, *body)
-    elif config.posemb_rows:  # As files of big_vision's own past have a class token's position.
+    elif config.posemb_rows:  # The class token has a position, as in older files of big_vision.
         entries = tuple(e for e in LINEN if e.theirs != "pos_embedding")
     _write(pretrained, path, entries, to=to, dtype=dtype)
 
 
 def _entries(config: MixerConfig | ResnetConfig, *, to: str) -> tuple[Entry, ...]:
-    """Names of a Mixer or a ResNet.
+    """Returns the entries of a Mixer or a ResNet.
 
     Raises:
-      CheckpointError: Google's code computes it otherwise.
+      CheckpointError: Google's code has other numerics.
     """
     if isinstance(config, MixerConfig):
         if (config.gelu, config.ln_eps) != ("tanh", 1e-6):
@@ -73,20 +66,20 @@ def _entries(config: MixerConfig | ResnetConfig, *, to: str) -> tuple[Entry, ...
         return mixer.entries(config)
     if to == "google":
         raise CheckpointError(
-            "--to=google: vision_transformer has no ResNet alone: --to=big_vision."
+            "--to=google: vision_transformer has no ResNets except in hybrids. Use --to=big_vision."
         )
-    wanted = NUMERICS[config.version]
-    numerics = {field: getattr(config, field) for field in wanted}
-    if numerics != wanted:
+    supported = NUMERICS[config.version]
+    numerics = {field: getattr(config, field) for field in supported}
+    if numerics != supported:
         raise CheckpointError(
-            f"--to={to}: big_vision's ResNet {config.version} has {wanted}, this one {numerics}."
+            f"--to={to}: big_vision's ResNet {config.version} has {supported}, this one {numerics}."
         )
     if config.version == "v1":
         head = (Entry("head/kernel", "head/kernel"), Entry("head/bias", "head/bias"))
         return (*resnet.stem_entries(config, resnet.GOOGLE, ours="", theirs=""), *head)
     body = resnet.stem_entries(config, resnet.TENSORFLOW, ours="", theirs="")
-    around = [e for e in resnet.entries(config) if e.theirs.startswith(("group_norm", "head/conv"))]
-    return (*body, *around)
+    outer = [e for e in resnet.entries(config) if e.theirs.startswith(("group_norm", "head/conv"))]
+    return (*body, *outer)
 
 
 def _write(
@@ -95,10 +88,11 @@ def _write(
     config = pretrained.config
     prefix = "params/" if to == "big_vision" else ""
     if isinstance(config, ResnetConfig) and config.version == "v2":
-        prefix = "resnet/"  # As the files of the paper, which big_vision converts when it reads.
-    tensors = spelled(pretrained.params, config, entries, dtype=dtype, to=to)
+        prefix = "resnet/"  # As in the paper's files, which big_vision converts on loading.
+    tensors = export_tensors(pretrained.params, config, entries, dtype=dtype, to=to)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in tensors:
-            plain = array.view("V2") if dtype == "bfloat16" else array
+            # Both libraries store bfloat16 as two-byte void.
+            stored = array.view("V2") if dtype == "bfloat16" else array
             with archive.open(f"{prefix}{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, plain, allow_pickle=False)
+                np.lib.format.write_array(member, stored, allow_pickle=False)

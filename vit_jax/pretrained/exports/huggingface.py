@@ -16,7 +16,7 @@ from vit_jax.pretrained.exports.base import (
     DTYPES,
     Reasons,
     compare,
-    spelled,
+    export_tensors,
     with_class_row,
     with_learned_positions,
 )
@@ -26,7 +26,7 @@ from vit_jax.pretrained.formats.entries import Entry
 from vit_jax.pretrained.load import Pretrained
 from vit_jax.pretrained.mapping import PROBLEM_TYPES
 
-# model_type -> what of a model it can say beside the defaults and what all have.
+# model_type -> fields and values that it can express, besides defaults and what all can express.
 _EXPRESSIBLE: dict[str, dict[str, Container[Any]]] = {
     "vit": {"pool": ("token",), "posemb_resize": ("bicubic",)},
     "deit": {"pool": ("token",), "distilled": (True,), "posemb_resize": ("bicubic",)},
@@ -59,11 +59,11 @@ _ARCHITECTURES = {
 _PREFIX = {"vit": "vit.", "deit": "deit.", "dinov2": "dinov2.",
            "dinov2_with_registers": "dinov2_with_registers."}  # fmt: skip
 _HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
-_SHARD = 5 * 10**9  # Bytes: as the library splits.
+_SHARD = 5 * 10**9  # Bytes: the limit of the library.
 
 
 def model_type(config: VitConfig) -> str:
-    """The class of transformers that comes nearest to a model."""
+    """Returns the model_type of transformers that is closest to a model."""
     if config.rope != "none":
         return "dinov3_vit"
     if config.layer_scale:
@@ -75,10 +75,10 @@ def model_type(config: VitConfig) -> str:
 def write(
     pretrained: Pretrained, folder: pathlib.Path, *, dtype: str, change_numerics: bool
 ) -> tuple[str, ...]:
-    """Writes a folder that `from_pretrained` reads.
+    """Writes a folder for `from_pretrained`.
 
     Returns:
-      What transformers computes a little differently, and other notes.
+      Notes: what transformers computes slightly differently, and other remarks.
 
     Raises:
       CheckpointError: no class of transformers can express the model.
@@ -88,7 +88,7 @@ def write(
         "posemb": ("learned", "sincos2d"), "posemb_prefix": ANYTHING, "qkv_bias": BOTH,
         "ln_eps": ANYTHING, "gelu": ANYTHING,
     } | _EXPRESSIBLE[kind]  # fmt: skip
-    if kind.startswith("dinov2"):  # Its classifier reads the class token and the patches' mean.
+    if kind.startswith("dinov2"):  # Its classifier uses the class token and the mean of patches.
         expressible |= {"pool": ("token_gap",) if config.num_classes else ("token",)}
     if kind.startswith("dino"):
         expressible |= {
@@ -103,7 +103,7 @@ def write(
     params, config = with_learned_positions(pretrained.params, config)
     params, config = with_class_row(params, config)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = spelled(params, config, _entries(kind, config), dtype=dtype, to="hf")
+    tensors = export_tensors(params, config, _entries(kind, config), dtype=dtype, to="hf")
     prefix = _PREFIX.get(kind, "") if config.num_classes else ""
     named = ((n if n.startswith(_HEADS) else prefix + n, array) for n, array in tensors)
     write_shards((*_masks(kind, config, prefix, dtype), *named), folder)
@@ -116,14 +116,14 @@ def write(
 
 
 def problem_type(loss: str) -> str:
-    """What config.json calls the loss that a head was trained with."""
-    return next(name for name, known in PROBLEM_TYPES.items() if known == loss)
+    """Returns the problem_type in config.json for the loss of a head."""
+    return next(name for name, other in PROBLEM_TYPES.items() if other == loss)
 
 
 def _one_class(pretrained: Pretrained) -> Reasons:
     if pretrained.config.num_classes != 1 or pretrained.loss != "softmax_xent":
         return Reasons()
-    return Reasons(approximate=("transformers shows a sigmoid of a single class, not a softmax",))
+    return Reasons(approximate=("transformers applies a sigmoid to a single class, not a softmax",))
 
 
 def _kind(pretrained: Pretrained) -> str:
@@ -133,17 +133,17 @@ def _kind(pretrained: Pretrained) -> str:
 
 
 def _entries(kind: str, config: VitConfig) -> tuple[Entry, ...]:
-    """The names that `save_pretrained` writes."""
-    where = {"dinov3_vit": 2, "siglip_vision_model": 3}.get(kind, int(config.distilled))
+    """Returns the entries with the names that `save_pretrained` writes."""
+    index = {"dinov3_vit": 2, "siglip_vision_model": 3}.get(kind, int(config.distilled))
     return (
-        *names.around(names.AROUND[where]),
+        *names.outer_entries(names.OUTER_NAMES[index]),
         *(names.WEIGHTS_IN if config.gated and kind.startswith("dinov2") else ()),
-        *names.spelled(names.SPELLINGS[names.FAMILIES[kind].spelling]),
+        *names.block_entries(names.BLOCK_NAMES[names.FAMILIES[kind].block_names]),
     )
 
 
 def _masks(kind: str, config: VitConfig, prefix: str, dtype: str):
-    """A mask token that the class has and no image needs: zeros, so that nothing is missing."""
+    """Yields a mask token of zeros if the class has one; no image uses it."""
     shape = {"dinov2": (1, config.width), "dinov2_with_registers": (1, config.width),
              "dinov3_vit": (1, 1, config.width)}.get(kind)  # fmt: skip
     if shape:
@@ -153,7 +153,7 @@ def _masks(kind: str, config: VitConfig, prefix: str, dtype: str):
 def _config(
     kind: str, config: VitConfig, labels: tuple[str, ...] | None, dtype: str
 ) -> dict[str, Any]:
-    """The content of config.json."""
+    """Returns the content of config.json."""
     plain, classifier = _ARCHITECTURES[kind]
     size, patch = config.image_size, config.patch_size
     content: dict[str, Any] = {
@@ -183,14 +183,17 @@ def _config(
     if config.rep_size:
         content |= {"pooler_output_size": config.rep_size, "pooler_act": "tanh"}
     if config.num_classes:
-        known = labels or tuple(f"LABEL_{k}" for k in range(config.num_classes))
-        content["id2label"] = {str(k): label for k, label in enumerate(known)}
-        content["label2id"] = {label: k for k, label in enumerate(known)}
+        labels = labels or tuple(f"LABEL_{k}" for k in range(config.num_classes))
+        content["id2label"] = {str(k): label for k, label in enumerate(labels)}
+        content["label2id"] = {label: k for k, label in enumerate(labels)}
     return content
 
 
 def _dinov2(config: VitConfig) -> dict[str, Any]:
-    """DINOv2 gives its MLP's width as a ratio; of a gated one it takes two thirds, in eights."""
+    """Returns the fields of DINOv2, which states the width of its MLP as a ratio.
+
+    A gated MLP has two thirds of that width, rounded up to a multiple of 8.
+    """
     ratio = config.mlp_dim / config.width
     if config.mlp == "swiglu":
         ratio = next(
@@ -213,7 +216,7 @@ def _dinov2(config: VitConfig) -> dict[str, Any]:
 def write_shards(
     tensors: Iterable[tuple[str, np.ndarray]], folder: pathlib.Path, *, largest: int = _SHARD
 ) -> None:
-    """model.safetensors; or numbered parts of at most `largest` bytes, and their index."""
+    """Writes model.safetensors, or numbered shards of at most `largest` bytes and their index."""
     shards: list[dict[str, np.ndarray]] = [{}]
     sizes = [0]
     for name, array in tensors:

@@ -1,9 +1,8 @@
-"""Preprocessing as the JSON that transformers and timm keep beside a model.
+"""Preprocessing as the JSON of transformers and timm.
 
-Both libraries know one pipeline: resize, centre crop, normalise. A model's transforms are brought
-to that form (`Pipeline`), with every size and default explicit. What a library can express is
-written so that its own code gives the same pixels; what it cannot is a reason not to export
-(`Reasons`).
+Both libraries have one pipeline: resize, centre crop, normalise. A model's transforms are converted
+to that form (`Pipeline`), with explicit sizes and defaults. The JSON is written so that the library
+computes the same pixels; transforms that it cannot express are `Reasons` not to export.
 Sources: transformers 5.23, image_processing_backends.py (TorchvisionBackend, which
 AutoImageProcessor prefers); timm 1.0.31, data/transforms_factory.py (transforms_imagenet_eval).
 """
@@ -24,26 +23,28 @@ from vit_jax.pretrained.preprocess import Preprocess
 _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's codes.
 _NAMES = {cls: name for name, cls in OPS.items()}
 _LEVELS = "{library} rounds a resized image to 256 levels; the resize has rounding='none'"
-# Its 8-bit bicubic kernel has coarser weights than Pillow's. Measured with torchvision 0.28: two
-# levels in two of a million values of smooth images with noise, 26 of black and white noise.
+# torchvision's 8-bit bicubic kernel has coarser weights than Pillow's. Measured with torchvision
+# 0.28: a difference of two levels in two of a million values of smooth images with noise, and in 26
+# of a million of black and white noise.
 _TORCHVISION_BICUBIC = (
-    "transformers with torchvision resizes bicubic a level or two beside Pillow in a few pixels of "
-    'a million; AutoImageProcessor.from_pretrained(..., backend="pil") gives the model\'s pixels'
+    "transformers with torchvision differs by a level or two from Pillow in a few of a million "
+    'bicubic pixels; AutoImageProcessor.from_pretrained(..., backend="pil") gives the model\'s '
+    "pixels"
 )
 _STAGES = (Resize, Pad, CenterCrop)  # In this order, each at most once.
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """Transforms in the only form that the libraries know.
+    """Transforms in the only form that the libraries have.
 
     Attributes:
-      image_size: (height, width) of what comes out, the model's.
-      channels: that images are decoded to.
-      exif: whether images are turned upright as their EXIF says.
-      resize, pad, crop: the operations, None where there are none or they change nothing.
-      mean, std: one number a channel; a level becomes (level / 255 - mean) / std.
-      others: names of the operations that have no place in it.
+      image_size: (height, width) of the result, the model's.
+      channels: number of channels of the model.
+      exif: whether images are rotated as their EXIF orientation says.
+      resize, pad, crop: the operations; None if absent or without an effect.
+      mean, std: one number for each channel; a level becomes (level / 255 - mean) / std.
+      others: names of the operations that do not fit this form.
     """
 
     image_size: tuple[int, int]
@@ -62,13 +63,13 @@ class Pipeline:
         return isinstance(self.resize, ResizeSmall)
 
     def impossible(self) -> list[str]:
-        """What neither library can express."""
+        """Returns the reasons that hold for both libraries."""
         return [
-            f"its preprocessing has {name}, for which there is no field" for name in self.others
+            f"its preprocessing has {name}, which the JSON cannot express" for name in self.others
         ]
 
     def crops_alike(self, offset: str) -> bool:
-        """Whether a centre crop that rounds half a pixel by `offset` cuts the same pixels."""
+        """Returns whether a centre crop with this rounding `offset` cuts the same pixels."""
         if self.crop is None or self.crop.offset == offset:
             return True
         if self.resize is None or self.keeps_aspect or self.pad is not None:
@@ -78,25 +79,25 @@ class Pipeline:
 
 
 def pipeline(preprocess: Preprocess) -> Pipeline:
-    """The pipeline of a model's transforms, without operations that change nothing."""
+    """Converts a model's transforms to a pipeline, without operations that have no effect."""
     decode, *ops = preprocess.ops
-    found: dict[type[Op], Any] = {}
+    stages: dict[type[Op], Any] = {}
     others: list[str] = []
     mean, std = (), ()
     for op in ops:
         stage = next((cls for cls in _STAGES if isinstance(op, cls)), None)
         if isinstance(op, ValueRange | Normalize):
             mean, std = _statistics(op, preprocess.channels)
-        elif stage and not any(cls in found for cls in _STAGES[_STAGES.index(stage) :]):
-            found[stage] = op
-        elif not _changes_nothing(op, decode.channels):
-            later = " after another resize, pad or crop" if stage else ""
-            others.append(_NAMES[type(op)] + later)
-    resize, pad, crop = (found.get(cls) for cls in _STAGES)
+        elif stage and not any(cls in stages for cls in _STAGES[_STAGES.index(stage) :]):
+            stages[stage] = op
+        elif not _has_no_effect(op, decode.channels):
+            order = " after another resize, pad or crop" if stage else ""
+            others.append(_NAMES[type(op)] + order)
+    resize, pad, crop = (stages.get(cls) for cls in _STAGES)
     if pad is not None and _covers(resize, pad.size):
         pad = None
     if pad is not None and crop is None:
-        crop = CenterCrop(size=pad.size)  # What is larger has another size than the model's.
+        crop = CenterCrop(size=pad.size)  # The model accepts no larger images.
     if pad is not None and pad.size != crop.size:
         others.append("pad to another size than center_crop's")
     if crop is not None and type(resize) is Resize and resize.size == crop.size:
@@ -118,7 +119,7 @@ def pipeline(preprocess: Preprocess) -> Pipeline:
     )
 
 
-def _changes_nothing(op: Op, channels: int) -> bool:
+def _has_no_effect(op: Op, channels: int) -> bool:
     gray = isinstance(op, RgbToGrayscale) and channels == 1
     return gray or (isinstance(op, GrayscaleToRgb) and channels == 3)
 
@@ -128,7 +129,7 @@ def _covers(resize: Resize | None, size: tuple[int, int]) -> bool:
 
 
 def _statistics(op: ValueRange | Normalize, channels: int) -> tuple[tuple[float, ...], ...]:
-    """Mean and standard deviation for each channel, of levels in 0..1."""
+    """Returns mean and standard deviation for each channel, of levels in 0..1."""
     if isinstance(op, ValueRange):
         width = op.vmax - op.vmin
         return (-op.vmin / width,) * channels, (1 / width,) * channels
@@ -136,18 +137,18 @@ def _statistics(op: ValueRange | Normalize, channels: int) -> tuple[tuple[float,
 
 
 def to_hf(preprocess: Preprocess, *, processor: str) -> tuple[dict[str, Any], Reasons]:
-    """The content of preprocessor_config.json, and why its pixels would be others.
+    """Returns the content of preprocessor_config.json, and reasons for different pixels.
 
     Args:
-      preprocess: of the model.
-      processor: name of the image processor's class for a plain resize, without "ImageProcessor".
+      preprocess: the model's preprocessing.
+      processor: class of the image processor if there is no crop, without "ImageProcessor".
     """
     steps = pipeline(preprocess)
     resize, crop = steps.resize, steps.crop
     if crop is not None:
-        processor = "Bit"  # Before version 5 the others did not crop.
+        processor = "Bit"  # The only one that crops before version 5.
     if resize is not None and _is_hf_exact(resize):
-        processor = "DINOv3ViT"  # It alone resizes what is not rounded to 256 levels.
+        processor = "DINOv3ViT"  # The only one that resizes without rounding to 256 levels.
     content: dict[str, Any] = {
         "image_processor_type": f"{processor}ImageProcessor",
         "do_resize": resize is not None,
@@ -170,7 +171,7 @@ def to_hf(preprocess: Preprocess, *, processor: str) -> tuple[dict[str, Any], Re
 
 
 def _is_hf_exact(resize: Resize) -> bool:
-    """Whether transformers, too, resizes without rounding; only its antialiased kernels do."""
+    """Returns whether transformers resizes without rounding, as the model does."""
     return resize.rounding == "none" and not _resampling(resize, to="transformers")
 
 
@@ -197,7 +198,7 @@ def _hf_reasons(steps: Pipeline) -> Reasons:
         )
     if not steps.exif:
         approximate.append(
-            "transformers turns images as their EXIF orientation says; decode has exif=False"
+            "transformers rotates images by their EXIF orientation; decode has exif=False"
         )
     if resize is not None and (resize.method, resize.rounding) == ("bicubic", "nearest"):
         notes.append(_TORCHVISION_BICUBIC)
@@ -205,16 +206,16 @@ def _hf_reasons(steps: Pipeline) -> Reasons:
         notes.append("without torchvision, transformers pads odd margins on the other side")
     elif crop is not None and resize is None:
         notes.append(
-            "transformers pads images that are smaller than the crop; here they are errors"
+            "transformers pads images that are smaller than the crop; vit_jax refuses them"
         )
     return Reasons(tuple(impossible), tuple(approximate), tuple(notes))
 
 
 def to_timm(preprocess: Preprocess) -> tuple[dict[str, Any], Reasons]:
-    """What timm calls pretrained_cfg, without what names the model, and why its pixels differ.
+    """Returns the preprocessing keys of timm's pretrained_cfg, and reasons for different pixels.
 
-    timm always resizes. For a model whose transforms do not, images of its size, the only ones that
-    it takes, pass through that unchanged.
+    timm always resizes. If the model's transforms do not, the resize is to the model's image size:
+    it leaves images of that size, the only ones that the model accepts, unchanged.
     """
     steps = pipeline(preprocess)
     resize = steps.resize or Resize(size=steps.image_size)
@@ -237,7 +238,7 @@ def _timm_reasons(steps: Pipeline) -> Reasons:
     if resize is None and steps.crop is not None:
         impossible.append("its preprocessing crops without a resize; timm always resizes")
     elif resize is None:
-        notes.append("timm resizes images of another size than the model's; here they are errors")
+        notes.append("timm resizes images of other sizes than the model's; vit_jax refuses them")
     else:
         approximate += _resampling(resize, to="timm")
         if resize.rounding == "none":
@@ -245,7 +246,7 @@ def _timm_reasons(steps: Pipeline) -> Reasons:
         if _crop_pct(size, resize.size) is None:
             impossible.append(
                 f"it resizes to {resize.size[0]}x{resize.size[1]} and crops {size[0]}x{size[1]}; "
-                "timm has one share (crop_pct) for both sides"
+                "timm has one ratio (crop_pct) for both sides"
             )
     long_side = "down" if resize is None or len(set(resize.size)) == 1 else "nearest"
     if steps.keeps_aspect and resize.long_side != long_side:
@@ -260,29 +261,29 @@ def _timm_reasons(steps: Pipeline) -> Reasons:
         )
     if steps.exif:
         approximate.append(
-            "timm does not turn images as their EXIF orientation says; decode has exif=True"
+            "timm does not rotate images by their EXIF orientation; decode has exif=True"
         )
     return Reasons(tuple(impossible), tuple(approximate), tuple(notes))
 
 
 def _crop_pct(size: tuple[int, int], before: tuple[int, int]) -> float | None:
-    """The share with floor(side / share) = side before the crop, for height and width; or None."""
-    shares = [side / larger for side, larger in zip(size, before, strict=True)]
-    for share in (min(shares), math.nextafter(min(shares), 0)):
-        if share <= 1 and all(
-            math.floor(side / share) == larger for side, larger in zip(size, before, strict=True)
+    """Returns the ratio r with floor(size / r) == before, for height and width; or None."""
+    ratio = min(side / larger for side, larger in zip(size, before, strict=True))
+    for crop_pct in (ratio, math.nextafter(ratio, 0)):
+        if crop_pct <= 1 and all(
+            math.floor(side / crop_pct) == larger for side, larger in zip(size, before, strict=True)
         ):
-            return share
+            return crop_pct
     return None
 
 
 def _resampling(resize: Resize, *, to: str) -> list[str]:
-    """What a library's kernels do otherwise: they antialias, and round to the nearest level."""
+    """Returns how a library's kernels differ: they antialias, and round to the nearest level."""
     reasons = []
     if resize.method not in _RESAMPLE:
         reasons.append(f'{to} has no resize with method="{resize.method}"; bilinear is written')
-    elif resize.method == "nearest":  # Pillow and PyTorch add up rounded coordinates.
-        reasons.append(f"{to} may take the pixel beside where method='nearest' has a tie")
+    elif resize.method == "nearest":  # Pillow and PyTorch accumulate rounded coordinates.
+        reasons.append(f"{to} may take the neighbouring pixel for ties of method='nearest'")
     elif not resize.antialias:
         reasons.append(f"{to} antialiases where an image shrinks; the resize has antialias=False")
     if resize.rounding == "down":
@@ -293,4 +294,4 @@ def _resampling(resize: Resize, *, to: str) -> list[str]:
 def _gray(steps: Pipeline) -> list[str]:
     if steps.channels == 3:
         return []
-    return ["images must be made grey (Pillow's mode L) before they are given to the library"]
+    return ["images must be converted to greyscale (Pillow's mode L) before the library gets them"]

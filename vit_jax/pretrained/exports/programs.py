@@ -1,7 +1,7 @@
-"""Exports as programs that need no code of ours: StableHLO (jax.export) and ONNX (jax2onnx).
+"""Exports programs that do not need vit_jax: StableHLO (jax.export) and ONNX (jax2onnx).
 
-A program takes float32 images [batch, height, width, channels], of any batch, and gives the logits;
-the parameters are in it. What was written is read again and compared with the model.
+A program maps float32 images [batch, height, width, channels], with any batch size, to logits, and
+contains the parameters. The written file is read again and compared with the model.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from vit_jax.pretrained.exports.base import HostParameters
 from vit_jax.pretrained.load import Pretrained
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
-_LARGEST_ONNX = 2**31  # Bytes: of a file in protobuf's form.
-_DIFFERENCE = 1e-4  # Of a logit, relative to the largest: more is another model.
+_LARGEST_ONNX = 2**31  # Bytes: the limit of protobuf.
+_TOLERANCE = 1e-4  # Largest difference of a logit, relative to the largest logit.
 
 
 def write_stablehlo(pretrained: Pretrained, path: pathlib.Path) -> float:
@@ -31,7 +31,7 @@ def write_stablehlo(pretrained: Pretrained, path: pathlib.Path) -> float:
     `jax.export.deserialize(bytearray(path.read_bytes())).call(images)` gives the logits.
 
     Returns:
-      The largest difference to the model's logits, on random images.
+      The largest absolute difference to the model's logits, on random images.
 
     Raises:
       CheckpointError: the program differs from the model.
@@ -50,7 +50,7 @@ def write_onnx(pretrained: Pretrained, path: pathlib.Path) -> float:
     """Writes an ONNX file.
 
     Returns:
-      The largest difference to the model's logits, on random images, in onnxruntime.
+      The largest absolute difference to the model's logits, on random images, in onnxruntime.
 
     Raises:
       CheckpointError: jax2onnx is not installed, the model is too large for one file, or the
@@ -67,10 +67,10 @@ def write_onnx(pretrained: Pretrained, path: pathlib.Path) -> float:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(pretrained.params))
     if size >= _LARGEST_ONNX:
         raise CheckpointError(
-            f"--to=onnx: {size / 1e9:.1f} GB of parameters are more than one file of it can hold, "
-            "2 GB. Take --to=stablehlo."
+            f"--to=onnx: {size / 1e9:.1f} GB of parameters exceed the limit of an ONNX file, 2 GB. "
+            "Use --to=stablehlo."
         )
-    # The exporter follows plain layers, not a loop that Flax makes of them.
+    # jax2onnx does not support a scan over blocks.
     parameters = HostParameters(pretrained.params, pretrained.config)
     params = flax.traverse_util.unflatten_dict(
         {tuple(name.split("/")): array for name, array in parameters.items()}
@@ -95,13 +95,13 @@ def _shape(pretrained: Pretrained) -> tuple[int, int, int]:
 
 
 def _compare(pretrained: Pretrained, program) -> float:
-    """The largest difference between a program's logits and the model's, on two random images."""
+    """Returns the largest difference of a program's logits from the model's, on random images."""
     images = np.random.default_rng(0).standard_normal((2, *_shape(pretrained)), np.float32)
-    wanted = np.asarray(jax.jit(pretrained.model.apply)({"params": pretrained.params}, images)[0])
-    difference = float(np.abs(program(images) - wanted).max())
-    if not difference <= _DIFFERENCE * max(1.0, float(np.abs(wanted).max())):
+    expected = np.asarray(jax.jit(pretrained.model.apply)({"params": pretrained.params}, images)[0])
+    difference = float(np.abs(program(images) - expected).max())
+    if not difference <= _TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise CheckpointError(
-            f"The program's logits differ from the model's by {difference:.1e}: it is not kept. "
+            f"The program's logits differ from the model's by {difference:.1e}, so it is deleted. "
             "Please report this, with the versions of jax and of the exporter."
         )
     return difference

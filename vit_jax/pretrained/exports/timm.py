@@ -1,4 +1,4 @@
-"""Exports for timm: a folder with config.json that `timm.create_model("local-dir:...")` reads."""
+"""Exports for timm: a folder with config.json for `timm.create_model("local-dir:...")`."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ from vit_jax.pretrained.exports.base import (
     ANYTHING,
     BOTH,
     compare,
-    spelled,
+    export_tensors,
     with_learned_positions,
     without_class_row,
 )
@@ -23,8 +23,8 @@ from vit_jax.pretrained.load import Pretrained
 
 _BLOCK = "encoder/block_{i}"
 
-# What timm's VisionTransformer and Eva can say beside the defaults. Their epsilons are those of
-# the entry points below.
+# Fields and values that timm's VisionTransformer and Eva can express, besides the defaults. The
+# epsilon of a norm is that of the entry point below.
 _VIT: dict[str, Container[Any]] = {
     "pool": ("token", "gap", "map", "map_patches"),
     "final_norm": ("tokens", "pooled"),
@@ -47,10 +47,10 @@ _EVA: dict[str, Container[Any]] = {
 def write(
     pretrained: Pretrained, folder: pathlib.Path, *, dtype: str, change_numerics: bool
 ) -> tuple[str, ...]:
-    """Writes a folder in the form of timm's on the Hugging Face hub.
+    """Writes a folder in timm's form on the Hugging Face hub.
 
     Returns:
-      What timm computes a little differently, and other notes.
+      Notes: what timm computes slightly differently, and other remarks.
 
     Raises:
       CheckpointError: no entry point of timm can express the model.
@@ -58,7 +58,7 @@ def write(
     if not isinstance(pretrained.config, VitConfig):
         raise CheckpointError(f"A {type(pretrained.config).__name__} is not exported --to=timm.")
     params, config = with_learned_positions(pretrained.params, pretrained.config)
-    if config.registers:  # As timm's own conversion of DINOv2 does.
+    if config.registers:  # As in timm's conversion of DINOv2.
         params, config = without_class_row(params, config)
     architecture, expressible, arguments = _entry_point(config)
     expressible |= {"layer_scale": ANYTHING, "registers": expressible.get("registers", ANYTHING)}
@@ -66,7 +66,7 @@ def write(
     reasons += compare(config, expressible, to="timm")
     reasons.check(to="timm", change_numerics=change_numerics)
     folder.mkdir(parents=True, exist_ok=True)
-    write_shards(spelled(params, config, _entries(config), dtype=dtype, to="timm"), folder)
+    write_shards(export_tensors(params, config, _entries(config), dtype=dtype, to="timm"), folder)
     content: dict[str, Any] = {
         "architecture": architecture,
         "num_classes": config.num_classes,
@@ -80,7 +80,7 @@ def write(
             "pool_size": None,
         },
     }
-    if config.num_classes:  # Not timm's, but of transformers' wrapper of timm.
+    if config.num_classes:  # A key of transformers' wrapper of timm.
         content["problem_type"] = problem_type(pretrained.loss)
     if pretrained.labels:
         content["label_names"] = list(pretrained.labels)
@@ -89,7 +89,7 @@ def write(
 
 
 def _entry_point(config: VitConfig) -> tuple[str, dict[str, Container[Any]], dict[str, Any]]:
-    """The function of timm's that comes nearest, what it can express, and its arguments."""
+    """Returns the closest entry point of timm, what it can express, and its arguments."""
     arguments: dict[str, Any] = {
         "img_size": _side(config.image_size),
         "patch_size": _side(config.patch_size),
@@ -109,17 +109,17 @@ def _entry_point(config: VitConfig) -> tuple[str, dict[str, Container[Any]], dic
     if config.rope == "dinov3":
         arguments |= {"num_reg_tokens": config.registers, "use_fc_norm": pooled}
         size = "huge_plus" if config.mlp == "swiglu" else "small"
-        can = _EVA | {"rope": ("dinov3",), "ln_eps": (1e-5,), "mlp": ("gelu", "swiglu"),
-                      "qkv_bias": BOTH, "key_bias": (False,)}  # fmt: skip
-        return f"vit_{size}_patch16_dinov3{'_qkvb' if config.qkv_bias else ''}", can, arguments
+        expressible = _EVA | {
+            "rope": ("dinov3",), "ln_eps": (1e-5,), "mlp": ("gelu", "swiglu"), "qkv_bias": BOTH,
+            "key_bias": (False,),
+        }  # fmt: skip
+        name = f"vit_{size}_patch16_dinov3{'_qkvb' if config.qkv_bias else ''}"
+        return name, expressible, arguments
     if config.rope == "axial_xy":
-        arguments |= {
-            "use_fc_norm": config.final_norm == "pooled",
-            "rope_temperature": config.rope_theta,
-        }
-        can = _EVA | {"rope": ("axial_xy",), "rope_theta": ANYTHING}
-        return "vit_small_patch16_rope_224", can, arguments
-    if config.mlp == "swiglu":  # The packed kind's hidden units count twice.
+        arguments |= {"use_fc_norm": pooled, "rope_temperature": config.rope_theta}
+        expressible = _EVA | {"rope": ("axial_xy",), "rope_theta": ANYTHING}
+        return "vit_small_patch16_rope_224", expressible, arguments
+    if config.mlp == "swiglu":  # timm packs gate and hidden units, and counts both.
         arguments["mlp_ratio"] *= 2
     arguments |= {
         "fc_norm": pooled,
@@ -128,16 +128,17 @@ def _entry_point(config: VitConfig) -> tuple[str, dict[str, Container[Any]], dic
         "qk_norm": config.qk_norm,
         "act_layer": activation,
     }  # fmt: skip
-    can = _VIT | {
+    expressible = _VIT | {
         "posemb_prefix": ("all", "none") if config.registers else ("all", "class", "none"),
         "qk_norm_bias": (True,),
     }
     if config.distilled:
-        return "deit_base_distilled_patch16_224", can | {"distilled": (True,)}, arguments
-    if config.pool == "map":  # Its attention would pool the patches alone.
-        can |= {"class_token": (False,), "registers": (0,)}
-    gated = "vit_giant_patch14_dinov2"  # The one whose MLP is gated; its numbers are overridden.
-    return gated if config.mlp == "swiglu" else "vit_base_patch16_224", can, arguments
+        return "deit_base_distilled_patch16_224", expressible | {"distilled": (True,)}, arguments
+    if config.pool == "map":  # timm's attention pooling ignores class token and registers.
+        expressible |= {"class_token": (False,), "registers": (0,)}
+    # Of the entry points, vit_giant_patch14_dinov2 has a gated MLP; `arguments` override its sizes.
+    name = "vit_giant_patch14_dinov2" if config.mlp == "swiglu" else "vit_base_patch16_224"
+    return name, expressible, arguments
 
 
 def _side(size: tuple[int, int]) -> int | list[int]:
@@ -145,19 +146,19 @@ def _side(size: tuple[int, int]) -> int | list[int]:
 
 
 def _entries(config: VitConfig) -> tuple[Entry, ...]:
-    """The names that timm writes: of the alternatives that are read, those of its own class."""
+    """Returns the entries of timm's format, those with the names of the exported class first."""
     eva = config.rope != "none"
-    first: list[Entry] = []
+    preferred: list[Entry] = []
     if eva:
-        first += [Entry(f"{_BLOCK}/scale{k}", f"blocks.{{i}}.gamma_{k}") for k in (1, 2)]
+        preferred += [Entry(f"{_BLOCK}/scale{k}", f"blocks.{{i}}.gamma_{k}") for k in (1, 2)]
     if eva and config.qkv_bias and not config.key_bias:
-        first += [
+        preferred += [
             Entry(f"{_BLOCK}/attn/{name}/bias", f"blocks.{{i}}.attn.{name[0]}_bias", "flat")
             for name in ("query", "value")
         ]
     if config.mlp == "swiglu" and not eva:
         for k, name in enumerate(("gate", "fc1")):
-            first += dense(f"{_BLOCK}/mlp/{name}", "blocks.{i}.mlp.fc1", part=(k, 2))
+            preferred += dense(f"{_BLOCK}/mlp/{name}", "blocks.{i}.mlp.fc1", part=(k, 2))
     if config.mlp == "swiglu":
-        first += dense(f"{_BLOCK}/mlp/fc2", "blocks.{i}.mlp.fc2")
-    return (*first, *entries(config))
+        preferred += dense(f"{_BLOCK}/mlp/fc2", "blocks.{i}.mlp.fc2")
+    return (*preferred, *entries(config))

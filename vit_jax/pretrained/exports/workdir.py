@@ -1,4 +1,4 @@
-"""Exports as a work directory of ours: evaluate, predict, fine-tune from it as from a run."""
+"""Exports a work directory of vit_jax, to evaluate, predict or fine-tune from it as from a run."""
 
 from etils import epath
 from ml_collections import FrozenConfigDict
@@ -14,14 +14,11 @@ from vit_jax.rundir import workdir as workdirs
 def write(pretrained: Pretrained, folder: epath.PathLike) -> None:
     """Writes config.json, dataset.json and a checkpoint of step 0.
 
-    The parameters go from where they lie into the checkpoint; no process holds all of them.
-
-    Args:
-      pretrained: the model.
-      folder: of the new work directory.
+    Each process writes its shards of the parameters; none holds all of them.
 
     Raises:
-      ConfigError: no config can say what the model is, or the folder cannot be written.
+      CheckpointError: the outputs are not of classes.
+      ConfigError: no config can describe the model, or the folder cannot be written.
     """
     labels = class_names(pretrained)
     dataset = {
@@ -43,20 +40,20 @@ def write(pretrained: Pretrained, folder: epath.PathLike) -> None:
 
 
 def class_names(pretrained: Pretrained) -> tuple[str, ...]:
-    """The names of a model's classes, or their numbers."""
+    """Returns the names of a model's classes, or "class i" if they are unknown."""
     return pretrained.labels or workdirs.class_names(pretrained.config.num_classes)
 
 
 def run_config(pretrained: Pretrained) -> FrozenConfigDict:
-    """A run's config that says what the model and its head's loss are, and prepares its images.
+    """Returns the config of a run with this model, loss and preprocessing.
 
     Raises:
-      CheckpointError: its outputs are not of classes.
-      ConfigError: no config can say what the model is.
+      CheckpointError: the outputs are not of classes.
+      ConfigError: no config can describe the model.
     """
     if not pretrained.loss:
         raise CheckpointError(
-            "This model's head is a regression's (problem_type in its config.json): its outputs "
+            "This model's head is for regression (problem_type in its config.json): its outputs "
             "are numbers, not classes, and have no probabilities. Load it without its head "
             "(num_classes=0), or fine-tune it, see configs/finetune.py."
         )

@@ -1,4 +1,4 @@
-"""What a foreign format says of a checkpoint."""
+"""The interface of a checkpoint format, and helpers that the formats share."""
 
 import dataclasses
 import math
@@ -16,15 +16,15 @@ from vit_jax.pretrained.tensors import Tensors
 
 
 @dataclasses.dataclass(frozen=True)
-class Foreign:
-    """What lies on the disk.
+class CheckpointFiles:
+    """The opened files of a checkpoint.
 
     Attributes:
-      path: as the caller named it.
-      tensors: of all files together.
-      config: of config.json beside them; {} if there is none.
-      preprocessor: of preprocessor_config.json; {} if there is none.
-      submodel: what stood behind a colon: "img" of FILE.npz:img; "" if nothing.
+      path: local file or folder.
+      tensors: the tensors of all files.
+      config: content of config.json; {} if it does not exist.
+      preprocessor: content of preprocessor_config.json; {} if it does not exist.
+      submodel: "img" of FILE.npz:img; "" without a colon.
     """
 
     path: pathlib.Path
@@ -36,17 +36,18 @@ class Foreign:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a checkpoint is, before one of its tensors is read.
+    """The model in a checkpoint, described before a tensor is read.
 
     Attributes:
-      config: of the model as it was published.
-      tensors: under the names that the format's entries use.
-      unused: patterns of names that no model for images needs: optimizer states, decoders, masks.
-      transforms: how its publisher prepares images for it, for its own image size.
-      labels: names of its classes, or None.
-      notes: what a reader should know of it.
-      assumed: what the file does not tell and nobody hinted, mostly fields, with the values that
-        were taken: outputs are wrong where these are.
+      config: the config of the published model.
+      tensors: the tensors, under the names that the format's entries use.
+      unused: patterns of tensors that an image model does not need: optimizer states, decoders,
+        mask tokens.
+      transforms: the publisher's preprocessing, for the published image size.
+      labels: class names, or None.
+      notes: remarks for the user.
+      assumed: fields that neither the file nor a hint states, with the assumed values. If one is
+        wrong, the outputs are wrong.
     """
 
     config: ModelConfig
@@ -59,36 +60,36 @@ class Description:
 
     @property
     def assumption(self) -> str:
-        """`assumed` in words; "" if the file tells all."""
+        """`assumed` as text; "" if nothing is assumed."""
         return ", ".join(f"{field}={_shown(value)}" for field, value in self.assumed.items())
 
     @property
     def all_notes(self) -> tuple[str, ...]:
-        """The notes, and what is assumed."""
+        """The notes, with one about assumed fields."""
         if not self.assumed:
             return self.notes
-        note = f"assumed, as the file does not tell (hints change it): {self.assumption}"
+        note = f"assumed, as the file does not state it (hints change it): {self.assumption}"
         return (*self.notes, note)
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A foreign format.
+    """A format of published checkpoints.
 
     Attributes:
-      name: as it is shown.
-      recognises: whether a checkpoint is in it, from its contents.
-      describe: what the checkpoint is; raises CheckpointError if that cannot be told.
-      entries: where a model's parameters are in such a file.
+      name: shown to the user.
+      recognises: returns whether a checkpoint has this format, from its contents.
+      describe: returns the model of a checkpoint; raises CheckpointError if it is undetermined.
+      entries: returns the tensor names of a model's parameters.
     """
 
     name: str
-    recognises: Callable[[Foreign], bool]
-    describe: Callable[[Foreign, Hints], Description]
+    recognises: Callable[[CheckpointFiles], bool]
+    describe: Callable[[CheckpointFiles, Hints], Description]
     entries: Callable[[Any], tuple[Entry, ...]]
 
 
-# (width, depth, mlp_dim, gated) -> heads, of models that were published: the file does not say.
+# (width, depth, mlp_dim, gated) -> number of heads of published models; no tensor shape shows it.
 _HEADS = {
     (v.width, v.depth, v.mlp_dim, False): v.num_heads for v in VARIANTS.values() if not v.parallel
 } | {
@@ -107,25 +108,26 @@ _HEADS = {
     (1024, 48, 4096, False): 16,
     (1408, 40, 6144, False): 16,
 }
-_PUBLISHED_SIZE = (224, 224)  # Of published models that have no position embedding to tell it.
+_PUBLISHED_SIZE = (224, 224)  # Image size of published models without a position embedding.
 
 
-def complete(
+def complete_config(
     facts: dict[str, Any], assumed: Mapping[str, Any], hints: Hints, *, path: pathlib.Path
 ) -> tuple[VitConfig, dict[str, Any]]:
-    """A model's config from what is known of it, and from the published model of its shape.
+    """Returns a model's config; missing fields are those of the published model of its shape.
 
     Args:
-      facts: fields, of the file, of hints, and assumed ones.
-      assumed: those that are.
-      hints: of the caller; those that have no effect on this model are discarded.
+      facts: known fields: from the file, from hints, and assumed ones.
+      assumed: the assumed ones of these.
+      hints: the caller's hints; those without an effect on this model are discarded.
       path: for errors.
 
     Returns:
-      The config, and the assumed fields that matter to it, with what the published model added.
+      The config, and the assumed fields that have an effect, including those of the published
+      model.
 
     Raises:
-      CheckpointError: what is still missing, or is impossible, is named.
+      CheckpointError: a field is missing, or the fields are invalid.
     """
     gated = facts.get("mlp", "gelu") in ("swiglu", "geglu")
     shape = (facts["width"], facts["depth"], facts["mlp_dim"], gated)
@@ -137,27 +139,27 @@ def complete(
     missing = [name for name in ("num_heads", "image_size") if name not in facts]
     if missing:
         raise CheckpointError(
-            f"{path} does not tell {' and '.join(missing)}, and no published model has its shape "
-            f"(width {shape[0]}, depth {shape[1]}, mlp_dim {shape[2]:,}). Say so: "
+            f"{path} does not state {' and '.join(missing)}, and no published model has its shape "
+            f"(width {shape[0]}, depth {shape[1]}, mlp_dim {shape[2]:,}). Give hints: "
             f"hints={{{', '.join(f'{name!r}: ...' for name in missing)}}}, or "
             f"--hints={','.join(f'{name}=...' for name in missing)}."
         )
     if facts.get("pool") in ("token", "token_gap"):
-        facts = facts | {"class_token": False}  # It follows from what the head reads.
+        facts = facts | {"class_token": False}  # These poolings imply a class token.
     try:
         config = VitConfig(**facts)
     except ConfigError as error:
         raise CheckpointError(f"{path} describes no model that can be built: {error}") from error
-    moot: dict[str, tuple[str, ...]] = {
+    without_effect: dict[str, tuple[str, ...]] = {
         field.name: () for field, _ in declarations(config) if not has_effect(config, field.name)
     }
     if config.mlp in ("silu", "swiglu") and not config.pool.startswith("map"):
-        moot["gelu"] = ("erf",)  # As manifests have it of any model of PyTorch.
-    hints.discard(moot)
-    return config, {field: value for field, value in assumed.items() if field not in moot}
+        without_effect["gelu"] = ("erf",)  # Manifests state it for every model of PyTorch.
+    hints.discard(without_effect)
+    return config, {field: value for field, value in assumed.items() if field not in without_effect}
 
 
-def place(
+def infer_image_size(
     rows: int,
     prefixes: Mapping[str, int],
     *,
@@ -165,13 +167,13 @@ def place(
     image_size: tuple[int, int] | None,
     path: pathlib.Path,
 ) -> dict[str, Any]:
-    """The image size, and which prefix tokens have rows, from a position embedding's rows.
+    """Returns `image_size` and `posemb_prefix` that fit the rows of a position embedding.
 
     Args:
-      rows: of the position embedding.
-      prefixes: values of `posemb_prefix` that may be, the likeliest first, and their rows.
-      patch_size: of the model.
-      image_size: if the caller told; else a square is looked for.
+      rows: number of rows of the position embedding.
+      prefixes: possible values of `posemb_prefix`, the likeliest first, and their numbers of rows.
+      patch_size: (height, width) in pixels.
+      image_size: (height, width) in pixels; None: the image is a square.
       path: for errors.
 
     Raises:
@@ -185,8 +187,8 @@ def place(
         raise CheckpointError(
             f"{path}: its position embedding has {rows:,} rows, which the image size "
             f"{image_size[0]}x{image_size[1]} with patches of {patch_size[0]}x{patch_size[1]} does "
-            f"not give ({math.prod(grid):,} patches). image_size, of its config.json or a hint, is "
-            "that of the checkpoint as it is stored; another wanted size is an argument of its own."
+            f"not give ({math.prod(grid):,} patches). image_size in config.json or in a hint is "
+            "the stored size; to load another size, pass image_size as an argument of its own."
         )
     squares: dict[tuple[int, int], str] = {}
     for name, prefix in prefixes.items():

@@ -1,9 +1,9 @@
 """Archives of google-research/vision_transformer and google-research/big_vision.
 
-Both write parameters of Flax models as .npz. The published names of vision_transformer are older
-than Flax linen: one counter runs through the modules of a block. big_vision has linen's names,
-blocks one by one or stacked, under params/ or opt/target/, and may keep two towers in one file.
-Their numbers: tanh GELU, LayerNorm epsilon 1e-6, corner-aligned bilinear resize of positions.
+Both write parameters of Flax models as .npz. The published names of vision_transformer predate
+Flax linen: one counter numbers all modules of a block. big_vision has linen's names, with separate
+or stacked blocks, under params/ or opt/target/, and may store two towers in one file.
+Numerics: tanh GELU, LayerNorm epsilon 1e-6, corner-aligned bilinear resize of positions.
 """
 
 import re
@@ -12,7 +12,13 @@ from typing import Any
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import StemConfig, VitConfig
 from vit_jax.pretrained.formats import resnet
-from vit_jax.pretrained.formats.base import Description, Foreign, Format, complete, place
+from vit_jax.pretrained.formats.base import (
+    CheckpointFiles,
+    Description,
+    Format,
+    complete_config,
+    infer_image_size,
+)
 from vit_jax.pretrained.formats.entries import Entry
 from vit_jax.pretrained.formats.hints import Hints
 from vit_jax.pretrained.formats.names import count, of_optimizer, unstacked, without_prefix
@@ -63,19 +69,19 @@ def _entries(*, linen: bool) -> tuple[Entry, ...]:
         if linen
         else ("MultiHeadDotProductAttention_1", "MlpBlock_3", "LayerNorm_2")
     )
-    # Where it has been over the years; each code base writes its first one.
-    places = ["pos_embedding", "Transformer/pos_embedding"]
-    places.insert(2 if linen else 0, "Transformer/posembed_input/pos_embedding")
+    # The name has changed between releases; exports write the first one.
+    posemb_names = ["pos_embedding", "Transformer/pos_embedding"]
+    posemb_names.insert(2 if linen else 0, "Transformer/posembed_input/pos_embedding")
     ours = "encoder/block_{i}"
     return (
         Entry("cls", "cls"),
-        *(Entry("pos_embedding", place) for place in places),
+        *(Entry("pos_embedding", name) for name in posemb_names),
         *(entry for name in ("embedding", "pre_logits", "head") for entry in _dense(name, name)),
         *_norm("encoder/norm", "Transformer/encoder_norm"),
         *_norm(f"{ours}/norm1", f"{_BLOCK}/LayerNorm_0"),
         *_norm(f"{ours}/norm2", f"{_BLOCK}/{norm2}"),
         *_attention_and_mlp(ours, f"{_BLOCK}/{attention}", f"{_BLOCK}/{mlp}"),
-        # In a module of its own; in big_vision's first files at the top level.
+        # big_vision's first files have the map head at the top level.
         *(entry for head in ("MAPHead_0/", "") for entry in _map_head(head)),
     )
 
@@ -83,14 +89,14 @@ def _entries(*, linen: bool) -> tuple[Entry, ...]:
 PRE_LINEN, LINEN = _entries(linen=False), _entries(linen=True)
 
 
-def recognises(foreign: Foreign) -> bool:
-    """Whether there is a tower with a Transformer in it."""
-    return any(re.search(r"(^|/)Transformer/encoder", name) for name in foreign.tensors)
+def recognises(files: CheckpointFiles) -> bool:
+    """Returns whether the file has a Transformer in Google's names."""
+    return any(re.search(r"(^|/)Transformer/encoder", name) for name in files.tensors)
 
 
-def describe(foreign: Foreign, hints: Hints) -> Description:
+def describe(files: CheckpointFiles, hints: Hints) -> Description:
     """See `Format`."""
-    tensors, unused = tower(foreign)
+    tensors, unused = tower(files)
     tensors = unstacked(
         tensors, r"Transformer/encoderblock/(.*)", "Transformer/encoderblock_{i}/{name}"
     )
@@ -99,62 +105,61 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         facts = _facts(shapes)
     except (KeyError, IndexError, ValueError, ConfigError) as error:
         raise CheckpointError(
-            f"{foreign.path} looks like a checkpoint of Google's, but has no usable {error}."
+            f"{files.path} looks like a checkpoint of Google's, but has no usable {error}."
         ) from error
-    published = any("MultiHeadDotProductAttention_1" in name for name in shapes)
+    pre_linen = any("MultiHeadDotProductAttention_1" in name for name in shapes)
     siglip = "map" in (facts.get("pool"), hints.get("pool")) and not facts["num_classes"]
     conventions = {
         "ln_eps": 1e-6,
         "gelu": "tanh",
         "mlp": "gelu",
         "posemb_resize": "bilinear_corners",
-        "preprocessing": "google" if published else "siglip" if siglip else "big_vision",
+        "preprocessing": "google" if pre_linen else "siglip" if siglip else "big_vision",
     }
     if "pool" not in facts:
         conventions["pool"] = "token" if "cls" in shapes else "gap"
     if "posemb" not in facts:
         conventions["posemb"] = "sincos2d"
-    facts, assumed = hints.settle(facts, conventions)
-    facts |= _positions(shapes, facts, hints, foreign)
+    facts, assumed = hints.merge(facts, conventions)
+    facts |= _positions(shapes, facts, hints, files)
     family = facts.pop("preprocessing")
     if "image_size" in facts and not hints.get("image_size"):
         assumed["image_size"] = facts["image_size"]
-    config, assumed = complete(facts, assumed, hints, path=foreign.path)
+    config, assumed = complete_config(facts, assumed, hints, path=files.path)
     transforms = from_family(family, image_size=config.image_size)
     return Description(config, tensors, unused, transforms, assumed=assumed)
 
 
-def tower(foreign: Foreign) -> tuple[Tensors, tuple[str, ...]]:
-    """The tensors of one model of a file, and patterns of what else may be there.
+def tower(files: CheckpointFiles) -> tuple[Tensors, tuple[str, ...]]:
+    """Returns the tensors of one model in a file, and patterns of tensors to ignore.
 
     Raises:
-      CheckpointError: there are several models, or not the one that was asked for.
+      CheckpointError: the file holds several models, or not the requested one.
     """
-    marks = ("embedding/kernel", "conv_root/kernel", "stem/kernel", "root_block/kernel")
+    # A text tower has none of these: its embedding of words has another name.
+    first_layers = ("embedding/kernel", "conv_root/kernel", "stem/kernel", "root_block/kernel")
     prefixes = sorted(
         {
-            name[: -len(mark)]
-            for name in foreign.tensors
-            for mark in marks
-            if (name == mark or name.endswith(f"/{mark}")) and not of_optimizer(name)
+            name[: -len(layer)]
+            for name in files.tensors
+            for layer in first_layers
+            if (name == layer or name.endswith(f"/{layer}")) and not of_optimizer(name)
         }
     )
-    # A text tower embeds words: its embedding is a table, under another name.
-    if foreign.submodel and prefixes == [""]:
+    if files.submodel and prefixes == [""]:
         raise CheckpointError(
-            f"{foreign.path} holds one model, without a name: leave :{foreign.submodel} away."
+            f"{files.path} holds one model, without a name: omit :{files.submodel}."
         )
-    wanted = [p for p in prefixes if not foreign.submodel or p.endswith(f"{foreign.submodel}/")]
-    if len(wanted) != 1 or (not foreign.submodel and re.fullmatch(r"(params/)?img/", wanted[0])):
+    selected = [p for p in prefixes if not files.submodel or p.endswith(f"{files.submodel}/")]
+    if len(selected) != 1 or (not files.submodel and re.fullmatch(r"(params/)?img/", selected[0])):
         names = [p.rstrip("/").rpartition("/")[2] for p in prefixes]
         raise CheckpointError(
-            f"{foreign.path} holds the models {', '.join(names) or '(none)'}: name one, as "
-            f"{foreign.path}:{names[0] if names else 'img'}."
+            f"{files.path} holds the models {', '.join(names) or '(none)'}: name one, as "
+            f"{files.path}:{names[0] if names else 'img'}."
         )
-    prefix = wanted[0]
-    beside = rf"(?!{re.escape(prefix)}).*" if foreign.submodel else r"(opt|optimizer|step)(/.*)?"
-    view = without_prefix(foreign.tensors, prefix)
-    return view, (beside,)
+    prefix = selected[0]
+    unused = rf"(?!{re.escape(prefix)}).*" if files.submodel else r"(opt|optimizer|step)(/.*)?"
+    return without_prefix(files.tensors, prefix), (unused,)
 
 
 def _facts(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -184,16 +189,18 @@ def _facts(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     return facts | ({"pool": "map"} if {"MAPHead_0/probe", "probe"} & shapes.keys() else {})
 
 
-def _positions(shapes, facts: dict[str, Any], hints: Hints, foreign: Foreign) -> dict[str, Any]:
+def _positions(
+    shapes, facts: dict[str, Any], hints: Hints, files: CheckpointFiles
+) -> dict[str, Any]:
     if facts["posemb"] != "learned":
         return {"image_size": size} if (size := hints.get("image_size")) else {}
     rows = next(s[1] for name, s in shapes.items() if name.endswith("pos_embedding"))
     prefixes = {"class": 1, "none": 0} if facts["class_token"] else {"none": 0}
     stride = facts["stem"].stride if facts["stem"] else 1
     pixels = (facts["patch_size"][0] * stride, facts["patch_size"][1] * stride)
-    return place(
+    return infer_image_size(
         rows, prefixes, patch_size=pixels, image_size=hints.get("image_size"),
-        path=foreign.path,
+        path=files.path,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What a caller knows of a checkpoint that its file does not tell."""
+"""Hints: fields of a model that the caller states because the checkpoint does not."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from vit_jax.config.fields import declarations
 from vit_jax.config.model import KINDS
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
 
-# What may be hinted: fields of the models' configs, with their types; "preprocessing", a family of
+# Names and types of hints: fields of the models' configs; "preprocessing", a family of
 # `vit_jax.pretrained.preprocess.from_family`; "loss", a key of `vit_jax.optim.losses.LOSSES`, or
 # "regression".
 HINTS: dict[str, Any] = {
@@ -19,8 +19,8 @@ HINTS: dict[str, Any] = {
     for field, declared in declarations(kind)
     if declared.hint
 } | {"preprocessing": str, "loss": str}
-# What big_vision and timm call them.
-_OTHER_NAMES = {
+# (hint, value in big_vision or timm) -> value in vit_jax.
+_ALIASES = {
     ("pool", "tok"): "token",
     ("pool", "cls"): "token",
     ("pool", "avg"): "gap",
@@ -29,10 +29,10 @@ _OTHER_NAMES = {
 
 
 class Hints:
-    """What the caller knows of a checkpoint, in the fields of the model's config.
+    """The caller's hints, which records those that have an effect.
 
     Raises:
-      ConfigError: there is no such hint, or a value is not one.
+      ConfigError: a hint is unknown, or its value is invalid.
     """
 
     def __init__(self, hints: Mapping[str, Any] | None):
@@ -48,33 +48,35 @@ class Hints:
                 self._values[name] = _value(name, value)
 
     def get(self, field: str) -> Any:
-        """The value that is hinted for a field, or None."""
+        """Returns the hinted value of a field, or None."""
         self._used.add(field)
         self._accepted.add(field)
         return self._values.get(field)
 
-    def discard(self, moot: Mapping[str, Collection[Any]]) -> None:
-        """Says that fields have no effect on the model, and which of their values do no harm."""
-        self._accepted -= moot.keys()
-        self._used -= {field for field in moot if self._values.get(field) not in moot[field]}
+    def discard(self, without_effect: Mapping[str, Collection[Any]]) -> None:
+        """Marks fields as without an effect; each may list hinted values that do no harm."""
+        self._accepted -= without_effect.keys()
+        for field, accepted in without_effect.items():
+            if self._values.get(field) not in accepted:
+                self._used.discard(field)
 
     def translate(self, field: str, names: Mapping[str, Any]) -> None:
-        """Replaces names that a format has for a field's values by ours."""
+        """Replaces a format's names of a field's values by those of vit_jax."""
         if field in self._values:
             self._values[field] = names.get(self._values[field], self._values[field])
 
-    def settle(
+    def merge(
         self, facts: Mapping[str, Any], conventions: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Facts, hints and conventions together.
+        """Merges facts, hints and conventions.
 
         Args:
-          facts: fields that the file tells.
-          conventions: fields that it does not tell, with their usual values, None where there is
-            none: a hint replaces them.
+          facts: fields that the file states.
+          conventions: fields that it does not state, with their usual values, or None without a
+            usual value; a hint replaces them.
 
         Returns:
-          All fields, and those conventions that nobody hinted: they are assumed.
+          All fields, and the conventions that no hint replaced: they are assumed.
 
         Raises:
           CheckpointError: a hint contradicts a fact.
@@ -86,7 +88,7 @@ class Hints:
             if hinted[field] != facts[field]:
                 raise CheckpointError(
                     f"The hint {field}={hinted[field]!r} contradicts the checkpoint, which has "
-                    f"{facts[field]!r}. Leave the hint out, or look whether it is the right file."
+                    f"{facts[field]!r}. Leave the hint out, or check that this is the right file."
                 )
         assumed = {
             field: value
@@ -96,26 +98,26 @@ class Hints:
         return {**facts, **assumed, **hinted}, assumed
 
     def check_all_used(self, what: str) -> None:
-        """Raises ConfigError if a hint had no effect on a checkpoint; `what` is its kind."""
+        """Raises ConfigError if a hint had no effect; `what` names the kind of checkpoint."""
         for field in self._values.keys() - self._used:
             accepted = [name for name in HINTS if name in self._accepted]
             raise ConfigError(
                 f"The hint {field}={self._values[field]!r} has no effect on {what}: leave it out. "
-                f"Those that have: {', '.join(accepted)}."
+                f"Hints with an effect: {', '.join(accepted)}."
             )
 
 
-def parse_hints(words: Sequence[str]) -> dict[str, Any]:
-    """["num_heads=5", "image_size=32x48", "gelu=erf"] as a dict of hints.
+def parse_hints(texts: Sequence[str]) -> dict[str, Any]:
+    """Parses hints of the command line: ["num_heads=5", "image_size=32x48", "gelu=erf"].
 
     Raises:
-      ConfigError: a word is none.
+      ConfigError: a text is not of the form NAME=VALUE.
     """
     hints: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
+    for text in texts:
+        name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--hints={word}: write NAME=VALUE, such as num_heads=12.")
+            raise ConfigError(f"--hints={text}: write NAME=VALUE, such as num_heads=12.")
         hints[name] = _parse(value)
     return hints
 
@@ -132,13 +134,14 @@ def _parse(value: str) -> Any:
 
 
 def _value(name: str, value: Any) -> Any:
-    """The value of a hint in the type of its field."""
+    """Returns the value of a hint in the type of its field."""
     kind = HINTS[name]
     if typing.get_origin(kind) is tuple:
         sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
-        grid = name == "rope_grid"  # 0x0 is none: positions are not scaled.
-        if len(sides) != 2 or not all(type(side) is int and side >= (not grid) for side in sides):
-            unit = "patches, 16 or (rows, columns)" if grid else "pixels, 224 or (height, width)"
+        is_grid = name == "rope_grid"  # It may be 0x0: positions are not scaled.
+        smallest = 0 if is_grid else 1
+        if len(sides) != 2 or not all(type(side) is int and side >= smallest for side in sides):
+            unit = "patches, 16 or (rows, columns)" if is_grid else "pixels, 224 or (height, width)"
             raise ConfigError(f"The hint {name}={value!r}: write {unit}.")
         return sides
     if kind is float:
@@ -149,7 +152,7 @@ def _value(name: str, value: Any) -> Any:
     if kind is str:
         if not isinstance(value, str) or not value:
             raise ConfigError(f"The hint {name}={value!r}: write a name.")
-        return _OTHER_NAMES.get((name, value), value)
+        return _ALIASES.get((name, value), value)
     if type(value) is not int or value < 0:
         raise ConfigError(f"The hint {name}={value!r}: write a whole number.")
     return value

@@ -1,8 +1,9 @@
 """Folders of Hugging Face transformers: config.json, safetensors, preprocessor_config.json.
 
-One encoder under several names: ViT, DeiT, MSN, MAE and I-JEPA, DINOv2 (with registers), DINOv3,
-SigLIP. Since version 5 the library has other names in memory than on the disk; both are read, and
-so is a file without its model's prefix. Numbers: what config.json says, or its class's default.
+All of these are one encoder with different tensor names: ViT, DeiT, MSN, MAE and I-JEPA, DINOv2
+(with registers), DINOv3, SigLIP. Since version 5 the library's names in memory differ from those on
+the disk; both are read, with or without the model's prefix. Numerics come from config.json, or are
+the defaults of its class.
 """
 
 import re
@@ -11,7 +12,13 @@ from typing import Any, NamedTuple
 
 from vit_jax.errors import CheckpointError, did_you_mean
 from vit_jax.models import VitConfig
-from vit_jax.pretrained.formats.base import Description, Foreign, Format, complete, place
+from vit_jax.pretrained.formats.base import (
+    CheckpointFiles,
+    Description,
+    Format,
+    complete_config,
+    infer_image_size,
+)
 from vit_jax.pretrained.formats.entries import Entry, dense, embedding, norm
 from vit_jax.pretrained.formats.hints import Hints
 from vit_jax.pretrained.formats.names import count, renamed
@@ -22,15 +29,15 @@ class Family(NamedTuple):
     """A model_type of transformers.
 
     Attributes:
-      ln_eps: the class's default.
-      resize: how it brings position embeddings to another grid.
-      spelling: index into SPELLINGS of the names that it writes.
-      hidden_act: the class's default.
+      ln_eps: default of layer_norm_eps.
+      resize: the kernel for position embeddings, a key of `vit_jax.models.resize.KERNELS`.
+      block_names: index into BLOCK_NAMES of the names that it writes.
+      hidden_act: default of hidden_act.
     """
 
     ln_eps: float
     resize: str
-    spelling: int
+    block_names: int
     hidden_act: str = "gelu"
 
 
@@ -57,11 +64,11 @@ _UNUSED = (
 )  # fmt: skip
 
 
-class Spelling(NamedTuple):
-    """The names within a block."""
+class BlockNames(NamedTuple):
+    """The names of tensors within a block."""
 
     block: str
-    attention: tuple[str, str, str, str]  # Query, key, value, out.
+    attention: tuple[str, str, str, str]  # Query, key, value, output.
     norms: tuple[str, str]
     mlp: tuple[str, str]
     gate: str = ""
@@ -70,66 +77,66 @@ class Spelling(NamedTuple):
 
 _NESTED = tuple(f"attention.attention.{name}" for name in ("query", "key", "value"))
 _PROJ = tuple(f"attention.{name}_proj" for name in "qkvo")
-_NORM12, _AROUND = ("norm1", "norm2"), ("layernorm_before", "layernorm_after")
+_NORM12, _BEFORE_AFTER = ("norm1", "norm2"), ("layernorm_before", "layernorm_after")
 _LAMBDAS = ("layer_scale1.lambda1", "layer_scale2.lambda1")
 _FC, _UP_DOWN = ("mlp.fc1", "mlp.fc2"), ("mlp.up_proj", "mlp.down_proj")
 
-SPELLINGS = (
-    Spelling(
+BLOCK_NAMES = (
+    BlockNames(
         "encoder.layer.{i}",
         (*_NESTED, "attention.output.dense"),
-        _AROUND,
+        _BEFORE_AFTER,
         ("intermediate.dense", "output.dense"),
     ),
-    Spelling(
+    BlockNames(
         "encoder.layer.{i}", (*_NESTED, "attention.output.dense"), _NORM12, _FC, scales=_LAMBDAS
     ),
-    Spelling("layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
-    Spelling(
+    BlockNames("layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
+    BlockNames(
         "encoder.layers.{i}",
         (*(f"self_attn.{name}_proj" for name in "qkv"), "self_attn.out_proj"),
         ("layer_norm1", "layer_norm2"),
         _FC,
     ),
-    # In memory, since version 5.
-    Spelling("layers.{i}", _PROJ, _AROUND, _FC),
-    Spelling("encoder.layer.{i}", _PROJ, _NORM12, _FC, scales=_LAMBDAS),
-    Spelling("encoder.layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
+    # Names in memory since version 5.
+    BlockNames("layers.{i}", _PROJ, _BEFORE_AFTER, _FC),
+    BlockNames("encoder.layer.{i}", _PROJ, _NORM12, _FC, scales=_LAMBDAS),
+    BlockNames("encoder.layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
 )
 
 
-def recognises(foreign: Foreign) -> bool:
-    """Whether config.json is of a model that transformers knows."""
-    return "model_type" in foreign.config
+def recognises(files: CheckpointFiles) -> bool:
+    """Returns whether there is a config.json of transformers."""
+    return "model_type" in files.config
 
 
-def describe(foreign: Foreign, hints: Hints) -> Description:
+def describe(files: CheckpointFiles, hints: Hints) -> Description:
     """See `Format`."""
-    config, family = _family(foreign)
-    tensors = renamed(foreign.tensors, lambda name: _PREFIX.sub("", name))
-    beside = ("decoder.", "text_model.")
-    shapes = {n: tensor.shape for n, tensor in tensors.items() if not n.startswith(beside)}
+    config, family = _family(files)
+    tensors = renamed(files.tensors, lambda name: _PREFIX.sub("", name))
+    other_parts = ("decoder.", "text_model.")
+    shapes = {n: tensor.shape for n, tensor in tensors.items() if not n.startswith(other_parts)}
     try:
         facts = _facts(shapes, config, family) | _numerics(config, family)
-        _agree(facts, config, foreign)
-        facts |= {} if facts["posemb"] == "none" else _positions(shapes, facts, config, foreign)
+        _check_consistent(facts, config, files)
+        facts |= {} if facts["posemb"] == "none" else _positions(shapes, facts, config, files)
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{foreign.path} has a config.json of {config.get('model_type')}, but its tensors or "
+            f"{files.path} has a config.json of {config.get('model_type')}, but its tensors or "
             f"its config have no usable {error}."
         ) from error
     conventions = {"posemb_resize": facts.pop("posemb_resize")}
     if not (facts["num_classes"] or facts["rep_size"] or facts["pool"] == "map"):
-        conventions["pool"] = facts.pop("pool")  # Nothing reads the tokens.
-    fields = facts if foreign.preprocessor else conventions
+        conventions["pool"] = facts.pop("pool")  # No head determines the pooling.
+    fields = facts if files.preprocessor else conventions
     fields["preprocessing"] = "preprocessor_config.json"
-    facts, _ = hints.settle(facts, conventions)
+    facts, _ = hints.merge(facts, conventions)
     family = facts.pop("preprocessing")
-    model, _ = complete(facts, {}, hints, path=foreign.path)
-    labels = _labels(config if "id2label" in config else foreign.config, model.num_classes)
+    model, _ = complete_config(facts, {}, hints, path=files.path)
+    labels = _labels(config if "id2label" in config else files.config, model.num_classes)
     kind, notes = config["model_type"], (f"model_type {config['model_type']}",)
     if family == "preprocessor_config.json":
-        preprocessor = foreign.preprocessor
+        preprocessor = files.preprocessor
         if not preprocessor:
             preprocessor = published_processor(kind, image_size=model.image_size)
             notes += (
@@ -138,54 +145,54 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         transforms = from_hf(preprocessor, image_size=model.image_size, model_type=kind)
     else:
         transforms = from_family(family, image_size=model.image_size)
-    unread = kind == "siglip_vision_model" and model.pool != "map"
-    unused = (*_UNUSED, r"head\..*") if unread else _UNUSED
+    without_map_head = kind == "siglip_vision_model" and model.pool != "map"
+    unused = (*_UNUSED, r"head\..*") if without_map_head else _UNUSED
     return Description(model, tensors, unused, transforms, labels, notes)
 
 
-def _family(foreign: Foreign) -> tuple[Mapping[str, Any], Family]:
-    """The config of the part that sees, and what is known of its kind.
+def _family(files: CheckpointFiles) -> tuple[Mapping[str, Any], Family]:
+    """Returns the config of the vision model, and its family.
 
     Raises:
-      CheckpointError: no model of this type is known.
+      CheckpointError: the model_type is unknown.
     """
-    config = foreign.config
-    if config["model_type"] == "siglip":  # Two towers in one folder.
+    config = files.config
+    if config["model_type"] == "siglip":  # A folder with a text and a vision model.
         config = {**config.get("vision_config", {}), "model_type": "siglip_vision_model"}
     if config["model_type"] not in [*FAMILIES]:
         raise CheckpointError(
-            f'{foreign.path} is of the model_type "{config["model_type"]}". '
+            f'{files.path} is of the model_type "{config["model_type"]}". '
             + did_you_mean(str(config["model_type"]), FAMILIES)
         )
     return config, FAMILIES[config["model_type"]]
 
 
 def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """What names and shapes tell, and config.json where they do not."""
+    """Returns the fields that names and shapes determine, and else config.json."""
     width, channels, *patch = _first(shapes, r"embeddings\.patch_embedding.*\.weight")
     depth = max(
-        count(shapes, s.block.replace(".", r"\.").replace("{i}", r"(\d+)")) for s in SPELLINGS
+        count(shapes, s.block.replace(".", r"\.").replace("{i}", r"(\d+)")) for s in BLOCK_NAMES
     )
     gated = any(".weights_in." in name or ".gate_proj." in name for name in shapes)
     hidden = _first(shapes, r".*\.0\.(output\.dense|mlp\.(fc2|weights_out|down_proj))\.weight")[1]
     kind = config["model_type"]
     head = next((n for n in ("classifier", "cls_classifier") if f"{n}.weight" in shapes), None)
     classifies = any("ForImageClassification" in a for a in config.get("architectures") or ())
-    # Without its tensors the head is there all the same, and they are missing.
-    unseen = len(config.get("id2label", (0, 1))) if classifies else 0
+    # If a classifier's file has no head, the tensors of the configured head count as missing.
+    configured_classes = len(config.get("id2label", (0, 1))) if classifies else 0
     silu = config.get("hidden_act", family.hidden_act) in _SILU
-    gates = "swiglu" if silu or kind.startswith("dinov2") else "geglu"
-    mlp = gates if gated else "silu" if silu else "gelu"
-    dino_head = kind.startswith("dinov2") and (head or classifies)
-    two, both = kind == "deit", "distillation_classifier.weight" in shapes
-    has_class = kind not in ("ijepa", "siglip_vision_model")
+    gated_mlp = "swiglu" if silu or kind.startswith("dinov2") else "geglu"
+    mlp = gated_mlp if gated else "silu" if silu else "gelu"
+    dinov2_head = kind.startswith("dinov2") and (head or classifies)
+    has_dist_token, distilled = kind == "deit", "distillation_classifier.weight" in shapes
+    has_class_token = kind not in ("ijepa", "siglip_vision_model")
     pool = (
         "map"
-        if "head.probe" in shapes and not head  # SigLIP's classifier reads the patches' mean.
+        if "head.probe" in shapes and not head  # SigLIP's classifier pools by the mean instead.
         else "token_gap"
-        if dino_head
+        if dinov2_head
         else "token"
-        if has_class
+        if has_class_token
         else "gap"
     )
     return {
@@ -196,13 +203,14 @@ def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
         "mlp_dim": hidden,
         "mlp": mlp,
         "num_heads": _whole(config, "num_attention_heads", 6 if kind == "dinov3_vit" else 12),
-        "num_classes": shapes[f"{head}.weight"][0] if head else unseen,
+        "num_classes": shapes[f"{head}.weight"][0] if head else configured_classes,
         "rep_size": shapes["pooler.dense.weight"][0] if "pooler.dense.weight" in shapes else 0,
         "pool": pool,
-        "class_token": has_class,
-        "distilled": both,
-        # Without a head of its own the distillation token is like a register with a position.
-        "registers": shapes.get("embeddings.register_tokens", (1, 0))[1] + (two - both),
+        "class_token": has_class_token,
+        "distilled": distilled,
+        # A distillation token without a head is a register with a position.
+        "registers": shapes.get("embeddings.register_tokens", (1, 0))[1]
+        + (has_dist_token - distilled),
         "posemb": "none" if kind == "dinov3_vit" else "learned",
         "layer_scale": 1.0 if any("layer_scale1" in name for name in shapes) else 0.0,
         "qkv_bias": any(re.search(r"\.0\..*(query|q_proj)\.bias$", name) for name in shapes),
@@ -211,17 +219,17 @@ def _facts(shapes, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
 
 
 def _first(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> tuple[int, ...]:
-    found = [shape for name, shape in shapes.items() if re.fullmatch(pattern, name)]
-    if not found:
+    matches = [shape for name, shape in shapes.items() if re.fullmatch(pattern, name)]
+    if not matches:
         raise KeyError(f"tensor whose name matches {pattern}")
-    return found[0]
+    return matches[0]
 
 
 def _numerics(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     activation = config.get("hidden_act", family.hidden_act)
     if activation not in _GELU and activation not in _SILU:
         raise CheckpointError(
-            f'config.json has hidden_act="{activation}", which no model here has. '
+            f'config.json has hidden_act="{activation}", which is not supported. '
             + did_you_mean(str(activation), (*_GELU, *_SILU))
         )
     facts: dict[str, Any] = {
@@ -242,12 +250,12 @@ def _numerics(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
 def _whole(config: Mapping[str, Any], key: str, default: int) -> int:
     value = config.get(key, default)
     if type(value) is not int:
-        raise ValueError(f"{key}: {value!r} is no whole number")
+        raise ValueError(f"{key}: {value!r} is not an integer")
     return value
 
 
 def _sides(config: Mapping[str, Any], key: str) -> tuple[int, int] | None:
-    """Height and width that config.json gives as one number or two; None if it does not."""
+    """Returns (height, width) that config.json has as one number or two; None if it is absent."""
     value = config.get(key)
     if value is None:
         return None
@@ -257,83 +265,85 @@ def _sides(config: Mapping[str, Any], key: str) -> tuple[int, int] | None:
     return sides
 
 
-def _agree(facts: Mapping[str, Any], config: Mapping[str, Any], foreign: Foreign) -> None:
-    """Raises CheckpointError where config.json is of another model than the tensors, or ours."""
+def _check_consistent(
+    facts: Mapping[str, Any], config: Mapping[str, Any], files: CheckpointFiles
+) -> None:
+    """Raises CheckpointError if config.json contradicts the tensors, or is not supported."""
     if facts["rep_size"] and config.get("pooler_act", "tanh") != "tanh":
         raise CheckpointError(
-            f"{foreign.path} has pooler_act={config['pooler_act']}: poolers here have tanh."
+            f"{files.path} has pooler_act={config['pooler_act']}; only tanh is supported."
         )
     if not isinstance(config.get("id2label") or {}, Mapping):
-        raise ValueError("id2label: it is no table of names")
-    said = {
+        raise ValueError("id2label: it is not an object")
+    pairs = {
         "hidden_size": (config.get("hidden_size"), facts["width"]),
         "num_hidden_layers": (config.get("num_hidden_layers"), facts["depth"]),
         "intermediate_size": (config.get("intermediate_size"), facts["mlp_dim"]),
         "num_channels": (config.get("num_channels"), facts["channels"]),
         "patch_size": (_sides(config, "patch_size"), facts["patch_size"]),
-        "id2label, of so many names": (len(config.get("id2label") or ()), facts["num_classes"]),
+        "number of names in id2label": (len(config.get("id2label") or ()), facts["num_classes"]),
     }
-    if config["model_type"].startswith("dinov2"):  # Its MLP follows from mlp_ratio.
-        del said["intermediate_size"]
+    if config["model_type"].startswith("dinov2"):  # Its MLP's width follows from mlp_ratio.
+        del pairs["intermediate_size"]
     if not facts["num_classes"] or "id2label" not in config:
-        del said["id2label, of so many names"]
-    wrong = [
-        f"  {key}: {theirs!r}; the tensors have {ours!r}"
-        for key, (theirs, ours) in said.items()
-        if theirs is not None and theirs != ours
+        del pairs["number of names in id2label"]
+    lines = [
+        f"  {key}: {in_config!r}; the tensors have {in_tensors!r}"
+        for key, (in_config, in_tensors) in pairs.items()
+        if in_config is not None and in_config != in_tensors
     ]
-    if wrong:
+    if lines:
         raise CheckpointError(
-            f"{foreign.path}: config.json and the tensors are of different models.\n"
-            + "\n".join(wrong)
-            + "\nDownload both from the same place."
+            f"{files.path}: config.json and the tensors are of different models.\n"
+            + "\n".join(lines)
+            + "\nDownload both from the same repository."
         )
 
 
-def _positions(shapes, facts: dict[str, Any], config, foreign: Foreign) -> dict[str, Any]:
+def _positions(shapes, facts: dict[str, Any], config, files: CheckpointFiles) -> dict[str, Any]:
     name = "embeddings.position_embeddings"
     shape = shapes[name] if name in shapes else shapes["embeddings.position_embedding.weight"]
     if config["model_type"] == "deit":
         prefixes = {"all": 2}
     else:
         prefixes = {"class": 1} if facts["class_token"] else {"none": 0}
-    return place(
+    return infer_image_size(
         shape[-2],
         prefixes,
         patch_size=facts["patch_size"],
         image_size=_sides(config, "image_size"),
-        path=foreign.path,
+        path=files.path,
     )
 
 
 def _labels(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    """Names of the classes, in order: config.json numbers them as strings."""
+    """Returns the class names in order; the keys of id2label are numbers as strings."""
     names = {str(key): value for key, value in dict(config.get("id2label") or {}).items()}
     if not num_classes or any(str(k) not in names for k in range(num_classes)):
         return None
     return tuple(str(names[str(k)]) for k in range(num_classes))
 
 
-def spelled(spelling: Spelling) -> tuple[Entry, ...]:
-    """Entries of a block."""
-    ours, block = "encoder/block_{i}", spelling.block
-    query, key, value, out = (f"{block}.{name}" for name in spelling.attention)
-    scales = zip(("scale1", "scale2"), spelling.scales, strict=False)
+def block_entries(names: BlockNames) -> tuple[Entry, ...]:
+    """Returns the entries of a block."""
+    ours, block = "encoder/block_{i}", names.block
+    query, key, value, out = (f"{block}.{name}" for name in names.attention)
+    scales = zip(("scale1", "scale2"), names.scales, strict=False)
     return (
-        *norm(f"{ours}/norm1", f"{block}.{spelling.norms[0]}"),
-        *norm(f"{ours}/norm2", f"{block}.{spelling.norms[1]}"),
+        *norm(f"{ours}/norm1", f"{block}.{names.norms[0]}"),
+        *norm(f"{ours}/norm2", f"{block}.{names.norms[1]}"),
         *dense(f"{ours}/attn/query", query, "heads_in"),
         *dense(f"{ours}/attn/key", key, "heads_in"),
         *dense(f"{ours}/attn/value", value, "heads_in"),
         *dense(f"{ours}/attn/out", out, "heads_out"),
-        *dense(f"{ours}/mlp/fc1", f"{block}.{spelling.mlp[0]}"),
-        *dense(f"{ours}/mlp/fc2", f"{block}.{spelling.mlp[1]}"),
-        *(dense(f"{ours}/mlp/gate", f"{block}.{spelling.gate}") if spelling.gate else ()),
+        *dense(f"{ours}/mlp/fc1", f"{block}.{names.mlp[0]}"),
+        *dense(f"{ours}/mlp/fc2", f"{block}.{names.mlp[1]}"),
+        *(dense(f"{ours}/mlp/gate", f"{block}.{names.gate}") if names.gate else ()),
         *(Entry(f"{ours}/{scale}", f"{block}.{theirs}") for scale, theirs in scales),
     )
 
 
-# DINOv2's gate and hidden units are one tensor on the disk.
+# DINOv2 stores gate and hidden units in one tensor.
 WEIGHTS_IN = (
     *dense("encoder/block_{i}/mlp/gate", "encoder.layer.{i}.mlp.weights_in", part=(0, 2)),
     *dense("encoder/block_{i}/mlp/fc1", "encoder.layer.{i}.mlp.weights_in", part=(1, 2)),
@@ -341,8 +351,8 @@ WEIGHTS_IN = (
 )
 
 
-class Around(NamedTuple):
-    """The names around the blocks."""
+class OuterNames(NamedTuple):
+    """The names of tensors outside the blocks."""
 
     embedding: str = "embeddings.patch_embeddings.projection"
     positions: tuple[str, str] = ("embeddings.position_embeddings", "same")
@@ -350,11 +360,11 @@ class Around(NamedTuple):
     head: str = "classifier"
 
 
-AROUND = (
-    Around(),
-    Around(head="cls_classifier"),  # DeiT with its teacher.
-    Around("embeddings.patch_embeddings", norm="norm"),  # DINOv3.
-    Around(  # SigLIP.
+OUTER_NAMES = (
+    OuterNames(),
+    OuterNames(head="cls_classifier"),  # DeiT with a distillation head.
+    OuterNames("embeddings.patch_embeddings", norm="norm"),  # DINOv3.
+    OuterNames(  # SigLIP.
         "embeddings.patch_embedding",
         ("embeddings.position_embedding.weight", "table"),
         "post_layernorm",
@@ -362,8 +372,8 @@ AROUND = (
 )
 
 
-def around(names: Around) -> tuple[Entry, ...]:
-    """Entries of what is not in a block."""
+def outer_entries(names: OuterNames) -> tuple[Entry, ...]:
+    """Returns the entries outside the blocks."""
     return (
         Entry("cls", "embeddings.cls_token"),
         Entry("dist", "embeddings.distillation_token"),
@@ -397,9 +407,9 @@ def entries(config: VitConfig) -> tuple[Entry, ...]:
     """See `Format`."""
     packed = WEIGHTS_IN if config.gated else ()
     return (
-        *(entry for names in AROUND for entry in around(names)),
+        *(entry for names in OUTER_NAMES for entry in outer_entries(names)),
         *packed,
-        *(entry for names in SPELLINGS for entry in spelled(names)),
+        *(entry for names in BLOCK_NAMES for entry in block_entries(names)),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import MixerConfig
-from vit_jax.pretrained.formats.base import Description, Foreign, Format
+from vit_jax.pretrained.formats.base import CheckpointFiles, Description, Format
 from vit_jax.pretrained.formats.entries import Entry, dense, norm
 from vit_jax.pretrained.formats.hints import Hints
 from vit_jax.pretrained.formats.names import count, renamed
@@ -16,36 +16,36 @@ _OURS = "encoder/block_{i}"
 _PREFIX = re.compile(r"^(params/|opt/target/|model\.)+")
 
 
-def recognises(foreign: Foreign) -> bool:
-    """Whether there is a block that mixes tokens."""
-    return any("token_mixing/" in name or ".mlp_tokens." in name for name in foreign.tensors)
+def recognises(files: CheckpointFiles) -> bool:
+    """Returns whether there is a token-mixing block."""
+    return any("token_mixing/" in name or ".mlp_tokens." in name for name in files.tensors)
 
 
-def describe(foreign: Foreign, hints: Hints) -> Description:
+def describe(files: CheckpointFiles, hints: Hints) -> Description:
     """See `Format`."""
-    tensors = renamed(foreign.tensors, lambda name: _PREFIX.sub("", name))
+    tensors = renamed(files.tensors, lambda name: _PREFIX.sub("", name))
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     google = "stem/kernel" in shapes
     try:
         facts = _google(shapes) if google else _timm(shapes)
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{foreign.path} is a Mixer without a usable {error}.") from error
-    published = foreign.config.get("pretrained_cfg")
-    facts["pool"] = "gap"  # A Mixer has no other.
+        raise CheckpointError(f"{files.path} is a Mixer without a usable {error}.") from error
+    published = files.config.get("pretrained_cfg")
+    facts["pool"] = "gap"  # The only pooling of a Mixer.
     conventions = {"gelu": "tanh" if google else "erf", "ln_eps": 1e-6}
     if published:
         facts["preprocessing"] = "pretrained_cfg"
     else:
         conventions["preprocessing"] = "google" if google else "timm"
-    facts, assumed = hints.settle(facts, conventions)
+    facts, assumed = hints.merge(facts, conventions)
     family, _ = facts.pop("preprocessing"), facts.pop("pool")
-    facts["image_size"] = _image_size(facts, facts.pop("tokens"), hints, foreign)
+    facts["image_size"] = _image_size(facts, facts.pop("tokens"), hints, files)
     if not hints.get("image_size"):
         assumed["image_size"] = facts["image_size"]
     try:
         config = MixerConfig(**facts)
     except ConfigError as error:
-        raise CheckpointError(f"{foreign.path} describes no Mixer: {error}") from error
+        raise CheckpointError(f"{files.path} describes no Mixer: {error}") from error
     transforms = (
         from_timm(published) if published else from_family(family, image_size=config.image_size)
     )
@@ -83,15 +83,15 @@ def _timm(shapes) -> dict[str, Any]:
     }
 
 
-def _image_size(facts, tokens: int, hints: Hints, foreign: Foreign) -> tuple[int, int]:
-    """The only image size that a Mixer takes: its tokens are inputs of a layer."""
+def _image_size(facts, tokens: int, hints: Hints, files: CheckpointFiles) -> tuple[int, int]:
+    """Returns the only image size that a Mixer accepts: the token-mixing layer has fixed inputs."""
     hinted, patch = hints.get("image_size"), facts["patch_size"]
     if hinted is not None:
         return hinted
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise CheckpointError(
-            f"{foreign.path} mixes {tokens:,} tokens, which are no square. Give its image size: "
+            f"{files.path} mixes {tokens:,} tokens, which is not a square. Give its image size: "
             "hints={'image_size': (height, width)}, or --hints=image_size=HEIGHTxWIDTH."
         )
     return side * patch[0], side * patch[1]
@@ -99,7 +99,7 @@ def _image_size(facts, tokens: int, hints: Hints, foreign: Foreign) -> tuple[int
 
 def entries(config: MixerConfig) -> tuple[Entry, ...]:
     """See `Format`."""
-    del config  # One set of names for all sizes.
+    del config  # All sizes have the same names.
     return _ENTRIES
 
 

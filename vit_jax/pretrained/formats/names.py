@@ -1,4 +1,4 @@
-"""A file's tensors under other names: prefixes taken off, stacked blocks one by one."""
+"""Views of a file's tensors under other names: without prefixes, or with unstacked blocks."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -10,11 +10,11 @@ from vit_jax.pretrained.tensors import Tensor, Tensors
 
 
 class Renamed(Tensors):
-    """Tensors under other names; each may be one row of a tensor of the file.
+    """Tensors under other names; each may be one row of another tensor.
 
     Attributes:
-      below: what they are called so in.
-      original: for each name that in `below`, and the row or None.
+      below: the tensors that are renamed.
+      original: for each new name, the name in `below` and the row, or None for all rows.
     """
 
     def __init__(self, tensors: Tensors, original: dict[str, tuple[str, int | None]]):
@@ -31,7 +31,7 @@ class Renamed(Tensors):
         theirs, row = self.original[name]
         if row is None:
             return self.below.read(theirs, rows)
-        # A stack of blocks in an archive is read as a whole: keep it for the next block.
+        # An archive's member is always read as a whole: cache the stack for the next block.
         if self._last is None or self._last[0] != theirs:
             self._last = (theirs, self.below.read(theirs))
         array = self._last[1][row]
@@ -39,10 +39,10 @@ class Renamed(Tensors):
 
 
 def renamed(tensors: Tensors, rename: Callable[[str], str | None]) -> Renamed:
-    """The tensors whose new name is not None.
+    """Renames tensors, and drops those whose new name is None.
 
     Raises:
-      CheckpointError: two of them get the same name: the file holds several models.
+      CheckpointError: two tensors get the same name: the file holds several models.
     """
     names = {name: rename(name) for name in tensors}
     original: dict[str, tuple[str, int | None]] = {}
@@ -52,14 +52,14 @@ def renamed(tensors: Tensors, rename: Callable[[str], str | None]) -> Renamed:
         if new in original:
             raise CheckpointError(
                 f"{tensors.path} holds several models: {original[new][0]} and {old} are both the "
-                f"{new} of one. Save the tensors of the wanted one alone."
+                f"{new} of one. Save the tensors of one model alone."
             )
         original[new] = (old, None)
     return Renamed(tensors, original)
 
 
 def without_wrappers(tensors: Tensors) -> Tensors:
-    """The tensors without what torch.compile and DataParallel put before a module's names."""
+    """Removes the prefixes that torch.compile and DataParallel add to names."""
     wrapper = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod\.|module\.)+")
     if not any(wrapper.search(name) for name in tensors):
         return tensors
@@ -67,19 +67,19 @@ def without_wrappers(tensors: Tensors) -> Tensors:
 
 
 def without_prefix(tensors: Tensors, prefix: str) -> Renamed:
-    """The tensors whose names begin with a prefix, without it."""
+    """Removes a prefix from names, and drops tensors without it."""
     return renamed(
         tensors, lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None
     )
 
 
 def unstacked(tensors: Tensors, stack: str, block: str) -> Renamed:
-    """Tensors in which what is stacked along a leading axis of blocks stands one by one.
+    """Splits tensors that are stacked along a leading axis of blocks.
 
     Args:
-      tensors: of the file.
-      stack: pattern of the stacks' names, with one group, the name within a block.
-      block: what a name becomes: "Transformer/encoderblock_{i}/{name}".
+      tensors: the file's tensors.
+      stack: pattern of the stacked tensors' names, whose group is the name within a block.
+      block: template of the new names: "Transformer/encoderblock_{i}/{name}".
     """
     original: dict[str, tuple[str, int | None]] = {}
     for name in tensors:
@@ -93,14 +93,14 @@ def unstacked(tensors: Tensors, stack: str, block: str) -> Renamed:
 
 
 def of_optimizer(name: str) -> bool:
-    """Whether a tensor of Google's is a moment, called as the parameter that it is of.
+    """Returns whether a tensor in Google's names belongs to the optimizer state.
 
-    What the oldest optimizers of Flax keep under opt/target/ are the parameters themselves.
+    Flax's oldest optimizers store the parameters themselves under opt/target/.
     """
     return re.match(r"(opt|optimizer)/(?!target/)", name) is not None
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """How many blocks there are: one more than the largest number in the pattern's group."""
+    """Returns the number of blocks: one more than the largest number in the pattern's group."""
     numbers = [int(match[1]) for name in names if (match := re.match(pattern, name))]
     return max(numbers) + 1 if numbers else 0

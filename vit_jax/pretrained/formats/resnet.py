@@ -1,8 +1,8 @@
-"""BiT's ResNets, alone and as the stem of a hybrid: in Google's names, TensorFlow's, and timm's.
+"""BiT's ResNets, alone or as the stem of a hybrid, in four sets of tensor names.
 
-big_vision's bit.py (v1) and the stems of vision_transformer's hybrids have one spelling; the files
-of the BiT paper (v2) have TensorFlow's, and what big_vision's bit_paper.py saves of them its own;
-timm's ResNetV2 has its own, and its own epsilons.
+GOOGLE: big_vision's bit.py (v1), and the stems of vision_transformer's hybrids. TENSORFLOW: the
+files of the BiT paper (v2). BIT_PAPER: what big_vision's bit_paper.py saves of these. TIMM_NAMES:
+timm's ResNetV2, which also has different epsilons.
 """
 
 import re
@@ -12,31 +12,31 @@ from typing import Any, NamedTuple
 from vit_jax.config.model import NUMERICS
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import ResnetConfig, StemConfig
-from vit_jax.pretrained.formats.base import Description, Foreign, Format
+from vit_jax.pretrained.formats.base import CheckpointFiles, Description, Format
 from vit_jax.pretrained.formats.entries import Entry
 from vit_jax.pretrained.formats.hints import Hints
 from vit_jax.pretrained.formats.names import of_optimizer, renamed, without_prefix
 from vit_jax.pretrained.preprocess import from_family, from_timm, output_size
 
-# timm's group norm and standardised convolutions.
+# Numerics of timm's group norm and standardised convolutions.
 TIMM = {"gn_eps": 1e-5, "std_eps": 1e-8, "std_eps_in": "var"}
 
 
-class Spelling(NamedTuple):
-    """Names of convolutions and norms; {s} and {u} are the numbers of a stage and of a unit.
+class ResnetNames(NamedTuple):
+    """Names of convolutions and norms.
 
     Attributes:
-      unit: of a unit.
-      first: the number of the first stage and unit.
-      convs: of the three convolutions in a unit.
-      norms: of the three norms.
-      proj: of the convolution beside them.
-      proj_norm: of its norm.
-      root: of the first convolution.
-      root_norm: of its norm.
-      kernel: what a kernel is called.
-      norm: what scale and bias of a norm are called.
-      layout: of kernels.
+      unit: prefix of a unit; {s} and {u} are the numbers of its stage and of itself.
+      first: the number of the first stage and of the first unit.
+      convs: the three convolutions of a unit.
+      norms: the three norms of a unit.
+      proj: the convolution of the shortcut.
+      proj_norm: the norm of the shortcut.
+      root: the first convolution of the network.
+      root_norm: its norm.
+      kernel: suffix of a kernel.
+      norm: suffixes of a norm's scale and bias.
+      layout: layout of kernels, a key of LAYOUTS in `entries`.
     """
 
     unit: str
@@ -53,34 +53,34 @@ class Spelling(NamedTuple):
 
 
 _ABC = ("a", "b", "c")
-GOOGLE = Spelling(
+GOOGLE = ResnetNames(
     "block{s}/unit{u}/", 1, ("conv1", "conv2", "conv3"), ("gn1", "gn2", "gn3"), "conv_proj",
     "gn_proj", "conv_root", "gn_root",
 )  # fmt: skip
-TENSORFLOW = Spelling(
+TENSORFLOW = ResnetNames(
     "block{s}/unit{u:02}/", 1, tuple(f"{x}/standardized_conv2d" for x in _ABC),
     tuple(f"{x}/group_norm" for x in _ABC), "a/proj/standardized_conv2d", "",
     "root_block/standardized_conv2d", "", norm=("/gamma", "/beta"),
 )  # fmt: skip
-BIT_PAPER = Spelling(
+BIT_PAPER = ResnetNames(
     "block{s}/unit{u:02}/", 1, ("conv1", "conv2", "conv3"), ("gn1", "gn2", "gn3"), "conv_proj", "",
     "root_block/conv_root", "",
 )  # fmt: skip
-TIMM_NAMES = Spelling(
+TIMM_NAMES = ResnetNames(
     "stages.{s}.blocks.{u}.", 0, ("conv1", "conv2", "conv3"), ("norm1", "norm2", "norm3"),
     "downsample.conv", "downsample.norm", "stem.conv", "stem.norm", ".weight",
     (".weight", ".bias"), "conv",
 )  # fmt: skip
 
 
-def stem_entries(stem: StemConfig, names: Spelling, *, ours: str, theirs: str) -> list[Entry]:
-    """Entries of a ResNet's body.
+def stem_entries(stem: StemConfig, names: ResnetNames, *, ours: str, theirs: str) -> list[Entry]:
+    """Returns the entries of a ResNet's body.
 
     Args:
-      stem: which units there are.
-      names: of the format.
-      ours: before all our names: "stem/", or nothing.
-      theirs: before all of theirs.
+      stem: its `units` are the numbers of units in each stage.
+      names: the names in the file.
+      ours: prefix of our names: "stem/", or "".
+      theirs: prefix of the names in the file.
     """
 
     def conv(our: str, their: str) -> Entry:
@@ -105,46 +105,45 @@ def stem_entries(stem: StemConfig, names: Spelling, *, ours: str, theirs: str) -
     return entries
 
 
-def units_of(shapes: Mapping[str, Any], names: Spelling, *, prefix: str = "") -> tuple[int, ...]:
-    """How many units each stage of a file has."""
+def units_of(shapes: Mapping[str, Any], names: ResnetNames, *, prefix: str = "") -> tuple[int, ...]:
+    """Returns the number of units in each stage of a file."""
     pattern = re.escape(prefix) + re.escape(names.unit).replace(r"\{s\}", r"(\d+)")
     pattern = re.sub(r"\\\{u(:02)?\\\}", r"(\\d+)", pattern)
-    found = [match.groups() for name in shapes if (match := re.match(pattern, name))]
-    stages = [(int(s) - names.first, int(u) - names.first) for s, u in found]
-    last = max((s for s, _ in stages), default=-1)
+    matches = [match.groups() for name in shapes if (match := re.match(pattern, name))]
+    units = [(int(s) - names.first, int(u) - names.first) for s, u in matches]
+    last = max((s for s, _ in units), default=-1)
     return tuple(
-        1 + max((u for s, u in stages if s == stage), default=-1) for stage in range(last + 1)
+        1 + max((u for s, u in units if s == stage), default=-1) for stage in range(last + 1)
     )
 
 
-def _spelling(foreign: Foreign) -> tuple[Spelling, str] | None:
-    """In whose names a ResNet is, and what stands before them; None if it is none."""
-    # The first that fits: bit_paper.py's root ends as bit.py's does.
+def _find_names(files: CheckpointFiles) -> tuple[ResnetNames, str] | None:
+    """Returns the set of names of a ResNet's tensors, and their prefix; None for other files."""
+    # BIT_PAPER goes first, because its root's name ends with that of GOOGLE.
     for names in (BIT_PAPER, GOOGLE, TENSORFLOW, TIMM_NAMES):
-        mark = f"{names.root}{names.kernel}"
-        for name in foreign.tensors:
+        root = f"{names.root}{names.kernel}"
+        for name in files.tensors:
             if of_optimizer(name):
                 continue
-            if name == mark or (name.endswith(mark) and name[-len(mark) - 1] in "/."):
-                return names, name[: -len(mark)]
+            if name == root or (name.endswith(root) and name[-len(root) - 1] in "/."):
+                return names, name[: -len(root)]
     return None
 
 
-def recognises(foreign: Foreign) -> bool:
-    """Whether it is a ResNet with nothing behind it."""
-    found = _spelling(foreign)
-    return found is not None and not any(
-        "Transformer/" in name or "patch_embed" in name for name in foreign.tensors
+def recognises(files: CheckpointFiles) -> bool:
+    """Returns whether the file is a ResNet, not a hybrid."""
+    return _find_names(files) is not None and not any(
+        "Transformer/" in name or "patch_embed" in name for name in files.tensors
     )
 
 
-def describe(foreign: Foreign, hints: Hints) -> Description:
+def describe(files: CheckpointFiles, hints: Hints) -> Description:
     """See `Format`."""
-    names, prefix = _spelling(foreign)
+    names, prefix = _find_names(files)
     if names is TIMM_NAMES:
-        tensors = renamed(foreign.tensors, lambda name: name.removeprefix(prefix))
+        tensors = renamed(files.tensors, lambda name: name.removeprefix(prefix))
     else:
-        tensors = without_prefix(foreign.tensors, prefix)
+        tensors = without_prefix(files.tensors, prefix)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     root = shapes[f"{names.root}{names.kernel}"]
     width, channels = (root[0], root[1]) if names is TIMM_NAMES else (root[3], root[2])
@@ -156,19 +155,19 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         numerics = numerics | TIMM | {"padding": "explicit_zeros" if version == "v2" else "same"}
     facts = {"units": units_of(shapes, names), "width_factor": width / 64, "version": version,
              "channels": channels, "num_classes": num_classes, **numerics}  # fmt: skip
-    published = foreign.config.get("pretrained_cfg")
+    published = files.config.get("pretrained_cfg")
     if published:
         transforms = from_timm(published)
         facts |= {"preprocessing": "pretrained_cfg", "image_size": output_size(transforms)}
         conventions = {}
     else:
         conventions = {"preprocessing": "bit", "image_size": (224, 224)}
-    facts, assumed = hints.settle(facts, conventions)
+    facts, assumed = hints.merge(facts, conventions)
     family = facts.pop("preprocessing")
     try:
         config = ResnetConfig(**facts)
     except ConfigError as error:
-        raise CheckpointError(f"{foreign.path} describes no ResNet: {error}") from error
+        raise CheckpointError(f"{files.path} describes no ResNet: {error}") from error
     if not published:
         transforms = from_family(family, image_size=config.image_size)
     unused = (r"(opt|optimizer|step)(/.*)?", r".*\.num_batches_tracked")

@@ -1,9 +1,9 @@
 """PyTorch files in the names of timm: timm itself, DeiT, DeiT-III, MAE, DINOv2, DINOv3, EVA.
 
-Facebook's own code and timm share their names (`blocks.0.attn.qkv.weight`) and differ in a few
-tensors, by which they are told apart; and in how they resize positions. What no tensor shows is
-told by a config.json of timm's, or hinted; else it is assumed as in the published models with the
-same names, and Description.assumed has it. Where published models differ, it has to be hinted.
+Facebook's code and timm share most names (`blocks.0.attn.qkv.weight`). A few tensors distinguish
+them; they also resize positions differently. Fields that no tensor shows come from a config.json of
+timm, or from hints; else they are assumed as in the published models with the same names, and
+listed in Description.assumed. Where published models differ, a hint is required.
 """
 
 import math
@@ -14,7 +14,13 @@ from typing import Any
 from vit_jax.errors import CheckpointError
 from vit_jax.models import VitConfig
 from vit_jax.pretrained.formats import timm_config
-from vit_jax.pretrained.formats.base import Description, Foreign, Format, complete, place
+from vit_jax.pretrained.formats.base import (
+    CheckpointFiles,
+    Description,
+    Format,
+    complete_config,
+    infer_image_size,
+)
 from vit_jax.pretrained.formats.entries import Entry, dense, embedding, fused, norm
 from vit_jax.pretrained.formats.hints import Hints
 from vit_jax.pretrained.formats.names import renamed
@@ -34,41 +40,41 @@ from vit_jax.pretrained.tensors import Tensors
 
 _B, _OURS = "blocks.{i}", "encoder/block_{i}"
 
-# Around the names of a model in training checkpoints and larger models.
+# Prefixes of a model's names in training checkpoints and larger models.
 _PREFIX = re.compile(r"^(backbone\.|teacher\.|encoder\.|model\.|visual\.trunk\.)+")
-# What no encoder needs: decoders and mask tokens of masked pre-training, buffers that are computed.
+# Not needed by an encoder: decoders and mask tokens of masked pre-training, computed buffers.
 _UNUSED = (r"decoder_.*", r"mask_token", r"local_cls_norm\..*", r"rope_embed\.periods",
            r".*\.bias_mask", r"rope\.(bands|periods|pos_embed)", r".*\.k_bias")  # fmt: skip
 # Heads of self-supervised training: DINOv2's, DINOv3's, DINO's and iBOT's.
 _TRAINING_HEADS = r"(dino_head|ibot_head|head\.(mlp|last_layer)\d?)\..*"
 
 
-def recognises(foreign: Foreign) -> bool:
-    """Whether there are blocks as timm's, and an embedding of patches."""
-    names = {_PREFIX.sub("", name) for name in foreign.tensors}
+def recognises(files: CheckpointFiles) -> bool:
+    """Returns whether there are a patch embedding and blocks in timm's names."""
+    names = {_PREFIX.sub("", name) for name in files.tensors}
     return "patch_embed.proj.weight" in names and any(
         re.match(r"blocks\.(\d+\.)?0\.attn\.", name) for name in names
     )
 
 
-def describe(foreign: Foreign, hints: Hints) -> Description:
+def describe(files: CheckpointFiles, hints: Hints) -> Description:
     """See `Format`."""
-    tensors = renamed(foreign.tensors, lambda name: _unchunked(_PREFIX.sub("", name)))
+    tensors = renamed(files.tensors, lambda name: _unchunked(_PREFIX.sub("", name)))
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    kind, folder = kind_of(shapes, foreign), foreign.config
-    facts, conventions = _facts_and_conventions(tensors, shapes, kind, foreign=foreign, hints=hints)
-    facts, assumed = hints.settle(facts, conventions)
-    _check_pool(facts, kind, foreign, attention="attn_pool.latent" in shapes)
+    kind, folder = kind_of(shapes, files), files.config
+    facts, conventions = _facts_and_conventions(tensors, shapes, kind, files=files, hints=hints)
+    facts, assumed = hints.merge(facts, conventions)
+    _check_pool(facts, kind, files, attention="attn_pool.latent" in shapes)
     family = facts.pop("preprocessing")
-    facts |= _positions(shapes, facts, hints, foreign)
+    facts |= _positions(shapes, facts, hints, files)
     size = hints.get("image_size") or timm_config.image_size(folder)
     if facts["posemb"] == "none" and size:
         facts["image_size"] = size
     elif facts["posemb"] != "none" and not size:
         assumed["image_size"] = facts["image_size"]
     if not folder.get("architecture"):
-        assumed |= _hidden(shapes, facts, kind)
-    config, assumed = complete(facts, assumed, hints, path=foreign.path)
+        assumed |= _assumed_arguments(shapes, facts, kind)
+    config, assumed = complete_config(facts, assumed, hints, path=files.path)
     if folder.get("pretrained_cfg"):
         transforms = from_timm(folder["pretrained_cfg"])
     else:
@@ -80,68 +86,70 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
 
 
 def _facts_and_conventions(
-    tensors: Tensors, shapes: Mapping[str, Any], kind: str, *, foreign: Foreign, hints: Hints
+    tensors: Tensors, shapes: Mapping[str, Any], kind: str, *, files: CheckpointFiles, hints: Hints
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What tensors and config.json tell, and the usual values of what they do not."""
+    """Returns the fields that tensors and config.json determine, and conventions for the others."""
     try:
         facts = facts_of(shapes)
         facts |= native_dinov3(tensors) if kind == "DINOv3" else {}
-        arguments = timm_config.arguments(foreign.config, path=foreign.path)
-        facts |= timm_config.facts(arguments, shapes, path=foreign.path)
+        arguments = timm_config.arguments(files.config, path=files.path)
+        facts |= timm_config.facts(arguments, shapes, path=files.path)
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(
-            f"{foreign.path} has the names of {kind}, but no usable {error}."
+            f"{files.path} has the names of {kind}, but no usable {error}."
         ) from error
     conventions = conventions_of(shapes, kind, facts)
     activation, gated = facts.pop("activation", None), facts.pop("gated")
     if gated and kind not in ("timm", "DeiT or MAE"):
-        facts["mlp"] = "swiglu"  # Their gates have a SiLU whatever the activation beside them.
+        facts["mlp"] = "swiglu"  # Their gates have a SiLU, whatever act_layer is.
     elif activation:
-        gates = {"silu": "swiglu", "gelu": "geglu"}
-        facts["mlp"] = gates[activation] if gated else activation
+        gated_mlp = {"silu": "swiglu", "gelu": "geglu"}
+        facts["mlp"] = gated_mlp[activation] if gated else activation
     else:
         conventions["mlp"] = "swiglu" if gated else "gelu"
-        _check_gate(hints, gated=gated, foreign=foreign)
+        _check_gate(hints, gated=gated, files=files)
     if "rope" not in facts:
-        conventions |= rope_of(shapes, hints, gated=gated, foreign=foreign)
-    if foreign.config.get("pretrained_cfg"):
+        conventions |= rope_of(shapes, hints, gated=gated, files=files)
+    if files.config.get("pretrained_cfg"):
         facts["preprocessing"] = "pretrained_cfg"
     if "attn_pool.latent" in shapes and "pool" not in facts:
-        # VisionTransformer pools the patches alone, Eva all tokens.
+        # timm's VisionTransformer pools the patches only, its Eva pools all tokens.
         eva = kind in (EVA, DINOV3_IN_TIMM) or (facts | conventions)["rope"] != "none"
-        others = facts["class_token"] + facts["registers"] > 0
-        conventions["pool"] = "map_patches" if others and not eva else "map"
+        has_prefix = facts["class_token"] + facts["registers"] > 0
+        conventions["pool"] = "map_patches" if has_prefix and not eva else "map"
         hints.translate("pool", {"map": conventions["pool"], "map_all": "map"})
     return facts, {field: value for field, value in conventions.items() if field not in facts}
 
 
-def _check_gate(hints: Hints, *, gated: bool, foreign: Foreign) -> None:
-    """Raises CheckpointError if a hint has a gate and the tensors do not, or the reverse."""
+def _check_gate(hints: Hints, *, gated: bool, files: CheckpointFiles) -> None:
+    """Raises CheckpointError if the hint `mlp` and the tensors disagree about a gate."""
     accepted = ("swiglu", "geglu") if gated else ("gelu", "silu")
     if hints.get("mlp") not in (None, *accepted):
         raise CheckpointError(
-            f"The hint mlp={hints.get('mlp')!r} contradicts {foreign.path}, whose MLP has "
+            f"The hint mlp={hints.get('mlp')!r} contradicts {files.path}, whose MLP has "
             f"{'a' if gated else 'no'} gate: {' or '.join(accepted)}."
         )
 
 
-def _hidden(shapes: Mapping[str, Any], facts: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """What is assumed of a bare file that is no field: timm's arguments that leave no trace."""
-    hidden: dict[str, Any] = {"blocks": "pre-norm"}  # EVA-02 E's post-norm has the same names.
+def _assumed_arguments(
+    shapes: Mapping[str, Any], facts: Mapping[str, Any], kind: str
+) -> dict[str, Any]:
+    """Returns assumed arguments of timm that neither tensors nor fields of the config show."""
+    assumed: dict[str, Any] = {"blocks": "pre-norm"}  # EVA-02 E's post-norm has the same names.
     if facts["mlp"] in ("swiglu", "geglu") and "blocks.0.mlp.fc1.weight" in shapes:
-        hidden["gate"] = "first half"  # timm's GluMlp can have it in the second.
+        assumed["gate"] = "first half"  # timm's GluMlp can have it in the second.
     if facts["rope"] != "none" and kind != "DINOv3":
-        hidden["rope_grid_offset"] = 0.0
-        hidden["rope_rotate_half"] = facts["rope"] == "dinov3"
-    return hidden
+        assumed["rope_grid_offset"] = 0.0
+        assumed["rope_rotate_half"] = facts["rope"] == "dinov3"
+    return assumed
 
 
 def _unused(shapes: Mapping[str, Any], config: VitConfig) -> tuple[tuple[str, ...], list[str]]:
-    """Patterns of tensors without a use, and notes on them."""
+    """Returns patterns of tensors without a use, and notes on them."""
     unused, notes = [*_UNUSED, _TRAINING_HEADS], []
     if any(re.fullmatch(_TRAINING_HEADS, name) for name in shapes):
         notes.append("heads of its training left out")
-    if config.distilled:  # timm's class may have both, and reads neither.
+    if config.distilled:  # timm's distilled class may store both, but uses neither.
         unused += ["reg_token", r"fc_norm\..*"]
     elif "dist_token" in shapes:
         unused.append("reg_token")
@@ -150,7 +158,7 @@ def _unused(shapes: Mapping[str, Any], config: VitConfig) -> tuple[tuple[str, ..
 
 
 def _labels(folder: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    """Names of classes in a config.json of timm's, if they are there."""
+    """Returns the class names in a config.json of timm, or None."""
     names = folder.get("label_names") or (folder.get("pretrained_cfg") or {}).get("label_names")
     if not isinstance(names, list) or len(names) != num_classes:
         return None
@@ -158,50 +166,54 @@ def _labels(folder: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | No
 
 
 def _unchunked(name: str) -> str:
-    """DINO's checkpoints for sharded training number blocks within chunks: blocks.0.3.norm1."""
+    """Removes the chunk in names of DINO's sharded training: blocks.0.3.norm1 is in block 3."""
     return re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name)
 
 
-def _check_pool(facts: Mapping[str, Any], kind: str, foreign: Foreign, *, attention: bool) -> None:
-    """Raises CheckpointError if the pooling contradicts the tensors, or is of no model here."""
+def _check_pool(
+    facts: Mapping[str, Any], kind: str, files: CheckpointFiles, *, attention: bool
+) -> None:
+    """Raises CheckpointError if the pooling contradicts the tensors, or is not supported."""
     if attention != facts["pool"].startswith("map"):
         raise CheckpointError(
-            f"{foreign.path} has {'' if attention else 'no '}attention pooling (attn_pool), so "
+            f"{files.path} has {'' if attention else 'no '}attention pooling (attn_pool), so "
             f"pool is not {facts['pool']!r}. Leave that hint out."
         )
     if attention and facts["mlp"] == "swiglu" and kind != EVA:
         raise CheckpointError(
-            f"{foreign.path} pools by attention with the SiLU of its gated blocks: attention "
-            "pooling here has a GELU beside a gate."
+            f"{files.path} pools by attention with the SiLU of its gated blocks, which is not "
+            "supported: attention pooling has a GELU in vit_jax."
         )
 
 
-def _positions(shapes, facts: dict[str, Any], hints: Hints, foreign: Foreign) -> dict[str, Any]:
+def _positions(
+    shapes, facts: dict[str, Any], hints: Hints, files: CheckpointFiles
+) -> dict[str, Any]:
     if facts["posemb"] == "none":
         return {}
     prefix = facts["class_token"] + facts["distilled"]
     prefixes = {"none": 0, "class": prefix, "all": prefix + facts["registers"]}
     if not facts["registers"]:
         del prefixes["all"]
-    elif "register_tokens" in shapes:  # DINOv2's own have no row, its class token has one.
+    elif "register_tokens" in shapes:  # In DINOv2's code only the class token has a row.
         del prefixes["all"], prefixes["none"]
-    elif "reg_token" in shapes:  # timm's class token and registers have rows, or neither has.
+    elif "reg_token" in shapes:  # In timm class token and registers both have rows, or neither.
         del prefixes["class"]
     stride = facts["stem"].stride if facts["stem"] else 1
     pixels = (facts["patch_size"][0] * stride, facts["patch_size"][1] * stride)
     rows, size = shapes["pos_embed"][-2], hints.get("image_size")
-    if size is None and (said := timm_config.image_size(foreign.config)):
-        # It may be a size that patches do not fill, which timm cuts off.
-        grid = [side // patch for side, patch in zip(said, pixels, strict=True)]
+    if size is None and (configured := timm_config.image_size(files.config)):
+        # timm crops an image size that is not a multiple of the patch size.
+        grid = [side // patch for side, patch in zip(configured, pixels, strict=True)]
         fits = math.prod(grid) in {rows - n for n in prefixes.values()}
         size = (grid[0] * pixels[0], grid[1] * pixels[1]) if fits else None
-    return place(rows, prefixes, patch_size=pixels, image_size=size, path=foreign.path)
+    return infer_image_size(rows, prefixes, patch_size=pixels, image_size=size, path=files.path)
 
 
 def entries(config: VitConfig) -> tuple[Entry, ...]:
     """See `Format`."""
     stem = config.stem
-    # A root alone is not called a stem.
+    # A stem without units lacks the prefix "stem.".
     names = (
         TIMM_NAMES if stem and stem.units else TIMM_NAMES._replace(root="conv", root_norm="norm")
     )
@@ -226,7 +238,7 @@ _COMMON = (
     *dense("head_dist", "head_dist"),
     *norm(f"{_OURS}/norm1", f"{_B}.norm1"),
     *fused(f"{_OURS}/attn", f"{_B}.attn.qkv", names=_QKV),
-    # EVA: the bias of queries and values apart; or all projections apart.
+    # EVA: separate biases of queries and values, or all projections separate.
     Entry(f"{_OURS}/attn/query/bias", f"{_B}.attn.q_bias", "flat"),
     Entry(f"{_OURS}/attn/value/bias", f"{_B}.attn.v_bias", "flat"),
     *(
@@ -253,7 +265,7 @@ _COMMON = (
     *dense("map_head/mlp/fc1", "attn_pool.mlp.fc1"),
     *dense("map_head/mlp/fc2", "attn_pool.mlp.fc2"),
 )
-# A gate: EVA's, DINOv3's, DINOv2's; timm packs gate and hidden units into fc1.
+# Gated MLPs of EVA, DINOv3, DINOv2, and timm, which packs gate and hidden units into fc1.
 _PACKED = (
     *dense(f"{_OURS}/mlp/gate", f"{_B}.mlp.fc1_g"),
     *dense(f"{_OURS}/mlp/fc1", f"{_B}.mlp.fc1_x"),

@@ -1,7 +1,7 @@
-"""config.json of timm on the Hugging Face hub: an entry point and the arguments it was called with.
+"""config.json of timm on the Hugging Face hub: an entry point and its arguments.
 
-It tells what does not show in the tensors: activations, pooling, epsilons, rotary positions. An
-argument that could change outputs and is not known here is refused.
+They determine what the tensors do not show: activations, pooling, epsilons, rotary positions. An
+unknown argument that could change outputs is an error.
 """
 
 import pathlib
@@ -13,8 +13,9 @@ from vit_jax.errors import CheckpointError
 
 _EVA02 = {"use_rot_pos_emb": True, "ref_feat_shape": (16, 16)}
 _XY = {"use_rot_pos_emb": True, "rope_grid_indexing": "xy"}
-# Pattern of entry points' names -> what of their own arguments does not show in tensors. "ln_eps"
-# stands for norm_layer=partial(LayerNorm, eps=...), "posemb_resize" for their filter functions.
+# Pattern of entry points' names -> the arguments that they set themselves and that tensors do not
+# show. "ln_eps" stands for norm_layer=partial(LayerNorm, eps=...), "posemb_resize" for their
+# checkpoint filter functions.
 # Source: timm 1.0.31, models/{vision_transformer,deit,eva}.py.
 _ENTRY_POINTS: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_.*_clip_.*|beit3_.*", {"ln_eps": 1e-5}),
@@ -50,11 +51,11 @@ _ENTRY_POINTS: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_pe_.*_gigantic_.*", {"rope_grid_offset": 0.0, "ref_feat_shape": (32, 32)}),
     (r"vit_pe_core_.*", {"attn_pool_num_heads": 8}),
 )  # fmt: skip
-# Those of the class Eva; the others are of VisionTransformer.
+# Entry points of the class Eva; the others are of VisionTransformer.
 _EVA = re.compile(r"eva_giant_.*|eva02_.*|vit_.*_(rope|dinov3|lingbot).*|vit_pe_.*")
 _LISTED = re.compile(r"(test_)?(vit|deit|deit3|eva|eva02|flexivit|beit3|aimv2)\d?_\w+")
 
-# Arguments that show in the tensors, and those of training alone.
+# Arguments that the tensors show; below, those that only affect training.
 _SHOWN = {
     "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio", "qkv_bias",
     "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "init_values", "class_token",
@@ -69,7 +70,7 @@ _TRAINING = {
     "drop_path_rate", "weight_init", "fix_init", "head_init_scale", "rope_shift_coords",
     "rope_jitter_coords", "rope_rescale_coords", "dynamic_img_size",
 }  # fmt: skip
-# Arguments of which only these values are computed here, or show in the tensors.
+# Arguments of which only these values are supported, or are shown by the tensors.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "act_layer": (None, "gelu", "gelu_tanh", "silu", "swish"),
     "norm_layer": (None, "layernorm", "layernormfp32", "rmsnorm", "simplenorm"),
@@ -84,39 +85,39 @@ _POOLS = {"": "", "token": "token", "avg": "gap", "map": "map"}
 
 
 def arguments(config: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any]:
-    """All arguments that are known to have been given; {} if config.json names no entry point.
+    """Returns the arguments of the entry point and of config.json; {} without an entry point.
 
     Raises:
-      CheckpointError: with one of them no model here computes the same.
+      CheckpointError: an argument or its value is not supported.
     """
     architecture = str(config.get("architecture") or "")
     if not architecture:
         return {}
     given = config.get("model_args") or {}
-    known: dict[str, Any] = {
+    args: dict[str, Any] = {
         "is_listed": _LISTED.fullmatch(architecture) is not None,
         "is_eva": _EVA.fullmatch(architecture) is not None,
     }
-    for pattern, own in _ENTRY_POINTS:
+    for pattern, defaults in _ENTRY_POINTS:
         if re.fullmatch(pattern, architecture):
-            known |= own
-    known |= {key: value for key, value in given.items() if key not in _TRAINING}
-    if given.get("norm_layer"):  # By its name it has timm's epsilon.
-        known["ln_eps"] = 1e-6
-    known.setdefault("global_pool", config.get("global_pool"))
-    for key, value in known.items():
+            args |= defaults
+    args |= {key: value for key, value in given.items() if key not in _TRAINING}
+    if given.get("norm_layer"):  # A norm that is given by name has timm's default epsilon.
+        args["ln_eps"] = 1e-6
+    args.setdefault("global_pool", config.get("global_pool"))
+    for key, value in args.items():
         if key in _ONLY and value not in _ONLY[key]:
             raise CheckpointError(
-                f"{path} is {architecture} with {key}={value!r}, which no model here has. "
+                f"{path} is {architecture} with {key}={value!r}, which is not supported. "
                 f"Supported: {', '.join(repr(v) for v in _ONLY[key] if v is not None) or 'none'}."
             )
         if key in given and key not in _SHOWN | _ONLY.keys() | _READ:
             raise CheckpointError(
-                f"{path} is {architecture} with the argument {key}={value!r}, of which it is not "
-                "known here what it changes. Load its tensors alone, without config.json, with "
-                "hints for what they do not tell."
+                f"{path} is {architecture} with the argument {key}={value!r}, whose effect is "
+                "unknown to vit_jax. Load its tensors alone, without config.json, with hints for "
+                "the fields that they do not show."
             )
-    return known
+    return args
 
 
 # Arguments that `facts` and `image_size` read.
@@ -126,81 +127,76 @@ _READ = {
 }  # fmt: skip
 
 
-def facts(known: Mapping[str, Any], shapes: Mapping[str, Any], *, path: pathlib.Path):
-    """The fields of a model that timm's arguments tell, and its tensors do not.
-
-    Args:
-      known: of `arguments`.
-      shapes: of the tensors.
-      path: for errors.
+def facts(args: Mapping[str, Any], shapes: Mapping[str, Any], *, path: pathlib.Path):
+    """Returns the fields of a model that timm's `arguments` determine, and its tensors do not.
 
     Raises:
-      CheckpointError: no model here computes the same.
+      CheckpointError: a value is not supported.
     """
-    if not known:
+    if not args:
         return {}
-    fields: dict[str, Any] = {"num_heads": known["num_heads"]} if "num_heads" in known else {}
-    pool = known["global_pool"]
+    fields: dict[str, Any] = {"num_heads": args["num_heads"]} if "num_heads" in args else {}
+    pool = args["global_pool"]
     if pool is not None:
-        fields["pool"] = _pool(known, shapes, path=path)
-    own = known["is_listed"]  # Of another entry point only what was given is known.
-    if own or "ln_eps" in known:
-        fields["ln_eps"] = known.get("ln_eps", 1e-6)
-    if own or known.get("act_layer"):
-        fields |= _activation(known)
-    if own or "use_rot_pos_emb" in known:
-        fields |= _rope(known, path=path)
-    if "posemb_resize" in known:
-        fields["posemb_resize"] = known["posemb_resize"]
-    heads = known.get("attn_pool_num_heads")
+        fields["pool"] = _pool(args, shapes, path=path)
+    is_listed = args["is_listed"]  # The defaults of other entry points are unknown.
+    if is_listed or "ln_eps" in args:
+        fields["ln_eps"] = args.get("ln_eps", 1e-6)
+    if is_listed or args.get("act_layer"):
+        fields |= _activation(args)
+    if is_listed or "use_rot_pos_emb" in args:
+        fields |= _rope(args, path=path)
+    if "posemb_resize" in args:
+        fields["posemb_resize"] = args["posemb_resize"]
+    heads = args.get("attn_pool_num_heads")
     if heads and "attn_pool.latent" in shapes and heads != fields.get("num_heads"):
         raise CheckpointError(
-            f"{path} has attn_pool_num_heads={heads}: models here pool with as many heads as their "
-            "blocks have."
+            f"{path} has attn_pool_num_heads={heads}, which is not supported: attention pooling "
+            "has as many heads as the blocks."
         )
     return fields
 
 
-def _pool(known: Mapping[str, Any], shapes: Mapping[str, Any], *, path: pathlib.Path) -> str:
-    pool, prefix = known["global_pool"], known.get("pool_include_prefix", False)
+def _pool(args: Mapping[str, Any], shapes: Mapping[str, Any], *, path: pathlib.Path) -> str:
+    pool, prefix = args["global_pool"], args.get("pool_include_prefix", False)
     if pool not in _POOLS or (pool == "avg" and prefix):
         raise CheckpointError(
-            f"{path} pools by {pool}{' with pool_include_prefix' if prefix else ''}, which no "
-            "model here does."
+            f"{path} pools by {pool}{' with pool_include_prefix' if prefix else ''}, which is not "
+            "supported."
         )
-    if pool == "map" and not prefix and not known["is_eva"]:
+    if pool == "map" and not prefix and not args["is_eva"]:
         return "map_patches" if {"cls_token", "reg_token"} & shapes.keys() else "map"
     return _POOLS[pool]
 
 
-def _activation(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the MLP: where it has a gate, of the gate."""
-    activation = known.get("act_layer") or "gelu"
-    if activation in ("silu", "swish") or known.get("swiglu_mlp"):  # Eva's, with its own SiLU.
+def _activation(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the activation of the MLP; in a gated MLP, that of the gate."""
+    activation = args.get("act_layer") or "gelu"
+    if activation in ("silu", "swish") or args.get("swiglu_mlp"):  # Eva's gate always has a SiLU.
         return {"activation": "silu"}
     return {"activation": "gelu", "gelu": "tanh" if activation == "gelu_tanh" else "erf"}
 
 
-def _rope(known: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any]:
-    if not known.get("use_rot_pos_emb", False):
+def _rope(args: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any]:
+    if not args.get("use_rot_pos_emb", False):
         return {"rope": "none"}
-    kind, half = known.get("rope_type", "cat"), known.get("rope_rotate_half", False)
-    indexing = known.get("rope_grid_indexing", "ij")
+    kind, half = args.get("rope_type", "cat"), args.get("rope_rotate_half", False)
+    indexing = args.get("rope_grid_indexing", "ij")
     if half != (kind == "dinov3") or (kind == "dinov3" and indexing != "ij"):
         raise CheckpointError(
             f"{path} has rope_type={kind!r} with rope_rotate_half={half} and rope_grid_indexing="
-            f"{indexing!r}, which no model here has."
+            f"{indexing!r}, which is not supported."
         )
-    theta = float(known.get("rope_temperature", 1e4))
+    theta = float(args.get("rope_temperature", 1e4))
     if kind == "dinov3":
         return {"rope": "dinov3", "rope_theta": theta}
-    grid = known.get("ref_feat_shape") or (0, 0)
+    grid = args.get("ref_feat_shape") or (0, 0)
     grid = tuple(grid) if isinstance(grid, list | tuple) else (grid, grid)
     return {"rope": f"axial_{indexing}", "rope_theta": theta, "rope_grid": grid}
 
 
 def image_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Height and width in a config.json of timm's, if they are there."""
+    """Returns (height, width) in a config.json of timm, or None."""
     size = (config.get("model_args") or {}).get("img_size")
     size = size or ((config.get("pretrained_cfg") or {}).get("input_size") or [None])[1:]
     sides = tuple(size) if isinstance(size, list) else (size, size)

@@ -1,7 +1,8 @@
-"""What tensors in the names of timm tell of a model, and what published models with them have.
+"""Fields that tensors in timm's names determine, and conventions of published models with them.
 
-No tensor shows an activation, an epsilon, rotary positions or what is pooled. Where all published
-models with the same names agree, theirs are the usual ones; where they differ, a hint must tell.
+No tensor shows an activation, an epsilon, rotary positions or the pooling. Where all published
+models with the same names agree, their values are conventions; where they differ, a hint is
+required.
 """
 
 from collections.abc import Mapping
@@ -11,16 +12,16 @@ import numpy as np
 
 from vit_jax.errors import CheckpointError
 from vit_jax.models import StemConfig
-from vit_jax.pretrained.formats.base import Foreign
+from vit_jax.pretrained.formats.base import CheckpointFiles
 from vit_jax.pretrained.formats.hints import Hints
 from vit_jax.pretrained.formats.names import count
 from vit_jax.pretrained.formats.resnet import TIMM, TIMM_NAMES, units_of
 from vit_jax.pretrained.tensors import Tensors
 
-BACKBONE = "patch_embed.backbone."  # Of hybrids.
+BACKBONE = "patch_embed.backbone."  # Prefix of a hybrid's stem.
 EVA, DINOV3_IN_TIMM = "timm's EVA", "timm's EVA, with DINOv3's positions"
 
-# How each publisher evaluates: families of `vit_jax.pretrained.preprocess`.
+# Result of `kind_of` -> family of `vit_jax.pretrained.preprocess.from_family`.
 _FAMILIES = {
     "DINOv3": "dinov3",
     DINOV3_IN_TIMM: "dinov3",
@@ -31,8 +32,8 @@ _FAMILIES = {
 }
 
 
-def kind_of(shapes: Mapping[str, tuple[int, ...]], foreign: Foreign) -> str:
-    """Whose names these are exactly."""
+def kind_of(shapes: Mapping[str, tuple[int, ...]], files: CheckpointFiles) -> str:
+    """Returns the code base whose tensor names these are."""
     if "storage_tokens" in shapes or "rope_embed.periods" in shapes:
         return "DINOv3"
     if "register_tokens" in shapes or ("mask_token" in shapes and "blocks.0.ls1.gamma" in shapes):
@@ -46,12 +47,12 @@ def kind_of(shapes: Mapping[str, tuple[int, ...]], foreign: Foreign) -> str:
         return EVA
     if scaled:
         return "DeiT-III" if "pos_embed" in shapes else EVA
-    # Facebook's code keeps its models under "model"; timm's under "state_dict", or bare.
-    return "DeiT or MAE" if foreign.tensors.metadata.get("wrapper") == "model" else "timm"
+    # Facebook's code saves models under "model"; timm under "state_dict", or at the top level.
+    return "DeiT or MAE" if files.tensors.metadata.get("wrapper") == "model" else "timm"
 
 
 def facts_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """What the names and shapes tell."""
+    """Returns the fields that names and shapes determine."""
     width, channels, *patch = shapes["patch_embed.proj.weight"]
     block = "blocks.0"
     gate = next(
@@ -72,11 +73,12 @@ def facts_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         )
     distilled = "head_dist.weight" in shapes
     names = ["reg_token", "register_tokens", "storage_tokens"]
-    if "dist_token" in shapes:  # Without a head it is a register; timm's class ignores others.
+    # A distillation token without a head is a register. timm's distilled class ignores reg_token.
+    if "dist_token" in shapes:
         names = [] if distilled else ["dist_token"]
     registers = next((shapes[name][-2] for name in names if name in shapes), 0)
-    normed = {"norm.weight", "norm.bias"} & shapes.keys()
-    pooled = {"fc_norm.weight", "fc_norm.bias"} & shapes.keys() and not distilled
+    norm_tokens = {"norm.weight", "norm.bias"} & shapes.keys()
+    norm_pooled = {"fc_norm.weight", "fc_norm.bias"} & shapes.keys() and not distilled
     facts = {
         "patch_size": tuple(patch),
         "stem": stem,
@@ -90,7 +92,7 @@ def facts_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0,
         "rep_size": 0,
         "posemb": "learned" if "pos_embed" in shapes else "none",
-        "final_norm": "tokens" if normed else "pooled" if pooled else "none",
+        "final_norm": "tokens" if norm_tokens else "pooled" if norm_pooled else "none",
         "class_token": "cls_token" in shapes,
         "distilled": distilled,
         "registers": registers,
@@ -110,85 +112,85 @@ def facts_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def native_dinov3(tensors: Tensors) -> dict[str, Any]:
-    """What DINOv3's own files tell: the periods of its rotary positions, and masks of biases."""
+    """Returns the fields that DINOv3's original files store: rotary periods and bias masks."""
     periods = tensors.read("rope_embed.periods").astype(np.float64)
     width = tensors["patch_embed.proj.weight"].shape[0]
     facts = {
         "rope": "dinov3",
-        "rope_theta": 100.0,  # Of no effect beside the periods.
+        "rope_theta": 100.0,  # Has no effect, because rope_periods is set.
         "rope_periods": tuple(periods.tolist()),
         "num_heads": width // (4 * len(periods)),
     }
     mask = "blocks.0.attn.qkv.bias_mask"
-    if mask in tensors:  # The keys' third is masked, whatever is stored in the bias there.
+    if mask in tensors:  # The second third masks the bias of the keys, whatever its values.
         facts["key_bias"] = bool((np.split(tensors.read(mask), 3)[1] == 1).all())
     return facts
 
 
 def conventions_of(shapes, kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What no tensor tells, as the publisher's code computes it."""
+    """Returns the fields that no tensor shows, as in the publisher's code."""
     resize = "bicubic_antialias"
     if kind == "DINOv2" and "register_tokens" not in shapes:
         resize = "bicubic_offset"
     elif kind in ("DeiT or MAE", "DeiT-III", "MAE"):
         resize = "bicubic"
-    # CLIP's models have a norm before their blocks.
-    coarse = kind in ("DINOv3", DINOV3_IN_TIMM) or "norm_pre.weight" in shapes
-    token = facts["class_token"] and facts["final_norm"] != "pooled"
+    # CLIP's models, which have a norm before the blocks, and DINOv3 have a larger epsilon.
+    large_eps = kind in ("DINOv3", DINOV3_IN_TIMM) or "norm_pre.weight" in shapes
+    pools_token = facts["class_token"] and facts["final_norm"] != "pooled"
     return {
         "num_heads": None,
-        "ln_eps": 1e-5 if coarse else 1e-6,
+        "ln_eps": 1e-5 if large_eps else 1e-6,
         "gelu": "erf",
-        "pool": "token" if token else "gap",
+        "pool": "token" if pools_token else "gap",
         "posemb_resize": resize,
         "preprocessing": _FAMILIES.get(kind, "timm"),
     }
 
 
-# Kinds of rotary positions in timm -> theta where nothing tells it.
+# Kind of rotary positions -> theta if the file does not state it.
 _THETA = {"axial_ij": 1e4, "axial_xy": 1e4, "dinov3": 100.0}
 
 
-def rope_of(shapes, hints: Hints, *, gated: bool, foreign: Foreign) -> dict[str, Any]:
-    """Rotary positions, which no tensor shows, as hinted or as the published models have them.
+def rope_of(shapes, hints: Hints, *, gated: bool, files: CheckpointFiles) -> dict[str, Any]:
+    """Returns the fields of rotary positions, which no tensor shows, by hint or convention.
 
     Raises:
-      CheckpointError: published models with these names differ.
+      CheckpointError: published models with these names differ, and there is no hint.
     """
-    usual, hinted = _published_rope(shapes, gated=gated, foreign=foreign), hints.get("rope")
-    if usual is None and hinted is None:
+    published, hinted = _published_rope(shapes, gated=gated, files=files), hints.get("rope")
+    if published is None and hinted is None:
         lacks = "pos_embed" not in shapes
-        why = "has no position embedding (pos_embed)" if lacks else "fits two of timm's classes"
-        end = " Otherwise a part of it is missing." if lacks else ""
+        reason = "has no position embedding (pos_embed)" if lacks else "fits two of timm's classes"
+        otherwise = " Otherwise a part of it is missing." if lacks else ""
         raise CheckpointError(
-            f"{foreign.path} {why}. If it is a model with rotary positions, say so: "
+            f"{files.path} {reason}. If the model has rotary positions, give a hint: "
             "hints={'rope': 'axial_xy'} (or axial_ij, dinov3), or --hints=rope=axial_xy; if it has "
-            f"none, rope=none.{end}"
+            f"none, rope=none.{otherwise}"
         )
-    if usual is not None and hinted in (None, usual["rope"]):
-        return usual
-    scaled = hinted == "axial_xy" and "blocks.0.gamma_1" in shapes  # RoPE-ViT.
-    kind = {"rope": hinted}
+    if published is not None and hinted in (None, published["rope"]):
+        return published
+    is_rope_vit = hinted == "axial_xy" and "blocks.0.gamma_1" in shapes
+    fields = {"rope": hinted}
     if hinted == "none":
-        return kind
-    kind["rope_theta"] = 100.0 if scaled else _THETA.get(hinted, 1e4)
-    return kind if hinted == "dinov3" else kind | {"rope_grid": (0, 0)}
+        return fields
+    fields["rope_theta"] = 100.0 if is_rope_vit else _THETA.get(hinted, 1e4)
+    return fields if hinted == "dinov3" else fields | {"rope_grid": (0, 0)}
 
 
-def _published_rope(shapes, *, gated: bool, foreign: Foreign) -> dict[str, Any] | None:
-    """The rotary positions of the published models with such names; None if they differ."""
+def _published_rope(shapes, *, gated: bool, files: CheckpointFiles) -> dict[str, Any] | None:
+    """Returns the rotary positions of published models with these names; None if they differ."""
     eva02 = {"rope": "axial_ij", "rope_theta": 1e4, "rope_grid": (16, 16)}
     attention = {name for name in ("qkv.bias", "q_bias") if f"blocks.0.attn.{name}" in shapes}
-    apart = "blocks.0.attn.q_proj.weight" in shapes  # EVA's alone, as is q_bias.
+    separate = "blocks.0.attn.q_proj.weight" in shapes  # Only EVA has this, or q_bias.
     scaled = "blocks.0.gamma_1" in shapes
     if "pos_embed" in shapes:
-        if apart or "q_bias" in attention:
-            if scaled or (apart and not gated):
+        if separate or "q_bias" in attention:
+            if scaled or (separate and not gated):
                 return None
             return eva02 if gated else {"rope": "none"}
-        plain = "blocks.0.ls1.gamma" in shapes or "qkv.bias" in attention
-        return {"rope": "none"} if plain or not (gated or scaled) else None
-    if not scaled or foreign.tensors.metadata.get("wrapper") == "model":
+        is_vision_transformer = "blocks.0.ls1.gamma" in shapes or "qkv.bias" in attention
+        return {"rope": "none"} if is_vision_transformer or not (gated or scaled) else None
+    if not scaled or files.tensors.metadata.get("wrapper") == "model":
         return None
     if "reg_token" in shapes:
         return {"rope": "dinov3", "rope_theta": 100.0} if "cls_token" in shapes else eva02

@@ -4,7 +4,13 @@ from typing import Any
 
 from vit_jax.errors import CheckpointError
 from vit_jax.models import VitConfig
-from vit_jax.pretrained.formats.base import Description, Foreign, Format, complete, place
+from vit_jax.pretrained.formats.base import (
+    CheckpointFiles,
+    Description,
+    Format,
+    complete_config,
+    infer_image_size,
+)
 from vit_jax.pretrained.formats.entries import Entry, dense, norm
 from vit_jax.pretrained.formats.hints import Hints
 from vit_jax.pretrained.formats.names import count
@@ -13,14 +19,14 @@ from vit_jax.pretrained.preprocess import from_family
 _B, _OURS = "encoder.layers.encoder_layer_{i}", "encoder/block_{i}"
 
 
-def recognises(foreign: Foreign) -> bool:
-    """Whether there is a layer in torchvision's name."""
-    return any("encoder_layer_0.self_attention.in_proj_weight" in name for name in foreign.tensors)
+def recognises(files: CheckpointFiles) -> bool:
+    """Returns whether there is a layer in torchvision's names."""
+    return any("encoder_layer_0.self_attention.in_proj_weight" in name for name in files.tensors)
 
 
-def describe(foreign: Foreign, hints: Hints) -> Description:
+def describe(files: CheckpointFiles, hints: Hints) -> Description:
     """See `Format`."""
-    tensors = foreign.tensors
+    tensors = files.tensors
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     try:
         width, channels, *patch = shapes["conv_proj.weight"]
@@ -46,7 +52,7 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         rows = shapes["encoder.pos_embedding"][1]
     except (KeyError, IndexError, ValueError, StopIteration) as error:
         raise CheckpointError(
-            f"{foreign.path} has the names of torchvision, but no usable {error}."
+            f"{files.path} has the names of torchvision, but no usable {error}."
         ) from error
     conventions = {
         "num_heads": None,
@@ -56,25 +62,25 @@ def describe(foreign: Foreign, hints: Hints) -> Description:
         "posemb_resize": "bicubic_corners",
         "preprocessing": "torchvision",
     }
-    facts, assumed = hints.settle(facts, conventions)
-    facts |= place(
+    facts, assumed = hints.merge(facts, conventions)
+    facts |= infer_image_size(
         rows,
         {"class": 1},
         patch_size=facts["patch_size"],
         image_size=hints.get("image_size"),
-        path=foreign.path,
+        path=files.path,
     )
     if not hints.get("image_size"):
         assumed["image_size"] = facts["image_size"]
     family = facts.pop("preprocessing")
-    config, assumed = complete(facts, assumed, hints, path=foreign.path)
+    config, assumed = complete_config(facts, assumed, hints, path=files.path)
     transforms = from_family(family, image_size=config.image_size)
     return Description(config, tensors, (), transforms, assumed=assumed)
 
 
 def entries(config: VitConfig) -> tuple[Entry, ...]:
     """See `Format`."""
-    del config  # One class, one set of names.
+    del config  # All sizes have the same names.
     return _ENTRIES
 
 
@@ -98,7 +104,7 @@ _ENTRIES = (
     *norm(f"{_OURS}/norm2", f"{_B}.ln_2"),
     *dense(f"{_OURS}/mlp/fc1", f"{_B}.mlp.0"),
     *dense(f"{_OURS}/mlp/fc2", f"{_B}.mlp.3"),
-    # As files of torchvision's first release with ViTs have it.
+    # Names in torchvision's first release with ViTs.
     *dense(f"{_OURS}/mlp/fc1", f"{_B}.mlp.linear_1"),
     *dense(f"{_OURS}/mlp/fc2", f"{_B}.mlp.linear_2"),
 )

@@ -1,9 +1,9 @@
 """Files of named tensors, read one tensor at a time: safetensors, .npz, .pth.
 
-Nothing of a file is executed: no pickle of Python objects is loaded, from any of them. Names,
-shapes and dtypes are known without reading a tensor, and what is read takes the memory of itself.
+No code in a file is executed: pickled Python objects are not loaded. Names, shapes and dtypes are
+known before a tensor is read, and reading a tensor needs memory for that tensor only.
 
-base         what every file of tensors is
+base         the interface of a file of tensors
 opening      recognises a file by its contents
 safetensors  .safetensors
 npz          .npz

@@ -1,4 +1,4 @@
-"""What all files of named tensors have in common."""
+"""The interface of files of named tensors, and checks that their formats share."""
 
 import contextlib
 import math
@@ -15,18 +15,18 @@ _MAX_ELEMENTS = 2**48
 
 
 class Tensor(NamedTuple):
-    """What is known of a tensor before it is read."""
+    """Shape and dtype of a tensor, known before it is read."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 class Tensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name; `read` gives one.
+    """The tensors of a checkpoint by name; `read` returns the values of one.
 
     Attributes:
-      path: of the file (or folder, of several files), for messages.
-      metadata: what the file says beside its tensors; each format says what that is.
+      path: the file, or the folder of several files; for errors.
+      metadata: other contents of the file; each subclass documents its keys.
     """
 
     def __init__(self, path: pathlib.Path, tensors: dict[str, Tensor], metadata: dict[str, Any]):
@@ -44,24 +44,24 @@ class Tensors(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """One tensor, in the dtype that it is stored in.
+        """Reads a tensor, in its stored dtype.
 
         Args:
-          name: of the tensor.
-          rows: of the leading axis, without a step; None: all.
+          name: the tensor's name.
+          rows: slice of the leading axis, without a step; None: all.
 
         Returns:
-          An array of its own, in row-major order.
+          A new array in row-major order.
 
         Raises:
-          CheckpointError: the file is damaged there.
-          KeyError: there is no such tensor.
+          CheckpointError: the file is damaged.
+          KeyError: the tensor does not exist.
         """
         raise NotImplementedError
 
 
 def bounds(shape: tuple[int, ...], rows: slice | None) -> tuple[int, int]:
-    """First row and the one after the last, of a slice of the leading axis.
+    """Returns (start, stop) of a slice of the leading axis; (0, 1) for a whole scalar.
 
     Raises:
       ValueError: the slice has a step, or there is no leading axis.
@@ -75,33 +75,35 @@ def bounds(shape: tuple[int, ...], rows: slice | None) -> tuple[int, int]:
 
 
 def count(shape: tuple[Any, ...]) -> int:
-    """Number of elements.
+    """Returns the number of elements.
 
     Raises:
-      ValueError: no tensor has this shape: negative, not whole, or too large to be real.
+      ValueError: the shape is invalid: sides that are negative or not integers, or a size that no
+        file can hold.
     """
     if not all(type(n) is int and 0 <= n <= _MAX_ELEMENTS for n in shape):
-        raise ValueError(f"its shape would be {str(list(shape))[:200]}")
-    # An empty tensor may not be long in its other axes either: NumPy has none such.
+        raise ValueError(f"its shape is {str(list(shape))[:200]}")
+    # Zeros count as ones here, because NumPy bounds the other axes of an empty array, too.
     if len(shape) > _MAX_AXES or math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
-        raise ValueError(f"its shape would be {str(list(shape))[:200]}")
+        raise ValueError(f"its shape is {str(list(shape))[:200]}")
     return math.prod(shape)
 
 
-def damaged(path: pathlib.Path, why: str) -> CheckpointError:
-    """The error for a file that is not as its format has it."""
+def damaged(path: pathlib.Path, reason: str) -> CheckpointError:
+    """Returns the error for a file that violates its format."""
     return CheckpointError(
-        f"{path} cannot be read: {why}. It is damaged, or not wholly downloaded: download it again."
+        f"{path} cannot be read: {reason}. The file is damaged or its download is incomplete: "
+        "download it again."
     )
 
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path, what: str = "") -> Iterator[None]:
-    """Everything that goes wrong with a broken file becomes a CheckpointError.
+    """Turns every exception of reading a file, except MemoryError, into a CheckpointError.
 
     Args:
-      path: of the file.
-      what: in it is read, such as a tensor's name.
+      path: the file.
+      what: the part of it that is read, such as a tensor's name.
     """
     try:
         yield
@@ -109,5 +111,5 @@ def reading(path: pathlib.Path, what: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # Zip, zlib, NumPy's and PyTorch's readers raise nearly every type.
         where = f"{what[:200]}: " if what else ""
-        why = str(error)[:300] or type(error).__name__  # Some quote what they have read.
-        raise damaged(path, f"{where}{why}") from error
+        reason = str(error)[:300] or type(error).__name__  # Bounded: some quote the file.
+        raise damaged(path, f"{where}{reason}") from error

@@ -1,7 +1,7 @@
-"""NumPy archives: a zip of .npy files, one a tensor.
+"""NumPy archives: a zip of .npy files, one for each tensor.
 
-Source of the format: numpy.lib.format. bfloat16, which NumPy does not have, is stored as void of
-two bytes (what ml_dtypes' arrays become in np.savez).
+Source of the format: numpy.lib.format. bfloat16, which NumPy lacks, is stored as two-byte void, as
+np.savez stores arrays of ml_dtypes.
 """
 
 import io
@@ -15,7 +15,7 @@ import numpy as np
 from vit_jax.pretrained.tensors.base import Tensor, Tensors, bounds, count, reading
 
 _STORED_BFLOAT16 = np.dtype("V2")
-_DEFLATE_RATIO = 1032  # More than this deflate cannot shrink anything.
+_DEFLATE_RATIO = 1032  # The largest compression ratio of deflate.
 
 
 class Npz(Tensors):
@@ -25,7 +25,7 @@ class Npz(Tensors):
         """Reads the headers of all members.
 
         Raises:
-          CheckpointError: the file is damaged, or has members that are no arrays of numbers.
+          CheckpointError: the file is damaged, or has members that are not arrays of numbers.
         """
         with reading(path):
             self._zip = zipfile.ZipFile(path)
@@ -34,7 +34,7 @@ class Npz(Tensors):
             with reading(path, entry.filename):
                 name = entry.filename.removesuffix(".npy")
                 if name == entry.filename or name in tensors:
-                    raise ValueError("no array (.npy), or there twice")
+                    raise ValueError("it is not an array (.npy), or occurs twice")
                 tensors[name] = self._header(entry)
         super().__init__(path, tensors, {})
 
@@ -51,20 +51,22 @@ class Npz(Tensors):
         return array.astype(dtype, order="C", copy=False)
 
     def _header(self, entry: zipfile.ZipInfo) -> Tensor:
-        """What a member holds; its array is as large as the member is, and that can be true."""
+        """Reads a member's header; checks its size against the member's, without decompressing."""
         if entry.flag_bits & 1:
-            raise ValueError("encrypted")
+            raise ValueError("it is encrypted")
         ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DEFLATE_RATIO}.get(
             entry.compress_type
         )
         if ratio is None:
-            raise ValueError("compressed in a way that is not NumPy's")
+            raise ValueError("its compression is not one that NumPy writes")
         with self._zip.open(entry) as member:
             shape, dtype = _npy_header(member)
             size = member.tell() + count(shape) * dtype.itemsize
-        # An array is made before its bytes are read: of a size that is only claimed it must not be.
+        # NumPy allocates the array before it reads the bytes, so a forged size must not get there.
         if size != entry.file_size or entry.file_size > ratio * entry.compress_size:
-            raise ValueError(f"its bytes are not all there: of {size:,}, {entry.compress_size:,}")
+            raise ValueError(
+                f"it should have {size:,} bytes, and has {entry.compress_size:,} in the archive"
+            )
         return Tensor(shape, dtype)
 
 
@@ -75,13 +77,13 @@ def _npy_header(member: io.BufferedIOBase) -> tuple[tuple[int, ...], np.dtype]:
         (2, 0): np.lib.format.read_array_header_2_0,
     }.get(version)
     if read is None:
-        raise ValueError(f"an array of the unknown version {version}")
-    with warnings.catch_warnings(action="ignore"):  # Written by Python 2: no matter.
+        raise ValueError(f"it has the unknown .npy version {version}")
+    with warnings.catch_warnings(action="ignore"):  # NumPy warns of files written by Python 2.
         shape, _, dtype = read(member)
     if dtype.hasobject:
-        raise ValueError("it holds Python objects, which are not read: they would be code")
+        raise ValueError("it holds Python objects, which are not loaded: they could execute code")
     if dtype == _STORED_BFLOAT16:
         return shape, np.dtype(ml_dtypes.bfloat16)
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise ValueError(f"of the dtype {str(dtype)[:50]}, which is not supported")
+        raise ValueError(f"it has the dtype {str(dtype)[:50]}, which is not supported")
     return shape, dtype.newbyteorder("=")

@@ -1,4 +1,4 @@
-"""Which kind of file it is: by what is in it, never by its name."""
+"""Opens a file of tensors; its kind is recognised by the contents, never by the name."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from vit_jax.pretrained.tensors.pth import Pth
 from vit_jax.pretrained.tensors.safetensors import LARGEST_HEADER, Safetensors
 from vit_jax.pretrained.tensors.shards import LARGEST_INDEX, read_shards
 
-_HEAD = 512  # Bytes that tell.
+_HEAD = 512  # Bytes that are read to recognise a file.
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # The pickle of its magic number.
 
-# What a file that begins so seems to be, and what to do with it.
-_OTHERS: dict[bytes, tuple[str, str]] = {
+# Unsupported files: first bytes -> what the file seems to be, and what to do with it.
+_UNSUPPORTED: dict[bytes, tuple[str, str]] = {
     b"version https://git-lfs": (
         "a Git LFS pointer: the file itself was not downloaded",
         "Run git lfs pull in its folder.",
@@ -43,7 +43,7 @@ def open_tensors(path: pathlib.Path) -> Tensors:
       path: safetensors, .npz, PyTorch's (.pth, .pt, .bin), or a *.index.json of shards.
 
     Raises:
-      CheckpointError: it is none of these, and what it seems to be instead; or it is damaged.
+      CheckpointError: the file is damaged or of another kind; the message says of which.
     """
     head = _head(path)
     if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= LARGEST_HEADER:
@@ -54,21 +54,22 @@ def open_tensors(path: pathlib.Path) -> Tensors:
         return Pth(path)
     if head.lstrip().startswith(b"{"):
         return _open_json(path)
-    raise _refused(path, *_guess(head))
+    raise _unsupported(path, *_guess(head))
 
 
 def _head(path: pathlib.Path) -> bytes:
     try:
         kind = os.stat(path).st_mode
         if stat.S_ISDIR(kind):
-            raise CheckpointError(f"{path} is a folder: name a file in it. {_names(path)}")
+            raise CheckpointError(f"{path} is a folder: name a file in it. {_list_files(path)}")
         if not stat.S_ISREG(kind):
-            raise CheckpointError(f"{path} is no regular file: name a file of tensors.")
+            raise CheckpointError(f"{path} is not a regular file: name a file of tensors.")
         with open(path, "rb") as file:
             return file.read(_HEAD)
     except FileNotFoundError as error:
-        near = did_you_mean(path.name, _files(path.parent)) if _files(path.parent) else ""
-        raise CheckpointError(f"There is no file {path}. {near}".strip()) from error
+        names = _files(path.parent)
+        suggestion = f" {did_you_mean(path.name, names)}" if names else ""
+        raise CheckpointError(f"There is no file {path}.{suggestion}") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be opened: {error}.") from error
 
@@ -80,8 +81,8 @@ def _files(folder: pathlib.Path) -> list[str]:
         return []
 
 
-def _names(folder: pathlib.Path) -> str:
-    return f"There are: {', '.join(_files(folder))}." if _files(folder) else "It is empty."
+def _list_files(folder: pathlib.Path) -> str:
+    return f"It has: {', '.join(_files(folder))}." if _files(folder) else "It is empty."
 
 
 def _open_zip(path: pathlib.Path) -> Tensors:
@@ -92,9 +93,9 @@ def _open_zip(path: pathlib.Path) -> Tensors:
     if any(name.endswith(".npy") for name in names):
         return Npz(path)
     if "model.weights.h5" in names:
-        raise _refused(path, "a Keras model", _OTHERS[b"\x89HDF\r\n\x1a\n"][1])
+        raise _unsupported(path, "a Keras model", _UNSUPPORTED[b"\x89HDF\r\n\x1a\n"][1])
     what = f"a zip of {', '.join(names[:5])[:200] or 'nothing'}"
-    raise _refused(path, what, "If the checkpoint is in it, unpack it.")
+    raise _unsupported(path, what, "If the checkpoint is in it, unpack it.")
 
 
 def _open_json(path: pathlib.Path) -> Tensors:
@@ -102,14 +103,14 @@ def _open_json(path: pathlib.Path) -> Tensors:
         content = json.loads(storage.read_bytes(path, limit=LARGEST_INDEX))
     if "weight_map" in content:
         return read_shards(path)
-    raise _refused(path, "JSON", "Name the file of the weights, or the folder that it is in.")
+    raise _unsupported(path, "JSON", "Name the file of the weights, or the folder that it is in.")
 
 
 def _guess(head: bytes) -> tuple[str, str]:
-    """What a file of unknown kind seems to be, and what to do."""
+    """Returns what an unsupported file seems to be, and what to do."""
     if not head:
         return "empty", "Download it again."
-    for start, answer in _OTHERS.items():
+    for start, answer in _UNSUPPORTED.items():
         if head.startswith(start):
             return answer
     if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
@@ -118,8 +119,8 @@ def _guess(head: bytes) -> tuple[str, str]:
         return "a tar archive", "Unpack it with tar -xf, and name the file of the weights."
     if head[0] == 0x80:
         return (
-            "a Python pickle, which is code and is not loaded",
-            "Where you trust it, save its arrays with numpy.savez or torch.save(state_dict).",
+            "a Python pickle, which can execute code and is not loaded",
+            "If you trust it, save its arrays with numpy.savez or torch.save(state_dict).",
         )
     if 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF):
         return (
@@ -129,8 +130,8 @@ def _guess(head: bytes) -> tuple[str, str]:
     return f"a file that begins with {head[:8]!r}", "It may be damaged: download it again."
 
 
-def _refused(path: pathlib.Path, what: str, todo: str) -> CheckpointError:
+def _unsupported(path: pathlib.Path, what: str, advice: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} seems to be {what}. Read are safetensors, .npz, PyTorch's files, and the index of "
-        f"several of them. {todo}"
+        f"{path} seems to be {what}. Supported: safetensors, .npz, PyTorch's files, and an index "
+        f"of several files. {advice}"
     )

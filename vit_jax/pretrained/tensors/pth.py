@@ -1,7 +1,7 @@
-"""PyTorch's files (.pth, .pt, .bin): a pickle of names and places, and the bytes of the tensors.
+"""PyTorch's files (.pth, .pt, .bin): a pickle of names and offsets, and the bytes of the tensors.
 
-They are read by PyTorch's own weights-only loader, which calls nothing that the pickle names but
-what rebuilds tensors. Only this file imports torch, and only when such a file is opened.
+PyTorch's weights-only loader reads them. Of the functions that a pickle names, it calls only those
+that rebuild tensors. Only this file imports torch, and only when such a file is opened.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from vit_jax.pretrained.tensors.base import Tensor, Tensors, bounds, damaged, re
 if TYPE_CHECKING:
     import torch
 
-# What training scripts call the weights, the better ones first: averages are what was evaluated.
+# Keys under which training scripts save the weights. Averaged weights come first: publishers
+# evaluate these.
 WRAPPERS = (
     "state_dict_ema",
     "model_ema",
@@ -36,7 +37,7 @@ WRAPPERS = (
     "encoder",
     "backbone",
 )
-_DEEPEST = 4  # Wrappers within wrappers, such as {"teacher": {"backbone": ...}}.
+_MAX_DEPTH = 4  # Of nested wrappers, such as {"teacher": {"backbone": ...}}.
 
 _DTYPES = {
     "float64": np.dtype(np.float64),
@@ -55,33 +56,33 @@ _DTYPES = {
 class Pth(Tensors):
     """The tensors of the model in a PyTorch file.
 
-    Training scripts save optimizer, epoch and arguments beside the model. `metadata` says which
-    entry was taken ("wrapper", such as "model" or "teacher.backbone"; "" if the tensors lie open)
-    and which were left ("beside", a tuple of names).
+    Training scripts save optimizer, epoch and arguments besides the model. `metadata["wrapper"]` is
+    the entry that holds the tensors, such as "model" or "teacher.backbone"; "" for the top level.
+    `metadata["beside"]` is a tuple of the names of all other entries.
     """
 
     def __init__(self, path: pathlib.Path):
-        """Reads the pickle; the tensors' bytes stay on the disk if the file is of the zip form.
+        """Reads the pickle; a zip file's tensors are memory-mapped.
 
-        They are mapped from there: what was read counts as this process's memory until the system
-        takes it back, which it can at any time.
+        Mapped pages that were read count as this process's memory until the system reclaims them,
+        which it can at any time.
 
         Raises:
-          CheckpointError: torch is not installed; the file is damaged, holds objects that would be
-            code, or no tensors.
+          CheckpointError: torch is not installed; or the file is damaged, holds objects that could
+            execute code, or holds no tensors.
         """
         content = _load(path)
-        wrapper, found, beside = _unwrap(path, content)
-        self._found: dict[str, torch.Tensor] = {}
+        wrapper, state_dict, beside = _unwrap(path, content)
+        self._torch_tensors: dict[str, torch.Tensor] = {}
         tensors = {}
-        for name, value in found.items():
+        for name, value in state_dict.items():
             if not _is_tensor(value):
                 beside.append(".".join([*wrapper, str(name)]))
             elif not isinstance(name, str):
-                raise damaged(path, f"a tensor is called {str(name)[:200]}, which is not a name")
+                raise damaged(path, f"a tensor has the name {str(name)[:200]}, which is not text")
             else:
                 tensors[name] = _describe(path, name, value)
-                self._found[name] = value.detach()
+                self._torch_tensors[name] = value.detach()
         super().__init__(path, tensors, {"wrapper": ".".join(wrapper), "beside": tuple(beside)})
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
@@ -89,11 +90,11 @@ class Pth(Tensors):
 
         shape, dtype = self[name]
         first, last = bounds(shape, rows)
-        tensor = self._found[name]
+        tensor = self._torch_tensors[name]
         with reading(self.path, name):
             if rows is not None:
                 tensor = tensor[first:last]
-            if tensor.dtype == torch.bfloat16:  # Which NumPy does not have: bits pass unchanged.
+            if tensor.dtype == torch.bfloat16:  # NumPy lacks it: pass the bits as int16.
                 tensor = tensor.view(torch.int16)
             array = np.array(tensor.numpy(), order="C")
         return array.view(dtype)
@@ -107,25 +108,27 @@ def _load(path: pathlib.Path) -> Any:
         )
     import torch
 
-    zipped = _check_zip(path)
+    is_zip = _check_zip(path)
+    safe = torch.serialization.safe_globals(_SAFE_GLOBALS)
     try:
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_INERT):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings(action="ignore"), safe:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except MemoryError:
         raise
     except Exception as error:  # The loader raises nearly every type on a broken file.
         if match := re.search(r"GLOBAL ([\w.]{1,200})", str(error)):
             raise CheckpointError(
-                f"{path} holds {match[1]}, and to load it would run its code, which this does not "
-                "do. Where you trust the file, save its tensors alone: "
+                f"{path} holds {match[1]}. Loading it would execute code of the file, so it is not "
+                "loaded. If you trust the file, save its tensors alone: "
                 "torch.save(model.state_dict(), FILE)."
             ) from error
-        why = str(error).split("\n")[0][:300] or type(error).__name__
-        raise damaged(path, why) from error
+        reason = str(error).split("\n")[0][:300] or type(error).__name__
+        raise damaged(path, reason) from error
 
 
-# Arguments and numbers that training scripts save: to make them is to run nothing of the file's.
-_INERT = [
+# Types of arguments and numbers that training scripts save; creating them executes no code of the
+# file.
+_SAFE_GLOBALS = [
     argparse.Namespace,
     np.dtype,
     *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
@@ -135,12 +138,12 @@ _INERT = [
 
 
 def _check_zip(path: pathlib.Path) -> bool:
-    """Whether the file is of the zip form, and not one of a program (TorchScript)."""
+    """Returns whether the file is a zip; raises CheckpointError for TorchScript or forged sizes."""
     if not zipfile.is_zipfile(path):
         return False
     with reading(path), zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    # PyTorch compresses nothing, and would make room for whatever size a member claims.
+    # PyTorch writes no compressed members, and allocates whatever size a member claims.
     size = path.stat().st_size
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
@@ -160,24 +163,24 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _unwrap(path: pathlib.Path, content: Any) -> tuple[list[str], Mapping[Any, Any], list[str]]:
-    """The table of the model's tensors: the way to it, itself, and names that were passed by."""
-    way: list[str] = []
+    """Finds the state dict: returns its keys from the top, itself, and the names left beside it."""
+    wrapper: list[str] = []
     beside: list[str] = []
-    while isinstance(content, Mapping) and len(way) <= _DEEPEST:
+    while isinstance(content, Mapping) and len(wrapper) <= _MAX_DEPTH:
         inner = [n for n in WRAPPERS if isinstance(content.get(n), Mapping) and content[n]]
         if not inner:
             if any(map(_is_tensor, content.values())):
-                return way, content, beside
+                return wrapper, content, beside
             break
         others = [str(name) for name in content if name != inner[0]]
-        beside += [".".join([*way, name]) for name in others]
+        beside += [".".join([*wrapper, name]) for name in others]
         content = content[inner[0]]
-        way.append(inner[0])
-    held = [str(name)[:50] for name in content] if isinstance(content, Mapping) else []
+        wrapper.append(inner[0])
+    keys = [str(name)[:50] for name in content] if isinstance(content, Mapping) else []
     raise CheckpointError(
-        f"{path} holds no table of tensors where one was looked for: "
-        f"{'.'.join(way) or 'the whole'} is a {type(content).__name__} of {held[:9]}. Save the "
-        "tensors alone: torch.save(model.state_dict(), FILE)."
+        f"{path} holds no state dict: {'.'.join(wrapper) or 'the whole'} is a "
+        f"{type(content).__name__} with the keys {keys[:9]}. Save the tensors alone: "
+        "torch.save(model.state_dict(), FILE)."
     )
 
 
@@ -191,7 +194,7 @@ def _describe(path: pathlib.Path, name: str, tensor: "torch.Tensor") -> Tensor:
             f"{path}: {name[:200]} is a tensor of {kind} ({tensor.layout}, {tensor.device}), which "
             f"is not supported. Supported: dense ones of {', '.join(_DTYPES)}."
         )
-    # One that repeats its elements could be of any size without a byte in the file.
+    # With strides of 0, a tensor could claim any size without bytes in the file.
     if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-        raise damaged(path, f"{name[:200]}: its bytes are not all there")
+        raise damaged(path, f"{name[:200]}: bytes are missing")
     return Tensor(tuple(tensor.shape), _DTYPES[kind])

@@ -1,4 +1,4 @@
-"""Safetensors: the length of a JSON header, the header, the bytes of all tensors.
+"""Safetensors: the length of a JSON header, the header, and the bytes of all tensors.
 
 Source of the format: https://github.com/huggingface/safetensors, "Format" in its README.
 """
@@ -31,7 +31,7 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-LARGEST_HEADER = 100 * 2**20  # Bytes: as the safetensors library has it.
+LARGEST_HEADER = 100 * 2**20  # Bytes: the limit of the safetensors library.
 
 
 class Safetensors(Tensors):
@@ -41,7 +41,7 @@ class Safetensors(Tensors):
         """Reads the header.
 
         Raises:
-          CheckpointError: the file is damaged, or has a tensor of a dtype that is not supported.
+          CheckpointError: the file is damaged, or has a tensor of an unsupported dtype.
         """
         with reading(path), open(path, "rb") as file:
             self._identity = _identity(file.fileno())
@@ -49,7 +49,7 @@ class Safetensors(Tensors):
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(size - 8, LARGEST_HEADER):
-                raise damaged(path, f"its header would have {length:,} bytes")
+                raise damaged(path, f"its header claims {length:,} bytes")
             header = _parse(path, file.read(length))
         metadata = header.pop("__metadata__", {})
         tensors, spans = {}, {}
@@ -66,34 +66,36 @@ class Safetensors(Tensors):
         out = np.empty((last - first) * row, np.uint8)
         with reading(self.path, name), open(self.path, "rb", buffering=0) as file:
             if _identity(file.fileno()) != self._identity:
-                raise CheckpointError(f"{self.path} has changed since it was opened: begin again.")
+                raise CheckpointError(
+                    f"{self.path} has changed since it was opened: run the command again."
+                )
             _fill(file.fileno(), memoryview(out), self._starts[name] + first * row)
         return out.view(dtype).reshape((last - first, *shape[1:]) if shape else ())
 
 
 def _identity(file: int) -> tuple[int, ...]:
-    """What tells a file from another that has taken its place, or that it was written to."""
+    """Returns a value that changes when the file is replaced or written to."""
     status = os.fstat(file)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _parse(path: pathlib.Path, text: bytes) -> dict[str, Any]:
-    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(names := dict(pairs)) < len(pairs):
-            raise ValueError("a name is there twice")
-        return names
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(content := dict(pairs)) < len(pairs):
+            raise ValueError("a name occurs twice")
+        return content
 
     try:
-        header = json.loads(text, object_pairs_hook=table)
+        header = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise damaged(path, f"its header is not JSON ({error})") from error
+        raise damaged(path, f"its header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
-        raise damaged(path, "its header is not a table of tensors")
+        raise damaged(path, "its header is not a JSON object")
     return header
 
 
 def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[Tensor, tuple[int, int]]:
-    """A tensor, and where its bytes begin and end, counted from the header's end."""
+    """Returns a tensor, and the (start, end) of its bytes, counted from the header's end."""
     try:
         kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         size = count(shape)
@@ -102,30 +104,30 @@ def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[Tensor, tuple[int
     if not isinstance(kind, str) or kind not in _DTYPES:
         raise CheckpointError(
             f"{path}: {name[:200]} has the dtype {str(kind)[:50]}, which is not supported. "
-            f"Supported: {', '.join(_DTYPES)}. Use the checkpoint that is not quantised."
+            f"Supported: {', '.join(_DTYPES)}. Use a checkpoint that is not quantised."
         )
     if not (type(begin) is int and type(end) is int and 0 <= begin <= end):
-        raise damaged(path, f"{name[:200]}: no bytes of a file have such a place")
+        raise damaged(path, f"{name[:200]}: its data_offsets are invalid")
     if end - begin != size * _DTYPES[kind].itemsize:
         raise damaged(path, f"{name[:200]}: it has {end - begin:,} bytes, too many or too few")
     return Tensor(shape, _DTYPES[kind]), (begin, end)
 
 
 def _check_spans(path: pathlib.Path, spans: dict[str, tuple[int, int]], size: int) -> None:
-    """The tensors lie one behind the other, from the first byte to the last."""
+    """Raises CheckpointError unless the tensors cover all bytes, without gaps or overlaps."""
     end = 0
     for name, span in sorted(spans.items(), key=lambda item: item[1]):
         if span[0] != end:
-            raise damaged(path, f"{name[:200]}: its bytes are others' too, or some are nobody's")
+            raise damaged(path, f"{name[:200]}: its bytes overlap others, or leave a gap")
         end = span[1]
     if end != size:
         raise damaged(path, f"its tensors have {end:,} bytes, and the file has {size:,} for them")
 
 
-def _fill(file: int, out: memoryview, place: int) -> None:
-    """Reads as many bytes as there is room for; one call gives 2 GiB at the most."""
+def _fill(file: int, out: memoryview, offset: int) -> None:
+    """Fills a buffer from an offset of a file."""
     while out:
-        done = os.preadv(file, [out], place)
-        if not done:
-            raise EOFError("the file ends there")
-        out, place = out[done:], place + done
+        count = os.preadv(file, [out], offset)  # Reads at most 2 GiB.
+        if not count:
+            raise EOFError("the file ends too early")
+        out, offset = out[count:], offset + count

@@ -20,29 +20,25 @@ _OPEN: dict[str, Callable[[pathlib.Path], Tensors]] = {"safetensors": Safetensor
 class Joined(Tensors):
     """Several files as one; `metadata` is the first one's."""
 
-    def __init__(self, path: pathlib.Path, parts: Mapping[str, Tensors]):
-        """Joins them.
-
-        Args:
-          path: of the whole, for messages.
-          parts: for each tensor's name the file that it is in.
-        """
-        self._parts = parts
-        metadata = next(iter(parts.values())).metadata if parts else {}
-        super().__init__(path, {name: part[name] for name, part in parts.items()}, metadata)
+    def __init__(self, path: pathlib.Path, shards: Mapping[str, Tensors]):
+        """Joins files; `shards` has, for each tensor's name, the file that holds it."""
+        self._shards = shards
+        metadata = next(iter(shards.values())).metadata if shards else {}
+        super().__init__(path, {name: shard[name] for name, shard in shards.items()}, metadata)
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        return self._parts[name].read(name, rows)
+        return self._shards[name].read(name, rows)
 
 
 def read_shards(index: pathlib.Path) -> Joined:
-    """The tensors of the shards that an index names.
+    """Opens the shards that an index names.
 
     Args:
-      index: model.safetensors.index.json or pytorch_model.bin.index.json; its shards are beside it.
+      index: model.safetensors.index.json or pytorch_model.bin.index.json, in the folder of its
+        shards.
 
     Raises:
-      CheckpointError: a shard, or a tensor of one, is missing; a name leads out of the folder.
+      CheckpointError: a shard or a tensor is missing, or a shard's name leads out of the folder.
     """
     try:
         weights = json.loads(storage.read_bytes(index, limit=LARGEST_INDEX))["weight_map"]
@@ -53,10 +49,10 @@ def read_shards(index: pathlib.Path) -> Joined:
     for name in names:
         match = isinstance(name, str) and re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name)
         if not match:
-            raise damaged(index, f"{str(name)[:200]!r} is no file of tensors beside it")
+            raise damaged(index, f"{str(name)[:200]!r} is not the name of a shard in its folder")
         if not (index.parent / name).is_file():
             raise CheckpointError(
-                f"{index.parent / name} is missing: the checkpoint has {len(names)} parts, "
+                f"{index.parent / name} is missing: the checkpoint has {len(names)} shards, "
                 f"{', '.join(names[:9])}. Download all of them into one folder."
             )
         shards[name] = _OPEN[match[1]](index.parent / name)
