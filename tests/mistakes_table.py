@@ -92,7 +92,7 @@ CONFIG_FILE = {
     # Transforms.
     "no value_range": (
         "c.data.train_transforms = c.data.train_transforms[:2]",
-        "_transforms end with images that are uint8, and a model takes float32, normalised: add",
+        "_transforms end with images that are uint8, but a model takes float32, normalised: add",
         "add value_range or normalize",
     ),
     "size of a million": (
@@ -102,7 +102,7 @@ CONFIG_FILE = {
     "transforms of another size": (
         "c.data.train_transforms = (*c.data.train_transforms[:1], {'op': 'resize', 'size': 9}, "
         "*c.data.train_transforms[2:])",
-        "make images of height, width, channels (9, 9, 1), and the model takes (8, 8, 1)",
+        "make images of height, width, channels (9, 9, 1), but the model takes (8, 8, 1)",
     ),
     "crop that is larger than the image": (
         "c.data.eval_transforms = (*c.data.eval_transforms[:1], {'op': 'center_crop', 'size': 9}, "
