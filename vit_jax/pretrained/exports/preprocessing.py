@@ -146,7 +146,7 @@ def to_hf(preprocess: Preprocess, *, processor: str) -> tuple[dict[str, Any], Re
     steps = pipeline(preprocess)
     resize, crop = steps.resize, steps.crop
     if crop is not None:
-        processor = "Bit"  # The only one that crops before version 5.
+        processor = "Bit"  # Before version 5 the other classes do not crop.
     if resize is not None and _is_hf_exact(resize):
         processor = "DINOv3ViT"  # The only one that resizes without rounding to 256 levels.
     content: dict[str, Any] = {
