@@ -107,14 +107,7 @@ METHODS: dict[str, Callable[[Fit, np.ndarray, int], tuple[float, float]]] = {
 def coverage(
     setting: Setting, methods: Sequence[str], *, draws: int, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Returns the coverage of intervals, and the median ratio of their ends.
-
-    Args:
-      setting: the law and its noise.
-      methods: keys of `METHODS`; all use the same draws.
-      draws: number of frontiers.
-      seed: seed of the noise.
-    """
+    """Returns the coverage of intervals, and the median ratio of their ends, by method."""
     rng = np.random.default_rng(seed)
     # Without the Pareto frontier, which would select by noise.
     law = dataclasses.replace(law_by_name(setting.law), pareto=False)

@@ -177,11 +177,7 @@ def study(
 ) -> None:
     """Trains all runs of the study below a folder, and prints a line for each cell of the table.
 
-    Args:
-      folder: folder of all runs.
-      size: size of the study.
-      methods: keys of `LEARNING_RATES`.
-      all_shots: numbers of labelled images of each class, ascending.
+    `all_shots` are numbers of labelled images of each class, ascending.
     """
     origin = str(folder / "pre_training")
     value = train_and_measure(pre_training(size), pathlib.Path(origin), "test/top1")

@@ -99,10 +99,7 @@ def _growth_warning(
 ) -> list[str]:
     """Returns a warning if y grows with scale, else an empty list.
 
-    Args:
-      answers: one for each group.
-      question: the question.
-      is_computed: whether its y is an expression; then no expression is proposed.
+    It proposes an expression for the error, unless y is computed already.
     """
     growing = 0
     for each in answers:
