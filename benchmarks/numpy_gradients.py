@@ -64,15 +64,15 @@ def multiply(a: Node, b: Node) -> Node:
     )
 
 
-def einsum(letters: str, a: Node, b: Node) -> Node:
-    """Computes an einsum; each letter must occur in two of the operands and the result."""
-    (left, right), out = letters.split("->")[0].split(","), letters.split("->")[1]
+def einsum(subscripts: str, a: Node, b: Node) -> Node:
+    """Computes an einsum; each subscript must occur in two of the operands and the result."""
+    (left, right), out = subscripts.split("->")[0].split(","), subscripts.split("->")[1]
 
     def product(*args):
         return np.einsum(*args, optimize=True)
 
     return Node(
-        product(letters, a.value, b.value),
+        product(subscripts, a.value, b.value),
         (a, lambda g: product(f"{out},{right}->{left}", g, b.value)),
         (b, lambda g: product(f"{left},{out}->{right}", a.value, g)),
     )
