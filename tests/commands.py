@@ -103,7 +103,7 @@ def call(verb: str, *words: object, cwd: object = ROOT) -> Result:
         contextlib.chdir(cwd),
         mock.patch.object(sys, "argv", [str(path), *map(str, words)]),
         mock.patch.object(sys, "excepthook", sys.excepthook),
-        mock.patch.object(cli, "_keep_libraries_quiet"),  # It changes the process for good.
+        mock.patch.object(cli, "_silence_tracebacks"),  # It changes the process for good.
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
