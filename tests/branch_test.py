@@ -49,5 +49,5 @@ def test_a_step_to_keep_is_a_number_of_updates(steps):
 def test_examples_are_chosen_in_one_way():
     config = base_config()
     config.data.shots, config.data.examples = 3, 30
-    with pytest.raises(ConfigError, match=r"data\.shots and data\.examples are set"):
+    with pytest.raises(ConfigError, match=r"data\.shots and data\.examples are both set"):
         validate(config)
