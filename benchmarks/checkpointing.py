@@ -1,21 +1,21 @@
-"""What a run spends on not being lost: start-up, saves, restores, shutdown.
+"""Measures the time of start-up, saves, restores and shutdown of a run.
 
     python -m benchmarks.checkpointing --out=DIR [--sizes=small,ViT-S] [--repeats=5]
 
-Two models on the bundled digits: the quickstart's, and one of a ViT-S's blocks on few tokens, whose
-state (parameters and Adam's moments, 256 MB) is about as large as a ViT-S/16's; the size "toy" only
-shows that this program works. For each:
+Two models on the bundled digits: the quickstart's, and one with the blocks of a ViT-S on few
+tokens, whose state (parameters and Adam's moments, 256 MB) is about as large as a ViT-S/16's. The
+size "toy" only tests this program. For each:
 
   start-up   from the command to the end of its first step: with an empty compilation cache, with a
              filled one, and from a checkpoint (with a filled one)
-  save       how long the train loop waits, how long until the checkpoint is on the disk, and how
-             much longer steps take while it is written: steps with and without a save in turn
-  restore    onto the device, from files that the operating system still has in memory
-  shutdown   from SIGTERM to the process's end, saved; from the last step to the end of a run that
-             is done (one example evaluated, last save, curves drawn)
+  save       time that the train loop waits, time until the checkpoint is on the disk, and the time
+             of steps while it is written, alternating with steps without a save
+  restore    onto the device, from files in the page cache
+  shutdown   from SIGTERM to the end of the process, including the save; from the last step to the
+             end of a finished run (one example evaluated, last save, curves drawn)
 
-Prints a table of medians, with the smallest and the largest, and leaves it in DIR/checkpointing.md.
-Nothing else should run on the machine meanwhile.
+Prints a table of medians with minimum and maximum, and writes it to DIR/checkpointing.md. Run
+nothing else on the machine meanwhile.
 """
 
 import os
@@ -57,7 +57,7 @@ SIZES = {
     },
     "toy": {"batch_size": 16, "model.width": 16, "model.depth": 1, "model.mlp_dim": 16},
 }
-Seconds = dict[str, list[float]]  # What was measured, each time.
+Seconds = dict[str, list[float]]  # Measurements by name.
 
 # ------------------------------------------------------------------------------------- commands
 
@@ -88,53 +88,53 @@ class Command:
         )
 
     def until(self, text: str) -> float:
-        """Seconds from the start to the line that begins with `text`."""
+        """Returns the seconds from the start to the line that begins with `text`."""
         for line in self._process.stdout:
             if line.startswith(text):
                 return time.perf_counter() - self._began
         raise RuntimeError(f'The command ended without a line "{text}".')
 
-    def until_the_end(self, *, code: int) -> float:
-        """Seconds from this call to the end of the process, which must leave with `code`."""
+    def until_exit(self, *, code: int) -> float:
+        """Returns the seconds until the process exits, which must have the exit code `code`."""
         began = time.perf_counter()
-        self._process.communicate()  # What it prints is read, and the pipe closed.
-        if (left := self._process.returncode) != code:
-            raise RuntimeError(f"The command left with {left}, not with {code}.")
+        self._process.communicate()  # Reads the output and closes the pipe.
+        if (actual := self._process.returncode) != code:
+            raise RuntimeError(f"The exit code is {actual} instead of {code}.")
         return time.perf_counter() - began
 
     def stop(self) -> float:
-        """Sends SIGTERM; gives the seconds to the end of the process."""
+        """Sends SIGTERM and returns the seconds until the process exits."""
         self._process.send_signal(signal.SIGTERM)
-        return self.until_the_end(code=75)
+        return self.until_exit(code=75)
 
 
 def commands(size: str, out: pathlib.Path, repeats: int) -> Seconds:
-    """Start-up and shutdown of real processes."""
-    found: Seconds = defaultdict(list)
+    """Measures start-up and shutdown of real processes."""
+    seconds: Seconds = defaultdict(list)
     workdir, cache = out / "run", out / "cache"
     for _ in range(repeats):
         shutil.rmtree(cache, ignore_errors=True)
         for name in ("start-up, nothing compiled", "start-up, compiled before"):
             shutil.rmtree(workdir, ignore_errors=True)
             command = Command(size, workdir, cache, total=10**6)
-            found[name].append(command.until("step 1/"))
-            found["shutdown, from SIGTERM"].append(command.stop())
+            seconds[name].append(command.until("step 1/"))
+            seconds["shutdown, from SIGTERM"].append(command.stop())
         done = int(max((workdir / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name)).name)
         command = Command(size, workdir, cache, total=10**6)
-        found["start-up, from a checkpoint"].append(command.until(f"step {done + 1:,}/"))
-        found["shutdown, from SIGTERM"].append(command.stop())
+        seconds["start-up, from a checkpoint"].append(command.until(f"step {done + 1:,}/"))
+        seconds["shutdown, from SIGTERM"].append(command.stop())
         shutil.rmtree(workdir)
         command = Command(size, workdir, cache, total=3)
         command.until("step 3/3")
-        found["shutdown, from the last step"].append(command.until_the_end(code=0))
-    return found
+        seconds["shutdown, from the last step"].append(command.until_exit(code=0))
+    return seconds
 
 
 # ------------------------------------------------------------------------------ saves, restores
 
 
 def training(size: str, mesh: Mesh) -> tuple[Any, Any, Any]:
-    """A state on the mesh, its layout, and the compiled step (state) -> (state, metrics)."""
+    """Returns a state on the mesh, its layout, and a compiled step (state) -> (state, metrics)."""
     c = quickstart.get_config()
     for key, value in SIZES[size].items():
         section, _, leaf = key.rpartition(".")
@@ -168,8 +168,8 @@ def training(size: str, mesh: Mesh) -> tuple[Any, Any, Any]:
 
 
 def saves(size: str, out: pathlib.Path, repeats: int) -> tuple[Seconds, float]:
-    """What saving and restoring take, and the megabytes of the state."""
-    found: Seconds = defaultdict(list)
+    """Measures saves and restores; also returns the size of the state in megabytes."""
+    measured: Seconds = defaultdict(list)
     mesh = meshes.make_mesh(quickstart.get_config().mesh)
     with jax.set_mesh(mesh):
         state, layout, train_step = training(size, mesh)
@@ -181,7 +181,7 @@ def saves(size: str, out: pathlib.Path, repeats: int) -> tuple[Seconds, float]:
         number = 0
 
         def steps(state: Any, seconds: float) -> tuple[Any, float]:
-            """Trains for so long at least; gives the mean time of a step."""
+            """Trains for at least `seconds`; returns the mean time of a step."""
             began, count = time.perf_counter(), 0
             while count < 3 or time.perf_counter() - began < seconds:
                 state, metrics = train_step(state)
@@ -193,34 +193,34 @@ def saves(size: str, out: pathlib.Path, repeats: int) -> tuple[Seconds, float]:
         with Store(out / "checkpoints", keep_last=1) as store:
             began = time.perf_counter()
             store.save(number, _items(state), {"step": number}, metrics={})
-            found["first save of a process, the loop waits"].append(time.perf_counter() - began)
+            measured["first save of a process, the loop waits"].append(time.perf_counter() - began)
             store.finish()
             for _ in range(repeats):
-                # Alone: until it is on the disk, with nothing else to do.
+                # A save without concurrent steps, until it is on the disk.
                 number += 1
                 began = time.perf_counter()
                 store.save(number, _items(state), {"step": number}, metrics={})
-                found["save, the loop waits"].append(time.perf_counter() - began)
+                measured["save, the loop waits"].append(time.perf_counter() - began)
                 store.finish()
                 on_disk = time.perf_counter() - began
-                found["save, until on the disk"].append(on_disk)
+                measured["save, until on the disk"].append(on_disk)
 
-                # Steps alone, then steps while a checkpoint is written, for as long as that takes.
+                # Steps alone, then steps while a checkpoint is written, each for `on_disk` seconds.
                 state, alone = steps(state, on_disk)
                 number += 1
                 store.save(number, _items(state), {"step": number}, metrics={})
-                state, beside = steps(state, on_disk)
+                state, during_save = steps(state, on_disk)
                 store.finish()
-                found["step"].append(alone)
-                found["step while a save is written"].append(beside)
+                measured["step"].append(alone)
+                measured["step while a save is written"].append(during_save)
         for _ in range(repeats):
             with Store(out / "checkpoints", read_only=True) as store:
                 began = time.perf_counter()
                 arrays, _ = store.restore(number, _items(targets))
                 jax.block_until_ready(arrays)
-                found["restore"].append(time.perf_counter() - began)
+                measured["restore"].append(time.perf_counter() - began)
     megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(_items(state))) / 1e6
-    return found, megabytes
+    return measured, megabytes
 
 
 def _items(state: Any) -> dict[str, Any]:
@@ -231,17 +231,17 @@ def _items(state: Any) -> dict[str, Any]:
 
 
 def table(measured: dict[str, Seconds]) -> str:
-    """Rows of what was measured, a column for each size."""
-    rows = list(dict.fromkeys(name for found in measured.values() for name in found))
+    """Returns a Markdown table of the measurements, with a column for each size."""
+    rows = list(dict.fromkeys(name for seconds in measured.values() for name in seconds))
     lines = ["| seconds: median (smallest to largest) | " + " | ".join(measured) + " |"]
     lines += ["|---" * (len(measured) + 1) + "|"]
     for row in rows:
-        cells = (_shown(found.get(row, [])) for found in measured.values())
+        cells = (_format_cell(seconds.get(row, [])) for seconds in measured.values())
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _shown(values: Sequence[float]) -> str:
+def _format_cell(values: Sequence[float]) -> str:
     if not values:
         return "not measured"
     low, middle, high = min(values), statistics.median(values), max(values)
@@ -249,9 +249,9 @@ def _shown(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    _OUT = flags.DEFINE_string("out", None, "Folder for everything; emptied.", required=True)
+    _OUT = flags.DEFINE_string("out", None, "Folder for all files; emptied first.", required=True)
     _SIZES = flags.DEFINE_list("sizes", ["small", "ViT-S"], "Models: " + ", ".join(SIZES) + ".")
-    _REPEATS = flags.DEFINE_integer("repeats", 5, "Of each measurement.", lower_bound=1)
+    _REPEATS = flags.DEFINE_integer("repeats", 5, "Repeats of each measurement.", lower_bound=1)
 
     def main(argv: Sequence[str]) -> None:
         del argv
@@ -261,10 +261,10 @@ if __name__ == "__main__":
         measured = {}
         for size in _SIZES.value:
             (out / size).mkdir(parents=True)
-            # Commands first: the other part's threads and memory are not there yet.
-            found = commands(size, out / size, _REPEATS.value)
-            more, megabytes = saves(size, out / size, _REPEATS.value)
-            measured[f"{size} ({megabytes:,.1f} MB)"] = {**found, **more}
+            # Commands first, before `saves` allocates memory and starts threads here.
+            seconds = commands(size, out / size, _REPEATS.value)
+            save_seconds, megabytes = saves(size, out / size, _REPEATS.value)
+            measured[f"{size} ({megabytes:,.1f} MB)"] = {**seconds, **save_seconds}
         device = jax.devices()[0].device_kind
         text = f"{os.cpu_count()} CPUs, {jax.device_count()} x {device}\n\n{table(measured)}\n"
         (out / "checkpointing.md").write_text(text)

@@ -1,13 +1,13 @@
-r"""Memory and time to load large published checkpoints.
+r"""Measures memory and time to load large published checkpoints.
 
     python -m benchmarks.loading --out=DIR
 
-Writes safetensors files of random numbers in the shape of published models (a ViT-L/16 in timm's
-names, 1.2 GB; one of 5 GB in transformers' names, in two parts) and loads each in a process of its
-own: the first on one device, the second split over eight simulated ones (fsdp). Prints the peak of
-the resident memory beyond what the process had when JAX was ready, as a multiple of the file's
-size, and the seconds that it took: the median of several, and their spread. The file is in the page
-cache, so what a disk costs is not in these seconds.
+Writes safetensors files of random numbers with the shapes of published models (a ViT-L/16 with
+timm's names, 1.2 GB; one of 5 GB with transformers' names, in two parts) and loads each in its own
+process: the first on one device, the second sharded over eight simulated devices (fsdp). Prints the
+increase of the peak resident memory after JAX has started, as a multiple of the file's size, and
+the median, minimum and maximum of the seconds. The file is in the page cache, so the times exclude
+the disk.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ class Case:
     """A checkpoint that is written and loaded.
 
     Attributes:
-      name: for the table.
-      kind: whose names its tensors have: "timm" or "hf".
-      devices: that it is split over; simulated.
-      width: of the encoder, as are the next two.
-      mlp: hidden units.
-      depth: number of blocks.
+      name: name in the table.
+      kind: library of the tensor names: "timm" or "hf".
+      devices: number of simulated devices that it is sharded over.
+      width: width of the encoder.
+      mlp: hidden units of its MLPs.
+      depth: number of its blocks.
     """
 
     name: str
@@ -53,7 +53,7 @@ SIZES = {
         Case("ViT-L/16 (timm)", "timm", 1, 1024, 4096, 24),
         Case("25 blocks of width 2,048 (transformers, 2 parts)", "hf", 8, 2048, 8448, 25),
     ),
-    "toy": (  # Shows that this program works.
+    "toy": (  # Only tests this program.
         Case("ViT-Ti/16 (timm)", "timm", 1, 192, 768, 12),
         Case("2 blocks of width 64 (transformers)", "hf", 8, 64, 128, 2),
     ),
@@ -61,7 +61,7 @@ SIZES = {
 
 
 def write(case: Case, folder: pathlib.Path) -> int:
-    """Writes a checkpoint of random numbers; returns its bytes."""
+    """Writes a checkpoint of random numbers; returns its size in bytes."""
     from vit_jax.pretrained.exports.huggingface import write_shards
 
     rng = np.random.default_rng(0)
@@ -117,7 +117,7 @@ def write(case: Case, folder: pathlib.Path) -> int:
 
 
 def load(folder: str, devices: int) -> dict[str, float]:
-    """Loads a checkpoint here; the peak memory beyond that of before, and the seconds."""
+    """Loads a checkpoint in this process; returns the increase of the peak memory, and seconds."""
     import jax
     from ml_collections import ConfigDict
 
@@ -135,24 +135,24 @@ def load(folder: str, devices: int) -> dict[str, float]:
 
 
 def peak_memory() -> int:
-    """The most that was resident since this program began, in bytes (Linux)."""
+    """Returns the peak resident memory of this process in bytes (Linux)."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
 
 
 def measure(folder: pathlib.Path, devices: int) -> dict[str, float]:
     """Loads a checkpoint in a new process."""
-    flags_ = f"--xla_force_host_platform_device_count={devices}"
-    done = subprocess.run(
+    xla_flags = f"--xla_force_host_platform_device_count={devices}"
+    result = subprocess.run(
         [sys.executable, "-m", "benchmarks.loading", f"--load={folder}", f"--devices={devices}"],
-        env={**os.environ, "XLA_FLAGS": flags_, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": xla_flags, "JAX_PLATFORMS": "cpu"},
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures, or is the process that is measured."""
+    """Measures all cases, or loads one in the child process."""
     del argv
     if _LOAD.value:
         print(json.dumps(load(_LOAD.value, _DEVICES.value)))
@@ -174,7 +174,7 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _OUT = flags.DEFINE_string("out", "", "Folder for the files, 6.3 GB.")
-    _SIZE = flags.DEFINE_enum("size", "full", list(SIZES), "Of the checkpoints.")
-    _LOAD = flags.DEFINE_string("load", "", "Load this, and print what it took.")
+    _SIZE = flags.DEFINE_enum("size", "full", list(SIZES), "Size of the checkpoints.")
+    _LOAD = flags.DEFINE_string("load", "", "Load this, and print memory and time.")
     _DEVICES = flags.DEFINE_integer("devices", 1, "Simulated devices.")
     app.run(main)

@@ -1,4 +1,4 @@
-"""Checks what XLA compiles, at its default optimisation level, against NumPy in float64.
+"""Compares programs compiled by XLA, at its default optimisation level, with NumPy in float64.
 
     python -m benchmarks.numerics
 
@@ -8,9 +8,9 @@ their gradients, the optimizers (two updates each), and fits of scaling laws. An
 largest difference from float64, divided by the largest absolute value of the array; of several
 gradients the worst is shown.
 
-A result is wrong if its error is more than twice NumPy's and more than `FLOOR`; or, for the
-operations in `BOUNDS`, more than the bound there. The exit code is 1 if any is. XLA_FLAGS must not
-lower the optimisation level, or what users compile is not what is checked.
+A result is wrong if its error is more than twice NumPy's and more than `FLOOR`; or, for operations
+in `BOUNDS`, more than the bound there. The exit code is 1 if a result is wrong. XLA_FLAGS must not
+lower the optimisation level, because users compile with the default.
 """
 
 import json
@@ -27,7 +27,7 @@ from benchmarks.numerics_cases import CASES
 from vit_jax import cli
 
 ROWS = (1_000, 16_385, 32_769, 65_537, 200_000)
-# What the tests check: each operation once, and what is known to have been wrong.
+# Cases of the tests: each operation once, and cases that were wrong in some release.
 SAMPLE = (
     *(("projected squares", rows) for rows in ROWS),
     *((name, 16_385) for name in ("dense", "attention", "layer norm", "mean over tokens")),
@@ -39,46 +39,46 @@ SAMPLE = (
     ("fits of a power law", 16_385),
     ("fit of a power law with a floor", 1_000),
 )
-# What an error may be where NumPy is more exact: float32 has 2^-23 = 1.2e-7.
+# Accepted error also where NumPy is more exact; float32 has an epsilon of 2^-23 = 1.2e-7.
 FLOOR = 8 * 2.0**-23
-# Bounds of their own.
+# Accepted errors of particular operations.
 BOUNDS = {
     # Gradients of weights are sums over all rows, in any order.
     "projected squares": 64 * 2.0**-23,
     "vit": 128 * 2.0**-23,
     # Five iterations of Newton and Schulz multiply rounding errors.
     "muon": 64 * 2.0**-23,
-    # XLA's tanh, exp and log1p are right to a few units in the last place, NumPy's to one; the
+    # XLA's tanh, exp and log1p are accurate to a few units in the last place, NumPy's to one; the
     # gradient of tanh GELU multiplies the error of 1 - tanh^2 by up to 80.
     "mlp": 16 * 2.0**-23,
     "gelu tanh": 40 * 2.0**-23,
-    # In float64, to the solver's own tolerance.
+    # In float64, limited by the solver's tolerance.
     "fits of a power law": 1e-9,
     "fit of a power law with a floor": 1e-6,
 }
-_VIT_ROWS = 16_385  # The largest number of images: einsum takes NumPy a minute for more.
+_VIT_ROWS = 16_385  # Maximum number of images: beyond it, NumPy's einsum takes over a minute.
 
 
 def measure(name: str, rows: int) -> Iterator[dict[str, Any]]:
-    """The errors of one operation, and of its gradient.
+    """Yields the errors of one operation, and of its gradient.
 
     Yields:
-      operation, part (forward or gradient), rows; error: of the compiled program; numpy: of NumPy
-      in float32; ratio; limit: what the error may be; wrong: whether it is more.
+      operation, part (forward or gradient), rows; error: error of the compiled program; numpy:
+      error of NumPy in float32; ratio; limit: the accepted error; wrong: error > limit.
     """
     case = CASES[name](rows)
     exact = case.expected(*(x.astype(np.float64) for x in case.inputs))
-    rough = case.expected(*case.inputs)
+    float32 = case.expected(*case.inputs)
     for part, program in case.compiled.items():
-        got = jax.device_get((jax.jit(program) if case.jit else program)(*case.inputs))
-        # Some gradients are 0 but for rounding (of a key's bias): these are measured by the others.
+        compiled = jax.device_get((jax.jit(program) if case.jit else program)(*case.inputs))
+        # A gradient that is 0 up to rounding (of a key's bias) is compared with the largest one.
         least = 1e-3 * max(np.abs(true).max() for true in exact[part])
         results = []
-        for true, plain, ours in zip(exact[part], rough[part], got, strict=True):
+        for true, plain, ours in zip(exact[part], float32[part], compiled, strict=True):
             size = max(np.abs(true).max(), least)
             error, numpy = (float(np.abs(x - true).max() / size) for x in (ours, plain))
             limit = BOUNDS.get(name, max(2 * numpy, FLOOR))
-            wrong = not error <= limit  # NaN is.
+            wrong = not error <= limit  # True for NaN.
             results.append((wrong, error / limit, error, numpy, limit))
         wrong, _, error, numpy, limit = max(results)
         yield {
@@ -88,7 +88,7 @@ def measure(name: str, rows: int) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    _SAMPLE = flags.DEFINE_bool("sample", False, "What the tests check, in seconds, not all.")
+    _SAMPLE = flags.DEFINE_bool("sample", False, "Only the cases of the tests, which take seconds.")
     _JSON = flags.DEFINE_bool("json", False, "A line of JSON for each result.")
 
     def main(argv: Sequence[str]) -> int:
@@ -101,15 +101,15 @@ if __name__ == "__main__":
             print(f"{'':31}  {'':8} {'rows':>7} {'XLA':>8} {'NumPy':>8} {'ratio':>6} {'limit':>8}")
         anything_wrong = False
         for name, rows in SAMPLE if _SAMPLE.value else table:
-            for found in measure(name, rows):
-                anything_wrong |= found["wrong"]
+            for result in measure(name, rows):
+                anything_wrong |= result["wrong"]
                 if _JSON.value:
-                    print(json.dumps(found), flush=True)
+                    print(json.dumps(result), flush=True)
                 else:
                     print(
-                        f"{name:31}  {found['part']:8} {rows:7} {found['error']:8.1e} "
-                        f"{found['numpy']:8.1e} {found['ratio']:6.2f} {found['limit']:8.1e}"
-                        f"{'  WRONG' if found['wrong'] else ''}",
+                        f"{name:31}  {result['part']:8} {rows:7} {result['error']:8.1e} "
+                        f"{result['numpy']:8.1e} {result['ratio']:6.2f} {result['limit']:8.1e}"
+                        f"{'  WRONG' if result['wrong'] else ''}",
                         flush=True,
                     )
         return int(anything_wrong)

@@ -1,4 +1,4 @@
-"""The operations that `benchmarks.numerics` checks, each with the same in NumPy."""
+"""The operations that `benchmarks.numerics` compares, each with its NumPy reference."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -28,10 +28,10 @@ class Case:
     """An operation on given rows.
 
     Attributes:
-      inputs: float32.
-      compiled: what is jitted, each by itself: from the inputs to outputs, and to gradients.
+      inputs: float32 arrays.
+      compiled: functions of the inputs to jit: "forward" and, for most operations, "gradient".
       expected: the same in NumPy, in the precision of its inputs.
-      jit: False for what compiles its own programs.
+      jit: False: the function compiles its own programs.
     """
 
     inputs: Sequence[np.ndarray]
@@ -41,7 +41,7 @@ class Case:
 
 
 def _case(op: Callable, expected: Callable, cotangent: np.ndarray, *inputs: np.ndarray) -> Case:
-    """An operation, and its gradient in all inputs for a given cotangent."""
+    """Makes the case of an operation and its gradient by all inputs, for a cotangent."""
 
     def forward(cotangent, *inputs):
         return (op(*inputs),)
@@ -65,7 +65,7 @@ def _normal(rows: int, *shape: int, seed: int = 0) -> np.ndarray:
 
 
 def _projected_squares(rows: int) -> Case:
-    # Many rows times a small matrix, reduced: jaxlib 0.10.2 has wrong sums (jax issue 39103).
+    # A reduction of many rows times a small matrix: wrong in jaxlib 0.10.2 (jax issue 39103).
     matrix = _normal(3, 3)
 
     def op(x, matrix):
@@ -122,8 +122,8 @@ def _token_mean(rows: int) -> Case:
 
 
 def _class_token(rows: int) -> Case:
-    # The bias' gradient sums over all tokens zeros for all but the first: jaxlib 0.10.0 and 0.10.1
-    # count each row once for each token.
+    # The bias's gradient sums over all tokens, and is zero for all but the first. jaxlib 0.10.0 and
+    # 0.10.1 count each row once per token.
     def op(x, bias):
         return (x + bias)[:, 0]
 
@@ -171,9 +171,9 @@ def _loss(name: str) -> Callable[[int], Case]:
             return loss_by_name(name)(logits, jnp.asarray(targets)).mean()
 
         def expected(logits):
-            # In the precision of the logits: NumPy would take float64 for both.
-            wanted = targets.astype(logits.value.dtype)
-            return reference.mean(getattr(reference, name)(logits, wanted), 0)
+            # In the precision of the logits; NumPy would promote both to float64.
+            cast_targets = targets.astype(logits.value.dtype)
+            return reference.mean(getattr(reference, name)(logits, cast_targets), 0)
 
         return _case(op, expected, np.float32(1), 3 * _normal(rows, 10))
 
@@ -181,7 +181,7 @@ def _loss(name: str) -> Callable[[int], Case]:
 
 
 def _vit(rows: int) -> Case:
-    """The loss of a whole model, and its gradient in all parameters; rows are images."""
+    """Makes the case of a model's loss and its gradient by all parameters; rows are images."""
     model_config = VitConfig(
         image_size=(8, 8), patch_size=(4, 4), channels=1, num_classes=10, width=16, depth=2,
         mlp_dim=32, num_heads=2,
@@ -201,9 +201,9 @@ def _vit(rows: int) -> Case:
 
     def expected(images, targets, *params):
         layers = [[reference.Node(layer) for layer in p] for p in params]
-        whole = [reference.Node(p) for p in params]
-        nodes = jax.tree.unflatten(tree, whole) | {"norm": {}}
-        stacked = jax.tree.unflatten(tree, range(len(whole)))["encoder"]["blocks"]
+        nodes_of_params = [reference.Node(p) for p in params]
+        nodes = jax.tree.unflatten(tree, nodes_of_params) | {"norm": {}}
+        stacked = jax.tree.unflatten(tree, range(len(nodes_of_params)))["encoder"]["blocks"]
         nodes["blocks"] = [
             jax.tree.map(lambda i, layer=layer: layers[i][layer], stacked)
             for layer in range(model_config.depth)
@@ -212,14 +212,14 @@ def _vit(rows: int) -> Case:
         loss = reference.vit(images, targets, nodes, patch=4)
         one = np.ones_like(loss.value)
         in_blocks = set(jax.tree.leaves(stacked))
-        inputs = [node for i, node in enumerate(whole) if i not in in_blocks]
+        inputs = [node for i, node in enumerate(nodes_of_params) if i not in in_blocks]
         inputs += [node for i in in_blocks for node in layers[i]]
-        found = iter(reference.gradients(loss, one, inputs))
-        grads = {i: next(found) for i in range(len(whole)) if i not in in_blocks}
-        grads |= {i: np.stack([next(found) for _ in layers[i]]) for i in in_blocks}
+        cotangents = iter(reference.gradients(loss, one, inputs))
+        grads = {i: next(cotangents) for i in range(len(nodes_of_params)) if i not in in_blocks}
+        grads |= {i: np.stack([next(cotangents) for _ in layers[i]]) for i in in_blocks}
         return {
             "forward": (loss.value,),
-            "gradient": tuple(grads[i] for i in range(len(whole))),
+            "gradient": tuple(grads[i] for i in range(len(nodes_of_params))),
         }
 
     compiled = {"forward": forward, "gradient": gradient}
@@ -235,7 +235,7 @@ def _optimizer(name: str) -> Callable[[int], Case]:
         c.momentum = numpy_optimizers.MOMENTUM
 
         def tree(kernel):
-            # A name that Muon takes for a matrix.
+            # Muon treats a parameter of this name as a matrix.
             return {"encoder": {"block_0": {"mlp": {"fc1": {"kernel": kernel}}}}}
 
         def compiled(kernel, *grads):
@@ -250,7 +250,7 @@ def _optimizer(name: str) -> Callable[[int], Case]:
         def expected(kernel, *grads):
             return {"forward": (numpy_optimizers.updated(name, kernel, grads),)}
 
-        # The kernel is of the updates' size, so that it does not hide their errors.
+        # A kernel as small as the updates, so that it does not hide their errors.
         kernel, *grads = (_normal(rows, width, seed=seed) for seed in range(3))
         return Case((kernel * np.float32(c.lr), *grads), {"forward": compiled}, expected)
 
@@ -258,7 +258,7 @@ def _optimizer(name: str) -> Callable[[int], Case]:
 
 
 def _power_laws(rows: int) -> Case:
-    """Sixteen fits of one batch, by least squares of logs: straight lines."""
+    """Makes the case of a batch of 16 fits by least squares of logs: straight lines."""
     count = 16
     logs = np.linspace(-3, 3, rows, dtype=np.float32)
     noise = _normal(rows, count).T / 10
@@ -285,16 +285,16 @@ def _power_laws(rows: int) -> Case:
 
 
 def _power_law_with_floor(rows: int) -> Case:
-    """A whole fit, from its starts by variable projection to the minimum, of exact data."""
+    """Makes the case of a whole fit to exact data, including its initial values."""
     true = np.array([3.0, -0.4, 0.1], np.float32)
     x = np.logspace(2, 6, rows, dtype=np.float32)
 
     def compiled(true, x):
         b, c, e = true.astype(np.float64)
-        found = fit("power_floor", {"x": x.astype(np.float64)}, b * x.astype(np.float64) ** c + e)
-        return (np.array([found.params[name] for name in "bce"]),)
+        fitted = fit("power_floor", {"x": x.astype(np.float64)}, b * x.astype(np.float64) ** c + e)
+        return (np.array([fitted.params[name] for name in "bce"]),)
 
-    # Nothing is computed: NumPy's error is 0, and the bound decides.
+    # The expected values are exact: NumPy's error is 0, and the bound of `BOUNDS` applies.
     return Case((true, x), {"forward": compiled}, lambda t, _: {"forward": (t,)}, jit=False)
 
 

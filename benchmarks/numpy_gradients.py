@@ -1,8 +1,8 @@
 """The operations of a ViT and their gradients in NumPy, in the precision of their inputs.
 
-The reference of `benchmarks.numerics`: it shares nothing with JAX, so XLA is not compared with
-itself. Reverse mode: each array keeps the arrays that it was computed from, and for each of them
-the function from its own cotangent to theirs.
+The reference of `benchmarks.numerics`: it does not use JAX, so XLA is not compared with itself.
+Reverse-mode differentiation: each array keeps the arrays that it was computed from and, for each of
+them, the vector-Jacobian product.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,15 +12,15 @@ from scipy import special
 
 
 class Node:
-    """A NumPy array that knows what it was computed from."""
+    """A NumPy array in a computation graph."""
 
     def __init__(self, value: np.ndarray, *parents: tuple["Node", Callable]):
-        """Holds a value; `parents` are (node, function from this cotangent to that node's)."""
+        """Stores a value; `parents` are (node, function from this cotangent to the node's)."""
         self.value, self.parents = value, parents
 
 
 def gradients(out: Node, cotangent: np.ndarray, inputs: Sequence[Node]) -> list[np.ndarray]:
-    """The cotangents of the inputs, given that of the output."""
+    """Returns the cotangents of the inputs, given that of the output."""
     order, seen = [], set()
 
     def visit(node):
@@ -31,23 +31,23 @@ def gradients(out: Node, cotangent: np.ndarray, inputs: Sequence[Node]) -> list[
             order.append(node)
 
     visit(out)
-    found = {id(out): cotangent}
+    cotangents = {id(out): cotangent}
     for node in reversed(order):
         for parent, pull in node.parents:
-            share = pull(found[id(node)])
-            found[id(parent)] = found[id(parent)] + share if id(parent) in found else share
-    return [found[id(node)] for node in inputs]
+            total = cotangents.get(id(parent), 0)
+            cotangents[id(parent)] = total + pull(cotangents[id(node)])
+    return [cotangents[id(node)] for node in inputs]
 
 
 def _summed_to(g: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The cotangent of what was broadcast from this shape."""
+    """Sums a cotangent over the axes along which an array of this shape was broadcast."""
     g = g.sum(tuple(range(g.ndim - len(shape))))
-    stretched = tuple(i for i, side in enumerate(shape) if side == 1 and g.shape[i] > 1)
-    return g.sum(stretched, keepdims=True) if stretched else g
+    broadcast = tuple(i for i, side in enumerate(shape) if side == 1 and g.shape[i] > 1)
+    return g.sum(broadcast, keepdims=True) if broadcast else g
 
 
 def add(a: Node, b: Node) -> Node:
-    """Adds, broadcast."""
+    """Adds, with broadcasting."""
     return Node(
         a.value + b.value,
         (a, lambda g: _summed_to(g, a.value.shape)),
@@ -56,7 +56,7 @@ def add(a: Node, b: Node) -> Node:
 
 
 def multiply(a: Node, b: Node) -> Node:
-    """Multiplies, broadcast."""
+    """Multiplies, with broadcasting."""
     return Node(
         a.value * b.value,
         (a, lambda g: _summed_to(g * b.value, a.value.shape)),
@@ -64,33 +64,33 @@ def multiply(a: Node, b: Node) -> Node:
     )
 
 
-def einsum(letters: str, a: Node, b: Node) -> Node:
-    """A product; each letter is in two of both operands and the result."""
-    (left, right), out = letters.split("->")[0].split(","), letters.split("->")[1]
+def einsum(subscripts: str, a: Node, b: Node) -> Node:
+    """Computes an einsum; each subscript must occur in two of the operands and the result."""
+    (left, right), out = subscripts.split("->")[0].split(","), subscripts.split("->")[1]
 
     def product(*args):
         return np.einsum(*args, optimize=True)
 
     return Node(
-        product(letters, a.value, b.value),
+        product(subscripts, a.value, b.value),
         (a, lambda g: product(f"{out},{right}->{left}", g, b.value)),
         (b, lambda g: product(f"{left},{out}->{right}", a.value, g)),
     )
 
 
 def dense(x: Node, kernel: Node, bias: Node) -> Node:
-    """X times kernel over the last axis, plus bias."""
+    """Computes x times kernel over the last axis, plus bias."""
     axes = "ab"[: x.value.ndim - 1]
     return add(einsum(f"{axes}i,io->{axes}o", x, kernel), bias)
 
 
 def reshape(x: Node, *shape: int) -> Node:
-    """The same numbers in another shape."""
+    """Reshapes an array."""
     return Node(x.value.reshape(shape), (x, lambda g: g.reshape(x.value.shape)))
 
 
 def mean(x: Node, axis: int) -> Node:
-    """The mean over one axis."""
+    """Computes the mean over one axis."""
     count = x.value.shape[axis]
     return Node(
         x.value.mean(axis),
@@ -99,23 +99,23 @@ def mean(x: Node, axis: int) -> Node:
 
 
 def first(x: Node) -> Node:
-    """The first token, x[:, 0]."""
+    """Returns the first token, x[:, 0]."""
 
     def pull(g):
-        whole = np.zeros_like(x.value)
-        whole[:, 0] = g
-        return whole
+        cotangent = np.zeros_like(x.value)
+        cotangent[:, 0] = g
+        return cotangent
 
     return Node(x.value[:, 0], (x, pull))
 
 
 def rest(x: Node) -> Node:
-    """All tokens but the first, x[:, 1:]."""
+    """Returns all tokens except the first, x[:, 1:]."""
     return Node(x.value[:, 1:], (x, lambda g: np.pad(g, ((0, 0), (1, 0), (0, 0)))))
 
 
 def prepend(token: Node, x: Node) -> Node:
-    """A token [1, 1, width] before the tokens of every example."""
+    """Prepends a token [1, 1, width] to the tokens of every example."""
     front = np.broadcast_to(token.value, (len(x.value), 1, x.value.shape[2]))
     return Node(
         np.concatenate([front, x.value], axis=1),
@@ -125,26 +125,26 @@ def prepend(token: Node, x: Node) -> Node:
 
 
 def square_sum(x: Node) -> Node:
-    """The sum of squares over the last axis."""
+    """Computes the sum of squares over the last axis."""
     return Node((x.value**2).sum(-1), (x, lambda g: 2 * x.value * g[..., None]))
 
 
 def softmax(x: Node) -> Node:
-    """Softmax over the last axis."""
+    """Computes the softmax over the last axis."""
     powers = np.exp(x.value - x.value.max(-1, keepdims=True))
     y = powers / powers.sum(-1, keepdims=True)
     return Node(y, (x, lambda g: y * (g - (g * y).sum(-1, keepdims=True))))
 
 
 def attention(query: Node, key: Node, value: Node) -> Node:
-    """softmax(q k' / sqrt d) v of [b, n, heads, d]."""
+    """Computes softmax(q k' / sqrt d) v of arrays [b, n, heads, d]."""
     scale = Node(np.asarray(query.value.shape[-1] ** -0.5, query.value.dtype))
     logits = einsum("bqhd,bkhd->bhqk", multiply(query, scale), key)
     return einsum("bhqk,bkhd->bqhd", softmax(logits), value)
 
 
 def layer_norm(x: Node, scale: Node, bias: Node, *, eps: float = 1e-6) -> Node:
-    """LayerNorm over the last axis."""
+    """Computes LayerNorm over the last axis."""
     centred = x.value - x.value.mean(-1, keepdims=True)
     inverse = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
     unit = centred * inverse
@@ -157,7 +157,7 @@ def layer_norm(x: Node, scale: Node, bias: Node, *, eps: float = 1e-6) -> Node:
 
 
 def gelu_erf(x: Node) -> Node:
-    """GELU: x times the normal distribution function."""
+    """Computes GELU: x times the normal distribution function."""
     v = x.value
     cdf = special.erfc(-v * np.sqrt(0.5).astype(v.dtype)) / 2
     density = np.exp(-(v**2) / 2) / np.sqrt(2 * np.pi).astype(v.dtype)
@@ -165,7 +165,7 @@ def gelu_erf(x: Node) -> Node:
 
 
 def gelu_tanh(x: Node) -> Node:
-    """GELU's approximation by tanh."""
+    """Computes the tanh approximation of GELU."""
     v, slope = x.value, np.sqrt(2 / np.pi).astype(x.value.dtype)
     t = np.tanh(slope * (v + v.dtype.type(0.044715) * v**3))
     inner = slope * (1 + v.dtype.type(3 * 0.044715) * v**2)
@@ -173,27 +173,27 @@ def gelu_tanh(x: Node) -> Node:
 
 
 def softmax_xent(x: Node, targets: np.ndarray) -> Node:
-    """Cross-entropy for each example; targets sum to one."""
+    """Computes the cross-entropy of each example; targets sum to one."""
     shifted = x.value - x.value.max(-1, keepdims=True)
     logs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return Node(-(targets * logs).sum(-1), (x, lambda g: g[:, None] * (np.exp(logs) - targets)))
 
 
 def sigmoid_xent(x: Node, targets: np.ndarray) -> Node:
-    """The sum over classes of binary cross-entropies, for each example."""
+    """Computes the sum over classes of binary cross-entropies, for each example."""
     v = x.value
     losses = np.maximum(v, 0) - v * targets + np.log1p(np.exp(-np.abs(v)))
     return Node(losses.sum(-1), (x, lambda g: g[:, None] * (special.expit(v) - targets)))
 
 
 def vit(images: np.ndarray, targets: np.ndarray, params: dict, *, patch: int) -> Node:
-    """The mean loss of a pre-norm ViT with class token and scanned blocks.
+    """Computes the mean loss of a pre-norm ViT with class token and scanned blocks.
 
     Args:
       images: [b, side, side, channels].
       targets: [b, classes].
-      params: nodes, in a tree as the model's; stacked blocks as lists of nodes.
-      patch: its side.
+      params: nodes in the tree of the model's parameters, with "blocks" as a list of trees.
+      patch: side of a patch in pixels.
     """
     b, side, _, channels = images.shape
     grid = side // patch

@@ -1,25 +1,24 @@
-"""Two updates of each optimizer in NumPy, in the precision of their inputs: a reference."""
+"""Reference implementations of the optimizers in NumPy, in the precision of their inputs."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 LR, DECAY, B1, B2, EPS, MOMENTUM = 1e-2, 0.1, 0.9, 0.999, 1e-8, 0.9
-MUON = (3.4445, -4.7750, 2.0315)  # Coefficients of Newton and Schulz's iteration, Jordan 2024.
+MUON = (3.4445, -4.7750, 2.0315)  # Coefficients of the Newton-Schulz iteration, Jordan 2024.
 
 
 def updated(name: str, kernel: np.ndarray, grads: Sequence[np.ndarray]) -> np.ndarray:
-    """A kernel after one update for each gradient.
+    """Returns a kernel after one update per gradient.
 
     Args:
-      name: of an optimizer, as `config.optim.name`.
+      name: a value of `config.optim.name`.
       kernel: [n, width], both at least 32.
-      grads: of its shape.
+      grads: gradients with the shape of the kernel.
     """
-    direction = _DIRECTIONS[name](grads, kernel.dtype.type)
-    for u in direction:
+    for u in _DIRECTIONS[name](grads, kernel.dtype.type):
         u = u + kernel.dtype.type(DECAY) * kernel
-        if name == "lamb":  # Its trust ratio takes in the weight decay.
+        if name == "lamb":  # The trust ratio includes the weight decay.
             u = u * (np.sqrt((kernel**2).sum()) / np.sqrt((u**2).sum()))
         kernel = kernel - kernel.dtype.type(LR) * u
     return kernel
@@ -54,7 +53,7 @@ def _adafactor(grads, number) -> Iterator[np.ndarray]:
         keep = min(number(B2), 1 - number(t) ** number(-0.8))
         rows = keep * rows + (1 - keep) * (g**2).mean(1)
         columns = keep * columns + (1 - keep) * (g**2).mean(0)
-        # Which side the mean is taken over makes no difference but for rounding.
+        # Normalising by the mean of rows or of columns differs only by rounding.
         u = g / np.sqrt(rows / rows.mean())[:, None] / np.sqrt(columns)
         m = number(MOMENTUM) * m + number(1 - MOMENTUM) * u
         yield m

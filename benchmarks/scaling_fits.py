@@ -1,17 +1,18 @@
-"""How often intervals cover the truth, and how fast thousands of fits are: two tables.
+"""Measures the coverage of intervals, and the speed of thousands of fits.
 
     python -m benchmarks.scaling_fits
 
-Coverage: frontiers are drawn from a known law with noise of the logs, fitted, and read at ten times
-their largest x; counted is how often an interval that claims 90% has the true curve in it. The
-binomial standard error of 200 draws at .90 is .021; --draws=1000 halves it, and --draws=2 with
---refits=20 only shows that this program works.
+Coverage: draws frontiers from a known law with noise of the logs, fits them, and predicts at ten
+times their largest x. The coverage is the share of 90% intervals that contain the true curve. The
+binomial standard error of 200 draws at .90 is .021; --draws=1000 halves it. --draws=2 with
+--refits=20 only tests this program.
 
-Speed: 4,000 bootstrap refits of the law chinchilla to 240 runs by Huber's loss of delta .001, in
-seconds, against scipy.optimize.minimize (L-BFGS-B): from one start of Hoffmann et al.'s grid, with
-exact gradients and with SciPy's own differences, and from the parameters of the fit to all runs,
-from which ours start, too; there it stops early, as its losses show. SciPy is timed on the first
-100 of the same draws, whose median is scaled up; its spread is that of five times 20.
+Speed: seconds for 4,000 bootstrap refits of the law chinchilla to 240 runs by Huber's loss with
+delta .001, compared with scipy.optimize.minimize (L-BFGS-B). SciPy starts from one point of
+Hoffmann et al.'s grid, with exact gradients and with its finite differences; and from the
+parameters of the fit to all runs, like ours, where it stops early, as its losses show. SciPy is
+timed on the first 100 of the same draws, and the median is scaled up; its spread is that of five
+blocks of 20.
 """
 
 import collections
@@ -33,21 +34,21 @@ from vit_jax.scaling.intervals import Band, band, deviation
 from vit_jax.scaling.laws import law as law_by_name
 
 LEVEL = 0.9
-DRAWS = 500  # Of each bootstrap.
+DRAWS = 500  # Draws of each bootstrap.
 GRID_START = (0.5, 5.0, 5.0, 0.5, 0.5)  # Logs of E, A, B; alpha, beta.
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A law with noise, and where it is seen.
+    """A law with noise, and its design points.
 
     Attributes:
-      name: for the table.
-      law: the name of the true law, which is fitted, too.
+      name: name in the table.
+      law: name of the true law, which is also the fitted one.
       params: its parameters.
       noise: standard deviation of log y.
-      points: evenly spaced in log x from 1 to 1,000.
-      heavy: whether the noise has Student's distribution with three degrees of freedom.
+      points: number of points, evenly spaced in log x from 1 to 1,000.
+      heavy: whether the noise has Student's t distribution with three degrees of freedom.
     """
 
     name: str
@@ -80,18 +81,18 @@ SETTINGS = (
 
 
 def by_profile(of: Fit, x: np.ndarray, seed: int) -> tuple[float, float]:
-    """What `vit_jax.scaling` gives by default."""
+    """Returns the profile interval, the default of `vit_jax.scaling`."""
     return _ends(band(of, {"x": x}, level=LEVEL))
 
 
 def by_percentiles(of: Fit, x: np.ndarray, seed: int) -> tuple[float, float]:
-    """Percentiles of fits to rows drawn with replacement."""
+    """Returns percentiles of fits to rows drawn with replacement."""
     drawn = bootstrap(of, draws=DRAWS, seed=seed)
     return _ends(percentile_band(of, drawn, {"x": x}, level=LEVEL))
 
 
 def by_simulation(of: Fit, x: np.ndarray, seed: int) -> tuple[float, float]:
-    """Percentiles of fits to the law with new noise, of a variance over n - p."""
+    """Returns percentiles of fits to the law with simulated noise, its variance over n - p."""
     noise = np.random.default_rng(seed).standard_normal((DRAWS, of.n)) * deviation(of)
     drawn = refits(of, y=of.predict(of.inputs) * np.exp(noise))
     return _ends(percentile_band(of, drawn, {"x": x}, level=LEVEL))
@@ -107,16 +108,9 @@ METHODS: dict[str, Callable[[Fit, np.ndarray, int], tuple[float, float]]] = {
 def coverage(
     setting: Setting, methods: Sequence[str], *, draws: int, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """How often intervals have the true curve in them, and the median factor that they span.
-
-    Args:
-      setting: what is drawn.
-      methods: of `METHODS`; all see the same draws.
-      draws: how many frontiers.
-      seed: of their noise.
-    """
+    """Returns the coverage of intervals, and the median ratio of their ends, by method."""
     rng = np.random.default_rng(seed)
-    # The law itself, without the Pareto frontier that would sort the noise.
+    # Without the Pareto frontier, which would select by noise.
     law = dataclasses.replace(law_by_name(setting.law), pareto=False)
     x = np.logspace(0, 3, setting.points)
     target = np.array([10 * x[-1]])
@@ -137,11 +131,11 @@ def coverage(
 
 
 def speed(*, count: int, against: int = 100) -> dict[str, float]:
-    """Times of our refits and of SciPy's, and how their losses compare.
+    """Returns the times of our refits and of SciPy's, and ratios of their losses.
 
     Args:
-      count: of our refits.
-      against: how many of them SciPy is timed on, at least 5.
+      count: number of our refits.
+      against: number of them on which SciPy is timed, at least 5.
     """
     of, weights = chinchilla_refits(count)
     times = []
@@ -156,12 +150,12 @@ def speed(*, count: int, against: int = 100) -> dict[str, float]:
         "ours, share converged": float(ours.converged.mean()),
     }
     fitted = [math.log(of.params[k]) for k in "EAB"] + [of.params[k] for k in ("alpha", "beta")]
-    ways = {
+    settings = {
         "exact gradients": (True, GRID_START),
         "own differences": (False, GRID_START),
         "from our start": (True, fitted),
     }
-    for name, (exact, start) in ways.items():
+    for name, (exact, start) in settings.items():
         theirs, losses = [], []
         for row in weights[:against]:
             began = time.perf_counter()
@@ -203,19 +197,19 @@ def _scipy(of: Fit, weights: np.ndarray, start: Sequence[float], *, exact: bool)
         shares = np.exp(terms - top)
         total = shares.sum(0)
         shares /= total
-        miss = top + np.log(total) - log_y
-        near = np.minimum(np.abs(miss), of.delta)
-        pull = weights * np.clip(miss, -of.delta, of.delta)
+        residuals = top + np.log(total) - log_y
+        near = np.minimum(np.abs(residuals), of.delta)
+        pull = weights * np.clip(residuals, -of.delta, of.delta)
         slopes = [shares[0], shares[1], shares[2], -shares[1] * log_n, -shares[2] * log_d]
-        return float(weights @ (near * (np.abs(miss) - near / 2))), np.array(slopes) @ pull
+        return float(weights @ (near * (np.abs(residuals) - near / 2))), np.array(slopes) @ pull
 
     if exact:
         return float(minimize(objective, start, jac=True, method="L-BFGS-B").fun)
     return float(minimize(lambda p: objective(p)[0], start, method="L-BFGS-B").fun)
 
 
-def _ends(found: Band) -> tuple[float, float]:
-    return float(found.low[0]), float(found.high[0])
+def _ends(predictions: Band) -> tuple[float, float]:
+    return float(predictions.low[0]), float(predictions.high[0])
 
 
 if __name__ == "__main__":
@@ -228,8 +222,8 @@ if __name__ == "__main__":
             print(f"{name:50} {value:10.3f}", flush=True)
         print(f"\n{'coverage of 90% intervals (span)':44}" + "".join(f"{m:>24}" for m in METHODS))
         for seed, setting in enumerate(SETTINGS):
-            found = coverage(setting, tuple(METHODS), draws=_DRAWS.value, seed=seed)
-            cells = [f"{share:.3f} ({span:.3g}x)" for share, span in found.values()]
+            results = coverage(setting, tuple(METHODS), draws=_DRAWS.value, seed=seed)
+            cells = [f"{share:.3f} ({span:.3g}x)" for share, span in results.values()]
             print(f"{setting.name:44}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
 
     cli.run(main)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.seeds --config=configs/quickstart.py --workdir=runs/seeds --num_seeds=5
 
-Every seed is a run of its own below the work directory, with other initial parameters and another
-order of the data. Repeating the command goes on where it stopped.
+Every seed is a run in its own folder of the work directory, with other initial parameters and
+another order of the data. The same command resumes after an interruption.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ from vit_jax.train import train
 
 
 def accuracy(config: FrozenConfigDict, seed: int, folder: pathlib.Path) -> float:
-    """The last test accuracy of the config with this seed; trains as far as is not yet done."""
+    """Trains the config with this seed, or resumes it; returns the last test accuracy."""
     seeded = ConfigDict(config.as_configdict())
     seeded.seed = seed
     train(freeze(seeded), folder / f"seed{seed}")
@@ -32,7 +32,7 @@ def accuracy(config: FrozenConfigDict, seed: int, folder: pathlib.Path) -> float
 if __name__ == "__main__":
     _CONFIG = cli.define_config()
     flags.declare_key_flag("config")
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all the runs.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
     _NUM_SEEDS = flags.DEFINE_integer("num_seeds", 5, "Seeds 0, 1, 2, ...", lower_bound=1)
     flags.mark_flags_as_required(["config", "workdir"])
 

@@ -1,15 +1,15 @@
-"""Does pre-training pay? One half of Fashion-MNIST's classes for the other, with few labels.
+"""Measures transfer from one half of Fashion-MNIST's classes to the other, with few labels.
 
     python -m benchmarks.transfer --workdir=runs/transfer
 
-A small ViT is trained on the classes 0 to 4 (shirts, dresses, ...) at 28 pixels. The classes 5 to 9
-(shoes, bags, ...) are then learned from a few labelled images of each at 42 pixels, with position
-embeddings resized from 4 x 4 to 6 x 6 patches, in four ways: from scratch, fine-tuned, by a linear
-probe, by LoRA. All have the same model, images, augmentation (but the probe, which has none),
-number of updates and batch size. Each way has the learning rate that was best, with the fewest
-labels, on images of `train` that no run is trained on, for a seed that is not reported.
+A small ViT is pre-trained on the classes 0 to 4 (shirts, dresses, ...) at 28 pixels. The classes 5
+to 9 (shoes, bags, ...) are then learned from a few labelled images of each at 42 pixels, with
+position embeddings resized from 4 x 4 to 6 x 6 patches, by four methods: from scratch, fine-tuning,
+a linear probe, LoRA. All use the same model, images, augmentation (none for the probe), number of
+updates and batch size. The learning rate of each method is the best with the fewest labels on
+images of `train` that no run is trained on, for a seed that is not reported.
 
-Repeating the command goes on where it stopped; --size=toy only shows that this program works.
+The same command resumes after an interruption; --size=toy only tests this program.
 Measured on 2 cores of an AMD EPYC, shared with others (pre-training 13 minutes, a run half a
 minute, a probe 5 seconds); mean and standard deviation of test accuracy over three seeds:
 
@@ -48,17 +48,17 @@ AUGMENTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much is trained, on which part of "train", and on which part learning rates are judged.
+    """The size of the study.
 
     Attributes:
-      width: of the model; the hidden units of its MLP are four times as many.
-      depth: of the model.
-      epochs: of pre-training.
-      steps: of each transfer.
-      batch_size: of pre-training and of transfers.
-      train: the split that labelled images are taken from.
-      val: the split that learning rates are judged on.
-      seeds: how many are reported; the next one is for choosing learning rates.
+      width: width of the model; its MLPs have four times as many hidden units.
+      depth: number of blocks.
+      epochs: epochs of pre-training.
+      steps: steps of each transfer.
+      batch_size: batch sizes of pre-training and of transfers.
+      train: split of the labelled images.
+      val: split on which learning rates are chosen.
+      seeds: number of reported seeds; the next seed is for choosing learning rates.
     """
 
     width: int = 96
@@ -75,7 +75,7 @@ SIZES = {
     "full": Size(),
     "toy": Size(16, 1, 1.0, 2, (8, 5), "train[:50%]", "train[50%:]", seeds=2),
 }
-# What is tried of each way; half a decade apart.
+# Candidates by method, half a decade apart.
 LEARNING_RATES = {
     "scratch": (1e-3, 3e-3, 1e-2),
     "full": (0.01, 0.03, 0.1),
@@ -97,14 +97,14 @@ def _base(*, image_size: int) -> ConfigDict:
 
 
 def architecture(c: ConfigDict, size: Size) -> None:
-    """Six narrow blocks on 16 patches at 28 pixels, in full 0.7 million parameters."""
+    """Sets the model: six narrow blocks, 16 patches at 28 pixels, 0.7 million parameters (full)."""
     c.model.variant = "Ti/7"
     c.model.update({"width": size.width, "depth": size.depth, "mlp_dim": 4 * size.width})
     c.model.update({"num_heads": 4, "pool": "gap"})
 
 
 def pre_training(size: Size) -> ConfigDict:
-    """AdamW on the images of the first five classes, 30,000 in all."""
+    """Returns the config of pre-training: AdamW on 30,000 images of the first five classes."""
     c = _base(image_size=28)
     architecture(c, size)
     c.batch_size, c.total_epochs = size.batch_size[0], size.epochs
@@ -115,28 +115,30 @@ def pre_training(size: Size) -> ConfigDict:
     return c
 
 
-def transfer(way: str, size: Size, *, origin: str, shots: int, seed: int, lr: float) -> ConfigDict:
-    """The other five classes at 42 pixels, in full for 200 updates of 50 images.
+def transfer(
+    method: str, size: Size, *, origin: str, shots: int, seed: int, lr: float
+) -> ConfigDict:
+    """Returns the config of a transfer to the other five classes, at 42 pixels.
 
     Args:
-      way: a key of `LEARNING_RATES`; all but "scratch" are modes of configs/finetune.py.
-      size: of the study.
+      method: a key of `LEARNING_RATES`; all except "scratch" are modes of configs/finetune.py.
+      size: size of the study.
       origin: work directory of the pre-training.
-      shots: labelled images of each class.
-      seed: decides which, their order and what is random in them.
-      lr: at the schedule's peak.
+      shots: number of labelled images of each class.
+      seed: seed of their choice, order and augmentation.
+      lr: peak learning rate.
     """
     c = _base(image_size=42)
-    if way == "scratch":
+    if method == "scratch":
         architecture(c, size)
     else:
-        recipe = finetune.get_config(f"mode={way},size=42,rank=8")
+        recipe = finetune.get_config(f"mode={method},size=42,rank=8")
         c.init_from, c.init_skip, c.model.variant = origin, recipe.init_skip, ""
         c.model.lora_rank, c.cache_features = recipe.model.lora_rank, recipe.cache_features
         c.optim.freeze = recipe.optim.freeze
         for key in ("name", "momentum", "momentum_dtype", "weight_decay"):
             c.optim[key] = recipe.optim[key]
-        if way == "probe":
+        if method == "probe":
             c.data.train_transforms = PLAIN
     c.seed, c.optim.lr = seed, lr
     c.batch_size, c.total_steps = size.batch_size[1], size.steps
@@ -145,60 +147,62 @@ def transfer(way: str, size: Size, *, origin: str, shots: int, seed: int, lr: fl
     return c
 
 
-def chosen(way: str, size: Size, *, origin: str, shots: int, folder: pathlib.Path) -> float:
-    """The learning rate that is best on images that no run is trained on.
+def best_learning_rate(
+    method: str, size: Size, *, origin: str, shots: int, folder: pathlib.Path
+) -> float:
+    """Returns the learning rate that is best on images that no run is trained on.
 
-    They are the last 5,000 of "train", those of the runs among the first 10,000. Its seed is one
+    These are the last 5,000 of "train"; labelled images are among the first 10,000. Uses a seed
     that no reported run has.
     """
-    found = {}
-    for lr in LEARNING_RATES[way]:
-        c = transfer(way, size, origin=origin, shots=shots, seed=size.seeds, lr=lr)
+    accuracy = {}
+    for lr in LEARNING_RATES[method]:
+        c = transfer(method, size, origin=origin, shots=shots, seed=size.seeds, lr=lr)
         c.evals = ConfigDict({"val": classification_eval(split=size.val)})
-        found[lr] = measured(c, folder / f"{way}-{shots}-lr{lr:g}", "val/top1")
-    said = ", ".join(f"{lr:g}: {value:.2%}" for lr, value in found.items())
-    print(f"{way}, {shots} labels a class, learning rates by validation: {said}", flush=True)
-    return max(found, key=found.get)
+        accuracy[lr] = train_and_measure(c, folder / f"{method}-{shots}-lr{lr:g}", "val/top1")
+    text = ", ".join(f"{lr:g}: {value:.2%}" for lr, value in accuracy.items())
+    print(f"{method}, {shots} labels a class, learning rates by validation: {text}", flush=True)
+    return max(accuracy, key=accuracy.get)
 
 
-def measured(config: ConfigDict, workdir: pathlib.Path, metric: str) -> float:
-    """Trains, or goes on, or finds it done; gives the metric after the last update."""
+def train_and_measure(config: ConfigDict, workdir: pathlib.Path, metric: str) -> float:
+    """Trains or resumes a run, if it is not finished; returns the metric after the last update."""
     with contextlib.redirect_stdout(io.StringIO()):
         train(freeze(config), workdir)
     return read_jsonl(workdir / "metrics.jsonl")[-1][metric]
 
 
-def study(folder: pathlib.Path, size: Size, ways: Sequence[str], every: Sequence[int]) -> None:
+def study(
+    folder: pathlib.Path, size: Size, methods: Sequence[str], all_shots: Sequence[int]
+) -> None:
     """Trains all runs of the study below a folder, and prints a line for each cell of the table.
 
-    Args:
-      folder: of all the runs.
-      size: of the study.
-      ways: keys of `LEARNING_RATES`.
-      every: numbers of labelled images of each class, ascending.
+    `all_shots` are numbers of labelled images of each class, ascending.
     """
     origin = str(folder / "pre_training")
-    value = measured(pre_training(size), pathlib.Path(origin), "test/top1")
+    value = train_and_measure(pre_training(size), pathlib.Path(origin), "test/top1")
     print(f"pre-training: {value:.2%} of the test images of its own five classes", flush=True)
-    for way in ways:
-        lr = chosen(way, size, origin=origin, shots=every[0], folder=folder)
-        for shots in every:
+    for method in methods:
+        lr = best_learning_rate(method, size, origin=origin, shots=all_shots[0], folder=folder)
+        for shots in all_shots:
             values = []
             for seed in range(size.seeds):
-                c = transfer(way, size, origin=origin, shots=shots, seed=seed, lr=lr)
-                values.append(measured(c, folder / f"{way}-{shots}-seed{seed}", "test/top1"))
+                c = transfer(method, size, origin=origin, shots=shots, seed=seed, lr=lr)
+                values.append(
+                    train_and_measure(c, folder / f"{method}-{shots}-seed{seed}", "test/top1")
+                )
             each = ", ".join(f"{value:.2%}" for value in values)
             print(
-                f"{way}, {shots} labels a class, lr {lr:g}: mean {statistics.mean(values):.2%},"
+                f"{method}, {shots} labels a class, lr {lr:g}: mean {statistics.mean(values):.2%},"
                 f" standard deviation {statistics.stdev(values):.2%} ({each})",
                 flush=True,
             )
 
 
 if __name__ == "__main__":
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all the runs.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
     _SHOTS = flags.DEFINE_list("shots", ["10", "25"], "Labelled images of each class.")
-    _SIZE = flags.DEFINE_enum("size", "full", list(SIZES), "Of models and runs.")
+    _SIZE = flags.DEFINE_enum("size", "full", list(SIZES), "Size of models and runs.")
     flags.mark_flag_as_required("workdir")
 
     def main(argv: Sequence[str]) -> None:

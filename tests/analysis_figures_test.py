@@ -105,7 +105,7 @@ def test_predictions_of_colour_images_with_long_names(tmp_path, texts):
     [("", ""), (14 * "a", 14 * "a"), (15 * "a", 13 * "a" + "…"), (7 * "\u732b", 7 * "\u732b"),
      (80 * "\u732b", 6 * "\u732b" + "…"), ("a\n b", "a  b")],
 )  # fmt: skip
-def test_long_names_are_cut_to_what_has_room(name, shown):
+def test_long_names_are_truncated(name, shown):
     assert shorten(name) == shown
 
 

@@ -48,7 +48,7 @@ def test_a_group_at_chance_is_named_and_the_others_are_fitted(chance):
     assert "b, 6 not fitted" in labels
 
 
-def test_nothing_but_equal_values_is_an_error_that_says_so():
+def test_only_equal_values_are_an_error():
     for law in ("auto", "power_floor"):
         with pytest.raises(DataError, match=r"(?s)No law could be fitted.*y is 0\.5 in"):
             asked(groups(a=np.full(8, 0.5)), law=law)
@@ -76,7 +76,7 @@ def accuracies(scale=1.0):
 
 
 @pytest.mark.parametrize(("scale", "whole"), [(1.0, 1), (100.0, 100)])
-def test_an_accuracy_is_warned_of_and_its_error_is_fitted(scale, whole):
+def test_an_accuracy_raises_a_warning_and_its_error_is_fitted(scale, whole):
     table = accuracies(scale)
     result, _ = asked(table, y="test/top1", group=("model",))
     warning = result["rows"][-1]

@@ -185,7 +185,7 @@ def test_the_arms_of_a_star(tmp_path):
         ({"law": "power", "y": "Loss"}, ConfigError, 'no column "total_train_flops"'),
         ({"law": "chinchilla", "y": "Loss", "predict": (1.0,)}, ConfigError, "laws of one input"),
         ({"law": "power", "budgets": (1.0,)}, ConfigError, "--budget is for the law chinchilla"),
-        ({"law": "isoflop", "hold_back": ("Loss>1",)}, ConfigError, "fit chinchilla to judge"),
+        ({"law": "isoflop", "hold_back": ("Loss>1",)}, ConfigError, "fit chinchilla to test"),
         ({"predict": (1.0, np.inf)}, ConfigError, "--predict=1,inf: write numbers above 0"),
         ({"columns": {"n": "Loss"}}, ConfigError, "--n=Loss: the law auto has no input n, only x"),
         (
@@ -222,7 +222,9 @@ def test_a_group_of_fewer_runs_than_parameters_is_named(tmp_path):
     text, result, _ = asked(table, **question)
     a, b = result["groups"]
     assert a["params"]["c"]["low"] < -0.3 < a["params"]["c"]["high"]
-    assert b["error"].startswith("2 clusters are too few how sure the 2 parameters of power are")
+    assert b["error"].startswith(
+        "2 clusters are too few for intervals of the 2 parameters of power"
+    )
     assert "2 clusters are too few" in text
 
 

@@ -130,7 +130,7 @@ def test_a_torn_last_line_is_dropped(tmp_path):
         ("config.json", '{"evals": 3, "batch_size": "many"}'),
     ],
 )
-def test_a_damaged_file_costs_its_run_alone(tmp_path, file, content):
+def test_a_damaged_file_affects_only_its_run(tmp_path, file, content):
     make_run(tmp_path, "a")
     (make_run(tmp_path, "b") / file).write_text(content)
     runs = table(tmp_path)

@@ -114,7 +114,7 @@ def _scipy_best(name, inputs, y, *, starts, seed=0):
 
 
 @pytest.mark.parametrize("name", ["power_floor", slow("m3"), "frontier", slow("bnsl")])
-def test_no_start_of_scipy_finds_a_better_fit(name):
+def test_scipy_finds_no_better_fit_from_any_start(name):
     x, y = frontier()
     of = law(name)
     on = fit(name, {"x": x}, y, delta=math.inf)
@@ -123,7 +123,7 @@ def test_no_start_of_scipy_finds_a_better_fit(name):
     assert of is on.law
 
 
-def test_no_start_of_scipy_finds_a_better_chinchilla():
+def test_scipy_finds_no_better_chinchilla_fit_from_any_start():
     y = law("chinchilla").predict(CHINCHILLA, {"n": N, "d": D})
     y *= np.exp(0.02 * np.random.default_rng(3).standard_normal(len(y)))
     fitted = fit("chinchilla", {"n": N, "d": D}, y, delta=math.inf)

@@ -46,7 +46,7 @@ def test_the_p_value_is_that_of_a_regression():
     assert p_value == pytest.approx(stats.f.sf(ratio, 2, 16), rel=1e-6)
 
 
-def test_exact_data_and_too_few_rows_say_nothing():
+def test_exact_data_and_too_few_rows_have_a_p_value_of_one():
     x = np.geomspace(1, 100, 9)
     assert form_p_value(fit("power", {"x": x}, 0.9 * x**-0.2)) == 1.0
     assert form_p_value(fit("power", {"x": x[:4]}, 0.9 * x[:4] ** -0.2 * [1, 1.1, 1, 0.9])) == 1.0
@@ -64,7 +64,7 @@ def test_the_published_frontier_has_the_form_of_its_law():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("law", ["power_floor", "frontier"])
-def test_a_right_form_is_seldom_blamed(law):
+def test_a_correct_law_is_rejected_at_the_significance_level(law):
     rng = np.random.default_rng(1)
     blamed = [form_p_value(fit(law, *levelling(rng))) < LEVEL for _ in range(200)]
     assert np.mean(blamed) <= 0.08  # .05 and two standard errors.

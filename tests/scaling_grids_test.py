@@ -27,7 +27,7 @@ def test_paired_goes_through_its_keys_together():
         grids.paired({"a": (1, 2), "b": (3,)})
 
 
-def test_chain_leaves_out_what_was_there_already():
+def test_chain_removes_duplicates():
     assert chain([{"a": 1}, {"a": 2}], [{"a": 1}, {"a": 3}]) == [{"a": 1}, {"a": 2}, {"a": 3}]
 
 
@@ -61,7 +61,7 @@ def test_durations_without_a_length():
         durations({"seed": 3}, (), cooldown=0.2)
 
 
-def test_names_are_fit_for_folders_and_tell_points_apart():
+def test_names_are_valid_folders_and_distinguish_points():
     point = {":model": "R50+B/16", "optim.lr": 1e-3, "model.image_size": (28, 56)}
     assert point_name(point) == "model=R50+B-16,lr=0.001,image_size=28x56"
     assert point_name({}) == "run"

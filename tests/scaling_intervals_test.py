@@ -108,7 +108,7 @@ def test_intervals_do_not_depend_on_units(unit):
         assert other[name].high == pytest.approx(factor * one[name].high, rel=2e-3)
 
 
-def test_rows_that_err_together_widen_an_interval():
+def test_dependent_errors_widen_an_interval():
     """Each run evaluated five times, with one error: five times the rows say no more."""
     x, y = power_law(points=12)
     once = intervals.band(fit("power", {"x": x}, y, delta=math.inf), {"x": [1e4]})

@@ -116,7 +116,7 @@ def test_m4_has_the_derivatives_of_the_implicit_function():
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_scaled_inputs_and_their_parameters_say_the_same(name):
+def test_scaled_inputs_with_rescaled_parameters_predict_the_same(name):
     """What a fit searches in is the paper's law: parameters of x / 1000 come back as those of x."""
     of = law(name)
     values = {parameter.name: 0.3 + 0.1 * i for i, parameter in enumerate(of.table)}
@@ -145,7 +145,7 @@ def test_repeated_examples_are_worth_less_and_a_single_epoch_is_chinchilla():
     assert (np.diff(losses) > 0).all()
 
 
-def test_far_outside_the_data_the_laws_stay_numbers():
+def test_predictions_far_outside_the_data_are_finite():
     for name, (params, inputs, _) in FORMULAS.items():
         for factor in (1e-12, 1e12):
             far = {role: x * factor for role, x in inputs.items()}

@@ -74,7 +74,7 @@ def shape_fit(noise=0.0):
     return fit("shape", {"x": SHAPE_X, "t": SHAPE_T}, y * np.exp(noise * z))
 
 
-def test_best_shape_is_where_the_law_is_lowest_and_inside_the_sweep():
+def test_best_shape_minimises_the_law_inside_the_sweep():
     params = dict(
         zip(
             ("alpha", "a", "beta", "b", "xi", "c", "eps"),
@@ -147,7 +147,7 @@ def test_valleys_have_the_predicted_bias_and_the_right_exponent():
     assert len(by_d.valleys) == 5 and by_d.spread == pytest.approx(4.0, rel=0.05)
 
 
-def test_valleys_without_a_lowest_point_are_refused():
+def test_valleys_without_a_minimum_are_refused():
     x = np.array([1.0, 2.0, 4.0, 8.0])
     with pytest.raises(DataError, match="opens downwards"):
         valley(1e18, x, 1 - 0.1 * (np.log(x) - 1) ** 2)
@@ -193,7 +193,7 @@ def test_curves_that_do_not_cross_have_no_crossing():
     assert "not by more than the intervals" in curves.crossover(grid, exact(y / 2), unsure).reason
 
 
-def test_how_many_more_images_for_the_same_error():
+def test_ratio_of_images_for_the_same_error():
     grid = np.logspace(2, 8, 4001)
     first, second = grid**-0.3, 3 * grid**-0.3
     factor = curves.more_images(grid, exact(first), exact(second), at=1e4)
@@ -229,7 +229,7 @@ points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, m
 
 
 @given(points)
-def test_pareto_frontier_is_what_no_other_run_beats(rows):
+def test_pareto_frontier_is_the_non_dominated_runs(rows):
     x, y = (np.array(v) for v in zip(*rows, strict=True))
     on = pareto(x, y)
     for i in range(len(x)):

@@ -61,7 +61,7 @@ def test_invalid_conditions_are_refused(table, condition, message):
         matches(table, condition)
 
 
-def test_of_a_sweep_the_last_step_and_the_test_count(table):
+def test_default_rows_of_a_sweep_are_the_last_step_and_the_test_split(table):
     rows, notes = select(table, needed=("error",), where=(), y="error")
     assert table["run"][rows].tolist() == ["a-10", "a-20", "b-10", "b-20"]
     assert {*table["evaluation"][rows].tolist()} == {"test"} and table["final"][rows].all()

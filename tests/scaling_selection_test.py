@@ -77,7 +77,7 @@ def test_a_law_with_curved_residuals_is_not_chosen():
     assert choice.curved == ("power",) and choice.law == choice.best == "frontier"
 
 
-def test_the_verdict_goes_by_the_interval_and_not_by_the_law():
+def test_the_verdict_depends_on_the_interval_and_not_on_the_law():
     x, y = saturating(noise=0.01)
     assert extrapolation(fit("power_floor", {"x": x}, y), {"x": [1e4]}).supported
     few = slice(0, 5)
@@ -107,7 +107,7 @@ def test_a_held_out_error_is_that_of_a_fit_below():
     assert errors.mean == pytest.approx(np.mean(errors.errors))
 
 
-def test_the_final_test_is_not_looked_at():
+def test_the_test_set_is_not_used():
     """Whatever y the held-out rows have, the choice and its predictions are the same."""
     laws = ("power", "power_floor", "m3")
     x, y = saturating()
@@ -143,7 +143,7 @@ def test_of_evenly_spaced_scales_each_origin_leaves_one_more_out(ratio):
     assert errors.errors[2] == pytest.approx(math.log(1.1))
 
 
-def test_laws_that_cannot_be_judged_are_refused_or_skipped_with_the_reason():
+def test_laws_that_cannot_be_fitted_are_refused_or_skipped_with_the_reason():
     x, y = saturating(points=7)
     choice = choose({"x": x}, y, laws=("power", "bnsl"))
     assert choice.law == "power" and "6 parameters" in choice.skipped["bnsl"]

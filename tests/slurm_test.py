@@ -142,7 +142,7 @@ def test_a_cancelled_job_is_reported_and_submitted_again(tmp_path, slurm):
     assert records.read_job(workdir) != job
 
 
-def test_a_branch_that_has_nothing_to_wait_for_is_blocked(tmp_path, monkeypatch):
+def test_a_branch_whose_trunk_state_is_gone_is_blocked(tmp_path, monkeypatch):
     """Its trunk has finished and was tidied up: there is no job that it could come after."""
     branches = {"branch": ("trunk", 5), "twig": ("branch", 7)}
     runs = actors(tmp_path, dict.fromkeys(("trunk", "branch", "twig"), ""), branches)
@@ -155,7 +155,7 @@ def test_a_branch_that_has_nothing_to_wait_for_is_blocked(tmp_path, monkeypatch)
     assert "Its trunk branch could not start" in outcomes[2].error
 
 
-def test_a_job_is_gone_when_it_is_not_seen_twice_in_turn(tmp_path, monkeypatch):
+def test_a_job_is_lost_after_two_queries_without_it(tmp_path, monkeypatch):
     (run,) = actors(tmp_path, {"run": ""})
     records.change(run.workdir, name="run", status="running")
     records.write_job(run.workdir, "12")

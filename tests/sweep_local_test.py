@@ -90,14 +90,14 @@ def test_a_stopped_or_lost_run_is_started_again(tmp_path, code):
     assert (record.status, record.attempts) == ("finished", 2)
 
 
-def test_a_run_is_killed_without_end(tmp_path):
+def test_a_run_that_is_killed_repeatedly_fails(tmp_path):
     (run,) = actors(tmp_path, {"run": "os.kill(os.getpid(), signal.SIGKILL)"})
     record = launch([run])["run"]
     assert (record.status, record.attempts) == ("failed", MAX_DEATHS)
     assert "SIGKILL" in record.error
 
 
-def test_a_run_that_gets_further_each_time_is_never_given_up(tmp_path):
+def test_a_run_that_makes_progress_is_always_restarted(tmp_path):
     act = (
         "step = max(reached(), 0) + 1\nreach(step)\n"
         "if step < 10: os.kill(os.getpid(), signal.SIGKILL)"

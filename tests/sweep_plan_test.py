@@ -52,7 +52,7 @@ def test_a_point_is_a_command_and_the_config_that_the_command_gives(tmp_path, fi
     json.dumps(dict(run.values))
 
 
-def test_the_argument_of_the_sweep_is_every_runs_and_a_point_goes_before_it(tmp_path, file):
+def test_a_point_overrides_the_argument_of_the_sweep(tmp_path, file):
     def flags(argument, point):
         (run,) = plan_runs(
             [point], file=str(file), argument=argument, overrides={}, folder=tmp_path,
@@ -65,7 +65,7 @@ def test_the_argument_of_the_sweep_is_every_runs_and_a_point_goes_before_it(tmp_
     assert flags("", {"seed": 1}) == f"--config={file}"
 
 
-def test_a_duration_in_another_unit_goes_before_the_files(tmp_path, file):
+def test_a_duration_in_another_unit_overrides_the_files(tmp_path, file):
     (run,) = plan([{"total_epochs": 2.0}], tmp_path, file)
     assert (run.config.total_epochs, run.config.total_steps) == (2.0, None)
 
@@ -98,7 +98,7 @@ def test_a_branch_that_has_begun_keeps_its_path(tmp_path, file):
     check_unchanged(plan(points, tmp_path / "newer", file)[1])
 
 
-def test_names_of_their_own(tmp_path, file):
+def test_explicit_names(tmp_path, file):
     module = {}
     exec(REAL, module)
     runs = plan(module["sweep"](), tmp_path, file)

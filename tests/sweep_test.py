@@ -76,7 +76,7 @@ def test_a_line_for_what_has_changed(tmp_path):
     assert re.search(r"one: running\n.*one: failed: Out of", text) and "\x1b" not in text
 
 
-def test_a_table_says_how_far_each_is_and_how_long_all_will_take(tmp_path):
+def test_a_table_shows_progress_and_remaining_time(tmp_path):
     runs = actors(tmp_path, dict.fromkeys(("one", "two", "three", "bad"), ""))
     now = [0.0]
     stream = Terminal()
@@ -107,7 +107,7 @@ def test_a_table_says_how_far_each_is_and_how_long_all_will_take(tmp_path):
     assert "failed   bad: No such model.\n" in text
 
 
-def test_how_long_a_run_takes_is_judged_by_its_flops(tmp_path):
+def test_the_duration_of_a_run_is_estimated_from_its_flops(tmp_path):
     """Ten seconds to start, and a second for each FLOP."""
     work = {"small": 20.0, "large": 110.0, "larger": 1000.0, "unknown": None}
     runs = actors(tmp_path, dict.fromkeys(work, ""))

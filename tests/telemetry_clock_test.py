@@ -84,7 +84,7 @@ def test_a_clock_that_jumps_back_loses_only_the_jump():
 
 
 @pytest.mark.medium
-def test_totals_go_on_after_resume_on_other_devices():
+def test_totals_continue_after_resume_on_other_devices():
     now = FakeTime()
     first = Clock(num_devices=8, now=now)
     train(first, now, steps=3600)
@@ -103,14 +103,14 @@ def test_totals_go_on_after_resume_on_other_devices():
     assert summary["time/goodput"] == pytest.approx(0.75 * 7100 / 7200)
 
 
-def test_a_clock_of_the_last_release_goes_on():
+def test_a_clock_of_the_last_release_is_restored():
     state = {"seconds": {"step": 5.0}, "core_seconds": 7200.0, "examples": 9}
     clock = Clock(num_devices=2, now=FakeTime())
     clock.load_state_dict(state)
     assert clock.summary()["time/device_hours"] == 2.0
 
 
-def test_what_is_not_known_is_left_out():
+def test_unknown_rates_are_omitted():
     now = FakeTime()
     clock = Clock(num_devices=1, flops_per_example=1.0, peak_flops=None, now=now)
     assert "speed/img_per_s" not in clock.window()

@@ -104,7 +104,7 @@ def test_from_scratch_nothing_of_an_earlier_attempt_is_left(tmp_path):
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
-def test_half_written_last_line(tmp_path, cut):
+def test_a_torn_last_line(tmp_path, cut):
     run(tmp_path, range(6))
     path = tmp_path / "metrics.jsonl"
     whole = path.read_bytes()
@@ -129,7 +129,7 @@ def test_kept_lines_are_kept_to_the_byte_and_an_unchanged_file_is_not_rewritten(
 
 
 @pytest.mark.parametrize("damage", [b"\x00\x00\n", b'{"x": 1}\n', b"[1]\n", b'{"step": "1"}\n'])
-def test_damage_in_the_middle_is_said_not_repaired(tmp_path, damage):
+def test_damage_in_the_middle_is_an_error(tmp_path, damage):
     path = tmp_path / "metrics.jsonl"
     content = b'{"step": 0}\n' + damage + b'{"step": 2}\n'
     path.write_bytes(content)
@@ -139,7 +139,7 @@ def test_damage_in_the_middle_is_said_not_repaired(tmp_path, damage):
     assert path.read_bytes() == content
 
 
-def test_missing_file_is_said(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(DataError, match="work directory"):
         read_jsonl(tmp_path / "metrics.jsonl")
 

@@ -140,7 +140,7 @@ def local_bytes(tree):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("signalled", [None, 0, 5])
-def test_all_processes_learn_of_a_stop(signalled):
+def test_all_processes_receive_a_stop(signalled):
     mesh = make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
     flags = [processes.flag_array(value, mesh) for value in (False, True)]
     assert flags[0].shape == (8,) and len(flags[0].addressable_shards) == 8

@@ -94,7 +94,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, stochastic
     assert_same_run(stochastic_run, tmp_path / "killed")
 
 
-def test_a_run_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, stochastic_run):
+def test_a_run_resumes_from_a_checkpoint_to_the_same_bits(tmp_path, stochastic_run):
     shutil.copytree(stochastic_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
     run(tmp_path / "run", **STOCHASTIC)

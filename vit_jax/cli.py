@@ -238,9 +238,7 @@ def define_config(
 ) -> flags.FlagHolder:
     """Defines --config; read it with `read_config`.
 
-    Args:
-      values: receives the flag.
-      argv: the command line with overrides; None: that of the process.
+    `argv` is the command line with the overrides, by default that of the process.
     """
     holder = config_flags.DEFINE_config_file(
         "config",

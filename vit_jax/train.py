@@ -88,7 +88,7 @@ def train(
         # --- The initial or restored state
 
         claim = _Claim(experiment, workdir)
-        store = stack.enter_context(claim.held(allow_config_change=allow_config_change))
+        store = stack.enter_context(claim.acquire(allow_config_change=allow_config_change))
         watch.at("the initial state")
         with clock.span("init"):
             state, loop_state = _begin(experiment, program, store)
@@ -229,7 +229,7 @@ class _Claim:
         )
 
     @contextlib.contextmanager
-    def held(self, *, allow_config_change: bool) -> Iterator[Store]:
+    def acquire(self, *, allow_config_change: bool) -> Iterator[Store]:
         """Creates the directory, locks it, and opens its checkpoints.
 
         Raises:

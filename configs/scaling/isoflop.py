@@ -50,9 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     try:
         width, depth = map(int, model.split("x"))
     except ValueError:
-        raise ConfigError(
-            f'Config argument model="{model}": write WIDTHxDEPTH, such as 24x2.'
-        ) from None
+        raise ConfigError(f'Config argument model="{model}": write WIDTHxDEPTH, as 24x2.') from None
     return recipes.fashion_vit(width, depth, 4 * width, heads=2, steps=steps)
 
 

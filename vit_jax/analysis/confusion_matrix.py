@@ -24,11 +24,6 @@ def confusion(
 ) -> None:
     """Draws the confusion matrix, the reliability diagram and the most common mistakes.
 
-    Args:
-      report: report of a split with single labels.
-      class_names: C names.
-      out_png: the image to write.
-
     Raises:
       DataError: the report has no confusion matrix.
     """

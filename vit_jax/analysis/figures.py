@@ -84,12 +84,7 @@ def save(figure: Figure, out: epath.PathLike) -> None:
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """Returns the bytes of an image file, equal for equal figures.
-
-    Args:
-      figure: the figure to render.
-      kind: "png" or "svg".
-    """
+    """Returns the bytes of a "png" or "svg" file, equal for equal figures."""
     content = io.BytesIO()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

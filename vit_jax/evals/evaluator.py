@@ -96,10 +96,6 @@ class Evaluator:
     ) -> Iterator[tuple[Float[np.ndarray, "b classes"], dict[str, np.ndarray]]]:
         """Yields the probability of each class, batch by batch.
 
-        Args:
-          params: parameters of the model, on the mesh.
-          batches: the result of `batches`.
-
         Yields:
           Probabilities and their batch, both on the host, padding (weight 0) included.
         """

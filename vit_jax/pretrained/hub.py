@@ -16,14 +16,16 @@ import hashlib
 import os
 import pathlib
 import re
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import tqdm
 from absl import logging
+from rich import progress as bars
 
 from vit_jax import storage
 from vit_jax.errors import CheckpointError
+from vit_jax.telemetry.progress import terminal
 
 if TYPE_CHECKING:
     import gcsfs
@@ -176,13 +178,14 @@ def _copy(
     kind = "md5Hash" if "md5Hash" in info else "crc32c"  # Composite objects have no MD5.
     checksum = hashlib.md5() if kind == "md5Hash" else google_crc32c.Checksum()
     size = int(info["size"])
-    with tqdm.tqdm(
-        total=size, desc=source.rpartition("/")[2], unit="B", unit_scale=True, disable=None
-    ) as bar:
+    console = terminal(sys.stderr)
+    columns = ("{task.description}", bars.BarColumn(), bars.DownloadColumn())
+    with bars.Progress(*columns, console=console, disable=console is None) as progress:
+        task = progress.add_task(source.rpartition("/")[2], total=size)
         for start in range(0, size, _CHUNK):
             chunk = store.cat_file(source, start, min(start + _CHUNK, size))
             file.write(chunk)
             checksum.update(chunk)
-            bar.update(len(chunk))
+            progress.advance(task, len(chunk))
     file.flush()
     return base64.b64encode(checksum.digest()).decode() == info[kind]

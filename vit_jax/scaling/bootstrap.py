@@ -56,14 +56,7 @@ def bootstrap(
 def percentile_band(
     fit: Fit, draws: Refits, inputs: Mapping[str, Any], *, level: float = 0.9
 ) -> Band:
-    """Returns predictions with percentile intervals of bootstrap fits.
-
-    Args:
-      fit: the fit of the original rows.
-      draws: the result of `bootstrap`.
-      inputs: m points, by role.
-      level: share of the draws inside the intervals.
-    """
+    """Returns predictions at m points, with percentile intervals of bootstrap fits."""
     logs = np.stack(log_inputs(fit.law, inputs))
     goal = prediction(fit.law)
     values = np.stack(

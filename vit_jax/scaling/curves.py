@@ -71,14 +71,7 @@ def crossover(
     *,
     names: tuple[str, str] = ("the first curve", "the second curve"),
 ) -> Crossing:
-    """Finds the size from which on the other curve has the smaller error.
-
-    Args:
-      grid: sizes, ascending.
-      first: errors of a model at these sizes, such as a ViT.
-      second: errors of another model, such as a CNN.
-      names: names of both, for `Crossing.reason`.
-    """
+    """Finds the size on an ascending grid from which on the other curve has the smaller error."""
     middle, low, high = _difference(first, second)
     crossing = _last_zero(grid, middle, low, high)
     leader = names[0] if middle[-1] < 0 else names[1]

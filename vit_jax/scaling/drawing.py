@@ -23,11 +23,8 @@ def draw(
 ) -> dict[str, Figure]:
     """Draws the figures by name: the law, the groups' curves, contours or valleys, and residuals.
 
-    Args:
-      answers: one for each group.
-      entries: the report's entry of each. A law is drawn beyond the fitted rows only if its entry
-        says that the data support the extrapolation.
-      question: the question.
+    `entries` are the report's entries of the answers. A law is drawn beyond the fitted rows only if
+    its entry says that the data support the extrapolation.
     """
     fitted = [answer for answer in answers if answer.law is not None]
     if question.law == ISOFLOP:

@@ -58,15 +58,7 @@ class Curve:
 def law_figure(
     curves: Sequence[Curve], *, x_label: str, y_label: str, title: str, level: float
 ) -> Figure:
-    """Draws error over scale on log axes: fitted rows, law, interval, and rows held back.
-
-    Args:
-      curves: one for each group.
-      x_label: label of x, with its unit.
-      y_label: label of y, with its unit.
-      title: title of the figure.
-      level: coverage of the intervals.
-    """
+    """Draws error over scale on log axes: fitted rows, law, interval, and rows held back."""
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
@@ -113,15 +105,9 @@ def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
 
 
 def data_size_figure(curves: Sequence[Curve], *, x_label: str, y_label: str, title: str) -> Figure:
-    """Draws error over data size, with a line for each model.
+    """Draws error over data size, with a line for each model; laws are not drawn.
 
     Lines go through the mean of rows at the same x, such as several seeds.
-
-    Args:
-      curves: one for each model; their laws are not drawn.
-      x_label: label of x, with its unit.
-      y_label: label of y, with its unit.
-      title: title of the figure.
     """
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -217,14 +203,9 @@ def valleys(
     y_label: str,
     title: str,
 ) -> Figure:
-    """Draws IsoFLOP valleys, and beside them their minima over the budgets with a power law.
+    """Draws IsoFLOP valleys, and beside them their minima over the budgets.
 
-    Args:
-      parabolas: one for each budget.
-      line: budgets and best x of the power law; None: not drawn.
-      x_label: label of x.
-      y_label: label of y.
-      title: title of the figure.
+    `line` has the budgets and best x of the minima's power law; None: not drawn.
     """
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
@@ -252,14 +233,7 @@ def residuals(
     *,
     x_label: str,
 ) -> Figure:
-    """Draws the residuals log prediction - log y of every fitted row over scale.
-
-    Args:
-      x: scale of the rows.
-      log_residuals: residuals of the rows.
-      names: group of each row.
-      x_label: label of x, with its unit.
-    """
+    """Draws the residuals log prediction - log y of every row over scale, by group name."""
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         figure = Figure(figsize=(6.4, 2.6), layout="constrained")
         axes = figure.subplots()

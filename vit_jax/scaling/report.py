@@ -163,13 +163,7 @@ def _indented(lines: Sequence[str]) -> list[str]:
 
 
 def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
-    """Returns a self-contained HTML page: question, figures, parameters, diagnostics, errors.
-
-    Args:
-      result: the result of `vit_jax.scaling.study.study`.
-      figures: SVG text by title.
-      command: the command line, shown at the end.
-    """
+    """Returns a self-contained HTML page; `figures` is SVG text by title, `command` is shown."""
     columns = ", ".join(f"{role} = {name}" for role, name in result["columns"].items())
     body = [
         f"<h1>{html.escape(result['title'])}</h1>",

@@ -308,11 +308,6 @@ def extrapolation(
 def average(inputs: Mapping[str, Any], y: Any, *, delta: float | None = None) -> Average:
     """Fits the laws that can level off, as far as the rows suffice, and averages them.
 
-    Args:
-      inputs: {"x": n positive numbers}.
-      y: n errors or losses.
-      delta: see `fitting.fit`.
-
     Raises:
       DataError: no law can be fitted.
     """

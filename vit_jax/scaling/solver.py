@@ -175,15 +175,7 @@ def slopes_of(
     *,
     pad_to: int = 0,
 ) -> tuple[Float[np.ndarray, "n p"], Float[np.ndarray, "p p"]]:
-    """Returns the Jacobians of log predictions, and of the paper's parameters, by theta.
-
-    Args:
-      law: the law.
-      theta: point at which the Jacobians are computed.
-      logs: logs of the scaled inputs.
-      scales: logs of the geometric means by which the inputs were divided.
-      pad_to: minimum number of points to pad to.
-    """
+    """Returns the Jacobians of log predictions, and of the paper's parameters, by theta."""
     n = logs.shape[1]
     padded = np.pad(logs, ((0, 0), (0, max(padded_size(n), pad_to) - n)), mode="edge")
     with jax.enable_x64(True):

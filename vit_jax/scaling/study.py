@@ -99,10 +99,7 @@ def _growth_warning(
 ) -> list[str]:
     """Returns a warning if y grows with scale, else an empty list.
 
-    Args:
-      answers: one for each group.
-      question: the question.
-      is_computed: whether its y is an expression; then no expression is proposed.
+    It proposes an expression for the error, unless y is computed already.
     """
     growing = 0
     for each in answers:
@@ -149,7 +146,7 @@ def _entry(answer: Answer, question: Question) -> Json:
                 "origins": len(found.cuts),
                 "cuts": list(found.cuts),
                 "rmse_log_each": list(found.errors),
-                "residuals_bend": bool(answer.choice and name in answer.choice.bent),
+                "residuals_bend": bool(answer.choice and name in answer.choice.curved),
             }
             for name, found in answer.held_out.items()
         },

@@ -36,12 +36,7 @@ def check_data(data: str) -> None:
 
 
 def imagenet21k(variant: str, *, steps: int) -> ConfigDict:
-    """Returns the config for ImageNet-21k: `configs/vit_i21k.py` with weight decay only.
-
-    Args:
-      variant: any of `vit_jax.models.variants`.
-      steps: number of updates.
-    """
+    """Returns the config for ImageNet-21k: `configs/vit_i21k.py` with weight decay only."""
     c = base_config()
     c.batch_size, c.total_steps = 4096, steps
     c.model.variant, c.model.image_size, c.model.dtype = variant, (224,), "bfloat16"

@@ -78,12 +78,7 @@ Row = dict[str, Any]
 
 
 def collect(folder: str | os.PathLike) -> pathlib.Path:
-    """Writes the table of all runs in a sweep's folder, as Parquet and as CSV.
-
-    Each file is written atomically.
-
-    Args:
-      folder: the folder of the sweep.
+    """Writes the table of all runs in a sweep's folder, as Parquet and as CSV, each atomically.
 
     Returns:
       The path of the Parquet file.
@@ -205,9 +200,6 @@ def config_hash(config: Mapping[str, Any]) -> str:
     rematerialisation (which only change rounding), checkpointing and logging. Of `resume` only the
     run's name and the step are included, not the folder of the sweep. Tables of early commits of
     0.2.0 have other hashes for the same configs.
-
-    Args:
-      config: the content of config.json.
     """
     relevant = {key: value for key, value in config.items() if key not in _IRRELEVANT[""]}
     for section in ("data", "model"):

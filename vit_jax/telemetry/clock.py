@@ -54,9 +54,6 @@ class Clock:
     def span(self, name: str) -> Iterator[None]:
         """Counts the time inside for the span `name` instead of the enclosing one.
 
-        Args:
-          name: one of SPANS.
-
         Raises:
           ValueError: `name` is not one of SPANS.
         """

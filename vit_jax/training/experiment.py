@@ -159,11 +159,9 @@ class Experiment:
     def batches(
         self, start: int, *, on_bad: Callable[[int, int, int, str], None] | None
     ) -> Batches:
-        """Returns the training batches, beginning with the batch of step `start`.
+        """Returns the training batches, beginning with the batch after `start` updates.
 
-        Args:
-          start: number of updates made before.
-          on_bad: see `vit_jax.data.pipeline.train_batches`.
+        `on_bad`: see `vit_jax.data.pipeline.train_batches`.
         """
         config = self.config
         return pipeline.train_batches(

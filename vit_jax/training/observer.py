@@ -121,15 +121,8 @@ def observe(
 ) -> Iterator[Observer]:
     """Opens the metric files of a run, prints a description of it, and yields its observer.
 
-    Args:
-      experiment: the experiment to observe.
-      workdir: the work directory of the run.
-      store: its checkpoints.
-      watch: its watchdog.
-      clock: its clock.
-      bad_examples: its report of bad examples.
-      start: number of updates made before.
-      resumed: loop state of the checkpoint in this work directory; None: there is no checkpoint.
+    `start` is the number of updates made before. `resumed` is the loop state of the checkpoint in
+    this work directory, None without a checkpoint.
     """
     config, is_main = experiment.config, jax.process_index() == 0
     with contextlib.ExitStack() as stack:

@@ -24,8 +24,8 @@ _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's codes.
 _NAMES = {cls: name for name, cls in OPS.items()}
 _LEVELS = "{library} rounds a resized image to 256 levels; the resize has rounding='none'"
 # torchvision's 8-bit bicubic kernel has coarser weights than Pillow's. Measured with torchvision
-# 0.28: a difference of two levels in two of a million values of smooth images with noise, and in 26
-# of a million of black and white noise.
+# 0.28: smooth images with noise differ by two levels in two of a million values; black and white
+# noise by up to 26 levels.
 _TORCHVISION_BICUBIC = (
     "transformers with torchvision differs by a level or two from Pillow in a few of a million "
     'bicubic pixels; AutoImageProcessor.from_pretrained(..., backend="pil") gives the model\'s '
@@ -146,7 +146,7 @@ def to_hf(preprocess: Preprocess, *, processor: str) -> tuple[dict[str, Any], Re
     steps = pipeline(preprocess)
     resize, crop = steps.resize, steps.crop
     if crop is not None:
-        processor = "Bit"  # The only one that crops before version 5.
+        processor = "Bit"  # Before version 5 the other classes do not crop.
     if resize is not None and _is_hf_exact(resize):
         processor = "DINOv3ViT"  # The only one that resizes without rounding to 256 levels.
     content: dict[str, Any] = {
