@@ -21,7 +21,6 @@ class Source(abc.ABC):
     Attributes:
       name: of the data set, for messages.
       split: as in the config, including its slice.
-      num_classes: number of classes.
       class_names: `num_classes` names, in the order of the labels.
       channels: of the stored images: 1 or 3. It is 3, the number after decoding, if images differ
         or have another format (palette, alpha, CMYK).

@@ -75,13 +75,7 @@ def dot_product_attention(
     """Computes softmax(q k' / sqrt d) v, with the softmax in float32.
 
     Vaswani et al. 2017, arXiv 1706.03762. The query is scaled before the product, as flax does.
-
-    Args:
-      query: in the computing dtype, as are key and value.
-      key: see `query`.
-      value: see `query`.
-      dropout: probability of zeroing a weight; the others are multiplied by 1 / (1 - dropout).
-      dropout_rng: random key; needed if `dropout` is positive.
+    `dropout` is the probability of zeroing a weight; others are multiplied by 1 / (1 - dropout).
 
     Returns:
       The output in the dtype of `value`, and the attention weights before dropout in float32.
@@ -100,7 +94,6 @@ class MultiHeadAttention(nn.Module):
     """Multi-head attention with its four projections.
 
     Attributes:
-      config: of the model.
       train: whether dropout is on.
       capture: return the attention weights; needs memory for them, and uses the XLA back end.
       rotate: apply the model's rotary position embedding, if it has one. The tokens must be those

@@ -36,10 +36,7 @@ def drop_path(
 ) -> Float[Array, "b n width"]:
     """Stochastic depth: zeroes a residual branch for random examples (Huang 2016, 1603.09382).
 
-    Args:
-      y: the branch's output.
-      drop_rate: probability; the other examples are multiplied by 1 / (1 - drop_rate).
-      rng: random key.
+    The other examples of the branch's output y are multiplied by 1 / (1 - drop_rate).
     """
     keep = jax.random.bernoulli(rng, 1 - drop_rate, (y.shape[0], 1, 1))
     return jnp.where(keep, y / (1 - drop_rate).astype(y.dtype), jnp.zeros_like(y))
@@ -85,7 +82,6 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); or both at once in a parallel block.
 
     Attributes:
-      config: of the model.
       train: whether dropout and stochastic depth are on.
       capture: intermediates to return: "blocks", "attention", both or neither.
     """

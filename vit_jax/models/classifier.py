@@ -16,7 +16,6 @@ class Classifier(nn.Module):
     """An image classifier: `apply({"params": params}, images) -> (logits, intermediates)`.
 
     Attributes:
-      config: architecture and numerics.
       capturable: names that `capture` accepts.
     """
 

@@ -21,7 +21,6 @@ class Adapter(nn.Module):
     """Computes (alpha / rank) (x A) B: in this order the product is cheap.
 
     Attributes:
-      config: of the model.
       features: shape of the output's feature axes.
       axes: number of the input's feature axes, which are its last ones.
     """

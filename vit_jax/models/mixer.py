@@ -37,7 +37,6 @@ class MixerBlock(nn.Module):
     """x + mlp(norm(x)) over the tokens of each channel, then over the channels of each token.
 
     Attributes:
-      config: of the model.
       train: whether stochastic depth is on.
       capture: intermediates to return: "blocks" or none.
     """

@@ -104,14 +104,11 @@ def resize_posemb(
 def resize_patches(
     kernel: Float[Array, "h w channels width"], *, new: tuple[int, int]
 ) -> Float[Array, "h2 w2 channels width"]:
-    """Resizes a patch embedding to another patch size by FlexiViT's pseudo-inverse (2212.08013).
+    """Resizes the kernel of a patch embedding to patches of size `new` (height, width).
 
-    A resized patch gets the same token from the resized kernel as the patch from the original one:
-    exactly if patches grow, in the least-squares sense if they shrink.
-
-    Args:
-      kernel: of the embedding.
-      new: height and width of the new patches.
+    By FlexiViT's pseudo-inverse (arXiv 2212.08013): a resized patch gets the same token from the
+    resized kernel as the patch from the original one, exactly if patches grow, and in the
+    least-squares sense if they shrink.
     """
     # A patch is resized by one matrix for each axis (bilinear, antialiased, as FlexiViT's). The
     # pseudo-inverse of their Kronecker product is the product of their pseudo-inverses. Computed

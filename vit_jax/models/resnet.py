@@ -20,11 +20,9 @@ class StdConv(nn.Module):
     """A convolution without bias; its kernel is standardised per output channel, in float32.
 
     Attributes:
-      config: of the model.
       features: output channels.
       size: side of the kernel.
       stride: along both axes.
-      dtype: of the computation.
     """
 
     config: StemConfig
@@ -84,10 +82,8 @@ class Unit(nn.Module):
     """A residual bottleneck of 1x1, 3x3, 1x1 convolutions; its output has 4 * `width` channels.
 
     Attributes:
-      config: of the model.
       width: channels between the convolutions.
       stride: of the 3x3 convolution.
-      dtype: of the computation.
     """
 
     config: StemConfig

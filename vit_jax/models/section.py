@@ -70,11 +70,7 @@ def image_size(size: tuple[Any, ...], name: str = "model.image_size") -> tuple[i
 
 
 def write_section(model_config: ModelConfig, section: ConfigDict) -> None:
-    """Sets every key of `config.model` so that `read_section` returns this model.
-
-    Args:
-      model_config: the model.
-      section: `config.model` of `vit_jax.config.base_config`; overwritten.
+    """Overwrites every key of `config.model` so that `read_section` returns this model.
 
     Raises:
       ConfigError: a config cannot express the model, for example if its patches are not square.
