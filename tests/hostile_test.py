@@ -211,5 +211,5 @@ def test_a_tfds_folder_names_no_module_to_import(tmp_path, small_idx, monkeypatc
     with pytest.raises(DataError, match=r"names the class 'payload\.X'"):
         open_("train", source="tfds", name="stranger", data_dir=data_dir)
     assert not mark.exists() and "payload" not in sys.modules
-    with pytest.raises(DataError, match="run code of theirs"):
+    with pytest.raises(DataError, match="would run foreign code"):
         open_("train", source="tfds", name="huggingface:mnist", data_dir=data_dir)
