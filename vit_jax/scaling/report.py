@@ -105,7 +105,7 @@ def _held_out_rows(entry: Result) -> list[list[str]]:
     rows = [["law", "RMSE", "origins", ""]]
     for law, values in entry["held_out"].items():
         marks = ["chosen"] if law == entry["law"] else []
-        marks += ["residuals are curved (lack of fit)"] if values["residuals_bend"] else []
+        marks += ["residuals are curved (lack of fit)"] if values["residuals_curved"] else []
         rows.append([law, number(values["rmse_log"]), number(values["origins"]), ", ".join(marks)])
     return rows
 

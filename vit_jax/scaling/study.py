@@ -146,7 +146,7 @@ def _entry(answer: Answer, question: Question) -> Json:
                 "origins": len(found.cuts),
                 "cuts": list(found.cuts),
                 "rmse_log_each": list(found.errors),
-                "residuals_bend": bool(answer.choice and name in answer.choice.curved),
+                "residuals_curved": bool(answer.choice and name in answer.choice.curved),
             }
             for name, found in answer.held_out.items()
         },
