@@ -6,7 +6,7 @@ import types
 import pytest
 
 from vit_jax.config import base, base_config, freeze, model
-from vit_jax.config.fields import Bounds, Kind, check_value, declarations, has_effect
+from vit_jax.config.fields import Bounds, Role, check_value, declarations, has_effect
 from vit_jax.errors import ConfigError
 from vit_jax.models import VitConfig, section
 from vit_jax.pretrained.exports.base import compare
@@ -32,7 +32,7 @@ class Sandwich(VitConfig):
 @pytest.fixture
 def extended(monkeypatch):
     """A config of Sandwich, which replaces VitConfig in the library."""
-    monkeypatch.setattr(model, "KINDS", (Sandwich, *model.KINDS[1:]))
+    monkeypatch.setattr(model, "MODEL_CONFIGS", (Sandwich, *model.MODEL_CONFIGS[1:]))
     monkeypatch.setattr(section, "VitConfig", Sandwich)
     monkeypatch.setitem(section._KINDS, Sandwich, "a Vision Transformer")
     base._cached_base_config.cache_clear()
@@ -83,13 +83,13 @@ def test_a_new_field_is_refused_by_formats_that_do_not_have_it(extended, value):
 
 
 def test_every_field_is_documented():
-    for kind in model.KINDS:
-        for field, declared in declarations(kind):
-            assert declared.doc.endswith("."), field.name
-            assert declared.used_if.keys() <= {f.name for f in dataclasses.fields(kind)}
-            if declared.hint:
+    for kind in model.MODEL_CONFIGS:
+        for field, declaration in declarations(kind):
+            assert declaration.doc.endswith("."), field.name
+            assert declaration.used_if.keys() <= {f.name for f in dataclasses.fields(kind)}
+            if declaration.hint:
                 assert field.name in HINTS
-            if declared.kind is not Kind.SIZE:
+            if declaration.role is not Role.SIZE:
                 assert field.default is not dataclasses.MISSING, field.name
 
 
@@ -101,7 +101,7 @@ def test_a_field_without_effect():
 @pytest.mark.parametrize(
     ("bounds", "accepted", "refused", "text"),
     [
-        (Bounds(0, 1, high_open=True), (0, 0.5), (1, -0.1), "in [0, 1)"),
+        (Bounds(0, 1, high_open=True), (0, 0.5), (1, -0.1), "at least 0 and below 1"),
         (Bounds(0, low_open=True), (1e-9, 5), (0, -1, float("nan")), "above 0"),
         (Bounds(1), (1, 10**9), (0,), "at least 1"),
         (Bounds(1, 2**20), (1, 2**20), (0, 2**20 + 1), "from 1 to 1,048,576"),

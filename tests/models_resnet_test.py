@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import campaign, slow
 from tests.small_models import apply, images, random_params
 from vit_jax.config import base_config
-from vit_jax.config.model import NUMERICS
+from vit_jax.config.model import RESNET_NUMERICS
 from vit_jax.errors import ConfigError
 from vit_jax.models import (
     ResnetConfig,
@@ -28,7 +28,7 @@ from vit_jax.models.resize import resize_posemb
 from vit_jax.models.resnet import StdConv, Stem
 from vit_jax.models.variants import RESNETS
 
-V1, V2 = ({"version": version, **numerics} for version, numerics in NUMERICS.items())
+V1, V2 = ({"version": version, **numerics} for version, numerics in RESNET_NUMERICS.items())
 TINY = ResnetConfig(units=(1, 1), width_factor=0.5, image_size=(48, 48), num_classes=6)
 
 

@@ -65,6 +65,14 @@ def test_a_point_overrides_the_argument_of_the_sweep(tmp_path, file):
     assert flags("", {"seed": 1}) == f"--config={file}"
 
 
+def test_a_branch_has_one_state_to_resume(tmp_path, file):
+    points = [{"name": "trunk"}, {"name": "branch", "branch_of": ("trunk", 5)}]
+    with pytest.raises(
+        ConfigError, match="branch: it is a branch, and the command line sets --con"
+    ):
+        plan(points, tmp_path, file, resume="runs/other")
+
+
 def test_a_duration_in_another_unit_overrides_the_files(tmp_path, file):
     (run,) = plan([{"total_epochs": 2.0}], tmp_path, file)
     assert (run.config.total_epochs, run.config.total_steps) == (2.0, None)

@@ -226,7 +226,8 @@ def test_a_save_that_a_lost_process_made_fail_is_that_loss(monkeypatch, capsys):
     monkeypatch.setattr(watch_module.os, "_exit", sys.exit)
     gloo = jax.errors.JaxRuntimeError("Gloo AllGather failed")
     memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-    for cause, code in ((gloo, 76), (memory, 2), (OSError(28, "No space left"), 2)):
+    own = jax.errors.JaxRuntimeError("INTERNAL: the program is invalid")
+    for cause, code in ((gloo, 76), (memory, 2), (own, 2), (OSError(28, "No space left"), 2)):
         error = CheckpointError("A checkpoint could not be written")
         error.__cause__ = cause
         with pytest.raises(SystemExit) as ended:
@@ -234,4 +235,4 @@ def test_a_save_that_a_lost_process_made_fail_is_that_loss(monkeypatch, capsys):
         assert ended.value.code == code
         stderr = capsys.readouterr().err
         assert stderr.startswith("error: process 0 of 2 (on ") and str(error) in stderr, stderr
-        assert ("The same command goes on" in stderr) == (code == 76)
+        assert ("The same command continues" in stderr) == (code == 76)

@@ -129,7 +129,7 @@ def _first_probabilities(
     ids, rows, seen = [], [], 0
     # The evaluation has already reported the bad ones.
     with evaluator.batches(source, on_bad=lambda example, message: None) as batches:
-        for probabilities, batch in evaluator.probabilities(params, batches):
+        for probabilities, batch in evaluator.predict(params, batches):
             (good,) = np.nonzero(batch["weight"])
             ids.append(seen + good)
             rows.append(probabilities[good])

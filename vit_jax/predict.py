@@ -98,7 +98,7 @@ def predict(
             batch_size=min(BATCH_SIZE, config.batch_size),
             on_bad=bad.__setitem__,
         ) as batches:
-            for rows, _ in evaluator.probabilities(params, batches):
+            for rows, _ in evaluator.predict(params, batches):
                 for row in rows[: len(files) - seen]:
                     yield _prediction(files[seen], row, names, top_k, bad.get(seen, ""))
                     seen += 1

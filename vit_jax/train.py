@@ -134,7 +134,10 @@ def train(
         stack.enter_context(jax.transfer_guard("disallow"))
         for step in range(start, total + 1):
             log_due = step == total or step % config.log.every_steps == 0
-            evals_due, save_due = experiment.due(step), stopping or experiment.save_is_due(step)
+            evals_due, save_due = (
+                experiment.evals_due(step),
+                stopping or experiment.save_is_due(step),
+            )
             if step > start and (evals_due or save_due):
                 # Nothing is saved or evaluated before its metrics are known to be finite.
                 stopping |= observer.report(step, pending, log=log_due or bool(evals_due))

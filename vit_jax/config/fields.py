@@ -1,4 +1,4 @@
-"""Declares a field of a model's config: default, meaning, accepted values and kind, in one place.
+"""Declares a field of a model's config: default, meaning, accepted values and role, in one place.
 
 Derived from these declarations are the section `model` of a run's config, the checks, inheritance
 by `init_from`, inspection, the hints for a checkpoint, and the fields that an export must express.
@@ -13,13 +13,14 @@ from typing import Any
 from vit_jax.errors import ConfigError, did_you_mean
 
 
-class Kind(enum.Enum):
-    """The role of a field: does it belong to the checkpoint, and must a format express it?"""
+class Role(enum.Enum):
+    """Whether a field belongs to a checkpoint, and whether a format must express it."""
 
-    SIZE = enum.auto()  # Shapes of parameters. Every checkpoint format can express it.
-    ARCHITECTURE = enum.auto()  # The function. A format must express it unless it is the default.
+    SIZE = enum.auto()  # Decides shapes of parameters. Every checkpoint format can express it.
+    # Decides which function the model computes. A format must express any value but the default.
+    ARCHITECTURE = enum.auto()
     NUMERICS = enum.auto()  # As ARCHITECTURE, but another value changes the outputs only a little.
-    RUN = enum.auto()  # How a run computes and regularises. Not part of a checkpoint.
+    RUN = enum.auto()  # How a run computes and regularises. No property of a published checkpoint.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Bounds:
 
     def __str__(self) -> str:
         if self.high_open:
-            return f"in {'(' if self.low_open else '['}{self.low:,}, {self.high:,})"
+            return (
+                f"{'above' if self.low_open else 'at least'} {self.low:,} and below {self.high:,}"
+            )
         if self.high < math.inf:
             start = f"above {self.low:,} and at most" if self.low_open else f"from {self.low:,} to"
             return f"{start} {self.high:,}"
@@ -51,10 +54,10 @@ POSITIVE = Bounds(0, low_open=True)
 
 @dataclasses.dataclass(frozen=True)
 class Declaration:
-    """The declaration of a field beside its name, type and default; attributes: see `declare`."""
+    """What a field declares besides its name, type and default; see `declare`."""
 
     doc: str
-    kind: Kind
+    role: Role
     choices: tuple[str, ...]
     bounds: Bounds | None
     used_if: Mapping[str, tuple[Any, ...]]
@@ -67,7 +70,7 @@ _UNSET = object()
 
 
 def declare(
-    kind: Kind,
+    role: Role,
     doc: str,
     *,
     default: Any = dataclasses.MISSING,
@@ -81,22 +84,22 @@ def declare(
     """Returns a dataclass field with its declaration.
 
     Args:
-      kind: its role.
+      role: its role.
       doc: its meaning and unit, for readers of a config; ends with a full stop.
-      default: MISSING: the field must be given.
+      default: the default value; without one, the field is required.
       choices: accepted names.
-      bounds: accepted numbers; of a tuple, for each of its numbers.
+      bounds: accepted numbers; for a tuple, they apply to each of its numbers.
       used_if: {other field: its values for which this field has an effect}; None: always.
       hint: whether a caller may state it for a checkpoint whose file does not contain it.
       section: its section in a run's config: "" for `model`, "resnet" for `model.resnet`; None:
         it is not a key, but follows from `model.variant`.
-      section_default: default of the key in a run's config. Unset: `default` for a field of kind
+      section_default: default of the key in a run's config. Unset: `default` for a field of role
         RUN, else None, which stands for the value of the variant or the checkpoint.
     """
     if section_default is _UNSET:
-        section_default = default if kind is Kind.RUN else None
+        section_default = default if role is Role.RUN else None
     declaration = Declaration(
-        doc, kind, tuple(choices), bounds, used_if or {}, hint, section, section_default
+        doc, role, tuple(choices), bounds, used_if or {}, hint, section, section_default
     )
     return dataclasses.field(default=default, metadata={"declaration": declaration})
 
@@ -107,15 +110,15 @@ def declarations(config: Any) -> Iterator[tuple[dataclasses.Field, Declaration]]
         yield field, field.metadata["declaration"]
 
 
-def names_of(config: Any, kind: Kind) -> list[str]:
-    """Returns the names of the fields of a kind, in the order of their declaration."""
-    return [field.name for field, declared in declarations(config) if declared.kind is kind]
+def field_names(config: Any, role: Role) -> list[str]:
+    """Returns the names of the fields of a role, in the order of their declaration."""
+    return [field.name for field, declaration in declarations(config) if declaration.role is role]
 
 
 def has_effect(config: Any, name: str) -> bool:
     """Whether a field has an effect, given the values of the config's other fields."""
-    declared = type(config).__dataclass_fields__[name].metadata["declaration"]
-    return all(getattr(config, other) in values for other, values in declared.used_if.items())
+    declaration = type(config).__dataclass_fields__[name].metadata["declaration"]
+    return all(getattr(config, other) in values for other, values in declaration.used_if.items())
 
 
 def check_fields(config: Any) -> None:
@@ -125,11 +128,14 @@ def check_fields(config: Any) -> None:
       ConfigError: a value is not accepted; the message names the field, and the nearest accepted
         name or the accepted numbers.
     """
-    for field, declared in declarations(config):
+    for field, declaration in declarations(config):
         value = getattr(config, field.name)
-        section = f"{declared.section}." if declared.section else ""
+        section = f"{declaration.section}." if declaration.section else ""
         check_value(
-            f"model.{section}{field.name}", value, choices=declared.choices, bounds=declared.bounds
+            f"model.{section}{field.name}",
+            value,
+            choices=declaration.choices,
+            bounds=declaration.bounds,
         )
 
 

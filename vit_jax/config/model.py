@@ -1,15 +1,16 @@
 """The configs of models: every field of every kind of model, declared once.
 
-    ClassifierConfig        what all have in common
-      PatchConfig           patches, and blocks of one width
-        VitConfig           the Vision Transformer and its hybrids
-        MixerConfig         MLP-Mixer
-      ResnetConfig          a StemConfig with a head
+    ClassifierConfig    image size, channels, classes, head
+    PatchConfig         a ClassifierConfig with patches, and blocks of one width
+    VitConfig           a PatchConfig: the Vision Transformer and its hybrids
+    MixerConfig         a PatchConfig: MLP-Mixer
+    StemConfig          a ResNet up to its feature map, as in hybrids
+    ResnetConfig        a StemConfig and a ClassifierConfig
 
 `model_section` derives the section `model` of a run's config from them.
 """
 
-# A field is declared by a call:
+# The defaults are calls of `declare`, which ruff takes for mutable defaults:
 # ruff: noqa: RUF009
 
 import dataclasses
@@ -23,17 +24,17 @@ from vit_jax.config.fields import (
     FRACTION,
     POSITIVE,
     Bounds,
-    Kind,
+    Role,
     check_fields,
     declarations,
     declare,
 )
 from vit_jax.errors import ConfigError
 
-size = functools.partial(declare, Kind.SIZE)
-architecture = functools.partial(declare, Kind.ARCHITECTURE)
-numerics = functools.partial(declare, Kind.NUMERICS)
-run = functools.partial(declare, Kind.RUN)
+size = functools.partial(declare, Role.SIZE)
+architecture = functools.partial(declare, Role.ARCHITECTURE)
+numerics = functools.partial(declare, Role.NUMERICS)
+run_setting = functools.partial(declare, Role.RUN)
 
 # The largest accepted sizes are at least ten times those of any published model.
 _MAX_SIDE = 2**14  # Of an image, in pixels.
@@ -42,11 +43,11 @@ _ROTARY = {"rope": ("dinov3", "axial_ij", "axial_xy")}
 _AXIAL = {"rope": ("axial_ij", "axial_xy")}
 
 # ResNet version -> the numerics of Google's code for it, as fields of StemConfig.
-NUMERICS = {
+RESNET_NUMERICS = {
     "v1": {"padding": "same", "gn_eps": 1e-6, "std_eps": 1e-5, "std_eps_in": "std"},
     "v2": {"padding": "explicit", "gn_eps": 1e-5, "std_eps": 1e-10, "std_eps_in": "var"},
 }
-GROUPS = 32  # Of group norm.
+GROUPS = 32  # Groups of every GroupNorm.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,16 +63,18 @@ class ClassifierConfig:
         "Height and width in pixels; in a config also (side,).",
         bounds=Bounds(1, _MAX_SIDE), hint=True, section_default=(224,),
     )  # fmt: skip
-    channels: int = size("Of the images.", default=3, bounds=Bounds(1, 2**10), section_default=3)
+    channels: int = size(
+        "Channels of an image.", default=3, bounds=Bounds(1, 2**10), section_default=3
+    )
     num_classes: int = size(
         "None: the number of classes of the data set. 0: no head, the logits are the pre-logits.",
         bounds=Bounds(0, 2**24), hint=True,
     )  # fmt: skip
-    head_bias_init: float = run(
+    head_bias_init: float = run_setting(
         "Initial bias of the head: -6.9 or -10 with the sigmoid loss and many classes.", default=0.0
     )
-    dtype: str = run(
-        "Of the computation. Parameters are float32.",
+    dtype: str = run_setting(
+        "Dtype of the computation. Parameters are float32.",
         default="float32", choices=("float32", "bfloat16"),
     )  # fmt: skip
 
@@ -87,21 +90,23 @@ class PatchConfig(ClassifierConfig):
         "Height and width in pixels; of a hybrid in points of its stem's feature map.",
         bounds=Bounds(1, _MAX_SIDE), hint=True, section=None,
     )  # fmt: skip
-    width: int = size("Features of a token.", bounds=Bounds(1, 2**17), hint=True)
-    depth: int = size("Blocks.", bounds=Bounds(1, 1024), hint=True)
+    width: int = size("Number of features of a token.", bounds=Bounds(1, 2**17), hint=True)
+    depth: int = size("Number of blocks.", bounds=Bounds(1, 1024), hint=True)
     mlp_dim: int = size("Hidden units of a block's MLP.", bounds=Bounds(1, 2**20), hint=True)
-    stochastic_depth: float = run(
+    stochastic_depth: float = run_setting(
         "Rate of the last block; grows linearly from 0 at the first.", default=0.0, bounds=FRACTION
     )
-    ln_eps: float = numerics("LayerNorm epsilon.", default=1e-6, bounds=POSITIVE, hint=True)
+    ln_eps: float = numerics(
+        "Epsilon of LayerNorm or RMSNorm.", default=1e-6, bounds=POSITIVE, hint=True
+    )
     gelu: str = numerics(
         "tanh: the approximation, of Google's models; erf: exact, of PyTorch's.",
         default="tanh", choices=("tanh", "erf"), hint=True,
     )  # fmt: skip
-    scan: bool = run(
+    scan: bool = run_setting(
         "Compile one block and loop over it: compile time independent of depth.", default=True
     )
-    remat: str = run(
+    remat: str = run_setting(
         "What the backward pass recomputes. none: nothing; dots: all but matrix products; "
         "dots_no_batch: all but matrix products without a batch dimension (so the attention matrix "
         "is recomputed); full: everything.",
@@ -141,7 +146,7 @@ class PatchConfig(ClassifierConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixerConfig(PatchConfig):
-    """Architecture and numerics of an MLP-Mixer."""
+    """The config of an MLP-Mixer."""
 
     token_mlp_dim: int = size("Hidden units of the MLP over tokens.", bounds=Bounds(1, 2**20))
 
@@ -164,7 +169,7 @@ class StemConfig:
     )  # fmt: skip
     version: str = architecture(
         "v1: activation after the convolutions; v2: before.",
-        default="v1", choices=tuple(NUMERICS), section="resnet",
+        default="v1", choices=tuple(RESNET_NUMERICS), section="resnet",
     )  # fmt: skip
     padding: str = numerics(
         "same: as TensorFlow, one pixel more at the end where sides are even (v1). explicit: equal "
@@ -220,12 +225,12 @@ class ResnetConfig(StemConfig, ClassifierConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VitConfig(PatchConfig):
-    """Architecture and numerics of a Vision Transformer."""
+    """The config of a Vision Transformer."""
 
     stem: StemConfig | None = architecture(
-        "Of a hybrid: the ResNet whose feature map is cut into patches.", default=None, section=None
+        "A hybrid's ResNet, whose feature map is cut into patches.", default=None, section=None
     )
-    num_heads: int = size("Of attention.", bounds=Bounds(1, 2**12), hint=True)
+    num_heads: int = size("Number of attention heads.", bounds=Bounds(1, 2**12), hint=True)
     pool: str = architecture(
         "Input of the head. token: the class token; gap: the mean of the patches; map: attention "
         "pooling of all tokens; map_patches: of the patches only; token_gap: class token and mean "
@@ -264,8 +269,9 @@ class VitConfig(PatchConfig):
         default="none", choices=("none", "dinov3", "axial_ij", "axial_xy"), hint=True,
     )  # fmt: skip
     rope_theta: float = architecture(
-        "Base of the rotary periods.", default=100.0, bounds=POSITIVE, used_if=_ROTARY, hint=True
-    )
+        "Base of the rotary periods.",
+        default=100.0, bounds=POSITIVE, used_if=_ROTARY | {"rope_periods": ((),)}, hint=True,
+    )  # fmt: skip
     rope_periods: tuple[float, ...] = numerics(
         "Rotary periods of a checkpoint that stores them, in place of those of rope_theta; their "
         "number is a quarter of a head's width.",
@@ -279,19 +285,26 @@ class VitConfig(PatchConfig):
         "Width of the tanh pre-logits layer; 0: none; in a config, -1: the model's width.",
         default=0, bounds=Bounds(0, 2**17), hint=True,
     )  # fmt: skip
-    dropout: float = run("After embedding, attention and in the MLP.", default=0.0, bounds=FRACTION)
-    attention_dropout: float = run("Of the attention weights.", default=0.0, bounds=FRACTION)
-    patch_bias: bool = architecture("Of the patch embedding.", default=True)
-    qkv_bias: bool = architecture("Of query, key and value.", default=True)
+    dropout: float = run_setting(
+        "Dropout rate after embedding and attention, and in the MLP.",
+        default=0.0, bounds=FRACTION,
+    )  # fmt: skip
+    attention_dropout: float = run_setting(
+        "Dropout rate of the attention weights.", default=0.0, bounds=FRACTION
+    )
+    patch_bias: bool = architecture("Whether the patch embedding has a bias.", default=True)
+    qkv_bias: bool = architecture("Whether query, key and value have biases.", default=True)
     key_bias: bool = architecture(
         "False: only query and value have a bias (DINOv3, EVA).",
         default=True, used_if={"qkv_bias": (True,)},
     )  # fmt: skip
-    qk_norm: bool = architecture("Normalise queries and keys.", default=False)
+    qk_norm: bool = architecture("Whether queries and keys pass a LayerNorm.", default=False)
     qk_norm_bias: bool = architecture(
         "Whether these norms have biases.", default=False, used_if={"qk_norm": (True,)}
     )
-    attn_norm: bool = architecture("A norm before attention's output projection.", default=False)
+    attn_norm: bool = architecture(
+        "A LayerNorm before attention's output projection.", default=False
+    )
     mlp: str = architecture(
         "Activation of the MLP; swiglu and geglu have a gate (a third matrix).",
         default="gelu", choices=("gelu", "silu", "swiglu", "geglu"), hint=True,
@@ -306,22 +319,26 @@ class VitConfig(PatchConfig):
         default="tokens", choices=("tokens", "pooled", "none"),
     )  # fmt: skip
     norm: str = architecture(
-        "rmsnorm: no bias, no centring.", default="layernorm", choices=("layernorm", "rmsnorm")
+        "Norms of the blocks and the last one; rmsnorm: no bias, no centring.",
+        default="layernorm",
+        choices=("layernorm", "rmsnorm"),
     )
     parallel: bool = architecture(
         "Attention and MLP read the same normalised input, and their outputs are added.",
         default=False,
     )
-    lora_rank: int = run(
+    lora_rank: int = run_setting(
         "Rank of adapters of attention's four projections (arXiv 2106.09685); 0: none. Freeze all "
         "but adapters and head by optim.freeze, as configs/finetune.py:mode=lora does.",
         default=0, bounds=Bounds(0, 2**12),
     )  # fmt: skip
-    lora_alpha: float = run(
+    lora_alpha: float = run_setting(
         "An adapter's output is multiplied by lora_alpha / lora_rank.",
         default=16.0, bounds=POSITIVE,
     )  # fmt: skip
-    attention: str = run("Back end of attention.", default="auto", choices=("auto", "xla", "cudnn"))
+    attention: str = run_setting(
+        "Back end of attention.", default="auto", choices=("auto", "xla", "cudnn")
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -378,7 +395,7 @@ class VitConfig(PatchConfig):
 
 
 ModelConfig = VitConfig | ResnetConfig | MixerConfig
-KINDS: tuple[type[ModelConfig], ...] = (VitConfig, ResnetConfig, MixerConfig)
+MODEL_CONFIGS: tuple[type[ModelConfig], ...] = (VitConfig, ResnetConfig, MixerConfig)
 
 
 def model_section() -> ConfigDict:
@@ -391,13 +408,13 @@ def model_section() -> ConfigDict:
     # A name of vit_jax.models.variants: S/16, R26+S/32, BiT-R50x1, Mixer-B/16. "": the model of
     # init_from.
     section.variant = "S/16"
-    for kind in KINDS:
+    for kind in MODEL_CONFIGS:
         types = typing.get_type_hints(kind)
-        for field, declared in declarations(kind):
-            if declared.section is None:
+        for field, declaration in declarations(kind):
+            if declaration.section is None:
                 continue
-            default = declared.section_default
+            default = declaration.section_default
             if default is None:
                 default = placeholder(typing.get_origin(types[field.name]) or types[field.name])
-            (section[declared.section] if declared.section else section)[field.name] = default
+            (section[declaration.section] if declaration.section else section)[field.name] = default
     return section

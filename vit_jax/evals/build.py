@@ -24,8 +24,8 @@ class Evaluation:
       every_steps: due at every multiple of this, and at the end; 0: only at the end.
       fingerprint: fingerprint of the examples, see `vit_jax.data.base.Source`.
       run: (params, progress, on_bad) -> values by name. `progress` wraps the iterator of batches;
-        `on_bad` is called with (source, example, message) for each bad example, or is None: then
-        the first bad example raises a DataError.
+        `on_bad` is called with (source, example, message) for each bad example; None: an error, or
+        a warning if `data.on_bad` is "skip".
     """
 
     every_steps: int
@@ -35,7 +35,7 @@ class Evaluation:
         dict[str, float],
     ]
 
-    def due(self, step: int, total_steps: int) -> bool:
+    def is_due(self, step: int, total_steps: int) -> bool:
         """Returns whether the state after `step` updates is evaluated."""
         return step == total_steps or (self.every_steps > 0 and step % self.every_steps == 0)
 

@@ -18,13 +18,13 @@ from vit_jax.evals.classification import Classification, probabilities
 from vit_jax.models import ModelConfig, build
 from vit_jax.parallel.mesh import batch_sharding, replicated
 
-# Starting a loader process takes seconds at every evaluation, so each needs enough examples.
+# A loader process takes seconds to start at every evaluation: one for so many examples at most.
 EXAMPLES_PER_WORKER = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a model: all that this needs except parameters and examples.
+    """Evaluates a model; parameters and examples are arguments of its methods.
 
     Attributes:
       config: the config of the run.
@@ -46,7 +46,7 @@ class Evaluator:
         )
 
     def classification(self) -> Classification:
-        """Returns the classification metrics; they compile once for all splits."""
+        """Returns the classification metrics, which compile once for each shape of a batch."""
         model = build(self.model_config)
         return Classification(
             lambda params, images: model.apply({"params": params}, images)[0],
@@ -63,15 +63,15 @@ class Evaluator:
         workers: int | None = None,
         on_bad: Callable[[int, str], None] | None = None,
     ) -> Batches:
-        """Returns each example of a source once; the last batch is padded with weight 0.
+        """Returns batches that contain each example once; the last one is padded with weight 0.
 
         Args:
           source: the examples.
           transform: None: the transform of the config.
           batch_size: rows of a batch; fewer if there are fewer examples. Rounded up to a multiple
             of the mesh's data and fsdp axes. None: the batch size of the config.
-          workers: number of loader processes; None: that of the config, and none for a few
-            examples.
+          workers: number of loader processes; None: that of the config, but at most one for each
+            `EXAMPLES_PER_WORKER` examples.
           on_bad: see `vit_jax.data.pipeline.eval_batches`. None: an error or a warning, according
             to the config.
         """
@@ -80,18 +80,18 @@ class Evaluator:
             on_bad = _warn
         if workers is None:
             workers = min(data.workers, len(source) // EXAMPLES_PER_WORKER)
-        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         rows = min(batch_size or self.config.batch_size, len(source))
         return pipeline.eval_batches(
             source,
             transform or self.transform(),
-            batch_size=-(-rows // parts) * parts,
+            batch_size=-(-rows // shards) * shards,
             sharding=batch_sharding(self.mesh),
             options=LoaderOptions.from_config(data, workers=workers),
             on_bad=on_bad,
         )
 
-    def probabilities(
+    def predict(
         self, params: PyTree, batches: Iterable[dict[str, Array]]
     ) -> Iterator[tuple[Float[np.ndarray, "b classes"], dict[str, np.ndarray]]]:
         """Yields the probability of each class, batch by batch.

@@ -38,12 +38,13 @@ class Classifier(nn.Module):
           capture: names in `capturable` of further intermediates to return. Others use no memory.
 
         Returns:
-          The logits in float32 (the pre-logits if the model has no head); and the intermediates:
-          the captured ones, `pre_logits`, the head's input, float32[b, features], and those that
-          the docstring of the model's class lists.
+          The logits in float32; the pre-logits if the model has no head. And the intermediates by
+          name: `pre_logits` float32[b, features], the input of the head (of the first one, if the
+          model is distilled); the captured ones; those that the model's class lists.
 
         Raises:
-          ConfigError: images of another size, or an unknown name in `capture`.
+          ConfigError: images of another size or number of channels, or an unknown name in
+            `capture`.
         """
         expected = (*self.config.image_size, self.config.channels)
         if images.shape[1:] != expected:
@@ -64,7 +65,10 @@ class Classifier(nn.Module):
         self, images: Float[Array, "b height width channels"], *, train: bool,
         capture: Collection[str],
     ) -> tuple[Float[Array, "b classes"], dict[str, Array]]:  # fmt: skip
-        """Computes the result of `__call__`, which has checked the images. For subclasses."""
+        """Computes logits and intermediates; implemented by subclasses.
+
+        It runs inside the compact `__call__`, so it may create submodules.
+        """
         raise NotImplementedError
 
     def head(self, x: Float[Array, "b features"], name: str = "head") -> Float[Array, "b classes"]:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.config.fields import Declaration, declarations
 from vit_jax.config.model import (
-    NUMERICS,
+    RESNET_NUMERICS,
     MixerConfig,
     ModelConfig,
     ResnetConfig,
@@ -30,10 +30,11 @@ _KINDS = {VitConfig: "a Vision Transformer", ResnetConfig: "a ResNet", MixerConf
 
 
 def read_section(section: ConfigDict | FrozenConfigDict, *, num_classes: int) -> ModelConfig:
-    """Returns the model of a run's config: the published variant, changed by the keys that are set.
+    """Returns the model's config: that of the published variant, with the set keys applied.
 
     Args:
-      section: `config.model` of `vit_jax.config.base_config`. None: the value of the variant.
+      section: `config.model` of `vit_jax.config.base_config`. A key that is None keeps the value of
+        the variant.
       num_classes: of the data set; `model.num_classes` takes precedence.
 
     Raises:
@@ -52,7 +53,7 @@ def read_section(section: ConfigDict | FrozenConfigDict, *, num_classes: int) ->
         kind = VitConfig
         published = dataclasses.asdict(row) | {"patch_size": (patch, patch), "stem": stem}
     _refuse_unused(kind, section, has_resnet="units" in published or bool(published.get("stem")))
-    fields = published | {"num_classes": num_classes} | _fields_set(kind, section)
+    fields = published | {"num_classes": num_classes} | _set_fields(kind, section)
     if fields.get("rep_size") == -1:
         fields["rep_size"] = fields["width"]
     return kind(**fields)
@@ -70,7 +71,7 @@ def image_size(size: tuple[Any, ...], name: str = "model.image_size") -> tuple[i
 
 
 def write_section(model_config: ModelConfig, section: ConfigDict) -> None:
-    """Overwrites every key of `config.model` so that `read_section` returns this model.
+    """Overwrites the keys of `config.model` that this kind of model uses with its values.
 
     Raises:
       ConfigError: a config cannot express the model, for example if its patches are not square.
@@ -78,9 +79,9 @@ def write_section(model_config: ModelConfig, section: ConfigDict) -> None:
     section.variant = _variant(model_config)
     stem = getattr(model_config, "stem", None)
     for config in (model_config, *((stem,) if stem else ())):
-        for field, declared in declarations(config):
-            if declared.section is not None:
-                _subsection(section, declared)[field.name] = getattr(config, field.name)
+        for field, declaration in declarations(config):
+            if declaration.section is not None:
+                _subsection(section, declaration)[field.name] = getattr(config, field.name)
     result = read_section(section, num_classes=model_config.num_classes)
     for field in dataclasses.fields(model_config):
         value = getattr(model_config, field.name)
@@ -88,21 +89,23 @@ def write_section(model_config: ModelConfig, section: ConfigDict) -> None:
             raise ConfigError(f"A run's config cannot express {field.name}={value}.")
 
 
-def _subsection(section: ConfigDict, declared: Declaration) -> ConfigDict:
-    return section[declared.section] if declared.section else section
+def _subsection(section: ConfigDict, declaration: Declaration) -> ConfigDict:
+    return section[declaration.section] if declaration.section else section
 
 
-def _fields_set(kind: type, section: ConfigDict) -> dict[str, Any]:
+def _set_fields(kind: type, section: ConfigDict) -> dict[str, Any]:
     """Returns the fields of a kind of model that a section sets, converted to their types."""
     types, fields = typing.get_type_hints(kind), {}
-    for field, declared in declarations(kind):
-        value = None if declared.section is None else _subsection(section, declared)[field.name]
+    for field, declaration in declarations(kind):
+        value = (
+            None if declaration.section is None else _subsection(section, declaration)[field.name]
+        )
         if value is None:
             continue
         if field.name == "image_size":
             value = image_size(value)
         elif typing.get_origin(types[field.name]) is tuple:
-            key = f"model.{declared.section and declared.section + '.'}{field.name}"
+            key = f"model.{declaration.section and declaration.section + '.'}{field.name}"
             value = _number_tuple(value, key, typing.get_args(types[field.name]))
         fields[field.name] = value
     return fields
@@ -120,8 +123,8 @@ def _number_tuple(value: tuple[Any, ...], key: str, types: tuple[Any, ...]) -> t
 
 def _stem(published: StemConfig, section: ConfigDict) -> StemConfig:
     """Applies `model.resnet` to a published ResNet; another version has other numerics."""
-    changes = _fields_set(StemConfig, section)
-    numerics = NUMERICS.get(changes.get("version", ""), {})
+    changes = _set_fields(StemConfig, section)
+    numerics = RESNET_NUMERICS.get(changes.get("version", ""), {})
     return dataclasses.replace(published, **{**numerics, **changes})
 
 
@@ -142,7 +145,7 @@ def _refuse_unused(kind: type, section: ConfigDict, *, has_resnet: bool) -> None
 
 
 def _variant(model_config: ModelConfig) -> str:
-    """Returns a variant of the model's kind and patch size, and of its size if one has a name."""
+    """Returns the variant of the model's sizes, else any of its kind and patch size."""
     if isinstance(model_config, StemConfig):
         return "BiT-R50x1"
     patch = model_config.patch_size[0]

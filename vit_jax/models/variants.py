@@ -11,7 +11,7 @@ Capitals count: S (Dosovitskiy et al.'s family, 22 M parameters) is not s (Zhai 
 import dataclasses
 import re
 
-from vit_jax.config.model import NUMERICS, StemConfig
+from vit_jax.config.model import RESNET_NUMERICS, StemConfig
 from vit_jax.errors import ConfigError, did_you_mean
 
 
@@ -174,5 +174,5 @@ def _parse_resnet(name: str) -> StemConfig:
         units=RESNETS[depth],
         width_factor=float(match["factor"]),
         version="v2",
-        **NUMERICS["v2"],
+        **RESNET_NUMERICS["v2"],
     )

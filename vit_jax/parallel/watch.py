@@ -1,10 +1,12 @@
 """Watchdog: ends a process that is stalled, or that fails while others wait for it.
 
-The processes of a run wait for each other in every update. If one is lost, the wait ends so:
+The processes of a run wait for each other in every update. If one is lost, the others stop
+waiting:
 
 - A lost process: the collectives of its peers fail (Gloo notices a closed connection at once), or
   JAX's coordination service misses its heartbeats for 100 s and aborts all others, naming it.
-- A process that fails exits here at once, before it closes anything that waits for the others.
+- A process that fails exits at once (`Watch.exit_on_error`), before it closes anything that waits
+  for the others.
 - A process whose main thread stays at one location for `timeout_seconds` prints it and exits.
 
 After exit code 76 or an abort (SIGABRT), the same command continues from the last checkpoint.
@@ -12,6 +14,7 @@ After exit code 76 or an abort (SIGABRT), the same command continues from the la
 
 import contextlib
 import os
+import re
 import socket
 import sys
 import threading
@@ -63,10 +66,11 @@ class Watch:
         self._location, self._since = location, self._now
 
     def iterate(self, items: Iterable[T], location: str) -> Iterator[T]:
-        """Yields the items; restarts the time-out at each."""
-        for i, item in enumerate(items):
-            self.at(f"{location}, batch {i}")
+        """Yields the items; restarts the time-out before each is fetched."""
+        self.at(f"{location}, batch 0")
+        for i, item in enumerate(items, start=1):
             yield item
+            self.at(f"{location}, batch {i}")
 
     def __enter__(self) -> "Watch":
         self._thread.start()
@@ -103,7 +107,7 @@ class Watch:
         interval = min(POLL_SECONDS, self._timeout / 4)
         while not self._closed.wait(interval):
             self._now += interval
-            if self._now - self._since > self._timeout + self._grace:
+            if self._now - self._since > self._timeout:
                 stack = "".join(traceback.format_stack(sys._current_frames()[self._main]))
                 self._exit(
                     f"nothing has happened for {self._now - self._since:.0f} s "
@@ -120,7 +124,7 @@ class Watch:
                 f"(on {socket.gethostname()}), {location}"
             )
         if code == ExitCode.LOST:
-            message = f"{message}\nThe same command goes on from the last checkpoint."
+            message = f"{message}\nThe same command continues from the last checkpoint."
         try:
             with contextlib.suppress(OSError):  # The reader of a pipe may have ended.
                 print(printable(f"error: {location}: {message}"), file=sys.stderr, flush=True)
@@ -130,11 +134,18 @@ class Watch:
             os._exit(code)
 
 
+# In the errors of collectives and of the coordination service if another process is gone. Other
+# errors of JAX's runtime (no memory, an invalid program) are this process's own.
+_LOST_PEER = re.compile(
+    r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|Gloo|NCCL|[Cc]onnection|[Hh]eartbeat"
+)
+
+
 def _peer_is_lost(error: BaseException | None) -> bool:
-    """Whether JAX's runtime raised the error or a cause of it, except if memory was exhausted."""
+    """Returns whether the error, or a cause of it, says that another process is gone."""
     while error is not None:
         # A Gloo error is a JaxRuntimeError or a ValueError, depending on where it is noticed.
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            return "RESOURCE_EXHAUSTED" not in str(error)
+            return bool(_LOST_PEER.search(str(error)))
         error = error.__cause__ or error.__context__
     return False

@@ -17,10 +17,11 @@ from vit_jax.parallel.rules import named_leaves, param_shardings, path_name
 def adapt_params(params: PyTree, *, old: ModelConfig, new: ModelConfig, mesh: Mesh) -> PyTree:
     """Resizes position and patch embeddings, and stacks or unstacks blocks.
 
-    A head of another size starts at zero. Low-rank adapters (LoRA) are merged into their kernels if
-    the new model has none. All of this is one jitted function over the mesh: no process gathers a
-    parameter. The old and new models' blocks have the same shapes. The result is sharded on the
-    mesh by `vit_jax.parallel.rules`.
+    A head for another number of classes is new: its kernel is zero, its bias `head_bias_init`.
+    Low-rank adapters (LoRA) are merged into their kernels if the new model has none. All of this is
+    one jitted function over the mesh: no process gathers a parameter. Requires that the blocks of
+    both models have the same shapes. The result is sharded on the mesh by
+    `vit_jax.parallel.rules`.
     """
     shapes = param_shapes(new)
     adapt = functools.partial(_adapt, old=old, new=new, shapes=shapes)
@@ -35,7 +36,9 @@ def adapt_leaf(
     new: ModelConfig,
     shape: tuple[int, ...],
 ) -> tuple[Float[Array | np.ndarray, "..."], str]:
-    """Returns a parameter outside the blocks in the shape of another model, and what was done.
+    """Returns a parameter outside the blocks in the shape of another model, and a note.
+
+    The note says what was changed; "": nothing.
 
     Args:
       path: path of the parameter.

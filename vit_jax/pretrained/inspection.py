@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vit_jax.config.fields import Kind, declarations, has_effect
+from vit_jax.config.fields import Role, declarations, has_effect
 from vit_jax.models import ModelConfig, forward_flops, num_params
 from vit_jax.pretrained.load import adapted, evaluated_size, size_text
 from vit_jax.pretrained.mapping import map_checkpoint
@@ -94,12 +94,12 @@ def _more(n: int) -> str:
 def describe_fields(config: ModelConfig) -> str:
     """Lists a model's sizes, numerics and named choices, and other fields that are not defaults."""
     shown = []
-    for field, declared in declarations(config):
+    for field, declaration in declarations(config):
         name, value = field.name, getattr(config, field.name)
-        is_default = value in (field.default, ()) and not declared.choices
-        if name in _OWN_LINES or declared.kind is Kind.RUN or not has_effect(config, name):
+        is_default = value in (field.default, ()) and not declaration.choices
+        if name in _OWN_LINES or declaration.role is Role.RUN or not has_effect(config, name):
             continue
-        if not is_default or (declared.kind is Kind.NUMERICS and value != ()):
+        if not is_default or (declaration.role is Role.NUMERICS and value != ()):
             shown.append(f"{name} {value}")
     return ", ".join(shown)
 

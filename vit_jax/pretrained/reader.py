@@ -10,7 +10,7 @@ from jax.sharding import Mesh, Sharding
 from jaxtyping import PyTree
 
 from vit_jax.models import ModelConfig, build, param_shapes
-from vit_jax.parallel.rules import param_shardings, path_name
+from vit_jax.parallel.rules import named_leaves, param_shardings, path_name
 from vit_jax.pretrained.adaptation import adapt_leaf
 from vit_jax.pretrained.formats import entries as tables
 from vit_jax.pretrained.mapping import CheckpointMap, unrolled_shapes
@@ -88,11 +88,13 @@ class Reader:
         if self._initial is None:
             config = dataclasses.replace(self.config, scan=False)
             images = jnp.zeros((1, *config.image_size, config.channels))
-            params = jax.jit(build(config).init)(jax.random.key(0), images)["params"]
-            self._initial = {
-                path_name(path): np.asarray(leaf)
-                for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-            }
+
+            @jax.jit  # Of the model, only what is returned is computed.
+            def initialise(key):
+                params = named_leaves(build(config).init(key, images)["params"])
+                return {path: params[path] for path in self.mapping.fresh if path in params}
+
+            self._initial = jax.device_get(initialise(jax.random.key(0)))
         self._note(f"{path} initialised")
         return self._initial[path]
 

@@ -68,7 +68,8 @@ def plan_runs(
     Args:
       points: the result of the file's sweep().
       file: the config file.
-      argument: the text after the colon of --config, for sweep() and every get_config().
+      argument: the text after the colon of --config, passed to sweep() and to get_config() of each
+        run.
       overrides: overrides of the sweep's command line, for every run: {"optim.lr": 0.001}.
       folder: the folder of the sweep.
       configure: returns the config of --config... flags (`vit_jax.cli.config_of`).
@@ -96,6 +97,11 @@ def plan_runs(
         flags += [f"--config.{key}={_flag_value(value, where)}" for key, value in overrides.items()]
         flags += [f"--config.{key}={_flag_value(value, where)}" for key, value in keys.items()]
         workdir = folder / name
+        if branch_of and "resume" in overrides:
+            raise ConfigError(
+                f"{where}: it is a branch, and the command line sets --config.resume for all runs: "
+                "remove one of the two."
+            )
         if branch_of:
             flags.append(f"--config.resume={_trunk_state_path(workdir, folder, branch_of)}")
             _check_trunk_state(runs[branch_of[0]], branch_of[1], where)
@@ -132,9 +138,11 @@ def check_unchanged(run: PlannedRun) -> None:
             f"{run.name} starts from scratch."
         ) from error
     if run.config.init_from:  # The checkpoint has filled the unset keys.
-        open_keys = [key for key, value in now["model"].items() if value in (None, "")]
-        now["model"] |= {key: then["model"].get(key) for key in open_keys}
-        now["model"]["resnet"] = then["model"].get("resnet")
+        for new, old in (
+            (now["model"], then["model"]),
+            (now["model"]["resnet"], then["model"].get("resnet") or {}),
+        ):
+            new |= {key: old.get(key) for key, value in new.items() if value in (None, "")}
     if diff := workdirs.config_diff(then, now):
         raise ConfigError(
             f"{run.workdir} has a run with another config than {run.name} has now:\n"
@@ -231,7 +239,7 @@ def _check_trunk_state(trunk: PlannedRun, step: int, where: str) -> None:
             f"{where}: {BRANCH_OF} is step {step} of {trunk.name}{length}: choose a step from 1 to "
             "the last one."
         )
-    # Periodic saves; every n-th one is kept for good.
+    # Periodic saves are kept for good at multiples of keep_every_steps.
     is_periodic = every and step % every == 0 and step % checkpoint.every_steps == 0
     if step not in (*checkpoint.keep_steps, last) and not is_periodic:
         raise ConfigError(

@@ -175,9 +175,9 @@ class Experiment:
             on_bad=on_bad,
         )
 
-    def due(self, step: int) -> list[str]:
+    def evals_due(self, step: int) -> list[str]:
         """Returns the names of the evaluations that are due after `step` updates."""
-        return [name for name in self.evals if self.evals[name].due(step, self.total_steps)]
+        return [name for name in self.evals if self.evals[name].is_due(step, self.total_steps)]
 
     def save_is_due(self, step: int) -> bool:
         """Whether a checkpoint is due after `step` updates."""

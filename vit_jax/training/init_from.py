@@ -18,8 +18,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.checkpoints.load import load_params, locate, merge_params
 from vit_jax.config import base_config, freeze
-from vit_jax.config.fields import Kind, names_of
-from vit_jax.config.model import KINDS
+from vit_jax.config.fields import Role, field_names
+from vit_jax.config.model import MODEL_CONFIGS
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import ModelConfig, VitConfig, lora, parse_variant
 from vit_jax.models.section import write_section
@@ -101,7 +101,7 @@ def inherit_params(
 
 def _with_run_settings(published: ModelConfig, model_config: ModelConfig) -> ModelConfig:
     """Returns the checkpoint's model with the run's image size and its settings of computation."""
-    names = {*names_of(published, Kind.RUN)} & {*names_of(model_config, Kind.RUN)}
+    names = {*field_names(published, Role.RUN)} & {*field_names(model_config, Role.RUN)}
     if isinstance(published, VitConfig):
         names |= {"image_size", "posemb_resize"}
     fields = {name: getattr(model_config, name) for name in names}
@@ -173,7 +173,7 @@ def _check_sizes(model: FrozenConfigDict, published: ModelConfig, path: str) -> 
 def _sizes(model: Any) -> dict[str, Any]:
     """Returns the sizes that a variant's name fixes, including those of its ResNet."""
     parts = (model, getattr(model, "vit", None), getattr(model, "stem", None))
-    names = [name for kind in KINDS for name in names_of(kind, Kind.SIZE)]
+    names = [name for kind in MODEL_CONFIGS for name in field_names(kind, Role.SIZE)]
     return {
         name: getattr(part, name)
         for part in parts

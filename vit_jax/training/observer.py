@@ -1,4 +1,4 @@
-"""Reports, evaluates and saves a run: metrics, progress line, profiler, checkpoints.
+"""Writes the metrics and checkpoints of a run, and runs its evaluations.
 
 The order is a contract: the evaluations due at step t run, then the metrics are flushed, then the
 state is saved. So a metrics file is never behind a checkpoint.
@@ -54,6 +54,7 @@ class Observer:
         Raises:
           NonFiniteError, DataError: see `vit_jax.training.reports.check_finite`.
         """
+        self.watch.at(f"the result of update {step}")
         with self.clock.span("step"):
             values = jax.device_get(metrics)
         stop = bool(values.pop("stop"))
@@ -76,7 +77,7 @@ class Observer:
         """Runs the evaluations due after `step` updates; writes and returns their values."""
         measured = {}
         with self.clock.span("eval"):
-            for name in self.experiment.due(step):
+            for name in self.experiment.evals_due(step):
                 values = self.experiment.evals[name].run(
                     params,
                     partial(
@@ -121,8 +122,8 @@ def observe(
 ) -> Iterator[Observer]:
     """Opens the metric files of a run, prints a description of it, and yields its observer.
 
-    `start` is the number of updates made before. `resumed` is the loop state of the checkpoint in
-    this work directory, None without a checkpoint.
+    `start` is the number of updates made before this process started. `resumed` is the loop state
+    of the checkpoint in this work directory, None without a checkpoint.
     """
     config, is_main = experiment.config, jax.process_index() == 0
     with contextlib.ExitStack() as stack:

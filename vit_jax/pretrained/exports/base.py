@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import PyTree, Shaped
 
-from vit_jax.config.fields import Kind, declarations, has_effect
+from vit_jax.config.fields import Role, declarations, has_effect
 from vit_jax.errors import CheckpointError
 from vit_jax.models import ModelConfig, VitConfig
 from vit_jax.models.positions import sincos2d
@@ -78,18 +78,18 @@ def compare(config: ModelConfig, expressible: Mapping[str, Container[Any]], *, t
     """
     if not isinstance(config, VitConfig):
         raise CheckpointError(f"A {type(config).__name__} is not exported --to={to}.")
-    reasons = {Kind.ARCHITECTURE: [], Kind.NUMERICS: [], Kind.SIZE: []}
-    for field, declared in declarations(config):
-        fixed = declared.kind in (Kind.ARCHITECTURE, Kind.NUMERICS)
+    reasons = {Role.ARCHITECTURE: [], Role.NUMERICS: [], Role.SIZE: []}
+    for field, declaration in declarations(config):
+        fixed = declaration.role in (Role.ARCHITECTURE, Role.NUMERICS)
         accepted = expressible.get(field.name, (field.default,) if fixed else ANYTHING)
         value = getattr(config, field.name)
         if value not in accepted and has_effect(config, field.name):
             values = " or ".join(map(repr, accepted))
-            reasons[declared.kind].append(
+            reasons[declaration.role].append(
                 f"{field.name} is {value!r}; the format can express only {values}"
             )
-    architecture = reasons[Kind.ARCHITECTURE] + reasons[Kind.SIZE]
-    return Reasons(tuple(architecture), tuple(reasons[Kind.NUMERICS]))
+    architecture = reasons[Role.ARCHITECTURE] + reasons[Role.SIZE]
+    return Reasons(tuple(architecture), tuple(reasons[Role.NUMERICS]))
 
 
 class HostParameters(Mapping[str, np.ndarray]):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from vit_jax.config.model import NUMERICS
+from vit_jax.config.model import RESNET_NUMERICS
 from vit_jax.errors import CheckpointError
 from vit_jax.models import MixerConfig, ResnetConfig, StemConfig
 from vit_jax.pretrained.exports.base import ANYTHING, compare, export_tensors, with_class_row
@@ -68,7 +68,7 @@ def _entries(config: MixerConfig | ResnetConfig, *, to: str) -> tuple[Entry, ...
         raise CheckpointError(
             "--to=google: vision_transformer has no ResNets except in hybrids. Use --to=big_vision."
         )
-    supported = NUMERICS[config.version]
+    supported = RESNET_NUMERICS[config.version]
     numerics = {field: getattr(config, field) for field in supported}
     if numerics != supported:
         raise CheckpointError(

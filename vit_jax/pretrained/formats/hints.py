@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vit_jax.config.fields import declarations
-from vit_jax.config.model import KINDS
+from vit_jax.config.model import MODEL_CONFIGS
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
 
 # Names and types of hints: fields of the models' configs; "preprocessing", a family of
@@ -15,9 +15,9 @@ from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
 # "regression".
 HINTS: dict[str, Any] = {
     field.name: typing.get_type_hints(kind)[field.name]
-    for kind in KINDS
-    for field, declared in declarations(kind)
-    if declared.hint
+    for kind in MODEL_CONFIGS
+    for field, declaration in declarations(kind)
+    if declaration.hint
 } | {"preprocessing": str, "loss": str}
 # (hint, value in big_vision or timm) -> value in vit_jax.
 _ALIASES = {

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from vit_jax.config.model import NUMERICS
+from vit_jax.config.model import RESNET_NUMERICS
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import ResnetConfig, StemConfig
 from vit_jax.pretrained.formats.base import CheckpointFiles, Description, Format
@@ -150,7 +150,7 @@ def describe(files: CheckpointFiles, hints: Hints) -> Description:
     head = next((shapes[name] for name in _HEADS if name in shapes), None)
     num_classes = 0 if head is None else head[0] if names is TIMM_NAMES else head[-1]
     version = "v1" if f"{names.root_norm}{names.norm[0]}" in shapes else "v2"
-    numerics = NUMERICS[version]
+    numerics = RESNET_NUMERICS[version]
     if names is TIMM_NAMES:
         numerics = numerics | TIMM | {"padding": "explicit_zeros" if version == "v2" else "same"}
     facts = {"units": units_of(shapes, names), "width_factor": width / 64, "version": version,
