@@ -21,7 +21,7 @@ from vit_jax.data.batches import Batches, LoaderOptions
 from vit_jax.data.blocks import PADDING, Blocks, ExampleLoader, Ids, Transform
 from vit_jax.errors import ConfigError, DataError
 
-_MAX_TRIED = 1000  # Bad examples at the beginning of a data set, before giving up.
+_MAX_TRIED = 1000  # Give up when this many leading examples are bad.
 
 
 def train_batches(
@@ -60,7 +60,7 @@ def train_batches(
     Raises:
       ConfigError: the devices do not divide the batch size.
       DataError: at once or from the iterator: an example is bad and `on_bad` is None (the message
-        begins with its location); all of the first examples are bad; or the loader fails.
+        begins with its location); the first 1,000 examples are all bad; or the loader fails.
     """
     rows = local_rows(sharding, batch_size=batch_size)
     assign = functools.partial(
@@ -128,7 +128,7 @@ def eval_batches(
         batch_size=batch_size,
         sharding=sharding,
         options=options,
-        on_bad=on_bad and (lambda batch, bad: on_bad(bad.example, bad.message)),
+        on_bad=on_bad and (lambda batch, row: on_bad(row.example, row.message)),
     )
 
 
@@ -166,7 +166,7 @@ def first_good_example(load: ExampleLoader) -> dict[str, np.ndarray]:
     """Returns the first example that can be loaded.
 
     Raises:
-      DataError: the first `_MAX_TRIED` examples are bad, so the examples are not the cause.
+      DataError: the first `_MAX_TRIED` examples are all bad: the cause is not a few bad examples.
     """
     example, bad = _load_first_good(load, max_tried=_MAX_TRIED)
     if not example:
