@@ -5,6 +5,9 @@ data, weights, starts and bounds. The loss of a fit is sum_i w_i rho(log predict
 with Huber's rho: r^2 / 2 up to delta, delta (|r| - delta / 2) beyond. The steps are those of
 iteratively reweighted least squares, damped until the loss decreases. A parameter stays at a bound
 while the gradient points outwards.
+
+SciPy fits one problem at a time; Optimistix 0.1.0 has no bounds, and takes 1.7 times (BFGS) and 130
+times (Levenberg-Marquardt) as long for 2,000 refits (`benchmarks/scaling_optimistix.py`).
 """
 
 import dataclasses
