@@ -86,7 +86,6 @@ def train(
         clock = experiment.clock()
 
         # --- The initial or restored state
-
         claim = _Claim(experiment, workdir)
         store = stack.enter_context(claim.acquire(allow_config_change=allow_config_change))
         watch.at("the initial state")
@@ -102,7 +101,6 @@ def train(
                 program = experiment.program(head)
 
         # --- Batches and reports
-
         watch.at("the first batch")
         resume_step = None if resumed is None else start
         bad_examples = stack.enter_context(
@@ -128,7 +126,6 @@ def train(
         stack.push(watch.exit_on_error)
 
         # --- The loop: at the top of each turn, the state is the one after `step` updates
-
         flag = {value: processes.flag_array(value, mesh) for value in (False, True)}
         stopping, pending, compiled = False, None, None
         stack.enter_context(jax.transfer_guard("disallow"))
@@ -169,7 +166,6 @@ def train(
             pending = metrics
 
         # --- The last save and the summary
-
         watch.at("the last save")
         with clock.span("save"):
             store.finish()
