@@ -298,3 +298,12 @@ def test_parameters_without_embeddings():
     assert num_params(cfg) == num_params_non_embedding(cfg) + embedding
     # Chinchilla's estimate, a token.
     assert train_flops_per_image(cfg) > 6 * num_params_non_embedding(cfg)
+
+
+def test_a_run_on_another_machine_counts_as_running(tmp_path):
+    """Locks of a network file system may be invisible from here."""
+    workdir = make_run(tmp_path, "a", steps=(6,), status="running")
+    owner = "process 7 on {}, started 2026-11-29T12:00:00+00:00\n"
+    for host, status in ((socket.gethostname(), "stopped"), ("elsewhere", "running")):
+        (workdir / "lock").write_text(owner.format(host))
+        assert set(table(tmp_path)["status"]) == {status}

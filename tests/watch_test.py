@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT, campaign, slow
 from tests.many_processes import ends, processes
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, DataError
 from vit_jax.parallel import processes as processes_module
 from vit_jax.parallel import watch as watch_module
 from vit_jax.parallel.watch import Watch
@@ -228,7 +228,8 @@ def test_a_save_that_a_lost_process_made_fail_is_that_loss(monkeypatch, capsys):
     gloo = jax.errors.JaxRuntimeError("Gloo AllGather failed")
     memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
     own = jax.errors.JaxRuntimeError("INTERNAL: the program is invalid")
-    for cause, code in ((gloo, 76), (memory, 2), (own, 2), (OSError(28, "No space left"), 2)):
+    named = DataError("Gloo images/1.jpg is broken")
+    for cause, code in ((gloo, 76), (memory, 2), (own, 2), (named, 2), (OSError(28, "Full"), 2)):
         error = CheckpointError("A checkpoint could not be written")
         error.__cause__ = cause
         with pytest.raises(SystemExit) as ended:

@@ -404,10 +404,9 @@ def model_section() -> ConfigDict:
     A placeholder (None) stands for the value of the published variant or of the checkpoint of
     `init_from`; if neither has one, for the field's default.
     """
-    section = ConfigDict({"resnet": ConfigDict()})
-    # A name of vit_jax.models.variants: S/16, R26+S/32, BiT-R50x1, Mixer-B/16. "": the model of
-    # init_from.
-    section.variant = "S/16"
+    # The variant is a name of vit_jax.models.variants: S/16, R26+S/32, BiT-R50x1, Mixer-B/16; "":
+    # the model of init_from.
+    section = ConfigDict({"variant": "S/16", "resnet": ConfigDict()})
     for kind in MODEL_CONFIGS:
         types = typing.get_type_hints(kind)
         for field, declaration in declarations(kind):

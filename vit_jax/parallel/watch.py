@@ -117,6 +117,7 @@ class Watch:
 
     def _exit(self, message: str, code: ExitCode) -> None:
         """Ends this process at once, even if its main thread is blocked."""
+        self._closed.set()  # No second message while this one waits.
         location = f"at {self._location}"
         if jax.process_count() > 1:
             location = (
@@ -134,10 +135,10 @@ class Watch:
             os._exit(code)
 
 
-# In the errors of collectives and of the coordination service if another process is gone. Other
+# In the messages of collectives and of the coordination service if another process is gone. Other
 # errors of JAX's runtime (no memory, an invalid program) are this process's own.
 _LOST_PEER = re.compile(
-    r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|Gloo|NCCL|[Cc]onnection|[Hh]eartbeat"
+    r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|Gloo |NCCL.*remote|[Cc]onnection|[Hh]eartbeat"
 )
 
 
@@ -145,7 +146,9 @@ def _peer_is_lost(error: BaseException | None) -> bool:
     """Returns whether the error, or a cause of it, says that another process is gone."""
     while error is not None:
         # A Gloo error is a JaxRuntimeError or a ValueError, depending on where it is noticed.
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            return bool(_LOST_PEER.search(str(error)))
+        runtime = isinstance(error, jax.errors.JaxRuntimeError)
+        gloo = type(error) is ValueError and "Gloo " in str(error)
+        if gloo or (runtime and _LOST_PEER.search(str(error))):
+            return True
         error = error.__cause__ or error.__context__
     return False

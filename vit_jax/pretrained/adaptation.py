@@ -36,13 +36,11 @@ def adapt_leaf(
     new: ModelConfig,
     shape: tuple[int, ...],
 ) -> tuple[Float[Array | np.ndarray, "..."], str]:
-    """Returns a parameter outside the blocks in the shape of another model, and a note.
-
-    The note says what was changed; "": nothing.
+    """Returns a parameter in the shape of another model, and a note of what was changed or "".
 
     Args:
       path: path of the parameter.
-      leaf: its value in the old model; None: the old model has no such parameter.
+      leaf: its value in the old model; None only for a new head.
       old: config of the old model.
       new: config of the new model.
       shape: shape of the parameter in the new model.

@@ -9,6 +9,7 @@ import datetime
 import fcntl
 import os
 import pathlib
+import re
 import socket
 from collections.abc import Iterator
 
@@ -60,6 +61,19 @@ def lock(workdir: epath.Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+def is_elsewhere(path: pathlib.Path) -> bool:
+    """Returns whether the last holder of this local file's lock was on another machine.
+
+    Its lock may be invisible here: not every network file system shares locks between machines.
+    """
+    try:
+        owner = path.read_text(errors="replace")
+    except OSError:
+        return False
+    match = re.match(r"process \d+ on (\S+), started", owner)
+    return bool(match) and match[1] != socket.gethostname()
 
 
 def is_held(path: pathlib.Path) -> bool:

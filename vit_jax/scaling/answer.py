@@ -117,7 +117,8 @@ def _most_common(values: np.ndarray) -> Any:
 
 def _flops_per(table: Table, rows: np.ndarray, inputs: Mapping[str, np.ndarray]) -> float:
     """Returns the median of compute / (parameters x examples); 6, as for a token, if unknown."""
-    flops = table.get("total_train_flops", np.array(""))
+    # Tables of vit_jax 0.1 and early 0.2 call the column train_flops.
+    flops = table.get("total_train_flops", table.get("train_flops", np.array("")))
     if flops.dtype.kind not in "if" or not {"n", "d"} <= inputs.keys():
         return 6.0
     with np.errstate(divide="ignore", invalid="ignore"):  # The fit refuses 0 parameters.

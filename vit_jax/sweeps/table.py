@@ -184,8 +184,11 @@ def _evaluations(
 def _status(workdir: pathlib.Path, record: records.Record) -> str:
     if records.is_finished(workdir, record):
         return "finished"
-    alive = lock.is_held(workdir / lock.LOCK)
-    launched = records.read_job(workdir) or lock.is_held(workdir.parent / lock.LOCK)
+    alive, launched = (
+        lock.is_held(folder / lock.LOCK) or lock.is_elsewhere(folder / lock.LOCK)
+        for folder in (workdir, workdir.parent)
+    )
+    launched = launched or records.read_job(workdir)
     if record.status == "running" and not (alive or launched):
         return "stopped"  # It was killed together with its sweep.
     if record == records.Record():  # It was started by hand.

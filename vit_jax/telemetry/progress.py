@@ -12,7 +12,7 @@ from rich.table import Column
 
 def terminal(stream: io.TextIOBase) -> Console | None:
     """Returns a console for an interactive terminal; None if the stream is not one."""
-    console = Console(file=stream, force_terminal=stream.isatty(), highlight=False)
+    console = Console(file=stream, force_terminal=stream.isatty(), highlight=False, emoji=False)
     return console if console.is_interactive else None
 
 
@@ -87,7 +87,7 @@ class Progress:
     def note(self, message: str) -> None:
         """Prints a message on its own line, above the bar if there is one."""
         if self._bar is not None:
-            self._bar.console.print(message, markup=False, soft_wrap=True)
+            self._bar.console.print(message, markup=False, emoji=False, soft_wrap=True)
         elif self._is_main:
             print(message, file=self._stream, flush=True)
 

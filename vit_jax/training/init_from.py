@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from vit_jax.checkpoints.load import load_params, locate, merge_params
 from vit_jax.config import base_config, freeze
 from vit_jax.config.fields import Role, field_names
-from vit_jax.config.model import MODEL_CONFIGS
+from vit_jax.config.model import MODEL_CONFIGS, StemConfig
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import ModelConfig, VitConfig, lora, parse_variant
 from vit_jax.models.section import write_section
@@ -155,14 +155,13 @@ def _fill_unset(section: ConfigDict, other: ConfigDict | FrozenConfigDict) -> No
 def _check_sizes(model: FrozenConfigDict, published: ModelConfig, path: str) -> None:
     """Raises ConfigError if a size of the variant, not overridden by a key, differs."""
     row, patch = parse_variant(model.variant)
-    patch = row.patch if isinstance(row, HybridVariant) else patch
-    named = {
-        name: size
-        for name, size in (_sizes(row) | {"patch_size": (patch, patch)}).items()
-        if model.get(name) is None and model.resnet.get(name) is None
-    }
-    actual = {name: size for name, size in _sizes(published).items() if name in named}
-    named = {name: size for name, size in named.items() if name != "patch_size" or name in actual}
+    named, actual = _sizes(row), _sizes(published)
+    if not isinstance(row, StemConfig):
+        named["patch_size"] = (row.patch,) * 2 if isinstance(row, HybridVariant) else (patch, patch)
+    for section in (model, model.resnet):
+        for name in [name for name in named if section.get(name) is not None]:
+            named.pop(name)
+            actual.pop(name, None)
     if named != actual:
         raise ConfigError(
             f'model.variant is "{model.variant}": {_format_sizes(named)}; {path} has '
