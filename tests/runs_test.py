@@ -2,6 +2,7 @@
 
 import csv
 import json
+import socket
 
 import numpy as np
 import pyarrow as pa
