@@ -10,7 +10,6 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from vit_jax.config import check_best
 from vit_jax.data import pipeline, transforms
 from vit_jax.data.base import Source
 from vit_jax.data.batches import Batches, LoaderOptions
@@ -31,6 +30,7 @@ from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.devices import peak_flops
+from vit_jax.training.periods import Periods
 from vit_jax.training.state import TrainState, make_init, state_layout
 from vit_jax.training.update import make_train_step
 
@@ -100,6 +100,7 @@ class Experiment:
       transform: maps an example to the input of the model.
       evals: evaluations by name.
       total_steps: number of updates of the whole run.
+      save_every_steps: number of updates between saves.
     """
 
     config: FrozenConfigDict
@@ -109,6 +110,7 @@ class Experiment:
     transform: Transform
     evals: Mapping[str, Evaluation]
     total_steps: int
+    save_every_steps: int
 
     @classmethod
     def of(cls, config: FrozenConfigDict, mesh: Mesh) -> "Experiment":
@@ -132,10 +134,14 @@ class Experiment:
             channels=model.channels,
             key="data.train_transforms",
         )
-        evals = build_evals(Evaluator(config, model, mesh), class_names=source.class_names)
         steps = total_steps(config, len(source))
-        check_best(config, total_steps=steps)
-        return cls(config, model, mesh, source, transform, evals, steps)
+        periods = Periods.of(config, total_steps=steps, num_examples=len(source))
+        evals = build_evals(
+            Evaluator(config, model, mesh),
+            class_names=source.class_names,
+            every_steps=periods.evaluate,
+        )
+        return cls(config, model, mesh, source, transform, evals, steps, periods.save)
 
     @property
     def evaluator(self) -> Evaluator:
@@ -181,6 +187,6 @@ class Experiment:
 
     def save_is_due(self, step: int) -> bool:
         """Whether a checkpoint is due after `step` updates."""
-        checkpoint = self.config.checkpoint
-        periodic = step % checkpoint.every_steps == 0
-        return step == self.total_steps or periodic or step in checkpoint.keep_steps
+        periodic = step % self.save_every_steps == 0
+        keep_steps = self.config.checkpoint.keep_steps
+        return step == self.total_steps or periodic or step in keep_steps
