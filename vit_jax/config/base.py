@@ -336,24 +336,18 @@ def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:
     """Parses the arguments of a config file, such as `variant=L/16` in `vit_i1k.py:variant=L/16`.
 
     Args:
-      arg: "key=value,key=value", or None or "" for none.
+      arg: "key=value,key=value", or None or "" for none. What follows a comma without "=" belongs
+        to the value before it: a folder may be called "dogs, cats".
       **defaults: every accepted argument; a value has the type of its default.
 
     Raises:
       ConfigError: an unknown argument, or a value of another type.
     """
     args = ConfigDict(defaults)
-    for i, item in enumerate((arg or "").split(",") if arg else ()):
+    for item in re.split(r",(?=[^,]*=)", arg) if arg else ():
         key, equals, text = item.partition("=")
         if not equals:
-            comma = (
-                " A value ends at a comma: pass one that has a comma as a flag, such as "
-                "--config.data.data_dir=FOLDER."
-            )
-            raise ConfigError(
-                f'Config argument "{item}": write key=value. {_accepted(defaults)}'
-                + (comma if i else "")
-            )
+            raise ConfigError(f'Config argument "{item}": write key=value. {_accepted(defaults)}')
         if key not in defaults:
             hint = did_you_mean(key, defaults) if defaults else _accepted(defaults)
             raise ConfigError(f'Unknown config argument "{key}". {hint}')

@@ -16,7 +16,7 @@ from vit_jax.data.batches import Batches, LoaderOptions
 from vit_jax.data.blocks import Transform
 from vit_jax.data.sources import open_source
 from vit_jax.data.subset import few_shot, random_subset
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, DataError
 from vit_jax.evals.build import Evaluation, build_evals
 from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import (
@@ -127,6 +127,11 @@ class Experiment:
             raise ConfigError(
                 f"model.num_classes is {model.num_classes}, but {source.name} has "
                 f"{source.num_classes} classes."
+            )
+        if source.num_classes == 1 and config.loss.name == "softmax_xent":
+            raise DataError(
+                f"{source.name}, {source.split}, has a single class, {source.class_names[0]}: there "
+                "is nothing to tell apart. Add images of another class."
             )
         transform = transforms.compose(
             config.data.train_transforms,
