@@ -56,8 +56,11 @@ def test_a_new_field_is_checked(extended):
         dataclasses.replace(extended, sandwich="of")
 
 
+DECODE, RANGE = {"op": "decode"}, {"op": "value_range"}
+
+
 def test_a_new_field_is_inherited_from_a_checkpoint(extended, monkeypatch, tmp_path):
-    published = types.SimpleNamespace(config=extended, transforms=())
+    published = types.SimpleNamespace(config=extended, transforms=(DECODE, RANGE))
     mapping = types.SimpleNamespace(description=published)
     monkeypatch.setattr(init_from, "map_checkpoint", lambda path, hints: mapping)
     monkeypatch.setattr(init_from, "is_run", lambda path: False)

@@ -47,15 +47,16 @@ def check_section(config: ConfigDict, base: ConfigDict, *, prefix: str = "") -> 
             raise ConfigError(f'There is no config key "{prefix}{key}". {did_you_mean(key, base)}')
     for key in base:
         name = f"{prefix}{key}"
+        units = other_units(key)
+        if key not in config and any(other in config for other in units):
+            continue  # A duration in another unit.
         if key not in config:
             raise ConfigError(
                 f'The config lacks the key "{name}": it must be a changed '
                 "vit_jax.config.base_config()."
             )
         value, expected = config[key], base.get_type(key)
-        # A duration whose default is in steps may be given in another unit.
-        is_optional = base[key] is None or any(other in base for other in other_units(key))
-        if value is None and is_optional:
+        if value is None and (base[key] is None or any(other in base for other in units)):
             continue
         if not _has_type(value, expected):
             raise ConfigError(

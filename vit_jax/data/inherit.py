@@ -14,8 +14,9 @@ transforms, and the run depends on the checkpoint's files only once.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vit_jax.data.recipes import Transforms
 from vit_jax.errors import ConfigError, did_you_mean
+
+Entries = Sequence[Mapping[str, Any]]  # Of a config: dicts, or immutable ones.
 
 INHERIT = "inherit"
 PARTS = ("all", "decode", "normalization")
@@ -28,7 +29,7 @@ def inherits(transforms: Iterable[Any]) -> bool:
     return any(isinstance(entry, Mapping) and INHERIT in entry.values() for entry in transforms)
 
 
-def resolve(transforms: Iterable[Any], published: Transforms, *, key: str) -> Transforms:
+def resolve(transforms: Entries, published: Entries, *, key: str) -> tuple[Any, ...]:
     """Returns the transforms with the checkpoint's in the place of what stands for them.
 
     Args:
@@ -52,7 +53,7 @@ def resolve(transforms: Iterable[Any], published: Transforms, *, key: str) -> Tr
     return tuple(resolved)
 
 
-def keep(transforms: Sequence[Any], earlier: Sequence[Any]) -> Transforms:
+def keep(transforms: Entries, earlier: Entries) -> tuple[Any, ...]:
     """Returns the transforms of a run that is resumed, as they were resolved when it began.
 
     What `transforms` state themselves is kept, so that a change of the config shows.
@@ -74,7 +75,7 @@ def keep(transforms: Sequence[Any], earlier: Sequence[Any]) -> Transforms:
     return tuple(kept)
 
 
-def _part(entry: Mapping[str, Any], published: Transforms, *, where: str) -> Transforms:
+def _part(entry: Mapping[str, Any], published: Entries, *, where: str) -> Entries:
     """Returns the part of a checkpoint's transforms that an entry stands for."""
     if unknown := entry.keys() - {"op", "part"}:
         raise ConfigError(f'{where} ("inherit") takes only part, not {", ".join(sorted(unknown))}.')

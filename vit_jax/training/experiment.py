@@ -130,8 +130,8 @@ class Experiment:
             )
         if source.num_classes == 1 and config.loss.name == "softmax_xent":
             raise DataError(
-                f"{source.name}, {source.split}, has a single class, {source.class_names[0]}: there "
-                "is nothing to tell apart. Add images of another class."
+                f"{source.name}, {source.split}, has a single class, {source.class_names[0]}: add "
+                "images of another class."
             )
         transform = transforms.compose(
             config.data.train_transforms,
