@@ -38,7 +38,7 @@ class Bounds:
         )
 
     def __str__(self) -> str:
-        if self.high_open:
+        if self.high_open and self.high < math.inf:
             return (
                 f"{'above' if self.low_open else 'at least'} {self.low:,} and below {self.high:,}"
             )
@@ -49,7 +49,7 @@ class Bounds:
 
 
 FRACTION = Bounds(0, 1, high_open=True)
-POSITIVE = Bounds(0, low_open=True)
+POSITIVE = Bounds(0, low_open=True, high_open=True)  # And finite.
 
 
 @dataclasses.dataclass(frozen=True)

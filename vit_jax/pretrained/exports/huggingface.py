@@ -17,6 +17,7 @@ from vit_jax.pretrained.exports.base import (
     Reasons,
     compare,
     export_tensors,
+    no_export,
     with_class_row,
     with_learned_positions,
 )
@@ -129,7 +130,7 @@ def _one_class(pretrained: Pretrained) -> Reasons:
 
 def _kind(pretrained: Pretrained) -> str:
     if not isinstance(pretrained.config, VitConfig):
-        raise CheckpointError(f"A {type(pretrained.config).__name__} is not exported --to=hf.")
+        raise no_export(pretrained.config, to="hf")
     return model_type(pretrained.config)
 
 
