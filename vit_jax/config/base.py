@@ -44,7 +44,14 @@ def other_units(key: str) -> list[str]:
 
 
 def base_config() -> ConfigDict:
-    """Returns every key with its default. Locked: values can change, keys cannot be added."""
+    """Returns every key with its default. Locked: values can change, keys cannot be added.
+
+    Example:
+      >>> config = base_config()
+      >>> config.optim.lr = 3e-4
+      >>> config.optim.name, config.model.variant
+      ('adamw', 'S/16')
+    """
     c = ConfigDict()
 
     c.seed = 0  # Of the initial parameters, the order of the data, augmentation and dropout.
