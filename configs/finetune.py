@@ -1,6 +1,6 @@
 r"""Adapts a pre-trained ViT: fine-tuning as in Table 4 of arXiv 2010.11929, a linear probe, LoRA.
 
-    python -m vit_jax.train --config=configs/finetune.py:dataset=cifar10 \
+    vit-jax train --config=finetune:dataset=cifar10 \
         --config.init_from=CHECKPOINT --workdir=...
 
 CHECKPOINT is one of our work directories or any published checkpoint (a file, a folder, hf:NAME,

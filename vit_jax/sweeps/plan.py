@@ -2,7 +2,7 @@
 
 A point is a flat dict: keys of the config ("optim.lr"), arguments of the file's get_config with a
 leading colon (":model"), "name" and "branch_of" (see `vit_jax.sweeps.grids`). A run is the command
-`python -m vit_jax.train` with these as flags, so every run can also be started by hand.
+`vit-jax train` with these as flags, so every run can also be started by hand.
 """
 
 import contextlib

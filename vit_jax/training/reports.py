@@ -141,6 +141,6 @@ def conclusion(workdir: epath.Path, clock: Clock, total: int) -> str:
         + f"; {timing['time/device_hours']:.3g} device-hours\n"
         f"{bad_examples.summary(workdir)}"
         f"Curves: {workdir / 'curves.png'}\n"
-        f"Next:   python -m vit_jax.evaluate --workdir={workdir}\n"
-        f"        python -m vit_jax.predict --checkpoint={workdir} IMAGE_OR_FOLDER"
+        f"Next:   vit-jax evaluate --workdir={workdir}\n"
+        f"        vit-jax predict --checkpoint={workdir} IMAGE_OR_FOLDER"
     )
