@@ -15,7 +15,6 @@ from absl import logging
 from vit_jax import storage
 from vit_jax.errors import ConfigError
 
-
 AUTO = "auto"  # The value of config.log.compilation_cache for the user's cache folder.
 _LARGEST_CACHE = 2 * 2**30  # Bytes of all programs in the user's cache folder.
 

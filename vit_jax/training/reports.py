@@ -24,7 +24,7 @@ from vit_jax.models import (
     update_flops_per_image,
 )
 from vit_jax.models.attention import current_platform, resolve_backend
-from vit_jax.optim import frozen_mask
+from vit_jax.optim import frozen_mask, train_loss_difference
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.telemetry.progress import format_count
@@ -101,20 +101,6 @@ def _count_params(experiment: Experiment) -> str:
     trained = sum(size for size, is_frozen in zip(sizes, frozen, strict=True) if not is_frozen)
     text = format_count(sum(sizes), "parameter")
     return text if trained == sum(sizes) else f"{text}, of which {trained:,} are trained"
-
-
-def train_loss_difference(config: FrozenConfigDict) -> str:
-    """Returns what makes the training loss another quantity than an evaluation's; "": nothing.
-
-    Such as "with label smoothing 0.1 and Mixup". Augmentation and dropout change the inputs and the
-    model, but not what is computed of the logits.
-    """
-    parts = []
-    if config.loss.label_smoothing:
-        parts.append(f"label smoothing {config.loss.label_smoothing:g}")
-    parts += ["Mixup"] if config.mix.mixup_alpha else []
-    parts += ["CutMix"] if config.mix.cutmix_alpha else []
-    return f"with {' and '.join(parts)}" if parts else ""
 
 
 def run_summary(experiment: Experiment) -> dict[str, Any]:
