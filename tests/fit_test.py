@@ -11,9 +11,9 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.fit import fit
 from vit_jax.scaling import report
 from vit_jax.scaling.answer import group_data
+from vit_jax.scaling.fit import fit
 from vit_jax.scaling.query import groups
 from vit_jax.scaling.question import NAMES, Question
 from vit_jax.scaling.study import study
@@ -265,7 +265,7 @@ def test_the_command(floor, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "model=a: power, y = b x^c" in done.stdout and "report.html" in done.stdout
-    assert "vit_jax.fit --runs=" in (tmp_path / "out" / "report.html").read_text()
+    assert "vit-jax fit --runs=" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_an_output_folder_that_is_a_file_is_refused(floor):
