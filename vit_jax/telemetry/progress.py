@@ -61,7 +61,8 @@ class Progress:
                 bars.TextColumn("{task.description}", table_column=Column(no_wrap=True)),
                 console=console,
                 redirect_stdout=False,
-                redirect_stderr=False,
+                # A warning on the same terminal is printed above the bar.
+                redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
             )
             self._bar.add_task(self._status(), total=total_steps, completed=start_step)
             self._bar.start()
@@ -97,12 +98,15 @@ class Progress:
     @contextlib.contextmanager
     def activity(self, name: str) -> Iterator[None]:
         """Shows in the bar what the run does instead of updates, such as "evaluating test"."""
-        self._activity = f" | {name}"
+        self._activity = name
         self._update_bar()
+        if self._bar is not None:
+            self._bar.refresh()  # At once: a compilation may hold the interpreter for seconds.
         try:
             yield
         finally:
             self._activity = ""
+            self._update_bar()
 
     def evaluation(self, name: str, values: Mapping[str, float | int], *, seconds: float) -> None:
         """Prints the line of an evaluation.
@@ -127,7 +131,6 @@ class Progress:
     def close(self) -> None:
         """Stops redrawing the bar and ends its line; later notes are printed below it."""
         if self._bar is not None:
-            self._update_bar()
             self._bar.stop()
 
     def __enter__(self) -> "Progress":
@@ -145,11 +148,13 @@ class Progress:
         return f"step {self._step:,}/{self._total:,}"
 
     def _status(self) -> str:
+        if self._activity:
+            return f"{self._step_text()} | {self._activity}"
         # The most important values come first: a narrow terminal cuts off the end.
         left = self.seconds_left()
         eta = f" | ETA {format_duration(left)}" if left else ""
         epoch = f" | epoch {self._step / self._steps_per_epoch:.2f}"
-        return f"{self._step_text()}{self._activity}{eta}{epoch}{self._metrics_text}"
+        return f"{self._step_text()}{eta}{epoch}{self._metrics_text}"
 
     def seconds_left(self) -> float | None:
         """Estimates the time to the end from the mean pace, including evaluations and saves."""

@@ -74,6 +74,8 @@ def describe(experiment: Experiment, *, start: int) -> str:
     height, width = model_config.image_size
     flops = update_flops_per_image(model_config, config)
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    begins = f", continued at step {start:,}" if start else ""
+    begins = ", which is complete" if start == total else begins
     lines = [
         f"model   {describe_model(model_config)} on images of {height}x{width}: "
         f"{_count_params(experiment)}, {flops / 1e9:.3g} GFLOPs to train on an image, "
@@ -82,8 +84,8 @@ def describe(experiment: Experiment, *, start: int) -> str:
         f"{format_count(model_config.num_classes, 'class')}",
         f"devices {mesh.size} x {device.device_kind} ({shape}), "
         f"{format_count(jax.process_count(), 'process')}",
-        f"run     steps {start:,} to {total:,} of {format_count(config.batch_size, 'image')}, "
-        f"{total * config.batch_size / len(source):.4g} epochs",
+        f"run     {format_count(total, 'step')} of {format_count(config.batch_size, 'image')}, "
+        f"{total * config.batch_size / len(source):.4g} epochs{begins}",
     ]
     if difference := train_loss_difference(config):
         lines.append(
@@ -160,8 +162,8 @@ def conclusion(workdir: epath.Path, clock: Clock, total: int) -> str:
         f"{_times(clock)}"
         f"{bad_examples.summary(workdir)}"
         f"Curves: {workdir / 'curves.png'}\n"
-        f"Next:   python -m vit_jax.evaluate --workdir={workdir}\n"
-        f"        python -m vit_jax.predict --checkpoint={workdir} IMAGE_OR_FOLDER"
+        f"Next:   vit-jax evaluate --workdir={workdir}\n"
+        f"        vit-jax predict --checkpoint={workdir} IMAGE_OR_FOLDER"
     )
 
 
