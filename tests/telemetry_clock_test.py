@@ -214,7 +214,7 @@ def test_what_is_said_after_the_bar_and_during_it_is_not_drawn_over(monkeypatch)
         end = len(stream.getvalue())
         progress.note("Done")
     assert stream.getvalue()[end:] == "Done\n"
-    assert sys.stderr is stream and "step 2/2" in stream.getvalue()[:end].splitlines()[-1]
+    assert sys.stderr is stream and "step 2/2" in stream.getvalue()[:end].splitlines()[-2]
 
 
 def test_other_processes_show_nothing():
