@@ -12,6 +12,14 @@ from vit_jax.rundir import extension
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 CONSTANT = {"optim__schedule__name": "constant"}
+SHORT = {"total_steps": 8}
+
+
+@pytest.fixture(scope="module")
+def trained(finished_run, tmp_path_factory):
+    """Trains the runs that are extended, and the longer one, once and outside of a test's time."""
+    for i, changes in enumerate((CONSTANT, SHORT, SHORT | CONSTANT)):
+        finished_run(tmp_path_factory.mktemp("trained") / str(i), **changes)
 
 
 def schedule_config(total_steps, **keys):
@@ -51,11 +59,12 @@ def test_whether_the_learning_rate_depends_on_the_length(keys, changes):
 
 
 @pytest.mark.medium
+@pytest.mark.usefixtures("trained")
 def test_without_dependence_on_the_length_it_equals_a_longer_run_to_the_bit(
     tmp_path, finished_run, capsys
 ):
     whole = finished_run(tmp_path / "whole", **CONSTANT)
-    finished_run(tmp_path / "run", total_steps=8, **CONSTANT)
+    finished_run(tmp_path / "run", **SHORT, **CONSTANT)
     config = small_config(**CONSTANT)
     with pytest.raises(ConfigError, match=r"total_steps: 8 -> 12\n.*the same command with --ext"):
         train_on_one(config, tmp_path / "run")
@@ -73,10 +82,11 @@ def test_without_dependence_on_the_length_it_equals_a_longer_run_to_the_bit(
 
 
 @pytest.mark.medium
+@pytest.mark.usefixtures("trained")
 def test_with_another_schedule_it_equals_a_run_from_its_state_to_the_bit(
     tmp_path, finished_run, capsys
 ):
-    finished_run(tmp_path / "run", total_steps=8)
+    finished_run(tmp_path / "run", **SHORT)
     lines = run(tmp_path / "resumed", resume=str(tmp_path / "run"))
     assert train_on_one(small_config(), tmp_path / "run", extend=True) == 0
     # 3e-3 times (1 + cos(pi 5/6)) / 2 in the last update, then times (1 + cos(pi 6/10)) / 2.
