@@ -15,6 +15,7 @@ import re
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from logging import LogRecord
 from typing import Any
@@ -70,6 +71,8 @@ def run(command: Command, argv: Sequence[str] | None = None) -> None:
       argv: flags and arguments; None: those of the process.
     """
     logging.use_absl_handler()
+    # Commands have flags of their own. Without this absl would report that its are not parsed.
+    flags.FLAGS(["vit-jax", "--logtostderr"])
     logging.set_verbosity(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # Not if it is closed or a notebook's.
@@ -177,6 +180,7 @@ def _silence_tracebacks() -> None:
 
     logging.get_absl_handler().addFilter(without_traceback)
     logging.get_absl_handler().setFormatter(_PrintableFormatter())
+    warnings.formatwarning = lambda message, *location: f"{printable(str(message))}\n"
     sys.unraisablehook = unraisable
 
 

@@ -163,7 +163,9 @@ def base_config() -> ConfigDict:
     c.log.tensorboard = True  # Event files in workdir/tb.
     c.log.wandb_project = ""  # Weights & Biases, if it is installed; "": off.
     c.log.profile_steps = ()  # (first, last): write a trace of these steps to workdir/profile.
-    c.log.compilation_cache = ""  # Folder of XLA's persistent cache; "": off.
+    # Folder of compiled programs, for the next start. auto: JAX_COMPILATION_CACHE_DIR if it is set,
+    # else vit_jax in XDG_CACHE_HOME or ~/.cache; "": off.
+    c.log.compilation_cache = "auto"
     return c.lock()
 
 
