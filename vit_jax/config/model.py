@@ -60,12 +60,10 @@ class ClassifierConfig:
     """
 
     image_size: tuple[int, int] = size(
-        "Height and width in pixels; in a config also (side,).",
-        bounds=Bounds(1, _MAX_SIDE), hint=True, section_default=(224,),
+        "Height and width in pixels; in a config also (side,). Without a checkpoint, None is 224.",
+        bounds=Bounds(1, _MAX_SIDE), hint=True,
     )  # fmt: skip
-    channels: int = size(
-        "Channels of an image.", default=3, bounds=Bounds(1, 2**10), section_default=3
-    )
+    channels: int = size("Channels of an image.", default=3, bounds=Bounds(1, 2**10))
     num_classes: int = size(
         "None: the number of classes of the data set. 0: no head, the logits are the pre-logits.",
         bounds=Bounds(0, 2**24), hint=True,

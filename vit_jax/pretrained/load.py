@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
+from ml_collections import FrozenConfigDict
 
 from vit_jax.checkpoints.load import load_run
 from vit_jax.data.recipes import Transforms
@@ -152,7 +153,9 @@ def load_pretrained(
         model=build(config),
         params=params,
         config=config,
-        preprocess=_preprocess(mapping.description.transforms, published, config),
+        preprocess=published_preprocess(mapping.description.transforms, published).for_size(
+            config.image_size
+        ),
         labels=_labels(mapping.description.labels, published, config),
         format=mapping.format.name,
         published=published,
@@ -170,14 +173,11 @@ def _load_workdir(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mes
         merged = {"lora_rank": 0} if isinstance(published, VitConfig) else {}
         config = adapted(published, {**changes, **merged})
         params = adapt_params(run.params, old=published, new=config, mesh=mesh)
-    decode, *others = run.config.data.eval_transforms
-    # In a run's config decode has 3 channels by default; in `Preprocess`, the model's channels.
-    transforms = ({"channels": 3, **decode}, *others)
     return Pretrained(
         model=build(config),
         params=params,
         config=config,
-        preprocess=_preprocess(transforms, published, config),
+        preprocess=run_preprocess(run.config, published).for_size(config.image_size),
         labels=_labels(tuple(run.dataset["class_names"]), published, config),
         format="vit_jax work directory",
         published=published,
@@ -187,11 +187,28 @@ def _load_workdir(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mes
     )
 
 
-def _preprocess(transforms: Any, published: ModelConfig, config: ModelConfig) -> Preprocess:
-    """Returns the preprocessing, with sizes scaled to the model's image size."""
-    transforms = tuple(map(dict, transforms))
+def published_preprocess(transforms: Transforms, published: ModelConfig) -> Preprocess:
+    """Returns the preprocessing of a published checkpoint, for the image size that it makes.
+
+    Args:
+      transforms: the publisher's; decode has the channels of the model unless it states them.
+      published: the checkpoint's model.
+    """
+    decode, *others = map(dict, transforms)
+    transforms = ({"channels": published.channels, **decode}, *others)
     size = output_size(transforms) or published.image_size
-    return Preprocess(transforms, size, published.channels).for_size(config.image_size)
+    return Preprocess(transforms, size, published.channels)
+
+
+def run_preprocess(config: FrozenConfigDict, model_config: ModelConfig) -> Preprocess:
+    """Returns the preprocessing with which a run evaluates its model.
+
+    Args:
+      config: of the run; in its transforms, decode has 3 channels unless it states them.
+      model_config: the run's model.
+    """
+    decode, *others = map(dict, config.data.eval_transforms)
+    return published_preprocess(({"channels": 3, **decode}, *others), model_config)
 
 
 def evaluated_size(

@@ -106,7 +106,7 @@ def _write(
     try:
         match to:
             case "google" | "big_vision":
-                google.write(pretrained, unfinished, to=to, **options)
+                notes = google.write(pretrained, unfinished, to=to, **options)
             case "hf":
                 notes = huggingface.write(pretrained, unfinished, **options)
             case "timm":
