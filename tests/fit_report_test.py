@@ -30,7 +30,8 @@ def groups(**y):
 
 def asked(table, **question):
     question = {"law": "power", "y": "y", "columns": {"x": "x"}} | question
-    return study(table, Question(**question), runs="runs.csv")
+    answered = study(table, Question(**question), runs="runs.csv")
+    return answered.result, answered.figures()
 
 
 # ------------------------------------------------------------------------- groups of equal values

@@ -12,7 +12,6 @@ from PIL import Image
 from tests.conftest import ROOT
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.fit import fit
-from vit_jax.scaling import report
 from vit_jax.scaling.answer import group_data
 from vit_jax.scaling.query import groups
 from vit_jax.scaling.question import NAMES, Question
@@ -38,8 +37,8 @@ def written(runs, out, **question):
 
 def asked(runs, **question):
     """The same, and the figures, none of which is rendered."""
-    result, figures = study(read_runs(runs), Question(**question), runs=str(runs))
-    return report.text(result), result, figures
+    answered = study(read_runs(runs), Question(**question), runs=str(runs))
+    return str(answered), answered.result, answered.figures()
 
 
 @pytest.fixture

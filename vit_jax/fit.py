@@ -57,7 +57,8 @@ def fit(runs: pathlib.Path, question: Question, out: epath.PathLike, *, command:
     out = epath.Path(out)
     if os.path.lexists(out) and not os.path.isdir(out):  # Checked before the computation.
         raise ConfigError(f"--out={out} is a file: choose a folder.")
-    result, plots = study(read_runs(runs), question, runs=str(runs))
+    answered = study(read_runs(runs), question, runs=str(runs))
+    result, plots = answered.result, answered.figures()
     svgs = {name: figures.rendered(figure, "svg") for name, figure in plots.items()}
     page = report.page(result, {name: svg.decode() for name, svg in svgs.items()}, command=command)
     with storage.reported(ConfigError, f"--out={out} cannot be written"):
