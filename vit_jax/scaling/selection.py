@@ -299,11 +299,16 @@ def extrapolation(
         return Verdict(False, f"The fit of {of.law.name} did not converge.{cause}", predictions)
     p_value = form_p_value(of)
     if p_value < significance:
+        advice = (
+            "Fit a law that levels off or breaks, or use --law=auto."
+            if of.law.inputs == ("x",)
+            else "Use the law between the fitted runs only, or fit fewer of them."
+        )
         return Verdict(
             False,
             f"The residuals are curved (lack of fit, p = {p_value:.2g} < {significance:g}): the "
             f"runs do not have the form {of.law.formula}, or are not independent, and the interval "
-            "assumes both. Fit a law that levels off or breaks, or use --law=auto.",
+            f"assumes both. {advice}",
             predictions,
         )
     if not ratio <= _WIDEST:
