@@ -213,18 +213,26 @@ def _ends(predictions: Band) -> tuple[float, float]:
     return float(predictions.low[0]), float(predictions.high[0])
 
 
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_integer(
+        "draws", 200, "Frontiers of each setting.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "refits", 4000, "Bootstrap refits to time.", lower_bound=5, flag_values=values
+    )
+
+
+def main(values: flags.FlagValues, arguments: list[str]) -> None:
+    """Measures."""
+    for name, value in speed(count=values.refits).items():
+        print(f"{name:50} {value:10.3f}", flush=True)
+    print(f"\n{'coverage of 90% intervals (span)':44}" + "".join(f"{m:>24}" for m in METHODS))
+    for seed, setting in enumerate(SETTINGS):
+        results = coverage(setting, tuple(METHODS), draws=values.draws, seed=seed)
+        cells = [f"{share:.3f} ({span:.3g}x)" for share, span in results.values()]
+        print(f"{setting.name:44}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
+
+
 if __name__ == "__main__":
-    _DRAWS = flags.DEFINE_integer("draws", 200, "Frontiers of each setting.", lower_bound=1)
-    _REFITS = flags.DEFINE_integer("refits", 4000, "Bootstrap refits to time.", lower_bound=5)
-
-    def main(argv: Sequence[str]) -> None:
-        cli.no_arguments(argv)
-        for name, value in speed(count=_REFITS.value).items():
-            print(f"{name:50} {value:10.3f}", flush=True)
-        print(f"\n{'coverage of 90% intervals (span)':44}" + "".join(f"{m:>24}" for m in METHODS))
-        for seed, setting in enumerate(SETTINGS):
-            results = coverage(setting, tuple(METHODS), draws=_DRAWS.value, seed=seed)
-            cells = [f"{share:.3f} ({span:.3g}x)" for share, span in results.values()]
-            print(f"{setting.name:44}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
-
-    cli.run(main)
+    cli.run(cli.Command(__doc__, define, main))

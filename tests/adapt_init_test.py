@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from tests.small_run import run, small_config, train_on_one
 from vit_jax.checkpoints.load import load_run
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.evaluate import evaluate
+from vit_jax.inference.evaluate import evaluate
+from vit_jax.inference.predict import predict
 from vit_jax.models import build, read_section
 from vit_jax.parallel.mesh import make_mesh
-from vit_jax.predict import predict
 from vit_jax.pretrained.load import load_pretrained
 
 pytestmark = pytest.mark.medium

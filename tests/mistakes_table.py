@@ -52,7 +52,7 @@ COMMAND_LINE = {
     ),
     "config that is JSON": (
         "--config=settings.json",
-        "--config=settings.json: a config is a Python file, FILE.py.",
+        "--config=settings.json: a config is a name or a Python file, FILE.py.",
     ),
     "config below a folder with a colon": (
         "--config=/a:b/x.py",

@@ -331,16 +331,34 @@ def check_pattern(pattern: Any, *, key: str) -> None:
         raise ConfigError(f"{key}: {pattern!r} is not a regular expression: {error}.") from error
 
 
+LIST_ARGUMENTS = "help"  # The argument of a config file that lists its arguments.
+
+
+class ConfigArguments(ConfigError):
+    """Answers `FILE.py:help` with the arguments of the file.
+
+    Attributes:
+      defaults: {argument: default}.
+    """
+
+    def __init__(self, defaults: Mapping[str, Any]):
+        super().__init__(f"Config arguments. {_accepted(defaults)}")
+        self.defaults = dict(defaults)
+
+
 def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:
     """Parses the arguments of a config file, such as `variant=L/16` in `vit_i1k.py:variant=L/16`.
 
     Args:
-      arg: "key=value,key=value", or None or "" for none.
+      arg: "key=value,key=value", or None or "" for none; "help" lists the arguments.
       **defaults: every accepted argument; a value has the type of its default.
 
     Raises:
       ConfigError: an unknown argument, or a value of another type.
+      ConfigArguments: `arg` is "help".
     """
+    if arg == LIST_ARGUMENTS:
+        raise ConfigArguments(defaults)
     args = ConfigDict(defaults)
     for i, item in enumerate((arg or "").split(",") if arg else ()):
         key, equals, text = item.partition("=")
@@ -364,7 +382,7 @@ def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:
     return args
 
 
-def _accepted(defaults: dict[str, Any]) -> str:
+def _accepted(defaults: Mapping[str, Any]) -> str:
     if not defaults:
         return "This config takes none."
     return "Accepted: " + ", ".join(f"{key}={value}" for key, value in defaults.items()) + "."

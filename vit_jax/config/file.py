@@ -1,4 +1,4 @@
-"""Runs a config file, FILE.py or FILE.py:ARGUMENT, and locates the errors in it."""
+"""Runs a config, NAME or FILE.py, with :ARGUMENT behind it, and locates the errors in it."""
 
 import copy
 import importlib.util
@@ -13,7 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.config.base import check_form
+from vit_jax.config.base import LIST_ARGUMENTS, ConfigArguments, check_form
+from vit_jax.config.shipped import shipped_configs
 from vit_jax.errors import ConfigError, VitJaxError, did_you_mean
 
 _MAX_POINTS = 100_000  # Of a sweep.
@@ -49,6 +50,19 @@ def make_config(argument: str) -> ConfigDict:
     return config
 
 
+def config_arguments(name: str) -> dict[str, Any]:
+    """Returns the arguments of a config file with their defaults; {} if it takes none.
+
+    Raises:
+      ConfigError: see `make_config`.
+    """
+    try:
+        make_config(f"{name}:{LIST_ARGUMENTS}")
+    except ConfigArguments as arguments:
+        return arguments.defaults
+    raise ConfigError(f"--config={name}: its get_config() does not call parse_args().")
+
+
 def make_points(argument: str) -> tuple[str, str, list[Any]]:
     """Returns the points of the file's sweep(), without checking them.
 
@@ -63,8 +77,8 @@ def make_points(argument: str) -> tuple[str, str, list[Any]]:
     module = _import_file(path)
     if not hasattr(module, "sweep"):
         raise ConfigError(
-            f"--config={path} defines no sweep(): vit_jax.sweep needs one beside get_config(), "
-            "that yields a dict of changed keys for each run. For a single run: vit_jax.train."
+            f"--config={path} defines no sweep(): `vit-jax sweep` needs one beside get_config(), "
+            "that yields a dict of changed keys for each run. For a single run: `vit-jax train`."
         )
     try:
         points = module.sweep(argument) if colon else module.sweep()
@@ -107,13 +121,15 @@ def _config_path(name: str, *, is_url: bool, has_argument: bool) -> pathlib.Path
     if is_url:
         raise ConfigError(f"--config={name}://...: copy the file here; it must be a local one.")
     try:
+        if path := shipped_configs().get(name):
+            return path
         path = pathlib.Path(name).expanduser()
         if path.suffix == ".py" and path.is_file():
             return path
         problem = (
             "there is no such file" if not path.exists()
             else "this is not a file" if not path.is_file()
-            else "a config is a Python file, FILE.py"
+            else "a config is a name or a Python file, FILE.py"
         )  # fmt: skip
     except RuntimeError:
         raise ConfigError(f"--config={name}: there is no such home folder.") from None
@@ -122,10 +138,9 @@ def _config_path(name: str, *, is_url: bool, has_argument: bool) -> pathlib.Path
     if has_argument and path.suffix != ".py":
         problem += " (a colon begins the config's argument: the path must not contain one)"
     folder = path if path.is_dir() else path.parent
-    others = sorted(str(other) for other in folder.glob("*.py") if other.stem != "__init__")
-    none = f"{folder} contains no config; the project's are in its folder configs."
-    hint = did_you_mean(str(path), others) if others else none
-    raise ConfigError(f"--config={name}: {problem}. {hint}")
+    others = [str(other) for other in sorted(folder.glob("*.py")) if other.stem != "__init__"]
+    near = others if path.suffix == ".py" and others else shipped_configs()
+    raise ConfigError(f"--config={name}: {problem}. {did_you_mean(name, near)}")
 
 
 def _line(error: BaseException, path: pathlib.Path) -> str:

@@ -404,8 +404,6 @@ def model_section() -> ConfigDict:
     A placeholder (None) stands for the value of the published variant or of the checkpoint of
     `init_from`; if neither has one, for the field's default.
     """
-    # The variant is a name of vit_jax.models.variants: S/16, R26+S/32, BiT-R50x1, Mixer-B/16; "":
-    # the model of init_from.
     section = ConfigDict({"variant": "S/16", "resnet": ConfigDict()})
     for kind in MODEL_CONFIGS:
         types = typing.get_type_hints(kind)
@@ -417,3 +415,23 @@ def model_section() -> ConfigDict:
                 default = placeholder(typing.get_origin(types[field.name]) or types[field.name])
             (section[declaration.section] if declaration.section else section)[field.name] = default
     return section
+
+
+def section_docs() -> dict[str, str]:
+    """Returns the meaning of each key of the section `model`: {"width": ..., "resnet.depths": ...}.
+
+    A meaning that several kinds of model share is named once.
+    """
+    docs: dict[str, str] = {
+        "variant": "Name of vit_jax.models.variants: S/16, R26+S/32, BiT-R50x1, Mixer-B/16; "
+        '"": the model of init_from.'
+    }
+    for kind in MODEL_CONFIGS:
+        for field, declaration in declarations(kind):
+            if declaration.section is not None:
+                section = f"{declaration.section}." if declaration.section else ""
+                accepted = (
+                    f" One of {', '.join(declaration.choices)}." if declaration.choices else ""
+                )
+                docs.setdefault(section + field.name, declaration.doc + accepted)
+    return docs

@@ -22,7 +22,8 @@ optima           compute-optimal parameters and examples, the best shape
 curves           crossings of two curves, ratios of data sizes
 isoflop          parabolas at each budget, their optima and their bias
 
-`python -m vit_jax.fit`
+`vit-jax fit`
+columns          the default columns of the inputs of laws
 question         a law, its columns, and the rows to use
 expressions      columns computed from columns, such as 1-top1
 query            selects and groups rows
@@ -32,4 +33,5 @@ study            the complete result
 drawing          prepares the figures of a result
 plots            draws the figures
 report           the result as text and as an HTML page
+fit              fit_law: a table in, fitted laws out; writes the result, the figures and the page
 """

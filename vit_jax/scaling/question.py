@@ -6,18 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.scaling import laws
+from vit_jax.scaling.columns import COLUMNS
 from vit_jax.scaling.method import DEFAULT, Method
 
 AUTO, ISOFLOP = "auto", "isoflop"
 NAMES = (*laws.LAWS, ISOFLOP, AUTO)
-# Default columns for the inputs of a law, in tables by `vit_jax.sweeps.table`.
-COLUMNS = {
-    "x": "total_train_flops",
-    "n": "params",
-    "d": "examples_seen",
-    "u": "examples",
-    "t": "total_train_flops",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
-"""The parts of `vit_jax.train`.
+"""Training: the run, and its parts.
 
+run              `train`: the whole story, from a config to its last checkpoint
 experiment       the data, model, evaluations and jitted programs that a config defines
 observer         reports, evaluates and saves a run, in the order of the contract
 state            the training state: its initial value, its shardings, its restore
