@@ -32,6 +32,8 @@ entries          the report's numbers of a group of rows
 study            the complete result
 drawing          prepares the figures of a result
 plots            draws the figures
-report           the result as text and as an HTML page
+summary          the answer in one sentence, and whether to trust it
+report           the result as text
+page             the result as an HTML page
 fit              fit_law: a table in, fitted laws out; writes the result, the figures and the page
 """

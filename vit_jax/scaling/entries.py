@@ -1,7 +1,7 @@
 """The part of a report about one group of rows: its law, intervals, verdicts and optima."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def entry_of(answer: Answer, question: Question, *, significance: float) -> Json
     """
     data, law = answer.data, answer.law
     if law is None:
-        return {"group": data.group, "error": answer.error}
+        return {"group": data.group, "error": answer.error, "rows": _rows(answer, [])}
     clusters = data.clusters if answer.valleys is None else None
     intervals = parameter_intervals(law, level=question.level, clusters=clusters)
     params = {
@@ -60,7 +60,7 @@ def entry_of(answer: Answer, question: Question, *, significance: float) -> Json
     }
     if answer.valleys is not None:
         _add_valleys(entry, answer, question)
-        return entry
+        return entry | {"rows": _rows(answer, [])}
     if answer.choice is not None and answer.choice.best == "average":
         entry["notes"].append(
             "All laws have curved residuals, and the average of those that level off had a smaller "
@@ -71,7 +71,30 @@ def entry_of(answer: Answer, question: Question, *, significance: float) -> Json
     _add_test(entry, answer, how | {"significance": significance})
     _add_predictions(entry, answer, question, how | {"significance": significance})
     _add_optima(entry, answer, question, how, significance)
-    return entry
+    verdict = entry["extrapolation"]
+    predicted = ["fitted", "held back"] if verdict and verdict["supported"] else ["fitted"]
+    return entry | {"rows": _rows(answer, predicted)}
+
+
+def _rows(answer: Answer, predicted: Sequence[str]) -> list[Json]:
+    """Returns the group's rows: inputs, y, what they were used for, and the law's prediction.
+
+    Rows of other uses than `predicted` have none: the data may not support it.
+    """
+    data = answer.data
+    use = np.where(data.held_back, "held back", "not fitted").astype("U21")
+    if answer.law is not None:
+        use[~data.held_back & ~data.fitted] = "behind the frontier"
+        (fitted,) = np.nonzero(data.fitted)
+        use[fitted] = "weight 0"
+        use[fitted[answer.law.rows] if answer.valleys is None else fitted] = "fitted"
+    columns: dict[str, Any] = {role: x.tolist() for role, x in data.inputs.items()}
+    prediction = np.full(len(use), None)
+    if predicted and answer.law is not None:
+        of = np.isin(use, predicted)
+        prediction[of] = answer.law.predict({role: x[of] for role, x in data.inputs.items()})
+    columns |= {"y": data.y.tolist(), "use": use.tolist(), "prediction": prediction.tolist()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _method(answer: Answer, question: Question) -> Json:

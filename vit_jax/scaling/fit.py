@@ -11,7 +11,7 @@ from etils import epath
 from vit_jax import storage
 from vit_jax.analysis import figures
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.scaling import report
+from vit_jax.scaling import page as pages
 from vit_jax.scaling.method import Method
 from vit_jax.scaling.question import Question
 from vit_jax.scaling.study import Study, study
@@ -47,13 +47,13 @@ def fit_law(
     """Fits a scaling law to a table of runs; `vit-jax fit` prints and draws its result.
 
     >>> images = [300, 1000, 3000, 10_000, 30_000, 60_000]
-    >>> error = [0.3112, 0.2306, 0.1793, 0.1436, 0.1207, 0.1126]
+    >>> error = [0.3051, 0.2195, 0.1697, 0.1346, 0.1160, 0.1072]
     >>> study = fit_law({"images": images, "error": error}, "power_floor", x="images")
     >>> study.result["law"], round(study.params()["c"].estimate, 2)
     ('power_floor', -0.4)
     >>> prediction = study.predict(120_000)
-    >>> bool(prediction.low[0] < 0.106 < prediction.high[0]), prediction.supported
-    (True, True)
+    >>> float(prediction.estimate[0].round(3)), prediction.supported
+    (0.101, True)
 
     `print(study)` shows the parameters with their intervals, the error on held-out larger scales
     and the verdicts; `study.result` has all numbers, `study.figures()` the figures.
@@ -121,7 +121,7 @@ def write(answered: Study, out: epath.PathLike, *, command: str) -> str:
     """
     out, result, plots = epath.Path(out), answered.result, answered.figures()
     svgs = {name: figures.rendered(figure, "svg") for name, figure in plots.items()}
-    page = report.page(result, {name: svg.decode() for name, svg in svgs.items()}, command=command)
+    page = pages.page(result, {name: svg.decode() for name, svg in svgs.items()}, command=command)
     with storage.reported(ConfigError, f"--out={out} cannot be written"):
         storage.make_folder(out)
         text = json.dumps(result, indent=1, allow_nan=False) + "\n"

@@ -26,6 +26,7 @@ from vit_jax.analysis.figures import (
 )
 from vit_jax.scaling.intervals import Band
 
+_SIZE = (5.0, 3.7)  # Inches: text is legible where a page is as narrow as a phone.
 _POINTS = {"markersize": 4.5, "linestyle": "none"}
 _GRID = {"color": "#E6E6E6", "linewidth": 0.8}
 
@@ -61,7 +62,7 @@ def law_figure(
 ) -> Figure:
     """Draws error over scale on log axes: fitted rows, law, interval, and rows held back."""
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         for curve, colour in zip(curves, colours(len(curves)), strict=True):
             _curve(axes, curve, colour, level=level)
@@ -69,7 +70,7 @@ def law_figure(
         # Intervals may be far wider than the data.
         values = [line for c in curves for line in (c.y, c.line_y) if line is not None]
         axes.set_ylim(min(map(np.min, values)) / 1.15, max(map(np.max, values)) * 1.15)
-        figure.legend(loc="outside right upper", handlelength=1.6)
+        _legend_below(figure)
     return figure
 
 
@@ -111,7 +112,7 @@ def data_size_figure(curves: Sequence[Curve], *, x_label: str, y_label: str, tit
     Lines go through the mean of rows at the same x, such as several seeds.
     """
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         for curve, colour in zip(curves, colours(len(curves)), strict=True):
             at = np.unique(curve.x)
@@ -120,7 +121,7 @@ def data_size_figure(curves: Sequence[Curve], *, x_label: str, y_label: str, tit
             label = legend_label(shorten(curve.name, 28))
             axes.plot(at, mean, "-o", color=colour, markersize=4, label=label)
         _log_axes(axes, x_label=x_label, y_label=y_label, title=title)
-        figure.legend(loc="outside right upper", handlelength=1.6)
+        _legend_below(figure)
     return figure
 
 
@@ -152,7 +153,7 @@ def contours(
       title: title of the figure.
     """
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
-        figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         limits = [(v.min() / 1.5, v.max() * 1.5) for v in (n, d)]
         grid_n, grid_d = (np.geomspace(v.min(), v.max(), 120) for v in (n[drawn], d[drawn]))
@@ -255,7 +256,7 @@ def residuals(
 ) -> Figure:
     """Draws the residuals log prediction - log y of every row over scale, by group name."""
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
-        figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+        figure = Figure(figsize=(_SIZE[0], 2.4), layout="constrained")
         axes = figure.subplots()
         groups = list(dict.fromkeys(names))
         of_row = np.asarray(names)
@@ -267,6 +268,14 @@ def residuals(
         axes.grid(axis="y", **_GRID)
         axes.xaxis.set_minor_formatter(NullFormatter())
     return figure
+
+
+def _legend_below(figure: Figure) -> None:
+    """Adds a legend below the axes, with two columns; the figure grows by its height."""
+    _, labels = figure.axes[0].get_legend_handles_labels()
+    rows = -(-len(labels) // 2)
+    figure.set_size_inches(_SIZE[0], _SIZE[1] + 0.18 * rows)
+    figure.legend(loc="outside lower center", ncols=2, handlelength=1.6, columnspacing=1.2)
 
 
 def colours(count: int) -> list[str]:

@@ -24,6 +24,7 @@ from vit_jax.scaling.goodness_of_fit import significance
 from vit_jax.scaling.intervals import Interval, band
 from vit_jax.scaling.query import Table, groups, matches, select
 from vit_jax.scaling.question import Question
+from vit_jax.scaling.summary import summary
 
 _GRID = 120  # Number of points at which two laws are compared.
 
@@ -174,6 +175,7 @@ def study(table: Table, question: Question, *, runs: str) -> Study:
         "crossings": _crossings(answers, question),
         "grown": _grown(entries, answers),
     }
+    result["summary"] = summary(result)
     if len(answers) == 1:  # The law and its parameters also come first, at the top level.
         (entry,) = entries
         result = {"law": entry["law"], "params": entry["params"], **result}
