@@ -1,8 +1,8 @@
 r"""Adapts any checkpoint to a folder of your own images, or to a data set of TFDS.
 
-    python -m vit_jax.train --config=configs/finetune.py:root=IMAGES,epochs=10 \
+    vit-jax train --config=finetune:root=IMAGES,epochs=10 \
         --config.init_from=CHECKPOINT --workdir=...
-    python -m vit_jax.train --config=configs/finetune.py:dataset=cifar10 \
+    vit-jax train --config=finetune:dataset=cifar10 \
         --config.init_from=CHECKPOINT --workdir=...
 
 CHECKPOINT is one of our work directories or any published checkpoint (a file, a folder, hf:NAME,

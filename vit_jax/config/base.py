@@ -26,7 +26,14 @@ CLASSIFICATION_METRICS = ("top1", "top5", "loss", "ece", "count")
 
 
 def base_config() -> ConfigDict:
-    """Returns every key with its default. Locked: values can change, keys cannot be added."""
+    """Returns every key with its default. Locked: values can change, keys cannot be added.
+
+    Example:
+      >>> config = base_config()
+      >>> config.optim.lr = 3e-4
+      >>> config.optim.name, config.model.variant
+      ('adamw', 'S/16')
+    """
     c = ConfigDict()
 
     c.seed = 0  # Of the initial parameters, the order of the data, augmentation and dropout.
@@ -139,7 +146,9 @@ def base_config() -> ConfigDict:
     c.log.tensorboard = True  # Event files in workdir/tb.
     c.log.wandb_project = ""  # Weights & Biases, if it is installed; "": off.
     c.log.profile_steps = ()  # (first, last): write a trace of these steps to workdir/profile.
-    c.log.compilation_cache = ""  # Folder of XLA's persistent cache; "": off.
+    # Folder of compiled programs, for the next start. auto: JAX_COMPILATION_CACHE_DIR if it is set,
+    # else vit_jax in XDG_CACHE_HOME or ~/.cache; "": off.
+    c.log.compilation_cache = "auto"
     return c.lock()
 
 

@@ -10,8 +10,14 @@
 
 from vit_jax.optim import ema
 from vit_jax.optim.gradients import stop_frozen_gradients, value_and_grad
-from vit_jax.optim.losses import loss_by_name, sigmoid_xent, smooth_labels, softmax_xent
-from vit_jax.optim.optimizers import frozen_mask, make_optimizer, num_trained_params
+from vit_jax.optim.losses import (
+    loss_by_name,
+    sigmoid_xent,
+    smooth_labels,
+    softmax_xent,
+    train_loss_difference,
+)
+from vit_jax.optim.optimizers import frozen_mask, make_optimizer
 from vit_jax.optim.schedules import make_schedule, resolve_duration, total_steps
 
 __all__ = [
@@ -20,12 +26,12 @@ __all__ = [
     "loss_by_name",
     "make_optimizer",
     "make_schedule",
-    "num_trained_params",
     "resolve_duration",
     "sigmoid_xent",
     "smooth_labels",
     "softmax_xent",
     "stop_frozen_gradients",
     "total_steps",
+    "train_loss_difference",
     "value_and_grad",
 ]

@@ -11,8 +11,6 @@ learns faster does not decay faster. Only LAMB has weight decay in u, before its
 frozen parameter has no update, no state, and no part in the clipped norm.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -84,21 +82,6 @@ def frozen_mask(optim_config: ConfigDict, params: PyTree) -> PyTree:
     if all(jax.tree.leaves(mask)):
         raise ConfigError("optim.freeze matches every parameter: nothing is left to train.")
     return mask
-
-
-def num_trained_params(optim_config: ConfigDict, params: PyTree) -> int:
-    """Returns the number of parameters that `optim_config.freeze` leaves to be trained.
-
-    Args:
-      optim_config: `config.optim`.
-      params: parameters, or their shapes: `vit_jax.models.param_shapes(model_config)`.
-
-    Raises:
-      ConfigError: see `frozen_mask`.
-    """
-    frozen = jax.tree.leaves(frozen_mask(optim_config, params))
-    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
-    return sum(size for size, skip in zip(sizes, frozen, strict=True) if not skip)
 
 
 def _direction(

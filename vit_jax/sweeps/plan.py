@@ -2,7 +2,7 @@
 
 A point is a flat dict: keys of the config ("optim.lr"), arguments of the file's get_config with a
 leading colon (":model"), "name" and "branch_of" (see `vit_jax.sweeps.grids`). A run is the command
-`python -m vit_jax.train` with these as flags, so every run can also be started by hand.
+`vit-jax train` with these as flags, so every run can also be started by hand.
 """
 
 import contextlib
@@ -123,14 +123,15 @@ def check_unchanged(run: PlannedRun) -> None:
     Raises:
       ConfigError: the config has changed; the message shows each key that differs.
     """
-    now = workdirs.config_to_json(run.config)
-    if _is_written(run.workdir / workdirs.CONFIG, now):  # The usual case, and the fast one.
+    if _is_written(
+        run.workdir / workdirs.CONFIG, workdirs.config_to_json(run.config)
+    ):  # The usual case, and the fast one.
         return
     finished = records.read(run.workdir).status == "finished"
     if not finished and not workdirs.has_checkpoints(run.workdir):
         return
     try:
-        then = workdirs.config_to_json(workdirs.read_config(run.workdir))
+        then = workdirs.comparable(workdirs.read_config(run.workdir))
     except CheckpointError as error:
         if finished:  # Its config file may have been deleted.
             return
@@ -138,6 +139,7 @@ def check_unchanged(run: PlannedRun) -> None:
             f"{error}\nNothing was started. Restore the file, or move {run.workdir} away: then "
             f"{run.name} starts from scratch."
         ) from error
+    now = workdirs.comparable(run.config)
     if run.config.init_from:  # The checkpoint has filled the unset keys.
         for new, old in (
             (now["model"], then["model"]),

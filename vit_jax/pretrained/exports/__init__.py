@@ -50,6 +50,12 @@ def export(
     Raises:
       CheckpointError: `path` exists or cannot be written, or the format cannot express the model.
       ConfigError: the format is unknown.
+
+    Example:
+      >>> model = create("mu/16", image_size=32, num_classes=10)
+      >>> _ = export(model, "for-transformers", to="hf")
+      >>> sorted(path.name for path in pathlib.Path("for-transformers").iterdir())
+      ['config.json', 'model.safetensors', 'preprocessor_config.json']
     """
     target = check_destination(path, to=to, dtype=dtype)
     try:
