@@ -16,8 +16,8 @@ from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from jaxtyping import UInt8
+from ml_collections import ConfigDict
 from PIL import Image
 
 from vit_jax.data.tfds_source import TfdsSource, find_builder, is_prepared
@@ -32,6 +32,13 @@ _FILES = {
 }
 _NAMES = [name for images, labels, _ in _FILES.values() for name in (images, labels)]
 _UNSIGNED_BYTE = 8  # IDX's code for this element type.
+
+
+def from_config(data_config: ConfigDict, *, split: str) -> TfdsSource:
+    """Opens a split of Fashion-MNIST, of `data.data_dir` and `data.manual_dir`."""
+    return open_fashion_mnist(
+        split=split, data_dir=data_config.data_dir, manual_dir=data_config.manual_dir
+    )
 
 
 def open_fashion_mnist(*, split: str, data_dir: str, manual_dir: str) -> TfdsSource:
@@ -58,7 +65,6 @@ def open_fashion_mnist(*, split: str, data_dir: str, manual_dir: str) -> TfdsSou
     builder = FashionMnistIdx(data_dir=data_dir or None, file_format="array_record")
     if not is_prepared(builder):
         builder.idx_folder = _find_folder(manual_dir)
-        logging.info("Preparing Fashion-MNIST in %s, once.", builder.data_dir)
         try:
             builder.download_and_prepare()
         except (OSError, RuntimeError) as error:  # ArrayRecord's RuntimeError: the disk is full.

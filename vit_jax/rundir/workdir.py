@@ -194,7 +194,7 @@ def check_claim(
             f"{error}\nThere are checkpoints in {workdir}. Restore the file; or pass "
             "--allow_config_change to continue from them with the config given now."
         ) from error
-    diff = config_diff(config_to_json(old_config), config_to_json(config))
+    diff = config_diff(_without_speed(old_config), _without_speed(config))
     # Release 0.1.0 wrote no fingerprints: then there are none to compare.
     old_dataset = {key: dataset[key] for key in ("fingerprint", "evals")} | old_dataset
     diff += config_diff(old_dataset, dataset)
@@ -210,6 +210,14 @@ def check_claim(
             + "\nChoose another --workdir, or pass --allow_config_change to continue with the new "
             "one."
         )
+
+
+def _without_speed(config: FrozenConfigDict) -> dict[str, Any]:
+    """Returns a config as plain data, without the keys that change no number of a run."""
+    plain = config_to_json(config)
+    for key in ("workers", "threads", "prefetch"):
+        del plain["data"][key]
+    return plain
 
 
 def claim(
