@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vit_jax.data.tfds_source import TfdsSource, find_builder, is_prepared
+from vit_jax.data.tfds_source import TfdsSource, find_builder, is_prepared, is_readable
 from vit_jax.errors import DataError
 
 # Where Debian's package dataset-fashion-mnist installs the files.
@@ -44,7 +44,7 @@ def from_config(data_config: ConfigDict, *, split: str) -> TfdsSource:
 def open_fashion_mnist(*, split: str, data_dir: str, manual_dir: str) -> TfdsSource:
     """Opens Fashion-MNIST; prepares it before if needed.
 
-    Uses prepared data in `data_dir`, whether by TFDS's own builder (with random access) or ours.
+    Uses prepared data in `data_dir`, whether by TFDS's own builder or ours.
     Otherwise prepares them from the four IDX files in `manual_dir`, or else in the folder of
     Debian's package, or else downloaded by TFDS.
 
@@ -58,8 +58,7 @@ def open_fashion_mnist(*, split: str, data_dir: str, manual_dir: str) -> TfdsSou
         such split, or the data cannot be written.
     """
     tfds_builder = find_builder("fashion_mnist", data_dir=data_dir)
-    formats = tfds.core.FileFormat.with_random_access()
-    if is_prepared(tfds_builder) and tfds_builder.info.available_file_formats() & formats:
+    if is_readable(tfds_builder):
         return TfdsSource(tfds_builder, split=split)
 
     builder = FashionMnistIdx(data_dir=data_dir or None, file_format="array_record")

@@ -36,9 +36,7 @@ def from_config(data_config: ConfigDict, *, split: str) -> "ImageFolder":
             'data.source="image_folder" needs data.data_dir, the root folder. Pass '
             "--config.data.data_dir=FOLDER or --config=configs/image_folder.py:root=FOLDER."
         )
-    return ImageFolder(
-        data_config.data_dir, split=split, follow_links=data_config.follow_links
-    )
+    return ImageFolder(data_config.data_dir, split=split, follow_links=data_config.follow_links)
 
 
 class ImageFolder(Source):
@@ -131,7 +129,7 @@ class ImageFolder(Source):
         return file.split(os.sep)[self._depth]
 
     def _order(self, file: str) -> tuple[float, str]:
-        return _uniform_hash(file), file
+        return uniform_hash(file), file
 
     def _common_classes(self, lister: Lister, splits: Sequence[str]) -> tuple[str, ...]:
         """Returns the classes with an image in any split; each must be a folder of every split."""
@@ -147,9 +145,7 @@ class ImageFolder(Source):
             )
         return common
 
-    def _classes_with_images(
-        self, lister: Lister, classes: dict[str, set[str]]
-    ) -> tuple[str, ...]:
+    def _classes_with_images(self, lister: Lister, classes: dict[str, set[str]]) -> tuple[str, ...]:
         """Returns the sorted classes that have an image in any of the folders that hold them."""
         names = sorted(set.union(*classes.values()))
         _check_unicode(names, where=self._root)
@@ -181,7 +177,7 @@ class ImageFolder(Source):
 
     def _test_files(self, files: Sequence[str]) -> set[str]:
         """Returns the files that are in "test" in a folder without split folders."""
-        hashes = {file: _uniform_hash(f"0/{file}") for file in files}
+        hashes = {file: uniform_hash(f"0/{file}") for file in files}
         # The file with the largest hash of each class is always in "train".
         always_train = {
             self._class_of(file): file for file in sorted(files, key=hashes.__getitem__)
@@ -215,7 +211,7 @@ def _check_unicode(names: Sequence[str], *, where: str) -> None:
             )
 
 
-def _uniform_hash(text: str) -> float:
+def uniform_hash(text: str) -> float:
     """Returns a hash of the text that is uniform in [0, 1)."""
     digest = hashlib.blake2b(os.fsencode(text), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
