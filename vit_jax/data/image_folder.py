@@ -172,7 +172,7 @@ class ImageFolder(Source):
             images += inside
             others += rest
         if skipped := skipped_files(others):
-            note(f"{os.path.join(self._root, folder)}: {skipped}")
+            note(f"{os.path.join(self._root, folder) if folder else self._root}: {skipped}")
         return images
 
     def _test_files(self, files: Sequence[str]) -> set[str]:
