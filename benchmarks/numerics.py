@@ -15,7 +15,7 @@ lower the optimisation level, because users compile with the default.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -87,31 +87,37 @@ def measure(name: str, rows: int) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_bool(
+        "sample", False, "Only the cases of the tests, which take seconds.", flag_values=values
+    )
+    flags.DEFINE_bool("json", False, "A line of JSON for each result.", flag_values=values)
+
+
+def main(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Measures."""
+    jax.config.update("jax_platforms", "cpu")
+    table = [(n, r) for n in CASES for r in ROWS if n != "vit" or r <= _VIT_ROWS]
+    if not values.json:
+        device = jax.devices()[0].device_kind
+        print(f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, {device}")
+        print(f"{'':31}  {'':8} {'rows':>7} {'XLA':>8} {'NumPy':>8} {'ratio':>6} {'limit':>8}")
+    anything_wrong = False
+    for name, rows in SAMPLE if values.sample else table:
+        for result in measure(name, rows):
+            anything_wrong |= result["wrong"]
+            if values.json:
+                print(json.dumps(result), flush=True)
+            else:
+                print(
+                    f"{name:31}  {result['part']:8} {rows:7} {result['error']:8.1e} "
+                    f"{result['numpy']:8.1e} {result['ratio']:6.2f} {result['limit']:8.1e}"
+                    f"{'  WRONG' if result['wrong'] else ''}",
+                    flush=True,
+                )
+    return int(anything_wrong)
+
+
 if __name__ == "__main__":
-    _SAMPLE = flags.DEFINE_bool("sample", False, "Only the cases of the tests, which take seconds.")
-    _JSON = flags.DEFINE_bool("json", False, "A line of JSON for each result.")
-
-    def main(argv: Sequence[str]) -> int:
-        cli.no_arguments(argv)
-        jax.config.update("jax_platforms", "cpu")
-        table = [(n, r) for n in CASES for r in ROWS if n != "vit" or r <= _VIT_ROWS]
-        if not _JSON.value:
-            device = jax.devices()[0].device_kind
-            print(f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, {device}")
-            print(f"{'':31}  {'':8} {'rows':>7} {'XLA':>8} {'NumPy':>8} {'ratio':>6} {'limit':>8}")
-        anything_wrong = False
-        for name, rows in SAMPLE if _SAMPLE.value else table:
-            for result in measure(name, rows):
-                anything_wrong |= result["wrong"]
-                if _JSON.value:
-                    print(json.dumps(result), flush=True)
-                else:
-                    print(
-                        f"{name:31}  {result['part']:8} {rows:7} {result['error']:8.1e} "
-                        f"{result['numpy']:8.1e} {result['ratio']:6.2f} {result['limit']:8.1e}"
-                        f"{'  WRONG' if result['wrong'] else ''}",
-                        flush=True,
-                    )
-        return int(anything_wrong)
-
-    cli.run(main)
+    cli.run(cli.Command(__doc__, define, main))

@@ -32,6 +32,7 @@ from vit_jax.scaling.bootstrap import bootstrap, percentile_band
 from vit_jax.scaling.fitting import Fit, fit, refits
 from vit_jax.scaling.intervals import Band, band, deviation
 from vit_jax.scaling.laws import law as law_by_name
+from vit_jax.scaling.method import Method
 
 LEVEL = 0.9
 DRAWS = 500  # Draws of each bootstrap.
@@ -182,7 +183,7 @@ def chinchilla_refits(count: int) -> tuple[Fit, Float[np.ndarray, "count 240"]]:
     true = {"E": 1.82, "A": 482.0, "B": 2085.0, "alpha": 0.348, "beta": 0.366}
     y = law_by_name("chinchilla").predict(true, {"n": n, "d": d})
     y *= np.exp(0.01 * rng.standard_normal(240))
-    fitted = fit("chinchilla", {"n": n, "d": d}, y, delta=1e-3)
+    fitted = fit("chinchilla", {"n": n, "d": d}, y, method=Method(delta=1e-3))
     return fitted, rng.multinomial(240, np.full(240, 1 / 240), size=count).astype(float)
 
 
@@ -212,18 +213,26 @@ def _ends(predictions: Band) -> tuple[float, float]:
     return float(predictions.low[0]), float(predictions.high[0])
 
 
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_integer(
+        "draws", 200, "Frontiers of each setting.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "refits", 4000, "Bootstrap refits to time.", lower_bound=5, flag_values=values
+    )
+
+
+def main(values: flags.FlagValues, arguments: list[str]) -> None:
+    """Measures."""
+    for name, value in speed(count=values.refits).items():
+        print(f"{name:50} {value:10.3f}", flush=True)
+    print(f"\n{'coverage of 90% intervals (span)':44}" + "".join(f"{m:>24}" for m in METHODS))
+    for seed, setting in enumerate(SETTINGS):
+        results = coverage(setting, tuple(METHODS), draws=values.draws, seed=seed)
+        cells = [f"{share:.3f} ({span:.3g}x)" for share, span in results.values()]
+        print(f"{setting.name:44}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
+
+
 if __name__ == "__main__":
-    _DRAWS = flags.DEFINE_integer("draws", 200, "Frontiers of each setting.", lower_bound=1)
-    _REFITS = flags.DEFINE_integer("refits", 4000, "Bootstrap refits to time.", lower_bound=5)
-
-    def main(argv: Sequence[str]) -> None:
-        cli.no_arguments(argv)
-        for name, value in speed(count=_REFITS.value).items():
-            print(f"{name:50} {value:10.3f}", flush=True)
-        print(f"\n{'coverage of 90% intervals (span)':44}" + "".join(f"{m:>24}" for m in METHODS))
-        for seed, setting in enumerate(SETTINGS):
-            results = coverage(setting, tuple(METHODS), draws=_DRAWS.value, seed=seed)
-            cells = [f"{share:.3f} ({span:.3g}x)" for share, span in results.values()]
-            print(f"{setting.name:44}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
-
-    cli.run(main)
+    cli.run(cli.Command(__doc__, define, main))

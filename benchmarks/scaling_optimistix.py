@@ -10,7 +10,7 @@ of a second one, and the share of fits whose loss is above ours by more than a m
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -94,12 +94,18 @@ def _half_square(
     return lambda theta, weights: jnp.sum(residuals(theta, weights) ** 2) / 2
 
 
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_integer(
+        "refits", 4000, "Bootstrap refits to time.", lower_bound=5, flag_values=values
+    )
+
+
+def main(values: flags.FlagValues, arguments: list[str]) -> None:
+    """Measures."""
+    for name, value in compare(count=values.refits).items():
+        print(f"{name:50} {value:10.3f}", flush=True)
+
+
 if __name__ == "__main__":
-    _REFITS = flags.DEFINE_integer("refits", 4000, "Bootstrap refits to time.", lower_bound=5)
-
-    def main(argv: Sequence[str]) -> None:
-        cli.no_arguments(argv)
-        for name, value in compare(count=_REFITS.value).items():
-            print(f"{name:50} {value:10.3f}", flush=True)
-
-    cli.run(main)
+    cli.run(cli.Command(__doc__, define, main))

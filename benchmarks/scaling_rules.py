@@ -13,7 +13,7 @@ import collections
 import csv
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from absl import flags
@@ -93,12 +93,16 @@ def report(path: str) -> Iterator[str]:
         yield f"{rule[0]:36} {rule[1]:7} last {rule[2]:2}   {text}"
 
 
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_string("table", None, "benchmark.vision.csv.", flag_values=values)
+
+
+def main(values: flags.FlagValues, arguments: list[str]) -> None:
+    """Measures."""
+    for line in report(values.table):
+        print(line, flush=True)
+
+
 if __name__ == "__main__":
-    _TABLE = flags.DEFINE_string("table", None, "benchmark.vision.csv.", required=True)
-
-    def main(argv: Sequence[str]) -> None:
-        cli.no_arguments(argv)
-        for line in report(_TABLE.value):
-            print(line, flush=True)
-
-    cli.run(main)
+    cli.run(cli.Command(__doc__, define, main, required=("table",)))

@@ -34,7 +34,7 @@ from configs import finetune
 from vit_jax import cli
 from vit_jax.config import base_config, classification_eval, freeze
 from vit_jax.telemetry.jsonlines import read_jsonl
-from vit_jax.train import train
+from vit_jax.training.run import train
 
 BEFORE, AFTER = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)
 DECODE = {"op": "decode", "channels": 1}
@@ -199,15 +199,18 @@ def study(
             )
 
 
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_string("workdir", None, "Folder of all runs.", flag_values=values)
+    flags.DEFINE_list("shots", ["10", "25"], "Labelled images of each class.", flag_values=values)
+    flags.DEFINE_enum("size", "full", list(SIZES), "Size of models and runs.", flag_values=values)
+
+
+def main(values: flags.FlagValues, arguments: list[str]) -> None:
+    """Measures."""
+    folder = pathlib.Path(values.workdir).absolute()
+    study(folder, SIZES[values.size], list(LEARNING_RATES), [int(n) for n in values.shots])
+
+
 if __name__ == "__main__":
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
-    _SHOTS = flags.DEFINE_list("shots", ["10", "25"], "Labelled images of each class.")
-    _SIZE = flags.DEFINE_enum("size", "full", list(SIZES), "Size of models and runs.")
-    flags.mark_flag_as_required("workdir")
-
-    def main(argv: Sequence[str]) -> None:
-        cli.no_arguments(argv)
-        folder = pathlib.Path(_WORKDIR.value).absolute()
-        study(folder, SIZES[_SIZE.value], list(LEARNING_RATES), [int(n) for n in _SHOTS.value])
-
-    cli.run(main)
+    cli.run(cli.Command(__doc__, define, main, required=("workdir",)))

@@ -10,11 +10,11 @@ from tests.small_run import mesh_of
 from vit_jax.checkpoints.load import load_run
 from vit_jax.config import freeze
 from vit_jax.errors import ConfigError
-from vit_jax.evaluate import evaluate
+from vit_jax.inference.evaluate import evaluate
 from vit_jax.parallel.rules import path_name
 from vit_jax.pretrained.load import load_pretrained
 from vit_jax.telemetry.jsonlines import read_jsonl
-from vit_jax.train import train
+from vit_jax.training.run import train
 
 pytestmark = pytest.mark.slow  # Minutes in all.
 

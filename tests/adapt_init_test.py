@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from tests.small_run import run, small_config, train_on_one
 from vit_jax.checkpoints.load import load_run
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.evaluate import evaluate
+from vit_jax.inference.evaluate import evaluate
+from vit_jax.inference.predict import predict
 from vit_jax.models import build, read_section
 from vit_jax.parallel.mesh import make_mesh
-from vit_jax.predict import predict
 from vit_jax.pretrained.load import load_pretrained
 
 pytestmark = pytest.mark.medium
@@ -139,7 +139,11 @@ def test_blocks_may_be_stacked_otherwise(tmp_path, finished_run):
         ({"model__variant": "BiT-R50x1"}, ConfigError, r"units \(3, 4, 6, 3\)"),
         ({"model__pool": "gap"}, CheckpointError, "cls: checkpoint .*, model lacks it"),
         ({"init_skip": ()}, CheckpointError, r"head/kernel: checkpoint \(32, 10\)"),
-        ({"init_from": ""}, ConfigError, "init_from is empty: set it, or name a variant"),
+        (
+            {"init_from": ""},
+            ConfigError,
+            r"model\.variant=.*init_from is empty: pass --config\.init_from",
+        ),
     ],
 )
 def test_what_does_not_fit_shows_both_sides(tmp_path, plain_run, changes, error, message):

@@ -11,11 +11,11 @@ from tests.small_run import mesh_of, run, small_config, train_on_one
 from vit_jax.checkpoints.load import load_run
 from vit_jax.config import classification_eval
 from vit_jax.errors import ConfigError
-from vit_jax.evaluate import evaluate
+from vit_jax.inference.evaluate import evaluate
 from vit_jax.models import param_shapes, read_section
 from vit_jax.telemetry.jsonlines import read_jsonl
-from vit_jax.train import train
 from vit_jax.training import cached_features as probe
+from vit_jax.training.run import train
 
 PLAIN = small_config().data.eval_transforms
 PROBE = {

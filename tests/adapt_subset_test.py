@@ -12,7 +12,7 @@ from vit_jax.config import base_config
 from vit_jax.data.sources import open_source
 from vit_jax.data.subset import few_shot, random_subset
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.evaluate import evaluate
+from vit_jax.inference.evaluate import evaluate
 
 
 def opened(split="train", **changes):

@@ -25,7 +25,7 @@ from absl import app, flags, logging
 
 from tests.campaign_runs import TOTAL, VARIANTS, Command, Moment
 from tests.same_run import differences, steps_of
-from vit_jax.evaluate import evaluate
+from vit_jax.inference.evaluate import evaluate
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 # Phase: its share of the kills, and the longest wait in it before the kill, in seconds.

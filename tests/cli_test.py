@@ -46,9 +46,10 @@ def test_a_mistake_is_one_clear_message(call, tmp_path, flags, message):
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
 def test_help_shows_the_real_flags(call, verb):
-    _, out, _ = call(verb, "--help")
-    flags = {"train": ("--config:", "--workdir:"), "evaluate": ("--workdir:", "--split:"),
-             "predict": ("--checkpoint:", "--top_k:", "--output:")}[verb]  # fmt: skip
+    code, out, _ = call(verb, "--help")
+    assert code == 0
+    flags = {"train": ("--config=", "--workdir="), "evaluate": ("--workdir=", "--split="),
+             "predict": ("--checkpoint=", "--top_k=", "--output=")}[verb]  # fmt: skip
     assert all(flag in out for flag in flags), out
 
 
@@ -73,7 +74,7 @@ def test_the_same_in_a_shell(tmp_path):
 
 def command_of(main, *, env=None, **streams):
     """Runs a command of which this is all; gives exit code, standard output, standard error."""
-    code = f"from vit_jax import cli; cli.run(lambda argv: {main})"
+    code = f"from vit_jax import cli; cli.run(cli.Command('', lambda values: 0, lambda *_: {main}))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, timeout=60, env={**os.environ, **(env or {})},
         **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams),
@@ -103,7 +104,7 @@ def test_a_full_standard_output_is_an_error():
 def test_characters_that_a_terminal_lacks_are_escaped(commands):
     result = commands.run(
         "import sys; from vit_jax import cli; sys.stdout.reconfigure(encoding='ascii'); "
-        "cli.run(lambda argv: print('\u732b'))"
+        "cli.run(cli.Command('', lambda values: 0, lambda *_: print('\u732b')))"
     )
     assert (result.code, result.out) == (0, "\\u732b\n"), result
 
@@ -111,7 +112,8 @@ def test_characters_that_a_terminal_lacks_are_escaped(commands):
 def test_warnings_are_printed_without_control_characters(commands):
     result = commands.run(
         "from absl import logging; from vit_jax import cli; "
-        r"cli.run(lambda argv: logging.warning('%s is left out', 'a\x1b[31m\udcff.txt'))"
+        r"warn = lambda *_: logging.warning('%s is left out', 'a\x1b[31m\udcff.txt'); "
+        "cli.run(cli.Command('', lambda values: 0, warn))"
     )
     assert result.code == 0 and "a\ufffd[31m\ufffd.txt is left out" in result.err, result
     assert "\x1b" not in result.err, result

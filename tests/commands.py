@@ -9,6 +9,7 @@ milliseconds, and the annotations are checked.
 
 import contextlib
 import dataclasses
+import faulthandler
 import functools
 import io
 import os
@@ -17,7 +18,6 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -99,11 +99,12 @@ def call(verb: str, *words: object, cwd: object = ROOT) -> Result:
     out, err = io.StringIO(), io.StringIO()
     verbosity, code = logging.get_verbosity(), 0
     with (
-        _fresh_flags(),
         contextlib.chdir(cwd),
         mock.patch.object(sys, "argv", [str(path), *map(str, words)]),
         mock.patch.object(sys, "excepthook", sys.excepthook),
         mock.patch.object(cli, "_silence_tracebacks"),  # It changes the process for good.
+        mock.patch.object(logging, "use_absl_handler"),
+        mock.patch.object(faulthandler, "enable"),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -118,23 +119,3 @@ def call(verb: str, *words: object, cwd: object = ROOT) -> Result:
 @functools.cache
 def _compiled(path: pathlib.Path) -> types.CodeType:
     return compile(path.read_text(), path, "exec")
-
-
-@contextlib.contextmanager
-def _fresh_flags() -> Iterator[None]:
-    """Inside, absl's one set of flags has those of the libraries: a command adds its own."""
-    from absl import flags
-
-    fresh = flags.FlagValues()
-    for module, defined in flags.FLAGS.flags_by_module_dict().items():
-        for flag in defined if not module.startswith("tests.") else ():
-            fresh[flag.name] = flag
-    values = vars(flags.FLAGS)
-    before = dict(values)
-    values.clear()
-    values.update(vars(fresh))
-    try:
-        yield
-    finally:
-        values.clear()
-        values.update(before)

@@ -24,7 +24,7 @@ from vit_jax.models.variants import parse_variant
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel.mesh import check_batch_size, make_mesh
 from vit_jax.telemetry.jsonlines import read_jsonl
-from vit_jax.train import train
+from vit_jax.training.run import train
 from vit_jax.training.state import TrainState, make_init, state_layout
 
 

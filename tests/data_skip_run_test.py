@@ -16,7 +16,7 @@ from vit_jax.data import order, pipeline
 from vit_jax.data.bad_examples import BadExamples, summary
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.errors import DataError
-from vit_jax.evaluate import evaluate
+from vit_jax.inference.evaluate import evaluate
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 pytestmark = pytest.mark.medium

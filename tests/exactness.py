@@ -13,7 +13,7 @@ from tests.many_processes import ends, processes
 from tests.small_run import small_config
 from vit_jax.errors import ExitCode
 from vit_jax.telemetry.jsonlines import read_jsonl
-from vit_jax.train import train
+from vit_jax.training.run import train
 
 STEPS = 50
 TOLERANCE = 1e-5  # Relative, of each step's loss.

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.references import reference
 from tests.tiny_checkpoints import LABELS, tiny
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.predict import predict
+from vit_jax.inference.predict import predict
 from vit_jax.pretrained.exports import export
 from vit_jax.pretrained.inspection import inspect
 from vit_jax.pretrained.load import load_pretrained

@@ -31,9 +31,17 @@ from typing import IO, Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 XLA_FLAGS = "--xla_backend_optimization_level=0"  # Programs run for a moment.
-# What the commands import: at their start, or when they need it.
-COMMANDS = ("train", "evaluate", "predict", "convert", "sweep", "fit")
-IMPORTED_LATE = (
+# What the commands import when they begin.
+IMPORTED = (
+    "vit_jax.cli",
+    "vit_jax.training.run",
+    "vit_jax.inference.evaluate",
+    "vit_jax.inference.predict",
+    "vit_jax.pretrained.exports",
+    "vit_jax.pretrained.verification",
+    "vit_jax.pretrained.inspection",
+    "vit_jax.sweeps.run",
+    "vit_jax.scaling.fit",
     "vit_jax.data.digits",
     "vit_jax.data.tfds_source",
     "matplotlib.backends.backend_agg",
@@ -238,12 +246,8 @@ def _become(request: int, out: int, err: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for verb in COMMANDS:
-        __import__(f"vit_jax.{verb}")
-    for name in IMPORTED_LATE:
+    for name in IMPORTED:
         __import__(name)
-    for verb in COMMANDS:
-        del sys.modules[f"vit_jax.{verb}"]  # Runs as __main__; what it imports stays imported.
     gc.freeze()  # Forks share what is imported, as long as nothing writes to it.
     if program := _serve(sys.argv[1]):
         if program["module"] == "-c":

@@ -11,7 +11,7 @@ from tests.references import reference
 from tests.small_run import small_config
 from tests.tiny_checkpoints import tiny
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.predict import predict
+from vit_jax.inference.predict import predict
 from vit_jax.pretrained.exports import export
 from vit_jax.pretrained.inspection import inspect
 from vit_jax.pretrained.load import load_pretrained

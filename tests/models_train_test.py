@@ -5,7 +5,7 @@ import pytest
 
 from tests.conftest import campaign
 from tests.small_run import run
-from vit_jax.evaluate import evaluate
+from vit_jax.inference.evaluate import evaluate
 
 KINDS = {
     "ResNet v1": {

@@ -18,8 +18,8 @@ from tests.small_run import run, small_config, train_on_one
 from tests.train_run_test import Killed, arrays, assert_same_bits, kill_at
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import CheckpointError, ConfigError, DataError
-from vit_jax.evaluate import evaluate
-from vit_jax.predict import predict
+from vit_jax.inference.evaluate import evaluate
+from vit_jax.inference.predict import predict
 from vit_jax.rundir.workdir import read_config
 from vit_jax.telemetry import StepProfiler, read_jsonl
 

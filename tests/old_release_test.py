@@ -16,13 +16,13 @@ from vit_jax.checkpoints.load import load_run
 from vit_jax.config import freeze
 from vit_jax.data import transforms
 from vit_jax.data.sources import open_source
-from vit_jax.evaluate import evaluate
+from vit_jax.inference.evaluate import evaluate
+from vit_jax.inference.predict import predict
 from vit_jax.models import Vit, read_section
 from vit_jax.parallel.rules import path_name
-from vit_jax.predict import predict
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.telemetry.jsonlines import read_jsonl
-from vit_jax.train import train
+from vit_jax.training.run import train
 
 pytestmark = pytest.mark.medium
 FIXTURES = pathlib.Path(__file__).resolve().parent / "fixtures"

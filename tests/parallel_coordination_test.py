@@ -9,7 +9,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.parallel import processes
 from vit_jax.parallel.watch import Watch
 from vit_jax.rundir.agreement import agree
-from vit_jax.train import train
+from vit_jax.training.run import train
 
 MESSAGE = r"process 1 of 4.*no coordination service.*JAX_COORDINATOR_ADDRESS.*start them again"
 

@@ -12,8 +12,8 @@ from vit_jax.data import pipeline
 from vit_jax.data.files import find_images
 from vit_jax.data.sources import open_source
 from vit_jax.errors import CheckpointError, DataError
-from vit_jax.evaluate import evaluate
-from vit_jax.predict import Prediction, predict, write
+from vit_jax.inference.evaluate import evaluate
+from vit_jax.inference.predict import Prediction, predict, write
 from vit_jax.rundir.workdir import read_config
 
 

@@ -13,7 +13,7 @@ from vit_jax.analysis import figures
 from vit_jax.config import base_config, classification_eval, freeze
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.telemetry.jsonlines import read_jsonl
-from vit_jax.train import train
+from vit_jax.training.run import train
 
 # Every kind of randomness that a run can have, and the average of its parameters.
 STOCHASTIC = {
@@ -65,7 +65,7 @@ def train_on_one(
     Drawing curves.png takes a fifth of so short a run: unless asked for, an empty file replaces it.
     """
 
-    def leave_undrawn(metrics_jsonl, out_png):
+    def leave_undrawn(metrics_jsonl, out_png, **kwargs):
         out_png.touch()
 
     drawing = figures.curves if draw_curves else leave_undrawn

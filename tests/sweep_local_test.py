@@ -265,7 +265,7 @@ def test_a_killed_sweep_leaves_no_run_behind(tmp_path):
 
 def test_one_sweep_at_a_time(tmp_path):
     from vit_jax.errors import ConfigError
-    from vit_jax.sweep import sweep
+    from vit_jax.sweeps.run import sweep
 
     runs = actors(tmp_path, {"run": FINISH})
     with lock(epath.Path(tmp_path)), pytest.raises(ConfigError, match="in use by process"):

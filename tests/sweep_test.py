@@ -17,9 +17,9 @@ from tests.conftest import campaign
 from tests.sweep_runs import NAMES, REAL, actors, ended_sweep, start_sweep
 from vit_jax.errors import ConfigError
 from vit_jax.scaling.table import read_runs
-from vit_jax.sweep import select
 from vit_jax.sweeps import record as records
 from vit_jax.sweeps.board import Board
+from vit_jax.sweeps.run import select
 
 # What may differ between two sweeps of the same runs.
 MACHINE = ("device_hours", "attempts", "code_version")

@@ -19,8 +19,8 @@ from vit_jax.parallel import processes
 from vit_jax.parallel.mesh import batch_sharding, make_mesh
 from vit_jax.parallel.rules import path_name
 from vit_jax.telemetry.clock import Clock
-from vit_jax.train import train
 from vit_jax.training import experiment
+from vit_jax.training.run import train
 from vit_jax.training.state import make_init, state_layout
 from vit_jax.training.update import make_train_step
 

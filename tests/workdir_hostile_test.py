@@ -6,9 +6,9 @@ import re
 import pytest
 
 from tests.small_run import run, small_config, train_on_one
-from vit_jax import evaluate as evaluate_module
 from vit_jax.errors import CheckpointError, DataError, VitJaxError
-from vit_jax.evaluate import evaluate
+from vit_jax.inference import evaluate as evaluate_module
+from vit_jax.inference.evaluate import evaluate
 from vit_jax.rundir.workdir import read_config
 
 pytestmark = pytest.mark.medium

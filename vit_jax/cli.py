@@ -1,21 +1,32 @@
-"""Shared code of the commands: flags, overrides, exit codes, and errors without tracebacks."""
+"""Shared code of the commands: flags, overrides, help, exit codes, and errors without tracebacks.
 
+Imports no JAX: `--help` answers at once.
+"""
+
+import contextlib
+import dataclasses
 import errno
+import faulthandler
+import inspect
 import io
 import os
+import pathlib
 import re
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from logging import LogRecord
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from vit_jax.config import freeze, other_units
-from vit_jax.config.file import make_config, make_points
+import vit_jax
+from vit_jax.config import freeze
+from vit_jax.config.file import make_config, make_points, unset_other_units
+from vit_jax.config.listing import listing
 from vit_jax.errors import (
     ConfigError,
     ExitCode,
@@ -24,24 +35,44 @@ from vit_jax.errors import (
     exit_code,
     printable,
 )
-from vit_jax.parallel.processes import give_threads_to_simulated_devices
+from vit_jax.parallel.simulated import give_threads_to_simulated_devices
 
 _EXIT_SIGPIPE = 128 + signal.SIGPIPE  # A shell's exit code for a program with a closed pipe.
+_PACKAGE = str(pathlib.Path(vit_jax.__file__).parent)
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Parses the flags and runs `main`; prints a VitJaxError as a message without traceback.
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command, `vit-jax VERB`, or `python -m` with the name of its module.
 
-    The process exits with the result of `main` (None: 0), or with the error's exit code.
+    Attributes:
+      description: the docstring of its module; `--help` prints it.
+      define: defines its flags.
+      main: (flags, arguments) -> exit code, None for 0. It imports what it needs: JAX takes longer
+        to import than `--help` may take.
+      required: flags that must be given.
+      takes_arguments: whether it takes arguments that are not flags.
     """
 
-    def guarded(argv: Sequence[str]) -> int | None:
-        try:
-            return main(argv)
-        except VitJaxError as error:
-            _fail(error)
-            return exit_code(error)
+    description: str | None
+    define: Callable[[flags.FlagValues], Any]
+    main: Callable[[flags.FlagValues, list[str]], int | None]
+    required: tuple[str, ...] = ()
+    takes_arguments: bool = False
 
+
+def run(command: Command, argv: Sequence[str] | None = None) -> None:
+    """Parses the flags and runs the command; prints a VitJaxError as a message without traceback.
+
+    The process exits with the result of `main` (None: 0), or with the error's exit code.
+
+    Args:
+      command: the command.
+      argv: flags and arguments; None: those of the process.
+    """
+    logging.use_absl_handler()
+    # Commands have flags of their own. Without this absl would report that its are not parsed.
+    flags.FLAGS(["vit-jax", "--logtostderr"])
     logging.set_verbosity(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # Not if it is closed or a notebook's.
@@ -49,9 +80,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             stream.reconfigure(errors="backslashreplace")
     _silence_tracebacks()
     sys.excepthook = _print_interrupted
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # Standard error has no file.
+        faulthandler.enable()
     give_threads_to_simulated_devices()
     try:
-        app.run(guarded, flags_parser=_parse_flags)
+        sys.exit(_run(command, list(sys.argv[1:] if argv is None else argv)))
     except BrokenPipeError:
         if not _pipe_is_closed():
             raise
@@ -62,6 +95,46 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         sys.exit(_fail(f"Standard output cannot be written: {error.strerror}."))
     finally:
         _flush()
+
+
+def _run(command: Command, argv: list[str]) -> int:
+    values = flags.FlagValues()
+    try:
+        command.define(values)
+        if {"-h", "-help", "--help", "--version"} & set(argv[: _flags_end(argv)]):
+            version = "--version" in argv
+            print(f"vit_jax {vit_jax.__version__}" if version else usage(command, values))
+            return ExitCode.DONE
+        arguments = _parse(values, ["", *argv])[1:]
+        if arguments and not command.takes_arguments:
+            raise ConfigError(
+                f"Unexpected argument {' '.join(arguments)!r}: flags begin with --. See --help."
+            )
+        if "show_config" in values and values.show_config:
+            print(printable(show_config(values)))
+            return ExitCode.DONE
+        if missing := [name for name in command.required if values[name].value is None]:
+            raise ConfigError(f"--{missing[0]}=... is missing. See --help.")
+        return command.main(values, arguments) or ExitCode.DONE
+    except VitJaxError as error:
+        _fail(error)
+        return exit_code(error)
+
+
+def _flags_end(argv: list[str]) -> int:
+    return argv.index("--") if "--" in argv else len(argv)
+
+
+def usage(command: Command, values: flags.FlagValues) -> str:
+    """Returns the text of `--help`: the command's description and its flags."""
+    lines = [inspect.cleandoc(command.description or ""), "", "Flags:"]
+    for flag in sorted(values._flags().values(), key=lambda flag: flag.name):
+        default = "" if flag.default in (None, "", [], False) else f" (default: {flag.default})"
+        name = flag.name if flag.boolean else f"{flag.name}=..."
+        text, repeated, _ = str(flag.help).partition(";\n")
+        lines.append(f"  --{name}: {text}{' May be repeated.' if repeated else ''}{default}")
+    lines += ["  --help, --version"]
+    return "\n".join(lines)
 
 
 def _print_interrupted(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -107,21 +180,19 @@ def _silence_tracebacks() -> None:
 
     logging.get_absl_handler().addFilter(without_traceback)
     logging.get_absl_handler().setFormatter(_PrintableFormatter())
+    warnings.formatwarning = lambda message, *location: f"{printable(str(message))}\n"
     sys.unraisablehook = unraisable
 
 
 class _PrintableFormatter(logging.PythonFormatter):
-    """Replaces control characters in log lines, which may contain foreign file names."""
+    """Prints our own warnings as plain messages, and those of libraries with their location.
+
+    Replaces control characters, which a foreign file name may contain.
+    """
 
     def format(self, record: LogRecord) -> str:
-        return printable(super().format(record))
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    try:
-        return _parse(flags.FLAGS, argv)
-    except VitJaxError as error:
-        sys.exit(_fail(error))
+        ours = record.pathname.startswith(_PACKAGE)
+        return printable(record.getMessage() if ours else super().format(record))
 
 
 def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
@@ -159,8 +230,6 @@ _ACCEPTED = {
 
 def _explain_flag(values: flags.FlagValues, message: str) -> str:
     """Rewrites absl's message about a flag, with the accepted form of its value."""
-    if missing := re.search(r"Flag (--\w+) must have a value other than None", message):
-        return f"{missing[1]}=... is missing. See --help."
     if part := re.match(r"Type <class .*?> of field (config\.\S+) is not supported", message):
         return f"--{part[1]}: write its keys one by one, --{part[1]}.KEY=VALUE."
     match = re.match(r"flag (--config\.(?P<key>[^=]+)=.*?): ", message, flags=re.DOTALL)
@@ -233,24 +302,28 @@ class _ConfigFileParser(flags.ArgumentParser):
         return self.config
 
 
-def define_config(
-    values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None
-) -> flags.FlagHolder:
-    """Defines --config; read it with `read_config`.
+def define_config(values: flags.FlagValues, argv: Sequence[str] | None = None) -> None:
+    """Defines --config and --show_config; read the first with `read_config`.
 
     `argv` is the command line with the overrides, by default that of the process.
     """
-    holder = config_flags.DEFINE_config_file(
+    config_flags.DEFINE_config_file(
         "config",
         None,
-        "FILE.py or FILE.py:key=value,...; --config.KEY=VALUE overrides a key.",
+        "NAME or FILE.py, with :key=value,... for arguments; --config.KEY=VALUE overrides a key. "
+        "`vit-jax config` lists names and arguments.",
         flag_values=values,
         sys_argv=argv,
     )
-    values[holder.name].parser = _ConfigFileParser()
+    values["config"].parser = _ConfigFileParser()
     for kind, parser in ((int, flags.IntegerParser()), (float, flags.FloatParser())):
         config_flags.register_flag_parser_for_type(kind, _OptionalParser(parser))
-    return holder
+    flags.DEFINE_bool(
+        "show_config",
+        False,
+        "Print every key with its value, meaning and origin, and end.",
+        flag_values=values,
+    )
 
 
 def config_of(arguments: Sequence[str]) -> FrozenConfigDict:
@@ -261,50 +334,43 @@ def config_of(arguments: Sequence[str]) -> FrozenConfigDict:
     """
     argv = ["", *arguments]
     values = flags.FlagValues()
-    holder = define_config(values, argv)
+    define_config(values, argv)
     _parse(values, argv)
-    return read_config(holder, values)
+    return read_config(values)
 
 
-def overridden(holder: flags.FlagHolder) -> dict[str, Any]:
-    """Returns the overrides of the process's command line, such as {"optim.lr": 0.001}."""
-    return dict(config_flags.get_override_values(flags.FLAGS[holder.name]))
+def overridden(values: flags.FlagValues) -> dict[str, Any]:
+    """Returns the overrides of the command line, such as {"optim.lr": 0.001}."""
+    return dict(config_flags.get_override_values(values["config"]))
 
 
-def read_config(
-    holder: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS
-) -> FrozenConfigDict:
-    """Returns the frozen config, with its overrides.
-
-    Overriding a duration in one unit unsets it in the others: `--config.total_steps=10` shortens a
-    run whose file sets `total_epochs`.
-    """
-    config = holder.value
-    changed = config_flags.get_override_values(values[holder.name])
-    for key, value in changed.items():
-        if value is None:
-            continue
-        for sibling in other_units(key):
-            if sibling not in changed:
-                parent, _, leaf = sibling.rpartition(".")
-                section = config[parent] if parent else config
-                if leaf in section:
-                    section[leaf] = None
+def read_config(values: flags.FlagValues) -> FrozenConfigDict:
+    """Returns the frozen config, with its overrides."""
+    config = values["config"].value
+    unset_other_units(config, overridden(values))
     return freeze(config)
 
 
-def read_sweep(holder: flags.FlagHolder) -> tuple[str, str, list[Any]]:
+def show_config(values: flags.FlagValues) -> str:
+    """Returns a line for each key of --config: value, meaning, and where it was set.
+
+    Raises:
+      ConfigError: there is no --config.
+    """
+    if values["config"].value is None:
+        raise ConfigError("--show_config shows the config of --config=..., which is missing.")
+    return listing(
+        read_config(values),
+        file=values["config"].config_filename,
+        from_file=make_config(values["config"].config_filename),
+        overridden=overridden(values),
+    )
+
+
+def read_sweep(values: flags.FlagValues) -> tuple[str, str, list[Any]]:
     """Returns the file of --config, the argument after its colon (or ""), and its sweep() points.
 
     Raises:
       ConfigError: the file has no sweep(), or sweep() failed.
     """
-    return make_points(flags.FLAGS[holder.name].config_filename)
-
-
-def no_arguments(argv: Sequence[str]) -> None:
-    """Raises ConfigError if the command line has arguments that are not flags."""
-    if len(argv) > 1:
-        raise ConfigError(
-            f"Unexpected argument {' '.join(argv[1:])!r}: flags begin with --. See --help."
-        )
+    return make_points(values["config"].config_filename)

@@ -1,8 +1,8 @@
 r"""Inspects, verifies and converts checkpoints of any known format.
 
-    python -m vit_jax.convert --inspect CHECKPOINT [--image_size=384]
-    python -m vit_jax.convert --verify REFERENCE
-    python -m vit_jax.convert SOURCE DESTINATION --to=hf [--image_size=384] [--dtype=bfloat16]
+    vit-jax convert --inspect CHECKPOINT [--image_size=384]
+    vit-jax convert --verify REFERENCE
+    vit-jax convert SOURCE DESTINATION --to=hf [--image_size=384] [--dtype=bfloat16]
 
 CHECKPOINT and SOURCE are a file, a folder, one of our work directories, or a name on a hub
 (hf:google/vit-base-patch16-224, timm:vit_base_patch16_224.augreg_in21k, gs://vit_models/...npz).
@@ -13,17 +13,39 @@ Exit codes: 0 done; 1 --verify found a difference; 2 an error that the message e
 
 import pathlib
 import re
-from collections.abc import Sequence
 
 from absl import flags
 
 from vit_jax import cli
 from vit_jax.errors import CheckpointError, ConfigError, ExitCode, VitJaxError, printable
-from vit_jax.pretrained.exports import DTYPES, TARGETS, check_destination, export
-from vit_jax.pretrained.formats.hints import parse_hints
-from vit_jax.pretrained.inspection import inspect
-from vit_jax.pretrained.load import load_pretrained
-from vit_jax.pretrained.verification import fixtures, verify
+
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_string("inspect", "", "A checkpoint to describe.", flag_values=values)
+    flags.DEFINE_string("verify", "", "A folder of fixtures to compare with.", flag_values=values)
+    flags.DEFINE_string("image_size", "", "Pixels, 384 or HEIGHTxWIDTH.", flag_values=values)
+    flags.DEFINE_list(
+        "hints", [], "What the file does not contain: NAME=VALUE,...", flag_values=values
+    )
+    flags.DEFINE_list(
+        "leave_out", [], "Patterns of tensors or parameters to leave.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "to",
+        None,
+        "The format to write: hf, timm, google, big_vision, orbax, stablehlo or onnx.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "dtype", "float32", "The numbers to write: float32 or bfloat16.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "change_numerics",
+        False,
+        "Write it although outputs will be a little different.",
+        flag_values=values,
+    )
 
 
 def parse_size(text: str, *, flag: str) -> tuple[int, int] | None:
@@ -42,6 +64,8 @@ def print_verification(reference: pathlib.Path) -> bool:
     Raises:
       CheckpointError: raised after all lines, if some fixtures could not be compared.
     """
+    from vit_jax.pretrained.verification import fixtures, verify
+
     all_right, all_fixtures, failed = True, fixtures(reference), []
     print(f"{'fixture':40} {'array':18} {'difference':>10} {'noise':>8} {'allowed':>8}")
     for fixture in all_fixtures:
@@ -64,58 +88,54 @@ def print_verification(reference: pathlib.Path) -> bool:
     return all_right
 
 
-if __name__ == "__main__":
-    _INSPECT = flags.DEFINE_string("inspect", "", "A checkpoint to describe.")
-    _VERIFY = flags.DEFINE_string("verify", "", "A folder of fixtures to compare with.")
-    _SIZE = flags.DEFINE_string("image_size", "", "Pixels, 384 or HEIGHTxWIDTH.")
-    _HINTS = flags.DEFINE_list("hints", [], "What the file does not tell: NAME=VALUE,...")
-    _LEAVE_OUT = flags.DEFINE_list("leave_out", [], "Patterns of tensors or parameters to leave.")
+def main(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Inspects, verifies or converts."""
+    from vit_jax.pretrained.exports import TARGETS, check_destination, export
+    from vit_jax.pretrained.formats.hints import parse_hints
+    from vit_jax.pretrained.inspection import inspect
+    from vit_jax.pretrained.load import load_pretrained
 
-    _TO = flags.DEFINE_enum("to", None, TARGETS, "The format to write.")
-    _DTYPE = flags.DEFINE_enum("dtype", "float32", list(DTYPES), "The numbers to write.")
-    _CHANGE = flags.DEFINE_bool(
-        "change_numerics", False, "Write it although outputs will be a little different."
-    )
-
-    def main(argv: Sequence[str]) -> int:
-        hints = parse_hints(_HINTS.value)
-        size = parse_size(_SIZE.value, flag="image_size")
-        if _VERIFY.value:
-            cli.no_arguments(argv)
-            if hints or size or _LEAVE_OUT.value:
-                raise ConfigError(
-                    "--verify takes these settings from the manifest: --hints, --image_size and "
-                    "--leave_out have no effect, remove them."
-                )
-            return (
-                ExitCode.DONE
-                if print_verification(pathlib.Path(_VERIFY.value))
-                else ExitCode.FAILED
-            )
-        if _INSPECT.value:
-            cli.no_arguments(argv)
-            description = inspect(
-                _INSPECT.value, image_size=size, hints=hints, leave_out=_LEAVE_OUT.value
-            )
-            print(printable(description))
-            return 0
-        if len(argv) != 3 or not _TO.value:
+    hints = parse_hints(values.hints)
+    size = parse_size(values.image_size, flag="image_size")
+    if arguments and (values.verify or values.inspect):
+        raise ConfigError(
+            f"Unexpected argument {' '.join(arguments)!r} beside --verify or --inspect."
+        )
+    if values.verify:
+        if hints or size or values.leave_out:
             raise ConfigError(
-                "Nothing to do: pass --inspect=CHECKPOINT, --verify=REFERENCE, or SOURCE "
-                f"DESTINATION --to={'|'.join(TARGETS)}."
+                "--verify takes these settings from the manifest: --hints, --image_size and "
+                "--leave_out have no effect, remove them."
             )
-        check_destination(argv[2], to=_TO.value, dtype=_DTYPE.value)
-        pretrained = load_pretrained(
-            argv[1], image_size=size, hints=hints, leave_out=_LEAVE_OUT.value
+        all_right = print_verification(pathlib.Path(values.verify))
+        return ExitCode.DONE if all_right else ExitCode.FAILED
+    if values.inspect:
+        description = inspect(
+            values.inspect, image_size=size, hints=hints, leave_out=values.leave_out
         )
-        notes = export(
-            pretrained, argv[2], to=_TO.value, dtype=_DTYPE.value, change_numerics=_CHANGE.value
+        print(printable(description))
+        return ExitCode.DONE
+    if len(arguments) != 2 or not values.to:
+        raise ConfigError(
+            "Nothing to do: pass --inspect=CHECKPOINT, --verify=REFERENCE, or SOURCE "
+            f"DESTINATION --to={'|'.join(TARGETS)}."
         )
-        print(
-            printable(
-                "\n".join((f"{argv[2]}: written, --to={_TO.value}", *pretrained.notes, *notes))
-            )
-        )
-        return 0
+    source, destination = arguments
+    check_destination(destination, to=values.to, dtype=values.dtype)
+    pretrained = load_pretrained(source, image_size=size, hints=hints, leave_out=values.leave_out)
+    notes = export(
+        pretrained,
+        destination,
+        to=values.to,
+        dtype=values.dtype,
+        change_numerics=values.change_numerics,
+    )
+    lines = (f"{destination}: written, --to={values.to}", *pretrained.notes, *notes)
+    print(printable("\n".join(lines)))
+    return ExitCode.DONE
 
-    cli.run(main)
+
+COMMAND = cli.Command(__doc__, define, main, takes_arguments=True)
+
+if __name__ == "__main__":
+    cli.run(COMMAND)

@@ -1,4 +1,4 @@
-"""Runs a config file, FILE.py or FILE.py:ARGUMENT, and locates the errors in it."""
+"""Runs a config, NAME or FILE.py, with :ARGUMENT behind it, and locates the errors in it."""
 
 import copy
 import importlib.util
@@ -8,12 +8,19 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from vit_jax.config.base import check_form
+from vit_jax.config.base import (
+    LIST_ARGUMENTS,
+    ConfigArguments,
+    check_form,
+    freeze,
+    other_units,
+)
+from vit_jax.config.shipped import shipped_configs
 from vit_jax.errors import ConfigError, VitJaxError, did_you_mean
 
 _MAX_POINTS = 100_000  # Of a sweep.
@@ -49,6 +56,69 @@ def make_config(argument: str) -> ConfigDict:
     return config
 
 
+def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> FrozenConfigDict:
+    """Returns the config of a run, as `vit-jax train --config=NAME` reads it.
+
+    Args:
+      name: a config that comes with vit_jax, or FILE.py; with :key=value,... for its arguments.
+      overrides: {"optim.lr": 1e-3, ...}, as the flags --config.KEY=VALUE.
+
+    Raises:
+      ConfigError: there is no such config, argument or key, or a value has another type.
+
+    Example:
+      >>> config = load_config("quickstart", {"total_epochs": 5.0, "optim.lr": 1e-3})
+      >>> config.optim.lr, config.model.variant
+      (0.001, 'Ti/2')
+    """
+    config, overrides = make_config(name).lock(), overrides or {}
+    for key, value in overrides.items():
+        *sections, leaf = key.split(".")
+        node = config
+        for part in (*sections, leaf):
+            if not isinstance(node, ConfigDict) or part not in node:
+                choices = node if isinstance(node, ConfigDict) else ()
+                raise ConfigError(
+                    f'{key}: there is no config key "{part}". {did_you_mean(part, choices)}'
+                )
+            section, node = node, node[part]
+        try:
+            section[leaf] = value
+        except TypeError as error:
+            raise ConfigError(f"{key}={value!r}: {error}.") from error
+    unset_other_units(config, overrides)
+    return freeze(config)
+
+
+def unset_other_units(config: ConfigDict, changed: Mapping[str, Any]) -> None:
+    """Unsets the other units of each changed duration.
+
+    `--config.total_steps=10` shortens a run whose file sets `total_epochs`.
+    """
+    for key, value in changed.items():
+        if value is None:
+            continue
+        for sibling in other_units(key):
+            if sibling not in changed:
+                parent, _, leaf = sibling.rpartition(".")
+                section = config[parent] if parent else config
+                if leaf in section:
+                    section[leaf] = None
+
+
+def config_arguments(name: str) -> dict[str, Any]:
+    """Returns the arguments of a config file with their defaults; {} if it takes none.
+
+    Raises:
+      ConfigError: see `make_config`.
+    """
+    try:
+        make_config(f"{name}:{LIST_ARGUMENTS}")
+    except ConfigArguments as arguments:
+        return arguments.defaults
+    raise ConfigError(f"--config={name}: its get_config() does not call parse_args().")
+
+
 def make_points(argument: str) -> tuple[str, str, list[Any]]:
     """Returns the points of the file's sweep(), without checking them.
 
@@ -63,8 +133,8 @@ def make_points(argument: str) -> tuple[str, str, list[Any]]:
     module = _import_file(path)
     if not hasattr(module, "sweep"):
         raise ConfigError(
-            f"--config={path} defines no sweep(): vit_jax.sweep needs one beside get_config(), "
-            "that yields a dict of changed keys for each run. For a single run: vit_jax.train."
+            f"--config={path} defines no sweep(): `vit-jax sweep` needs one beside get_config(), "
+            "that yields a dict of changed keys for each run. For a single run: `vit-jax train`."
         )
     try:
         points = module.sweep(argument) if colon else module.sweep()
@@ -107,13 +177,15 @@ def _config_path(name: str, *, is_url: bool, has_argument: bool) -> pathlib.Path
     if is_url:
         raise ConfigError(f"--config={name}://...: copy the file here; it must be a local one.")
     try:
+        if path := shipped_configs().get(name):
+            return path
         path = pathlib.Path(name).expanduser()
         if path.suffix == ".py" and path.is_file():
             return path
         problem = (
             "there is no such file" if not path.exists()
             else "this is not a file" if not path.is_file()
-            else "a config is a Python file, FILE.py"
+            else "a config is a name or a Python file, FILE.py"
         )  # fmt: skip
     except RuntimeError:
         raise ConfigError(f"--config={name}: there is no such home folder.") from None
@@ -122,10 +194,9 @@ def _config_path(name: str, *, is_url: bool, has_argument: bool) -> pathlib.Path
     if has_argument and path.suffix != ".py":
         problem += " (a colon begins the config's argument: the path must not contain one)"
     folder = path if path.is_dir() else path.parent
-    others = sorted(str(other) for other in folder.glob("*.py") if other.stem != "__init__")
-    none = f"{folder} contains no config; the project's are in its folder configs."
-    hint = did_you_mean(str(path), others) if others else none
-    raise ConfigError(f"--config={name}: {problem}. {hint}")
+    others = [str(other) for other in sorted(folder.glob("*.py")) if other.stem != "__init__"]
+    near = others if path.suffix == ".py" and others else shipped_configs()
+    raise ConfigError(f"--config={name}: {problem}. {did_you_mean(name, near)}")
 
 
 def _line(error: BaseException, path: pathlib.Path) -> str:

@@ -60,12 +60,10 @@ class ClassifierConfig:
     """
 
     image_size: tuple[int, int] = size(
-        "Height and width in pixels; in a config also (side,).",
-        bounds=Bounds(1, _MAX_SIDE), hint=True, section_default=(224,),
+        "Height and width in pixels; in a config also (side,). Without a checkpoint, None is 224.",
+        bounds=Bounds(1, _MAX_SIDE), hint=True,
     )  # fmt: skip
-    channels: int = size(
-        "Channels of an image.", default=3, bounds=Bounds(1, 2**10), section_default=3
-    )
+    channels: int = size("Channels of an image.", default=3, bounds=Bounds(1, 2**10))
     num_classes: int = size(
         "None: the number of classes of the data set. 0: no head, the logits are the pre-logits.",
         bounds=Bounds(0, 2**24), hint=True,
@@ -146,7 +144,12 @@ class PatchConfig(ClassifierConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixerConfig(PatchConfig):
-    """The config of an MLP-Mixer."""
+    """The config of an MLP-Mixer.
+
+    Example:
+      >>> create("Mixer-S/16", image_size=32, num_classes=10).config.token_mlp_dim
+      256
+    """
 
     token_mlp_dim: int = size("Hidden units of the MLP over tokens.", bounds=Bounds(1, 2**20))
 
@@ -220,12 +223,26 @@ class StemConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResnetConfig(StemConfig, ClassifierConfig):
-    """A ResNet with a head."""
+    """A ResNet with a head.
+
+    Example:
+      >>> ResnetConfig(units=(3, 4, 6, 3), image_size=(224, 224), num_classes=10).stride
+      32
+    """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VitConfig(PatchConfig):
-    """The config of a Vision Transformer."""
+    """The config of a Vision Transformer.
+
+    Example:
+      >>> config = VitConfig(
+      ...     image_size=(32, 32), patch_size=(8, 8), width=32, depth=2, num_heads=2, mlp_dim=64,
+      ...     num_classes=10, pool="gap",
+      ... )
+      >>> config.pool, config.num_heads
+      ('gap', 2)
+    """
 
     stem: StemConfig | None = architecture(
         "A hybrid's ResNet, whose feature map is cut into patches.", default=None, section=None
@@ -404,8 +421,6 @@ def model_section() -> ConfigDict:
     A placeholder (None) stands for the value of the published variant or of the checkpoint of
     `init_from`; if neither has one, for the field's default.
     """
-    # The variant is a name of vit_jax.models.variants: S/16, R26+S/32, BiT-R50x1, Mixer-B/16; "":
-    # the model of init_from.
     section = ConfigDict({"variant": "S/16", "resnet": ConfigDict()})
     for kind in MODEL_CONFIGS:
         types = typing.get_type_hints(kind)
@@ -417,3 +432,23 @@ def model_section() -> ConfigDict:
                 default = placeholder(typing.get_origin(types[field.name]) or types[field.name])
             (section[declaration.section] if declaration.section else section)[field.name] = default
     return section
+
+
+def section_docs() -> dict[str, str]:
+    """Returns the meaning of each key of the section `model`: {"width": ..., "resnet.depths": ...}.
+
+    A meaning that several kinds of model share is named once.
+    """
+    docs: dict[str, str] = {
+        "variant": "Name of vit_jax.models.variants: S/16, R26+S/32, BiT-R50x1, Mixer-B/16; "
+        '"": the model of init_from.'
+    }
+    for kind in MODEL_CONFIGS:
+        for field, declaration in declarations(kind):
+            if declaration.section is not None:
+                section = f"{declaration.section}." if declaration.section else ""
+                accepted = (
+                    f" One of {', '.join(declaration.choices)}." if declaration.choices else ""
+                )
+                docs.setdefault(section + field.name, declaration.doc + accepted)
+    return docs

@@ -34,7 +34,7 @@ def from_config(data_config: ConfigDict, *, split: str) -> "ImageFolder":
     if not data_config.data_dir:
         raise ConfigError(
             'data.source="image_folder" needs data.data_dir, the root folder. Pass '
-            "--config.data.data_dir=FOLDER or --config=configs/image_folder.py:root=FOLDER."
+            "--config.data.data_dir=FOLDER or --config=image_folder:root=FOLDER."
         )
     return ImageFolder(data_config.data_dir, split=split, follow_links=data_config.follow_links)
 

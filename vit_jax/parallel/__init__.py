@@ -4,6 +4,7 @@ mesh         the device mesh of a config
 rules        the table of sharding rules: parameter -> mesh axes
 constraints  sharding constraints on activations
 compilation  the cache of compiled programs
+simulated    threads for simulated CPU devices
 processes    joins the processes of a run, exchanges messages, handles stop signals
 watch        watchdog: ends a process that is stalled, or that fails while others wait for it
 """

@@ -1,5 +1,6 @@
 """Sweeps: plan runs, execute them, and collect their results.
 
+run       `sweep`: runs the runs; what they would cost
 grids     the points of a sweep: grid, paired, chain, star, subset, durations
 recipes   shared config of the runs of a study, on ImageNet-21k and on Fashion-MNIST
 plan      points of a config file's sweep() -> PlannedRuns: names, commands, checked configs

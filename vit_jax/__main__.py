@@ -1,0 +1,63 @@
+"""vit-jax: train Vision Transformers, adapt published ones, and measure how they scale.
+
+vit-jax VERB [--help] ...        (also: python -m vit_jax VERB)
+"""
+
+import importlib
+import sys
+
+import vit_jax
+from vit_jax import cli
+from vit_jax.errors import ExitCode, did_you_mean
+
+# verb -> its module.
+_MODULES = {
+    "train": "vit_jax.train",
+    "evaluate": "vit_jax.evaluate",
+    "predict": "vit_jax.predict",
+    "convert": "vit_jax.convert",
+    "sweep": "vit_jax.sweep",
+    "fit": "vit_jax.fit",
+    "config": "vit_jax.config.__main__",
+    "transforms": "vit_jax.transforms",
+    "completion": "vit_jax.completion",
+}
+
+
+def verbs() -> tuple[str, ...]:
+    """Returns the verbs, in the order of `--help`."""
+    return tuple(_MODULES)
+
+
+def command(verb: str) -> cli.Command:
+    """Returns the command of a verb."""
+    return importlib.import_module(_MODULES[verb]).COMMAND
+
+
+def main() -> None:
+    """Runs `vit-jax VERB ...`."""
+    verb, *rest = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(_usage())
+        sys.exit(ExitCode.DONE)
+    if verb == "--version":
+        print(f"vit_jax {vit_jax.__version__}")
+        sys.exit(ExitCode.DONE)
+    if verb not in _MODULES:
+        print(f'error: There is no verb "{verb}". {did_you_mean(verb, _MODULES)}', file=sys.stderr)
+        sys.exit(ExitCode.ERROR)
+    sys.argv[1:] = rest  # The overrides of a config are read from here.
+    cli.run(command(verb))
+
+
+def _usage() -> str:
+    width = max(map(len, _MODULES))
+    lines = [
+        f"  {verb:{width}}  {(command(verb).description or '').splitlines()[0]}"
+        for verb in _MODULES
+    ]
+    return f"{(__doc__ or '').strip()}\n\nVerbs:\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
