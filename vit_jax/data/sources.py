@@ -55,7 +55,7 @@ def _open(c: ConfigDict, *, split: str) -> Source:
             if not c.data_dir:
                 raise ConfigError(
                     'data.source="image_folder" needs data.data_dir, the root folder. Pass '
-                    "--config.data.data_dir=FOLDER or --config=configs/image_folder.py:root=FOLDER."
+                    "--config.data.data_dir=FOLDER or --config=image_folder:root=FOLDER."
                 )
             return ImageFolder(c.data_dir, split=split)
     raise ConfigError(f'Unknown data.source "{c.source}". {did_you_mean(c.source, SOURCES)}')

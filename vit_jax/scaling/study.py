@@ -1,4 +1,4 @@
-"""Computes the result of `python -m vit_jax.fit`: from a table of runs to fitted laws and figures.
+"""Computes the result of `vit-jax fit`: from a table of runs to fitted laws and figures.
 
 table -> rows (query) -> groups -> a law for each (answer: selection for "auto", else fitting)
       -> intervals, held-out error, verdict on extrapolation -> optima, crossings -> drawing

@@ -67,6 +67,13 @@ def train(
 
     Raises:
       VitJaxError: the config, the data or a checkpoint is wrong, or a loss is not finite.
+
+    Example:
+      >>> config = load_config("quickstart", {"total_steps": 2, "model.depth": 1})
+      >>> exit_code = train(config, "runs/two-steps")
+      model ...
+      >>> int(exit_code)
+      0
     """
     with ExitStack() as stack:
         # --- The experiment and its devices
