@@ -11,9 +11,9 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.scaling import report
 from vit_jax.scaling.answer import group_data
-from vit_jax.scaling.fit import fit
+from vit_jax.scaling.fit import check_folder
+from vit_jax.scaling.fit import write as write_results
 from vit_jax.scaling.query import groups
 from vit_jax.scaling.question import NAMES, Question
 from vit_jax.scaling.study import study
@@ -32,14 +32,15 @@ def write(path, **columns):
 
 def written(runs, out, **question):
     """Returns what is printed, and fit.json; writes all files to `out`."""
-    text = fit(runs, Question(**question), out, command="python -m vit_jax.fit ...")
+    answered = study(read_runs(runs), Question(**question), runs=str(runs))
+    text = write_results(answered, out, command="vit-jax fit ...")
     return text, json.loads((out / "fit.json").read_text())
 
 
 def asked(runs, **question):
     """The same, and the figures, none of which is rendered."""
-    result, figures = study(read_runs(runs), Question(**question), runs=str(runs))
-    return report.text(result), result, figures
+    answered = study(read_runs(runs), Question(**question), runs=str(runs))
+    return str(answered), answered.result, answered.figures()
 
 
 @pytest.fixture
@@ -270,7 +271,7 @@ def test_the_command(floor, tmp_path):
 
 def test_an_output_folder_that_is_a_file_is_refused(floor):
     with pytest.raises(ConfigError, match=r"runs\.csv is a file: choose a folder"):
-        written(floor, floor, law="power", y="Loss", columns={"x": "Seen Examples"})
+        check_folder(floor)
 
 
 @pytest.mark.slow

@@ -196,7 +196,7 @@ NUMBERS = {
     "negative learning rate": ("--config.optim.lr=-1", "optim.lr=-1.0 must not be negative."),
     "a million loader processes": (
         "--config.data.workers=1000000",
-        "data.workers is 1000000: it must be from 0 to 1,024.",
+        "data.workers is 1000000: it must be from -1 to 1,024.",
     ),
     "unknown policy for bad data": (
         "--config.data.on_bad=ignore",

@@ -64,9 +64,15 @@ def base_config() -> ConfigDict:
     c.cache_features = False
 
     c.data = ConfigDict()
-    c.data.source = "digits"  # digits, fashion_mnist, tfds or image_folder.
-    c.data.name = ""  # For tfds: the data set's name, "imagenet2012" or "cifar10:3.0.2".
-    c.data.data_dir = ""  # Where TFDS keeps prepared data, or the root of an image folder.
+    # digits, fashion_mnist, tfds, image_folder, hf_datasets, table or webdataset.
+    c.data.source = "digits"
+    # For tfds: the data set's name, "imagenet2012" or "cifar10:3.0.2". For hf_datasets: the name of
+    # a data set in Hugging Face's cache, "uoft-cs/cifar10", or NAME:CONFIG.
+    c.data.name = ""
+    # Where TFDS keeps prepared data; the root of an image folder; a folder of parquet files, of tar
+    # files, or saved by `save_to_disk`; a table FILE.csv or FILE.parquet; a{0..9}.tar.
+    c.data.data_dir = ""
+    c.data.follow_links = False  # Whether links in an image folder may lead out of it.
     c.data.manual_dir = ""  # Where files that cannot be downloaded are (Fashion-MNIST's four).
     c.data.split = "train"  # To train on; slices such as train[:99%] are allowed.
     c.data.classes = ()  # Class ids to keep; renumbered from 0. (): all.
@@ -74,7 +80,9 @@ def base_config() -> ConfigDict:
     # Train on this many examples of the split, chosen by seed (smaller subsets are contained in
     # larger ones); 0: all.
     c.data.examples = 0
-    c.data.image_key = "image"  # Names of the features in the TFDS data set.
+    # Names of the features of a TFDS data set, the columns of a table, or the extension and the
+    # JSON key of a WebDataset.
+    c.data.image_key = "image"
     c.data.label_key = "label"
     # Transforms, in order: see vit_jax.data.transforms.OPS. The default of `size` is the model's
     # image_size.
@@ -83,8 +91,10 @@ def base_config() -> ConfigDict:
     # If an example cannot be read, decoded or transformed: "error" ends the run and names it;
     # "skip" gives it weight 0, lists it in bad_examples.jsonl, and moves no other example.
     c.data.on_bad = "error"
-    c.data.workers = 0  # Loader processes per host; 0 loads in threads of the main process.
-    c.data.threads = 4  # Reading threads, in the main process or in each worker.
+    # Loader processes; 0 loads in threads of the main process. -1: chosen from the cores and the
+    # number of pixels to load, see vit_jax.data.batches.automatic_workers.
+    c.data.workers = -1
+    c.data.threads = -1  # Reading threads, in the main process or in each worker; -1: automatic.
     c.data.prefetch = 2  # Batches loaded ahead in host memory, and as many on the devices.
 
     c.mix = ConfigDict()  # Inside the jitted step; labels become soft.
@@ -226,8 +236,8 @@ _BOUNDS = {
     "timeout_seconds": Bounds(1),
     "data.shots": Bounds(0),
     "data.examples": Bounds(0),
-    "data.workers": Bounds(0, 1024),
-    "data.threads": Bounds(1, 1024),
+    "data.workers": Bounds(-1, 1024),
+    "data.threads": Bounds(-1, 1024),
     "data.prefetch": Bounds(1, 1024),
     "mix.mixup_alpha": Bounds(0),
     "mix.cutmix_alpha": Bounds(0),
@@ -253,6 +263,8 @@ def validate(config: ConfigDict | FrozenConfigDict) -> None:
         check_value("checkpoint.every_steps", every, bounds=Bounds(1))
     for key, accepted in _CHOICES.items():
         check_value(key, _get(config, key), choices=accepted)
+    if not config.data.threads:
+        raise ConfigError("data.threads is 0: it must be at least 1, or -1 for automatic.")
     for key in ("init_skip", "optim.freeze"):
         for pattern in _get(config, key):
             check_pattern(pattern, key=key)

@@ -18,8 +18,8 @@ from vit_jax.config.base import (
     ConfigArguments,
     check_form,
     freeze,
-    other_units,
 )
+from vit_jax.config.durations import other_units
 from vit_jax.config.shipped import shipped_configs
 from vit_jax.errors import ConfigError, VitJaxError, did_you_mean
 

@@ -81,14 +81,18 @@ def config_to_json(config: ConfigDict | FrozenConfigDict) -> dict[str, Any]:
     return _plain(config)
 
 
+_WITHOUT_EFFECT = {"log": ("compilation_cache",), "data": ("workers", "threads", "prefetch")}
+
+
 def comparable(config: ConfigDict | FrozenConfigDict, but: Sequence[str] = ()) -> dict[str, Any]:
     """Returns a config as plain data, without the keys that may differ within one run.
 
-    These are the folder of compiled programs, which no result depends on, and the top-level keys
-    `but`.
+    These are the folder of compiled programs and the settings of the loaders, on which no result
+    depends, and the top-level keys `but`.
     """
     plain = {key: value for key, value in config_to_json(config).items() if key not in but}
-    plain["log"] = {k: v for k, v in plain["log"].items() if k != "compilation_cache"}
+    for section, keys in _WITHOUT_EFFECT.items():
+        plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
     return plain
 
 
