@@ -1,10 +1,10 @@
 """A ViT from scratch on a folder of your own images.
 
-    python -m vit_jax.train --config=configs/image_folder.py:root=IMAGES --workdir=...
+    vit-jax train --config=image_folder:root=IMAGES --workdir=...
 
 The folder is either IMAGES/CLASS/*.jpg (or png, webp, bmp), of which a tenth becomes the test
 split, or IMAGES/train/CLASS/*.jpg and IMAGES/test/CLASS/*.jpg. If the second is called val, add
---config.evals.test.split=val. Then `python -m vit_jax.predict --checkpoint=WORKDIR
+--config.evals.test.split=val. Then `vit-jax predict --checkpoint=WORKDIR
 IMAGE_OR_FOLDER`.
 
 Arguments: root; size of the images in pixels; epochs, more for fewer images; variant, e.g. S/16,

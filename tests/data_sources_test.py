@@ -189,7 +189,7 @@ def write_test_images(root, classes, number):
     """Writes `number` images of each class whose names all hash to the split "test"."""
     for name in classes:
         files = (f"{name}/{i}.png" for i in itertools.count())
-        in_test = (file for file in files if image_folder._uniform_hash(f"0/{file}") < 0.1)
+        in_test = (file for file in files if image_folder.uniform_hash(f"0/{file}") < 0.1)
         for file in itertools.islice(in_test, number):
             write_image(root / file)
 

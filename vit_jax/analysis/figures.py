@@ -120,13 +120,15 @@ def _warn_of_missing_glyphs(caught: list[warnings.WarningMessage]) -> None:
 # ---------------------------------------------------------------------------------------- curves
 
 
-def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike) -> None:
+def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike, *, train_loss: str = "") -> None:
     """Draws loss, accuracy and learning rate over the steps of a run.
 
     Args:
       metrics_jsonl: lines {"step": t, "train/loss": .., "test/top1": .., "train/lr": ..}. The
         three panels show the names that end in loss, in top1 or accuracy, and in lr.
       out_png: the image to write.
+      train_loss: what makes the training loss another quantity than an evaluation's, for the
+        legend, such as "with Mixup" (`vit_jax.optim.train_loss_difference`).
 
     Raises:
       DataError: the file is missing, damaged, or has nothing to draw.
@@ -151,14 +153,12 @@ def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike) -> None:
                 series.items(), itertools.cycle(COLOURS), strict=False
             ):
                 shown = shorten(name, 40).replace("$", r"\$")
+                shown += f" {train_loss}" if name == "train/loss" and train_loss else ""
                 label = legend_label(f"{shown}: {_legend_value(title, values)}")
-                _line(axes, steps, values, label=label, colour=colour)
+                draw_line(axes, steps, values, label=label, colour=colour)
             axes.set(title=title, xlabel="step (optimizer updates)", ylabel=unit)
-            axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-            axes.set_xlim(left=0)
-            _scale(axes, title, series)
+            format_axes(axes)
+            scale_axes(axes, title, np.concatenate([values for _, values in series.values()]))
             axes.legend(loc="best", handlelength=1.6)
         save(figure, out_png)
 
@@ -190,7 +190,9 @@ def _legend_value(title: str, values: np.ndarray) -> str:
     return f"{values[-1]:.2%}" if title == "Accuracy" else f"{values[-1]:.4g}"
 
 
-def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, *, label: str, colour: str) -> None:
+def draw_line(
+    axes: Axes, steps: np.ndarray, values: np.ndarray, *, label: str, colour: str
+) -> None:
     """Draws a metric: with dots if there are few values, with a running mean if there are many."""
     if len(values) <= 40:
         style = {"markersize": 3, "linewidth": 1.4, "clip_on": False}
@@ -211,9 +213,19 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
     return (sums[centre + reach + 1] - sums[centre - reach]) / (2 * reach + 1)
 
 
-def _scale(axes: Axes, title: str, series: Series) -> None:
-    """Scales the y axis: accuracies in percent, wide losses logarithmic, others from zero."""
-    values = np.concatenate([values for _, values in series.values()])
+def format_axes(axes: Axes) -> None:
+    """Formats the axis of steps, and draws the lines of the grid."""
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    axes.set_xlim(left=0)
+
+
+def scale_axes(axes: Axes, title: str, values: np.ndarray) -> None:
+    """Scales the y axis by the panel's title: "Accuracy" in percent, a wide "Loss" logarithmic.
+
+    Others begin at zero.
+    """
     if title == "Accuracy":
         low = values.min()
         axes.set_ylim(0 if low < 0.5 else max(0.0, 1 - 2 * (1 - low)), 1.01)
