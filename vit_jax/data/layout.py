@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
+from vit_jax.data.base import VALIDATION_SPLITS
 from vit_jax.data.locate import locate_data
 from vit_jax.data.sources import open_source
 from vit_jax.errors import DataError
 
-VALIDATION = ("val", "valid", "validation")
 _MOST_COUNTED = 10_000  # Counting more files would take seconds, and changes nothing.
 
 
@@ -67,7 +67,7 @@ def _layout(size: Callable[[str], int], *, flat: bool, train: str = "train") -> 
     """Returns the layout, given a function from a split to its size (0: there is none)."""
     if flat:
         return Layout(train, {"test": "test"}, size(train))
-    validation = next((name for name in VALIDATION if size(name)), None)
+    validation = next((name for name in VALIDATION_SPLITS if size(name)), None)
     named = {"val": validation, "test": "test" if size("test") else None}
     evals = {name: split for name, split in named.items() if split and split != train}
     if not evals:

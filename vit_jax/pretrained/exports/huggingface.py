@@ -126,8 +126,8 @@ def _classifier(pretrained: Pretrained, kind: str) -> Reasons:
     """Returns the reasons why transformers has no such classifier."""
     if kind == "siglip_vision_model" and pretrained.config.num_classes:
         reason = (
-            "model.pool is 'map'; transformers' SigLIP classifies by the mean of the patches: train "
-            "with model.pool='gap' or 'token'"
+            "model.pool is 'map'; transformers' SigLIP classifies by the mean of the patches: "
+            "train with model.pool='gap' or 'token'"
         )
         return Reasons(impossible=(reason,))
     if pretrained.config.num_classes != 1 or pretrained.loss != "softmax_xent":
