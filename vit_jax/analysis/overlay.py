@@ -63,7 +63,7 @@ def overlay(runs: Sequence[Run], out: epath.PathLike) -> None:
         figure = Figure(
             figsize=(4.3 * columns, 3.1 * rows + 0.2 * legend_rows + 0.2), layout="constrained"
         )
-        all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes in all_axes[len(names) :]:
             axes.set_axis_off()
         for axes, name in zip(all_axes, names, strict=False):

@@ -93,10 +93,11 @@ def read_runs(paths: Sequence[epath.PathLike]) -> list[Run]:
 
 def _read_run(workdir: epath.Path, name: str) -> Run:
     if not storage.exists(workdir / "metrics.jsonl"):
+        missing = "holds no metrics.jsonl" if storage.exists(workdir) else "does not exist"
         raise CheckpointError(
-            f"{workdir} holds no metrics.jsonl, so it has no training curves to compare: it is a "
-            "published or converted model, or a run that has not logged a step yet. Give the work "
-            "directories that vit_jax.train wrote; `evaluate` measures any checkpoint."
+            f"{workdir} {missing}: there are no training curves to compare. Give work directories "
+            "of `vit-jax train`, which have logged a step. A published or converted model has "
+            "none: `vit-jax evaluate` measures it."
         )
     config = workdirs.read_config(workdir)
     try:

@@ -17,6 +17,12 @@ def terminal(stream: io.TextIOBase) -> Console | None:
     return console if console.is_interactive else None
 
 
+def wide_console() -> Console:
+    """Returns a console for tables on standard output, which wraps lines only on a terminal."""
+    console = Console(highlight=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=10_000)
+
+
 class Progress:
     """Shows steps, epoch, loss, learning rate, speed and remaining time.
 
