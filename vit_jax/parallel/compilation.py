@@ -10,10 +10,10 @@ import sys
 import tempfile
 
 import jax
-from absl import logging
 
 from vit_jax import storage
 from vit_jax.errors import ConfigError
+from vit_jax.telemetry import notes
 
 AUTO = "auto"  # The value of config.log.compilation_cache for the user's cache folder.
 _LARGEST_CACHE = 2 * 2**30  # Bytes of all programs in the user's cache folder.
@@ -59,10 +59,10 @@ def enable_user_compilation_cache() -> None:
                 probe.write(bytes(2**16))
             _limit_size(folder.parent)
         except OSError as error:
-            logging.warning(
-                "Compiled programs cannot be kept in %s (%s): they are compiled at every start. "
-                "Name another folder in config.log.compilation_cache or XDG_CACHE_HOME.",
-                *(folder, storage.explain(error)),
+            notes.note(
+                f"Compiled programs cannot be kept in {folder} ({storage.explain(error)}): they "
+                "are compiled at every start. Name another folder in "
+                "config.log.compilation_cache or XDG_CACHE_HOME."
             )
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
