@@ -14,7 +14,6 @@ from unicodedata import east_asian_width
 
 import matplotlib
 import numpy as np
-from absl import logging
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
@@ -29,6 +28,7 @@ from matplotlib.ticker import (
 
 from vit_jax import storage
 from vit_jax.errors import DataError
+from vit_jax.telemetry import notes
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 BLUE, VERMILLION, SKY = "#0072B2", "#D55E00", "#56B4E9"
@@ -106,14 +106,11 @@ def _warn_of_missing_glyphs(caught: list[warnings.WarningMessage]) -> None:
                 warning.message, warning.category, warning.filename, warning.lineno
             )
     if missing:
-        logging.log_first_n(
-            logging.WARNING,
-            "The font of the images has no glyphs for %d characters of the names, such as %s: they "
-            "are drawn as boxes. Install a font that has them, such as Noto Sans CJK JP, and add "
-            '"font.family: DejaVu Sans, Noto Sans CJK JP" to ~/.config/matplotlib/matplotlibrc.',
-            1,
-            len(set(missing)),
-            "".join(list(dict.fromkeys(missing))[:5]),
+        notes.note(
+            f"The font of the images has no glyphs for {len(set(missing))} characters of the names,"
+            f" such as {''.join(list(dict.fromkeys(missing))[:5])}: they are drawn as boxes. "
+            "Install a font that has them, such as Noto Sans CJK JP, and add "
+            '"font.family: DejaVu Sans, Noto Sans CJK JP" to ~/.config/matplotlib/matplotlibrc.'
         )
 
 

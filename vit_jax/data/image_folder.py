@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 
 from vit_jax.data.base import Example, Source, check_split, digest, split_name, split_range
 from vit_jax.data.decode import EXTENSIONS
+from vit_jax.data.layout import SPLITS
 from vit_jax.data.listing import Lister, skipped_files
 from vit_jax.data.reading import read_file
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.telemetry.notes import note
 
 TEST_FRACTION = 0.1  # Of a folder without split folders.
-USUAL_SPLITS = ("train", "val", "valid", "validation", "test")
 _LAYOUT = (
     "Expected ROOT/SPLIT/CLASS/image.jpg; or ROOT/CLASS/image.jpg, which is split into "
     f"{1 - TEST_FRACTION:.0%} train, {TEST_FRACTION:.0%} test. Image extensions: "
@@ -78,7 +78,7 @@ class ImageFolder(Source):
         if not folders:
             raise DataError(f"{self._root} has no folders. {_LAYOUT}")
         # A class may be named "train"; only a split's folder contains folders.
-        names = {*USUAL_SPLITS, split_name(split)}
+        names = {*SPLITS, split_name(split)}
         splits = [folder for folder in folders if folder in names and lister.folders(folder)]
         self._depth = 1 if splits else 0  # Of a class's folder, below the root.
         if splits:
@@ -172,7 +172,7 @@ class ImageFolder(Source):
             images += inside
             others += rest
         if skipped := skipped_files(others):
-            note(f"{os.path.join(self._root, folder)}: {skipped}")
+            note(f"{os.path.join(self._root, folder) if folder else self._root}: {skipped}")
         return images
 
     def _test_files(self, files: Sequence[str]) -> set[str]:

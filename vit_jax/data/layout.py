@@ -35,6 +35,8 @@ def layout_of(root: str) -> Layout:
     Validation folders may be called val, valid or validation. If there is no folder but train, a
     fifth of it is for validation.
     """
+    if not root:
+        return Layout("train", {"test": "test"}, 0)
     root = os.path.expanduser(root)
     splits = [name for name in SPLITS if any(_folders(os.path.join(root, name)))]
     if "train" not in splits:

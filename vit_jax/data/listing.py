@@ -50,7 +50,7 @@ class Lister:
           DataError: it cannot be listed, or an entry is a broken link, or one that leads out of the
             root although links are not followed.
         """
-        path = os.path.join(self.root, folder)
+        path = os.path.join(self.root, folder) if folder else self.root
         try:
             with os.scandir(path) as iterator:
                 entries = sorted(

@@ -17,15 +17,16 @@ from scipy import special
 
 from vit_jax.scaling.fitting import Fit
 
-# Significance level: at most this share of tables whose runs follow their laws has a law rejected.
-LEVEL = 0.01
+# Nominal significance level. At most 1 in 100 tables whose runs follow their laws may be refused;
+# since the F distribution is an approximation, the level is lower. The rates are measured.
+LEVEL = 0.0075
 _CUBES_NEED = 3  # Degrees of freedom that must be left for cubes to be added.
 
 
 def significance(tests: int) -> float:
-    """Returns the level of each of several tests, so that at most LEVEL of all tables is rejected.
+    """Returns the level of each of several tests, such as of the groups of a table.
 
-    This is Bonferroni's correction; a table of several groups has a test for each.
+    This is Bonferroni's correction: a table is refused no more often than one of a single group.
     """
     return LEVEL / max(tests, 1)
 

@@ -35,9 +35,9 @@ class Method:
         exponents start from the values in `laws`, and coefficients are solved for (`varpro`).
     """
 
-    delta: float | None = None
-    bounds: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    starts: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    delta: float | int | None = None
+    bounds: Mapping[str, tuple[float | int, float | int]] = dataclasses.field(default_factory=dict)
+    starts: Mapping[str, Sequence[float | int]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.delta is not None and not self.delta > 0:
@@ -162,4 +162,4 @@ def _depends_on_others(law: Law, name: str) -> bool:
     for other in (0.5, 2.0):
         values = {key: np.array([1.0 if key == name else other]) for key in law.parameters}
         units.append(scaled_values(law, values, scales)[name][0])
-    return units[0] != units[1]
+    return bool(units[0] != units[1])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from typing import Any
 
 from ml_collections import FrozenConfigDict
 
@@ -76,6 +77,8 @@ def cost(run: PlannedRun) -> Cost:
             "model.variant to estimate the cost."
         )
     source, reason = _open(_source_keys(config), config.data.split)
+    if source is None and _open(_source_keys(config, classes=()), config.data.split)[0]:
+        raise DataError(reason)  # The data is here, and the classes are wrong.
     examples, classes = _count(config, source)
     if not (config.model.num_classes or classes):
         unknown.append("the number of classes (the head is counted with one)")
@@ -176,10 +179,10 @@ def _check(
             raise DataError(reason)
 
 
-def _source_keys(config: FrozenConfigDict) -> str:
-    """Returns the keys that say which data set it is, as JSON."""
+def _source_keys(config: FrozenConfigDict, **changes: Any) -> str:
+    """Returns the keys that say which data set it is, with changes, as JSON."""
     keys = ("source", "name", "data_dir", "manual_dir", "image_key", "label_key", "classes")
-    return json.dumps({key: config.data[key] for key in keys})
+    return json.dumps({key: config.data[key] for key in keys} | changes)
 
 
 @functools.cache

@@ -102,20 +102,15 @@ def _describe_time(unfinished: Sequence[Estimate | None], speeds: Speeds, *, tim
     unknown = len(unfinished) - len(known)
     scaled = sum(duration.is_scaled for duration in known)
     devices = ", ".join(sorted({speed.device for speed in speeds.values()}))
-    source = "updates timed now" if timed else "runs of the sweep that have logged their speed"
-    extra = "compilation, but not loading data, evaluations and saves" if timed else (
-        "as much time as theirs for compilation, evaluations and saves"
-    )  # fmt: skip
+    source = "runs of the sweep that have logged their speed, with what else they took"
+    if timed:
+        source = "updates timed now and their compilation; data, evaluations and saves not counted"
+    rough = f"; {format_count(scaled, 'run')} scaled by FLOPs, which is rough" if scaled else ""
+    without = f"; without {format_count(unknown, 'run')} of unknown length" if unknown else ""
     return (
         f"Time:  about {format_duration(total)} for what remains, one run after the other on "
-        f"{devices}. From {format_count(len(speeds), 'speed')} of {source}, with {extra}"
-        + (f"; {format_count(scaled, 'run')} scaled by FLOPs, which is rough" if scaled else "")
-        + (
-            f"; without {format_count(len(unfinished) - len(known), 'run')} of unknown length"
-            if None in unfinished
-            else ""
-        )
-        + ". Runs that have begun count in full."
+        f"{devices}, runs that have begun in full. From {format_count(len(speeds), 'speed')}: "
+        f"{source}{rough}{without}."
     )
 
 

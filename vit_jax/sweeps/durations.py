@@ -41,7 +41,7 @@ class Speed:
 
     images_per_second: float
     extra_seconds: float
-    flops_per_image: float
+    flops_per_image: int
     device: str
 
 

@@ -1,8 +1,8 @@
 """What a user should know about a run that is not an error: plain lines on standard error.
 
 Every warning of ours goes through this file. It uses the standard logger `vit_jax`, so a program
-can filter or redirect the lines; the commands print each one without a prefix
-(`vit_jax.cli` formats the records of this logger), as Python does by default.
+can filter or redirect the lines; the commands (`vit_jax.cli`) print each one without a prefix, as
+Python does by default.
 """
 
 import logging

@@ -109,11 +109,11 @@ def _state(file: str, root: str) -> list:
     return [os.path.relpath(file, root), status.st_size, status.st_mtime_ns]
 
 
-def _to_bytes(table: pa.Table) -> memoryview:
+def _to_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    return memoryview(sink.getvalue())
+    return sink.getvalue().to_pybytes()
 
 
 def _read(path: pathlib.Path, header: bytes, files: Sequence[str]) -> Index | None:

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from vit_jax.data.base import split_range
-from vit_jax.data.image_folder import TEST_FRACTION, USUAL_SPLITS
+from vit_jax.data.image_folder import TEST_FRACTION
+from vit_jax.data.layout import SPLITS
 from vit_jax.errors import DataError
 
 _SHARD = re.compile(r"(?P<split>.+)-\d+-of-\d+")  # As in train-00000-of-00002.parquet.
@@ -28,7 +29,7 @@ def split_of(path: str) -> str:
     stem = pathlib.PurePath(name).stem
     for text in (stem, *reversed(folders)):
         for word in re.split(r"[^A-Za-z]+", text.lower()):
-            if word in USUAL_SPLITS:
+            if word in SPLITS:
                 return word
     match = _SHARD.fullmatch(stem)
     return match["split"] if match else ""

@@ -10,7 +10,13 @@ import numpy as np
 from vit_jax.config.model import RESNET_NUMERICS
 from vit_jax.errors import CheckpointError
 from vit_jax.models import MixerConfig, ResnetConfig, StemConfig
-from vit_jax.pretrained.exports.base import ANYTHING, compare, export_tensors, with_class_row
+from vit_jax.pretrained.exports.base import (
+    ANYTHING,
+    compare,
+    export_tensors,
+    with_class_row,
+    with_learned_positions,
+)
 from vit_jax.pretrained.formats import mixer, resnet
 from vit_jax.pretrained.formats.entries import Entry
 from vit_jax.pretrained.formats.google import LINEN, PRE_LINEN
@@ -34,7 +40,7 @@ def write(
         return ()
     expressible = {
         "pool": ("token", "gap", "map") if big_vision else ("token", "gap"),
-        "posemb": ("learned", "sincos2d") if big_vision else ("learned",),
+        "posemb": ("learned", "sincos2d"),
         "rep_size": ANYTHING,
         "posemb_prefix": ANYTHING,
         "stem": (None,) if big_vision else (None, config.stem and StemConfig(
@@ -45,7 +51,7 @@ def write(
     reasons.check(to=to, change_numerics=change_numerics)
     entries = LINEN if big_vision else PRE_LINEN
     if not big_vision:
-        params, config = with_class_row(pretrained.params, config)
+        params, config = with_class_row(*with_learned_positions(pretrained.params, config))
         pretrained = dataclasses.replace(pretrained, params=params, config=config)
         if config.stem:
             body = resnet.stem_entries(config.stem, resnet.GOOGLE, ours="stem/", theirs="")

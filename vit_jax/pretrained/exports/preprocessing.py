@@ -179,7 +179,7 @@ def _is_hf_exact(resize: Resize) -> bool:
 
 
 def _hf_reasons(steps: Pipeline) -> Reasons:
-    impossible, approximate, notes = steps.impossible(), _gray(steps), []
+    impossible, approximate, notes = steps.impossible(), [], _gray(steps)
     resize, crop = steps.resize, steps.crop
     if resize is not None:
         approximate += _resampling(resize, to="transformers")
@@ -236,7 +236,7 @@ def to_timm(preprocess: Preprocess) -> tuple[dict[str, Any], Reasons]:
 
 
 def _timm_reasons(steps: Pipeline) -> Reasons:
-    impossible, approximate, notes = steps.impossible(), _gray(steps), []
+    impossible, approximate, notes = steps.impossible(), [], _gray(steps)
     resize, size = steps.resize, steps.image_size
     if steps.pad is not None:
         impossible.append("its preprocessing pads; timm does not")
