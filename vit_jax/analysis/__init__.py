@@ -2,6 +2,7 @@
 
 figures           training curves, predictions, and the style of all figures
 confusion_matrix  confusion matrix, reliability diagram, most common mistakes
+class_accuracy    accuracy of each class, with intervals
 """
 
 from vit_jax.analysis.confusion_matrix import confusion
