@@ -59,13 +59,13 @@ class Model:
         """Raises CheckpointError, ending in the advice, if the outputs are not of classes."""
         if self.is_classifier:
             return
-        reason = "has no head, so it cannot predict classes"
+        reason = " has no head, so it cannot predict classes"
         if self.config.num_classes:
             reason = (
-                "has a head for regression (problem_type in its config.json): its outputs are "
+                ": its head is for regression (problem_type in its config.json): its outputs are "
                 "numbers, not classes, and have no probabilities"
             )
-        raise CheckpointError(f"{self.checkpoint} {reason}. {advice}")
+        raise CheckpointError(f"{self.checkpoint}{reason}. {advice}")
 
     def with_data(self, data: Mapping[str, Any]) -> "Model":
         """Returns a copy for other data: these keys of `config.data`, else defaults.
