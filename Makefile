@@ -25,7 +25,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	@touch $@
 
 quickstart: $(VENV)/.installed
-	$(RUN) -m vit_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
+	$(RUN) -m vit_jax.train --config=quickstart --workdir=$(WORKDIR)
 	$(RUN) -m vit_jax.evaluate --workdir=$(WORKDIR)
 	$(RUN) -m vit_jax.predict --checkpoint=$(WORKDIR) --top_k=3 $(WORKDIR)/samples
 

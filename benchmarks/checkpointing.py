@@ -78,7 +78,7 @@ class Command:
         self._began = time.perf_counter()
         self._process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "vit_jax.train", "--config=configs/quickstart.py"),
+                *(sys.executable, "-m", "vit_jax.train", "--config=quickstart"),
                 *(f"--config.{key}={value}" for key, value in changes.items()),
                 f"--workdir={workdir}",
             ],

@@ -32,6 +32,7 @@ from vit_jax.scaling.bootstrap import bootstrap, percentile_band
 from vit_jax.scaling.fitting import Fit, fit, refits
 from vit_jax.scaling.intervals import Band, band, deviation
 from vit_jax.scaling.laws import law as law_by_name
+from vit_jax.scaling.method import Method
 
 LEVEL = 0.9
 DRAWS = 500  # Draws of each bootstrap.
@@ -182,7 +183,7 @@ def chinchilla_refits(count: int) -> tuple[Fit, Float[np.ndarray, "count 240"]]:
     true = {"E": 1.82, "A": 482.0, "B": 2085.0, "alpha": 0.348, "beta": 0.366}
     y = law_by_name("chinchilla").predict(true, {"n": n, "d": d})
     y *= np.exp(0.01 * rng.standard_normal(240))
-    fitted = fit("chinchilla", {"n": n, "d": d}, y, delta=1e-3)
+    fitted = fit("chinchilla", {"n": n, "d": d}, y, method=Method(delta=1e-3))
     return fitted, rng.multinomial(240, np.full(240, 1 / 240), size=count).astype(float)
 
 

@@ -1,6 +1,6 @@
 """Trains a config with several seeds and prints each accuracy, their mean and their spread.
 
-    python -m benchmarks.seeds --config=configs/quickstart.py --workdir=runs/seeds --num_seeds=5
+    python -m benchmarks.seeds --config=quickstart --workdir=runs/seeds --num_seeds=5
 
 Every seed is a run in its own folder of the work directory, with other initial parameters and
 another order of the data. The same command resumes after an interruption.

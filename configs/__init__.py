@@ -9,7 +9,7 @@ vit_i21k        ImageNet-21k pre-training as in AugReg
 vit_g_scaling   one point of "Scaling Vision Transformers"
 finetune        from any of the above to a smaller data set
 
-Studies of many runs also define `sweep`, for `python -m vit_jax.sweep`:
+Studies of many runs also define `sweep`, for `vit-jax sweep`:
 
 scaling/data_x_params   models x data sizes x durations, our own study
 scaling/shape_star      width, depth and MLP, one at a time

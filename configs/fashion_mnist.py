@@ -1,6 +1,6 @@
 """Fashion-MNIST from scratch on a laptop: 70,000 real images of clothes, 28 pixels, 10 classes.
 
-    python -m vit_jax.train --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
+    vit-jax train --config=fashion_mnist --workdir=runs/fashion_mnist
 
 TFDS downloads the data. Without a download they are read from the four files of Debian's package
 dataset-fashion-mnist, or from the folder --config.data.manual_dir.

@@ -1,15 +1,14 @@
 """A ViT from scratch on a folder of your own images.
 
-    python -m vit_jax.train --config=configs/image_folder.py:root=IMAGES --workdir=...
+    vit-jax train --config=image_folder:root=IMAGES --workdir=...
 
-The folder is either IMAGES/CLASS/*.jpg (or png, webp, bmp), of which a tenth becomes the test
-split, or IMAGES/train/CLASS/*.jpg and IMAGES/test/CLASS/*.jpg. If the second is called val, add
---config.evals.test.split=val. Then `python -m vit_jax.predict --checkpoint=WORKDIR
-IMAGE_OR_FOLDER`.
+The folder is either IMAGES/CLASS/*.jpg (or png, webp, ...), of which a tenth becomes the test
+split, or IMAGES/train/CLASS/*.jpg with val (valid, validation), test or both beside it. Then
+`vit-jax predict --checkpoint=WORKDIR IMAGE_OR_FOLDER`, or `vit-jax convert WORKDIR NEW --to=hf`.
 
 Arguments: root; size of the images in pixels; epochs, more for fewer images; variant, e.g. S/16,
-instead of the small model that a laptop trains in minutes. To start from a pre-trained model, use
---config.init_from and the optimizer of `finetune.py`.
+instead of the small model that a laptop trains in minutes. To start from a pre-trained model, which
+needs far fewer images: `finetune.py`.
 
 Hardware and time: 2 cores of an AMD EPYC: 78 seconds for 267 images, 366 img/s (measured).
 Expected: it depends on the images. Pieces of three photographs, in eight formats (python -m
@@ -19,6 +18,7 @@ tests.images IMAGES 100): all of 33 test images right (measured; an easy task).
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, classification_eval, parse_args
+from vit_jax.data.layout import layout_of
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -35,7 +35,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.model.pool = "gap"
     c.model.posemb = "sincos2d"  # Fixed positions need not be learned from few images.
 
-    c.data.source, c.data.data_dir = "image_folder", args.root
+    layout = layout_of(args.root)
+    c.data.source, c.data.data_dir, c.data.split = "image_folder", args.root, layout.train
     c.data.train_transforms = (
         {"op": "decode"},
         {"op": "random_resized_crop", "area": (0.3, 1.0)},
@@ -43,10 +44,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {"op": "color_jitter", "brightness": 0.3, "contrast": 0.3, "saturation": 0.3},
         {"op": "value_range"},
     )
-    # The central square of the image.
+    # The central square of the image, as the image processors of transformers compute it.
     c.data.eval_transforms = (
         {"op": "decode"},
-        {"op": "resize_small"},
+        {"op": "resize_small", "long_side": "down"},
         {"op": "center_crop"},
         {"op": "value_range"},
     )
@@ -59,7 +60,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.optim.schedule.name = "cosine"
     c.optim.schedule.warmup_percent = 0.1
 
-    c.evals = ConfigDict({"test": classification_eval(split="test", every_steps=200)})
-    c.checkpoint.every_steps = 200
+    c.evals = ConfigDict(
+        {
+            name: classification_eval(split=split, every_percent=0.1)
+            for name, split in layout.evals.items()
+        }
+    )
+    c.checkpoint.every_steps, c.checkpoint.every_percent = None, 0.25
     c.log.every_steps = 10
     return c

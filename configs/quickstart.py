@@ -1,12 +1,12 @@
 """The first run: a small ViT on scikit-learn's 1,797 scanned digits; needs no network.
 
-    python -m vit_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+    vit-jax train --config=quickstart --workdir=runs/quickstart
 
 Takes no arguments.
 
 Hardware and time: 2 cores of an AMD EPYC: 68 seconds, 2,900 img/s (measured).
 Expected: 98.2% test accuracy, the mean of 5 seeds; standard deviation .6%, from 97.5% to 99.2%
-(measured: python -m benchmarks.seeds --config=configs/quickstart.py --workdir=runs/seeds).
+(measured: python -m benchmarks.seeds --config=quickstart --workdir=runs/seeds).
 """
 
 from ml_collections import ConfigDict

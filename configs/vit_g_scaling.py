@@ -1,6 +1,6 @@
 r"""One point of "Scaling Vision Transformers" (Zhai et al. 2021, arXiv 2106.04560).
 
-    python -m vit_jax.train --config=configs/vit_g_scaling.py:variant=g/14,steps=120000 \
+    vit-jax train --config=vit_g_scaling:variant=g/14,steps=120000 \
         --workdir=...
 
 Arguments: variant (the paper's are s/28, s/16, S/32, Ti/16, B/32, S/16, B/28, B/16, L/16, g/14 and

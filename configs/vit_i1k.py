@@ -1,6 +1,6 @@
 """ImageNet-1k from scratch, as in "How to train your ViT?" (AugReg, arXiv 2106.10270).
 
-    python -m vit_jax.train --config=configs/vit_i1k.py:variant=B/16,aug=medium1 --workdir=...
+    vit-jax train --config=vit_i1k:variant=B/16,aug=medium1 --workdir=...
 
 Arguments: variant, any of `vit_jax.models.variants`: B/16, R26+S/32, Mixer-B/16; aug, AugReg's
 level from none to strong2; reg=true adds its dropout and stochastic depth. The data are TFDS's

@@ -1,6 +1,6 @@
 """Pre-training on ImageNet-21k, as in "How to train your ViT?" (AugReg, arXiv 2106.10270).
 
-    python -m vit_jax.train --config=configs/vit_i21k.py:variant=B/16,aug=light2 --workdir=...
+    vit-jax train --config=vit_i21k:variant=B/16,aug=light2 --workdir=...
 
 Arguments: variant, any of `vit_jax.models.variants`: B/16, R26+S/32, Mixer-B/16; aug, AugReg's
 level from none to strong2 (big_vision: none for Ti/16, light1 for S/16, light2 for B/16, medium2

@@ -1,6 +1,6 @@
 """ViT-S/16 on ImageNet-1k, as in "Better plain ViT baselines for ImageNet-1k" (arXiv 2205.01580).
 
-    python -m vit_jax.train --config=configs/vit_s16_i1k.py:epochs=90 --workdir=...
+    vit-jax train --config=vit_s16_i1k:epochs=90 --workdir=...
 
 Argument: epochs; the paper uses 90, 150 and 300. The data are TFDS's imagenet2012, prepared as
 ArrayRecord in the folder --config.data.data_dir.

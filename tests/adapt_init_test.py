@@ -139,7 +139,11 @@ def test_blocks_may_be_stacked_otherwise(tmp_path, finished_run):
         ({"model__variant": "BiT-R50x1"}, ConfigError, r"units \(3, 4, 6, 3\)"),
         ({"model__pool": "gap"}, CheckpointError, "cls: checkpoint .*, model lacks it"),
         ({"init_skip": ()}, CheckpointError, r"head/kernel: checkpoint \(32, 10\)"),
-        ({"init_from": ""}, ConfigError, "init_from is empty: set it, or name a variant"),
+        (
+            {"init_from": ""},
+            ConfigError,
+            r"model\.variant=.*init_from is empty: pass --config\.init_from",
+        ),
     ],
 )
 def test_what_does_not_fit_shows_both_sides(tmp_path, plain_run, changes, error, message):

@@ -51,7 +51,7 @@ CONVERT = {
     "model that the format cannot express": (
         "hf new --to=google",
         "This model cannot be written --to=google:\n  ",
-        "gelu is 'erf'; the format can express only 'tanh'",
+        "model.gelu is 'erf'; vision_transformer has only 'tanh'",
         "Pass --change_numerics to write it all the same",
     ),
     "stray word": ("--inspect=hf timm", "Unexpected argument 'timm'"),

@@ -48,6 +48,14 @@ def test_scaling_laws():
     assert "6 of them held back: params>=50%" in ours and "family=vit: chinchilla_repeat" in ours
 
 
+@pytest.mark.slow
+def test_any_checkpoint():
+    output = executed("any_checkpoint")
+    assert "logits.shape=(10, 10)" in output and "Done:" in output
+    assert re.search(r"top-1 [\d.]+% of 35 images", output) and output.count("Prediction(") == 3
+    assert "['config.json', 'model.safetensors', 'preprocessor_config.json']" in output
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_they_are_kept_without_outputs(path):
     notebook = nbformat.read(path, as_version=4)

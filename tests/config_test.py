@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 from tests.small_run import small_config
 from vit_jax.config import (
     base_config,
-    check_best,
     classification_eval,
     freeze,
     parse_args,
 )
 from vit_jax.errors import ConfigError
 from vit_jax.rundir import workdir as workdirs
+from vit_jax.training.periods import Periods
 
 
 def test_the_base_config_takes_no_new_keys():
@@ -83,11 +83,29 @@ def test_the_best_checkpoint_needs_several_to_choose_from(save, evaluate, total,
         evals__test__every_steps=evaluate,
     )  # fmt: skip
     if compared:
-        check_best(config, total_steps=total)
+        Periods.of(config, total_steps=total, num_examples=100)
     else:
         with pytest.raises(ConfigError, match="no step before the last"):
-            check_best(config, total_steps=total)
-    check_best(small_config(evals__test__every_steps=0), total_steps=total)
+            Periods.of(config, total_steps=total, num_examples=100)
+    without = small_config(evals__test__every_steps=0)
+    Periods.of(without, total_steps=total, num_examples=100)
+
+
+def test_saves_and_evaluations_are_due_in_any_unit():
+    """Of 250 images in batches of 10, 50 updates: an epoch is 25."""
+    config = small_config(
+        batch_size=10, checkpoint__every_steps=None, checkpoint__every_percent=0.1,
+        evals__test__every_steps=None, evals__test__every_epochs=1.0,
+    )  # fmt: skip
+    periods = Periods.of(config, total_steps=50, num_examples=250)
+    assert (periods.save, periods.evaluate) == (5, {"test": 25})
+    for changes, message in (
+        ({"checkpoint__every_epochs": 1.0}, "checkpoint: every_steps and every_epochs are set"),
+        ({"checkpoint__every_steps": None}, "not set how often the run saves"),
+        ({"evals__test__every_percent": 0.5}, r"evals\.test: every_steps and every_percent"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Periods.of(small_config(**changes), total_steps=50, num_examples=250)
 
 
 @pytest.mark.parametrize(

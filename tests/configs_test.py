@@ -58,7 +58,7 @@ def test_calls_share_no_mutable_state(name):
 def test_docstring_has_the_command(name):
     doc = load(name).__doc__
     verb = "sweep" if hasattr(load(name), "sweep") else "train"
-    assert f"python -m vit_jax.{verb} --config=configs/{name}.py" in doc
+    assert f"vit-jax {verb} --config={name}" in doc
     assert "--workdir" in doc
     assert f"{name} " in load("__init__").__doc__, "the table of contents, configs/__init__.py"
 

@@ -156,3 +156,11 @@ def test_a_fingerprint_depends_on_everything_that_determines_the_order(tmp_path,
     # Pinned, because later releases must resume runs.
     assert prints["train"] == "3f7f490f69578205a197aeed0d30a33b"
     assert digest("a", "b") != digest("ab") != digest("ab", "")
+
+
+@pytest.mark.medium
+def test_a_run_continues_with_other_loader_options(run_copy):
+    """They change no number of it."""
+    assert train_on_one(small_config(data__threads=3, data__prefetch=5), run_copy) == 0
+    with pytest.raises(ConfigError, match=r"data\.split: 'train' -> 'train\[:50%\]'"):
+        train_on_one(small_config(data__threads=3, data__split="train[:50%]"), run_copy)

@@ -298,3 +298,39 @@ def test_workers_do_not_outlive_their_process(tmp_path):
     while any(map(is_running, workers)):
         assert time.monotonic() < deadline, workers
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("cores", "images", "pixels", "workers", "threads"),
+    [
+        (2, 10**7, 224**2, 0, 4),  # A few cores: threads are as fast.
+        (4, 10**7, 224**2, 0, 4),
+        (16, 134 * 10, 384**2, 1, 4),  # A small folder.
+        (16, 500, 224**2, 0, 16),
+        (16, 1442 * 135, 8**2, 0, 16),  # Many, but tiny images.
+        (16, 10**7, 224**2, 14, 4),
+        (224, 10**7, 224**2, 16, 4),
+        (224, 0, 0, 0, 16),
+    ],
+)
+def test_automatic_options_fit_the_machine_and_the_data(cores, images, pixels, workers, threads):
+    resolved = LoaderOptions().resolved(images=images, pixels=pixels, cores=cores)
+    assert (resolved.workers, resolved.threads) == (workers, threads)
+    chosen = LoaderOptions(3, 2, 5)
+    assert chosen.resolved(images=images, pixels=pixels, cores=cores) == chosen
+
+
+def test_automatic_options_depend_on_the_steps_and_change_no_batch(monkeypatch):
+    resolved = []
+    original = LoaderOptions.resolved
+
+    def spy(self, **arguments):
+        resolved.append(arguments)
+        return original(self, **arguments)
+
+    monkeypatch.setattr(LoaderOptions, "resolved", spy)
+    expected = take(3)
+    assert resolved[-1] == {"images": 7 * 16, "pixels": 6}  # An epoch of 100 examples.
+    for one, other in zip(take(3, workers=-1, threads=-1, num_steps=1000), expected, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+    assert resolved[-1] == {"images": 16_000, "pixels": 6}

@@ -17,6 +17,7 @@ from tests.mock_tfds import mock_tfds
 from vit_jax.config import base_config
 from vit_jax.data import fashion_mnist, image_folder
 from vit_jax.data.base import split_range
+from vit_jax.data.decode import decode_image
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError, DataError
@@ -189,7 +190,7 @@ def write_test_images(root, classes, number):
     """Writes `number` images of each class whose names all hash to the split "test"."""
     for name in classes:
         files = (f"{name}/{i}.png" for i in itertools.count())
-        in_test = (file for file in files if image_folder._uniform_hash(f"0/{file}") < 0.1)
+        in_test = (file for file in files if image_folder.uniform_hash(f"0/{file}") < 0.1)
         for file in itertools.islice(in_test, number):
             write_image(root / file)
 
@@ -247,11 +248,19 @@ def test_a_class_called_train_is_a_class(tmp_path):
 
 def test_only_images_are_listed(tmp_path, caplog):
     make_folder(tmp_path)
-    for name in ("notes.txt", "image.gif", ".hidden.png"):
+    for name in ("notes.txt", "more.TXT", "Thumbs.db", "README", ".hidden.png"):
         (tmp_path / "train" / "cat" / name).write_text("no image")
     (tmp_path / ".git").mkdir()
+    (tmp_path / "annotations").mkdir()
     assert len(ImageFolder(tmp_path, split="train")) == 40
-    assert "ignored 2 files that do not look like images" in caplog.text
+    skipped = "Skipped 4 files without an image's extension: 2 .txt, 1 .db, 1 without an extension."
+    assert skipped in caplog.text
+    assert "its other folders are not read ('annotations')" in caplog.text
+    # Each note is shown once, whatever part of the data is opened later.
+    shown = len(caplog.records)
+    ImageFolder(tmp_path, split="train")
+    ImageFolder(tmp_path, split="train[:90%]")
+    assert len(caplog.records) == shown
     # Listing decodes nothing.
     (tmp_path / "train" / "cat" / "broken.png").write_text("no image")
     assert len(ImageFolder(tmp_path, split="train")) == 41
@@ -265,6 +274,47 @@ def test_a_file_that_was_deleted_is_named(tmp_path):
         source[3]
 
 
+@pytest.mark.parametrize(
+    ("root", "split", "fingerprint"),
+    [
+        ("flat", "train", "7ee6bcec25e439edaf51440483280920"),
+        ("flat", "test", "59e247afb170d3245e703b57b2fb9b13"),
+        ("flat", "train[:50%]", "8f3b7ae1d182afb8e14b611fc8454d08"),
+        ("split", "train", "48ce6576d0841a92e55a9d5958df7d3f"),
+        ("split", "val[50%:]", "2dde4508688870e4c26058a788f43e34"),
+    ],
+)
+def test_a_flat_folder_keeps_its_order_and_splits(tmp_path, root, split, fingerprint):
+    """The fingerprints were computed before nested folders were read: such a run continues."""
+    for folder in ("flat", "split/train", "split/val"):
+        for name in ("cat", "größe 1"):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for i in range(20):
+                (tmp_path / folder / name / f"{i}.png").touch()
+    assert ImageFolder(tmp_path / root, split=split).fingerprint == fingerprint
+
+
+@pytest.mark.parametrize("splits", [("",), ("train", "test")])
+def test_nested_and_empty_class_folders_and_other_formats(tmp_path, caplog, splits):
+    make_folder(tmp_path, splits=splits, per_class=12)
+    for split in splits:
+        (tmp_path / split / "empty class" / "deeper").mkdir(parents=True)
+        (tmp_path / split / "empty class" / "notes.txt").touch()
+        folder = tmp_path / split / "cat" / "more" / "of them"
+        folder.mkdir(parents=True)
+        for name in ("a.gif", "b.TIF", "c.jp2", "d.ppm"):
+            Image.new("RGB", (5, 4), (200, 10, 10)).save(folder / name)
+    source = ImageFolder(tmp_path, split="train")
+    assert source.class_names == ("cat", "dog")
+    assert "no class is made of folders without an image ('empty class')" in caplog.text
+    files = files_of(source)
+    assert splits == ("",) or len(files) == 28
+    for suffix in (".gif", ".TIF", ".jp2", ".ppm"):
+        (i,) = (i for i, file in enumerate(files) if file.endswith(suffix))
+        assert "cat/more/of them/" in files[i] and source[i]["label"] == 0
+        assert decode_image(source[i]["image"])[0, 0, 0] > 150
+
+
 def refuses(root, match, split="train"):
     with pytest.raises(DataError, match=match):
         ImageFolder(root, split=split)
@@ -276,15 +326,10 @@ def test_folder_mistakes(tmp_path):
     refuses(tmp_path / "empty", "empty has no folders. Expected ROOT/SPLIT")
     make_folder(tmp_path / "a")
     refuses(tmp_path / "a", 'no split "tset". Did you mean "test"', split="tset")
-    (tmp_path / "a" / "test" / "Cat").mkdir()
+    write_image(tmp_path / "a" / "test" / "Cat" / "0.png")
     refuses(tmp_path / "a", "differ in their class folders: train lacks Cat")
-    make_folder(tmp_path / "b")
-    (tmp_path / "b" / "train" / "fox").mkdir()
-    (tmp_path / "b" / "test" / "fox").mkdir()
-    refuses(tmp_path / "b", "fox: no images in this class")
-    make_folder(tmp_path / "c")
-    write_image(tmp_path / "c" / "train" / "cat" / "more" / "1.png")
-    refuses(tmp_path / "c", "more: a folder inside a class folder")
+    (tmp_path / "b" / "cat").mkdir(parents=True)
+    refuses(tmp_path / "b", "has no image in any class folder. Expected ROOT/SPLIT")
     make_folder(tmp_path / "d", splits=("",), classes=("cat",), per_class=1)
     assert len(ImageFolder(tmp_path / "d", split="train")) == 1
     refuses(tmp_path / "d", 'is in "test"', split="test")
@@ -297,8 +342,19 @@ def test_links_stay_inside_the_root(tmp_path):
     write_image(tmp_path / "secret.png")
     link = root / "train" / "cat" / "z.png"
     link.symlink_to(tmp_path / "secret.png")
-    refuses(root, "z.png is a link that leads out of .*root, to .*secret.png")
+    refuses(root, r"z.png is a link that leads out of .*root, to .*secret.png.*data\.follow_links")
+    followed = ImageFolder(root, split="train", follow_links=True)
+    assert len(followed) == 42
+    z = next(i for i in range(42) if followed.describe(i).endswith("z.png"))
+    assert followed[z]["image"] == (tmp_path / "secret.png").read_bytes()
     link.unlink()
+    (root / "train" / "cat" / "loop").symlink_to(root / "train")
+    for follow_links in (False, True):
+        with pytest.raises(
+            DataError, match=r"loop is a link to .*train, a folder that contains it"
+        ):
+            ImageFolder(root, split="train", follow_links=follow_links)
+    (root / "train" / "cat" / "loop").unlink()
     (tmp_path / "elsewhere").symlink_to(root)  # The root itself may be a link.
     assert len(ImageFolder(tmp_path / "elsewhere", split="train")) == 41
 
@@ -454,12 +510,10 @@ def test_fashion_mnist_is_downloaded_by_tfds(tmp_path, small_idx, monkeypatch):
 def test_data_without_random_access(tmp_path, small_idx):
     open_fashion(tmp_path, small_idx)
     (info,) = (tmp_path / "tfds").rglob("dataset_info.json")
-    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "riegeli"}))
     for file in info.parent.glob("*.array_record-*"):
-        file.rename(str(file).replace("array_record", "tfrecord"))
-    with pytest.raises(
-        DataError, match=r"stored as tfrecord.*convert_format --dataset_version_dir"
-    ):
+        file.rename(str(file).replace("array_record", "riegeli"))
+    with pytest.raises(DataError, match=r"stored as riegeli.*convert_format --dataset_version_dir"):
         open_(source="tfds", name="fashion_mnist_idx", data_dir=str(tmp_path / "tfds"))
 
 

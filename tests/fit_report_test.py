@@ -30,7 +30,8 @@ def groups(**y):
 
 def asked(table, **question):
     question = {"law": "power", "y": "y", "columns": {"x": "x"}} | question
-    return study(table, Question(**question), runs="runs.csv")
+    answered = study(table, Question(**question), runs="runs.csv")
+    return answered.result, answered.figures()
 
 
 # ------------------------------------------------------------------------- groups of equal values
@@ -152,3 +153,53 @@ def farthest(figures):
     ends.add(interval.get_paths()[0].vertices[:, 0].max())
     assert max(ends) == pytest.approx(min(ends))
     return max(ends)
+
+
+def test_no_law_is_drawn_beyond_the_fitted_rows_of_a_frontier():
+    """A row behind the frontier may have the largest x."""
+    x, y = np.append(X, 1e6), np.append(Y, 1.1 * Y[-1])
+    result, figures = asked({"x": x, "y": y}, frontier=True)
+    assert result["groups"][0]["diagnostics"]["rows"] == len(X)
+    assert farthest(figures) == pytest.approx(1e4)
+
+
+def valleys_of(budgets, best):
+    x = np.concatenate([b * np.geomspace(0.2, 5, 7) for b in (1e4, 3e4, 1e5, 3e5)])
+    t = np.repeat(budgets, 7)
+    y = 0.1 + 1e3 / t**0.3 * (1 + 0.1 * np.log(x / np.repeat(best, 7)) ** 2)
+    return {"x": x, "t": t, "y": y}
+
+
+def test_the_power_law_of_minima_ends_at_the_last_one_within_its_sizes():
+    table = valleys_of([1e12, 1e13, 1e14, 1e15], [1e4, 3e4, 1e5, 3e6])
+    _, figures = asked(table, law="isoflop", columns={"x": "x", "t": "t"})
+    (line,) = [
+        line for line in figures["isoflop"].axes[1].get_lines() if line.get_linestyle() == "--"
+    ]
+    assert line.get_xdata().max() == pytest.approx(1e14)
+
+
+def test_equal_errors_of_a_budget_are_named():
+    table = valleys_of([1e12, 1e13, 1e14, 1e15], [1e4, 3e4, 1e5, 3e5])
+    table["y"][7:14] = 1 - np.array([0.9, 0.9 + 1e-16, *[0.9] * 5])
+    with pytest.raises(DataError, match=r"of budget 1e\+13 are all 0\.1: they have no valley"):
+        asked(table, law="isoflop", columns={"x": "x", "t": "t"})
+
+
+@pytest.mark.slow  # It compiles a law of its own.
+@pytest.mark.parametrize("supported", [True, False])
+def test_contours_and_optima_end_where_the_data_do(supported):
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1e7, 6), np.geomspace(1e5, 1e8, 6)))
+    y = 0.2 + 40 / n**0.5 + 90 / d**0.5
+    if not supported:  # Curved: the law does not break.
+        y *= 1 + 0.05 * np.log(n / 3e5) ** 2
+    y *= np.exp(0.003 * np.random.default_rng(0).standard_normal(len(y)))
+    question = {"law": "chinchilla", "columns": {"n": "n", "d": "d"}, "hold_back": ("n>5e6",)}
+    result, figures = asked({"n": n, "d": d, "y": y}, **question)
+    (entry,) = result["groups"]
+    assert entry["extrapolation"]["supported"] == supported
+    within, beyond = entry["tables"]["Best for a budget"]
+    assert "n" in within and ("n" in beyond) == supported
+    contours, *_ = figures["contours"].axes[0].collections
+    ends = max(path.vertices[:, 0].max() for path in contours.get_paths() if len(path.vertices))
+    assert ends == pytest.approx(1e7 if supported else np.unique(n)[-2], rel=0.02)

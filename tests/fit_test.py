@@ -1,5 +1,9 @@
 """`python -m vit_jax.fit` on any table: what it writes, prints and refuses."""
 
+import base64
+import csv
+import doctest
+import io
 import json
 import re
 import subprocess
@@ -7,13 +11,16 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from tests.conftest import ROOT
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.scaling import report
+from vit_jax.fit import define, main
+from vit_jax.scaling import fit as scaling_fit
 from vit_jax.scaling.answer import group_data
-from vit_jax.scaling.fit import fit
+from vit_jax.scaling.fit import check_folder, fit_law
+from vit_jax.scaling.fit import write as write_results
 from vit_jax.scaling.query import groups
 from vit_jax.scaling.question import NAMES, Question
 from vit_jax.scaling.study import study
@@ -32,14 +39,15 @@ def write(path, **columns):
 
 def written(runs, out, **question):
     """Returns what is printed, and fit.json; writes all files to `out`."""
-    text = fit(runs, Question(**question), out, command="python -m vit_jax.fit ...")
+    answered = study(read_runs(runs), Question(**question), runs=str(runs))
+    text = write_results(answered, out, command="vit-jax fit ...")
     return text, json.loads((out / "fit.json").read_text())
 
 
 def asked(runs, **question):
     """The same, and the figures, none of which is rendered."""
-    result, figures = study(read_runs(runs), Question(**question), runs=str(runs))
-    return report.text(result), result, figures
+    answered = study(read_runs(runs), Question(**question), runs=str(runs))
+    return str(answered), answered.result, answered.figures()
 
 
 @pytest.fixture
@@ -82,7 +90,7 @@ def test_a_law_its_figures_and_its_report(floor, tmp_path):
 
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<svg") == 2 and "b x^c + e" in page
-    assert not re.search(r'(src|href)="(?!#)', page), "the page needs another file"
+    assert not re.search(r'(src|href)="(?!#|data:)', page), "the page needs another file"
     for name in ("law", "residuals"):
         with Image.open(tmp_path / "out" / f"{name}.png") as image:
             assert image.width > 500
@@ -92,6 +100,86 @@ def test_a_law_its_figures_and_its_report(floor, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     written(floor, tmp_path / "out", **question)
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+def test_the_page_is_complete(floor, tmp_path):
+    """The answer comes first; the rows, terms and downloads are in the page itself."""
+    columns = {"x": "Seen Examples"}
+    question = {
+        "law": "power",
+        "y": "Loss",
+        "columns": columns,
+        "hold_back": ("Seen Examples>5e4",),
+    }
+    _, result = written(floor, tmp_path, where=("model=a",), **question)
+    page = (tmp_path / "report.html").read_text()
+    answer, trust = result["summary"]["answer"], result["summary"]["trust"]
+    head, _, rest = page.partition(answer)
+    assert head.endswith('<div class="answer partly"><p>') and "<h2>" not in head
+    assert trust == "partly" and rest.index("Trust: partly.") < rest.index("<svg")
+    assert "use it between the fitted runs only" in rest and "lack of fit, p = " in rest
+    b, c = (result["params"][name]["estimate"] for name in "bc")
+    assert answer.startswith(
+        f"y = {b:.3g} x^{c:.3g} (y = Loss, x = Seen Examples) describes 13 runs"
+    )
+    assert 'name="viewport"' in head and "prefers-color-scheme: dark" in head
+    downloads = {
+        name: base64.b64decode(content).decode()
+        for name, content in re.findall(r'download="(.*?)" href="data:[^,]*;base64,(.*?)"', page)
+    }
+    assert downloads.keys() == {"law.svg", "residuals.svg", "rows.csv", "parameters.csv"}
+    assert downloads["law.svg"] == (tmp_path / "law.svg").read_text()
+    rows = list(csv.DictReader(io.StringIO(downloads["rows.csv"])))
+    assert [row["use"] for row in rows] == ["fitted"] * 13 + ["held back"]
+    # The prediction of the row that is held back was refused, so none is told.
+    assert rows[-1]["prediction"] == "" and float(rows[0]["prediction"]) > 1
+    for term in result["groups"][0]["diagnostics"].keys() & {"condition", "p_lack_of_fit"}:
+        assert f"<dt>{term}</dt>" in page and f"<td>{term}</td>" in page
+
+
+def test_fit_law_is_what_the_command_computes(floor, tmp_path):
+    out = tmp_path / "out"
+    values = flags.FlagValues()
+    define(values)
+    arguments = [
+        *(f"--runs={floor}", f"--out={out}", "--law=power_floor", "--y=Loss", "--x=Seen Examples"),
+        *("--group=model", "--huber_delta=0.001", "--bounds=e=0:1", "--starts=c=-0.5,-0.2"),
+    ]
+    values(["fit", *arguments])
+    main(values, [])
+    rows = list(csv.DictReader(io.StringIO(floor.read_text())))
+    frame = {key: [float(row[key]) for row in rows] for key in ("Seen Examples", "Loss")}
+    frame["model"] = [row["model"] for row in rows]
+    answered = fit_law(
+        frame, "power_floor", y="Loss", x="Seen Examples", group="model",
+        huber_delta=0.001, bounds={"e": (0, 1)}, starts={"c": (-0.5, -0.2)},
+    )  # fmt: skip
+    command = json.loads((out / "fit.json").read_text())
+    assert command.pop("runs") == str(floor) and answered.result["runs"] == "columns"
+    assert command == {k: v for k, v in answered.result.items() if k != "runs"}
+    # b needs four times as much x, so at four times x it has the error of a.
+    a, b = answered.predict([1e4], model="a"), answered.predict(4e4, model="b")
+    assert a.estimate == pytest.approx(b.estimate, rel=0.03) and a.supported
+    assert a.low < 3 * 1e4**-0.4 + 0.1 < a.high
+    assert answered.params(model="a")["c"].low < -0.4 < answered.params(model="a")["c"].high
+    with pytest.raises(ConfigError, match=r"2 groups match \{\}: name one of model=a; model=b"):
+        answered.predict(1e4)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"x": [1.0, 2.0], "y": [1.0]}, "one length, but have these: x 2, y 1"),
+        ({"x": [[1.0], [2.0]], "y": [1.0, 2.0]}, '"x" has 2 dimensions'),
+    ],
+)
+def test_columns_that_are_no_table(table, message):
+    with pytest.raises(DataError, match=message):
+        fit_law(table, "power", x="x", y="y")
+
+
+def test_the_example_of_fit_law():
+    assert doctest.testmod(scaling_fit) == (0, 6)
 
 
 def test_groups_are_compared(floor):
@@ -270,7 +358,7 @@ def test_the_command(floor, tmp_path):
 
 def test_an_output_folder_that_is_a_file_is_refused(floor):
     with pytest.raises(ConfigError, match=r"runs\.csv is a file: choose a folder"):
-        written(floor, floor, law="power", y="Loss", columns={"x": "Seen Examples"})
+        check_folder(floor)
 
 
 @pytest.mark.slow

@@ -83,20 +83,19 @@ def test_bad_files_are_reported_in_their_place(run_copy, images, tmp_path):
 def test_other_files_of_a_folder_are_named_and_left_out(tmp_path, caplog):
     (tmp_path / "deeper").mkdir()
     (tmp_path / ".hidden").mkdir()
-    for name in ("a.jpg", "deeper/b.PNG", "anim.gif", "deeper/x.heic", ".y.gif", ".hidden/z.gif"):
+    for name in ("a.jpg", "deeper/b.PNG", "notes.txt", "deeper/x.heic", ".y.gif", ".hidden/z.gif"):
         (tmp_path / name).touch()
+    (tmp_path / "linked").symlink_to("deeper")
     names = [str(path.relative_to(tmp_path)) for path in find_images([str(tmp_path)])]
     assert names == ["a.jpg", "deeper/b.PNG"]
-    assert (
-        "ignored 2 files and folders that do not look like images: anim.gif, deeper/x.heic. T"
-        in caplog.text
-    )
+    assert "Skipped 2 files without an image's extension: 1 .heic, 1 .txt." in caplog.text
+    assert f"{tmp_path / 'linked'} is not listed: it is a link" in caplog.text
 
 
 def test_a_folder_without_images_names_its_files(tmp_path):
-    (tmp_path / "anim.gif").touch()
+    (tmp_path / "clip.avi").touch()
     with pytest.raises(
-        DataError, match=r"contains no image.*Ignored: anim\.gif\. To try such a file"
+        DataError, match=r"contains no image.*Skipped: clip\.avi\. To try such a file"
     ):
         find_images([str(tmp_path)])
 

@@ -45,6 +45,8 @@ def test_excels_line_names_the_separator(tmp_path, start):
         (("49,55", "7", "NA"), [49.55, 7, np.nan]),
         (("1,5e3", "-2,25", "1,125"), [1500, -2.25, 1.125]),
         (("1000,5", "1,000", "2,000"), [1000.5, 1, 2]),
+        (("1.000,5", "10.000", "1.000.000"), [1000.5, 1e4, 1e6]),
+        (("49,55 %", "7\u00a0%", "NA"), [0.4955, 0.07, np.nan]),
     ],
 )
 def test_decimal_commas_between_semicolons(tmp_path, cells, values):
@@ -57,9 +59,10 @@ def test_decimal_commas_between_semicolons(tmp_path, cells, values):
 @pytest.mark.parametrize(
     ("cells", "shown"),
     [
-        ("1,000;3,000", "'1,000' in row 1"),  # Thousands, or 1 and 3?
+        ("1,000;3,000", "'1,000' in row 1.* Write decimal points and no marks of thousands"),
+        ("1.000;300", r"'1\.000' in row 1"),  # Read as 1, the law would be off by 1,000.
         ("1,5;2.5", "'1,5' in row 1"),  # Two marks in one file.
-        ("1.000,5;2", r"'1\.000,5' in row 1"),
+        ("12.5%;2", r"'12\.5%' in row 1.*write all with it, or none"),
     ],
 )
 def test_ambiguous_commas_stay_text(tmp_path, cells, shown):
@@ -72,6 +75,20 @@ def test_ambiguous_commas_stay_text(tmp_path, cells, shown):
 def test_a_decimal_point_anywhere_makes_commas_text(tmp_path):
     columns = table(tmp_path, "x;y\n1,5;0.25\n2,5;0.5\n")
     assert columns["x"].tolist() == ["1,5", "2,5"] and columns["y"].tolist() == [0.25, 0.5]
+
+
+def test_numbers_in_quotes_between_commas(tmp_path):
+    columns = table(tmp_path, 'x,y\n"1,000",0.25\n"1,200,000",0.5\n')
+    assert columns["x"].tolist() == [1000, 1_200_000] and columns["y"].tolist() == [0.25, 0.5]
+    columns = table(tmp_path, 'x,y\n"0,5",12%\n"1,25",7 %\n')
+    assert columns["x"].tolist() == [0.5, 1.25] and columns["y"].tolist() == [0.12, 0.07]
+
+
+def test_an_ambiguous_separator_is_an_error_that_says_what_to_write(tmp_path):
+    text = "params,n;error\n1,2;3\n4,5;6\n"
+    with pytest.raises(DataError, match=r"commas or semicolons.* first line sep=, or sep=;"):
+        table(tmp_path, text)
+    assert list(table(tmp_path, f"sep=;\n{text}")) == ["params,n", "error"]
 
 
 def test_lines_of_different_lengths_are_refused(tmp_path):

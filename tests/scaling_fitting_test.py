@@ -13,6 +13,7 @@ from tests.scaling_laws_test import CHINCHILLA, FORMULAS, D, N
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.scaling.fitting import fit, refits
 from vit_jax.scaling.laws import law
+from vit_jax.scaling.method import LEAST_SQUARES, Method
 
 pytestmark = pytest.mark.medium
 
@@ -28,7 +29,7 @@ def frontier(points=24, noise=0.03, seed=0):
 @pytest.mark.parametrize("delta", [None, slow(math.inf), slow(1e-3)])
 def test_noise_free_chinchilla_surface_is_recovered(delta):
     y = law("chinchilla").predict(CHINCHILLA, {"n": N, "d": D})
-    fitted = fit("chinchilla", {"n": N, "d": D}, y, delta=delta)
+    fitted = fit("chinchilla", {"n": N, "d": D}, y, method=Method(delta=delta))
     for name, value in CHINCHILLA.items():
         assert fitted.params[name] == pytest.approx(value, rel=1e-6), name
     assert fitted.converged and fitted.rmse_log < 1e-9 and not fitted.at_bound
@@ -61,7 +62,7 @@ def test_parameters_of_every_law_come_back_from_its_own_curve(name):
 
 def test_power_law_is_the_line_through_the_logs():
     x, y = frontier()
-    fitted = fit("power", {"x": x}, y, delta=math.inf)
+    fitted = fit("power", {"x": x}, y, method=LEAST_SQUARES)
     slope, level = np.polyfit(np.log(x), np.log(y), 1)
     assert fitted.params["c"] == pytest.approx(slope, rel=1e-9)
     assert math.log(fitted.params["b"]) == pytest.approx(level, rel=1e-9)
@@ -72,7 +73,7 @@ def test_m1_has_the_published_figures():
     errors_by_task = {}
     curves = scaling_tables.learning_curves()
     for task, (x, y, far_x, far_y) in curves.items():
-        fitted = fit("power", {"x": x}, y, delta=math.inf, pad_to=256)  # One program for all.
+        fitted = fit("power", {"x": x}, y, method=LEAST_SQUARES, pad_to=256)  # One program for all.
         errors_by_task[task] = np.sqrt(
             np.mean((np.log(fitted.predict({"x": far_x})) - np.log(far_y)) ** 2)
         )
@@ -117,7 +118,7 @@ def _scipy_best(name, inputs, y, *, starts, seed=0):
 def test_scipy_finds_no_better_fit_from_any_start(name):
     x, y = frontier()
     of = law(name)
-    on = fit(name, {"x": x}, y, delta=math.inf)
+    on = fit(name, {"x": x}, y, method=LEAST_SQUARES)
     best = _scipy_best(name, {"x": on.inputs["x"]}, on.y, starts=30)
     assert np.sum(on.log_residuals**2) <= best * (1 + 1e-6)
     assert of is on.law
@@ -126,7 +127,7 @@ def test_scipy_finds_no_better_fit_from_any_start(name):
 def test_scipy_finds_no_better_chinchilla_fit_from_any_start():
     y = law("chinchilla").predict(CHINCHILLA, {"n": N, "d": D})
     y *= np.exp(0.02 * np.random.default_rng(3).standard_normal(len(y)))
-    fitted = fit("chinchilla", {"n": N, "d": D}, y, delta=math.inf)
+    fitted = fit("chinchilla", {"n": N, "d": D}, y, method=LEAST_SQUARES)
     # In scaled inputs, without which SciPy's steps hardly move.
     scaled = {"n": N / np.exp(np.log(N).mean()), "d": D / np.exp(np.log(D).mean())}
     assert np.sum(fitted.log_residuals**2) <= _scipy_best("chinchilla", scaled, y, starts=20) * (
@@ -138,14 +139,14 @@ def test_scipy_finds_no_better_chinchilla_fit_from_any_start():
 def test_refits_are_fits(delta):
     """One search for all draws comes to what a fit of its own, from all its starts, comes to."""
     x, y = frontier()
-    fitted = fit("power_floor", {"x": x}, y, delta=delta)
+    fitted = fit("power_floor", {"x": x}, y, method=Method(delta=delta))
     rng = np.random.default_rng(1)
     weights = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=20).astype(float)
     noisy = y * np.exp(0.01 * rng.standard_normal((20, len(x))))
     by_weight, by_y = refits(fitted, weights=weights), refits(fitted, y=noisy)
     for i in range(20):
-        one = fit("power_floor", {"x": x}, y, weights=weights[i], delta=fitted.delta)
-        other = fit("power_floor", {"x": x}, noisy[i], delta=fitted.delta)
+        one = fit("power_floor", {"x": x}, y, weights=weights[i], method=Method(delta=fitted.delta))
+        other = fit("power_floor", {"x": x}, noisy[i], method=Method(delta=fitted.delta))
         at = {"x": np.array([1.0, 1e5])}
         for mine, batch in ((one, by_weight), (other, by_y)):
             parameters = {k: float(v[i]) for k, v in batch.params.items()}
@@ -157,9 +158,9 @@ def test_refits_are_fits(delta):
 def test_a_weight_is_a_number_of_equal_rows():
     x, y = frontier(points=12)
     weights = np.array([1, 2, 3] * 4)
-    weighted = fit("power_floor", {"x": x}, y, weights=weights, delta=math.inf)
+    weighted = fit("power_floor", {"x": x}, y, weights=weights, method=LEAST_SQUARES)
     repeated = fit(
-        "power_floor", {"x": np.repeat(x, weights)}, np.repeat(y, weights), delta=math.inf
+        "power_floor", {"x": np.repeat(x, weights)}, np.repeat(y, weights), method=LEAST_SQUARES
     )
     for name, value in weighted.params.items():
         assert repeated.params[name] == pytest.approx(value, rel=1e-6)
@@ -184,7 +185,9 @@ def test_an_outlier_moves_huber_less_than_squares():
     miss = {
         delta: abs(
             np.log(
-                fit("power_floor", {"x": x[5:]}, broken[5:], delta=delta).predict({"x": 1e5})
+                fit("power_floor", {"x": x[5:]}, broken[5:], method=Method(delta=delta)).predict(
+                    {"x": 1e5}
+                )
                 / truth
             )
         )

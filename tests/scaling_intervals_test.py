@@ -16,6 +16,7 @@ from vit_jax.scaling import intervals
 from vit_jax.scaling.bootstrap import bootstrap, percentile_band
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.laws import law
+from vit_jax.scaling.method import LEAST_SQUARES
 
 pytestmark = pytest.mark.medium
 
@@ -30,7 +31,7 @@ def power_law(points=12, noise=0.05, seed=0):
 def test_a_power_law_has_the_intervals_of_linear_regression(level):
     """Of a line through logs the profile is exact: Student's t, in closed form."""
     x, y = power_law()
-    fitted = fit("power", {"x": x}, y, delta=math.inf)
+    fitted = fit("power", {"x": x}, y, method=LEAST_SQUARES)
     line = stats.linregress(np.log(x), np.log(y))
     t = stats.t.ppf((1 + level) / 2, len(x) - 2)
     parameters = intervals.parameter_intervals(fitted, level=level)
@@ -56,7 +57,7 @@ def test_ends_are_where_the_profile_passes_its_limit():
     """By a second search: SciPy minimises the loss, the prediction held at the interval's end."""
     x, y = power_law(noise=0.03)
     y = y + 0.1
-    fitted = fit("power_floor", {"x": x}, y, delta=math.inf)
+    fitted = fit("power_floor", {"x": x}, y, method=LEAST_SQUARES)
     target = 1e4
     band = intervals.band(fitted, {"x": [target]}, level=0.9)
     base = np.sum(fitted.log_residuals**2)
@@ -111,8 +112,8 @@ def test_intervals_do_not_depend_on_units(unit):
 def test_dependent_errors_widen_an_interval():
     """Each run evaluated five times, with one error: five times the rows say no more."""
     x, y = power_law(points=12)
-    once = intervals.band(fit("power", {"x": x}, y, delta=math.inf), {"x": [1e4]})
-    many = fit("power", {"x": np.tile(x, 5)}, np.tile(y, 5), delta=math.inf)
+    once = intervals.band(fit("power", {"x": x}, y, method=LEAST_SQUARES), {"x": [1e4]})
+    many = fit("power", {"x": np.tile(x, 5)}, np.tile(y, 5), method=LEAST_SQUARES)
     naive = intervals.band(many, {"x": [1e4]})
     honest = intervals.band(many, {"x": [1e4]}, clusters=np.tile(np.arange(12), 5))
     span = lambda b: math.log(b.high[0] / b.low[0])  # noqa: E731
@@ -122,7 +123,9 @@ def test_dependent_errors_widen_an_interval():
 
 def test_clusters_whose_errors_cancel_do_not_narrow_an_interval():
     x = np.repeat(np.logspace(0, 3, 12), 2)
-    fitted = fit("power", {"x": x}, x**-0.35 * np.exp(np.tile([-0.05, 0.05], 12)), delta=math.inf)
+    fitted = fit(
+        "power", {"x": x}, x**-0.35 * np.exp(np.tile([-0.05, 0.05], 12)), method=LEAST_SQUARES
+    )
     bands = [
         intervals.band(fitted, {"x": [1e4]}, clusters=clusters)
         for clusters in (None, np.repeat(np.arange(12), 2))
@@ -135,7 +138,7 @@ def test_clusters_whose_errors_cancel_do_not_narrow_an_interval():
 
 def test_bootstrap_draws_clusters_whole_and_repeats():
     x, y = power_law(points=30)
-    fitted = fit("power", {"x": np.repeat(x, 2)}, np.repeat(y, 2), delta=math.inf)
+    fitted = fit("power", {"x": np.repeat(x, 2)}, np.repeat(y, 2), method=LEAST_SQUARES)
     drawn = [bootstrap(fitted, draws=300, seed=s) for s in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0].params["c"], drawn[1].params["c"])
     assert (drawn[0].params["c"] != drawn[2].params["c"]).any()
@@ -148,7 +151,7 @@ def test_bootstrap_draws_clusters_whole_and_repeats():
 
 def test_bootstrap_of_a_line_has_its_standard_error():
     x, y = power_law(points=60)
-    fitted = fit("power", {"x": x}, y, delta=math.inf)
+    fitted = fit("power", {"x": x}, y, method=LEAST_SQUARES)
     drawn = bootstrap(fitted, draws=500)
     assert np.std(drawn.params["c"]) == pytest.approx(
         stats.linregress(np.log(x), np.log(y)).stderr, rel=0.2

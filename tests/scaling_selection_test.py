@@ -9,6 +9,7 @@ from tests import scaling_tables
 from vit_jax.errors import DataError
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.laws import law
+from vit_jax.scaling.method import LEAST_SQUARES, Method
 from vit_jax.scaling.pareto import pareto
 from vit_jax.scaling.selection import (
     average,
@@ -33,7 +34,7 @@ def test_scaling_vit_frontier_has_the_published_parameters():
     """Issue: a, b, c, d = .63, .33, .13, .55 within .03 (.05 for d), ImageNet 10-shot."""
     x, y = scaling_tables.few_shot_runs()
     for delta in (None, math.inf):
-        fitted = fit("frontier", {"x": x}, y, delta=delta)
+        fitted = fit("frontier", {"x": x}, y, method=Method(delta=delta))
         assert fitted.n == 33
         for parameter, value, tolerance in (
             ("a", 0.63, 0.03),
@@ -171,7 +172,7 @@ def revisiting():
     errors_by_law = {}
     for x, y, far_x, far_y in scaling_tables.learning_curves().values():
         for name in ("power", "power_floor", "m3", "m4"):
-            fitted = fit(name, {"x": x}, y, delta=math.inf)
+            fitted = fit(name, {"x": x}, y, method=LEAST_SQUARES)
             errors_by_law.setdefault(name, []).append(
                 log_error(fitted.predict({"x": far_x}), far_y)
             )

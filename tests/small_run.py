@@ -65,7 +65,7 @@ def train_on_one(
     Drawing curves.png takes a fifth of so short a run: unless asked for, an empty file replaces it.
     """
 
-    def leave_undrawn(metrics_jsonl, out_png):
+    def leave_undrawn(metrics_jsonl, out_png, **kwargs):
         out_png.touch()
 
     drawing = figures.curves if draw_curves else leave_undrawn

@@ -17,7 +17,7 @@ def runs():
 
 
 def asked(runs, **question):
-    return study(runs, Question(**question), runs=str(TABLE))[0]
+    return study(runs, Question(**question), runs=str(TABLE)).result
 
 
 def ends(interval):

@@ -2,12 +2,15 @@
 
 import io
 import json
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from vit_jax.telemetry import Clock, Progress, StepProfiler, format_duration, peak_flops
+from vit_jax.telemetry.progress import format_count
 
 
 class FakeTime:
@@ -101,6 +104,8 @@ def test_totals_continue_after_resume_on_other_devices():
     assert summary["time/wall_s"] == pytest.approx(7200.0)
     assert summary["speed/img_per_s"] == pytest.approx(8.0)  # This process's.
     assert summary["time/goodput"] == pytest.approx(0.75 * 7100 / 7200)
+    own = second.process_seconds()
+    assert (own["init"], own["step"], sum(own.values())) == pytest.approx((100, 2625, 3600))
 
 
 def test_a_clock_of_the_last_release_is_restored():
@@ -145,6 +150,11 @@ def test_durations(seconds, text):
     assert format_duration(seconds) == text
 
 
+def test_plurals():
+    texts = [format_count(count, noun) for count in (0, 1, 2000) for noun in ("step", "class")]
+    assert texts == ["0 steps", "0 classes", "1 step", "1 class", "2,000 steps", "2,000 classes"]
+
+
 def test_plain_lines_off_a_terminal():
     now, stream = FakeTime(), io.StringIO()
     progress = Progress(total_steps=1000, steps_per_epoch=250, stream=stream, now=now)
@@ -155,28 +165,56 @@ def test_plain_lines_off_a_terminal():
             if step % 50 == 0:
                 progress.log(step, loss=2.0 / step, lr=1e-3, images_per_second=1234.5)
         progress.note("saved")
+        with progress.compiling():
+            now.seconds += 6.25
+        values = {"top1": 0.5, "loss": 0.25, "ece": 0.1, "count": 1}
+        progress.evaluation("test", values, seconds=1.5)
     assert stream.getvalue().splitlines() == [
         "step 50/1,000 | ETA 7m55s | epoch 0.20 | loss 0.0400 | lr 0.001 | 1,234 img/s",
         "step 100/1,000 | ETA 7m30s | epoch 0.40 | loss 0.0200 | lr 0.001 | 1,234 img/s",
         "saved",
+        "step 100/1,000 | compiling",
+        "step 100/1,000 | compiled in 6.2 s",
+        "step 100/1,000 | test: top1 50.00% | loss 0.2500 | 1 example | 1.5 s",
     ]
 
 
-def test_a_bar_on_a_terminal():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    """A stream that a terminal shows."""
 
+    def isatty(self):
+        return True
+
+
+def test_a_bar_on_a_terminal():
     stream = Terminal()
     with Progress(total_steps=100, start_step=40, steps_per_epoch=10, stream=stream) as progress:
         progress.log(50, loss=0.5, lr=0.1, images_per_second=None)
         progress.note("a message of its own")
+        with progress.compiling():
+            assert stream.getvalue().endswith("step 50/100 | compiling")
         progress.update(100)
     drawn = stream.getvalue()
     assert "\r" in drawn
     assert "a message of its own\n" in drawn
     assert "100%" in drawn
     assert " | epoch 10.00 | loss 0.5000 | lr 0.1" in drawn
+
+
+def test_what_is_said_after_the_bar_and_during_it_is_not_drawn_over(monkeypatch):
+    """Standard error is the same terminal: a warning goes above the bar, the summary below it."""
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(total_steps=2, steps_per_epoch=1, stream=stream) as progress:
+        progress.update(1)
+        print("a warning", file=sys.stderr)
+        assert re.search(r"\x1b\[2Ka warning\n.*step 0/2", stream.getvalue())
+        progress.update(2)
+        progress.close()
+        end = len(stream.getvalue())
+        progress.note("Done")
+    assert stream.getvalue()[end:] == "Done\n"
+    assert sys.stderr is stream and "step 2/2" in stream.getvalue()[:end].splitlines()[-2]
 
 
 def test_other_processes_show_nothing():

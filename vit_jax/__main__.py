@@ -16,6 +16,8 @@ _MODULES = {
     "evaluate": "vit_jax.evaluate",
     "predict": "vit_jax.predict",
     "convert": "vit_jax.convert",
+    "runs": "vit_jax.runs",
+    "compare": "vit_jax.compare",
     "sweep": "vit_jax.sweep",
     "fit": "vit_jax.fit",
     "config": "vit_jax.config.__main__",

@@ -15,6 +15,7 @@ import re
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from logging import LogRecord
 from typing import Any
@@ -23,8 +24,8 @@ from absl import flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 import vit_jax
-from vit_jax.config import freeze, other_units
-from vit_jax.config.file import make_config, make_points
+from vit_jax.config import freeze
+from vit_jax.config.file import make_config, make_points, unset_other_units
 from vit_jax.config.listing import listing
 from vit_jax.errors import (
     ConfigError,
@@ -70,6 +71,8 @@ def run(command: Command, argv: Sequence[str] | None = None) -> None:
       argv: flags and arguments; None: those of the process.
     """
     logging.use_absl_handler()
+    # Commands have flags of their own. Without this absl would report that its are not parsed.
+    flags.FLAGS(["vit-jax", "--logtostderr"])
     logging.set_verbosity(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # Not if it is closed or a notebook's.
@@ -177,6 +180,7 @@ def _silence_tracebacks() -> None:
 
     logging.get_absl_handler().addFilter(without_traceback)
     logging.get_absl_handler().setFormatter(_PrintableFormatter())
+    warnings.formatwarning = lambda message, *location: f"{printable(str(message))}\n"
     sys.unraisablehook = unraisable
 
 
@@ -341,21 +345,9 @@ def overridden(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def read_config(values: flags.FlagValues) -> FrozenConfigDict:
-    """Returns the frozen config, with its overrides.
-
-    Overriding a duration in one unit unsets it in the others: `--config.total_steps=10` shortens a
-    run whose file sets `total_epochs`.
-    """
-    config, changed = values["config"].value, overridden(values)
-    for key, value in changed.items():
-        if value is None:
-            continue
-        for sibling in other_units(key):
-            if sibling not in changed:
-                parent, _, leaf = sibling.rpartition(".")
-                section = config[parent] if parent else config
-                if leaf in section:
-                    section[leaf] = None
+    """Returns the frozen config, with its overrides."""
+    config = values["config"].value
+    unset_other_units(config, overridden(values))
     return freeze(config)
 
 

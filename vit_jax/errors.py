@@ -24,7 +24,15 @@ class ExitCode(enum.IntEnum):
 
 
 class VitJaxError(Exception):
-    """An error that the user can correct; the message says what is wrong, where, and how."""
+    """An error that the user can correct; the message says what is wrong, where, and how.
+
+    Example:
+      >>> try:
+      ...     create("B16")
+      ... except VitJaxError as error:
+      ...     print(error)
+      "B16" is no model size and no file. Did you mean "B/16"? ...
+    """
 
 
 class ConfigError(VitJaxError, ValueError):

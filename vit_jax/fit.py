@@ -16,9 +16,11 @@ the rows, as is any other law with --frontier); auto (the one of these that best
 scales); chinchilla (of --n and --d) and chinchilla_repeat (and --u); shape (of --x, for example a
 width, and --t; several columns for --x are the arms of a star); isoflop (parabolas over --x at each
 --t).
+
+How a law is fitted is --huber_delta, --weights, --bounds and --starts; the report says what was
+used. --law=chinchilla --huber_delta=0.001 fits as Hoffmann et al. 2022 do.
 """
 
-import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -96,19 +98,52 @@ def define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_list("predict", [], "Values of x at which y is predicted.", flag_values=values)
     flags.DEFINE_float("level", 0.9, "Coverage of the intervals.", flag_values=values)
+    _define_method(values)
+
+
+def _define_method(values: flags.FlagValues) -> None:
+    flags.DEFINE_float(
+        "huber_delta",
+        None,
+        "Log residual at which Huber's loss changes from squares to absolute values: 0.001 "
+        "(Chinchilla), inf (least squares); by default 1.345 robust standard deviations.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "weights", "", "Column of the rows' weights; by default equal.", flag_values=values
+    )
+    flags.DEFINE_multi_string(
+        "bounds",
+        [],
+        "Bounds of a parameter, PARAMETER=LOW:HIGH; PARAMETER=VALUE fixes it.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "starts",
+        [],
+        "Initial values of a parameter: PARAMETER=VALUE,VALUE. All combinations are tried.",
+        flag_values=values,
+    )
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> None:
     """Fits."""
     from vit_jax.parallel.compilation import enable_user_compilation_cache
-    from vit_jax.scaling.fit import fit
-    from vit_jax.scaling.question import Question
+    from vit_jax.scaling.fit import check_folder, fit_law, write
+    from vit_jax.scaling.question import parse_bounds, parse_starts
 
     enable_user_compilation_cache()
-    question = Question(
-        law=values.law,
+    out = storage.as_path(values.out, name="--out")
+    check_folder(out)
+    answered = fit_law(
+        values.runs,
+        values.law,
         y=values.y,
-        columns={role: values[role].value for role in COLUMNS if values[role].value},
+        **{role: values[role].value for role in COLUMNS},
+        weights=values.weights,
+        huber_delta=values.huber_delta,
+        bounds=parse_bounds(values.bounds),
+        starts=parse_starts(values.starts),
         group=tuple(values.group),
         where=tuple(values.where),
         hold_back=tuple(values.hold_back),
@@ -118,9 +153,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         predict=parse_numbers("predict", values.predict),
         level=values.level,
     )
-    command = shlex.join(["vit-jax", "fit", *sys.argv[1:]])
-    out = storage.as_path(values.out, name="--out")
-    print(fit(pathlib.Path(values.runs), question, out, command=command))
+    print(write(answered, out, command=shlex.join(["vit-jax", "fit", *sys.argv[1:]])))
 
 
 COMMAND = cli.Command(__doc__, define, main, required=("runs", "out"))

@@ -30,6 +30,12 @@ def define(values: flags.FlagValues) -> None:
         "Continue a run that was started with another config.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "extend",
+        False,
+        "Continue a run, finished or not, up to a larger length, and nothing else changed.",
+        flag_values=values,
+    )
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -42,6 +48,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         cli.read_config(values),
         values.workdir,
         allow_config_change=values.allow_config_change,
+        extend=values.extend,
     )
 
 

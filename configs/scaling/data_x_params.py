@@ -1,7 +1,7 @@
 """Error over parameters, data size and updates: ViTs and ResNets, every combination.
 
-    python -m vit_jax.sweep --config=configs/scaling/data_x_params.py --workdir=...
-    python -m vit_jax.sweep --config=configs/scaling/data_x_params.py:data=fashion_mnist \
+    vit-jax sweep --config=scaling/data_x_params --workdir=...
+    vit-jax sweep --config=scaling/data_x_params:data=fashion_mnist \
         --workdir=runs/study --max_parallel=2
 
 The main study of this code base. Every model is trained on nested random parts of the training

@@ -1,9 +1,9 @@
 """The best model for a compute budget: at each budget, larger models make fewer updates.
 
-    python -m vit_jax.sweep --config=configs/scaling/isoflop.py --workdir=...
-    python -m vit_jax.sweep --config=configs/scaling/isoflop.py:data=fashion_mnist \
+    vit-jax sweep --config=scaling/isoflop --workdir=...
+    vit-jax sweep --config=scaling/isoflop:data=fashion_mnist \
         --workdir=runs/isoflop --max_parallel=2
-    python -m vit_jax.fit --runs=runs/isoflop/runs.parquet --law=isoflop --out=runs/isoflop/fit
+    vit-jax fit --runs=runs/isoflop/runs.parquet --law=isoflop --out=runs/isoflop/fit
 
 The second approach of Hoffmann et al. 2022 (arXiv 2203.15556): at each budget the error has a
 minimum over the number of parameters, and the minima follow a power law. The runs of a model at all

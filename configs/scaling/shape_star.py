@@ -1,9 +1,9 @@
 """The best width, depth and MLP width: varies one of them at a time around a centre, as in SoViT.
 
-    python -m vit_jax.sweep --config=configs/scaling/shape_star.py --workdir=...
-    python -m vit_jax.sweep --config=configs/scaling/shape_star.py:data=fashion_mnist \
+    vit-jax sweep --config=scaling/shape_star --workdir=...
+    vit-jax sweep --config=scaling/shape_star:data=fashion_mnist \
         --workdir=runs/star --max_parallel=2
-    python -m vit_jax.fit --runs=runs/star/runs.parquet --law=shape --x=width,depth,mlp_dim \
+    vit-jax fit --runs=runs/star/runs.parquet --law=shape --x=width,depth,mlp_dim \
         --t=total_train_flops --y=error --out=runs/star/fit
 
 "Getting ViT in shape" (Alabdulmohsin et al. 2023, arXiv 2305.13035): for each of the three, the law

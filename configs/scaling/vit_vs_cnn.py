@@ -1,9 +1,9 @@
 """How much data does a ViT need? ViT, hybrid and ResNet on nested parts of one data set.
 
-    python -m vit_jax.sweep --config=configs/scaling/vit_vs_cnn.py --workdir=...
-    python -m vit_jax.sweep --config=configs/scaling/vit_vs_cnn.py:data=fashion_mnist \
+    vit-jax sweep --config=scaling/vit_vs_cnn --workdir=...
+    vit-jax sweep --config=scaling/vit_vs_cnn:data=fashion_mnist \
         --workdir=runs/vit_vs_cnn
-    python -m vit_jax.train --config=configs/scaling/vit_vs_cnn.py:model=BiT-R50x1 \
+    vit-jax train --config=scaling/vit_vs_cnn:model=BiT-R50x1 \
         --config.data.examples=1_000_000 --workdir=...
 
 The study of section 4.3 and figure 4 of the ViT paper (arXiv 2010.11929): each model is trained on

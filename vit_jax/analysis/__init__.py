@@ -1,6 +1,9 @@
-"""Figures of runs and of a model's predictions.
+"""Figures and tables of runs, and of a model's predictions.
 
 figures           training curves, predictions, and the style of all figures
+runs              reads runs from their work directories
+overlay           training curves of several runs over each other
+comparison        several runs side by side: cost, evaluations, differing keys of their configs
 confusion_matrix  confusion matrix, reliability diagram, most common mistakes
 class_accuracy    accuracy of each class, with intervals
 """

@@ -14,7 +14,6 @@ from unicodedata import east_asian_width
 
 import matplotlib
 import numpy as np
-from absl import logging
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
@@ -29,6 +28,7 @@ from matplotlib.ticker import (
 
 from vit_jax import storage
 from vit_jax.errors import DataError
+from vit_jax.telemetry import notes
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 BLUE, VERMILLION, SKY = "#0072B2", "#D55E00", "#56B4E9"
@@ -106,27 +106,26 @@ def _warn_of_missing_glyphs(caught: list[warnings.WarningMessage]) -> None:
                 warning.message, warning.category, warning.filename, warning.lineno
             )
     if missing:
-        logging.log_first_n(
-            logging.WARNING,
-            "The font of the images has no glyphs for %d characters of the names, such as %s: they "
-            "are drawn as boxes. Install a font that has them, such as Noto Sans CJK JP, and add "
-            '"font.family: DejaVu Sans, Noto Sans CJK JP" to ~/.config/matplotlib/matplotlibrc.',
-            1,
-            len(set(missing)),
-            "".join(list(dict.fromkeys(missing))[:5]),
+        notes.note(
+            f"The font of the images has no glyphs for {len(set(missing))} characters of the names,"
+            f" such as {''.join(list(dict.fromkeys(missing))[:5])}: they are drawn as boxes. "
+            "Install a font that has them, such as Noto Sans CJK JP, and add "
+            '"font.family: DejaVu Sans, Noto Sans CJK JP" to ~/.config/matplotlib/matplotlibrc.'
         )
 
 
 # ---------------------------------------------------------------------------------------- curves
 
 
-def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike) -> None:
+def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike, *, train_loss: str = "") -> None:
     """Draws loss, accuracy and learning rate over the steps of a run.
 
     Args:
       metrics_jsonl: lines {"step": t, "train/loss": .., "test/top1": .., "train/lr": ..}. The
         three panels show the names that end in loss, in top1 or accuracy, and in lr.
       out_png: the image to write.
+      train_loss: what makes the training loss another quantity than an evaluation's, for the
+        legend, such as "with Mixup" (`vit_jax.optim.train_loss_difference`).
 
     Raises:
       DataError: the file is missing, damaged, or has nothing to draw.
@@ -151,14 +150,12 @@ def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike) -> None:
                 series.items(), itertools.cycle(COLOURS), strict=False
             ):
                 shown = shorten(name, 40).replace("$", r"\$")
+                shown += f" {train_loss}" if name == "train/loss" and train_loss else ""
                 label = legend_label(f"{shown}: {_legend_value(title, values)}")
-                _line(axes, steps, values, label=label, colour=colour)
+                draw_line(axes, steps, values, label=label, colour=colour)
             axes.set(title=title, xlabel="step (optimizer updates)", ylabel=unit)
-            axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-            axes.set_xlim(left=0)
-            _scale(axes, title, series)
+            format_axes(axes)
+            scale_axes(axes, title, np.concatenate([values for _, values in series.values()]))
             axes.legend(loc="best", handlelength=1.6)
         save(figure, out_png)
 
@@ -190,7 +187,9 @@ def _legend_value(title: str, values: np.ndarray) -> str:
     return f"{values[-1]:.2%}" if title == "Accuracy" else f"{values[-1]:.4g}"
 
 
-def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, *, label: str, colour: str) -> None:
+def draw_line(
+    axes: Axes, steps: np.ndarray, values: np.ndarray, *, label: str, colour: str
+) -> None:
     """Draws a metric: with dots if there are few values, with a running mean if there are many."""
     if len(values) <= 40:
         style = {"markersize": 3, "linewidth": 1.4, "clip_on": False}
@@ -211,9 +210,19 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
     return (sums[centre + reach + 1] - sums[centre - reach]) / (2 * reach + 1)
 
 
-def _scale(axes: Axes, title: str, series: Series) -> None:
-    """Scales the y axis: accuracies in percent, wide losses logarithmic, others from zero."""
-    values = np.concatenate([values for _, values in series.values()])
+def format_axes(axes: Axes) -> None:
+    """Formats the axis of steps, and draws the lines of the grid."""
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    axes.set_xlim(left=0)
+
+
+def scale_axes(axes: Axes, title: str, values: np.ndarray) -> None:
+    """Scales the y axis by the panel's title: "Accuracy" in percent, a wide "Loss" logarithmic.
+
+    Others begin at zero.
+    """
     if title == "Accuracy":
         low = values.min()
         axes.set_ylim(0 if low < 0.5 else max(0.0, 1 - 2 * (1 - low)), 1.01)

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 
 from vit_jax import storage
@@ -35,6 +34,7 @@ from vit_jax.checkpoints.preservation import preservation, superseded
 from vit_jax.errors import CheckpointError
 from vit_jax.parallel.processes import exchange
 from vit_jax.parallel.rules import named_leaves, path_name
+from vit_jax.telemetry import notes
 
 ARRAYS = ("params", "opt_state", "ema")
 # A broken checkpoint is moved to a folder with this suffix, never deleted.
@@ -115,7 +115,7 @@ class Store:
         remote = not storage.is_local(self.folder)
         if error is not None and remote and self._manager.is_saving_in_progress():
             # TensorStore retries for a quarter of an hour if the store does not answer.
-            logging.warning("%s\nWaiting for the save in progress.", error)
+            notes.warn(f"{error}\nWaiting for the save in progress.")
         try:
             with self._saving():
                 self._manager.close()
@@ -127,7 +127,7 @@ class Store:
         except CheckpointError as fault:
             if error is None:
                 raise
-            logging.warning("%s", fault)  # Must not replace the error that ended the run.
+            notes.warn(str(fault))  # Must not replace the error that ended the run.
 
     def _empty_trash(self) -> None:
         trash = self.folder / DELETED
@@ -312,7 +312,7 @@ class Store:
             try:
                 arrays, loop_state = self.restore(step, targets)
             except BrokenError as error:
-                logging.warning("%s", error)
+                notes.warn(str(error))
                 errors.append((step, error))
                 continue
             for broken, _ in errors:
@@ -390,7 +390,7 @@ class Store:
                 while name in storage.names(self.folder.parent):
                     name = f"{self.folder.name}.{BROKEN}.{step}.{next(tries)}"
                 storage.rename(source, target := self.folder.parent / name)
-                logging.warning("Moved the broken checkpoint %s to %s.", source, target)
+                notes.warn(f"Moved the broken checkpoint {source} to {target}.")
             except OSError as error:
                 fault = storage.explain(error)
         # The other processes wait here until the folder has been moved.

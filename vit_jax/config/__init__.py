@@ -1,29 +1,27 @@
 """The config of a run: every key, its default and its meaning.
 
-base     the base config, from which every config file starts; validation; freezing
-model    every field of every kind of model, and the section `model`
-fields   how such a field is declared: meaning, default, accepted values, kind
-form     checks a config against the base config: keys, types, finite numbers
-file     runs a config file and locates the errors in it
-shipped  the configs that come with vit_jax, by name
-listing  every key with value, meaning and origin, for --show_config
-
-`vit-jax config` lists the configs (__main__).
+base       the base config, from which every config file starts; validation; freezing
+durations  keys in one of several units: steps, epochs, examples, percent
+model      every field of every kind of model, and the section `model`
+fields     how such a field is declared: meaning, default, accepted values, kind
+form       checks a config against the base config: keys, types, finite numbers
+file       runs a config file and locates the errors in it
+shipped    the configs that come with vit_jax, by name
+listing    every key with value, meaning and origin, for --show_config
 """
 
 from vit_jax.config.base import (
     CLASSIFICATION_METRICS,
-    DURATION_UNITS,
     base_config,
     check_best,
     check_form,
     check_pattern,
     classification_eval,
     freeze,
-    other_units,
     parse_args,
     validate,
 )
+from vit_jax.config.durations import DURATION_UNITS, other_units
 
 __all__ = [
     "CLASSIFICATION_METRICS",

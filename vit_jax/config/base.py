@@ -15,36 +15,25 @@ from immutabledict import immutabledict
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
+from vit_jax.config.durations import duration
 from vit_jax.config.fields import FRACTION, Bounds, check_value
 from vit_jax.config.form import check_entries, check_section
 from vit_jax.config.model import model_section
 from vit_jax.errors import ConfigError, did_you_mean
 
-# A duration is given in exactly one of these units: `warmup_steps`, `warmup_epochs`, ...
-DURATION_UNITS = ("steps", "epochs", "examples", "percent")
-
 # The metrics of an evaluation of the type classification.
 CLASSIFICATION_METRICS = ("top1", "top5", "loss", "ece", "count")
 
 
-def _duration(name: str) -> dict[str, Any]:
-    return {
-        f"{name}_steps": placeholder(int),  # optimizer updates
-        f"{name}_epochs": placeholder(float),  # passes over the training split
-        f"{name}_examples": placeholder(float),  # images seen
-        f"{name}_percent": placeholder(float),  # fraction of the whole run: 0.1 is a tenth
-    }
-
-
-def other_units(key: str) -> list[str]:
-    """Returns the keys of the same duration in other units; none if `key` is not a duration."""
-    match = re.fullmatch(rf"(?P<stem>.*)_({'|'.join(DURATION_UNITS)})", key)
-    names = [f"{match['stem']}_{unit}" for unit in DURATION_UNITS] if match else []
-    return [name for name in names if name != key]
-
-
 def base_config() -> ConfigDict:
-    """Returns every key with its default. Locked: values can change, keys cannot be added."""
+    """Returns every key with its default. Locked: values can change, keys cannot be added.
+
+    Example:
+      >>> config = base_config()
+      >>> config.optim.lr = 3e-4
+      >>> config.optim.name, config.model.variant
+      ('adamw', 'S/16')
+    """
     c = ConfigDict()
 
     c.seed = 0  # Of the initial parameters, the order of the data, augmentation and dropout.
@@ -75,9 +64,15 @@ def base_config() -> ConfigDict:
     c.cache_features = False
 
     c.data = ConfigDict()
-    c.data.source = "digits"  # digits, fashion_mnist, tfds or image_folder.
-    c.data.name = ""  # For tfds: the data set's name, "imagenet2012" or "cifar10:3.0.2".
-    c.data.data_dir = ""  # Where TFDS keeps prepared data, or the root of an image folder.
+    # digits, fashion_mnist, tfds, image_folder, hf_datasets, table or webdataset.
+    c.data.source = "digits"
+    # For tfds: the data set's name, "imagenet2012" or "cifar10:3.0.2". For hf_datasets: the name of
+    # a data set in Hugging Face's cache, "uoft-cs/cifar10", or NAME:CONFIG.
+    c.data.name = ""
+    # Where TFDS keeps prepared data; the root of an image folder; a folder of parquet files, of tar
+    # files, or saved by `save_to_disk`; a table FILE.csv or FILE.parquet; a{0..9}.tar.
+    c.data.data_dir = ""
+    c.data.follow_links = False  # Whether links in an image folder may lead out of it.
     c.data.manual_dir = ""  # Where files that cannot be downloaded are (Fashion-MNIST's four).
     c.data.split = "train"  # To train on; slices such as train[:99%] are allowed.
     c.data.classes = ()  # Class ids to keep; renumbered from 0. (): all.
@@ -85,7 +80,9 @@ def base_config() -> ConfigDict:
     # Train on this many examples of the split, chosen by seed (smaller subsets are contained in
     # larger ones); 0: all.
     c.data.examples = 0
-    c.data.image_key = "image"  # Names of the features in the TFDS data set.
+    # Names of the features of a TFDS data set, the columns of a table, or the extension and the
+    # JSON key of a WebDataset.
+    c.data.image_key = "image"
     c.data.label_key = "label"
     # Transforms, in order: see vit_jax.data.transforms.OPS. The default of `size` is the model's
     # image_size.
@@ -94,8 +91,10 @@ def base_config() -> ConfigDict:
     # If an example cannot be read, decoded or transformed: "error" ends the run and names it;
     # "skip" gives it weight 0, lists it in bad_examples.jsonl, and moves no other example.
     c.data.on_bad = "error"
-    c.data.workers = 0  # Loader processes per host; 0 loads in threads of the main process.
-    c.data.threads = 4  # Reading threads, in the main process or in each worker.
+    # Loader processes; 0 loads in threads of the main process. -1: chosen from the cores and the
+    # number of pixels to load, see vit_jax.data.batches.automatic_workers.
+    c.data.workers = -1
+    c.data.threads = -1  # Reading threads, in the main process or in each worker; -1: automatic.
     c.data.prefetch = 2  # Batches loaded ahead in host memory, and as many on the devices.
 
     c.mix = ConfigDict()  # Inside the jitted step; labels become soft.
@@ -129,9 +128,9 @@ def base_config() -> ConfigDict:
 
     c.optim.schedule = ConfigDict()
     c.optim.schedule.name = "cosine"  # constant, cosine, linear or rsqrt.
-    c.optim.schedule.update(_duration("warmup"))  # Linear from 0; unset: none.
-    c.optim.schedule.update(_duration("cooldown"))  # Linear to 0 at the very end; unset: none.
-    c.optim.schedule.update(_duration("timescale"))  # rsqrt only.
+    c.optim.schedule.update(duration("warmup"))  # Linear from 0; unset: none.
+    c.optim.schedule.update(duration("cooldown"))  # Linear to 0 at the very end; unset: none.
+    c.optim.schedule.update(duration("timescale"))  # rsqrt only.
     c.optim.schedule.end = 0.0  # Final value of cosine and linear, as a fraction of lr.
 
     c.mesh = ConfigDict()  # Devices along each axis; one axis may be -1: all remaining devices.
@@ -143,7 +142,8 @@ def base_config() -> ConfigDict:
     c.evals = ConfigDict()
 
     c.checkpoint = ConfigDict()
-    c.checkpoint.every_steps = 1000  # Save at every multiple, and at the end.
+    c.checkpoint.update(duration("every"))  # Save at every multiple, and at the end.
+    c.checkpoint.every_steps = 1000
     c.checkpoint.keep_last = 2  # Number of newest checkpoints to keep.
     c.checkpoint.keep_every_steps = 0  # Keep those at multiples of this for ever; 0: none.
     # Save at these steps, too, and keep them for ever: for other runs to branch off (resume).
@@ -156,18 +156,32 @@ def base_config() -> ConfigDict:
     c.log.tensorboard = True  # Event files in workdir/tb.
     c.log.wandb_project = ""  # Weights & Biases, if it is installed; "": off.
     c.log.profile_steps = ()  # (first, last): write a trace of these steps to workdir/profile.
-    c.log.compilation_cache = ""  # Folder of XLA's persistent cache; "": off.
+    # Folder of compiled programs, for the next start. auto: JAX_COMPILATION_CACHE_DIR if it is set,
+    # else vit_jax in XDG_CACHE_HOME or ~/.cache; "": off.
+    c.log.compilation_cache = "auto"
     return c.lock()
 
 
-def classification_eval(*, split: str, every_steps: int = 0) -> ConfigDict:
+def classification_eval(
+    *,
+    split: str,
+    every_steps: int = 0,
+    every_epochs: float | None = None,
+    every_percent: float | None = None,
+) -> ConfigDict:
     """Returns an entry of `config.evals`: top-1, top-5, loss, calibration error on one split.
 
     Args:
       split: of the data set of `config.data`; slices are allowed.
       every_steps: evaluate at every multiple, and at the end; 0: only at the end.
+      every_epochs: the same in passes over the training split, instead of `every_steps`.
+      every_percent: the same in fractions of the run: .1 is ten times in all.
     """
-    return ConfigDict({"type": "classification", "split": split, "every_steps": every_steps})
+    entry = ConfigDict({"type": "classification", "split": split, **duration("every")})
+    entry.every_epochs, entry.every_percent = every_epochs, every_percent
+    if every_epochs is None and every_percent is None:
+        entry.every_steps = every_steps
+    return entry
 
 
 def check_form(config: ConfigDict) -> None:
@@ -222,15 +236,14 @@ _BOUNDS = {
     "timeout_seconds": Bounds(1),
     "data.shots": Bounds(0),
     "data.examples": Bounds(0),
-    "data.workers": Bounds(0, 1024),
-    "data.threads": Bounds(1, 1024),
+    "data.workers": Bounds(-1, 1024),
+    "data.threads": Bounds(-1, 1024),
     "data.prefetch": Bounds(1, 1024),
     "mix.mixup_alpha": Bounds(0),
     "mix.cutmix_alpha": Bounds(0),
     "loss.label_smoothing": FRACTION,
     "optim.accum_steps": Bounds(1, 2**24),
     "optim.ema_decay": FRACTION,
-    "checkpoint.every_steps": Bounds(1),
     "checkpoint.keep_last": Bounds(1),
     "checkpoint.keep_every_steps": Bounds(0),
     "log.every_steps": Bounds(1),
@@ -246,8 +259,12 @@ def validate(config: ConfigDict | FrozenConfigDict) -> None:
     """
     for key, bounds in _BOUNDS.items():
         check_value(key, _get(config, key), bounds=bounds)
+    if (every := config.checkpoint.every_steps) is not None:  # None: it is in another unit.
+        check_value("checkpoint.every_steps", every, bounds=Bounds(1))
     for key, accepted in _CHOICES.items():
         check_value(key, _get(config, key), choices=accepted)
+    if not config.data.threads:
+        raise ConfigError("data.threads is 0: it must be at least 1, or -1 for automatic.")
     for key in ("init_skip", "optim.freeze"):
         for pattern in _get(config, key):
             check_pattern(pattern, key=key)
@@ -288,7 +305,7 @@ def _check_evals(config: ConfigDict) -> None:
                 "evals.train: its metrics would have the names of the training metrics, such as "
                 "train/loss. Give it another name."
             )
-        if entry.every_steps < 0:
+        if (entry.every_steps or 0) < 0:
             raise ConfigError(
                 f"evals.{name}.every_steps is {entry.every_steps}: it must be positive, or 0 to "
                 "evaluate only at the end."
@@ -302,18 +319,23 @@ def _check_evals(config: ConfigDict) -> None:
         )
 
 
-def check_best(config: ConfigDict | FrozenConfigDict, *, total_steps: int) -> None:
-    """Checks that `checkpoint.best_metric`, if it is set, has several checkpoints to choose from.
+def check_best(
+    config: ConfigDict | FrozenConfigDict, *, total_steps: int, save: int, evaluate: int
+) -> None:
+    """Checks that `checkpoint.best_metric`, which is set, has several checkpoints to choose from.
 
     A checkpoint can be the best only if the metric is measured at its step.
+
+    Args:
+      config: the run's config.
+      total_steps: length of the run.
+      save: number of updates between saves.
+      evaluate: number of updates between evaluations of the metric; 0: only at the end.
 
     Raises:
       ConfigError: no step but the last is both saved and evaluated.
     """
-    if not config.checkpoint.best_metric:
-        return
     name = config.checkpoint.best_metric.rpartition("/")[0]
-    save, evaluate = config.checkpoint.every_steps, config.evals[name].every_steps
     both = math.lcm(save, evaluate)  # 0 if it is evaluated only at the end.
     if save < total_steps <= (both or total_steps):
         raise ConfigError(
@@ -350,7 +372,8 @@ def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:
     """Parses the arguments of a config file, such as `variant=L/16` in `vit_i1k.py:variant=L/16`.
 
     Args:
-      arg: "key=value,key=value", or None or "" for none; "help" lists the arguments.
+      arg: "key=value,key=value", or None or "" for none; "help" lists the arguments. What follows a
+        comma without "=" belongs to the value before it: a folder may be called "dogs, cats".
       **defaults: every accepted argument; a value has the type of its default.
 
     Raises:
@@ -360,17 +383,10 @@ def parse_args(arg: str | None, **defaults: Any) -> ConfigDict:
     if arg == LIST_ARGUMENTS:
         raise ConfigArguments(defaults)
     args = ConfigDict(defaults)
-    for i, item in enumerate((arg or "").split(",") if arg else ()):
+    for item in re.split(r",(?=[^,]*=)", arg) if arg else ():
         key, equals, text = item.partition("=")
         if not equals:
-            comma = (
-                " A value ends at a comma: pass one that has a comma as a flag, such as "
-                "--config.data.data_dir=FOLDER."
-            )
-            raise ConfigError(
-                f'Config argument "{item}": write key=value. {_accepted(defaults)}'
-                + (comma if i else "")
-            )
+            raise ConfigError(f'Config argument "{item}": write key=value. {_accepted(defaults)}')
         if key not in defaults:
             hint = did_you_mean(key, defaults) if defaults else _accepted(defaults)
             raise ConfigError(f'Unknown config argument "{key}". {hint}')

@@ -38,7 +38,7 @@ class Bounds:
         )
 
     def __str__(self) -> str:
-        if self.high_open:
+        if self.high_open and self.high < math.inf:
             return (
                 f"{'above' if self.low_open else 'at least'} {self.low:,} and below {self.high:,}"
             )
@@ -49,7 +49,7 @@ class Bounds:
 
 
 FRACTION = Bounds(0, 1, high_open=True)
-POSITIVE = Bounds(0, low_open=True)
+POSITIVE = Bounds(0, low_open=True, high_open=True)  # And finite.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,6 @@ class Declaration:
     section_default: Any
 
 
-_UNSET = object()
-
-
 def declare(
     role: Role,
     doc: str,
@@ -79,7 +76,6 @@ def declare(
     used_if: Mapping[str, tuple[Any, ...]] | None = None,
     hint: bool = False,
     section: str | None = "",
-    section_default: Any = _UNSET,
 ) -> Any:
     """Returns a dataclass field with its declaration.
 
@@ -93,11 +89,9 @@ def declare(
       hint: whether a caller may state it for a checkpoint whose file does not contain it.
       section: its section in a run's config: "" for `model`, "resnet" for `model.resnet`; None:
         it is not a key, but follows from `model.variant`.
-      section_default: default of the key in a run's config. Unset: `default` for a field of role
-        RUN, else None, which stands for the value of the variant or the checkpoint.
     """
-    if section_default is _UNSET:
-        section_default = default if role is Role.RUN else None
+    # None stands for the value of the variant or of the checkpoint.
+    section_default = default if role is Role.RUN else None
     declaration = Declaration(
         doc, role, tuple(choices), bounds, used_if or {}, hint, section, section_default
     )

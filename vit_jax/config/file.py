@@ -8,12 +8,18 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from vit_jax.config.base import LIST_ARGUMENTS, ConfigArguments, check_form
+from vit_jax.config.base import (
+    LIST_ARGUMENTS,
+    ConfigArguments,
+    check_form,
+    freeze,
+)
+from vit_jax.config.durations import other_units
 from vit_jax.config.shipped import shipped_configs
 from vit_jax.errors import ConfigError, VitJaxError, did_you_mean
 
@@ -48,6 +54,56 @@ def make_config(argument: str) -> ConfigDict:
         raise ConfigError(f"--config={path}: {error}") from error
     _copy_tuples(config)
     return config
+
+
+def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> FrozenConfigDict:
+    """Returns the config of a run, as `vit-jax train --config=NAME` reads it.
+
+    Args:
+      name: a config that comes with vit_jax, or FILE.py; with :key=value,... for its arguments.
+      overrides: {"optim.lr": 1e-3, ...}, as the flags --config.KEY=VALUE.
+
+    Raises:
+      ConfigError: there is no such config, argument or key, or a value has another type.
+
+    Example:
+      >>> config = load_config("quickstart", {"total_epochs": 5.0, "optim.lr": 1e-3})
+      >>> config.optim.lr, config.model.variant
+      (0.001, 'Ti/2')
+    """
+    config, overrides = make_config(name).lock(), overrides or {}
+    for key, value in overrides.items():
+        *sections, leaf = key.split(".")
+        node = config
+        for part in (*sections, leaf):
+            if not isinstance(node, ConfigDict) or part not in node:
+                choices = node if isinstance(node, ConfigDict) else ()
+                raise ConfigError(
+                    f'{key}: there is no config key "{part}". {did_you_mean(part, choices)}'
+                )
+            section, node = node, node[part]
+        try:
+            section[leaf] = value
+        except TypeError as error:
+            raise ConfigError(f"{key}={value!r}: {error}.") from error
+    unset_other_units(config, overrides)
+    return freeze(config)
+
+
+def unset_other_units(config: ConfigDict, changed: Mapping[str, Any]) -> None:
+    """Unsets the other units of each changed duration.
+
+    `--config.total_steps=10` shortens a run whose file sets `total_epochs`.
+    """
+    for key, value in changed.items():
+        if value is None:
+            continue
+        for sibling in other_units(key):
+            if sibling not in changed:
+                parent, _, leaf = sibling.rpartition(".")
+                section = config[parent] if parent else config
+                if leaf in section:
+                    section[leaf] = None
 
 
 def config_arguments(name: str) -> dict[str, Any]:

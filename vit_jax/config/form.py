@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax.config.durations import other_units
 from vit_jax.errors import ConfigError, did_you_mean
 
 _TYPE_NAMES = {
@@ -29,7 +30,8 @@ def check_section(config: ConfigDict, base: ConfigDict, *, prefix: str = "") -> 
     """Checks that a section has the keys of the base config's, and values of their types.
 
     Args:
-      config: the section; a value may be None where it is None in `base`.
+      config: the section; a value may be None where it is None in `base`, or in
+        another unit of the same duration.
       base: the same section of the base config.
       prefix: the section's name and a dot, for messages.
 
@@ -45,13 +47,16 @@ def check_section(config: ConfigDict, base: ConfigDict, *, prefix: str = "") -> 
             raise ConfigError(f'There is no config key "{prefix}{key}". {did_you_mean(key, base)}')
     for key in base:
         name = f"{prefix}{key}"
+        units = other_units(key)
+        if key not in config and any(other in config for other in units):
+            continue  # A duration in another unit.
         if key not in config:
             raise ConfigError(
                 f'The config lacks the key "{name}": it must be a changed '
                 "vit_jax.config.base_config()."
             )
         value, expected = config[key], base.get_type(key)
-        if value is None and base[key] is None:
+        if value is None and (base[key] is None or any(other in base for other in units)):
             continue
         if not _has_type(value, expected):
             raise ConfigError(

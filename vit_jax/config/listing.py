@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.config import base
+from vit_jax.config.durations import DURATION_UNITS
 from vit_jax.config.model import section_docs
 
 
@@ -73,7 +74,7 @@ def key_docs() -> dict[str, str]:
     }
     above: list[str] = []
     for number, line in enumerate(source.splitlines(), start=1):
-        key = re.match(r'\s*c\.([a-z_0-9.]+)(?: = |\.update\(_duration\("(\w+)"\)\))', line)
+        key = re.match(r'\s*c\.([a-z_0-9.]+)(?: = |\.update\(duration\("(\w+)"\)\))', line)
         if not key and number in comments:
             above = [*above, comments[number]] if number - 1 in comments else [comments[number]]
             continue
@@ -81,9 +82,7 @@ def key_docs() -> dict[str, str]:
             above = []
             continue
         doc = comments.get(number) or " ".join(above)
-        names = (
-            [f"{key[1]}.{key[2]}_{unit}" for unit in base.DURATION_UNITS] if key[2] else [key[1]]
-        )
+        names = [f"{key[1]}.{key[2]}_{unit}" for unit in DURATION_UNITS] if key[2] else [key[1]]
         docs |= dict.fromkeys(names, doc)
         above = [] if number in comments else above
     return docs

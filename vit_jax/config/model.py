@@ -60,12 +60,10 @@ class ClassifierConfig:
     """
 
     image_size: tuple[int, int] = size(
-        "Height and width in pixels; in a config also (side,).",
-        bounds=Bounds(1, _MAX_SIDE), hint=True, section_default=(224,),
+        "Height and width in pixels; in a config also (side,). Without a checkpoint, None is 224.",
+        bounds=Bounds(1, _MAX_SIDE), hint=True,
     )  # fmt: skip
-    channels: int = size(
-        "Channels of an image.", default=3, bounds=Bounds(1, 2**10), section_default=3
-    )
+    channels: int = size("Channels of an image.", default=3, bounds=Bounds(1, 2**10))
     num_classes: int = size(
         "None: the number of classes of the data set. 0: no head, the logits are the pre-logits.",
         bounds=Bounds(0, 2**24), hint=True,
@@ -146,7 +144,12 @@ class PatchConfig(ClassifierConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixerConfig(PatchConfig):
-    """The config of an MLP-Mixer."""
+    """The config of an MLP-Mixer.
+
+    Example:
+      >>> create("Mixer-S/16", image_size=32, num_classes=10).config.token_mlp_dim
+      256
+    """
 
     token_mlp_dim: int = size("Hidden units of the MLP over tokens.", bounds=Bounds(1, 2**20))
 
@@ -220,12 +223,26 @@ class StemConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResnetConfig(StemConfig, ClassifierConfig):
-    """A ResNet with a head."""
+    """A ResNet with a head.
+
+    Example:
+      >>> ResnetConfig(units=(3, 4, 6, 3), image_size=(224, 224), num_classes=10).stride
+      32
+    """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VitConfig(PatchConfig):
-    """The config of a Vision Transformer."""
+    """The config of a Vision Transformer.
+
+    Example:
+      >>> config = VitConfig(
+      ...     image_size=(32, 32), patch_size=(8, 8), width=32, depth=2, num_heads=2, mlp_dim=64,
+      ...     num_classes=10, pool="gap",
+      ... )
+      >>> config.pool, config.num_heads
+      ('gap', 2)
+    """
 
     stem: StemConfig | None = architecture(
         "A hybrid's ResNet, whose feature map is cut into patches.", default=None, section=None

@@ -3,14 +3,20 @@
 sources         opens a data set by its config: `open_source`
   base            the interface of a source, and split slices such as train[:90%]
   digits, fashion_mnist, tfds_source, image_folder, files    one source each
+  table_source, hf_datasets, webdataset    sources in files with many examples
+  shards          reads these files by position
   subset          subsets of any source: classes, few-shot, random
+  layout          the splits and the size of a folder of images, for recipes
+  listing         finds the images below a folder
   reading         reads a file, with bounds on its size and location
+locate          from what a user points to, to the keys of `config.data`: `locate_data`
 order           which examples are in the batch of step t: `examples_at`
 decode          encoded images -> pixels
 transforms      crop, flip, normalise, ... as plain config data: `compose`, `OPS`
   op              base class of a transform
   geometry, resample, color, randaugment    the transforms
   recipes         published sequences of transforms
+  inherit         transforms taken from the checkpoint of `init_from`
 pipeline        global batches on the mesh: `train_batches`, `eval_batches`
   batches         their iterator: prefetches blocks and transfers them to the devices
   blocks          loads examples in threads and worker processes

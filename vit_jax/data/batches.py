@@ -25,6 +25,15 @@ from vit_jax.errors import DataError, LostError, VitJaxError
 
 Batch = dict[str, jax.Array]
 
+AUTOMATIC = -1  # Of workers and threads.
+# With at most this many cores, threads of the main process load as fast as worker processes.
+_CORES_OF_THREADS = 4
+_MAX_WORKERS = 16
+# After the transforms: 2,000 images of 224x224, which take a core about 8 s. A worker takes a core
+# 2 s to start and 1 s to end (see docs/training.md).
+_PIXELS_PER_WORKER = 2_000 * 224**2
+_THREADS_PER_WORKER, _MAX_THREADS = 4, 16
+
 _CLOSE_TIMEOUT_SECONDS = 10.0  # For the thread to end.
 _BLOCKS_AHEAD = 2  # Per worker: one is copied while the next is loaded.
 
@@ -34,13 +43,13 @@ class LoaderOptions:
     """Options of `config.data` that change the speed of loading, but no batch.
 
     Attributes:
-      workers: loader processes of this process; 0: load in threads.
-      threads: in this process, or in each worker.
+      workers: loader processes of this process; 0: load in threads; `AUTOMATIC`: see `resolved`.
+      threads: in this process, or in each worker; `AUTOMATIC`: see `resolved`.
       prefetch: batches loaded ahead in host memory, and as many on the devices.
     """
 
-    workers: int = 0
-    threads: int = 4
+    workers: int = AUTOMATIC
+    threads: int = AUTOMATIC
     prefetch: int = 2
 
     @classmethod
@@ -48,6 +57,50 @@ class LoaderOptions:
         """Returns the options of `config.data`; `workers`, if given, replaces its own."""
         workers = data.workers if workers is None else workers
         return cls(workers, data.threads, data.prefetch)
+
+    def resolved(self, *, images: int, pixels: int, cores: int | None = None) -> "LoaderOptions":
+        """Returns the options with automatic values replaced by numbers.
+
+        Args:
+          images: number of images that this process will load.
+          pixels: of one of them, after the transforms.
+          cores: None: those on which this process may run.
+        """
+        cores = _available_cores() if cores is None else cores
+        workers, threads = self.workers, self.threads
+        if workers == AUTOMATIC:
+            workers = automatic_workers(cores=cores, images=images, pixels=pixels)
+        if threads == AUTOMATIC:
+            threads = automatic_threads(cores=cores, workers=workers)
+        return dataclasses.replace(self, workers=workers, threads=threads)
+
+
+def _available_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only.
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def automatic_workers(*, cores: int, images: int, pixels: int) -> int:
+    """Returns a number of loader processes that costs less than it saves: from 0 to 16.
+
+    It is 0 on a few cores, where threads are as fast; otherwise two cores are left to the main
+    process, and there is at most one worker for 2,000 images of 224x224 (or as many pixels).
+
+    Args:
+      cores: on which this process may run.
+      images: number of images to load.
+      pixels: of one of them, after the transforms.
+    """
+    if cores <= _CORES_OF_THREADS:
+        return 0
+    return min(cores - 2, images * pixels // _PIXELS_PER_WORKER, _MAX_WORKERS)
+
+
+def automatic_threads(*, cores: int, workers: int) -> int:
+    """Returns a number of reading threads: 4 in a worker; else one per core, from 4 to 16."""
+    if workers:
+        return _THREADS_PER_WORKER
+    return max(_THREADS_PER_WORKER, min(cores, _MAX_THREADS))
 
 
 class Batches:
@@ -73,7 +126,7 @@ class Batches:
           blocks: of this process's rows.
           batch_size: rows of the global batch.
           sharding: of the global arrays; splits only their first axis.
-          options: numbers of processes, threads and prefetched batches.
+          options: numbers of processes, threads and prefetched batches, none of them automatic.
           on_bad: called by `next` for each bad row of `owned_rows`, with the number of the batch
             and the row; None: a bad row ends the iteration with a DataError.
         """

@@ -121,6 +121,11 @@ class Blocks:
     def __len__(self) -> int:
         return self._num_batches * self.per_batch
 
+    @property
+    def pixels(self) -> int:
+        """Number of pixels of an image after the transforms; 0 if there is no good example."""
+        return math.prod(self._specs["image"][0][:2]) if "image" in self._specs else 0
+
     def __getitem__(self, index: int) -> RowBlock:
         batch, part = divmod(index, self.per_batch)
         rows = self.rows[part * BLOCK_ROWS : (part + 1) * BLOCK_ROWS]

@@ -20,8 +20,20 @@ MAX_PIXELS_JPEG2000 = MAX_PIXELS // 4
 # write about ten.
 MAX_SCANS = 500
 
-# Accepted formats. Pillow can read more, but for some (EPS) it starts other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+# Accepted formats, each with the extensions by which its files are found in folders and archives.
+# Pillow can read more, but for some (EPS) it starts other programs.
+_EXTENSIONS_OF = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm"),
+    "JPEG2000": (".jp2", ".j2k"),
+}
+FORMATS = tuple(_EXTENSIONS_OF)
+EXTENSIONS = tuple(extension for names in _EXTENSIONS_OF.values() for extension in names)
 
 # Ancillary chunks of a PNG that affect pixels (transparency, orientation, an animation's frames),
 # and the beginnings of text chunks in which Pillow looks for an orientation.

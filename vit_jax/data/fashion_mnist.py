@@ -16,11 +16,11 @@ from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from jaxtyping import UInt8
+from ml_collections import ConfigDict
 from PIL import Image
 
-from vit_jax.data.tfds_source import TfdsSource, find_builder, is_prepared
+from vit_jax.data.tfds_source import TfdsSource, find_builder, is_prepared, is_readable
 from vit_jax.errors import DataError
 
 # Where Debian's package dataset-fashion-mnist installs the files.
@@ -34,10 +34,17 @@ _NAMES = [name for images, labels, _ in _FILES.values() for name in (images, lab
 _UNSIGNED_BYTE = 8  # IDX's code for this element type.
 
 
+def from_config(data_config: ConfigDict, *, split: str) -> TfdsSource:
+    """Opens a split of Fashion-MNIST, of `data.data_dir` and `data.manual_dir`."""
+    return open_fashion_mnist(
+        split=split, data_dir=data_config.data_dir, manual_dir=data_config.manual_dir
+    )
+
+
 def open_fashion_mnist(*, split: str, data_dir: str, manual_dir: str) -> TfdsSource:
     """Opens Fashion-MNIST; prepares it before if needed.
 
-    Uses prepared data in `data_dir`, whether by TFDS's own builder (with random access) or ours.
+    Uses prepared data in `data_dir`, whether by TFDS's own builder or ours.
     Otherwise prepares them from the four IDX files in `manual_dir`, or else in the folder of
     Debian's package, or else downloaded by TFDS.
 
@@ -51,14 +58,12 @@ def open_fashion_mnist(*, split: str, data_dir: str, manual_dir: str) -> TfdsSou
         such split, or the data cannot be written.
     """
     tfds_builder = find_builder("fashion_mnist", data_dir=data_dir)
-    formats = tfds.core.FileFormat.with_random_access()
-    if is_prepared(tfds_builder) and tfds_builder.info.available_file_formats() & formats:
+    if is_readable(tfds_builder):
         return TfdsSource(tfds_builder, split=split)
 
     builder = FashionMnistIdx(data_dir=data_dir or None, file_format="array_record")
     if not is_prepared(builder):
         builder.idx_folder = _find_folder(manual_dir)
-        logging.info("Preparing Fashion-MNIST in %s, once.", builder.data_dir)
         try:
             builder.download_and_prepare()
         except (OSError, RuntimeError) as error:  # ArrayRecord's RuntimeError: the disk is full.

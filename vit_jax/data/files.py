@@ -4,12 +4,12 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from absl import logging
-
 from vit_jax.data.base import Example, Source
-from vit_jax.data.image_folder import EXTENSIONS
+from vit_jax.data.decode import EXTENSIONS
+from vit_jax.data.listing import is_image, skipped_files
 from vit_jax.data.reading import link_target_outside, read_file
 from vit_jax.errors import DataError
+from vit_jax.telemetry.notes import note
 
 _MAX_LISTED = 5  # Ignored files that a message lists.
 _HINT = "To try such a file, list it by itself."
@@ -20,8 +20,7 @@ def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
 
     Listed files are returned even if they have another extension or do not exist, and so are broken
     links and special files in folders that have an image's extension: reading them raises an error
-    for each, beside the results of the others. Hidden files are ignored, and all others with a
-    warning.
+    for each, beside the results of the others. Hidden files are ignored; a note counts the others.
 
     Raises:
       DataError: a folder has no image, or a link in it leads out of it; or `paths` is empty.
@@ -33,19 +32,18 @@ def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
         if not os.path.isdir(path):  # Unlike `Path.is_dir`, it never raises.
             images.append(path)
             continue
-        inside, ignored = _list(path)
-        shown = ", ".join(str(other.relative_to(path)) for other in ignored[:_MAX_LISTED])
-        shown += ", ..." if len(ignored) > _MAX_LISTED else ""
+        inside, others, folders = _list(path)
         if not inside:
-            hint = f" Ignored: {shown}. {_HINT}" if ignored else ""
+            shown = ", ".join(str(other.relative_to(path)) for other in others[:_MAX_LISTED])
+            shown += ", ..." if len(others) > _MAX_LISTED else ""
+            hint = f" Skipped: {shown}. {_HINT}" if others else ""
             raise DataError(
                 f"{path} contains no image with the extension {', '.join(EXTENSIONS)}.{hint}"
             )
-        if ignored:
-            logging.warning(
-                "%s: ignored %d files and folders that do not look like images: %s. %s",
-                path, len(ignored), shown, _HINT,
-            )  # fmt: skip
+        if skipped := skipped_files(map(str, others)):
+            note(f"{path}: {skipped} {_HINT}")
+        for folder in folders:
+            note(f"{folder} is not listed: it is a link, or cannot be read.")
         root = os.path.realpath(path)
         for file in inside:
             if os.path.exists(file) and (target := link_target_outside(file, folder=root)):
@@ -57,22 +55,25 @@ def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
     return images
 
 
-def _list(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """Returns paths below a folder with an image's extension, and all others; no hidden ones.
+def _list(
+    folder: pathlib.Path,
+) -> tuple[list[pathlib.Path], list[pathlib.Path], list[pathlib.Path]]:
+    """Returns the images below a folder, the other files, and the folders that are not listed.
 
-    Folders that are links or cannot be listed are among the others: their contents are not listed.
+    The last are links, or cannot be listed. Hidden files and folders are in none of the three.
     """
-    images, others = [], []
-    errors = []
+    images: list[pathlib.Path] = []
+    others: list[pathlib.Path] = []
+    unlisted: list[pathlib.Path] = []
+    errors: list[OSError] = []
     for parent, folders, files in os.walk(folder, onerror=errors.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        others += [path for name in folders if (path := pathlib.Path(parent, name)).is_symlink()]
+        unlisted += [path for name in folders if (path := pathlib.Path(parent, name)).is_symlink()]
         for name in files:
             if not name.startswith("."):
-                path = pathlib.Path(parent, name)
-                (images if path.suffix.lower() in EXTENSIONS else others).append(path)
-    others += [pathlib.Path(error.filename) for error in errors]
-    return sorted(images), sorted(others)
+                (images if is_image(name) else others).append(pathlib.Path(parent, name))
+    unlisted += [pathlib.Path(error.filename) for error in errors]
+    return sorted(images), sorted(others), sorted(unlisted)
 
 
 class Files(Source):

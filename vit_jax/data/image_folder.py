@@ -6,15 +6,17 @@ import os
 import unicodedata
 from collections.abc import Sequence
 
-from absl import logging
+from ml_collections import ConfigDict
 
 from vit_jax.data.base import Example, Source, check_split, digest, split_name, split_range
-from vit_jax.data.reading import link_target_outside, read_file
-from vit_jax.errors import DataError
+from vit_jax.data.decode import EXTENSIONS
+from vit_jax.data.layout import SPLITS
+from vit_jax.data.listing import Lister, skipped_files
+from vit_jax.data.reading import read_file
+from vit_jax.errors import ConfigError, DataError
+from vit_jax.telemetry.notes import note
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 TEST_FRACTION = 0.1  # Of a folder without split folders.
-_USUAL_SPLITS = ("train", "val", "valid", "validation", "test")
 _LAYOUT = (
     "Expected ROOT/SPLIT/CLASS/image.jpg; or ROOT/CLASS/image.jpg, which is split into "
     f"{1 - TEST_FRACTION:.0%} train, {TEST_FRACTION:.0%} test. Image extensions: "
@@ -22,81 +24,99 @@ _LAYOUT = (
 )
 
 
-class ImageFolder(Source):
-    """Images in `root/split/class/` or `root/class/`. Files are listed once and read on access.
+def from_config(data_config: ConfigDict, *, split: str) -> "ImageFolder":
+    """Opens a split of the folder `data.data_dir`.
 
-    The classes are the sorted names of the class folders. The files of a split are in a
-    pseudo-random order that depends only on their names, so a slice such as train[:90%] has about
-    the same fraction of every class. Without split folders, a hash of a file's name decides whether
-    it is in "test", with a probability of `TEST_FRACTION`. So files that are added later move no
-    other file, and a run is never tested on images on which an earlier run, such as its
-    `init_from`, was trained.
+    Raises:
+      ConfigError: `data.data_dir` is not set.
+      DataError: as `ImageFolder`.
+    """
+    if not data_config.data_dir:
+        raise ConfigError(
+            'data.source="image_folder" needs data.data_dir, the root folder. Pass '
+            "--config.data.data_dir=FOLDER or --config=image_folder:root=FOLDER."
+        )
+    return ImageFolder(data_config.data_dir, split=split, follow_links=data_config.follow_links)
+
+
+class ImageFolder(Source):
+    """Images below `root/split/class/` or `root/class/`. Files are listed once, read on access.
+
+    The classes are the sorted names of the class folders; images may be in folders below these. The
+    files of a split are in a pseudo-random order that depends only on their names, so a slice such
+    as train[:90%] has about the same fraction of every class. Without split folders, a hash of a
+    file's name decides whether it is in "test", with a probability of `TEST_FRACTION`. So files
+    that are added later move no other file, and a run is never tested on images on which an earlier
+    run, such as its `init_from`, was trained.
 
     The exception is a class whose files would all be in "test": one of them, chosen by name, is
-    then in "train", with a warning.
+    then in "train", with a note.
 
-    Hidden files and folders (a leading dot) are ignored. A warning lists other files that are
-    ignored, and classes without an image in the split or slice.
+    A class folder without an image in any split is left out, with a note. Hidden files and folders
+    (a leading dot) are ignored. Notes count the other files that are not images, and list classes
+    without an image in the split or slice.
     """
 
-    def __init__(self, root: str | os.PathLike, *, split: str):
+    def __init__(self, root: str | os.PathLike, *, split: str, follow_links: bool = False):
         """Lists the files of one split; decodes nothing.
 
         Args:
           root: the folder.
           split: a split, or a slice of one.
+          follow_links: whether links may lead out of the root.
 
         Raises:
-          DataError: the folder is missing or empty, a class has no image, the splits differ in
-            their classes, the names of two classes differ only in Unicode normalisation, a link
-            leads out of the root, or there is no such split.
+          DataError: the folder is missing or has no image, a class is missing from a split, the
+            names of two classes differ only in Unicode normalisation, a link is broken or leads out
+            of the root, or there is no such split.
         """
         self.name = self._root = os.path.realpath(os.path.expanduser(root))
         self.split = split
-        top = self._subfolders(self._root)
-        if not top:
+        self._within = "" if follow_links else self._root
+        lister = Lister(self._root, follow_links=follow_links, hint=_LAYOUT)
+        folders = lister.folders("")
+        if not folders:
             raise DataError(f"{self._root} has no folders. {_LAYOUT}")
         # A class may be named "train"; only a split's folder contains folders.
-        names = {*_USUAL_SPLITS, split_name(split)}
-        splits = [s for s in top if s in names and self._subfolders(self._join(s))]
+        names = {*SPLITS, split_name(split)}
+        splits = [folder for folder in folders if folder in names and lister.folders(folder)]
+        self._depth = 1 if splits else 0  # Of a class's folder, below the root.
         if splits:
             name = check_split(split, splits=splits, where=self._root)
-            self.class_names = self._common_classes(splits)
-            files = [
-                os.path.join(name, file) for file in self._list_classes(os.path.join(name, ""))
-            ]
+            if others := [folder for folder in folders if folder not in splits]:
+                note(
+                    f"{self._root} has a folder for each split ({', '.join(splits)}): its other "
+                    f"folders are not read ({_listed(others)})."
+                )
+            self.class_names = self._common_classes(lister, splits)
+            files = self._list(lister, name)
         else:
             name = check_split(split, splits=("train", "test"), where=self._root)
-            _check_unicode(top, where=self._root)
-            self.class_names = tuple(top)
-            all_files = self._list_classes("")
-            test = _test_files(all_files, where=self._root)
+            self.class_names = self._classes_with_images(lister, {"": set(folders)})
+            all_files = self._list(lister, "")
+            test = self._test_files(all_files)
             files = [file for file in all_files if (file in test) == (name == "test")]
             if not files:
                 raise DataError(
                     f'{self._root}: by chance, none of {len(all_files)} images is in "{name}". Add '
                     f"images, or make split folders. {_LAYOUT}"
                 )
-        files.sort(key=lambda file: (_uniform_hash(file), file))
+        files.sort(key=self._order)
         positions = split_range(split, num_examples=len(files))
         self._files = files[positions.start : positions.stop]
         self._labels = {label: i for i, label in enumerate(self.class_names)}
-        if absent := sorted(set(self.class_names) - set(map(_class_of, self._files))):
-            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-            logging.warning(
-                '%s: "%s" has no image of %s%s.',
-                self._root, split, ", ".join(map(repr, absent[:5])), more,
-            )  # fmt: skip
+        if absent := sorted(set(self.class_names) - set(map(self._class_of, self._files))):
+            note(f'{self._root}: "{split}" has no image of {_listed(absent)}.')
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
-        image = read_file(self._join(self._files[index]), within=self._root)
+        image = read_file(self.describe(index), within=self._within)
         return {"image": image, "label": self.label(index)}
 
     def label(self, index: int) -> int:
-        return self._labels[_class_of(self._files[index])]
+        return self._labels[self._class_of(self._files[index])]
 
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._files[index])
@@ -105,73 +125,77 @@ class ImageFolder(Source):
     def fingerprint(self) -> str:
         return digest(*self.class_names, "", *self._files)
 
-    def _join(self, path: str) -> str:
-        return os.path.join(self._root, path)
+    def _class_of(self, file: str) -> str:
+        return file.split(os.sep)[self._depth]
 
-    def _scan(self, folder: str) -> list[os.DirEntry]:
-        """Returns the entries of a folder without hidden ones, sorted by name."""
-        try:
-            with os.scandir(folder) as iterator:
-                entries = sorted(
-                    (e for e in iterator if not e.name.startswith(".")), key=lambda e: e.name
-                )
-        except OSError as error:
-            raise DataError(f"{folder} cannot be listed: {error.strerror}. {_LAYOUT}") from error
-        for entry in entries:
-            if entry.is_symlink():
-                if target := link_target_outside(entry.path, folder=self._root):
-                    raise DataError(
-                        f"{entry.path} is a link that leads out of {self._root}, to {target}. Copy "
-                        "the files, or set data.data_dir to a folder that contains all of them."
-                    )
-                if not os.path.exists(entry.path):
-                    raise DataError(
-                        f"{entry.path} is a broken link to {os.path.realpath(entry.path)}."
-                    )
-        return entries
+    def _order(self, file: str) -> tuple[float, str]:
+        return uniform_hash(file), file
 
-    def _subfolders(self, folder: str) -> list[str]:
-        return [e.name for e in self._scan(folder) if e.is_dir()]
-
-    def _common_classes(self, splits: list[str]) -> tuple[str, ...]:
-        classes = {split: set(self._subfolders(self._join(split))) for split in splits}
-        all_classes = set.union(*classes.values())
-        _check_unicode(sorted(all_classes), where=self._root)
-        missing = [
-            f"{split} lacks {', '.join(sorted(all_classes - classes[split]))}"
-            for split in splits
-            if classes[split] != all_classes
-        ]
-        if missing:
+    def _common_classes(self, lister: Lister, splits: Sequence[str]) -> tuple[str, ...]:
+        """Returns the classes with an image in any split; each must be a folder of every split."""
+        classes = {split: set(lister.folders(split)) for split in splits}
+        common = self._classes_with_images(lister, classes)
+        missing = {split: sorted(set(common) - classes[split]) for split in splits}
+        if any(missing.values()):
+            differences = "; ".join(
+                f"{split} lacks {', '.join(names)}" for split, names in missing.items() if names
+            )
             raise DataError(
-                f"{self._root}: the splits differ in their class folders: {'; '.join(missing)}."
+                f"{self._root}: the splits differ in their class folders: {differences}."
             )
-        return tuple(sorted(all_classes))
+        return common
 
-    def _list_classes(self, prefix: str) -> list[str]:
-        """Returns the images of all classes below `root/prefix` as "class/file"."""
-        files, ignored = [], []
-        for name in self.class_names:
-            count = len(files)
-            for entry in self._scan(self._join(prefix + name)):
-                if entry.is_dir():
-                    raise DataError(f"{entry.path}: a folder inside a class folder. {_LAYOUT}")
-                is_image = entry.is_file() and entry.name.lower().endswith(EXTENSIONS)
-                (files if is_image else ignored).append(f"{name}/{entry.name}")
-            if len(files) == count:
-                raise DataError(f"{self._join(prefix + name)}: no images in this class. {_LAYOUT}")
-        if ignored:
-            logging.warning(
-                "%s: ignored %d files that do not look like images, such as %s.",
-                self._join(prefix),
-                len(ignored),
-                ignored[0],
+    def _classes_with_images(self, lister: Lister, classes: dict[str, set[str]]) -> tuple[str, ...]:
+        """Returns the sorted classes that have an image in any of the folders that hold them."""
+        names = sorted(set.union(*classes.values()))
+        _check_unicode(names, where=self._root)
+        empty = [
+            name
+            for name in names
+            if not any(
+                name in inside and lister.has_image(os.path.join(folder, name))
+                for folder, inside in classes.items()
             )
-        return files
+        ]
+        if len(empty) == len(names):
+            raise DataError(f"{self._root} has no image in any class folder. {_LAYOUT}")
+        if empty:
+            note(f"{self._root}: no class is made of folders without an image ({_listed(empty)}).")
+        return tuple(name for name in names if name not in empty)
+
+    def _list(self, lister: Lister, folder: str) -> list[str]:
+        """Returns the images of all classes below a folder of the root, as paths from the root."""
+        images: list[str] = []
+        others = [entry.name for entry in lister.entries(folder) if not entry.is_dir()]
+        for name in lister.folders(folder):
+            inside, rest = lister.images(os.path.join(folder, name))
+            images += inside
+            others += rest
+        if skipped := skipped_files(others):
+            note(f"{os.path.join(self._root, folder) if folder else self._root}: {skipped}")
+        return images
+
+    def _test_files(self, files: Sequence[str]) -> set[str]:
+        """Returns the files that are in "test" in a folder without split folders."""
+        hashes = {file: uniform_hash(f"0/{file}") for file in files}
+        # The file with the largest hash of each class is always in "train".
+        always_train = {
+            self._class_of(file): file for file in sorted(files, key=hashes.__getitem__)
+        }
+        for name, file in sorted(always_train.items()):
+            if hashes[file] < TEST_FRACTION:
+                note(
+                    f'{self._root}: by chance, all images of the class {name!r} are in "test". '
+                    f'{file} is moved to "train", which would have no image of this class. Add '
+                    "images, or make split folders."
+                )
+        in_test = {file for file in files if hashes[file] < TEST_FRACTION}
+        return in_test - set(always_train.values())
 
 
-def _class_of(file: str) -> str:
-    return os.path.basename(os.path.dirname(file))
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more
 
 
 def _check_unicode(names: Sequence[str], *, where: str) -> None:
@@ -187,22 +211,7 @@ def _check_unicode(names: Sequence[str], *, where: str) -> None:
             )
 
 
-def _test_files(files: Sequence[str], *, where: str) -> set[str]:
-    """Returns the files that are in "test" in a folder without split folders."""
-    hashes = {file: _uniform_hash(f"0/{file}") for file in files}
-    # The file with the largest hash of each class is always in "train".
-    always_train = {_class_of(file): file for file in sorted(files, key=hashes.__getitem__)}
-    for name, file in sorted(always_train.items()):
-        if hashes[file] < TEST_FRACTION:
-            logging.warning(
-                '%s: by chance, all images of the class %r are in "test". %s is moved to "train", '
-                "which would have no image of this class. Add images, or make split folders.",
-                where, name, file,
-            )  # fmt: skip
-    return {file for file in files if hashes[file] < TEST_FRACTION} - set(always_train.values())
-
-
-def _uniform_hash(text: str) -> float:
+def uniform_hash(text: str) -> float:
     """Returns a hash of the text that is uniform in [0, 1)."""
     digest = hashlib.blake2b(os.fsencode(text), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

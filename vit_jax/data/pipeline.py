@@ -33,6 +33,7 @@ def train_batches(
     start_step: int,
     sharding: Sharding,
     options: LoaderOptions,
+    num_steps: int | None = None,
     on_bad: Callable[[int, int, int, str], None] | None = None,
 ) -> Batches:
     """Returns an infinite iterator of the training batches, from step `start_step` on.
@@ -48,6 +49,8 @@ def train_batches(
       start_step: number of batches to skip.
       sharding: of the global arrays; splits only their first axis.
       options: numbers of workers, threads and prefetched batches in each process.
+      num_steps: number of batches that will be used, on which automatic options depend; None: one
+        epoch. The iterator does not end after them.
       on_bad: called by `next` with (step, row, example, message) for an example that cannot be
         read, decoded or transformed, in the process that owns the row (`batches.owned_rows`). The
         row is zero and has weight 0; nothing else changes. None: such an example ends the iteration
@@ -73,11 +76,12 @@ def train_batches(
     load = ExampleLoader(source, transform, seed)
     template = load(0, epoch=0) if on_bad is None else first_good_example(load)
     blocks = Blocks(load, assign, rows=rows, num_batches=None, template=template)
+    steps = math.ceil(len(source) / batch_size) if num_steps is None else num_steps
     return Batches(
         blocks,
         batch_size=batch_size,
         sharding=sharding,
-        options=options,
+        options=options.resolved(images=steps * len(rows), pixels=blocks.pixels),
         on_bad=on_bad and (lambda batch, bad: on_bad(start_step + batch, *bad)),
     )
 
@@ -127,7 +131,7 @@ def eval_batches(
         blocks,
         batch_size=batch_size,
         sharding=sharding,
-        options=options,
+        options=options.resolved(images=num_batches * len(rows), pixels=blocks.pixels),
         on_bad=on_bad and (lambda batch, row: on_bad(row.example, row.message)),
     )
 

@@ -1,9 +1,11 @@
 """Reads a file of a data set, with bounds on its type, size and location."""
 
 import errno
+import json
 import os
 import pathlib
 import stat
+from typing import Any
 
 from vit_jax.errors import DataError
 
@@ -51,6 +53,41 @@ def read_file(path: str | os.PathLike[str], *, within: str = "") -> bytes:
         f"The file is too large: it has {status.st_size:,} bytes, and at most {MAX_BYTES:,} are "
         "read (vit_jax.data.reading.MAX_BYTES). Scale the image down beforehand."
     )
+
+
+def read_at(path: str, *, offset: int, length: int) -> bytes:
+    """Returns some bytes of a file.
+
+    Raises:
+      DataError: the file cannot be read, or ends before.
+      OSError: it cannot be read now (`is_transient`).
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), length, offset)
+    except OSError as error:
+        if is_transient(error):
+            raise
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(data) != length:
+        raise DataError(f"{path} ends before byte {offset + length:,}. Get it again.")
+    return data
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the object in a JSON file that describes a data set.
+
+    Raises:
+      DataError: the file cannot be read, or is not a JSON object.
+      OSError: it cannot be read now (`is_transient`).
+    """
+    try:
+        value = json.loads(read_file(path))
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds {type(value).__name__} where an object should be")
+    except (DataError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    return value
 
 
 def link_target_outside(path: str | os.PathLike[str], *, folder: str) -> str:

@@ -1,7 +1,9 @@
-"""Opens a data set by its config: the bundled digits, Fashion-MNIST, TFDS or a folder of images.
+"""Opens a data set by its config.
 
 The file of a source is imported only when that source is opened: importing TFDS is slow.
 """
+
+import importlib
 
 from ml_collections import ConfigDict
 
@@ -11,7 +13,16 @@ from vit_jax.errors import ConfigError, did_you_mean
 
 __all__ = ["SOURCES", "Example", "Source", "open_source"]
 
-SOURCES = ("digits", "fashion_mnist", "tfds", "image_folder")
+# data.source -> the file of vit_jax.data with its `from_config(data_config, *, split)`.
+SOURCES = {
+    "digits": "digits",
+    "fashion_mnist": "fashion_mnist",
+    "tfds": "tfds_source",
+    "image_folder": "image_folder",
+    "hf_datasets": "hf_datasets",
+    "table": "table_source",
+    "webdataset": "webdataset",
+}
 
 
 def open_source(data_config: ConfigDict, *, split: str) -> Source:
@@ -19,7 +30,7 @@ def open_source(data_config: ConfigDict, *, split: str) -> Source:
 
     Args:
       data_config: `config.data`; of its keys, source, name, data_dir, manual_dir, image_key,
-        label_key and classes are used.
+        label_key, follow_links and classes are used.
       split: a split's name, or a slice of it such as "train[:90%]".
 
     Returns:
@@ -29,33 +40,10 @@ def open_source(data_config: ConfigDict, *, split: str) -> Source:
       ConfigError: unknown source, or a missing key.
       DataError: the data are missing, broken or have no such split.
     """
-    return select_classes(_open(data_config, split=split), data_config.classes)
-
-
-def _open(c: ConfigDict, *, split: str) -> Source:
-    match c.source:
-        case "digits":
-            from vit_jax.data.digits import Digits
-
-            return Digits(split=split)
-        case "fashion_mnist":
-            from vit_jax.data.fashion_mnist import open_fashion_mnist
-
-            return open_fashion_mnist(split=split, data_dir=c.data_dir, manual_dir=c.manual_dir)
-        case "tfds":
-            from vit_jax.data.tfds_source import TfdsSource, find_builder
-
-            if not c.name:
-                raise ConfigError('data.source="tfds" needs data.name, such as "cifar10".')
-            builder = find_builder(c.name, data_dir=c.data_dir)
-            return TfdsSource(builder, split=split, image_key=c.image_key, label_key=c.label_key)
-        case "image_folder":
-            from vit_jax.data.image_folder import ImageFolder
-
-            if not c.data_dir:
-                raise ConfigError(
-                    'data.source="image_folder" needs data.data_dir, the root folder. Pass '
-                    "--config.data.data_dir=FOLDER or --config=configs/image_folder.py:root=FOLDER."
-                )
-            return ImageFolder(c.data_dir, split=split)
-    raise ConfigError(f'Unknown data.source "{c.source}". {did_you_mean(c.source, SOURCES)}')
+    if data_config.source not in SOURCES:
+        raise ConfigError(
+            f'Unknown data.source "{data_config.source}". '
+            f"{did_you_mean(data_config.source, SOURCES)}"
+        )
+    module = importlib.import_module(f"vit_jax.data.{SOURCES[data_config.source]}")
+    return select_classes(module.from_config(data_config, split=split), data_config.classes)

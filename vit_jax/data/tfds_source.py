@@ -1,23 +1,46 @@
 """Data sets of TensorFlow Datasets (TFDS), with random access and without TensorFlow.
 
-TFDS reads prepared data without TensorFlow if they are stored as ArrayRecord (its default,
-TFRecord, has no random access). Images remain encoded; `vit_jax.data.decode` decodes them.
+TFDS itself reads prepared data without TensorFlow if they are stored as ArrayRecord. Its default,
+TFRecord, has no random access: we make an index of the records. Images remain encoded;
+`vit_jax.data.decode` decodes them.
 """
 
 import contextlib
 import difflib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
 from vit_jax import storage
 from vit_jax.data.base import Example, Source, digest, split_name
 from vit_jax.data.reading import is_transient
+from vit_jax.data.shards import tfrecord
+from vit_jax.data.shards.index import open_index
 from vit_jax.errors import ConfigError, DataError, did_you_mean
 
 _CATALOG = "https://www.tensorflow.org/datasets/catalog/overview"
+
+
+def from_config(data_config: ConfigDict, *, split: str) -> "TfdsSource":
+    """Opens a split of the data set `data.name`.
+
+    Raises:
+      ConfigError: `data.name` is not set, or as `TfdsSource`.
+      DataError: as `find_builder` and `TfdsSource`.
+    """
+    if not data_config.name:
+        raise ConfigError('data.source="tfds" needs data.name, such as "cifar10".')
+    builder = find_builder(data_config.name, data_dir=data_config.data_dir)
+    return TfdsSource(
+        builder,
+        split=split,
+        image_key=data_config.image_key,
+        label_key=data_config.label_key,
+    )
 
 
 def find_builder(name: str, *, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -86,6 +109,62 @@ def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
     return builder.data_path.exists() and builder.is_prepared()
 
 
+def is_readable(builder: tfds.core.DatasetBuilder) -> bool:
+    """Whether the data are prepared in a format that `TfdsSource` reads."""
+    if not is_prepared(builder):
+        return False
+    formats = {*tfds.core.FileFormat.with_random_access(), tfds.core.FileFormat.TFRECORD}
+    return bool(builder.info.available_file_formats() & formats)
+
+
+class _TfRecords:
+    """The records of a split stored as TFRecord, by position, as TFDS's data sources."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, decoders: dict):
+        """Opens or makes the index of the split's files.
+
+        Raises:
+          DataError: a file is missing or broken, or in an object store.
+          AssertionError, KeyError, ValueError: TFDS does not accept the split.
+        """
+        if not storage.is_local(builder.data_dir):
+            raise DataError(
+                f"{builder.data_dir} holds TFRecord files, which are read from a disk only. Copy "
+                "them, or prepare the data set with file_format='array_record'."
+            )
+        self._features, self._decoders = builder.info.features, decoders
+        parts = builder.info.splits[split].file_instructions
+        whole = builder.info.splits[split.partition("[")[0]].file_instructions
+        self._index = open_index(
+            [str(part.filename) for part in whole],
+            root=str(builder.data_dir),
+            kind="tfrecord",
+            scan=tfrecord.scan,
+        )
+        first, found = {}, np.bincount(self._index.array("file"), minlength=len(whole))
+        for number, (part, count) in enumerate(zip(whole, found.tolist(), strict=True)):
+            first[part.filename] = int(found[:number].sum())
+            if count != part.examples_in_shard:
+                raise DataError(
+                    f"{part.filename} has {count:,} records, and dataset_info.json says "
+                    f"{part.examples_in_shard:,}. Prepare the data set again."
+                )
+        starts = [(first[part.filename] + part.skip, part.take) for part in parts]
+        self._rows = np.concatenate([np.arange(s, s + n) for s, n in starts] or [np.arange(0)])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        row = int(self._rows[index])
+        data = tfrecord.read_record(
+            self._index.files[self._index.array("file")[row]],
+            offset=int(self._index.array("offset")[row]),
+            length=int(self._index.array("length")[row]),
+        )
+        return self._features.deserialize_example_np(data, decoders=self._decoders)
+
+
 class TfdsSource(Source):
     """One split of a data set that TFDS has prepared."""
 
@@ -135,7 +214,7 @@ class TfdsSource(Source):
             if isinstance(feature, tfds.features.Image)
         }
         try:
-            self._records = builder.as_data_source(split, decoders=decoders)
+            self._records = _open_records(builder, split, decoders)
         except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
             raise _open_error(builder, split, error) from error
         # The order of the records depends on the shards; a builder may have no information on them.
@@ -170,6 +249,16 @@ class TfdsSource(Source):
             multi_hot[classes] = 1
             return {"image": record[self._image_key], "label": multi_hot}
         return {"image": record[self._image_key], "label": int(label)}
+
+
+def _open_records(builder: tfds.core.DatasetBuilder, split: str, decoders: dict) -> Any:
+    """Returns the records of a split by position: TFDS's own, or ours of its TFRecord files."""
+    try:
+        return builder.as_data_source(split, decoders=decoders)
+    except NotImplementedError:
+        if not is_prepared(builder) or builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+            raise
+        return _TfRecords(builder, split, decoders)
 
 
 def _feature(features, key: str, *, config_key: str, name: str):

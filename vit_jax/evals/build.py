@@ -1,7 +1,7 @@
 """Builds the evaluations of `config.evals` for the train loop."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from jaxtyping import PyTree
@@ -40,7 +40,9 @@ class Evaluation:
         return step == total_steps or (self.every_steps > 0 and step % self.every_steps == 0)
 
 
-def build_evals(evaluator: Evaluator, *, class_names: Sequence[str]) -> dict[str, Evaluation]:
+def build_evals(
+    evaluator: Evaluator, *, class_names: Sequence[str], every_steps: Mapping[str, int]
+) -> dict[str, Evaluation]:
     """Returns the evaluations of `config.evals` by name.
 
     Opens each split and prepares its first example now, so that a mistake does not show only at the
@@ -49,6 +51,7 @@ def build_evals(evaluator: Evaluator, *, class_names: Sequence[str]) -> dict[str
     Args:
       evaluator: the evaluator of the run.
       class_names: classes of the training split.
+      every_steps: number of updates between evaluations, by name; 0: only at the end.
 
     Raises:
       ConfigError: an entry has an unknown type.
@@ -79,7 +82,7 @@ def build_evals(evaluator: Evaluator, *, class_names: Sequence[str]) -> dict[str
             with evaluator.batches(source, on_bad=on_bad and partial(on_bad, source)) as batches:
                 return classification.evaluate(params, progress(batches))
 
-        evals[name] = Evaluation(entry.every_steps, source.fingerprint, run)
+        evals[name] = Evaluation(every_steps[name], source.fingerprint, run)
     return evals
 
 

@@ -2,6 +2,7 @@
 
 variants    the table of sizes
 section     config.model -> VitConfig, ResnetConfig or MixerConfig, and the inverse
+description the name or the sizes of a model, in words
 build       such a config -> the module
 classifier  base class of all models: call, checks, linear head
 vit         Vit: embedding, encoder, pooling, head
@@ -24,6 +25,7 @@ from vit_jax.config.model import (
     VitConfig,
 )
 from vit_jax.models.build import build
+from vit_jax.models.description import describe_model
 from vit_jax.models.flops import (
     forward_flops,
     num_params,
@@ -50,6 +52,7 @@ __all__ = [
     "Vit",
     "VitConfig",
     "build",
+    "describe_model",
     "family",
     "forward_flops",
     "num_params",

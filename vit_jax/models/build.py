@@ -15,5 +15,10 @@ def build(config: ModelConfig) -> nn.Module:
 
     Its result is `(logits, intermediates)`. The intermediates always contain `pre_logits`,
     float32[b, features].
+
+    Example:
+      >>> model = build(create("mu/16", image_size=32, num_classes=10).config)
+      >>> type(model).__name__
+      'Vit'
     """
     return _MODULES[type(config)](config)

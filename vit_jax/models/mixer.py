@@ -88,6 +88,11 @@ class Mixer(Classifier):
     The intermediates are `tokens` [b, n, width], after the last norm; `pre_logits` [b, width],
     their mean; if captured, `embed` [b, n, width], the first block's input, and `blocks`
     [depth, b, n, width], every block's output.
+
+    Example:
+      >>> config = create("Mixer-S/16", image_size=32, num_classes=10).config
+      >>> Mixer(config).config.width
+      512
     """
 
     config: MixerConfig

@@ -162,6 +162,12 @@ class Resnet(Classifier):
     Parameters are float32. Computation is in `config.dtype`, except the standardisation of kernels,
     the statistics of norms, and everything from the mean of the feature map on, which are float32.
     There is no dropout, and nothing to capture.
+
+    Example:
+      >>> model = Resnet(ResnetConfig(units=(1,), image_size=(32, 32), num_classes=10))
+      >>> shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
+      >>> sorted(shapes["params"])
+      ['head', 'root', 'stage1']
     """
 
     config: ResnetConfig

@@ -53,7 +53,8 @@ def read_section(section: ConfigDict | FrozenConfigDict, *, num_classes: int) ->
         kind = VitConfig
         published = dataclasses.asdict(row) | {"patch_size": (patch, patch), "stem": stem}
     _refuse_unused(kind, section, has_resnet="units" in published or bool(published.get("stem")))
-    fields = published | {"num_classes": num_classes} | _set_fields(kind, section)
+    usual = {"num_classes": num_classes, "image_size": (224, 224)}
+    fields = published | usual | _set_fields(kind, section)
     if fields.get("rep_size") == -1:
         fields["rep_size"] = fields["width"]
     return kind(**fields)

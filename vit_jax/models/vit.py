@@ -24,6 +24,13 @@ class Vit(Classifier):
     sequence (class token, distillation token and registers first), after the final norm unless that
     follows pooling; if captured, `embed` [b, n, width], the first block's input, `blocks`
     [depth, b, n, width], every block's output, and `attention` [depth, b, heads, n, n].
+
+    Example:
+      >>> model = create("mu/16", image_size=32, num_classes=10)  # model.model is a Vit.
+      >>> images = np.zeros((2, 32, 32, 3), np.float32)
+      >>> logits, intermediates = model(images, capture=["attention"])
+      >>> intermediates["attention"].shape  # Class token and four patches.
+      (1, 2, 2, 5, 5)
     """
 
     config: VitConfig

@@ -10,7 +10,13 @@
 
 from vit_jax.optim import ema
 from vit_jax.optim.gradients import stop_frozen_gradients, value_and_grad
-from vit_jax.optim.losses import loss_by_name, sigmoid_xent, smooth_labels, softmax_xent
+from vit_jax.optim.losses import (
+    loss_by_name,
+    sigmoid_xent,
+    smooth_labels,
+    softmax_xent,
+    train_loss_difference,
+)
 from vit_jax.optim.optimizers import frozen_mask, make_optimizer
 from vit_jax.optim.schedules import make_schedule, resolve_duration, total_steps
 
@@ -26,5 +32,6 @@ __all__ = [
     "softmax_xent",
     "stop_frozen_gradients",
     "total_steps",
+    "train_loss_difference",
     "value_and_grad",
 ]

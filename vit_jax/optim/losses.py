@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.errors import ConfigError, did_you_mean
 
@@ -78,3 +79,20 @@ def _dense(labels: Labels, logits: Float[Array, "b classes"]) -> Float[Array, "b
     if labels.ndim == 1:
         return jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
     return labels.astype(jnp.float32)
+
+
+def train_loss_difference(config: ConfigDict | FrozenConfigDict) -> str:
+    """Returns what makes the training loss another quantity than an evaluation's; "": nothing.
+
+    Such as "with label smoothing 0.1 and Mixup". Augmentation and dropout change the inputs and the
+    model, but not what is computed from the logits.
+
+    Args:
+      config: the config of a run.
+    """
+    parts = []
+    if config.loss.label_smoothing:
+        parts.append(f"label smoothing {config.loss.label_smoothing:g}")
+    parts += ["Mixup"] if config.mix.mixup_alpha else []
+    parts += ["CutMix"] if config.mix.cutmix_alpha else []
+    return f"with {' and '.join(parts)}" if parts else ""

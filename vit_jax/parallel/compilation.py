@@ -1,16 +1,22 @@
 """XLA's persistent compilation cache."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
 import pathlib
 import platform
 import sys
+import tempfile
 
 import jax
 
 from vit_jax import storage
 from vit_jax.errors import ConfigError
+from vit_jax.telemetry import notes
+
+AUTO = "auto"  # The value of config.log.compilation_cache for the user's cache folder.
+_LARGEST_CACHE = 2 * 2**30  # Bytes of all programs in the user's cache folder.
 
 
 def enable_compilation_cache(folder: str) -> None:
@@ -19,29 +25,68 @@ def enable_compilation_cache(folder: str) -> None:
     JAX itself only warns about an unusable folder, and compiles everything at every start.
 
     Args:
-      folder: `config.log.compilation_cache`.
+      folder: `config.log.compilation_cache`: a folder; "auto": see `enable_user_compilation_cache`;
+        "": JAX's own settings remain.
 
     Raises:
-      ConfigError: the folder cannot be created or written to.
+      ConfigError: the folder, not "auto", cannot be created or written to.
     """
-    path = storage.as_path(folder, name="log.compilation_cache")
-    problem = f"log.compilation_cache={folder} cannot be used"
-    hint = "Name a folder that can be written to, or none."
-    with storage.reported(ConfigError, problem, hint=hint):
-        storage.make_folder(path)
-        if storage.is_local(path) and not os.access(path, os.W_OK):
-            raise OSError("it is read-only")
-    jax.config.update("jax_compilation_cache_dir", os.fspath(path))
+    if folder == AUTO:
+        enable_user_compilation_cache()
+    elif folder:
+        path = storage.as_path(folder, name="log.compilation_cache")
+        problem = f"log.compilation_cache={folder} cannot be used"
+        hint = "Name a folder that can be written to, or none."
+        with storage.reported(ConfigError, problem, hint=hint):
+            storage.make_folder(path)
+            if storage.is_local(path) and not os.access(path, os.W_OK):
+                raise OSError("it is read-only")
+        jax.config.update("jax_compilation_cache_dir", os.fspath(path))
 
 
 def enable_user_compilation_cache() -> None:
     """Caches all programs of this process, even the smallest, in the user's cache folder.
 
-    JAX_COMPILATION_CACHE_DIR, if the user or a test has set it, takes precedence.
+    JAX_COMPILATION_CACHE_DIR, if the user or a test has set it, takes precedence. Without a usable
+    folder a warning says so, and every program is compiled. Several processes may share the
+    folder: of the processes of a run JAX lets only the first write.
     """
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(user_cache_folder()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        folder = user_cache_folder()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as probe:  # Also finds a full disk.
+                probe.write(bytes(2**16))
+            _limit_size(folder.parent)
+        except OSError as error:
+            notes.warn(
+                f"Compiled programs cannot be kept in {folder} ({storage.explain(error)}): they "
+                "are compiled at every start. Name another folder in config.log.compilation_cache "
+                "or XDG_CACHE_HOME."
+            )
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _limit_size(user_cache: pathlib.Path) -> None:
+    """Deletes the oldest programs, of other versions and processors too, above _LARGEST_CACHE.
+
+    JAX's own limit, jax_compilation_cache_max_size, needs the package filelock; and a process that
+    is killed while it writes leaves an entry without a time stamp, after which JAX stores no more.
+    """
+    entries = []
+    for path in user_cache.glob("programs-*/*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # Another process may delete it, too.
+            status = path.stat()
+            entries.append((status.st_mtime, status.st_size, path))
+    left = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
+        if left <= _LARGEST_CACHE:
+            break
+        path.unlink(missing_ok=True)
+        left -= size
 
 
 def user_cache_folder() -> pathlib.Path:

@@ -1,6 +1,7 @@
 """Published checkpoints: loaded as models, inspected, verified, and written for other libraries.
 
 load               `load_pretrained`: loads any checkpoint as a model with its parameters
+create             `create`: a model by name, random or published; the names
 checkpoint_file    finds and opens the files of a checkpoint
 hub                downloads checkpoints by their names on hubs
 tensors            files of named tensors

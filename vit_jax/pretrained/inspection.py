@@ -33,6 +33,10 @@ def inspect(
 
     Raises:
       CheckpointError: the checkpoint is damaged, or of no known format.
+
+    Example:
+      >>> print(inspect("tiny-vit").splitlines()[1])
+      format         Hugging Face transformers, model_type vit
     """
     if is_run(path):
         refuse_hints(path, hints, leave_out)

@@ -2,7 +2,7 @@
 
     pretrained = load_pretrained("vit-base-patch16-224")  # A folder, a file, hf:NAME, gs://...
     images = pretrained.preprocess(["cat.jpg"])
-    logits, intermediates = pretrained.model.apply({"params": pretrained.params}, images)
+    logits, intermediates = pretrained(images)
 
 The format is recognised from the contents. Every tensor of the file is used, known to be of no use,
 or left out by the caller. Any other tensor, and any parameter without a source, is an error that
@@ -10,14 +10,17 @@ lists both.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
+from ml_collections import FrozenConfigDict
 
 from vit_jax.checkpoints.load import load_run
 from vit_jax.data.recipes import Transforms
@@ -33,13 +36,16 @@ from vit_jax.pretrained.run_checkpoint import is_run, one_device, refuse_hints
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A published model.
+    """A model with its parameters: a published one, one of a run, or a fresh one.
+
+    `logits, intermediates = pretrained(images)` calls it on prepared images, jitted.
 
     Attributes:
-      model: its `apply({"params": params}, images)` gives `(logits, intermediates)`.
+      model: a Flax module; its `apply({"params": params}, images)` gives `(logits, intermediates)`.
       params: float32, with stacked blocks.
       config: architecture and numerics.
-      preprocess: images -> float32 [b, height, width, channels], as in the publisher's evaluation.
+      preprocess: paths or images -> float32 [b, height, width, channels], as in the publisher's
+        evaluation.
       labels: class names, or None if they are unknown.
       format: name of the checkpoint's format.
       published: the checkpoint's config, before a change of image size, patch size or head.
@@ -60,6 +66,27 @@ class Pretrained:
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
     loss: str = "softmax_xent"
+
+    def __call__(
+        self, images: Float[Array | np.ndarray, "b height width channels"], *, capture: Any = ()
+    ) -> tuple[Float[Array, "b classes"], dict[str, Array]]:
+        """Returns logits and intermediates, as `model.apply` does without dropout.
+
+        Args:
+          images: the result of `preprocess`.
+          capture: further intermediates, see `vit_jax.models.Vit`: ("attention",).
+
+        Example:
+          >>> pretrained = create("mu/16", image_size=32, num_classes=10)
+          >>> logits, intermediates = pretrained(np.zeros((2, 32, 32, 3), np.float32))
+          >>> intermediates["pre_logits"].shape
+          (2, 32)
+        """
+        return self._apply({"params": self.params}, images, capture=tuple(capture))
+
+    @functools.cached_property
+    def _apply(self) -> Any:
+        return jax.jit(self.model.apply, static_argnames="capture")
 
 
 def load_pretrained(
@@ -97,6 +124,12 @@ def load_pretrained(
         unaccounted for.
       ConfigError: a hint, size or kernel is invalid, a hint has no effect, or the mesh has other
         axes.
+
+    Example:
+      >>> pretrained = load_pretrained("tiny-vit", image_size=64, num_classes=3)
+      >>> logits, _ = pretrained(pretrained.preprocess(np.zeros((40, 60, 3), np.uint8)))
+      >>> logits.shape
+      (1, 3)
     """
     changes = {
         "image_size": None if image_size is None else _pair(image_size, name="image_size"),
@@ -120,7 +153,9 @@ def load_pretrained(
         model=build(config),
         params=params,
         config=config,
-        preprocess=_preprocess(mapping.description.transforms, published, config),
+        preprocess=published_preprocess(mapping.description.transforms, published).for_size(
+            config.image_size
+        ),
         labels=_labels(mapping.description.labels, published, config),
         format=mapping.format.name,
         published=published,
@@ -138,14 +173,11 @@ def _load_workdir(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mes
         merged = {"lora_rank": 0} if isinstance(published, VitConfig) else {}
         config = adapted(published, {**changes, **merged})
         params = adapt_params(run.params, old=published, new=config, mesh=mesh)
-    decode, *others = run.config.data.eval_transforms
-    # In a run's config decode has 3 channels by default; in `Preprocess`, the model's channels.
-    transforms = ({"channels": 3, **decode}, *others)
     return Pretrained(
         model=build(config),
         params=params,
         config=config,
-        preprocess=_preprocess(transforms, published, config),
+        preprocess=run_preprocess(run.config, published).for_size(config.image_size),
         labels=_labels(tuple(run.dataset["class_names"]), published, config),
         format="vit_jax work directory",
         published=published,
@@ -155,11 +187,28 @@ def _load_workdir(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mes
     )
 
 
-def _preprocess(transforms: Any, published: ModelConfig, config: ModelConfig) -> Preprocess:
-    """Returns the preprocessing, with sizes scaled to the model's image size."""
-    transforms = tuple(map(dict, transforms))
+def published_preprocess(transforms: Transforms, published: ModelConfig) -> Preprocess:
+    """Returns the preprocessing of a published checkpoint, for the image size that it makes.
+
+    Args:
+      transforms: the publisher's; decode has the channels of the model unless it states them.
+      published: the checkpoint's model.
+    """
+    decode, *others = map(dict, transforms)
+    transforms = ({"channels": published.channels, **decode}, *others)
     size = output_size(transforms) or published.image_size
-    return Preprocess(transforms, size, published.channels).for_size(config.image_size)
+    return Preprocess(transforms, size, published.channels)
+
+
+def run_preprocess(config: FrozenConfigDict, model_config: ModelConfig) -> Preprocess:
+    """Returns the preprocessing with which a run evaluates its model.
+
+    Args:
+      config: of the run; in its transforms, decode has 3 channels unless it states them.
+      model_config: the run's model.
+    """
+    decode, *others = map(dict, config.data.eval_transforms)
+    return published_preprocess(({"channels": 3, **decode}, *others), model_config)
 
 
 def evaluated_size(

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from absl import logging
 from jaxtyping import Float
 from ml_collections import FrozenConfigDict
 
 from vit_jax.data.color import IMAGENET_MEAN, IMAGENET_STD
+from vit_jax.telemetry import notes
 
 
 def compare_pixels(config: FrozenConfigDict, published: Iterable[Mapping[str, Any]]) -> None:
@@ -22,13 +22,10 @@ def compare_pixels(config: FrozenConfigDict, published: Iterable[Mapping[str, An
         ours = _black_and_white(config.data[key])
         if ours is None or theirs is None or np.allclose(ours, theirs, atol=0.01):
             continue
-        logging.warning(
-            "data.%s maps black and white to %s, and %s was trained with %s. If that is not "
-            "intended, change the last transform: value_range or normalize.",
-            key,
-            _shown(ours),
-            config.init_from,
-            _shown(theirs),
+        notes.note(
+            f"data.{key} maps black and white to {_shown(ours)}, and {config.init_from} was trained"
+            f" with {_shown(theirs)}. If that is not intended, change the last transform: "
+            "value_range or normalize."
         )
 
 

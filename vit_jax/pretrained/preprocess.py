@@ -355,3 +355,31 @@ class Preprocess:
             }
 
         return Preprocess(tuple(map(scale, self.transforms)), size, self.channels)
+
+
+def preprocess(
+    images: ImageInput | Sequence[ImageInput],
+    *,
+    image_size: int | tuple[int, int] = 224,
+    family: str = "timm_imagenet",
+) -> Float32[np.ndarray, "b h w c"]:
+    """Returns a batch of images, prepared as a publisher evaluates its models.
+
+    A loaded model has its own: `load_pretrained(...).preprocess`.
+
+    Args:
+      images: a path, a Pillow image, or uint8 pixels [h, w] or [h, w, c]; or a list of these.
+      image_size: side, or (height, width), in pixels.
+      family: google, big_vision, siglip, bit, timm, timm_imagenet, deit, deit3, mae, dinov2,
+        dinov3, torchvision or torchvision_swag.
+
+    Raises:
+      CheckpointError: the family is unknown.
+      DataError: the list is empty, or an image is broken or not an image.
+
+    Example:
+      >>> preprocess([np.zeros((40, 60, 3), np.uint8)], image_size=32, family="google").shape
+      (1, 32, 32, 3)
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return Preprocess(from_family(family, image_size=size), size)(images)

@@ -101,6 +101,8 @@ def _hints(manifest: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields of a manifest that are hints for its checkpoint."""
     manifest = {**manifest, "rep_size": manifest.get("representation_size")}
     hints = {name: manifest[name] for name in HINTS if manifest.get(name) is not None}
+    if "silu" in str(manifest.get("ffn")):
+        hints.pop("gelu", None)  # Stated for every model of PyTorch, used by none with a SiLU.
     rope = manifest.get("rope")
     if isinstance(rope, dict):  # A table, or timm's arguments.
         hints.pop("rope")

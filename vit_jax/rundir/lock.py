@@ -13,12 +13,12 @@ import re
 import socket
 from collections.abc import Iterator
 
-from absl import logging
 from etils import epath
 
 from vit_jax import storage
 from vit_jax.errors import ConfigError
 from vit_jax.rundir.lease import lease
+from vit_jax.telemetry import notes
 
 LOCK = "lock"
 _NO_LOCKS = "the file system has no locks; do not start a second run in this directory."
@@ -52,7 +52,7 @@ def lock(workdir: epath.Path) -> Iterator[None]:
                 "save), or choose another --workdir."
             ) from None
         except OSError as error:
-            logging.warning("%s: %s (%s)", workdir, _NO_LOCKS, error.strerror)
+            notes.warn(f"{workdir}: {_NO_LOCKS} ({error.strerror})")
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         owner = f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
         with storage.reported(ConfigError, f"--workdir={workdir} cannot be written"):

@@ -20,6 +20,7 @@ from vit_jax import storage
 from vit_jax.config import base_config, classification_eval, freeze
 from vit_jax.data.base import Source
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, did_you_mean
+from vit_jax.rundir import extension
 
 CONFIG = "config.json"
 DATASET = "dataset.json"
@@ -30,6 +31,11 @@ _OTHER_EXAMPLES = (
     "\nAnother fingerprint: the examples or their order have changed (files were added, removed, "
     "renamed or moved, or it is another version of the data set). Restore them, and the run "
     "continues exactly."
+)
+
+_OTHER_LENGTH = (
+    "\nTo continue the run up to a larger length, run the same command with --extend: it says what "
+    "that does to the learning rate."
 )
 
 # In bytes, far above what vit_jax writes: a work directory may come from an untrusted source.
@@ -73,6 +79,21 @@ def _finite(text: str) -> float:
 def config_to_json(config: ConfigDict | FrozenConfigDict) -> dict[str, Any]:
     """Returns a config as plain data: nested dicts, lists, numbers, strings, None."""
     return _plain(config)
+
+
+_WITHOUT_EFFECT = {"log": ("compilation_cache",), "data": ("workers", "threads", "prefetch")}
+
+
+def comparable(config: ConfigDict | FrozenConfigDict, but: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns a config as plain data, without the keys that may differ within one run.
+
+    These are the folder of compiled programs and the settings of the loaders, on which no result
+    depends, and the top-level keys `but`.
+    """
+    plain = {key: value for key, value in config_to_json(config).items() if key not in but}
+    for section, keys in _WITHOUT_EFFECT.items():
+        plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
+    return plain
 
 
 def _plain(value: Any) -> Any:
@@ -171,12 +192,16 @@ def check_claim(
     dataset: Mapping[str, Any],
     *,
     allow_config_change: bool,
-) -> None:
+    extend: bool = False,
+) -> FrozenConfigDict | None:
     """Checks that the work directory belongs to this run or to none; call it under the lock.
 
     A work directory belongs to a run from the first checkpoint on: what failed before that may
     still be corrected. `dataset` is the result of `describe_dataset`. `allow_config_change` accepts
-    any difference.
+    any difference, `extend` a larger length of the run (vit_jax.rundir.extension).
+
+    Returns:
+      The config that the run had, if this one extends it; else None.
 
     Raises:
       ConfigError: the work directory belongs to a run with another config, other classes or other
@@ -184,7 +209,7 @@ def check_claim(
       CheckpointError: there are checkpoints, but the run's config or data set cannot be read.
     """
     if allow_config_change or not has_checkpoints(workdir):
-        return
+        return None
     try:
         old_config, old_dataset = read_config(workdir), read_dataset(workdir)
     except VitJaxError as error:
@@ -194,10 +219,17 @@ def check_claim(
             f"{error}\nThere are checkpoints in {workdir}. Restore the file; or pass "
             "--allow_config_change to continue from them with the config given now."
         ) from error
-    diff = config_diff(config_to_json(old_config), config_to_json(config))
+    diff = config_diff(comparable(old_config), comparable(config))
+    is_other_length = bool(diff) and not config_diff(
+        comparable(old_config, but=extension.LENGTHS), comparable(config, but=extension.LENGTHS)
+    )
     # Release 0.1.0 wrote no fingerprints: then there are none to compare.
     old_dataset = {key: dataset[key] for key in ("fingerprint", "evals")} | old_dataset
-    diff += config_diff(old_dataset, dataset)
+    data_diff = config_diff(old_dataset, dataset)
+    if extend and is_other_length and not data_diff:
+        extension.check_longer(old_config, config, dataset["num_examples"])
+        return old_config
+    diff += data_diff
     # An evaluation that only one of the two has is a difference of the config, not of the data.
     old = flatten({key: old_dataset[key] for key in ("fingerprint", "evals")})
     new = flatten({key: dataset[key] for key in ("fingerprint", "evals")})
@@ -207,9 +239,12 @@ def check_claim(
             f"{workdir} holds a run with another config or other data:\n"
             + "\n".join(diff)
             + (_OTHER_EXAMPLES if examples_differ else "")
+            + ("\n--extend accepts a larger length, and nothing else." if extend else "")
+            + (_OTHER_LENGTH if is_other_length and not data_diff else "")
             + "\nChoose another --workdir, or pass --allow_config_change to continue with the new "
             "one."
         )
+    return None
 
 
 def claim(

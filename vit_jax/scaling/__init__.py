@@ -2,10 +2,11 @@
 
 Input
 table            reads a table of runs from a .parquet or .csv file
-csv_tables       CSV files: separators, decimal commas
+csv_tables       CSV files: separators, decimal commas, percent signs
 
 Laws
 laws             the laws, with their papers' parameters, each a table of terms
+method           how a law is fitted: loss, bounds, initial values
 varpro           initial values of a fit, by variable projection
 solver           thousands of small robust fits at once, in float64, within bounds
 fitting          fits a law to runs; reports how well its parameters are determined
@@ -27,9 +28,12 @@ question         a law, its columns, and the rows to use
 expressions      columns computed from columns, such as 1-top1
 query            selects and groups rows
 answer           the data of a group of rows, and the law fitted to it
+entries          the report's numbers of a group of rows
 study            the complete result
 drawing          prepares the figures of a result
 plots            draws the figures
-report           the result as text and as an HTML page
-fit              writes the result, the figures and the page
+summary          the answer in one sentence, and whether to trust it
+report           the result as text
+page             the result as an HTML page
+fit              fit_law: a table in, fitted laws out; writes the result, the figures and the page
 """

@@ -26,6 +26,7 @@ class GroupData:
       group: value of each grouping column.
       inputs: inputs of the law, by role.
       y: errors or losses.
+      weights: weight of each row; None: equal weights.
       held_back: rows that were held back as the test set.
       fitted: rows to fit: not held back and, if the question is about the frontier, on it.
       tested: rows to evaluate the fit on: held back and, in that case, on the frontier of all rows.
@@ -38,6 +39,7 @@ class GroupData:
     group: dict[str, str]
     inputs: dict[str, Float[np.ndarray, "n"]]
     y: Float[np.ndarray, "n"]
+    weights: Float[np.ndarray, "n"] | None
     held_back: Bool[np.ndarray, "n"]
     fitted: Bool[np.ndarray, "n"]
     tested: Bool[np.ndarray, "n"]
@@ -68,6 +70,10 @@ class Answer:
     held_out: Mapping[str, selection.HeldOut] = dataclasses.field(default_factory=dict)
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
     error: str = ""
+
+    def predict(self, inputs: Mapping[str, Any]) -> Float[np.ndarray, "*m"]:
+        """Predicts y from inputs by role: with the chosen predictor of "auto", else the law."""
+        return (self.choice or self.law).predict(inputs)
 
     @property
     def name(self) -> str:
@@ -100,6 +106,7 @@ def group_data(
             group=group.group | ({"x": arm} if centre else {}),
             inputs=inputs,
             y=y,
+            weights=table[question.weights][rows].astype(float) if question.weights else None,
             held_back=test,
             fitted=fitted,
             tested=tested,
@@ -127,26 +134,31 @@ def _flops_per(table: Table, rows: np.ndarray, inputs: Mapping[str, np.ndarray])
     return float(np.median(valid)) if len(valid) else 6.0
 
 
-def answer(data: GroupData, question: Question) -> Answer:
-    """Fits the law of a question to the data of a group."""
+def answer(data: GroupData, question: Question, *, significance: float) -> Answer:
+    """Fits the law of a question to the data of a group.
+
+    `significance` is the level of the lack-of-fit test by which "auto" excludes laws.
+    """
     inputs, y = data.select(data.fitted)
+    weights = None if data.weights is None else data.weights[data.fitted]
+    how = {"weights": weights, "method": question.method}
     try:
         if question.law == ISOFLOP:
-            valleys = isoflops.isoflop(inputs["t"], inputs["x"], y)
+            valleys = isoflops.isoflop(inputs["t"], inputs["x"], y, method=question.method)
             return Answer(data, law=valleys.optima, valleys=valleys)
         if question.law == AUTO:
-            choice = selection.choose(inputs, y)
+            choice = selection.choose(inputs, y, significance=significance, **how)
             degrees_of_freedom(choice.fit, data.clusters)  # Raises where there are too few runs.
             return Answer(
                 data, law=choice.fit, choice=choice, held_out=choice.held_out,
                 skipped=choice.skipped,
             )  # fmt: skip
-        law = fit(question.law, inputs, y)
+        law = fit(question.law, inputs, y, **how)
         degrees_of_freedom(law, data.clusters)
     except DataError as error:
         return Answer(data, error=str(error))
     try:
-        held_out, skipped = selection.rolling_origin((question.law,), inputs, y)
+        held_out, skipped = selection.rolling_origin((question.law,), inputs, y, **how)
     except DataError as error:
         held_out, skipped = {}, {question.law: str(error)}
     return Answer(data, law=law, held_out=held_out, skipped=skipped)

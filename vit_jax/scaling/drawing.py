@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 from matplotlib.figure import Figure
 
 from vit_jax.scaling import laws, optima, plots
-from vit_jax.scaling.answer import Answer
+from vit_jax.scaling.answer import Answer, GroupData
 from vit_jax.scaling.intervals import band
 from vit_jax.scaling.question import ISOFLOP, Question
 from vit_jax.scaling.selection import scale_of
@@ -23,8 +24,8 @@ def draw(
 ) -> dict[str, Figure]:
     """Draws the figures by name: the law, the groups' curves, contours or valleys, and residuals.
 
-    `entries` are the report's entries of the answers. A law is drawn beyond the fitted rows only if
-    its entry says that the data support the extrapolation.
+    `entries` are the report's entries of the answers. A law is drawn between the fitted rows, and
+    beyond them only if its entry says that the data support the extrapolation.
     """
     fitted = [answer for answer in answers if answer.law is not None]
     if question.law == ISOFLOP:
@@ -44,11 +45,15 @@ def draw(
                 curves, title=f"{question.y} of each group", **labels
             )
     elif question.roles == ("x", "t"):
-        for answer in fitted:
-            figures["shape" + _suffix(answer, answers)] = _shape_figure(answer, question)
+        for answer, entry in zip(answers, entries, strict=True):
+            if answer.law is not None:
+                figure = _shape_figure(answer, entry, question)
+                figures["shape" + _suffix(answer, answers)] = figure
     else:
-        for answer in fitted:
-            figures["contours" + _suffix(answer, answers)] = _contour_figure(answer, question)
+        for answer, entry in zip(answers, entries, strict=True):
+            if answer.law is not None:
+                figure = _contour_figure(answer, entry, question)
+                figures["contours" + _suffix(answer, answers)] = figure
     figures["residuals"] = plots.residuals(
         np.concatenate([scale_of(answer.law.inputs) for answer in fitted]),
         np.concatenate([answer.law.log_residuals for answer in fitted]),
@@ -78,10 +83,8 @@ def _curve(answer: Answer, entry: Mapping[str, Any], question: Question) -> plot
         role[~data.held_back] = "not fitted"
         return plots.Curve(answer.name, x[positive], data.y[positive], role[positive])
     role[~data.held_back & ~data.fitted] = "behind"
-    verdict = entry["extrapolation"]
-    supported = data.held_back & bool(verdict and verdict["supported"])
     predicted = [row["x"] for row in entry["tables"].get("Predictions", []) if "refused" not in row]
-    drawn_x = np.append(x[~data.held_back | supported], predicted)
+    drawn_x = np.append(x[_drawn_rows(data, entry)], predicted)
     grid, band_x = (
         np.geomspace(drawn_x.min(), drawn_x.max(), count) for count in (_CURVE_POINTS, _BAND_POINTS)
     )
@@ -90,17 +93,28 @@ def _curve(answer: Answer, entry: Mapping[str, Any], question: Question) -> plot
     return plots.Curve(answer.name, x, data.y, role, grid, line, band_x, interval)
 
 
-def _shape_figure(answer: Answer, question: Question) -> Figure:
+def _drawn_rows(data: GroupData, entry: Mapping[str, Any]) -> Bool[np.ndarray, "n"]:
+    """Returns the rows between which a law is drawn: fitted ones, and supported ones held back.
+
+    Rows behind the frontier do not count: they may lie beyond its last one.
+    """
+    verdict = entry["extrapolation"]
+    return data.fitted | (data.tested & bool(verdict and verdict["supported"]))
+
+
+def _shape_figure(answer: Answer, entry: Mapping[str, Any], question: Question) -> Figure:
     """Draws the error over a shape dimension, at up to six values of compute.
 
     Each run is drawn with the nearest value. In a star a larger model takes more compute for the
     same number of updates, so few runs have the same compute.
     """
     data, law = answer.data, answer.law
-    t = data.inputs["t"]
+    drawn_rows = _drawn_rows(data, entry)
+    t = data.inputs["t"][drawn_rows]
     levels = np.unique(t) if len(np.unique(t)) <= 6 else np.geomspace(t.min(), t.max(), 4)
-    nearest = np.abs(np.log(t[:, None] / levels)).argmin(1)
-    grid = np.geomspace(data.inputs["x"].min(), data.inputs["x"].max(), _CURVE_POINTS)
+    nearest = np.abs(np.log(data.inputs["t"][:, None] / levels)).argmin(1)
+    x = data.inputs["x"][drawn_rows]
+    grid = np.geomspace(x.min(), x.max(), _CURVE_POINTS)
     drawn = []
     for i, level in enumerate(levels):
         near = nearest == i
@@ -124,21 +138,28 @@ def _shape_figure(answer: Answer, question: Question) -> Figure:
     )
 
 
-def _contour_figure(answer: Answer, question: Question) -> Figure:
-    """Draws L(N, D); with repetitions, as if each example were new."""
+def _contour_figure(answer: Answer, entry: Mapping[str, Any], question: Question) -> Figure:
+    """Draws L(N, D); with repetitions, as if each example were new.
+
+    The optima are drawn between the same rows as the law.
+    """
     data, law = answer.data, answer.law
     n, d = data.inputs["n"], data.inputs["d"]
+    drawn_rows = _drawn_rows(data, entry)
 
     def predict(n: np.ndarray, d: np.ndarray) -> np.ndarray:
         return law.predict({"n": n, "d": d} | ({"u": d} if "u" in data.inputs else {}))
 
     path = None
     if law.law is laws.CHINCHILLA and not law.at_bound:
-        budgets = np.geomspace((n * d).min() / 4, (n * d).max() * 4, _CURVE_POINTS)
-        best = [optima.optimal_point(law.params, c, flops_per=1.0) for c in budgets]
-        path = tuple(np.array(best).T)
+        product = (n * d)[drawn_rows]
+        budgets = np.geomspace(product.min(), product.max(), _CURVE_POINTS)
+        best = np.array([optima.optimal_point(law.params, c, flops_per=1.0) for c in budgets])
+        rows = np.stack([n, d], 1)[drawn_rows]
+        within = ((best >= rows.min(0)) & (best <= rows.max(0))).all(1)
+        path = tuple(best[within].T) if within.any() else None
     return plots.contours(
-        predict, n, d, data.y, held_back=data.held_back, path=path,
+        predict, n, d, data.y, held_back=data.held_back, drawn=drawn_rows, path=path,
         labels=(question.column("n"), question.column("d"), question.y),
         title=f"{question.y} over {question.column('n')} and {question.column('d')}",
     )  # fmt: skip
@@ -151,7 +172,9 @@ def _valley_figure(answer: Answer, question: Question) -> Figure:
         line_y = valley.lowest + valley.curvature / 2 * np.log(line_x / valley.best) ** 2
         best = valley.best if valley.interior else None
         drawn.append(plots.Valley(valley.budget, valley.x, valley.y, line_x, line_y, best))
-    budgets = np.array([valley.budget for valley in isoflop.valleys])
+    budgets = isoflop.optima.inputs[
+        "x"
+    ]  # Of the interior minima, which the power law is fitted to.
     return plots.valleys(
         drawn, (budgets, isoflop.optima.predict({"x": budgets})),
         x_label=question.column("x"), y_label=question.y, title=f"{question.y} at each budget",

@@ -18,6 +18,7 @@ from vit_jax.errors import DataError
 from vit_jax.scaling import varpro
 from vit_jax.scaling.laws import Law, log_inputs
 from vit_jax.scaling.laws import law as law_by_name
+from vit_jax.scaling.method import DEFAULT, Method, theta_bounds
 from vit_jax.scaling.pareto import pareto
 from vit_jax.scaling.solver import Problem, Solution, parameters_of, slopes_of, solve
 
@@ -46,7 +47,7 @@ class Fit:
       standard_errors: relative standard errors of the parameters, from the Jacobian; rough values,
         see `intervals` for intervals.
       identified: by parameter: "well" (relative standard error below .1), "weakly" (below .5),
-        "no", or "at its bound".
+        "no", "at its bound", or "fixed" by equal bounds.
       converged: whether the search ended at a minimum.
       agreeing: share of the starts that reached this minimum.
       theta: the solver's parameters.
@@ -86,6 +87,11 @@ class Fit:
         """Returns the parameters that are at a bound."""
         return tuple(name for name, grade in self.identified.items() if grade == "at its bound")
 
+    @property
+    def free_parameters(self) -> int:
+        """Returns the number of parameters that are not fixed."""
+        return int(np.sum(self.low < self.high))
+
     def predict(self, inputs: Mapping[str, Any]) -> Float[np.ndarray, "*m"]:
         """Predicts errors from positive numbers or arrays of one shape, for every role."""
         return self.law.predict(self.params, inputs)
@@ -97,7 +103,7 @@ def fit(
     y: Any,
     *,
     weights: Any = None,
-    delta: float | None = None,
+    method: Method = DEFAULT,
     pad_to: int = 0,
 ) -> Fit:
     """Fits a law.
@@ -108,19 +114,18 @@ def fit(
       y: n errors or losses, above 0. If all are at most 1, they are taken as shares: then M4's e0
         is at most 1. A floor is at most the largest y.
       weights: weights of the rows, at least 0; None: equal weights.
-      delta: the log residual at which Huber's loss changes from squares to absolute values. None:
-        1.345 robust standard deviations, at least .001; math.inf: least squares (Revisiting); .001:
-        the value of Hoffmann et al.
+      method: delta of Huber's loss, bounds and initial values.
       pad_to: minimum number of rows to compile for, so that fits of several sizes share programs.
 
     Raises:
-      ConfigError: the law is unknown or has other inputs.
+      ConfigError: the law is unknown or has other inputs, or the method does not fit it.
       DataError: the rows cannot determine the parameters.
     """
     law = law_by_name(law) if isinstance(law, str) else law
-    data = _check_rows(law, inputs, y, weights)
-    low, high = bounds(law, data.y)
-    solution, delta = _search(law, data, (low, high), delta=delta, pad_to=pad_to)
+    method.check(law)
+    data = _check_rows(law, inputs, y, weights, fixed=len(method.fixed))
+    low, high = theta_bounds(law, data.y, data.scales, method)
+    solution, delta = _search(law, data, (low, high), method=method, pad_to=pad_to)
     best = int(np.argmin(np.nan_to_num(solution.loss, nan=np.inf)))
     if not math.isfinite(solution.loss[best]):
         raise DataError(
@@ -134,7 +139,7 @@ def fit(
     mean_square = float(data.weights @ log_residuals**2 / data.weights.sum())
     slopes, change = slopes_of(law, theta, data.scaled, data.scales, pad_to=pad_to)
     condition, errors, at_bound = _sensitivity(theta, slopes, change, data.weights, (low, high))
-    deviation = math.sqrt(mean_square * len(data.y) / (len(data.y) - len(theta)))
+    deviation = math.sqrt(mean_square * len(data.y) / (len(data.y) - int(np.sum(low < high))))
     relative = {
         name: float(deviation * errors[i] / max(abs(params[name]), 1e-300))
         for i, name in enumerate(law.parameters)
@@ -152,7 +157,11 @@ def fit(
         condition=condition,
         standard_errors=relative,
         identified={
-            name: "at its bound" if at_bound[i] else _grade(relative[name])
+            name: "fixed"
+            if name in method.fixed
+            else "at its bound"
+            if at_bound[i]
+            else _grade(relative[name])
             for i, name in enumerate(law.parameters)
         },
         converged=bool(solution.converged[best]),
@@ -215,24 +224,6 @@ def refits(
     )
 
 
-def bounds(
-    law: Law, y: Float[np.ndarray, "n"]
-) -> tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]]:
-    """Returns lower and upper bounds of theta."""
-    low, high = [], []
-    for parameter in law.table:
-        lower, upper = parameter.low, parameter.high
-        if parameter.floor:
-            upper = y.max()
-        elif parameter.name == "e0":  # M4's ceiling, the error without any data.
-            lower, upper = y.max(), 1.0 if y.max() <= 1 else 100 * y.max()
-        elif not parameter.starts and parameter.name != "c":  # A coefficient: scales with y.
-            lower, upper = lower * y.min(), upper * y.max()
-        low.append(math.log(lower) if parameter.log else lower)
-        high.append(math.log(upper) if parameter.log else upper)
-    return np.array(low), np.array(high)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Data:
     """The rows to fit: their indices among the given rows, logs of inputs, errors, weights."""
@@ -253,7 +244,7 @@ class _Data:
         return {role: np.exp(x) for role, x in zip(law.inputs, self.logs, strict=True)}
 
 
-def _check_rows(law, inputs, y, weights):
+def _check_rows(law, inputs, y, weights, *, fixed):
     logs = np.stack(log_inputs(law, inputs))
     y = np.asarray(y, np.float64)
     weights = np.ones_like(y) if weights is None else np.asarray(weights, np.float64)
@@ -276,11 +267,12 @@ def _check_rows(law, inputs, y, weights):
     (rows,) = np.nonzero(keep)
     logs, y, weights = logs[:, rows], y[rows], weights[rows]
     what = "rows on the Pareto frontier" if law.pareto else "rows"
-    need = len(law.table) + 1
+    need = len(law.table) - fixed + 1
     if len(y) < need:
         raise DataError(
-            f"The law {law.name} has {need - 1} parameters: it needs at least {need} {what}, and "
-            f"there are {len(y)}. Fit a law with fewer parameters, or add runs."
+            f"The law {law.name} has {need - 1} {'free ' if fixed else ''}parameters: it needs at "
+            f"least {need} {what}, and there are {len(y)}. Fit a law with fewer parameters, or add "
+            "runs."
         )
     for role, values in zip(law.inputs, logs, strict=True):
         if np.ptp(values) < 1e-9:
@@ -313,12 +305,15 @@ def _search(
     data: _Data,
     bounds: tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]],
     *,
-    delta: float | None,
+    method: Method,
     pad_to: int,
 ) -> tuple[Solution, float]:
     """Returns the minima found from the best starts, and the delta of the loss."""
     low, high = bounds
-    start = varpro.starts(law, data.scaled, data.y, data.weights, count=_STARTS)
+    delta = method.delta
+    start = varpro.starts(
+        law, data.scaled, data.y, data.weights, scales=data.scales, method=method, count=_STARTS
+    )
 
     def search(delta: float, start: np.ndarray, rounds: int = 40) -> Solution:
         problem = Problem(
@@ -340,18 +335,19 @@ def _search(
     ]
     solution = search(math.inf if delta is None else delta, best)
     if delta is None:
-        delta = _huber_delta(law, solution.theta[np.nanargmin(solution.loss)], data)
+        free = int(np.sum(low < high))
+        delta = _huber_delta(law, solution.theta[np.nanargmin(solution.loss)], data, free)
         solution = search(delta, solution.theta)
     return solution, delta
 
 
-def _huber_delta(law, theta, data):
+def _huber_delta(law, theta, data, free):
     parameters = _params_at(law, theta, np.zeros(len(data.scales)))
     inputs = {role: np.exp(x) for role, x in zip(law.inputs, data.scaled, strict=True)}
     residuals = np.log(law.predict(parameters, inputs)) - np.log(data.y)
     absolute = np.abs(residuals)[data.weights > 0]
     deviation = np.median(absolute) / 0.6745
-    deviation *= math.sqrt(len(absolute) / (len(absolute) - len(theta)))
+    deviation *= math.sqrt(len(absolute) / (len(absolute) - free))
     return max(_LEAST_DELTA, _HUBER * deviation)
 
 

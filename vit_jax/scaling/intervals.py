@@ -137,7 +137,7 @@ def quantity(
 def deviation(fit: Fit) -> float:
     """Returns the standard deviation of the noise of log y, for a row of weight 1."""
     square = float(fit.weights @ fit.log_residuals**2)
-    return math.sqrt(square / (fit.n - len(fit.theta)))
+    return math.sqrt(square / (fit.n - fit.free_parameters))
 
 
 def _unit(fit: Fit, parameter: Parameter) -> float:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from vit_jax.errors import DataError
 from vit_jax.scaling.fitting import Fit, fit
+from vit_jax.scaling.method import DEFAULT, Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +73,9 @@ def valley(budget: float, x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) 
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]
     middle = np.log(x).mean()
-    square, line, level = np.polyfit(np.log(x) - middle, y, 2)
-    if np.ptp(y) == 0:
+    if np.ptp(y) <= 1e-9 * np.abs(y).max():  # Equal but for rounding, as of 1 - top1.
         raise DataError(f"The losses of budget {budget:g} are all {y[0]:g}: they have no valley.")
+    square, line, level = np.polyfit(np.log(x) - middle, y, 2)
     if square <= 0:
         raise DataError(
             f"The losses of budget {budget:g} have no valley: their parabola opens downwards. Add "
@@ -93,7 +94,11 @@ def valley(budget: float, x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) 
 
 
 def isoflop(
-    budget: Float[np.ndarray, "n"], x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]
+    budget: Float[np.ndarray, "n"],
+    x: Float[np.ndarray, "n"],
+    y: Float[np.ndarray, "n"],
+    *,
+    method: Method = DEFAULT,
 ) -> IsoFlop:
     """Fits the valleys of all budgets, and a power law to their minima.
 
@@ -101,6 +106,7 @@ def isoflop(
       budget: compute of each run; a valley ends where the next budget is more than 2% larger.
       x: sizes: parameters, or examples.
       y: losses.
+      method: how the power law is fitted; the parabolas are fitted by least squares.
 
     Raises:
       DataError: a valley cannot be fitted, or fewer than three have an interior minimum.
@@ -118,7 +124,8 @@ def isoflop(
             f"{len(interior)} of {len(valleys)} budgets have their optimum between the smallest "
             "and the largest size; their power law needs three. Sweep more sizes or budgets."
         )
-    optima = fit("power", {"x": np.array([v.budget for v in interior])}, [v.best for v in interior])
+    budgets = {"x": np.array([v.budget for v in interior])}
+    optima = fit("power", budgets, [v.best for v in interior], method=method)
     spread = max(max(v.x[-1] / v.best, v.best / v.x[0]) for v in interior)
     return IsoFlop(valleys, optima, optima.params["c"], float(spread))
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from scipy.spatial import ConvexHull, QhullError
 
 from vit_jax.analysis.figures import (
     COLOURS,
@@ -25,6 +26,7 @@ from vit_jax.analysis.figures import (
 )
 from vit_jax.scaling.intervals import Band
 
+_SIZE = (5.0, 3.7)  # Inches: text is legible where a page is as narrow as a phone.
 _POINTS = {"markersize": 4.5, "linestyle": "none"}
 _GRID = {"color": "#E6E6E6", "linewidth": 0.8}
 
@@ -60,7 +62,7 @@ def law_figure(
 ) -> Figure:
     """Draws error over scale on log axes: fitted rows, law, interval, and rows held back."""
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         for curve, colour in zip(curves, colours(len(curves)), strict=True):
             _curve(axes, curve, colour, level=level)
@@ -68,7 +70,7 @@ def law_figure(
         # Intervals may be far wider than the data.
         values = [line for c in curves for line in (c.y, c.line_y) if line is not None]
         axes.set_ylim(min(map(np.min, values)) / 1.15, max(map(np.max, values)) * 1.15)
-        figure.legend(loc="outside right upper", handlelength=1.6)
+        _legend_below(figure)
     return figure
 
 
@@ -110,7 +112,7 @@ def data_size_figure(curves: Sequence[Curve], *, x_label: str, y_label: str, tit
     Lines go through the mean of rows at the same x, such as several seeds.
     """
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         for curve, colour in zip(curves, colours(len(curves)), strict=True):
             at = np.unique(curve.x)
@@ -119,7 +121,7 @@ def data_size_figure(curves: Sequence[Curve], *, x_label: str, y_label: str, tit
             label = legend_label(shorten(curve.name, 28))
             axes.plot(at, mean, "-o", color=colour, markersize=4, label=label)
         _log_axes(axes, x_label=x_label, y_label=y_label, title=title)
-        figure.legend(loc="outside right upper", handlelength=1.6)
+        _legend_below(figure)
     return figure
 
 
@@ -130,11 +132,14 @@ def contours(
     y: Float[np.ndarray, "m"],
     *,
     held_back: Bool[np.ndarray, "m"],
+    drawn: Bool[np.ndarray, "m"],
     path: tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]] | None,
     labels: tuple[str, str, str],
     title: str,
 ) -> Figure:
     """Draws L(N, D): contours of the law, rows as dots in the same colours, optimal N and D dashed.
+
+    The contours end at the convex hull, in logs, of the rows that support them.
 
     Args:
       predict: the law: arrays of N and D -> y.
@@ -142,15 +147,19 @@ def contours(
       d: number of examples of the rows.
       y: errors or losses of the rows.
       held_back: rows of the test set.
+      drawn: rows between which the law is drawn.
       path: compute-optimal N and D for growing compute; None: not drawn.
       labels: labels of n, d and y.
       title: title of the figure.
     """
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
-        figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
-        grid_n, grid_d = (np.geomspace(v.min() / 2, v.max() * 2, 120) for v in (n, d))
-        level = predict(*np.meshgrid(grid_n, grid_d))
+        limits = [(v.min() / 1.5, v.max() * 1.5) for v in (n, d)]
+        grid_n, grid_d = (np.geomspace(v.min(), v.max(), 120) for v in (n[drawn], d[drawn]))
+        mesh = np.meshgrid(grid_n, grid_d)
+        inside = _in_hull(np.log(np.stack(mesh)), np.log(np.stack([n[drawn], d[drawn]])))
+        level = np.ma.masked_where(~inside, predict(*mesh))
         low, high = min(y.min(), level.min()), max(y.max(), level.max())
         norm = matplotlib.colors.LogNorm(low, high)
         levels = np.geomspace(low, high, 16)[1:-1]
@@ -165,13 +174,25 @@ def contours(
         if path is not None:
             axes.plot(*path, "--", color=VERMILLION, linewidth=1.4, label="best for its compute")
         _log_axes(axes, x_label=labels[0], y_label=labels[1], title=title)
-        axes.set(xlim=(grid_n[0], grid_n[-1]), ylim=(grid_d[0], grid_d[-1]))
+        axes.set(xlim=limits[0], ylim=limits[1])
         scalar = matplotlib.cm.ScalarMappable(norm=norm)
         bar = figure.colorbar(scalar, ax=axes, label=labels[2])
         _few_ticks(bar.ax.yaxis, low, high)
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside lower center", ncols=2)
     return figure
+
+
+def _in_hull(
+    points: Float[np.ndarray, "2 h w"], rows: Float[np.ndarray, "2 m"]
+) -> Bool[np.ndarray, "h w"]:
+    """Returns which points lie within the convex hull of rows, up to rounding."""
+    try:
+        sides = ConvexHull(rows.T).equations  # normal . point + offset <= 0 inside.
+    except QhullError:  # The rows lie on a line: all of the rectangle around them.
+        return np.ones(points.shape[1:], bool)
+    distances = np.einsum("sk,khw->shw", sides[:, :2], points) + sides[:, 2, None, None]
+    return (distances <= 1e-9).all(0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -235,7 +256,7 @@ def residuals(
 ) -> Figure:
     """Draws the residuals log prediction - log y of every row over scale, by group name."""
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
-        figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+        figure = Figure(figsize=(_SIZE[0], 2.4), layout="constrained")
         axes = figure.subplots()
         groups = list(dict.fromkeys(names))
         of_row = np.asarray(names)
@@ -247,6 +268,14 @@ def residuals(
         axes.grid(axis="y", **_GRID)
         axes.xaxis.set_minor_formatter(NullFormatter())
     return figure
+
+
+def _legend_below(figure: Figure) -> None:
+    """Adds a legend below the axes, with two columns; the figure grows by its height."""
+    _, labels = figure.axes[0].get_legend_handles_labels()
+    rows = -(-len(labels) // 2)
+    figure.set_size_inches(_SIZE[0], _SIZE[1] + 0.18 * rows)
+    figure.legend(loc="outside lower center", ncols=2, handlelength=1.6, columnspacing=1.2)
 
 
 def colours(count: int) -> list[str]:

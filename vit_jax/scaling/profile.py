@@ -131,7 +131,7 @@ def _noise(fit: Fit) -> tuple[float, float]:
     # The scale of loss increases, and the mean of psi'. For least squares the scale is the
     # variance. For Huber's loss it is sum psi^2 / (n - p) over the mean of psi', with which the
     # likelihood ratio is chi squared, with Huber's (1981) correction for few rows.
-    p, n = len(fit.theta), fit.n
+    p, n = fit.free_parameters, fit.n
     pull = np.clip(fit.log_residuals, -fit.delta, fit.delta)
     near = np.average(np.abs(fit.log_residuals) <= fit.delta, weights=fit.weights)
     near = float(max(near, 1 / n))
@@ -151,19 +151,19 @@ def degrees_of_freedom(fit: Fit, clusters: Shaped[np.ndarray, "n"] | None) -> in
             "of fit.rows."
         )
     groups = fit.n if clusters is None else len(np.unique(clusters))
-    if groups <= len(fit.theta):
+    if groups <= fit.free_parameters:
         raise DataError(
-            f"{groups} clusters are too few for intervals of the {len(fit.theta)} parameters of "
-            f"{fit.law.name}: there must be more clusters than parameters. Fit a law with fewer "
+            f"{groups} clusters are too few for intervals of the {fit.free_parameters} parameters "
+            f"of {fit.law.name}: there must be more clusters than parameters. Fit a law with fewer "
             "parameters, or add runs."
         )
-    return groups - len(fit.theta)
+    return groups - fit.free_parameters
 
 
 def _covariances(fit, slopes, clusters):
     # Variance of each goal per unit of noise, and its design effect: the factor by which clusters
     # increase it (sandwich variance over model variance; Kent 1982 adjusts a likelihood ratio so).
-    jacobian = fit.slopes * np.sqrt(fit.weights)[:, None]
+    jacobian = fit.slopes * np.sqrt(fit.weights)[:, None] * (fit.low < fit.high)
     length = np.linalg.norm(jacobian, axis=0)
     length = np.where(length == 0, 1.0, length)
     inverse = np.linalg.pinv(jacobian / length, rcond=1e-12)
@@ -177,7 +177,7 @@ def _covariances(fit, slopes, clusters):
     sums = np.zeros((len(names), len(slopes)))
     np.add.at(sums, member, (influence * pull).T)
     groups = len(names)
-    correction = groups / (groups - 1) * (fit.n - 1) / (fit.n - len(fit.theta))
+    correction = groups / (groups - 1) * (fit.n - 1) / (fit.n - fit.free_parameters)
     robust = correction * np.sum(sums**2, 0)
     # At least the model variance: few clusters may agree by chance.
     return variance, np.maximum(robust / np.maximum(scale * variance, 1e-300), 1.0)

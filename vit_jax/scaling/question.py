@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.scaling import laws
 from vit_jax.scaling.columns import COLUMNS
+from vit_jax.scaling.method import DEFAULT, Method
 
 AUTO, ISOFLOP = "auto", "isoflop"
 NAMES = (*laws.LAWS, ISOFLOP, AUTO)
@@ -31,6 +32,8 @@ class Question:
       budgets: training FLOPs whose optima are computed, for chinchilla.
       predict: values of x at which an error is predicted.
       level: coverage of the intervals.
+      weights: a column or an expression: the weight of each row in the fit; "": equal weights.
+      method: the loss, bounds and initial values of the fit.
     """
 
     law: str = AUTO
@@ -44,6 +47,8 @@ class Question:
     budgets: Sequence[float] = ()
     predict: Sequence[float] = ()
     level: float = 0.9
+    weights: str = ""
+    method: Method = DEFAULT
 
     def __post_init__(self):
         if self.law not in NAMES:
@@ -72,6 +77,14 @@ class Question:
                 f"--{unknown[0]}={self.columns[unknown[0]]}: the law {self.law} has no input "
                 f"{unknown[0]}, only {', '.join(self.roles)}."
             )
+        if self.law in laws.LAWS:
+            self.method.check(laws.law(self.law))
+        elif self.method.bounds or self.method.starts:
+            raise ConfigError(
+                f"Bounds and starts are of one law's parameters: choose a law, not {self.law}."
+            )
+        if self.weights and self.law == ISOFLOP:
+            raise ConfigError("The parabolas of isoflop have no weights: fit chinchilla with them.")
         if self.budgets and self.law != laws.CHINCHILLA.name:
             raise ConfigError(f"--budget is for the law chinchilla, not for {self.law}.")
 
@@ -94,6 +107,12 @@ class Question:
         return self.columns.get(role, COLUMNS[role])
 
     @property
+    def needed(self) -> list[str]:
+        """Returns the columns and expressions in which a row must have a number."""
+        inputs = [name for role in self.roles for name in self.columns_of(role)]
+        return [self.y, *inputs, *([self.weights] if self.weights else [])]
+
+    @property
     def scale(self) -> str:
         """Returns the name of the scale of `selection.scale_of`, from the names of its columns."""
         roles = ("t",) if "t" in self.roles else [role for role in self.roles if role != "u"]
@@ -105,3 +124,39 @@ class Question:
         if role != "x" or self.law != laws.SHAPE.name:
             return [name]
         return list(dict.fromkeys(part.strip() for part in name.split(",")))
+
+
+def parse_bounds(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Parses bounds such as "alpha=0.1:1", "E=0:2", or "E=1.5" for a fixed parameter.
+
+    Raises:
+      ConfigError: a text is not of this form.
+    """
+    bounds = {}
+    for text in texts:
+        name, values = _parse_assignment(text, ":", "bounds", "alpha=0.1:1")
+        if len(values) > 2:
+            raise ConfigError(f"--bounds={text}: write PARAMETER=LOW:HIGH, such as alpha=0.1:1.")
+        bounds[name] = (values[0], values[-1])
+    return bounds
+
+
+def parse_starts(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Parses initial values such as "alpha=0.5,1,1.5".
+
+    Raises:
+      ConfigError: a text is not of this form.
+    """
+    return dict(_parse_assignment(text, ",", "starts", "alpha=0.5,1") for text in texts)
+
+
+def _parse_assignment(
+    text: str, separator: str, flag: str, example: str
+) -> tuple[str, tuple[float, ...]]:
+    name, _, values = text.partition("=")
+    try:
+        return name.strip(), tuple(map(float, values.split(separator)))
+    except ValueError:
+        raise ConfigError(
+            f"--{flag}={text}: write a parameter and numbers, such as {example}."
+        ) from None

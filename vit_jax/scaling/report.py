@@ -1,22 +1,11 @@
-"""Formats the result of a fit as text for the terminal and as a self-contained HTML page."""
+"""Formats the result of a fit as text for the terminal."""
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; margin: .6em 0 1.2em; }
-th, td { text-align: left; padding: .2em 1em .2em 0; border-bottom: 1px solid #e6e6e6; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-code { background: #f4f4f4; padding: .1em .3em; }
-figure { margin: 1em 0; } svg { max-width: 100%; height: auto; }
-.no { color: #b34700; } .grey { color: #666; }
-"""
-
-_CROSSINGS = "Crossings of the groups"
-_GROWN = "The centre's shape for ten times the compute (SoViT's joint update)"
+CROSSINGS = "Crossings of the groups"
+GROWN = "The centre's shape for ten times the compute (SoViT's joint update)"
 
 Result = Mapping[str, Any]
 
@@ -40,14 +29,15 @@ def interval(ends: Result) -> str:
 
 def text(result: Result) -> str:
     """Formats the result of `vit_jax.scaling.study.study` for a terminal."""
-    lines = [*result["rows"]]
+    summary = result["summary"]
+    lines = [*result["rows"], "", summary["answer"], f"Trust: {summary['trust']}. {summary['why']}"]
     for entry in result["groups"]:
         lines.append("")
         lines += _group_text(entry, level=result["level"])
     if result["crossings"]:
-        lines += ["", _CROSSINGS, *_crossings(result)]
+        lines += ["", CROSSINGS, *crossing_sentences(result)]
     if result["grown"]:
-        lines += ["", _GROWN, *_aligned(_grown_rows(result))]
+        lines += ["", GROWN, *_aligned(grown_rows(result))]
     return "\n".join(lines).strip()
 
 
@@ -57,13 +47,13 @@ def _group_text(entry: Result, *, level: float) -> list[str]:
     if "error" in entry:
         return [f"{head}no fit: {entry['error']}"]
     lines = [f"{head}{entry['law']}, {entry['formula']}"]
-    lines += _indented(_aligned(_param_rows(entry, level)))
-    lines += _indented(_aligned(_diagnostic_rows(entry)))
+    lines += _indented(_aligned(param_rows(entry, level)))
+    lines += _indented(_aligned(diagnostic_rows(entry)))
     if entry["held_out"]:
         lines.append("  error of held-out larger scales (RMSE of logs, rolling origin):")
-        lines += _indented(_indented(_aligned(_held_out_rows(entry))))
-    lines += [f"  {sentence}" for sentence in sentences(entry)]
-    for title, rows in _extra_tables(entry):
+        lines += _indented(_indented(_aligned(held_out_rows(entry))))
+    lines += [f"  {sentence}" for sentence in [method_sentence(entry), *sentences(entry)]]
+    for title, rows in extra_tables(entry):
         lines += [f"  {title}", *_indented(_indented(_aligned(rows)))]
     return lines
 
@@ -86,7 +76,28 @@ def sentences(entry: Result) -> list[str]:
     return lines + entry["notes"]
 
 
-def _param_rows(entry: Result, level: float) -> list[list[str]]:
+def method_sentence(entry: Result) -> str:
+    """Returns how the law was fitted, as a sentence: what a reader needs to repeat it."""
+    method = entry["method"]
+    loss = "least squares of log residuals"
+    if method["loss"] == "Huber":
+        origin = "given" if method["delta_is_given"] else "1.345 robust standard deviations"
+        loss = f"Huber's loss of log residuals, delta {method['huber_delta']:.3g} ({origin})"
+    weights = f"weights {method['weights']}" if method["weights"] else "equal weights"
+    chosen = [
+        f"{name} {'fixed at' if low == high else 'from'} {low:g}"
+        + ("" if low == high else f" to {high:g}")
+        for name, (low, high) in method["bounds"].items()
+    ]
+    chosen += [
+        f"{name} started from {', '.join(f'{value:g}' for value in values)}"
+        for name, values in method["starts"].items()
+    ]
+    return f"Fitted by {loss}; {weights}; {'; '.join(chosen) or 'default bounds and starts'}."
+
+
+def param_rows(entry: Result, level: float) -> list[list[str]]:
+    """Returns the parameters with their intervals, as rows of a table under its heads."""
     rows = [["parameter", "estimate", f"{level * 100:.6g}% interval", "identified"]]
     for name, values in entry["params"].items():
         rows.append(
@@ -95,13 +106,15 @@ def _param_rows(entry: Result, level: float) -> list[list[str]]:
     return rows
 
 
-def _diagnostic_rows(entry: Result) -> list[list[str]]:
+def diagnostic_rows(entry: Result) -> list[list[str]]:
+    """Returns how well the law fits, as a row under its heads."""
     diagnostics = entry["diagnostics"]
     keys = [key for key, value in diagnostics.items() if not isinstance(value, list | dict)]
     return [keys, [number(diagnostics[key]) for key in keys]]
 
 
-def _held_out_rows(entry: Result) -> list[list[str]]:
+def held_out_rows(entry: Result) -> list[list[str]]:
+    """Returns the errors on held-out larger scales, as rows under their heads."""
     rows = [["law", "RMSE", "origins", ""]]
     for law, values in entry["held_out"].items():
         marks = ["chosen"] if law == entry["law"] else []
@@ -110,7 +123,8 @@ def _held_out_rows(entry: Result) -> list[list[str]]:
     return rows
 
 
-def _extra_tables(entry: Result) -> list[tuple[str, list[list[str]]]]:
+def extra_tables(entry: Result) -> list[tuple[str, list[list[str]]]]:
+    """Returns predictions and optima, as tables by title."""
     tables = []
     for title, records in entry["tables"].items():
         heads = list(dict.fromkeys(key for record in records for key in record))
@@ -125,7 +139,7 @@ def _cell(value: Any) -> str:
     return number(value)
 
 
-def _crossings(result: Result) -> list[str]:
+def crossing_sentences(result: Result) -> list[str]:
     """Returns where groups cross, and the ratio of their data sizes, as sentences."""
     sentences, width = [], f"{result['level'] * 100:.6g}% interval"
     for crossing in result["crossings"]:
@@ -142,7 +156,8 @@ def _crossings(result: Result) -> list[str]:
     return sentences
 
 
-def _grown_rows(result: Result) -> list[list[str]]:
+def grown_rows(result: Result) -> list[list[str]]:
+    """Returns the shape for ten times the compute, as rows under their heads."""
     heads = ["dimension", "exponent", "centre", "grown"]
     return [heads, *([number(row[head]) for head in heads] for row in result["grown"])]
 
@@ -157,68 +172,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _indented(lines: Sequence[str]) -> list[str]:
     return [f"  {line}" for line in lines]
-
-
-# ------------------------------------------------------------------------------------------ HTML
-
-
-def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
-    """Returns a self-contained HTML page; `figures` is SVG text by title, `command` is shown."""
-    columns = ", ".join(f"{role} = {name}" for role, name in result["columns"].items())
-    body = [
-        f"<h1>{html.escape(result['title'])}</h1>",
-        f"<p>{html.escape(columns)}. Table: <code>{html.escape(result['runs'])}</code>.</p>",
-        *(f"<div class=grey>{html.escape(line)}</div>" for line in result["rows"]),
-    ]
-    for title, svg in figures.items():
-        body.append(f"<figure aria-label='{html.escape(title)}'>{_inline(svg)}</figure>")
-    for entry in result["groups"]:
-        body += _group_html(entry, level=result["level"])
-    if result["crossings"]:
-        body.append(f"<h2>{_CROSSINGS}</h2>")
-        body += [f"<p>{html.escape(sentence)}</p>" for sentence in _crossings(result)]
-    if result["grown"]:
-        body += [f"<h2>{_GROWN}</h2>", _table(_grown_rows(result))]
-    body.append(f"<h2>Command</h2><p><code>{html.escape(command)}</code></p>")
-    body.append(f"<p class=grey>vit_jax {html.escape(result['vit_jax'])}</p>")
-    return (
-        "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8>"
-        f"<title>{html.escape(result['title'])}</title><style>{_STYLE}</style></head>\n<body>"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
-
-
-def _group_html(entry: Result, *, level: float) -> list[str]:
-    name = ", ".join(f"{key} = {value}" for key, value in entry["group"].items())
-    body = [f"<h2>{html.escape(name or 'The law')}</h2>"]
-    if "error" in entry:
-        return [*body, f"<p class=no>No fit: {html.escape(entry['error'])}</p>"]
-    body.append(
-        f"<p><b>{entry['law']}</b>: {html.escape(entry['formula'])} "
-        f"<span class=grey>({html.escape(entry['source'])})</span></p>"
-    )
-    body += [_table(_param_rows(entry, level)), _table(_diagnostic_rows(entry))]
-    if entry["held_out"]:
-        body.append("<p>Error of held-out larger scales (RMSE of logs, rolling origin):</p>")
-        body.append(_table(_held_out_rows(entry)))
-    is_refused = entry["extrapolation"] and not entry["extrapolation"]["supported"]
-    for sentence in sentences(entry):
-        body.append(f"<p{' class=no' if is_refused else ''}>{html.escape(sentence)}</p>")
-    for title, rows in _extra_tables(entry):
-        body += [f"<h3>{html.escape(title)}</h3>", _table(rows)]
-    return body
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *rest = rows
-    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
-    lines += [
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rest
-    ]
-    return "<table>" + "\n".join(lines) + "</table>"
-
-
-def _inline(svg: str) -> str:
-    """Returns SVG text without the XML declaration and document type."""
-    return svg[svg.index("<svg") :]

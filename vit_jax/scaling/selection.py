@@ -20,6 +20,7 @@ from vit_jax.scaling.goodness_of_fit import LEVEL, form_p_value
 from vit_jax.scaling.intervals import Band, band
 from vit_jax.scaling.laws import FRONTIER, SHIFTED, Law
 from vit_jax.scaling.laws import law as law_by_name
+from vit_jax.scaling.method import DEFAULT, Method
 from vit_jax.scaling.solver import padded_size
 
 CANDIDATES = ("power", "power_floor", "m3", "m4", "frontier", "bnsl")
@@ -123,7 +124,9 @@ def choose(
     *,
     laws: Sequence[str] = CANDIDATES,
     holdout: Bool[np.ndarray, "n"] | None = None,
-    delta: float | None = None,
+    weights: Float[np.ndarray, "n"] | None = None,
+    method: Method = DEFAULT,
+    significance: float = LEVEL,
     origins: int = 3,
 ) -> Choice:
     """Chooses a law by rolling origin, and fits it.
@@ -133,7 +136,9 @@ def choose(
       y: n errors or losses.
       laws: names of the candidate laws.
       holdout: rows of the test set, which are not used.
-      delta: see `fitting.fit`.
+      weights: see `fitting.fit`.
+      method: see `fitting.fit`.
+      significance: level of the lack-of-fit test of each law.
       origins: number of cuts from which larger scales are predicted.
 
     Raises:
@@ -143,14 +148,15 @@ def choose(
     keep = np.ones(len(y), bool) if holdout is None else ~np.asarray(holdout)
     inputs = {role: np.asarray(x, float)[keep] for role, x in inputs.items()}
     y = y[keep]
-    held_out, skipped = rolling_origin(laws, inputs, y, delta=delta, origins=origins)
+    how = {"weights": None if weights is None else weights[keep], "method": method}
+    held_out, skipped = rolling_origin(laws, inputs, y, origins=origins, **how)
     singles = [name for name in held_out if name != "average"]
-    fits = {name: fit(unrestricted_law(name), inputs, y, delta=delta) for name in singles}
+    fits = {name: fit(unrestricted_law(name), inputs, y, **how) for name in singles}
     average = None
     if "average" in held_out:
         members = [fits[name] for name in AVERAGED if name in fits]
         average = _make_average(members, inputs, y)
-    curved = tuple(name for name in singles if form_p_value(fits[name]) < LEVEL)
+    curved = tuple(name for name in singles if form_p_value(fits[name]) < significance)
     adequate = [name for name in singles if name not in curved]
     chosen = min(adequate or singles, key=lambda name: held_out[name].mean)
     better = "average" in held_out and held_out["average"].mean < held_out[chosen].mean
@@ -163,7 +169,8 @@ def rolling_origin(
     inputs: Mapping[str, Float[np.ndarray, "n"]],
     y: Float[np.ndarray, "n"],
     *,
-    delta: float | None = None,
+    weights: Float[np.ndarray, "n"] | None = None,
+    method: Method = DEFAULT,
     origins: int = 3,
 ) -> tuple[dict[str, HeldOut], dict[str, str]]:
     """Fits rows up to several cuts, and predicts the scales of the next step.
@@ -175,7 +182,8 @@ def rolling_origin(
       laws: names of the laws.
       inputs: inputs of all rows, by role.
       y: errors of all rows.
-      delta: see `fitting.fit`.
+      weights: see `fitting.fit`; held-out errors are not weighted.
+      method: see `fitting.fit`.
       origins: number of cuts, a step apart.
 
     Returns:
@@ -197,6 +205,7 @@ def rolling_origin(
         below = scale <= cut * _ROUNDING
         after = ~below & (scale <= cut * step * _ROUNDING)
         part = {role: x[below] for role, x in inputs.items()}
+        how = {"weights": None if weights is None else weights[below], "method": method}
         ahead = {role: x[after] for role, x in inputs.items()}
         if not after.any():
             continue
@@ -205,7 +214,7 @@ def rolling_origin(
             if name in skipped:
                 continue
             try:
-                fits[name] = fit(unrestricted_law(name), part, y[below], delta=delta, pad_to=pad_to)
+                fits[name] = fit(unrestricted_law(name), part, y[below], pad_to=pad_to, **how)
             except DataError as error:
                 if j == 1:
                     skipped[name] = str(error)
@@ -260,6 +269,7 @@ def extrapolation(
     *,
     level: float = 0.9,
     clusters: Shaped[np.ndarray, "n"] | None = None,
+    significance: float = LEVEL,
 ) -> Verdict:
     """Judges whether the data support predictions at some points.
 
@@ -271,6 +281,7 @@ def extrapolation(
       inputs: the points, by role.
       level: coverage of the intervals.
       clusters: see `intervals.parameter_intervals`.
+      significance: level of the lack-of-fit test: the share of correct laws that it rejects.
     """
     predictions = band(of, inputs, level=level, clusters=clusters)
     gap = float(np.max(np.log(predictions.high) - np.log(np.maximum(predictions.low, 1e-300))))
@@ -287,12 +298,17 @@ def extrapolation(
     if not of.converged:
         return Verdict(False, f"The fit of {of.law.name} did not converge.{cause}", predictions)
     p_value = form_p_value(of)
-    if p_value < LEVEL:
+    if p_value < significance:
+        advice = (
+            "Fit a law that levels off or breaks, or use --law=auto."
+            if of.law.inputs == ("x",)
+            else "Use the law between the fitted runs only, or fit fewer of them."
+        )
         return Verdict(
             False,
-            f"The residuals are curved (lack of fit, p = {p_value:.2g}): the runs do not have the "
-            f"form {of.law.formula}, or are not independent, and the interval assumes both. Fit a "
-            "law that levels off or breaks, or use --law=auto.",
+            f"The residuals are curved (lack of fit, p = {p_value:.2g} < {significance:g}): the "
+            f"runs do not have the form {of.law.formula}, or are not independent, and the interval "
+            f"assumes both. {advice}",
             predictions,
         )
     if not ratio <= _WIDEST:
@@ -305,7 +321,7 @@ def extrapolation(
     return Verdict(True, f"Supported: {span} at most.", predictions)
 
 
-def average(inputs: Mapping[str, Any], y: Any, *, delta: float | None = None) -> Average:
+def average(inputs: Mapping[str, Any], y: Any) -> Average:
     """Fits the laws that can level off, as far as the rows suffice, and averages them.
 
     Raises:
@@ -315,7 +331,7 @@ def average(inputs: Mapping[str, Any], y: Any, *, delta: float | None = None) ->
     fits, skipped = [], []
     for name in AVERAGED:
         try:
-            fits.append(fit(unrestricted_law(name), inputs, y, delta=delta))
+            fits.append(fit(unrestricted_law(name), inputs, y))
         except DataError as error:
             skipped.append(str(error))
     if not fits:

@@ -4,6 +4,7 @@ import io
 import math
 import os
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Mapping
 
@@ -23,7 +24,7 @@ def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Args:
       path: a .parquet file, or a .csv file with the names of the columns in its first line. See
-        `csv_tables` for separators other than commas, and decimal commas.
+        `csv_tables` for separators other than commas, decimal commas and percent signs.
 
     Raises:
       DataError: there is no such file, or it is not a valid table.
@@ -78,9 +79,20 @@ def numeric_column(runs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
         return values.astype(np.float64)
     texts = values.tolist()
     row = next((i for i, value in enumerate(texts) if not _is_number(value)), 0)
+    text = str(texts[row])
+    if text.endswith("%"):
+        advice = "Other cells have no percent sign: write all with it, or none."
+    elif re.fullmatch(r"[-+]?\d[\d.,]*", text):
+        advice = (
+            "The file does not show which mark is the decimal one. Write decimal points and no "
+            "marks of thousands: 1.5 or 1500."
+        )
+    else:
+        advice = (
+            "Write plain numbers, such as 0.25 or 1e15, not as text, and leave missing cells empty."
+        )
     raise ConfigError(
-        f'The column "{name}" is not numeric: it has {texts[row]!r} in row {row + 1:,}. Write '
-        "plain numbers, such as 0.25 or 1e15, not as text, and leave missing cells empty."
+        f'The column "{name}" is not numeric: it has {texts[row]!r} in row {row + 1:,}. {advice}'
     )
 
 

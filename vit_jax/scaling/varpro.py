@@ -4,12 +4,11 @@ Given these, the coefficients are the non-negative least squares solution of the
 which equal errors of logs to first order. All points of the grid are solved at once.
 """
 
-import itertools
-
 import numpy as np
 from jaxtyping import Float
 
 from vit_jax.scaling.laws import Law
+from vit_jax.scaling.method import Method, Scales, start_grid
 
 _EDGE = 1e-3  # Initial value of a log coefficient instead of 0, as a share of the smallest y.
 
@@ -20,28 +19,34 @@ def starts(
     y: Float[np.ndarray, "n"],
     weights: Float[np.ndarray, "n"],
     *,
+    scales: Scales,
+    method: Method,
     count: int,
 ) -> Float[np.ndarray, "starts p"]:
-    """Returns the best initial values of theta, best first.
+    """Returns the best initial values of theta, best first; all that the method names.
 
     Args:
       law: the law to fit.
       logs: logs of the scaled inputs.
       y: errors or losses.
       weights: weights of the points.
-      count: number of initial values, from different grid points.
+      scales: logs of the geometric means by which the inputs were divided.
+      method: see `start_grid`.
+      count: number of initial values, from different grid points, unless the method names some.
     """
-    grid = [parameter for parameter in law.table if parameter.starts]
-    points = np.array(list(itertools.product(*(parameter.starts for parameter in grid))))
-    shapes = dict(zip((parameter.name for parameter in grid), points.T[:, :, None], strict=True))
+    grid = start_grid(law, scales, method)
+    if method.starts:
+        count = len(next(iter(grid.values())))
+    with_starts = [parameter.name for parameter in law.table if parameter.starts]
+    shapes = {name: grid[name][:, None] for name in with_starts}
     inputs = dict(zip(law.inputs, logs[:, None, :], strict=True))
     if law.terms is None:
         return _implicit_starts(law, shapes, inputs, y, weights, count)
     columns, parameters = _columns(law, shapes, inputs)
     solved, squares = nonnegative(columns / y[:, None], np.ones_like(y), weights)
     best = np.argsort(squares, kind="stable")[:count]
-    values = {name: points[best, i] for i, name in enumerate(shapes)}
-    values |= {name: solved[best, i] for i, name in enumerate(parameters)}
+    values = {name: solved[best, i] for i, name in enumerate(parameters)}
+    values |= {name: points[best] for name, points in grid.items()}
     return _to_theta(law, values, y)
 
 

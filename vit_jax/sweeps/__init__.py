@@ -12,4 +12,5 @@ local     runs in parallel on this machine
 slurm     runs as Slurm jobs
 table     a row for each run and evaluation, from the work directories
 board     progress of all runs: a live table, or lines
+listing   the runs below any folder: state, progress, evaluations
 """

@@ -1,28 +1,9 @@
-"""Estimates the cost of a run (parameters, FLOPs, memory) without training it.
-
-Memory is an estimate for one device. Parameters, gradients, optimizer state and moving average are
-counted exactly, with the layout of `vit_jax.parallel.rules`: replicated along the mesh axis data,
-sharded along fsdp and tensor. Gradients count for trained parameters only. Activations are the
-residuals that `jax.vjp` of the model keeps for the backward pass (fewer with frozen parameters),
-for the device's images of a microbatch; their sharding along tensor is ignored. For sharpness-aware
-minimisation they count twice, as XLA on a CPU allocates them.
-
-XLA needs less where it fuses operations, and more where it needs temporary buffers: .74 to .83 of
-the estimate for ViTs, 1.4 of it for a ResNet (measured on a CPU: quickstart .78, fashion_mnist .83,
-vit-120k .74 and resnet-120k 1.39 of the study on Fashion-MNIST). Temporary memory of the forward
-pass is not counted: a run that trains only the head needs many times its estimate.
-"""
+"""Estimates the cost of a run (parameters, FLOPs, memory) without training it."""
 
 import dataclasses
 import functools
 import json
-import math
 
-import jax
-import jax.numpy as jnp
-import optax
-from jax.sharding import AbstractMesh
-from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
 from vit_jax.config import validate
@@ -30,17 +11,14 @@ from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError, VitJaxError
 from vit_jax.models import (
     ModelConfig,
-    build,
     forward_flops,
     num_params,
     num_params_non_embedding,
-    param_shapes,
     read_section,
     update_flops_per_image,
 )
-from vit_jax.optim import frozen_mask, make_optimizer, stop_frozen_gradients, total_steps
-from vit_jax.parallel import rules
-from vit_jax.parallel.mesh import mesh_shape
+from vit_jax.optim import total_steps
+from vit_jax.sweeps.memory import bytes_per_device
 from vit_jax.sweeps.plan import PlannedRun
 
 
@@ -55,8 +33,8 @@ class Cost:
       steps: steps of the whole run.
       own_steps: steps that the run makes itself; of a branch, the steps after the trunk's state.
       total_train_flops: FLOPs of `own_steps`.
-      bytes_per_device: memory of each device, on the mesh of the config. A mesh axis of -1 counts
-        as 1, the fewest possible devices; with more devices each needs less.
+      bytes_per_device: memory of each device (vit_jax.sweeps.memory). A mesh axis of -1 counts as
+        1, the fewest possible devices; with more devices each needs less.
       unknown: what is unknown, and why; "" if nothing is.
     """
 
@@ -100,7 +78,7 @@ def cost(run: PlannedRun) -> Cost:
         steps=steps,
         own_steps=own_steps,
         total_train_flops=None if own_steps is None else _flops(config, model_config, own_steps),
-        bytes_per_device=_bytes_per_device(config, model_config),
+        bytes_per_device=bytes_per_device(config, model_config),
         unknown=f"{' and '.join(unknown)}: {reason}" if unknown else "",
     )
 
@@ -152,63 +130,3 @@ def _open(source_keys: str, split: str) -> tuple[int | None, int | None, str]:
     except VitJaxError as error:
         return None, len(data["classes"]) or None, str(error).splitlines()[0]
     return len(source), source.num_classes, ""
-
-
-def _bytes_per_device(config: FrozenConfigDict, model_config: ModelConfig) -> int:
-    fixed = math.prod(size for size in config.mesh.values() if size != -1)
-    sizes = mesh_shape(config.mesh, fixed)
-    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-    # Without the schedule, which has no state, runs of all lengths share the cache below.
-    optim = FrozenConfigDict({**config.optim, "schedule": {}})
-    shapes, state = param_shapes(model_config), _optimizer_state(optim, model_config)
-    layout = rules.param_shardings(shapes, mesh)
-    params, trained = _bytes(shapes, layout), _bytes(shapes, layout, frozen_mask(optim, shapes))
-    # The moving average; the perturbed parameters of sharpness-aware minimisation.
-    copies = 1 + bool(optim.ema_decay) + bool(optim.sam_rho)
-    # The sum over microbatches has zeros for frozen parameters.
-    gradients = params if optim.accum_steps > 1 else trained
-    optimizer = _bytes(state, rules.state_shardings(state, shapes, mesh))
-    parts = sizes["data"] * sizes["fsdp"] * optim.accum_steps
-    images = -(-config.batch_size // parts)
-    residual_bytes = _activations(optim, model_config) * (2 if optim.sam_rho else 1)
-    return copies * params + gradients + optimizer + images * residual_bytes
-
-
-@functools.cache
-def _optimizer_state(optim: FrozenConfigDict, model_config: ModelConfig) -> PyTree:
-    tx = make_optimizer(optim, param_shapes(model_config), schedule=optax.constant_schedule(1.0))
-    return jax.eval_shape(tx.init, param_shapes(model_config))
-
-
-@functools.cache
-def _activations(optim: FrozenConfigDict, model_config: ModelConfig) -> int:
-    """Returns the bytes of residuals per image: the difference between two images and one."""
-    model, params = build(model_config), param_shapes(model_config)
-    frozen = frozen_mask(optim, params)
-
-    def residuals(params: PyTree, images: jax.Array, key: jax.Array) -> PyTree:
-        def logits(params: PyTree) -> jax.Array:
-            variables = {"params": stop_frozen_gradients(params, frozen)}
-            return model.apply(variables, images, train=True, rngs={"dropout": key})[0]
-
-        return jax.tree.leaves(jax.vjp(logits, params)[1])
-
-    def residual_bytes(images: int) -> int:
-        shape = (images, *model_config.image_size, model_config.channels)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        leaves = jax.eval_shape(residuals, params, jax.ShapeDtypeStruct(shape, jnp.float32), key)
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if hasattr(leaf, "dtype"))
-
-    return residual_bytes(2) - residual_bytes(1)
-
-
-def _bytes(tree: PyTree, shardings: PyTree, frozen: PyTree | None = None) -> int:
-    """Returns the bytes of a tree on one device, without its frozen leaves."""
-    if frozen is None:
-        frozen = jax.tree.map(lambda _: False, tree)
-    leaves = zip(*map(jax.tree.leaves, (tree, shardings, frozen)), strict=True)
-    return sum(
-        math.prod(layout.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, layout, is_frozen in leaves
-        if not is_frozen
-    )

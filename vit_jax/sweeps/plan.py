@@ -2,7 +2,7 @@
 
 A point is a flat dict: keys of the config ("optim.lr"), arguments of the file's get_config with a
 leading colon (":model"), "name" and "branch_of" (see `vit_jax.sweeps.grids`). A run is the command
-`python -m vit_jax.train` with these as flags, so every run can also be started by hand.
+`vit-jax train` with these as flags, so every run can also be started by hand.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from vit_jax.config import other_units
+from vit_jax.data import inherit
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.sweeps import record as records
@@ -122,14 +123,15 @@ def check_unchanged(run: PlannedRun) -> None:
     Raises:
       ConfigError: the config has changed; the message shows each key that differs.
     """
-    now = workdirs.config_to_json(run.config)
-    if _is_written(run.workdir / workdirs.CONFIG, now):  # The usual case, and the fast one.
+    if _is_written(
+        run.workdir / workdirs.CONFIG, workdirs.config_to_json(run.config)
+    ):  # The usual case, and the fast one.
         return
     finished = records.read(run.workdir).status == "finished"
     if not finished and not workdirs.has_checkpoints(run.workdir):
         return
     try:
-        then = workdirs.config_to_json(workdirs.read_config(run.workdir))
+        then = workdirs.comparable(workdirs.read_config(run.workdir))
     except CheckpointError as error:
         if finished:  # Its config file may have been deleted.
             return
@@ -137,12 +139,16 @@ def check_unchanged(run: PlannedRun) -> None:
             f"{error}\nNothing was started. Restore the file, or move {run.workdir} away: then "
             f"{run.name} starts from scratch."
         ) from error
+    now = workdirs.comparable(run.config)
     if run.config.init_from:  # The checkpoint has filled the unset keys.
         for new, old in (
             (now["model"], then["model"]),
             (now["model"]["resnet"], then["model"].get("resnet") or {}),
         ):
             new |= {key: old.get(key) for key, value in new.items() if value in (None, "")}
+        for key in ("train_transforms", "eval_transforms"):
+            kept = inherit.keep(now["data"][key], then["data"][key])
+            now["data"][key] = list(kept)
     if diff := workdirs.config_diff(then, now):
         raise ConfigError(
             f"{run.workdir} has a run with another config than {run.name} has now:\n"
@@ -239,8 +245,10 @@ def _check_trunk_state(trunk: PlannedRun, step: int, where: str) -> None:
             f"{where}: {BRANCH_OF} is step {step} of {trunk.name}{length}: choose a step from 1 to "
             "the last one."
         )
-    # Periodic saves are kept for good at multiples of keep_every_steps.
-    is_periodic = every and step % every == 0 and step % checkpoint.every_steps == 0
+    # Periodic saves are kept for good at multiples of keep_every_steps. In another unit than steps,
+    # it is not known when they are due before the data are opened.
+    saves = checkpoint.every_steps
+    is_periodic = every and saves and step % every == 0 and step % saves == 0
     if step not in (*checkpoint.keep_steps, last) and not is_periodic:
         raise ConfigError(
             f"{where}: {BRANCH_OF} is step {step} of {trunk.name}, which does not keep the state "

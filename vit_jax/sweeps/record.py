@@ -14,6 +14,7 @@ from typing import Any
 
 from vit_jax import storage
 from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.rundir import lock
 from vit_jax.rundir import workdir as workdirs
 
 RECORD = "sweep.json"
@@ -128,6 +129,25 @@ def is_finished(workdir: pathlib.Path, record: Record) -> bool:
         return True
     total = total_steps(workdir)
     return total is not None and has_state(workdir, total)
+
+
+def status(workdir: pathlib.Path, record: Record) -> str:
+    """Returns the status of a run now: that of its record, unless its files and locks differ.
+
+    A run without a record was started by hand: it is running, stopped or finished.
+    """
+    if is_finished(workdir, record):
+        return "finished"
+    alive, launched = (
+        lock.is_held(folder / lock.LOCK) or lock.is_elsewhere(folder / lock.LOCK)
+        for folder in (workdir, workdir.parent)
+    )
+    launched = launched or bool(read_job(workdir))
+    if record.status == "running" and not (alive or launched):
+        return "stopped"  # It was killed together with its sweep.
+    if record == Record():
+        return "running" if alive else "stopped"
+    return record.status
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any]:

@@ -51,7 +51,6 @@ import pyarrow.parquet
 from vit_jax import storage
 from vit_jax.errors import ConfigError, DataError, VitJaxError
 from vit_jax.models import family
-from vit_jax.rundir import lock
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.sweeps import record as records
 from vit_jax.telemetry.jsonlines import read_jsonl
@@ -125,7 +124,7 @@ def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
     variant = config.get("model", {}).get("variant")
     row = {
         "run": workdir.name,
-        "status": _status(workdir, record),
+        "status": records.status(workdir, record),
         **{_column(key): value for key, value in record.values.items()},
         "seed": config.get("seed", record.values.get("seed")),
         "family": family(variant) if variant else None,
@@ -179,21 +178,6 @@ def _evaluations(
                 "top1": top1,
                 "train_loss": train_loss,
             }
-
-
-def _status(workdir: pathlib.Path, record: records.Record) -> str:
-    if records.is_finished(workdir, record):
-        return "finished"
-    alive, launched = (
-        lock.is_held(folder / lock.LOCK) or lock.is_elsewhere(folder / lock.LOCK)
-        for folder in (workdir, workdir.parent)
-    )
-    launched = launched or records.read_job(workdir)
-    if record.status == "running" and not (alive or launched):
-        return "stopped"  # It was killed together with its sweep.
-    if record == records.Record():  # It was started by hand.
-        return "running" if alive else "stopped"
-    return record.status
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ growing      append-only files, on a disk or in an object store
 tensorboard  event files
 progress     a progress bar on a terminal, plain lines elsewhere
 clock        wall time by span: img/s, goodput, MFU, device-hours
+notes        warnings, as plain lines
 devices      peak FLOP/s by kind of device
 profiler     a trace of chosen steps
 

@@ -20,7 +20,8 @@ class Clock:
 
     Totals (wall time, spans, examples, device-hours, goodput) cover the whole run. Checkpoints save
     them, so they exclude what a killed process did after its last checkpoint. Rates (img/s, FLOP/s,
-    MFU) cover this process only, since an earlier one may have had other devices.
+    MFU) cover this process only, since an earlier one may have had other devices; `process_seconds`
+    are those of this process, too.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Clock:
         self._last = now()
         self._open = ["other"]
         self._seconds = dict.fromkeys((*SPANS, "other"), 0.0)
+        self._restored = dict(self._seconds)  # Seconds of earlier processes.
         self._device_seconds = 0.0
         self._examples = 0
         self._process_start = self._window_start = self._trained()
@@ -93,6 +95,11 @@ class Clock:
         spans = {f"time/{name}_s": seconds for name, seconds in self._seconds.items()}
         return self._rates(self._process_start) | self._totals() | spans
 
+    def process_seconds(self) -> dict[str, float]:
+        """Returns the wall time of this process by span, with "other"; the sum is its total."""
+        self._advance()
+        return {name: self._seconds[name] - before for name, before in self._restored.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the totals for a checkpoint, as JSON values."""
         self._advance()
@@ -121,8 +128,10 @@ class Clock:
                 f"The checkpoint's clock state is invalid: {type(error).__name__}: {error}"
             ) from error
         self._advance()
-        for name, value in seconds.items():  # Another release may have other spans.
-            self._seconds[name if name in self._seconds else "other"] += value
+        for name, value in seconds.items():
+            span = name if name in self._seconds else "other"  # Another release may have others.
+            self._seconds[span] += value
+            self._restored[span] += value
         self._device_seconds += device_seconds
         self._examples += examples
         self._process_start = self._window_start = self._trained()

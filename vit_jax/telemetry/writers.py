@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from absl import logging
 from etils import epath
 
 from vit_jax import storage
 from vit_jax.errors import ConfigError, DataError
+from vit_jax.telemetry import notes
 from vit_jax.telemetry.jsonlines import JsonLines, cut_after
 from vit_jax.telemetry.tensorboard import EventFile
 
@@ -79,10 +79,10 @@ class MetricWriter:
         self.last_step = cut_after(workdir / "metrics.jsonl", last_step=last_kept)
         cut_after(workdir / "timing.jsonl", last_step=last_kept)
         if last_line is not None and (self.last_step is None or self.last_step < last_line):
-            logging.warning(
-                "%s ends at step %s, but it had step %s when the state of step %s was saved: lines "
-                "are lost. If you have them, stop the run, restore them and start it again.",
-                *(workdir / "metrics.jsonl", self.last_step, last_line, resume_step),
+            notes.warn(
+                f"{workdir / 'metrics.jsonl'} ends at step {self.last_step}, but it had step "
+                f"{last_line} when the state of step {resume_step} was saved: lines are lost. If "
+                "you have them, stop the run, restore them and start it again."
             )
         if wandb_project:
             is_new = resume_step is None
@@ -177,7 +177,7 @@ class MetricWriter:
             if error is None:
                 raise
             if str(second) != str(error):  # The first error reaches the user.
-                logging.warning("%s", second)
+                notes.warn(str(second))
 
 
 class _Wandb:

@@ -5,7 +5,8 @@ experiment       the data, model, evaluations and jitted programs that a config 
 observer         reports, evaluates and saves a run, in the order of the contract
 state            the training state: its initial value, its shardings, its restore
 update           one update of the state: forward, backward, optimizer, moving average
-init_from        initialises the model and its parameters from a checkpoint
+periods          how often a run saves and evaluates
+init_from        takes model, preprocessing and parameters from a checkpoint
 cached_features  trains the head alone, on features that are computed once
 reports          messages of a run: at its start, at its end, and when it diverges
 """

@@ -10,14 +10,13 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from vit_jax.config import check_best
 from vit_jax.data import pipeline, transforms
 from vit_jax.data.base import Source
 from vit_jax.data.batches import Batches, LoaderOptions
 from vit_jax.data.blocks import Transform
 from vit_jax.data.sources import open_source
 from vit_jax.data.subset import few_shot, random_subset
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, DataError
 from vit_jax.evals.build import Evaluation, build_evals
 from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import (
@@ -31,6 +30,7 @@ from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.devices import peak_flops
+from vit_jax.training.periods import Periods
 from vit_jax.training.state import TrainState, make_init, state_layout
 from vit_jax.training.update import make_train_step
 
@@ -100,6 +100,7 @@ class Experiment:
       transform: maps an example to the input of the model.
       evals: evaluations by name.
       total_steps: number of updates of the whole run.
+      save_every_steps: number of updates between saves.
     """
 
     config: FrozenConfigDict
@@ -109,6 +110,7 @@ class Experiment:
     transform: Transform
     evals: Mapping[str, Evaluation]
     total_steps: int
+    save_every_steps: int
 
     @classmethod
     def of(cls, config: FrozenConfigDict, mesh: Mesh) -> "Experiment":
@@ -126,16 +128,25 @@ class Experiment:
                 f"model.num_classes is {model.num_classes}, but {source.name} has "
                 f"{source.num_classes} classes."
             )
+        if source.num_classes == 1 and config.loss.name == "softmax_xent":
+            raise DataError(
+                f"{source.name}, {source.split}, has a single class, {source.class_names[0]}: add "
+                "images of another class."
+            )
         transform = transforms.compose(
             config.data.train_transforms,
             image_size=model.image_size,
             channels=model.channels,
             key="data.train_transforms",
         )
-        evals = build_evals(Evaluator(config, model, mesh), class_names=source.class_names)
         steps = total_steps(config, len(source))
-        check_best(config, total_steps=steps)
-        return cls(config, model, mesh, source, transform, evals, steps)
+        periods = Periods.of(config, total_steps=steps, num_examples=len(source))
+        evals = build_evals(
+            Evaluator(config, model, mesh),
+            class_names=source.class_names,
+            every_steps=periods.evaluate,
+        )
+        return cls(config, model, mesh, source, transform, evals, steps, periods.save)
 
     @property
     def evaluator(self) -> Evaluator:
@@ -181,6 +192,6 @@ class Experiment:
 
     def save_is_due(self, step: int) -> bool:
         """Whether a checkpoint is due after `step` updates."""
-        checkpoint = self.config.checkpoint
-        periodic = step % checkpoint.every_steps == 0
-        return step == self.total_steps or periodic or step in checkpoint.keep_steps
+        periodic = step % self.save_every_steps == 0
+        keep_steps = self.config.checkpoint.keep_steps
+        return step == self.total_steps or periodic or step in keep_steps

@@ -1,9 +1,10 @@
-"""Takes the model's config and its parameters from the checkpoint `config.init_from`.
+"""Takes model, preprocessing and parameters from the checkpoint `config.init_from`.
 
 The checkpoint is one of our work directories or anything that `load_pretrained` reads. A key of
 `config.model` that is None takes the checkpoint's value; a key that is set overrides it. If a set
-size contradicts the checkpoint, the error shows both values. A run's config.json holds the resolved
-model, so the checkpoint is no longer needed once the run has saved.
+size contradicts the checkpoint, the error shows both values. Transforms inherit by
+`vit_jax.data.inherit`. A run's config.json holds the resolved model and transforms, so the
+checkpoint is no longer needed once the run has saved.
 """
 
 import dataclasses
@@ -20,24 +21,29 @@ from vit_jax.checkpoints.load import load_params, locate, merge_params
 from vit_jax.config import base_config, freeze
 from vit_jax.config.fields import Role, field_names
 from vit_jax.config.model import MODEL_CONFIGS, StemConfig
+from vit_jax.data import inherit
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import ModelConfig, VitConfig, lora, parse_variant
-from vit_jax.models.section import write_section
+from vit_jax.models.section import image_size, write_section
 from vit_jax.models.variants import HybridVariant
 from vit_jax.pretrained.adaptation import adapt_params
+from vit_jax.pretrained.load import evaluated_size, published_preprocess, run_preprocess
 from vit_jax.pretrained.mapping import map_checkpoint
 from vit_jax.pretrained.pixels import compare_pixels
+from vit_jax.pretrained.preprocess import Preprocess
 from vit_jax.pretrained.reader import read
 from vit_jax.pretrained.run_checkpoint import describe_run, is_run, refuse_hints
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.storage import as_path
 
+_TRANSFORMS = ("train_transforms", "eval_transforms")
+
 
 def inherit_model(config: FrozenConfigDict, workdir: epath.PathLike) -> FrozenConfigDict:
-    """Returns the config with the unset keys of `model` filled from the checkpoint of `init_from`.
+    """Returns the config with model and transforms completed from the checkpoint of `init_from`.
 
-    A run that is resumed, in its work directory or from `config.resume`, keeps the model that it
-    began with: the checkpoint of `init_from` need not exist any more.
+    A run that is resumed, in its work directory or from `config.resume`, keeps the model and the
+    transforms that it began with: the checkpoint of `init_from` need not exist any more.
 
     Args:
       config: returned unchanged if it has no `init_from`.
@@ -46,19 +52,40 @@ def inherit_model(config: FrozenConfigDict, workdir: epath.PathLike) -> FrozenCo
     Raises:
       CheckpointError: there is no such checkpoint, or its format is unknown.
       ConfigError: the variant has other sizes than the checkpoint, or no config can express the
-        checkpoint's model; or there is neither a variant nor a checkpoint.
+        checkpoint's model; or something is to be inherited, and there is no checkpoint.
     """
     if not config.init_from:
-        if not config.model.variant:
-            raise ConfigError(
-                'model.variant is "", which means the model of the checkpoint init_from, but '
-                "init_from is empty: set it, or name a variant, such as S/16."
-            )
+        _check_inherits_nothing(config)
         return config
     resolved = ConfigDict(config.as_configdict())
     earlier = _config_of_resumed_run(config, workdir)
-    _fill_unset(resolved.model, _published_section(config) if earlier is None else earlier.model)
-    return freeze(resolved)
+    if earlier is not None:
+        _fill_unset(resolved.model, earlier.model)
+        for key in _TRANSFORMS:
+            resolved.data[key] = inherit.keep(config.data[key], earlier.data[key])
+        return freeze(resolved)
+    section, preprocess = _published(config)
+    _fill_unset(resolved.model, section)
+    transforms = preprocess.for_size(image_size(resolved.model.image_size)).transforms
+    for key in _TRANSFORMS:
+        resolved.data[key] = inherit.resolve(config.data[key], transforms, key=f"data.{key}")
+    resolved = freeze(resolved)
+    compare_pixels(resolved, transforms)
+    return resolved
+
+
+def _check_inherits_nothing(config: FrozenConfigDict) -> None:
+    """Raises ConfigError if a config without `init_from` takes something from it."""
+    wanted = [f"data.{key}" for key in _TRANSFORMS if inherit.inherits(config.data[key])]
+    if not config.model.variant:
+        wanted.insert(0, 'model.variant=""')
+    if wanted:
+        raise ConfigError(
+            f"The config takes from a checkpoint what it does not state ({', '.join(wanted)}), but "
+            "init_from is empty: pass --config.init_from=CHECKPOINT, such as one of your work "
+            "directories or hf:google/vit-base-patch16-224; or set these keys, such as "
+            "model.variant=S/16."
+        )
 
 
 def inherit_params(
@@ -124,23 +151,30 @@ def _config_of_resumed_run(
     return None
 
 
-def _published_section(config: FrozenConfigDict) -> ConfigDict:
-    """Returns the checkpoint's model as a section `model`, without its number of classes."""
+def _published(config: FrozenConfigDict) -> tuple[ConfigDict, Preprocess]:
+    """Returns the checkpoint's model, as a section without classes, and its preprocessing.
+
+    The image size is that of its preprocessing: 224 for DINOv2, whose positions are for 518 pixels.
+    """
     path = config.init_from
     if is_run(path):
         refuse_hints(path, config.init_hints)
         _, run, published = describe_run(path)
-        transforms = run.data.eval_transforms
+        preprocess, size = run_preprocess(run, published), None
     else:
         description = map_checkpoint(path, hints=dict(config.init_hints)).description
-        published, transforms = description.config, description.transforms
+        published = description.config
+        preprocess = published_preprocess(description.transforms, published)
+        size, notes = evaluated_size(published, description.transforms)
+        for note in notes:
+            logging.info("%s: %s", path, note)
     if config.model.variant:
         _check_sizes(config.model, published, path)
-    compare_pixels(config, transforms)
     section = base_config().model
     write_section(published, section)
     section.num_classes = None
-    return section
+    section.image_size = size or published.image_size
+    return section, preprocess
 
 
 def _fill_unset(section: ConfigDict, other: ConfigDict | FrozenConfigDict) -> None:

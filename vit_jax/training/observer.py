@@ -6,6 +6,7 @@ state is saved. So a metrics file is never behind a checkpoint.
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -78,13 +79,17 @@ class Observer:
         measured = {}
         with self.clock.span("eval"):
             for name in self.experiment.evals_due(step):
-                values = self.experiment.evals[name].run(
-                    params,
-                    partial(
-                        self.watch.iterate, location=f"the evaluation {name} after {step} updates"
-                    ),
-                    self.bad_examples.evaluation_callback(step),
-                )
+                before = time.monotonic()
+                with self.progress.activity(f"evaluating {name}"):
+                    values = self.experiment.evals[name].run(
+                        params,
+                        partial(
+                            self.watch.iterate,
+                            location=f"the evaluation {name} after {step} updates",
+                        ),
+                        self.bad_examples.evaluation_callback(step),
+                    )
+                self.progress.evaluation(name, values, seconds=time.monotonic() - before)
                 measured |= {f"{name}/{key}": value for key, value in values.items()}
         if measured:
             self.writer.write(step, measured)

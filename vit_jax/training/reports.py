@@ -16,14 +16,18 @@ from vit_jax.data.base import Source
 from vit_jax.errors import DataError, NonFiniteError
 from vit_jax.models import (
     VitConfig,
+    describe_model,
     forward_flops,
     num_params,
     num_params_non_embedding,
+    param_shapes,
     update_flops_per_image,
 )
 from vit_jax.models.attention import current_platform, resolve_backend
-from vit_jax.telemetry.clock import SPANS, Clock
+from vit_jax.optim import frozen_mask, train_loss_difference
+from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.jsonlines import read_jsonl
+from vit_jax.telemetry.progress import format_count
 from vit_jax.training.experiment import Experiment
 
 
@@ -70,16 +74,35 @@ def describe(experiment: Experiment, *, start: int) -> str:
     height, width = model_config.image_size
     flops = update_flops_per_image(model_config, config)
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    return (
-        f"model   {config.model.variant} at {height}x{width}: "
-        f"{num_params(model_config):,} parameters, {flops / 1e9:.3g} "
-        f"GFLOPs to train on an image, {model_config.dtype}{attention}\n"
-        f"data    {source.name}, {source.split}: {len(source):,} images, "
-        f"{model_config.num_classes} classes\n"
-        f"devices {mesh.size} x {device.device_kind} ({shape}), {jax.process_count()} processes\n"
-        f"run     steps {start:,} to {total:,} of {config.batch_size:,} images, "
-        f"{total * config.batch_size / len(source):.4g} epochs"
-    )
+    begins = f", continued at step {start:,}" if start else ""
+    begins = ", which is complete" if start == total else begins
+    lines = [
+        f"model   {describe_model(model_config)} on images of {height}x{width}: "
+        f"{_count_params(experiment)}, {flops / 1e9:.3g} GFLOPs to train on an image, "
+        f"{model_config.dtype}{attention}",
+        f"data    {source.name}, {source.split}: {format_count(len(source), 'image')}, "
+        f"{format_count(model_config.num_classes, 'class')}",
+        f"devices {mesh.size} x {device.device_kind} ({shape}), "
+        f"{format_count(jax.process_count(), 'process')}",
+        f"run     {format_count(total, 'step')} of {format_count(config.batch_size, 'image')}, "
+        f"{total * config.batch_size / len(source):.4g} epochs{begins}",
+    ]
+    if difference := train_loss_difference(config):
+        lines.append(
+            f"loss    the training loss is computed {difference}, that of an evaluation without: "
+            "the two cannot be compared"
+        )
+    return "\n".join(lines)
+
+
+def _count_params(experiment: Experiment) -> str:
+    """Returns the number of parameters, and how many are trained if some are frozen."""
+    shapes = param_shapes(experiment.model_config)
+    frozen = jax.tree.leaves(frozen_mask(experiment.config.optim, shapes))
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)]
+    trained = sum(size for size, is_frozen in zip(sizes, frozen, strict=True) if not is_frozen)
+    text = format_count(sum(sizes), "parameter")
+    return text if trained == sum(sizes) else f"{text}, of which {trained:,} are trained"
 
 
 def run_summary(experiment: Experiment) -> dict[str, Any]:
@@ -135,12 +158,25 @@ def conclusion(workdir: epath.Path, clock: Clock, total: int) -> str:
     if "speed/img_per_s" in timing:
         reached.append(f"{timing['speed/img_per_s']:,.0f} img/s")
     return (
-        f"Done: {total:,} steps; {', '.join(reached)}.\n"
-        f"Time:   {timing['time/wall_s']:,.0f} s, of which "
-        + ", ".join(f"{name} {timing[f'time/{name}_s']:,.0f} s" for name in SPANS)
-        + f"; {timing['time/device_hours']:.3g} device-hours\n"
+        f"Done:   {'; '.join((format_count(total, 'step'), *reached))}\n"
+        f"{_times(clock)}"
         f"{bad_examples.summary(workdir)}"
         f"Curves: {workdir / 'curves.png'}\n"
-        f"Next:   python -m vit_jax.evaluate --workdir={workdir}\n"
-        f"        python -m vit_jax.predict --checkpoint={workdir} IMAGE_OR_FOLDER"
+        f"Next:   vit-jax evaluate --workdir={workdir}\n"
+        f"        vit-jax predict --checkpoint={workdir} IMAGE_OR_FOLDER"
+    )
+
+
+def _times(clock: Clock) -> str:
+    """Returns the time of this start, and that of all starts if there were others."""
+    timing, spans = clock.summary(), clock.process_seconds()
+    own = sum(spans.values())
+    parts = ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in spans.items())
+    wall = timing["time/wall_s"]
+    hours = f"{timing['time/device_hours']:.3g} device-hours"
+    if wall - own < 0.5:
+        return f"Time:   {own:,.0f} s ({parts}); {hours}\n"
+    return (
+        f"Time:   {own:,.0f} s since this start ({parts})\n"
+        f"        {wall:,.0f} s in all starts of the run; {hours}\n"
     )

@@ -25,10 +25,12 @@ from vit_jax.checkpoints.store import Store
 from vit_jax.config import validate
 from vit_jax.data.bad_examples import BadExamples
 from vit_jax.errors import ConfigError, ExitCode
+from vit_jax.optim import train_loss_difference
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
 from vit_jax.parallel.compilation import enable_compilation_cache
 from vit_jax.parallel.watch import Watch
+from vit_jax.rundir import extension
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.rundir.agreement import agree
 from vit_jax.rundir.lock import lock
@@ -47,6 +49,7 @@ def train(
     workdir: epath.PathLike,
     *,
     allow_config_change: bool = False,
+    extend: bool = False,
     devices: Sequence[jax.Device] | None = None,
 ) -> int:
     """Trains a config to its end; resumes from the work directory if it has checkpoints.
@@ -55,6 +58,8 @@ def train(
       config: has the keys of `vit_jax.config.base_config`.
       workdir: the work directory; created if it does not exist.
       allow_config_change: continue although the work directory was started with another config.
+      extend: continue if only the length of the run differs, and is larger: what that means is said
+        in vit_jax.rundir.extension.
       devices: the devices to train on; None: all.
 
     Returns:
@@ -62,6 +67,13 @@ def train(
 
     Raises:
       VitJaxError: the config, the data or a checkpoint is wrong, or a loss is not finite.
+
+    Example:
+      >>> config = load_config("quickstart", {"total_steps": 2, "model.depth": 1})
+      >>> exit_code = train(config, "runs/two-steps")
+      model ...
+      >>> int(exit_code)
+      0
     """
     with ExitStack() as stack:
         # --- The experiment and its devices
@@ -78,7 +90,9 @@ def train(
 
         # --- The initial or restored state
         claim = _Claim(experiment, workdir)
-        store = stack.enter_context(claim.acquire(allow_config_change=allow_config_change))
+        store = stack.enter_context(
+            claim.acquire(allow_config_change=allow_config_change, extend=extend)
+        )
         watch.at("the initial state")
         with clock.span("init"):
             state, loop_state = _begin(experiment, program, store)
@@ -113,6 +127,8 @@ def train(
                 resumed=resumed,
             )
         )
+        if note := claim.describe_extension(start):
+            observer.progress.note(note)
         # On an error this process ends before it closes anything that waits for the others.
         stack.push(watch.exit_on_error)
 
@@ -144,7 +160,7 @@ def train(
             if compiled is None:
                 watch.at("the compilation of the update")
                 # A function that is compiled ahead of time is never compiled again.
-                with clock.span("compile"):
+                with clock.span("compile"), observer.progress.compiling():
                     compiled = program.train_step.lower(state, batch, stop).compile()
             watch.at(f"update {step + 1}")
             with clock.span("step"), observer.profiler.step(step):
@@ -165,8 +181,7 @@ def train(
 
 def _mesh(config: FrozenConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:
     """Sets the compilation cache of a config and returns its mesh."""
-    if config.log.compilation_cache:
-        enable_compilation_cache(config.log.compilation_cache)
+    enable_compilation_cache(config.log.compilation_cache)
     mesh = meshes.make_mesh(config.mesh, devices=devices)
     meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
     return mesh
@@ -195,6 +210,7 @@ def _begin(
 def _finish(observer: Observer, workdir: epath.Path, step: int) -> ExitCode:
     """Prints a summary and returns the exit code; draws the curves of a complete run."""
     total = observer.experiment.total_steps
+    observer.progress.close()
     if step < total:
         observer.progress.note(
             f"Stopped and saved at step {step:,} of {total:,}: the same command resumes the run."
@@ -203,7 +219,11 @@ def _finish(observer: Observer, workdir: epath.Path, step: int) -> ExitCode:
     observer.watch.at("the curves")
     observer.writer.flush()
     if jax.process_index() == 0 and read_jsonl(workdir / "metrics.jsonl"):
-        figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")
+        figures.curves(
+            workdir / "metrics.jsonl",
+            workdir / "curves.png",
+            train_loss=train_loss_difference(observer.experiment.config),
+        )
     observer.progress.note(conclusion(workdir, observer.clock, total))
     return ExitCode.DONE
 
@@ -213,13 +233,14 @@ class _Claim:
 
     def __init__(self, experiment: Experiment, workdir: epath.Path):
         self._workdir, self._config = workdir, experiment.config
+        self._extended: FrozenConfigDict | None = None  # The config before it was extended.
         evals = {name: evaluation.fingerprint for name, evaluation in experiment.evals.items()}
         self._dataset = workdirs.describe_dataset(
             experiment.source, num_classes=experiment.model_config.num_classes, evals=evals
         )
 
     @contextlib.contextmanager
-    def acquire(self, *, allow_config_change: bool) -> Iterator[Store]:
+    def acquire(self, *, allow_config_change: bool, extend: bool) -> Iterator[Store]:
         """Creates the directory, locks it, and opens its checkpoints.
 
         Raises:
@@ -231,11 +252,12 @@ class _Claim:
             if jax.process_index() == 0:
                 stack.enter_context(lock(self._workdir))
             agree(self._workdir, self._config, self._dataset)
-            workdirs.check_claim(
+            self._extended = workdirs.check_claim(
                 self._workdir,
                 self._config,
                 self._dataset,
                 allow_config_change=allow_config_change,
+                extend=extend,
             )
             yield stack.enter_context(
                 Store(
@@ -247,6 +269,13 @@ class _Claim:
                     best_mode=checkpoint.best_mode,
                 )
             )
+
+    def describe_extension(self, step: int) -> str:
+        """Returns what extending the run at a step means; "" if it is not extended."""
+        if self._extended is None:
+            return ""
+        examples = self._dataset["num_examples"]
+        return extension.describe(self._extended, self._config, num_examples=examples, step=step)
 
     def write(self, experiment: Experiment) -> None:
         """Writes the files that describe the run."""

@@ -50,6 +50,12 @@ def export(
     Raises:
       CheckpointError: `path` exists or cannot be written, or the format cannot express the model.
       ConfigError: the format is unknown.
+
+    Example:
+      >>> model = create("mu/16", image_size=32, num_classes=10)
+      >>> _ = export(model, "for-transformers", to="hf")
+      >>> sorted(path.name for path in pathlib.Path("for-transformers").iterdir())
+      ['config.json', 'model.safetensors', 'preprocessor_config.json']
     """
     target = check_destination(path, to=to, dtype=dtype)
     try:
@@ -100,7 +106,7 @@ def _write(
     try:
         match to:
             case "google" | "big_vision":
-                google.write(pretrained, unfinished, to=to, **options)
+                notes = google.write(pretrained, unfinished, to=to, **options)
             case "hf":
                 notes = huggingface.write(pretrained, unfinished, **options)
             case "timm":

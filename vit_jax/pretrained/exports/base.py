@@ -50,7 +50,7 @@ class Reasons:
         advice = (
             "" if self.impossible
             else "\nPass --change_numerics to write it all the same: its outputs will differ "
-            "slightly."
+            "slightly. Or set what is said above in data.eval_transforms and model of the run."
         )  # fmt: skip
         reasons = "\n".join(f"  {reason}" for reason in (*self.impossible, *self.approximate))
         raise CheckpointError(f"This model cannot be written --to={to}:\n{reasons}{advice}")
@@ -67,29 +67,70 @@ ANYTHING = Anything()
 BOTH = (True, False)
 
 
+# Libraries by target, for messages.
+_LIBRARIES = {
+    "hf": "transformers",
+    "timm": "timm",
+    "google": "vision_transformer",
+    "big_vision": "big_vision",
+}
+# Why a library lacks a value of a field, where the value alone does not say it.
+_WHY = {
+    "pool": "no other input of a classifier",
+    "rep_size": "no tanh layer before a classifier",
+    "num_classes": "no classifier for this model; num_classes=0 writes its body",
+    "stem": "no such ResNet before the patches",
+}
+
+
 def compare(config: ModelConfig, expressible: Mapping[str, Container[Any]], *, to: str) -> Reasons:
     """Returns the reasons why a format cannot express a model's architecture.
 
     Every format can express sizes, except for limits in `expressible`. Another field that is absent
     from `expressible` must have its default, so a new field is refused until a format supports it.
+    A kernel that resizes positions has no effect on images of the model's own size: it is a note.
 
     Raises:
       CheckpointError: the format supports only ViTs, and this is another model.
     """
     if not isinstance(config, VitConfig):
-        raise CheckpointError(f"A {type(config).__name__} is not exported --to={to}.")
+        raise no_export(config, to=to)
     reasons = {Role.ARCHITECTURE: [], Role.NUMERICS: [], Role.SIZE: []}
+    notes = []
     for field, declaration in declarations(config):
         fixed = declaration.role in (Role.ARCHITECTURE, Role.NUMERICS)
         accepted = expressible.get(field.name, (field.default,) if fixed else ANYTHING)
         value = getattr(config, field.name)
-        if value not in accepted and has_effect(config, field.name):
-            values = " or ".join(map(repr, accepted))
-            reasons[declaration.role].append(
-                f"{field.name} is {value!r}; the format can express only {values}"
+        if value in accepted or not has_effect(config, field.name):
+            continue
+        if field.name == "posemb_resize":
+            notes.append(
+                f"for other image sizes {_LIBRARIES[to]} resizes the position embedding by "
+                f"{' or '.join(accepted)}, vit_jax by {value}"
             )
+        else:
+            reasons[declaration.role].append(_reason(field.name, value, accepted, to=to))
     architecture = reasons[Role.ARCHITECTURE] + reasons[Role.SIZE]
-    return Reasons(tuple(architecture), tuple(reasons[Role.NUMERICS]))
+    return Reasons(tuple(architecture), tuple(reasons[Role.NUMERICS]), tuple(notes))
+
+
+def _reason(name: str, value: Any, accepted: Container[Any], *, to: str) -> str:
+    """Returns a sentence: what the model has, what the library has, what to set."""
+    values = " or ".join(map(repr, accepted))
+    why = f" ({_WHY[name]})" if name in _WHY else ""
+    advice = "" if name in ("num_classes", "stem") else f": train with model.{name}={values}"
+    return f"model.{name} is {value!r}; {_LIBRARIES[to]} has only {values}{why}{advice}"
+
+
+def no_export(config: ModelConfig, *, to: str) -> CheckpointError:
+    """Returns the error for a kind of model that a target does not write."""
+    kind = {"ResnetConfig": "BiT ResNet", "MixerConfig": "MLP-Mixer"}.get(
+        type(config).__name__, type(config).__name__
+    )
+    return CheckpointError(
+        f"--to={to} writes ViTs only, and this is a {kind}. Use --to=big_vision, orbax, stablehlo "
+        "or onnx."
+    )
 
 
 class HostParameters(Mapping[str, np.ndarray]):

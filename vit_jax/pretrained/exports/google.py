@@ -10,7 +10,13 @@ import numpy as np
 from vit_jax.config.model import RESNET_NUMERICS
 from vit_jax.errors import CheckpointError
 from vit_jax.models import MixerConfig, ResnetConfig, StemConfig
-from vit_jax.pretrained.exports.base import ANYTHING, compare, export_tensors, with_class_row
+from vit_jax.pretrained.exports.base import (
+    ANYTHING,
+    compare,
+    export_tensors,
+    with_class_row,
+    with_learned_positions,
+)
 from vit_jax.pretrained.formats import mixer, resnet
 from vit_jax.pretrained.formats.entries import Entry
 from vit_jax.pretrained.formats.google import LINEN, PRE_LINEN
@@ -19,8 +25,11 @@ from vit_jax.pretrained.load import Pretrained
 
 def write(
     pretrained: Pretrained, path: pathlib.Path, *, to: str, dtype: str, change_numerics: bool
-) -> None:
+) -> tuple[str, ...]:
     """Writes an .npz archive for google (vision_transformer's published names) or big_vision.
+
+    Returns:
+      Notes: what the library computes slightly differently, and other remarks.
 
     Raises:
       CheckpointError: the format cannot express the model.
@@ -28,20 +37,21 @@ def write(
     config, big_vision = pretrained.config, to == "big_vision"
     if isinstance(config, MixerConfig | ResnetConfig):
         _write(pretrained, path, _entries(config, to=to), to=to, dtype=dtype)
-        return
+        return ()
     expressible = {
         "pool": ("token", "gap", "map") if big_vision else ("token", "gap"),
-        "posemb": ("learned", "sincos2d") if big_vision else ("learned",),
+        "posemb": ("learned", "sincos2d"),
         "rep_size": ANYTHING,
         "posemb_prefix": ANYTHING,
         "stem": (None,) if big_vision else (None, config.stem and StemConfig(
             units=config.stem.units, width_factor=config.stem.width_factor
         )),
     }  # fmt: skip
-    compare(config, expressible, to=to).check(to=to, change_numerics=change_numerics)
+    reasons = compare(config, expressible, to=to)
+    reasons.check(to=to, change_numerics=change_numerics)
     entries = LINEN if big_vision else PRE_LINEN
     if not big_vision:
-        params, config = with_class_row(pretrained.params, config)
+        params, config = with_class_row(*with_learned_positions(pretrained.params, config))
         pretrained = dataclasses.replace(pretrained, params=params, config=config)
         if config.stem:
             body = resnet.stem_entries(config.stem, resnet.GOOGLE, ours="stem/", theirs="")
@@ -49,6 +59,7 @@ def write(
     elif config.posemb_rows:  # The class token has a position, as in older files of big_vision.
         entries = tuple(e for e in LINEN if e.theirs != "pos_embedding")
     _write(pretrained, path, entries, to=to, dtype=dtype)
+    return reasons.approximate + reasons.notes
 
 
 def _entries(config: MixerConfig | ResnetConfig, *, to: str) -> tuple[Entry, ...]:

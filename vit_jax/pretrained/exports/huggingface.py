@@ -17,6 +17,7 @@ from vit_jax.pretrained.exports.base import (
     Reasons,
     compare,
     export_tensors,
+    no_export,
     with_class_row,
     with_learned_positions,
 )
@@ -30,7 +31,7 @@ from vit_jax.pretrained.mapping import PROBLEM_TYPES
 _EXPRESSIBLE: dict[str, dict[str, Container[Any]]] = {
     "vit": {"pool": ("token",), "posemb_resize": ("bicubic",)},
     "deit": {"pool": ("token",), "distilled": (True,), "posemb_resize": ("bicubic",)},
-    "ijepa": {"pool": ("gap",), "num_classes": (0,), "posemb_resize": ("bicubic",)},
+    "ijepa": {"pool": ("gap",), "posemb_resize": ("bicubic",)},
     "siglip_vision_model": {"pool": ("map",), "num_classes": (0,), "posemb_resize": ("bicubic",)},
     "dinov2": {
         "mlp": ("gelu", "swiglu"), "posemb_resize": ("bicubic",),
@@ -48,7 +49,7 @@ _EXPRESSIBLE: dict[str, dict[str, Container[Any]]] = {
 _ARCHITECTURES = {
     "vit": ("ViTModel", "ViTForImageClassification"),
     "deit": ("DeiTModel", "DeiTForImageClassificationWithTeacher"),
-    "ijepa": ("IJepaModel", ""),
+    "ijepa": ("IJepaModel", "IJepaForImageClassification"),
     "siglip_vision_model": ("SiglipVisionModel", ""),
     "dinov2": ("Dinov2Model", "Dinov2ForImageClassification"),
     "dinov2_with_registers": (
@@ -56,7 +57,7 @@ _ARCHITECTURES = {
     ),
     "dinov3_vit": ("DINOv3ViTModel", ""),
 }  # fmt: skip
-_PREFIX = {"vit": "vit.", "deit": "deit.", "dinov2": "dinov2.",
+_PREFIX = {"vit": "vit.", "deit": "deit.", "ijepa": "ijepa.", "dinov2": "dinov2.",
            "dinov2_with_registers": "dinov2_with_registers."}  # fmt: skip
 _HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
 _SHARD = 5 * 10**9  # Bytes: the limit of the library.
@@ -68,6 +69,7 @@ def model_type(config: VitConfig) -> str:
         return "dinov3_vit"
     if config.layer_scale:
         return "dinov2_with_registers" if config.registers else "dinov2"
+    # Classifiers with the mean of all patches are of the class IJepaForImageClassification.
     by_pool = {"map": "siglip_vision_model", "gap": "ijepa", "token_gap": "dinov2"}
     return by_pool.get(config.pool, "deit" if config.distilled else "vit")
 
@@ -128,7 +130,7 @@ def _one_class(pretrained: Pretrained) -> Reasons:
 
 def _kind(pretrained: Pretrained) -> str:
     if not isinstance(pretrained.config, VitConfig):
-        raise CheckpointError(f"A {type(pretrained.config).__name__} is not exported --to=hf.")
+        raise no_export(pretrained.config, to="hf")
     return model_type(pretrained.config)
 
 

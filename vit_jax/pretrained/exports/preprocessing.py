@@ -22,7 +22,10 @@ from vit_jax.pretrained.preprocess import Preprocess
 
 _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's codes.
 _NAMES = {cls: name for name, cls in OPS.items()}
-_LEVELS = "{library} rounds a resized image to 256 levels; the resize has rounding='none'"
+_LEVELS = (
+    "{library} rounds a resized image to 256 levels; the resize has rounding='none': set "
+    "rounding='nearest'"
+)
 # torchvision's 8-bit bicubic kernel has coarser weights than Pillow's. Measured with torchvision
 # 0.28: smooth images with noise differ by two levels in two of a million values; black and white
 # noise by up to 26 levels.
@@ -176,7 +179,7 @@ def _is_hf_exact(resize: Resize) -> bool:
 
 
 def _hf_reasons(steps: Pipeline) -> Reasons:
-    impossible, approximate, notes = steps.impossible(), _gray(steps), []
+    impossible, approximate, notes = steps.impossible(), [], _gray(steps)
     resize, crop = steps.resize, steps.crop
     if resize is not None:
         approximate += _resampling(resize, to="transformers")
@@ -189,16 +192,18 @@ def _hf_reasons(steps: Pipeline) -> Reasons:
         )
     if steps.keeps_aspect and resize.long_side != "down":
         approximate.append(
-            "transformers rounds the longer side down; resize_small has long_side='nearest'"
+            "transformers rounds the longer side down; resize_small has long_side='nearest': set "
+            "long_side='down'"
         )
     if not steps.crops_alike("down"):
         approximate.append(
             "transformers starts a centre crop a pixel earlier for some odd margins; center_crop "
-            "has offset='half_even'"
+            "has offset='half_even': set offset='down'"
         )
     if not steps.exif:
         approximate.append(
-            "transformers rotates images by their EXIF orientation; decode has exif=False"
+            "transformers rotates images by their EXIF orientation; decode has exif=False: set "
+            "exif=True"
         )
     if resize is not None and (resize.method, resize.rounding) == ("bicubic", "nearest"):
         notes.append(_TORCHVISION_BICUBIC)
@@ -231,7 +236,7 @@ def to_timm(preprocess: Preprocess) -> tuple[dict[str, Any], Reasons]:
 
 
 def _timm_reasons(steps: Pipeline) -> Reasons:
-    impossible, approximate, notes = steps.impossible(), _gray(steps), []
+    impossible, approximate, notes = steps.impossible(), [], _gray(steps)
     resize, size = steps.resize, steps.image_size
     if steps.pad is not None:
         impossible.append("its preprocessing pads; timm does not")
@@ -252,16 +257,17 @@ def _timm_reasons(steps: Pipeline) -> Reasons:
     if steps.keeps_aspect and resize.long_side != long_side:
         approximate.append(
             f"timm rounds the longer side as long_side='{long_side}' does; resize_small has "
-            f"'{resize.long_side}'"
+            f"'{resize.long_side}': set long_side='{long_side}'"
         )
     if not steps.crops_alike("half_even"):
         approximate.append(
             "timm starts a centre crop a pixel later for some odd margins; center_crop has "
-            "offset='down'"
+            "offset='down': set offset='half_even'"
         )
     if steps.exif:
         approximate.append(
-            "timm does not rotate images by their EXIF orientation; decode has exif=True"
+            "timm does not rotate images by their EXIF orientation; decode has exif=True: set "
+            "exif=False"
         )
     return Reasons(tuple(impossible), tuple(approximate), tuple(notes))
 
@@ -281,13 +287,22 @@ def _resampling(resize: Resize, *, to: str) -> list[str]:
     """Returns how a library's kernels differ: they antialias, and round to the nearest level."""
     reasons = []
     if resize.method not in _RESAMPLE:
-        reasons.append(f'{to} has no resize with method="{resize.method}"; bilinear is written')
+        reasons.append(
+            f'{to} has no resize with method="{resize.method}"; bilinear is written: set '
+            'method="bilinear"'
+        )
     elif resize.method == "nearest":  # Pillow and PyTorch accumulate rounded coordinates.
         reasons.append(f"{to} may take the neighbouring pixel for ties of method='nearest'")
     elif not resize.antialias:
-        reasons.append(f"{to} antialiases where an image shrinks; the resize has antialias=False")
+        reasons.append(
+            f"{to} antialiases where an image shrinks; the resize has antialias=False: set "
+            "antialias=True"
+        )
     if resize.rounding == "down":
-        reasons.append(f"{to} rounds to the nearest level; the resize has rounding='down'")
+        reasons.append(
+            f"{to} rounds to the nearest level; the resize has rounding='down': set "
+            "rounding='nearest'"
+        )
     return reasons
 
 

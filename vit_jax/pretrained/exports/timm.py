@@ -12,6 +12,7 @@ from vit_jax.pretrained.exports.base import (
     BOTH,
     compare,
     export_tensors,
+    no_export,
     with_learned_positions,
     without_class_row,
 )
@@ -56,7 +57,7 @@ def write(
       CheckpointError: no entry point of timm can express the model.
     """
     if not isinstance(pretrained.config, VitConfig):
-        raise CheckpointError(f"A {type(pretrained.config).__name__} is not exported --to=timm.")
+        raise no_export(pretrained.config, to="timm")
     params, config = with_learned_positions(pretrained.params, pretrained.config)
     if config.registers:  # As in timm's conversion of DINOv2.
         params, config = without_class_row(params, config)

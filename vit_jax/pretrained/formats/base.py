@@ -150,11 +150,11 @@ def complete_config(
         config = VitConfig(**facts)
     except ConfigError as error:
         raise CheckpointError(f"{path} describes no model that can be built: {error}") from error
-    without_effect: dict[str, tuple[str, ...]] = {
-        field.name: () for field, _ in declarations(config) if not has_effect(config, field.name)
+    without_effect = {
+        field.name for field, _ in declarations(config) if not has_effect(config, field.name)
     }
     if config.mlp in ("silu", "swiglu") and not config.pool.startswith("map"):
-        without_effect["gelu"] = ("erf",)  # Manifests state it for every model of PyTorch.
+        without_effect.add("gelu")
     hints.discard(without_effect)
     return config, {field: value for field, value in assumed.items() if field not in without_effect}
 

@@ -53,12 +53,10 @@ class Hints:
         self._accepted.add(field)
         return self._values.get(field)
 
-    def discard(self, without_effect: Mapping[str, Collection[Any]]) -> None:
-        """Marks fields as without an effect; each may list hinted values that do no harm."""
-        self._accepted -= without_effect.keys()
-        for field, accepted in without_effect.items():
-            if self._values.get(field) not in accepted:
-                self._used.discard(field)
+    def discard(self, without_effect: Collection[str]) -> None:
+        """Marks fields as without an effect on this model."""
+        self._accepted -= set(without_effect)
+        self._used -= set(without_effect)
 
     def translate(self, field: str, names: Mapping[str, Any]) -> None:
         """Replaces a format's names of a field's values by those of vit_jax."""

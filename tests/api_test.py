@@ -1,0 +1,61 @@
+"""The public names of vit_jax: listed, described, typed, each with an example that runs."""
+
+import doctest
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import vit_jax
+from tests.conftest import ROOT
+
+API = (ROOT / "docs" / "api.md").read_text()
+
+
+def test_every_name_is_listed_and_described():
+    assert set(dir(vit_jax)) == {*vit_jax.__all__, "__version__"}
+    rows = re.findall(r"^\| (`.*?) \|", API.partition("## Commands")[0], re.M)
+    described = {name for row in rows for name in re.findall(r"`(\w+)", row)}
+    assert described == set(vit_jax.__all__)
+    for name in vit_jax.__all__:
+        assert getattr(vit_jax, name).__doc__, name
+
+
+def test_importing_it_imports_no_jax():
+    code = "import sys, vit_jax, vit_jax.cli; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def folder(plain_run, tmp_path_factory):
+    """The current folder of the examples: a run in runs/quickstart, a published model in tiny-vit,
+    and images/.
+    """
+    folder = tmp_path_factory.mktemp("examples")
+    shutil.copytree(plain_run, folder / "runs" / "quickstart")
+    tiny = vit_jax.create("mu/16", image_size=32, num_classes=10)
+    vit_jax.export(tiny, folder / "tiny-vit", to="hf")
+    return folder
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("name", sorted(set(vit_jax.__all__) - {"analysis"}))
+def test_the_example_runs(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    globals_ = {name: getattr(vit_jax, name) for name in vit_jax.__all__}
+    globals_ |= {"np": np, "jax": jax, "pathlib": pathlib, "os": os, "vit_jax": vit_jax}
+    finder = doctest.DocTestFinder(recurse=True, exclude_empty=True)
+    # An inherited docstring, or one of a method, is an example as well.
+    tests = [test for test in finder.find(globals_[name], name, globs=globals_) if test.examples]
+    assert tests, f"vit_jax.{name} has no example"
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    report = []
+    for test in tests:
+        runner.run(test, out=report.append)
+    assert not runner.failures, "".join(report)

@@ -1,0 +1,129 @@
+"""Models with parameters by name: fresh ones from the table of sizes, and published ones."""
+
+import difflib
+import fnmatch
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vit_jax.config import base_config
+from vit_jax.data.recipes import evaluation
+from vit_jax.errors import ConfigError, did_you_mean
+from vit_jax.models import build, read_section
+from vit_jax.models.variants import HYBRIDS, MIXERS, RESNETS, VARIANTS, family, parse_variant
+from vit_jax.parallel.rules import param_shardings
+from vit_jax.pretrained.load import Pretrained, load_pretrained
+from vit_jax.pretrained.preprocess import Preprocess
+from vit_jax.pretrained.run_checkpoint import one_device
+
+_PATCHES = (8, 14, 16, 32)  # Usual patch sizes; any other is accepted, too.
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the names of model sizes that `create` builds with fresh parameters.
+
+    Patches of any other size are accepted as well (B/7). Published checkpoints are not listed: any
+    name on a hub can be loaded (`load_pretrained`).
+
+    Args:
+      pattern: only names that match it, such as "B/*" or "BiT-*".
+
+    Example:
+      >>> list_models("R*")
+      ['R+Ti/16', 'R26+S/32', 'R26+B/32', 'R50+B/16', 'R50+L/32']
+    """
+    names = [f"{size}/{patch}" for size in VARIANTS for patch in _PATCHES]
+    names += [*HYBRIDS, *(f"BiT-R{depth}x1" for depth in RESNETS)]
+    names += [f"{size}/{patch}" for size in MIXERS for patch in (16, 32)]
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _expressible(name: str) -> dict[str, str]:
+    return {"posemb_resize": "bicubic"} if family(name) in ("vit", "hybrid") else {}
+
+
+def create(
+    name: str,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    **fields: Any,
+) -> Pretrained:
+    """Returns a model with its parameters: random ones for a size, or those of a checkpoint.
+
+    Args:
+      name: a size such as "B/16" (`list_models`), for random parameters; or whatever
+        `load_pretrained` loads: a file, a folder, a work directory, a name on a hub.
+      image_size: side, or (height, width), in pixels; None: 224, or that of the checkpoint.
+      num_classes: outputs of the head; 0: no head; None: 1000, or those of the checkpoint.
+      seed: of random parameters.
+      mesh: as for `load_pretrained`.
+      **fields: keys of the section `model` of a run's config (pool="gap", channels=1, ...), for a
+        model with random parameters.
+
+    Returns:
+      The model, in the same layout of parameters whatever was loaded. A random model prepares
+      images as transformers' ViT, resized and scaled to -1..1, and resizes positions as it
+      does (bicubic), so that it can express the model.
+
+    Raises:
+      CheckpointError: see `load_pretrained`.
+      ConfigError: there is no such size or field, or a field is given for a checkpoint.
+
+    Example:
+      >>> model = create("mu/16", image_size=32, num_classes=10)
+      >>> images = model.preprocess(np.zeros((40, 60, 3), np.uint8))
+      >>> logits, intermediates = model(images)
+      >>> logits.shape, intermediates["pre_logits"].shape
+      ((1, 10), (1, 32))
+    """
+    try:
+        parse_variant(name)
+    except ConfigError:
+        if fields:
+            raise ConfigError(
+                f"{', '.join(fields)}: the model of {name} follows from its checkpoint. Only a "
+                f'size such as "B/16" takes fields. {did_you_mean(name, list_models())}'
+            ) from None
+        if difflib.get_close_matches(name, list_models(), cutoff=0.7) and not os.path.exists(name):
+            raise ConfigError(
+                f'"{name}" is no model size and no file. {did_you_mean(name, list_models())}'
+            ) from None
+        return load_pretrained(name, image_size=image_size, num_classes=num_classes, mesh=mesh)
+    section = base_config().model
+    if unknown := fields.keys() - section.keys():
+        (key, *_) = sorted(unknown)
+        raise ConfigError(f'There is no field "{key}" of a model. {did_you_mean(key, section)}')
+    sides = (224,) if image_size is None else image_size
+    section.update(
+        _expressible(name)
+        | fields
+        | {"variant": name, "image_size": (sides,) if isinstance(sides, int) else tuple(sides)}
+    )
+    config = read_section(section, num_classes=1000 if num_classes is None else num_classes)
+    model = build(config)
+    mesh = one_device() if mesh is None else mesh
+
+    def init(key: jax.Array) -> Any:
+        return model.init(key, jnp.zeros((1, *config.image_size, config.channels)))["params"]
+
+    key = jax.random.key(seed)
+    with jax.set_mesh(mesh):
+        layout = param_shardings(jax.eval_shape(init, key), mesh)
+        params = jax.jit(init, out_shardings=layout)(key)
+    return Pretrained(
+        model=model,
+        params=params,
+        config=config,
+        preprocess=Preprocess(evaluation("hf_vit"), config.image_size, config.channels),
+        labels=None,
+        format="random parameters",
+        published=config,
+        left_out=(),
+        notes=(f"random parameters, seed {seed}",),
+    )

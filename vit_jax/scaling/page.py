@@ -1,0 +1,212 @@
+"""Formats the result of a fit as an HTML page that needs no other file and no network."""
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax.scaling import report
+from vit_jax.scaling.report import Result
+
+_MOST_ROWS = 500  # Rows that are listed; the CSV has all.
+
+# Figures are drawn black on white. In dark mode they are inverted, with the hues turned back.
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --soft: #595959; --line: #d9d9d9;
+  --box: #f4f4f4; --yes: #00694a; --partly: #8a5a00; --no: #a83200; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e5e5e5; --paper: #1a1a1a; --soft: #ababab;
+  --line: #404040; --box: #262626; --yes: #4cc79c; --partly: #e3ab45; --no: #ff8f66; }
+  figure svg { filter: invert(.9) hue-rotate(180deg); } }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 52rem; margin: 0 auto; padding: 1rem; overflow-wrap: break-word; }
+h1 { font-size: 1.4rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+h3 { font-size: 1rem; }
+.answer { background: var(--box); border-left: .4rem solid var(--grade); padding: .7rem 1rem;
+  font-size: 1.05rem; } .answer p { margin: .3rem 0; }
+.yes { --grade: var(--yes); } .partly { --grade: var(--partly); } .no { --grade: var(--no); }
+.grade { color: var(--grade); font-weight: 700; }
+.soft, figcaption { color: var(--soft); font-size: .9rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line);
+  white-space: nowrap; } td.text { white-space: normal; min-width: 16rem; }
+code { background: var(--box); padding: .1rem .3rem; overflow-wrap: anywhere; }
+figure { margin: 1.5rem 0; } figure svg { width: 100%; max-width: 40rem; height: auto;
+  display: block; }
+summary { cursor: pointer; padding: .4rem 0; } dt { font-weight: 700; } dd { margin: 0 0 .5rem; }
+a { color: inherit; }
+@media (max-width: 30rem) { table { font-size: .82rem; } th, td { padding-right: .55rem; }
+  td.text { min-width: 11rem; } }
+"""
+
+_CAPTIONS = {
+    "law": "Dots are the fitted runs, open diamonds those held back. The line is the law and the "
+    "band its interval; both end where the data stop supporting it.",
+    "curves": "The runs of each group, joined through the mean at each size. No law is drawn.",
+    "contours": "Lines of equal y of the law, between the runs that support it; dots are the runs "
+    "in the same colours.",
+    "shape": "The law at several values of compute; each run is drawn with the nearest.",
+    "isoflop": "A parabola for each budget, and the power law of the minima that lie within their "
+    "sizes.",
+    "residuals": "Log prediction minus log y of each fitted run. A good law leaves no pattern: a "
+    "curve means that the runs have another form.",
+}
+
+_TERMS = {
+    "interval": "The values of a parameter or prediction that the runs do not contradict (profile "
+    "likelihood). It assumes the form of the law. An end is infinite where the data do not bound "
+    "it.",
+    "identified": "How well the runs determine a parameter: well (relative standard error below "
+    ".1), weakly (below .5), no, at its bound (the best value is an end of the allowed range), or "
+    "fixed.",
+    "rmse_log": "Root mean square of log prediction minus log y: .05 is a typical error of 5%.",
+    "condition": "Condition number of the fit. Above 1,000 the parameters can replace each other.",
+    "starts_agreeing": "Share of the searches, from different starts, that ended at this law.",
+    "p_lack_of_fit": "Probability of residuals as curved as these, or more, if the law has the "
+    "right form. A law is refused beyond the runs below a threshold with which at most 1 in 100 "
+    "tables of runs that follow their laws has one refused.",
+    "held-out larger scales (rolling origin)": "The law is fitted to the smaller runs and predicts "
+    "the next larger ones, several times: the error to expect of an extrapolation of one step.",
+    "refused": "The interval spans more than a factor of 3, or the residuals are curved: a number "
+    "would be a guess.",
+}
+
+
+def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
+    """Returns a self-contained HTML page; `figures` is SVG text by name, `command` is shown."""
+    summary = result["summary"]
+    body = [
+        f"<h1>{html.escape(result['title'])}</h1>",
+        f'<div class="answer {summary["trust"]}"><p>{html.escape(summary["answer"])}</p>',
+        f"<p><span class=grade>Trust: {summary['trust']}.</span> {html.escape(summary['why'])}</p>",
+        "</div>",
+        *(f'<p class="soft">{html.escape(line)}</p>' for line in result["rows"]),
+    ]
+    for name, svg in figures.items():
+        body.append(_figure(name, svg))
+    for entry in result["groups"]:
+        body += _group(entry, level=result["level"])
+    if result["crossings"]:
+        body.append(f"<h2>{report.CROSSINGS}</h2>")
+        body += [f"<p>{html.escape(line)}</p>" for line in report.crossing_sentences(result)]
+    if result["grown"]:
+        body += [f"<h2>{report.GROWN}</h2>", _table(report.grown_rows(result))]
+    body += [*_rows(result), *_terms(), *_origin(result, command)]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(result['title'])}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def _figure(name: str, svg: str) -> str:
+    caption = next((text for key, text in _CAPTIONS.items() if name.startswith(key)), "")
+    link = _download(f"{name}.svg", "image/svg+xml", svg.encode(), "SVG")
+    inline = svg[svg.index("<svg") :]  # Without the XML declaration and document type.
+    return (
+        f'<figure role="group" aria-label="{html.escape(name)}">{inline}\n'
+        f"<figcaption>{html.escape(caption)} {link}</figcaption></figure>"
+    )
+
+
+def _group(entry: Result, *, level: float) -> list[str]:
+    name = ", ".join(f"{key} = {value}" for key, value in entry["group"].items())
+    body = [f"<h2>{html.escape(name or 'The law')}</h2>"]
+    if "error" in entry:
+        return [*body, f'<p class="no"><span class=grade>No fit.</span> '
+                f"{html.escape(entry['error'])}</p>"]  # fmt: skip
+    body.append(
+        f"<p><b>{entry['law']}</b>: {html.escape(entry['formula'])} "
+        f'<span class="soft">({html.escape(entry["source"])})</span></p>'
+    )
+    params = report.param_rows(entry, level)
+    diagnostics = zip(*report.diagnostic_rows(entry), strict=True)  # Narrow: one in each row.
+    body += [_table(params), _table([("diagnostic", "value"), *diagnostics])]
+    body.append(f'<p class="soft">{html.escape(report.method_sentence(entry))}</p>')
+    if entry["held_out"]:
+        body.append("<p>Error of held-out larger scales (RMSE of logs, rolling origin):</p>")
+        body.append(_table(report.held_out_rows(entry)))
+    is_refused = entry["extrapolation"] and not entry["extrapolation"]["supported"]
+    for sentence in report.sentences(entry):
+        body.append(f'<p class="{"no" if is_refused else ""}">{html.escape(sentence)}</p>')
+    for title, rows in report.extra_tables(entry):
+        body += [f"<h3>{html.escape(title)}</h3>", _table(rows)]
+    return body
+
+
+def _rows(result: Result) -> list[str]:
+    """Returns the listed rows, and links to the rows and the parameters as CSV."""
+    y = result["columns"]["y"]
+    names = {role: column for role, column in result["columns"].items() if role != "y"}
+    columns = [*result["groups"][0]["group"], *names.values(), y, "use", "prediction"]
+    roles = [*names, "y", "use", "prediction"]
+    rows = [
+        [*entry["group"].values(), *(row[role] for role in roles)]
+        for entry in result["groups"]
+        for row in entry["rows"]
+    ]
+    params = [["group", "law", "parameter", "estimate", "low", "high", "identified"]]
+    for entry in result["groups"]:
+        group = ", ".join(entry["group"].values())
+        for name, value in entry.get("params", {}).items():
+            ends = [value[key] for key in ("estimate", "low", "high")]
+            params.append([group, entry["law"], name, *ends, value["identified"]])
+    shown = [columns, *([report.number(cell) for cell in row] for row in rows[:_MOST_ROWS])]
+    note = f" The first {_MOST_ROWS} are listed." if len(rows) > _MOST_ROWS else ""
+    links = [
+        _download("rows.csv", "text/csv", _csv([columns, *rows]), "rows as CSV"),
+        _download("parameters.csv", "text/csv", _csv(params), "parameters as CSV"),
+    ]
+    return [
+        "<h2>The runs</h2>",
+        f"<p>{len(rows):,} rows.{note} Download: {', '.join(links)}.</p>",
+        f"<details><summary>List the rows</summary>{_table(shown)}</details>",
+    ]
+
+
+def _terms() -> list[str]:
+    terms = "".join(
+        f"<dt>{html.escape(term)}</dt><dd>{html.escape(meaning)}</dd>"
+        for term, meaning in _TERMS.items()
+    )
+    return [
+        "<h2>Terms</h2>",
+        f"<details open><summary>What the words mean</summary><dl>{terms}</dl></details>",
+    ]
+
+
+def _origin(result: Result, command: str) -> list[str]:
+    columns = ", ".join(f"{role} = {name}" for role, name in result["columns"].items())
+    return [
+        "<h2>Command</h2>",
+        f"<p><code>{html.escape(command)}</code></p>",
+        f'<p class="soft">{html.escape(columns)}. Table: {html.escape(result["runs"])}. '
+        f"vit_jax {html.escape(result['vit_jax'])}.</p>",
+    ]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = rows
+    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
+    for row in rest:
+        cells = "".join(
+            f"<td{' class=text' if len(cell) > 60 else ''}>{html.escape(cell)}</td>" for cell in row
+        )
+        lines.append(f"<tr>{cells}</tr>")
+    return '<div class="scroll" tabindex="0"><table>' + "\n".join(lines) + "</table></div>"
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
+def _download(name: str, kind: str, content: bytes, label: str) -> str:
+    data = base64.b64encode(content).decode()
+    return f'<a download="{html.escape(name)}" href="data:{kind};base64,{data}">{label}</a>'
