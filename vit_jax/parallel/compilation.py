@@ -12,6 +12,8 @@ import jax
 from vit_jax import storage
 from vit_jax.errors import ConfigError
 
+_CACHE_DIR = "jax_compilation_cache_dir"
+
 
 def enable_compilation_cache(folder: str) -> None:
     """Stores compiled programs in this folder and reads them from it; creates it if needed.
@@ -31,7 +33,7 @@ def enable_compilation_cache(folder: str) -> None:
         storage.make_folder(path)
         if storage.is_local(path) and not os.access(path, os.W_OK):
             raise OSError("it is read-only")
-    jax.config.update("jax_compilation_cache_dir", os.fspath(path))
+    jax.config.update(_CACHE_DIR, os.fspath(path))
 
 
 def enable_user_compilation_cache() -> None:
@@ -39,8 +41,8 @@ def enable_user_compilation_cache() -> None:
 
     JAX_COMPILATION_CACHE_DIR, if the user or a test has set it, takes precedence.
     """
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(user_cache_folder()))
+    if not getattr(jax.config, _CACHE_DIR):
+        jax.config.update(_CACHE_DIR, str(user_cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
