@@ -18,8 +18,6 @@ from vit_jax.telemetry import notes
 AUTO = "auto"  # The value of config.log.compilation_cache for the user's cache folder.
 _LARGEST_CACHE = 2 * 2**30  # Bytes of all programs in the user's cache folder.
 
-_CACHE_DIR = "jax_compilation_cache_dir"
-
 
 def enable_compilation_cache(folder: str) -> None:
     """Stores compiled programs in this folder and reads them from it; creates it if needed.
