@@ -7,6 +7,7 @@ run that file, apply `--config.KEY=VALUE`, and freeze it. Keys that are not decl
 
 import functools
 import math
+import operator
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -297,8 +298,7 @@ def validate(config: ConfigDict | FrozenConfigDict) -> None:
 
 
 def _get(config: ConfigDict, key: str) -> Any:
-    section, _, leaf = key.rpartition(".")
-    return (config[section] if section else config)[leaf]
+    return operator.attrgetter(key)(config)
 
 
 def _check_evals(config: ConfigDict) -> None:

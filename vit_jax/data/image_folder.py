@@ -172,7 +172,7 @@ class ImageFolder(Source):
         if len(empty) == len(names):
             raise DataError(f"{self._root} has no image in any class folder. {_LAYOUT}")
         if empty:
-            note(f"{self._root}: no class is made of folders without an image ({_listed(empty)}).")
+            note(f"{self._root}: omitted class folders without an image: {_listed(empty)}.")
         return tuple(name for name in names if name not in empty)
 
     def _list(self, lister: Lister, folder: str) -> list[str]:

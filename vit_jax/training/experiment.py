@@ -188,6 +188,7 @@ class Experiment:
             batch_size=config.batch_size,
             seed=config.seed,
             start_step=start,
+            num_steps=self.total_steps - start,
             sharding=meshes.batch_sharding(self.mesh),
             options=LoaderOptions.from_config(config.data),
             on_bad=on_bad,
