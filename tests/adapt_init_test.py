@@ -89,7 +89,9 @@ def test_a_published_model_is_taken_as_it_is(goldens, tmp_path, name):
 def test_a_run_needs_its_origin_only_once(tmp_path):
     run(tmp_path / "first", total_steps=3, model__gelu="erf", model__registers=1)
     changes = {**TAKEN, "init_from": str(tmp_path / "first"), "model__image_size": (16,)}
-    changes["data__train_transforms"] = small_config().data.eval_transforms
+    changes |= dict.fromkeys(
+        ("data__train_transforms", "data__eval_transforms"), ({"op": "inherit"},)
+    )
     straight = run(tmp_path / "straight", **changes)
     assert run(tmp_path / "second", **changes) == straight
 
