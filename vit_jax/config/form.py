@@ -55,8 +55,8 @@ def check_section(config: ConfigDict, base: ConfigDict, *, prefix: str = "") -> 
                 f'The config lacks the key "{name}": it must be a changed '
                 "vit_jax.config.base_config()."
             )
-        value, expected = config[key], base.get_type(key)
-        if value is None and (base[key] is None or any(other in base for other in units)):
+        value, default, expected = config[key], base[key], base.get_type(key)
+        if value is None and (default is None or any(other in base for other in units)):
             continue
         if not _has_type(value, expected):
             raise ConfigError(
