@@ -54,7 +54,7 @@ def test_it_equals_the_run_with_a_frozen_body(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, ours[part], first[part])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
     # It is a whole model: the images themselves are evaluated.
-    report = evaluate(tmp_path / "fast")
+    report = evaluate(tmp_path / "fast").report
     assert report.top1 == fast[-1]["test/top1"]
     assert report.loss == pytest.approx(fast[-1]["test/loss"], rel=1e-5)
 

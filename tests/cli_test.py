@@ -132,7 +132,10 @@ def test_train_evaluate_predict_in_the_shell(call, tmp_path):
     folder = workdir / "evaluation-test_64"
     assert json.loads((folder / "evaluation.json").read_text())["count"] == 64
     left = {path.name for path in folder.iterdir()}
-    assert left == {"evaluation.json", "confusion.png", "predictions.png", "samples"}
+    assert left == {
+        "evaluation.json", "throughput.json", "confusion.png", "classes.png",
+        "predictions.png", "samples",
+    }  # fmt: skip
     output = tmp_path / "out.csv"
     code, _, err = call(
         "predict", f"--checkpoint={workdir}", f"--output={output}", folder / "samples"

@@ -17,6 +17,7 @@ from vit_jax.data.bad_examples import BadExamples, summary
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.errors import DataError
 from vit_jax.inference.evaluate import evaluate
+from vit_jax.inference.results import table, write
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 pytestmark = pytest.mark.medium
@@ -169,11 +170,13 @@ def test_a_batch_without_a_good_example_ends_the_run(tmp_path, folder):
     run(tmp_path / "run", **on(folder))  # It goes on.
 
 
-def test_an_evaluation_skips_bad_examples_and_shows_the_others(folder, whole, capsys, caplog):
+def test_an_evaluation_skips_bad_examples_and_shows_the_others(folder, whole, caplog):
     workdir, _ = whole
-    result = evaluate(workdir)
-    assert result.count == 11 and result.confusion.sum() == 11
-    assert "11 examples (1 bad ones are not counted)" in capsys.readouterr().out
+    evaluation = evaluate(workdir)
+    write(evaluation)
+    assert evaluation.count == 11 and evaluation.report.confusion.sum() == 11
+    assert "not read 1 examples, which are not counted" in table(evaluation)
+    assert [place for place in evaluation.bad if place.endswith("flower/002.webp")]
     assert [r.getMessage() for r in caplog.records if "flower/002.webp" in r.getMessage()]
     # The samples are the good examples, in order, each with its label.
     test = ImageFolder(folder, split="test")

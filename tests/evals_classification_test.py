@@ -115,7 +115,7 @@ def test_any_mesh_under_a_transfer_guard_gives_the_same(data, devices, axes):
     placed = list(batches(images, labels, batch_size=16, sharding=split))
     with jax.transfer_guard("disallow"), jax.set_mesh(mesh):
         sharded = metric.evaluate(everywhere, placed)
-        step = metric._step_for(placed[0])
+        step = metric.step_for(placed[0])
         outputs = step(everywhere, placed[0])
     for name in ("top1", "top5", "count"):
         assert sharded[name] == alone[name]

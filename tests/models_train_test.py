@@ -37,5 +37,5 @@ def test_a_model_learns_digits(tmp_path, kind):
     assert losses[0] > 2  # A new head predicts all classes alike: log(10) is 2.3.
     assert np.mean(losses[-10:]) < 0.7 * losses[0]
     assert lines[-1]["test/top1"] > 0.5
-    report = evaluate(tmp_path)
+    report = evaluate(tmp_path).report
     assert report.top1 == pytest.approx(lines[-1]["test/top1"]) and report.count == 50

@@ -20,6 +20,7 @@ from vit_jax.checkpoints.store import Store
 from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.inference.evaluate import evaluate
 from vit_jax.inference.predict import predict
+from vit_jax.inference.results import write
 from vit_jax.rundir.workdir import read_config
 from vit_jax.telemetry import StepProfiler, read_jsonl
 
@@ -112,15 +113,17 @@ def test_a_run_in_a_store_is_the_run_on_a_disk(gcs, local):
 def test_evaluations_and_predictions_are_the_same(gcs, local, tmp_path):
     run(RUN)
     here, there = evaluate(local), evaluate(RUN)
-    assert here.to_json() == there.to_json()
+    assert here.report.to_json() == there.report.to_json()
+    write(here), write(there)
     objects = gcs.objects()
-    for name in ("evaluation.json", "predictions.png", "confusion.png"):
+    assert json.loads(objects["run/evaluation.json"])["top1"] == here.top1
+    for name in ("predictions.png", "confusion.png", "classes.png"):
         assert objects[f"run/{name}"] == (local / name).read_bytes(), name
     samples = sorted(path.name for path in (local / "samples").iterdir())
     assert samples == [n.split("/")[2] for n in objects if n.startswith("run/samples/")]
     images = [str(local / "samples" / name) for name in samples]
     assert list(predict(RUN, images)) == list(predict(local, images))
-    evaluate(RUN / "checkpoints" / "8")
+    write(evaluate(RUN / "checkpoints" / "8"))
     assert json.loads(gcs.objects()["run/evaluation-step-8/evaluation.json"])["step"] == 8
     assert gcs.objects()["run/evaluation.json"] == objects["run/evaluation.json"]
 

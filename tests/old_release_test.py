@@ -74,7 +74,7 @@ def test_it_would_start_from_the_same_parameters(release):
 
 def test_it_is_evaluated_and_predicted_from(release, tmp_path):
     workdir, expected = release
-    report = evaluate(workdir)
+    report = evaluate(workdir).report
     for name, value in expected["evaluation"].items():
         exact = name in ("top1", "top5", "count")
         assert getattr(report, name) == (value if exact else pytest.approx(value, rel=1e-5)), name

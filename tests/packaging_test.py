@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 def test_a_wheel_holds_vit_jax_with_its_configs_alone(tmp_path, monkeypatch):
     source = tmp_path / "source"  # A copy: setuptools leaves its folders beside what it builds.
     for folder in ("vit_jax", "configs", "tests"):
-        for file in (ROOT / folder).rglob("*.py"):
+        for file in (*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.tsv")):
             copy = source / file.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(file.read_bytes())
@@ -28,5 +28,6 @@ def test_a_wheel_holds_vit_jax_with_its_configs_alone(tmp_path, monkeypatch):
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "vit_jax").rglob("*.py")}
     configs = (ROOT / "configs").rglob("*.py")
     files |= {f"vit_jax/{path.relative_to(ROOT)}" for path in configs} | {"vit_jax/py.typed"}
+    files |= {"vit_jax/inference/imagenet.tsv"}  # Data of the package.
     assert {name for name in names if not name.startswith(metadata)} == files
     assert dict(scripts["console_scripts"]) == {"vit-jax": "vit_jax.__main__:main"}

@@ -1,4 +1,4 @@
-"""Predictions and evaluations of a run_copy run."""
+"""Predictions and evaluations of a run; the files of predictions and features."""
 
 import json
 
@@ -13,7 +13,10 @@ from vit_jax.data.files import find_images
 from vit_jax.data.sources import open_source
 from vit_jax.errors import CheckpointError, DataError
 from vit_jax.inference.evaluate import evaluate
-from vit_jax.inference.predict import Prediction, predict, write
+from vit_jax.inference.outputs import features_writer, predictions_writer
+from vit_jax.inference.predict import predict
+from vit_jax.inference.prediction import Prediction
+from vit_jax.inference.results import write
 from vit_jax.rundir.workdir import read_config
 
 
@@ -104,7 +107,10 @@ def test_outputs_hold_the_same(tmp_path, ending):
         Prediction("bad.png", error="Not an image"),
     ]
     output = tmp_path / f"out.{ending}"
-    write(predictions, output)
+    with predictions_writer(output, num_shown=2) as writer:
+        for prediction in predictions:
+            writer.add(prediction)
+        assert not output.exists()
     if ending == "jsonl":
         rows = [json.loads(line) for line in output.read_text().splitlines()]
         assert rows[0]["classes"] == ["Ünï", "x"] and rows[1]["error"] == "Not an image"
@@ -116,21 +122,67 @@ def test_outputs_hold_the_same(tmp_path, ending):
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_features_of_every_file_in_order(tmp_path, ending):
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((3000, 5), np.float32)  # Several row groups.
+    paths = [f"{'ü' * (i % 7)}{i}.png" for i in range(len(values))]
+    bad = {0: "Not an image", 1500: "Broken", 2999: "Gone"}
+    output = tmp_path / f"f.{ending}"
+    with features_writer(output, paths, num_features=5) as writer:
+        for i, (path, row) in enumerate(zip(paths, values, strict=True)):
+            features = None if i in bad else row
+            writer.add(Prediction(path, error=bad.get(i, ""), features=features))
+    if ending == "npz":
+        arrays = np.load(output)
+        features, read_paths, errors = (arrays[k] for k in ("features", "paths", "errors"))
+        assert np.isnan(features[list(bad)]).all()
+    else:
+        table = pyarrow.parquet.read_table(output)
+        assert pyarrow.parquet.ParquetFile(output).num_row_groups == 3
+        read_paths, errors = table["path"].to_pylist(), table["error"].to_pylist()
+        rows = table["features"].to_pylist()
+        assert [i for i, row in enumerate(rows) if row is None] == list(bad)
+        features = np.array([row or [np.nan] * 5 for row in rows], np.float32)
+    good = [i for i in range(len(paths)) if i not in bad]
+    np.testing.assert_array_equal(features[good], values[good])
+    assert list(read_paths) == paths
+    assert {i: error for i, error in enumerate(errors) if error} == bad
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", "npz"])
+def test_an_interrupted_file_is_left_as_it_was(tmp_path, ending):
+    output = tmp_path / f"out.{ending}"
+    output.write_text("of yesterday")
+    writer = (
+        features_writer(output, ["a", "b"], num_features=2)
+        if ending == "npz"
+        else predictions_writer(output, num_shown=1)
+    )
+    with pytest.raises(KeyboardInterrupt), writer:
+        writer.add(Prediction("a", ("x",), (1.0,), features=np.zeros(2, np.float32)))
+        raise KeyboardInterrupt
+    assert output.read_text() == "of yesterday" and list(tmp_path.iterdir()) == [output]
+
+
 @pytest.mark.medium
 def test_evaluation_files(run_copy):
     report = evaluate(run_copy)
+    assert write(report) == run_copy
     written = json.loads((run_copy / "evaluation.json").read_text())
     assert written["count"] == 50 == report.count == np.sum(written["confusion"])
     assert written["split"] == "test[:50]" and written["step"] == 12
     assert written["top1"] == np.trace(np.array(written["confusion"])) / 50
-    assert {"confusion.png", "predictions.png", "samples"} <= {p.name for p in run_copy.iterdir()}
+    files = {"throughput.json", "confusion.png", "classes.png", "predictions.png", "samples"}
+    assert files <= {p.name for p in run_copy.iterdir()}
 
 
 @pytest.mark.medium
 def test_an_older_checkpoint_is_evaluated_into_a_folder_of_its_own(run_copy):
-    evaluate(run_copy)
+    write(evaluate(run_copy))
     newest = (run_copy / "evaluation.json").read_bytes()
-    evaluate(run_copy / "checkpoints" / "8")
+    write(evaluate(run_copy / "checkpoints" / "8"))
     assert (run_copy / "evaluation.json").read_bytes() == newest
     written = json.loads((run_copy / "evaluation-step-8" / "evaluation.json").read_text())
     assert (written["step"], written["count"]) == (8, 50)

@@ -7,8 +7,9 @@ import pytest
 
 from tests.small_run import run, small_config, train_on_one
 from vit_jax.errors import CheckpointError, DataError, VitJaxError
-from vit_jax.inference import evaluate as evaluate_module
+from vit_jax.inference import datasets
 from vit_jax.inference.evaluate import evaluate
+from vit_jax.inference.results import write
 from vit_jax.rundir.workdir import read_config
 
 pytestmark = pytest.mark.medium
@@ -129,21 +130,22 @@ def test_no_name_in_a_work_directory_leads_out_of_it(run_copy, plain_run):
     (run_copy / "dataset.json").write_text(json.dumps({**dataset, "class_names": names}))
     with pytest.MonkeyPatch.context() as patch:
         # The data set agrees with the names.
-        opened = evaluate_module.open_source
+        opened = datasets.open_source
 
         def open_source(*args, **kwargs):
             source = opened(*args, **kwargs)
             source.class_names = tuple(names)
             return source
 
-        patch.setattr(evaluate_module, "open_source", open_source)
-        evaluate(run_copy)
-        evaluate(run_copy, split="test[:20]")
-        evaluate(run_copy / "checkpoints" / "8", split="test[20:]")
+        patch.setattr(datasets, "open_source", open_source)
+        write(evaluate(run_copy))
+        write(evaluate(run_copy, split="test[:20]"))
+        write(evaluate(run_copy / "checkpoints" / "8", split="test[20:]"))
     assert {path.name for path in run_copy.parent.iterdir()} == {"run"}
     added = {path.name for path in run_copy.iterdir()} - {path.name for path in plain_run.iterdir()}
     assert added == {
-        "evaluation.json", "confusion.png", "predictions.png", "samples",
+        "evaluation.json", "throughput.json", "confusion.png", "classes.png",
+        "predictions.png", "samples",
         "evaluation-test_20", "evaluation-test_20_end-step-8",
     }  # fmt: skip
     samples = list((run_copy / "samples").iterdir())

@@ -1,37 +1,129 @@
-"""Evaluates a trained model on a split: every example counts once, on any number of devices.
+"""Evaluates any checkpoint on any labelled images: every image counts once, on any devices.
 
     vit-jax evaluate --workdir=runs/quickstart [--split=test]
+    vit-jax evaluate --checkpoint=hf:google/vit-base-patch16-224 --data=FOLDER
+    vit-jax evaluate --checkpoint=FILE.npz --data=imagenet_v2:test [--method=knn]
 
-Prints accuracy, loss and calibration error. Writes evaluation.json (these, per-class accuracy and
-the confusion matrix), confusion.png, predictions.png (images with the model's predictions) and
-samples/ (a few images of the split, for `vit-jax predict`) into the work directory. The results of
-another split than the first one that the config evaluates go to its folder evaluation-SPLIT, of
-a checkpoint that is not the newest to evaluation-step-STEP, of both to evaluation-SPLIT-step-STEP.
+The data are those of the run, or of --data: a folder with a folder of images for each class, or a
+data set of TFDS; or of --config. Images are prepared as the checkpoint's publisher does. Classes
+are matched with the model's outputs by name, ImageNet's id (n01440764) or WordNet lemma (tench);
+what has no counterpart is reported. Where the model has other outputs, accuracy is given over all
+of them and over the matched ones alone.
+
+A model without a head for these classes is evaluated by its features (the head's input): kNN
+(k=20, temperature 0.07, as DINO), ridge regression on 1, 5, 10 and 25 labels a class (as
+big_vision) and a linear probe (L-BFGS). These are trained on --train_split.
+
+Prints a table and writes evaluation.json and figures: into the work directory (another split than
+the config's first goes to evaluation-SPLIT, an older checkpoint to evaluation-step-STEP), else
+into evaluations/CHECKPOINT/DATA-SPLIT, or --out. Images that cannot be read are listed, and are
+not counted.
 """
+
+from typing import Any
 
 from absl import flags
 
 from vit_jax import cli, storage
+from vit_jax.convert import parse_size
+from vit_jax.errors import ConfigError, printable
+
+METHODS = ("auto", "classifier", "knn", "fewshot", "probe")
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
-    flags.DEFINE_string(
-        "workdir", None, "The run: WORKDIR or WORKDIR/checkpoints/STEP.", flag_values=values
+    cli.define_config(values)
+    define_model(values)
+    text = {
+        "workdir": "The run: WORKDIR or WORKDIR/checkpoints/STEP; the same as --checkpoint.",
+        "data": "A folder of images, or NAME or NAME:SPLIT of TFDS.",
+        "split": "Split of the data, or a slice of it such as test[:500].",
+        "train_split": "Split that kNN, few-shot regression and the probe are trained on.",
+        "out": "Folder for the results.",
+    }
+    for name, meaning in text.items():
+        default = {"train_split": "train", "workdir": None, "data": None}.get(name, "")
+        flags.DEFINE_string(name, default, meaning, flag_values=values)
+    flags.DEFINE_enum(
+        "method", "auto", METHODS, "How the images are classified.", flag_values=values
     )
-    flags.DEFINE_string("split", "", "Split of the run's data set, or a slice.", flag_values=values)
+
+
+def define_model(values: flags.FlagValues) -> None:
+    """Defines the flags of a model, which `vit-jax predict` has too."""
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "WORKDIR, WORKDIR/checkpoints/STEP, or a published checkpoint.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "hints", [], "Settings missing in its file: NAME=VALUE,...", flag_values=values
+    )
+    flags.DEFINE_string("image_size", "", "Pixels: 384, or HEIGHTxWIDTH.", flag_values=values)
+    flags.DEFINE_integer("batch_size", None, "Images at a time.", lower_bound=1, flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", None, ("float32", "bfloat16"), "Of the computation.", flag_values=values
+    )
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> None:
     """Evaluates."""
+    import jax
+
+    from vit_jax.inference import results
     from vit_jax.inference.evaluate import evaluate
+    from vit_jax.inference.progress import ProgressBar
     from vit_jax.parallel import processes
+    from vit_jax.pretrained.formats.hints import parse_hints
 
+    checkpoint = _one_of(values, "checkpoint", "workdir")
+    if checkpoint is None:
+        raise ConfigError("--checkpoint=... (or --workdir=... of a run) is missing. See --help.")
+    if values.workdir is not None:
+        checkpoint = storage.as_path(values.workdir, name="--workdir")
+    data = _one_of(values, "data", "config")
+    if values["config"].value is not None:
+        data = cli.read_config(values)
+    out = storage.as_path(values.out, name="--out") if values.out else None
+    if out is not None:  # Not after hours of evaluation.
+        with storage.reported(ConfigError, f"--out={out} cannot be made"):
+            storage.make_folder(out)
     processes.start()
-    evaluate(storage.as_path(values.workdir, name="--workdir"), split=values.split)
+    with ProgressBar() as progress:
+        evaluation = evaluate(
+            checkpoint,
+            data,
+            split=values.split,
+            method=values.method,
+            train_split=values.train_split,
+            hints=parse_hints(values.hints),
+            image_size=parse_size(values.image_size, flag="image_size"),
+            batch_size=values.batch_size,
+            dtype=values.dtype,
+            on_progress=progress,
+        )
+    if jax.process_index() == 0:
+        print(printable(results.table(evaluation)), flush=True)
+    folder = results.write(evaluation, out)
+    if jax.process_index() == 0:
+        print(printable(f"written  to {folder}"))
 
 
-COMMAND = cli.Command(__doc__, define, main, required=("workdir",))
+def _one_of(values: flags.FlagValues, *names: str) -> Any:
+    """Returns the value of the flag that is given; None if none is.
+
+    Raises:
+      ConfigError: several are given.
+    """
+    given = [name for name in names if values[name].value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"--{given[0]} and --{given[1]} exclude each other: give one of them.")
+    return values[given[0]].value if given else None
+
+
+COMMAND = cli.Command(__doc__, define, main)
 
 if __name__ == "__main__":
     cli.run(COMMAND)

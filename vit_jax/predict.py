@@ -1,62 +1,95 @@
-r"""Predicts the classes of images.
+r"""Predicts the classes of images, and computes their features.
 
     vit-jax predict --checkpoint=runs/quickstart [--top_k=5] [--output=preds.csv] \
-        IMAGE_OR_FOLDER ...
+        [--features=features.parquet] IMAGE_OR_FOLDER ...
 
 The checkpoint is one of our work directories, or a published one: a Hugging Face folder, a file by
 timm or Google, or a name on a hub such as hf:google/vit-base-patch16-224.
 
 Each image is preprocessed as in the model's evaluation. The names and probabilities of its most
-probable classes are printed, or written to a .csv, .jsonl or .parquet file. A file that cannot be
-read as an image gets an error instead. Files in a folder that do not have the name of an image are
-skipped, with a note on standard error.
+probable classes are printed, or written to a .csv, .jsonl or .parquet file. --features writes the
+input of the model's head, float32, to a .parquet file (columns path, error, features) or an .npz
+(arrays features [n, d], paths, errors); it needs no head. Files are written while images are read,
+and appear under their names when they are complete.
+
+A file that cannot be read as an image gets an error instead. Files in a folder that do not have the
+name of an image are skipped, with a note on standard error.
 
 Exit codes: 0 all images were read; 1 some could not be; 2 an error that the message explains.
 """
 
+import contextlib
+import sys
+
 from absl import flags
 
 from vit_jax import cli, storage
+from vit_jax.convert import parse_size
 from vit_jax.errors import ExitCode, printable
+from vit_jax.evaluate import define_model
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
-    flags.DEFINE_string(
-        "checkpoint",
-        None,
-        "WORKDIR, WORKDIR/checkpoints/STEP, or a published checkpoint.",
-        flag_values=values,
-    )
-    flags.DEFINE_list(
-        "hints", [], "Settings missing in its file: NAME=VALUE,...", flag_values=values
-    )
+    define_model(values)
     flags.DEFINE_integer(
         "top_k", 5, "Classes to name for each image.", lower_bound=1, flag_values=values
     )
     flags.DEFINE_string(
-        "output", "", "A .csv, .jsonl or .parquet file to write.", flag_values=values
+        "output", "", "A .csv, .jsonl or .parquet file for the classes.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "features", "", "A .parquet or .npz file for the features.", flag_values=values
     )
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Predicts."""
-    from vit_jax.inference.predict import check_output, format_prediction, predict, write
+    from vit_jax.inference import outputs
+    from vit_jax.inference.predict import Predictor
+    from vit_jax.inference.progress import ProgressBar
     from vit_jax.pretrained.formats.hints import parse_hints
 
-    hints = parse_hints(values.hints)
-    output = storage.as_path(values.output, name="--output") if values.output else None
-    if output is not None:
-        check_output(output)
-    predictions = []
-    for prediction in predict(values.checkpoint, arguments, top_k=values.top_k, hints=hints):
-        predictions.append(prediction)
-        if output is None or prediction.error:
-            print(printable(format_prediction(prediction)))
-    bad = sum(bool(p.error) for p in predictions)
-    if output is not None:
-        write(predictions, output)
-        print(f"{len(predictions) - bad:,} predictions and {bad:,} errors in {output}")
+    files = {}
+    for flag, formats in (("output", outputs.PREDICTIONS), ("features", outputs.FEATURES)):
+        if values[flag].value:
+            files[flag] = storage.as_path(values[flag].value, name=f"--{flag}")
+            outputs.check_output(files[flag], flag=flag, formats=formats)
+    predictor = Predictor(
+        values.checkpoint,
+        arguments,
+        top_k=values.top_k,
+        hints=parse_hints(values.hints),
+        image_size=parse_size(values.image_size, flag="image_size"),
+        batch_size=values.batch_size,
+        dtype=values.dtype,
+    )
+    if "output" in files or not files:
+        predictor.check_classifier()
+    if predictor.assumption:
+        print(f"note: {predictor.assumption}", file=sys.stderr)
+    bad = 0
+    with contextlib.ExitStack() as stack:
+        writers = []
+        if "output" in files:
+            writer = outputs.predictions_writer(files["output"], num_shown=predictor.num_shown)
+            writers.append(stack.enter_context(writer))
+        if "features" in files:
+            writer = outputs.features_writer(
+                files["features"], predictor.paths, num_features=predictor.num_features()
+            )
+            writers.append(stack.enter_context(writer))
+        progress = stack.enter_context(ProgressBar()) if writers else None
+        for prediction in predictor.predictions(progress):
+            bad += bool(prediction.error)
+            for writer in writers:
+                writer.add(prediction)
+            if not writers or prediction.error:
+                print(printable(prediction.text()))
+    if files:
+        names = " and ".join(str(file) for file in files.values())
+        print(f"{len(predictor.paths) - bad:,} predictions and {bad:,} errors in {names}")
+        print(f"speed: {predictor.throughput.summary()}")
     return ExitCode.FAILED if bad else ExitCode.DONE
 
 

@@ -5,6 +5,7 @@ runs              reads runs from their work directories
 overlay           training curves of several runs over each other
 comparison        several runs side by side: cost, evaluations, differing keys of their configs
 confusion_matrix  confusion matrix, reliability diagram, most common mistakes
+class_accuracy    accuracy of each class, with intervals
 """
 
 from vit_jax.analysis.confusion_matrix import confusion

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax.config import CLASSIFICATION_METRICS
 from vit_jax.errors import ConfigError, DataError
+from vit_jax.evals.intervals import LEVEL, wilson
 from vit_jax.optim.losses import loss_by_name
 
 _CALIBRATION_BINS = 15  # As in Guo et al. and most papers since.
@@ -58,13 +59,21 @@ class ClassificationReport:
         """Returns the values that a train loop logs: top1, top5, loss, ece, count."""
         return {name: float(getattr(self, name)) for name in CLASSIFICATION_METRICS}
 
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Returns 95% intervals of top1 and top5, see `vit_jax.evals.intervals.wilson`."""
+        return {
+            name: wilson(round(getattr(self, name) * self.count), self.count)
+            for name in ("top1", "top5")
+        }
+
     def to_json(self, *, class_names: Sequence[str] | None = None) -> str:
-        """Returns all fields as a JSON object; NaN and missing values are null.
+        """Returns all fields and `intervals` as a JSON object; NaN and missing values are null.
 
         Args:
           class_names: added as the field "class_names" if given, in the order of the classes.
         """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["intervals"] = {"level": LEVEL, "method": "Wilson score"} | self.intervals()
         if class_names is not None:
             fields["class_names"] = list(class_names)
         return json.dumps({name: _jsonable(value) for name, value in fields.items()})
@@ -91,7 +100,7 @@ class Classification:
           ConfigError: the loss is unknown.
         """
         self._apply = apply_fn
-        self._num_classes = num_classes
+        self.num_classes = num_classes
         self._loss_name = loss_name
         self._loss = loss_by_name(loss_name)
         self._jitted: dict[NamedSharding | None, Callable[..., Any]] = {}
@@ -111,64 +120,26 @@ class Classification:
         Raises:
           DataError: there are no examples, or a label is not a class.
         """
-        examples, _, _ = self._measure(params, batches)
-        return _summarise(examples)
+        return self._measured(params, batches).scalars()
 
     def report(self, params: Any, batches: Iterable[Batch]) -> ClassificationReport:
         """Returns the metrics of `evaluate`, per-class accuracy, confusion and reliability.
 
         Args and Raises: see `evaluate`.
         """
-        examples, class_hits, class_count = self._measure(params, batches)
-        _, bins = calibration(examples["confidence"], examples["top1"])
-        confusion = None
-        if "label" in examples and self._num_classes <= _LARGEST_CONFUSION:
-            confusion = np.zeros((self._num_classes, self._num_classes), np.int64)
-            np.add.at(confusion, (examples["label"], examples["predicted"]), 1)
-        return ClassificationReport(
-            **_summarise(examples) | {"count": len(examples["loss"])},
-            class_count=class_count,
-            class_accuracy=_ratio(class_hits, class_count),
-            confusion=confusion,
-            **bins,
-        )
+        return self._measured(params, batches).report()
 
-    def _measure(
-        self, params: Any, batches: Iterable[Batch]
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """Returns the values of each example, and the correct and all examples of each class."""
-        parts: list[dict[str, np.ndarray]] = []
-        per_class = np.zeros((2, self._num_classes), np.int64)
-
-        def collect(values: dict[str, Array]) -> None:
-            host = jax.device_get(values)
-            is_example = _is_example(host.pop("weight"))
-            if "class_hits" in host:
-                per_class[:] += np.stack([host.pop("class_hits"), host.pop("class_count")])
-            parts.append({name: value[is_example] for name, value in host.items()})
-
-        previous = None  # The host collects the previous batch while the device computes this one.
+    def _measured(self, params: Any, batches: Iterable[Batch]) -> "Measurement":
+        measurement = Measurement(self)
         for batch in batches:
-            values = self._step_for(batch)(params, {k: batch[k] for k in _BATCH_KEYS})
-            if previous is not None:
-                collect(previous)
-            previous = values
-        if previous is not None:
-            collect(previous)
-        if not sum(len(part["loss"]) for part in parts):
-            raise DataError(
-                "The split to evaluate has no examples: check its slice, and that the iterator of "
-                "batches is not exhausted."
-            )
-        examples = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        if "label" in examples:
-            labels = _checked_labels(examples["label"], self._num_classes)
-            for row, chosen in enumerate((labels[examples["top1"]], labels)):
-                per_class[row] = np.bincount(chosen, minlength=self._num_classes)
-        return examples, per_class[0], per_class[1]
+            measurement.add(params, batch)
+        return measurement
 
-    def _step_for(self, batch: Batch) -> Callable[..., dict[str, Array]]:
-        """Returns the jitted step; its results are replicated over the batch's mesh."""
+    def step_for(self, batch: Batch) -> Callable[..., dict[str, Array]]:
+        """Returns the jitted step (params, batch) -> values of each example.
+
+        They are replicated over the batch's mesh.
+        """
         sharding = batch["weight"].sharding
         replicated = None
         if isinstance(sharding, NamedSharding):
@@ -180,17 +151,17 @@ class Classification:
     def _step(self, params: Any, batch: Batch) -> dict[str, Array]:
         """Returns values per example and, for multi-hot labels, counts per class."""
         logits = self._apply(params, batch["image"]).astype(jnp.float32)  # [B, C]
-        if logits.shape[-1] != self._num_classes:
+        if logits.shape[-1] != self.num_classes:
             raise ConfigError(
                 f"The model has {logits.shape[-1]} outputs, and the data set "
-                f"{self._num_classes} classes: set model.num_classes to {self._num_classes}."
+                f"{self.num_classes} classes: set model.num_classes to {self.num_classes}."
             )
         label, weight = batch["label"], batch["weight"]
         single = label.ndim == 1
-        target = jax.nn.one_hot(label, self._num_classes) if single else label
+        target = jax.nn.one_hot(label, self.num_classes) if single else label
         positive = target > 0  # [B, C]
         # Ties are broken in favour of the class with the lower number.
-        _, best = jax.lax.top_k(logits, min(5, self._num_classes))  # [B, k]
+        _, best = jax.lax.top_k(logits, min(5, self.num_classes))  # [B, k]
         hits = jnp.take_along_axis(positive, best, axis=-1)
         confidence = probabilities(logits, loss_name=self._loss_name).max(axis=-1)
         values = {
@@ -206,6 +177,80 @@ class Classification:
         positive &= weight[:, None] > 0
         correct = positive & hits[:, :1]
         return values | {"class_hits": correct.sum(axis=0), "class_count": positive.sum(axis=0)}
+
+
+class Measurement:
+    """The values of each example that a `Classification` has measured, batch by batch.
+
+    Several can be filled in one pass over the batches.
+    """
+
+    def __init__(self, classification: Classification):
+        """Begins without examples."""
+        self._classification = classification
+        self._parts: list[dict[str, np.ndarray]] = []
+        self._per_class = np.zeros((2, classification.num_classes), np.int64)
+        self._previous: dict[str, Array] | None = None
+
+    def add(self, params: Any, batch: Batch) -> None:
+        """Measures a batch; see `Classification.evaluate`."""
+        step = self._classification.step_for(batch)
+        values = step(params, {key: batch[key] for key in _BATCH_KEYS})
+        # The host collects the previous batch while the device computes this one.
+        self._collect()
+        self._previous = values
+
+    def scalars(self) -> dict[str, float]:
+        """Returns the result of `Classification.evaluate`."""
+        return _summarise(self._examples()[0])
+
+    def report(self) -> ClassificationReport:
+        """Returns the result of `Classification.report`."""
+        examples, class_hits, class_count = self._examples()
+        _, bins = calibration(examples["confidence"], examples["top1"])
+        confusion, num_classes = None, self._classification.num_classes
+        if "label" in examples and num_classes <= _LARGEST_CONFUSION:
+            confusion = np.zeros((num_classes, num_classes), np.int64)
+            np.add.at(confusion, (examples["label"], examples["predicted"]), 1)
+        return ClassificationReport(
+            **_summarise(examples) | {"count": len(examples["loss"])},
+            class_count=class_count,
+            class_accuracy=_ratio(class_hits, class_count),
+            confusion=confusion,
+            **bins,
+        )
+
+    def _collect(self) -> None:
+        """Adds the values of the previous batch, without its padding."""
+        if self._previous is None:
+            return
+        host = jax.device_get(self._previous)
+        self._previous = None
+        is_example = _is_example(host.pop("weight"))
+        if "class_hits" in host:
+            self._per_class += np.stack([host.pop("class_hits"), host.pop("class_count")])
+        self._parts.append({name: value[is_example] for name, value in host.items()})
+
+    def _examples(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """Returns the values of each example, and the correct and all examples of each class."""
+        self._collect()
+        parts, num_classes = self._parts, self._classification.num_classes
+        if not sum(len(part["loss"]) for part in parts):
+            raise DataError(
+                "The split to evaluate has no examples: check its slice, and that the iterator of "
+                "batches is not exhausted."
+            )
+        examples = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        per_class = self._per_class
+        if "label" in examples:
+            labels = _checked_labels(examples["label"], num_classes)
+            per_class = np.stack(
+                [
+                    np.bincount(chosen, minlength=num_classes)
+                    for chosen in (labels[examples["top1"]], labels)
+                ]
+            )
+        return examples, per_class[0], per_class[1]
 
 
 _BATCH_KEYS = ("image", "label", "weight")
@@ -286,7 +331,9 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return _jsonable(value.tolist())
-    if isinstance(value, list):
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None

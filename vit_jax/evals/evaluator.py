@@ -1,20 +1,21 @@
 """Evaluates a model with the transforms, batches and loss of its run's config."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 from ml_collections import FrozenConfigDict
 
 from vit_jax.data import pipeline, transforms
 from vit_jax.data.base import Source
 from vit_jax.data.batches import Batches, LoaderOptions
 from vit_jax.data.blocks import Transform
-from vit_jax.evals.classification import Classification, probabilities
+from vit_jax.evals.classification import Classification
 from vit_jax.models import ModelConfig, build
 from vit_jax.parallel.mesh import batch_sharding, replicated
 
@@ -77,39 +78,68 @@ class Evaluator:
         """
         data = self.config.data
         if on_bad is None and data.on_bad == "skip":
-            on_bad = _warn
+            on_bad = warn_of_bad
         if workers is None:
             workers = min(data.workers, len(source) // EXAMPLES_PER_WORKER)
-        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        rows = min(batch_size or self.config.batch_size, len(source))
         return pipeline.eval_batches(
             source,
             transform or self.transform(),
-            batch_size=-(-rows // shards) * shards,
+            batch_size=self._rows(source, batch_size),
             sharding=batch_sharding(self.mesh),
             options=LoaderOptions.from_config(data, workers=workers),
             on_bad=on_bad,
         )
 
-    def predict(
-        self, params: PyTree, batches: Iterable[dict[str, Array]]
-    ) -> Iterator[tuple[Float[np.ndarray, "b classes"], dict[str, np.ndarray]]]:
-        """Yields the probability of each class, batch by batch.
+    def _rows(self, source: Source, batch_size: int | None) -> int:
+        """Returns the rows of a batch: see `batches`."""
+        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        rows = min(batch_size or self.config.batch_size, len(source))
+        return -(-rows // shards) * shards
 
-        Yields:
-          Probabilities and their batch, both on the host, padding (weight 0) included.
+    def padding(self, source: Source, *, batch_size: int | None = None) -> dict[str, Array]:
+        """Returns a batch of padding alone, to compile programs with before images are read.
+
+        Args:
+          source: the examples.
+          batch_size: as for `batches`.
+        """
+        rows, config = self._rows(source, batch_size), self.model_config
+        label = ((source.num_classes,), jnp.float32) if source.multi_label else ((), jnp.int32)
+        specs = {
+            "image": ((*config.image_size, config.channels), jnp.float32),
+            "label": label,
+            "weight": ((), jnp.float32),
+        }
+
+        @partial(jax.jit, out_shardings=batch_sharding(self.mesh))
+        def zeros():
+            return {key: jnp.zeros((rows, *shape), dtype) for key, (shape, dtype) in specs.items()}
+
+        return zeros()
+
+    def compile(
+        self, params: PyTree, batch: dict[str, Array]
+    ) -> Callable[[PyTree, dict[str, Array]], dict[str, Array]]:
+        """Compiles (params, batch) -> outputs, for batches like the given one.
+
+        The outputs, replicated over the mesh, are `logits` f32[b, classes] (without a head they are
+        the features), `features` f32[b, d], the head's input, and the batch's `label` and `weight`.
         """
         model = build(self.model_config)
 
-        @jax.jit
-        def step(params, batch):
-            logits, _ = model.apply({"params": params}, batch["image"])
-            gathered = jax.lax.with_sharding_constraint((logits, batch), replicated(self.mesh))
-            return probabilities(gathered[0], loss_name=self.config.loss.name), gathered[1]
+        def outputs(params, batch):
+            logits, intermediates = model.apply({"params": params}, batch["image"])
+            values = {
+                "logits": logits.astype(jnp.float32),
+                "features": intermediates["pre_logits"],
+                "label": batch["label"],
+                "weight": batch["weight"],
+            }
+            return jax.lax.with_sharding_constraint(values, replicated(self.mesh))
 
-        for batch in batches:
-            yield jax.device_get(step(params, batch))
+        return jax.jit(outputs).lower(params, batch).compile()
 
 
-def _warn(example: int, message: str) -> None:
+def warn_of_bad(example: int, message: str) -> None:
+    """Warns of an example that cannot be read."""
     logging.warning("Example %d is bad and is not counted: %s", example, message)

@@ -1,0 +1,156 @@
+"""Loads any checkpoint, a run's or a published one, as a model to evaluate and to predict with."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from vit_jax.checkpoints.load import TrainedModel, load_run
+from vit_jax.config import base_config, freeze
+from vit_jax.errors import CheckpointError
+from vit_jax.evals.evaluator import Evaluator
+from vit_jax.models import ModelConfig
+from vit_jax.parallel.mesh import make_mesh
+from vit_jax.pretrained.exports.workdir import run_config
+from vit_jax.pretrained.load import Pretrained, load_pretrained
+from vit_jax.pretrained.run_checkpoint import is_run, refuse_hints
+
+BATCH_SIZE = 64  # Of a published model. A laptop could not hold the training batch of a pod.
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model with its preprocessing.
+
+    Attributes:
+      checkpoint: as it was named.
+      evaluator: the model's config, the config of a run with its preprocessing and loss, the mesh.
+      params: sharded over all devices.
+      labels: names of the classes; None: unknown, or there are no classes.
+      is_classifier: whether the outputs are of classes. Else there is no head, or one for
+        regression, and only the features are of use.
+      notes: what was assumed or changed when it was loaded.
+      run: its run; None: a published checkpoint.
+    """
+
+    checkpoint: str
+    evaluator: Evaluator
+    params: PyTree
+    labels: tuple[str, ...] | None
+    is_classifier: bool
+    notes: tuple[str, ...] = ()
+    run: TrainedModel | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        """Architecture and numerics."""
+        return self.evaluator.model_config
+
+    @property
+    def loss(self) -> str:
+        """Decides how logits become probabilities: softmax_xent or sigmoid_xent."""
+        return self.evaluator.config.loss.name
+
+    def check_classifier(self, advice: str) -> None:
+        """Raises CheckpointError, ending in the advice, if the outputs are not of classes."""
+        if self.is_classifier:
+            return
+        reason = " has no head, so it cannot predict classes"
+        if self.config.num_classes:
+            reason = (
+                ": its head is for regression (problem_type in its config.json): its outputs are "
+                "numbers, not classes, and have no probabilities"
+            )
+        raise CheckpointError(f"{self.checkpoint}{reason}. {advice}")
+
+    def with_data(self, data: Mapping[str, Any]) -> "Model":
+        """Returns a copy for other data: these keys of `config.data`, else defaults.
+
+        The preprocessing stays.
+        """
+        config = ConfigDict(self.evaluator.config)
+        transforms = config.data.eval_transforms
+        config.data = base_config().data
+        config.data.update({**data, "eval_transforms": transforms})
+        evaluator = dataclasses.replace(self.evaluator, config=freeze(config))
+        return dataclasses.replace(self, evaluator=evaluator)
+
+
+def all_devices() -> Mesh:
+    """Returns a mesh that shards parameters over all devices.
+
+    A model that could be trained can then be evaluated.
+    """
+    return make_mesh(ConfigDict({"data": 1, "fsdp": -1, "tensor": 1}))
+
+
+def load_model(
+    checkpoint: str | os.PathLike,
+    *,
+    mesh: Mesh,
+    hints: Mapping[str, Any] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    dtype: str | None = None,
+) -> Model:
+    """Loads a checkpoint.
+
+    Args:
+      checkpoint: WORKDIR or WORKDIR/checkpoints/STEP, or any checkpoint that
+        `vit_jax.pretrained.load.load_pretrained` accepts.
+      mesh: of the parameters.
+      hints: settings that the file of a published checkpoint does not contain.
+      image_size: side, or (height, width), in pixels. None: as it was trained or published.
+      dtype: of the computation: float32 or bfloat16. None: as it was trained or published.
+
+    Raises:
+      CheckpointError: the checkpoint cannot be read.
+      ConfigError: a hint, the size or the dtype is invalid.
+    """
+    run = None
+    if is_run(checkpoint):
+        refuse_hints(checkpoint, hints or {})
+        run = load_run(checkpoint, mesh=mesh)
+    if run is not None and image_size is None:
+        model_config, params = run.model_config, run.params
+        labels, config, notes = tuple(run.dataset["class_names"]), run.config, ()
+        is_classifier = True
+    else:
+        pretrained = load_pretrained(checkpoint, mesh=mesh, hints=hints, image_size=image_size)
+        model_config, params, notes = pretrained.config, pretrained.params, pretrained.notes
+        is_classifier = bool(pretrained.loss and model_config.num_classes)
+        labels = pretrained.labels if is_classifier else None
+        if not is_classifier:  # A config needs a loss; no output is computed with it.
+            pretrained = dataclasses.replace(pretrained, loss="softmax_xent")
+        config = _with_transforms(run, pretrained) if run else _with_batch_size(pretrained)
+    if dtype is not None:
+        model_config = dataclasses.replace(model_config, dtype=dtype)
+    return Model(
+        checkpoint=os.fspath(checkpoint),
+        evaluator=Evaluator(config, model_config, mesh),
+        params=params,
+        labels=tuple(map(_printable, labels)) if labels else None,
+        is_classifier=is_classifier,
+        notes=notes,
+        run=run,
+    )
+
+
+def _with_batch_size(pretrained: Pretrained) -> FrozenConfigDict:
+    config = ConfigDict(run_config(pretrained))
+    config.batch_size = BATCH_SIZE
+    return freeze(config)
+
+
+def _with_transforms(run: TrainedModel, pretrained: Pretrained) -> FrozenConfigDict:
+    """Returns a run's config with the preprocessing of its model at another image size."""
+    config = ConfigDict(run.config)
+    config.data.eval_transforms = run_config(pretrained).data.eval_transforms
+    return freeze(config)
+
+
+def _printable(name: str) -> str:
+    return name.encode(errors="replace").decode()

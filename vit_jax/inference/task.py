@@ -1,0 +1,116 @@
+"""What an evaluation works on: a model and the examples of a split."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+from etils import epath
+from ml_collections import FrozenConfigDict
+
+from vit_jax.data.base import Source
+from vit_jax.errors import ConfigError
+from vit_jax.evals.evaluator import warn_of_bad
+from vit_jax.inference.datasets import open_split, parse_data
+from vit_jax.inference.folders import folder_of_run, folder_on_data
+from vit_jax.inference.model import Model
+from vit_jax.inference.progress import OnProgress, counted
+from vit_jax.inference.throughput import Throughput
+from vit_jax.parallel.watch import Watch
+
+Data = str | os.PathLike | FrozenConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A model and the examples to evaluate; adds up the time, and collects bad examples.
+
+    Attributes:
+      model: with the data in its config.
+      source: the split.
+      own_data: whether these are the data that the run was trained on.
+      default_split: of a run, the first that its config evaluates; "": none.
+      batch_size: None: that of the model's config.
+      watch: the watchdog.
+      on_progress: called with the images that are done, and all.
+      throughput: is added to.
+      bad: {location: message} of examples that cannot be read.
+    """
+
+    model: Model
+    source: Source
+    own_data: bool
+    default_split: str
+    batch_size: int | None
+    watch: Watch
+    on_progress: OnProgress | None
+    throughput: Throughput = dataclasses.field(default_factory=Throughput)
+    bad: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def folder(self, source: Source, changed: list[str]) -> epath.Path:
+        """Returns the folder of the results; `changed` are settings that are not by default."""
+        run = self.model.run
+        if run is not None and self.own_data and not changed:
+            return folder_of_run(run, split=source.split, default_split=self.default_split)
+        return folder_on_data(
+            self.model.checkpoint, run, data=source.name, split=source.split, settings=changed
+        )
+
+    def on_bad(self, source: Source) -> Callable[[int, str], None] | None:
+        """Returns the function for bad examples; None: they are errors."""
+        if self.model.evaluator.config.data.on_bad != "skip":
+            return None
+
+        def collect(example: int, message: str) -> None:
+            location = source.describe(example)
+            self.bad[location] = message.removeprefix(f"{location}: ")
+            warn_of_bad(example, message)
+
+        return collect
+
+    def watched(self, source: Source, location: str) -> Callable[[Iterable], Iterator]:
+        """Returns a wrapper of an iterator of batches, for time-out and progress."""
+        rows = self.batch_size or self.model.evaluator.config.batch_size
+
+        def wrap(batches: Iterable) -> Iterator:
+            batches = self.watch.iterate(batches, location)
+            return counted(batches, self.on_progress, rows=rows, total=len(source))
+
+        return wrap
+
+
+def open_task(
+    model: Model,
+    data: Data | None,
+    split: str,
+    batch_size: int | None,
+    watch: Watch,
+    on_progress: OnProgress | None,
+) -> Task:
+    """Opens the data; the arguments are those of `vit_jax.inference.evaluate.evaluate`.
+
+    Raises:
+      ConfigError: there are no data, or two splits.
+    """
+    watch.at("the data")
+    default = ""
+    if data is None:
+        if model.run is None:
+            raise ConfigError(
+                f"{model.checkpoint} is not a run, so the data to evaluate on are unknown: name a "
+                "folder of images or a data set of TFDS with --data."
+            )
+        default = next((entry.split for entry in model.run.config.evals.values()), "")
+        if not (split or default):
+            raise ConfigError("The run's config evaluates no split: name one with --split.")
+    elif isinstance(data, FrozenConfigDict):
+        transforms_of_run = ("train_transforms", "eval_transforms")
+        keys = {key: value for key, value in data.data.items() if key not in transforms_of_run}
+        model = model.with_data(keys)
+        split = split or next((entry.split for entry in data.evals.values()), "")
+    else:
+        keys, named_split = parse_data(os.fspath(data))
+        if split and named_split:
+            raise ConfigError(f"--data={data} names a split already: leave --split={split} out.")
+        model, split = model.with_data(keys | {"on_bad": "skip"}), split or named_split
+    source = open_split(model.evaluator.config.data, split or default)
+    return Task(model, source, data is None, default, batch_size, watch, on_progress)
