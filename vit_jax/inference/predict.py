@@ -47,6 +47,13 @@ def predict(
 
     Raises:
       VitJaxError: the checkpoint cannot be used, or there is nothing to predict.
+
+    Example:
+      >>> from PIL import Image
+      >>> Image.fromarray(np.zeros((8, 8), np.uint8)).save("black.png")
+      >>> (prediction,) = predict("runs/quickstart", ["black.png"], top_k=3)
+      >>> len(prediction.classes), prediction.features.dtype
+      (3, dtype('float32'))
     """
     predictor = Predictor(
         checkpoint,
