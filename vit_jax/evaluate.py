@@ -4,11 +4,11 @@
     vit-jax evaluate --checkpoint=hf:google/vit-base-patch16-224 --data=FOLDER
     vit-jax evaluate --checkpoint=FILE.npz --data=imagenet_v2:test [--method=knn]
 
-The data are those of the run, or of --data: a folder with a folder of images for each class, or a
-data set of TFDS; or of --config. Images are prepared as the checkpoint's publisher does. Classes
-are matched with the model's outputs by name, ImageNet's id (n01440764) or WordNet lemma (tench);
-what has no counterpart is reported. Where the model has other outputs, accuracy is given over all
-of them and over the matched ones alone.
+The data are those of the run, or of --data: a folder with a folder of images for each class, a
+table, tar files, a data set of TFDS or Hugging Face; or of --config. Images are prepared as the
+checkpoint's publisher does. Classes are matched with the model's outputs by name, ImageNet's id
+(n01440764) or WordNet lemma (tench); what has no counterpart is reported. Where the model has other
+outputs, accuracy is given over all of them and over the matched ones alone.
 
 A model without a head for these classes is evaluated by its features (the head's input): kNN
 (k=20, temperature 0.07, as DINO), ridge regression on 1, 5, 10 and 25 labels a class (as
@@ -37,7 +37,7 @@ def define(values: flags.FlagValues) -> None:
     define_model(values)
     text = {
         "workdir": "The run: WORKDIR or WORKDIR/checkpoints/STEP; the same as --checkpoint.",
-        "data": "A folder of images, or NAME or NAME:SPLIT of TFDS.",
+        "data": "A folder of images, a table, or NAME or NAME:SPLIT of TFDS.",
         "split": "Split of the data, or a slice of it such as test[:500].",
         "train_split": "Split that kNN, few-shot regression and the probe are trained on.",
         "out": "Folder for the results.",

@@ -123,6 +123,10 @@ def split_range(split: str, *, num_examples: int) -> range:
     return positions
 
 
+# Splits of data that are not divided: train and test are chosen at random, all is both.
+UNDIVIDED_SPLITS = ("train", "test", "all")
+
+
 def check_split(split: str, *, splits: Sequence[str], where: str) -> str:
     """Returns the name of a split, checked to be one of those that exist.
 

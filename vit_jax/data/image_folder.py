@@ -8,7 +8,16 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from vit_jax.data.base import SPLITS, Example, Source, check_split, digest, split_name, split_range
+from vit_jax.data.base import (
+    SPLITS,
+    UNDIVIDED_SPLITS,
+    Example,
+    Source,
+    check_split,
+    digest,
+    split_name,
+    split_range,
+)
 from vit_jax.data.decode import EXTENSIONS
 from vit_jax.data.listing import Lister, skipped_files
 from vit_jax.data.reading import read_file
@@ -49,9 +58,9 @@ class ImageFolder(Source):
     The classes are the sorted names of the class folders; images may be in folders below these. The
     files of a split are in a pseudo-random order that depends only on their names, so a slice such
     as train[:90%] has about the same fraction of every class. Without split folders, a hash of a
-    file's name decides whether it is in "test", with a probability of `test_fraction`. So files
-    that are added later move no other file, and a run is never tested on images on which an earlier
-    run, such as its `init_from`, was trained.
+    file's name decides whether it is in "test", with a probability of `test_fraction`, or in
+    "train"; "all" is both. So files that are added later move no other file, and a run is never
+    tested on images on which an earlier run, such as its `init_from`, was trained.
 
     The exceptions: each class with several files has one in "test", chosen by name; and one in
     "train", with a note if all would be in "test".
@@ -103,11 +112,14 @@ class ImageFolder(Source):
             self.class_names = self._common_classes(lister, splits)
             files = self._list(lister, name)
         else:
-            name = check_split(split, splits=("train", "test"), where=self._root)
+            name = check_split(split, splits=UNDIVIDED_SPLITS, where=self._root)
             self.class_names = self._classes_with_images(lister, {"": set(folders)})
             all_files = self._list(lister, "")
             test = self._test_files(all_files, fraction=test_fraction)
-            files = [file for file in all_files if (file in test) == (name == "test")]
+            if name == "train":
+                files = [file for file in all_files if file not in test]
+            else:
+                files = all_files if name == "all" else list(test)
             if not files:
                 raise DataError(
                     f'{self._root}: by chance, none of {len(all_files)} images is in "{name}". Add '

@@ -72,8 +72,10 @@ def _locate(text: str) -> Settings:
     if "{" in path and path.endswith(".tar"):
         webdataset.find_shards(path)
         return {"source": "webdataset", "data_dir": path}
-    if text.startswith(("/", ".", "~")) or text.lower().endswith(
-        (*table_source.EXTENSIONS, ".tar")
+    if (
+        text.startswith(("/", ".", "~"))
+        or text.lower().endswith((*table_source.EXTENSIONS, ".tar"))
+        or text.count("/") > 1
     ):
         raise DataError(f"{text} does not exist. {_EXPECTED}")
     return _locate_name(text)

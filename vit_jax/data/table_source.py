@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from vit_jax.data.base import Example, Source, check_split, digest
+from vit_jax.data.base import UNDIVIDED_SPLITS, Example, Source, check_split, digest
 from vit_jax.data.image_folder import uniform_hash
 from vit_jax.data.reading import MAX_BYTES, link_target_outside, read_file
 from vit_jax.data.shards.labels import class_ids
@@ -169,7 +169,7 @@ class TableSource(Source):
             name = check_split(self.split, splits=names, where=self.name)
             is_in = pc.equal(pc.cast(values, pa.string()), name)
             return np.flatnonzero(pc.fill_null(is_in, False).to_numpy())
-        name = check_split(self.split, splits=("train", "test"), where=self.name)
+        name = check_split(self.split, splits=UNDIVIDED_SPLITS, where=self.name)
         return split_randomly(hashes, name=name)
 
     def __len__(self) -> int:

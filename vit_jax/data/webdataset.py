@@ -9,7 +9,7 @@ import re
 import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax.data.base import Example, Source, check_split, digest
+from vit_jax.data.base import UNDIVIDED_SPLITS, Example, Source, check_split, digest
 from vit_jax.data.reading import MAX_BYTES, read_at
 from vit_jax.data.shards import tar
 from vit_jax.data.shards.index import open_index
@@ -139,7 +139,7 @@ class WebDataset(Source):
         )
         hashes = row_hashes(len(self._index))
         if "" in by_split:
-            name = check_split(split, splits=("train", "test"), where=where)
+            name = check_split(split, splits=UNDIVIDED_SPLITS, where=where)
             rows = split_randomly(hashes, name=name)
         else:
             name = check_split(split, splits=list(by_split), where=where)

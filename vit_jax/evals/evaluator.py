@@ -6,7 +6,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 from ml_collections import FrozenConfigDict
@@ -18,6 +17,7 @@ from vit_jax.data.blocks import Transform
 from vit_jax.evals.classification import Classification
 from vit_jax.models import ModelConfig, build
 from vit_jax.parallel.mesh import batch_sharding, replicated
+from vit_jax.telemetry.notes import warn
 
 # A loader process takes seconds to start at every evaluation: one for so many examples at most.
 EXAMPLES_PER_WORKER = 2000
@@ -142,4 +142,4 @@ class Evaluator:
 
 def warn_of_bad(example: int, message: str) -> None:
     """Warns of an example that cannot be read."""
-    logging.warning("Example %d is bad and is not counted: %s", example, message)
+    warn(f"Example {example} is bad and is not counted: {message}")

@@ -1,7 +1,8 @@
 """Evaluates any checkpoint on any images: its classifier, or its features."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,23 +33,21 @@ def evaluate(
     dtype: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
-    """Evaluates a checkpoint on labelled images, each of which counts once.
-
-        evaluation = evaluate("hf:google/vit-base-patch16-224", "my/images")
-        print(evaluation.top1, evaluation.report.intervals()["top1"])
-        results.write(evaluation, "my/results")  # JSON, tables and figures.
+    """Evaluates a checkpoint on labelled images, each of which counts once; writes nothing.
 
     The images are prepared as the checkpoint's publisher does, or as in the run's evaluations. The
     classes of the data are matched with the model's outputs by name: see
-    `vit_jax.inference.class_matching.match_classes`.
+    `vit_jax.inference.class_matching.match_classes`. `vit_jax.inference.results` has `table` and
+    `write`, which make text of the result, and JSON and figures.
 
     Args:
       checkpoint: WORKDIR or WORKDIR/checkpoints/STEP of a run, or any checkpoint that
         `vit_jax.load_pretrained` accepts.
-      data: a folder with a folder of images for each class; NAME or NAME:SPLIT of TFDS; or the
-        config of a run, whose `data` are taken. None: the data of the run.
-      split: of the data, or a slice. "": the first that the run's config evaluates; else
-        validation, val, valid or test, and all images of a folder without folders for splits.
+      data: what `vit_jax.data.locate.locate_data` accepts, such as a folder with a folder of images
+        for each class, a table, or NAME or NAME:SPLIT of TFDS; or the config of a run, whose `data`
+        are taken. None: the data of the run.
+      split: of the data, or a slice. "": the first that the run's config evaluates; else all images
+        of data that are not divided, or validation, val, valid or test.
       method: classifier; knn, fewshot or probe, on the features (the input of the head; these need
         a split to train on); or auto: the classifier, or, without a head for the classes of the
         data, all three.
@@ -66,6 +65,14 @@ def evaluate(
       CheckpointError: the checkpoint cannot be read, or is no classifier and has to be.
       ConfigError: an argument is invalid, or there are no data.
       DataError: the data cannot be read, or have no class of the model.
+
+    Example:
+      >>> evaluation = evaluate("runs/quickstart", split="test[:40]")
+      >>> evaluation.count, len(evaluation.report.class_accuracy)
+      (40, 10)
+      >>> low, high = evaluation.report.intervals()["top1"]  # 95%, Wilson.
+      >>> low <= evaluation.top1 <= high
+      True
     """
     if method not in METHODS:
         raise ConfigError(f'There is no method "{method}". {did_you_mean(method, METHODS)}')
@@ -87,11 +94,12 @@ def evaluate(
                     raise
                 methods = features.METHODS
                 reason = str(error).split(". ")[0]  # The rest is advice.
-                notes.append(f"its features are evaluated. The reason: {reason}")
+                notes.append(f"the features are evaluated, because: {reason}")
         if methods == ("classifier",):
             measured = classify(task, matching)
         else:
-            measured = features.evaluate_features(task, methods, train_split=train_split)
+            with _explained(notes[len(model.notes) :]):
+                measured = features.evaluate_features(task, methods, train_split=train_split)
     changed = [method] if method not in ("auto", "classifier") else []
     if image_size is not None:
         changed.append("x".join(map(str, model.config.image_size)))
@@ -113,3 +121,12 @@ def evaluate(
         throughput=task.throughput,
         folder=task.folder(measured.source, changed),
     )
+
+
+@contextlib.contextmanager
+def _explained(reasons: Sequence[str]) -> Iterator[None]:
+    """Begins a DataError with the reasons why features are evaluated."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(". ".join((*reasons, str(error)))) from error

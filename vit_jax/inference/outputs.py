@@ -70,6 +70,7 @@ class Writer(abc.ABC):
     def finish(self) -> None:
         """Writes what was kept."""
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Closes what lies between the rows and the file; called after a failure, too."""
 
@@ -153,6 +154,9 @@ class _JsonLines(Writer):
 
     def finish(self) -> None:
         """Every line is written already."""
+
+    def close(self) -> None:
+        """There is nothing between."""
 
 
 # Name -> type, and the value of a prediction.

@@ -47,6 +47,13 @@ def predict(
 
     Raises:
       VitJaxError: the checkpoint cannot be used, or there is nothing to predict.
+
+    Example:
+      >>> from PIL import Image
+      >>> Image.fromarray(np.zeros((8, 8), np.uint8)).save("black.png")
+      >>> (prediction,) = predict("runs/quickstart", ["black.png"], top_k=3)
+      >>> len(prediction.classes), prediction.features.dtype
+      (3, dtype('float32'))
     """
     predictor = Predictor(
         checkpoint,
@@ -96,7 +103,7 @@ class Predictor:
         self.num_shown = min(top_k, len(self.class_names))
         config = self.model.evaluator.config
         self._batch_size = batch_size or min(BATCH_SIZE, config.batch_size)
-        self.throughput = Throughput(threads=config.data.threads)
+        self.throughput = Throughput()
 
     def check_classifier(self) -> None:
         """Raises CheckpointError if the model predicts no classes."""

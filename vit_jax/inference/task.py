@@ -8,9 +8,10 @@ from etils import epath
 from ml_collections import FrozenConfigDict
 
 from vit_jax.data.base import Source
+from vit_jax.data.locate import locate_data
 from vit_jax.errors import ConfigError
 from vit_jax.evals.evaluator import warn_of_bad
-from vit_jax.inference.datasets import open_split, parse_data
+from vit_jax.inference.datasets import open_split
 from vit_jax.inference.folders import folder_of_run, folder_on_data
 from vit_jax.inference.model import Model
 from vit_jax.inference.progress import OnProgress, counted
@@ -108,7 +109,8 @@ def open_task(
         model = model.with_data(keys)
         split = split or next((entry.split for entry in data.evals.values()), "")
     else:
-        keys, named_split = parse_data(os.fspath(data))
+        keys = locate_data(os.fspath(data))
+        named_split = keys.pop("split", "")
         if split and named_split:
             raise ConfigError(f"--data={data} names a split already: leave --split={split} out.")
         model, split = model.with_data(keys | {"on_bad": "skip"}), split or named_split

@@ -53,10 +53,12 @@ def files_by_split(files: Iterable[str], *, root: str) -> dict[str, list[str]]:
 
 
 def split_randomly(hashes: Float[np.ndarray, "n"], *, name: str) -> Int64[np.ndarray, "m"]:
-    """Returns the rows of "train" or "test" of a data set without splits, ascending.
+    """Returns the rows of "train", "test" or "all" of a data set without splits, ascending.
 
     A row is in "test" if its hash is below `TEST_FRACTION`: rows that are added move no other row.
     """
+    if name == "all":
+        return np.arange(len(hashes))
     return np.flatnonzero((hashes < TEST_FRACTION) == (name == "test"))
 
 
