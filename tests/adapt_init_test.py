@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from tests.small_run import run, small_config, train_on_one
 from vit_jax.checkpoints.load import load_run
@@ -99,7 +100,8 @@ def test_a_run_needs_its_origin_only_once(tmp_path):
     shutil.rmtree(tmp_path / "first")
     assert run(tmp_path / "second", **changes) == straight
     assert evaluate(tmp_path / "second").count == 50
-    assert len(list(predict(tmp_path / "second", [str(tmp_path / "second" / "samples")]))) == 10
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "image.png")
+    assert len(list(predict(tmp_path / "second", [str(tmp_path / "image.png")]))) == 1
     with pytest.raises(CheckpointError, match="first does not exist"):
         run(tmp_path / "third", **changes)
 
