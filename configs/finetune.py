@@ -9,8 +9,9 @@ CHECKPOINT is one of our work directories or any published checkpoint (a file, a
 timm:NAME, gs://...). Model and preprocessing (size, crop, interpolation, pixel values) are the
 checkpoint's own; what is not stated below comes from it. Arguments:
 
-root        IMAGES/CLASS/*.jpg (or png, webp, ...), of which a part is held out; or
-            IMAGES/train/CLASS/*.jpg with val (valid, validation), test or both beside it
+root        IMAGES/CLASS/*.jpg (or png, webp, ...), of which a fifth is held out for evaluation; or
+            IMAGES/train/CLASS/*.jpg with val (valid, validation), test or both beside it; or a
+            table, a data set of Hugging Face's `datasets`, tar files: vit_jax.data.locate
 dataset     instead of root: one of `TASKS`
 init        the checkpoint, instead of --config.init_from
 epochs      length of the run; 0: 10 for a folder, the published number of steps for `TASKS`
@@ -42,7 +43,7 @@ these with this code; benchmarks/transfer.py was measured.
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, classification_eval, parse_args
-from vit_jax.data.layout import layout_of
+from vit_jax.data.layout import find_data
 from vit_jax.data.recipes import Transforms, evaluation
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.models.variants import parse_variant
@@ -114,10 +115,10 @@ def _check(args: ConfigDict) -> None:
 
 def _own_images(c: ConfigDict, args: ConfigDict) -> None:
     """Sets the data, the optimizer and the length of a run on a folder of images."""
-    layout = layout_of(args.root)
-    c.data.source, c.data.data_dir, c.data.split = "image_folder", args.root, layout.train
+    layout = find_data(c.data, args.root)
+    c.data.split, c.data.test_fraction = layout.train, 0.2
     # A power of two with at least eight batches an epoch, from 8 to 128.
-    c.batch_size = min(128, max(8, 1 << (layout.num_files // 8).bit_length() >> 1))
+    c.batch_size = min(128, max(8, 1 << (layout.num_examples // 8).bit_length() >> 1))
     c.total_epochs = args.epochs or 10.0
     if args.size:
         c.model.image_size = _size(args)
@@ -154,7 +155,6 @@ def _task(c: ConfigDict, args: ConfigDict) -> None:
         else ({"op": "random_resized_crop", "area": (0.05, 1.0)},)
     )
     _transforms(c, args, crop)
-    c.data.workers = 8
 
     c.optim.name, c.optim.lr, c.optim.weight_decay = "sgd", lr, 0.0
     c.optim.momentum, c.optim.momentum_dtype = 0.9, "bfloat16"

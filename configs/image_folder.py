@@ -18,7 +18,7 @@ tests.images IMAGES 100): all of 33 test images right (measured; an easy task).
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, classification_eval, parse_args
-from vit_jax.data.layout import layout_of
+from vit_jax.data.layout import find_data
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -35,8 +35,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.model.pool = "gap"
     c.model.posemb = "sincos2d"  # Fixed positions need not be learned from few images.
 
-    layout = layout_of(args.root)
-    c.data.source, c.data.data_dir, c.data.split = "image_folder", args.root, layout.train
+    layout = find_data(c.data, args.root)
+    c.data.split = layout.train
     c.data.train_transforms = (
         {"op": "decode"},
         {"op": "random_resized_crop", "area": (0.3, 1.0)},

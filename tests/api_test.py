@@ -11,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import vit_jax
 from tests.conftest import ROOT
@@ -34,11 +35,13 @@ def test_importing_it_imports_no_jax():
 
 @pytest.fixture(scope="module")
 def folder(plain_run, tmp_path_factory):
-    """The current folder of the examples: a run in runs/quickstart, a published model in tiny-vit,
-    and images/.
-    """
+    """The current folder of the examples: two runs, a published model in tiny-vit, an image."""
     folder = tmp_path_factory.mktemp("examples")
     shutil.copytree(plain_run, folder / "runs" / "quickstart")
+    shutil.copytree(plain_run, folder / "runs" / "longer")
+    config = folder / "runs" / "longer" / "config.json"
+    config.write_text(config.read_text().replace('"seed": 0', '"seed": 1'))
+    Image.fromarray(np.full((40, 60, 3), 99, np.uint8)).save(folder / "cat.png")
     tiny = vit_jax.create("mu/16", image_size=32, num_classes=10)
     vit_jax.export(tiny, folder / "tiny-vit", to="hf")
     return folder

@@ -35,7 +35,10 @@ def test_the_message(shelf, name):
 CONVERT = {
     "nothing to do": ("", "Nothing to do: pass --inspect=CHECKPOINT, --verify=REFERENCE, or"),
     "no destination": ("hf --to=timm", "Nothing to do:"),
-    "unknown --to": ("hf new --to=pytorch", "flag --to=pytorch: value should be one of <hf|timm"),
+    "unknown --to": (
+        "hf new --to=pytorch",
+        "to='pytorch': there is no such format. Accepted: hf, timm",
+    ),
     "bfloat16 for a work directory": (
         "hf new --to=orbax --dtype=bfloat16",
         "--to=orbax writes float32 only, not bfloat16.",

@@ -52,7 +52,8 @@ CONFIGS = (
 )
 MODES = ("full", "lora", "probe")
 ORIGINS = ("hf", "timm")
-SAME = 1e-5  # Probabilities that differ by less are equal but for rounding.
+# Probabilities that differ by less are equal but for rounding, which includes a pixel by a level.
+SAME = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit_jax import analysis
+    from vit_jax.analysis.comparison import compare_runs
     from vit_jax.config import base_config
     from vit_jax.config.file import load_config
     from vit_jax.errors import VitJaxError
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from vit_jax.pretrained.inspection import inspect
     from vit_jax.pretrained.load import Pretrained, load_pretrained
     from vit_jax.pretrained.preprocess import preprocess
+    from vit_jax.scaling.fit import fit_law
+    from vit_jax.sweeps.listing import list_runs
     from vit_jax.training.run import train
 
 # jaxlib 0.9 logs false errors about CPU features for each program from the compilation cache. It
@@ -51,11 +54,14 @@ _MODULES = {
     "VitJaxError": "vit_jax.errors",
     "base_config": "vit_jax.config",
     "build": "vit_jax.models",
+    "compare_runs": "vit_jax.analysis.comparison",
     "create": "vit_jax.pretrained.create",
     "evaluate": "vit_jax.inference.evaluate",
     "export": "vit_jax.pretrained.exports",
+    "fit_law": "vit_jax.scaling.fit",
     "inspect": "vit_jax.pretrained.inspection",
     "list_models": "vit_jax.pretrained.create",
+    "list_runs": "vit_jax.sweeps.listing",
     "load_config": "vit_jax.config.file",
     "load_pretrained": "vit_jax.pretrained.load",
     "predict": "vit_jax.inference.predict",
@@ -74,11 +80,14 @@ __all__ = [
     "analysis",
     "base_config",
     "build",
+    "compare_runs",
     "create",
     "evaluate",
     "export",
+    "fit_law",
     "inspect",
     "list_models",
+    "list_runs",
     "load_config",
     "load_pretrained",
     "predict",

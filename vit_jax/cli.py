@@ -234,7 +234,7 @@ def _explain_flag(values: flags.FlagValues, message: str) -> str:
         return f"--{part[1]}: write its keys one by one, --{part[1]}.KEY=VALUE."
     match = re.match(r"flag (--config\.(?P<key>[^=]+)=.*?): ", message, flags=re.DOTALL)
     _, kind = _look_up(values, match["key"]) if match else (None, None)
-    if kind in _ACCEPTED:
+    if match and kind in _ACCEPTED:
         return f"{match[1]}: write {_ACCEPTED[kind]}."
     return f"{message}\nSee --help."
 
@@ -251,7 +251,9 @@ def _explain_key(values: flags.FlagValues, argv: Sequence[str]) -> str | None:
 
 def _look_up(values: flags.FlagValues, key: str) -> tuple[str | None, type | None]:
     """Looks up a key such as model.image_size[0]; returns (error message, None) or (None, type)."""
-    node, kind = values["config"].parser.config, ConfigDict
+    parser = values["config"].parser
+    assert isinstance(parser, _ConfigFileParser)  # See define_config.
+    node, kind = parser.config, ConfigDict
     for part in filter(None, re.split(r"[.\[\]]", key)):
         part = part.strip("'\"")
         if isinstance(node, ConfigDict) and part in node:
@@ -302,7 +304,7 @@ class _ConfigFileParser(flags.ArgumentParser):
         return self.config
 
 
-def define_config(values: flags.FlagValues, argv: Sequence[str] | None = None) -> None:
+def define_config(values: flags.FlagValues, argv: list[str] | None = None) -> None:
     """Defines --config and --show_config; read the first with `read_config`.
 
     `argv` is the command line with the overrides, by default that of the process.
@@ -359,10 +361,11 @@ def show_config(values: flags.FlagValues) -> str:
     """
     if values["config"].value is None:
         raise ConfigError("--show_config shows the config of --config=..., which is missing.")
+    file = config_flags.get_config_filename(values["config"])
     return listing(
         read_config(values),
-        file=values["config"].config_filename,
-        from_file=make_config(values["config"].config_filename),
+        file=file,
+        from_file=make_config(file),
         overridden=overridden(values),
     )
 
@@ -373,4 +376,4 @@ def read_sweep(values: flags.FlagValues) -> tuple[str, str, list[Any]]:
     Raises:
       ConfigError: the file has no sweep(), or sweep() failed.
     """
-    return make_points(values["config"].config_filename)
+    return make_points(config_flags.get_config_filename(values["config"]))

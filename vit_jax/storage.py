@@ -36,17 +36,17 @@ _Path = type(epath.Path())
 _etils_glob = _Path.glob
 
 
-def _glob(folder: epath.Path, pattern: str) -> Iterator[epath.Path]:
+def _glob(self: epath.Path, pattern: str) -> Iterator[epath.Path]:
     """Matches `pattern` in a folder whose own path is taken literally, as `pathlib.Path.glob` does.
 
     etils 1.15 joins folder and pattern, so characters of the folder's path act as wildcards. Orbax
     calls `glob` to write arrays and read metadata, TFDS to find data sets, JAX in its compilation
     cache. Below a folder `exp[1]` they would find nothing; below `exp*` also files of `exp1`.
     """
-    if is_local(folder):
-        yield from (folder / name for name in glob.iglob(pattern, root_dir=folder))
+    if is_local(self):
+        yield from (self / name for name in glob.iglob(pattern, root_dir=self))
     else:  # `as_path` refuses remote addresses that contain wildcards.
-        yield from _etils_glob(folder, pattern)
+        yield from _etils_glob(self, pattern)
 
 
 _Path.glob = _glob
@@ -72,9 +72,9 @@ def as_path(path: epath.PathLike, *, name: str = "path") -> epath.Path:
         _check_address(match["scheme"], match["rest"], argument)
         _configure_gcsfs(argument)
         return epath.Path(text)
-    if _RESERVED.match(text):
+    if match := _RESERVED.match(text):
         raise ConfigError(
-            f"{argument}: a path below /{_RESERVED.match(text)[1]} is read as one of an object "
+            f"{argument}: a path below /{match[1]} is read as one of an object "
             "store. Use a path with another name, for example through a symbolic link."
         )
     expanded = os.path.expanduser(text)

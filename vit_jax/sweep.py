@@ -57,7 +57,17 @@ def define(values: flags.FlagValues) -> None:
         "only", "", "Only the runs whose names match, such as *seed=0*.", flag_values=values
     )
     flags.DEFINE_bool(
-        "dry_run", False, "Run nothing: print each command and its cost.", flag_values=values
+        "dry_run",
+        False,
+        "Run nothing: check all runs, and print each command and its cost.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "time_updates",
+        0,
+        "With --dry_run: time this many updates of each kind of run, to estimate hours.",
+        lower_bound=0,
+        flag_values=values,
     )
     flags.DEFINE_bool(
         "collect", False, "Run nothing: write the table of the runs.", flag_values=values
@@ -68,8 +78,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Runs the sweep."""
     import jax
 
+    from vit_jax.sweeps.dry_run import dry_run
     from vit_jax.sweeps.plan import plan_runs
-    from vit_jax.sweeps.run import dry_run, select, sweep
+    from vit_jax.sweeps.run import select, sweep
     from vit_jax.sweeps.table import collect
 
     path = storage.as_path(values.workdir, name="--workdir")
@@ -84,9 +95,12 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         return 0
     if values["config"].value is None:
         raise ConfigError("--config=... is missing. See --help.")
-    if values.dry_run:
+    if values.time_updates and not values.dry_run:
+        raise ConfigError("--time_updates needs --dry_run: a sweep that runs shows its times.")
+    if values.dry_run and not values.time_updates:
         jax.config.update("jax_platforms", "cpu")  # Only shapes are computed.
     file, argument, points = cli.read_sweep(values)
+    invalid: dict[str, str] = {}
     runs = plan_runs(
         points,
         file=file,
@@ -94,11 +108,18 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         overrides=cli.overridden(values),
         folder=folder,
         configure=cli.config_of,
+        invalid=invalid if values.dry_run else None,
     )
-    runs = select(runs, values.only)
     if values.dry_run:
-        dry_run(runs)
+        names = select([*(run.name for run in runs), *invalid], values.only)
+        dry_run(
+            [run for run in runs if run.name in names],
+            invalid={name: invalid[name] for name in names if name in invalid},
+            time_updates=values.time_updates,
+        )
         return 0
+    names = select([run.name for run in runs], values.only)
+    runs = [run for run in runs if run.name in names]
     slurm = None
     if values.launcher == "slurm":
         options = {"cpus_per_task": values.slurm_cpus}

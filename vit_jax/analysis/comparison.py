@@ -71,6 +71,11 @@ def compare_runs(
         image.
       CheckpointError: a path is no work directory, such as a published checkpoint; or it is broken.
       DataError: the metrics of a run are damaged, or the image cannot be written.
+
+    Example:
+      >>> comparison = compare_runs(["runs/quickstart", "runs/longer"], out="comparison.png")
+      >>> comparison.differences["seed"]
+      [0, 1]
     """
     runs = read_runs(workdirs)
     if out is not None:

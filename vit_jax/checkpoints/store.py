@@ -292,7 +292,7 @@ class Store:
                     arrays[item] = ocp.StandardCheckpointHandler().restore(
                         folder / item, args=ocp.args.StandardRestore(saved[item])
                     )
-        return arrays, loop_state
+        return arrays, dict(loop_state)
 
     def restore_newest(
         self, targets: Mapping[str, Any]

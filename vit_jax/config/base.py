@@ -7,6 +7,7 @@ run that file, apply `--config.KEY=VALUE`, and freeze it. Keys that are not decl
 
 import functools
 import math
+import operator
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -73,6 +74,8 @@ def base_config() -> ConfigDict:
     # files, or saved by `save_to_disk`; a table FILE.csv or FILE.parquet; a{0..9}.tar.
     c.data.data_dir = ""
     c.data.follow_links = False  # Whether links in an image folder may lead out of it.
+    # Fraction of an image folder without split folders that is held out as "test".
+    c.data.test_fraction = 0.1
     c.data.manual_dir = ""  # Where files that cannot be downloaded are (Fashion-MNIST's four).
     c.data.split = "train"  # To train on; slices such as train[:99%] are allowed.
     c.data.classes = ()  # Class ids to keep; renumbered from 0. (): all.
@@ -234,6 +237,7 @@ _BOUNDS = {
     "seed": Bounds(0, 2**32 - 1),  # JAX's random keys take seeds modulo 2**32.
     "batch_size": Bounds(1, 2**24),
     "timeout_seconds": Bounds(1),
+    "data.test_fraction": Bounds(0, 1, low_open=True, high_open=True),
     "data.shots": Bounds(0),
     "data.examples": Bounds(0),
     "data.workers": Bounds(-1, 1024),
@@ -294,8 +298,7 @@ def validate(config: ConfigDict | FrozenConfigDict) -> None:
 
 
 def _get(config: ConfigDict, key: str) -> Any:
-    section, _, leaf = key.rpartition(".")
-    return (config[section] if section else config)[leaf]
+    return operator.attrgetter(key)(config)
 
 
 def _check_evals(config: ConfigDict) -> None:

@@ -167,6 +167,7 @@ def _copy_tuples(section: ConfigDict) -> None:
 def _import_file(path: pathlib.Path) -> types.ModuleType:
     name = "the_config_file"
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # The path ends with .py.
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

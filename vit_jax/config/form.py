@@ -55,17 +55,17 @@ def check_section(config: ConfigDict, base: ConfigDict, *, prefix: str = "") -> 
                 f'The config lacks the key "{name}": it must be a changed '
                 "vit_jax.config.base_config()."
             )
-        value, expected = config[key], base.get_type(key)
-        if value is None and (base[key] is None or any(other in base for other in units)):
+        value, default, expected = config[key], base[key], base.get_type(key)
+        if value is None and (default is None or any(other in base for other in units)):
             continue
         if not _has_type(value, expected):
             raise ConfigError(
                 f"{name} is {_short_repr(value)}: it must be {_TYPE_NAMES[expected]}."
             )
-        if expected is not ConfigDict:
+        if not (isinstance(value, ConfigDict) and isinstance(default, ConfigDict)):
             _check_plain(value, name)
-        elif base[key]:  # The base config's `evals` is empty: its keys are free names.
-            check_section(value, base[key], prefix=f"{name}.")
+        elif default:  # The base config's `evals` is empty: its keys are free names.
+            check_section(value, default, prefix=f"{name}.")
 
 
 def check_entries(section: ConfigDict, entry: ConfigDict, *, prefix: str) -> None:
@@ -82,7 +82,7 @@ def check_entries(section: ConfigDict, entry: ConfigDict, *, prefix: str) -> Non
     for name, value in section.items():
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"{prefix}{name}: a name has letters, digits and . _ - only.")
-        if not _has_type(value, ConfigDict):
+        if not isinstance(value, ConfigDict):
             raise ConfigError(
                 f"{prefix}{name} is {_short_repr(value)}: it must be {_TYPE_NAMES[ConfigDict]}."
             )

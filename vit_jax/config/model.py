@@ -430,7 +430,8 @@ def model_section() -> ConfigDict:
             default = declaration.section_default
             if default is None:
                 default = placeholder(typing.get_origin(types[field.name]) or types[field.name])
-            (section[declaration.section] if declaration.section else section)[field.name] = default
+            subsection = getattr(section, declaration.section) if declaration.section else section
+            subsection[field.name] = default
     return section
 
 

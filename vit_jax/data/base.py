@@ -9,6 +9,10 @@ from typing import Any
 
 from vit_jax.errors import DataError, did_you_mean
 
+# Usual names of splits, by which folders and files of splits are recognised.
+VALIDATION_SPLITS = ("val", "valid", "validation")
+SPLITS = ("train", *VALIDATION_SPLITS, "test")
+
 # {"image": encoded bytes or uint8[H, W, channels], "label": int or multi-hot float32[num_classes]}
 Example = dict[str, object]
 

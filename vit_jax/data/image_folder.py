@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from vit_jax.data.base import (
+    SPLITS,
     UNDIVIDED_SPLITS,
     Example,
     Source,
@@ -18,7 +19,6 @@ from vit_jax.data.base import (
     split_range,
 )
 from vit_jax.data.decode import EXTENSIONS
-from vit_jax.data.layout import SPLITS
 from vit_jax.data.listing import Lister, skipped_files
 from vit_jax.data.reading import read_file
 from vit_jax.errors import ConfigError, DataError
@@ -26,8 +26,8 @@ from vit_jax.telemetry.notes import note
 
 TEST_FRACTION = 0.1  # Of a folder without split folders.
 _LAYOUT = (
-    "Expected ROOT/SPLIT/CLASS/image.jpg; or ROOT/CLASS/image.jpg, which is split into "
-    f"{1 - TEST_FRACTION:.0%} train, {TEST_FRACTION:.0%} test. Image extensions: "
+    "Expected ROOT/SPLIT/CLASS/image.jpg; or ROOT/CLASS/image.jpg, of which data.test_fraction "
+    f"({TEST_FRACTION:.0%} by default) becomes the test split. Image extensions: "
     f"{', '.join(EXTENSIONS)}."
 )
 
@@ -44,7 +44,12 @@ def from_config(data_config: ConfigDict, *, split: str) -> "ImageFolder":
             'data.source="image_folder" needs data.data_dir, the root folder. Pass '
             "--config.data.data_dir=FOLDER or --config=image_folder:root=FOLDER."
         )
-    return ImageFolder(data_config.data_dir, split=split, follow_links=data_config.follow_links)
+    return ImageFolder(
+        data_config.data_dir,
+        split=split,
+        follow_links=data_config.follow_links,
+        test_fraction=data_config.test_fraction,
+    )
 
 
 class ImageFolder(Source):
@@ -53,25 +58,33 @@ class ImageFolder(Source):
     The classes are the sorted names of the class folders; images may be in folders below these. The
     files of a split are in a pseudo-random order that depends only on their names, so a slice such
     as train[:90%] has about the same fraction of every class. Without split folders, a hash of a
-    file's name decides whether it is in "test", with a probability of `TEST_FRACTION`, or in
+    file's name decides whether it is in "test", with a probability of `test_fraction`, or in
     "train"; "all" is both. So files that are added later move no other file, and a run is never
     tested on images on which an earlier run, such as its `init_from`, was trained.
 
-    The exception is a class whose files would all be in "test": one of them, chosen by name, is
-    then in "train", with a note.
+    The exceptions: each class with several files has one in "test", chosen by name; and one in
+    "train", with a note if all would be in "test".
 
     A class folder without an image in any split is left out, with a note. Hidden files and folders
     (a leading dot) are ignored. Notes count the other files that are not images, and list classes
     without an image in the split or slice.
     """
 
-    def __init__(self, root: str | os.PathLike, *, split: str, follow_links: bool = False):
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        *,
+        split: str,
+        follow_links: bool = False,
+        test_fraction: float = TEST_FRACTION,
+    ):
         """Lists the files of one split; decodes nothing.
 
         Args:
           root: the folder.
           split: a split, or a slice of one.
           follow_links: whether links may lead out of the root.
+          test_fraction: expected fraction of the images that are in "test" without split folders.
 
         Raises:
           DataError: the folder is missing or has no image, a class is missing from a split, the
@@ -102,7 +115,7 @@ class ImageFolder(Source):
             name = check_split(split, splits=UNDIVIDED_SPLITS, where=self._root)
             self.class_names = self._classes_with_images(lister, {"": set(folders)})
             all_files = self._list(lister, "")
-            test = self._test_files(all_files)
+            test = self._test_files(all_files, fraction=test_fraction)
             if name == "train":
                 files = [file for file in all_files if file not in test]
             else:
@@ -171,7 +184,7 @@ class ImageFolder(Source):
         if len(empty) == len(names):
             raise DataError(f"{self._root} has no image in any class folder. {_LAYOUT}")
         if empty:
-            note(f"{self._root}: no class is made of folders without an image ({_listed(empty)}).")
+            note(f"{self._root}: omitted class folders without an image: {_listed(empty)}.")
         return tuple(name for name in names if name not in empty)
 
     def _list(self, lister: Lister, folder: str) -> list[str]:
@@ -186,22 +199,25 @@ class ImageFolder(Source):
             note(f"{os.path.join(self._root, folder) if folder else self._root}: {skipped}")
         return images
 
-    def _test_files(self, files: Sequence[str]) -> set[str]:
-        """Returns the files that are in "test" in a folder without split folders."""
+    def _test_files(self, files: Sequence[str], *, fraction: float) -> set[str]:
+        """Returns the files that are in "test" in a folder without split folders.
+
+        Those with a hash below the fraction; of each class also the file with the smallest hash,
+        and never the one with the largest.
+        """
         hashes = {file: uniform_hash(f"0/{file}") for file in files}
-        # The file with the largest hash of each class is always in "train".
-        always_train = {
-            self._class_of(file): file for file in sorted(files, key=hashes.__getitem__)
-        }
+        ascending = sorted(files, key=hashes.__getitem__)
+        always_train = {self._class_of(file): file for file in ascending}
+        always_test = {self._class_of(file): file for file in reversed(ascending)}
         for name, file in sorted(always_train.items()):
-            if hashes[file] < TEST_FRACTION:
+            if hashes[file] < fraction:
                 note(
                     f'{self._root}: by chance, all images of the class {name!r} are in "test". '
                     f'{file} is moved to "train", which would have no image of this class. Add '
                     "images, or make split folders."
                 )
-        in_test = {file for file in files if hashes[file] < TEST_FRACTION}
-        return in_test - set(always_train.values())
+        in_test = {file for file in files if hashes[file] < fraction}
+        return (in_test | set(always_test.values())) - set(always_train.values())
 
 
 def _listed(names: Sequence[str]) -> str:

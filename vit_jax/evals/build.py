@@ -1,6 +1,7 @@
 """Builds the evaluations of `config.evals` for the train loop."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -22,6 +23,7 @@ class Evaluation:
 
     Attributes:
       every_steps: due at every multiple of this, and at the end; 0: only at the end.
+      num_examples: number of examples.
       fingerprint: fingerprint of the examples, see `vit_jax.data.base.Source`.
       run: (params, progress, on_bad) -> values by name. `progress` wraps the iterator of batches;
         `on_bad` is called with (source, example, message) for each bad example; None: an error, or
@@ -29,6 +31,7 @@ class Evaluation:
     """
 
     every_steps: int
+    num_examples: int
     fingerprint: str
     run: Callable[
         [PyTree, Callable[[Iterable], Iterable], Callable[[Source, int, str], None] | None],
@@ -38,6 +41,20 @@ class Evaluation:
     def is_due(self, step: int, total_steps: int) -> bool:
         """Returns whether the state after `step` updates is evaluated."""
         return step == total_steps or (self.every_steps > 0 and step % self.every_steps == 0)
+
+    def precision(self, *, num_trained_on: int) -> str:
+        """Returns a sentence about the size of the split and the precision of its accuracy.
+
+        The 95% interval is Wilson's score interval for an accuracy of one half, the widest; z / (2
+        sqrt(n + z^2)) on either side.
+        """
+        n, z = self.num_examples, 1.96
+        share = n / (n + num_trained_on)
+        half_width = z / (2 * math.sqrt(n + z**2))
+        return (
+            f"{n:,} of {n + num_trained_on:,} images ({share:.0%}); its accuracy has a 95% "
+            f"interval of up to +-{100 * half_width:.0f} points"
+        )
 
 
 def build_evals(
@@ -82,7 +99,7 @@ def build_evals(
             with evaluator.batches(source, on_bad=on_bad and partial(on_bad, source)) as batches:
                 return classification.evaluate(params, progress(batches))
 
-        evals[name] = Evaluation(every_steps[name], source.fingerprint, run)
+        evals[name] = Evaluation(every_steps[name], len(source), source.fingerprint, run)
     return evals
 
 

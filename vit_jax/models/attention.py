@@ -85,6 +85,7 @@ def dot_product_attention(
     weights = jax.nn.softmax(logits, axis=-1)
     dropped = weights
     if dropout > 0:
+        assert dropout_rng is not None, "dropout needs a key"
         keep = jax.random.bernoulli(dropout_rng, 1 - dropout, weights.shape)
         dropped = jnp.where(keep, weights / (1 - dropout), 0.0)
     return jnp.einsum("bhqk,bkhd->bqhd", dropped.astype(value.dtype), value), weights

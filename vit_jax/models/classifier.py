@@ -1,7 +1,7 @@
 """The base class of all models: their call, their checks, and a linear head."""
 
 from collections.abc import Collection
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,15 +11,17 @@ from jaxtyping import Array, Float
 from vit_jax.config.model import ModelConfig
 from vit_jax.errors import ConfigError, did_you_mean
 
+Config = TypeVar("Config", bound=ModelConfig)
 
-class Classifier(nn.Module):
+
+class Classifier(nn.Module, Generic[Config]):
     """An image classifier: `apply({"params": params}, images) -> (logits, intermediates)`.
 
     Attributes:
       capturable: names that `capture` accepts.
     """
 
-    config: ModelConfig
+    config: Config
     capturable: ClassVar[tuple[str, ...]] = ()
 
     @nn.compact

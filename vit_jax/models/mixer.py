@@ -78,7 +78,7 @@ class MixerEncoder(nn.Module):
         return _norm(config, "norm")(x), captured
 
 
-class Mixer(Classifier):
+class Mixer(Classifier[MixerConfig]):
     """An MLP-Mixer, called as `vit_jax.models.Vit`.
 
     Parameters are float32. Computation is in `config.dtype`, except the statistics of norms and

@@ -75,7 +75,8 @@ class Root(nn.Module):
         margin = (1, 1)
         if config.padding == "explicit_zeros":
             x, margin = jnp.pad(x, ((0, 0), margin, margin, (0, 0))), (0, 0)
-        return nn.max_pool(x, (3, 3), (2, 2), (margin, margin))
+        pads = (margin, margin)
+        return nn.max_pool(x, (3, 3), (2, 2), pads)  # pyright: ignore[reportArgumentType]  # Untyped in flax.
 
 
 class Unit(nn.Module):
@@ -156,7 +157,7 @@ class Stem(nn.Module):
         return _feature_map(self.config, images, dtype=self.dtype)
 
 
-class Resnet(Classifier):
+class Resnet(Classifier[ResnetConfig]):
     """A ResNet: `Resnet(config).apply({"params": p}, images) -> (logits, intermediates)`, as `Vit`.
 
     Parameters are float32. Computation is in `config.dtype`, except the standardisation of kernels,

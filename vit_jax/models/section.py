@@ -1,6 +1,7 @@
 """Converts the section `model` of a run's config to a model's config, and back."""
 
 import dataclasses
+import operator
 import typing
 from typing import Any
 
@@ -42,6 +43,8 @@ def read_section(section: ConfigDict | FrozenConfigDict, *, num_classes: int) ->
         kind of model does not use.
     """
     row, patch = parse_variant(section.variant)
+    kind: type[ModelConfig]
+    published: dict[str, Any]
     if isinstance(row, StemConfig):
         kind, published = ResnetConfig, dataclasses.asdict(_stem(row, section))
     elif isinstance(row, MixerVariant):
@@ -91,7 +94,7 @@ def write_section(model_config: ModelConfig, section: ConfigDict) -> None:
 
 
 def _subsection(section: ConfigDict, declaration: Declaration) -> ConfigDict:
-    return section[declaration.section] if declaration.section else section
+    return getattr(section, declaration.section) if declaration.section else section
 
 
 def _set_fields(kind: type, section: ConfigDict) -> dict[str, Any]:
@@ -99,7 +102,9 @@ def _set_fields(kind: type, section: ConfigDict) -> dict[str, Any]:
     types, fields = typing.get_type_hints(kind), {}
     for field, declaration in declarations(kind):
         value = (
-            None if declaration.section is None else _subsection(section, declaration)[field.name]
+            None
+            if declaration.section is None
+            else getattr(_subsection(section, declaration), field.name)
         )
         if value is None:
             continue
@@ -133,14 +138,14 @@ def _refuse_unused(kind: type, section: ConfigDict, *, has_resnet: bool) -> None
     """Raises ConfigError if a key that a kind of model does not use is not at its default."""
     used = {field.name for field in dataclasses.fields(kind)} | {"variant", "resnet"}
     defaults = model_section()
-    unused = {(key,): defaults[key] for key in defaults if key not in used}
+    unused = {key: defaults[key] for key in defaults if key not in used}
     if not has_resnet:
-        unused |= {("resnet", key): default for key, default in defaults.resnet.items()}
-    for (*subsection, key), default in unused.items():
-        value = (section[subsection[0]] if subsection else section)[key]
+        unused |= {f"resnet.{key}": default for key, default in defaults.resnet.items()}
+    for key, default in unused.items():
+        value = operator.attrgetter(key)(section)
         if value != default:
             raise ConfigError(
-                f"model.{'.'.join((*subsection, key))} is {value!r}, but {_KINDS[kind]} does not "
+                f"model.{key} is {value!r}, but {_KINDS[kind]} does not "
                 f"use it: leave it at {default!r}."
             )
 

@@ -14,7 +14,7 @@ from vit_jax.models.resnet import Stem
 from vit_jax.parallel.constraints import BATCH, constrain
 
 
-class Vit(Classifier):
+class Vit(Classifier[VitConfig]):
     """A Vision Transformer: `Vit(config).apply({"params": p}, images) -> (logits, intermediates)`.
 
     Parameters are float32. Computation is in `config.dtype`, except softmax, the statistics of
@@ -68,7 +68,8 @@ class Vit(Classifier):
         if not config.num_classes:
             return x, intermediates
         logits = self.head(x)
-        if config.distilled:  # Touvron et al. 2020, arXiv 2012.12877: the mean of two classifiers.
+        if distilled is not None:
+            # Touvron et al. 2020, arXiv 2012.12877: the mean of two classifiers.
             logits = (logits + self.head(distilled, "head_dist")) / 2
         return logits, intermediates
 

@@ -1,6 +1,5 @@
 """Adafactor as in "Scaling Vision Transformers"."""
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
@@ -33,7 +32,7 @@ def scale_by_adafactor(
         1 in the original, 0 (none) in Zhai et al.
     """
 
-    def decay(step: jax.Array, exponent: float) -> jax.Array:
+    def decay(step, exponent):
         return jnp.minimum(beta2_cap, 1.0 - (jnp.float32(step) + 1.0) ** -exponent)
 
     scale = optax.scale_by_factored_rms(

@@ -125,6 +125,8 @@ def _direction(
                 eps=c.eps,
                 momentum_dtype=c.momentum_dtype,
             )
+        case name:
+            raise AssertionError(f"{name} is one of NAMES, but has no case here")
 
 
 def _scale(multipliers: PyTree) -> optax.GradientTransformation:
@@ -154,10 +156,10 @@ def _check(c: ConfigDict) -> None:
         hint = did_you_mean(c.momentum_dtype, _MOMENTUM_DTYPES)
         raise ConfigError(f"optim.momentum_dtype={c.momentum_dtype!r}: {hint}")
     for key in ("lr", "weight_decay", "clip_norm", "clip_rms", "sam_rho"):
-        if c[key] < 0:
-            raise ConfigError(f"optim.{key}={c[key]} must not be negative.")
+        if (value := getattr(c, key)) < 0:
+            raise ConfigError(f"optim.{key}={value} must not be negative.")
     if not c.eps > 0:
         raise ConfigError(f"optim.eps={c.eps} must be above 0.")
     for key in ("b1", "b2", "momentum"):
-        if not 0 <= c[key] < 1:
-            raise ConfigError(f"optim.{key}={c[key]} must be in [0, 1).")
+        if not 0 <= (value := getattr(c, key)) < 1:
+            raise ConfigError(f"optim.{key}={value} must be in [0, 1).")

@@ -1,5 +1,7 @@
 """The length of a run, and learning rate schedules. Steps count from 0."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
@@ -135,6 +137,7 @@ def make_schedule(
             case "linear":
                 value = end + (1.0 - end) * (1.0 - progress)
             case "rsqrt":
+                assert timescale is not None  # Checked above.
                 value = 1.0 / jnp.sqrt(1.0 + since_warmup / float(timescale))
         if warmup:
             value *= jnp.minimum(jnp.float32(step) / warmup, 1.0)
@@ -148,8 +151,8 @@ def make_schedule(
 def _in_steps(
     config: ConfigDict, name: str, *, total_steps: int | None, batch_size: int, num_examples: int
 ) -> int | None:
-    values = {f"{name}_{unit}": config.get(f"{name}_{unit}") for unit in DURATION_UNITS}
-    values = {key: value for key, value in values.items() if value is not None}
+    keys = [f"{name}_{unit}" for unit in DURATION_UNITS]
+    values: dict[str, Any] = {key: config[key] for key in keys if config.get(key) is not None}
     if not values:
         return None
     if len(values) > 1:
@@ -167,7 +170,8 @@ def _in_steps(
             steps = value * num_examples / batch_size
         case "examples":
             steps = value / batch_size
-        case "percent":
+        case _:  # "percent"; the key exists only where total_steps is given.
+            assert total_steps is not None
             # One step less than the run: so warm-up fits even into the shortest trial run.
             steps = min(value * total_steps, max(total_steps - 1, 0)) if value < 1 else total_steps
             return max(min(1, total_steps - 1), round(steps)) if value else 0

@@ -59,10 +59,10 @@ def enable_user_compilation_cache() -> None:
                 probe.write(bytes(2**16))
             _limit_size(folder.parent)
         except OSError as error:
-            notes.warn(
+            notes.note(
                 f"Compiled programs cannot be kept in {folder} ({storage.explain(error)}): they "
-                "are compiled at every start. Name another folder in config.log.compilation_cache "
-                "or XDG_CACHE_HOME."
+                "are compiled at every start. Name another folder in "
+                "config.log.compilation_cache or XDG_CACHE_HOME."
             )
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -22,7 +21,7 @@ def mesh_shape(mesh: ConfigDict, num_devices: int) -> dict[str, int]:
     Raises:
       ConfigError: the sizes do not multiply to `num_devices`.
     """
-    sizes = {axis: mesh[axis] for axis in AXES}
+    sizes: dict[str, int] = {axis: getattr(mesh, axis) for axis in AXES}
     settings = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
@@ -40,7 +39,11 @@ def mesh_shape(mesh: ConfigDict, num_devices: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(mesh: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    mesh: ConfigDict,
+    *,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # Untyped in JAX.
+) -> Mesh:
     """Returns a mesh with the axes data, fsdp and tensor.
 
     Args:
@@ -54,7 +57,7 @@ def make_mesh(mesh: ConfigDict, *, devices: Sequence[jax.Device] | None = None) 
         tuple(sizes.values()),
         tuple(sizes),
         axis_types=(AxisType.Auto,) * len(sizes),
-        devices=np.asarray(devices),
+        devices=devices,
     )
 
 

@@ -62,7 +62,11 @@ def start() -> None:
     timer.daemon = True
     timer.start()
     try:
-        jax.distributed.initialize(**numbers, initialization_timeout=START_TIMEOUT_SECONDS)
+        jax.distributed.initialize(
+            num_processes=numbers.get("num_processes"),
+            process_id=numbers.get("process_id"),
+            initialization_timeout=START_TIMEOUT_SECONDS,
+        )
     finally:
         timer.cancel()
 
@@ -131,11 +135,11 @@ def flag_array(value: bool, mesh: Mesh) -> jax.Array:
     gets a stop signal.
     """
     sharding = NamedSharding(mesh, PartitionSpec(AXES))
-    return jax.make_array_from_callback(
-        (mesh.size,),
-        sharding,
-        lambda index: np.full(len(range(*index[0].indices(mesh.size))), value),
-    )
+
+    def shard(index):
+        return np.full(len(range(*index[0].indices(mesh.size))), value)
+
+    return jax.make_array_from_callback((mesh.size,), sharding, shard)
 
 
 def any_flag(flags: jax.Array) -> jax.Array:

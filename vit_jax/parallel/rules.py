@@ -112,10 +112,13 @@ def state_shardings(state: Any, params: Any, mesh: Mesh | AbstractMesh) -> Any:
     def sharding(path, leaf):
         parts = path_name(path).split("/")
         for start in range(len(parts)):
-            shape, spec = specs.get("/".join(parts[start:]), (None, None))
+            param = specs.get("/".join(parts[start:]))
+            if param is None:
+                continue
+            shape, spec = param
             if shape == leaf.shape:
                 return NamedSharding(mesh, spec)
-            for dim in range(len(shape or ())):
+            for dim in range(len(shape)):
                 if shape[:dim] + shape[dim + 1 :] == leaf.shape:
                     return NamedSharding(mesh, PartitionSpec(*spec[:dim], *spec[dim + 1 :]))
         if splits_params and leaf.size >= LARGE:

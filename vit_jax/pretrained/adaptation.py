@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from vit_jax.models import ModelConfig, VitConfig, param_shapes
+from vit_jax.models import MixerConfig, ModelConfig, VitConfig, param_shapes
 from vit_jax.models.lora import merge_lora
 from vit_jax.models.resize import resize_patches, resize_posemb
 from vit_jax.parallel.rules import named_leaves, param_shardings, path_name
@@ -48,16 +48,22 @@ def adapt_leaf(
     if path.startswith("head") and old.num_classes != new.num_classes:
         value = new.head_bias_init if path.endswith("bias") else 0.0
         return jnp.full(shape, value), "new head, of zeros"
-    if path == "pos_embedding" and old.grid != new.grid:
+    if (
+        path == "pos_embedding"
+        and isinstance(old, VitConfig)
+        and isinstance(new, VitConfig)
+        and old.grid != new.grid
+    ):
         resized = resize_posemb(
             jnp.asarray(leaf), old=old.grid, new=new.grid, prefix=old.posemb_rows,
             kernel=new.posemb_resize,
         )  # fmt: skip
         sizes = f"from {_size(old.grid)} to {_size(new.grid)} patches ({new.posemb_resize})"
         return resized, f"position embedding resized {sizes}"
+    assert leaf is not None, path
     if path == "embedding/kernel" and leaf.shape != shape:
         note = f"patch embedding resized to {_size(shape[:2])} (FlexiViT)"
-        return resize_patches(jnp.asarray(leaf), new=shape[:2]), note
+        return resize_patches(jnp.asarray(leaf), new=(shape[0], shape[1])), note
     return leaf, ""
 
 
@@ -66,9 +72,10 @@ def _size(size: tuple[int, ...]) -> str:
 
 
 def _adapt(params: PyTree, *, old: ModelConfig, new: ModelConfig, shapes: PyTree) -> PyTree:
-    if isinstance(old, VitConfig) and not new.lora_rank:
+    if isinstance(old, VitConfig) and isinstance(new, VitConfig) and not new.lora_rank:
         params, old = merge_lora(params, old)
-    if "encoder" in params and old.scan != new.scan:
+    has_blocks = (VitConfig, MixerConfig)
+    if isinstance(old, has_blocks) and isinstance(new, has_blocks) and old.scan != new.scan:
         convert = _stacked if new.scan else _unstacked
         params = {**params, "encoder": convert(params["encoder"], old.depth)}
     leaves = named_leaves(params)

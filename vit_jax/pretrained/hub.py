@@ -184,6 +184,7 @@ def _copy(
         task = progress.add_task(source.rpartition("/")[2], total=size)
         for start in range(0, size, _CHUNK):
             chunk = store.cat_file(source, start, min(start + _CHUNK, size))
+            assert isinstance(chunk, bytes)  # fsspec also declares str, for text mode.
             file.write(chunk)
             checksum.update(chunk)
             progress.advance(task, len(chunk))

@@ -86,9 +86,9 @@ def map_checkpoint(
             f"{path} holds {len(files.tensors):,} tensors ({names}, ...), of no known format: "
             f"{', '.join(format_.name for format_ in FORMATS)}."
         )
-    hints = Hints(hints)
+    tracked_hints = Hints(hints)
     try:
-        description = format_.describe(files, hints)
+        description = format_.describe(files, tracked_hints)
     except VitJaxError:
         raise
     except Exception as error:  # Look-ups in an invalid config.json raise nearly every type.
@@ -96,8 +96,8 @@ def map_checkpoint(
             f"{path} has the names of {format_.name}, but its tensors or its config.json do not "
             f"follow that format ({type(error).__name__}: {str(error)[:200]}). Download it again."
         ) from error
-    loss = _loss(files, hints, description.config.num_classes)
-    hints.check_all_used(f"a checkpoint of {format_.name}")
+    loss = _loss(files, tracked_hints, description.config.num_classes)
+    tracked_hints.check_all_used(f"a checkpoint of {format_.name}")
     return _account(CheckpointMap(files, format_, description, loss, {}, (), ()), patterns)
 
 
@@ -131,7 +131,7 @@ def _compiled(leave_out: Collection[str]) -> list[re.Pattern[str]]:
         ) from error
 
 
-def _account(mapping: CheckpointMap, leave_out: Collection[re.Pattern[str]]) -> CheckpointMap:
+def _account(mapping: CheckpointMap, leave_out: list[re.Pattern[str]]) -> CheckpointMap:
     """Finds the source of every parameter, and raises an error for a tensor without a use."""
     description, tensors = mapping.description, mapping.description.tensors
     unused = leave_out + [re.compile(pattern) for pattern in description.unused]
@@ -152,7 +152,9 @@ def _account(mapping: CheckpointMap, leave_out: Collection[re.Pattern[str]]) -> 
     others |= {name: mapping.files.tensors[name].shape for name in _outside_prefix(mapping)}
     # An empty tensor (registers of a model without them) holds no values to use.
     left_out = tuple(name for name, shape in others.items() if 0 in shape or _matches(unused, name))
-    lines = [(name, others[name], "-", None) for name in others if name not in left_out]
+    lines: list[tuple[str, tuple[int, ...] | None, str, tuple[int, ...] | None]] = [
+        (name, others[name], "-", None) for name in others if name not in left_out
+    ]
     lines += [("-", None, path, shapes[path]) for path in missing if path not in fresh]
     for path, source in sources.items():
         theirs = tensors[source.theirs].shape

@@ -21,7 +21,7 @@ from vit_jax.data.decode import decode_pillow
 from vit_jax.data.op import Op
 from vit_jax.data.reading import read_file
 from vit_jax.data.recipes import Transforms, evaluation
-from vit_jax.data.transforms import ComposedTransform, compose
+from vit_jax.data.transforms import ComposedTransform, Decode, compose
 from vit_jax.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from vit_jax.pretrained.preprocess_fields import Fields
 
@@ -256,7 +256,10 @@ def from_family(family: str, *, image_size: tuple[int, int]) -> Transforms:
     if family not in _FAMILIES:
         raise CheckpointError(f'No family "{family}". {did_you_mean(family, _FAMILIES)}')
     style, side_before_crop = _FAMILIES[family]
-    resize = None if side_before_crop is None else tuple(map(side_before_crop, image_size))
+    resize = None
+    if side_before_crop is not None:
+        height, width = image_size
+        resize = side_before_crop(height), side_before_crop(width)
     return tuple(
         {**op, "size": image_size} if op["op"] in ("resize", "center_crop") else op
         for op in evaluation(style, resize=resize)
@@ -337,13 +340,14 @@ class Preprocess:
         """Returns an image in a form that the decode transform accepts: encoded bytes or pixels."""
         if isinstance(image, Image.Image):
             decode = self.ops[0]
+            assert isinstance(decode, Decode)  # `transforms` begin with decode.
             return decode_pillow(image, channels=decode.channels, exif=decode.exif)
         return image if isinstance(image, np.ndarray) else read_file(image)
 
     def for_size(self, size: Iterable[int]) -> "Preprocess":
         """Returns a copy for another (height, width); all sizes are scaled and rounded."""
-        size = tuple(size)
-        ratio = [new / old for new, old in zip(size, self.image_size, strict=True)]
+        height, width = size
+        ratio = height / self.image_size[0], width / self.image_size[1]
 
         def scale(op: dict[str, Any]) -> dict[str, Any]:
             if op.get("size") is None:

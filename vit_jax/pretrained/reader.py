@@ -51,6 +51,7 @@ class Reader:
         # Each tensor of the file is read once, however many devices hold a shard of it.
         shards = {}
         for index in sharding.addressable_devices_indices_map(shape).values():
+            assert index is not None  # An addressable device holds a shard.
             shard_shape = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
             shards[_bounds(index, shape)] = (index, _aligned(shard_shape))
         for i in range(shape[0]):
@@ -61,9 +62,11 @@ class Reader:
                 if first <= i < last:
                     leaf = self._leaf(name, shape[1:]) if leaf is None else leaf
                     shard[i - first] = leaf[index[1:]]
-        return jax.make_array_from_callback(
-            shape, sharding, lambda index: shards[_bounds(index, shape)][1]
-        )
+
+        def shard_at(index):
+            return shards[_bounds(index, shape)][1]
+
+        return jax.make_array_from_callback(shape, sharding, shard_at)
 
     def _leaf(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
         """Returns a parameter outside the blocks, or of one block, as float32."""
@@ -85,7 +88,8 @@ class Reader:
         return array.astype(np.float32, copy=False)
 
     def _initialised(self, path: str) -> np.ndarray:
-        if self._initial is None:
+        initial = self._initial
+        if initial is None:
             config = dataclasses.replace(self.config, scan=False)
             images = jnp.zeros((1, *config.image_size, config.channels))
 
@@ -94,9 +98,9 @@ class Reader:
                 params = named_leaves(build(config).init(key, images)["params"])
                 return {path: params[path] for path in self.mapping.fresh if path in params}
 
-            self._initial = jax.device_get(initialise(jax.random.key(0)))
+            self._initial = initial = jax.device_get(initialise(jax.random.key(0)))
         self._note(f"{path} initialised")
-        return self._initial[path]
+        return initial[path]
 
     def _note(self, note: str) -> None:
         if note and note not in self.notes:

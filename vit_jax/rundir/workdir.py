@@ -134,8 +134,9 @@ def _check_keys(plain: Mapping[str, Any], config: ConfigDict) -> None:
     for key, value in plain.items():
         if key not in config:
             raise ValueError(f"there is no key {key[:80]!r}. {did_you_mean(key[:80], config)}")
-        if isinstance(value, Mapping) and isinstance(config[key], ConfigDict):
-            _check_keys(value, config[key])
+        section = config[key]
+        if isinstance(value, Mapping) and isinstance(section, ConfigDict):
+            _check_keys(value, section)
 
 
 def _tuples(value: Any) -> Any:

@@ -1,10 +1,13 @@
 """Sweeps: plan runs, execute them, and collect their results.
 
-run       `sweep`: runs the runs; what they would cost
 grids     the points of a sweep: grid, paired, chain, star, subset, durations
 recipes   shared config of the runs of a study, on ImageNet-21k and on Fashion-MNIST
 plan      points of a config file's sweep() -> PlannedRuns: names, commands, checked configs
-costs     parameters, FLOPs and memory of a run, without training it
+costs     checks a run; its parameters and FLOPs, without training it
+memory    its memory on a device
+durations how long runs take, from timed ones
+dry_run   prints all of these
+run       `sweep`: runs the runs
 record    status of a run, in its work directory
 attempt   one process of vit_jax.train: its start, its exit code, when to retry
 start     wrapper of that process: sets its cores, ends it with its parent

@@ -3,12 +3,16 @@
 import dataclasses
 import functools
 import json
+from typing import Any
 
 from ml_collections import FrozenConfigDict
 
 from vit_jax.config import validate
+from vit_jax.data import transforms
+from vit_jax.data.base import Source
 from vit_jax.data.sources import open_source
-from vit_jax.errors import ConfigError, VitJaxError
+from vit_jax.data.subset import few_shot, random_subset
+from vit_jax.errors import ConfigError, DataError, VitJaxError
 from vit_jax.models import (
     ModelConfig,
     forward_flops,
@@ -17,9 +21,10 @@ from vit_jax.models import (
     read_section,
     update_flops_per_image,
 )
-from vit_jax.optim import total_steps
+from vit_jax.optim import make_schedule, total_steps
 from vit_jax.sweeps.memory import bytes_per_device
 from vit_jax.sweeps.plan import PlannedRun
+from vit_jax.training.periods import Periods
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +32,12 @@ class Cost:
     """The cost of a run; None: unknown without the data.
 
     Attributes:
+      model_config: the model; its head has one class if their number is unknown.
+      examples: number of training examples in an epoch.
       params: number of parameters of the model.
       params_non_embedding: see `vit_jax.models.flops`.
       forward_flops: FLOPs of the forward pass of one image.
+      update_flops_per_image: FLOPs of an update, for each image of its batch.
       steps: steps of the whole run.
       own_steps: steps that the run makes itself; of a branch, the steps after the trunk's state.
       total_train_flops: FLOPs of `own_steps`.
@@ -38,9 +46,12 @@ class Cost:
       unknown: what is unknown, and why; "" if nothing is.
     """
 
+    model_config: ModelConfig
+    examples: int | None
     params: int
     params_non_embedding: int
     forward_flops: int
+    update_flops_per_image: int
     steps: int | None
     own_steps: int | None
     total_train_flops: int | None
@@ -49,10 +60,14 @@ class Cost:
 
 
 def cost(run: PlannedRun) -> Cost:
-    """Estimates the cost of a run.
+    """Checks the config of a run and estimates its cost.
+
+    Whether checkpoints exist and data can be decoded is not checked; data that is not on this
+    machine is no error.
 
     Raises:
-      ConfigError: the config is invalid, or the model is unknown without a checkpoint.
+      VitJaxError: the run could not start: its config is invalid, or does not fit its data; or the
+        model is unknown without a checkpoint.
     """
     config, unknown = run.config, []
     validate(config)
@@ -61,7 +76,10 @@ def cost(run: PlannedRun) -> Cost:
             f"{run.name}: its model is defined by the checkpoint init_from={config.init_from}. Set "
             "model.variant to estimate the cost."
         )
-    examples, classes, reason = _data(config)
+    source, reason = _open(_source_keys(config), config.data.split)
+    if source is None and _open(_source_keys(config, classes=()), config.data.split)[0]:
+        raise DataError(reason)  # The data is here, and the classes are wrong.
+    examples, classes = _count(config, source)
     if not (config.model.num_classes or classes):
         unknown.append("the number of classes (the head is counted with one)")
     model_config = read_section(config.model, num_classes=classes or 1)
@@ -71,10 +89,14 @@ def cost(run: PlannedRun) -> Cost:
     else:
         unknown.append("the number of steps")
     own_steps = None if steps is None else steps - (run.branch_of[1] if run.branch_of else 0)
+    _check(config, model_config, source, steps=steps, examples=examples)
     return Cost(
+        model_config=model_config,
+        examples=examples,
         params=num_params(model_config),
         params_non_embedding=num_params_non_embedding(model_config),
         forward_flops=forward_flops(model_config),
+        update_flops_per_image=update_flops_per_image(model_config, config),
         steps=steps,
         own_steps=own_steps,
         total_train_flops=None if own_steps is None else _flops(config, model_config, own_steps),
@@ -108,25 +130,69 @@ def _flops(config: FrozenConfigDict, model_config: ModelConfig, steps: int) -> i
     return update_flops_per_image(model_config, config) * config.batch_size * steps
 
 
-def _data(config: FrozenConfigDict) -> tuple[int | None, int | None, str]:
-    """Returns the numbers of examples and classes (None: unknown), and why they are unknown."""
+def _count(config: FrozenConfigDict, source: Source | None) -> tuple[int | None, int | None]:
+    """Returns the numbers of training examples and of classes; None: unknown without the data."""
     data = config.data
-    source_keys = {
-        key: data[key]
-        for key in ("source", "name", "data_dir", "manual_dir", "image_key", "label_key", "classes")
-    }
-    whole, classes, reason = _open(json.dumps(source_keys), data.split)
-    examples = data.examples or (data.shots * classes if classes and data.shots else whole)
-    return examples, classes, reason
+    classes = source.num_classes if source else len(data.classes) or None
+    whole = len(source) if source else None
+    return data.examples or (data.shots * classes if classes and data.shots else whole), classes
+
+
+def _check(
+    config: FrozenConfigDict,
+    model_config: ModelConfig,
+    source: Source | None,
+    *,
+    steps: int | None,
+    examples: int | None,
+) -> None:
+    """Raises VitJaxError if a run could not start with its data, transforms or schedule."""
+    if steps is not None:
+        make_schedule(
+            config.optim.schedule,
+            total_steps=steps,
+            batch_size=config.batch_size,
+            num_examples=examples or 0,
+        )
+        Periods.of(config, total_steps=steps, num_examples=examples or 0)
+    for key in ("train_transforms", "eval_transforms"):
+        transforms.compose(
+            config.data[key],
+            image_size=model_config.image_size,
+            channels=model_config.channels,
+            key=f"data.{key}",
+        )
+    if source is None:
+        return
+    if model_config.num_classes < source.num_classes:
+        raise ConfigError(
+            f"model.num_classes is {model_config.num_classes}, but {source.name} has "
+            f"{source.num_classes} classes."
+        )
+    if config.data.examples > len(source):
+        random_subset(source, config.data.examples, seed=config.seed)
+    if config.data.shots and config.data.source != "tfds":  # That would read every label.
+        few_shot(source, config.data.shots, seed=config.seed)
+    for entry in config.evals.values():
+        _, reason = _open(_source_keys(config), entry.split)
+        if reason:
+            raise DataError(reason)
+
+
+def _source_keys(config: FrozenConfigDict, **changes: Any) -> str:
+    """Returns the keys that say which data set it is, with changes, as JSON."""
+    keys = ("source", "name", "data_dir", "manual_dir", "image_key", "label_key", "classes")
+    return json.dumps({key: config.data[key] for key in keys} | changes)
 
 
 @functools.cache
-def _open(source_keys: str, split: str) -> tuple[int | None, int | None, str]:
+def _open(source_keys: str, split: str) -> tuple[Source | None, str]:
+    """Opens a split of a data set; returns None and the reason if it cannot be opened here."""
     data = json.loads(source_keys)
     try:
         source = open_source(
             FrozenConfigDict({**data, "classes": tuple(data["classes"])}), split=split
         )
     except VitJaxError as error:
-        return None, len(data["classes"]) or None, str(error).splitlines()[0]
-    return len(source), source.num_classes, ""
+        return None, str(error).splitlines()[0]
+    return source, ""

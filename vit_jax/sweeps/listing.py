@@ -62,6 +62,12 @@ def list_runs(folder: str | os.PathLike) -> list[RunState]:
 
     Raises:
       ConfigError: it is not a folder, or cannot be read.
+
+    Example:
+      >>> for run in list_runs("runs"):
+      ...     print(run.path, run.state, run.step, run.metric)
+      longer finished 12 test/top1
+      quickstart finished 12 test/top1
     """
     root = pathlib.Path(folder)
     with storage.reported(ConfigError, f"{folder} cannot be read"):

@@ -63,6 +63,7 @@ def plan_runs(
     overrides: Mapping[str, Any],
     folder: pathlib.Path,
     configure: Callable[[Sequence[str]], FrozenConfigDict],
+    invalid: dict[str, str] | None = None,
 ) -> list[PlannedRun]:
     """Makes the runs of a sweep, in the order in which they start.
 
@@ -74,6 +75,7 @@ def plan_runs(
       overrides: overrides of the sweep's command line, for every run: {"optim.lr": 0.001}.
       folder: the folder of the sweep.
       configure: returns the config of --config... flags (`vit_jax.cli.config_of`).
+      invalid: receives the reason of each invalid point by name; None: the first one raises.
 
     Returns:
       The runs; a branch comes after its trunk.
@@ -86,35 +88,66 @@ def plan_runs(
     named = _named_points(points)
     if not named:
         raise ConfigError(f"--config={file}: sweep() returned no point.")
-    runs = {}
+    runs: dict[str, PlannedRun] = {}
     for name, point in _trunks_first(named):
-        where = f"sweep(), {name}"
-        branch_of = point.get(BRANCH_OF)
-        settings = {key: value for key, value in point.items() if key not in (NAME, BRANCH_OF)}
-        arguments = {key[1:]: settings[key] for key in settings if key.startswith(":")}
-        keys = {key: value for key, value in settings.items() if not key.startswith(":")}
-        _check_keys(keys, overrides, where)
-        flags = [f"--config={_with_arguments(file, argument, arguments, where)}"]
-        flags += [f"--config.{key}={_flag_value(value, where)}" for key, value in overrides.items()]
-        flags += [f"--config.{key}={_flag_value(value, where)}" for key, value in keys.items()]
-        workdir = folder / name
-        if branch_of and "resume" in overrides:
-            raise ConfigError(
-                f"{where}: it is a branch, and the command line sets --config.resume for all runs: "
-                "remove one of the two."
-            )
-        if branch_of:
-            flags.append(f"--config.resume={_trunk_state_path(workdir, folder, branch_of)}")
-            _check_trunk_state(runs[branch_of[0]], branch_of[1], where)
         try:
-            config = configure(flags)
+            runs[name] = _plan_run(
+                name,
+                point,
+                runs,
+                file=file,
+                argument=argument,
+                overrides=overrides,
+                folder=folder,
+                configure=configure,
+            )
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
-        if branch_of:
-            _check_own_steps(config, branch_of, where)
-        values = {key: _json_value(value) for key, value in settings.items()}
-        runs[name] = PlannedRun(name, values, tuple(flags), config, workdir, branch_of)
+            if invalid is None:
+                raise
+            invalid[name] = str(error).removeprefix(f"sweep(), {name}: ")
     return list(runs.values())
+
+
+def _plan_run(
+    name: str,
+    point: Mapping[str, Any],
+    runs: Mapping[str, PlannedRun],
+    *,
+    file: str,
+    argument: str,
+    overrides: Mapping[str, Any],
+    folder: pathlib.Path,
+    configure: Callable[[Sequence[str]], FrozenConfigDict],
+) -> PlannedRun:
+    """Makes the run of a point; `runs` has its trunk. The rest: see `plan_runs`."""
+    where = f"sweep(), {name}"
+    branch_of = point.get(BRANCH_OF)
+    settings = {key: value for key, value in point.items() if key not in (NAME, BRANCH_OF)}
+    arguments = {key[1:]: settings[key] for key in settings if key.startswith(":")}
+    keys = {key: value for key, value in settings.items() if not key.startswith(":")}
+    _check_keys(keys, overrides, where)
+    flags = [f"--config={_with_arguments(file, argument, arguments, where)}"]
+    flags += [f"--config.{key}={_flag_value(value, where)}" for key, value in overrides.items()]
+    flags += [f"--config.{key}={_flag_value(value, where)}" for key, value in keys.items()]
+    workdir = folder / name
+    if branch_of and "resume" in overrides:
+        raise ConfigError(
+            f"{where}: it is a branch, and the command line sets --config.resume for all runs: "
+            "remove one of the two."
+        )
+    if branch_of:
+        if branch_of[0] not in runs:
+            raise ConfigError(f"{where}: its trunk {branch_of[0]} is invalid.")
+        flags.append(f"--config.resume={_trunk_state_path(workdir, folder, branch_of)}")
+        _check_trunk_state(runs[branch_of[0]], branch_of[1], where)
+    try:
+        config = configure(flags)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if branch_of:
+        _check_own_steps(config, branch_of, where)
+    values = {key: _json_value(value) for key, value in settings.items()}
+    return PlannedRun(name, values, tuple(flags), config, workdir, branch_of)
 
 
 def check_unchanged(run: PlannedRun) -> None:

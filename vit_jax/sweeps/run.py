@@ -1,8 +1,7 @@
-"""Runs the runs of a sweep, and describes what they would cost."""
+"""Runs the runs of a sweep."""
 
 import fnmatch
 import pathlib
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from vit_jax.rundir import workdir as workdirs
 from vit_jax.rundir.lock import lock
 from vit_jax.sweeps import record as records
 from vit_jax.sweeps.board import Board
-from vit_jax.sweeps.costs import cost, total_train_flops
+from vit_jax.sweeps.costs import total_train_flops
 from vit_jax.sweeps.local import run_local
 from vit_jax.sweeps.plan import PlannedRun, check_unchanged
 from vit_jax.sweeps.slurm import run_slurm
@@ -23,17 +22,17 @@ from vit_jax.sweeps.table import PARQUET, collect
 _COLLECT_SECONDS = 60.0  # Between two writes of the table while runs are active.
 
 
-def select(runs: Sequence[PlannedRun], pattern: str) -> list[PlannedRun]:
-    """Returns the runs whose names match a pattern such as "*seed=0*"; "": all.
+def select(names: Sequence[str], pattern: str) -> list[str]:
+    """Returns the names of runs that match a pattern such as "*seed=0*"; "": all.
 
     Raises:
       ConfigError: no name matches.
     """
-    chosen = [run for run in runs if fnmatch.fnmatchcase(run.name, pattern or "*")]
+    chosen = [name for name in names if fnmatch.fnmatchcase(name, pattern or "*")]
     if not chosen:
         raise ConfigError(
             f"--only={pattern} matches no run: it must match a whole name, such as *seed=0*. "
-            + did_you_mean(pattern, [run.name for run in runs[:20]])
+            + did_you_mean(pattern, names[:20])
         )
     return chosen
 
@@ -82,45 +81,6 @@ def sweep(
             board.show()
         collect(folder)
     return conclude(runs, folder, completed=completed)
-
-
-def dry_run(runs: Sequence[PlannedRun]) -> None:
-    """Prints the command and the cost of each run, and the total cost.
-
-    Raises:
-      ConfigError: the config of a run is invalid.
-    """
-    flops, left, unknown, largest = 0, 0, 0, 0
-    open_axes = any(-1 in run.config.mesh.values() for run in runs)
-    for run in runs:
-        run_cost, record = cost(run), records.read(run.workdir)
-        finished = records.is_finished(run.workdir, record)
-        print(f"{run.name} ({'finished' if finished else record.status})")
-        print(f"  {shlex.join(['python', *run.command[1:]])}")
-        largest = max(largest, run_cost.bytes_per_device)
-        if run_cost.total_train_flops is None:
-            length = "unknown number of steps"
-            unknown += 1
-        else:
-            length = f"{run_cost.own_steps:,} steps, {run_cost.total_train_flops:.3g} FLOPs"
-            flops += run_cost.total_train_flops
-            left += 0 if finished else run_cost.total_train_flops
-        print(
-            f"  {run_cost.params:,} parameters ({run_cost.params_non_embedding:,} non-embedding), "
-            f"{length}, about {_size(run_cost.bytes_per_device)} per device"
-        )
-        if run_cost.unknown:
-            print(f"  Unknown: {run_cost.unknown}")
-    print(
-        f"Total: {len(runs)} runs, {flops:.3g} FLOPs, of which {left:.3g} remain"
-        + (f" (without {unknown} runs of unknown length)" if unknown else "")
-        + f"; the largest run needs about {_size(largest)} per device"
-        + (", with mesh axes of -1 counted as 1." if open_axes else ".")
-    )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def conclude(runs: Sequence[PlannedRun], folder: pathlib.Path, *, completed: bool) -> int:

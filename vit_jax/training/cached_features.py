@@ -21,7 +21,6 @@ from ml_collections import FrozenConfigDict
 from vit_jax.data.base import Example, Source
 from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError
-from vit_jax.evals.build import Evaluation
 from vit_jax.evals.classification import Classification
 from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import ModelConfig, build
@@ -110,7 +109,7 @@ def cache_features(
             with evaluator.batches(computed[0], transform=identity, workers=0) as batches:
                 return classification.evaluate(params, progress(batches))
 
-        cached[name] = Evaluation(evaluation.every_steps, evaluation.fingerprint, run)
+        cached[name] = dataclasses.replace(evaluation, run=run)
     source = compute(experiment.source, params)
     head_experiment = dataclasses.replace(
         experiment, source=source, transform=identity, evals=cached

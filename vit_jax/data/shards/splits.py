@@ -7,9 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, Int64
 
-from vit_jax.data.base import split_range
+from vit_jax.data.base import SPLITS, split_range
 from vit_jax.data.image_folder import TEST_FRACTION
-from vit_jax.data.layout import SPLITS
 from vit_jax.errors import DataError
 
 _SHARD = re.compile(r"(?P<split>.+)-\d+-of-\d+")  # As in train-00000-of-00002.parquet.

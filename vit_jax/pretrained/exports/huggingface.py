@@ -32,7 +32,7 @@ _EXPRESSIBLE: dict[str, dict[str, Container[Any]]] = {
     "vit": {"pool": ("token",), "posemb_resize": ("bicubic",)},
     "deit": {"pool": ("token",), "distilled": (True,), "posemb_resize": ("bicubic",)},
     "ijepa": {"pool": ("gap",), "posemb_resize": ("bicubic",)},
-    "siglip_vision_model": {"pool": ("map",), "num_classes": (0,), "posemb_resize": ("bicubic",)},
+    "siglip_vision_model": {"pool": ("map",), "posemb_resize": ("bicubic",)},
     "dinov2": {
         "mlp": ("gelu", "swiglu"), "posemb_resize": ("bicubic",),
     },
@@ -100,7 +100,7 @@ def write(
         expressible |= {"rep_size": ANYTHING}
     processor = {"siglip_vision_model": "Siglip"}.get(kind, "ViT")
     preprocessor, reasons = to_hf(pretrained.preprocess, processor=processor)
-    reasons += compare(config, expressible, to="hf") + _one_class(pretrained)
+    reasons += compare(config, expressible, to="hf") + _classifier(pretrained, kind)
     reasons.check(to="hf", change_numerics=change_numerics)
     params, config = with_learned_positions(pretrained.params, config)
     params, config = with_class_row(params, config)
@@ -122,7 +122,14 @@ def problem_type(loss: str) -> str:
     return next(name for name, other in PROBLEM_TYPES.items() if other == loss)
 
 
-def _one_class(pretrained: Pretrained) -> Reasons:
+def _classifier(pretrained: Pretrained, kind: str) -> Reasons:
+    """Returns the reasons why transformers has no such classifier."""
+    if kind == "siglip_vision_model" and pretrained.config.num_classes:
+        reason = (
+            "model.pool is 'map'; transformers' SigLIP classifies by the mean of the patches: "
+            "train with model.pool='gap' or 'token'"
+        )
+        return Reasons(impossible=(reason,))
     if pretrained.config.num_classes != 1 or pretrained.loss != "softmax_xent":
         return Reasons()
     return Reasons(approximate=("transformers applies a sigmoid to a single class, not a softmax",))

@@ -72,11 +72,11 @@ class BlockNames(NamedTuple):
     norms: tuple[str, str]
     mlp: tuple[str, str]
     gate: str = ""
-    scales: tuple[str, str] = ()
+    scales: tuple[str, str] | tuple[()] = ()
 
 
-_NESTED = tuple(f"attention.attention.{name}" for name in ("query", "key", "value"))
-_PROJ = tuple(f"attention.{name}_proj" for name in "qkvo")
+_NESTED = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
+_PROJ = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
 _NORM12, _BEFORE_AFTER = ("norm1", "norm2"), ("layernorm_before", "layernorm_after")
 _LAMBDAS = ("layer_scale1.lambda1", "layer_scale2.lambda1")
 _FC, _UP_DOWN = ("mlp.fc1", "mlp.fc2"), ("mlp.up_proj", "mlp.down_proj")
@@ -94,7 +94,7 @@ BLOCK_NAMES = (
     BlockNames("layer.{i}", _PROJ, _NORM12, _UP_DOWN, "mlp.gate_proj", _LAMBDAS),
     BlockNames(
         "encoder.layers.{i}",
-        (*(f"self_attn.{name}_proj" for name in "qkv"), "self_attn.out_proj"),
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
         ("layer_norm1", "layer_norm2"),
         _FC,
     ),

@@ -139,7 +139,9 @@ def recognises(files: CheckpointFiles) -> bool:
 
 def describe(files: CheckpointFiles, hints: Hints) -> Description:
     """See `Format`."""
-    names, prefix = _find_names(files)
+    match = _find_names(files)
+    assert match is not None  # See `recognises`.
+    names, prefix = match
     if names is TIMM_NAMES:
         tensors = renamed(files.tensors, lambda name: name.removeprefix(prefix))
     else:
@@ -156,8 +158,8 @@ def describe(files: CheckpointFiles, hints: Hints) -> Description:
     facts = {"units": units_of(shapes, names), "width_factor": width / 64, "version": version,
              "channels": channels, "num_classes": num_classes, **numerics}  # fmt: skip
     published = files.config.get("pretrained_cfg")
-    if published:
-        transforms = from_timm(published)
+    transforms = from_timm(published) if published else None
+    if transforms is not None:
         facts |= {"preprocessing": "pretrained_cfg", "image_size": output_size(transforms)}
         conventions = {}
     else:
@@ -168,7 +170,7 @@ def describe(files: CheckpointFiles, hints: Hints) -> Description:
         config = ResnetConfig(**facts)
     except ConfigError as error:
         raise CheckpointError(f"{files.path} describes no ResNet: {error}") from error
-    if not published:
+    if transforms is None:
         transforms = from_family(family, image_size=config.image_size)
     unused = (r"(opt|optimizer|step)(/.*)?", r".*\.num_batches_tracked")
     return Description(config, tensors, unused, transforms, assumed=assumed)

@@ -198,6 +198,8 @@ def _rope(args: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any]:
 def image_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     """Returns (height, width) in a config.json of timm, or None."""
     size = (config.get("model_args") or {}).get("img_size")
-    size = size or ((config.get("pretrained_cfg") or {}).get("input_size") or [None])[1:]
+    size = size or ((config.get("pretrained_cfg") or {}).get("input_size") or [])[1:]
     sides = tuple(size) if isinstance(size, list) else (size, size)
-    return sides if len(sides) == 2 and all(type(side) is int for side in sides) else None
+    if len(sides) != 2 or not all(type(side) is int for side in sides):
+        return None
+    return sides[0], sides[1]

@@ -8,6 +8,7 @@ import io
 import pathlib
 import warnings
 import zipfile
+from typing import IO
 
 import ml_dtypes
 import numpy as np
@@ -70,7 +71,7 @@ class Npz(Tensors):
         return Tensor(shape, dtype)
 
 
-def _npy_header(member: io.BufferedIOBase) -> tuple[tuple[int, ...], np.dtype]:
+def _npy_header(member: io.BufferedIOBase | IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(member)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,

@@ -69,7 +69,7 @@ class Safetensors(Tensors):
                 raise CheckpointError(
                     f"{self.path} has changed since it was opened: run the command again."
                 )
-            _fill(file.fileno(), memoryview(out), self._starts[name] + first * row)
+            _fill(file.fileno(), out.data, self._starts[name] + first * row)
         return out.view(dtype).reshape((last - first, *shape[1:]) if shape else ())
 
 

@@ -1,0 +1,88 @@
+"""What a dry run says of invalid points, and of the time that runs take."""
+
+import json
+
+import jax
+import pytest
+
+from tests.small_run import small_config
+from tests.sweep_runs import REAL, plan
+from vit_jax import cli
+from vit_jax.errors import ConfigError
+from vit_jax.rundir import workdir as workdirs
+from vit_jax.sweeps.costs import cost
+from vit_jax.sweeps.dry_run import dry_run
+from vit_jax.sweeps.durations import estimate, logged_speeds, timed_speeds
+from vit_jax.sweeps.plan import PlannedRun, plan_runs
+
+POINTS = [
+    {"name": "good", "seed": 1},
+    {"name": "key", "optim.lrr": 0.1},
+    {"name": "branch", "branch_of": ("key", 4)},
+    {"name": "heads", "model.num_heads": 3},
+    {"name": "examples", "data.examples": 5000},
+    {"name": "warmup", "optim.schedule.warmup_steps": 12},
+    {"name": "transforms", "data.eval_transforms": ({"op": "decode"},)},
+    {"name": "split", "data.classes": (0, 11)},
+]
+
+
+def test_all_invalid_points_are_named_with_their_reasons(tmp_path, capsys):
+    file = tmp_path / "tiny.py"
+    file.write_text(REAL)
+    with pytest.raises(ConfigError, match=r"sweep\(\), key: .*lrr"):
+        plan(POINTS, tmp_path, file)
+    invalid: dict[str, str] = {}
+    runs = plan_runs(
+        POINTS, file=str(file), argument="", overrides={}, folder=tmp_path,
+        configure=cli.config_of, invalid=invalid,
+    )  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        dry_run(runs, invalid=invalid)
+    reasons = dict(line.strip().split(": ", 1) for line in str(error.value).splitlines()[1:])
+    assert str(error.value).startswith("7 of 8 runs cannot start:\n")
+    assert "lrr" in reasons["key"] and reasons["branch"] == "its trunk key is invalid."
+    assert "num_heads" in reasons["heads"] and "data.examples is 5,000" in reasons["examples"]
+    assert "do not fit into a run of 12" in reasons["warmup"]
+    assert "eval_transforms" in reasons["transforms"] and "11" in reasons["split"]
+    assert "good (waiting)" in capsys.readouterr().out
+
+
+def planned(folder, name, **changes):
+    return PlannedRun(name, {}, (), small_config(**changes), folder / name)
+
+
+def test_times_are_those_of_logged_runs_and_scaled_by_flops(tmp_path):
+    """A finished run: 12 steps of 16 images at a median of 32 images/s, and 4 s besides."""
+    runs = [
+        planned(tmp_path, "done"),
+        planned(tmp_path, "longer", total_steps=120, optim__lr=1.0, seed=3),
+        planned(tmp_path, "deeper", model__depth=4),
+    ]
+    costs = {run.name: cost(run) for run in runs}
+    workdirs.make(runs[0].workdir)
+    (runs[0].workdir / "run.json").write_text('{"num_devices": 1, "device": "cpu"}')
+    lines = [
+        {"step": step, "speed/img_per_s": rate, "time/wall_s": wall}
+        for step, rate, wall in ((4, 8.0, 6.0), (8, 32.0, 8.0), (12, 40.0, 10.0))
+    ]
+    (runs[0].workdir / "timing.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    speeds = logged_speeds(runs, costs)
+    [speed] = speeds.values()
+    assert (speed.images_per_second, speed.extra_seconds, speed.device) == (32.0, 4.0, "1 x cpu")
+    longer, deeper = (estimate(run, costs[run.name], speeds) for run in runs[1:])
+    assert (longer.seconds, longer.is_scaled) == (120 * 16 / 32 + 4, False)
+    factor = costs["deeper"].update_flops_per_image / costs["done"].update_flops_per_image
+    assert (deeper.seconds, deeper.is_scaled) == (pytest.approx(6 * factor + 4), True)
+    assert estimate(runs[1], costs["longer"], {}) is None
+
+
+@pytest.mark.medium
+@pytest.mark.usefixtures("plain_run")
+def test_equal_updates_are_timed_once(tmp_path):
+    runs = [planned(tmp_path, "a"), planned(tmp_path, "b", seed=1, optim__lr=1e-4)]
+    speeds = timed_speeds(
+        runs, {run.name: cost(run) for run in runs}, updates=2, devices=jax.devices()[:1]
+    )
+    [speed] = speeds.values()
+    assert speed.images_per_second > 0 and speed.extra_seconds > 0 and speed.device == "1 x cpu"

@@ -1,0 +1,118 @@
+"""Checks the runs of a sweep and prints what they would cost, without running them."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from vit_jax.errors import ConfigError, VitJaxError, printable
+from vit_jax.sweeps import record as records
+from vit_jax.sweeps.costs import Cost, cost
+from vit_jax.sweeps.durations import Estimate, Speeds, estimate, logged_speeds, timed_speeds
+from vit_jax.sweeps.plan import PlannedRun
+from vit_jax.telemetry.progress import format_count, format_duration
+
+
+def dry_run(
+    runs: Sequence[PlannedRun], *, invalid: Mapping[str, str] | None = None, time_updates: int = 0
+) -> None:
+    """Prints command, cost and duration of each run, and the totals.
+
+    Args:
+      runs: the runs.
+      invalid: reasons of points that are no runs (`vit_jax.sweeps.plan.plan_runs`), by name.
+      time_updates: number of updates to time on this machine for each kind of run; 0: only runs of
+        the sweep that have logged their speed give an estimate of durations.
+
+    Raises:
+      ConfigError: runs are invalid; after the valid ones are printed it names all of them, with
+        reasons.
+    """
+    invalid, costs = dict(invalid or {}), {}
+    for run in runs:
+        try:
+            costs[run.name] = cost(run)
+        except VitJaxError as error:
+            invalid[run.name] = str(error)
+    valid = [run for run in runs if run.name in costs]
+    speeds = logged_speeds(valid, costs)
+    if time_updates:
+        speeds = timed_speeds(valid, costs, updates=time_updates)
+    estimates = {run.name: estimate(run, costs[run.name], speeds) for run in valid}
+    finished = {
+        run.name: records.is_finished(run.workdir, records.read(run.workdir)) for run in valid
+    }
+    for run in valid:
+        _print_run(run, costs[run.name], estimates[run.name], finished=finished[run.name])
+    if valid:
+        _print_total(valid, costs, finished)
+        unfinished = [estimates[run.name] for run in valid if not finished[run.name]]
+        print(_describe_time(unfinished, speeds, timed=bool(time_updates)))
+    if invalid:
+        raise ConfigError(
+            f"{len(invalid)} of {format_count(len(valid) + len(invalid), 'run')} cannot start:\n"
+            + "\n".join(f"  {name}: {reason}" for name, reason in invalid.items())
+        )
+
+
+def _print_run(
+    run: PlannedRun, run_cost: Cost, duration: Estimate | None, *, finished: bool
+) -> None:
+    status = "finished" if finished else records.read(run.workdir).status
+    print(f"{run.name} ({status})")
+    print(f"  {shlex.join(['python', *run.command[1:]])}")
+    length = "unknown number of steps"
+    if run_cost.own_steps is not None:
+        steps = format_count(run_cost.own_steps, "step")
+        length = f"{steps}, {run_cost.total_train_flops:.3g} FLOPs"
+    print(
+        f"  {run_cost.params:,} parameters ({run_cost.params_non_embedding:,} non-embedding), "
+        f"{length}, about {_size(run_cost.bytes_per_device)} per device"
+        + (f", about {format_duration(duration.seconds)}" if duration else "")
+        + (" (scaled by FLOPs)" if duration and duration.is_scaled else "")
+    )
+    if run_cost.unknown:
+        print(printable(f"  Unknown: {run_cost.unknown}"))
+
+
+def _print_total(
+    runs: Sequence[PlannedRun], costs: Mapping[str, Cost], finished: Mapping[str, bool]
+) -> None:
+    flops = {name: run_cost.total_train_flops for name, run_cost in costs.items()}
+    total = sum(value or 0 for value in flops.values())
+    left = sum(value or 0 for name, value in flops.items() if not finished[name])
+    unknown = sum(value is None for value in flops.values())
+    largest = max(run_cost.bytes_per_device for run_cost in costs.values())
+    open_axes = any(-1 in run.config.mesh.values() for run in runs)
+    print(
+        f"Total: {format_count(len(runs), 'run')}, {total:.3g} FLOPs, of which {left:.3g} remain"
+        + (f" (without {format_count(unknown, 'run')} of unknown length)" if unknown else "")
+        + f"; the largest run needs about {_size(largest)} per device"
+        + (", with mesh axes of -1 counted as 1." if open_axes else ".")
+    )
+
+
+def _describe_time(unfinished: Sequence[Estimate | None], speeds: Speeds, *, timed: bool) -> str:
+    """Returns the total time of the unfinished runs, and what the estimate assumes."""
+    known = [duration for duration in unfinished if duration]
+    if not speeds:
+        return (
+            "Time:  unknown: no run of the sweep has logged its speed. --time_updates=20 times "
+            "updates on this machine."
+        )
+    total = sum(duration.seconds for duration in known)
+    unknown = len(unfinished) - len(known)
+    scaled = sum(duration.is_scaled for duration in known)
+    devices = ", ".join(sorted({speed.device for speed in speeds.values()}))
+    source = "runs of the sweep that have logged their speed, with what else they took"
+    if timed:
+        source = "updates timed now and their compilation; data, evaluations and saves not counted"
+    rough = f"; {format_count(scaled, 'run')} scaled by FLOPs, which is rough" if scaled else ""
+    without = f"; without {format_count(unknown, 'run')} of unknown length" if unknown else ""
+    return (
+        f"Time:  about {format_duration(total)} for what remains, one run after the other on "
+        f"{devices}, runs that have begun in full. From {format_count(len(speeds), 'speed')}: "
+        f"{source}{rough}{without}."
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
