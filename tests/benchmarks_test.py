@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from benchmarks import (
     checkpointing,
     loading,
+    prediction,
     scaling_fits,
     scaling_lack_of_fit,
     scaling_optimistix,
@@ -29,8 +30,8 @@ __all__ = ["small_idx"]  # A fixture.
 pytestmark = pytest.mark.medium
 
 TESTED = {
-    "checkpointing", "loading", "scaling_fits", "scaling_lack_of_fit", "scaling_optimistix",
-    "scaling_published", "scaling_rules", "seeds", "transfer",
+    "checkpointing", "loading", "prediction", "scaling_fits", "scaling_lack_of_fit",
+    "scaling_optimistix", "scaling_published", "scaling_rules", "seeds", "transfer",
 }  # fmt: skip
 # By numerics_test.py.
 TESTED |= {"numerics", "numerics_cases", "numpy_gradients", "numpy_optimizers"}
@@ -56,6 +57,14 @@ def test_checkpointing_by_commands(tmp_path):
         "start-up, from a checkpoint": 1, "shutdown, from SIGTERM": 3,
         "shutdown, from the last step": 1,
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_prediction(tmp_path):
+    prediction.prepare(tmp_path, 12, name="mu/16", image_size=32)
+    measured = prediction.measure(tmp_path, 10, "--features=out.npz")
+    assert measured.files_per_second > 0 and 100 < measured.peak_mebibytes < 4000
+    assert "| 10 files: files/s" in prediction.table({"--features=": {10: measured}})
 
 
 @pytest.mark.parametrize("case", loading.SIZES["toy"], ids=lambda case: case.kind)
