@@ -52,8 +52,9 @@ def write_run(path, steps):
 def test_curves_of_short_and_long_runs(tmp_path, texts, steps):
     write_run(tmp_path / "metrics.jsonl", steps)
     out = tmp_path / "new" / "curves.png"
-    curves(tmp_path / "metrics.jsonl", out)
+    curves(tmp_path / "metrics.jsonl", out, train_loss="with Mixup")
     assert pixels_of(out).std() > 0
+    assert any(text.startswith("train/loss with Mixup: ") for text in texts)
     assert {"Loss", "Accuracy", "Learning rate", "step (optimizer updates)"} <= set(texts)
     assert "test/top1: 87.50%" in texts
     assert "train/lr: largest logged 0.001" in texts

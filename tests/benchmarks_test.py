@@ -12,7 +12,9 @@ from benchmarks import (
     checkpointing,
     loading,
     scaling_fits,
+    scaling_lack_of_fit,
     scaling_optimistix,
+    scaling_published,
     scaling_rules,
     seeds,
     transfer,
@@ -27,8 +29,8 @@ __all__ = ["small_idx"]  # A fixture.
 pytestmark = pytest.mark.medium
 
 TESTED = {
-    "checkpointing", "loading", "scaling_fits", "scaling_optimistix", "scaling_rules", "seeds",
-    "transfer",
+    "checkpointing", "loading", "scaling_fits", "scaling_lack_of_fit", "scaling_optimistix",
+    "scaling_published", "scaling_rules", "seeds", "transfer",
 }  # fmt: skip
 # By numerics_test.py.
 TESTED |= {"numerics", "numerics_cases", "numpy_gradients", "numpy_optimizers"}
@@ -90,6 +92,26 @@ def test_scaling_rules(tmp_path, monkeypatch):
         table.writerows(["B", "cats", seen, loss, int(half)] for seen, loss, half in rows)
     lines = list(scaling_rules.report(str(tmp_path / "table.csv")))
     assert lines[0].startswith("1 extrapolations") and len(lines) > len([*scaling_rules.rules()])
+
+
+def test_scaling_lack_of_fit():
+    for setting in (scaling_lack_of_fit.CORRECT[0], scaling_lack_of_fit.WRONG[1]):
+        share = scaling_lack_of_fit.refused(setting, tables=3)
+        assert (share > 0) == (setting in scaling_lack_of_fit.WRONG)
+
+
+def test_scaling_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling_published, "STARTS", {"alpha": (0.3, 0.5)})
+    rng = np.random.default_rng(0)
+    n, d = 10 ** rng.uniform(7, 10, 40), 10 ** rng.uniform(9, 11.5, 40)
+    losses = 1.8 + 480 / n**0.35 + 2100 / d**0.37
+    with (tmp_path / "table.csv").open("w") as file:
+        table = csv.writer(file)
+        table.writerow(["Model Size", "Training FLOP", "loss"])
+        table.writerows(zip(n, 6 * n * d, losses, strict=True))
+    lines = list(scaling_published.chinchilla(str(tmp_path / "table.csv")))
+    assert lines[0] == "chinchilla, 35 runs"
+    assert len(lines) == 6 and all("E 1.8  A 480  B 2100" in line for line in lines[2:])
 
 
 def test_seeds(tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ def test_train_evaluate_predict_in_the_shell(call, tmp_path):
         "train", QUICKSTART, f"--workdir={workdir}", "--config.total_steps=3",
         "--config.model.depth=1", "--config.log.tensorboard=False",
     )  # fmt: skip
-    assert code == 0 and "Done: 3 steps" in out and "img/s" in out, err
+    assert code == 0 and "Done:   3 steps" in out and "img/s" in out, err
     code, out, err = call("evaluate", f"--workdir={workdir}", "--split=test[:64]")
     assert code == 0 and "64 examples" in out, err
     folder = workdir / "evaluation-test_64"

@@ -144,7 +144,7 @@ def spoken(result):
 def test_class_names_are_printed_without_control_characters(run):
     folder, results = run
     assert [result.code for result in results.values()] == [0, 0, 0], results
-    for verb, text in (("train", "Done: 1 steps"), ("evaluate", "top-1"), ("predict", "frac")):
+    for verb, text in (("train", "Done:   1 step;"), ("evaluate", "top-1"), ("predict", "frac")):
         assert text in spoken(results[verb]), results[verb]
     samples = contents(folder / "run" / "samples")
     assert len(samples) == 10 and all(name.isprintable() for name in samples), samples

@@ -38,7 +38,7 @@ def test_conditions(table):
 
 def test_the_cell_that_is_no_number_is_shown():
     table = {"y": np.ones(4), "x": np.array(["1", "", "1,000", "?"]), "text": np.array(["1"] * 4)}
-    with pytest.raises(ConfigError, match=r"it has '1,000' in row 3\. The file does not show"):
+    with pytest.raises(ConfigError, match=r"it has '1,000' in row 3\. .* Write decimal points"):
         select(table, needed=("x",), where=(), y="y")
     with pytest.raises(ConfigError, match=r"it has '1' in row 1.* not as text"):
         select(table, needed=("text",), where=(), y="y")

@@ -218,9 +218,9 @@ def _synset(name: str) -> set[str]:
 
 
 def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (
-        f" and {len(names) - _SHOWN:,} more" * (len(names) > _SHOWN)
-    )
+    separator = "; " if any("," in name for name in names[:_SHOWN]) else ", "
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return separator.join(names[:_SHOWN]) + more
 
 
 class Matched(Source):

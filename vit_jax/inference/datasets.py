@@ -2,13 +2,12 @@
 
 from ml_collections import FrozenConfigDict
 
-from vit_jax.data.base import Source
-from vit_jax.data.layout import VALIDATION
+from vit_jax.data.base import VALIDATION_SPLITS, Source
 from vit_jax.data.sources import open_source
 from vit_jax.errors import DataError
 
 # Splits to evaluate, the first that there is: the labels of ImageNet's test split are not public.
-EVALUATED = ("validation", *(name for name in VALIDATION if name != "validation"), "test")
+EVALUATED = ("validation", *(name for name in VALIDATION_SPLITS if name != "validation"), "test")
 ALL = "all"  # Of data that are not divided into splits, see `vit_jax.data.base`.
 _UNDIVIDED = ("image_folder", "table", "webdataset", "hf_datasets")  # Sources that may be.
 

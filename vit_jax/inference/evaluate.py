@@ -73,9 +73,6 @@ def evaluate(
       >>> low, high = evaluation.report.intervals()["top1"]  # 95%, Wilson.
       >>> low <= evaluation.top1 <= high
       True
-      >>> features = evaluate("tiny-vit", "digits", method="knn", image_size=32)
-      >>> features.results["knn"].settings["k"]
-      20
     """
     if method not in METHODS:
         raise ConfigError(f'There is no method "{method}". {did_you_mean(method, METHODS)}')

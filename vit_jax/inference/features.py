@@ -1,6 +1,7 @@
 """Evaluates features by k nearest neighbours, few-shot regression and a linear probe."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import jax
@@ -174,9 +175,6 @@ def _report(
     scores: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
 ) -> ClassificationReport:
     """Measures scores as logits."""
-    metrics = Classification(
-        lambda _, scores: scores, num_classes=scores.shape[1], loss_name="softmax_xent"
-    )
     size = min(_BATCH_SIZE, len(labels))
     batches = (
         {
@@ -186,4 +184,12 @@ def _report(
         }
         for start in range(0, len(labels), size)
     )
-    return metrics.report(None, batches)
+    return _metrics(scores.shape[1]).report(None, batches)
+
+
+@functools.cache  # Few-shot accuracies are many reports of equal shapes.
+def _metrics(num_classes: int) -> Classification:
+    """Returns metrics of scores, in the place of images."""
+    return Classification(
+        lambda _, scores: scores, num_classes=num_classes, loss_name="softmax_xent"
+    )

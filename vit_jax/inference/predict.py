@@ -103,7 +103,7 @@ class Predictor:
         self.num_shown = min(top_k, len(self.class_names))
         config = self.model.evaluator.config
         self._batch_size = batch_size or min(BATCH_SIZE, config.batch_size)
-        self.throughput = Throughput(threads=config.data.threads)
+        self.throughput = Throughput()
 
     def check_classifier(self) -> None:
         """Raises CheckpointError if the model predicts no classes."""

@@ -20,14 +20,12 @@ class Throughput:
       wall_seconds: of the loop: reading, decoding, transforms, the model, and what follows.
       waiting_seconds: thereof, waiting for the images of a batch.
       model_seconds: thereof, the model, from its call until its outputs are there.
-      threads: that read and decode.
     """
 
     images: int = 0
     wall_seconds: float = 0.0
     waiting_seconds: float = 0.0
     model_seconds: float = 0.0
-    threads: int = 0
 
     def reading(self, batches: Iterable[T]) -> Iterator[T]:
         """Yields the batches; measures the whole loop and its waiting."""
@@ -58,7 +56,6 @@ class Throughput:
             "the model, and the metrics; model_images_per_second: the model alone, with the "
             "transfer of its outputs. Neither has the compilation.",
             "images": self.images,
-            "threads": self.threads,
             "device": device.device_kind,
             "num_devices": jax.device_count(),
             "cpus": os.cpu_count(),

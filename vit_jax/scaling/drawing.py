@@ -15,7 +15,7 @@ from vit_jax.scaling.question import ISOFLOP, Question
 from vit_jax.scaling.selection import scale_of
 
 _CURVE_POINTS = 120  # Points at which a law is drawn.
-_BAND_POINTS = 40  # Points at which its interval is computed: each end takes a search.
+_BAND_POINTS = 25  # Points at which its interval is computed: each end takes a search.
 _LONGEST = 50  # Characters of a group in a file name: fewer than 255 bytes in any script.
 
 

@@ -119,9 +119,7 @@ def solve(
         low=problem.low,
         high=problem.high,
         delta=problem.delta,
-        extra=problem.extra,
-        value=problem.value,
-        penalty_weight=problem.penalty_weight,
+        **_goal_arrays(problem, count),
     )
     chunk = _CHUNK if count <= _MANY else _CHUNK_OF_MANY
     theta = np.clip(start, problem.low, problem.high)
@@ -146,6 +144,18 @@ def solve(
             if done.all():
                 break
     return Solution(theta, loss, done & np.isfinite(loss))
+
+
+def _goal_arrays(problem: Problem, count: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of the goal, twice if there is one fit.
+
+    An axis of size 1 is shared by all fits, which is another program: compiling it takes longer
+    than all else for the last end of an interval that is still searched for.
+    """
+    arrays = {name: getattr(problem, name) for name in ("extra", "value", "penalty_weight")}
+    if problem.goal is None or count > 1:
+        return arrays
+    return {name: np.repeat(values, 2, axis=0) for name, values in arrays.items()}
 
 
 def padded_size(points: int) -> int:

@@ -82,7 +82,7 @@ def numeric_column(runs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     text = str(texts[row])
     if text.endswith("%"):
         advice = "Other cells have no percent sign: write all with it, or none."
-    elif re.fullmatch(r"[-+]?\d[\d.,]*", text):
+    elif re.fullmatch(r"[-+]?\d+[.,]\d[\d.,]*", text):
         advice = (
             "The file does not show which mark is the decimal one. Write decimal points and no "
             "marks of thousands: 1.5 or 1500."

@@ -12,7 +12,7 @@ from jaxtyping import PyTree, Shaped
 
 from vit_jax.config.fields import Role, declarations, has_effect
 from vit_jax.errors import CheckpointError
-from vit_jax.models import ModelConfig, VitConfig
+from vit_jax.models import MixerConfig, ModelConfig, VitConfig
 from vit_jax.models.positions import sincos2d
 from vit_jax.parallel.rules import path_name
 from vit_jax.pretrained.formats import entries as tables
@@ -79,7 +79,6 @@ _WHY = {
     "pool": "no other input of a classifier",
     "rep_size": "no tanh layer before a classifier",
     "num_classes": "no classifier for this model; num_classes=0 writes its body",
-    "stem": "no such ResNet before the patches",
 }
 
 
@@ -116,19 +115,19 @@ def compare(config: ModelConfig, expressible: Mapping[str, Container[Any]], *, t
 
 def _reason(name: str, value: Any, accepted: Container[Any], *, to: str) -> str:
     """Returns a sentence: what the model has, what the library has, what to set."""
+    if name == "stem":
+        return f"its patches are of a ResNet's feature map; {_LIBRARIES[to]} has no such hybrid"
     values = " or ".join(map(repr, accepted))
     why = f" ({_WHY[name]})" if name in _WHY else ""
-    advice = "" if name in ("num_classes", "stem") else f": train with model.{name}={values}"
+    advice = "" if name == "num_classes" else f": train with model.{name}={values}"
     return f"model.{name} is {value!r}; {_LIBRARIES[to]} has only {values}{why}{advice}"
 
 
 def no_export(config: ModelConfig, *, to: str) -> CheckpointError:
     """Returns the error for a kind of model that a target does not write."""
-    kind = {"ResnetConfig": "BiT ResNet", "MixerConfig": "MLP-Mixer"}.get(
-        type(config).__name__, type(config).__name__
-    )
+    kind = "an MLP-Mixer" if isinstance(config, MixerConfig) else "a BiT ResNet"
     return CheckpointError(
-        f"--to={to} writes ViTs only, and this is a {kind}. Use --to=big_vision, orbax, stablehlo "
+        f"--to={to} writes ViTs only, and this is {kind}. Use --to=big_vision, orbax, stablehlo "
         "or onnx."
     )
 
