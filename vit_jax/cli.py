@@ -349,6 +349,7 @@ def overridden(values: flags.FlagValues) -> dict[str, Any]:
 def read_config(values: flags.FlagValues) -> FrozenConfigDict:
     """Returns the frozen config, with its overrides."""
     config = values["config"].value
+    assert isinstance(config, ConfigDict)  # --config is a required flag.
     unset_other_units(config, overridden(values))
     return freeze(config)
 
