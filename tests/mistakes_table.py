@@ -306,7 +306,7 @@ RUNS = {
 EVALUATE = {
     "workdir without a run": (
         "--workdir=images",
-        "images is not the work directory of a run: it holds no config.json. Give the --workdir",
+        "images is not the work directory of a run, and holds no published checkpoint",
     ),
     "workdir without checkpoints": ("--workdir=nothing_saved", "has no checkpoint yet"),
     "step that was not saved": ("--workdir=run/checkpoints/7", "checkpoints/7 does not exist."),
@@ -314,7 +314,7 @@ EVALUATE = {
         "--workdir=run --split=validation",
         'digits has no split "validation". Accepted: train, test.',
     ),
-    "config to evaluate": ("--workdir=run --config=x.py", "Unknown command line flag 'config'"),
+    "config that is not there": ("--workdir=run --config=x.py", "there is no such file."),
 }
 
 PREDICT = {

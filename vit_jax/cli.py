@@ -346,6 +346,18 @@ def overridden(values: flags.FlagValues) -> dict[str, Any]:
     return dict(config_flags.get_override_values(values["config"]))
 
 
+def define_model(values: flags.FlagValues) -> None:
+    """Defines the flags of the commands that load a model to use it."""
+    model = "WORKDIR, WORKDIR/checkpoints/STEP, or a published checkpoint."
+    hints = "Settings missing in its file: NAME=VALUE,..."
+    flags.DEFINE_string("checkpoint", None, model, flag_values=values)
+    flags.DEFINE_list("hints", [], hints, flag_values=values)
+    flags.DEFINE_string("image_size", "", "Pixels: 384, or HEIGHTxWIDTH.", flag_values=values)
+    flags.DEFINE_integer("batch_size", None, "Images at a time.", 1, flag_values=values)
+    dtypes = ("float32", "bfloat16")
+    flags.DEFINE_enum("dtype", None, dtypes, "Of the computation.", flag_values=values)
+
+
 def read_config(values: flags.FlagValues) -> FrozenConfigDict:
     """Returns the frozen config, with its overrides."""
     config = values["config"].value

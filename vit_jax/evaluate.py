@@ -34,7 +34,7 @@ METHODS = ("auto", "classifier", "knn", "fewshot", "probe")
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
     cli.define_config(values)
-    define_model(values)
+    cli.define_model(values)
     text = {
         "workdir": "The run: WORKDIR or WORKDIR/checkpoints/STEP; the same as --checkpoint.",
         "data": "A folder of images, a table, or NAME or NAME:SPLIT of TFDS.",
@@ -47,24 +47,6 @@ def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, default, meaning, flag_values=values)
     flags.DEFINE_enum(
         "method", "auto", METHODS, "How the images are classified.", flag_values=values
-    )
-
-
-def define_model(values: flags.FlagValues) -> None:
-    """Defines the flags of a model, which `vit-jax predict` has too."""
-    flags.DEFINE_string(
-        "checkpoint",
-        None,
-        "WORKDIR, WORKDIR/checkpoints/STEP, or a published checkpoint.",
-        flag_values=values,
-    )
-    flags.DEFINE_list(
-        "hints", [], "Settings missing in its file: NAME=VALUE,...", flag_values=values
-    )
-    flags.DEFINE_string("image_size", "", "Pixels: 384, or HEIGHTxWIDTH.", flag_values=values)
-    flags.DEFINE_integer("batch_size", None, "Images at a time.", lower_bound=1, flag_values=values)
-    flags.DEFINE_enum(
-        "dtype", None, ("float32", "bfloat16"), "Of the computation.", flag_values=values
     )
 
 

@@ -26,12 +26,11 @@ from absl import flags
 from vit_jax import cli, storage
 from vit_jax.convert import parse_size
 from vit_jax.errors import ExitCode, printable
-from vit_jax.evaluate import define_model
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
-    define_model(values)
+    cli.define_model(values)
     flags.DEFINE_integer(
         "top_k", 5, "Classes to name for each image.", lower_bound=1, flag_values=values
     )
