@@ -14,7 +14,7 @@ VALIDATION_SPLITS = ("val", "valid", "validation")
 SPLITS = ("train", *VALIDATION_SPLITS, "test")
 
 # {"image": encoded bytes or uint8[H, W, channels], "label": int or multi-hot float32[num_classes]}
-Example = dict[str, object]
+Example = dict[str, Any]
 
 
 class Source(abc.ABC):
@@ -106,6 +106,7 @@ def split_range(split: str, *, num_examples: int) -> range:
     """
     split_name(split)
     match = _SLICE.fullmatch(split)
+    assert match is not None  # `split_name` refuses others.
 
     def bound(text: str | None, default: int) -> int:
         if text is None:

@@ -174,7 +174,7 @@ class Batches:
             self.close()
             raise DataError(bad[0].message)
         for row in bad:
-            if row.row in self._owned:
+            if self._on_bad is not None and row.row in self._owned:
                 self._on_bad(self._num_returned, row)
         self._num_returned += 1
         return batch
@@ -225,7 +225,7 @@ def _produce(
     output: queue.Queue,
     stop: threading.Event,
     blocks: Blocks,
-    load: Callable[[], Iterator[RowBlock]],
+    load: Callable[[], grain.DatasetIterator[RowBlock]],
     to_devices: Callable[[dict[str, np.ndarray]], Batch],
 ) -> None:
     """Body of the thread: puts (batch, its bad rows), and at the end None or an exception."""
@@ -248,7 +248,7 @@ def _produce(
         put(error)
 
 
-def _load(blocks: Blocks, options: LoaderOptions) -> Iterator[RowBlock]:
+def _load(blocks: Blocks, options: LoaderOptions) -> grain.DatasetIterator[RowBlock]:
     """Starts to load the blocks, in threads of this process or of worker processes."""
     workers, threads = min(options.workers, len(blocks)), options.threads
     ahead = _BLOCKS_AHEAD if workers else options.prefetch * blocks.per_batch
@@ -309,7 +309,9 @@ def _to_devices(
 
     def to_global(array: np.ndarray) -> jax.Array:
         shards = []
-        for (device_rows,) in indices.values():
+        for index in indices.values():
+            assert index is not None  # Every device of this process has rows.
+            (device_rows,) = index
             start, stop, _ = device_rows.indices(batch_size)
             first = np.searchsorted(rows, start)
             shards.append(array[first : first + stop - start])

@@ -3,6 +3,7 @@
 import numpy as np
 from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
 
 from vit_jax.data.base import Example, Source, check_split, split_range
 
@@ -37,6 +38,7 @@ class Digits(Source):
         self.split = split
         name = check_split(split, splits=("train", "test"), where=self.name)
         digits = load_digits()
+        assert isinstance(digits, Bunch)  # With return_X_y=True it would be a tuple.
         labels = digits.target
         # Position of each image among the images of its class.
         rank = np.empty(len(labels), np.int64)

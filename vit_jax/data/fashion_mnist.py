@@ -12,7 +12,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -82,7 +82,8 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
     """Fashion-MNIST from its IDX files. Examples keep the order of the files."""
 
     VERSION = tfds.core.Version("1.0.0")
-    code_path: ClassVar[None] = None  # Otherwise TFDS looks for checksum files near this file.
+    # Otherwise TFDS looks for checksum files near this file.
+    code_path: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]  # Also of the class.
     idx_folder: pathlib.Path | None = None  # None: download the files.
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -102,7 +103,7 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         if self.idx_folder:
-            paths = {name: _find_file(self.idx_folder, name) for name in _NAMES}
+            paths: Any = {name: _find_file(self.idx_folder, name) for name in _NAMES}
         else:
             try:
                 paths = dl_manager.download({name: f"{_URL}{name}.gz" for name in _NAMES})

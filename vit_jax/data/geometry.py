@@ -182,9 +182,11 @@ class RandomCrop(Op):
     def __call__(
         self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "h2 w2 c"]:
-        margin = (self.padding, self.padding)
-        options = {"constant_values": self.fill} if self.mode == "constant" else {}
-        image = np.pad(image, [margin, margin, (0, 0)], mode=self.mode, **options)
+        margins = [(self.padding, self.padding)] * 2 + [(0, 0)]
+        if self.mode == "constant":
+            image = np.pad(image, margins, constant_values=self.fill)
+        else:
+            image = np.pad(image, margins, mode="reflect")
         _check_covers(image, self.size, "random_crop")
         y = rng.integers(image.shape[0] - self.size[0], endpoint=True)
         x = rng.integers(image.shape[1] - self.size[1], endpoint=True)

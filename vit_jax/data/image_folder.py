@@ -146,7 +146,7 @@ class ImageFolder(Source):
         return os.path.join(self._root, self._files[index])
 
     @functools.cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  # Also read-only.
         return digest(*self.class_names, "", *self._files)
 
     def _class_of(self, file: str) -> str:

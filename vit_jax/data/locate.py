@@ -124,7 +124,9 @@ def _locate_folder(path: str) -> Settings:
 
 def _inside(path: str) -> Mapping[str, bool]:
     """Returns which kinds of data a folder holds, by the first entries of its first folders."""
-    found = dict.fromkeys(("tar files", "Parquet files", "tables", "folders of images"), False)
+    found: dict[str, bool] = dict.fromkeys(
+        ("tar files", "Parquet files", "tables", "folders of images"), False
+    )
     folders = [(path, 0)]
     for folder, depth in folders:  # Grows inside the loop.
         with storage.reported(DataError, f"{folder} cannot be listed"), os.scandir(folder) as scan:

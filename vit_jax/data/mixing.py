@@ -41,7 +41,7 @@ def mix(
         return images, labels
     mixup_rng, cutmix_rng, choice_rng = jax.random.split(rng, 3)
     height, width = images.shape[1:3]
-    choices = []  # (map, its mean)
+    choices: list[tuple[Array, Array]] = []  # (map, its mean)
     if mixup_alpha:
         ratio = _mixup_ratio(mixup_rng, alpha=mixup_alpha)
         choices.append((jnp.full((height, width), ratio), ratio))
@@ -50,9 +50,8 @@ def mix(
         choices.append((outside, jnp.sum(outside) / (height * width)))
     weight_map, mean = choices[0]
     if len(choices) == 2:
-        weight_map, mean = jax.tree.map(
-            lambda *pair: jnp.where(jax.random.bernoulli(choice_rng), *pair), *choices
-        )
+        is_mixup = jax.random.bernoulli(choice_rng)
+        weight_map, mean = (jnp.where(is_mixup, a, b) for a, b in zip(*choices, strict=True))
     has_partner = jnp.roll(weights, 1) > 0
     weight_map = jnp.where(has_partner[:, None, None, None], weight_map[None, :, :, None], 1)
     return _blend(images, weight_map), _blend(labels, jnp.where(has_partner[:, None], mean, 1))

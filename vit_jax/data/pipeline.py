@@ -122,7 +122,7 @@ def eval_batches(
     )
     load = ExampleLoader(source, transform, 0)
     template, bad = (load(0, epoch=0), []) if on_bad is None else _load_first_good(load)
-    if not template:
+    if not template and on_bad is not None:
         for i, message in bad:
             on_bad(i, message)
     num_batches = math.ceil(len(source) / batch_size) if template else 0
@@ -149,7 +149,7 @@ def local_rows(sharding: Sharding, *, batch_size: int) -> Int64[np.ndarray, "row
             f"batch_size={batch_size} cannot be divided over the mesh. Set a multiple of "
             f"mesh.data x mesh.fsdp. JAX's error: {error}"
         ) from error
-    return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in indices]))
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
 
 
 def _training_examples(

@@ -181,7 +181,7 @@ def _solarize_add(pil_image: Image.Image, addition: int) -> Image.Image:
 
 
 def _cutout(pil_image: Image.Image, half: int, rng: np.random.Generator) -> Image.Image:
-    x, y = rng.integers(pil_image.width), rng.integers(pil_image.height)
+    x, y = int(rng.integers(pil_image.width)), int(rng.integers(pil_image.height))
     if half > 0:
         pil_image = pil_image.copy()
         corners = [(x - half, y - half), (x + half - 1, y + half - 1)]  # Both inclusive.
@@ -190,4 +190,4 @@ def _cutout(pil_image: Image.Image, half: int, rng: np.random.Generator) -> Imag
 
 
 def _gray(pil_image: Image.Image) -> int | tuple[int, int, int]:
-    return _GRAY if pil_image.mode == "L" else (_GRAY,) * 3
+    return _GRAY if pil_image.mode == "L" else (_GRAY, _GRAY, _GRAY)

@@ -58,7 +58,7 @@ def resize(
         return image.astype(np.float32) if is_float else image
     if not is_float and rounding == "nearest" and antialias and method in _PILLOW:
         # Pillow's implementation is several times as fast.
-        return from_pillow(to_pillow(image).resize(size[::-1], _PILLOW[method]))
+        return from_pillow(to_pillow(image).resize((size[1], size[0]), _PILLOW[method]))
     # float64 for rounding down: in float32 many a 100.0 would become 99.
     dtype, out = np.float64 if rounding == "down" else np.float32, image
     # Rows before columns, unless the intermediate image of a very wide image would be too large.
@@ -83,8 +83,9 @@ def _resample(
     weights = weights.astype(dtype)[..., None]
     if axis == 0:
         weights = weights[..., None]
-    return sum(
-        image.take(indices[:, k], axis=axis) * weights[:, k] for k in range(indices.shape[1])
+    return functools.reduce(
+        np.add,
+        (image.take(indices[:, k], axis=axis) * weights[:, k] for k in range(indices.shape[1])),
     )
 
 
@@ -96,12 +97,12 @@ def _taps(
     scale = length_in / length_out
     left = np.arange(length_out)[:, None] * scale  # Edge of each output pixel.
     centre = left + scale / 2
+    stretch = max(scale, 1.0) if antialias else 1.0  # Of the kernel, for bilinear and bicubic.
     if method == "nearest":
         first, count = np.floor(centre), 1
     elif method == "area":
         first, count = np.floor(left), math.ceil(scale) + 1
     else:
-        stretch = max(scale, 1.0) if antialias else 1.0
         support = stretch * (1 if method == "bilinear" else 2)
         first, count = np.floor(centre - support), math.ceil(2 * support) + 1
     pixel = first + np.arange(count)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
@@ -22,6 +22,8 @@ from vit_jax.data.shards.rows import Rows, open_rows
 from vit_jax.data.shards.splits import files_by_split, row_hashes, slice_rows, split_randomly
 from vit_jax.errors import ConfigError, DataError, did_you_mean
 
+# Untyped: pyarrow makes these functions when it is imported.
+pc: Any = pyarrow.compute
 SPLIT_COLUMN = "split"
 EXTENSIONS = (".csv", ".tsv", ".parquet")
 
@@ -211,7 +213,7 @@ class TableSource(Source):
         return f"{file} row {row}"
 
     @functools.cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  # Also read-only.
         arrays = hashlib.blake2b(self._rows.tobytes() + self._labels.tobytes(), digest_size=16)
         files = (os.path.relpath(file, self._root) for file in self._table.files)
         counts = map(str, self._table.row_counts)
@@ -223,8 +225,9 @@ class TableSource(Source):
 def class_label_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[str, ...]:
     """Returns the names of a `ClassLabel` column by Hugging Face's metadata of a table, or ()."""
     feature = hf_features(metadata).get(column)
-    is_class = isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel"
-    return tuple(map(str, feature.get("names", ()))) if is_class else ()
+    if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel":
+        return tuple(map(str, feature.get("names", ())))
+    return ()
 
 
 def hf_features(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:

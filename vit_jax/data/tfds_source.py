@@ -9,7 +9,7 @@ import contextlib
 import difflib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -97,7 +97,7 @@ def _only_features_of_tfds() -> Iterator[None]:
             )
         return class_from_name(name)
 
-    connector.cls_from_name = classmethod(checked_class_from_name)
+    connector.cls_from_name = classmethod(checked_class_from_name)  # pyright: ignore[reportAttributeAccessIssue]  # Untyped.
     try:
         yield
     finally:
@@ -132,7 +132,8 @@ class _TfRecords:
                 f"{builder.data_dir} holds TFRecord files, which are read from a disk only. Copy "
                 "them, or prepare the data set with file_format='array_record'."
             )
-        self._features, self._decoders = builder.info.features, decoders
+        self._features: Any = builder.info.features
+        self._decoders = decoders
         parts = builder.info.splits[split].file_instructions
         whole = builder.info.splits[split.partition("[")[0]].file_instructions
         self._index = open_index(
@@ -191,7 +192,7 @@ class TfdsSource(Source):
         """
         self.name = builder.info.full_name
         self.split = split
-        features = builder.info.features
+        features = cast(tfds.features.FeaturesDict, builder.info.features)
         image = _feature(features, image_key, config_key="data.image_key", name=self.name)
         label = _feature(features, label_key, config_key="data.label_key", name=self.name)
         self.multi_label = isinstance(label, tfds.features.Sequence)
@@ -205,7 +206,7 @@ class TfdsSource(Source):
                 f'data.label_key="{label_key}" is not a class label in {self.name}, but {label}.'
             )
         self.class_names = tuple(classes.names)
-        self.channels = 1 if image.shape[-1] == 1 else 3
+        self.channels = 1 if image.shape[-1] == 1 else 3  # pyright: ignore[reportIndexIssue]  # A tuple.
         self._image_key, self._label_key = image_key, label_key
         # Images are decoded later, and images of other features never.
         decoders = {
@@ -254,14 +255,14 @@ class TfdsSource(Source):
 def _open_records(builder: tfds.core.DatasetBuilder, split: str, decoders: dict) -> Any:
     """Returns the records of a split by position: TFDS's own, or ours of its TFRecord files."""
     try:
-        return builder.as_data_source(split, decoders=decoders)
+        return builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]  # Untyped decorator.
     except NotImplementedError:
         if not is_prepared(builder) or builder.info.file_format != tfds.core.FileFormat.TFRECORD:
             raise
         return _TfRecords(builder, split, decoders)
 
 
-def _feature(features, key: str, *, config_key: str, name: str):
+def _feature(features, key: str, *, config_key: str, name: str) -> Any:
     if key not in features:
         raise ConfigError(f'{config_key}="{key}": {name} has {did_you_mean(key, features)}')
     return features[key]
@@ -281,9 +282,9 @@ def _open_error(builder: tfds.core.DatasetBuilder, split: str, error: Exception)
             f" it (most data sets need TensorFlow for this, once): {prepare}. For data sets that "
             f"must be downloaded by hand, the catalog says where to put the files: {_CATALOG}"
         )
-    if isinstance(error, NotImplementedError):
+    if isinstance(error, NotImplementedError) and (stored := builder.info.file_format):
         return DataError(
-            f"{name} in {folder} is stored as {builder.info.file_format.value}, which has no "
+            f"{name} in {folder} is stored as {stored.value}, which has no "
             "random access. To convert it (needs TensorFlow, once): python -m tensorflow_datasets."
             f"scripts.convert_format --dataset_version_dir={folder} --out_file_format=array_record;"
             f" or prepare it again, in another data_dir: {prepare}"

@@ -170,7 +170,7 @@ class WebDataset(Source):
         return f"{self._file(row)}: {self._index.text('key', row)}"
 
     @functools.cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  # Also read-only.
         arrays = hashlib.blake2b(self._rows.tobytes() + self._labels.tobytes(), digest_size=16)
         for column in ("offset", "length"):
             arrays.update(self._index.array(column)[self._rows].tobytes())

@@ -1,14 +1,17 @@
 """Class names and class ids from the labels of a table: numbers, or names of classes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from jaxtyping import Int32
 
 from vit_jax.errors import ConfigError, DataError
 
+# Untyped: pyarrow makes these functions when it is imported.
+pc: Any = pyarrow.compute
 NO_LABEL = -1  # An example without a label, or with one of no class, is bad.
 _MAX_CLASSES = 1_000_000
 _INTEGER = r"^(0|[1-9]\d{0,8})$"

@@ -61,7 +61,8 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarI
     """Yields the key of each sample, and its members by extension in lower case."""
     key, members = "", {}
     while (member := tar.next()) is not None:
-        tar.members = []  # It would keep them all.
+        # It would keep them all.
+        tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # Not in typeshed.
         folder, name = os.path.split(member.name)
         stem, dot, extension = name.partition(".")
         if not member.isfile() or not stem or not dot:
