@@ -73,7 +73,13 @@ class Answer:
 
     def predict(self, inputs: Mapping[str, Any]) -> Float[np.ndarray, "*m"]:
         """Predicts y from inputs by role: with the chosen predictor of "auto", else the law."""
-        return (self.choice or self.law).predict(inputs)
+        return (self.choice or self.fitted_law).predict(inputs)
+
+    @property
+    def fitted_law(self) -> Fit:
+        """Returns `law` of an answer without an error."""
+        assert self.law is not None, self.error
+        return self.law
 
     @property
     def name(self) -> str:

@@ -12,13 +12,16 @@ import csv
 import io
 import pathlib
 import re
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
+import pyarrow.compute
+import pyarrow.csv as pa_csv
 
 from vit_jax.errors import DataError
 
+# Untyped: pyarrow makes these functions when it is imported.
+pc: Any = pyarrow.compute
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _EXCEL = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=([,;\t])"?\r?\n', re.IGNORECASE)  # Its first line.
 _ROWS, _BYTES = 50, 1 << 16  # What is read to find the separator.
@@ -93,12 +96,12 @@ def _separator(data: bytes, path: pathlib.Path) -> str:
 
 
 def _read(data: bytes, separator: str, *, as_text: list[str] | None = None) -> pa.Table:
-    return pa.csv.read_csv(
+    return pa_csv.read_csv(
         io.BytesIO(data),
         # One block, so that a column's type is inferred from all of its rows.
-        read_options=pa.csv.ReadOptions(block_size=max(len(data), 1)),
-        parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-        convert_options=pa.csv.ConvertOptions(
+        read_options=pa_csv.ReadOptions(block_size=max(len(data), 1)),
+        parse_options=pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        convert_options=pa_csv.ConvertOptions(
             column_types=dict.fromkeys(as_text or [], pa.string()), strings_can_be_null=True
         ),
     )

@@ -107,7 +107,8 @@ def more_images(
     """
     log_grid = np.log(grid)
     values = [np.interp(np.log(at), log_grid, v) for v in (first.estimate, first.low, first.high)]
-    target = Band(*(np.full(len(grid), v) for v in values), first.level, first.kind)
+    estimate, low, high = (np.full(len(grid), v) for v in values)
+    target = Band(estimate, low, high, first.level, first.kind)
     size = _last_zero(grid, *_difference(second, target))
     if size is None:
         return None

@@ -55,9 +55,9 @@ def draw(
                 figure = _contour_figure(answer, entry, question)
                 figures["contours" + _suffix(answer, answers)] = figure
     figures["residuals"] = plots.residuals(
-        np.concatenate([scale_of(answer.law.inputs) for answer in fitted]),
-        np.concatenate([answer.law.log_residuals for answer in fitted]),
-        [answer.name for answer in fitted for _ in range(answer.law.n)],
+        np.concatenate([scale_of(answer.fitted_law.inputs) for answer in fitted]),
+        np.concatenate([answer.fitted_law.log_residuals for answer in fitted]),
+        [answer.name for answer in fitted for _ in range(answer.fitted_law.n)],
         x_label=question.scale,
     )
     return figures
@@ -108,7 +108,7 @@ def _shape_figure(answer: Answer, entry: Mapping[str, Any], question: Question) 
     Each run is drawn with the nearest value. In a star a larger model takes more compute for the
     same number of updates, so few runs have the same compute.
     """
-    data, law = answer.data, answer.law
+    data, law = answer.data, answer.fitted_law
     drawn_rows = _drawn_rows(data, entry)
     t = data.inputs["t"][drawn_rows]
     levels = np.unique(t) if len(np.unique(t)) <= 6 else np.geomspace(t.min(), t.max(), 4)
@@ -143,7 +143,7 @@ def _contour_figure(answer: Answer, entry: Mapping[str, Any], question: Question
 
     The optima are drawn between the same rows as the law.
     """
-    data, law = answer.data, answer.law
+    data, law = answer.data, answer.fitted_law
     n, d = data.inputs["n"], data.inputs["d"]
     drawn_rows = _drawn_rows(data, entry)
 
@@ -167,6 +167,7 @@ def _contour_figure(answer: Answer, entry: Mapping[str, Any], question: Question
 
 def _valley_figure(answer: Answer, question: Question) -> Figure:
     isoflop, drawn = answer.valleys, []
+    assert isoflop is not None  # The question is about valleys.
     for valley in isoflop.valleys:
         line_x = np.geomspace(valley.x[0], valley.x[-1], _CURVE_POINTS)
         line_y = valley.lowest + valley.curvature / 2 * np.log(line_x / valley.best) ** 2

@@ -99,7 +99,7 @@ def _rows(answer: Answer, predicted: Sequence[str]) -> list[Json]:
 
 def _method(answer: Answer, question: Question) -> Json:
     """Returns how the law was fitted: what a reader needs to repeat it."""
-    law, method = answer.law, question.method
+    law, method = answer.fitted_law, question.method
     is_huber = math.isfinite(law.delta)
     return {
         "loss": "Huber" if is_huber else "least squares",
@@ -147,7 +147,7 @@ def _add_test(entry: Json, answer: Answer, how: Mapping[str, Any]) -> None:
         "rmse_log": selection.log_error(predicted, y),
         "mean_log_error": float(np.mean(np.log(predicted) - np.log(y))),
     }
-    verdict = selection.extrapolation(answer.law, inputs, **how)
+    verdict = selection.extrapolation(answer.fitted_law, inputs, **how)
     entry["extrapolation"] = {
         "to": "the rows held back",
         "supported": verdict.supported,
@@ -161,8 +161,8 @@ def _add_predictions(
     records = []
     for x in question.predict:
         inputs = {"x": np.array([x])}
-        verdict = selection.extrapolation(answer.law, inputs, **how)
-        record = {"x": x, "refused": verdict.reason}
+        verdict = selection.extrapolation(answer.fitted_law, inputs, **how)
+        record: Json = {"x": x, "refused": verdict.reason}
         if verdict.supported:
             band = [float(values[0]) for values in (verdict.band.low, verdict.band.high)]
             estimate = float(answer.predict(inputs)[0])
@@ -179,7 +179,7 @@ def _add_optima(
 
     Beyond the fitted compute an optimum is an extrapolation: it is refused like a prediction.
     """
-    law, data, records = answer.law, answer.data, []
+    law, data, records = answer.fitted_law, answer.data, []
     best_of = {laws.CHINCHILLA: _best_sizes, laws.SHAPE: _best_shape}.get(law.law)
     if best_of is None:
         return
@@ -197,7 +197,9 @@ def _add_optima(
             if budget > largest * (1 + 1e-9):
                 verdict = selection.extrapolation(law, inputs, significance=significance, **how)
                 refused = "" if verdict.supported else verdict.reason
-            found = {"refused": refused} if refused else {k: ends(v) for k, v in values.items()}
+            found: Json = (
+                {"refused": refused} if refused else {k: ends(v) for k, v in values.items()}
+            )
             if "y" in found:
                 found[question.y] = found.pop("y")
             records.append({key: float(budget), **found})
@@ -228,6 +230,7 @@ def _best_shape(
 def _add_valleys(entry: Json, answer: Answer, question: Question) -> None:
     """Adds the minima of the valleys, the direct fit of both inputs, and the parabola's bias."""
     isoflop, data = answer.valleys, answer.data
+    assert isoflop is not None
     entry["tables"]["Valleys"] = [
         {
             "budget": valley.budget,

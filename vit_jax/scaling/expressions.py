@@ -63,6 +63,7 @@ class _Parser:
             raise self._error(f"{self._text[self._position :].strip()!r} is unexpected")
         if not self._has_column:
             raise self._error("it contains no column")
+        assert isinstance(value, np.ndarray)  # Computed from a column.
         return value
 
     def _chain(self, signs: str) -> _Operand:
@@ -94,7 +95,7 @@ class _Parser:
                 raise self._error("a bracket is not closed")
             self._position += 1
             return value
-        unknown = re.match(r"[^-+*/()]*", rest)[0].strip()
+        unknown = re.split(r"[-+*/()]", rest, maxsplit=1)[0].strip()
         if not unknown:
             raise self._error(f"a column or a number is missing before {rest!r}" if rest else
                               "a column or a number is missing at its end")  # fmt: skip

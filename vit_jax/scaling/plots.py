@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.spatial import ConvexHull, QhullError
@@ -90,13 +92,13 @@ def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
                 curve.x[shown], curve.y[shown], marker, color=colour, markerfacecolor=face,
                 alpha=0.35 if other == "behind" else 1, label=label, **_POINTS,
             )  # fmt: skip
-    if curve.line_x is not None:
+    if curve.line_x is not None and curve.line_y is not None:
         # Dashed beyond the fitted rows.
         last = curve.x[fitted].max() if fitted.any() else curve.line_x[-1]
         inside, beyond = curve.line_x <= last, curve.line_x >= last
         axes.plot(curve.line_x[inside], curve.line_y[inside], color=colour, linewidth=1.4)
         axes.plot(curve.line_x[beyond], curve.line_y[beyond], "--", color=colour, linewidth=1.4)
-    if curve.band is not None:
+    if curve.band is not None and curve.band_x is not None:
         # Infinite or zero ends are replaced by values far outside the axes.
         low = np.maximum(curve.band.low, curve.band.estimate * 1e-3)
         high = np.minimum(curve.band.high, curve.band.estimate * 1e3)
@@ -161,7 +163,7 @@ def contours(
         inside = _in_hull(np.log(np.stack(mesh)), np.log(np.stack([n[drawn], d[drawn]])))
         level = np.ma.masked_where(~inside, predict(*mesh))
         low, high = min(y.min(), level.min()), max(y.max(), level.max())
-        norm = matplotlib.colors.LogNorm(low, high)
+        norm = LogNorm(low, high)
         levels = np.geomspace(low, high, 16)[1:-1]
         lines = axes.contour(grid_n, grid_d, level, levels, norm=norm, linewidths=1)
         axes.clabel(lines, fmt=lambda value: f"{value:.3g}", fontsize=7)
@@ -175,7 +177,7 @@ def contours(
             axes.plot(*path, "--", color=VERMILLION, linewidth=1.4, label="best for its compute")
         _log_axes(axes, x_label=labels[0], y_label=labels[1], title=title)
         axes.set(xlim=limits[0], ylim=limits[1])
-        scalar = matplotlib.cm.ScalarMappable(norm=norm)
+        scalar = ScalarMappable(norm=norm)
         bar = figure.colorbar(scalar, ax=axes, label=labels[2])
         _few_ticks(bar.ax.yaxis, low, high)
         if axes.get_legend_handles_labels()[0]:
@@ -283,7 +285,7 @@ def colours(count: int) -> list[str]:
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     scale = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, count))
-    return [matplotlib.colors.to_hex(colour) for colour in scale]
+    return [to_hex(colour) for colour in scale]
 
 
 def _log_axes(axes: Axes, *, x_label: str, y_label: str, title: str) -> None:

@@ -137,6 +137,7 @@ def parse_bounds(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
         name, values = _parse_assignment(text, ":", "bounds", "alpha=0.1:1")
         if len(values) > 2:
             raise ConfigError(f"--bounds={text}: write PARAMETER=LOW:HIGH, such as alpha=0.1:1.")
+        assert values  # No text is no number.
         bounds[name] = (values[0], values[-1])
     return bounds
 

@@ -256,7 +256,8 @@ def _descend(law, goal, theta, damping, scales, batch):
         size = jnp.sqrt(jnp.diagonal(square, axis1=1, axis2=2)) + 1e-100
         square = jnp.where(free[:, :, None] & free[:, None, :], square, 0.0)
         square /= size[:, :, None] * size[:, None, :]
-        square += jnp.eye(theta.shape[1]) * jnp.where(free, damping[:, None], 1.0)[:, None, :]
+        ridge = jnp.where(free, jnp.expand_dims(damping, 1), 1.0)
+        square += jnp.eye(theta.shape[1]) * ridge[:, None, :]
         root = jnp.linalg.cholesky(square)  # NaN where singular: the step is not taken.
         step = _substitute(root, _substitute(root, (pull / size)[..., None]), back=True)
         new = theta - step[..., 0] / size

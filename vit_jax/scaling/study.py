@@ -106,13 +106,13 @@ class Study:
         by_role = inputs if isinstance(inputs, Mapping) else {"x": inputs}
         by_role = {role: np.atleast_1d(np.asarray(x, float)) for role, x in by_role.items()}
         verdict = selection.extrapolation(
-            chosen.law,
+            chosen.fitted_law,
             by_role,
             level=self.question.level,
             clusters=None if chosen.valleys else chosen.data.clusters,
             significance=significance(len(self.answers)),
         )
-        estimate = chosen.law if chosen.valleys else chosen
+        estimate = chosen.fitted_law if chosen.valleys else chosen
         return Prediction(
             np.atleast_1d(estimate.predict(by_role)), verdict.band.low, verdict.band.high,
             verdict.supported, verdict.reason,
@@ -247,13 +247,13 @@ def _crossings(answers: Sequence[Answer], question: Question) -> list[Json]:
     crossings = []
     for i, first in enumerate(fitted):
         for second in fitted[i + 1 :]:
-            low = max(a.law.inputs["x"].min() for a in (first, second))
-            high = min(a.law.inputs["x"].max() for a in (first, second))
+            low = max(a.fitted_law.inputs["x"].min() for a in (first, second))
+            high = min(a.fitted_law.inputs["x"].max() for a in (first, second))
             if not low < high:
                 continue
             grid = np.geomspace(low, high, _GRID)
             bands = [
-                band(a.law, {"x": grid}, level=question.level, clusters=a.data.clusters)
+                band(a.fitted_law, {"x": grid}, level=question.level, clusters=a.data.clusters)
                 for a in (first, second)
             ]
             leader, other = first, second

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 
 from vit_jax.errors import ConfigError, DataError, did_you_mean
 from vit_jax.scaling.csv_tables import read_csv
@@ -34,7 +34,7 @@ def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         if kind == ".parquet":
             # Read at once: another process may replace the file meanwhile.
-            table = pa.parquet.read_table(io.BytesIO(path.read_bytes()))
+            table = pq.read_table(io.BytesIO(path.read_bytes()))
         elif kind == ".csv":
             table = read_csv(path)
         else:
