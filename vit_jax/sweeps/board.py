@@ -119,9 +119,10 @@ class Board:
             for run in self._runs
             if self._records[run.name].status in ("waiting", "stopped")
         ]
-        if None in running or None in waiting or not running:
+        known = [seconds for seconds in (*running, *waiting) if seconds is not None]
+        if len(known) < len(running) + len(waiting) or not running:
             return None
-        return max(*running, (sum(running) + sum(waiting)) / len(running))
+        return max(*known[: len(running)], sum(known) / len(running))
 
     def _estimated_seconds(self, name: str) -> float | None:
         """Estimates the duration of a run from those of the finished ones.
@@ -133,11 +134,12 @@ class Board:
             return None
         seconds = list(self._durations.values())
         mean = statistics.fmean(seconds)
-        works = [self._work.get(name) for name in self._durations]
-        if self._work.get(name) is None or None in works or len(set(works)) < 2:
+        work = self._work.get(name)
+        works = [w for done in self._durations if (w := self._work.get(done)) is not None]
+        if work is None or len(works) < len(seconds) or len(set(works)) < 2:
             return mean
         slope, intercept = statistics.linear_regression(works, seconds)
-        return mean if slope <= 0 else max(intercept + slope * self._work[name], min(seconds))
+        return mean if slope <= 0 else max(intercept + slope * work, min(seconds))
 
     def _print(self, line: str) -> None:
         stamp = time.strftime("%H:%M:%S")
@@ -152,7 +154,7 @@ class RunProgress:
         self.step = line.get("step", 0)
         self.total = summary.get("total_steps")
         self.images_per_second = line.get("speed/img_per_s")
-        self.seconds_left = None
+        self.seconds_left: float | None = None
         if self.total and self.images_per_second:
             left = (self.total - self.step) * summary.get("batch_size", 0)
             self.seconds_left = left / self.images_per_second

@@ -99,7 +99,7 @@ def timed_speeds(
     costs: Mapping[str, Cost],
     *,
     updates: int,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # Untyped in JAX.
 ) -> Speeds:
     """Times the updates of each kind among the runs, on constant images, on this machine.
 
@@ -122,7 +122,10 @@ def timed_speeds(
 
 
 def _time(
-    config: FrozenConfigDict, run_cost: Cost, updates: int, devices: Sequence[jax.Device] | None
+    config: FrozenConfigDict,
+    run_cost: Cost,
+    updates: int,
+    devices: Sequence[jax.Device] | None,  # pyright: ignore[reportInvalidTypeForm]  # Untyped in JAX.
 ) -> Speed:
     mesh = meshes.make_mesh(config.mesh, devices=devices)
     meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)

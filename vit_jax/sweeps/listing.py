@@ -180,5 +180,6 @@ def _progress(run: RunState) -> str:
     return step if run.total_steps is None else f"{step} of {run.total_steps:,}"
 
 
-def _value(name: str, value: float) -> str:
+def _value(name: str, value: float | None) -> str:
+    assert value is not None  # A run with a metric has its values.
     return f"{value:.2%}" if name.endswith(("top1", "top5")) else f"{value:.4f}"

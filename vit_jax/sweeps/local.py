@@ -244,6 +244,7 @@ def blocked_reason(run: PlannedRun, by_name: Mapping[str, PlannedRun]) -> str:
       run: a branch.
       by_name: the runs that --only selects.
     """
+    assert run.branch_of is not None
     trunk, _ = run.branch_of
     if trunk not in by_name:
         return f"Its trunk {trunk} has not reached that step, and --only excludes it."

@@ -48,6 +48,7 @@ class Job:
     run: PlannedRun
     environment: Mapping[str, str]
     retry_limit: RetryLimit
+    _execution: "_Execution" = dataclasses.field(init=False, repr=False, compare=False)
 
     def __call__(self) -> None:
         """Executes the run in a child process.
@@ -210,7 +211,8 @@ class _JobMonitor:
             elif records.read_job(run.workdir) in queued:
                 continue
             else:
-                trunk = None if can_start(run) else run.branch_of[0]
+                branch = None if can_start(run) else run.branch_of
+                trunk = None if branch is None else branch[0]
                 arrays.setdefault(trunk, []).append(run)
         for trunk, runs in arrays.items():
             if trunk is not None and (error := blocked_reason(runs[0], self._by_name)):

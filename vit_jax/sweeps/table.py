@@ -45,8 +45,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 
 from vit_jax import storage
 from vit_jax.errors import ConfigError, DataError, VitJaxError
@@ -91,10 +91,10 @@ def collect(folder: str | os.PathLike) -> pathlib.Path:
     ):
         table = _table(list(_runs(folder)))
         content = io.BytesIO()
-        pa.parquet.write_table(table, content)
+        pq.write_table(table, content)
         storage.write_bytes(folder / PARQUET, content.getvalue())
         content = io.BytesIO()
-        pa.csv.write_csv(table, content, pa.csv.WriteOptions(quoting_style="needed"))
+        pa_csv.write_csv(table, content, pa_csv.WriteOptions(quoting_style="needed"))
         storage.write_bytes(folder / CSV, content.getvalue())
     return folder / PARQUET
 
