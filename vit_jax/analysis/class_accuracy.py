@@ -47,7 +47,8 @@ def class_accuracy(
         )
         axes.axvline(report.top1, color=GREY, linewidth=1, linestyle="--")
         labels = [
-            f"{shorten(class_names[i], 30)} ({n:,})" for i, n in zip(shown, counts, strict=True)
+            f"{shorten(class_names[int(i)], 30)} ({n:,})"
+            for i, n in zip(shown, counts, strict=True)
         ]
         axes.set_yticks(rows, labels, fontsize=8)
         axes.invert_yaxis()

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import matplotlib
+import matplotlib.colors
 import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vit_jax.analysis.figures import GREY, LITERAL_TEXT, SKY, STYLE, VERMILLION, save, shorten
@@ -33,8 +35,8 @@ def confusion(
             "are more than 4096 classes."
         )
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
-        figure = Figure(figsize=(11.5, 6.8), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
+        figure = Figure(figsize=(11.5, 6.8), layout=layout)
         figure.suptitle(
             f"{report.count:,} examples · top-1 {report.top1:.2%} · top-5 {report.top5:.2%} · "
             f"loss {report.loss:.4f} · calibration error {report.ece:.2%}",
@@ -43,9 +45,9 @@ def confusion(
             fontsize=11,
             fontweight="bold",
         )
-        left, right = figure.subfigures(1, 2, width_ratios=(1.75, 1))
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.75, 1))[0]
         _matrix(left, report.confusion, class_names)
-        above, below = right.subfigures(2, 1, height_ratios=(1.15, 1))
+        above, below = right.subfigures(2, 1, squeeze=False, height_ratios=(1.15, 1))[:, 0]
         _reliability(above.subplots(), report)
         _most_common_mistakes(below.subplots(), report.confusion, class_names)
         save(figure, out_png)

@@ -10,6 +10,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Any
 from unicodedata import east_asian_width
 
 import matplotlib
@@ -34,7 +35,8 @@ from vit_jax.telemetry.jsonlines import read_jsonl
 BLUE, VERMILLION, SKY = "#0072B2", "#D55E00", "#56B4E9"
 COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", SKY, "#E69F00")
 GREY = "#666666"
-STYLE = {
+# Matplotlib's stubs list the keys of rcParams as literals.
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -50,7 +52,8 @@ STYLE = {
     "savefig.dpi": 160,
     "savefig.facecolor": "white",
 }
-LITERAL_TEXT = {"text.parse_math": False}  # A dollar sign in a class name starts no formula.
+# A dollar sign in a class name starts no formula.
+LITERAL_TEXT: dict[Any, Any] = {"text.parse_math": False}
 
 
 def shorten(name: str, width: int = 14) -> str:
@@ -286,7 +289,7 @@ def predictions(
     # A long name and the probability do not fit on one line.
     separator = "\n" if max(len(names[predicted[i]]) for i in shown) > 7 else "  "
     height = 1.25 * images.shape[1] / images.shape[2] + (0.5 if separator == "\n" else 0.38)
-    with matplotlib.rc_context(STYLE | LITERAL_TEXT | {"font.size": 8}):
+    with matplotlib.rc_context({**STYLE, **LITERAL_TEXT, "font.size": 8}):
         figure = Figure(
             figsize=(max(1.25 * columns, 5.0), height * rows + 0.35), layout="constrained"
         )
@@ -318,7 +321,7 @@ def predictions(
                 pad=3,
             )
             if not right:
-                axes.set_xlabel(f"true: {shorten(class_names[labels[i]], 13)}", labelpad=2)
+                axes.set_xlabel(f"true: {shorten(class_names[int(labels[i])], 13)}", labelpad=2)
         save(figure, out_png)
 
 
