@@ -51,8 +51,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
 
     files = {}
     for flag, formats in (("output", outputs.PREDICTIONS), ("features", outputs.FEATURES)):
-        if values[flag].value:
-            files[flag] = storage.as_path(values[flag].value, name=f"--{flag}")
+        if path := values[flag].value:
+            files[flag] = storage.as_path(path, name=f"--{flag}")
             outputs.check_output(files[flag], flag=flag, formats=formats)
     predictor = Predictor(
         values.checkpoint,

@@ -46,7 +46,7 @@ class Clock:
         self._now = now
         self._last = now()
         self._open = ["other"]
-        self._seconds = dict.fromkeys((*SPANS, "other"), 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys((*SPANS, "other"), 0.0)
         self._restored = dict(self._seconds)  # Seconds of earlier processes.
         self._device_seconds = 0.0
         self._examples = 0

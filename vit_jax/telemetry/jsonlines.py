@@ -104,10 +104,9 @@ def _lines(content: bytes, path: epath.PathLike) -> Iterator[tuple[bytes, dict[s
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            is_valid = isinstance(record, dict) and type(record.get("step")) is int
         except (ValueError, RecursionError):  # Not JSON, not UTF-8, or nested too deeply.
-            is_valid = False
-        if is_valid:
+            record = None
+        if isinstance(record, dict) and type(record.get("step")) is int:
             # A last line that lacks only its newline is complete.
             yield line.rstrip(b"\r\n") + b"\n" if not line.endswith(b"\n") else line, record
         elif number < len(lines):

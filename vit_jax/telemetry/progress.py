@@ -5,15 +5,21 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import TextIO, cast
 
 from rich import progress as bars
 from rich.console import Console
 from rich.table import Column
 
 
-def terminal(stream: io.TextIOBase) -> Console | None:
+def terminal(stream: io.TextIOBase | TextIO) -> Console | None:
     """Returns a console for an interactive terminal; None if the stream is not one."""
-    console = Console(file=stream, force_terminal=stream.isatty(), highlight=False, emoji=False)
+    console = Console(
+        file=cast(TextIO, stream),  # Rich only writes text to it.
+        force_terminal=stream.isatty(),
+        highlight=False,
+        emoji=False,
+    )
     return console if console.is_interactive else None
 
 

@@ -189,7 +189,7 @@ class _Wandb:
 
     def __init__(self, workdir: epath.Path, *, project: str, config: dict[str, Any], is_new: bool):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]  # Optional.
         except ImportError as error:
             raise ConfigError(
                 f'log.wandb_project is "{project}", but Weights & Biases is not installed. '

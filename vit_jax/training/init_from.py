@@ -180,9 +180,11 @@ def _published(config: FrozenConfigDict) -> tuple[ConfigDict, Preprocess]:
 def _fill_unset(section: ConfigDict, other: ConfigDict | FrozenConfigDict) -> None:
     """Fills the unset keys of a section with the values of another one."""
     for key, value in other.items():
-        if isinstance(section[key], ConfigDict):
-            _fill_unset(section[key], value)
-        elif section[key] in (None, ""):
+        inner = section[key]
+        if isinstance(inner, ConfigDict):
+            assert isinstance(value, ConfigDict | FrozenConfigDict)  # Of the same schema.
+            _fill_unset(inner, value)
+        elif inner in (None, ""):
             section[key] = value
 
 

@@ -50,7 +50,7 @@ def train(
     *,
     allow_config_change: bool = False,
     extend: bool = False,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # Untyped in JAX.
 ) -> int:
     """Trains a config to its end; resumes from the work directory if it has checkpoints.
 
@@ -134,7 +134,7 @@ def train(
 
         # --- The loop: at the top of each turn, the state is the one after `step` updates
         flag = {value: processes.flag_array(value, mesh) for value in (False, True)}
-        stopping, pending, compiled = False, None, None
+        step, stopping, pending, compiled = start, False, None, None
         stack.enter_context(jax.transfer_guard("disallow"))
         for step in range(start, total + 1):
             log_due = step == total or step % config.log.every_steps == 0
@@ -179,7 +179,10 @@ def train(
         return _finish(observer, workdir, step)
 
 
-def _mesh(config: FrozenConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:
+def _mesh(
+    config: FrozenConfigDict,
+    devices: Sequence[jax.Device] | None,  # pyright: ignore[reportInvalidTypeForm]  # Untyped in JAX.
+) -> Mesh:
     """Sets the compilation cache of a config and returns its mesh."""
     enable_compilation_cache(config.log.compilation_cache)
     mesh = meshes.make_mesh(config.mesh, devices=devices)
