@@ -1,7 +1,7 @@
 """Helpers of all exports: parameters under a format's names, and what a format cannot express."""
 
 import dataclasses
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -57,13 +57,11 @@ class Reasons:
 
 
 class Anything:
-    """A container of every value, for a field that a format can express without limits."""
-
-    def __contains__(self, value: Any) -> bool:
-        return True
+    """Stands for every value of a field that a format can express without limits."""
 
 
 ANYTHING = Anything()
+Values = tuple[Any, ...] | Anything  # Of a field, which a format can express.
 BOTH = (True, False)
 
 
@@ -82,7 +80,7 @@ _WHY = {
 }
 
 
-def compare(config: ModelConfig, expressible: Mapping[str, Container[Any]], *, to: str) -> Reasons:
+def compare(config: ModelConfig, expressible: Mapping[str, Values], *, to: str) -> Reasons:
     """Returns the reasons why a format cannot express a model's architecture.
 
     Every format can express sizes, except for limits in `expressible`. Another field that is absent
@@ -100,7 +98,11 @@ def compare(config: ModelConfig, expressible: Mapping[str, Container[Any]], *, t
         fixed = declaration.role in (Role.ARCHITECTURE, Role.NUMERICS)
         accepted = expressible.get(field.name, (field.default,) if fixed else ANYTHING)
         value = getattr(config, field.name)
-        if value in accepted or not has_effect(config, field.name):
+        if (
+            isinstance(accepted, Anything)
+            or value in accepted
+            or not has_effect(config, field.name)
+        ):
             continue
         if field.name == "posemb_resize":
             notes.append(
@@ -113,7 +115,7 @@ def compare(config: ModelConfig, expressible: Mapping[str, Container[Any]], *, t
     return Reasons(tuple(architecture), tuple(reasons[Role.NUMERICS]), tuple(notes))
 
 
-def _reason(name: str, value: Any, accepted: Container[Any], *, to: str) -> str:
+def _reason(name: str, value: Any, accepted: tuple[Any, ...], *, to: str) -> str:
     """Returns a sentence: what the model has, what the library has, what to set."""
     if name == "stem":
         return f"its patches are of a ResNet's feature map; {_LIBRARIES[to]} has no such hybrid"

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from vit_jax.pretrained.exports.base import (
     BOTH,
     DTYPES,
     Reasons,
+    Values,
     compare,
     export_tensors,
     no_export,
@@ -28,7 +29,7 @@ from vit_jax.pretrained.load import Pretrained
 from vit_jax.pretrained.mapping import PROBLEM_TYPES
 
 # model_type -> fields and values that it can express, besides defaults and what all can express.
-_EXPRESSIBLE: dict[str, dict[str, Container[Any]]] = {
+_EXPRESSIBLE: dict[str, dict[str, Values]] = {
     "vit": {"pool": ("token",), "posemb_resize": ("bicubic",)},
     "deit": {"pool": ("token",), "distilled": (True,), "posemb_resize": ("bicubic",)},
     "ijepa": {"pool": ("gap",), "posemb_resize": ("bicubic",)},
@@ -86,7 +87,8 @@ def write(
       CheckpointError: no class of transformers can express the model.
     """
     config, kind = pretrained.config, _kind(pretrained)
-    expressible = {
+    assert isinstance(config, VitConfig)  # `_kind` refuses others.
+    expressible: dict[str, Values] = {
         "posemb": ("learned", "sincos2d"), "posemb_prefix": ANYTHING, "qkv_bias": BOTH,
         "ln_eps": ANYTHING, "gelu": ANYTHING,
     } | _EXPRESSIBLE[kind]  # fmt: skip
@@ -226,25 +228,27 @@ def write_shards(
     tensors: Iterable[tuple[str, np.ndarray]], folder: pathlib.Path, *, largest: int = _SHARD
 ) -> None:
     """Writes model.safetensors, or numbered shards of at most `largest` bytes and their index."""
-    shards: list[dict[str, np.ndarray]] = [{}]
+    shard: dict[str, np.ndarray] = {}
+    written: list[list[str]] = []  # The names in each shard on disk.
     sizes = [0]
     for name, array in tensors:
         if sizes[-1] and sizes[-1] + array.nbytes > largest:
-            save_file(shards[-1], folder / f"part-{len(shards)}", metadata={"format": "pt"})
-            shards[-1] = dict.fromkeys(shards[-1])
-            shards.append({})
+            written.append(list(shard))
+            save_file(shard, folder / f"part-{len(written)}", metadata={"format": "pt"})
+            shard = {}
             sizes.append(0)
-        shards[-1][name] = array
+        shard[name] = array
         sizes[-1] += array.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+    if not written:
+        save_file(shard, folder / "model.safetensors", metadata={"format": "pt"})
         return
-    save_file(shards[-1], folder / f"part-{len(shards)}", metadata={"format": "pt"})
+    written.append(list(shard))
+    save_file(shard, folder / f"part-{len(written)}", metadata={"format": "pt"})
     weight_map = {}
-    for k, shard in enumerate(shards, start=1):
-        file = f"model-{k:05}-of-{len(shards):05}.safetensors"
+    for k, tensor_names in enumerate(written, start=1):
+        file = f"model-{k:05}-of-{len(written):05}.safetensors"
         (folder / f"part-{k}").rename(folder / file)
-        weight_map |= dict.fromkeys(shard, file)
+        weight_map |= dict.fromkeys(tensor_names, file)
     index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
     _write_json(folder / "model.safetensors.index.json", index)
 

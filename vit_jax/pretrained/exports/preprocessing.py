@@ -16,7 +16,7 @@ import numpy as np
 from vit_jax.data.color import GrayscaleToRgb, Normalize, RgbToGrayscale, ValueRange
 from vit_jax.data.geometry import CenterCrop, Pad, Resize, ResizeSmall
 from vit_jax.data.op import Op
-from vit_jax.data.transforms import OPS
+from vit_jax.data.transforms import OPS, Decode
 from vit_jax.pretrained.exports.base import Reasons
 from vit_jax.pretrained.preprocess import Preprocess
 
@@ -84,6 +84,7 @@ class Pipeline:
 def pipeline(preprocess: Preprocess) -> Pipeline:
     """Converts a model's transforms to a pipeline, without operations that have no effect."""
     decode, *ops = preprocess.ops
+    assert isinstance(decode, Decode)  # `Preprocess.transforms` begin with it.
     stages: dict[type[Op], Any] = {}
     others: list[str] = []
     mean, std = (), ()
@@ -101,7 +102,7 @@ def pipeline(preprocess: Preprocess) -> Pipeline:
         pad = None
     if pad is not None and crop is None:
         crop = CenterCrop(size=pad.size)  # The model accepts no larger images.
-    if pad is not None and pad.size != crop.size:
+    if pad is not None and crop is not None and pad.size != crop.size:
         others.append("pad to another size than center_crop's")
     if crop is not None and type(resize) is Resize and resize.size == crop.size:
         crop = None
@@ -185,12 +186,12 @@ def _hf_reasons(steps: Pipeline) -> Reasons:
         approximate += _resampling(resize, to="transformers")
         if resize.rounding == "none" and not _is_hf_exact(resize):
             approximate.append(_LEVELS.format(library="transformers"))
-    if steps.keeps_aspect and len(set(resize.size)) > 1:
+    if isinstance(resize, ResizeSmall) and len(set(resize.size)) > 1:
         impossible.append(
             f"its resize_small covers {resize.size[0]}x{resize.size[1]} pixels; transformers "
             "resizes the shorter side, which covers squares only"
         )
-    if steps.keeps_aspect and resize.long_side != "down":
+    if isinstance(resize, ResizeSmall) and resize.long_side != "down":
         approximate.append(
             "transformers rounds the longer side down; resize_small has long_side='nearest': set "
             "long_side='down'"
@@ -254,7 +255,7 @@ def _timm_reasons(steps: Pipeline) -> Reasons:
                 "timm has one ratio (crop_pct) for both sides"
             )
     long_side = "down" if resize is None or len(set(resize.size)) == 1 else "nearest"
-    if steps.keeps_aspect and resize.long_side != long_side:
+    if isinstance(resize, ResizeSmall) and resize.long_side != long_side:
         approximate.append(
             f"timm rounds the longer side as long_side='{long_side}' does; resize_small has "
             f"'{resize.long_side}': set long_side='{long_side}'"

@@ -7,11 +7,11 @@ contains the parameters. The written file is read again and compared with the mo
 import dataclasses
 import pathlib
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax import export as jax_export
 from jaxtyping import PyTree
 
@@ -57,8 +57,8 @@ def write_onnx(pretrained: Pretrained, path: pathlib.Path) -> float:
         program differs from the model.
     """
     try:
-        import onnxruntime
-        from jax2onnx import to_onnx
+        import onnxruntime  # pyright: ignore[reportMissingImports]  # Optional.
+        from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]  # Optional.
     except ImportError as error:
         raise CheckpointError(
             f"--to=onnx needs jax2onnx and onnxruntime ({error}): pip install vit_jax[onnx], in an "
@@ -72,9 +72,7 @@ def write_onnx(pretrained: Pretrained, path: pathlib.Path) -> float:
         )
     # jax2onnx does not support a scan over blocks.
     parameters = HostParameters(pretrained.params, pretrained.config)
-    params = flax.traverse_util.unflatten_dict(
-        {tuple(name.split("/")): array for name, array in parameters.items()}
-    )
+    params = unflatten_dict({tuple(name.split("/")): array for name, array in parameters.items()})
     config = pretrained.config
     model = build(dataclasses.replace(config, scan=False) if hasattr(config, "scan") else config)
     program = to_onnx(

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from collections.abc import Container
 from typing import Any
 
 from vit_jax.errors import CheckpointError
@@ -10,6 +9,7 @@ from vit_jax.models import VitConfig
 from vit_jax.pretrained.exports.base import (
     ANYTHING,
     BOTH,
+    Values,
     compare,
     export_tensors,
     no_export,
@@ -26,7 +26,7 @@ _BLOCK = "encoder/block_{i}"
 
 # Fields and values that timm's VisionTransformer and Eva can express, besides the defaults. The
 # epsilon of a norm is that of the entry point below.
-_VIT: dict[str, Container[Any]] = {
+_VIT: dict[str, Values] = {
     "pool": ("token", "gap", "map", "map_patches"),
     "final_norm": ("tokens", "pooled"),
     "class_token": BOTH,
@@ -36,7 +36,7 @@ _VIT: dict[str, Container[Any]] = {
     "gelu": ANYTHING,
     "posemb_resize": ("bicubic_antialias",),
 }
-_EVA: dict[str, Container[Any]] = {
+_EVA: dict[str, Values] = {
     "pool": ("token", "gap"),
     "final_norm": ("tokens", "pooled"),
     "class_token": BOTH,
@@ -89,7 +89,7 @@ def write(
     return reasons.approximate + reasons.notes
 
 
-def _entry_point(config: VitConfig) -> tuple[str, dict[str, Container[Any]], dict[str, Any]]:
+def _entry_point(config: VitConfig) -> tuple[str, dict[str, Values], dict[str, Any]]:
     """Returns the closest entry point of timm, what it can express, and its arguments."""
     arguments: dict[str, Any] = {
         "img_size": _side(config.image_size),
@@ -133,12 +133,13 @@ def _entry_point(config: VitConfig) -> tuple[str, dict[str, Container[Any]], dic
         "qk_norm": config.qk_norm,
         "act_layer": activation,
     }  # fmt: skip
-    expressible = _VIT | {
+    expressible: dict[str, Values] = _VIT | {
         "posemb_prefix": ("all", "none") if config.registers else ("all", "class", "none"),
         "qk_norm_bias": (True,),
     }
     if config.distilled:
-        return "deit_base_distilled_patch16_224", expressible | {"distilled": (True,)}, arguments
+        expressible |= {"distilled": (True,)}
+        return "deit_base_distilled_patch16_224", expressible, arguments
     if config.pool == "map":  # timm's attention pooling ignores class token and registers.
         expressible |= {"class_token": (False,), "registers": (0,)}
     # Of the entry points, vit_giant_patch14_dinov2 has a gated MLP; `arguments` override its sizes.
