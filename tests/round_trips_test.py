@@ -7,7 +7,7 @@ import pytest
 from tests.config_cases import ROOT
 from tests.round_trips import table
 
-pytestmark = pytest.mark.slow  # Minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # Minutes.
 
 
 def comparable(text):

@@ -361,6 +361,7 @@ def define_model(values: flags.FlagValues) -> None:
 def read_config(values: flags.FlagValues) -> FrozenConfigDict:
     """Returns the frozen config, with its overrides."""
     config = values["config"].value
+    assert isinstance(config, ConfigDict)  # --config is a required flag.
     unset_other_units(config, overridden(values))
     return freeze(config)
 

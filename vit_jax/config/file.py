@@ -74,7 +74,7 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> Frozen
     config, overrides = make_config(name).lock(), overrides or {}
     for key, value in overrides.items():
         *sections, leaf = key.split(".")
-        node = config
+        section = node = config
         for part in (*sections, leaf):
             if not isinstance(node, ConfigDict) or part not in node:
                 choices = node if isinstance(node, ConfigDict) else ()
@@ -101,7 +101,7 @@ def unset_other_units(config: ConfigDict, changed: Mapping[str, Any]) -> None:
         for sibling in other_units(key):
             if sibling not in changed:
                 parent, _, leaf = sibling.rpartition(".")
-                section = config[parent] if parent else config
+                section = getattr(config, parent) if parent else config
                 if leaf in section:
                     section[leaf] = None
 

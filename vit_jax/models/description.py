@@ -1,6 +1,6 @@
 """Describes a model's size in words: its published name, or its sizes."""
 
-from vit_jax.config.model import MixerConfig, ModelConfig, ResnetConfig, StemConfig, VitConfig
+from vit_jax.config.model import MixerConfig, ModelConfig, ResnetConfig, StemConfig
 from vit_jax.models.variants import HYBRIDS, MIXERS, RESNETS, VARIANTS
 
 
@@ -24,7 +24,7 @@ def describe_model(model_config: ModelConfig) -> str:
         size["num_heads"] = model_config.num_heads
         sizes += f", {model_config.num_heads} heads"
         if model_config.stem is not None:
-            return _hybrid(model_config, size, sizes)
+            return _hybrid(model_config.stem, model_config.patch_size, size, sizes)
     name = next((name for name, row in rows.items() if _matches(row, size)), None)
     if name is None or height != width:
         return f"{kind} of {sizes}, patches {height}x{width}"
@@ -35,8 +35,7 @@ def _matches(row: object, size: dict[str, int]) -> bool:
     return all(getattr(row, name) == value for name, value in size.items())
 
 
-def _hybrid(model_config: VitConfig, size: dict[str, int], sizes: str) -> str:
-    stem, patch = model_config.stem, model_config.patch_size
+def _hybrid(stem: StemConfig, patch: tuple[int, int], size: dict[str, int], sizes: str) -> str:
     for name, hybrid in HYBRIDS.items():
         same_stem = (stem.units, stem.width_factor) == (hybrid.stem.units, 1.0)
         if same_stem and patch == (hybrid.patch, hybrid.patch) and _matches(hybrid.vit, size):

@@ -15,6 +15,7 @@ from vit_jax import storage
 from vit_jax.errors import ConfigError
 from vit_jax.telemetry import notes
 
+_CACHE_DIR = "jax_compilation_cache_dir"
 AUTO = "auto"  # The value of config.log.compilation_cache for the user's cache folder.
 _LARGEST_CACHE = 2 * 2**30  # Bytes of all programs in the user's cache folder.
 
@@ -41,7 +42,7 @@ def enable_compilation_cache(folder: str) -> None:
             storage.make_folder(path)
             if storage.is_local(path) and not os.access(path, os.W_OK):
                 raise OSError("it is read-only")
-        jax.config.update("jax_compilation_cache_dir", os.fspath(path))
+        jax.config.update(_CACHE_DIR, os.fspath(path))
 
 
 def enable_user_compilation_cache() -> None:
@@ -51,7 +52,7 @@ def enable_user_compilation_cache() -> None:
     folder a warning says so, and every program is compiled. Several processes may share the
     folder: of the processes of a run JAX lets only the first write.
     """
-    if not jax.config.jax_compilation_cache_dir:
+    if not getattr(jax.config, _CACHE_DIR):
         folder = user_cache_folder()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def enable_user_compilation_cache() -> None:
                 "config.log.compilation_cache or XDG_CACHE_HOME."
             )
             return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update(_CACHE_DIR, str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

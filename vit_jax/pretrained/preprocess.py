@@ -358,7 +358,7 @@ class Preprocess:
                 "size": tuple(round(s * r) for s, r in zip(pair.tolist(), ratio, strict=True)),
             }
 
-        return Preprocess(tuple(map(scale, self.transforms)), size, self.channels)
+        return Preprocess(tuple(map(scale, self.transforms)), (height, width), self.channels)
 
 
 def preprocess(

@@ -7,6 +7,7 @@ durations in percent), it equals a run that had the larger length from its start
 made before followed the shorter schedule, and the learning rate changes abruptly.
 """
 
+import numpy as np
 from ml_collections import FrozenConfigDict
 
 from vit_jax.config import DURATION_UNITS
@@ -65,7 +66,7 @@ def _learning_rate(config: FrozenConfigDict, step: int, num_examples: int) -> fl
         batch_size=config.batch_size,
         num_examples=num_examples,
     )
-    return config.optim.lr * float(schedule(step))
+    return config.optim.lr * float(np.asarray(schedule(step)))
 
 
 def _depends_on_length(config: FrozenConfigDict) -> bool:
