@@ -18,7 +18,8 @@ from tests.config_cases import CASES, NAMES, data_set
 from tests.conftest import campaign, slow
 from tests.mock_tfds import mock_tfds
 from vit_jax.config import freeze
-from vit_jax.data import transforms
+from vit_jax.data import inherit, transforms
+from vit_jax.data.recipes import evaluation
 from vit_jax.models import build, num_params, param_shapes, read_section
 from vit_jax.models.variants import parse_variant
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
@@ -49,9 +50,14 @@ class Imagenet21k(tfds.core.GeneratorBasedBuilder):
 
 
 def get_config(name: str, arg: str = "") -> ConfigDict:
-    """The config, of a usual variant where it takes that of a checkpoint."""
+    """The config, with a usual model and preprocessing where it takes those of a checkpoint."""
     config = config_cases.get_config(name, arg)
     config.model.variant = config.model.variant or "B/16"
+    if config.model.image_size is None:
+        config.model.image_size = (384,)
+    for key in ("train_transforms", "eval_transforms"):
+        published = evaluation("timm_imagenet")
+        config.data[key] = inherit.resolve(config.data[key], published, key=key)
     return config
 
 

@@ -281,7 +281,7 @@ def test_a_missing_bucket_and_a_forbidden_one(gcs, impatient):
     gcs.fault = lambda method, path: 403
     with pytest.raises(ConfigError, match=r"gs://bucket/run cannot be made: .*Forbidden"):
         train_on_one(small_config(), RUN)
-    with pytest.raises(CheckpointError, match=r"gs://bucket/run cannot be read: .*Forbidden"):
+    with pytest.raises(CheckpointError, match=r"gs://bucket/run cannot be opened: .*Forbidden"):
         evaluate(RUN)
     gcs.fault = lambda method, path: 403 if method == "POST" else None
     with pytest.raises(ConfigError, match=r"gs://bucket/run cannot be written: .*Forbidden"):
@@ -289,9 +289,10 @@ def test_a_missing_bucket_and_a_forbidden_one(gcs, impatient):
 
 
 def test_an_address_without_a_run_is_an_error(gcs):
-    with pytest.raises(CheckpointError, match="gs://bucket/run does not exist"):
+    with pytest.raises(CheckpointError, match="gs://bucket/run cannot be downloaded: there is no"):
         evaluate(RUN)
     gcs.put("run/config.json", b"{}")
+    gcs.put("run/dataset.json", b"{}")
     with pytest.raises(CheckpointError, match="gs://bucket/run has no checkpoint yet"):
         evaluate(RUN)
     gcs.put("run/config.json", b'{"x": NaN}')

@@ -88,11 +88,14 @@ def comparable(config: ConfigDict | FrozenConfigDict, but: Sequence[str] = ()) -
     """Returns a config as plain data, without the keys that may differ within one run.
 
     These are the folder of compiled programs and the settings of the loaders, on which no result
-    depends, and the top-level keys `but`.
+    depends, and the top-level keys `but`. An evaluation may lack the units of its period that it
+    does not use.
     """
     plain = {key: value for key, value in config_to_json(config).items() if key not in but}
     for section, keys in _WITHOUT_EFFECT.items():
         plain[section] = {k: v for k, v in plain[section].items() if k not in keys}
+    for name, entry in plain.get("evals", {}).items():
+        plain["evals"][name] = {k: v for k, v in entry.items() if v is not None}
     return plain
 
 
