@@ -164,12 +164,14 @@ def _matches(
     names_of_ids = dict(imagenet.synsets())
 
     def all_lemmas(output: int) -> set[str]:
+        synset = ids[output] if ids else None
         return imagenet.lemmas(labels[output]) | (
-            imagenet.lemmas(names_of_ids[ids[output]]) if ids and ids[output] else set()
+            imagenet.lemmas(names_of_ids[synset]) if synset else set()
         )
 
     def synset_of(output: int) -> set[str]:
-        return {ids[output]} if ids and ids[output] else _synset(labels[output])
+        synset = ids[output] if ids else None
+        return {synset} if synset else _synset(labels[output])
 
     ways: dict[str, tuple[Mapping[str, set[int]], Callable[[str], set[str]]]] = {
         "name": (_index(labels, lambda output: {labels[output]}), lambda name: {name}),
@@ -194,7 +196,7 @@ def _best(name: str, labels: Sequence[str], ways: Mapping[str, Any]) -> Match:
     """Returns the match by the first way that finds exactly one output."""
     reason = "no such output"
     for how, (index, keys_of) in ways.items():
-        outputs = set().union(*(index.get(key, set()) for key in keys_of(name)))
+        outputs: set[int] = set().union(*(index.get(key, set()) for key in keys_of(name)))
         if len(outputs) == 1:
             (output,) = outputs
             return Match(name, output, labels[output], how)

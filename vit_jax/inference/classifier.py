@@ -56,6 +56,7 @@ def classify(task: Task, matching: ClassMatching | None) -> Measured:
     """
     model = task.model
     names = matching.labels if matching else model.labels
+    assert names is not None  # `match` has compared them with the data set's.
     source = Matched(task.source, matching) if matching else task.source
     evaluator, num_outputs = model.evaluator, model.config.num_classes
     everything = Measurement(_metrics(num_outputs, model.loss))

@@ -83,7 +83,7 @@ def evaluate(
         watch.at("the restore")
         model = load_model(checkpoint, mesh=mesh, hints=hints, image_size=image_size, dtype=dtype)
         task = open_task(model, data, split, batch_size, watch, on_progress)
-        methods, notes = (method,), list(model.notes)
+        methods, notes, matching = (method,), list(model.notes), None
         if method in ("auto", "classifier"):
             methods = ("classifier",)
             try:

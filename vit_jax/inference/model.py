@@ -72,7 +72,7 @@ class Model:
 
         The preprocessing stays.
         """
-        config = ConfigDict(self.evaluator.config)
+        config = ConfigDict(self.evaluator.config.as_configdict())
         transforms = config.data.eval_transforms
         config.data = base_config().data
         config.data.update({**data, "eval_transforms": transforms})
@@ -140,14 +140,14 @@ def load_model(
 
 
 def _with_batch_size(pretrained: Pretrained) -> FrozenConfigDict:
-    config = ConfigDict(run_config(pretrained))
+    config = ConfigDict(run_config(pretrained).as_configdict())
     config.batch_size = BATCH_SIZE
     return freeze(config)
 
 
 def _with_transforms(run: TrainedModel, pretrained: Pretrained) -> FrozenConfigDict:
     """Returns a run's config with the preprocessing of its model at another image size."""
-    config = ConfigDict(run.config)
+    config = ConfigDict(run.config.as_configdict())
     config.data.eval_transforms = run_config(pretrained).data.eval_transforms
     return freeze(config)
 

@@ -31,6 +31,7 @@ class Prediction:
         if self.error:
             return f"{self.path}: cannot be predicted: {self.error}"
         if not self.classes:
+            assert self.features is not None  # Of every file that has no error.
             return f"{self.path}: {len(self.features)} features"
         pairs = zip(self.classes, self.probabilities, strict=True)
         return f"{self.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in pairs)
