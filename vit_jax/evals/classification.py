@@ -207,17 +207,24 @@ class Measurement:
     def report(self) -> ClassificationReport:
         """Returns the result of `Classification.report`."""
         examples, class_hits, class_count = self._examples()
+        scalars = _summarise(examples)
         _, bins = calibration(examples["confidence"], examples["top1"])
         confusion, num_classes = None, self._classification.num_classes
         if "label" in examples and num_classes <= _LARGEST_CONFUSION:
             confusion = np.zeros((num_classes, num_classes), np.int64)
             np.add.at(confusion, (examples["label"], examples["predicted"]), 1)
         return ClassificationReport(
-            **_summarise(examples) | {"count": len(examples["loss"])},
+            count=len(examples["loss"]),
+            top1=scalars["top1"],
+            top5=scalars["top5"],
+            loss=scalars["loss"],
+            ece=scalars["ece"],
             class_count=class_count,
             class_accuracy=_ratio(class_hits, class_count),
             confusion=confusion,
-            **bins,
+            bin_count=bins["bin_count"],
+            bin_confidence=bins["bin_confidence"],
+            bin_accuracy=bins["bin_accuracy"],
         )
 
     def _collect(self) -> None:

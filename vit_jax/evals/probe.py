@@ -8,6 +8,7 @@ training examples' mean and standard deviation, so that the solver converges soo
 
 import dataclasses
 import warnings
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -101,7 +102,7 @@ def _held_out(labels: Int[np.ndarray, " n"], *, seed: int) -> np.ndarray:
     return held_out
 
 
-def _fit(x: np.ndarray, labels: np.ndarray, exponent: float):
+def _fit(x: np.ndarray, labels: np.ndarray, exponent: float) -> tuple[Any, bool]:
     """Returns a fitted LogisticRegression, and whether the solver converged."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
