@@ -1,7 +1,7 @@
 # make quickstart   a virtual environment, a trained ViT, its figures: one command
 # make test-fast    a minute of tests; make test more of them, make test-slow the others
 # make campaign     what runs overnight
-# make lint         rules and format
+# make lint         rules, format and types
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -53,6 +53,7 @@ campaign: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m basedpyright --pythonpath $(RUN)
 
 format: $(VENV)/.installed-dev
 	$(RUN) -m ruff check --fix .
