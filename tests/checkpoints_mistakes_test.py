@@ -1,5 +1,6 @@
 """Damaged and mismatched checkpoints: one message, in bounded time and memory."""
 
+import dataclasses
 import pathlib
 import time
 
@@ -10,8 +11,8 @@ from tests.checkpoints_mistakes import CASES, message_of
 from tests.commands import call
 from tests.damaged_checkpoints import RAN, Shelf
 from tests.fuzzing import MEMORY, SECONDS, peak_bytes
-from tests.tiny_checkpoints import VIT, tiny
-from vit_jax.errors import ConfigError
+from tests.tiny_checkpoints import LABELS, VIT, tiny
+from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.pretrained.exports import export
 from vit_jax.pretrained.load import load_pretrained
 
@@ -87,6 +88,22 @@ def test_the_command_prints_the_message(shelf, verb, typed, texts):
     assert not list(shelf.folder.glob("*.unfinished"))
     for text in texts:
         assert text in result.err, f"{text!r} is not in {result.err!r}"
+
+
+def test_parameters_and_labels_that_do_not_fit_the_config_are_not_exported(tmp_path):
+    model = tiny(labels=LABELS)
+    cut = {**model.params, "head": jax.tree.map(lambda leaf: leaf[..., :2], model.params["head"])}
+    for changes, texts in (
+        ({"labels": ("a", "b")}, ("5 outputs, but 2 labels",)),
+        ({"params": cut}, ("head/bias: params (2,), model (5,)", "head/kernel: params (16, 2)")),
+        ({"params": cut, "labels": LABELS[:2]}, ("head/bias: params (2,), model (5,)",)),
+        ({"params": model.params["head"]}, ("cls: params lacks it, model (1, 1, 16)",)),
+    ):
+        for to in ("hf", "timm", "google", "orbax", "stablehlo"):
+            with pytest.raises(CheckpointError) as refused:
+                export(dataclasses.replace(model, **changes), tmp_path / "new", to=to)
+            assert all(text in str(refused.value) for text in texts), str(refused.value)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("to", ["google", "timm", "orbax"])

@@ -83,11 +83,22 @@ def brief(error: BaseException) -> str:
 
 
 def differences(
-    checkpoint: Mapping[str, Any], model: Mapping[str, Any], *, prefix: str = ""
+    checkpoint: Mapping[str, Any],
+    model: Mapping[str, Any],
+    *,
+    prefix: str = "",
+    source: str = "checkpoint",
 ) -> list[str]:
-    """Returns at most 20 lines, one for each array whose name or shape differs."""
+    """Returns at most 20 lines, one for each array whose name or shape differs.
+
+    Args:
+      checkpoint: arrays by name.
+      model: the model's arrays or their shapes, by name.
+      prefix: precedes every name.
+      source: what `checkpoint` is, for the lines.
+    """
     lines = [
-        f"  {prefix}{name}: checkpoint {_shape(checkpoint.get(name))}, "
+        f"  {prefix}{name}: {source} {_shape(checkpoint.get(name))}, "
         f"model {_shape(model.get(name))}"
         for name in sorted(checkpoint.keys() | model.keys())
         if _shape(checkpoint.get(name)) != _shape(model.get(name))

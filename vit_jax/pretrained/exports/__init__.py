@@ -16,7 +16,10 @@ import shutil
 from etils import epath
 
 from vit_jax import storage
+from vit_jax.checkpoints.faults import differences
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
+from vit_jax.models import param_shapes
+from vit_jax.parallel.rules import named_leaves
 from vit_jax.pretrained.exports import google, huggingface, programs, timm, workdir
 from vit_jax.pretrained.exports.base import DTYPES
 from vit_jax.pretrained.load import Pretrained
@@ -48,7 +51,8 @@ def export(
       Notes for the user.
 
     Raises:
-      CheckpointError: `path` exists or cannot be written, or the format cannot express the model.
+      CheckpointError: `path` exists or cannot be written, the format cannot express the model, or
+        the parameters or labels are not those of the model's config.
       ConfigError: the format is unknown.
 
     Example:
@@ -58,6 +62,7 @@ def export(
       ['config.json', 'model.safetensors', 'preprocessor_config.json']
     """
     target = check_destination(path, to=to, dtype=dtype)
+    _check_consistency(pretrained)
     try:
         if to == "orbax":
             workdir.write(pretrained, target)
@@ -92,6 +97,27 @@ def check_destination(path: str | os.PathLike, *, to: str, dtype: str) -> epath.
     if exists:
         raise CheckpointError(f"{target} exists: name a new path, nothing is overwritten.")
     return target
+
+
+def _check_consistency(pretrained: Pretrained) -> None:
+    """Raises CheckpointError if no library could read what would be written.
+
+    A caller may have replaced the parameters, the labels or the config, one without the others.
+    """
+    config, labels = pretrained.config, pretrained.labels
+    expected = named_leaves(param_shapes(config))
+    if lines := differences(named_leaves(pretrained.params), expected, source="params"):
+        raise CheckpointError(
+            "The parameters are not those of the model's config:\n"
+            + "\n".join(lines)
+            + "\nReplace params and config together: load_pretrained(..., num_classes=N) and "
+            "create(...) return a model whose parameters fit."
+        )
+    if labels and config.num_classes and len(labels) != config.num_classes:
+        raise CheckpointError(
+            f"The model has {config.num_classes:,} outputs, but {len(labels):,} labels: pass one "
+            "label for each output in order, or labels=None."
+        )
 
 
 def _write(
