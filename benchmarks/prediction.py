@@ -46,6 +46,8 @@ def prepare(folder: pathlib.Path, count: int, *, name: str, image_size: int) -> 
 def measure(folder: pathlib.Path, count: int, output: str) -> Measured:
     """Predicts the first `count` files."""
     files = sorted(map(str, (folder / "images").rglob("*.*")))[:count]
+    # The command refuses to overwrite the file of the previous count.
+    (folder / output.partition("=")[2]).unlink(missing_ok=True)
     command = [sys.executable, "-m", "vit_jax", "predict", "--checkpoint=model", output, *files]
     root = pathlib.Path(__file__).resolve().parent.parent
     env = os.environ | {"PYTHONPATH": str(root)}

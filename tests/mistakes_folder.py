@@ -16,6 +16,8 @@ def make_files(folder: pathlib.Path) -> None:
         _write_images(folder / name)
     (folder / "empty").mkdir()
     (folder / "notes.txt").write_text("no image and no config")
+    for name in ("old.jsonl", "old.npz"):
+        (folder / name).write_text("predictions of yesterday")
     (folder / "settings.json").write_text("{}")
     (folder / "bare.py").write_text("from vit_jax.config import base_config\n")
 

@@ -9,6 +9,7 @@ Everything is typed in a folder that holds (see `tests.mistakes_folder`)
     images                cat/*.png, dog/*.png
     empty                   nothing
     notes.txt, bare.py      no image and no config
+    old.jsonl, old.npz      files of an earlier prediction
     settings.json           no config
 
 Of `train`, `--config=configs/quickstart.py` and a new `--workdir` are given where a row has none;
@@ -332,6 +333,14 @@ PREDICT = {
     "output in no folder": (
         "--checkpoint=run --output=nowhere/out.csv images",
         "--output=nowhere/out.csv: there is no folder nowhere.",
+    ),
+    "output that exists": (
+        "--checkpoint=run --output=old.jsonl images",
+        "--output=old.jsonl exists: name another file or delete it.",
+    ),
+    "features that exist": (
+        "--checkpoint=run --output=new.csv --features=old.npz images",
+        "--features=old.npz exists: name another file or delete it.",
     ),
 }
 

@@ -10,7 +10,7 @@ Each image is preprocessed as in the model's evaluation. The names and probabili
 probable classes are printed, or written to a .csv, .jsonl or .parquet file. --features writes the
 input of the model's head, float32, to a .parquet file (columns path, error, features) or an .npz
 (arrays features [n, d], paths, errors); it needs no head. Files are written while images are read,
-and appear under their names when they are complete.
+and appear under their names when they are complete; a file that exists is not overwritten.
 
 A file that cannot be read as an image gets an error instead. Files in a folder that do not have the
 name of an image are skipped, with a note on standard error.

@@ -29,13 +29,17 @@ _ROWS = 1024  # Of a row group in Parquet, and of a record batch in CSV.
 
 
 def check_output(output: epath.Path, *, flag: str, formats: Sequence[str]) -> None:
-    """Raises ConfigError if a file cannot be written; called before the prediction."""
+    """Raises ConfigError if a file cannot be written, or exists; called before the prediction."""
     if output.suffix not in formats:
         raise ConfigError(f"--{flag}={output}: " + did_you_mean(output.suffix, formats))
     if storage.is_local(output) and not output.parent.is_dir():
         raise ConfigError(f"--{flag}={output}: there is no folder {output.parent}.")
     if output.is_dir():
         raise ConfigError(f"--{flag}={output} is a folder: name a file.")
+    with storage.reported(ConfigError, f"--{flag}={output} cannot be written"):
+        exists = storage.exists(output)
+    if exists:
+        raise ConfigError(f"--{flag}={output} exists: name another file or delete it.")
 
 
 class Writer(abc.ABC):
