@@ -317,11 +317,12 @@ def _positions(shapes, facts: dict[str, Any], config, files: CheckpointFiles) ->
 
 
 def _labels(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    """Returns the class names in order; the keys of id2label are numbers as strings."""
+    """Returns the class names in order, stripped; the keys of id2label are numbers as strings."""
     names = {str(key): value for key, value in dict(config.get("id2label") or {}).items()}
     if not num_classes or any(str(k) not in names for k in range(num_classes)):
         return None
-    return tuple(str(names[str(k)]) for k in range(num_classes))
+    # Published files have names such as "tench, Tinca tinca\n", from the lines of a text file.
+    return tuple(str(names[str(k)]).strip() for k in range(num_classes))
 
 
 def block_entries(names: BlockNames) -> tuple[Entry, ...]:

@@ -158,11 +158,11 @@ def _unused(shapes: Mapping[str, Any], config: VitConfig) -> tuple[tuple[str, ..
 
 
 def _labels(folder: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    """Returns the class names in a config.json of timm, or None."""
+    """Returns the class names in a config.json of timm, stripped, or None."""
     names = folder.get("label_names") or (folder.get("pretrained_cfg") or {}).get("label_names")
     if not isinstance(names, list) or len(names) != num_classes:
         return None
-    return tuple(map(str, names))
+    return tuple(str(name).strip() for name in names)
 
 
 def _unchunked(name: str) -> str:
