@@ -346,7 +346,7 @@ class VitConfig(PatchConfig):
     )
     lora_rank: int = run_setting(
         "Rank of adapters of attention's four projections (arXiv 2106.09685); 0: none. Freeze all "
-        "but adapters and head by optim.freeze, as configs/finetune.py:mode=lora does.",
+        "but adapters and head by optim.freeze, as `--config=finetune:mode=lora` does.",
         default=0, bounds=Bounds(0, 2**12),
     )  # fmt: skip
     lora_alpha: float = run_setting(

@@ -31,7 +31,7 @@ def match(task: Task, *, own_data: bool) -> ClassMatching | None:
     model, source = task.model, task.source
     model.check_classifier(
         "Evaluate its features (--method=knn, fewshot or probe), or fine-tune it, see "
-        "configs/finetune.py."
+        "`vit-jax config finetune`."
     )
     if not own_data:
         return match_classes(source.class_names, model.labels, num_outputs=model.config.num_classes)

@@ -109,7 +109,7 @@ class Predictor:
         """Raises CheckpointError if the model predicts no classes."""
         self.model.check_classifier(
             "Compute its features (vit-jax predict --features=FILE.parquet), or fine-tune it, see "
-            "configs/finetune.py."
+            "`vit-jax config finetune`."
         )
 
     def num_features(self) -> int:

@@ -55,7 +55,7 @@ def run_config(pretrained: Pretrained) -> FrozenConfigDict:
         raise CheckpointError(
             "This model's head is for regression (problem_type in its config.json): its outputs "
             "are numbers, not classes, and have no probabilities. Load it without its head "
-            "(num_classes=0), or fine-tune it, see configs/finetune.py."
+            "(num_classes=0), or fine-tune it, see `vit-jax config finetune`."
         )
     config = base_config()
     config.total_steps = 1
