@@ -19,6 +19,7 @@ from tests.references import reference
 from tests.tiny_checkpoints import LABELS, outputs, random_images, tiny
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
 from vit_jax.pretrained.exports import export, huggingface
+from vit_jax.pretrained.exports import timm as timm_export
 from vit_jax.pretrained.exports.huggingface import write_shards
 from vit_jax.pretrained.load import load_pretrained
 from vit_jax.pretrained.preprocess import from_hf
@@ -208,6 +209,27 @@ def test_any_shape(shape, to, tmp_path):
         assert same(loaded.params, pretrained.params)
     if to in LIBRARIES:
         check_library(path, to, loaded, images)
+
+
+def test_timm_gets_the_entry_point_of_exactly_that_size(tmp_path):
+    timm, torch = reference("timm"), reference("torch")
+    for size, names in timm_export._SIZES.items():
+        for name in names:
+            with torch.device("meta"):
+                model = timm.create_model(name)
+            block = model.blocks[0]
+            shown = len(model.blocks), block.mlp.fc1.out_features, block.attn.num_heads
+            assert (model.embed_dim, *shown) == size, name
+            patch, side = map(int, name.partition("patch")[2].split("_"))
+            assert model.patch_embed.patch_size == (patch, patch)
+            assert model.patch_embed.img_size == (side, side)
+    sizes = dict(zip(("width", "depth", "mlp_dim", "num_heads"), (192, 12, 768, 3), strict=True))
+    pretrained = tiny(patch_size=(16, 16), posemb_resize="bicubic_antialias", gelu="erf", **sizes)
+    assert written(pretrained, tmp_path / "ti", "timm")
+    content = json.loads((tmp_path / "ti" / "config.json").read_text())
+    assert content["architecture"] == "vit_tiny_patch16_224"
+    loaded = load_pretrained(tmp_path / "ti")
+    check_library(tmp_path / "ti", "timm", loaded, random_images(pretrained))
 
 
 # ------------------------------------------------------------------------------ dtypes and metadata

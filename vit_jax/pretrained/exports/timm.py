@@ -43,6 +43,27 @@ _EVA: dict[str, Values] = {
     "posemb": ("none",),
     "gelu": ("erf",),
 }
+# (width, depth, mlp_dim, num_heads) -> entry points of that size, for patches and images of the
+# pixels in their names.
+_SIZES: dict[tuple[int, int, int, int], tuple[str, ...]] = {
+    (192, 12, 768, 3): (
+        "vit_tiny_patch16_224", "vit_tiny_patch16_384", "deit_tiny_distilled_patch16_224",
+    ),
+    (384, 12, 1536, 6): (
+        "vit_small_patch32_224", "vit_small_patch32_384", "vit_small_patch16_224",
+        "vit_small_patch16_384", "vit_small_patch8_224", "deit_small_distilled_patch16_224",
+    ),
+    (768, 12, 3072, 12): (
+        "vit_base_patch32_224", "vit_base_patch32_384", "vit_base_patch16_224",
+        "vit_base_patch16_384", "vit_base_patch8_224", "deit_base_distilled_patch16_224",
+        "deit_base_distilled_patch16_384",
+    ),
+    (1024, 24, 4096, 16): (
+        "vit_large_patch32_224", "vit_large_patch32_384", "vit_large_patch16_224",
+        "vit_large_patch16_384", "vit_large_patch14_224",
+    ),
+    (1280, 32, 5120, 16): ("vit_huge_patch14_224",),
+}  # fmt: skip
 
 
 def write(
@@ -139,12 +160,30 @@ def _entry_point(config: VitConfig) -> tuple[str, dict[str, Values], dict[str, A
     }
     if config.distilled:
         expressible |= {"distilled": (True,)}
-        return "deit_base_distilled_patch16_224", expressible, arguments
+        return _name(config, "deit_base_distilled_patch16_224"), expressible, arguments
     if config.pool == "map":  # timm's attention pooling ignores class token and registers.
         expressible |= {"class_token": (False,), "registers": (0,)}
     # Of the entry points, vit_giant_patch14_dinov2 has a gated MLP; `arguments` override its sizes.
-    name = "vit_giant_patch14_dinov2" if config.mlp == "swiglu" else "vit_base_patch16_224"
-    return name, expressible, arguments
+    if config.mlp == "swiglu":
+        return "vit_giant_patch14_dinov2", expressible, arguments
+    return _name(config, "vit_base_patch16_224"), expressible, arguments
+
+
+def _name(config: VitConfig, default: str) -> str:
+    """Returns the entry point of exactly a model's size, and of its image size if there is one.
+
+    Args:
+      config: of the model.
+      default: the entry point if there is none; the exported arguments override its sizes.
+    """
+    family, (patch, other) = default.partition("_")[0], config.patch_size
+    names = _SIZES.get((config.width, config.depth, config.mlp_dim, config.num_heads), ())
+    names = [name for name in names if name.startswith(f"{family}_") and patch == other]
+    for side in (config.image_size[0], 224):
+        for name in names:
+            if name.endswith(f"_patch{patch}_{side}"):
+                return name
+    return default
 
 
 def _side(size: tuple[int, int]) -> int | list[int]:
