@@ -54,9 +54,10 @@ CONVERT = {
     ),
     "model that the format cannot express": (
         "hf new --to=google",
-        "This model cannot be written --to=google:\n  ",
+        "This model cannot be written --to=google without differences.\n"
+        "In its outputs for the same pixels:\n  ",
         "model.gelu is 'erf'; vision_transformer has only 'tanh'",
-        "Pass --change_numerics to write it all the same",
+        "Pass change_numerics (--change_numerics) to write it all the same.",
     ),
     "stray word": ("--inspect=hf timm", "Unexpected argument 'timm'"),
     "reference without a manifest": ("--verify=hf", "hf: there is no manifest.json there, nor"),

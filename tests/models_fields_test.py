@@ -80,9 +80,7 @@ def test_a_new_field_is_shown(extended):
 def test_a_new_field_is_refused_by_formats_that_do_not_have_it(extended, value):
     reasons = compare(dataclasses.replace(extended, sandwich=value), {}, to="hf")
     refused = [reason for reason in reasons.impossible if "sandwich" in reason]
-    sandwich = (
-        "model.sandwich is 'on'; transformers has only 'off': train with model.sandwich='off'"
-    )
+    sandwich = "model.sandwich is 'on'; transformers has only 'off'"
     assert refused == ([sandwich] if value == "on" else [])
 
 

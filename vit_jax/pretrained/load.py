@@ -33,6 +33,8 @@ from vit_jax.pretrained.preprocess import Preprocess, output_size
 from vit_jax.pretrained.reader import read
 from vit_jax.pretrained.run_checkpoint import is_run, one_device, refuse_hints
 
+RUN_FORMAT = "vit_jax work directory"  # Of a `Pretrained` from a run.
+
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
@@ -179,7 +181,7 @@ def _load_workdir(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mes
         config=config,
         preprocess=run_preprocess(run.config, published).for_size(config.image_size),
         labels=_labels(tuple(run.dataset["class_names"]), published, config),
-        format="vit_jax work directory",
+        format=RUN_FORMAT,
         published=published,
         left_out=(),
         notes=(f"step {run.step:,}",),

@@ -17,6 +17,7 @@ from vit_jax.models.positions import sincos2d
 from vit_jax.parallel.rules import path_name
 from vit_jax.pretrained.formats import entries as tables
 from vit_jax.pretrained.formats.entries import Entry
+from vit_jax.pretrained.load import RUN_FORMAT, Pretrained
 from vit_jax.pretrained.mapping import unrolled_shapes
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -28,32 +29,70 @@ class Reasons:
 
     Attributes:
       impossible: what the format cannot represent; outputs would be those of another model.
-      approximate: what its library computes slightly differently; the user may accept that.
+      preprocessing: how its library prepares images slightly differently; outputs for the same
+        pixels do not change. The user may accept that.
+      approximate: what its library computes slightly differently from the same pixels; the user may
+        accept that.
       notes: remarks for the user, which do not prevent the export.
     """
 
     impossible: tuple[str, ...] = ()
+    preprocessing: tuple[str, ...] = ()
     approximate: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __add__(self, other: "Reasons") -> "Reasons":
         return Reasons(
             self.impossible + other.impossible,
+            self.preprocessing + other.preprocessing,
             self.approximate + other.approximate,
             self.notes + other.notes,
         )
 
-    def check(self, *, to: str, change_numerics: bool) -> None:
-        """Raises CheckpointError with all reasons; `change_numerics` accepts approximate ones."""
-        if not self.impossible and (change_numerics or not self.approximate):
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """What the user of a written model should know."""
+        return self.preprocessing + self.approximate + self.notes
+
+    def check(self, pretrained: Pretrained, *, to: str, change_numerics: bool) -> None:
+        """Raises CheckpointError with all reasons.
+
+        Args:
+          pretrained: the model; only the owner of a run can change its settings.
+          to: the format.
+          change_numerics: whether the user accepts other preprocessing and other numerics.
+        """
+        is_run = pretrained.format == RUN_FORMAT
+        if self.impossible:
+            reasons = _lines(self.impossible + self.preprocessing + self.approximate)
+            train = "Train with the values named above, or use" if is_run else "Use"
+            raise CheckpointError(
+                f"This model cannot be written --to={to}:\n{reasons}\n"
+                f"{train} --to=orbax, stablehlo or onnx."
+            )
+        if change_numerics or not self.preprocessing + self.approximate:
             return
-        advice = (
-            "" if self.impossible
-            else "\nPass --change_numerics to write it all the same: its outputs will differ "
-            "slightly. Or set what is said above in data.eval_transforms and model of the run."
+        parts = []
+        if self.preprocessing:
+            parts.append(f"In its preprocessing:\n{_lines(self.preprocessing)}")
+        if self.approximate:
+            parts.append(f"In its outputs for the same pixels:\n{_lines(self.approximate)}")
+        else:
+            parts.append("Its outputs for the same pixels are equal.")
+        set_values = (
+            ", or set the values named above in data.eval_transforms and model of the run"
+            if is_run else ""
         )  # fmt: skip
-        reasons = "\n".join(f"  {reason}" for reason in (*self.impossible, *self.approximate))
-        raise CheckpointError(f"This model cannot be written --to={to}:\n{reasons}{advice}")
+        raise CheckpointError(
+            f"This model cannot be written --to={to} without differences.\n"
+            + "\n".join(parts)
+            + "\nPass change_numerics (--change_numerics) to write it all the same"
+            + f"{set_values}."
+        )
+
+
+def _lines(reasons: tuple[str, ...]) -> str:
+    return "\n".join(f"  {reason}" for reason in reasons)
 
 
 class Anything:
@@ -112,17 +151,20 @@ def compare(config: ModelConfig, expressible: Mapping[str, Values], *, to: str) 
         else:
             reasons[declaration.role].append(_reason(field.name, value, accepted, to=to))
     architecture = reasons[Role.ARCHITECTURE] + reasons[Role.SIZE]
-    return Reasons(tuple(architecture), tuple(reasons[Role.NUMERICS]), tuple(notes))
+    return Reasons(
+        impossible=tuple(architecture),
+        approximate=tuple(reasons[Role.NUMERICS]),
+        notes=tuple(notes),
+    )
 
 
 def _reason(name: str, value: Any, accepted: tuple[Any, ...], *, to: str) -> str:
-    """Returns a sentence: what the model has, what the library has, what to set."""
+    """Returns a sentence: what the model has, and what the library has."""
     if name == "stem":
         return f"its patches are of a ResNet's feature map; {_LIBRARIES[to]} has no such hybrid"
     values = " or ".join(map(repr, accepted))
     why = f" ({_WHY[name]})" if name in _WHY else ""
-    advice = "" if name == "num_classes" else f": train with model.{name}={values}"
-    return f"model.{name} is {value!r}; {_LIBRARIES[to]} has only {values}{why}{advice}"
+    return f"model.{name} is {value!r}; {_LIBRARIES[to]} has only {values}{why}"
 
 
 def no_export(config: ModelConfig, *, to: str) -> CheckpointError:

@@ -48,7 +48,7 @@ def write(
         )),
     }  # fmt: skip
     reasons = compare(config, expressible, to=to)
-    reasons.check(to=to, change_numerics=change_numerics)
+    reasons.check(pretrained, to=to, change_numerics=change_numerics)
     entries = LINEN if big_vision else PRE_LINEN
     if not big_vision:
         params, config = with_class_row(*with_learned_positions(pretrained.params, config))
@@ -59,7 +59,7 @@ def write(
     elif config.posemb_rows:  # The class token has a position, as in older files of big_vision.
         entries = tuple(e for e in LINEN if e.theirs != "pos_embedding")
     _write(pretrained, path, entries, to=to, dtype=dtype)
-    return reasons.approximate + reasons.notes
+    return reasons.accepted
 
 
 def _entries(config: MixerConfig | ResnetConfig, *, to: str) -> tuple[Entry, ...]:

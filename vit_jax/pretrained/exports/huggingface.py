@@ -103,7 +103,7 @@ def write(
     processor = {"siglip_vision_model": "Siglip"}.get(kind, "ViT")
     preprocessor, reasons = to_hf(pretrained.preprocess, processor=processor)
     reasons += compare(config, expressible, to="hf") + _classifier(pretrained, kind)
-    reasons.check(to="hf", change_numerics=change_numerics)
+    reasons.check(pretrained, to="hf", change_numerics=change_numerics)
     params, config = with_learned_positions(pretrained.params, config)
     params, config = with_class_row(params, config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def write(
         content["problem_type"] = problem_type(pretrained.loss)
     _write_json(folder / "config.json", content)
     _write_json(folder / "preprocessor_config.json", preprocessor)
-    return reasons.approximate + reasons.notes
+    return reasons.accepted
 
 
 def problem_type(loss: str) -> str:
@@ -128,8 +128,8 @@ def _classifier(pretrained: Pretrained, kind: str) -> Reasons:
     """Returns the reasons why transformers has no such classifier."""
     if kind == "siglip_vision_model" and pretrained.config.num_classes:
         reason = (
-            "model.pool is 'map'; transformers' SigLIP classifies by the mean of the patches: "
-            "train with model.pool='gap' or 'token'"
+            "model.pool is 'map'; transformers' SigLIP classifies by the mean of the patches, "
+            "its other models by 'gap' or 'token'"
         )
         return Reasons(impossible=(reason,))
     if pretrained.config.num_classes != 1 or pretrained.loss != "softmax_xent":

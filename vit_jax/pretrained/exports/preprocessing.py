@@ -2,7 +2,8 @@
 
 Both libraries have one pipeline: resize, centre crop, normalise. A model's transforms are converted
 to that form (`Pipeline`), with explicit sizes and defaults. The JSON is written so that the library
-computes the same pixels; transforms that it cannot express are `Reasons` not to export.
+computes the same pixels; transforms that it cannot express are `Reasons` not to export. They state
+differences in levels of 256, measured on six photographs that are resized to 256 and cut to 224.
 Sources: transformers 5.23, image_processing_backends.py (TorchvisionBackend, which
 AutoImageProcessor prefers); timm 1.0.31, data/transforms_factory.py (transforms_imagenet_eval).
 """
@@ -23,8 +24,8 @@ from vit_jax.pretrained.preprocess import Preprocess
 _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's codes.
 _NAMES = {cls: name for name, cls in OPS.items()}
 _LEVELS = (
-    "{library} rounds a resized image to 256 levels; the resize has rounding='none': set "
-    "rounding='nearest'"
+    "{library} rounds a resized image to 256 levels; the resize has rounding='none', not "
+    "'nearest': pixels differ by at most a level"
 )
 # torchvision's 8-bit bicubic kernel has coarser weights than Pillow's. Measured with torchvision
 # 0.28: smooth images with noise differ by two levels in two of a million values; black and white
@@ -180,31 +181,26 @@ def _is_hf_exact(resize: Resize) -> bool:
 
 
 def _hf_reasons(steps: Pipeline) -> Reasons:
-    impossible, approximate, notes = steps.impossible(), [], _gray(steps)
+    impossible, preprocessing, notes = steps.impossible(), [], _gray(steps)
     resize, crop = steps.resize, steps.crop
     if resize is not None:
-        approximate += _resampling(resize, to="transformers")
+        preprocessing += _resampling(resize, to="transformers")
         if resize.rounding == "none" and not _is_hf_exact(resize):
-            approximate.append(_LEVELS.format(library="transformers"))
+            preprocessing.append(_LEVELS.format(library="transformers"))
     if isinstance(resize, ResizeSmall) and len(set(resize.size)) > 1:
         impossible.append(
             f"its resize_small covers {resize.size[0]}x{resize.size[1]} pixels; transformers "
             "resizes the shorter side, which covers squares only"
         )
     if isinstance(resize, ResizeSmall) and resize.long_side != "down":
-        approximate.append(
-            "transformers rounds the longer side down; resize_small has long_side='nearest': set "
-            "long_side='down'"
+        preprocessing.append(
+            "transformers rounds the longer side down; resize_small has long_side='nearest', not "
+            "'down': some images are a pixel longer"
         )
     if not steps.crops_alike("down"):
-        approximate.append(
+        preprocessing.append(
             "transformers starts a centre crop a pixel earlier for some odd margins; center_crop "
-            "has offset='half_even': set offset='down'"
-        )
-    if not steps.exif:
-        approximate.append(
-            "transformers rotates images by their EXIF orientation; decode has exif=False: set "
-            "exif=True"
+            "has offset='half_even', not 'down'"
         )
     if resize is not None and (resize.method, resize.rounding) == ("bicubic", "nearest"):
         notes.append(_TORCHVISION_BICUBIC)
@@ -214,7 +210,9 @@ def _hf_reasons(steps: Pipeline) -> Reasons:
         notes.append(
             "transformers pads images that are smaller than the crop; vit_jax refuses them"
         )
-    return Reasons(tuple(impossible), tuple(approximate), tuple(notes))
+    if not steps.exif:
+        notes.append("transformers rotates images by their EXIF orientation; decode has exif=False")
+    return Reasons(tuple(impossible), tuple(preprocessing), notes=tuple(notes))
 
 
 def to_timm(preprocess: Preprocess) -> tuple[dict[str, Any], Reasons]:
@@ -237,7 +235,7 @@ def to_timm(preprocess: Preprocess) -> tuple[dict[str, Any], Reasons]:
 
 
 def _timm_reasons(steps: Pipeline) -> Reasons:
-    impossible, approximate, notes = steps.impossible(), [], _gray(steps)
+    impossible, preprocessing, notes = steps.impossible(), [], _gray(steps)
     resize, size = steps.resize, steps.image_size
     if steps.pad is not None:
         impossible.append("its preprocessing pads; timm does not")
@@ -246,9 +244,9 @@ def _timm_reasons(steps: Pipeline) -> Reasons:
     elif resize is None:
         notes.append("timm resizes images of other sizes than the model's; vit_jax refuses them")
     else:
-        approximate += _resampling(resize, to="timm")
+        preprocessing += _resampling(resize, to="timm")
         if resize.rounding == "none":
-            approximate.append(_LEVELS.format(library="timm"))
+            preprocessing.append(_LEVELS.format(library="timm"))
         if _crop_pct(size, resize.size) is None:
             impossible.append(
                 f"it resizes to {resize.size[0]}x{resize.size[1]} and crops {size[0]}x{size[1]}; "
@@ -256,21 +254,18 @@ def _timm_reasons(steps: Pipeline) -> Reasons:
             )
     long_side = "down" if resize is None or len(set(resize.size)) == 1 else "nearest"
     if isinstance(resize, ResizeSmall) and resize.long_side != long_side:
-        approximate.append(
+        preprocessing.append(
             f"timm rounds the longer side as long_side='{long_side}' does; resize_small has "
-            f"'{resize.long_side}': set long_side='{long_side}'"
+            f"'{resize.long_side}': for some images it is a pixel off"
         )
     if not steps.crops_alike("half_even"):
-        approximate.append(
+        preprocessing.append(
             "timm starts a centre crop a pixel later for some odd margins; center_crop has "
-            "offset='down': set offset='half_even'"
+            "offset='down', not 'half_even'"
         )
     if steps.exif:
-        approximate.append(
-            "timm does not rotate images by their EXIF orientation; decode has exif=True: set "
-            "exif=False"
-        )
-    return Reasons(tuple(impossible), tuple(approximate), tuple(notes))
+        notes.append("timm does not rotate images by their EXIF orientation; decode has exif=True")
+    return Reasons(tuple(impossible), tuple(preprocessing), notes=tuple(notes))
 
 
 def _crop_pct(size: tuple[int, int], before: tuple[int, int]) -> float | None:
@@ -289,20 +284,20 @@ def _resampling(resize: Resize, *, to: str) -> list[str]:
     reasons = []
     if resize.method not in _RESAMPLE:
         reasons.append(
-            f'{to} has no resize with method="{resize.method}"; bilinear is written: set '
-            'method="bilinear"'
+            f'{to} has no resize with method="{resize.method}"; bilinear is written: pixels differ '
+            "by about a level on average"
         )
     elif resize.method == "nearest":  # Pillow and PyTorch accumulate rounded coordinates.
         reasons.append(f"{to} may take the neighbouring pixel for ties of method='nearest'")
     elif not resize.antialias:
         reasons.append(
-            f"{to} antialiases where an image shrinks; the resize has antialias=False: set "
-            "antialias=True"
+            f"{to} antialiases where an image shrinks; the resize has antialias=False: pixels "
+            "differ by two or three levels on average"
         )
     if resize.rounding == "down":
         reasons.append(
-            f"{to} rounds to the nearest level; the resize has rounding='down': set "
-            "rounding='nearest'"
+            f"{to} rounds to the nearest level; the resize has rounding='down', not 'nearest': "
+            "pixels differ by at most a level"
         )
     return reasons
 

@@ -86,7 +86,7 @@ def write(
     expressible |= {"layer_scale": ANYTHING, "registers": expressible.get("registers", ANYTHING)}
     preprocessing, reasons = to_timm(pretrained.preprocess)
     reasons += compare(config, expressible, to="timm")
-    reasons.check(to="timm", change_numerics=change_numerics)
+    reasons.check(pretrained, to="timm", change_numerics=change_numerics)
     folder.mkdir(parents=True, exist_ok=True)
     write_shards(export_tensors(params, config, _entries(config), dtype=dtype, to="timm"), folder)
     content: dict[str, Any] = {
@@ -107,7 +107,7 @@ def write(
     if pretrained.labels:
         content["label_names"] = list(pretrained.labels)
     (folder / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    return reasons.approximate + reasons.notes
+    return reasons.accepted
 
 
 def _entry_point(config: VitConfig) -> tuple[str, dict[str, Values], dict[str, Any]]:
