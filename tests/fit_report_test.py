@@ -89,6 +89,10 @@ def test_runs_of_nearly_constant_error_are_not_trusted_beyond_themselves():
     within, beyond = entry["tables"]["Predictions"]
     assert "y" in within and beyond["refused"].startswith("power_floor could not be tested")
     assert farthest(figures) == pytest.approx(1440)
+    low, high = figures["law"].axes[0].get_ylim()
+    assert high < 1.5 * low  # On so narrow a range, powers of ten would be no tick.
+    ticks = figures["law"].axes[0].yaxis.get_majorticklocs()
+    assert sum(low <= tick <= high for tick in ticks) >= 3
     # What was skipped is the test, not the fit.
     (note,) = entry["notes"]
     assert note.startswith("The test on held-out larger scales was skipped: ")
@@ -98,9 +102,7 @@ def test_runs_of_nearly_constant_error_are_not_trusted_beyond_themselves():
 def test_a_tested_law_whose_parameters_are_all_open_is_not_trusted_beyond_its_runs():
     noise = 0.01 * np.random.default_rng(6).standard_normal(len(X))
     table = groups(a=0.9 * np.exp(noise - 0.003 * np.arange(len(X))))
-    answered = study(
-        table, Question(law="power_floor", y="y", columns={"x": "x"}), runs="runs.csv"
-    )
+    answered = study(table, Question(law="power_floor", y="y", columns={"x": "x"}), runs="runs.csv")
     (entry,) = answered.result["groups"]
     assert entry["held_out"] and answered.result["summary"]["trust"] == "no"
     assert "The data determine no parameter of y = b x^c + e." in answered.result["summary"]["why"]

@@ -38,8 +38,9 @@ figure { margin: 1.5rem 0; } figure svg { width: 100%; max-width: 40rem; height:
   display: block; }
 summary { cursor: pointer; padding: .4rem 0; } dt { font-weight: 700; } dd { margin: 0 0 .5rem; }
 a { color: inherit; }
-@media (max-width: 30rem) { table { font-size: .82rem; } th, td { padding-right: .55rem; }
-  td.text { min-width: 11rem; } }
+@media (max-width: 30rem) { table { font-size: .8rem; } th, td { padding-right: .45rem;
+  white-space: normal; vertical-align: top; } th:last-child, td:last-child { padding-right: 0; }
+  td.text { min-width: 9rem; } }
 """
 
 _CAPTIONS = {

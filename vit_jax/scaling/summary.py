@@ -91,8 +91,7 @@ def _trust(entry: Json, significance: float) -> tuple[str, str]:
     if entry["doubt"]:
         return "no", (
             "Do not trust it beyond the fitted runs: "
-            f"{entry['doubt']}"
-            + (f" Do not use the value of {', '.join(loose)}." if loose else "")
+            f"{entry['doubt']}" + (f" Do not use the value of {', '.join(loose)}." if loose else "")
         )
     if is_refused:
         return "partly", (
