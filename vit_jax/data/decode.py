@@ -149,10 +149,10 @@ def _open(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise DataError(f"The image is too large: {e} Scale it down beforehand.") from e
     except UnidentifiedImageError as e:
-        raise DataError(
-            f"Not an image: {len(data)} bytes that begin with {bytes(data[:8])!r} are none of "
-            f"{', '.join(FORMATS)}."
-        ) from e
+        content = f"{len(data):,} bytes that begin with {bytes(data[:8])!r} are"
+        if len(data) <= 8:
+            content = f"the bytes {bytes(data)!r} are" if data else "an empty file is"
+        raise DataError(f"Not an image: {content} none of {', '.join(FORMATS)}.") from e
     except MemoryError:
         raise
     except Exception as e:  # As above.
