@@ -31,6 +31,7 @@ from vit_jax import storage
 from vit_jax.errors import DataError
 from vit_jax.telemetry import notes
 from vit_jax.telemetry.jsonlines import read_jsonl
+from vit_jax.telemetry.progress import format_count
 
 BLUE, VERMILLION, SKY = "#0072B2", "#D55E00", "#56B4E9"
 COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", SKY, "#E69F00")
@@ -110,8 +111,8 @@ def _warn_of_missing_glyphs(caught: list[warnings.WarningMessage]) -> None:
             )
     if missing:
         notes.note(
-            f"The font of the images has no glyphs for {len(set(missing))} characters of the names,"
-            f" such as {''.join(list(dict.fromkeys(missing))[:5])}: they are drawn as boxes. "
+            "The font of the images has no glyphs for "
+            f"{format_count(len(set(missing)), 'character')} of the names, such as {''.join(list(dict.fromkeys(missing))[:5])}: they are drawn as boxes. "
             "Install a font that has them, such as Noto Sans CJK JP, and add "
             '"font.family: DejaVu Sans, Noto Sans CJK JP" to ~/.config/matplotlib/matplotlibrc.'
         )
