@@ -47,11 +47,10 @@ def dry_run(
         unfinished = [estimates[run.name] for run in valid if not finished[run.name]]
         print(_describe_time(unfinished, speeds, timed=bool(time_updates)))
     if invalid:
+        reasons = _list_choices_once(invalid)
         raise ConfigError(
             f"{len(invalid)} of {format_count(len(valid) + len(invalid), 'run')} cannot start:\n"
-            + "\n".join(
-                f"  {name}: {reason}" for name, reason in _list_choices_once(invalid).items()
-            )
+            + "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
         )
 
 
