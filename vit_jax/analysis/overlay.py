@@ -93,9 +93,9 @@ def _panel(axes: Axes, name: str, runs: Sequence[Run], *, by_images: bool) -> No
         )
         for line in axes.lines[before:]:
             line.set_linestyle(style)
-            if len(points) <= _FEW_POINTS:  # Hollow, so that equal values hide none.
+            if len(points) <= _FEW_POINTS:  # Hollow and ever smaller: equal values hide none.
                 line.set(marker=_MARKERS[i % len(_MARKERS)], markerfacecolor="none")
-                line.set(markersize=5 + 2 * (-i - 1) % len(_MARKERS), markeredgewidth=1.5)
+                line.set(markersize=13 - 2 * (i % len(_MARKERS)), markeredgewidth=1.5)
         values.append(series)
     kind, unit = _UNITS[name.rpartition("/")[2]]
     title = f"{name} {_train_loss(runs)}" if name == "train/loss" else name
