@@ -15,6 +15,7 @@ from PIL import Image
 
 import vit_jax
 from tests.conftest import ROOT
+from tests.images import make
 
 API = (ROOT / "docs" / "api.md").read_text()
 
@@ -62,3 +63,13 @@ def test_the_example_runs(name, folder, monkeypatch):
     for test in tests:
         runner.run(test, out=report.append)
     assert not runner.failures, "".join(report)
+
+
+@pytest.mark.slow
+def test_the_training_loop_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    make(tmp_path / "IMAGES", each=12)
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"## A training loop.*?```python\n(.*?)```", API, re.S)[1]
+    exec(code.replace("range(100)", "range(2)"), {})
+    assert "in memory on" in capsys.readouterr().out
+    assert vit_jax.load_pretrained("trained").labels == ("flower", "portrait", "temple")

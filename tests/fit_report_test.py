@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from vit_jax.errors import DataError
+from vit_jax.scaling import report
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.goodness_of_fit import form_p_value
 from vit_jax.scaling.question import Question
@@ -66,6 +67,46 @@ def test_a_law_with_all_parameters_at_their_bounds_has_a_p_value():
     (rest,) = np.linalg.lstsq(np.stack([scaled**2, scaled**3], 1), left, rcond=None)[1]
     ratio = (left @ left - rest) / 2 / (rest / (len(X) - 2))
     assert form_p_value(stuck) == pytest.approx(stats.f.sf(ratio, 2, len(X) - 2))
+
+
+# ---------------------------------------------------------------------------- few and flat runs
+
+FLAT = {
+    "x": np.array([200.0, 400, 800, 1440]),
+    "y": np.array([0.9, 0.89, 0.892, 0.884]),
+}
+
+
+def test_runs_of_nearly_constant_error_are_not_trusted_beyond_themselves():
+    result, figures = asked(FLAT, law="power_floor", predict=(1000.0, 5000.0))
+    (entry,) = result["groups"]
+    assert entry["params"]["b"]["high"] is None  # Unbounded, whatever its standard error.
+    assert {v["identified"] for v in entry["params"].values()} <= {"no", "at its bound"}
+    summary = result["summary"]
+    assert summary["trust"] == "no"
+    assert summary["why"].startswith("Do not trust it beyond the fitted runs: power_floor could")
+    assert summary["why"].endswith("Do not use the value of b, c, e.")
+    within, beyond = entry["tables"]["Predictions"]
+    assert "y" in within and beyond["refused"].startswith("power_floor could not be tested")
+    assert farthest(figures) == pytest.approx(1440)
+    low, high = figures["law"].axes[0].get_ylim()
+    assert high < 1.5 * low  # On so narrow a range, powers of ten would be no tick.
+    ticks = figures["law"].axes[0].yaxis.get_majorticklocs()
+    assert sum(low <= tick <= high for tick in ticks) >= 3
+    # What was skipped is the test, not the fit.
+    (note,) = entry["notes"]
+    assert note.startswith("The test on held-out larger scales was skipped: ")
+    assert "was not fitted" not in report.text(result)
+
+
+def test_a_tested_law_whose_parameters_are_all_open_is_not_trusted_beyond_its_runs():
+    noise = 0.01 * np.random.default_rng(6).standard_normal(len(X))
+    table = groups(a=0.9 * np.exp(noise - 0.003 * np.arange(len(X))))
+    answered = study(table, Question(law="power_floor", y="y", columns={"x": "x"}), runs="runs.csv")
+    (entry,) = answered.result["groups"]
+    assert entry["held_out"] and answered.result["summary"]["trust"] == "no"
+    assert "The data determine no parameter of y = b x^c + e." in answered.result["summary"]["why"]
+    assert not answered.predict(1e5).supported and answered.predict(1e3).supported
 
 
 # ---------------------------------------------------------------------------------- accuracies

@@ -1,6 +1,8 @@
 """CSV files of spreadsheets: separators, and what a comma within a number means."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vit_jax.errors import ConfigError, DataError
@@ -94,3 +96,13 @@ def test_an_ambiguous_separator_is_an_error_that_says_what_to_write(tmp_path):
 def test_lines_of_different_lengths_are_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read as a table"):
         table(tmp_path, "a;b\n1;2;3\n")
+
+
+def test_a_folder_stands_for_its_table_of_runs(tmp_path):
+    table(tmp_path, "x\n1\n")
+    np.testing.assert_array_equal(read_runs(tmp_path)["x"], [1])
+    (tmp_path / "runs.csv").rename(tmp_path / "other.csv")
+    with pytest.raises(DataError, match=r"without runs\.parquet or runs\.csv.*in it: other\.csv"):
+        read_runs(tmp_path)
+    pq.write_table(pa.table({"x": [2]}), tmp_path / "runs.parquet")
+    np.testing.assert_array_equal(read_runs(tmp_path)["x"], [2])

@@ -65,7 +65,10 @@ def test_default_rows_of_a_sweep_are_the_last_step_and_the_test_split(table):
     rows, notes = select(table, needed=("error",), where=(), y="error")
     assert table["run"][rows].tolist() == ["a-10", "a-20", "b-10", "b-20"]
     assert {*table["evaluation"][rows].tolist()} == {"test"} and table["final"][rows].all()
-    assert notes[-1] == "4 of 12 rows with evaluation=test"
+    assert notes == [
+        "Of 12 rows: 8 with final=true, 4 of these with evaluation=test",
+        "4 of 12 rows are left",
+    ]
     rows, _ = select(table, needed=(), where=("evaluation=val", "final=false"), y="error")
     assert table["run"][rows].tolist() == ["a-20", "b-20"]
 

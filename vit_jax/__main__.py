@@ -42,7 +42,7 @@ def main() -> None:
     if verb in ("-h", "--help", "help"):
         print(_usage())
         sys.exit(ExitCode.DONE)
-    if verb == "--version":
+    if verb in ("--version", "version"):
         print(f"vit_jax {vit_jax.__version__}")
         sys.exit(ExitCode.DONE)
     if verb not in _MODULES:

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 import vit_jax
 from vit_jax.config import freeze
 from vit_jax.config.file import make_config, make_points, unset_other_units
-from vit_jax.config.listing import listing
+from vit_jax.config.listing import key_docs, listing
 from vit_jax.errors import (
     ConfigError,
     ExitCode,
@@ -234,6 +234,9 @@ def _explain_flag(values: flags.FlagValues, message: str) -> str:
         return f"--{part[1]}: write its keys one by one, --{part[1]}.KEY=VALUE."
     match = re.match(r"flag (--config\.(?P<key>[^=]+)=.*?): ", message, flags=re.DOTALL)
     _, kind = _look_up(values, match["key"]) if match else (None, None)
+    if (unknown := re.match(r"Unknown command line flag '(\w+)'", message)) and "config" in values:
+        keys = [f"--config.{key}=..." for key in key_docs() if unknown[1] in key]
+        message += f". A key of the config: {', '.join(keys[:4])}" if keys else ""
     if match and kind in _ACCEPTED:
         return f"{match[1]}: write {_ACCEPTED[kind]}."
     return f"{message}\nSee --help."

@@ -6,8 +6,9 @@ r"""Fits scaling laws to a table of runs, and reports how reliable they are.
         --group=Model --where=Task=inet_10 --hold_back=Training=0 --out=fit
     vit-jax fit --runs=runs/study/runs.parquet --law=chinchilla --budget=1e15 --out=fit
 
-The table is a .csv or .parquet file with a row for each run. Of a table by `vit-jax sweep`, only
-rows of a run's last step and of the evaluation "test" are used. y and the inputs are columns, or
+The table is a .csv or .parquet file with a row for each run, or the folder of a sweep.
+Of a table by `vit-jax sweep`, only rows of a run's last step and of the evaluation "test" are used.
+y and the inputs are columns, or
 expressions of columns with + - * / and brackets: --y=1-test/top1, --x=6*params*tokens. Writes
 fit.json, figures as PNG and SVG, and report.html, a page that needs no other file.
 
@@ -48,7 +49,9 @@ def parse_numbers(flag: str, texts: Sequence[str]) -> tuple[float, ...]:
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
-    flags.DEFINE_string("runs", None, "Table of runs: .parquet or .csv.", flag_values=values)
+    flags.DEFINE_string(
+        "runs", None, "Table of runs: .parquet, .csv, or a sweep's folder.", flag_values=values
+    )
     flags.DEFINE_string(
         "out", None, "Folder of the results; created if missing.", flag_values=values
     )

@@ -17,8 +17,14 @@ def is_image(name: str) -> bool:
 def skipped_files(names: Iterable[str]) -> str:
     """Returns a sentence with the number of files by extension; "" for none.
 
-    For example `Skipped 3 files without an image's extension: 2 .txt, 1 .db.`
+    For example `Skipped 3 files without an image's extension: 2 .txt, 1 .db.` Images among them lie
+    in no class folder, which the sentence says.
     """
+    names = list(names)
+    if beside := sum(map(is_image, names)):
+        rest = skipped_files(name for name in names if not is_image(name))
+        are = "1 image lies" if beside == 1 else f"{beside:,} images lie"
+        return f"Skipped images in no class folder: {are} beside the folders. {rest}".rstrip()
     counts = collections.Counter(
         os.path.splitext(name)[1].lower() or "without an extension" for name in names
     )

@@ -1,7 +1,6 @@
 """Evaluates any checkpoint on any images: its classifier, or its features."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from vit_jax.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from vit_jax.inference import features
 from vit_jax.inference.classifier import classify, match
 from vit_jax.inference.evaluation import Evaluation
-from vit_jax.inference.model import all_devices, load_model
+from vit_jax.inference.model import Checkpoint, all_devices, load_model, name_of
 from vit_jax.inference.progress import OnProgress
 from vit_jax.inference.task import Data, open_task
 from vit_jax.parallel.watch import Watch
@@ -21,7 +20,7 @@ METHODS = ("auto", "classifier", *features.METHODS)
 
 
 def evaluate(
-    checkpoint: str | os.PathLike,
+    checkpoint: Checkpoint,
     data: Data | None = None,
     *,
     split: str = "",
@@ -42,7 +41,7 @@ def evaluate(
 
     Args:
       checkpoint: WORKDIR or WORKDIR/checkpoints/STEP of a run, or any checkpoint that
-        `vit_jax.load_pretrained` accepts.
+        `vit_jax.load_pretrained` accepts; or a model that was loaded.
       data: what `vit_jax.data.locate.locate_data` accepts, such as a folder with a folder of images
         for each class, a table, or NAME or NAME:SPLIT of TFDS; or the config of a run, whose `data`
         are taken. None: the data of the run.
@@ -106,7 +105,7 @@ def evaluate(
     if dtype is not None:
         changed.append(dtype)
     return Evaluation(
-        checkpoint=os.fspath(checkpoint),
+        checkpoint=name_of(checkpoint),
         step=None if model.run is None else model.run.step,
         measured=measured,
         bad=task.bad,

@@ -88,7 +88,7 @@ class Measured:
     pictures: Pictures | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Evaluation:
     """What `vit_jax.inference.evaluate.evaluate` returns.
 
@@ -111,6 +111,18 @@ class Evaluation:
     notes: tuple[str, ...]
     throughput: Throughput
     folder: epath.Path
+
+    def __repr__(self) -> str:
+        """Returns a line for each method; `vit_jax.inference.results.table` has all numbers."""
+        source = self.measured.source
+        lines = [f"{self.checkpoint} on {source.name}, {source.split}"]
+        for result in self.results.values():
+            low, high = result.report.intervals()["top1"]
+            lines.append(
+                f"{result.description}: top-1 {result.report.top1:.2%} of "
+                f"{result.report.count:,} (95% interval {low:.1%} to {high:.1%})"
+            )
+        return "\n".join(lines)
 
     @property
     def results(self) -> dict[str, Result]:

@@ -5,19 +5,23 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.checkpoints.load import TrainedModel, load_run
 from vit_jax.config import base_config, freeze
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.evals.evaluator import Evaluator
-from vit_jax.models import ModelConfig
+from vit_jax.models import ModelConfig, describe_model
 from vit_jax.parallel.mesh import make_mesh
+from vit_jax.parallel.rules import param_shardings
 from vit_jax.pretrained.exports.workdir import run_config
 from vit_jax.pretrained.load import Pretrained, load_pretrained
 from vit_jax.pretrained.run_checkpoint import is_run, refuse_hints
+
+Checkpoint = str | os.PathLike | Pretrained
 
 BATCH_SIZE = 64  # Of a published model. A laptop could not hold the training batch of a pod.
 
@@ -89,7 +93,7 @@ def all_devices() -> Mesh:
 
 
 def load_model(
-    checkpoint: str | os.PathLike,
+    checkpoint: Checkpoint,
     *,
     mesh: Mesh,
     hints: Mapping[str, Any] | None = None,
@@ -100,7 +104,7 @@ def load_model(
 
     Args:
       checkpoint: WORKDIR or WORKDIR/checkpoints/STEP, or any checkpoint that
-        `vit_jax.pretrained.load.load_pretrained` accepts.
+        `vit_jax.pretrained.load.load_pretrained` accepts; or a model that was loaded.
       mesh: of the parameters.
       hints: settings that the file of a published checkpoint does not contain.
       image_size: side, or (height, width), in pixels. None: as it was trained or published.
@@ -111,7 +115,12 @@ def load_model(
       ConfigError: a hint, the size or the dtype is invalid.
     """
     run = None
-    if is_run(checkpoint):
+    if isinstance(checkpoint, Pretrained):
+        if hints or image_size is not None:
+            raise ConfigError(
+                "The model is loaded already: give hints and image_size to load_pretrained."
+            )
+    elif is_run(checkpoint):
         refuse_hints(checkpoint, hints or {})
         run = load_run(checkpoint, mesh=mesh)
     if run is not None and image_size is None:
@@ -119,7 +128,10 @@ def load_model(
         labels, config, notes = tuple(run.dataset["class_names"]), run.config, ()
         is_classifier = True
     else:
-        pretrained = load_pretrained(checkpoint, mesh=mesh, hints=hints, image_size=image_size)
+        if isinstance(checkpoint, Pretrained):
+            pretrained = _on_mesh(checkpoint, mesh)
+        else:
+            pretrained = load_pretrained(checkpoint, mesh=mesh, hints=hints, image_size=image_size)
         model_config, params, notes = pretrained.config, pretrained.params, pretrained.notes
         is_classifier = bool(pretrained.loss and model_config.num_classes)
         labels = pretrained.labels if is_classifier else None
@@ -129,7 +141,7 @@ def load_model(
     if dtype is not None:
         model_config = dataclasses.replace(model_config, dtype=dtype)
     return Model(
-        checkpoint=os.fspath(checkpoint),
+        checkpoint=name_of(checkpoint),
         evaluator=Evaluator(config, model_config, mesh),
         params=params,
         labels=tuple(map(_printable, labels)) if labels else None,
@@ -137,6 +149,18 @@ def load_model(
         notes=notes,
         run=run,
     )
+
+
+def name_of(checkpoint: Checkpoint) -> str:
+    """Returns the path of a checkpoint, or the description of a loaded model."""
+    if isinstance(checkpoint, Pretrained):
+        return f"{describe_model(checkpoint.config)} in memory"
+    return os.fspath(checkpoint)
+
+
+def _on_mesh(pretrained: Pretrained, mesh: Mesh) -> Pretrained:
+    params = jax.device_put(pretrained.params, param_shardings(pretrained.params, mesh))
+    return dataclasses.replace(pretrained, params=params)
 
 
 def _with_batch_size(pretrained: Pretrained) -> FrozenConfigDict:

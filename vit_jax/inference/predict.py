@@ -12,7 +12,7 @@ from jaxtyping import Array
 from vit_jax.data.files import Files, find_images
 from vit_jax.evals.classification import probabilities
 from vit_jax.inference.class_matching import name_outputs
-from vit_jax.inference.model import BATCH_SIZE, Model, all_devices, load_model
+from vit_jax.inference.model import BATCH_SIZE, Checkpoint, Model, all_devices, load_model
 from vit_jax.inference.prediction import Prediction
 from vit_jax.inference.progress import OnProgress
 from vit_jax.inference.throughput import Throughput
@@ -24,8 +24,8 @@ Row = tuple[Sequence[int], Sequence[float], Any]
 
 
 def predict(
-    checkpoint: str | os.PathLike,
-    paths: Sequence[str],
+    checkpoint: Checkpoint,
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
     *,
     top_k: int = 5,
     hints: Mapping[str, Any] | None = None,
@@ -33,12 +33,12 @@ def predict(
     batch_size: int | None = None,
     dtype: str | None = None,
 ) -> Iterator[Prediction]:
-    """Predicts images, in order, a batch at a time.
+    """Predicts images, in order, a batch at a time, as they are iterated over.
 
     Args:
       checkpoint: WORKDIR or WORKDIR/checkpoints/STEP, or any checkpoint that
-        `vit_jax.pretrained.load.load_pretrained` accepts.
-      paths: image files, and folders that are searched for images.
+        `vit_jax.pretrained.load.load_pretrained` accepts; or a model that was loaded.
+      paths: image files, and folders that are searched for images; or one of these.
       top_k: number of classes per image.
       hints: settings that the file of a published checkpoint does not contain.
       image_size: side, or (height, width), in pixels. None: as it was trained or published.
@@ -82,8 +82,8 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: str | os.PathLike,
-        paths: Sequence[str],
+        checkpoint: Checkpoint,
+        paths: str | os.PathLike | Sequence[str | os.PathLike],
         *,
         top_k: int = 5,
         hints: Mapping[str, Any] | None = None,
@@ -92,7 +92,8 @@ class Predictor:
         dtype: str | None = None,
     ):
         """Finds the files and loads the model; see `predict`."""
-        self._files = find_images(paths)
+        listed = [paths] if isinstance(paths, str | os.PathLike) else paths
+        self._files = find_images(list(map(os.fspath, listed)))
         self._mesh = all_devices()
         with jax.set_mesh(self._mesh):
             self.model = load_model(
@@ -109,7 +110,7 @@ class Predictor:
         """Raises CheckpointError if the model predicts no classes."""
         self.model.check_classifier(
             "Compute its features (vit-jax predict --features=FILE.parquet), or fine-tune it, see "
-            "configs/finetune.py."
+            "`vit-jax config finetune`."
         )
 
     def num_features(self) -> int:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from etils import epath
 from ml_collections import FrozenConfigDict
@@ -79,6 +80,16 @@ class Task:
         return wrap
 
 
+def _is_data_of(data: FrozenConfigDict, keys: Mapping[str, Any]) -> bool:
+    """Whether keys of `config.data` name the data set of a run."""
+    folders = [os.path.realpath(folder or "") for folder in (data.data_dir, keys.get("data_dir"))]
+    return (
+        data.source == keys["source"]
+        and data.name == keys.get("name", "")
+        and folders[0] == folders[1]
+    )
+
+
 def open_task(
     model: Model,
     data: Data | None,
@@ -113,6 +124,10 @@ def open_task(
         named_split = keys.pop("split", "")
         if split and named_split:
             raise ConfigError(f"--data={data} names a split already: leave --split={split} out.")
+        if model.run is not None and _is_data_of(model.run.config.data, keys):
+            # The data of the run: by default its split, without what it was trained on.
+            keys["test_fraction"] = model.run.config.data.test_fraction
+            default = next((entry.split for entry in model.run.config.evals.values()), "")
         model, split = model.with_data(keys | {"on_bad": "skip"}), split or named_split
     source = open_split(model.evaluator.config.data, split or default)
     return Task(model, source, data is None, default, batch_size, watch, on_progress)

@@ -17,6 +17,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
@@ -25,7 +26,14 @@ from ml_collections import FrozenConfigDict
 from vit_jax.checkpoints.load import load_run
 from vit_jax.data.recipes import Transforms
 from vit_jax.errors import ConfigError
-from vit_jax.models import MixerConfig, ModelConfig, VitConfig, build
+from vit_jax.models import (
+    MixerConfig,
+    ModelConfig,
+    VitConfig,
+    build,
+    describe_model,
+    num_params,
+)
 from vit_jax.models.section import image_size as as_size
 from vit_jax.pretrained.adaptation import adapt_params
 from vit_jax.pretrained.mapping import map_checkpoint
@@ -34,7 +42,7 @@ from vit_jax.pretrained.reader import read
 from vit_jax.pretrained.run_checkpoint import is_run, one_device, refuse_hints
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Pretrained:
     """A model with its parameters: a published one, one of a run, or a fresh one.
 
@@ -74,7 +82,10 @@ class Pretrained:
 
         Args:
           images: the result of `preprocess`.
-          capture: further intermediates, see `vit_jax.models.Vit`: ("attention",).
+          capture: further intermediates, see `vit_jax.models.Vit`: "attention", or several.
+
+        Raises:
+          ConfigError: these are no prepared images, or there is no such intermediate.
 
         Example:
           >>> pretrained = create("mu/16", image_size=32, num_classes=10)
@@ -82,11 +93,40 @@ class Pretrained:
           >>> intermediates["pre_logits"].shape
           (2, 32)
         """
-        return self._apply({"params": self.params}, images, capture=tuple(capture))
+        _check_prepared(images)
+        names = (capture,) if isinstance(capture, str) else tuple(capture)
+        return self._apply({"params": self.params}, images, capture=names)
+
+    def __repr__(self) -> str:
+        """Returns a few lines: the size, the classes, the format and the notes."""
+        classes = f"{self.config.num_classes:,} classes" if self.config.num_classes else "no head"
+        if self.labels:
+            classes += f" ({', '.join(self.labels[:3])}{', ...' if len(self.labels) > 3 else ''})"
+        lines = [
+            f"{describe_model(self.config)}: {num_params(self.config):,} parameters",
+            f"images of {size_text(self.config.image_size)}, {classes}",
+            self.format,
+            *self.notes,
+        ]
+        return "\n".join(lines)
 
     @functools.cached_property
     def _apply(self) -> Any:
         return jax.jit(self.model.apply, static_argnames="capture")
+
+
+def _check_prepared(images: Any) -> None:
+    """Raises ConfigError unless these are float images with a batch dimension."""
+    advice = "Prepare them first: model(model.preprocess(images))."
+    if not isinstance(images, np.ndarray | jax.Array):
+        raise ConfigError(f"The images are of type {type(images).__name__}. {advice}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ConfigError(f"The images are {images.dtype}, with levels of 0 to 255. {advice}")
+    if images.ndim != 4:
+        raise ConfigError(
+            f"The images have the shape {images.shape}: [batch, height, width, channels] is "
+            "needed, images[None] for a single one."
+        )
 
 
 def load_pretrained(

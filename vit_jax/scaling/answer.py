@@ -166,5 +166,5 @@ def answer(data: GroupData, question: Question, *, significance: float) -> Answe
     try:
         held_out, skipped = selection.rolling_origin((question.law,), inputs, y, **how)
     except DataError as error:
-        held_out, skipped = {}, {question.law: str(error)}
+        held_out, skipped = {}, {question.law: str(error)}  # The law itself is fitted.
     return Answer(data, law=law, held_out=held_out, skipped=skipped)

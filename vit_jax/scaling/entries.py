@@ -12,7 +12,7 @@ from vit_jax.scaling import laws, optima, selection
 from vit_jax.scaling.answer import Answer
 from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.goodness_of_fit import form_p_value
-from vit_jax.scaling.intervals import Interval, parameter_intervals
+from vit_jax.scaling.intervals import Interval, identified, parameter_intervals
 from vit_jax.scaling.question import ISOFLOP, Question
 
 Json = dict[str, Any]
@@ -31,10 +31,12 @@ def entry_of(answer: Answer, question: Question, *, significance: float) -> Json
         return {"group": data.group, "error": answer.error, "rows": _rows(answer, [])}
     clusters = data.clusters if answer.valleys is None else None
     intervals = parameter_intervals(law, level=question.level, clusters=clusters)
+    grades = identified(law, intervals)
     params = {
-        parameter: ends(found) | {"identified": law.identified[parameter]}
+        parameter: ends(found) | {"identified": grades[parameter]}
         for parameter, found in intervals.items()
     }
+    doubt = _doubt(answer, grades)
     entry = {
         "group": data.group,
         "law": ISOFLOP if answer.valleys else law.law.name,
@@ -55,7 +57,8 @@ def entry_of(answer: Answer, question: Question, *, significance: float) -> Json
         },
         "test": None,
         "extrapolation": None,
-        "notes": [f"{name} was not fitted: {why}" for name, why in answer.skipped.items()],
+        "doubt": doubt,
+        "notes": [_skipped(answer, name, why) for name, why in answer.skipped.items()],
         "tables": {},
     }
     if answer.valleys is not None:
@@ -68,12 +71,33 @@ def entry_of(answer: Answer, question: Question, *, significance: float) -> Json
             f"parameters, interval and curve are those of the best law, {law.law.name}."
         )
     how = {"level": question.level, "clusters": clusters}
-    _add_test(entry, answer, how | {"significance": significance})
-    _add_predictions(entry, answer, question, how | {"significance": significance})
-    _add_optima(entry, answer, question, how, significance)
+    judge = how | {"significance": significance, "doubt": doubt}
+    _add_test(entry, answer, judge)
+    _add_predictions(entry, answer, question, judge)
+    _add_optima(entry, answer, question, how, judge)
     verdict = entry["extrapolation"]
     predicted = ["fitted", "held back"] if verdict and verdict["supported"] else ["fitted"]
     return entry | {"rows": _rows(answer, predicted)}
+
+
+def _doubt(answer: Answer, grades: Mapping[str, str]) -> str:
+    """Returns why the law is not to be trusted beyond the fitted runs, "" if it may be."""
+    if answer.valleys is None and not answer.held_out and not answer.data.tested.any():
+        return (
+            f"{answer.fitted_law.law.name} could not be tested on larger scales, since too few of "
+            f"the {answer.fitted_law.n} fitted runs are smaller ones."
+        )
+    free = [grade for grade in grades.values() if grade != "fixed"]
+    if free and all(grade in ("no", "at its bound") for grade in free):
+        return f"The data determine no parameter of {answer.fitted_law.law.formula}."
+    return ""
+
+
+def _skipped(answer: Answer, name: str, why: str) -> str:
+    """Returns a note of a law without a test on held-out larger scales."""
+    if answer.choice is None:
+        return f"The test on held-out larger scales was skipped: {why}"
+    return f"{name} was not a candidate, since it could not be tested on larger scales: {why}"
 
 
 def _rows(answer: Answer, predicted: Sequence[str]) -> list[Json]:
@@ -173,7 +197,11 @@ def _add_predictions(
 
 
 def _add_optima(
-    entry: Json, answer: Answer, question: Question, how: Mapping[str, Any], significance: float
+    entry: Json,
+    answer: Answer,
+    question: Question,
+    how: Mapping[str, Any],
+    judge: Mapping[str, Any],
 ) -> None:
     """Adds compute-optimal sizes for chinchilla's law, or optimal shapes for SoViT's.
 
@@ -195,7 +223,7 @@ def _add_optima(
             inputs, values = best_of(law, float(budget), data.flops_per, how)
             refused = ""
             if budget > largest * (1 + 1e-9):
-                verdict = selection.extrapolation(law, inputs, significance=significance, **how)
+                verdict = selection.extrapolation(law, inputs, **judge)
                 refused = "" if verdict.supported else verdict.reason
             found: Json = (
                 {"refused": refused} if refused else {k: ends(v) for k, v in values.items()}

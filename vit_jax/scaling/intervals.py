@@ -87,6 +87,30 @@ def parameter_intervals(
     return intervals
 
 
+def identified(fit: Fit, intervals: Mapping[str, Interval]) -> dict[str, str]:
+    """Grades how well the data determine each parameter.
+
+    The grade is that of the standard errors (`Fit.identified`), which assume that the loss is
+    quadratic, unless the interval is unbounded or reaches 0: then it is "no", since not even the
+    order of magnitude is known. It is "weakly" at best if the interval spans more than a factor of
+    three.
+
+    Args:
+      fit: a fit of a law.
+      intervals: its `parameter_intervals`.
+    """
+    grades = dict(fit.identified)
+    for name, found in intervals.items():
+        is_bounded = math.isfinite(found.low) and math.isfinite(found.high)
+        if grades[name] in ("well", "weakly") and not (
+            is_bounded and (found.low > 0 or found.high < 0)
+        ):
+            grades[name] = "no"
+        elif grades[name] == "well" and max(found.high / found.low, found.low / found.high) > 3:
+            grades[name] = "weakly"
+    return grades
+
+
 def band(
     fit: Fit,
     inputs: Mapping[str, Any],

@@ -38,8 +38,9 @@ figure { margin: 1.5rem 0; } figure svg { width: 100%; max-width: 40rem; height:
   display: block; }
 summary { cursor: pointer; padding: .4rem 0; } dt { font-weight: 700; } dd { margin: 0 0 .5rem; }
 a { color: inherit; }
-@media (max-width: 30rem) { table { font-size: .82rem; } th, td { padding-right: .55rem; }
-  td.text { min-width: 11rem; } }
+@media (max-width: 30rem) { table { font-size: .8rem; } th, td { padding-right: .45rem;
+  white-space: normal; vertical-align: top; } th:last-child, td:last-child { padding-right: 0; }
+  td.text { min-width: 9rem; } }
 """
 
 _CAPTIONS = {
@@ -60,8 +61,9 @@ _TERMS = {
     "likelihood). It assumes the form of the law. An end is infinite where the data do not bound "
     "it.",
     "identified": "How well the runs determine a parameter: well (relative standard error below "
-    ".1), weakly (below .5), no, at its bound (the best value is an end of the allowed range), or "
-    "fixed.",
+    ".1, and an interval within a factor of 3), weakly (below .5), no (otherwise, and if the "
+    "interval is unbounded or reaches 0), at its bound (the best value is an end of the allowed "
+    "range), or fixed.",
     "rmse_log": "Root mean square of log prediction minus log y: .05 is a typical error of 5%.",
     "condition": "Condition number of the fit. Above 1,000 the parameters can replace each other.",
     "starts_agreeing": "Share of the searches, from different starts, that ended at this law.",

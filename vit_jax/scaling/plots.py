@@ -14,7 +14,7 @@ from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.spatial import ConvexHull, QhullError
 
 from vit_jax.analysis.figures import (
@@ -71,7 +71,9 @@ def law_figure(
         _log_axes(axes, x_label=x_label, y_label=y_label, title=title)
         # Intervals may be far wider than the data.
         values = [line for c in curves for line in (c.y, c.line_y) if line is not None]
-        axes.set_ylim(min(map(np.min, values)) / 1.15, max(map(np.max, values)) * 1.15)
+        limits = min(map(np.min, values)) / 1.15, max(map(np.max, values)) * 1.15
+        axes.set_ylim(*limits)
+        _few_ticks(axes.yaxis, *limits)
         _legend_below(figure)
     return figure
 
@@ -296,11 +298,17 @@ def _log_axes(axes: Axes, *, x_label: str, y_label: str, title: str) -> None:
 
 
 def _few_ticks(axis: Axis, low: float, high: float) -> None:
-    if 0 < low < high < 30 * low:  # Powers of ten alone would be too few ticks.
-        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 8 * low else (1, 2, 5)))
+    """Labels an axis that shows less than a factor of 30, where powers of ten are too few ticks.
+
+    Below a factor of 3 the ticks are at equal distances in the value, not in its log.
+    """
+    if 0 < low < high < 30 * low:
+        subs = (1, 2, 3, 5, 7) if high < 8 * low else (1, 2, 5)
+        even = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10])
+        axis.set_major_locator(even if high < 3 * low else LogLocator(subs=subs))
         axis.set_major_formatter(FuncFormatter(_plain))
     axis.set_minor_formatter(NullFormatter())
 
 
 def _plain(value: float, _: int) -> str:
-    return f"{value:.3g}"
+    return f"{value:.4g}" if not 1e4 <= value < 1e6 else f"{value:,.0f}"

@@ -158,13 +158,16 @@ def select(
     mask = np.ones(size, bool)
     for condition in conditions:
         mask &= matches(table, condition)
-        notes.append(f"{mask.sum():,} of {size:,} rows with {condition}")
+        notes.append(f"{mask.sum():,} {'of these ' if notes else ''}with {condition}")
+    notes = [f"Of {size:,} rows: {', '.join(notes)}"] if notes else []
     for name in needed:
         has_value = np.isfinite(numeric_column(table, name))
         if (mask & ~has_value).any():
             notes.append(f"{(mask & ~has_value).sum():,} rows left out: they have no {name}")
         mask &= has_value
     (rows,) = np.nonzero(mask)
+    if notes:
+        notes.append(f"{len(rows):,} of {size:,} rows are left")
     if not len(rows):
         raise DataError("No row of the table is left:\n  " + "\n  ".join(notes))
     if chosen_by:

@@ -11,14 +11,20 @@ Result = Mapping[str, Any]
 
 
 def number(value: Any) -> str:
-    """Formats a number with four digits; a dash for None, other values as text."""
+    """Formats a number with four digits; a dash for None, other values as text.
+
+    Whole numbers below a million, also as floats, have all their digits.
+    """
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if not math.isfinite(value):
         return "∞" if value > 0 else "-∞"
-    return f"{value:,}" if isinstance(value, int) and abs(value) < 1e6 else f"{value:.4g}"
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    rounded = float(f"{value:.4g}")
+    return f"{rounded:,.0f}" if 1e4 <= abs(rounded) < 1e6 else f"{value:.4g}"
 
 
 def interval(ends: Result) -> str:

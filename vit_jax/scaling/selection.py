@@ -270,11 +270,13 @@ def extrapolation(
     level: float = 0.9,
     clusters: Shaped[np.ndarray, "n"] | None = None,
     significance: float = LEVEL,
+    doubt: str = "",
 ) -> Verdict:
     """Judges whether the data support predictions at some points.
 
     They do if the interval spans at most a factor of three and the residuals are not curved: the
-    interval assumes the law's form (`goodness_of_fit`).
+    interval assumes the law's form (`goodness_of_fit`). Beyond the fitted runs there must be no
+    other reason for doubt.
 
     Args:
       of: a fit of a law.
@@ -282,10 +284,35 @@ def extrapolation(
       level: coverage of the intervals.
       clusters: see `intervals.parameter_intervals`.
       significance: level of the lack-of-fit test: the share of correct laws that it rejects.
+      doubt: why no point beyond the fitted runs is supported; "": some may be.
     """
     predictions = band(of, inputs, level=level, clusters=clusters)
+    reason = _refusal(of, predictions, significance=significance)
+    if not reason and doubt and _is_beyond(of, inputs):
+        reason = f"{doubt} Add larger runs, or predict within the fitted ones."
+    if reason:
+        return Verdict(False, reason, predictions)
+    span = _factor(predictions)
+    return Verdict(
+        True, f"Supported: the {level:.0%} interval spans a factor of {span:.3g} at most.",
+        predictions,
+    )  # fmt: skip
+
+
+def _factor(predictions: Band) -> float:
+    """Returns the largest ratio of an interval's ends."""
     gap = float(np.max(np.log(predictions.high) - np.log(np.maximum(predictions.low, 1e-300))))
-    ratio = math.exp(min(gap, 700.0))
+    return math.exp(min(gap, 700.0))
+
+
+def _is_beyond(of: Fit, inputs: Mapping[str, Any]) -> bool:
+    """Returns whether an input of some point is larger than that of every fitted run."""
+    return any(np.max(inputs[role]) > x.max() * _ROUNDING for role, x in of.inputs.items())
+
+
+def _refusal(of: Fit, predictions: Band, *, significance: float) -> str:
+    """Returns why predictions are not supported, "" if they are."""
+    ratio = _factor(predictions)
     undetermined = [
         name for name, grade in of.identified.items() if grade in ("no", "at its bound")
     ]
@@ -294,9 +321,8 @@ def extrapolation(
         if undetermined
         else ""
     )
-    span = f"the {level:.0%} interval spans a factor of {ratio:.3g}"
     if not of.converged:
-        return Verdict(False, f"The fit of {of.law.name} did not converge.{cause}", predictions)
+        return f"The fit of {of.law.name} did not converge.{cause}"
     p_value = form_p_value(of)
     if p_value < significance:
         advice = (
@@ -304,21 +330,18 @@ def extrapolation(
             if of.law.inputs == ("x",)
             else "Use the law between the fitted runs only, or fit fewer of them."
         )
-        return Verdict(
-            False,
+        return (
             f"The residuals are curved (lack of fit, p = {p_value:.2g} < {significance:g}): the "
             f"runs do not have the form {of.law.formula}, or are not independent, and the interval "
-            f"assumes both. {advice}",
-            predictions,
+            f"assumes both. {advice}"
         )
     if not ratio <= _WIDEST:
-        return Verdict(
-            False,
-            f"The data cannot support this extrapolation: {span}, more than {_WIDEST:g}.{cause} "
-            "Add larger runs, or predict a nearer scale.",
-            predictions,
+        return (
+            f"The data cannot support this extrapolation: the {predictions.level:.0%} interval "
+            f"spans a factor of {ratio:.3g}, more than {_WIDEST:g}.{cause} Add larger runs, or "
+            "predict a nearer scale."
         )
-    return Verdict(True, f"Supported: {span} at most.", predictions)
+    return ""
 
 
 def average(inputs: Mapping[str, Any], y: Any) -> Average:

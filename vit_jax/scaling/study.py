@@ -102,7 +102,8 @@ class Study:
           ConfigError: there is no such group, or several; or an input is missing or not positive.
           DataError: no law could be fitted to the group.
         """
-        chosen = self.answers[self._index(group)]
+        index = self._index(group)
+        chosen = self.answers[index]
         by_role = inputs if isinstance(inputs, Mapping) else {"x": inputs}
         by_role = {role: np.atleast_1d(np.asarray(x, float)) for role, x in by_role.items()}
         verdict = selection.extrapolation(
@@ -111,6 +112,7 @@ class Study:
             level=self.question.level,
             clusters=None if chosen.valleys else chosen.data.clusters,
             significance=significance(len(self.answers)),
+            doubt=self.result["groups"][index]["doubt"],
         )
         estimate = chosen.fitted_law if chosen.valleys else chosen
         return Prediction(

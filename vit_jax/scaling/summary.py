@@ -51,7 +51,7 @@ def _law_sentence(entry: Json, columns: Mapping[str, str]) -> str:
     return (
         f"{filled_formula(entry)} (y = {columns['y']}, {inputs}) describes "
         f"{entry['diagnostics']['rows']} runs with a typical error of {rmse:.2g} in log y"
-        f"{f', about {rmse:.1%}' if rmse < 0.2 else ''}."
+        f"{f', about {100 * rmse:.2g}%' if rmse < 0.2 else ''}."
     )
 
 
@@ -87,6 +87,11 @@ def _trust(entry: Json, significance: float) -> tuple[str, str]:
             f"{diagnostics['p_lack_of_fit']:.2g}): "
             + ("use it between the fitted runs only" if is_close else "use another law")
             + ", since its intervals are too narrow and nothing can be extrapolated."
+        )
+    if entry["doubt"]:
+        return "no", (
+            "Do not trust it beyond the fitted runs: "
+            f"{entry['doubt']}" + (f" Do not use the value of {', '.join(loose)}." if loose else "")
         )
     if is_refused:
         return "partly", (

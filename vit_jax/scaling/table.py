@@ -24,12 +24,13 @@ def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Args:
       path: a .parquet file, or a .csv file with the names of the columns in its first line. See
-        `csv_tables` for separators other than commas, decimal commas and percent signs.
+        `csv_tables` for separators other than commas, decimal commas and percent signs. Of a
+        folder, such as a sweep's, its runs.parquet or else its runs.csv is read.
 
     Raises:
       DataError: there is no such file, or it is not a valid table.
     """
-    path = pathlib.Path(path).expanduser()
+    path = _table_file(pathlib.Path(path).expanduser())
     kind = path.suffix.lower()
     try:
         if kind == ".parquet":
@@ -55,6 +56,18 @@ def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 _NOT_UTF8 = 'is not UTF-8 text. Save it as UTF-8 ("CSV UTF-8" in Excel), or as Parquet.'
+
+
+def _table_file(path: pathlib.Path) -> pathlib.Path:
+    """Returns a path, or if it is a folder, the table of runs that `vit-jax sweep` writes to it."""
+    if not path.is_dir():
+        return path
+    tables = [path / name for name in ("runs.parquet", "runs.csv") if (path / name).is_file()]
+    if tables:
+        return tables[0]
+    others = sorted(file.name for file in path.iterdir() if file.suffix in (".parquet", ".csv"))
+    advice = f"Name a table in it: {', '.join(others[:10])}." if others else "It has no table."
+    raise DataError(f"{path} is a folder without runs.parquet or runs.csv. {advice}")
 
 
 def column(runs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
