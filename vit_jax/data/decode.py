@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from vit_jax.errors import DataError
+from vit_jax.telemetry.progress import format_count
 
 # Larger images are refused before a pixel is decoded: a few kilobytes can declare gigabytes.
 # The limit is Pillow's, which only warns: 268 MB as RGB.
@@ -192,7 +193,7 @@ def _count_scans(data: bytes) -> int:
 
 def _broken(kind: str, data: bytes, error: Exception) -> DataError:
     return DataError(
-        f"Broken {kind}{' ' * bool(kind)}image of {len(data)} bytes: {error}. Replace the file, or "
+        f"Broken {kind}{' ' * bool(kind)}image of {format_count(len(data), 'byte')}: {error}. Replace the file, or "
         "leave it out of the data set."
     )
 
