@@ -193,8 +193,8 @@ def _count_scans(data: bytes) -> int:
 
 def _broken(kind: str, data: bytes, error: Exception) -> DataError:
     return DataError(
-        f"Broken {kind}{' ' * bool(kind)}image of {format_count(len(data), 'byte')}: {error}. Replace the file, or "
-        "leave it out of the data set."
+        f"Broken {kind}{' ' * bool(kind)}image of {format_count(len(data), 'byte')}: {error}. "
+        "Replace the file, or leave it out of the data set."
     )
 
 
