@@ -126,11 +126,14 @@ def report_of(classes, *, examples_per_class, multi_hot=False):
 @pytest.mark.parametrize("classes", [2, 20, 1000])
 def test_confusion_of_few_and_many_classes(tmp_path, texts, classes):
     report = report_of(classes, examples_per_class=3)
-    confusion(report, [f"thing {c}" for c in range(classes)], tmp_path / "confusion.png")
+    confusion(report, [f"thing {c}" for c in range(classes)], tmp_path / "confusion.png",
+              subject="runs/a · digits, test")  # fmt: skip
     assert pixels_of(tmp_path / "confusion.png").std() > 0
     assert {"Confusion matrix", "Reliability", "Most common mistakes"} <= set(texts)
     assert "thing 1 → thing 0" in texts
-    assert any(f"{3 * classes:,} examples · top-1" in text for text in texts)
+    (title,) = (text for text in texts if "top-1" in text)
+    assert title.startswith(f"runs/a · digits, test\n{3 * classes:,} examples · top-1")
+    assert ("top-5" in title) == (classes > 5)
 
 
 def test_confusion_without_mistakes_and_without_a_matrix(tmp_path, texts):

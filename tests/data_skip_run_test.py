@@ -6,18 +6,21 @@ import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
 from tests.images import make
+from tests.same_run import checkpoint
 from tests.small_run import run, small_config, train_on_one
 from vit_jax.data import order, pipeline
 from vit_jax.data.bad_examples import BadExamples, summary
 from vit_jax.data.image_folder import ImageFolder
-from vit_jax.errors import DataError
+from vit_jax.errors import ConfigError, DataError
 from vit_jax.inference.evaluate import evaluate
 from vit_jax.inference.results import table, write
+from vit_jax.rundir.workdir import has_checkpoints
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 pytestmark = pytest.mark.medium
@@ -41,6 +44,7 @@ def spoil(path, content):
     path.write_bytes(content)
 
 
+BAD = ("flower/003.JPEG", "temple/008.jpg", "portrait/001.png")  # Of the training split.
 TRANSFORMS = ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"})
 
 
@@ -57,13 +61,12 @@ def on(folder, **changes):
 def expected_report(folder, steps, *, after_steps=()):
     """Returns (step, split, row, path) of each line, from the order's definition."""
     train = ImageFolder(folder, split="train")
-    names = {"flower/003.JPEG", "temple/008.jpg", "portrait/001.png"}
     lines = []
     for step in steps:
         ids = order.example_ids(step, batch_size=16, num_examples=len(train), seed=0)
         for row, i in enumerate(ids.tolist()):
             path = pathlib.Path(train.describe(i))
-            if "/".join(path.parts[-2:]) in names:
+            if "/".join(path.parts[-2:]) in BAD:
                 lines.append((step + 1, "train", row, str(path)))
     lines += [(step, "test", None, f"{folder}/test/flower/002.webp") for step in after_steps]
     return sorted(lines, key=str)
@@ -105,9 +108,53 @@ def test_a_run_skips_names_and_counts_them(folder, whole):
 
 
 def test_without_the_policy_the_first_bad_example_ends_the_run(tmp_path, folder):
-    with pytest.raises(DataError, match=r"/images/.*: (Not an image|Broken image)"):
+    with pytest.raises(DataError, match=r"/images/.*: (Not an|Broken) image.*\n.*on_bad=skip leav"):
         run(tmp_path / "run", **on(folder, data__on_bad="error"))
     assert not (tmp_path / "run" / "bad_examples.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_a_bad_example_ended_continues_as_if_it_had_skipped_from_the_start(
+    tmp_path, folder
+):
+    """Also with mixing and accumulation, on which the weights of a batch have an effect."""
+    only_train = shutil.copytree(folder, tmp_path / "images")
+    flower = only_train / "test" / "flower"
+    good = next(path for path in flower.iterdir() if "002" not in path.name)
+    spoil(flower / "002.webp", good.read_bytes())
+    changes = on(
+        only_train, batch_size=4, total_steps=12, model__depth=1, evals=ConfigDict(),
+        seed=first_bad_after_step_4(only_train),
+        mix__mixup_alpha=0.2, optim__accum_steps=2, checkpoint__every_steps=4,
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"/images/.*: (Not an|Broken) image"):
+        run(tmp_path / "run", **changes | {"data__on_bad": "error"})
+    assert has_checkpoints(tmp_path / "run")
+
+    got = run(tmp_path / "run", **changes)
+    expected = run(tmp_path / "whole", **changes)
+    assert sum(line.get("train/skipped", 0) for line in got) > 0
+    for line in (*got, *expected):
+        line.pop("train/skipped", None)  # It is logged from the change on.
+    assert got == expected
+    arrays, expected_arrays = (checkpoint(tmp_path / name, 12)[0] for name in ("run", "whole"))
+    for name, array in expected_arrays.items():
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
+    for name in ("bad_examples.jsonl", "config.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(ConfigError, match=r"data\.on_bad: 'skip' -> 'error'"):
+        run(tmp_path / "run", **changes | {"data__on_bad": "error"})
+
+
+def first_bad_after_step_4(folder):
+    """Returns the first seed with which no batch of 4 before step 4 has a bad example."""
+    train = ImageFolder(folder, split="train")
+    bad = {i for i in range(len(train)) if train.describe(i).endswith(BAD)}
+    return next(
+        seed
+        for seed in range(1, 1000)
+        if bad.isdisjoint(order.examples_at(np.arange(16), num_examples=len(train), seed=seed)[0])
+    )
 
 
 @pytest.mark.slow
@@ -143,7 +190,7 @@ def test_files_of_earlier_processes_are_truncated_too(tmp_path):
         (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "bad_examples.old.jsonl").write_text("not ours")
     BadExamples(tmp_path, on_bad="skip", resume_step=5).close()
-    assert "1 bad examples, 6 times" in summary(tmp_path)
+    assert "Skipped: 1 bad example, 6 times" in summary(tmp_path)
     BadExamples(tmp_path, on_bad="error", resume_step=None).close()
     assert summary(tmp_path) == ""
 
@@ -175,7 +222,7 @@ def test_an_evaluation_skips_bad_examples_and_shows_the_others(folder, whole, ca
     evaluation = evaluate(workdir)
     write(evaluation)
     assert evaluation.count == 11 and evaluation.report.confusion.sum() == 11
-    assert "not read 1 examples, which are not counted" in table(evaluation)
+    assert "not read 1 example, not counted" in table(evaluation)
     assert [place for place in evaluation.bad if place.endswith("flower/002.webp")]
     assert [r.getMessage() for r in caplog.records if "flower/002.webp" in r.getMessage()]
     # The samples are the good examples, in order, each with its label.

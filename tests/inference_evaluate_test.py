@@ -119,7 +119,7 @@ def test_one_broken_image_is_named_and_not_counted(checkpoint, images, tmp_path)
     broken.write_text("no image")
     evaluation = evaluate(checkpoint, tmp_path / "images")
     assert evaluation.count == 60 and list(evaluation.bad) == [str(broken)]
-    assert "not read 1 examples, which are not counted" in table(evaluation)
+    assert "not read 1 example, not counted" in table(evaluation)
     for path in (tmp_path / "images").rglob("*.*"):
         path.write_text("no image")
     with pytest.raises(DataError, match="no image can be read"):

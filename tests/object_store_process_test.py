@@ -82,7 +82,7 @@ def test_a_repeatedly_killed_run_ends_in_the_same_bits(store, local, tmp_path):
         store, "predict", "--checkpoint=gs://bucket/run/checkpoints/35",
         "--output=gs://bucket/out/predictions.csv", str(sample),
     )  # fmt: skip
-    assert code == 0 and "1 predictions and 0 errors" in out, err
+    assert code == 0 and "1 prediction and 0 errors" in out, err
     assert store.objects()["out/predictions.csv"].count(b"\n") == 2
 
 

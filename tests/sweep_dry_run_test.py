@@ -18,6 +18,7 @@ from vit_jax.sweeps.plan import PlannedRun, plan_runs
 POINTS = [
     {"name": "good", "seed": 1},
     {"name": "key", "optim.lrr": 0.1},
+    {"name": "same", "optim.lrr": 0.2},
     {"name": "branch", "branch_of": ("key", 4)},
     {"name": "heads", "model.num_heads": 3},
     {"name": "examples", "data.examples": 5000},
@@ -40,12 +41,14 @@ def test_all_invalid_points_are_named_with_their_reasons(tmp_path, capsys):
     with pytest.raises(ConfigError) as error:
         dry_run(runs, invalid=invalid)
     reasons = dict(line.strip().split(": ", 1) for line in str(error.value).splitlines()[1:])
-    assert str(error.value).startswith("7 of 8 runs cannot start:\n")
+    assert str(error.value).startswith("8 of 9 runs cannot start:\n")
     assert "lrr" in reasons["key"] and reasons["branch"] == "its trunk key is invalid."
     assert "num_heads" in reasons["heads"] and "data.examples is 5,000" in reasons["examples"]
     assert "do not fit into a run of 12" in reasons["warmup"]
     assert "eval_transforms" in reasons["transforms"] and "11" in reasons["split"]
-    assert "good (waiting)" in capsys.readouterr().out
+    assert "Accepted: accum_steps, " in reasons["key"]
+    assert reasons["same"].endswith('there is no config key "lrr". Did you mean "lr"?')
+    assert "good (waiting)\n  vit-jax train --config=" in capsys.readouterr().out
 
 
 def planned(folder, name, **changes):

@@ -148,6 +148,28 @@ def test_runs_with_equal_configs(tmp_path):
     assert result.differences == {} and "The configs are equal." in printed(result.tables())
 
 
+def test_lists_differ_in_their_elements_and_long_values_are_wrapped(tmp_path):
+    resize = {"op": "resize", "method": "bilinear", "antialias": True}
+    transforms = ({"op": "decode"}, resize, {"op": "value_range"})
+    others = (transforms[0], resize | {"method": "bicubic"}, transforms[2])
+    runs = [
+        by_hand(tmp_path, "a", data__train_transforms=transforms, data__eval_transforms=transforms),
+        by_hand(tmp_path, "b", data__train_transforms=others, data__eval_transforms=others[:2]),
+    ]
+    lines = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
+    write_lines(runs[0] / "metrics.jsonl", [line | {"test/top5": 1.0} for line in lines])
+    result = compare_runs(runs)
+    assert result.differences["data.train_transforms[1].method"] == ["bilinear", "bicubic"]
+    assert len(result.differences["data.eval_transforms"][0]) == 3
+    text = printed(result.tables())
+    assert max(map(len, text.splitlines())) <= 100 and "\n  b: [{'op': 'decode'}" in text
+    assert "test/top5, last" in text
+    dataset = {"name": "x", "split": "train", "num_examples": 9, "num_classes": 2, "channels": 1}
+    for run in runs:
+        workdirs.write_json(run / workdirs.DATASET, dataset | {"class_names": ["a", "b"]})
+    assert "top5" not in printed(compare_runs(runs).tables())
+
+
 def test_what_cannot_be_compared(tmp_path):
     run = by_hand(tmp_path, "run")
     published = tmp_path / "published"

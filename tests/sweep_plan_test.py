@@ -173,6 +173,8 @@ def test_a_run_that_has_begun_keeps_its_config(tmp_path, file):
     (run,) = plan([{"name": "a", "optim.lr": 0.1}], tmp_path, file)
     begin(run)
     check_unchanged(run)
+    (skipping,) = plan([{"name": "a", "optim.lr": 0.1, "data.on_bad": "skip"}], tmp_path, file)
+    check_unchanged(skipping)  # Until now, it had no bad example.
     (other,) = plan([{"name": "a", "optim.lr": 0.2}], tmp_path, file)
     with pytest.raises(
         ConfigError, match=r"another config than a has now:\n  optim.lr: 0.1 -> 0.2"

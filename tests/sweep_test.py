@@ -167,7 +167,7 @@ def test_dry_run_prints_command_and_cost_of_each_run_and_names_the_invalid_ones(
     assert done.returncode == 2
     assert done.err.startswith("error: 1 of 4 runs cannot start:\n  fails: data.shots is 10000")
     assert not (tmp_path / "S").exists()
-    commands = re.findall(r"python -m vit_jax.train (.*)", done.out)
+    commands = re.findall(r"vit-jax train (.*)", done.out)
     assert len(commands) == 3 and all("--config.optim.lr=0.5" in c for c in commands)
     # The branch of 12 steps makes 3 itself: the trunk has kept its state of step 9.
     flops = [float(x) for x in re.findall(r"steps, (\S+) FLOPs", done.out)]

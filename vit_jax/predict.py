@@ -48,6 +48,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     from vit_jax.inference.predict import Predictor
     from vit_jax.inference.progress import ProgressBar
     from vit_jax.pretrained.formats.hints import parse_hints
+    from vit_jax.telemetry.progress import format_count
 
     files = {}
     for flag, formats in (("output", outputs.PREDICTIONS), ("features", outputs.FEATURES)):
@@ -87,7 +88,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
                 print(printable(prediction.text()))
     if files:
         names = " and ".join(str(file) for file in files.values())
-        print(f"{len(predictor.paths) - bad:,} predictions and {bad:,} errors in {names}")
+        right = format_count(len(predictor.paths) - bad, "prediction")
+        print(f"{right} and {format_count(bad, 'error')} in {names}")
         print(f"speed: {predictor.throughput.summary()}")
     return ExitCode.FAILED if bad else ExitCode.DONE
 

@@ -2,17 +2,22 @@
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
-from rich.console import Group
+from rich.console import Group, RenderableType
+from rich.constrain import Constrain
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from vit_jax.analysis.overlay import overlay
 from vit_jax.analysis.runs import Point, Run, read_runs
 from vit_jax.telemetry.progress import format_duration
+
+# In characters: a longer value of a key has a line of its own for each run, wrapped at this width.
+_LONGEST_CELL, _WIDTH = 24, 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +26,8 @@ class Comparison:
 
     Attributes:
       runs: what their work directories say.
-      differences: the keys of the configs in which runs differ; None: a run has no such key, for
+      differences: the keys of the configs in which runs differ, or the element of a list, such as
+        data.train_transforms[2].method; None: a run has no such key, for
         example because it has another evaluation.
       last: the metrics of all evaluations and the training loss, with step and value of the last
         measurement; None: a run does not measure it.
@@ -35,7 +41,7 @@ class Comparison:
 
     def tables(self) -> Group:
         """Returns three tables with a column for each run: cost, evaluations, differing keys."""
-        cost, results, keys = map(self._table, ("Cost", "Evaluations", "Config keys that differ"))
+        cost, results = map(self._table, ("Cost", "Evaluations"))
         for name, describe in _COSTS.items():
             cost.add_row(name, *(describe(run) for run in self.runs))
         for name, points in self.last.items():
@@ -43,9 +49,28 @@ class Comparison:
             if name in self.best:
                 row = (_point(name, point) for point in self.best[name])
                 results.add_row(f"{name}, best", *row)
-        for key, values in self.differences.items():
-            keys.add_row(key, *("-" if value is None else str(value) for value in values))
-        return Group(cost, "", results, "", keys if self.differences else "The configs are equal.")
+        return Group(cost, "", results, "", *self._keys())
+
+    def _keys(self) -> Iterator[RenderableType]:
+        """Returns a table of the keys that differ; below it, keys with a long value."""
+        if not self.differences:
+            yield "The configs are equal."
+            return
+        table = self._table("Config keys that differ")
+        cells = {
+            key: ["-" if value is None else str(value) for value in values]
+            for key, values in self.differences.items()
+        }
+        long = {key for key, row in cells.items() if max(map(len, row)) > _LONGEST_CELL}
+        for key, row in cells.items():
+            if key not in long:
+                table.add_row(key, *row)
+        yield table if table.row_count else Text("Config keys that differ", style="bold")
+        for key in (key for key in cells if key in long):
+            yield Text(key)
+            for run, value in zip(self.runs, cells[key], strict=True):
+                # Also in a file, which has no width.
+                yield Constrain(Padding(Text(f"{run.name}: {value}"), (0, 0, 0, 2)), _WIDTH)
 
     def _table(self, title: str) -> Table:
         table = Table(
@@ -91,8 +116,28 @@ def compare_runs(
 
 def _differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     keys = dict.fromkeys(key for run in runs for key in run.config)
-    values = {key: [run.config.get(key) for run in runs] for key in keys}
-    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+    differences: dict[str, list[Any]] = {}
+    for key in keys:
+        differences |= _differing_parts(key, [run.config.get(key) for run in runs])
+    return differences
+
+
+def _differing_parts(name: str, values: list[Any]) -> dict[str, list[Any]]:
+    """Returns the smallest parts that differ, by name, such as data.train_transforms[2].method.
+
+    Lists are compared element by element if they have equal lengths, and dicts key by key if they
+    have equal keys.
+    """
+    if all(value == values[0] for value in values):
+        return {}
+    parts: dict[str, list[Any]] = {}
+    if all(isinstance(value, list) for value in values) and len(set(map(len, values))) == 1:
+        for i, elements in enumerate(zip(*values, strict=True)):
+            parts |= _differing_parts(f"{name}[{i}]", list(elements))
+    elif all(isinstance(value, dict) and value.keys() == values[0].keys() for value in values):
+        for key in values[0]:
+            parts |= _differing_parts(f"{name}.{key}", [value[key] for value in values])
+    return parts or {name: values}
 
 
 # ---------------------------------------------------------------------------------- cells of tables
@@ -144,6 +189,7 @@ def _devices(run: Run) -> str:
 
 _COSTS: dict[str, Callable[[Run], str]] = {
     "parameters": lambda run: _number(run, "params"),
+    "trained parameters": lambda run: _number(run, "params_trained"),
     "steps": _steps,
     "images per step": lambda run: f"{run.config['batch_size']:,}",
     "epochs": _epochs,

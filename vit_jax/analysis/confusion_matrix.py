@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vit_jax.analysis.figures import GREY, LITERAL_TEXT, SKY, STYLE, VERMILLION, save, shorten
 from vit_jax.errors import DataError
-from vit_jax.evals.classification import ClassificationReport
+from vit_jax.evals.classification import TOP, ClassificationReport
+from vit_jax.telemetry.progress import format_count
 
 _NAMED_CLASSES = 25  # Up to this many classes, rows and columns have names and cells have numbers.
 _CELLS = 250  # Per side, at most: more would not be visible.
@@ -23,8 +24,16 @@ def confusion(
     report: ClassificationReport,
     class_names: Sequence[str],
     out_png: epath.PathLike,
+    *,
+    subject: str = "",
 ) -> None:
     """Draws the confusion matrix, the reliability diagram and the most common mistakes.
+
+    Args:
+      report: of the evaluation; its top-5 accuracy is shown for more than five classes.
+      class_names: a name for each class.
+      out_png: the image to write.
+      subject: the model and the data, a line above the metrics; "": none.
 
     Raises:
       DataError: the report has no confusion matrix.
@@ -38,8 +47,7 @@ def confusion(
         layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
         figure = Figure(figsize=(11.5, 6.8), layout=layout)
         figure.suptitle(
-            f"{report.count:,} examples · top-1 {report.top1:.2%} · top-5 {report.top5:.2%} · "
-            f"loss {report.loss:.4f} · calibration error {report.ece:.2%}",
+            (f"{shorten(subject, 120)}\n" if subject else "") + _metrics(report),
             x=0.01,
             ha="left",
             fontsize=11,
@@ -51,6 +59,15 @@ def confusion(
         _reliability(above.subplots(), report)
         _most_common_mistakes(below.subplots(), report.confusion, class_names)
         save(figure, out_png)
+
+
+def _metrics(report: ClassificationReport) -> str:
+    assert report.confusion is not None
+    top5 = f"top-5 {report.top5:.2%} · " if len(report.confusion) > TOP else ""
+    return (
+        f"{format_count(report.count, 'example')} · top-1 {report.top1:.2%} · {top5}"
+        f"loss {report.loss:.4f} · calibration error {report.ece:.2%}"
+    )
 
 
 def _matrix(figure: SubFigure, counts: np.ndarray, class_names: Sequence[str]) -> None:
@@ -130,7 +147,8 @@ def _reliability(axes: Axes, report: ClassificationReport) -> None:
     )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none")
+    # Below the axes: inside, it would cover the line somewhere.
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, handlelength=1.6)
 
 
 def _most_common_mistakes(axes: Axes, counts: np.ndarray, class_names: Sequence[str]) -> None:

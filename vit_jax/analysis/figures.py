@@ -31,6 +31,7 @@ from vit_jax import storage
 from vit_jax.errors import DataError
 from vit_jax.telemetry import notes
 from vit_jax.telemetry.jsonlines import read_jsonl
+from vit_jax.telemetry.progress import format_count
 
 BLUE, VERMILLION, SKY = "#0072B2", "#D55E00", "#56B4E9"
 COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", SKY, "#E69F00")
@@ -110,8 +111,9 @@ def _warn_of_missing_glyphs(caught: list[warnings.WarningMessage]) -> None:
             )
     if missing:
         notes.note(
-            f"The font of the images has no glyphs for {len(set(missing))} characters of the names,"
-            f" such as {''.join(list(dict.fromkeys(missing))[:5])}: they are drawn as boxes. "
+            "The font of the images has no glyphs for "
+            f"{format_count(len(set(missing)), 'character')} of the names, such as "
+            f"{''.join(list(dict.fromkeys(missing))[:5])}: they are drawn as boxes. "
             "Install a font that has them, such as Noto Sans CJK JP, and add "
             '"font.family: DejaVu Sans, Noto Sans CJK JP" to ~/.config/matplotlib/matplotlibrc.'
         )
@@ -146,7 +148,8 @@ def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike, *, train_loss
     if not panels:
         raise DataError(f"{metrics_jsonl} has no loss, accuracy or learning rate to draw yet.")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.3 * len(panels), 3.3), layout="constrained")
+        entries = max(len(series) for _, _, series in panels)
+        figure = Figure(figsize=(4.3 * len(panels), 3.3 + 0.2 * entries), layout="constrained")
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, unit, series) in zip(all_axes, panels, strict=True):
             for (name, (steps, values)), colour in zip(
@@ -159,7 +162,8 @@ def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike, *, train_loss
             axes.set(title=title, xlabel="step (optimizer updates)", ylabel=unit)
             format_axes(axes)
             scale_axes(axes, title, np.concatenate([values for _, values in series.values()]))
-            axes.legend(loc="best", handlelength=1.6)
+            # Below the axes: inside, it would cover lines.
+            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.18), handlelength=1.6)
         save(figure, out_png)
 
 

@@ -25,6 +25,8 @@ from vit_jax.errors import ConfigError, DataError
 
 _LARGEST_LEGEND = 60  # Runs.
 _COLUMNS = 3
+# Runs with at most so many values in a panel have markers of different shapes and sizes.
+_FEW_POINTS, _MARKERS = 3, "os^Dv"
 # The unit of a panel's y axis, by the end of the metric's name.
 _UNITS = {
     "loss": ("Loss", "nats per example"),
@@ -76,7 +78,7 @@ def overlay(runs: Sequence[Run], out: epath.PathLike) -> None:
 def _panel(axes: Axes, name: str, runs: Sequence[Run], *, by_images: bool) -> None:
     """Draws a metric of all runs that have it."""
     values = []
-    for run, (colour, style) in zip(runs, _styles(), strict=False):
+    for i, (run, (colour, style)) in enumerate(zip(runs, _styles(), strict=False)):
         if not (points := run.series(name)):
             continue
         steps, series = np.array(points, np.float64).T
@@ -91,6 +93,9 @@ def _panel(axes: Axes, name: str, runs: Sequence[Run], *, by_images: bool) -> No
         )
         for line in axes.lines[before:]:
             line.set_linestyle(style)
+            if len(points) <= _FEW_POINTS:  # Hollow and ever smaller: equal values hide none.
+                line.set(marker=_MARKERS[i % len(_MARKERS)], markerfacecolor="none")
+                line.set(markersize=13 - 2 * (i % len(_MARKERS)), markeredgewidth=1.5)
         values.append(series)
     kind, unit = _UNITS[name.rpartition("/")[2]]
     title = f"{name} {_train_loss(runs)}" if name == "train/loss" else name

@@ -9,6 +9,7 @@ from etils import epath
 
 from vit_jax import storage
 from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.evals.classification import TOP
 from vit_jax.optim import train_loss_difference
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.telemetry.jsonlines import read_jsonl
@@ -30,6 +31,7 @@ class Run:
       timing: lines of timing.jsonl.
       train_loss: what makes the training loss another quantity than an evaluation's, such as "with
         Mixup" (`vit_jax.optim.train_loss_difference`); "": nothing.
+      num_classes: of the model; None: unknown.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Run:
     metrics: Sequence[Mapping[str, Any]]
     timing: Sequence[Mapping[str, Any]]
     train_loss: str = ""
+    num_classes: int | None = None
 
     def series(self, name: str) -> list[Point]:
         """Returns steps and finite values of a metric or a timing."""
@@ -62,10 +65,20 @@ class Run:
 
     @property
     def evaluated(self) -> list[str]:
-        """Returns the names of the metrics of evaluations, such as "test/top1", without counts."""
+        """Returns the names of the metrics of evaluations, such as "test/top1".
+
+        Left out are counts, and top-5 accuracy with at most five classes: it is always 1.
+        """
         prefixes = tuple(f"{name}/" for name in _eval_names(self.config))
         names = dict.fromkeys(name for line in self.metrics for name in line)
-        return [name for name in names if name.startswith(prefixes) and not _is_count(name)]
+        left_out = ["count"]
+        if self.num_classes is not None and self.num_classes <= TOP:
+            left_out.append("top5")
+        return [
+            name
+            for name in names
+            if name.startswith(prefixes) and name.rpartition("/")[2] not in left_out
+        ]
 
 
 def read_runs(paths: Sequence[epath.PathLike]) -> list[Run]:
@@ -112,7 +125,15 @@ def _read_run(workdir: epath.Path, name: str) -> Run:
     has_timing = storage.exists(workdir / "timing.jsonl")
     timing = read_jsonl(workdir / "timing.jsonl") if has_timing else []
     flat = workdirs.flatten(workdirs.comparable(config))
-    return Run(name, flat, summary, metrics, timing, train_loss_difference(config))
+    loss, classes = train_loss_difference(config), _num_classes(workdir)
+    return Run(name, flat, summary, metrics, timing, loss, classes)
+
+
+def _num_classes(workdir: epath.Path) -> int | None:
+    try:
+        return workdirs.read_dataset(workdir)["num_classes"]
+    except CheckpointError:  # Only a row of a table depends on it.
+        return None
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:
@@ -128,7 +149,3 @@ def _short_names(paths: Sequence[str]) -> list[str]:
 def _eval_names(config: Mapping[str, Any]) -> list[str]:
     keys = (key.split(".") for key in config if key.startswith("evals."))
     return list(dict.fromkeys(parts[1] for parts in keys if len(parts) > 2))
-
-
-def _is_count(name: str) -> bool:
-    return name.endswith("/count")

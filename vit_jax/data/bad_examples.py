@@ -19,6 +19,7 @@ from etils import epath
 from vit_jax import storage
 from vit_jax.data.base import Source
 from vit_jax.telemetry.jsonlines import JsonLines, cut_after, read_jsonl
+from vit_jax.telemetry.progress import format_count
 
 _NAME = re.compile(r"bad_examples(\.(?P<process>[1-9][0-9]*))?\.jsonl")
 
@@ -99,7 +100,8 @@ def summary(workdir: epath.PathLike) -> str:
         return ""
     examples = {str(line.get("place")) for line in lines}
     return (
-        f"Skipped: {len(examples):,} bad examples, {len(lines):,} times in all: see "
+        f"Skipped: {format_count(len(examples), 'bad example')}, "
+        f"{format_count(len(lines), 'time')} in all: see "
         f"{', '.join(map(str, files))}\n"
     )
 

@@ -25,6 +25,12 @@ from vit_jax.errors import DataError, LostError, VitJaxError
 
 Batch = dict[str, jax.Array]
 
+# The end of the error of a bad example.
+IF_FEW_ARE_BAD = (
+    "\nIf few examples are bad: --config.data.on_bad=skip leaves them out of a run and lists them "
+    "in bad_examples.jsonl. A run that has begun may continue with it."
+)
+
 AUTOMATIC = -1  # Of workers and threads.
 # With at most this many cores, threads of the main process load as fast as worker processes.
 _CORES_OF_THREADS = 4
@@ -172,7 +178,7 @@ class Batches:
         batch, bad = item
         if bad and self._on_bad is None:
             self.close()
-            raise DataError(bad[0].message)
+            raise DataError(bad[0].message + IF_FEW_ARE_BAD)
         for row in bad:
             if self._on_bad is not None and row.row in self._owned:
                 self._on_bad(self._num_returned, row)

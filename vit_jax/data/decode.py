@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from vit_jax.errors import DataError
+from vit_jax.telemetry.progress import format_count
 
 # Larger images are refused before a pixel is decoded: a few kilobytes can declare gigabytes.
 # The limit is Pillow's, which only warns: 268 MB as RGB.
@@ -149,10 +150,10 @@ def _open(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise DataError(f"The image is too large: {e} Scale it down beforehand.") from e
     except UnidentifiedImageError as e:
-        raise DataError(
-            f"Not an image: {len(data)} bytes that begin with {bytes(data[:8])!r} are none of "
-            f"{', '.join(FORMATS)}."
-        ) from e
+        content = f"{len(data):,} bytes that begin with {bytes(data[:8])!r} are"
+        if len(data) <= 8:
+            content = f"the bytes {bytes(data)!r} are" if data else "an empty file is"
+        raise DataError(f"Not an image: {content} none of {', '.join(FORMATS)}.") from e
     except MemoryError:
         raise
     except Exception as e:  # As above.
@@ -192,8 +193,8 @@ def _count_scans(data: bytes) -> int:
 
 def _broken(kind: str, data: bytes, error: Exception) -> DataError:
     return DataError(
-        f"Broken {kind}{' ' * bool(kind)}image of {len(data)} bytes: {error}. Replace the file, or "
-        "leave it out of the data set."
+        f"Broken {kind}{' ' * bool(kind)}image of {format_count(len(data), 'byte')}: {error}. "
+        "Replace the file, or leave it out of the data set."
     )
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Int64
 
 from vit_jax.data import order
 from vit_jax.data.base import Source
-from vit_jax.data.batches import Batches, LoaderOptions
+from vit_jax.data.batches import IF_FEW_ARE_BAD, Batches, LoaderOptions
 from vit_jax.data.blocks import PADDING, Blocks, ExampleLoader, Ids, Transform
 from vit_jax.errors import ConfigError, DataError
 
@@ -74,7 +74,7 @@ def train_batches(
         seed=seed,
     )
     load = ExampleLoader(source, transform, seed)
-    template = load(0, epoch=0) if on_bad is None else first_good_example(load)
+    template = first_example(load, skip_bad=on_bad is not None)
     blocks = Blocks(load, assign, rows=rows, num_batches=None, template=template)
     steps = math.ceil(len(source) / batch_size) if num_steps is None else num_steps
     return Batches(
@@ -121,7 +121,7 @@ def eval_batches(
         _evaluation_examples, batch_size=batch_size, num_examples=len(source)
     )
     load = ExampleLoader(source, transform, 0)
-    template, bad = (load(0, epoch=0), []) if on_bad is None else _load_first_good(load)
+    template, bad = _load_first_good(load) if on_bad else (first_example(load), [])
     if not template and on_bad is not None:
         for i, message in bad:
             on_bad(i, message)
@@ -166,12 +166,18 @@ def _evaluation_examples(
     return np.where(ids < num_examples, ids, PADDING), np.zeros_like(ids)
 
 
-def first_good_example(load: ExampleLoader) -> dict[str, np.ndarray]:
-    """Returns the first example that can be loaded.
+def first_example(load: ExampleLoader, *, skip_bad: bool = False) -> dict[str, np.ndarray]:
+    """Returns the first example, or, with `skip_bad`, the first that can be loaded.
 
     Raises:
-      DataError: the first `_MAX_TRIED` examples are all bad: the cause is not a few bad examples.
+      DataError: the first example is bad; with `skip_bad`, the first `_MAX_TRIED` examples are all
+        bad: the cause is not a few bad examples.
     """
+    if not skip_bad:
+        try:
+            return load(0, epoch=0)
+        except DataError as error:
+            raise DataError(f"{error}{IF_FEW_ARE_BAD}") from error
     example, bad = _load_first_good(load, max_tried=_MAX_TRIED)
     if not example:
         raise DataError(

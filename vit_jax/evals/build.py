@@ -90,10 +90,7 @@ def build_evals(
                 f"{_format_classes(class_names)}: they must be the same."
             )
         load = ExampleLoader(source, evaluator.transform(), 0)
-        if config.data.on_bad == "skip":
-            pipeline.first_good_example(load)
-        else:
-            load(0, epoch=0)
+        pipeline.first_example(load, skip_bad=config.data.on_bad == "skip")
 
         def run(params, progress=iter, on_bad=None, source=source):
             with evaluator.batches(source, on_bad=on_bad and partial(on_bad, source)) as batches:

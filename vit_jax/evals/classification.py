@@ -25,6 +25,7 @@ from vit_jax.evals.intervals import LEVEL, wilson
 from vit_jax.optim.losses import loss_by_name
 
 _CALIBRATION_BINS = 15  # As in Guo et al. and most papers since.
+TOP = 5  # Of the accuracy top5, which is 1 with at most so many classes.
 _LARGEST_CONFUSION = 4096  # Classes; the int64 matrix then takes 128 MiB.
 
 Batch = Mapping[str, Array]
@@ -161,7 +162,7 @@ class Classification:
         target = jax.nn.one_hot(label, self.num_classes) if single else label
         positive = target > 0  # [B, C]
         # Ties are broken in favour of the class with the lower number.
-        _, best = jax.lax.top_k(logits, min(5, self.num_classes))  # [B, k]
+        _, best = jax.lax.top_k(logits, min(TOP, self.num_classes))  # [B, k]
         hits = jnp.take_along_axis(positive, best, axis=-1)
         confidence = probabilities(logits, loss_name=self._loss_name).max(axis=-1)
         values = {

@@ -18,10 +18,12 @@ from vit_jax.analysis.class_accuracy import class_accuracy
 from vit_jax.analysis.confusion_matrix import confusion
 from vit_jax.errors import DataError
 from vit_jax.evals import fewshot as fewshot_protocol
+from vit_jax.evals.classification import TOP
 from vit_jax.evals.intervals import wilson
 from vit_jax.inference.evaluation import Evaluation, FewShot, Pictures, Result
 from vit_jax.inference.folders import file_name
 from vit_jax.rundir import workdir as workdirs
+from vit_jax.telemetry.progress import format_count
 
 NUM_SAMPLES = 10
 _SHOWN_CLASSES = 5  # Of the least accurate, in the terminal.
@@ -63,13 +65,21 @@ def write(evaluation: Evaluation, folder: epath.PathLike | None = None) -> epath
         if results:
             result = results.get("matched_only", next(iter(results.values())))
             if result.report.confusion is not None:
-                confusion(result.report, result.class_names, folder / "confusion.png")
+                path, (model, data) = folder / "confusion.png", _subject(evaluation)
+                confusion(result.report, result.class_names, path, subject=f"{model} · {data}")
             class_accuracy(result.report, result.class_names, folder / "classes.png")
         if evaluation.measured.pictures is not None:
             _write_pictures(
                 evaluation.measured.pictures, folder, samples=evaluation.step is not None
             )
     return folder
+
+
+def _subject(evaluation: Evaluation) -> tuple[str, str]:
+    """Returns names of the model and the data."""
+    source, step = evaluation.measured.source, evaluation.step
+    steps = "" if step is None else f", after {format_count(step, 'step')}"
+    return f"{evaluation.checkpoint}{steps}", f"{source.name}, {source.split}"
 
 
 def _write_pictures(pictures: Pictures, folder: epath.Path, *, samples: bool) -> None:
@@ -175,21 +185,20 @@ def _few_shot(fewshot: FewShot) -> dict[str, Any]:
 def table(evaluation: Evaluation) -> str:
     """Returns the results as lines for the terminal."""
     measured, settings = evaluation.measured, evaluation.settings
-    source, step = measured.source, evaluation.step
+    source, (model, data) = measured.source, _subject(evaluation)
     height, width = settings["image_size"]
     lines = [
-        f"model    {evaluation.checkpoint}"
-        + ("" if step is None else f", after {step:,} steps")
-        + f", {height}x{width} pixels, {settings['dtype']}",
-        f"data     {source.name}, {source.split}: {len(source):,} examples of "
-        f"{source.num_classes:,} classes",
+        f"model    {model}, {height}x{width} pixels, {settings['dtype']}",
+        f"data     {data}: {format_count(len(source), 'example')} of "
+        f"{format_count(source.num_classes, 'class')}",
     ]
     if measured.train_split:
         lines.append(f"trained  on the features of {measured.train_split}")
     if measured.matching:
         lines.append(f"classes  {measured.matching.summary()}")
     if measured.left_out:
-        lines.append(f"left out {measured.left_out:,} examples of classes without an output")
+        left_out = format_count(measured.left_out, "example")
+        lines.append(f"left out {left_out} of classes without an output")
     lines += [f"note     {note}" for note in evaluation.notes]
     lines += _bad_lines(evaluation.bad)
     lines += ["", *_metric_lines(evaluation)]
@@ -202,7 +211,7 @@ def table(evaluation: Evaluation) -> str:
 def _bad_lines(bad: dict[str, str]) -> list[str]:
     if not bad:
         return []
-    lines = [f"not read {len(bad):,} examples, which are not counted:"]
+    lines = [f"not read {format_count(len(bad), 'example')}, not counted:"]
     lines += [f"         {place}: {bad[place]}" for place in list(bad)[:_SHOWN_BAD]]
     more = len(bad) - _SHOWN_BAD
     return lines + ([f"         and {more:,} more, listed in evaluation.json"] if more > 0 else [])
@@ -219,7 +228,7 @@ def _metric_lines(evaluation: Evaluation) -> list[str]:
         report = result.report
         low, high = report.intervals()["top1"]
         # All of up to five classes are among the five largest.
-        top5 = f"{report.top5:.2%}" if len(result.class_names) > 5 else "-"
+        top5 = f"{report.top5:.2%}" if len(result.class_names) > TOP else "-"
         lines.append(
             f"{result.description:{width}}  {report.count:8,}  {report.top1:7.2%}  "
             f"{f'{low:.1%} to {high:.1%}':14}  {top5:>7}  {report.loss:6.4f}  {report.ece:.2%}"

@@ -99,6 +99,21 @@ def comparable(config: ConfigDict | FrozenConfigDict, but: Sequence[str] = ()) -
     return plain
 
 
+def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each key in which a config makes another run than the one that has begun.
+
+    `data.on_bad` may become "skip": while it was "error" no example was left out, so the run goes
+    on, to the bit, as if it had been "skip" from the start.
+
+    Args:
+      old: the `comparable` config of the run that has begun.
+      new: that of the run now.
+    """
+    if new["data"]["on_bad"] == "skip":
+        old = {**old, "data": {**old["data"], "on_bad": "skip"}}
+    return config_diff(old, new)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping | ConfigDict | FrozenConfigDict):
         return {key: _plain(item) for key, item in value.items()}
@@ -223,8 +238,8 @@ def check_claim(
             f"{error}\nThere are checkpoints in {workdir}. Restore the file; or pass "
             "--allow_config_change to continue from them with the config given now."
         ) from error
-    diff = config_diff(comparable(old_config), comparable(config))
-    is_other_length = bool(diff) and not config_diff(
+    diff = config_changes(comparable(old_config), comparable(config))
+    is_other_length = bool(diff) and not config_changes(
         comparable(old_config, but=extension.LENGTHS), comparable(config, but=extension.LENGTHS)
     )
     # Release 0.1.0 wrote no fingerprints: then there are none to compare.

@@ -47,10 +47,21 @@ def dry_run(
         unfinished = [estimates[run.name] for run in valid if not finished[run.name]]
         print(_describe_time(unfinished, speeds, timed=bool(time_updates)))
     if invalid:
+        reasons = _list_choices_once(invalid)
         raise ConfigError(
             f"{len(invalid)} of {format_count(len(valid) + len(invalid), 'run')} cannot start:\n"
-            + "\n".join(f"  {name}: {reason}" for name, reason in invalid.items())
+            + "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
         )
+
+
+def _list_choices_once(reasons: Mapping[str, str]) -> dict[str, str]:
+    """Removes from each reason a list of accepted names that an earlier reason has at its end."""
+    shortened, seen = {}, set()
+    for name, reason in reasons.items():
+        message, separator, choices = reason.rpartition("Accepted: ")
+        shortened[name] = message.rstrip() if separator and choices in seen else reason
+        seen.add(choices)
+    return shortened
 
 
 def _print_run(
@@ -58,7 +69,7 @@ def _print_run(
 ) -> None:
     status = "finished" if finished else records.read(run.workdir).status
     print(f"{run.name} ({status})")
-    print(f"  {shlex.join(['python', *run.command[1:]])}")
+    print(f"  {shlex.join(['vit-jax', 'train', *run.command[3:]])}")
     length = "unknown number of steps"
     if run_cost.own_steps is not None:
         steps = format_count(run_cost.own_steps, "step")

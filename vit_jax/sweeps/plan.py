@@ -182,7 +182,7 @@ def check_unchanged(run: PlannedRun) -> None:
         for key in ("train_transforms", "eval_transforms"):
             kept = inherit.keep(now["data"][key], then["data"][key])
             now["data"][key] = list(kept)
-    if diff := workdirs.config_diff(then, now):
+    if diff := workdirs.config_changes(then, now):
         raise ConfigError(
             f"{run.workdir} has a run with another config than {run.name} has now:\n"
             + "\n".join(diff)

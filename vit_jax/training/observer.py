@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 
 from vit_jax.checkpoints.store import Store
 from vit_jax.data.bad_examples import BadExamples
+from vit_jax.evals.classification import TOP
 from vit_jax.parallel.watch import Watch
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.telemetry.clock import Clock
@@ -89,7 +90,10 @@ class Observer:
                         ),
                         self.bad_examples.evaluation_callback(step),
                     )
-                self.progress.evaluation(name, values, seconds=time.monotonic() - before)
+                shown = dict(values)
+                if self.experiment.model_config.num_classes <= TOP:
+                    shown.pop("top5", None)  # Every example is right.
+                self.progress.evaluation(name, shown, seconds=time.monotonic() - before)
                 measured |= {f"{name}/{key}": value for key, value in values.items()}
         if measured:
             self.writer.write(step, measured)

@@ -97,12 +97,17 @@ def describe(experiment: Experiment, *, start: int) -> str:
 
 def _count_params(experiment: Experiment) -> str:
     """Returns the number of parameters, and how many are trained if some are frozen."""
+    count, trained = num_params(experiment.model_config), _num_trained(experiment)
+    text = format_count(count, "parameter")
+    return text if trained == count else f"{text}, of which {trained:,} are trained"
+
+
+def _num_trained(experiment: Experiment) -> int:
+    """Returns the number of parameters that are not frozen."""
     shapes = param_shapes(experiment.model_config)
     frozen = jax.tree.leaves(frozen_mask(experiment.config.optim, shapes))
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)]
-    trained = sum(size for size, is_frozen in zip(sizes, frozen, strict=True) if not is_frozen)
-    text = format_count(sum(sizes), "parameter")
-    return text if trained == sum(sizes) else f"{text}, of which {trained:,} are trained"
+    return sum(size for size, is_frozen in zip(sizes, frozen, strict=True) if not is_frozen)
 
 
 def run_summary(experiment: Experiment) -> dict[str, Any]:
@@ -110,6 +115,7 @@ def run_summary(experiment: Experiment) -> dict[str, Any]:
 
     Returns:
       params, params_non_embedding   number of parameters of the model;
+      params_trained                 of these, the ones that are not frozen;
       forward_flops                  for one image, counted analytically (vit_jax.models.flops);
       update_flops_per_image         of an update, without gradients of frozen parameters;
       examples                       number of training examples in an epoch;
@@ -121,6 +127,7 @@ def run_summary(experiment: Experiment) -> dict[str, Any]:
     return {
         "params": num_params(model_config),
         "params_non_embedding": num_params_non_embedding(model_config),
+        "params_trained": _num_trained(experiment),
         "forward_flops": forward_flops(model_config),
         "update_flops_per_image": update_flops_per_image(model_config, experiment.config),
         "examples": len(experiment.source),
