@@ -93,7 +93,7 @@ class Predictor:
     ):
         """Finds the files and loads the model; see `predict`."""
         listed = [paths] if isinstance(paths, str | os.PathLike) else paths
-        self._files = find_images(list(map(os.fspath, listed)))
+        self._files = find_images([os.fspath(path) for path in listed])
         self._mesh = all_devices()
         with jax.set_mesh(self._mesh):
             self.model = load_model(
