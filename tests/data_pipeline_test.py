@@ -174,7 +174,8 @@ def evaluate(source, *, transform=noisy, sharding=None, workers=0, batch_size=8,
 def test_a_bad_example_is_named(workers, bad):
     with pytest.raises(DataError) as error:
         evaluate(Numbers(20, bad=(bad,)), workers=workers)
-    assert str(error.value) == f"numbers train[{bad}]: it is broken."
+    assert str(error.value).startswith(f"numbers train[{bad}]: it is broken.\nIf few")
+    assert "--config.data.on_bad=skip" in str(error.value)
 
 
 @pytest.mark.parametrize("label", [-1, 10])

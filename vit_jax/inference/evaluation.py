@@ -122,7 +122,11 @@ class Evaluation:
                 f"{result.description}: top-1 {result.report.top1:.2%} of "
                 f"{result.report.count:,} (95% interval {low:.1%} to {high:.1%})"
             )
-        return "\n".join(lines)
+        for shots, values in (
+            self.measured.fewshot.accuracies.items() if self.measured.fewshot else ()
+        ):
+            lines.append(f"{shots}-shot regression: top-1 {np.mean(values):.2%}")
+        return "\n".join((*lines, *self.notes))
 
     @property
     def results(self) -> dict[str, Result]:

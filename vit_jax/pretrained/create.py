@@ -125,5 +125,5 @@ def create(
         format="random parameters",
         published=config,
         left_out=(),
-        notes=(f"random parameters, seed {seed}",),
+        notes=(f"seed {seed}",),
     )

@@ -47,7 +47,8 @@ class Periods:
                 )
             except ConfigError as error:
                 raise ConfigError(f"{key}: {error}") from error
-            return period or 0
+            is_set = any(section.get(f"every_{unit}") for unit in DURATION_UNITS)
+            return max(period or 0, int(is_set))  # A tenth of a run of one update is one.
 
         save = steps(config.checkpoint, "checkpoint")
         if not save:
