@@ -116,6 +116,12 @@ def load_model(
     """
     run = None
     if isinstance(checkpoint, Pretrained):
+        labels, num_classes = checkpoint.labels, checkpoint.config.num_classes
+        if labels is not None and len(labels) != num_classes:
+            raise CheckpointError(
+                f"The model has {num_classes:,} outputs, but {len(labels):,} labels: give it as "
+                "many, or None."
+            )
         if hints or image_size is not None:
             raise ConfigError(
                 "The model is loaded already: give hints and image_size to load_pretrained."

@@ -35,6 +35,9 @@ def predict(
 ) -> Iterator[Prediction]:
     """Predicts images, in order, a batch at a time, as they are iterated over.
 
+    Of a model without a head there are features only: `classes` is empty. An image that cannot be
+    read has an `error`, and no classes.
+
     Args:
       checkpoint: WORKDIR or WORKDIR/checkpoints/STEP, or any checkpoint that
         `vit_jax.pretrained.load.load_pretrained` accepts; or a model that was loaded.
@@ -64,7 +67,6 @@ def predict(
         batch_size=batch_size,
         dtype=dtype,
     )
-    predictor.check_classifier()
     yield from predictor.predictions()
 
 

@@ -90,6 +90,8 @@ def _doubt(answer: Answer, grades: Mapping[str, str]) -> str:
     free = [grade for grade in grades.values() if grade != "fixed"]
     if free and all(grade in ("no", "at its bound") for grade in free):
         return f"The data determine no parameter of {answer.fitted_law.law.formula}."
+    if answer.fitted_law.law.name in ("power", "power_floor") and grades["c"] == "no":
+        return "No dependence on the scale is visible: the data do not determine the exponent c."
     return ""
 
 
