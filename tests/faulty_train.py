@@ -50,7 +50,7 @@ def plant() -> None:
         Batches.__next__ = next_batch
     if FAULT == "curves-slow":
         draw = figures.curves
-        figures.curves = lambda *paths: (time.sleep(15), draw(*paths))
+        figures.curves = lambda *paths, **options: (time.sleep(15), draw(*paths, **options))
     if FAULT in ("hidden-bytes", "disk-busy"):
         read, tries = Store._read, []
 

@@ -75,7 +75,7 @@ def test_a_repeatedly_killed_run_ends_in_the_same_bits(store, local, tmp_path):
     assert {name.split("/")[2] for name in objects if "/checkpoints/" in name} == {"35", "40"}
 
     code, out, err = call(store, "evaluate", "--workdir=gs://bucket/run")
-    assert code == 0 and "Written to gs://bucket/run." in out, err
+    assert code == 0 and "written  to gs://bucket/run" in out, err
     sample = tmp_path / "sample.png"
     sample.write_bytes(next(c for n, c in store.objects().items() if n.startswith("run/samples/")))
     code, out, err = call(
