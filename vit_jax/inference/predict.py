@@ -67,6 +67,8 @@ def predict(
         batch_size=batch_size,
         dtype=dtype,
     )
+    if predictor.model.config.num_classes:  # A head for regression predicts no classes.
+        predictor.check_classifier()
     yield from predictor.predictions()
 
 
