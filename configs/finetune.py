@@ -116,7 +116,7 @@ def _check(args: ConfigDict) -> None:
 def _own_images(c: ConfigDict, args: ConfigDict) -> None:
     """Sets the data, the optimizer and the length of a run on a folder of images."""
     layout = find_data(c.data, args.root)
-    c.data.split, c.data.test_fraction = layout.train, 0.2
+    c.data.split = layout.train
     # A power of two with at least eight batches an epoch, from 8 to 128.
     c.batch_size = min(128, max(8, 1 << (layout.num_examples // 8).bit_length() >> 1))
     c.total_epochs = args.epochs or 10.0

@@ -152,22 +152,6 @@ def test_a_csv_file_of_paths(tmp_path, separator):
     assert len(open_("b", **where)) == 4
 
 
-def test_a_table_without_splits_is_divided_by_its_paths(tmp_path):
-    paths = [f"{i}.png" for i in range(500)]
-
-    def files(split):
-        text = "image,label\n" + "".join(f"{path},{i % 2}\n" for i, path in enumerate(paths))
-        (tmp_path / "all.csv").write_text(text)
-        source = open_(split, source="table", data_dir=str(tmp_path / "all.csv"))
-        return {paths[int(source.describe(i).rpartition(" ")[2])] for i in range(len(source))}
-
-    train, test = files("train"), files("test")
-    assert not train & test and train | test == set(paths)
-    assert 25 < len(test) < 80
-    paths.insert(0, "new.png")  # Moves no other example.
-    assert files("train") - {"new.png"} == train
-
-
 def test_labels():
     def ids(*values, names=()):
         names, by_split = class_ids({"": pa.chunked_array([values])}, names=names, key="labels")

@@ -1,7 +1,6 @@
 """Sources: their examples and their errors."""
 
 import io
-import itertools
 import json
 import pathlib
 import pickle
@@ -15,7 +14,7 @@ from PIL import Image
 
 from tests.mock_tfds import mock_tfds
 from vit_jax.config import base_config
-from vit_jax.data import fashion_mnist, image_folder
+from vit_jax.data import fashion_mnist
 from vit_jax.data.base import split_range
 from vit_jax.data.decode import decode_image
 from vit_jax.data.image_folder import ImageFolder
@@ -167,60 +166,64 @@ def test_a_slice_has_a_fraction_of_every_class(tmp_path):
     assert 18 < cats < 42
 
 
-def test_a_folder_without_splits_is_always_split_in_the_same_way(tmp_path):
-    make_folder(tmp_path, splits=("",), per_class=150)
-
-    def split():
-        return [set(files_of(ImageFolder(tmp_path, split=s))) for s in ("train", "test")]
-
-    train, test = split()
-    assert not train & test
-    assert len(train | test) == 300
-    assert 15 < len(test) < 50
-    assert split() == [train, test]
-    # More files, even of another class, do not move others.
-    for i in range(50):
-        write_image(tmp_path / "ant" / f"{i}.png")
-    more_train, more_test = split()
-    assert train < more_train
-    assert test <= more_test
+def split_files(root, **settings):
+    """Returns the files of train and of test."""
+    return [set(files_of(ImageFolder(root, split=s, **settings))) for s in ("train", "test")]
 
 
-def write_test_images(root, classes, number):
-    """Writes `number` images of each class whose names all hash to the split "test"."""
-    for name in classes:
-        files = (f"{name}/{i}.png" for i in itertools.count())
-        in_test = (file for file in files if image_folder.uniform_hash(f"0/{file}") < 0.1)
-        for file in itertools.islice(in_test, number):
-            write_image(root / file)
+def of_class(files, name):
+    return sum(file.startswith(f"{name}/") for file in files)
 
 
-def files_by_split(root):
-    """Returns the files of each split; [] if it has none."""
-    files = []
-    for split in ("train", "test"):
-        try:
-            files.append(files_of(ImageFolder(root, split=split)))
-        except DataError:
-            files.append([])
-    return files
+def test_a_folder_without_splits_is_divided_by_class_and_always_in_the_same_way(tmp_path):
+    sizes = {"ant": 30, "bee": 61, "cow": 2, "dog": 12}
+    for name, size in sizes.items():
+        make_folder(tmp_path, splits=("",), classes=(name,), per_class=size)
+    train, test = split_files(tmp_path)
+    assert {name: of_class(test, name) for name in sizes} == {
+        "ant": 6, "bee": 12, "cow": 1, "dog": 2,
+    }  # fmt: skip
+    assert not train & test and len(train | test) == sum(sizes.values())
+    assert split_files(tmp_path) == [train, test]
+    _, most = split_files(tmp_path, test_fraction=0.999)
+    assert {name: of_class(most, name) for name in sizes} == {
+        name: size - 1 for name, size in sizes.items()
+    }
+    # An image that is added moves at most one other, which is of its class.
+    for i in range(20):
+        write_image(tmp_path / "ant" / f"more-{i}.png")
+        more_train, more_test = split_files(tmp_path)
+        moved = (train & more_test) | (test & more_train)
+        assert len(moved) == of_class(moved, "ant") <= 1
+        train, test = more_train, more_test
+    assert of_class(test, "ant") == 10
 
 
-@pytest.mark.parametrize("number", [1, 5])
-def test_every_class_has_an_image_to_train_on(tmp_path, caplog, number):
-    make_folder(tmp_path, splits=("",), classes=("ant", "bee"), per_class=30)
-    before = files_by_split(tmp_path)
-    assert "by chance" not in caplog.text
-    write_test_images(tmp_path, ("cow", "dog"), number)
-    train, test = files_by_split(tmp_path)
-    for name in ("cow", "dog"):
-        assert sum(file.startswith(name) for file in train) == 1
-        assert sum(file.startswith(name) for file in test) == number - 1
-        assert f"all images of the class '{name}' are in \"test\"" in caplog.text
-    # The split and order of the other classes do not change.
-    for old, new in zip(before, (train, test), strict=True):
-        assert [file for file in new if file[0] in "ab"] == old
-    assert files_by_split(tmp_path) == [train, test]
+def test_a_class_of_one_image_is_trained_on_and_said_so(tmp_path, caplog):
+    make_folder(tmp_path, splits=("",), classes=("ant", "bee"), per_class=1)
+    assert len(ImageFolder(tmp_path, split="train")) == 2
+    refuses(tmp_path, 'all are in "train" and "test" is empty', split="test")
+    assert "single image" not in caplog.text
+    make_folder(tmp_path, splits=("",), classes=("cow",), per_class=3)
+    train, test = split_files(tmp_path)
+    assert len(train) == 4 and {file.split("/")[0] for file in test} == {"cow"}
+    assert "has it in \"train\", and none in \"test\": 'ant', 'bee'." in caplog.text
+    assert "has no image of" not in caplog.text
+
+
+def test_tables_are_divided_like_folders(tmp_path):
+    """With labels of a folder's classes and its paths, the split is the folder's."""
+    make_folder(tmp_path, splits=("",), classes=("ant", "bee"), per_class=25)
+    paths = files_of(ImageFolder(tmp_path, split="all"))
+    rows = "".join(f"{path},{path.split('/')[0]}\n" for path in paths)
+    (tmp_path / "table.csv").write_text(f"image,label\n{rows}nowhere.png,\n")
+    for split, files in zip(
+        ("train", "test"), split_files(tmp_path, test_fraction=0.3), strict=True
+    ):
+        where = str(tmp_path / "table.csv")
+        table = open_(split, source="table", data_dir=where, test_fraction=0.3)
+        numbers = [int(table.describe(i).split()[-1]) for i in range(len(table))]
+        assert {paths[number] for number in numbers if number < len(paths)} == files
 
 
 def test_a_missing_class_in_a_split_causes_a_warning(tmp_path, caplog):
@@ -277,15 +280,15 @@ def test_a_file_that_was_deleted_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("root", "split", "fingerprint"),
     [
-        ("flat", "train", "7ee6bcec25e439edaf51440483280920"),
-        ("flat", "test", "59e247afb170d3245e703b57b2fb9b13"),
-        ("flat", "train[:50%]", "8f3b7ae1d182afb8e14b611fc8454d08"),
+        ("flat", "train", "4a9df969940bee9eb1fc7a969dfad2e9"),
+        ("flat", "test", "ed61111a50df9463ff0a931862c43181"),
+        ("flat", "train[:50%]", "04c23f8b081a59b2407fbe179449eba5"),
         ("split", "train", "48ce6576d0841a92e55a9d5958df7d3f"),
         ("split", "val[50%:]", "2dde4508688870e4c26058a788f43e34"),
     ],
 )
 def test_a_flat_folder_keeps_its_order_and_splits(tmp_path, root, split, fingerprint):
-    """The fingerprints were computed before nested folders were read: such a run continues."""
+    """A run continues while fingerprints stay: of "split" from before nested folders were read."""
     for folder in ("flat", "split/train", "split/val"):
         for name in ("cat", "größe 1"):
             (tmp_path / folder / name).mkdir(parents=True)
@@ -330,9 +333,6 @@ def test_folder_mistakes(tmp_path):
     refuses(tmp_path / "a", "differ in their class folders: train lacks Cat")
     (tmp_path / "b" / "cat").mkdir(parents=True)
     refuses(tmp_path / "b", "has no image in any class folder. Expected ROOT/SPLIT")
-    make_folder(tmp_path / "d", splits=("",), classes=("cat",), per_class=1)
-    assert len(ImageFolder(tmp_path / "d", split="train")) == 1
-    refuses(tmp_path / "d", 'is in "test"', split="test")
 
 
 def test_links_stay_inside_the_root(tmp_path):

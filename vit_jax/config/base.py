@@ -24,6 +24,9 @@ from vit_jax.errors import ConfigError, did_you_mean
 
 # The metrics of an evaluation of the type classification.
 CLASSIFICATION_METRICS = ("top1", "top5", "loss", "ece", "count")
+# Default of data.test_fraction; the same for all recipes and `vit-jax evaluate`, so that models
+# trained on a folder and others are evaluated on the same images.
+TEST_FRACTION = 0.2
 
 
 def base_config() -> ConfigDict:
@@ -74,8 +77,9 @@ def base_config() -> ConfigDict:
     # files, or saved by `save_to_disk`; a table FILE.csv or FILE.parquet; a{0..9}.tar.
     c.data.data_dir = ""
     c.data.follow_links = False  # Whether links in an image folder may lead out of it.
-    # Fraction of an image folder without split folders that is held out as "test".
-    c.data.test_fraction = 0.1
+    # Fraction of each class that is held out as "test" if an image folder, table or tar files have
+    # no splits of their own.
+    c.data.test_fraction = TEST_FRACTION
     c.data.manual_dir = ""  # Where files that cannot be downloaded are (Fashion-MNIST's four).
     c.data.split = "train"  # To train on; slices such as train[:99%] are allowed.
     c.data.classes = ()  # Class ids to keep; renumbered from 0. (): all.

@@ -6,6 +6,7 @@ sources         opens a data set by its config: `open_source`
   table_source, hf_datasets, webdataset    sources in files with many examples
   shards          reads these files by position
   subset          subsets of any source: classes, few-shot, random
+  held_out        train and test of data without splits of their own: `undivided_rows`
   layout          the splits and the size of a folder of images, for recipes
   listing         finds the images below a folder
   reading         reads a file, with bounds on its size and location

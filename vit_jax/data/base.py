@@ -29,6 +29,8 @@ class Source(abc.ABC):
       channels: of the stored images: 1 or 3. It is 3, the number after decoding, if images differ
         or have another format (palette, alpha, CMYK).
       multi_label: labels are multi-hot float32[num_classes] rather than one integer.
+      divided_from: the number of examples of which `vit_jax.data.held_out` chose the split; 0: the
+        data have splits of their own.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Source(abc.ABC):
     class_names: tuple[str, ...]
     channels: int = 3
     multi_label: bool = False
+    divided_from: int = 0
 
     @property
     def num_classes(self) -> int:
@@ -124,7 +127,7 @@ def split_range(split: str, *, num_examples: int) -> range:
     return positions
 
 
-# Splits of data that are not divided: train and test are chosen at random, all is both.
+# Splits of data that are not divided: `vit_jax.data.held_out` chooses train and test; all is both.
 UNDIVIDED_SPLITS = ("train", "test", "all")
 
 

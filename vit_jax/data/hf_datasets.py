@@ -42,6 +42,7 @@ def from_config(data_config: ConfigDict, *, split: str) -> TableSource:
         label_key=data_config.label_key,
         # The user's own cache may refer to files anywhere.
         follow_links=data_config.follow_links or bool(data_config.name),
+        test_fraction=data_config.test_fraction,
     )
 
 

@@ -1,11 +1,11 @@
 """A data set of image files in one folder per class."""
 
 import functools
-import hashlib
 import os
 import unicodedata
 from collections.abc import Sequence
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.data.base import (
@@ -19,12 +19,12 @@ from vit_jax.data.base import (
     split_range,
 )
 from vit_jax.data.decode import EXTENSIONS
+from vit_jax.data.held_out import TEST_FRACTION, listed, undivided_rows, uniform_hash
 from vit_jax.data.listing import Lister, skipped_files
 from vit_jax.data.reading import read_file
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.telemetry.notes import note
 
-TEST_FRACTION = 0.1  # Of a folder without split folders.
 _LAYOUT = (
     "Expected ROOT/SPLIT/CLASS/image.jpg; or ROOT/CLASS/image.jpg, of which data.test_fraction "
     f"({TEST_FRACTION:.0%} by default) becomes the test split. Image extensions: "
@@ -57,13 +57,10 @@ class ImageFolder(Source):
 
     The classes are the sorted names of the class folders; images may be in folders below these. The
     files of a split are in a pseudo-random order that depends only on their names, so a slice such
-    as train[:90%] has about the same fraction of every class. Without split folders, a hash of a
-    file's name decides whether it is in "test", with a probability of `test_fraction`, or in
-    "train"; "all" is both. So files that are added later move no other file, and a run is never
-    tested on images on which an earlier run, such as its `init_from`, was trained.
-
-    The exceptions: each class with several files has one in "test", chosen by name; and one in
-    "train", with a note if all would be in "test".
+    as train[:90%] has about the same fraction of every class. Without split folders,
+    `vit_jax.data.held_out` divides each class by hashes of the files' names: `test_fraction` of it
+    is in "test", and the rest in "train"; "all" is both. Each class of several files has one in
+    both. A file that is added moves at most one other of its class.
 
     A class folder without an image in any split is left out, with a note. Hidden files and folders
     (a leading dot) are ignored. Notes count the other files that are not images, and list classes
@@ -84,7 +81,7 @@ class ImageFolder(Source):
           root: the folder.
           split: a split, or a slice of one.
           follow_links: whether links may lead out of the root.
-          test_fraction: expected fraction of the images that are in "test" without split folders.
+          test_fraction: fraction of each class that is in "test" without split folders.
 
         Raises:
           DataError: the folder is missing or has no image, a class is missing from a split, the
@@ -107,30 +104,23 @@ class ImageFolder(Source):
             if others := [folder for folder in folders if folder not in splits]:
                 note(
                     f"{self._root} has a folder for each split ({', '.join(splits)}): its other "
-                    f"folders are not read ({_listed(others)})."
+                    f"folders are not read ({listed(others)})."
                 )
             self.class_names = self._common_classes(lister, splits)
             files = self._list(lister, name)
         else:
-            name = check_split(split, splits=UNDIVIDED_SPLITS, where=self._root)
+            check_split(split, splits=UNDIVIDED_SPLITS, where=self._root)  # Before it is listed.
             self.class_names = self._classes_with_images(lister, {"": set(folders)})
-            all_files = self._list(lister, "")
-            test = self._test_files(all_files, fraction=test_fraction)
-            if name == "train":
-                files = [file for file in all_files if file not in test]
-            else:
-                files = all_files if name == "all" else list(test)
-            if not files:
-                raise DataError(
-                    f'{self._root}: by chance, none of {len(all_files)} images is in "{name}". Add '
-                    f"images, or make split folders. {_LAYOUT}"
-                )
+            files = self._list(lister, "")
+            self.divided_from = len(files)
+            files = self._files_of_split(files, fraction=test_fraction)
         files.sort(key=self._order)
         positions = split_range(split, num_examples=len(files))
         self._files = files[positions.start : positions.stop]
         self._labels = {label: i for i, label in enumerate(self.class_names)}
-        if absent := sorted(set(self.class_names) - set(map(self._class_of, self._files))):
-            note(f'{self._root}: "{split}" has no image of {_listed(absent)}.')
+        absent = sorted(set(self.class_names) - set(map(self._class_of, self._files)))
+        if absent and not (self.divided_from and split == "test"):  # That one has its own note.
+            note(f'{self._root}: "{split}" has no image of {listed(absent)}.')
 
     def __len__(self) -> int:
         return len(self._files)
@@ -184,7 +174,7 @@ class ImageFolder(Source):
         if len(empty) == len(names):
             raise DataError(f"{self._root} has no image in any class folder. {_LAYOUT}")
         if empty:
-            note(f"{self._root}: omitted class folders without an image: {_listed(empty)}.")
+            note(f"{self._root}: omitted class folders without an image: {listed(empty)}.")
         return tuple(name for name in names if name not in empty)
 
     def _list(self, lister: Lister, folder: str) -> list[str]:
@@ -199,30 +189,18 @@ class ImageFolder(Source):
             note(f"{os.path.join(self._root, folder) if folder else self._root}: {skipped}")
         return images
 
-    def _test_files(self, files: Sequence[str], *, fraction: float) -> set[str]:
-        """Returns the files that are in "test" in a folder without split folders.
-
-        Those with a hash below the fraction; of each class also the file with the smallest hash,
-        and never the one with the largest.
-        """
-        hashes = {file: uniform_hash(f"0/{file}") for file in files}
-        ascending = sorted(files, key=hashes.__getitem__)
-        always_train = {self._class_of(file): file for file in ascending}
-        always_test = {self._class_of(file): file for file in reversed(ascending)}
-        for name, file in sorted(always_train.items()):
-            if hashes[file] < fraction:
-                note(
-                    f'{self._root}: by chance, all images of the class {name!r} are in "test". '
-                    f'{file} is moved to "train", which would have no image of this class. Add '
-                    "images, or make split folders."
-                )
-        in_test = {file for file in files if hashes[file] < fraction}
-        return (in_test | set(always_test.values())) - set(always_train.values())
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(repr, names[:5])) + more
+    def _files_of_split(self, files: Sequence[str], *, fraction: float) -> list[str]:
+        """Returns the files of the split, of all files of a folder without split folders."""
+        ids = {label: i for i, label in enumerate(self.class_names)}
+        rows = undivided_rows(
+            np.array([ids[self._class_of(file)] for file in files]),
+            np.array([uniform_hash(f"0/{file}") for file in files]),
+            split=self.split,
+            fraction=fraction,
+            class_names=self.class_names,
+            where=self._root,
+        )
+        return [files[row] for row in rows]
 
 
 def _check_unicode(names: Sequence[str], *, where: str) -> None:
@@ -236,9 +214,3 @@ def _check_unicode(names: Sequence[str], *, where: str) -> None:
                 "Unicode normalisation (a letter with its accent, or followed by it). Give them "
                 "the same name."
             )
-
-
-def uniform_hash(text: str) -> float:
-    """Returns a hash of the text that is uniform in [0, 1)."""
-    digest = hashlib.blake2b(os.fsencode(text), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64

@@ -73,8 +73,8 @@ class Lister:
         """Returns the names of a folder's subfolders, sorted."""
         return [entry.name for entry in self.entries(folder) if entry.is_dir()]
 
-    def files(self, folder: str) -> Iterator[str]:
-        """Yields all files below a folder, as paths from the root; hidden ones are left out.
+    def files(self, folder: str) -> Iterator[tuple[str, os.DirEntry]]:
+        """Yields all files below a folder, with paths from the root; hidden ones are left out.
 
         Raises:
           DataError: as `entries`.
@@ -84,19 +84,19 @@ class Lister:
             if entry.is_dir():
                 yield from self.files(path)
             else:
-                yield path
+                yield path, entry
 
     def images(self, folder: str) -> tuple[list[str], list[str]]:
         """Returns the images below a folder, and the other files; paths are from the root."""
         images, others = [], []
-        for path in self.files(folder):
-            usable = is_image(path) and os.path.isfile(os.path.join(self.root, path))
-            (images if usable else others).append(path)
+        for path, entry in self.files(folder):
+            # `is_file` of an entry needs no access to the disk, as a path's would.
+            (images if is_image(path) and entry.is_file() else others).append(path)
         return images, others
 
     def has_image(self, folder: str) -> bool:
         """Whether there is an image below a folder; stops at the first."""
-        return any(map(is_image, self.files(folder)))
+        return any(is_image(path) for path, _ in self.files(folder))
 
     def _check_link(self, entry: os.DirEntry) -> None:
         target = os.path.realpath(entry.path)

@@ -33,6 +33,7 @@ class Subset(Source):
         self._source, self._ids, self._fingerprint = source, ids, fingerprint
         self.name, self.split, self.channels = source.name, source.split, source.channels
         self.class_names, self.multi_label = source.class_names, source.multi_label
+        self.divided_from = source.divided_from
         self._new_label = None
         if classes is not None:
             self._new_label = {label: i for i, label in enumerate(classes)}

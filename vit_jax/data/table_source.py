@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from ml_collections import ConfigDict
 
-from vit_jax.data.base import UNDIVIDED_SPLITS, Example, Source, check_split, digest
-from vit_jax.data.image_folder import uniform_hash
+from vit_jax.data.base import Example, Source, check_split, digest
+from vit_jax.data.held_out import TEST_FRACTION, undivided_rows, uniform_hash
 from vit_jax.data.reading import MAX_BYTES, link_target_outside, read_file
 from vit_jax.data.shards.labels import class_ids
 from vit_jax.data.shards.rows import Rows, open_rows
-from vit_jax.data.shards.splits import files_by_split, row_hashes, slice_rows, split_randomly
+from vit_jax.data.shards.splits import files_by_split, row_hashes, slice_rows
 from vit_jax.errors import ConfigError, DataError, did_you_mean
 
 # Untyped: pyarrow makes these functions when it is imported.
@@ -49,6 +49,7 @@ def from_config(data_config: ConfigDict, *, split: str) -> "TableSource":
         image_key=data_config.image_key,
         label_key=data_config.label_key,
         follow_links=data_config.follow_links,
+        test_fraction=data_config.test_fraction,
     )
 
 
@@ -91,9 +92,10 @@ class TableSource(Source):
     """Rows of a table: the image is a cell's bytes, or a path relative to the table's folder.
 
     The rows of a split are in the order of the files. If no file's name contains a split, the
-    column "split" says it; without this column, a hash of the path, or else of the row's number,
-    decides, as in an image folder. A slice such as train[:90%] is one of the hashes' order, so that
-    it has about the same fraction of every class in a sorted table.
+    column "split" says it; without this column, `vit_jax.data.held_out` divides each class by
+    hashes of the paths, or else of the rows' numbers, as in an image folder. A slice such as
+    train[:90%] is one of the hashes' order, so that it has about the same fraction of every class
+    in a sorted table.
 
     The classes are those that Hugging Face's `ClassLabel` declares in the table's metadata, or else
     `vit_jax.data.shards.labels.class_ids` of all splits.
@@ -109,6 +111,7 @@ class TableSource(Source):
         image_key: str,
         label_key: str,
         follow_links: bool = False,
+        test_fraction: float = TEST_FRACTION,
     ):
         """Reads the labels, and the paths of images if there are any; no image.
 
@@ -120,6 +123,7 @@ class TableSource(Source):
           image_key: column of the images.
           label_key: column of the labels.
           follow_links: whether paths may lead out of `root`.
+          test_fraction: fraction of each class that is in "test" if the rows are not divided.
 
         Raises:
           ConfigError: a column does not exist, or has another type.
@@ -144,7 +148,7 @@ class TableSource(Source):
         part, rows = "", np.arange(0)
         if "" in tables:
             hashes, self._paths_digest = self._hashes(tables[""])
-            rows = self._rows_of_split(tables[""], hashes)
+            rows = self._rows_of_split(tables[""], labels[""], hashes, fraction=test_fraction)
         else:
             part = check_split(split, splits=list(tables), where=name)
             hashes, self._paths_digest = self._hashes(tables[part])
@@ -163,7 +167,14 @@ class TableSource(Source):
         hashes = np.array([uniform_hash(f"0/{path}") for path in paths])
         return hashes, digest(*(path or "" for path in paths))
 
-    def _rows_of_split(self, table: Rows, hashes: Float[np.ndarray, "n"]) -> np.ndarray:
+    def _rows_of_split(
+        self,
+        table: Rows,
+        labels: Int32[np.ndarray, "n"],
+        hashes: Float[np.ndarray, "n"],
+        *,
+        fraction: float,
+    ) -> np.ndarray:
         """Returns the rows of the split of a table that has all splits, ascending."""
         if SPLIT_COLUMN in table.schema.names:
             values = table.column(SPLIT_COLUMN)
@@ -171,8 +182,15 @@ class TableSource(Source):
             name = check_split(self.split, splits=names, where=self.name)
             is_in = pc.equal(pc.cast(values, pa.string()), name)
             return np.flatnonzero(pc.fill_null(is_in, False).to_numpy())
-        name = check_split(self.split, splits=UNDIVIDED_SPLITS, where=self.name)
-        return split_randomly(hashes, name=name)
+        self.divided_from = len(table)
+        return undivided_rows(
+            labels,
+            hashes,
+            split=self.split,
+            fraction=fraction,
+            class_names=self.class_names,
+            where=self.name,
+        )
 
     def __len__(self) -> int:
         return len(self._rows)

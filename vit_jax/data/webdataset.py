@@ -9,12 +9,13 @@ import re
 import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax.data.base import UNDIVIDED_SPLITS, Example, Source, check_split, digest
+from vit_jax.data.base import Example, Source, check_split, digest
+from vit_jax.data.held_out import TEST_FRACTION, undivided_rows
 from vit_jax.data.reading import MAX_BYTES, read_at
 from vit_jax.data.shards import tar
 from vit_jax.data.shards.index import open_index
 from vit_jax.data.shards.labels import class_ids
-from vit_jax.data.shards.splits import files_by_split, row_hashes, slice_rows, split_randomly
+from vit_jax.data.shards.splits import files_by_split, row_hashes, slice_rows
 from vit_jax.errors import ConfigError, DataError
 
 _NAMES = "classnames.txt"  # A class name in each line, beside the tar files.
@@ -39,6 +40,7 @@ def from_config(data_config: ConfigDict, *, split: str) -> "WebDataset":
         split=split,
         image_key=data_config.image_key,
         label_key=data_config.label_key,
+        test_fraction=data_config.test_fraction,
     )
 
 
@@ -95,15 +97,21 @@ class WebDataset(Source):
     """The samples of tar files that have an image, in the order of the files.
 
     A split is the files whose name contains it, such as train-000.tar or val/0.tar. If no name
-    does, a hash of a sample's number decides whether it is in "test", and a slice such as
-    train[:90%] is one of the hashes' order, as for tables.
+    does, `vit_jax.data.held_out` divides each class by hashes of the samples' numbers, and a slice
+    such as train[:90%] is one of the hashes' order, as for tables.
 
     The classes are named by a file `classnames.txt` beside the tar files, or else they are
     `vit_jax.data.shards.labels.class_ids` of all splits.
     """
 
     def __init__(
-        self, where: str, *, split: str, image_key: str = "image", label_key: str = "label"
+        self,
+        where: str,
+        *,
+        split: str,
+        image_key: str = "image",
+        label_key: str = "label",
+        test_fraction: float = TEST_FRACTION,
     ):
         """Opens the index of the files, or makes it.
 
@@ -112,6 +120,7 @@ class WebDataset(Source):
           split: a split, or a slice of one.
           image_key: see `vit_jax.data.shards.tar.scan`.
           label_key: the same.
+          test_fraction: fraction of each class that is in "test" if no file names a split.
 
         Raises:
           ConfigError: labels are of a type that cannot be classes.
@@ -139,8 +148,15 @@ class WebDataset(Source):
         )
         hashes = row_hashes(len(self._index))
         if "" in by_split:
-            name = check_split(split, splits=UNDIVIDED_SPLITS, where=where)
-            rows = split_randomly(hashes, name=name)
+            self.divided_from = len(self._index)
+            rows = undivided_rows(
+                ids[""],
+                hashes,
+                split=split,
+                fraction=test_fraction,
+                class_names=self.class_names,
+                where=where,
+            )
         else:
             name = check_split(split, splits=list(by_split), where=where)
             of_split = np.repeat(list(by_split), [len(names) for names in by_split.values()])

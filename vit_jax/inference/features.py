@@ -39,8 +39,8 @@ def evaluate_features(task: Task, methods: Iterable[str], *, train_split: str) -
     """Evaluates the model's features.
 
     Args:
-      task: the model and the examples to evaluate; if these are all images of a folder without
-        folders for splits, its test split is taken.
+      task: the model and the examples to evaluate; if these are all of data that are not
+        divided, the test split is taken.
       methods: some of `METHODS`.
       train_split: whose features and labels are used.
 

@@ -12,7 +12,7 @@ from vit_jax.data.base import Source
 from vit_jax.data.locate import locate_data
 from vit_jax.errors import ConfigError
 from vit_jax.evals.evaluator import warn_of_bad
-from vit_jax.inference.datasets import open_split
+from vit_jax.inference.datasets import describe_division, open_split
 from vit_jax.inference.folders import folder_of_run, folder_on_data
 from vit_jax.inference.model import Model
 from vit_jax.inference.progress import OnProgress, counted
@@ -56,6 +56,11 @@ class Task:
         return folder_on_data(
             self.model.checkpoint, run, data=source.name, split=source.split, settings=changed
         )
+
+    def note_on_split(self, source: Source) -> str:
+        """Returns which images a split has, if the data are not divided into splits; else ""."""
+        fraction = self.model.evaluator.config.data.test_fraction
+        return describe_division(source, test_fraction=fraction)
 
     def on_bad(self, source: Source) -> Callable[[int, str], None] | None:
         """Returns the function for bad examples; None: they are errors."""

@@ -30,7 +30,8 @@ CHECKPOINTS = "checkpoints"
 _OTHER_EXAMPLES = (
     "\nAnother fingerprint: the examples or their order have changed (files were added, removed, "
     "renamed or moved, or it is another version of the data set). Restore them, and the run "
-    "continues exactly."
+    "continues exactly. Data without splits of their own: since release 0.2.0 the test split is "
+    "stratified by class, so a run that began before was trained on some of what is tested now."
 )
 
 _OTHER_LENGTH = (

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from vit_jax.data.base import SPLITS, split_range
-from vit_jax.data.image_folder import TEST_FRACTION
 from vit_jax.errors import DataError
 
 _SHARD = re.compile(r"(?P<split>.+)-\d+-of-\d+")  # As in train-00000-of-00002.parquet.
@@ -50,16 +49,6 @@ def files_by_split(files: Iterable[str], *, root: str) -> dict[str, list[str]]:
             f"{splits[''][0]}. Give each file the name of its split, or move the others away."
         )
     return splits
-
-
-def split_randomly(hashes: Float[np.ndarray, "n"], *, name: str) -> Int64[np.ndarray, "m"]:
-    """Returns the rows of "train", "test" or "all" of a data set without splits, ascending.
-
-    A row is in "test" if its hash is below `TEST_FRACTION`: rows that are added move no other row.
-    """
-    if name == "all":
-        return np.arange(len(hashes))
-    return np.flatnonzero((hashes < TEST_FRACTION) == (name == "test"))
 
 
 def slice_rows(
