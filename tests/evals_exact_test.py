@@ -14,7 +14,7 @@ from tests.conftest import campaign, slow
 from tests.small_run import small_config
 from vit_jax.data.sources import open_source
 from vit_jax.evals import Classification
-from vit_jax.evals.build import build_evals
+from vit_jax.evals.build import build_evals, open_splits
 from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import Vit, read_section
 from vit_jax.parallel.mesh import make_mesh
@@ -131,9 +131,8 @@ def test_a_vit_measures_the_same_on_every_mesh(mesh):
             params = {**params, "head": {**params["head"], "kernel": head}}
             params = jax.device_put(params, param_shardings(params, grid))
             periods = dict.fromkeys(config.evals, 0)
-            evals = build_evals(
-                Evaluator(config, cfg, grid), class_names=list("0123456789"), every_steps=periods
-            )
+            splits = open_splits(config, class_names=list("0123456789"))
+            evals = build_evals(Evaluator(config, cfg, grid), sources=splits, every_steps=periods)
             with jax.transfer_guard("disallow"):
                 return {name: entry.run(params) for name, entry in evals.items()}
 

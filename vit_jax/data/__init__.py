@@ -21,6 +21,7 @@ transforms      crop, flip, normalise, ... as plain config data: `compose`, `OPS
 pipeline        global batches on the mesh: `train_batches`, `eval_batches`
   batches         their iterator: prefetches blocks and transfers them to the devices
   blocks          loads examples in threads and worker processes
+  headers         finds broken files before a run begins: `check_headers`
   bad_examples    the report of skipped examples
 mixing          Mixup and CutMix, inside the jitted step: `mix`
 """

@@ -58,6 +58,10 @@ class Source(abc.ABC):
         """Returns the location of an example, for messages: a file, or a position in the split."""
         return f"{self.name} {self.split}[{index}]"
 
+    def file(self, index: int) -> str | None:
+        """Returns the path of the file that is the example's image; None: it is in no own file."""
+        return None
+
     @property
     def fingerprint(self) -> str:
         """A digest that differs for other examples and for another order of the same examples.

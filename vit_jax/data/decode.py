@@ -45,6 +45,9 @@ _PNG_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 # Formats whose 16-bit pixels Pillow opens in its 32-bit mode I (PNG: before Pillow 11).
 _16_BIT_AS_MODE_I = ("PNG", "PPM")
 
+# How a complete file ends: with the marker EOI; with the chunk IEND.
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
+
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE = {  # EXIF orientation -> the operation that undoes it.
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -120,6 +123,22 @@ def _strip_png(data: bytes) -> bytes:
     return b"".join([*chunks, data[start:]])
 
 
+def is_plausible_file(path: str) -> bool:
+    """Whether a file has an image's header, and an end of its format; decodes no pixel.
+
+    False is no proof that it is broken: `decode_image` accepts some bytes after a JPEG's end, and
+    broken comments of a PNG.
+    """
+    try:
+        with open(path, "rb") as file:
+            image = Image.open(file, formats=FORMATS)
+            kind, is_small = image.format or "", image.width * image.height <= _max_pixels(image)
+            file.seek(-min(len(_ENDS.get(kind, b"")), file.seek(0, io.SEEK_END)), io.SEEK_END)
+            return is_small and file.read() == _ENDS.get(kind, b"")
+    except Exception:  # On a broken file, Pillow's readers raise nearly every type.
+        return False
+
+
 def decode_pillow(
     image: Image.Image, *, channels: int = 3, exif: bool = True
 ) -> UInt8[np.ndarray, "h w c"]:
@@ -158,13 +177,12 @@ def _open(data: bytes) -> Image.Image:
         raise
     except Exception as e:  # As above.
         raise _broken("", data, e) from e
-    limit, limit_name = MAX_PIXELS, "MAX_PIXELS"
-    if image.format == "JPEG2000":
-        limit, limit_name = MAX_PIXELS_JPEG2000, "MAX_PIXELS_JPEG2000"
-    if image.width * image.height > limit:
+    if image.width * image.height > _max_pixels(image):
+        limit_name = "MAX_PIXELS_JPEG2000" if image.format == "JPEG2000" else "MAX_PIXELS"
         raise DataError(
-            f"The image is too large: {image.width}x{image.height} is more than {limit} pixels "
-            f"(vit_jax.data.decode.{limit_name}). Scale it down beforehand."
+            f"The image is too large: {image.width}x{image.height} is more than "
+            f"{_max_pixels(image)} pixels (vit_jax.data.decode.{limit_name}). Scale it down "
+            "beforehand."
         )
     if image.format in ("JPEG", "MPO") and (scans := _count_scans(data)) > MAX_SCANS:
         raise DataError(
@@ -172,6 +190,10 @@ def _open(data: bytes) -> Image.Image:
             "would take too long. Encode it again."
         )
     return image
+
+
+def _max_pixels(image: Image.Image) -> int:
+    return MAX_PIXELS_JPEG2000 if image.format == "JPEG2000" else MAX_PIXELS
 
 
 def _count_scans(data: bytes) -> int:

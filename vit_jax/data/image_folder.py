@@ -135,6 +135,9 @@ class ImageFolder(Source):
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._files[index])
 
+    def file(self, index: int) -> str | None:
+        return self.describe(index)
+
     @functools.cached_property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  # Also read-only.
         return digest(*self.class_names, "", *self._files)

@@ -55,6 +55,9 @@ class Subset(Source):
     def describe(self, index: int) -> str:
         return self._source.describe(int(self._ids[index]))
 
+    def file(self, index: int) -> str | None:
+        return self._source.file(int(self._ids[index]))
+
     @property
     def fingerprint(self) -> str:
         return digest(self._source.fingerprint, self._fingerprint)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from jaxtyping import PyTree
+from ml_collections import FrozenConfigDict
 
 from vit_jax.data import pipeline
 from vit_jax.data.base import Source
@@ -57,25 +58,18 @@ class Evaluation:
         )
 
 
-def build_evals(
-    evaluator: Evaluator, *, class_names: Sequence[str], every_steps: Mapping[str, int]
-) -> dict[str, Evaluation]:
-    """Returns the evaluations of `config.evals` by name.
-
-    Opens each split and prepares its first example now, so that a mistake does not show only at the
-    first evaluation, hours into a run.
+def open_splits(config: FrozenConfigDict, *, class_names: Sequence[str]) -> dict[str, Source]:
+    """Opens the splits of `config.evals`, by the names of the evaluations.
 
     Args:
-      evaluator: the evaluator of the run.
+      config: the config of the run.
       class_names: classes of the training split.
-      every_steps: number of updates between evaluations, by name; 0: only at the end.
 
     Raises:
       ConfigError: an entry has an unknown type.
-      DataError: a split does not exist, has other classes, or its images cannot be prepared.
+      DataError: a split does not exist, or has other classes.
     """
-    config, evals = evaluator.config, {}
-    classification = evaluator.classification()
+    sources = {}
     for name, entry in config.evals.items():
         if entry.get("type") not in TYPES:
             raise ConfigError(
@@ -89,6 +83,29 @@ def build_evals(
                 f"{_format_classes(source.class_names)}, and {config.data.split} has "
                 f"{_format_classes(class_names)}: they must be the same."
             )
+        sources[name] = source
+    return sources
+
+
+def build_evals(
+    evaluator: Evaluator, *, sources: Mapping[str, Source], every_steps: Mapping[str, int]
+) -> dict[str, Evaluation]:
+    """Returns the evaluations of `config.evals` by name.
+
+    Prepares the first example of each split now, so that a mistake does not show only at the first
+    evaluation, hours into a run.
+
+    Args:
+      evaluator: the evaluator of the run.
+      sources: the result of `open_splits`.
+      every_steps: number of updates between evaluations, by name; 0: only at the end.
+
+    Raises:
+      DataError: the images of a split cannot be prepared.
+    """
+    config, evals = evaluator.config, {}
+    classification = evaluator.classification()
+    for name, source in sources.items():
         load = ExampleLoader(source, evaluator.transform(), 0)
         pipeline.first_example(load, skip_bad=config.data.on_bad == "skip")
 

@@ -10,6 +10,7 @@ from ml_collections import FrozenConfigDict
 from vit_jax.config import validate
 from vit_jax.data import transforms
 from vit_jax.data.base import Source
+from vit_jax.data.headers import check_headers
 from vit_jax.data.sources import open_source
 from vit_jax.data.subset import few_shot, random_subset
 from vit_jax.errors import ConfigError, DataError, VitJaxError
@@ -173,15 +174,21 @@ def _check(
         random_subset(source, config.data.examples, seed=config.seed)
     if config.data.shots and config.data.source != "tfds":  # That would read every label.
         few_shot(source, config.data.shots, seed=config.seed)
-    for entry in config.evals.values():
-        _, reason = _open(_source_keys(config), entry.split)
+    splits = (config.data.split, *(entry.split for entry in config.evals.values()))
+    for split in splits:
+        _, reason = _open(_source_keys(config), split)
         if reason:
             raise DataError(reason)
+    if config.data.on_bad != "skip" and (reason := _broken(_source_keys(config), splits)):
+        raise DataError(reason)
 
 
 def _source_keys(config: FrozenConfigDict, **changes: Any) -> str:
     """Returns the keys that say which data set it is, with changes, as JSON."""
-    keys = ("source", "name", "data_dir", "manual_dir", "image_key", "label_key", "classes")
+    keys = (
+        "source", "name", "data_dir", "manual_dir", "image_key", "label_key", "classes",
+        "follow_links", "test_fraction",
+    )  # fmt: skip
     return json.dumps({key: config.data[key] for key in keys} | changes)
 
 
@@ -196,3 +203,14 @@ def _open(source_keys: str, split: str) -> tuple[Source | None, str]:
     except VitJaxError as error:
         return None, str(error).splitlines()[0]
     return source, ""
+
+
+@functools.cache
+def _broken(source_keys: str, splits: tuple[str, ...]) -> str:
+    """Returns an error that names the broken files of the splits; "" if none is found."""
+    sources = [source for split in splits if (source := _open(source_keys, split)[0])]
+    try:
+        check_headers(sources, skip_bad=False)
+    except DataError as error:
+        return str(error)
+    return ""

@@ -14,10 +14,11 @@ from vit_jax.data import pipeline, transforms
 from vit_jax.data.base import Source
 from vit_jax.data.batches import Batches, LoaderOptions
 from vit_jax.data.blocks import Transform
+from vit_jax.data.headers import check_headers
 from vit_jax.data.sources import open_source
 from vit_jax.data.subset import few_shot, random_subset
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.evals.build import Evaluation, build_evals
+from vit_jax.evals.build import Evaluation, build_evals, open_splits
 from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import (
     ModelConfig,
@@ -145,10 +146,10 @@ class Experiment:
         )
         steps = total_steps(config, len(source))
         periods = Periods.of(config, total_steps=steps, num_examples=len(source))
+        splits = open_splits(config, class_names=source.class_names)
+        check_headers([source, *splits.values()], skip_bad=config.data.on_bad == "skip")
         evals = build_evals(
-            Evaluator(config, model, mesh),
-            class_names=source.class_names,
-            every_steps=periods.evaluate,
+            Evaluator(config, model, mesh), sources=splits, every_steps=periods.evaluate
         )
         for name, evaluation in evals.items():
             if evaluation.num_examples < _FEW:
