@@ -13,6 +13,8 @@ from vit_jax.data import headers
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.data.subset import random_subset
 from vit_jax.errors import DataError
+from vit_jax.sweeps.costs import cost
+from vit_jax.sweeps.plan import PlannedRun
 
 
 def encoded(kind):
@@ -81,3 +83,11 @@ def test_a_run_does_not_begin_with_broken_files(folder, tmp_path):
     with pytest.raises(DataError, match=r"(?s)^2 of 22 checked.*(cut\.jpg.*empty|empty.*cut\.jpg)"):
         train_on_one(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    # A dry run says the same, and nothing where the files are whole.
+    with pytest.raises(DataError, match=r"^2 of 22 checked images"):
+        cost(PlannedRun("broken", {}, (), config, tmp_path / "run"))
+    (folder / "train/cat/cut.jpg").unlink()
+    (folder / "test/cat/empty.png").unlink()
+    folder = folder.rename(tmp_path.with_name("whole"))
+    config = small_config(**on(folder, data__follow_links=True))
+    cost(PlannedRun("whole", {}, (), config, tmp_path / "run"))

@@ -52,7 +52,7 @@ def undivided_rows(
         if name == "test":
             raise DataError(
                 f'{where}: no class has two images, so all are in "train" and "test" is empty. Add '
-                "images, or name the split train or all."
+                "images, at least two of a class, or evaluate on the split train."
             )
     elif single := [class_names[i] for i in np.flatnonzero(counts == 1)]:
         note(
