@@ -8,11 +8,15 @@ import jax
 import numpy as np
 import pytest
 import scipy.special
+from ml_collections import ConfigDict
 
 from tests.commands import call
 from tests.config_cases import get_config
+from tests.data_fingerprint_test import on
 from tests.images import make
+from tests.small_run import run
 from tests.tiny_checkpoints import VIT, tiny
+from vit_jax.config import classification_eval
 from vit_jax.data.sources import open_source
 from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.inference.evaluate import evaluate
@@ -192,6 +196,24 @@ def test_a_run_on_other_data(plain_run, images):
     evaluation = evaluate(plain_run, images, method="knn")
     assert evaluation.folder == plain_run / "evaluation-images-test-knn"
     assert evaluation.settings["image_size"] == [8, 8]
+
+
+@pytest.mark.slow  # It trains.
+def test_a_run_whose_test_images_have_changed_says_so(tmp_path, images):
+    shutil.copytree(images, tmp_path / "images")
+    test = ConfigDict({"test": classification_eval(split="test", every_steps=1)})
+    run(tmp_path / "run", **on(tmp_path / "images", evals=test))
+    by_workdir, by_data = (
+        evaluate(tmp_path / "run"),
+        evaluate(tmp_path / "run", tmp_path / "images"),
+    )
+    assert by_workdir.report.count == by_data.report.count == 12
+    assert len(by_workdir.notes) == len(by_data.notes) == 1
+    for path in list((tmp_path / "images" / "flower").iterdir()):
+        shutil.copy(path, path.with_stem(f"again-{path.stem}"))
+    for evaluation in (evaluate(tmp_path / "run"), evaluate(tmp_path / "run", tmp_path / "images")):
+        assert "test is 16 of its 80 images" in evaluation.notes[-2]
+        assert "may have been trained on some" in evaluation.notes[-1]
 
 
 def test_the_command(checkpoint, images, tmp_path):

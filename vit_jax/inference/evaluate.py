@@ -100,8 +100,7 @@ def evaluate(
         else:
             with _explained(notes[len(model.notes) :]):
                 measured = features.evaluate_features(task, methods, train_split=train_split)
-    if division := task.note_on_split(measured.source):
-        notes.append(division)
+    notes += task.notes_on_split(measured.source)
     changed = [method] if method not in ("auto", "classifier") else []
     if image_size is not None:
         changed.append("x".join(map(str, model.config.image_size)))

@@ -57,10 +57,28 @@ class Task:
             self.model.checkpoint, run, data=source.name, split=source.split, settings=changed
         )
 
-    def note_on_split(self, source: Source) -> str:
-        """Returns which images a split has, if the data are not divided into splits; else ""."""
+    def notes_on_split(self, source: Source) -> list[str]:
+        """Returns which images a split has, if the data are not divided into splits.
+
+        Also if a run was evaluated on others: those that have moved into its test split, it may
+        have been trained on.
+        """
         fraction = self.model.evaluator.config.data.test_fraction
-        return describe_division(source, test_fraction=fraction)
+        division = describe_division(source, test_fraction=fraction)
+        if not division:
+            return []
+        run = self.model.run
+        if run is None or not (self.own_data or self.default_split):
+            return [division]
+        names = [name for name, entry in run.config.evals.items() if entry.split == source.split]
+        before = run.dataset.get("evals", {})
+        if all(before.get(name, source.fingerprint) == source.fingerprint for name in names):
+            return [division]
+        changed = (
+            "has other images than when the run was trained (files have changed, or the run is of "
+            "an older release): it may have been trained on some of them"
+        )
+        return [division, f"{source.split} {changed}"]
 
     def on_bad(self, source: Source) -> Callable[[int, str], None] | None:
         """Returns the function for bad examples; None: they are errors."""
