@@ -113,8 +113,8 @@ class Predictor:
     def check_classifier(self) -> None:
         """Raises CheckpointError if the model predicts no classes."""
         self.model.check_classifier(
-            "Compute its features (vit-jax predict --features=FILE.parquet), or fine-tune it, see "
-            "`vit-jax config finetune`."
+            "Compute its features (model(images) in Python, or vit-jax predict "
+            "--features=FILE.parquet), or fine-tune it, see `vit-jax config finetune`."
         )
 
     def num_features(self) -> int:

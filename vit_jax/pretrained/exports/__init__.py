@@ -84,11 +84,12 @@ def check_destination(path: str | os.PathLike, *, to: str, dtype: str) -> epath.
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r} is not supported. Accepted: {', '.join(DTYPES)}.")
     if dtype != "float32" and to in ("orbax", "stablehlo", "onnx"):
-        raise CheckpointError(f"--to={to} writes float32 only, not {dtype}.")
+        raise CheckpointError(f"The format {to} has float32 only, not {dtype}.")
     target = storage.as_path(path, name="the destination")
     if to != "orbax" and not storage.is_local(target):
         raise CheckpointError(
-            f"{target}: --to={to} writes local files only. Name a local path, and copy the result."
+            f"{target}: the format {to} writes local files only. Name a local path, and "
+            "copy the result."
         )
     try:
         exists = storage.exists(target)
@@ -164,7 +165,7 @@ def _loss_note(pretrained: Pretrained, to: str) -> tuple[str, ...]:
         return (f"the head's loss is {loss}: do not take the softmax of its outputs",)
     return (
         f"the file does not state that the head's loss is {loss}: load it with "
-        f"--hints=loss={pretrained.loss or REGRESSION}",
+        f"the hint loss={pretrained.loss or REGRESSION}",
     )
 
 
