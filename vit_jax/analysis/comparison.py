@@ -1,6 +1,7 @@
 """Compares runs: how their configs differ, what they cost, and what their evaluations gave."""
 
 import dataclasses
+import io
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,15 +15,15 @@ from rich.text import Text
 
 from vit_jax.analysis.overlay import overlay
 from vit_jax.analysis.runs import Point, Run, read_runs
-from vit_jax.telemetry.progress import format_duration
+from vit_jax.telemetry.progress import format_duration, wide_console
 
 # In characters: a longer value of a key has a line of its own for each run, wrapped at this width.
 _LONGEST_CELL, _WIDTH = 24, 100
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
-    """Runs side by side; every list has a value for each run, in their order.
+    """Runs side by side, shown as tables; every list has a value for each run, in their order.
 
     Attributes:
       runs: what their work directories say.
@@ -38,6 +39,12 @@ class Comparison:
     differences: Mapping[str, list[Any]]
     last: Mapping[str, list[Point | None]]
     best: Mapping[str, list[Point | None]]
+
+    def __repr__(self) -> str:
+        """Returns the text of `tables`."""
+        text = io.StringIO()
+        wide_console(text).print(self.tables())
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def tables(self) -> Group:
         """Returns three tables with a column for each run: cost, evaluations, differing keys."""

@@ -35,8 +35,9 @@ def predict(
 ) -> Iterator[Prediction]:
     """Predicts images, in order, a batch at a time, as they are iterated over.
 
-    Of a model without a head there are features only: `classes` is empty. An image that cannot be
-    read has an `error`, and no classes.
+    Of a model without a head there are features only: `classes` is empty. A file that cannot be read
+    as an image raises nothing: its prediction has the reason in `error`, "" for all others; its
+    `classes` and `probabilities` are empty, and its `features` are None.
 
     Args:
       checkpoint: WORKDIR or WORKDIR/checkpoints/STEP, or any checkpoint that
@@ -48,8 +49,14 @@ def predict(
       batch_size: images at a time. None: 64, or that of the run if it is smaller.
       dtype: of the computation: float32 or bfloat16. None: as it was trained or published.
 
+    Returns:
+      An iterator of `vit_jax.inference.prediction.Prediction`. The checkpoint is loaded, and errors
+      are raised, when the first one is asked for.
+
     Raises:
-      VitJaxError: the checkpoint cannot be used, or there is nothing to predict.
+      CheckpointError: the checkpoint cannot be read, or its head is for regression.
+      ConfigError: an argument is invalid.
+      DataError: a path does not exist, or there is no image.
 
     Example:
       >>> from PIL import Image

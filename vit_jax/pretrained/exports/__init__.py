@@ -16,10 +16,8 @@ import shutil
 from etils import epath
 
 from vit_jax import storage
-from vit_jax.checkpoints.faults import differences
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
-from vit_jax.models import param_shapes
-from vit_jax.parallel.rules import named_leaves
+from vit_jax.pretrained.consistency import check_params
 from vit_jax.pretrained.exports import google, huggingface, programs, timm, workdir
 from vit_jax.pretrained.exports.base import DTYPES
 from vit_jax.pretrained.load import Pretrained
@@ -106,14 +104,7 @@ def _check_consistency(pretrained: Pretrained) -> None:
     A caller may have replaced the parameters, the labels or the config, one without the others.
     """
     config, labels = pretrained.config, pretrained.labels
-    expected = named_leaves(param_shapes(config))
-    if lines := differences(named_leaves(pretrained.params), expected, source="params"):
-        raise CheckpointError(
-            "The parameters are not those of the model's config:\n"
-            + "\n".join(lines)
-            + "\nReplace params and config together: load_pretrained(..., num_classes=N) and "
-            "create(...) return a model whose parameters fit."
-        )
+    check_params(pretrained.params, config)
     if labels and config.num_classes and len(labels) != config.num_classes:
         raise CheckpointError(
             f"The model has {config.num_classes:,} outputs, but {len(labels):,} labels: pass one "
