@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.constrain import Constrain
 from rich.padding import Padding
 from rich.table import Table
@@ -15,10 +15,10 @@ from rich.text import Text
 
 from vit_jax.analysis.overlay import overlay
 from vit_jax.analysis.runs import Point, Run, read_runs
-from vit_jax.telemetry.progress import format_duration, wide_console
+from vit_jax.telemetry.progress import format_duration
 
 # In characters: a longer value of a key has a line of its own for each run, wrapped at this width.
-_LONGEST_CELL, _WIDTH = 24, 100
+_LONGEST_CELL, _WIDTH, _REPR_WIDTH = 24, 100, 160
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -43,7 +43,8 @@ class Comparison:
     def __repr__(self) -> str:
         """Returns the text of `tables`."""
         text = io.StringIO()
-        wide_console(text).print(self.tables())
+        console = Console(file=text, width=_REPR_WIDTH, highlight=False, emoji=False)
+        console.print(self.tables())
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def tables(self) -> Group:
@@ -108,6 +109,8 @@ def compare_runs(
       >>> comparison = compare_runs(["runs/quickstart", "runs/longer"], out="comparison.png")
       >>> comparison.differences["seed"]
       [0, 1]
+      >>> [line for line in repr(comparison).splitlines() if line.startswith("seed")]
+      ['seed           0       1']
     """
     runs = read_runs(workdirs)
     if out is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from vit_jax.data.files import Files, find_images
+from vit_jax.errors import ConfigError
 from vit_jax.evals.classification import probabilities
 from vit_jax.inference.class_matching import name_outputs
 from vit_jax.inference.model import BATCH_SIZE, Checkpoint, Model, all_devices, load_model
@@ -35,9 +36,9 @@ def predict(
 ) -> Iterator[Prediction]:
     """Predicts images, in order, a batch at a time, as they are iterated over.
 
-    Of a model without a head there are features only: `classes` is empty. A file that cannot be read
-    as an image raises nothing: its prediction has the reason in `error`, "" for all others; its
-    `classes` and `probabilities` are empty, and its `features` are None.
+    Of a model without a head there are features only: `classes` is empty. A file that cannot be
+    read as an image raises nothing: its prediction has the reason in `error`, which is "" for all
+    others; its `classes` and `probabilities` are empty, and its `features` are None.
 
     Args:
       checkpoint: WORKDIR or WORKDIR/checkpoints/STEP, or any checkpoint that
@@ -56,7 +57,7 @@ def predict(
     Raises:
       CheckpointError: the checkpoint cannot be read, or its head is for regression.
       ConfigError: an argument is invalid.
-      DataError: a path does not exist, or there is no image.
+      DataError: no path is given, or there is no image in the folders.
 
     Example:
       >>> from PIL import Image
@@ -103,6 +104,9 @@ class Predictor:
         dtype: str | None = None,
     ):
         """Finds the files and loads the model; see `predict`."""
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}: it must be at least 1.")
         listed = [paths] if isinstance(paths, str | os.PathLike) else paths
         self._files = find_images([os.fspath(path) for path in listed])
         self._mesh = all_devices()

@@ -119,7 +119,10 @@ def create(
     section.update(
         _expressible(name)
         | fields
-        | {"variant": name, "image_size": (sides,) if isinstance(sides, int) else tuple(sides)}
+        | {
+            "variant": name,
+            "image_size": tuple(sides) if isinstance(sides, list | tuple) else (sides,),
+        }
     )
     config = read_section(section, num_classes=1000 if num_classes is None else num_classes)
     model = build(config)
