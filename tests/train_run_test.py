@@ -96,7 +96,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, stochastic
 
 @pytest.fixture
 def resumed_run(tmp_path, stochastic_run):
-    """The stochastic run, trained again from its checkpoint before the last: outside of the test's time."""
+    """The stochastic run, trained again from its last checkpoint but one: in a setup."""
     shutil.copytree(stochastic_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
     run(tmp_path / "run", **STOCHASTIC)
