@@ -71,7 +71,8 @@ class Task:
         if run is None or not (self.own_data or self.default_split):
             return [division]
         names = [name for name, entry in run.config.evals.items() if entry.split == source.split]
-        before = run.dataset.get("evals", {})
+        before = run.dataset.get("evals")  # Release 0.1.0 wrote none.
+        before = before if isinstance(before, dict) else {}
         if all(before.get(name, source.fingerprint) == source.fingerprint for name in names):
             return [division]
         changed = (
