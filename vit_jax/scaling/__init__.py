@@ -14,7 +14,8 @@ profile          profile likelihood
 intervals        profile intervals of parameters, predictions and optima
 bootstrap        fits to resampled rows or clusters, for comparison
 goodness_of_fit  test of a law's form (lack of fit)
-selection        model selection by held-out larger scales; limits of extrapolation
+selection        model selection by held-out larger scales
+extrapolation    whether the data support a prediction
 
 Conclusions
 pareto           the Pareto frontier of runs
@@ -32,6 +33,7 @@ entries          the report's numbers of a group of rows
 study            the complete result
 drawing          prepares the figures of a result
 plots            draws the figures
+numbers          numbers and intervals as text
 summary          the answer in one sentence, and whether to trust it
 report           the result as text
 page             the result as an HTML page

@@ -10,6 +10,7 @@ from vit_jax.errors import DataError
 from vit_jax.scaling import isoflop as isoflops
 from vit_jax.scaling import laws, optima, selection
 from vit_jax.scaling.answer import Answer
+from vit_jax.scaling.extrapolation import extrapolation
 from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.goodness_of_fit import form_p_value
 from vit_jax.scaling.intervals import Interval, identified, parameter_intervals
@@ -173,7 +174,7 @@ def _add_test(entry: Json, answer: Answer, how: Mapping[str, Any]) -> None:
         "rmse_log": selection.log_error(predicted, y),
         "mean_log_error": float(np.mean(np.log(predicted) - np.log(y))),
     }
-    verdict = selection.extrapolation(answer.fitted_law, inputs, **how)
+    verdict = extrapolation(answer.fitted_law, inputs, **how)
     entry["extrapolation"] = {
         "to": "the rows held back",
         "supported": verdict.supported,
@@ -187,7 +188,7 @@ def _add_predictions(
     records = []
     for x in question.predict:
         inputs = {"x": np.array([x])}
-        verdict = selection.extrapolation(answer.fitted_law, inputs, **how)
+        verdict = extrapolation(answer.fitted_law, inputs, **how)
         record: Json = {"x": x, "refused": verdict.reason}
         if verdict.supported:
             band = [float(values[0]) for values in (verdict.band.low, verdict.band.high)]
@@ -225,7 +226,7 @@ def _add_optima(
             inputs, values = best_of(law, float(budget), data.flops_per, how)
             refused = ""
             if budget > largest * (1 + 1e-9):
-                verdict = selection.extrapolation(law, inputs, **judge)
+                verdict = extrapolation(law, inputs, **judge)
                 refused = "" if verdict.supported else verdict.reason
             found: Json = (
                 {"refused": refused} if refused else {k: ends(v) for k, v in values.items()}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.scaling import report
+from vit_jax.scaling.numbers import number
 from vit_jax.scaling.report import Result
 
 _MOST_ROWS = 500  # Rows that are listed; the CSV has all.
@@ -72,8 +73,8 @@ _TERMS = {
     "tables of runs that follow their laws has one refused.",
     "held-out larger scales (rolling origin)": "The law is fitted to the smaller runs and predicts "
     "the next larger ones, several times: the error to expect of an extrapolation of one step.",
-    "refused": "The interval spans more than a factor of 3, or the residuals are curved: a number "
-    "would be a guess.",
+    "refused": "The interval spans more than a factor of 3, the residuals are curved, or the point "
+    "lies beyond the runs by more than the factor that they span: a number would be a guess.",
 }
 
 
@@ -158,7 +159,7 @@ def _rows(result: Result) -> list[str]:
         for name, value in entry.get("params", {}).items():
             ends = [value[key] for key in ("estimate", "low", "high")]
             params.append([group, entry["law"], name, *ends, value["identified"]])
-    shown = [columns, *([report.number(cell) for cell in row] for row in rows[:_MOST_ROWS])]
+    shown = [columns, *([number(cell) for cell in row] for row in rows[:_MOST_ROWS])]
     note = f" The first {_MOST_ROWS} are listed." if len(rows) > _MOST_ROWS else ""
     links = [
         _download("rows.csv", "text/csv", _csv([columns, *rows]), "rows as CSV"),

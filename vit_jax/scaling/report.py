@@ -1,36 +1,14 @@
 """Formats the result of a fit as text for the terminal."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from vit_jax.scaling.numbers import interval, number
 
 CROSSINGS = "Crossings of the groups"
 GROWN = "The centre's shape for ten times the compute (SoViT's joint update)"
 
 Result = Mapping[str, Any]
-
-
-def number(value: Any) -> str:
-    """Formats a number with four digits; a dash for None, other values as text.
-
-    Whole numbers below a million, also as floats, have all their digits.
-    """
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "-∞"
-    if value == int(value) and abs(value) < 1e6:
-        return f"{int(value):,}"
-    rounded = float(f"{value:.4g}")
-    return f"{rounded:,.0f}" if 1e4 <= abs(rounded) < 1e6 else f"{value:.4g}"
-
-
-def interval(ends: Result) -> str:
-    """Formats an interval as "[.31, .36]"; a missing end is infinite."""
-    low, high = ends.get("low"), ends.get("high")
-    return f"[{'-∞' if low is None else number(low)}, {'∞' if high is None else number(high)}]"
 
 
 def text(result: Result) -> str:

@@ -95,8 +95,8 @@ def _trust(entry: Json, significance: float) -> tuple[str, str]:
         )
     if is_refused:
         return "partly", (
-            "Use it between the fitted runs: a prediction beyond them was asked for and refused, "
-            "since the data leave it open."
+            "Use it between the fitted runs: a prediction beyond them was asked for and refused, for "
+            "the reason given there."
         )
     if loose:
         return "partly", (
@@ -105,5 +105,5 @@ def _trust(entry: Json, significance: float) -> tuple[str, str]:
         )
     return "yes", (
         "The residuals show no lack of fit and the data determine the parameters: use it between "
-        "the fitted runs, and beyond them as far as the intervals say."
+        "the fitted runs, and with its intervals beyond them by at most the factor that they span."
     )
