@@ -95,8 +95,8 @@ def _trust(entry: Json, significance: float) -> tuple[str, str]:
         )
     if is_refused:
         return "partly", (
-            "Use it between the fitted runs: a prediction beyond them was asked for and refused, for "
-            "the reason given there."
+            "Use it between the fitted runs: a prediction beyond them was asked for and refused; "
+            "the reason stands in its place."
         )
     if loose:
         return "partly", (
