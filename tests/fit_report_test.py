@@ -1,6 +1,7 @@
 """`python -m vit_jax.fit` on unusual columns and groups: messages and figures."""
 
 import dataclasses
+import html
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from vit_jax.errors import DataError
 from vit_jax.scaling import report
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.goodness_of_fit import form_p_value
+from vit_jax.scaling.numbers import readable, significant_digits
+from vit_jax.scaling.page import page
 from vit_jax.scaling.question import Question
 from vit_jax.scaling.selection import choose, grows
 from vit_jax.scaling.study import study
@@ -95,7 +98,11 @@ def test_runs_of_nearly_constant_error_are_not_trusted_beyond_themselves():
     assert sum(low <= tick <= high for tick in ticks) >= 3
     # What was skipped is the test, not the fit.
     (note,) = entry["notes"]
-    assert note.startswith("The test on held-out larger scales was skipped: ")
+    assert note == (
+        "power_floor was not tested on held-out larger scales, since the runs up to 1/2 of the "
+        "largest scale are not enough to fit it (the law power_floor has 3 parameters: it needs at "
+        "least 4 rows, and there are 2)."
+    )
     assert "was not fitted" not in report.text(result)
 
 
@@ -107,6 +114,37 @@ def test_a_tested_law_whose_parameters_are_all_open_is_not_trusted_beyond_its_ru
     assert entry["held_out"] and answered.result["summary"]["trust"] == "no"
     assert "The data determine no parameter of y = b x^c + e." in answered.result["summary"]["why"]
     assert not answered.predict(1e5).supported and answered.predict(1e3).supported
+
+
+def test_every_group_says_why_it_is_trusted_or_not():
+    noise = 0.01 * np.random.default_rng(6).standard_normal(len(X))
+    flat = 0.9 * np.exp(noise - 0.003 * np.arange(len(X)))
+    table = groups(falls=Y, flat=flat, equal=np.full(8, 0.5))
+    result, _ = asked(table, law="power_floor", group=("model",))
+    reasons = {group["name"]: group for group in result["summary"]["groups"]}
+    assert reasons["model=flat"]["trust"] == "no" and "no parameter" in reasons["model=flat"]["why"]
+    assert reasons["model=equal"]["why"].startswith("No law could be fitted: y is 0.5 in all rows")
+    text = report.text(result)
+    shown = page(result, {}, command="vit-jax fit")
+    for group in reasons.values():
+        assert f"  {group['name']}: {group['trust']}. {group['why']}" in text
+        assert html.escape(group["why"]) in shown
+
+
+@pytest.mark.parametrize(
+    ("ends", "shown"),
+    [
+        ((60_123.0, 41_000.0, 80_000.0), "60,100"),
+        ((1.0372, 1.0365, 1.0379), "1.0372"),
+        ((-0.39982, -0.42, -0.38), "-0.3998"),
+        ((3.21e9, 1e9, None), "3.21e9"),
+        ((2.0, 2.0, 2.0), "2"),
+        ((0.0, 0.0, 0.1), "0"),
+    ],
+)
+def test_a_formula_has_the_digits_that_the_interval_supports(ends, shown):
+    interval = dict(zip(("estimate", "low", "high"), ends, strict=True))
+    assert readable(interval["estimate"], significant_digits(interval)) == shown
 
 
 # ---------------------------------------------------------------------------------- accuracies

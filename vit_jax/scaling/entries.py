@@ -99,8 +99,8 @@ def _doubt(answer: Answer, grades: Mapping[str, str]) -> str:
 def _skipped(answer: Answer, name: str, why: str) -> str:
     """Returns a note of a law without a test on held-out larger scales."""
     if answer.choice is None:
-        return f"The test on held-out larger scales was skipped: {why}"
-    return f"{name} was not a candidate, since it could not be tested on larger scales: {why}"
+        return f"{name} was not tested on held-out larger scales, since {why}."
+    return f"{name} was not a candidate, since {why}."
 
 
 def _rows(answer: Answer, predicted: Sequence[str]) -> list[Json]:

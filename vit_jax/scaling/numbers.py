@@ -46,16 +46,16 @@ def readable(value: float | int, digits: int = 3) -> str:
 
 
 def significant_digits(ends: Mapping[str, Any]) -> int:
-    """Returns how many digits of an estimate are of use, from its interval: 2 to 4.
+    """Returns to how many digits to round an estimate in a formula, from its interval: 3 to 5.
 
-    The last digit is at most a tenth of the interval's half-width. Two digits are kept of an
-    estimate that is less certain than that, since parameters are correlated: rounding one alone
-    moves the curve further than its interval suggests.
+    They are two more than the interval's half-width leaves certain. Fewer would change the curve:
+    parameters are correlated, so it is far better known than each of them, and an exponent's error
+    is multiplied by the log of x, some 30 for FLOPs.
     """
     value, low, high = ends["estimate"], ends["low"], ends["high"]
     if not value or low is None or high is None:
-        return 2
+        return 3
     if high <= low:  # Fixed.
-        return 4
+        return 5
     ratio = abs(value) / ((high - low) / 2)
-    return min(max(math.ceil(math.log10(ratio)) + 2, 2), 4)
+    return min(max(math.ceil(math.log10(ratio)) + 2, 3), 5)

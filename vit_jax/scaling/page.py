@@ -26,7 +26,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.4rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 h3 { font-size: 1rem; }
 .answer { background: var(--box); border-left: .4rem solid var(--grade); padding: .7rem 1rem;
-  font-size: 1.05rem; } .answer p { margin: .3rem 0; }
+  font-size: 1.05rem; } .answer p, .answer ul { margin: .3rem 0; }
+.answer ul { padding-left: 1.2rem; font-size: 1rem; }
 .yes { --grade: var(--yes); } .partly { --grade: var(--partly); } .no { --grade: var(--no); }
 .grade { color: var(--grade); font-weight: 700; }
 .soft, figcaption { color: var(--soft); font-size: .9rem; }
@@ -53,8 +54,8 @@ _CAPTIONS = {
     "shape": "The law at several values of compute; each run is drawn with the nearest.",
     "isoflop": "A parabola for each budget, and the power law of the minima that lie within their "
     "sizes.",
-    "residuals": "Log prediction minus log y of each fitted run. A good law leaves no pattern: a "
-    "curve means that the runs have another form.",
+    "residuals": "Log prediction minus log y of each fitted run: above 0 it predicts too much. "
+    "A good law leaves no pattern: a curve means that the runs have another form.",
 }
 
 _TERMS = {
@@ -85,6 +86,7 @@ def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
         f"<h1>{html.escape(result['title'])}</h1>",
         f'<div class="answer {summary["trust"]}"><p>{html.escape(summary["answer"])}</p>',
         f"<p><span class=grade>Trust: {summary['trust']}.</span> {html.escape(summary['why'])}</p>",
+        *_group_reasons(summary["groups"]),
         "</div>",
         *(f'<p class="soft">{html.escape(line)}</p>' for line in result["rows"]),
     ]
@@ -105,6 +107,16 @@ def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
         + "\n".join(body)
         + "\n</body></html>\n"
     )
+
+
+def _group_reasons(groups: Sequence[Result]) -> list[str]:
+    """Returns the trust of each of several groups, and why, as a list."""
+    items = [
+        f'<li class="{group["trust"]}"><b>{html.escape(group["name"])}</b>: '
+        f"<span class=grade>{group['trust']}.</span> {html.escape(group['why'])}</li>"
+        for group in groups
+    ]
+    return ["<ul>", *items, "</ul>"] if items else []
 
 
 def _figure(name: str, svg: str) -> str:

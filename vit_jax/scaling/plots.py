@@ -268,7 +268,8 @@ def residuals(
             rows = of_row == name
             axes.plot(x[rows], log_residuals[rows], "o", color=colour, **_POINTS)
         axes.axhline(0, color=GREY, linewidth=1)
-        axes.set(xscale="log", xlabel=x_label, ylabel="log residual", title="Residuals")
+        axes.set(xscale="log", xlabel=x_label, title="Residuals")
+        axes.set_ylabel("log prediction \N{MINUS SIGN} log y")
         axes.grid(axis="y", **_GRID)
         axes.xaxis.set_minor_formatter(NullFormatter())
     return figure

@@ -15,6 +15,7 @@ def text(result: Result) -> str:
     """Formats the result of `vit_jax.scaling.study.study` for a terminal."""
     summary = result["summary"]
     lines = [*result["rows"], "", summary["answer"], f"Trust: {summary['trust']}. {summary['why']}"]
+    lines += [f"  {group['name']}: {group['trust']}. {group['why']}" for group in summary["groups"]]
     for entry in result["groups"]:
         lines.append("")
         lines += _group_text(entry, level=result["level"])

@@ -133,6 +133,9 @@ def choose(
     y = y[keep]
     how = {"weights": None if weights is None else weights[keep], "method": method}
     held_out, skipped = rolling_origin(laws, inputs, y, origins=origins, **how)
+    if not held_out:
+        why = next(iter(skipped.values()), "no law was named")
+        raise DataError(f"No law could be tested on larger scales, since {why}. Add smaller runs.")
     singles = [name for name in held_out if name != "average"]
     fits = {name: fit(unrestricted_law(name), inputs, y, **how) for name in singles}
     average = None
@@ -172,9 +175,7 @@ def rolling_origin(
     Returns:
       The held-out errors of each law, and of "average" of the laws that level off, at the cuts that
       all laws could fit; and the laws that could not be fitted at the largest cut, with the reason.
-
-    Raises:
-      DataError: no law could be fitted.
+      Without any law that could be fitted the first is empty.
     """
     scale = scale_of(inputs)
     scales = np.unique(scale)
@@ -200,7 +201,7 @@ def rolling_origin(
                 fits[name] = fit(unrestricted_law(name), part, y[below], pad_to=pad_to, **how)
             except DataError as error:
                 if j == 1:
-                    skipped[name] = str(error)
+                    skipped[name] = _too_few(step, error)
                 continue
             errors[name][cut] = log_error(fits[name].predict(ahead), y[after])
         members = [fits[name] for name in AVERAGED if name in fits]
@@ -209,16 +210,20 @@ def rolling_origin(
             errors.setdefault("average", {})[cut] = log_error(mean.predict(ahead), y[after])
     fitted = [name for name, by_cut in errors.items() if by_cut and name not in skipped]
     if not fitted:
-        raise DataError(
-            f"No law could be tested on larger scales: there are too few runs below 1/{step:.3g} "
-            f"of the largest scale. {next(iter(skipped.values()), '')}"
-        )
+        return {}, skipped
     shared = sorted(set.intersection(*(set(errors[name]) for name in fitted)), reverse=True)
     held_out = {}
     for name in fitted:
         at_cuts = tuple(errors[name][cut] for cut in shared)
         held_out[name] = HeldOut(tuple(map(float, shared)), at_cuts, float(np.mean(at_cuts)))
     return held_out, skipped
+
+
+def _too_few(step: float, error: DataError) -> str:
+    """Returns why a law could not be fitted to the runs below the first cut, as a clause."""
+    cause = str(error).partition(". ")[0].rstrip(".")
+    cause = cause[:1].lower() + cause[1:]
+    return f"the runs up to 1/{step:.3g} of the largest scale are not enough to fit it ({cause})"
 
 
 def scale_of(inputs: Mapping[str, Float[np.ndarray, "n"]]) -> Float[np.ndarray, "n"]:
