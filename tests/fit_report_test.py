@@ -9,6 +9,7 @@ from scipy import stats
 
 from vit_jax.errors import DataError
 from vit_jax.scaling import report
+from vit_jax.scaling.error_rates import chance_note
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.goodness_of_fit import form_p_value
 from vit_jax.scaling.numbers import readable, significant_digits
@@ -114,6 +115,36 @@ def test_a_tested_law_whose_parameters_are_all_open_is_not_trusted_beyond_its_ru
     assert entry["held_out"] and answered.result["summary"]["trust"] == "no"
     assert "The data determine no parameter of y = b x^c + e." in answered.result["summary"]["why"]
     assert not answered.predict(1e5).supported and answered.predict(1e3).supported
+
+
+@pytest.mark.parametrize(("name", "whole"), [("error", 1), ("1 - top1", 1), ("100-top1", 100)])
+def test_error_rates_at_chance_level_show_no_learning(name, whole):
+    error = whole * FLAT["y"]
+    table = {"x": FLAT["x"], "error": error, "top1": whole - error}
+    result, _ = asked(table, law="power_floor", y=name)
+    *_, note = result["groups"][0]["notes"]
+    assert note.startswith(f"No learning is visible: {name} is from {884 * whole / 1000:g} to ")
+    assert note.endswith(f"among about 10 equally frequent classes has {whole * 9 / 10:g}.")
+
+
+@pytest.mark.parametrize(
+    ("name", "y"),
+    [
+        ("loss", FLAT["y"]),  # A loss of .9 may be a good one.
+        ("error", 0.5 * FLAT["y"]),  # Learned, though it falls no further.
+        ("error", np.array([0.9, 0.88, 0.86, 0.84, 0.82])),  # It falls.
+    ],
+)
+def test_other_values_are_not_said_to_show_no_learning(name, y):
+    assert not chance_note(name, X[: len(y)], y)
+
+
+def test_an_interval_above_the_largest_possible_error_is_noted():
+    result, _ = asked({"x": X, "error": Y / 2}, y="error", predict=(0.5, 1e4))
+    (note,) = result["groups"][0]["notes"]
+    assert note.startswith("The interval of the prediction at 0.5 exceeds 1, the largest possible")
+    result, _ = asked({"x": X, "loss": Y / 2}, y="loss", predict=(0.5,))
+    assert not result["groups"][0]["notes"]
 
 
 def test_every_group_says_why_it_is_trusted_or_not():

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import DataError
+from vit_jax.scaling import error_rates, laws, optima, selection
 from vit_jax.scaling import isoflop as isoflops
-from vit_jax.scaling import laws, optima, selection
 from vit_jax.scaling.answer import Answer
 from vit_jax.scaling.extrapolation import extrapolation
 from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.goodness_of_fit import form_p_value
 from vit_jax.scaling.intervals import Interval, identified, parameter_intervals
+from vit_jax.scaling.numbers import readable
 from vit_jax.scaling.question import ISOFLOP, Question
 
 Json = dict[str, Any]
@@ -76,6 +77,7 @@ def entry_of(answer: Answer, question: Question, *, significance: float) -> Json
     _add_test(entry, answer, judge)
     _add_predictions(entry, answer, question, judge)
     _add_optima(entry, answer, question, how, judge)
+    _add_error_notes(entry, answer, question)
     verdict = entry["extrapolation"]
     predicted = ["fitted", "held back"] if verdict and verdict["supported"] else ["fitted"]
     return entry | {"rows": _rows(answer, predicted)}
@@ -197,6 +199,21 @@ def _add_predictions(
         records.append(record)
     if records:
         entry["tables"]["Predictions"] = records
+
+
+def _add_error_notes(entry: Json, answer: Answer, question: Question) -> None:
+    """Adds notes on error rates at chance level and on intervals above the largest error."""
+    law = answer.fitted_law
+    predicted = {
+        f"the prediction at {readable(row['x'])}": row[question.y]
+        for row in entry["tables"].get("Predictions", [])
+        if question.y in row
+    }
+    notes = (
+        error_rates.chance_note(question.y, selection.scale_of(law.inputs), law.y),
+        error_rates.beyond_note(question.y, law.y, predicted),
+    )
+    entry["notes"] += [note for note in notes if note]
 
 
 def _add_optima(

@@ -170,6 +170,7 @@ def study(table: Table, question: Question, *, runs: str) -> Study:
         "vit_jax": vit_jax.__version__,
         "title": f"{question.y} over {', '.join(inputs)}",
         "runs": runs,
+        "question": question.as_json(),
         "rows": [*notes, *warning],
         "columns": {role: question.column(role) for role in question.roles} | {"y": question.y},
         "level": question.level,
