@@ -36,7 +36,7 @@ table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: t
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line);
   white-space: nowrap; } td.text { white-space: normal; min-width: 16rem; }
 code { background: var(--box); padding: .1rem .3rem; overflow-wrap: anywhere; }
-figure { margin: 1.5rem 0; } figure svg { width: 100%; max-width: 40rem; height: auto;
+figure { margin: 1.5rem 0; } figure svg { width: 100%; max-width: 28rem; height: auto;
   display: block; }
 summary { cursor: pointer; padding: .4rem 0; } dt { font-weight: 700; } dd { margin: 0 0 .5rem; }
 a { color: inherit; }
@@ -86,7 +86,7 @@ def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
         f"<h1>{html.escape(result['title'])}</h1>",
         f'<div class="answer {summary["trust"]}"><p>{html.escape(summary["answer"])}</p>',
         f"<p><span class=grade>Trust: {summary['trust']}.</span> {html.escape(summary['why'])}</p>",
-        *_group_reasons(summary["groups"]),
+        *_group_reasons(report.reserved(summary)),
         "</div>",
         *(f'<p class="soft">{html.escape(line)}</p>' for line in result["rows"]),
     ]
@@ -110,7 +110,7 @@ def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
 
 
 def _group_reasons(groups: Sequence[Result]) -> list[str]:
-    """Returns the trust of each of several groups, and why, as a list."""
+    """Returns the trust of groups, and why, as a list."""
     items = [
         f'<li class="{group["trust"]}"><b>{html.escape(group["name"])}</b>: '
         f"<span class=grade>{group['trust']}.</span> {html.escape(group['why'])}</li>"

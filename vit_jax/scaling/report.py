@@ -15,7 +15,7 @@ def text(result: Result) -> str:
     """Formats the result of `vit_jax.scaling.study.study` for a terminal."""
     summary = result["summary"]
     lines = [*result["rows"], "", summary["answer"], f"Trust: {summary['trust']}. {summary['why']}"]
-    lines += [f"  {group['name']}: {group['trust']}. {group['why']}" for group in summary["groups"]]
+    lines += [f"  {group['name']}: {group['trust']}. {group['why']}" for group in reserved(summary)]
     for entry in result["groups"]:
         lines.append("")
         lines += _group_text(entry, level=result["level"])
@@ -24,6 +24,11 @@ def text(result: Result) -> str:
     if result["grown"]:
         lines += ["", GROWN, *_aligned(grown_rows(result))]
     return "\n".join(lines).strip()
+
+
+def reserved(summary: Result) -> list[Result]:
+    """Returns the summaries of the groups whose laws cannot be used without reservation."""
+    return [group for group in summary["groups"] if group["trust"] != "yes"]
 
 
 def _group_text(entry: Result, *, level: float) -> list[str]:
