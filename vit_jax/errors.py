@@ -65,8 +65,9 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
     For example `Did you mean "cosine"? Accepted: constant, cosine, linear, rsqrt.`
     """
-    choices = list(choices)
-    matches = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    choices, name = list(choices), str(name)
+    longer = [choice for choice in choices if len(name) > 2 and choice.startswith(name)]
+    matches = longer or difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     suggestion = f'Did you mean "{matches[0]}"? ' if matches else ""
     return f"{suggestion}Accepted: {', '.join(choices)}."
 
