@@ -1,6 +1,7 @@
 """`python -m vit_jax.fit` on unusual columns and groups: messages and figures."""
 
 import dataclasses
+import html
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ from scipy import stats
 
 from vit_jax.errors import DataError
 from vit_jax.scaling import report
+from vit_jax.scaling.error_rates import chance_note
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.goodness_of_fit import form_p_value
+from vit_jax.scaling.numbers import readable, significant_digits
+from vit_jax.scaling.page import page
 from vit_jax.scaling.question import Question
 from vit_jax.scaling.selection import choose, grows
 from vit_jax.scaling.study import study
@@ -95,7 +99,11 @@ def test_runs_of_nearly_constant_error_are_not_trusted_beyond_themselves():
     assert sum(low <= tick <= high for tick in ticks) >= 3
     # What was skipped is the test, not the fit.
     (note,) = entry["notes"]
-    assert note.startswith("The test on held-out larger scales was skipped: ")
+    assert note == (
+        "power_floor was not tested on held-out larger scales, since the runs up to 1/2 of the "
+        "largest scale are not enough to fit it (the law power_floor has 3 parameters: it needs at "
+        "least 4 rows, and there are 2)."
+    )
     assert "was not fitted" not in report.text(result)
 
 
@@ -107,6 +115,68 @@ def test_a_tested_law_whose_parameters_are_all_open_is_not_trusted_beyond_its_ru
     assert entry["held_out"] and answered.result["summary"]["trust"] == "no"
     assert "The data determine no parameter of y = b x^c + e." in answered.result["summary"]["why"]
     assert not answered.predict(1e5).supported and answered.predict(1e3).supported
+
+
+@pytest.mark.parametrize(("name", "whole"), [("error", 1), ("1 - top1", 1), ("100-top1", 100)])
+def test_error_rates_at_chance_level_show_no_learning(name, whole):
+    error = whole * FLAT["y"]
+    table = {"x": FLAT["x"], "error": error, "top1": whole - error}
+    result, _ = asked(table, law="power_floor", y=name)
+    *_, note = result["groups"][0]["notes"]
+    assert note.startswith(f"No learning is visible: {name} is from {884 * whole / 1000:g} to ")
+    assert note.endswith(f"among about 10 equally frequent classes has {whole * 9 / 10:g}.")
+
+
+@pytest.mark.parametrize(
+    ("name", "y"),
+    [
+        ("loss", FLAT["y"]),  # A loss of .9 may be a good one.
+        ("error", 0.5 * FLAT["y"]),  # Learned, though it falls no further.
+        ("error", np.array([0.9, 0.88, 0.86, 0.84, 0.82])),  # It falls.
+    ],
+)
+def test_other_values_are_not_said_to_show_no_learning(name, y):
+    assert not chance_note(name, X[: len(y)], y)
+
+
+def test_an_interval_above_the_largest_possible_error_is_noted():
+    result, _ = asked({"x": X, "error": Y / 2}, y="error", predict=(0.5, 1e4))
+    (note,) = result["groups"][0]["notes"]
+    assert note.startswith("The interval of the prediction at 0.5 exceeds 1, the largest possible")
+    result, _ = asked({"x": X, "loss": Y / 2}, y="loss", predict=(0.5,))
+    assert not result["groups"][0]["notes"]
+
+
+def test_every_group_says_why_it_is_trusted_or_not():
+    noise = 0.01 * np.random.default_rng(6).standard_normal(len(X))
+    flat = 0.9 * np.exp(noise - 0.003 * np.arange(len(X)))
+    table = groups(falls=Y + 0.3, flat=flat, equal=np.full(8, 0.5))
+    result, _ = asked(table, law="power_floor", group=("model",))
+    reasons = {group["name"]: group for group in result["summary"]["groups"]}
+    assert reasons["model=flat"]["trust"] == "no" and "no parameter" in reasons["model=flat"]["why"]
+    assert reasons["model=equal"]["why"].startswith("No law could be fitted: y is 0.5 in all rows")
+    text = report.text(result)
+    shown = page(result, {}, command="vit-jax fit")
+    assert reasons["model=falls"]["trust"] == "yes" and "model=falls: yes" not in text
+    for group in (reasons["model=flat"], reasons["model=equal"]):
+        assert f"  {group['name']}: {group['trust']}. {group['why']}" in text
+        assert html.escape(group["why"]) in shown
+
+
+@pytest.mark.parametrize(
+    ("ends", "shown"),
+    [
+        ((60_123.0, 41_000.0, 80_000.0), "60,100"),
+        ((1.0372, 1.0365, 1.0379), "1.0372"),
+        ((-0.39982, -0.42, -0.38), "-0.3998"),
+        ((3.21e9, 1e9, None), "3.21e9"),
+        ((2.0, 2.0, 2.0), "2"),
+        ((0.0, 0.0, 0.1), "0"),
+    ],
+)
+def test_a_formula_has_the_digits_that_the_interval_supports(ends, shown):
+    interval = dict(zip(("estimate", "low", "high"), ends, strict=True))
+    assert readable(interval["estimate"], significant_digits(interval)) == shown
 
 
 # ---------------------------------------------------------------------------------- accuracies

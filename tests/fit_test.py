@@ -21,6 +21,7 @@ from vit_jax.scaling import fit as scaling_fit
 from vit_jax.scaling.answer import group_data
 from vit_jax.scaling.fit import check_folder, fit_law
 from vit_jax.scaling.fit import write as write_results
+from vit_jax.scaling.method import LEAST_SQUARES
 from vit_jax.scaling.query import groups
 from vit_jax.scaling.question import NAMES, Question
 from vit_jax.scaling.study import study
@@ -354,6 +355,20 @@ def test_the_command(floor, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "model=a: power, y = b x^c" in done.stdout and "report.html" in done.stdout
     assert "vit-jax fit --runs=" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_report_of_another_question_is_said_to_be_replaced(floor, tmp_path):
+    question = {"law": "power", "y": "Loss", "columns": {"x": "Seen Examples"}}
+    question |= {"where": ("model=a",), "method": LEAST_SQUARES}
+    first, result = written(floor, tmp_path, **question)
+    again, _ = written(floor, tmp_path, **question)
+    assert "eplaces" not in first + again
+    other, _ = written(floor, tmp_path, **question | {"where": ("model=b",)})
+    note = f"Replaces the report of another question: Loss over Seen Examples, of {floor}."
+    assert other.endswith(note) and result["question"]["method"]["delta"] == "Infinity"
+    (tmp_path / "fit.json").write_text("[1]")
+    foreign, _ = written(floor, tmp_path, **question)
+    assert foreign.endswith("Replaces a fit.json that was not written by vit-jax fit.")
 
 
 def test_an_output_folder_that_is_a_file_is_refused(floor):

@@ -5,12 +5,12 @@ import pytest
 from scipy import stats
 
 from tests.scaling_tables import few_shot_runs
+from vit_jax.scaling.extrapolation import extrapolation
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.goodness_of_fit import LEVEL, form_p_value, significance
 from vit_jax.scaling.method import LEAST_SQUARES
 from vit_jax.scaling.pareto import pareto
 from vit_jax.scaling.question import Question
-from vit_jax.scaling.selection import extrapolation
 from vit_jax.scaling.study import study
 
 pytestmark = pytest.mark.medium

@@ -7,6 +7,7 @@ import pytest
 
 from tests import scaling_tables
 from vit_jax.errors import DataError
+from vit_jax.scaling.extrapolation import extrapolation
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.laws import law
 from vit_jax.scaling.method import LEAST_SQUARES, Method
@@ -14,7 +15,6 @@ from vit_jax.scaling.pareto import pareto
 from vit_jax.scaling.selection import (
     average,
     choose,
-    extrapolation,
     log_error,
     rolling_origin,
 )
@@ -54,7 +54,11 @@ def test_the_frontier_beyond_is_predicted_from_below(cut, most):
     on = below & pareto(x, y)
     plain = fit("power", {"x": x[on]}, y[on])
     assert log_error(plain.predict({"x": x[beyond]}), y[beyond]) > 0.27
-    assert extrapolation(fitted, {"x": x[beyond]}).supported
+    verdict = extrapolation(fitted, {"x": x[beyond]})
+    if cut > 100:
+        assert verdict.supported
+    else:  # 336 times the largest fitted compute, of runs that span a factor of 307.
+        assert verdict.reason.startswith("x is 336 times the largest fitted x")
 
 
 def test_a_frontier_that_ends_too_early_is_not_extrapolated():
@@ -83,6 +87,27 @@ def test_the_verdict_depends_on_the_interval_and_not_on_the_law():
     assert extrapolation(fit("power_floor", {"x": x}, y), {"x": [1e4]}).supported
     few = slice(0, 5)
     assert not extrapolation(fit("power_floor", {"x": x[few]}, y[few]), {"x": [1e6]}).supported
+
+
+@pytest.mark.parametrize(
+    ("at", "reason"),
+    [
+        (999e3, ""),
+        (
+            1e9,
+            "x is 1,000,000 times the largest fitted x, and the fitted runs span a factor of 1,0",
+        ),
+        (1e-5, "x is 1/100,000 of the smallest fitted x, and"),
+    ],
+)
+def test_a_narrow_interval_does_not_support_a_point_beyond_the_factor_that_the_runs_span(
+    at, reason
+):
+    x, y = saturating()
+    verdict = extrapolation(fit("power_floor", {"x": x}, y), {"x": [10.0, at]})
+    assert verdict.supported == (not reason) and verdict.reason.startswith(reason or "Supported")
+    if at > 1:  # The floor makes the interval narrow, however far the point.
+        assert verdict.band.high[1] / verdict.band.low[1] < 1.2
 
 
 def test_the_law_that_made_the_data_is_chosen_by_its_predictions():

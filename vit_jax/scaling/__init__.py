@@ -14,7 +14,8 @@ profile          profile likelihood
 intervals        profile intervals of parameters, predictions and optima
 bootstrap        fits to resampled rows or clusters, for comparison
 goodness_of_fit  test of a law's form (lack of fit)
-selection        model selection by held-out larger scales; limits of extrapolation
+selection        model selection by held-out larger scales
+extrapolation    whether the data support a prediction
 
 Conclusions
 pareto           the Pareto frontier of runs
@@ -28,10 +29,12 @@ question         a law, its columns, and the rows to use
 expressions      columns computed from columns, such as 1-top1
 query            selects and groups rows
 answer           the data of a group of rows, and the law fitted to it
+error_rates      notes on chance level and the largest possible error
 entries          the report's numbers of a group of rows
 study            the complete result
 drawing          prepares the figures of a result
 plots            draws the figures
+numbers          numbers and intervals as text
 summary          the answer in one sentence, and whether to trust it
 report           the result as text
 page             the result as an HTML page

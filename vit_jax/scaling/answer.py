@@ -163,8 +163,5 @@ def answer(data: GroupData, question: Question, *, significance: float) -> Answe
         degrees_of_freedom(law, data.clusters)
     except DataError as error:
         return Answer(data, error=str(error))
-    try:
-        held_out, skipped = selection.rolling_origin((question.law,), inputs, y, **how)
-    except DataError as error:
-        held_out, skipped = {}, {question.law: str(error)}  # The law itself is fitted.
+    held_out, skipped = selection.rolling_origin((question.law,), inputs, y, **how)
     return Answer(data, law=law, held_out=held_out, skipped=skipped)

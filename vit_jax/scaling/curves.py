@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from vit_jax.errors import DataError
 from vit_jax.scaling.intervals import Band, Interval
+from vit_jax.scaling.numbers import readable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +80,8 @@ def crossover(
         is_significant = (high < 0).all() or (low > 0).all()
         return Crossing(
             None,
-            f"No crossing from {grid[0]:.4g} to {grid[-1]:.4g}: {leader} leads throughout"
-            + ("." if is_significant else ", but not by more than the intervals."),
+            f"No crossing from {readable(grid[0], 4)} to {readable(grid[-1], 4)}: {leader} leads "
+            "throughout" + ("." if is_significant else ", but not by more than the intervals."),
         )
     open_sides = [
         side
@@ -88,7 +89,7 @@ def crossover(
         if is_open
     ]
     note = f" The interval is open towards {' and '.join(open_sides)} sizes." if open_sides else ""
-    return Crossing(crossing, f"From {crossing.estimate:.4g} on {leader} leads.{note}")
+    return Crossing(crossing, f"From {readable(crossing.estimate, 4)} on {leader} leads.{note}")
 
 
 def more_images(

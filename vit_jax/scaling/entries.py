@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import DataError
+from vit_jax.scaling import error_rates, laws, optima, selection
 from vit_jax.scaling import isoflop as isoflops
-from vit_jax.scaling import laws, optima, selection
 from vit_jax.scaling.answer import Answer
+from vit_jax.scaling.extrapolation import extrapolation
 from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.goodness_of_fit import form_p_value
 from vit_jax.scaling.intervals import Interval, identified, parameter_intervals
+from vit_jax.scaling.numbers import readable
 from vit_jax.scaling.question import ISOFLOP, Question
 
 Json = dict[str, Any]
@@ -75,6 +77,7 @@ def entry_of(answer: Answer, question: Question, *, significance: float) -> Json
     _add_test(entry, answer, judge)
     _add_predictions(entry, answer, question, judge)
     _add_optima(entry, answer, question, how, judge)
+    _add_error_notes(entry, answer, question)
     verdict = entry["extrapolation"]
     predicted = ["fitted", "held back"] if verdict and verdict["supported"] else ["fitted"]
     return entry | {"rows": _rows(answer, predicted)}
@@ -98,8 +101,8 @@ def _doubt(answer: Answer, grades: Mapping[str, str]) -> str:
 def _skipped(answer: Answer, name: str, why: str) -> str:
     """Returns a note of a law without a test on held-out larger scales."""
     if answer.choice is None:
-        return f"The test on held-out larger scales was skipped: {why}"
-    return f"{name} was not a candidate, since it could not be tested on larger scales: {why}"
+        return f"{name} was not tested on held-out larger scales, since {why}."
+    return f"{name} was not a candidate, since {why}."
 
 
 def _rows(answer: Answer, predicted: Sequence[str]) -> list[Json]:
@@ -173,7 +176,7 @@ def _add_test(entry: Json, answer: Answer, how: Mapping[str, Any]) -> None:
         "rmse_log": selection.log_error(predicted, y),
         "mean_log_error": float(np.mean(np.log(predicted) - np.log(y))),
     }
-    verdict = selection.extrapolation(answer.fitted_law, inputs, **how)
+    verdict = extrapolation(answer.fitted_law, inputs, **how)
     entry["extrapolation"] = {
         "to": "the rows held back",
         "supported": verdict.supported,
@@ -187,7 +190,7 @@ def _add_predictions(
     records = []
     for x in question.predict:
         inputs = {"x": np.array([x])}
-        verdict = selection.extrapolation(answer.fitted_law, inputs, **how)
+        verdict = extrapolation(answer.fitted_law, inputs, **how)
         record: Json = {"x": x, "refused": verdict.reason}
         if verdict.supported:
             band = [float(values[0]) for values in (verdict.band.low, verdict.band.high)]
@@ -196,6 +199,21 @@ def _add_predictions(
         records.append(record)
     if records:
         entry["tables"]["Predictions"] = records
+
+
+def _add_error_notes(entry: Json, answer: Answer, question: Question) -> None:
+    """Adds notes on error rates at chance level and on intervals above the largest error."""
+    law = answer.fitted_law
+    predicted = {
+        f"the prediction at {readable(row['x'])}": row[question.y]
+        for row in entry["tables"].get("Predictions", [])
+        if question.y in row
+    }
+    notes = (
+        error_rates.chance_note(question.y, selection.scale_of(law.inputs), law.y),
+        error_rates.beyond_note(question.y, law.y, predicted),
+    )
+    entry["notes"] += [note for note in notes if note]
 
 
 def _add_optima(
@@ -225,7 +243,7 @@ def _add_optima(
             inputs, values = best_of(law, float(budget), data.flops_per, how)
             refused = ""
             if budget > largest * (1 + 1e-9):
-                verdict = selection.extrapolation(law, inputs, **judge)
+                verdict = extrapolation(law, inputs, **judge)
                 refused = "" if verdict.supported else verdict.reason
             found: Json = (
                 {"refused": refused} if refused else {k: ends(v) for k, v in values.items()}

@@ -124,6 +124,7 @@ def write(answered: Study, out: epath.PathLike, *, command: str) -> str:
     page = pages.page(result, {name: svg.decode() for name, svg in svgs.items()}, command=command)
     with storage.reported(ConfigError, f"--out={out} cannot be written"):
         storage.make_folder(out)
+        replaced = _replaced(out, result)
         text = json.dumps(result, indent=1, allow_nan=False) + "\n"
         storage.write_bytes(out / "fit.json", text.encode())
         storage.write_bytes(out / "report.html", page.encode())
@@ -131,7 +132,21 @@ def write(answered: Study, out: epath.PathLike, *, command: str) -> str:
             storage.write_bytes(out / f"{name}.svg", svgs[name])
             storage.write_bytes(out / f"{name}.png", figures.rendered(figure, "png"))
     figures_written = ", ".join(f"{name}.png" for name in plots)
-    return f"{answered}\n\nIn {out}: fit.json, report.html, {figures_written} (and .svg)."
+    return f"{answered}\n\nIn {out}: fit.json, report.html, {figures_written} (and .svg).{replaced}"
+
+
+def _replaced(out: epath.Path, result: Mapping[str, Any]) -> str:
+    """Returns a note if the folder has the report of another question, else ""."""
+    try:
+        earlier = json.loads((out / "fit.json").read_text())
+        title, runs, question = (earlier.get(key) for key in ("title", "runs", "question"))
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, AttributeError):
+        return "\nReplaces a fit.json that was not written by vit-jax fit."
+    if (runs, question) == (result["runs"], result["question"]):
+        return ""
+    return f"\nReplaces the report of another question: {title}, of {runs}."
 
 
 def check_folder(out: epath.PathLike) -> None:

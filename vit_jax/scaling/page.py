@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.scaling import report
+from vit_jax.scaling.numbers import number
 from vit_jax.scaling.report import Result
 
 _MOST_ROWS = 500  # Rows that are listed; the CSV has all.
@@ -25,7 +26,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.4rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 h3 { font-size: 1rem; }
 .answer { background: var(--box); border-left: .4rem solid var(--grade); padding: .7rem 1rem;
-  font-size: 1.05rem; } .answer p { margin: .3rem 0; }
+  font-size: 1.05rem; } .answer p, .answer ul { margin: .3rem 0; }
+.answer ul { padding-left: 1.2rem; font-size: 1rem; }
 .yes { --grade: var(--yes); } .partly { --grade: var(--partly); } .no { --grade: var(--no); }
 .grade { color: var(--grade); font-weight: 700; }
 .soft, figcaption { color: var(--soft); font-size: .9rem; }
@@ -34,7 +36,7 @@ table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: t
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line);
   white-space: nowrap; } td.text { white-space: normal; min-width: 16rem; }
 code { background: var(--box); padding: .1rem .3rem; overflow-wrap: anywhere; }
-figure { margin: 1.5rem 0; } figure svg { width: 100%; max-width: 40rem; height: auto;
+figure { margin: 1.5rem 0; } figure svg { width: 100%; max-width: 28rem; height: auto;
   display: block; }
 summary { cursor: pointer; padding: .4rem 0; } dt { font-weight: 700; } dd { margin: 0 0 .5rem; }
 a { color: inherit; }
@@ -52,8 +54,8 @@ _CAPTIONS = {
     "shape": "The law at several values of compute; each run is drawn with the nearest.",
     "isoflop": "A parabola for each budget, and the power law of the minima that lie within their "
     "sizes.",
-    "residuals": "Log prediction minus log y of each fitted run. A good law leaves no pattern: a "
-    "curve means that the runs have another form.",
+    "residuals": "Log prediction minus log y of each fitted run: above 0 it predicts too much. "
+    "A good law leaves no pattern: a curve means that the runs have another form.",
 }
 
 _TERMS = {
@@ -72,8 +74,8 @@ _TERMS = {
     "tables of runs that follow their laws has one refused.",
     "held-out larger scales (rolling origin)": "The law is fitted to the smaller runs and predicts "
     "the next larger ones, several times: the error to expect of an extrapolation of one step.",
-    "refused": "The interval spans more than a factor of 3, or the residuals are curved: a number "
-    "would be a guess.",
+    "refused": "The interval spans more than a factor of 3, the residuals are curved, or the point "
+    "lies beyond the runs by more than the factor that they span: a number would be a guess.",
 }
 
 
@@ -84,6 +86,7 @@ def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
         f"<h1>{html.escape(result['title'])}</h1>",
         f'<div class="answer {summary["trust"]}"><p>{html.escape(summary["answer"])}</p>',
         f"<p><span class=grade>Trust: {summary['trust']}.</span> {html.escape(summary['why'])}</p>",
+        *_group_reasons(report.reserved(summary)),
         "</div>",
         *(f'<p class="soft">{html.escape(line)}</p>' for line in result["rows"]),
     ]
@@ -104,6 +107,16 @@ def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
         + "\n".join(body)
         + "\n</body></html>\n"
     )
+
+
+def _group_reasons(groups: Sequence[Result]) -> list[str]:
+    """Returns the trust of groups, and why, as a list."""
+    items = [
+        f'<li class="{group["trust"]}"><b>{html.escape(group["name"])}</b>: '
+        f"<span class=grade>{group['trust']}.</span> {html.escape(group['why'])}</li>"
+        for group in groups
+    ]
+    return ["<ul>", *items, "</ul>"] if items else []
 
 
 def _figure(name: str, svg: str) -> str:
@@ -158,7 +171,7 @@ def _rows(result: Result) -> list[str]:
         for name, value in entry.get("params", {}).items():
             ends = [value[key] for key in ("estimate", "low", "high")]
             params.append([group, entry["law"], name, *ends, value["identified"]])
-    shown = [columns, *([report.number(cell) for cell in row] for row in rows[:_MOST_ROWS])]
+    shown = [columns, *([number(cell) for cell in row] for row in rows[:_MOST_ROWS])]
     note = f" The first {_MOST_ROWS} are listed." if len(rows) > _MOST_ROWS else ""
     links = [
         _download("rows.csv", "text/csv", _csv([columns, *rows]), "rows as CSV"),

@@ -28,7 +28,8 @@ from vit_jax.analysis.figures import (
 )
 from vit_jax.scaling.intervals import Band
 
-_SIZE = (5.0, 3.7)  # Inches: text is legible where a page is as narrow as a phone.
+_SIZE = (3.9, 3.3)  # Inches, so small that text is legible on a page as narrow as a phone.
+_COLUMN = 20  # Characters of a legend's entry of which two fit side by side.
 _POINTS = {"markersize": 4.5, "linestyle": "none"}
 _GRID = {"color": "#E6E6E6", "linewidth": 0.8}
 
@@ -67,18 +68,20 @@ def law_figure(
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         for curve, colour in zip(curves, colours(len(curves)), strict=True):
-            _curve(axes, curve, colour, level=level)
+            _curve(axes, curve, colour)
         _log_axes(axes, x_label=x_label, y_label=y_label, title=title)
         # Intervals may be far wider than the data.
         values = [line for c in curves for line in (c.y, c.line_y) if line is not None]
         limits = min(map(np.min, values)) / 1.15, max(map(np.max, values)) * 1.15
         axes.set_ylim(*limits)
         _few_ticks(axes.yaxis, *limits)
+        if axes.collections:  # One entry stands for the intervals of all groups.
+            axes.collections[0].set_label(f"{level * 100:.6g}% interval")
         _legend_below(figure)
     return figure
 
 
-def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
+def _curve(axes: Axes, curve: Curve, colour: str) -> None:
     named = legend_label(f"{shorten(curve.name, 28)}, ") if curve.name else ""
     fitted = curve.role == "fit"
     for other, marker, face in (
@@ -104,10 +107,7 @@ def _curve(axes: Axes, curve: Curve, colour: str, *, level: float) -> None:
         # Infinite or zero ends are replaced by values far outside the axes.
         low = np.maximum(curve.band.low, curve.band.estimate * 1e-3)
         high = np.minimum(curve.band.high, curve.band.estimate * 1e3)
-        axes.fill_between(
-            curve.band_x, low, high, color=colour, alpha=0.15, linewidth=0,
-            label=f"{named}{level * 100:.6g}% interval",
-        )  # fmt: skip
+        axes.fill_between(curve.band_x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def data_size_figure(curves: Sequence[Curve], *, x_label: str, y_label: str, title: str) -> Figure:
@@ -228,26 +228,26 @@ def valleys(
     y_label: str,
     title: str,
 ) -> Figure:
-    """Draws IsoFLOP valleys, and beside them their minima over the budgets.
+    """Draws IsoFLOP valleys, and below them their minima over the budgets.
 
     `line` has the budgets and best x of the minima's power law; None: not drawn.
     """
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
-        figure = Figure(figsize=(9, 3.8), layout="constrained")
-        left, right = figure.subplots(1, 2)
+        figure = Figure(figsize=(_SIZE[0], 2 * _SIZE[1]), layout="constrained")
+        upper, lower = figure.subplots(2, 1)
         for valley, colour in zip(parabolas, colours(len(parabolas)), strict=True):
-            left.plot(valley.x, valley.y, "o", color=colour, **_POINTS)
+            upper.plot(valley.x, valley.y, "o", color=colour, **_POINTS)
             label = f"{valley.budget:.3g} FLOPs"
-            left.plot(valley.line_x, valley.line_y, color=colour, linewidth=1.4, label=label)
+            upper.plot(valley.line_x, valley.line_y, color=colour, linewidth=1.4, label=label)
             if valley.best is not None:
                 minimum = np.interp(np.log(valley.best), np.log(valley.line_x), valley.line_y)
-                left.plot(valley.best, minimum, "v", color=colour, markersize=8)
-                right.plot(valley.budget, valley.best, "v", color=colour, markersize=8)
-        _log_axes(left, x_label=x_label, y_label=y_label, title=title)
-        left.legend(loc="best", fontsize=8)
+                upper.plot(valley.best, minimum, "v", color=colour, markersize=8)
+                lower.plot(valley.budget, valley.best, "v", color=colour, markersize=8)
+        _log_axes(upper, x_label=x_label, y_label=y_label, title=title)
+        upper.legend(loc="best", fontsize=8)
         if line is not None:
-            right.plot(*line, "--", color=GREY, linewidth=1.4, zorder=0)
-        _log_axes(right, x_label="budget (FLOPs)", y_label=f"best {x_label}", title="Minima")
+            lower.plot(*line, "--", color=GREY, linewidth=1.4, zorder=0)
+        _log_axes(lower, x_label="budget (FLOPs)", y_label=f"best {x_label}", title="Minima")
     return figure
 
 
@@ -268,18 +268,19 @@ def residuals(
             rows = of_row == name
             axes.plot(x[rows], log_residuals[rows], "o", color=colour, **_POINTS)
         axes.axhline(0, color=GREY, linewidth=1)
-        axes.set(xscale="log", xlabel=x_label, ylabel="log residual", title="Residuals")
+        axes.set(xscale="log", xlabel=x_label, title="Residuals")
+        axes.set_ylabel("log prediction \N{MINUS SIGN} log y")
         axes.grid(axis="y", **_GRID)
         axes.xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
 def _legend_below(figure: Figure) -> None:
-    """Adds a legend below the axes, with two columns; the figure grows by its height."""
+    """Adds a legend below the axes, in two columns if they fit; the figure grows by its height."""
     _, labels = figure.axes[0].get_legend_handles_labels()
-    rows = -(-len(labels) // 2)
-    figure.set_size_inches(_SIZE[0], _SIZE[1] + 0.18 * rows)
-    figure.legend(loc="outside lower center", ncols=2, handlelength=1.6, columnspacing=1.2)
+    columns = 2 if max(map(len, labels), default=0) <= _COLUMN else 1
+    figure.set_size_inches(_SIZE[0], _SIZE[1] + 0.18 * -(-len(labels) // columns))
+    figure.legend(loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.2)
 
 
 def colours(count: int) -> list[str]:

@@ -1,8 +1,10 @@
 """A question about a table of runs: the law, columns for its inputs, the rows, the predictions."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.scaling import laws
@@ -87,6 +89,11 @@ class Question:
             raise ConfigError("The parabolas of isoflop have no weights: fit chinchilla with them.")
         if self.budgets and self.law != laws.CHINCHILLA.name:
             raise ConfigError(f"--budget is for the law chinchilla, not for {self.law}.")
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the attributes as JSON values; infinite numbers are text."""
+        text = json.dumps(dataclasses.asdict(self), default=str)
+        return json.loads(text, parse_constant=str)
 
     @property
     def roles(self) -> tuple[str, ...]:

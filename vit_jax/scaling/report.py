@@ -1,8 +1,9 @@
 """Formats the result of a fit as text for the terminal."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from vit_jax.scaling.numbers import interval, number
 
 CROSSINGS = "Crossings of the groups"
 GROWN = "The centre's shape for ten times the compute (SoViT's joint update)"
@@ -10,33 +11,11 @@ GROWN = "The centre's shape for ten times the compute (SoViT's joint update)"
 Result = Mapping[str, Any]
 
 
-def number(value: Any) -> str:
-    """Formats a number with four digits; a dash for None, other values as text.
-
-    Whole numbers below a million, also as floats, have all their digits.
-    """
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "-∞"
-    if value == int(value) and abs(value) < 1e6:
-        return f"{int(value):,}"
-    rounded = float(f"{value:.4g}")
-    return f"{rounded:,.0f}" if 1e4 <= abs(rounded) < 1e6 else f"{value:.4g}"
-
-
-def interval(ends: Result) -> str:
-    """Formats an interval as "[.31, .36]"; a missing end is infinite."""
-    low, high = ends.get("low"), ends.get("high")
-    return f"[{'-∞' if low is None else number(low)}, {'∞' if high is None else number(high)}]"
-
-
 def text(result: Result) -> str:
     """Formats the result of `vit_jax.scaling.study.study` for a terminal."""
     summary = result["summary"]
     lines = [*result["rows"], "", summary["answer"], f"Trust: {summary['trust']}. {summary['why']}"]
+    lines += [f"  {group['name']}: {group['trust']}. {group['why']}" for group in reserved(summary)]
     for entry in result["groups"]:
         lines.append("")
         lines += _group_text(entry, level=result["level"])
@@ -45,6 +24,11 @@ def text(result: Result) -> str:
     if result["grown"]:
         lines += ["", GROWN, *_aligned(grown_rows(result))]
     return "\n".join(lines).strip()
+
+
+def reserved(summary: Result) -> list[Result]:
+    """Returns the summaries of the groups whose laws cannot be used without reservation."""
+    return [group for group in summary["groups"] if group["trust"] != "yes"]
 
 
 def _group_text(entry: Result, *, level: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""Model selection by the error at held-out larger scales, and limits of extrapolation.
+"""Model selection by the error at held-out larger scales.
 
 Laws are chosen by their extrapolation error rather than by their fit, with a rolling origin: fit
 the runs up to a scale, predict those of the next, for several scales. The test set is not used. All
@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from scipy import special
 
 from vit_jax.errors import DataError
 from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.goodness_of_fit import LEVEL, form_p_value
-from vit_jax.scaling.intervals import Band, band
 from vit_jax.scaling.laws import FRONTIER, SHIFTED, Law
 from vit_jax.scaling.laws import law as law_by_name
 from vit_jax.scaling.method import DEFAULT, Method
@@ -27,8 +26,7 @@ CANDIDATES = ("power", "power_floor", "m3", "m4", "frontier", "bnsl")
 AVERAGED = CANDIDATES[1:]  # The laws that can level off.
 _ANCHOR = 5  # Number of rows at the largest scales to which an average is calibrated.
 _LEAST_STEP = 2.0  # Minimum ratio of two cuts.
-_ROUNDING = 1 + 1e-6  # Tolerance for rounding in evenly spaced scales.
-_WIDEST = 3.0  # Largest ratio of an interval's ends that counts as supported.
+ROUNDING = 1 + 1e-6  # Tolerance for rounding in evenly spaced scales.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,21 +101,6 @@ class Choice:
         return self.fit.predict(inputs)
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """Whether the data support a prediction.
-
-    Attributes:
-      supported: False: the predictions should not be reported.
-      reason: the reason in words.
-      band: the interval at each point.
-    """
-
-    supported: bool
-    reason: str
-    band: Band
-
-
 def choose(
     inputs: Mapping[str, Any],
     y: Any,
@@ -150,6 +133,9 @@ def choose(
     y = y[keep]
     how = {"weights": None if weights is None else weights[keep], "method": method}
     held_out, skipped = rolling_origin(laws, inputs, y, origins=origins, **how)
+    if not held_out:
+        why = next(iter(skipped.values()), "no law was named")
+        raise DataError(f"No law could be tested on larger scales, since {why}. Add smaller runs.")
     singles = [name for name in held_out if name != "average"]
     fits = {name: fit(unrestricted_law(name), inputs, y, **how) for name in singles}
     average = None
@@ -189,9 +175,7 @@ def rolling_origin(
     Returns:
       The held-out errors of each law, and of "average" of the laws that level off, at the cuts that
       all laws could fit; and the laws that could not be fitted at the largest cut, with the reason.
-
-    Raises:
-      DataError: no law could be fitted.
+      Without any law that could be fitted the first is empty.
     """
     scale = scale_of(inputs)
     scales = np.unique(scale)
@@ -202,8 +186,8 @@ def rolling_origin(
     skipped: dict[str, str] = {}
     for j in range(1, origins + 1):
         cut = scales[-1] / step**j
-        below = scale <= cut * _ROUNDING
-        after = ~below & (scale <= cut * step * _ROUNDING)
+        below = scale <= cut * ROUNDING
+        after = ~below & (scale <= cut * step * ROUNDING)
         part = {role: x[below] for role, x in inputs.items()}
         how = {"weights": None if weights is None else weights[below], "method": method}
         ahead = {role: x[after] for role, x in inputs.items()}
@@ -217,7 +201,7 @@ def rolling_origin(
                 fits[name] = fit(unrestricted_law(name), part, y[below], pad_to=pad_to, **how)
             except DataError as error:
                 if j == 1:
-                    skipped[name] = str(error)
+                    skipped[name] = _too_few(step, error)
                 continue
             errors[name][cut] = log_error(fits[name].predict(ahead), y[after])
         members = [fits[name] for name in AVERAGED if name in fits]
@@ -226,16 +210,20 @@ def rolling_origin(
             errors.setdefault("average", {})[cut] = log_error(mean.predict(ahead), y[after])
     fitted = [name for name, by_cut in errors.items() if by_cut and name not in skipped]
     if not fitted:
-        raise DataError(
-            f"No law could be tested on larger scales: there are too few runs below 1/{step:.3g} "
-            f"of the largest scale. {next(iter(skipped.values()), '')}"
-        )
+        return {}, skipped
     shared = sorted(set.intersection(*(set(errors[name]) for name in fitted)), reverse=True)
     held_out = {}
     for name in fitted:
         at_cuts = tuple(errors[name][cut] for cut in shared)
         held_out[name] = HeldOut(tuple(map(float, shared)), at_cuts, float(np.mean(at_cuts)))
     return held_out, skipped
+
+
+def _too_few(step: float, error: DataError) -> str:
+    """Returns why a law could not be fitted to the runs below the first cut, as a clause."""
+    cause = str(error).partition(". ")[0].rstrip(".")
+    cause = cause[:1].lower() + cause[1:]
+    return f"the runs up to 1/{step:.3g} of the largest scale are not enough to fit it ({cause})"
 
 
 def scale_of(inputs: Mapping[str, Float[np.ndarray, "n"]]) -> Float[np.ndarray, "n"]:
@@ -261,87 +249,6 @@ def _ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     """Returns the ranks of the values; ties get the mean of their ranks."""
     _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[index]
-
-
-def extrapolation(
-    of: Fit,
-    inputs: Mapping[str, Any],
-    *,
-    level: float = 0.9,
-    clusters: Shaped[np.ndarray, "n"] | None = None,
-    significance: float = LEVEL,
-    doubt: str = "",
-) -> Verdict:
-    """Judges whether the data support predictions at some points.
-
-    They do if the interval spans at most a factor of three and the residuals are not curved: the
-    interval assumes the law's form (`goodness_of_fit`). Beyond the fitted runs there must be no
-    other reason for doubt.
-
-    Args:
-      of: a fit of a law.
-      inputs: the points, by role.
-      level: coverage of the intervals.
-      clusters: see `intervals.parameter_intervals`.
-      significance: level of the lack-of-fit test: the share of correct laws that it rejects.
-      doubt: why no point beyond the fitted runs is supported; "": some may be.
-    """
-    predictions = band(of, inputs, level=level, clusters=clusters)
-    reason = _refusal(of, predictions, significance=significance)
-    if not reason and doubt and _is_beyond(of, inputs):
-        reason = f"{doubt} Add larger runs, or predict within the fitted ones."
-    if reason:
-        return Verdict(False, reason, predictions)
-    span = _factor(predictions)
-    return Verdict(
-        True, f"Supported: the {level:.0%} interval spans a factor of {span:.3g} at most.",
-        predictions,
-    )  # fmt: skip
-
-
-def _factor(predictions: Band) -> float:
-    """Returns the largest ratio of an interval's ends."""
-    gap = float(np.max(np.log(predictions.high) - np.log(np.maximum(predictions.low, 1e-300))))
-    return math.exp(min(gap, 700.0))
-
-
-def _is_beyond(of: Fit, inputs: Mapping[str, Any]) -> bool:
-    """Returns whether an input of some point is larger than that of every fitted run."""
-    return any(np.max(inputs[role]) > x.max() * _ROUNDING for role, x in of.inputs.items())
-
-
-def _refusal(of: Fit, predictions: Band, *, significance: float) -> str:
-    """Returns why predictions are not supported, "" if they are."""
-    ratio = _factor(predictions)
-    undetermined = [
-        name for name, grade in of.identified.items() if grade in ("no", "at its bound")
-    ]
-    cause = (
-        f" The data do not determine {', '.join(undetermined)} of {of.law.formula}."
-        if undetermined
-        else ""
-    )
-    if not of.converged:
-        return f"The fit of {of.law.name} did not converge.{cause}"
-    p_value = form_p_value(of)
-    if p_value < significance:
-        advice = (
-            "Fit a law that levels off or breaks, or use --law=auto."
-            if of.law.inputs == ("x",)
-            else "Use the law between the fitted runs only, or fit fewer of them."
-        )
-        return (
-            f"The residuals are curved (lack of fit, p = {p_value:.2g} < {significance:g}): the "
-            f"runs do not have the form {of.law.formula}, or are not independent, and the interval "
-            f"assumes both. {advice}"
-        )
-    if not ratio <= _WIDEST:
-        return (
-            f"The data cannot support this extrapolation: the {predictions.level:.0%} interval "
-            f"spans a factor of {ratio:.3g}, more than {_WIDEST:g}.{cause} Add larger runs, or "
-            "predict a nearer scale."
-        )
-    return ""
 
 
 def average(inputs: Mapping[str, Any], y: Any) -> Average:

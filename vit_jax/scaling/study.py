@@ -20,6 +20,7 @@ from vit_jax.scaling.answer import Answer, answer, group_data
 from vit_jax.scaling.drawing import draw
 from vit_jax.scaling.entries import Json, ends, entry_of
 from vit_jax.scaling.expressions import with_computed
+from vit_jax.scaling.extrapolation import extrapolation
 from vit_jax.scaling.goodness_of_fit import significance
 from vit_jax.scaling.intervals import Interval, band
 from vit_jax.scaling.query import Table, groups, matches, select
@@ -106,7 +107,7 @@ class Study:
         chosen = self.answers[index]
         by_role = inputs if isinstance(inputs, Mapping) else {"x": inputs}
         by_role = {role: np.atleast_1d(np.asarray(x, float)) for role, x in by_role.items()}
-        verdict = selection.extrapolation(
+        verdict = extrapolation(
             chosen.fitted_law,
             by_role,
             level=self.question.level,
@@ -169,6 +170,7 @@ def study(table: Table, question: Question, *, runs: str) -> Study:
         "vit_jax": vit_jax.__version__,
         "title": f"{question.y} over {', '.join(inputs)}",
         "runs": runs,
+        "question": question.as_json(),
         "rows": [*notes, *warning],
         "columns": {role: question.column(role) for role in question.roles} | {"y": question.y},
         "level": question.level,

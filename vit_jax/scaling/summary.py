@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vit_jax.scaling.numbers import readable, significant_digits
+
 Json = Mapping[str, Any]
 _CLOSE = 0.1  # A law whose typical log error is below this describes runs, whatever their form.
 
@@ -15,25 +17,47 @@ def summary(result: Json) -> dict[str, Any]:
       answer: what the laws say, a sentence.
       trust: "yes", "partly" or "no".
       why: a sentence that says what the answer may be used for.
+      groups: of several groups, the name, trust and why of each; else empty.
     """
     fitted = [entry for entry in result["groups"] if "error" not in entry]
     if len(result["groups"]) == 1:
         (entry,) = fitted
         trust, why = _trust(entry, result["significance"])
-        return {"answer": _law_sentence(entry, result["columns"]), "trust": trust, "why": why}
+        return {
+            "answer": _law_sentence(entry, result["columns"]),
+            "trust": trust,
+            "why": why,
+            "groups": [],
+        }
     grades = [_trust(entry, result["significance"]) for entry in fitted]
     worst = min(grades, key=lambda grade: ("no", "partly", "yes").index(grade[0]))
     count = sum(grade == "yes" for grade, _ in grades)
-    why = f"{count} of {len(result['groups'])} laws can be used without reservation; each says why."
+    why = f"{count} of {len(result['groups'])} laws can be used without reservation."
     if count == len(result["groups"]):
         why = "All laws can be used within their runs and where a prediction is given."
     trust = "partly" if worst[0] == "no" and count else worst[0]
-    return {"answer": _groups_sentence(result, fitted), "trust": trust, "why": why}
+    groups = [_group_summary(entry, result["significance"]) for entry in result["groups"]]
+    answer = _groups_sentence(result, fitted)
+    return {"answer": answer, "trust": trust, "why": why, "groups": groups}
+
+
+def _group_summary(entry: Json, significance: float) -> dict[str, str]:
+    name = ", ".join(f"{key}={value}" for key, value in entry["group"].items())
+    if "error" in entry:
+        return {"name": name, "trust": "no", "why": f"No law could be fitted: {entry['error']}"}
+    trust, why = _trust(entry, significance)
+    return {"name": name, "trust": trust, "why": why}
 
 
 def filled_formula(entry: Json) -> str:
-    """Returns the law's formula with the fitted numbers in place of the parameters."""
-    values = {name: f"{v['estimate']:.3g}" for name, v in entry["params"].items()}
+    """Returns the law's formula with the fitted numbers in place of the parameters.
+
+    A number has the digits that its interval supports (`numbers.significant_digits`).
+    """
+    values = {
+        name: readable(ends["estimate"], significant_digits(ends))
+        for name, ends in entry["params"].items()
+    }
     names = "|".join(sorted(map(re.escape, values), key=len, reverse=True))
     text = re.sub(rf"\b({names})\b", lambda match: values[match[0]], entry["formula"])
     return re.sub(r"(\d) (?=\d)", r"\1 · ", text.replace("--", ""))
@@ -95,8 +119,8 @@ def _trust(entry: Json, significance: float) -> tuple[str, str]:
         )
     if is_refused:
         return "partly", (
-            "Use it between the fitted runs: a prediction beyond them was asked for and refused, "
-            "since the data leave it open."
+            "Use it between the fitted runs: a prediction beyond them was asked for and refused; "
+            "the reason stands in its place."
         )
     if loose:
         return "partly", (
@@ -105,5 +129,5 @@ def _trust(entry: Json, significance: float) -> tuple[str, str]:
         )
     return "yes", (
         "The residuals show no lack of fit and the data determine the parameters: use it between "
-        "the fitted runs, and beyond them as far as the intervals say."
+        "the fitted runs, and with its intervals beyond them by at most the factor that they span."
     )
