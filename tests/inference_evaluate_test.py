@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluation(checkpoint, images):
-    return evaluate(checkpoint, images, split="all", batch_size=16)
+    return evaluate(checkpoint, images, batch_size=16)
 
 
 def saved(folder, loss="softmax_xent", **changes):
@@ -112,7 +112,7 @@ def test_files(evaluation, tmp_path):
 def test_a_class_without_an_output_is_left_out(checkpoint, images, tmp_path):
     shutil.copytree(images, tmp_path / "images")
     (tmp_path / "images" / "flower").rename(tmp_path / "images" / "rose")
-    evaluation = evaluate(checkpoint, tmp_path / "images", split="all")
+    evaluation = evaluate(checkpoint, tmp_path / "images")
     assert evaluation.count == 40 and evaluation.measured.left_out == 20
     assert "left out 20 examples" in table(evaluation) and "rose (no such output)" in table(
         evaluation
@@ -123,18 +123,18 @@ def test_one_broken_image_is_named_and_not_counted(checkpoint, images, tmp_path)
     shutil.copytree(images, tmp_path / "images")
     broken = tmp_path / "images" / "temple" / "broken.png"
     broken.write_text("no image")
-    evaluation = evaluate(checkpoint, tmp_path / "images", split="all")
+    evaluation = evaluate(checkpoint, tmp_path / "images")
     assert evaluation.count == 60 and list(evaluation.bad) == [str(broken)]
     assert "not read 1 example, not counted" in table(evaluation)
     for path in (tmp_path / "images").rglob("*.*"):
         path.write_text("no image")
     with pytest.raises(DataError, match="no image can be read"):
-        evaluate(checkpoint, tmp_path / "images", split="all")
+        evaluate(checkpoint, tmp_path / "images")
 
 
 def test_a_sigmoid_for_each_class(images, tmp_path):
     checkpoint = saved(tmp_path / "vit", loss="sigmoid_xent", labels=LABELS)
-    report = evaluate(checkpoint, images, split="all").results["matched_only"].report
+    report = evaluate(checkpoint, images).results["matched_only"].report
     logits, labels = logits_of(checkpoint, images)
     confidence = 1 / (1 + np.exp(-logits[:, OUTPUTS].astype(np.float64)))
     assert report.top1 == (confidence.argmax(axis=1) == labels).mean()
@@ -143,7 +143,7 @@ def test_a_sigmoid_for_each_class(images, tmp_path):
 
 
 def test_another_size_and_bfloat16(evaluation, checkpoint, images):
-    other = evaluate(checkpoint, images, split="all", image_size=(48, 32), dtype="bfloat16")
+    other = evaluate(checkpoint, images, image_size=(48, 32), dtype="bfloat16")
     assert other.settings["image_size"] == [48, 32] and other.settings["dtype"] == "bfloat16"
     assert other.count == 60 and other.report.loss != evaluation.report.loss
     assert other.folder.name == "images-all-48x32-bfloat16"
@@ -220,10 +220,10 @@ def test_the_command(checkpoint, images, tmp_path):
     result = call("evaluate", f"--checkpoint={checkpoint}", f"--data={images}", cwd=tmp_path)
     assert result.code == 0, result.err
     assert "only the 3 matched" in result.out and "95% interval" in result.out
-    assert "has no splits of its own: test is 12 of its 60 images" in result.out
+    assert "has no splits of its own: all 60 images are evaluated" in result.out
     (folder,) = (tmp_path / "evaluations").iterdir()
-    assert f"written  to evaluations/{folder.name}/images-test" in result.out
-    assert (folder / "images-test" / "evaluation.json").exists()
+    assert f"written  to evaluations/{folder.name}/images-all" in result.out
+    assert (folder / "images-all" / "evaluation.json").exists()
 
 
 def test_mistakes_of_the_command(checkpoint, images, tmp_path):

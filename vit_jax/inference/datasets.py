@@ -9,14 +9,14 @@ from vit_jax.errors import DataError
 # Splits to evaluate, the first that there is: the labels of ImageNet's test split are not public.
 EVALUATED = ("validation", *(name for name in VALIDATION_SPLITS if name != "validation"), "test")
 ALL = "all"  # Of data that are not divided into splits, see `vit_jax.data.base`.
+_UNDIVIDED = ("image_folder", "table", "webdataset", "hf_datasets")  # Sources that may be.
 
 
 def open_split(data: FrozenConfigDict, split: str) -> Source:
     """Opens a split; "" is the usual one to evaluate.
 
-    That is validation, val, valid or test, the first that there is; so of data that are not divided
-    the same test split for every model, and those that were trained on the rest can be compared
-    with others.
+    That is all of data that are not divided into splits; else validation, val, valid or test, the
+    first that there is.
 
     Args:
       data: `config.data`.
@@ -27,8 +27,9 @@ def open_split(data: FrozenConfigDict, split: str) -> Source:
     """
     if split:
         return open_source(data, split=split)
+    candidates = (ALL, *EVALUATED) if data.source in _UNDIVIDED else EVALUATED
     errors = []
-    for name in EVALUATED:
+    for name in candidates:
         try:
             return open_source(data, split=name)
         except DataError as error:
@@ -37,16 +38,21 @@ def open_split(data: FrozenConfigDict, split: str) -> Source:
 
 
 def describe_division(source: Source, *, test_fraction: float) -> str:
-    """Returns which images the split of data that are not divided has; "" for others, and for all.
+    """Returns which images a split of data that are not divided has; "" of other data.
 
     Args:
       source: the split.
       test_fraction: `config.data.test_fraction`.
     """
-    if not source.divided_from or source.split == ALL:
+    if not source.divided_from:
         return ""
+    if source.split == ALL:
+        return (
+            f"{source.name} has no splits of its own: all {len(source):,} images are evaluated. To "
+            "compare with a run on these data, take those that it was not trained on: --split=test"
+        )
     return (
         f"{source.name} has no splits of its own: {source.split} is {len(source):,} of its "
         f"{source.divided_from:,} images (data.test_fraction={test_fraction:g}), the same for "
-        f"every model. --split={ALL} has all, also those that runs are trained on"
+        f"every model. --split={ALL} has all"
     )

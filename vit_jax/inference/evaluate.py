@@ -45,9 +45,8 @@ def evaluate(
       data: what `vit_jax.data.locate.locate_data` accepts, such as a folder with a folder of images
         for each class, a table, or NAME or NAME:SPLIT of TFDS; or the config of a run, whose `data`
         are taken. None: the data of the run.
-      split: of the data, or a slice. "": the first that the run's config evaluates; else
-        validation, val, valid or test, so of data that are not divided the same test split for
-        every model; "all" is all of these.
+      split: of the data, or a slice. "": the first that the run's config evaluates; else all images
+        of data that are not divided, or validation, val, valid or test.
       method: classifier; knn, fewshot or probe, on the features (the input of the head; these need
         a split to train on); or auto: the classifier, or, without a head for the classes of the
         data, all three.
