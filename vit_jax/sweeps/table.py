@@ -122,9 +122,10 @@ def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
     summary = _read_json(workdir / workdirs.SUMMARY)
     metrics, timing = _read_lines(workdir / "metrics.jsonl"), _read_lines(workdir / "timing.jsonl")
     variant = config.get("model", {}).get("variant")
+    status = records.status(workdir, record)
     row = {
         "run": workdir.name,
-        "status": records.status(workdir, record),
+        "status": status,
         **{_column(key): value for key, value in record.values.items()},
         "seed": config.get("seed", record.values.get("seed")),
         "family": family(variant) if variant else None,
@@ -133,7 +134,7 @@ def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
         **{key: summary.get(key) for key in ("forward_flops", "code_version", "device")},
         "config_hash": config_hash(config) if config else None,
         "attempts": record.attempts,
-        "error_message": record.error,
+        "error_message": records.reason(workdir, record, status),
     }
     rows = [row | cells for cells in _evaluations(config, summary, metrics, timing)]
     if row["status"] == "finished" and config.get("evals") and not rows:
