@@ -56,8 +56,7 @@ def folder(tmp_path):
     saved(by_hand(tmp_path, "finished"), 12)
     saved(by_hand(tmp_path, "stopped", steps=(6,)), 8)
     failure.write(by_hand(tmp_path, "failed", steps=(6,)), DataError("a.png is broken.\nMore."))
-    (tmp_path / "no batch").mkdir()
-    failure.write(tmp_path / "no batch", ValueError())
+    failure.write(by_hand(tmp_path, "full disk"), OSError())
     by_hand(tmp_path / "nested", "running", steps=(6,))
     failed = make_run(tmp_path / "sweep", "failed", status="failed", steps=(4,))
     records.change(failed, error="The loss is NaN.\nMore.")
@@ -88,8 +87,8 @@ def test_every_run_below_a_folder_with_its_state(folder):
         "damaged": "broken",
         "failed": "failed",
         "finished": "finished",
+        "full disk": "failed",
         "nested/running": "running",
-        "no batch": "failed",
         "stopped": "stopped",
         "sweep/failed": "failed",
         "sweep/waiting": "waiting",
@@ -101,7 +100,7 @@ def test_every_run_below_a_folder_with_its_state(folder):
     assert (finished.best, finished.best_step, finished.last) == (0.62, 12, 0.62)
     assert "line 1 is not a JSON object" in runs["damaged"].error
     table = printed(runs_table(list(runs.values())))
-    assert "failed: DataError: a.png is broken." in table and "failed: ValueError " in table
+    assert "failed: DataError: a.png is broken." in table and "failed: OSError " in table
     assert "failed: The loss is NaN." in table and "More." not in table
     assert "8 of 12" in table and "62.00% at 12" in table
 

@@ -85,15 +85,14 @@ def create(
     try:
         parse_variant(name)
     except ConfigError:
+        hint = did_you_mean(name, list_models(), see="list_models()")
         if fields:
             raise ConfigError(
                 f"{', '.join(fields)}: the model of {name} follows from its checkpoint. Only a "
-                f'size such as "B/16" takes fields. {did_you_mean(name, list_models())}'
+                f'size such as "B/16" takes fields. {hint}'
             ) from None
         if difflib.get_close_matches(name, list_models(), cutoff=0.7) and not os.path.exists(name):
-            raise ConfigError(
-                f'"{name}" is no model size and no file. {did_you_mean(name, list_models())}'
-            ) from None
+            raise ConfigError(f'"{name}" is no model size and no file. {hint}') from None
         return load_pretrained(name, image_size=image_size, num_classes=num_classes, mesh=mesh)
     section = base_config().model
     if unknown := fields.keys() - section.keys():

@@ -1,4 +1,4 @@
-"""The error that ended a run, in its work directory until the run continues."""
+"""The error that ended a run which had begun, in its work directory until the run continues."""
 
 import contextlib
 from types import TracebackType

@@ -97,7 +97,7 @@ def _print_total(
         f"Total: {format_count(len(runs), 'run')}, {total:.3g} FLOPs, of which {left:.3g} remain"
         + (f" (without {format_count(unknown, 'run')} of unknown length)" if unknown else "")
         + f"; the largest run needs about {_size(largest)} per device"
-        + (", with mesh axes of -1 counted as 1." if open_axes else ".")
+        + (", if it has one; on more, its images and the time are shared out." if open_axes else ".")
     )
 
 

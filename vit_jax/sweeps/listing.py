@@ -18,10 +18,7 @@ from vit_jax.telemetry.jsonlines import read_jsonl
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 # A folder with one of these is a run; config.json alone may belong to a published checkpoint.
-_MARKS = {
-    *(METRICS, workdirs.SUMMARY, workdirs.DATASET, workdirs.CHECKPOINTS, workdirs.FAILURE),
-    records.RECORD,
-}
+_MARKS = {METRICS, workdirs.SUMMARY, workdirs.DATASET, workdirs.CHECKPOINTS, records.RECORD}
 _LARGEST_CONFIG = 2**20  # Bytes.
 _LOWER_IS_BETTER = ("loss", "ece")
 
@@ -113,12 +110,12 @@ def _read(workdir: pathlib.Path, root: pathlib.Path) -> RunState:
 
 
 def _config(workdir: pathlib.Path, record: records.Record) -> dict[str, Any]:
-    """Returns config.json; {} of a run that waits in a sweep, or failed before its first batch."""
+    """Returns config.json; {} of a run of a sweep that has not begun to train."""
     path = workdir / workdirs.CONFIG
     try:
         return workdirs.read_json(path, limit=_LARGEST_CONFIG)
     except FileNotFoundError:
-        if record != records.Record() or (workdir / workdirs.FAILURE).exists():
+        if record != records.Record():
             return {}
         raise ConfigError(f"There is no {path}.") from None
     except ValueError as error:
@@ -145,7 +142,7 @@ def _metric(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> di
 def _changed(workdir: pathlib.Path) -> str:
     """Returns the time of the newest of the files that a run writes."""
     newest = 0.0
-    names = (*_MARKS, TIMING, "")
+    names = (*_MARKS, TIMING, workdirs.FAILURE, "")
     for name in names:
         try:
             newest = max(newest, (workdir / name).stat().st_mtime)

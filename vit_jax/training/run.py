@@ -94,8 +94,6 @@ def train(
         store = stack.enter_context(
             claim.acquire(allow_config_change=allow_config_change, extend=extend)
         )
-        record_failure = partial(failure.on_exit, workdir)
-        stack.push(record_failure)
         watch.at("the initial state")
         with clock.span("init"):
             state, loop_state = _begin(experiment, program, store)
@@ -134,7 +132,7 @@ def train(
             observer.progress.note(note)
         # On an error this process ends before it closes anything that waits for the others.
         stack.push(watch.exit_on_error)
-        stack.push(record_failure)  # Before that exit.
+        stack.push(partial(failure.on_exit, workdir))  # A run that has begun keeps its error.
 
         # --- The loop: at the top of each turn, the state is the one after `step` updates
         flag = {value: processes.flag_array(value, mesh) for value in (False, True)}
