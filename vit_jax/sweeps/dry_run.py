@@ -97,8 +97,13 @@ def _print_total(
         f"Total: {format_count(len(runs), 'run')}, {total:.3g} FLOPs, of which {left:.3g} remain"
         + (f" (without {format_count(unknown, 'run')} of unknown length)" if unknown else "")
         + f"; the largest run needs about {_size(largest)} per device"
-        + (", if it has one; on more, its images and the time are shared out." if open_axes else ".")
+        + "."
     )
+    if open_axes:
+        print(
+            "       The memory is that on a machine of one device: more share the images of an update "
+            "(a mesh axis is -1)."
+        )
 
 
 def _describe_time(unfinished: Sequence[Estimate | None], speeds: Speeds, *, timed: bool) -> str:

@@ -14,6 +14,7 @@ from vit_jax import storage
 from vit_jax.errors import ConfigError, VitJaxError, printable
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.sweeps import record as records
+from vit_jax.sweeps.order import natural_order
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
@@ -81,7 +82,8 @@ def _find(root: pathlib.Path) -> Iterator[pathlib.Path]:
         if _MARKS & {*folders, *files}:
             folders.clear()
             yield pathlib.Path(path)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(visible, key=natural_order)
 
 
 def _read(workdir: pathlib.Path, root: pathlib.Path) -> RunState:

@@ -1,8 +1,8 @@
 """Writes the table of a sweep's runs from their work directories; `vit_jax.scaling.table` reads it.
 
 `collect` writes runs.parquet and runs.csv into the sweep's folder, with a row for each run and
-evaluation, and one for a run without an evaluation. It only reads files of the runs, so it can be
-called at any time, by any number of processes at once.
+evaluation, and one for a run without an evaluation, by name (point-2 before point-10). It only
+reads files of the runs, so it can be called at any time, by any number of processes at once.
 
 run                     name of the run's folder
 status                  waiting, running, stopped, finished, failed, blocked (its trunk failed)
@@ -53,6 +53,7 @@ from vit_jax.errors import ConfigError, DataError, VitJaxError
 from vit_jax.models import family
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.sweeps import record as records
+from vit_jax.sweeps.order import natural_order
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 PARQUET, CSV = "runs.parquet", "runs.csv"
@@ -104,7 +105,7 @@ def collect(folder: str | os.PathLike) -> pathlib.Path:
 
 def _runs(folder: pathlib.Path) -> Iterator[tuple[list[Row], dict[str, Any]]]:
     """Yields the rows and the flattened config of each run in a folder; skips other files."""
-    for workdir in sorted(folder.iterdir()):
+    for workdir in sorted(folder.iterdir(), key=lambda path: natural_order(path.name)):
         if not any((workdir / name).is_file() for name in (records.RECORD, workdirs.CONFIG)):
             continue
         try:
