@@ -101,8 +101,8 @@ def _print_total(
     )
     if open_axes:
         print(
-            "       The memory is that with one device; several share the images of an update (a mesh "
-            "axis is -1)."
+            "       The memory is that with one device; several, which a mesh axis of -1 takes, share "
+            "the images."
         )
 
 
