@@ -101,8 +101,8 @@ def _print_total(
     )
     if open_axes:
         print(
-            "       The memory is that with one device; several, which a mesh axis of -1 takes, share "
-            "the images."
+            "       The memory is that on one device; on several (a mesh axis of -1 takes all) "
+            "they share the images."
         )
 
 
