@@ -178,7 +178,7 @@ def test_evaluation_files(run_copy):
     assert files <= {p.name for p in run_copy.iterdir()}
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_an_older_checkpoint_is_evaluated_into_a_folder_of_its_own(run_copy):
     write(evaluate(run_copy))
     newest = (run_copy / "evaluation.json").read_bytes()

@@ -58,7 +58,7 @@ def test_whether_the_learning_rate_depends_on_the_length(keys, changes):
     assert text.endswith("equal to a run that had 80 steps from its start") != changes
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained")
 def test_without_dependence_on_the_length_it_equals_a_longer_run_to_the_bit(
     tmp_path, finished_run, capsys
@@ -81,7 +81,7 @@ def test_without_dependence_on_the_length_it_equals_a_longer_run_to_the_bit(
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl") == lines
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained")
 def test_with_another_schedule_it_equals_a_run_from_its_state_to_the_bit(
     tmp_path, finished_run, capsys

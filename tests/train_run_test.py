@@ -95,11 +95,17 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, stochastic
     assert_same_run(stochastic_run, tmp_path / "killed")
 
 
-def test_a_run_resumes_from_a_checkpoint_to_the_same_bits(tmp_path, stochastic_run):
+@pytest.fixture
+def resumed_run(tmp_path, stochastic_run):
+    """The stochastic run, trained again from its last checkpoint but one: in a setup."""
     shutil.copytree(stochastic_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
     run(tmp_path / "run", **STOCHASTIC)
-    assert_same_run(stochastic_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_resumes_from_a_checkpoint_to_the_same_bits(resumed_run, stochastic_run):
+    assert_same_run(stochastic_run, resumed_run)
 
 
 @pytest.mark.slow
