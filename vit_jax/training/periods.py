@@ -48,7 +48,7 @@ class Periods:
                 )
             except ConfigError as error:
                 raise ConfigError(f"{key}: {error}") from error
-            if fraction := section.get("every_percent"):
+            if isinstance(fraction := section.get("every_percent"), float) and fraction:
                 # Rounded up: a tenth of a run is due at most ten times. 1e-9: rounding errors.
                 return math.ceil(fraction * total_steps - 1e-9)
             is_set = any(section.get(f"every_{unit}") for unit in DURATION_UNITS)
