@@ -1,5 +1,6 @@
 """The public names of vit_jax: listed, described, typed, each with an example that runs."""
 
+import dataclasses
 import doctest
 import os
 import pathlib
@@ -16,6 +17,7 @@ from PIL import Image
 import vit_jax
 from tests.conftest import ROOT
 from tests.images import make
+from vit_jax.errors import CheckpointError, ConfigError
 
 API = (ROOT / "docs" / "api.md").read_text()
 
@@ -27,6 +29,11 @@ def test_every_name_is_listed_and_described():
     assert described == set(vit_jax.__all__)
     for name in vit_jax.__all__:
         assert getattr(vit_jax, name).__doc__, name
+
+
+def test_the_page_lists_the_figures():
+    described = re.findall(r"^\| `analysis\.(\w+)\(", API, re.M)
+    assert sorted(described) == dir(vit_jax.analysis)
 
 
 def test_importing_it_imports_no_jax():
@@ -65,6 +72,49 @@ def test_the_example_runs(name, folder, monkeypatch):
     assert not runner.failures, "".join(report)
 
 
+def test_images_and_parameters_that_do_not_fit_are_named():
+    model = vit_jax.create("mu/16", image_size=32, num_classes=2)
+    for shape, text in {
+        (1, 3, 32, 32): "Channels come last: images.transpose(0, 2, 3, 1)",
+        (1, 16, 32, 3): "(1, 16, 32, 3). This model takes (n, 32, 32, 3)",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(text)):
+            model(np.zeros(shape, np.float32))
+    headless = {name: leaf for name, leaf in model.params.items() if name != "head"}
+    for params, text in (
+        (headless, "head/bias: params lacks it, model (2,)"),
+        (
+            headless | {"head": {"bias": np.zeros(3), "x": np.zeros(1)}},
+            "head/x: params (1,), model",
+        ),
+        ({"params": model.params}, 'params["params"]'),
+    ):
+        changed = dataclasses.replace(model, params=params)
+        for call in (
+            lambda changed=changed: changed(np.zeros((1, 32, 32, 3), np.float32)),
+            lambda changed=changed: vit_jax.evaluate(changed, "nowhere"),
+        ):
+            with pytest.raises(CheckpointError, match=re.escape(text)):
+                call()
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: vit_jax.create("b/16"), 'Did you mean "B/16"? Other sizes near it: s/16'),
+        (lambda: vit_jax.create("B16"), 'Did you mean "B/16"? list_models() lists all sizes.'),
+        (
+            lambda: vit_jax.create("mu/16", drop=0.1),
+            'no field "drop" of a model. Did you mean "dropout"',
+        ),
+        (lambda: vit_jax.load_pretrained("B/16"), 'create("B/16") makes a new model'),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_right_one(call, text):
+    with pytest.raises(vit_jax.VitJaxError, match=re.escape(text)):
+        call()
+
+
 @pytest.mark.slow
 def test_the_training_loop_of_the_page_runs(tmp_path, monkeypatch, capsys):
     make(tmp_path / "IMAGES", each=12)
@@ -73,3 +123,7 @@ def test_the_training_loop_of_the_page_runs(tmp_path, monkeypatch, capsys):
     exec(code.replace("range(100)", "range(2)"), {})
     assert "in memory on" in capsys.readouterr().out
     assert vit_jax.load_pretrained("trained").labels == ("flower", "portrait", "temple")
+    code = re.search(r"## Results and figures.*?```python\n(.*?)```", API, re.S)[1]
+    exec(code, {})
+    assert "calibration error" in capsys.readouterr().out
+    assert {"confusion.png", "classes.png", "results"} <= set(os.listdir())

@@ -42,7 +42,7 @@ CONVERT = {
     ),
     "bfloat16 for a work directory": (
         "hf new --to=orbax --dtype=bfloat16",
-        "--to=orbax writes float32 only, not bfloat16.",
+        "The format orbax has float32 only, not bfloat16.",
     ),
     "destination that exists": (
         "hf timm --to=timm --change_numerics",
@@ -54,10 +54,10 @@ CONVERT = {
     ),
     "model that the format cannot express": (
         "hf new --to=google",
-        "This model cannot be written --to=google without differences.\n"
+        "This model cannot be written in the format google without differences.\n"
         "In its outputs for the same pixels:\n  ",
         "model.gelu is 'erf'; vision_transformer has only 'tanh'",
-        "Pass change_numerics (--change_numerics) to write it all the same.",
+        "Pass change_numerics=True (--change_numerics) to write it all the same.",
     ),
     "stray word": ("--inspect=hf timm", "Unexpected argument 'timm'"),
     "reference without a manifest": ("--verify=hf", "hf: there is no manifest.json there, nor"),

@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -36,6 +37,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compilation.user_cache_folder())
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 SHARED = ROOT.parent / "shared"
+
+# Without a handler of their own, notes reach pytest's `caplog`, which listens to the root logger.
+logging.getLogger("vit_jax").addHandler(logging.NullHandler())
 
 
 def pytest_configure(config):

@@ -106,7 +106,7 @@ def test_a_regression_in_a_bare_file_needs_a_hint(tmp_path):
     (note,) = export(
         model("", gelu="tanh", posemb_resize="bilinear_corners"), tmp_path / "vit.npz", to="google"
     )
-    assert note.endswith("--hints=loss=regression")
+    assert note.endswith("the hint loss=regression")
     hints = {"num_heads": 4, "image_size": 32, "loss": "regression"}
     assert load_pretrained(tmp_path / "vit.npz", hints=hints).loss == ""
 
@@ -129,7 +129,7 @@ def test_a_hint_gives_the_loss_of_a_bare_file(image, tmp_path):
     path = tmp_path / "vit.npz"
     pretrained = model(SIGMOID, gelu="tanh", posemb_resize="bilinear_corners")
     (note,) = export(pretrained, path, to="google")
-    assert note.endswith("--hints=loss=sigmoid_xent")
+    assert note.endswith("the hint loss=sigmoid_xent")
     hints = {"num_heads": 4, "image_size": 32}
     assert load_pretrained(path, hints=hints).loss == SOFTMAX
     loaded = load_pretrained(path, hints=hints | {"loss": SIGMOID})

@@ -195,7 +195,7 @@ def test_exports_with_other_pixels_are_refused(name, tmp_path):
     )
     preprocess = dataclasses.replace(pretrained.preprocess, transforms=transforms)
     pretrained = dataclasses.replace(pretrained, preprocess=preprocess)
-    with pytest.raises(CheckpointError, match=f"cannot be written --to={to}") as refused:
+    with pytest.raises(CheckpointError, match=f"cannot be written in the format {to}") as refused:
         export(pretrained, tmp_path / "vit", to=to, change_numerics=name in REFUSED)
     assert reason in str(refused.value)
     assert ("--change_numerics" in str(refused.value)) == (name in APPROXIMATE)
@@ -220,12 +220,12 @@ def test_a_refusal_says_what_to_pass_and_whether_outputs_differ(tmp_path):
     preprocess = dataclasses.replace(published.preprocess, transforms=transforms)
     published = dataclasses.replace(published, preprocess=preprocess)
     message = (
-        "This model cannot be written --to=timm without differences.\n"
+        "This model cannot be written in the format timm without differences.\n"
         "In its preprocessing:\n"
         "  timm rounds to the nearest level; the resize has rounding='down', not 'nearest': pixels "
         "differ by at most a level\n"
         "Its outputs for the same pixels are equal.\n"
-        "Pass change_numerics (--change_numerics) to write it all the same"
+        "Pass change_numerics=True (--change_numerics) to write it all the same"
     )
     for model, end in (
         (published, "."),

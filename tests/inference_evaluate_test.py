@@ -164,7 +164,7 @@ def test_features_of_a_model_without_a_head(images, tmp_path):
 
 def test_a_regression_has_no_classes_but_features(images, tmp_path):
     checkpoint = saved(tmp_path / "vit", loss="")
-    with pytest.raises(CheckpointError, match=r"its head is for regression.*--method=knn"):
+    with pytest.raises(CheckpointError, match=r"its head is for regression.*method knn"):
         evaluate(checkpoint, images, method="classifier")
     evaluation = evaluate(checkpoint, images, method="knn")
     assert list(evaluation.results) == ["knn"] and evaluation.measured.fewshot is None

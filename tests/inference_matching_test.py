@@ -90,7 +90,7 @@ def test_no_match_names_both_and_what_to_do():
         match_classes(["aaa", "bbb"], list(NAMES), num_outputs=1000)
     message = str(error.value)
     assert re.search(r"has aaa, bbb; the model has tench, Tinca tinca; goldfish", message)
-    assert "--method=knn" in message and "n01440764" in message
+    assert "method knn" in message and "n01440764" in message
 
 
 class Labels(Source):

@@ -10,7 +10,6 @@ import faulthandler
 import inspect
 import io
 import os
-import pathlib
 import select
 import signal
 import sys
@@ -37,7 +36,6 @@ from vit_jax.errors import (
 from vit_jax.parallel.simulated import give_threads_to_simulated_devices
 
 _EXIT_SIGPIPE = 128 + signal.SIGPIPE  # A shell's exit code for a program with a closed pipe.
-_PACKAGE = str(pathlib.Path(vit_jax.__file__).parent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,14 +182,10 @@ def _silence_tracebacks() -> None:
 
 
 class _PrintableFormatter(logging.PythonFormatter):
-    """Prints our own warnings as plain messages, and those of libraries with their location.
-
-    Replaces control characters, which a foreign file name may contain.
-    """
+    """Replaces control characters, which a foreign file name may contain, in logs of libraries."""
 
     def format(self, record: LogRecord) -> str:
-        ours = record.pathname.startswith(_PACKAGE)
-        return printable(record.getMessage() if ours else super().format(record))
+        return printable(super().format(record))
 
 
 def _fail(error: Exception | str) -> int:

@@ -70,10 +70,9 @@ def did_you_mean(name: str, choices: Iterable[str], *, see: str = "") -> str:
     For example `Did you mean "cosine"? Accepted: constant, cosine, linear, rsqrt.` Of a long list
     it names the nearest five choices, the number of the others, and `see`: what lists all.
     """
-    name, choices = str(name), list(choices)
-    matches = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    # `wei` is nearer to `weight_decay` than the similarity of whole words says.
-    matches = matches or [x for x in choices if len(name) > 1 and x.startswith(name)][:1]
+    choices, name = list(choices), str(name)
+    longer = [choice for choice in choices if len(name) > 2 and choice.startswith(name)]
+    matches = longer or difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     suggestion = f'Did you mean "{matches[0]}"? ' if matches else ""
     if len(accepted := ", ".join(choices)) <= _LONGEST_LIST or len(choices) <= _NEAREST:
         return f"{suggestion}Accepted: {accepted}."

@@ -8,7 +8,12 @@ confusion_matrix  confusion matrix, reliability diagram, most common mistakes
 class_accuracy    accuracy of each class, with intervals
 """
 
+from vit_jax.analysis.class_accuracy import class_accuracy
 from vit_jax.analysis.confusion_matrix import confusion
 from vit_jax.analysis.figures import curves, predictions
 
-__all__ = ["confusion", "curves", "predictions"]
+__all__ = ["class_accuracy", "confusion", "curves", "predictions"]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,12 +1,13 @@
 """Compares runs: how their configs differ, what they cost, and what their evaluations gave."""
 
 import dataclasses
+import io
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.constrain import Constrain
 from rich.padding import Padding
 from rich.table import Table
@@ -17,12 +18,12 @@ from vit_jax.analysis.runs import Point, Run, read_runs
 from vit_jax.telemetry.progress import format_duration
 
 # In characters: a longer value of a key has a line of its own for each run, wrapped at this width.
-_LONGEST_CELL, _WIDTH = 24, 100
+_LONGEST_CELL, _WIDTH, _REPR_WIDTH = 24, 100, 160
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
-    """Runs side by side; every list has a value for each run, in their order.
+    """Runs side by side, shown as tables; every list has a value for each run, in their order.
 
     Attributes:
       runs: what their work directories say.
@@ -38,6 +39,13 @@ class Comparison:
     differences: Mapping[str, list[Any]]
     last: Mapping[str, list[Point | None]]
     best: Mapping[str, list[Point | None]]
+
+    def __repr__(self) -> str:
+        """Returns the text of `tables`."""
+        text = io.StringIO()
+        console = Console(file=text, width=_REPR_WIDTH, highlight=False, emoji=False)
+        console.print(self.tables())
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def tables(self) -> Group:
         """Returns three tables with a column for each run: cost, evaluations, differing keys."""
@@ -101,6 +109,8 @@ def compare_runs(
       >>> comparison = compare_runs(["runs/quickstart", "runs/longer"], out="comparison.png")
       >>> comparison.differences["seed"]
       [0, 1]
+      >>> [line for line in repr(comparison).splitlines() if line.startswith("seed")]
+      ['seed           0       1']
     """
     runs = read_runs(workdirs)
     if out is not None:

@@ -129,7 +129,7 @@ def match_classes(
         raise DataError(
             f"The checkpoint names none of its {num_outputs:,} classes, and the data set has "
             f"{len(class_names):,}: {_shown(class_names)}. Evaluate its features: "
-            "--method=knn, fewshot or probe."
+            "method knn, fewshot or probe."
         )
     ids = imagenet.ids_of_outputs(labels, num_outputs)
     matching = ClassMatching(tuple(_matches(class_names, labels, ids)), labels, assumption)
@@ -139,7 +139,7 @@ def match_classes(
         raise DataError(
             f"No class of the data set is one of the model's{ambiguous}. The data set has "
             f"{_shown(class_names)}; the model has {_shown(labels)}. Name the classes as the model "
-            "does, or by ImageNet's ids (n01440764); or evaluate the features: --method=knn, "
+            "does, or by ImageNet's ids (n01440764); or evaluate the features: method knn, "
             "fewshot or probe."
         )
     return matching

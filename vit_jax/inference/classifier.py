@@ -30,7 +30,7 @@ def match(task: Task, *, own_data: bool) -> ClassMatching | None:
     """
     model, source = task.model, task.source
     model.check_classifier(
-        "Evaluate its features (--method=knn, fewshot or probe), or fine-tune it, see "
+        "Evaluate its features (method knn, fewshot or probe), or fine-tune it, see "
         "`vit-jax config finetune`."
     )
     if not own_data:

@@ -54,8 +54,8 @@ def evaluate_features(task: Task, methods: Iterable[str], *, train_split: str) -
     train_source = open_split(data, train_split)
     if train_source.fingerprint == source.fingerprint:
         raise ConfigError(
-            f"{source.split} would be both trained and evaluated on: name another split with "
-            "--split or --train_split."
+            f"{source.split} would be both trained and evaluated on: name another as split "
+            "(--split) or train_split (--train_split)."
         )
     if train_source.class_names != source.class_names:
         raise DataError(
@@ -87,7 +87,7 @@ def compute_features(task: Task, source: Source) -> FeatureTable:
     if source.multi_label:
         raise DataError(
             f"{source.name} has several labels for an example: kNN, few-shot regression and probes "
-            "need one. Use --method=classifier."
+            "need one. Use the method classifier."
         )
     evaluator, params = task.model.evaluator, task.model.params
     task.watch.at("the compilation")

@@ -17,6 +17,7 @@ from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import ModelConfig, describe_model
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings
+from vit_jax.pretrained.consistency import check_params
 from vit_jax.pretrained.exports.workdir import run_config
 from vit_jax.pretrained.load import Pretrained, load_pretrained
 from vit_jax.pretrained.run_checkpoint import is_run, refuse_hints
@@ -111,11 +112,13 @@ def load_model(
       dtype: of the computation: float32 or bfloat16. None: as it was trained or published.
 
     Raises:
-      CheckpointError: the checkpoint cannot be read.
+      CheckpointError: the checkpoint cannot be read, or the parameters of a loaded model are not
+        those of its config.
       ConfigError: a hint, the size or the dtype is invalid.
     """
     run = None
     if isinstance(checkpoint, Pretrained):
+        check_params(checkpoint.params, checkpoint.config)
         labels, num_classes = checkpoint.labels, checkpoint.config.num_classes
         if labels is not None and len(labels) != num_classes:
             raise CheckpointError(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from vit_jax.data.files import Files, find_images
+from vit_jax.errors import ConfigError
 from vit_jax.evals.classification import probabilities
 from vit_jax.inference.class_matching import name_outputs
 from vit_jax.inference.model import BATCH_SIZE, Checkpoint, Model, all_devices, load_model
@@ -35,8 +36,9 @@ def predict(
 ) -> Iterator[Prediction]:
     """Predicts images, in order, a batch at a time, as they are iterated over.
 
-    Of a model without a head there are features only: `classes` is empty. An image that cannot be
-    read has an `error`, and no classes.
+    Of a model without a head there are features only: `classes` is empty. A file that cannot be
+    read as an image raises nothing: its prediction has the reason in `error`, which is "" for all
+    others; its `classes` and `probabilities` are empty, and its `features` are None.
 
     Args:
       checkpoint: WORKDIR or WORKDIR/checkpoints/STEP, or any checkpoint that
@@ -48,8 +50,14 @@ def predict(
       batch_size: images at a time. None: 64, or that of the run if it is smaller.
       dtype: of the computation: float32 or bfloat16. None: as it was trained or published.
 
+    Returns:
+      An iterator of `vit_jax.inference.prediction.Prediction`. The checkpoint is loaded, and errors
+      are raised, when the first one is asked for.
+
     Raises:
-      VitJaxError: the checkpoint cannot be used, or there is nothing to predict.
+      CheckpointError: the checkpoint cannot be read, or its head is for regression.
+      ConfigError: an argument is invalid.
+      DataError: no path is given, or there is no image in the folders.
 
     Example:
       >>> from PIL import Image
@@ -96,6 +104,9 @@ class Predictor:
         dtype: str | None = None,
     ):
         """Finds the files and loads the model; see `predict`."""
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}: it must be at least 1.")
         listed = [paths] if isinstance(paths, str | os.PathLike) else paths
         self._files = find_images([os.fspath(path) for path in listed])
         self._mesh = all_devices()
@@ -113,8 +124,8 @@ class Predictor:
     def check_classifier(self) -> None:
         """Raises CheckpointError if the model predicts no classes."""
         self.model.check_classifier(
-            "Compute its features (vit-jax predict --features=FILE.parquet), or fine-tune it, see "
-            "`vit-jax config finetune`."
+            "Compute its features (model(images) in Python, or vit-jax predict "
+            "--features=FILE.parquet), or fine-tune it, see `vit-jax config finetune`."
         )
 
     def num_features(self) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Prediction:
     """The model's prediction for one file.
 
@@ -22,9 +22,19 @@ class Prediction:
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str = ""
-    features: Float32[np.ndarray, " d"] | None = dataclasses.field(
-        default=None, compare=False, repr=False
-    )
+    features: Float32[np.ndarray, " d"] | None = dataclasses.field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        """Returns the path with classes and the number of features, or with the error."""
+        if self.error:
+            return f"Prediction(path={self.path!r}, error={self.error!r})"
+        parts = [f"path={self.path!r}"]
+        if self.classes:
+            shares = ", ".join(f"{share:.3f}" for share in self.probabilities)
+            parts += [f"classes={self.classes!r}", f"probabilities=({shares})"]
+        if self.features is not None:
+            parts.append(f"features={self.features.dtype}[{len(self.features)}]")
+        return f"Prediction({', '.join(parts)})"
 
     def text(self) -> str:
         """Returns a line for the terminal."""

@@ -53,7 +53,7 @@ def write(evaluation: Evaluation, folder: epath.PathLike | None = None) -> epath
     Raises:
       DataError: the folder cannot be written.
     """
-    folder = storage.as_path(evaluation.folder if folder is None else folder, name="--out")
+    folder = storage.as_path(evaluation.folder if folder is None else folder, name="folder")
     if jax.process_index() != 0:
         return folder
     with storage.reported(DataError, f"{folder} cannot be written"):

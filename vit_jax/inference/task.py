@@ -109,11 +109,11 @@ def open_task(
         if model.run is None:
             raise ConfigError(
                 f"{model.checkpoint} is not a run, so the data to evaluate on are unknown: name a "
-                "folder of images or a data set of TFDS with --data."
+                "folder of images or a data set of TFDS as data (--data)."
             )
         default = next((entry.split for entry in model.run.config.evals.values()), "")
         if not (split or default):
-            raise ConfigError("The run's config evaluates no split: name one with --split.")
+            raise ConfigError("The run's config evaluates no split: name one as split (--split).")
     elif isinstance(data, FrozenConfigDict):
         transforms_of_run = ("train_transforms", "eval_transforms")
         keys = {key: value for key, value in data.data.items() if key not in transforms_of_run}
@@ -123,7 +123,9 @@ def open_task(
         keys = locate_data(os.fspath(data))
         named_split = keys.pop("split", "")
         if split and named_split:
-            raise ConfigError(f"--data={data} names a split already: leave --split={split} out.")
+            raise ConfigError(
+                f'The data "{data}" name a split already: leave the other, "{split}", out.'
+            )
         if model.run is not None and _is_data_of(model.run.config.data, keys):
             # The data of the run: by default its split, without what it was trained on.
             keys["test_fraction"] = model.run.config.data.test_fraction

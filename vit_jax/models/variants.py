@@ -137,6 +137,15 @@ def parse_variant(name: str) -> tuple[Variant | HybridVariant | StemConfig | Mix
     return rows[match["row"]], int(match["patch"])
 
 
+def is_variant(name: str) -> bool:
+    """Returns whether `parse_variant` accepts a name."""
+    try:
+        parse_variant(name)
+    except ConfigError:
+        return False
+    return True
+
+
 _FAMILIES = {
     Variant: "vit",
     HybridVariant: "hybrid",

@@ -8,6 +8,7 @@ tensors            files of named tensors
 formats            maps tensors to parameters, one file for each format
 mapping            finds the source of every parameter before a tensor is read
 reader             reads each parameter to the devices that hold it
+consistency        checks images and parameters against a model's config
 adaptation         adapts parameters to another image size or number of classes
 run_checkpoint     a work directory of vit_jax as a pretrained model
 preprocess         image preprocessing of the publisher's evaluation

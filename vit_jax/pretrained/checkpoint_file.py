@@ -9,6 +9,7 @@ from typing import Any
 
 from vit_jax import storage
 from vit_jax.errors import CheckpointError
+from vit_jax.models.variants import is_variant
 from vit_jax.pretrained.formats.base import CheckpointFiles
 from vit_jax.pretrained.formats.names import without_wrappers
 from vit_jax.pretrained.hub import resolve
@@ -67,6 +68,12 @@ def _preprocessor(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _missing_message(path: pathlib.Path) -> str:
+    if is_variant(str(path)):
+        return (
+            f'"{path}" is a size of a model, not a checkpoint: create("{path}") makes a new model '
+            "of this size with random parameters. To load parameters, name a file, a folder, "
+            "hf:OWNER/NAME or timm:NAME."
+        )
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     similar = difflib.get_close_matches(path.name, names, n=1)
     suggestion = f' Did you mean "{path.parent / similar[0]}"?' if similar else ""

@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import os
+import re
 from typing import Any
 
 import jax
@@ -13,12 +14,13 @@ from vit_jax.config import base_config
 from vit_jax.data.recipes import evaluation
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.models import build, read_section
-from vit_jax.models.variants import HYBRIDS, MIXERS, RESNETS, VARIANTS, family, parse_variant
+from vit_jax.models.variants import HYBRIDS, MIXERS, RESNETS, VARIANTS, family, is_variant
 from vit_jax.parallel.rules import param_shardings
 from vit_jax.pretrained.load import Pretrained, load_pretrained
 from vit_jax.pretrained.preprocess import Preprocess
 from vit_jax.pretrained.run_checkpoint import one_device
 
+_ZERO_HEAD = "its head is zeros, as usual before training: all classes have the same probability"
 _PATCHES = (8, 14, 16, 32)  # Usual patch sizes; any other is accepted, too.
 
 
@@ -45,6 +47,18 @@ def _expressible(name: str) -> dict[str, str]:
     return {"posemb_resize": "bicubic"} if family(name) in ("vit", "hybrid") else {}
 
 
+def _nearest_sizes(name: str) -> list[str]:
+    """Returns up to four sizes whose names resemble a misspelt one, the nearest first."""
+    sizes = list_models()
+    near = difflib.get_close_matches(name, sizes, n=4, cutoff=0.7)
+    same = [size for size in sizes if _letters(size) == _letters(name)]  # B16, b/16, vit-b/16.
+    return list(dict.fromkeys((*same, *near)))[:4]
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"\W|_|^vit", "", name.lower())
+
+
 def create(
     name: str,
     *,
@@ -69,7 +83,8 @@ def create(
     Returns:
       The model, in the same layout of parameters whatever was loaded. A random model prepares
       images as transformers' ViT, resized and scaled to -1..1, and resizes positions as it
-      does (bicubic), so that it can express the model.
+      does (bicubic), so that it can express the model. The kernel of its head is zeros, as usual
+      before training: until then all classes have the same probability.
 
     Raises:
       CheckpointError: see `load_pretrained`.
@@ -82,17 +97,19 @@ def create(
       >>> logits.shape, intermediates["pre_logits"].shape
       ((1, 10), (1, 32))
     """
-    try:
-        parse_variant(name)
-    except ConfigError:
-        hint = did_you_mean(name, list_models(), see="list_models()")
+    if not is_variant(name):
+        near = [] if os.path.exists(name) else _nearest_sizes(name)
+        if near:
+            others = f" Other sizes near it: {', '.join(near[1:])}." if near[1:] else ""
+            raise ConfigError(
+                f'"{name}" is no model size and no file. Did you mean "{near[0]}"?{others} '
+                "list_models() lists all sizes."
+            )
         if fields:
             raise ConfigError(
                 f"{', '.join(fields)}: the model of {name} follows from its checkpoint. Only a "
-                f'size such as "B/16" takes fields. {hint}'
-            ) from None
-        if difflib.get_close_matches(name, list_models(), cutoff=0.7) and not os.path.exists(name):
-            raise ConfigError(f'"{name}" is no model size and no file. {hint}') from None
+                'size such as "B/16" takes fields; list_models() lists all sizes.'
+            )
         return load_pretrained(name, image_size=image_size, num_classes=num_classes, mesh=mesh)
     section = base_config().model
     if unknown := fields.keys() - section.keys():
@@ -102,7 +119,10 @@ def create(
     section.update(
         _expressible(name)
         | fields
-        | {"variant": name, "image_size": (sides,) if isinstance(sides, int) else tuple(sides)}
+        | {
+            "variant": name,
+            "image_size": tuple(sides) if isinstance(sides, list | tuple) else (sides,),
+        }
     )
     config = read_section(section, num_classes=1000 if num_classes is None else num_classes)
     model = build(config)
@@ -124,5 +144,5 @@ def create(
         format="random parameters",
         published=config,
         left_out=(),
-        notes=(f"seed {seed}",),
+        notes=(f"seed {seed}", *([_ZERO_HEAD] if config.num_classes else [])),
     )

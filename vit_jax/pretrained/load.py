@@ -17,7 +17,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
@@ -36,6 +35,7 @@ from vit_jax.models import (
 )
 from vit_jax.models.section import image_size as as_size
 from vit_jax.pretrained.adaptation import adapt_params
+from vit_jax.pretrained.consistency import check_images, check_params
 from vit_jax.pretrained.mapping import map_checkpoint
 from vit_jax.pretrained.preprocess import Preprocess, output_size
 from vit_jax.pretrained.reader import read
@@ -82,12 +82,16 @@ class Pretrained:
     ) -> tuple[Float[Array, "b classes"], dict[str, Array]]:
         """Returns logits and intermediates, as `model.apply` does without dropout.
 
+        Without a head (`config.num_classes == 0`) the logits are the features, `pre_logits`.
+
         Args:
           images: the result of `preprocess`.
           capture: further intermediates, see `vit_jax.models.Vit`: "attention", or several.
 
         Raises:
-          ConfigError: these are no prepared images, or there is no such intermediate.
+          CheckpointError: `params` are not those of the model.
+          ConfigError: these are no prepared images of the model's size, or there is no such
+            intermediate.
 
         Example:
           >>> pretrained = create("mu/16", image_size=32, num_classes=10)
@@ -95,40 +99,30 @@ class Pretrained:
           >>> intermediates["pre_logits"].shape
           (2, 32)
         """
-        _check_prepared(images)
+        check_images(images, self.config)
         names = (capture,) if isinstance(capture, str) else tuple(capture)
         return self._apply({"params": self.params}, images, capture=names)
 
     def __repr__(self) -> str:
         """Returns a few lines: the size, the classes, the format and the notes."""
-        classes = f"{self.config.num_classes:,} classes" if self.config.num_classes else "no head"
-        if self.labels:
-            classes += f" ({', '.join(self.labels[:3])}{', ...' if len(self.labels) > 3 else ''})"
+        classes = f"{self.config.num_classes:,} classes"
+        if not self.config.num_classes:
+            classes = "no head: the logits are the features"
+        elif self.labels:
+            names = ", ".join(f'"{label}"' for label in self.labels[:3])
+            classes += f" ({names}{', ...' if len(self.labels) > 3 else ''})"
         lines = [
             f"{describe_model(self.config)}: {num_params(self.config):,} parameters",
             f"images of {size_text(self.config.image_size)}, {classes}",
             self.format,
-            *self.notes,
+            *(note for note in self.notes if note != f"names of {self.format}"),
         ]
         return "\n".join(lines)
 
     @functools.cached_property
     def _apply(self) -> Any:
+        check_params(self.params, self.config)  # Once, since this is kept.
         return jax.jit(self.model.apply, static_argnames="capture")
-
-
-def _check_prepared(images: Any) -> None:
-    """Raises ConfigError unless these are float images with a batch dimension."""
-    advice = "Prepare them first: model(model.preprocess(images))."
-    if not isinstance(images, np.ndarray | jax.Array):
-        raise ConfigError(f"The images are of type {type(images).__name__}. {advice}")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ConfigError(f"The images are {images.dtype}, with levels of 0 to 255. {advice}")
-    if images.ndim != 4:
-        raise ConfigError(
-            f"The images have the shape {images.shape}: [batch, height, width, channels] is "
-            "needed, images[None] for a single one."
-        )
 
 
 def load_pretrained(
@@ -265,6 +259,8 @@ def evaluated_size(
     if not isinstance(published, VitConfig) or size in (None, published.image_size):
         return None, ()
     stored = size_text(published.image_size)
+    height, width = published.image_size
+    argument = str(height) if height == width else stored
     if any(side % stride for side, stride in zip(size, published.stride, strict=True)):
         return None, (
             f"its preprocessing makes images of {size_text(size)} pixels, which its patches do "
@@ -272,7 +268,7 @@ def evaluated_size(
         )
     return size, (
         f"image size {size_text(size)}, which its preprocessing makes; it is stored for {stored} "
-        f"(image_size={stored} loads that)",
+        f"(image_size={argument} loads that)",
     )
 
 

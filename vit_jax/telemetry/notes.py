@@ -1,12 +1,18 @@
 """What a user should know about a run that is not an error: plain lines on standard error.
 
-Every warning of ours goes through this file. It uses the standard logger `vit_jax`, so a program
-can filter or redirect the lines; the commands (`vit_jax.cli`) print each one without a prefix, as
-Python does by default.
+Every warning of ours goes through this file, in the commands, in a script and in a notebook. It
+uses the standard logger `vit_jax`, so a program can silence the lines
+(`logging.getLogger("vit_jax").setLevel("ERROR")`) or add a handler of its own.
+
+The logger has a handler of its own and passes nothing to the root logger: JAX's libraries configure
+that one while they are imported, which would print "WARNING:vit_jax:" before each note.
 """
 
+import contextlib
 import logging
 import sys
+
+from vit_jax.errors import printable
 
 LOGGER = "vit_jax"
 
@@ -21,12 +27,32 @@ def note(message: str) -> None:
     """
     if message not in _shown and _process_index() == 0:
         _shown.add(message)
-        logging.getLogger(LOGGER).warning("%s", message)
+        _logger().warning("%s", message)
 
 
 def warn(message: str) -> None:
     """Shows an event that may differ between processes and may occur again."""
-    logging.getLogger(LOGGER).warning("%s", message)
+    _logger().warning("%s", message)
+
+
+class _PlainLines(logging.Handler):
+    """Prints messages on the current standard error, which notebooks and progress bars replace."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is not None:
+            # A note must not end a run whose standard error is closed.
+            with contextlib.suppress(OSError, ValueError):
+                # A foreign file name may contain control characters.
+                print(printable(record.getMessage()), file=sys.stderr, flush=True)
+
+
+def _logger() -> logging.Logger:
+    """Returns our logger, with a handler unless the program has given it one."""
+    logger = logging.getLogger(LOGGER)
+    if not logger.handlers:
+        logger.addHandler(_PlainLines())
+        logger.propagate = False
+    return logger
 
 
 def _process_index() -> int:

@@ -16,10 +16,8 @@ import shutil
 from etils import epath
 
 from vit_jax import storage
-from vit_jax.checkpoints.faults import differences
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
-from vit_jax.models import param_shapes
-from vit_jax.parallel.rules import named_leaves
+from vit_jax.pretrained.consistency import check_params
 from vit_jax.pretrained.exports import google, huggingface, programs, timm, workdir
 from vit_jax.pretrained.exports.base import DTYPES
 from vit_jax.pretrained.load import Pretrained
@@ -84,11 +82,12 @@ def check_destination(path: str | os.PathLike, *, to: str, dtype: str) -> epath.
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r} is not supported. Accepted: {', '.join(DTYPES)}.")
     if dtype != "float32" and to in ("orbax", "stablehlo", "onnx"):
-        raise CheckpointError(f"--to={to} writes float32 only, not {dtype}.")
+        raise CheckpointError(f"The format {to} has float32 only, not {dtype}.")
     target = storage.as_path(path, name="the destination")
     if to != "orbax" and not storage.is_local(target):
         raise CheckpointError(
-            f"{target}: --to={to} writes local files only. Name a local path, and copy the result."
+            f"{target}: the format {to} writes local files only. Name a local path, and "
+            "copy the result."
         )
     try:
         exists = storage.exists(target)
@@ -105,14 +104,7 @@ def _check_consistency(pretrained: Pretrained) -> None:
     A caller may have replaced the parameters, the labels or the config, one without the others.
     """
     config, labels = pretrained.config, pretrained.labels
-    expected = named_leaves(param_shapes(config))
-    if lines := differences(named_leaves(pretrained.params), expected, source="params"):
-        raise CheckpointError(
-            "The parameters are not those of the model's config:\n"
-            + "\n".join(lines)
-            + "\nReplace params and config together: load_pretrained(..., num_classes=N) and "
-            "create(...) return a model whose parameters fit."
-        )
+    check_params(pretrained.params, config)
     if labels and config.num_classes and len(labels) != config.num_classes:
         raise CheckpointError(
             f"The model has {config.num_classes:,} outputs, but {len(labels):,} labels: pass one "
@@ -164,7 +156,7 @@ def _loss_note(pretrained: Pretrained, to: str) -> tuple[str, ...]:
         return (f"the head's loss is {loss}: do not take the softmax of its outputs",)
     return (
         f"the file does not state that the head's loss is {loss}: load it with "
-        f"--hints=loss={pretrained.loss or REGRESSION}",
+        f"the hint loss={pretrained.loss or REGRESSION}",
     )
 
 

@@ -67,8 +67,8 @@ class Reasons:
             reasons = _lines(self.impossible + self.preprocessing + self.approximate)
             train = "Train with the values named above, or use" if is_run else "Use"
             raise CheckpointError(
-                f"This model cannot be written --to={to}:\n{reasons}\n"
-                f"{train} --to=orbax, stablehlo or onnx."
+                f"This model cannot be written in the format {to}:\n{reasons}\n"
+                f"{train} the format orbax, stablehlo or onnx."
             )
         if change_numerics or not self.preprocessing + self.approximate:
             return
@@ -84,9 +84,9 @@ class Reasons:
             if is_run else ""
         )  # fmt: skip
         raise CheckpointError(
-            f"This model cannot be written --to={to} without differences.\n"
+            f"This model cannot be written in the format {to} without differences.\n"
             + "\n".join(parts)
-            + "\nPass change_numerics (--change_numerics) to write it all the same"
+            + "\nPass change_numerics=True (--change_numerics) to write it all the same"
             + f"{set_values}."
         )
 
@@ -118,6 +118,8 @@ _WHY = {
     "rep_size": "no tanh layer before a classifier",
     "num_classes": "no classifier for this model; num_classes=0 writes its body",
 }
+# Of the LayerNorm of transformers' ViT and DeiT; timm and Google's code have 1e-6.
+_TRANSFORMERS_EPS = 1e-12
 
 
 def compare(config: ModelConfig, expressible: Mapping[str, Values], *, to: str) -> Reasons:
@@ -165,6 +167,8 @@ def _reason(name: str, value: Any, accepted: tuple[Any, ...], *, to: str) -> str
         return f"its patches are of a ResNet's feature map; {_LIBRARIES[to]} has no such hybrid"
     values = " or ".join(map(repr, accepted))
     why = f" ({_WHY[name]})" if name in _WHY else ""
+    if (name, value) == ("ln_eps", _TRANSFORMERS_EPS) and to != "hf":
+        why = " (ViT checkpoints of transformers have 1e-12: they always need change_numerics)"
     return f"model.{name} is {value!r}; {_LIBRARIES[to]} has only {values}{why}"
 
 
@@ -172,8 +176,8 @@ def no_export(config: ModelConfig, *, to: str) -> CheckpointError:
     """Returns the error for a kind of model that a target does not write."""
     kind = "an MLP-Mixer" if isinstance(config, MixerConfig) else "a BiT ResNet"
     return CheckpointError(
-        f"--to={to} writes ViTs only, and this is {kind}. Use --to=big_vision, orbax, stablehlo "
-        "or onnx."
+        f"The format {to} has ViTs only, and this is {kind}. Use the format big_vision, orbax, "
+        "stablehlo or onnx."
     )
 
 
@@ -249,13 +253,13 @@ def export_tensors(
     for path in ours:
         source = tables.export_location(entries, path)
         if source is None:
-            raise CheckpointError(f"--to={to} has no name for the parameter {path}.")
+            raise CheckpointError(f"The format {to} has no name for the parameter {path}.")
         parts.setdefault(source.theirs, {})[source.part[0]] = (path, source)
     for name, by_index in parts.items():
         missing = set(range(next(iter(by_index.values()))[1].part[1])) - set(by_index)
         if missing:
             raise CheckpointError(
-                f"--to={to}: the tensor {name} has a part for which this model has no parameter."
+                f"Format {to}: the tensor {name} has a part for which this model has no parameter."
             )
         arrays = [tables.save(ours[path], source) for _, (path, source) in sorted(by_index.items())]
         whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -71,19 +71,21 @@ def _entries(config: MixerConfig | ResnetConfig, *, to: str) -> tuple[Entry, ...
     if isinstance(config, MixerConfig):
         if (config.gelu, config.ln_eps) != ("tanh", 1e-6):
             raise CheckpointError(
-                f"--to={to}: Google's Mixer has the tanh GELU and the epsilon 1e-6, this one "
+                f"Format {to}: Google's Mixer has the tanh GELU and the epsilon 1e-6, this one "
                 f"{config.gelu} and {config.ln_eps}."
             )
         return mixer.entries(config)
     if to == "google":
         raise CheckpointError(
-            "--to=google: vision_transformer has no ResNets except in hybrids. Use --to=big_vision."
+            "Format google: vision_transformer has no ResNets except in hybrids. Use the format "
+            "big_vision."
         )
     supported = RESNET_NUMERICS[config.version]
     numerics = {field: getattr(config, field) for field in supported}
     if numerics != supported:
         raise CheckpointError(
-            f"--to={to}: big_vision's ResNet {config.version} has {supported}, this one {numerics}."
+            f"Format {to}: big_vision's ResNet {config.version} has {supported}, this one "
+            f"{numerics}."
         )
     if config.version == "v1":
         head = (Entry("head/kernel", "head/kernel"), Entry("head/bias", "head/bias"))

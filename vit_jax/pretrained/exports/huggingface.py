@@ -213,7 +213,7 @@ def _dinov2(config: VitConfig) -> dict[str, Any]:
         )  # fmt: skip
         if not ratio:
             raise CheckpointError(
-                f"--to=hf: DINOv2's gated MLP cannot be {config.mlp_dim:,} wide at a width of "
+                f"Format hf: DINOv2's gated MLP cannot be {config.mlp_dim:,} wide at a width of "
                 f"{config.width:,}."
             )
     return {

@@ -61,14 +61,15 @@ def write_onnx(pretrained: Pretrained, path: pathlib.Path) -> float:
         from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]  # Optional.
     except ImportError as error:
         raise CheckpointError(
-            f"--to=onnx needs jax2onnx and onnxruntime ({error}): pip install vit_jax[onnx], in an "
-            "environment of its own, since jax2onnx asks for an older Orbax than ours."
+            f"The format onnx needs jax2onnx and onnxruntime ({error}): pip install "
+            "vit_jax[onnx], in an environment of its own, since jax2onnx asks for an older Orbax "
+            "than ours."
         ) from error
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(pretrained.params))
     if size >= _LARGEST_ONNX:
         raise CheckpointError(
-            f"--to=onnx: {size / 1e9:.1f} GB of parameters exceed the limit of an ONNX file, 2 GB. "
-            "Use --to=stablehlo."
+            f"Format onnx: {size / 1e9:.1f} GB of parameters exceed the limit of an ONNX file, "
+            "2 GB. Use the format stablehlo."
         )
     # jax2onnx does not support a scan over blocks.
     parameters = HostParameters(pretrained.params, pretrained.config)

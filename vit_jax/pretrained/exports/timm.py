@@ -131,7 +131,8 @@ def _entry_point(config: VitConfig) -> tuple[str, dict[str, Values], dict[str, A
     if config.rope == "dinov3":
         if config.rope_theta != 100:  # Also beside stored periods, which timm computes from it.
             raise CheckpointError(
-                f"--to=timm: its DINOv3 has the rotary base 100, this model {config.rope_theta:g}."
+                f"Format timm: its DINOv3 has the rotary base 100, this model "
+                f"{config.rope_theta:g}."
             )
         arguments |= {"num_reg_tokens": config.registers, "use_fc_norm": pooled}
         size = "huge_plus" if config.mlp == "swiglu" else "small"

@@ -1,0 +1,57 @@
+"""Checks that images and parameters are those that a model takes, before they reach Flax."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from vit_jax.checkpoints.faults import differences
+from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.models import ModelConfig, param_shapes
+from vit_jax.parallel.rules import named_leaves
+
+
+def check_images(images: Any, config: ModelConfig) -> None:
+    """Raises ConfigError unless these are float images [n, height, width, channels] for a model."""
+    advice = "Prepare them first: model(model.preprocess(images))."
+    if not isinstance(images, np.ndarray | jax.Array):
+        raise ConfigError(f"The images are of type {type(images).__name__}. {advice}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ConfigError(f"The images are {images.dtype}, with levels of 0 to 255. {advice}")
+    shape, size = images.shape, (*config.image_size, config.channels)
+    if images.ndim == 4 and shape[1:] == size:
+        return
+    if images.ndim == 4 and shape[1] == config.channels != shape[3]:
+        advice = "Channels come last: images.transpose(0, 2, 3, 1)."
+    elif shape == size:
+        advice = "For a single image write images[None]."
+    elif images.ndim == 4 and shape[3] == config.channels:
+        advice += " For another size load the model with image_size=(height, width)."
+    raise ConfigError(
+        f"The images have the shape {shape}. This model takes "
+        f"(n, {', '.join(map(str, size))}): n, height, width, channels. {advice}"
+    )
+
+
+def check_params(params: PyTree, config: ModelConfig) -> None:
+    """Raises CheckpointError if parameters have other names or shapes than a model's.
+
+    A caller may have replaced the parameters or the config, one without the other.
+    """
+    if isinstance(params, Mapping) and set(params) == {"params"}:
+        raise CheckpointError('params is {"params": ...}: give the tree in it, params["params"].')
+    expected = named_leaves(param_shapes(config))
+    leaves = {
+        name: leaf if hasattr(leaf, "shape") else np.asarray(leaf)
+        for name, leaf in named_leaves(params).items()
+    }
+    if lines := differences(leaves, expected, source="params"):
+        raise CheckpointError(
+            "The parameters are not those of the model's config:\n"
+            + "\n".join(lines)
+            + "\nReplace params and config together: load_pretrained(..., num_classes=N) and "
+            "create(...) return a model whose parameters fit."
+        )
