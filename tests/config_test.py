@@ -99,6 +99,8 @@ def test_saves_and_evaluations_are_due_in_any_unit():
     )  # fmt: skip
     periods = Periods.of(config, total_steps=50, num_examples=250)
     assert (periods.save, periods.evaluate) == (5, {"test": 25})
+    for total, period in ((1, 1), (10, 1), (14, 2), (51, 6), (70, 7)):  # At most ten saves.
+        assert Periods.of(config, total_steps=total, num_examples=250).save == period
     for changes, message in (
         ({"checkpoint__every_epochs": 1.0}, "checkpoint: every_steps and every_epochs are set"),
         ({"checkpoint__every_steps": None}, "not set how often the run saves"),

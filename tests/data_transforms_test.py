@@ -445,7 +445,7 @@ def test_the_kind_of_output_of_a_transform_is_known():
     ("transforms", "message"),
     [
         ([{"op": "decod"}], r'transforms\[0\] \("decod"\).*Did you mean "decode"'),
-        ([{"size": 3}], r"transforms\[0\].*Accepted: decode, resize"),
+        ([{"size": 3}], r"transforms\[0\].*more \(see vit-jax transforms\)"),
         ([DECODE, {"op": "resize", "siz": 3}], r'transforms\[1\].*"siz".*Did you mean "size"'),
         ([DECODE, {"op": "resize", "method": "bicubik"}], 'Did you mean "bicubic"'),
         ([DECODE, {"op": "resize", "size": (1, 2, 3)}], r"size=\(1, 2, 3\)"),

@@ -36,7 +36,7 @@ COMMAND_LINE = {
     ),
     "text for a number": ("--config.optim.lr=fast", "--config.optim.lr=fast: write a number"),
     "value forgotten": ("--config.optim.lr", "--config.optim.lr=--workdir=", "write a number"),
-    "flag misspelt": ("--wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
+    "flag misspelt": ("--wrkdir=x", 'There is no flag --wrkdir. Did you mean "workdir"?'),
     "stray words": (
         "to the end",
         "Unexpected argument 'to the end': flags begin with --. See --help.",
@@ -316,10 +316,13 @@ EVALUATE = {
         'digits has no split "validation". Accepted: train, test.',
     ),
     "config that is not there": ("--workdir=run --config=x.py", "there is no such file."),
+    "method misspelt": ("--workdir=run --method=knnn", '--method=knnn: Did you mean "knn"? Acc'),
 }
 
 PREDICT = {
     "no --checkpoint": ("images", "--checkpoint=... is missing. See --help."),
+    "another command's flag": ("--out=x.csv images", 'no flag --out. Did you mean "output"?'),
+    "another command's flag of one meaning": ("--workdir=run", 'Did you mean "checkpoint"?'),
     "nothing to predict": ("--checkpoint=run", "Name at least one image or folder of images."),
     "folder that holds no checkpoint": (
         "--checkpoint=images images",

@@ -17,6 +17,7 @@ from vit_jax.rundir import workdir as workdirs
 from vit_jax.rundir.lock import lock
 from vit_jax.scaling.table import read_runs
 from vit_jax.sweeps import record as records
+from vit_jax.sweeps.listing import list_runs
 from vit_jax.sweeps.table import collect, config_hash
 
 NUMBERS = {
@@ -106,6 +107,13 @@ def test_a_run_without_an_evaluation_has_a_row(tmp_path):
     assert list(runs["status"]) == ["failed", "waiting"]
     assert list(runs["seed"]) == [3, 4] and list(runs["evaluation"]) == ["", ""]
     assert list(runs["error_message"]) == ["No.", ""] and np.isnan(runs["loss"]).all()
+
+
+def test_runs_are_in_the_order_of_their_numbers(tmp_path):
+    names = ["lr=1e-4", "lr=0.001", "lr=0.01", "point-2", "point-10"]
+    for name in reversed(names):
+        records.write(tmp_path / name, records.Record(name=name))
+    assert list(table(tmp_path)["run"]) == names == [run.path for run in list_runs(tmp_path)]
 
 
 def test_other_folders_are_ignored(tmp_path):

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from tests.runs_test import make_run, write_lines
 from vit_jax.analysis.comparison import compare_runs
-from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.errors import CheckpointError, ConfigError, DataError
+from vit_jax.rundir import failure
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.rundir.lock import LOCK
 from vit_jax.sweeps import record as records
@@ -54,6 +55,8 @@ def folder(tmp_path):
     """Runs in every state; below them what is none."""
     saved(by_hand(tmp_path, "finished"), 12)
     saved(by_hand(tmp_path, "stopped", steps=(6,)), 8)
+    failure.write(by_hand(tmp_path, "failed", steps=(6,)), DataError("a.png is broken.\nMore."))
+    failure.write(by_hand(tmp_path, "full disk"), OSError())
     by_hand(tmp_path / "nested", "running", steps=(6,))
     failed = make_run(tmp_path / "sweep", "failed", status="failed", steps=(4,))
     records.change(failed, error="The loss is NaN.\nMore.")
@@ -82,7 +85,9 @@ def test_every_run_below_a_folder_with_its_state(folder):
     assert {path: run.state for path, run in runs.items()} == {
         "converted": "model",
         "damaged": "broken",
+        "failed": "failed",
         "finished": "finished",
+        "full disk": "failed",
         "nested/running": "running",
         "stopped": "stopped",
         "sweep/failed": "failed",
@@ -95,6 +100,7 @@ def test_every_run_below_a_folder_with_its_state(folder):
     assert (finished.best, finished.best_step, finished.last) == (0.62, 12, 0.62)
     assert "line 1 is not a JSON object" in runs["damaged"].error
     table = printed(runs_table(list(runs.values())))
+    assert "failed: DataError: a.png is broken." in table and "failed: OSError " in table
     assert "failed: The loss is NaN." in table and "More." not in table
     assert "8 of 12" in table and "62.00% at 12" in table
 

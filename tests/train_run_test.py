@@ -16,6 +16,7 @@ from vit_jax.checkpoints.store import Store
 from vit_jax.config import classification_eval
 from vit_jax.data import pipeline
 from vit_jax.errors import CheckpointError, ConfigError, ExitCode, NonFiniteError
+from vit_jax.sweeps.listing import list_runs
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 pytestmark = pytest.mark.medium
@@ -192,6 +193,14 @@ def test_a_nonfinite_loss_stops_the_run_and_spares_the_checkpoint(tmp_path, monk
     assert all(np.isfinite(value).all() for value in arrays(tmp_path, 8).values())
     steps = [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")]
     assert steps == sorted(set(steps))
+    (failed,) = list_runs(tmp_path)
+    assert failed.state == "failed"
+    assert failed.error == f"NonFiniteError: {message.splitlines()[0][:300]}"
+    monkeypatch.undo()
+    train_on_one(small_config(), tmp_path)  # Continues; the failure is over.
+    (finished,) = list_runs(tmp_path)
+    assert (finished.state, finished.error) == ("finished", "")
+    assert not (tmp_path / "failure.json").exists()
 
 
 @pytest.mark.slow

@@ -10,12 +10,11 @@ import faulthandler
 import inspect
 import io
 import os
-import re
 import select
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from logging import LogRecord
 from typing import Any
 
@@ -24,13 +23,13 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 import vit_jax
 from vit_jax.config import freeze
+from vit_jax.config.command_line import ConfigFileParser, OptionalParser, parse
 from vit_jax.config.file import make_config, make_points, unset_other_units
-from vit_jax.config.listing import key_docs, listing
+from vit_jax.config.listing import listing
 from vit_jax.errors import (
     ConfigError,
     ExitCode,
     VitJaxError,
-    did_you_mean,
     exit_code,
     printable,
 )
@@ -103,7 +102,7 @@ def _run(command: Command, argv: list[str]) -> int:
             version = "--version" in argv
             print(f"vit_jax {vit_jax.__version__}" if version else usage(command, values))
             return ExitCode.DONE
-        arguments = _parse(values, ["", *argv])[1:]
+        arguments = parse(values, ["", *argv])[1:]
         if arguments and not command.takes_arguments:
             raise ConfigError(
                 f"Unexpected argument {' '.join(arguments)!r}: flags begin with --. See --help."
@@ -189,116 +188,12 @@ class _PrintableFormatter(logging.PythonFormatter):
         return printable(super().format(record))
 
 
-def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Parses a command line; raises ConfigError for any mistake in it."""
-    try:
-        return values(argv)
-    except VitJaxError:
-        raise
-    except flags.Error as error:
-        # absl wraps a ValueError, such as ConfigError, in its own error.
-        if isinstance(error.__context__, VitJaxError):
-            raise error.__context__ from None
-        raise ConfigError(_explain_flag(values, str(error))) from error
-    except Exception as error:  # ml_collections passes on any error of a key's lookup.
-        raise ConfigError(
-            _explain_key(values, argv) or f"A --config.KEY=VALUE is wrong: {error}"
-        ) from error
-
-
 def _fail(error: Exception | str) -> int:
     print(printable(f"error: {error}"), file=sys.stderr)
     return ExitCode.ERROR
 
 
-# ------------------------------------------------------------------------------- overridden keys
-
-_ACCEPTED = {
-    int: "a whole number, such as 3",
-    float: "a number, such as 0.1",
-    bool: "true or false",
-    tuple: "a tuple, such as '(1, 2)'",
-    ConfigDict: "its keys one by one, --config.SECTION.KEY=VALUE",
-}
-
-
-def _explain_flag(values: flags.FlagValues, message: str) -> str:
-    """Rewrites absl's message about a flag, with the accepted form of its value."""
-    if part := re.match(r"Type <class .*?> of field (config\.\S+) is not supported", message):
-        return f"--{part[1]}: write its keys one by one, --{part[1]}.KEY=VALUE."
-    match = re.match(r"flag (--config\.(?P<key>[^=]+)=.*?): ", message, flags=re.DOTALL)
-    _, kind = _look_up(values, match["key"]) if match else (None, None)
-    if (unknown := re.match(r"Unknown command line flag '(\w+)'", message)) and "config" in values:
-        keys = [f"--config.{key}=..." for key in key_docs() if unknown[1] in key]
-        message += f". A key of the config: {', '.join(keys[:4])}" if keys else ""
-    if match and kind in _ACCEPTED:
-        return f"{match[1]}: write {_ACCEPTED[kind]}."
-    return f"{message}\nSee --help."
-
-
-def _explain_key(values: flags.FlagValues, argv: Sequence[str]) -> str | None:
-    """Returns a message about the first override of a key that does not exist; None without one."""
-    for flag in argv:
-        match = re.match(r"--?(no)?config\.(?P<key>[^=]+)", flag)
-        problem, _ = _look_up(values, match["key"]) if match else (None, None)
-        if problem:
-            return f"{flag}: {problem}"
-    return None
-
-
-def _look_up(values: flags.FlagValues, key: str) -> tuple[str | None, type | None]:
-    """Looks up a key such as model.image_size[0]; returns (error message, None) or (None, type)."""
-    parser = values["config"].parser
-    assert isinstance(parser, _ConfigFileParser)  # See define_config.
-    node, kind = parser.config, ConfigDict
-    for part in filter(None, re.split(r"[.\[\]]", key)):
-        part = part.strip("'\"")
-        if isinstance(node, ConfigDict) and part in node:
-            node, kind = node[part], node.get_type(part)
-        elif isinstance(node, ConfigDict):
-            return f'there is no config key "{part}". {did_you_mean(part, node)}', None
-        elif isinstance(node, Mapping) and part in node:
-            node = node[part]
-            kind = type(node)
-        elif isinstance(node, tuple) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-            kind = type(node)
-        elif isinstance(node, tuple):
-            return f"there is no [{part}]: indices range from [0] to [{len(node) - 1}].", None
-        else:
-            return f'there is no "{part}" in {node!r}.', None
-    return None, kind
-
-
 # ---------------------------------------------------------------------------- the config's flag
-
-
-class _OptionalParser(flags.ArgumentParser):
-    """Accepts the values of another parser, and None, which unsets a key."""
-
-    def __init__(self, parser: flags.ArgumentParser):
-        self._parser = parser
-
-    def parse(self, argument: Any) -> Any:
-        return None if argument in (None, "None") else self._parser.parse(argument)
-
-    def flag_type(self) -> str:
-        return self._parser.flag_type()
-
-
-class _ConfigFileParser(flags.ArgumentParser):
-    """Loads a config file; unlike ml_collections' parser it does not hide the file's errors.
-
-    Attributes:
-      config: the config that was loaded last; overrides change it.
-    """
-
-    config: ConfigDict | None = None
-
-    def parse(self, argument: str) -> ConfigDict:
-        """Runs FILE.py or FILE.py:ARGUMENT."""
-        self.config = make_config(argument).lock()
-        return self.config
 
 
 def define_config(values: flags.FlagValues, argv: list[str] | None = None) -> None:
@@ -314,9 +209,9 @@ def define_config(values: flags.FlagValues, argv: list[str] | None = None) -> No
         flag_values=values,
         sys_argv=argv,
     )
-    values["config"].parser = _ConfigFileParser()
+    values["config"].parser = ConfigFileParser()
     for kind, parser in ((int, flags.IntegerParser()), (float, flags.FloatParser())):
-        config_flags.register_flag_parser_for_type(kind, _OptionalParser(parser))
+        config_flags.register_flag_parser_for_type(kind, OptionalParser(parser))
     flags.DEFINE_bool(
         "show_config",
         False,
@@ -334,7 +229,7 @@ def config_of(arguments: Sequence[str]) -> FrozenConfigDict:
     argv = ["", *arguments]
     values = flags.FlagValues()
     define_config(values, argv)
-    _parse(values, argv)
+    parse(values, argv)
     return read_config(values)
 
 

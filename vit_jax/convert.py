@@ -37,9 +37,8 @@ def define(values: flags.FlagValues) -> None:
         "The format to write: hf, timm, google, big_vision, orbax, stablehlo or onnx.",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "dtype", "float32", "The numbers to write: float32 or bfloat16.", flag_values=values
-    )
+    dtypes = ("float32", "bfloat16")
+    flags.DEFINE_enum("dtype", "float32", dtypes, "The numbers to write.", flag_values=values)
     flags.DEFINE_bool(
         "change_numerics",
         False,

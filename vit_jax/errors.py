@@ -60,16 +60,25 @@ def exit_code(error: BaseException) -> ExitCode:
     return ExitCode.LOST if isinstance(error, LostError) else ExitCode.ERROR
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
+_LONGEST_LIST = 200  # Characters; a longer list hides the suggestion.
+_NEAREST = 5
+
+
+def did_you_mean(name: str, choices: Iterable[str], *, see: str = "") -> str:
     """Returns the end of an error message: the choice nearest to `name`, and all choices.
 
-    For example `Did you mean "cosine"? Accepted: constant, cosine, linear, rsqrt.`
+    For example `Did you mean "cosine"? Accepted: constant, cosine, linear, rsqrt.` Of a long list
+    it names the nearest five choices, the number of the others, and `see`: what lists all.
     """
     choices, name = list(choices), str(name)
     longer = [choice for choice in choices if len(name) > 2 and choice.startswith(name)]
     matches = longer or difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     suggestion = f'Did you mean "{matches[0]}"? ' if matches else ""
-    return f"{suggestion}Accepted: {', '.join(choices)}."
+    if len(accepted := ", ".join(choices)) <= _LONGEST_LIST or len(choices) <= _NEAREST:
+        return f"{suggestion}Accepted: {accepted}."
+    nearest = difflib.get_close_matches(name, choices, n=_NEAREST, cutoff=0.0)
+    rest = f"and {len(choices) - len(nearest)} more" + (f" (see {see})" if see else "")
+    return f"{suggestion}Accepted: {', '.join(nearest)} {rest}."
 
 
 def printable(text: str) -> str:

@@ -3,9 +3,9 @@
     vit-jax runs runs
     vit-jax runs runs --json
 
-State: running; finished; stopped (the same command resumes it); failed, waiting or blocked in a
-sweep; model: a converted model; broken: a damaged folder. --json prints a list with an object for
-each run, with the fields of vit_jax.sweeps.listing.RunState.
+State: running; finished; stopped (the same command resumes it); failed, with the error; waiting or
+blocked in a sweep; model: a converted model; broken: a damaged folder. --json prints a list with an
+object for each run, with the fields of vit_jax.sweeps.listing.RunState.
 """
 
 from absl import flags

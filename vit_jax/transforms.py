@@ -22,7 +22,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
 
     for name in arguments:
         if name not in OPS:
-            raise ConfigError(f'There is no transform "{name}". {did_you_mean(name, OPS)}')
+            hint = did_you_mean(name, OPS, see="vit-jax transforms")
+            raise ConfigError(f'There is no transform "{name}". {hint}')
     for name in arguments or OPS:
         parameters = inspect.signature(OPS[name]).parameters.values()
         words = [f'"{parameter.name}": {_default(parameter)}' for parameter in parameters]

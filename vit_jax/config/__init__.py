@@ -1,13 +1,14 @@
 """The config of a run: every key, its default and its meaning.
 
-base       the base config, from which every config file starts; validation; freezing
-durations  keys in one of several units: steps, epochs, examples, percent
-model      every field of every kind of model, and the section `model`
-fields     how such a field is declared: meaning, default, accepted values, kind
-form       checks a config against the base config: keys, types, finite numbers
-file       runs a config file and locates the errors in it
-shipped    the configs that come with vit_jax, by name
-listing    every key with value, meaning and origin, for --show_config
+base          the base config, from which every config file starts; validation; freezing
+durations     keys in one of several units: steps, epochs, examples, percent
+model         every field of every kind of model, and the section `model`
+fields        how such a field is declared: meaning, default, accepted values, kind
+form          checks a config against the base config: keys, types, finite numbers
+file          runs a config file and locates the errors in it
+command_line  the config's flags, and mistakes in a command line
+shipped       the configs that come with vit_jax, by name
+listing       every key with value, meaning and origin, for --show_config
 """
 
 from vit_jax.config.base import (

@@ -30,7 +30,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         return
     for name in arguments:
         if name not in files:
-            raise ConfigError(f'There is no config "{name}". {did_you_mean(name, files)}')
+            raise ConfigError(
+                f'There is no config "{name}". {did_you_mean(name, files, see="vit-jax config")}'
+            )
         print(f"{files[name]}\n\n{docstring(files[name])}\n")
         defaults = config_arguments(name)
         print("Arguments and defaults:" if defaults else "It takes no arguments.")

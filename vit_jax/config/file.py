@@ -197,7 +197,9 @@ def _config_path(name: str, *, is_url: bool, has_argument: bool) -> pathlib.Path
     folder = path if path.is_dir() else path.parent
     others = [str(other) for other in sorted(folder.glob("*.py")) if other.stem != "__init__"]
     near = others if path.suffix == ".py" and others else shipped_configs()
-    raise ConfigError(f"--config={name}: {problem}. {did_you_mean(name, near)}")
+    raise ConfigError(
+        f"--config={name}: {problem}. {did_you_mean(name, near, see='vit-jax config')}"
+    )
 
 
 def _line(error: BaseException, path: pathlib.Path) -> str:

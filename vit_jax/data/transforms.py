@@ -144,7 +144,8 @@ def compose(
         name = entry.pop("op", None)
         where = f'{key}[{i}] ("{name}")'
         if not isinstance(name, str) or name not in OPS:
-            raise ConfigError(f"{where}: no such operation. {did_you_mean(str(name), OPS)}")
+            hint = did_you_mean(str(name), OPS, see="vit-jax transforms")
+            raise ConfigError(f"{where}: no such operation. {hint}")
         op = _make(OPS[name], entry, image_size=image_size, where=where)
         if kind not in op.takes:
             raise ConfigError(f"{where} {_order_problem(op, kind, previous)}")

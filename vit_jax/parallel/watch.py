@@ -92,7 +92,7 @@ class Watch:
         """
         if jax.process_count() == 1 or error is None or isinstance(error, SystemExit):
             return
-        if _peer_is_lost(error):
+        if peer_is_lost(error):
             self._exit(
                 f"{error}\nAnother process has ended or cannot be reached: see what it printed.",
                 ExitCode.LOST,
@@ -142,7 +142,7 @@ _LOST_PEER = re.compile(
 )
 
 
-def _peer_is_lost(error: BaseException | None) -> bool:
+def peer_is_lost(error: BaseException | None) -> bool:
     """Returns whether the error, or a cause of it, says that another process is gone."""
     while error is not None:
         # A Gloo error is a JaxRuntimeError or a ValueError, depending on where it is noticed.

@@ -6,6 +6,7 @@ run.json         parameters, FLOPs and steps of the run, and the version of the 
 metrics.jsonl    metrics, one line a step: a pure function of the config
 timing.jsonl     throughput and waiting times, which depend on the machine
 checkpoints/     one folder for each saved step
+failure.json     the error that ended the last start, until the run continues
 """
 
 import json
@@ -26,6 +27,7 @@ CONFIG = "config.json"
 DATASET = "dataset.json"
 SUMMARY = "run.json"
 CHECKPOINTS = "checkpoints"
+FAILURE = "failure.json"
 
 _OTHER_EXAMPLES = (
     "\nAnother fingerprint: the examples or their order have changed (files were added, removed, "

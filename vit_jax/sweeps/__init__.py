@@ -16,4 +16,5 @@ slurm     runs as Slurm jobs
 table     a row for each run and evaluation, from the work directories
 board     progress of all runs: a live table, or lines
 listing   the runs below any folder: state, progress, evaluations
+order     their order: by the numbers in their names
 """

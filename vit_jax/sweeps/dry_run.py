@@ -97,8 +97,13 @@ def _print_total(
         f"Total: {format_count(len(runs), 'run')}, {total:.3g} FLOPs, of which {left:.3g} remain"
         + (f" (without {format_count(unknown, 'run')} of unknown length)" if unknown else "")
         + f"; the largest run needs about {_size(largest)} per device"
-        + (", with mesh axes of -1 counted as 1." if open_axes else ".")
+        + "."
     )
+    if open_axes:
+        print(
+            "       The memory is that on one device; on several (a mesh axis of -1 takes all) "
+            "they share the images."
+        )
 
 
 def _describe_time(unfinished: Sequence[Estimate | None], speeds: Speeds, *, timed: bool) -> str:

@@ -14,6 +14,7 @@ from vit_jax import storage
 from vit_jax.errors import ConfigError, VitJaxError, printable
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.sweeps import record as records
+from vit_jax.sweeps.order import natural_order
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
@@ -81,7 +82,8 @@ def _find(root: pathlib.Path) -> Iterator[pathlib.Path]:
         if _MARKS & {*folders, *files}:
             folders.clear()
             yield pathlib.Path(path)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(visible, key=natural_order)
 
 
 def _read(workdir: pathlib.Path, root: pathlib.Path) -> RunState:
@@ -102,7 +104,7 @@ def _read(workdir: pathlib.Path, root: pathlib.Path) -> RunState:
             total_steps=summary.get("total_steps"),
             **_metric(config, lines),
             changed=changed,
-            error=record.error,
+            error=records.reason(workdir, record, state),
         )
     except (VitJaxError, TypeError, ValueError, KeyError, AttributeError, OSError) as error:
         message = str(error) if isinstance(error, VitJaxError) else f"damaged files: {error}"
@@ -142,7 +144,7 @@ def _metric(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> di
 def _changed(workdir: pathlib.Path) -> str:
     """Returns the time of the newest of the files that a run writes."""
     newest = 0.0
-    names = (METRICS, TIMING, records.RECORD, workdirs.SUMMARY, workdirs.CHECKPOINTS, "")
+    names = (*_MARKS, TIMING, workdirs.FAILURE, "")
     for name in names:
         try:
             newest = max(newest, (workdir / name).stat().st_mtime)

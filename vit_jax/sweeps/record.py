@@ -14,7 +14,7 @@ from typing import Any
 
 from vit_jax import storage
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.rundir import lock
+from vit_jax.rundir import failure, lock
 from vit_jax.rundir import workdir as workdirs
 
 RECORD = "sweep.json"
@@ -134,7 +134,7 @@ def is_finished(workdir: pathlib.Path, record: Record) -> bool:
 def status(workdir: pathlib.Path, record: Record) -> str:
     """Returns the status of a run now: that of its record, unless its files and locks differ.
 
-    A run without a record was started by hand: it is running, stopped or finished.
+    A run without a record was started by hand: it is running, stopped, failed or finished.
     """
     if is_finished(workdir, record):
         return "finished"
@@ -143,11 +143,17 @@ def status(workdir: pathlib.Path, record: Record) -> str:
         for folder in (workdir, workdir.parent)
     )
     launched = launched or bool(read_job(workdir))
+    ended = "failed" if failure.read(workdir) else "stopped"
     if record.status == "running" and not (alive or launched):
-        return "stopped"  # It was killed together with its sweep.
+        return ended  # It ended together with its sweep.
     if record == Record():
-        return "running" if alive else "stopped"
+        return "running" if alive else ended
     return record.status
+
+
+def reason(workdir: pathlib.Path, record: Record, state: str) -> str:
+    """Returns why a run of this `status` failed, stopped or is blocked; "" if it is unknown."""
+    return record.error or (failure.read(workdir) if state == "failed" else "")
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any]:

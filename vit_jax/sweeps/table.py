@@ -1,8 +1,8 @@
 """Writes the table of a sweep's runs from their work directories; `vit_jax.scaling.table` reads it.
 
 `collect` writes runs.parquet and runs.csv into the sweep's folder, with a row for each run and
-evaluation, and one for a run without an evaluation. It only reads files of the runs, so it can be
-called at any time, by any number of processes at once.
+evaluation, and one for a run without an evaluation, by name (point-2 before point-10). It only
+reads files of the runs, so it can be called at any time, by any number of processes at once.
 
 run                     name of the run's folder
 status                  waiting, running, stopped, finished, failed, blocked (its trunk failed)
@@ -53,6 +53,7 @@ from vit_jax.errors import ConfigError, DataError, VitJaxError
 from vit_jax.models import family
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.sweeps import record as records
+from vit_jax.sweeps.order import natural_order
 from vit_jax.telemetry.jsonlines import read_jsonl
 
 PARQUET, CSV = "runs.parquet", "runs.csv"
@@ -104,7 +105,7 @@ def collect(folder: str | os.PathLike) -> pathlib.Path:
 
 def _runs(folder: pathlib.Path) -> Iterator[tuple[list[Row], dict[str, Any]]]:
     """Yields the rows and the flattened config of each run in a folder; skips other files."""
-    for workdir in sorted(folder.iterdir()):
+    for workdir in sorted(folder.iterdir(), key=lambda path: natural_order(path.name)):
         if not any((workdir / name).is_file() for name in (records.RECORD, workdirs.CONFIG)):
             continue
         try:
@@ -122,9 +123,10 @@ def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
     summary = _read_json(workdir / workdirs.SUMMARY)
     metrics, timing = _read_lines(workdir / "metrics.jsonl"), _read_lines(workdir / "timing.jsonl")
     variant = config.get("model", {}).get("variant")
+    status = records.status(workdir, record)
     row = {
         "run": workdir.name,
-        "status": records.status(workdir, record),
+        "status": status,
         **{_column(key): value for key, value in record.values.items()},
         "seed": config.get("seed", record.values.get("seed")),
         "family": family(variant) if variant else None,
@@ -133,7 +135,7 @@ def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
         **{key: summary.get(key) for key in ("forward_flops", "code_version", "device")},
         "config_hash": config_hash(config) if config else None,
         "attempts": record.attempts,
-        "error_message": record.error,
+        "error_message": records.reason(workdir, record, status),
     }
     rows = [row | cells for cells in _evaluations(config, summary, metrics, timing)]
     if row["status"] == "finished" and config.get("evals") and not rows:

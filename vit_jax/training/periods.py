@@ -1,6 +1,7 @@
 """How often a run saves and evaluates, in updates."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -47,8 +48,11 @@ class Periods:
                 )
             except ConfigError as error:
                 raise ConfigError(f"{key}: {error}") from error
+            if isinstance(fraction := section.get("every_percent"), float) and fraction:
+                # Rounded up: a tenth of a run is due at most ten times. 1e-9: rounding errors.
+                return math.ceil(fraction * total_steps - 1e-9)
             is_set = any(section.get(f"every_{unit}") for unit in DURATION_UNITS)
-            return max(period or 0, int(is_set))  # A tenth of a run of one update is one.
+            return max(period or 0, int(is_set))
 
         save = steps(config.checkpoint, "checkpoint")
         if not save:

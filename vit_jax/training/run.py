@@ -13,6 +13,7 @@ augmentation and its dropout are functions of (config.seed, t) alone.
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
 from vit_jax.parallel.compilation import enable_compilation_cache
 from vit_jax.parallel.watch import Watch
-from vit_jax.rundir import extension
+from vit_jax.rundir import extension, failure
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.rundir.agreement import agree
 from vit_jax.rundir.lock import lock
@@ -131,6 +132,7 @@ def train(
             observer.progress.note(note)
         # On an error this process ends before it closes anything that waits for the others.
         stack.push(watch.exit_on_error)
+        stack.push(partial(failure.on_exit, workdir))  # A run that has begun keeps its error.
 
         # --- The loop: at the top of each turn, the state is the one after `step` updates
         flag = {value: processes.flag_array(value, mesh) for value in (False, True)}
@@ -284,3 +286,4 @@ class _Claim:
         """Writes the files that describe the run."""
         if jax.process_index() == 0:
             workdirs.claim(self._workdir, self._config, self._dataset, run_summary(experiment))
+            failure.forget(self._workdir)

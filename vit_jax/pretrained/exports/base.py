@@ -113,6 +113,7 @@ _LIBRARIES = {
 }
 # Why a library lacks a value of a field, where the value alone does not say it.
 _WHY = {
+    "ln_eps": "transformers' own ViTs have 1e-12, so each of them differs",
     "pool": "no other input of a classifier",
     "rep_size": "no tanh layer before a classifier",
     "num_classes": "no classifier for this model; num_classes=0 writes its body",
