@@ -168,7 +168,7 @@ def test_a_change_that_does_not_fit_changes_nothing(tmp_path, finished_run):
     run(tmp_path)
 
 
-@pytest.mark.usefixtures("plain_run")
+@pytest.mark.slow
 def test_a_nonfinite_loss_stops_the_run_and_spares_the_checkpoint(tmp_path, monkeypatch):
     """After step 6 an infinite number in an image, as an update that explodes would make it."""
     original = pipeline.Batches.__next__

@@ -61,8 +61,7 @@ class LoaderOptions:
     @classmethod
     def from_config(cls, data: FrozenConfigDict, *, workers: int | None = None) -> "LoaderOptions":
         """Returns the options of `config.data`; `workers`, if given, replaces its own."""
-        workers = data.workers if workers is None else workers
-        return cls(workers, data.threads, data.prefetch)
+        return cls(data.workers if workers is None else workers, data.threads, data.prefetch)
 
     def resolved(self, *, images: int, pixels: int, cores: int | None = None) -> "LoaderOptions":
         """Returns the options with automatic values replaced by numbers.

@@ -59,7 +59,7 @@ def _messages(sources: Sequence[Source]) -> Iterator[str]:
         if time.monotonic() - start > MAX_SECONDS:
             return
         file = source.file(index)
-        if file not in seen:  # Splits may overlap.
+        if file is not None and file not in seen:  # Splits may overlap.
             seen.add(file)
             yield "" if is_plausible_file(file) else _error(source, index)
 

@@ -54,7 +54,7 @@ def undivided_rows(
                 f'{where}: no class has two images, so all are in "train" and "test" is empty. Add '
                 "images, at least two of a class, or evaluate on the split train."
             )
-    elif single := [class_names[i] for i in np.flatnonzero(counts == 1)]:
+    elif single := [class_names[int(i)] for i in np.flatnonzero(counts == 1)]:
         note(
             f'{where}: a class of a single image has it in "train", and none in "test": '
             f"{listed(single)}."

@@ -203,7 +203,7 @@ class ImageFolder(Source):
             class_names=self.class_names,
             where=self._root,
         )
-        return [files[row] for row in rows]
+        return [files[int(row)] for row in rows]
 
 
 def _check_unicode(names: Sequence[str], *, where: str) -> None:
