@@ -18,8 +18,9 @@ from tests.small_run import run
 from tests.tiny_checkpoints import VIT, tiny
 from vit_jax.config import classification_eval
 from vit_jax.data.sources import open_source
-from vit_jax.errors import CheckpointError, ConfigError, DataError
+from vit_jax.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from vit_jax.inference.evaluate import evaluate
+from vit_jax.inference.predict import predict
 from vit_jax.inference.results import table, to_json, write
 from vit_jax.pretrained.exports import export
 from vit_jax.pretrained.load import load_pretrained
@@ -79,6 +80,25 @@ def test_accuracy_over_all_outputs_and_over_the_matched_ones(evaluation, checkpo
     confidence = scipy.special.softmax(logits[:, OUTPUTS].astype(np.float64), axis=1).max(axis=1)
     gap = matched.bin_count @ np.nan_to_num(matched.bin_confidence)
     assert gap == pytest.approx(confidence.sum(), rel=1e-5)
+
+
+def test_parameters_that_are_not_finite_are_named(images, tmp_path):
+    model = tiny(labels=LABELS)
+    head = {**model.params["head"], "bias": model.params["head"]["bias"].at[1].set(np.nan)}
+    broken = dataclasses.replace(model, params=model.params | {"head": head})
+    one = next(images.glob("*/*"))
+    for use in (
+        lambda: evaluate(broken, images),
+        lambda: list(predict(broken, one)),
+        lambda: export(broken, tmp_path / "exported", to="hf"),
+    ):
+        with pytest.raises(CheckpointError, match=r"not finite .*: head/bias\. "):
+            use()
+    assert not (tmp_path / "exported").exists()
+    embedding = jax.tree.map(lambda leaf: leaf + 1e38, model.params["embedding"])
+    large = dataclasses.replace(model, params=model.params | {"embedding": embedding})
+    with pytest.raises(NonFiniteError, match="though the parameters are"):
+        list(predict(large, one))
 
 
 def test_what_was_matched_and_how_is_told(evaluation):

@@ -89,17 +89,17 @@ def compute_features(task: Task, source: Source) -> FeatureTable:
             f"{source.name} has several labels for an example: kNN, few-shot regression and probes "
             "need one. Use the method classifier."
         )
-    evaluator, params = task.model.evaluator, task.model.params
+    evaluator = task.model.evaluator
     task.watch.at("the compilation")
     padding = evaluator.padding(source, batch_size=task.batch_size)
-    program = evaluator.compile(params, padding)
+    program = task.model.compile(padding)
     watched = task.watched(source, f"the features of {source.split}")
     features, labels = [], []
     with evaluator.batches(
         source, batch_size=task.batch_size, on_bad=task.on_bad(source)
     ) as batches:
         for batch in task.throughput.reading(watched(batches)):
-            outputs = jax.device_get(task.throughput.computing(program, params, batch))
+            outputs = jax.device_get(task.throughput.computing(program, batch))
             good = outputs["weight"] > 0
             features.append(outputs["features"][good])
             labels.append(outputs["label"][good])
