@@ -185,7 +185,10 @@ def test_features_of_a_model_without_a_head(images, tmp_path):
     assert measured.source.fingerprint == tested.fingerprint and len(tested) == 12
     assert measured.train_split == f"train, {60 - len(measured.source)} images"
     assert set(measured.fewshot.accuracies) == {1, 5, 10} and set(measured.fewshot.omitted) == {25}
-    assert "25-shot regression: not measured, class" in table(evaluation)
+    text = table(evaluation)
+    assert '25-shot regression: not measured, the class "flower" has 16 training examples' in text
+    best = max(evaluation.results.values(), key=lambda result: result.report.top1)
+    assert evaluation.shown is best and f"least accurate classes ({best.description})" in text
     content = json.loads((write(evaluation, tmp_path / "out") / "evaluation.json").read_text())
     assert content["knn"]["k"] == 20 and len(content["fewshot"]["top1"]["5"]) == 3
     # The least that can be asked of random features of three photographs.
@@ -251,7 +254,9 @@ def test_mistakes_of_the_command(checkpoint, images, tmp_path):
         ("--data=images",): "--checkpoint=... (or --workdir=... of a run) is missing",
         (f"--checkpoint={checkpoint}",): "the data to evaluate on are unknown",
         (f"--checkpoint={checkpoint}", "--data=./nowhere"): "./nowhere does not exist",
-        (f"--checkpoint={checkpoint}", f"--data={images}", "--split=val"): 'no split "val"',
+        (f"--checkpoint={checkpoint}", f"--data={images}", "--split=val"): (
+            'no split "val". Did you mean "test"?'
+        ),
         (f"--checkpoint={checkpoint}", "--workdir=x"): "exclude each other",
         (f"--checkpoint={checkpoint}", f"--data={images}", "--out=/dev/null/x"): "cannot be made",
     }

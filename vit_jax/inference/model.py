@@ -170,7 +170,7 @@ def load_model(
             pretrained = _on_mesh(checkpoint, mesh)
         else:
             pretrained = load_pretrained(checkpoint, mesh=mesh, hints=hints, image_size=image_size)
-        model_config, params, notes = pretrained.config, pretrained.params, pretrained.notes
+        model_config, params, notes = pretrained.config, pretrained.params, pretrained.all_notes
         is_classifier = bool(pretrained.loss and model_config.num_classes)
         labels = pretrained.labels if is_classifier else None
         if not is_classifier:  # A config needs a loss; no output is computed with it.
@@ -192,7 +192,8 @@ def load_model(
 def name_of(checkpoint: Checkpoint) -> str:
     """Returns the path of a checkpoint, or the description of a loaded model."""
     if isinstance(checkpoint, Pretrained):
-        return f"{describe_model(checkpoint.config)} in memory"
+        origin = f", from {checkpoint.loaded_from}" if checkpoint.loaded_from else ""
+        return f"{describe_model(checkpoint.config)} in memory{origin}"
     return os.fspath(checkpoint)
 
 
