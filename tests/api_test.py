@@ -140,7 +140,7 @@ def test_the_training_loop_of_the_page_runs(tmp_path, monkeypatch, capsys):
     code = re.search(r"## A training loop.*?```python\n(.*?)```", API, re.S)[1]
     exec(code.replace("range(100)", "range(2)"), {})
     output = capsys.readouterr().out
-    assert "in memory on " in output and "IMAGES, test\n" in output and "zeros" not in output
+    assert "(in memory) on " in output and "IMAGES, test\n" in output and "zeros" not in output
     assert vit_jax.load_pretrained("trained").labels == ("flower", "portrait", "temple")
     code = re.search(r"## Results and figures.*?```python\n(.*?)```", API, re.S)[1]
     exec(code, {})

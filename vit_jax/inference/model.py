@@ -190,10 +190,9 @@ def load_model(
 
 
 def name_of(checkpoint: Checkpoint) -> str:
-    """Returns the path of a checkpoint, or the description of a loaded model."""
+    """Returns the path of a checkpoint, or of what a model was loaded from, or its description."""
     if isinstance(checkpoint, Pretrained):
-        origin = f", from {checkpoint.loaded_from}" if checkpoint.loaded_from else ""
-        return f"{describe_model(checkpoint.config)} in memory{origin}"
+        return f"{checkpoint.loaded_from or describe_model(checkpoint.config)} (in memory)"
     return os.fspath(checkpoint)
 
 
