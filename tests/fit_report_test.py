@@ -261,6 +261,16 @@ def test_legends_have_every_group(names):
             assert f"{name or chr(34) * 2}{ending}" in labels
 
 
+def test_residuals_have_the_ticks_of_the_law():
+    x = np.array([60.0, 80.0, 100.0, 130.0, 170.0, 240.0])  # Less than a decade.
+    _, figures = asked({"x": x, "y": 2 * x**-0.3})
+    law, residuals = (
+        [t for t in axis.get_majorticklocs() if 60 < t < 240]
+        for axis in (figures[name].axes[0].xaxis for name in ("law", "residuals"))
+    )
+    assert len(law) > 2 and law == residuals
+
+
 def test_a_law_is_drawn_no_further_than_the_data_support_it():
     """Refused of these: 1e8, since the runs level off and a power law does not."""
     y = (3 * X**-0.5 + 0.5) * np.exp(0.02 * np.random.default_rng(0).standard_normal(len(X)))
