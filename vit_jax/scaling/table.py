@@ -30,6 +30,8 @@ def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
       DataError: there is no such file, or it is not a valid table.
     """
     path = _table_file(pathlib.Path(path).expanduser())
+    if not path.exists():
+        raise DataError(f"{path} does not exist.")
     kind = path.suffix.lower()
     try:
         if kind == ".parquet":
