@@ -2,9 +2,10 @@
 
     vit-jax train --config=image_folder:root=IMAGES --workdir=...
 
-The folder is either IMAGES/CLASS/*.jpg (or png, webp, ...), of which a tenth becomes the test
-split, or IMAGES/train/CLASS/*.jpg with val (valid, validation), test or both beside it. Then
-`vit-jax predict --checkpoint=WORKDIR IMAGE_OR_FOLDER`, or `vit-jax convert WORKDIR NEW --to=hf`.
+The folder is either IMAGES/CLASS/*.jpg (or png, webp, ...), of which a fifth of each class
+becomes the test split, or IMAGES/train/CLASS/*.jpg with val (valid, validation), test or both
+beside it. Then `vit-jax predict --checkpoint=WORKDIR IMAGE_OR_FOLDER`, or
+`vit-jax convert WORKDIR NEW --to=hf`.
 
 Arguments: root; size of the images in pixels; epochs, more for fewer images; variant, e.g. S/16,
 instead of the small model that a laptop trains in minutes. To start from a pre-trained model, which
