@@ -33,7 +33,7 @@ def call(commands):
     ("flags", "message"),
     [
         ([QUICKSTART, "--config.loss.name=softmax"], 'Did you mean "softmax_xent"?'),
-        ([QUICKSTART, "--wrkdir=x"], 'There is no flag --wrkdir. Did you mean "workdir"?'),
+        ([QUICKSTART, "--wrkdir=x"], 'There is no flag --wrkdir. Did you mean "--workdir"?'),
         ([], "--config=... is missing"),
     ],
 )
