@@ -47,7 +47,8 @@ def test_a_published_model_learns_another_data_set(goldens, tmp_path, arg, caplo
         assert evaluate(tmp_path / "run", split="test").count == 8
     [origin] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("init  ")]
     assert re.match(
-        rf"init    {re.escape(str(path))}: [\d,]+ of [\d,]+ parameters taken; position embedding ", origin
+        rf"init    {re.escape(str(path))}: [\d,]+ of [\d,]+ parameters taken; position embedding ",
+        origin,
     )
     assert "patches; new head for 10 classes" in origin, origin
     assert origin.endswith("; new: low-rank adapters") == ("lora" in arg)
