@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from logging import LogRecord
 from typing import Any
 
@@ -49,6 +49,7 @@ class Command:
         to import than `--help` may take.
       required: flags that must be given.
       takes_arguments: whether it takes arguments that are not flags.
+      arguments: returns the accepted arguments, for a shell's completion; None: they are files.
     """
 
     description: str | None
@@ -56,6 +57,7 @@ class Command:
     main: Callable[[flags.FlagValues, list[str]], int | None]
     required: tuple[str, ...] = ()
     takes_arguments: bool = False
+    arguments: Callable[[], Iterable[str]] | None = None
 
 
 def run(command: Command, argv: Sequence[str] | None = None) -> None:
