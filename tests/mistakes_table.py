@@ -339,7 +339,7 @@ PREDICT = {
     ),
     "output that exists": (
         "--checkpoint=run --output=old.jsonl images",
-        "--output=old.jsonl exists: name another file or delete it.",
+        "--output=old.jsonl exists: name another file, or add --overwrite.",
     ),
     "features that exist": (
         "--checkpoint=run --output=new.csv --features=old.npz images",
