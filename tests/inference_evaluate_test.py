@@ -221,6 +221,16 @@ def test_a_run_on_other_data(plain_run, images):
     assert evaluation.settings["image_size"] == [8, 8]
 
 
+def test_a_run_in_memory_is_evaluated_on_the_images_that_it_held_out(plain_run):
+    """Not on all images of the data: it was trained on the others."""
+    of_path, model = evaluate(plain_run), load_pretrained(plain_run)
+    for evaluation in (evaluate(model), evaluate(model, "digits")):
+        assert evaluation.measured.source.fingerprint == of_path.measured.source.fingerprint
+        assert (evaluation.count, evaluation.top1) == (50, of_path.top1)
+        # Its parameters may have changed since, so its results do not replace those of the run.
+        assert plain_run not in evaluation.folder.parents
+
+
 @pytest.mark.slow  # It trains.
 def test_a_run_whose_test_images_have_changed_says_so(tmp_path, images):
     shutil.copytree(images, tmp_path / "images")
@@ -230,11 +240,17 @@ def test_a_run_whose_test_images_have_changed_says_so(tmp_path, images):
         evaluate(tmp_path / "run"),
         evaluate(tmp_path / "run", tmp_path / "images"),
     )
+    in_memory = load_pretrained(tmp_path / "run")
     assert by_workdir.report.count == by_data.report.count == 12
+    assert evaluate(in_memory, tmp_path / "images").report.count == 12
     assert len(by_workdir.notes) == len(by_data.notes) == 1
     for path in list((tmp_path / "images" / "flower").iterdir()):
         shutil.copy(path, path.with_stem(f"again-{path.stem}"))
-    for evaluation in (evaluate(tmp_path / "run"), evaluate(tmp_path / "run", tmp_path / "images")):
+    for evaluation in (
+        evaluate(tmp_path / "run"),
+        evaluate(tmp_path / "run", tmp_path / "images"),
+        evaluate(in_memory, tmp_path / "images"),
+    ):
         assert "test is 16 of its 80 images" in evaluation.notes[-2]
         assert "may have been trained on some" in evaluation.notes[-1]
 
