@@ -271,7 +271,7 @@ def test_mistakes_of_the_command(checkpoint, images, tmp_path):
         ("--data=images",): "--checkpoint=... (or --workdir=... of a run) is missing",
         (f"--checkpoint={checkpoint}",): "the data to evaluate on are unknown",
         (f"--checkpoint={checkpoint}", "--data=./nowhere"): "./nowhere does not exist",
-        (f"--checkpoint={checkpoint}", f"--data={images}", "--split=val"): (
+        (f"--checkpoint={checkpoint}", f"--data={images}", "--split=val", "--out=a/b"): (
             'no split "val". Did you mean "test"?'
         ),
         (f"--checkpoint={checkpoint}", "--workdir=x"): "exclude each other",
@@ -280,6 +280,7 @@ def test_mistakes_of_the_command(checkpoint, images, tmp_path):
     for flags, message in mistakes.items():
         result = call("evaluate", *flags, cwd=tmp_path)
         assert result.code == 2 and message in result.err, (flags, result.err)
+    assert not list(tmp_path.iterdir())  # A folder is made when there are results.
 
 
 def test_parameters_are_on_all_devices(checkpoint, images):
