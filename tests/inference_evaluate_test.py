@@ -189,7 +189,8 @@ def test_features_of_a_model_without_a_head(images, tmp_path):
     assert '25-shot regression: not measured, the class "flower" has 16 training examples' in text
     best = max(evaluation.results.values(), key=lambda result: result.report.top1)
     assert evaluation.shown is best and evaluation.report is best.report
-    assert evaluation.top1 == best.report.top1 and f"least accurate classes ({best.description})" in text
+    assert evaluation.top1 == best.report.top1
+    assert f"least accurate classes ({best.description})" in text
     content = json.loads((write(evaluation, tmp_path / "out") / "evaluation.json").read_text())
     assert content["knn"]["k"] == 20 and len(content["fewshot"]["top1"]["5"]) == 3
     # The least that can be asked of random features of three photographs.

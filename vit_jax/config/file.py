@@ -61,7 +61,7 @@ def make_config(argument: str) -> ConfigDict:
 def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> FrozenConfigDict:
     """Returns the config of a run, as `vit-jax train --config=NAME` reads it.
 
-    To print it, see `vit_jax.config.listing.format_config`.
+    `print(vit_jax.config.format_config(config))` shows a line for each key.
 
     Args:
       name: a config that comes with vit_jax, or FILE.py; with :key=value,... for its arguments.

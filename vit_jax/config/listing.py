@@ -16,13 +16,7 @@ from vit_jax.config.model import section_docs
 
 
 def format_config(config: ConfigDict | FrozenConfigDict) -> str:
-    """Returns a line for each key: `key = value  # meaning`; `str(config)` is long YAML.
-
-    Example:
-      >>> config = base_config()
-      >>> print(format_config(config).splitlines()[0])
-      PLACEHOLDER
-    """
+    """Returns a line for each key: `key = value  # meaning`."""
     docs = key_docs()
     return "\n".join(
         _line(f"{key} = {_plain(value)!r}", docs.get(key, "")) for key, value in _leaves(config)
