@@ -58,7 +58,7 @@ CONVERT = {
         "This model cannot be written in the format google without differences.\n"
         "In its outputs for the same pixels:\n  ",
         "model.gelu is 'erf'; vision_transformer has only 'tanh'",
-        "Pass change_numerics=True (--change_numerics) to write it all the same, with these differences.",
+        "(--change_numerics) to write it all the same, with these differences.",
     ),
     "stray word": ("--inspect=hf timm", "Unexpected argument 'timm'"),
     "reference without a manifest": ("--verify=hf", "hf: there is no manifest.json there, nor"),

@@ -106,6 +106,8 @@ def read_runs(paths: Sequence[epath.PathLike]) -> list[Run]:
 
 def _read_run(workdir: epath.Path, name: str) -> Run:
     if not storage.exists(workdir / "metrics.jsonl"):
+        if runs := workdirs.runs_inside(workdir):
+            raise CheckpointError(f"{workdir} is not the work directory of a run. {runs}")
         missing = "holds no metrics.jsonl" if storage.exists(workdir) else "does not exist"
         raise CheckpointError(
             f"{workdir} {missing}: there are no training curves to compare. Give work directories "
