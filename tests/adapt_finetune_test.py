@@ -1,5 +1,7 @@
 """configs/finetune.py adapts a published model in each of its modes, by the train loop."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -37,12 +39,19 @@ def shrunk(arg, path):
 
 
 @pytest.mark.parametrize("arg", ["mode=full,decay=0.75", "mode=probe", "mode=lora,rank=2"])
-def test_a_published_model_learns_another_data_set(goldens, tmp_path, arg, caplog):
+def test_a_published_model_learns_another_data_set(goldens, tmp_path, arg, caplog, capsys):
     path = goldens / "hf_dinov2" / "cls_mlp"
     one = jax.devices()[:1]
     with mock_tfds():
         assert train(shrunk(arg, path), tmp_path / "run", devices=one) == 0
         assert evaluate(tmp_path / "run", split="test").count == 8
+    [origin] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("init  ")]
+    assert re.match(
+        rf"init    {re.escape(str(path))}: [\d,]+ of [\d,]+ parameters taken; position embedding ",
+        origin,
+    )
+    assert "patches; new head for 10 classes" in origin, origin
+    assert origin.endswith("; new: low-rank adapters") == ("lora" in arg)
     assert "black and white" not in caplog.text  # DINOv2 is fed ImageNet's statistics.
     lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert {"val/top1", "test/top1"} <= lines[-1].keys()

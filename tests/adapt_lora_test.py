@@ -132,7 +132,7 @@ def test_a_run_adapts_a_run(tmp_path):
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), param_shapes(cfg))
     with jax.set_mesh(mesh):
         fresh = jax.device_put(zeros, param_shardings(zeros, mesh))
-        third = inherit_params(again, cfg, fresh, mesh=mesh)
+        third, _ = inherit_params(again, cfg, fresh, mesh=mesh)
     np.testing.assert_array_equal(
         third["encoder"]["blocks"]["attn"]["value"]["kernel"],
         merged.params["encoder"]["blocks"]["attn"]["value"]["kernel"],

@@ -84,12 +84,16 @@ def test_predictions_show_the_most_confident_mistakes_first(tmp_path, texts):
     sure_of_first[[4, 7]] = 0.4, 0.1  # Both wrong; the model is surer of 7.
     probabilities = np.stack([sure_of_first, 1 - sure_of_first], axis=-1)
     out = tmp_path / "predictions.png"
-    predictions(images, labels, probabilities, ["cat", "dog $x$"], out, num_shown=4)
+    names = ["cat", "dog $x$"]
+    figure = predictions(images, labels, probabilities, names, out, num_shown=4)
     assert pixels_of(out).std() > 0
-    assert "10 of 12 images right; 2 most confident mistakes first" in texts
+    assert "10 of 12 images right; the 2 mistakes first, by confidence" in texts
     titles = [text for text in texts if text.startswith(("✓", "✗"))]
     assert titles == ["✗ dog $x$  90%", "✗ dog $x$  60%", "✓ cat  90%", "✓ cat  90%"]
     assert texts.count("true: cat") == 2
+    predictions(images, labels, probabilities, names, out, num_shown=1)
+    assert "10 of 12 images right; the 1 most confident of 2 mistakes" in texts
+    assert figure._repr_png_().startswith(b"\x89PNG")  # A notebook shows it.
 
 
 def test_predictions_of_colour_images_with_long_names(tmp_path, texts):
@@ -97,14 +101,14 @@ def test_predictions_of_colour_images_with_long_names(tmp_path, texts):
     names = ["a very long name of a class", "b"]
     predictions(images, np.zeros(3, int), np.tile([0.8, 0.2], (3, 1)), names, tmp_path / "p.png")
     assert pixels_of(tmp_path / "p.png").std() > 0
-    assert "✓ a very long n…\n80%" in texts
+    assert "✓ a very long name of a c…\n80%" in texts
     assert "3 of 3 images right" in texts
 
 
 @pytest.mark.parametrize(
     ("name", "shown"),
-    [("", ""), (14 * "a", 14 * "a"), (15 * "a", 13 * "a" + "…"), (7 * "\u732b", 7 * "\u732b"),
-     (80 * "\u732b", 6 * "\u732b" + "…"), ("a\n b", "a  b")],
+    [("", ""), (24 * "a", 24 * "a"), (25 * "a", 23 * "a" + "…"), (12 * "\u732b", 12 * "\u732b"),
+     (80 * "\u732b", 11 * "\u732b" + "…"), ("a\n b", "a  b")],
 )  # fmt: skip
 def test_long_names_are_truncated(name, shown):
     assert shorten(name) == shown

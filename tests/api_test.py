@@ -107,12 +107,30 @@ def test_images_and_parameters_that_do_not_fit_are_named():
             lambda: vit_jax.create("mu/16", drop=0.1),
             'no field "drop" of a model. Did you mean "dropout"',
         ),
+        (lambda: vit_jax.create("tiny-vit", depth=3), '"depth" follows from the checkpoint'),
         (lambda: vit_jax.load_pretrained("B/16"), 'create("B/16") makes a new model'),
     ],
 )
-def test_a_wrong_name_is_answered_with_the_right_one(call, text):
+def test_a_wrong_name_is_answered_with_the_right_one(call, text, folder, monkeypatch):
+    monkeypatch.chdir(folder)
     with pytest.raises(vit_jax.VitJaxError, match=re.escape(text)):
         call()
+
+
+@pytest.mark.medium
+def test_a_checkpoint_takes_fields_that_leave_its_parameters(folder):
+    model = vit_jax.create(str(folder / "tiny-vit"), dropout=0.5)
+    images = np.ones((1, 32, 32, 3), np.float32)
+    np.testing.assert_array_equal(
+        model(images)[0], vit_jax.load_pretrained(folder / "tiny-vit")(images)[0]
+    )
+    _, features = (
+        model.model.apply(
+            {"params": model.params}, images, train=True, rngs={"dropout": jax.random.key(seed)}
+        )[1]["pre_logits"]
+        for seed in (0, 1)
+    )
+    assert not np.allclose(features, model(images)[1]["pre_logits"])
 
 
 @pytest.mark.slow
@@ -121,7 +139,8 @@ def test_the_training_loop_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = re.search(r"## A training loop.*?```python\n(.*?)```", API, re.S)[1]
     exec(code.replace("range(100)", "range(2)"), {})
-    assert "in memory on" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "(in memory) on " in output and "IMAGES, test\n" in output and "zeros" not in output
     assert vit_jax.load_pretrained("trained").labels == ("flower", "portrait", "temple")
     code = re.search(r"## Results and figures.*?```python\n(.*?)```", API, re.S)[1]
     exec(code, {})

@@ -264,6 +264,7 @@ def test_images_of_every_form_give_the_same(preprocess, pixels, tmp_path):
     for one, form in zip(got, forms, strict=True):
         np.testing.assert_array_equal(one, got[0])
         np.testing.assert_array_equal(preprocess(form), got[:1])
+    np.testing.assert_array_equal(preprocess(np.stack([pixels, pixels])), got[:2])
 
 
 def test_gray(pixels):

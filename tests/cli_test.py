@@ -33,7 +33,7 @@ def call(commands):
     ("flags", "message"),
     [
         ([QUICKSTART, "--config.loss.name=softmax"], 'Did you mean "softmax_xent"?'),
-        ([QUICKSTART, "--wrkdir=x"], 'There is no flag --wrkdir. Did you mean "workdir"?'),
+        ([QUICKSTART, "--wrkdir=x"], 'There is no flag --wrkdir. Did you mean "--workdir"?'),
         ([], "--config=... is missing"),
     ],
 )
@@ -102,6 +102,26 @@ def test_a_closed_pipe_ends_a_command_quietly():
     code, _, err = command_of("print('x')", env={"PYTHONUNBUFFERED": ""}, stdout=writer)
     os.close(writer)
     assert (code, err) == (141, "")
+
+
+def test_a_run_continues_without_output_when_its_pipe_is_closed(tmp_path):
+    program = (
+        "import pathlib, sys\n"
+        "from vit_jax import cli\n"
+        "def main(*_):\n"
+        "    cli.continue_without_output()\n"
+        "    for stream in (sys.stderr, sys.stdout, sys.stderr, sys.stdout):\n"
+        "        print('x', file=stream, flush=True)\n"
+        "    pathlib.Path(sys.argv[1]).touch()\n"
+        "cli.run(cli.Command('', lambda values: 0, main), [])\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    end = tmp_path / "end"
+    command = [sys.executable, "-c", program, end]
+    done = subprocess.run(command, cwd=ROOT, timeout=60, stdout=writer, stderr=writer)
+    os.close(writer)
+    assert done.returncode == 0 and end.exists()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")

@@ -52,7 +52,9 @@ def test_scaling_laws():
 def test_any_checkpoint():
     output = executed("any_checkpoint")
     assert "logits.shape=(10, 10)" in output and "Done:" in output
-    assert re.search(r"top-1 [\d.]+% of \d+ images", output) and output.count("Prediction(") == 3
+    top1 = re.search(r"top-1 ([\d.]+)% of 80 images", output)
+    assert top1 and float(top1[1]) > 70  # Visibly more than chance, 10%.
+    assert output.count("Prediction(") == 3
     assert "['config.json', 'model.safetensors', 'preprocessor_config.json']" in output
 
 

@@ -70,6 +70,8 @@ def test_all_broken_files_are_named_once_and_no_others(folder, caplog, monkeypat
     assert "data.on_bad=skip" in lines[5]
     check(folder, skip_bad=True)
     assert "4 of 24 checked images are broken, and skipped: " in caplog.text
+    assert sum(str(folder / name) in caplog.text for name in BROKEN) == 3
+    assert "; and 1 more" in caplog.text
     monkeypatch.setattr(headers, "MAX_SECONDS", -1.0)  # No time for any.
     check(folder)
 

@@ -190,16 +190,46 @@ def accuracies(scale=1.0):
 @pytest.mark.parametrize(("scale", "whole"), [(1.0, 1), (100.0, 100)])
 def test_an_accuracy_raises_a_warning_and_its_error_is_fitted(scale, whole):
     table = accuracies(scale)
-    result, _ = asked(table, y="test/top1", group=("model",))
+    result, _ = asked(table, y="test/top1", group=("model",), predict=(2e4,))
     warning = result["rows"][-1]
     assert warning.startswith("Warning: test/top1 grows with x in 2 of 2 groups: it is most likely")
     assert warning.endswith(f"For the error, use --y={whole}-test/top1.")
+    assert result["summary"]["trust"] == "no"
+    (record,) = result["groups"][0]["tables"]["Predictions"]
+    assert f"--y={whole}-test/top1" in record["refused"]
     proposed = f"{whole}-test/top1"
     result, figures = asked(table, y=proposed, where=("model=a",))
     assert not any("Warning" in line for line in result["rows"])
     assert result["params"]["c"]["low"] < -0.3 < result["params"]["c"]["high"]
     assert result["title"] == f"{proposed} over x" and result["columns"]["y"] == proposed
     assert figures["law"].axes[0].get_ylabel() == proposed
+
+
+def warned(x, y, name="score", **question):
+    result, _ = asked({"x": np.asarray(x, float), name: np.asarray(y)}, y=name, **question)
+    trust = result["summary"]["trust"]
+    return [line for line in result["rows"] if line.startswith("Warning")], trust
+
+
+def test_an_accuracy_is_known_by_its_name_or_by_the_exponent_of_its_law():
+    few = X[:3], 1 - Y[:3] / 2  # Too few for the test of ranks.
+    assert warned(*few, name="Top-1 accuracy (%)")[1] == "no"
+    (warning,), trust = warned(*few, name="val_acc")
+    assert trust == "no" and warning.startswith("Warning: val_acc is named like an accuracy, and")
+    (warning,), trust = warned(X, Y / 2, name="test/top1")  # It falls, but the name is one.
+    assert trust == "no" and warning.endswith("If it is an error, rename the column.")
+    assert warned(X, Y / 2, name="error_top1") == ([], "yes")
+    # Ranks 1 3 2 4 do not show at the 1% level that the score grows; the exponent's interval does.
+    x, y = np.array([10.0, 100.0, 1e3, 1e4]), np.array([0.1, 0.31, 0.3, 0.9])
+    assert not grows(x, y)
+    (warning,), trust = warned(x, y)
+    assert trust == "no" and warning.startswith("Warning: score grows with x")
+    # A group in which the score falls is doubted, too, if it grows in most.
+    table = groups(a=1 / Y, b=2 / Y, c=Y)
+    result, _ = asked(table, group=("model",))
+    assert [group["trust"] for group in result["summary"]["groups"]] == ["no"] * 3
+    result, _ = asked(groups(a=1 / Y, b=2 * Y, c=Y), group=("model",))
+    assert [group["trust"] for group in result["summary"]["groups"]] == ["no", "yes", "yes"]
 
 
 def test_inputs_may_be_expressions_too():
@@ -229,6 +259,16 @@ def test_legends_have_every_group(names):
         labels = [text.get_text().strip() for text in figures[figure].legends[0].get_texts()]
         for name in names:
             assert f"{name or chr(34) * 2}{ending}" in labels
+
+
+def test_residuals_have_the_ticks_of_the_law():
+    x = np.array([60.0, 80.0, 100.0, 130.0, 170.0, 240.0])  # Less than a decade.
+    _, figures = asked({"x": x, "y": 2 * x**-0.3})
+    law, residuals = (
+        [t for t in axis.get_majorticklocs() if 60 < t < 240]
+        for axis in (figures[name].axes[0].xaxis for name in ("law", "residuals"))
+    )
+    assert len(law) > 2 and law == residuals
 
 
 def test_a_law_is_drawn_no_further_than_the_data_support_it():

@@ -16,9 +16,10 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.fit import define, main
+from vit_jax.fit import COMMAND, define, main
 from vit_jax.scaling import fit as scaling_fit
 from vit_jax.scaling.answer import group_data
+from vit_jax.scaling.expressions import with_computed
 from vit_jax.scaling.fit import check_folder, fit_law
 from vit_jax.scaling.fit import write as write_results
 from vit_jax.scaling.method import LEAST_SQUARES
@@ -314,7 +315,32 @@ def test_a_group_of_fewer_runs_than_parameters_is_named(tmp_path):
     assert b["error"].startswith(
         "2 clusters are too few for intervals of the 2 parameters of power"
     )
+    assert b["error"].endswith(". Add runs. Or fit the groups as one, without --group.")
     assert "2 clusters are too few" in text
+
+
+def test_too_few_runs_of_all_groups_are_one_message_that_says_what_helps(tmp_path):
+    models, x = np.repeat([f"m{i}" for i in range(8)], 4), np.tile([10, 20, 80, 80], 8)
+    table = write(tmp_path / "runs.csv", model=models, x=x, y=x**-0.5)
+    question = {"y": "y", "columns": {"x": "x"}, "group": ("model",)}
+    with pytest.raises(DataError) as error:
+        asked(table, law="auto", **question)
+    _, line = str(error.value).split("\n")
+    assert line.startswith("m0, m1, m2, m3, m4, m5, m6, m7: No law could be tested on larger")
+    assert line.endswith("or fit --law=power or --law=power_floor, without that test.")
+    with pytest.raises(DataError, match=r"there are 4\. Fit a law with fewer .*without --group"):
+        asked(table, law="m4", **question)
+
+
+def test_a_table_that_does_not_exist(tmp_path):
+    with pytest.raises(DataError, match=r"nothere does not exist\."):
+        read_runs(tmp_path / "nothere")
+
+
+def test_the_expressions_in_the_help_are_of_a_table_of_a_sweep():
+    expressions = re.findall(r"--[xy]=([\w]+[-*][\w]+)", COMMAND.description)
+    assert len(expressions) == 2
+    with_computed(read_runs(ROOT / "docs/study/runs.csv"), expressions)
 
 
 @pytest.mark.parametrize("flops", ["unknown", 0])

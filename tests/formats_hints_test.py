@@ -205,7 +205,7 @@ def test_a_described_folder_assumes_nothing(tmp_path):
 )
 def test_a_name_that_only_one_kind_has_decides(files, change, kind, rope):
     description = described(files(change, mlp="swiglu"))
-    assert description.notes == (kind,) and description.config.rope == rope
+    assert description.kind == kind and description.config.rope == rope
     assert description.assumed["rope"] == rope
     if rope != "none":
         assert (description.config.rope_theta, description.config.rope_grid) == (1e4, (16, 16))

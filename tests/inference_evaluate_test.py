@@ -18,8 +18,9 @@ from tests.small_run import run
 from tests.tiny_checkpoints import VIT, tiny
 from vit_jax.config import classification_eval
 from vit_jax.data.sources import open_source
-from vit_jax.errors import CheckpointError, ConfigError, DataError
+from vit_jax.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from vit_jax.inference.evaluate import evaluate
+from vit_jax.inference.predict import predict
 from vit_jax.inference.results import table, to_json, write
 from vit_jax.pretrained.exports import export
 from vit_jax.pretrained.load import load_pretrained
@@ -79,6 +80,25 @@ def test_accuracy_over_all_outputs_and_over_the_matched_ones(evaluation, checkpo
     confidence = scipy.special.softmax(logits[:, OUTPUTS].astype(np.float64), axis=1).max(axis=1)
     gap = matched.bin_count @ np.nan_to_num(matched.bin_confidence)
     assert gap == pytest.approx(confidence.sum(), rel=1e-5)
+
+
+def test_parameters_that_are_not_finite_are_named(images, tmp_path):
+    model = tiny(labels=LABELS)
+    head = {**model.params["head"], "bias": model.params["head"]["bias"].at[1].set(np.nan)}
+    broken = dataclasses.replace(model, params=model.params | {"head": head})
+    one = next(images.glob("*/*"))
+    for use in (
+        lambda: evaluate(broken, images),
+        lambda: list(predict(broken, one)),
+        lambda: export(broken, tmp_path / "exported", to="hf"),
+    ):
+        with pytest.raises(CheckpointError, match=r"not finite .*: head/bias\. "):
+            use()
+    assert not (tmp_path / "exported").exists()
+    embedding = jax.tree.map(lambda leaf: leaf + 1e38, model.params["embedding"])
+    large = dataclasses.replace(model, params=model.params | {"embedding": embedding})
+    with pytest.raises(NonFiniteError, match="though the parameters are"):
+        list(predict(large, one))
 
 
 def test_what_was_matched_and_how_is_told(evaluation):
@@ -165,7 +185,10 @@ def test_features_of_a_model_without_a_head(images, tmp_path):
     assert measured.source.fingerprint == tested.fingerprint and len(tested) == 12
     assert measured.train_split == f"train, {60 - len(measured.source)} images"
     assert set(measured.fewshot.accuracies) == {1, 5, 10} and set(measured.fewshot.omitted) == {25}
-    assert "25-shot regression: not measured, class" in table(evaluation)
+    text = table(evaluation)
+    assert '25-shot regression: not measured, the class "flower" has 16 training examples' in text
+    best = max(evaluation.results.values(), key=lambda result: result.report.top1)
+    assert evaluation.shown is best and f"least accurate classes ({best.description})" in text
     content = json.loads((write(evaluation, tmp_path / "out") / "evaluation.json").read_text())
     assert content["knn"]["k"] == 20 and len(content["fewshot"]["top1"]["5"]) == 3
     # The least that can be asked of random features of three photographs.
@@ -231,7 +254,9 @@ def test_mistakes_of_the_command(checkpoint, images, tmp_path):
         ("--data=images",): "--checkpoint=... (or --workdir=... of a run) is missing",
         (f"--checkpoint={checkpoint}",): "the data to evaluate on are unknown",
         (f"--checkpoint={checkpoint}", "--data=./nowhere"): "./nowhere does not exist",
-        (f"--checkpoint={checkpoint}", f"--data={images}", "--split=val"): 'no split "val"',
+        (f"--checkpoint={checkpoint}", f"--data={images}", "--split=val"): (
+            'no split "val". Did you mean "test"?'
+        ),
         (f"--checkpoint={checkpoint}", "--workdir=x"): "exclude each other",
         (f"--checkpoint={checkpoint}", f"--data={images}", "--out=/dev/null/x"): "cannot be made",
     }

@@ -34,9 +34,9 @@ COMMAND_LINE = {
         "--config.data.train_transforms[9].size=1",
         "there is no [9]: indices range from [0] to [2]",
     ),
-    "text for a number": ("--config.optim.lr=fast", "--config.optim.lr=fast: write a number"),
+    "text for a number": ("--config.optim.lr=fast", "write a number, such as 0.002."),
     "value forgotten": ("--config.optim.lr", "--config.optim.lr=--workdir=", "write a number"),
-    "flag misspelt": ("--wrkdir=x", 'There is no flag --wrkdir. Did you mean "workdir"?'),
+    "flag misspelt": ("--wrkdir=x", 'There is no flag --wrkdir. Did you mean "--workdir"?'),
     "stray words": (
         "to the end",
         "Unexpected argument 'to the end': flags begin with --. See --help.",
@@ -321,8 +321,8 @@ EVALUATE = {
 
 PREDICT = {
     "no --checkpoint": ("images", "--checkpoint=... is missing. See --help."),
-    "another command's flag": ("--out=x.csv images", 'no flag --out. Did you mean "output"?'),
-    "another command's flag of one meaning": ("--workdir=run", 'Did you mean "checkpoint"?'),
+    "another command's flag": ("--out=x.csv images", 'no flag --out. Did you mean "--output"?'),
+    "another command's flag of one meaning": ("--workdir=run", 'Did you mean "--checkpoint"?'),
     "nothing to predict": ("--checkpoint=run", "Name at least one image or folder of images."),
     "folder that holds no checkpoint": (
         "--checkpoint=images images",
@@ -339,7 +339,7 @@ PREDICT = {
     ),
     "output that exists": (
         "--checkpoint=run --output=old.jsonl images",
-        "--output=old.jsonl exists: name another file or delete it.",
+        "--output=old.jsonl exists: name another file, or add --overwrite.",
     ),
     "features that exist": (
         "--checkpoint=run --output=new.csv --features=old.npz images",

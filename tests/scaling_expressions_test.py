@@ -51,7 +51,12 @@ def test_the_table_stays_and_has_the_new_columns():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1-tpo1", 'there is no column "tpo1". Did you mean "top1"'),
+        ("1-tpo1", 'there is no column "tpo1". Did you mean "1-top1"'),
+        ("1 - val/top1", 'no column "val/top1". Did you mean "1 - top1"'),  # Of a sweep's table.
+        ("1-tset/top1", 'no column "tset/top1". Did you mean "1-test/top1"'),
+        ("(1-tpo1)/tets", r'column "tpo1" or "tets". Did you mean "\(1-top1\)/test"'),
+        ("2*tpo1/n", r'no column "tpo1". Did you mean "2\*top1/n"'),  # A division.
+        ("1-qqqq", 'no column "qqqq". Accepted: '),
         ("1-model", "\"model\" is not numeric: it has 'a' in row 1"),
         ("1-", "missing at its end"),
         ("(1-top1", "a bracket is not closed"),

@@ -48,7 +48,11 @@ def test_all_invalid_points_are_named_with_their_reasons(tmp_path, capsys):
     assert "eval_transforms" in reasons["transforms"] and "11" in reasons["split"]
     assert "Accepted: accum_steps, " in reasons["key"]
     assert reasons["same"].endswith('there is no config key "lrr". Did you mean "lr"?')
-    assert "good (waiting)\n  vit-jax train --config=" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith(
+        "8 of 9 runs cannot start: the reasons are below. The plan of the others:"
+    )
+    assert "\ngood (waiting)\n  vit-jax train --config=" in out
 
 
 def planned(folder, name, **changes):

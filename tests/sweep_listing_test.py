@@ -1,5 +1,6 @@
 """The list of the runs below a folder, and runs side by side."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -202,8 +203,11 @@ def test_runs_of_one_value_have_markers_of_their_own_and_a_slow_one_is_visible(t
     runs = read_runs([by_hand(tmp_path, f"run {i}", steps=(6,)) for i in range(12)])
     figure = Figure()
     axes = figure.subplots()
-    for run, rate in zip(runs, np.geomspace(4, 450, len(runs)), strict=True):
-        object.__setattr__(run, "timing", [{"step": 6, "speed/img_per_s": float(rate)}])
+    rates = np.geomspace(4, 450, len(runs)).tolist()
+    runs = [
+        dataclasses.replace(run, timing=[{"step": 6, "speed/img_per_s": rate}])
+        for run, rate in zip(runs, rates, strict=True)
+    ]
     overlay._panel(axes, "speed/img_per_s", runs, by_images=False)
     looks = {(line.get_marker(), line.get_color()) for line in axes.lines}
     assert len(looks) == len(runs) and axes.get_yscale() == "log"

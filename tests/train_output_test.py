@@ -26,6 +26,10 @@ def test_the_lines_of_a_run(tmp_path, capsys):
     assert out.startswith(f"{model}26,538 parameters, ")
     assert re.search(r"^devices 1 x cpu \(data 1 .*\), 1 process$", out, re.M)
     assert re.search(r"^run     12 steps of 16 images, 0.1331 epochs$", out, re.M)
+    few = (
+        "few     12 updates can hardly train a model: for more, lower --config.batch_size or raise"
+    )
+    assert few in out and "init  " not in out
     assert "cannot be compared" not in out  # The training loss is computed as the evaluations'.
     steps = [line for line in out.splitlines() if line.startswith("step ")]
     assert steps[0] == "step 0/12 | compiling"

@@ -8,6 +8,7 @@ import sys
 
 import vit_jax
 from vit_jax import cli
+from vit_jax.config.shipped import shipped_configs
 from vit_jax.errors import ExitCode, did_you_mean
 
 # verb -> its module.
@@ -46,7 +47,13 @@ def main() -> None:
         print(f"vit_jax {vit_jax.__version__}")
         sys.exit(ExitCode.DONE)
     if verb not in _MODULES:
-        print(f'error: There is no verb "{verb}". {did_you_mean(verb, _MODULES)}', file=sys.stderr)
+        hint = did_you_mean(verb, _MODULES)
+        if verb in shipped_configs():
+            hint = (
+                f"It is a config: vit-jax train --config={verb} --workdir=FOLDER. "
+                f"`vit-jax config {verb}` describes it."
+            )
+        print(f'error: There is no verb "{verb}". {hint}', file=sys.stderr)
         sys.exit(ExitCode.ERROR)
     sys.argv[1:] = rest  # The overrides of a config are read from here.
     cli.run(command(verb))

@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from logging import LogRecord
 from typing import Any
 
@@ -49,6 +49,7 @@ class Command:
         to import than `--help` may take.
       required: flags that must be given.
       takes_arguments: whether it takes arguments that are not flags.
+      arguments: returns the accepted arguments, for a shell's completion; None: they are files.
     """
 
     description: str | None
@@ -56,6 +57,7 @@ class Command:
     main: Callable[[flags.FlagValues, list[str]], int | None]
     required: tuple[str, ...] = ()
     takes_arguments: bool = False
+    arguments: Callable[[], Iterable[str]] | None = None
 
 
 def run(command: Command, argv: Sequence[str] | None = None) -> None:
@@ -140,6 +142,43 @@ def _print_interrupted(kind: type[BaseException], error: BaseException, trace: A
         print("Interrupted.", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+class _StreamOrNothing(io.FileIO):
+    """A standard stream that goes to nowhere once its reader, a pipe or a terminal, has ended."""
+
+    def write(self, data: Any) -> int:
+        """Writes the bytes; returns how many were written."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: a terminal that is closed.
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return super().write(data)
+
+
+def continue_without_output() -> None:
+    """Lets this process continue, without printing, when nobody reads its output any more.
+
+    A log pipe or a pager that ends must not cost a long run. Other commands only make output: they
+    end with a shell's exit code for a closed pipe, 141.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper):  # Closed, or a notebook's.
+            continue
+        stream.flush()
+        raw = _StreamOrNothing(stream.fileno(), "w", closefd=False)
+        replacement = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering or stream.write_through,
+        )
+        setattr(sys, name, replacement)
 
 
 def _pipe_is_closed() -> bool:

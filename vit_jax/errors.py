@@ -52,7 +52,7 @@ class LostError(VitJaxError):
 
 
 class NonFiniteError(VitJaxError):
-    """A loss or a gradient became NaN or infinite."""
+    """A loss, a gradient or an output became NaN or infinite."""
 
 
 def exit_code(error: BaseException) -> ExitCode:

@@ -12,11 +12,13 @@ outputs, accuracy is given over all of them and over the matched ones alone.
 
 A model without a head for these classes is evaluated by its features (the head's input): kNN
 (k=20, temperature 0.07, as DINO), ridge regression on 1, 5, 10 and 25 labels a class (as
-big_vision) and a linear probe (L-BFGS). These are trained on --train_split.
+big_vision) and a linear probe (L-BFGS). These are trained on --train_split. The figures and the
+least accurate classes are those of kNN or the probe, whichever has the higher top-1; they name it.
 
 Prints a table and writes evaluation.json and figures: into the work directory (another split than
 the config's first goes to evaluation-SPLIT, an older checkpoint to evaluation-step-STEP), else
-into evaluations/CHECKPOINT/DATA-SPLIT, or --out. Images that cannot be read are listed, and are
+into evaluations/CHECKPOINT/DATA-SPLIT, or --out; of a run also samples/, ten images of its split to
+try `vit-jax predict` on. Images that cannot be read are listed, and are
 not counted.
 """
 

@@ -8,9 +8,9 @@ r"""Fits scaling laws to a table of runs, and reports how reliable they are.
 
 The table is a .csv or .parquet file with a row for each run, or the folder of a sweep.
 Of a table by `vit-jax sweep`, only rows of a run's last step and of the evaluation "test" are used.
-y and the inputs are columns, or
-expressions of columns with + - * / and brackets: --y=1-test/top1, --x=6*params*tokens. Writes
-fit.json, figures as PNG and SVG, and report.html, a page that needs no other file.
+y and the inputs are columns, or expressions of columns with + - * / and brackets: --y=1-top1,
+--x=params*examples_seen. Writes fit.json, figures as PNG and SVG, and report.html, a page that
+needs no other file.
 
 Laws: power, power_floor, m3, m4, bnsl (of --x); frontier (of --x; fitted to the Pareto frontier of
 the rows, as is any other law with --frontier); auto (the one of these that best predicts larger

@@ -10,7 +10,8 @@ Each image is preprocessed as in the model's evaluation. The names and probabili
 probable classes are printed, or written to a .csv, .jsonl or .parquet file. --features writes the
 input of the model's head, float32, to a .parquet file (columns path, error, features) or an .npz
 (arrays features [n, d], paths, errors); it needs no head. Files are written while images are read,
-and appear under their names when they are complete; a file that exists is not overwritten.
+and appear under their names when they are complete. A file that exists is replaced only with
+--overwrite, and only by a complete one.
 
 A file that cannot be read as an image gets an error instead. Files in a folder that do not have the
 name of an image are skipped, with a note on standard error.
@@ -40,6 +41,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "features", "", "A .parquet or .npz file for the features.", flag_values=values
     )
+    flags.DEFINE_boolean(
+        "overwrite", False, "Replace the files of --output and --features.", flag_values=values
+    )
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -54,7 +58,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     for flag, formats in (("output", outputs.PREDICTIONS), ("features", outputs.FEATURES)):
         if path := values[flag].value:
             files[flag] = storage.as_path(path, name=f"--{flag}")
-            outputs.check_output(files[flag], flag=flag, formats=formats)
+            outputs.check_output(
+                files[flag], flag=flag, formats=formats, overwrite=values.overwrite
+            )
     predictor = Predictor(
         values.checkpoint,
         arguments,

@@ -126,6 +126,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         options |= {"partition": values.slurm_partition} if values.slurm_partition else {}
         options |= {"gpus_per_node": values.slurm_gpus} if values.slurm_gpus else {}
         slurm = {"minutes": values.slurm_time_min, "options": options}
+    cli.continue_without_output()
     return sweep(runs, folder, max_parallel=values.max_parallel, slurm=slurm)
 
 

@@ -43,6 +43,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     from vit_jax.parallel import processes
     from vit_jax.training.run import train
 
+    cli.continue_without_output()
     processes.start()
     return train(
         cli.read_config(values),

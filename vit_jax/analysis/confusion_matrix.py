@@ -11,7 +11,16 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vit_jax.analysis.figures import GREY, LITERAL_TEXT, SKY, STYLE, VERMILLION, save, shorten
+from vit_jax.analysis.figures import (
+    GREY,
+    LITERAL_TEXT,
+    SKY,
+    STYLE,
+    VERMILLION,
+    InlineFigure,
+    save,
+    shorten,
+)
 from vit_jax.errors import DataError
 from vit_jax.evals.classification import TOP, ClassificationReport
 from vit_jax.telemetry.progress import format_count
@@ -26,14 +35,17 @@ def confusion(
     out_png: epath.PathLike,
     *,
     subject: str = "",
-) -> None:
+) -> Figure:
     """Draws the confusion matrix, the reliability diagram and the most common mistakes.
 
     Args:
       report: of the evaluation; its top-5 accuracy is shown for more than five classes.
       class_names: a name for each class.
       out_png: the image to write.
-      subject: the model and the data, a line above the metrics; "": none.
+      subject: what was evaluated, a line above the metrics; "": none.
+
+    Returns:
+      The figure, which a notebook shows.
 
     Raises:
       DataError: the report has no confusion matrix.
@@ -45,7 +57,7 @@ def confusion(
         )
     with matplotlib.rc_context(STYLE | LITERAL_TEXT):
         layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
-        figure = Figure(figsize=(11.5, 6.8), layout=layout)
+        figure = InlineFigure(figsize=(11.5, 6.8), layout=layout)
         figure.suptitle(
             (f"{shorten(subject, 120)}\n" if subject else "") + _metrics(report),
             x=0.01,
@@ -59,6 +71,7 @@ def confusion(
         _reliability(above.subplots(), report)
         _most_common_mistakes(below.subplots(), report.confusion, class_names)
         save(figure, out_png)
+    return figure
 
 
 def _metrics(report: ClassificationReport) -> str:

@@ -57,7 +57,14 @@ STYLE: dict[Any, Any] = {
 LITERAL_TEXT: dict[Any, Any] = {"text.parse_math": False}
 
 
-def shorten(name: str, width: int = 14) -> str:
+class InlineFigure(Figure):
+    """A figure that a notebook shows, also without Matplotlib's `pyplot`."""
+
+    def _repr_png_(self) -> bytes:
+        return rendered(self, "png")
+
+
+def shorten(name: str, width: int = 24) -> str:
     """Returns at most `width` printable characters of a name, the last an ellipsis if it was cut.
 
     Characters of double width, such as Chinese ones, count twice.
@@ -122,7 +129,9 @@ def _warn_of_missing_glyphs(caught: list[warnings.WarningMessage]) -> None:
 # ---------------------------------------------------------------------------------------- curves
 
 
-def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike, *, train_loss: str = "") -> None:
+def curves(
+    metrics_jsonl: epath.PathLike, out_png: epath.PathLike, *, train_loss: str = ""
+) -> Figure:
     """Draws loss, accuracy and learning rate over the steps of a run.
 
     Args:
@@ -131,6 +140,9 @@ def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike, *, train_loss
       out_png: the image to write.
       train_loss: what makes the training loss another quantity than an evaluation's, for the
         legend, such as "with Mixup" (`vit_jax.optim.train_loss_difference`).
+
+    Returns:
+      The figure, which a notebook shows.
 
     Raises:
       DataError: the file is missing, damaged, or has nothing to draw.
@@ -149,7 +161,9 @@ def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike, *, train_loss
         raise DataError(f"{metrics_jsonl} has no loss, accuracy or learning rate to draw yet.")
     with matplotlib.rc_context(STYLE):
         entries = max(len(series) for _, _, series in panels)
-        figure = Figure(figsize=(4.3 * len(panels), 3.3 + 0.2 * entries), layout="constrained")
+        figure = InlineFigure(
+            figsize=(4.3 * len(panels), 3.3 + 0.2 * entries), layout="constrained"
+        )
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, unit, series) in zip(all_axes, panels, strict=True):
             for (name, (steps, values)), colour in zip(
@@ -165,6 +179,7 @@ def curves(metrics_jsonl: epath.PathLike, out_png: epath.PathLike, *, train_loss
             # Below the axes: inside, it would cover lines.
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.18), handlelength=1.6)
         save(figure, out_png)
+    return figure
 
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -273,9 +288,8 @@ def predictions(
     out_png: epath.PathLike,
     *,
     num_shown: int = 40,
-    num_wrong: int = 8,
-) -> None:
-    """Draws images with the model's predictions, the most confident mistakes first.
+) -> Figure:
+    """Draws images with the model's predictions: mistakes, the most confident first, then others.
 
     Args:
       images: grey (ch = 1) or RGB (ch = 3), 0 to 255.
@@ -283,9 +297,11 @@ def predictions(
       probabilities: class probabilities; the largest is the prediction.
       class_names: C names.
       out_png: the image to write.
-      num_shown: maximum number of images on the page.
-      num_wrong: maximum number of mistakes that come first; the other images follow in the order
-        given.
+      num_shown: maximum number of images on the page; mistakes come before right images, and
+        these are in the order given.
+
+    Returns:
+      The figure, which a notebook shows.
 
     Raises:
       DataError: there are no images.
@@ -295,26 +311,24 @@ def predictions(
     predicted = probabilities.argmax(axis=-1)
     confidence = probabilities.max(axis=-1)
     wrong = np.flatnonzero(predicted != labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:num_wrong]
-    rest = np.setdiff1d(np.arange(len(images)), worst)
-    shown = np.concatenate([worst, rest])[:num_shown]
-    columns = min(8, len(shown))
-    rows = -(-len(shown) // columns)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    right = np.flatnonzero(predicted == labels)
+    shown = np.concatenate([worst, right])[:num_shown]
     names = [shorten(name) for name in class_names]
+    longest = max(len(names[predicted[i]]) for i in shown)
     # A long name and the probability do not fit on one line.
-    separator = "\n" if max(len(names[predicted[i]]) for i in shown) > 7 else "  "
-    height = 1.25 * images.shape[1] / images.shape[2] + (0.5 if separator == "\n" else 0.38)
+    separator = "\n" if longest > 7 else "  "
+    width = 1.25 * max(1, longest / 15)
+    columns = min(int(10 / width), len(shown))
+    rows = -(-len(shown) // columns)
+    height = width * images.shape[1] / images.shape[2] + (0.5 if separator == "\n" else 0.38)
     with matplotlib.rc_context({**STYLE, **LITERAL_TEXT, "font.size": 8}):
-        figure = Figure(
-            figsize=(max(1.25 * columns, 5.0), height * rows + 0.35), layout="constrained"
+        figure = InlineFigure(
+            figsize=(max(width * columns, 5.0), height * rows + 0.35), layout="constrained"
         )
         figure.suptitle(
             f"{len(images) - len(wrong):,} of {len(images):,} images right"
-            + (
-                "",
-                "; most confident mistake first",
-                f"; {len(worst)} most confident mistakes first",
-            )[min(len(worst), 2)],
+            + _order(len(wrong), num_shown),
             x=0.01,
             ha="left",
             fontsize=10,
@@ -324,20 +338,30 @@ def predictions(
         for axes in grid[len(shown) :]:
             axes.set_axis_off()
         for axes, i in zip(grid, shown, strict=False):
-            right = predicted[i] == labels[i]
-            colour = BLUE if right else VERMILLION
+            is_right = predicted[i] == labels[i]
+            colour = BLUE if is_right else VERMILLION
             _draw_image(axes, images[i], colour=colour)
             axes.set_title(
-                f"{'✓' if right else '✗'} {names[predicted[i]]}{separator}{confidence[i]:.0%}",
+                f"{'✓' if is_right else '✗'} {names[predicted[i]]}{separator}{confidence[i]:.0%}",
                 fontsize=8,
                 color=colour,
-                fontweight="normal" if right else "bold",
+                fontweight="normal" if is_right else "bold",
                 loc="center",
                 pad=3,
             )
-            if not right:
-                axes.set_xlabel(f"true: {shorten(class_names[int(labels[i])], 13)}", labelpad=2)
+            if not is_right:
+                axes.set_xlabel(f"true: {shorten(class_names[int(labels[i])], 20)}", labelpad=2)
         save(figure, out_png)
+    return figure
+
+
+def _order(num_wrong: int, num_shown: int) -> str:
+    """Returns the end of the title: which mistakes come first."""
+    if num_wrong > num_shown:
+        return f"; the {num_shown:,} most confident of {num_wrong:,} mistakes"
+    if num_wrong > 1:
+        return f"; the {num_wrong:,} mistakes first, by confidence"
+    return "; the mistake first" if num_wrong else ""
 
 
 def _draw_image(axes: Axes, image: np.ndarray, *, colour: str) -> None:

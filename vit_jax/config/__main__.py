@@ -40,7 +40,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
             print(f"  {key}={value}")
 
 
-COMMAND = cli.Command(__doc__, define, main, takes_arguments=True)
+COMMAND = cli.Command(__doc__, define, main, takes_arguments=True, arguments=shipped_configs)
 
 if __name__ == "__main__":
     cli.run(COMMAND)

@@ -12,8 +12,8 @@ from vit_jax.config.listing import key_docs
 from vit_jax.errors import ConfigError, did_you_mean
 
 _ACCEPTED = {
-    int: "a whole number, such as 3",
-    float: "a number, such as 0.1",
+    int: "a whole number, such as {}",
+    float: "a number, such as {}",
     bool: "true or false",
     tuple: "a tuple, such as '(1, 2)'",
     ConfigDict: "its keys one by one, --config.SECTION.KEY=VALUE",
@@ -61,9 +61,8 @@ def explain_flag(values: flags.FlagValues, error: flags.Error) -> str:
     if part := re.match(r"Type <class .*?> of field (config\.\S+) is not supported", message):
         return f"--{part[1]}: write its keys one by one, --{part[1]}.KEY=VALUE."
     match = re.match(r"flag (--config\.(?P<key>[^=]+)=.*?): ", message, flags=re.DOTALL)
-    _, kind = _look_up(values, match["key"]) if match else (None, None)
-    if match and kind in _ACCEPTED:
-        return f"{match[1]}: write {_ACCEPTED[kind]}."
+    if match and (kind := _look_up(values, match["key"])[1]) in _ACCEPTED:
+        return f"{match[1]}: write {_ACCEPTED[kind].format(_example(values, match['key'], kind))}."
     enum = re.match(r"flag --(?P<name>\w+)=(?P<value>.*?): value should be one of <", message)
     if enum and isinstance(parser := values[enum["name"]].parser, flags.EnumParser):
         hint = did_you_mean(enum["value"], parser.enum_values)
@@ -71,13 +70,25 @@ def explain_flag(values: flags.FlagValues, error: flags.Error) -> str:
     return f"{message}\nSee --help."
 
 
+def _example(values: flags.FlagValues, key: str, kind: type | None) -> str:
+    """Returns a number that a key accepts: its value, or if it is unset, a usual one."""
+    parser = values["config"].parser
+    assert isinstance(parser, ConfigFileParser)  # See vit_jax.cli.define_config.
+    node: Any = parser.config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, ConfigDict) else None
+    if isinstance(node, int | float):
+        return f"{node:g}"
+    return "0.1" if kind is float and key.endswith("_percent") else "10"
+
+
 def _explain_unknown(values: flags.FlagValues, name: str) -> str:
     """Returns a message about a flag that a command lacks, with the nearest flags that it has."""
-    known = sorted(flag for flag in values if not flag.startswith("config."))
+    known = sorted(f"--{flag}" for flag in values if not flag.startswith("config."))
     message = f"There is no flag --{name}. "
     if known:
-        synonym = _SYNONYMS.get(name)
-        message += did_you_mean(synonym if synonym in known else name, known, see="--help")
+        synonym = f"--{_SYNONYMS.get(name)}"
+        message += did_you_mean(synonym if synonym in known else f"--{name}", known, see="--help")
     keys = [f"--config.{key}=..." for key in key_docs() if name in key]
     if "config" in values and keys:
         message += f" A key of the config: {', '.join(keys[:4])}."

@@ -33,25 +33,27 @@ def make_config(argument: str) -> ConfigDict:
       ConfigError: there is no such file, it raised an error, or it did not return a config.
     """
     name, colon, argument = argument.partition(":")
-    path = _config_path(name, is_url=argument.startswith("//"), has_argument=bool(colon))
+    path = _config_path(
+        name, "get_config", is_url=argument.startswith("//"), has_argument=bool(colon)
+    )
     try:
         module = _import_file(path)
         if not hasattr(module, "get_config"):
-            raise ConfigError(f"--config={path} defines no get_config().")
+            raise ConfigError(f"--config={name} defines no get_config().")
         config = module.get_config(argument) if colon else module.get_config()
     except VitJaxError:
         raise
     except Exception as error:
-        raise ConfigError(f"--config={path}{_line(error, path)}: {_message(error)}") from error
+        raise ConfigError(f"--config={name}{_line(error, path)}: {_message(error)}") from error
     if type(config) is not ConfigDict:
         raise ConfigError(
-            f"--config={path}: get_config() returned {type(config).__name__}: it must return a "
+            f"--config={name}: get_config() returned {type(config).__name__}: it must return a "
             "changed vit_jax.config.base_config()."
         )
     try:
         check_form(config)
     except ConfigError as error:
-        raise ConfigError(f"--config={path}: {error}") from error
+        raise ConfigError(f"--config={name}: {error}") from error
     _copy_tuples(config)
     return config
 
@@ -129,28 +131,28 @@ def make_points(argument: str) -> tuple[str, str, list[Any]]:
       ConfigError: the file has no sweep(), or sweep() raised an error.
     """
     name, colon, argument = argument.partition(":")
-    path = _config_path(name, is_url=False, has_argument=bool(colon))
+    path = _config_path(name, "sweep", is_url=False, has_argument=bool(colon))
     module = _import_file(path)
     if not hasattr(module, "sweep"):
         raise ConfigError(
-            f"--config={path} defines no sweep(): `vit-jax sweep` needs one beside get_config(), "
+            f"--config={name} defines no sweep(): `vit-jax sweep` needs one beside get_config(), "
             "that yields a dict of changed keys for each run. For a single run: `vit-jax train`."
         )
     try:
         points = module.sweep(argument) if colon else module.sweep()
         if not isinstance(points, Iterable):
             raise ConfigError(
-                f"--config={path}: sweep() returned {type(points).__name__}: it must return a list "
+                f"--config={name}: sweep() returned {type(points).__name__}: it must return a list "
                 "of points, or yield them."
             )
         points = list(itertools.islice(points, _MAX_POINTS + 1))
     except VitJaxError:
         raise
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"--config={path}{_line(error, path)}: {_message(error)}") from error
+        raise ConfigError(f"--config={name}{_line(error, path)}: {_message(error)}") from error
     if len(points) > _MAX_POINTS:
         raise ConfigError(
-            f"--config={path}: sweep() yields more than {_MAX_POINTS:,} points: does it end?"
+            f"--config={name}: sweep() yields more than {_MAX_POINTS:,} points: does it end?"
         )
     return name, argument, points
 
@@ -173,8 +175,11 @@ def _import_file(path: pathlib.Path) -> types.ModuleType:
     return module
 
 
-def _config_path(name: str, *, is_url: bool, has_argument: bool) -> pathlib.Path:
-    """Returns the path of --config, checked to be a local Python file."""
+def _config_path(name: str, function: str, *, is_url: bool, has_argument: bool) -> pathlib.Path:
+    """Returns the path of --config, checked to be a local Python file.
+
+    An error suggests files beside it that define the function: other files are no configs.
+    """
     if is_url:
         raise ConfigError(f"--config={name}://...: copy the file here; it must be a local one.")
     try:
@@ -195,11 +200,19 @@ def _config_path(name: str, *, is_url: bool, has_argument: bool) -> pathlib.Path
     if has_argument and path.suffix != ".py":
         problem += " (a colon begins the config's argument: the path must not contain one)"
     folder = path if path.is_dir() else path.parent
-    others = [str(other) for other in sorted(folder.glob("*.py")) if other.stem != "__init__"]
+    others = [str(file) for file in sorted(folder.glob("*.py")) if _defines(file, function)]
     near = others if path.suffix == ".py" and others else shipped_configs()
     raise ConfigError(
         f"--config={name}: {problem}. {did_you_mean(name, near, see='vit-jax config')}"
     )
+
+
+def _defines(path: pathlib.Path, function: str) -> bool:
+    """Returns whether a Python file defines the function; the file is not run."""
+    try:
+        return re.search(rf"^def {function}\(", path.read_text("utf-8"), re.MULTILINE) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def _line(error: BaseException, path: pathlib.Path) -> str:

@@ -51,6 +51,11 @@ def _leaves(section: ConfigDict | FrozenConfigDict, prefix: str = "") -> Iterato
             yield f"{prefix}{key}", value
 
 
+def config_keys() -> list[str]:
+    """Returns the keys of every config, such as optim.lr."""
+    return [key for key, _ in _leaves(base.base_config())]
+
+
 def _plain(value: Any) -> Any:
     """Returns the value with dicts and tuples, as a user writes it."""
     if isinstance(value, Mapping):

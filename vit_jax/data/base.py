@@ -143,5 +143,8 @@ def check_split(split: str, *, splits: Sequence[str], where: str) -> str:
     """
     name = split_name(split)
     if name not in splits:
-        raise DataError(f'{where} has no split "{name}". {did_you_mean(name, splits)}')
+        hint = did_you_mean(name, splits)
+        if tuple(splits) == UNDIVIDED_SPLITS and name in VALIDATION_SPLITS:
+            hint = f'Did you mean "test"? Accepted: {", ".join(splits)}.'
+        raise DataError(f'{where} has no split "{name}". {hint}')
     return name

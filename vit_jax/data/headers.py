@@ -17,6 +17,7 @@ from vit_jax.telemetry.notes import note
 
 MAX_SECONDS = 2.0
 _MAX_LISTED = 50
+_MAX_NOTED = 3
 
 
 def check_headers(sources: Sequence[Source], *, skip_bad: bool) -> None:
@@ -41,7 +42,9 @@ def check_headers(sources: Sequence[Source], *, skip_bad: bool) -> None:
         return
     count = f"{len(broken):,} of {checked:,} checked images"
     if skip_bad:
-        note(f"{count} {'is' if len(broken) == 1 else 'are'} broken, and skipped: {broken[0]}")
+        verb, more = "is" if len(broken) == 1 else "are", len(broken) - _MAX_NOTED
+        rest = f"; and {more:,} more" if more > 0 else ""
+        note(f"{count} {verb} broken, and skipped: {'; '.join(broken[:_MAX_NOTED])}{rest}")
         return
     more = f"\n... and {len(broken) - _MAX_LISTED:,} more" if len(broken) > _MAX_LISTED else ""
     raise DataError(

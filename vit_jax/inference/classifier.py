@@ -52,7 +52,9 @@ def classify(task: Task, matching: ClassMatching | None) -> Measured:
       matching: of `match`.
 
     Raises:
+      CheckpointError: a parameter is NaN or infinite.
       DataError: no image can be read.
+      NonFiniteError: an output is NaN or infinite, though all parameters are finite.
     """
     model = task.model
     names = matching.labels if matching else model.labels
@@ -66,7 +68,7 @@ def classify(task: Task, matching: ClassMatching | None) -> Measured:
     first = _First()
     task.watch.at("the compilation")
     padding = evaluator.padding(source, batch_size=task.batch_size)
-    program = evaluator.compile(model.params, padding)
+    program = model.compile(padding)
 
     def measure(outputs: Mapping[str, Array]) -> None:
         scores = {"image" if key == "logits" else key: outputs[key] for key in _SCORES}
@@ -74,12 +76,12 @@ def classify(task: Task, matching: ClassMatching | None) -> Measured:
         if alone is not None:
             alone.add(None, restrict(scores))
 
-    measure(program(model.params, padding))  # Compiles the metrics, too, and counts nothing.
+    measure(program(padding))  # Compiles the metrics, too, and counts nothing.
     with evaluator.batches(
         source, batch_size=task.batch_size, on_bad=task.on_bad(source)
     ) as batches:
         for batch in task.throughput.reading(task.watched(source, "the evaluation")(batches)):
-            outputs = task.throughput.computing(program, model.params, batch)
+            outputs = task.throughput.computing(program, batch)
             first.add(outputs)
             measure(outputs)
     if not first.seen:

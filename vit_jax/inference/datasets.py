@@ -49,10 +49,11 @@ def describe_division(source: Source, *, test_fraction: float) -> str:
     if source.split == ALL:
         return (
             f"{source.name} has no splits of its own: all {len(source):,} images are evaluated. To "
-            "compare with a run on these data, take those that it was not trained on: --split=test"
+            "compare with a run on these data, take those that it was not trained on: split test "
+            "(--split=test)"
         )
     return (
         f"{source.name} has no splits of its own: {source.split} is {len(source):,} of its "
         f"{source.divided_from:,} images (data.test_fraction={test_fraction:g}), the same for "
-        f"every model. --split={ALL} has all"
+        f"every model. Split {ALL} (--split={ALL}) has all"
     )

@@ -61,9 +61,11 @@ def evaluate(
       The metrics, equal on every process.
 
     Raises:
-      CheckpointError: the checkpoint cannot be read, or is no classifier and has to be.
+      CheckpointError: the checkpoint cannot be read, has parameters that are NaN or infinite, or
+        is no classifier and has to be.
       ConfigError: an argument is invalid, or there are no data.
       DataError: the data cannot be read, or have no class of the model.
+      NonFiniteError: an output is NaN or infinite, though all parameters are finite.
 
     Example:
       >>> evaluation = evaluate("runs/quickstart", split="test[:40]")

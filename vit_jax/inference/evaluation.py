@@ -126,7 +126,7 @@ class Evaluation:
             self.measured.fewshot.accuracies.items() if self.measured.fewshot else ()
         ):
             lines.append(f"{shots}-shot regression: top-1 {np.mean(values):.2%}")
-        return "\n".join((*lines, *self.notes))
+        return "\n".join((*lines, *(f"note     {note}" for note in self.notes)))
 
     @property
     def results(self) -> dict[str, Result]:
@@ -143,6 +143,19 @@ class Evaluation:
         for result in self.results.values():
             return result.report
         raise ValueError("Only few-shot accuracies were measured: see measured.fewshot.")
+
+    @property
+    def shown(self) -> Result | None:
+        """The method of confusion.png, classes.png and the least accurate classes.
+
+        The classifier over the matched outputs alone, if it has others; else over all; on features
+        the one with the highest top-1. None: only few-shot accuracies were measured.
+        """
+        for name in ("matched_only", "classifier"):
+            if name in self.results:
+                return self.results[name]
+        results = self.results.values()
+        return max(results, key=lambda result: result.report.top1, default=None)
 
     @property
     def top1(self) -> float:

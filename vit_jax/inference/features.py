@@ -16,6 +16,7 @@ from vit_jax.evals.classification import Classification, ClassificationReport
 from vit_jax.inference.datasets import ALL, open_split
 from vit_jax.inference.evaluation import FewShot, Measured, Result
 from vit_jax.inference.task import Task
+from vit_jax.telemetry.progress import format_count
 
 METHODS = ("knn", "fewshot", "probe")
 _BATCH_SIZE = 4096  # Rows of scores that are measured at a time.
@@ -70,7 +71,7 @@ def evaluate_features(task: Task, methods: Iterable[str], *, train_split: str) -
         elif method == "probe":
             results[method] = linear_probe(train, test, names)
         else:
-            fewshot = few_shot(train, test, num_classes=len(names))
+            fewshot = few_shot(train, test, names)
     trained = f"{train_source.split}, {len(train.labels):,} images"
     return Measured(source, results, fewshot, train_split=trained)
 
@@ -89,17 +90,17 @@ def compute_features(task: Task, source: Source) -> FeatureTable:
             f"{source.name} has several labels for an example: kNN, few-shot regression and probes "
             "need one. Use the method classifier."
         )
-    evaluator, params = task.model.evaluator, task.model.params
+    evaluator = task.model.evaluator
     task.watch.at("the compilation")
     padding = evaluator.padding(source, batch_size=task.batch_size)
-    program = evaluator.compile(params, padding)
+    program = task.model.compile(padding)
     watched = task.watched(source, f"the features of {source.split}")
     features, labels = [], []
     with evaluator.batches(
         source, batch_size=task.batch_size, on_bad=task.on_bad(source)
     ) as batches:
         for batch in task.throughput.reading(watched(batches)):
-            outputs = jax.device_get(task.throughput.computing(program, params, batch))
+            outputs = jax.device_get(task.throughput.computing(program, batch))
             good = outputs["weight"] > 0
             features.append(outputs["features"][good])
             labels.append(outputs["label"][good])
@@ -125,17 +126,20 @@ def nearest_neighbours(
     return Result(title, class_names, report, settings)
 
 
-def few_shot(train: FeatureTable, test: FeatureTable, *, num_classes: int) -> FewShot:
+def few_shot(train: FeatureTable, test: FeatureTable, class_names: tuple[str, ...]) -> FewShot:
     """Evaluates ridge regression on a few labels, see `vit_jax.evals.fewshot`."""
     accuracies, omitted = {}, {}
+    counts = np.bincount(train.labels, minlength=len(class_names))
+    fewest = int(counts.argmin())
     for shots in fewshot.SHOTS:
-        try:
-            accuracies[shots] = tuple(
-                _few_shot_accuracy(train, test, shots, num_classes=num_classes, seed=seed)
-                for seed in range(fewshot.SEEDS)
-            )
-        except DataError as error:
-            omitted[shots] = str(error)
+        if counts[fewest] < shots:
+            examples = format_count(int(counts[fewest]), "training example")
+            omitted[shots] = f'the class "{class_names[fewest]}" has {examples}'
+            continue
+        accuracies[shots] = tuple(
+            _few_shot_accuracy(train, test, shots, num_classes=len(class_names), seed=seed)
+            for seed in range(fewshot.SEEDS)
+        )
     return FewShot(accuracies, omitted)
 
 

@@ -2,22 +2,23 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.checkpoints.load import TrainedModel, load_run
 from vit_jax.config import base_config, freeze
-from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.errors import CheckpointError, ConfigError, NonFiniteError
 from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import ModelConfig, describe_model
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings
-from vit_jax.pretrained.consistency import check_params
+from vit_jax.pretrained.consistency import check_finite, check_params
 from vit_jax.pretrained.exports.workdir import run_config
 from vit_jax.pretrained.load import Pretrained, load_pretrained
 from vit_jax.pretrained.run_checkpoint import is_run, refuse_hints
@@ -72,6 +73,27 @@ class Model:
             )
         raise CheckpointError(f"{self.checkpoint}{reason}. {advice}")
 
+    def compile(self, batch: dict[str, Array]) -> Callable[[dict[str, Array]], dict[str, Array]]:
+        """Compiles batch -> outputs, see `vit_jax.evals.evaluator.Evaluator.compile`.
+
+        The compiled function raises CheckpointError if an output of an image is NaN or infinite
+        because a parameter is, and NonFiniteError if all parameters are finite.
+        """
+        program = self.evaluator.compile(self.params, batch)
+
+        def checked(batch: dict[str, Array]) -> dict[str, Array]:
+            outputs = program(self.params, batch)
+            if not _are_finite(outputs):
+                check_finite(self.params, name=self.checkpoint)
+                raise NonFiniteError(
+                    f"{self.checkpoint}: the outputs of an image are not finite (NaN or infinity), "
+                    f"though the parameters are: they overflow in {self.config.dtype}. Set dtype "
+                    "(--dtype) to float32; if it is, the parameters are too large to be used."
+                )
+            return outputs
+
+        return checked
+
     def with_data(self, data: Mapping[str, Any]) -> "Model":
         """Returns a copy for other data: these keys of `config.data`, else defaults.
 
@@ -83,6 +105,13 @@ class Model:
         config.data.update({**data, "eval_transforms": transforms})
         evaluator = dataclasses.replace(self.evaluator, config=freeze(config))
         return dataclasses.replace(self, evaluator=evaluator)
+
+
+@jax.jit
+def _are_finite(outputs: Mapping[str, Array]) -> Bool[Array, ""]:
+    """Returns whether logits and features of all images are finite; padding does not count."""
+    rows = [jnp.isfinite(outputs[key]).all(axis=-1) for key in ("logits", "features")]
+    return jnp.where(outputs["weight"] > 0, rows[0] & rows[1], True).all()
 
 
 def all_devices() -> Mesh:
@@ -141,7 +170,7 @@ def load_model(
             pretrained = _on_mesh(checkpoint, mesh)
         else:
             pretrained = load_pretrained(checkpoint, mesh=mesh, hints=hints, image_size=image_size)
-        model_config, params, notes = pretrained.config, pretrained.params, pretrained.notes
+        model_config, params, notes = pretrained.config, pretrained.params, pretrained.all_notes
         is_classifier = bool(pretrained.loss and model_config.num_classes)
         labels = pretrained.labels if is_classifier else None
         if not is_classifier:  # A config needs a loss; no output is computed with it.
@@ -161,9 +190,9 @@ def load_model(
 
 
 def name_of(checkpoint: Checkpoint) -> str:
-    """Returns the path of a checkpoint, or the description of a loaded model."""
+    """Returns the path of a checkpoint, or of what a model was loaded from, or its description."""
     if isinstance(checkpoint, Pretrained):
-        return f"{describe_model(checkpoint.config)} in memory"
+        return f"{checkpoint.loaded_from or describe_model(checkpoint.config)} (in memory)"
     return os.fspath(checkpoint)
 
 

@@ -28,8 +28,13 @@ FEATURES = (".npz", ".parquet")
 _ROWS = 1024  # Of a row group in Parquet, and of a record batch in CSV.
 
 
-def check_output(output: epath.Path, *, flag: str, formats: Sequence[str]) -> None:
-    """Raises ConfigError if a file cannot be written, or exists; called before the prediction."""
+def check_output(
+    output: epath.Path, *, flag: str, formats: Sequence[str], overwrite: bool = False
+) -> None:
+    """Raises ConfigError if a file cannot be written, or exists and may not be overwritten.
+
+    Called before the prediction.
+    """
     if output.suffix not in formats:
         raise ConfigError(f"--{flag}={output}: " + did_you_mean(output.suffix, formats))
     if storage.is_local(output) and not output.parent.is_dir():
@@ -38,8 +43,8 @@ def check_output(output: epath.Path, *, flag: str, formats: Sequence[str]) -> No
         raise ConfigError(f"--{flag}={output} is a folder: name a file.")
     with storage.reported(ConfigError, f"--{flag}={output} cannot be written"):
         exists = storage.exists(output)
-    if exists:
-        raise ConfigError(f"--{flag}={output} exists: name another file or delete it.")
+    if exists and not overwrite:
+        raise ConfigError(f"--{flag}={output} exists: name another file, or add --overwrite.")
 
 
 class Writer(abc.ABC):

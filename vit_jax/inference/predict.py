@@ -55,9 +55,11 @@ def predict(
       are raised, when the first one is asked for.
 
     Raises:
-      CheckpointError: the checkpoint cannot be read, or its head is for regression.
+      CheckpointError: the checkpoint cannot be read, has parameters that are NaN or infinite, or
+        its head is for regression.
       ConfigError: an argument is invalid.
       DataError: no path is given, or there is no image in the folders.
+      NonFiniteError: an output is NaN or infinite, though all parameters are finite.
 
     Example:
       >>> from PIL import Image
@@ -138,20 +140,20 @@ class Predictor:
 
     def predictions(self, on_progress: OnProgress | None = None) -> Iterator[Prediction]:
         """Yields the predictions in the order of `paths`; `on_progress` gets (done, all)."""
-        evaluator, params, total = self.model.evaluator, self.model.params, len(self._files)
+        evaluator, total = self.model.evaluator, len(self._files)
         bad: dict[int, str] = {}
         done = 0
         with jax.set_mesh(self._mesh):
             # Files without labels: each has the label 0.
             source = Files(self._files, class_names=self.class_names or ("",))
             padding = evaluator.padding(source, batch_size=self._batch_size)
-            program = evaluator.compile(params, padding)
-            self._rows(program(params, padding))  # Compiles the rest.
+            program = self.model.compile(padding)
+            self._rows(program(padding))  # Compiles the rest.
             with evaluator.batches(
                 source, batch_size=self._batch_size, on_bad=bad.__setitem__
             ) as batches:
                 for batch in self.throughput.reading(batches):
-                    outputs = self.throughput.computing(program, params, batch)
+                    outputs = self.throughput.computing(program, batch)
                     for row in self._rows(outputs)[: total - done]:
                         yield self._prediction(done, row, bad.pop(done, ""))
                         done += 1

@@ -40,8 +40,7 @@ def write(evaluation: Evaluation, folder: epath.PathLike | None = None) -> epath
     predictions.png   images with predictions, the most confident mistakes first
     samples/          a few images of a run's split, for `vit-jax predict`
 
-    The figures are of the matched outputs alone where the model has others, apart from
-    predictions.png. On features they are of the first method.
+    The figures name their method: `Evaluation.shown`. predictions.png is of all outputs.
 
     Args:
       evaluation: of `vit_jax.inference.evaluate.evaluate`.
@@ -61,13 +60,14 @@ def write(evaluation: Evaluation, folder: epath.PathLike | None = None) -> epath
             storage.make_subfolder(folder)
         workdirs.write_json(folder / "evaluation.json", to_json(evaluation))
         workdirs.write_json(folder / "throughput.json", evaluation.throughput.to_json())
-        results = evaluation.results
-        if results:
-            result = results.get("matched_only", next(iter(results.values())))
+        if (result := evaluation.shown) is not None:
+            method = result.description
             if result.report.confusion is not None:
-                path, (model, data) = folder / "confusion.png", _subject(evaluation)
-                confusion(result.report, result.class_names, path, subject=f"{model} · {data}")
-            class_accuracy(result.report, result.class_names, folder / "classes.png")
+                subject = " · ".join((method, *_subject(evaluation)))
+                path = folder / "confusion.png"
+                confusion(result.report, result.class_names, path, subject=subject)
+            path = folder / "classes.png"
+            class_accuracy(result.report, result.class_names, path, subject=method)
         if evaluation.measured.pictures is not None:
             _write_pictures(
                 evaluation.measured.pictures, folder, samples=evaluation.step is not None
@@ -218,9 +218,9 @@ def _bad_lines(bad: dict[str, str]) -> list[str]:
 
 
 def _metric_lines(evaluation: Evaluation) -> list[str]:
-    """Returns a header, a line for each method, and the least accurate classes of the last."""
-    results = evaluation.results.values()
-    if not results:
+    """Returns a header, a line for each method, and least accurate classes (`Evaluation.shown`)."""
+    results, shown = evaluation.results.values(), evaluation.shown
+    if shown is None:
         return []
     width = max(len(result.description) for result in results)
     lines = [f"{'':{width}}  examples    top-1  95% interval      top-5    loss  calibration error"]
@@ -233,7 +233,7 @@ def _metric_lines(evaluation: Evaluation) -> list[str]:
             f"{result.description:{width}}  {report.count:8,}  {report.top1:7.2%}  "
             f"{f'{low:.1%} to {high:.1%}':14}  {top5:>7}  {report.loss:6.4f}  {report.ece:.2%}"
         )
-    return [*lines, *_worst_lines(list(results)[-1])]
+    return [*lines, *_worst_lines(shown)]
 
 
 def _worst_lines(result: Result) -> list[str]:
@@ -258,7 +258,7 @@ def _few_shot_lines(fewshot: FewShot) -> list[str]:
         )
     omitted: dict[str, list[int]] = {}
     for shots, reason in fewshot.omitted.items():
-        omitted.setdefault(reason.split(",")[0], []).append(shots)
+        omitted.setdefault(reason, []).append(shots)
     lines += [
         f"{', '.join(map(str, shots))}-shot regression: not measured, {reason}"
         for reason, shots in omitted.items()

@@ -11,13 +11,13 @@ from ml_collections import FrozenConfigDict
 from vit_jax.data.base import Source
 from vit_jax.data.locate import locate_data
 from vit_jax.errors import ConfigError
-from vit_jax.evals.evaluator import warn_of_bad
 from vit_jax.inference.datasets import describe_division, open_split
 from vit_jax.inference.folders import folder_of_run, folder_on_data
 from vit_jax.inference.model import Model
 from vit_jax.inference.progress import OnProgress, counted
 from vit_jax.inference.throughput import Throughput
 from vit_jax.parallel.watch import Watch
+from vit_jax.telemetry.notes import warn
 
 Data = str | os.PathLike | FrozenConfigDict
 
@@ -88,8 +88,8 @@ class Task:
 
         def collect(example: int, message: str) -> None:
             location = source.describe(example)
-            self.bad[location] = message.removeprefix(f"{location}: ")
-            warn_of_bad(example, message)
+            reason = self.bad[location] = message.removeprefix(f"{location}: ")
+            warn(f"{location}: it is not counted: {reason}")
 
         return collect
 

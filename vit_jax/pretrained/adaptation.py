@@ -13,6 +13,8 @@ from vit_jax.models.lora import merge_lora
 from vit_jax.models.resize import resize_patches, resize_posemb
 from vit_jax.parallel.rules import named_leaves, param_shardings, path_name
 
+NEW_HEAD = "new head, of zeros"
+
 
 def adapt_params(params: PyTree, *, old: ModelConfig, new: ModelConfig, mesh: Mesh) -> PyTree:
     """Resizes position and patch embeddings, and stacks or unstacks blocks.
@@ -47,7 +49,7 @@ def adapt_leaf(
     """
     if path.startswith("head") and old.num_classes != new.num_classes:
         value = new.head_bias_init if path.endswith("bias") else 0.0
-        return jnp.full(shape, value), "new head, of zeros"
+        return jnp.full(shape, value), NEW_HEAD
     if (
         path == "pos_embedding"
         and isinstance(old, VitConfig)

@@ -55,3 +55,24 @@ def check_params(params: PyTree, config: ModelConfig) -> None:
             + "\nReplace params and config together: load_pretrained(..., num_classes=N) and "
             "create(...) return a model whose parameters fit."
         )
+
+
+def check_finite(params: PyTree, *, name: str) -> None:
+    """Raises CheckpointError, with the first such parameter, if a value is NaN or infinite.
+
+    Args:
+      params: a tree of arrays; one jitted reduction reads them.
+      name: of the model, for the message.
+    """
+    leaves = jax.device_get(named_leaves(_are_finite(params)))
+    if broken := [path for path, is_finite in leaves.items() if not is_finite]:
+        more = f" and {len(broken) - 1:,} more of {len(leaves):,}" if len(broken) > 1 else ""
+        raise CheckpointError(
+            f"{name}: parameters are not finite (NaN or infinity): {broken[0]}{more}. Its training "
+            "diverged, or its file is damaged: take an earlier checkpoint."
+        )
+
+
+@jax.jit
+def _are_finite(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params)

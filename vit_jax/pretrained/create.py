@@ -1,9 +1,11 @@
 """Models with parameters by name: fresh ones from the table of sizes, and published ones."""
 
+import dataclasses
 import difflib
 import fnmatch
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vit_jax.config import base_config
+from vit_jax.config.fields import Role, field_names
 from vit_jax.data.recipes import evaluation
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.models import build, read_section
@@ -20,7 +23,8 @@ from vit_jax.pretrained.load import Pretrained, load_pretrained
 from vit_jax.pretrained.preprocess import Preprocess
 from vit_jax.pretrained.run_checkpoint import one_device
 
-_ZERO_HEAD = "its head is zeros, as usual before training: all classes have the same probability"
+# Settings of a run that decide which parameters there are, or with which values they begin.
+_LAYOUT = ("scan", "lora_rank", "lora_alpha", "head_bias_init")
 _PATCHES = (8, 14, 16, 32)  # Usual patch sizes; any other is accepted, too.
 
 
@@ -31,7 +35,7 @@ def list_models(pattern: str = "*") -> list[str]:
     name on a hub can be loaded (`load_pretrained`).
 
     Args:
-      pattern: only names that match it, such as "B/*" or "BiT-*".
+      pattern: only names that match it, such as "B/*" or "BiT-*"; [] if none does.
 
     Example:
       >>> list_models("R*")
@@ -59,6 +63,20 @@ def _letters(name: str) -> str:
     return re.sub(r"\W|_|^vit", "", name.lower())
 
 
+def _with_run_settings(loaded: Pretrained, fields: Mapping[str, Any], name: str) -> Pretrained:
+    """Returns a loaded model with other fields of its config that leave its parameters alone."""
+    accepted = [field for field in field_names(loaded.config, Role.RUN) if field not in _LAYOUT]
+    for field in fields:
+        if field not in accepted:
+            raise ConfigError(
+                f'"{field}" follows from the checkpoint {name}, or is no field of its model. '
+                f'{did_you_mean(field, accepted)} A size such as "B/16" takes all fields; '
+                "list_models() lists the sizes."
+            )
+    config = dataclasses.replace(loaded.config, **fields)
+    return dataclasses.replace(loaded, model=build(config), config=config)
+
+
 def create(
     name: str,
     *,
@@ -77,8 +95,9 @@ def create(
       num_classes: outputs of the head; 0: no head; None: 1000, or those of the checkpoint.
       seed: of random parameters.
       mesh: as for `load_pretrained`.
-      **fields: keys of the section `model` of a run's config (pool="gap", channels=1, ...), for a
-        model with random parameters.
+      **fields: keys of the section `model` of a run's config (pool="gap", channels=1, ...). For the
+        model of a checkpoint, those that leave its parameters as they are: dropout,
+        attention_dropout, stochastic_depth, dtype, remat, ...
 
     Returns:
       The model, in the same layout of parameters whatever was loaded. A random model prepares
@@ -88,7 +107,7 @@ def create(
 
     Raises:
       CheckpointError: see `load_pretrained`.
-      ConfigError: there is no such size or field, or a field is given for a checkpoint.
+      ConfigError: there is no such size or field, or the field follows from the checkpoint.
 
     Example:
       >>> model = create("mu/16", image_size=32, num_classes=10)
@@ -105,12 +124,8 @@ def create(
                 f'"{name}" is no model size and no file. Did you mean "{near[0]}"?{others} '
                 "list_models() lists all sizes."
             )
-        if fields:
-            raise ConfigError(
-                f"{', '.join(fields)}: the model of {name} follows from its checkpoint. Only a "
-                'size such as "B/16" takes fields; list_models() lists all sizes.'
-            )
-        return load_pretrained(name, image_size=image_size, num_classes=num_classes, mesh=mesh)
+        loaded = load_pretrained(name, image_size=image_size, num_classes=num_classes, mesh=mesh)
+        return _with_run_settings(loaded, fields, name) if fields else loaded
     section = base_config().model
     if unknown := fields.keys() - section.keys():
         (key, *_) = sorted(unknown)
@@ -141,8 +156,8 @@ def create(
         config=config,
         preprocess=Preprocess(evaluation("hf_vit"), config.image_size, config.channels),
         labels=None,
-        format="random parameters",
+        format=f"random parameters of seed {seed}",
         published=config,
         left_out=(),
-        notes=(f"seed {seed}", *([_ZERO_HEAD] if config.num_classes else [])),
+        notes=(),
     )

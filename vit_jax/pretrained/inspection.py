@@ -55,7 +55,9 @@ def inspect(
         dtypes = ", ".join(sorted({str(t.dtype) for t in tensors.values()}))
         lines = {
             "path": str(mapping.files.path),
-            "format": ", ".join((mapping.format.name, *description.notes)),
+            "format": ", ".join(
+                filter(None, (mapping.format.name, description.kind, *description.notes))
+            ),
             "assumed": description.assumption or "nothing",
             "tensors": f"{len(tensors):,}, {dtypes}, {num_bytes / 1e6:,.1f} MB",
         }

@@ -17,6 +17,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
@@ -34,7 +35,8 @@ from vit_jax.models import (
     num_params,
 )
 from vit_jax.models.section import image_size as as_size
-from vit_jax.pretrained.adaptation import adapt_params
+from vit_jax.parallel.rules import named_leaves
+from vit_jax.pretrained.adaptation import NEW_HEAD, adapt_params
 from vit_jax.pretrained.consistency import check_images, check_params
 from vit_jax.pretrained.mapping import map_checkpoint
 from vit_jax.pretrained.preprocess import Preprocess, output_size
@@ -42,6 +44,7 @@ from vit_jax.pretrained.reader import read
 from vit_jax.pretrained.run_checkpoint import is_run, one_device, refuse_hints
 
 RUN_FORMAT = "vit_jax work directory"  # Of a `Pretrained` from a run.
+_ZERO_HEAD = "its head is zeros, as usual before training: all classes have the same probability"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -60,10 +63,11 @@ class Pretrained:
       format: name of the checkpoint's format.
       published: the checkpoint's config, before a change of image size, patch size or head.
       left_out: names of tensors that were not read.
-      notes: assumptions about what the file does not state, and changes: resized embeddings,
-        parameters initialised again.
+      notes: assumptions about what the file does not state, and changes when it was loaded: resized
+        embeddings, parameters initialised again. `all_notes` has those on the parameters, too.
       loss: the loss of the head, which decides how outputs become probabilities: softmax_xent,
         sigmoid_xent, or "" for a regression, whose outputs are not of classes.
+      loaded_from: the path or name of the checkpoint; "": it was not loaded.
     """
 
     model: nn.Module
@@ -76,6 +80,13 @@ class Pretrained:
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
     loss: str = "softmax_xent"
+    loaded_from: str = ""
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """`notes`, and whether the head of the present `params` is zeros."""
+        kernel = named_leaves(self.params).get("head/kernel")
+        return self.notes if kernel is None or jnp.any(kernel) else (*self.notes, _ZERO_HEAD)
 
     def __call__(
         self, images: Float[Array | np.ndarray, "b height width channels"], *, capture: Any = ()
@@ -114,8 +125,8 @@ class Pretrained:
         lines = [
             f"{describe_model(self.config)}: {num_params(self.config):,} parameters",
             f"images of {size_text(self.config.image_size)}, {classes}",
-            self.format,
-            *(note for note in self.notes if note != f"names of {self.format}"),
+            self.format + (f", from {self.loaded_from}" if self.loaded_from else ""),
+            *self.all_notes,
         ]
         return "\n".join(lines)
 
@@ -196,8 +207,13 @@ def load_pretrained(
         format=mapping.format.name,
         published=published,
         left_out=mapping.left_out,
-        notes=(*mapping.description.all_notes, *size_notes, *notes),
+        notes=(
+            *mapping.description.all_notes,
+            *size_notes,
+            *(note for note in notes if note != NEW_HEAD),
+        ),
         loss=mapping.loss,
+        loaded_from=os.fspath(path),
     )
 
 
@@ -218,8 +234,9 @@ def _load_workdir(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mes
         format=RUN_FORMAT,
         published=published,
         left_out=(),
-        notes=(f"step {run.step:,}",),
+        notes=(),
         loss=run.config.loss.name,
+        loaded_from=f"{os.fspath(path)} at step {run.step:,}",
     )
 
 

@@ -316,15 +316,17 @@ class Preprocess:
         """Returns a batch of prepared images.
 
         Args:
-          images: a path, a Pillow image, or uint8 pixels [h, w] or [h, w, c]; or a list of these.
+          images: a path, a Pillow image, or uint8 pixels [h, w] or [h, w, c]; or a list of these,
+            or uint8 pixels [n, h, w, c].
 
         Raises:
           DataError: the list is empty, or an image is broken or not an image; the message says
             which.
         """
-        if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
+        is_batch = isinstance(images, np.ndarray) and images.ndim == 4
+        if isinstance(images, str | os.PathLike | Image.Image | np.ndarray) and not is_batch:
             images = [images]
-        if not images:
+        if not len(images):
             raise DataError("No image was given: name at least one.")
         return np.stack([self._prepare(i, image) for i, image in enumerate(images)])
 
@@ -372,7 +374,8 @@ def preprocess(
     A loaded model has its own: `load_pretrained(...).preprocess`.
 
     Args:
-      images: a path, a Pillow image, or uint8 pixels [h, w] or [h, w, c]; or a list of these.
+      images: a path, a Pillow image, or uint8 pixels [h, w] or [h, w, c]; or a list of these, or
+        uint8 pixels [n, h, w, c].
       image_size: side, or (height, width), in pixels.
       family: google, big_vision, siglip, bit, timm, timm_imagenet, deit, deit3, mae, dinov2,
         dinov3, torchvision or torchvision_swag.

@@ -30,6 +30,7 @@ expressions      columns computed from columns, such as 1-top1
 query            selects and groups rows
 answer           the data of a group of rows, and the law fitted to it
 error_rates      notes on chance level and the largest possible error
+growth           whether y grows with scale, as accuracies do
 entries          the report's numbers of a group of rows
 study            the complete result
 drawing          prepares the figures of a result

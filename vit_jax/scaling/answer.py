@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Shaped
 from vit_jax.errors import DataError
 from vit_jax.scaling import isoflop as isoflops
 from vit_jax.scaling import selection
-from vit_jax.scaling.fitting import Fit, fit
+from vit_jax.scaling.fitting import Fit, TooFewRows, fit
 from vit_jax.scaling.pareto import pareto
 from vit_jax.scaling.profile import degrees_of_freedom
 from vit_jax.scaling.query import Group, Table
@@ -161,6 +161,9 @@ def answer(data: GroupData, question: Question, *, significance: float) -> Answe
             )  # fmt: skip
         law = fit(question.law, inputs, y, **how)
         degrees_of_freedom(law, data.clusters)
+    except TooFewRows as error:
+        advice = " Or fit the groups as one, without --group." if question.group else ""
+        return Answer(data, error=f"{error}{advice}")
     except DataError as error:
         return Answer(data, error=str(error))
     held_out, skipped = selection.rolling_origin((question.law,), inputs, y, **how)

@@ -68,6 +68,17 @@ def read_csv(path: pathlib.Path) -> pa.Table:
     return table
 
 
+def arrow_file(data: bytes) -> pa.BufferReader:
+    """Returns a file of these bytes in memory of Arrow's own.
+
+    Arrow's threads may release a file after the read, while the process exits. If the memory is
+    Python's they need the interpreter for that, and the process aborts (apache/arrow#34314).
+    """
+    stream = pa.BufferOutputStream()
+    stream.write(data)
+    return pa.BufferReader(stream.getvalue())
+
+
 def _separator(data: bytes, path: pathlib.Path) -> str:
     """Returns the separator that splits the first rows into equally many cells.
 
@@ -97,7 +108,7 @@ def _separator(data: bytes, path: pathlib.Path) -> str:
 
 def _read(data: bytes, separator: str, *, as_text: list[str] | None = None) -> pa.Table:
     return pa_csv.read_csv(
-        io.BytesIO(data),
+        arrow_file(data),
         # One block, so that a column's type is inferred from all of its rows.
         read_options=pa_csv.ReadOptions(block_size=max(len(data), 1)),
         parse_options=pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True),

@@ -20,25 +20,40 @@ from vit_jax.scaling.question import ISOFLOP, Question
 Json = dict[str, Any]
 
 
-def entry_of(answer: Answer, question: Question, *, significance: float) -> Json:
+def intervals_of(answer: Answer, question: Question) -> dict[str, Interval]:
+    """Returns the intervals of the parameters of a group's law; {} without a law."""
+    if answer.law is None:
+        return {}
+    clusters = answer.data.clusters if answer.valleys is None else None
+    return parameter_intervals(answer.law, level=question.level, clusters=clusters)
+
+
+def entry_of(
+    answer: Answer,
+    question: Question,
+    intervals: Mapping[str, Interval],
+    *,
+    significance: float,
+    growth: str,
+) -> Json:
     """Returns the entry of a group in `fit.json`.
 
     Args:
       answer: the group's rows and its law.
       question: the question.
+      intervals: its `intervals_of`.
       significance: level of the lack-of-fit test.
+      growth: why y is most likely an accuracy, and what to do; "" if it is not.
     """
     data, law = answer.data, answer.law
     if law is None:
         return {"group": data.group, "error": answer.error, "rows": _rows(answer, [])}
     clusters = data.clusters if answer.valleys is None else None
-    intervals = parameter_intervals(law, level=question.level, clusters=clusters)
     grades = identified(law, intervals)
     params = {
         parameter: ends(found) | {"identified": grades[parameter]}
         for parameter, found in intervals.items()
     }
-    doubt = _doubt(answer, grades)
     entry = {
         "group": data.group,
         "law": ISOFLOP if answer.valleys else law.law.name,
@@ -59,7 +74,8 @@ def entry_of(answer: Answer, question: Question, *, significance: float) -> Json
         },
         "test": None,
         "extrapolation": None,
-        "doubt": doubt,
+        "growth": growth,
+        "doubt": _doubt(answer, grades),
         "notes": [_skipped(answer, name, why) for name, why in answer.skipped.items()],
         "tables": {},
     }
@@ -73,7 +89,7 @@ def entry_of(answer: Answer, question: Question, *, significance: float) -> Json
             f"parameters, interval and curve are those of the best law, {law.law.name}."
         )
     how = {"level": question.level, "clusters": clusters}
-    judge = how | {"significance": significance, "doubt": doubt}
+    judge = how | {"significance": significance, "doubt": doubt_beyond(entry)}
     _add_test(entry, answer, judge)
     _add_predictions(entry, answer, question, judge)
     _add_optima(entry, answer, question, how, judge)
@@ -81,6 +97,13 @@ def entry_of(answer: Answer, question: Question, *, significance: float) -> Json
     verdict = entry["extrapolation"]
     predicted = ["fitted", "held back"] if verdict and verdict["supported"] else ["fitted"]
     return entry | {"rows": _rows(answer, predicted)}
+
+
+def doubt_beyond(entry: Json) -> str:
+    """Returns why the law of an entry is not extrapolated at all, and what to do; "" if it is."""
+    if entry["growth"] or not entry["doubt"]:
+        return entry["growth"]
+    return f"{entry['doubt']} Add larger runs, or predict within the fitted ones."
 
 
 def _doubt(answer: Answer, grades: Mapping[str, str]) -> str:

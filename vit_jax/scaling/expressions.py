@@ -1,4 +1,4 @@
-"""Computes columns from a table's columns: "1-top1", "100 - test/top1", "6*params*examples_seen".
+"""Computes columns from a table's columns: "1-top1", "100 - top5", "params*examples_seen".
 
     expression = term (("+" | "-") term)*
     term       = factor (("*" | "/") factor)*
@@ -8,6 +8,7 @@ The name of a column is written literally, also if it contains spaces, slashes o
 several names match at a position, the longest one is used. A number is never a column name.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 
@@ -18,6 +19,8 @@ from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.scaling.table import column, numeric_column
 
 _NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?(?![\w.])")
+_TERM = re.compile(r"[^-+*()]+")  # A name without operators, or a quotient of such names.
+_SIMILAR = 0.75  # Of difflib's ratio: one or two letters differ.
 _Operand = float | Float[np.ndarray, "n"]
 _OPERATORS = {"+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide}
 
@@ -95,11 +98,51 @@ class _Parser:
                 raise self._error("a bracket is not closed")
             self._position += 1
             return value
-        unknown = re.split(r"[-+*/()]", rest, maxsplit=1)[0].strip()
-        if not unknown:
+        if not _TERM.match(rest) or rest[0] == "/":
             raise self._error(f"a column or a number is missing before {rest!r}" if rest else
                               "a column or a number is missing at its end")  # fmt: skip
-        raise self._error(f'there is no column "{unknown}"', did_you_mean(unknown, self._table))
+        raise self._unknown()
+
+    def _unknown(self) -> ConfigError:
+        """Returns the error of the terms that are no columns, with a corrected expression.
+
+        The term at the position is one of them, since the parser has stopped there.
+        """
+        unknown, corrected = [], self._text[: self._position]
+        while self._position < len(self._text):
+            rest = self._text[self._position :]
+            known = next((name for name in self._names if self._is_here(name)), "")
+            number, term = _NUMBER.match(rest), _TERM.match(rest)
+            if known or number or term is None or rest[0] == "/" or rest[0].isspace():
+                piece = kept = known or (number[0] if number else rest[0])
+            else:
+                piece, kept = self._nearest(term[0].strip())
+                unknown.append(piece)
+            self._position += len(piece)
+            corrected += kept
+        terms = " or ".join(f'"{term}"' for term in dict.fromkeys(unknown))
+        what = f"there is no column {terms}"
+        try:
+            _Parser(self._table, corrected).values()
+        except ConfigError:  # Some term resembles no column.
+            return self._error(what, did_you_mean(unknown[0], self._table))
+        return self._error(what, f'Did you mean "{corrected}"?')
+
+    def _nearest(self, term: str) -> tuple[str, str]:
+        """Returns an unknown term and the nearest column, or the term itself if none resembles it.
+
+        A slash may be a division, or part of a name such as "test/top1", of which the table may
+        have the last part.
+        """
+        first, _, others = term.partition("/")
+        first, last = first.strip(), others.rpartition("/")[2].strip()
+        for text in (term, first):
+            if near := difflib.get_close_matches(text, self._names, n=1, cutoff=_SIMILAR):
+                return text, near[0]
+        if last in self._names:
+            return term, last
+        near = difflib.get_close_matches(first, self._names, n=1, cutoff=0.5)
+        return first, near[0] if near else first
 
     def _is_here(self, name: str) -> bool:
         """Returns whether the name, and not a longer word or a number, is at the position."""

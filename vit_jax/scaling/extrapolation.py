@@ -55,13 +55,12 @@ def extrapolation(
       level: coverage of the intervals.
       clusters: see `intervals.parameter_intervals`.
       significance: level of the lack-of-fit test: the share of correct laws that it rejects.
-      doubt: why no point beyond the fitted runs is supported; "": some may be.
+      doubt: why no point beyond the fitted runs is supported, and what to do; "": some may be.
     """
     predictions = band(of, inputs, level=level, clusters=clusters)
-    reason = _refusal(of, predictions, significance=significance)
+    reason = doubt if _is_beyond(of, inputs) else ""
+    reason = reason or _refusal(of, predictions, significance=significance)
     reason = reason or _distance(of, inputs)
-    if not reason and doubt and _is_beyond(of, inputs):
-        reason = f"{doubt} Add larger runs, or predict within the fitted ones."
     if reason:
         return Verdict(False, reason, predictions)
     span = _factor(predictions)
@@ -78,8 +77,11 @@ def _factor(predictions: Band) -> float:
 
 
 def _is_beyond(of: Fit, inputs: Mapping[str, Any]) -> bool:
-    """Returns whether an input of some point is larger than that of every fitted run."""
-    return any(np.max(inputs[role]) > x.max() * ROUNDING for role, x in of.inputs.items())
+    """Returns whether an input of some point is outside the range of the fitted runs."""
+    return any(
+        np.max(inputs[role]) > x.max() * ROUNDING or np.min(inputs[role]) * ROUNDING < x.min()
+        for role, x in of.inputs.items()
+    )
 
 
 def _distance(of: Fit, inputs: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import matplotlib
 import numpy as np
 from etils import epath
 
@@ -120,7 +121,9 @@ def write(answered: Study, out: epath.PathLike, *, command: str) -> str:
       ConfigError: `out` cannot be written.
     """
     out, result, plots = epath.Path(out), answered.result, answered.figures()
-    svgs = {name: figures.rendered(figure, "svg") for name, figure in plots.items()}
+    with matplotlib.rc_context(figures.STYLE):  # It has the PNG's resolution.
+        svgs = {name: figures.rendered(figure, "svg") for name, figure in plots.items()}
+        pngs = {name: figures.rendered(figure, "png") for name, figure in plots.items()}
     page = pages.page(result, {name: svg.decode() for name, svg in svgs.items()}, command=command)
     with storage.reported(ConfigError, f"--out={out} cannot be written"):
         storage.make_folder(out)
@@ -128,9 +131,9 @@ def write(answered: Study, out: epath.PathLike, *, command: str) -> str:
         text = json.dumps(result, indent=1, allow_nan=False) + "\n"
         storage.write_bytes(out / "fit.json", text.encode())
         storage.write_bytes(out / "report.html", page.encode())
-        for name, figure in plots.items():
+        for name in plots:
             storage.write_bytes(out / f"{name}.svg", svgs[name])
-            storage.write_bytes(out / f"{name}.png", figures.rendered(figure, "png"))
+            storage.write_bytes(out / f"{name}.png", pngs[name])
     figures_written = ", ".join(f"{name}.png" for name in plots)
     return f"{answered}\n\nIn {out}: fit.json, report.html, {figures_written} (and .svg).{replaced}"
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from vit_jax.errors import DataError
 from vit_jax.scaling import varpro
-from vit_jax.scaling.laws import Law, log_inputs
+from vit_jax.scaling.laws import LAWS, Law, log_inputs
 from vit_jax.scaling.laws import law as law_by_name
 from vit_jax.scaling.method import DEFAULT, Method, theta_bounds
 from vit_jax.scaling.pareto import pareto
@@ -26,6 +26,10 @@ _STARTS, _FINALISTS = 12, 4  # Initial values, and how many of them are fitted t
 # Huber's constant for 95% of the efficiency of least squares under normal noise.
 _HUBER = 1.345
 _LEAST_DELTA = 1e-3  # The delta of Hoffmann et al.; a lower bound for exact data.
+
+
+class TooFewRows(DataError):
+    """The rows are fewer than a law needs: more of them help, and so does a smaller law."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -244,6 +248,16 @@ class _Data:
         return {role: np.exp(x) for role, x in zip(law.inputs, self.logs, strict=True)}
 
 
+def advice_to_add(law: Law, what: str) -> str:
+    """Returns the advice to add rows, or to fit a smaller law if there is one of these inputs."""
+    sizes = [len(other.table) for other in LAWS.values() if other.inputs == law.inputs]
+    return (
+        f"Fit a law with fewer parameters, or add {what}."
+        if (min(sizes, default=0) < len(law.table))
+        else f"Add {what}."
+    )
+
+
 def _check_rows(law, inputs, y, weights, *, fixed):
     logs = np.stack(log_inputs(law, inputs))
     y = np.asarray(y, np.float64)
@@ -269,10 +283,9 @@ def _check_rows(law, inputs, y, weights, *, fixed):
     what = "rows on the Pareto frontier" if law.pareto else "rows"
     need = len(law.table) - fixed + 1
     if len(y) < need:
-        raise DataError(
+        raise TooFewRows(
             f"The law {law.name} has {need - 1} {'free ' if fixed else ''}parameters: it needs at "
-            f"least {need} {what}, and there are {len(y)}. Fit a law with fewer parameters, or add "
-            "runs."
+            f"least {need} {what}, and there are {len(y)}. {advice_to_add(law, 'runs')}"
         )
     for role, values in zip(law.inputs, logs, strict=True):
         if np.ptp(values) < 1e-9:
@@ -287,9 +300,9 @@ def _check_rows(law, inputs, y, weights, *, fixed):
         )
     distinct = len(np.unique(logs.round(9), axis=1).T)
     if distinct < need - 1:
-        raise DataError(
+        raise TooFewRows(
             f"The law {law.name} has {need - 1} parameters, but the rows have only {distinct} "
-            f"different {' and '.join(law.inputs)}. Fit a law with fewer parameters, or add sizes."
+            f"different {' and '.join(law.inputs)}. {advice_to_add(law, 'sizes')}"
         )
     return _Data(rows, logs, y, weights, _scales(law, logs))
 

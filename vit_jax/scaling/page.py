@@ -4,6 +4,7 @@ import base64
 import csv
 import html
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ _STYLE = """
   figure svg { filter: invert(.9) hue-rotate(180deg); } }
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 52rem; margin: 0 auto; padding: 1rem; overflow-wrap: break-word; }
+  max-width: 60rem; margin: 0 auto; padding: 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.4rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 h3 { font-size: 1rem; }
 .answer { background: var(--box); border-left: .4rem solid var(--grade); padding: .7rem 1rem;
@@ -36,8 +37,9 @@ table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: t
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line);
   white-space: nowrap; } td.text { white-space: normal; min-width: 16rem; }
 code { background: var(--box); padding: .1rem .3rem; overflow-wrap: anywhere; }
-figure { margin: 1.5rem 0; } figure svg { width: 100%; max-width: 28rem; height: auto;
-  display: block; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
+  gap: 1.5rem; align-items: start; margin: 1.5rem 0; }
+figure { margin: 0; } figure svg { width: 100%; max-width: 34rem; height: auto; display: block; }
 summary { cursor: pointer; padding: .4rem 0; } dt { font-weight: 700; } dd { margin: 0 0 .5rem; }
 a { color: inherit; }
 @media (max-width: 30rem) { table { font-size: .8rem; } th, td { padding-right: .45rem;
@@ -90,8 +92,7 @@ def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
         "</div>",
         *(f'<p class="soft">{html.escape(line)}</p>' for line in result["rows"]),
     ]
-    for name, svg in figures.items():
-        body.append(_figure(name, svg))
+    body += ['<div class="figures">', *itertools.starmap(_figure, figures.items()), "</div>"]
     for entry in result["groups"]:
         body += _group(entry, level=result["level"])
     if result["crossings"]:

@@ -271,7 +271,7 @@ def residuals(
         axes.set(xscale="log", xlabel=x_label, title="Residuals")
         axes.set_ylabel("log prediction \N{MINUS SIGN} log y")
         axes.grid(axis="y", **_GRID)
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _few_ticks(axes.xaxis, *axes.xaxis.get_data_interval())  # As in the law's figure.
     return figure
 
 

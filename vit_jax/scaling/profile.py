@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from scipy import special
 
 from vit_jax.errors import DataError
-from vit_jax.scaling.fitting import Fit
+from vit_jax.scaling.fitting import Fit, TooFewRows, advice_to_add
 from vit_jax.scaling.laws import Law
 from vit_jax.scaling.solver import Goal, Problem, padded_size, parameters_of, solve
 
@@ -152,10 +152,10 @@ def degrees_of_freedom(fit: Fit, clusters: Shaped[np.ndarray, "n"] | None) -> in
         )
     groups = fit.n if clusters is None else len(np.unique(clusters))
     if groups <= fit.free_parameters:
-        raise DataError(
+        raise TooFewRows(
             f"{groups} clusters are too few for intervals of the {fit.free_parameters} parameters "
-            f"of {fit.law.name}: there must be more clusters than parameters. Fit a law with fewer "
-            "parameters, or add runs."
+            f"of {fit.law.name}: there must be more clusters than parameters. "
+            f"{advice_to_add(fit.law, 'runs')}"
         )
     return groups - fit.free_parameters
 

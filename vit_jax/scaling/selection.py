@@ -5,6 +5,7 @@ the runs up to a scale, predict those of the next, for several scales. The test 
 laws are fitted to the same rows; to fit a Pareto frontier, pass only its rows.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -135,7 +136,10 @@ def choose(
     held_out, skipped = rolling_origin(laws, inputs, y, origins=origins, **how)
     if not held_out:
         why = next(iter(skipped.values()), "no law was named")
-        raise DataError(f"No law could be tested on larger scales, since {why}. Add smaller runs.")
+        raise DataError(
+            f"No law could be tested on larger scales, since {why}. Add smaller runs"
+            f"{_untested(inputs, y, **how)}."
+        )
     singles = [name for name in held_out if name != "average"]
     fits = {name: fit(unrestricted_law(name), inputs, y, **how) for name in singles}
     average = None
@@ -148,6 +152,18 @@ def choose(
     better = "average" in held_out and held_out["average"].mean < held_out[chosen].mean
     best = "average" if better and not adequate else chosen
     return Choice(chosen, fits[chosen], average, best, held_out, curved, skipped)
+
+
+def _untested(
+    inputs: Mapping[str, Float[np.ndarray, "n"]], y: Float[np.ndarray, "n"], **how: Any
+) -> str:
+    """Returns the end of an advice: the laws that so few rows can be fitted to, "" without any."""
+    names = []
+    for name in ("power", "power_floor"):
+        with contextlib.suppress(DataError):
+            fit(name, inputs, y, **how)
+            names.append(f"--law={name}")
+    return f", or fit {' or '.join(names)}, without that test" if names else ""
 
 
 def rolling_origin(

@@ -5,7 +5,6 @@ table -> rows (query) -> groups -> a law for each (answer: selection for "auto",
 """
 
 import dataclasses
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,13 +14,14 @@ from matplotlib.figure import Figure
 
 import vit_jax
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.scaling import curves, optima, report, selection
+from vit_jax.scaling import curves, optima, report
 from vit_jax.scaling.answer import Answer, answer, group_data
 from vit_jax.scaling.drawing import draw
-from vit_jax.scaling.entries import Json, ends, entry_of
+from vit_jax.scaling.entries import Json, doubt_beyond, ends, entry_of, intervals_of
 from vit_jax.scaling.expressions import with_computed
 from vit_jax.scaling.extrapolation import extrapolation
 from vit_jax.scaling.goodness_of_fit import significance
+from vit_jax.scaling.growth import growth
 from vit_jax.scaling.intervals import Interval, band
 from vit_jax.scaling.query import Table, groups, matches, select
 from vit_jax.scaling.question import Question
@@ -113,7 +113,7 @@ class Study:
             level=self.question.level,
             clusters=None if chosen.valleys else chosen.data.clusters,
             significance=significance(len(self.answers)),
-            doubt=self.result["groups"][index]["doubt"],
+            doubt=doubt_beyond(self.result["groups"][index]),
         )
         estimate = chosen.fitted_law if chosen.valleys else chosen
         return Prediction(
@@ -160,11 +160,22 @@ def study(table: Table, question: Question, *, runs: str) -> Study:
     ]
     level_of_fit = significance(len(parts))
     answers = tuple(answer(data, question, significance=level_of_fit) for data in parts)
-    warning = _growth_warning(answers, question, is_computed=question.y not in original_columns)
+    intervals = [intervals_of(answer, question) for answer in answers]
+    growing = growth(answers, intervals, question, is_computed=question.y not in original_columns)
+    warning = [growing.warning] if growing else []
     if all(answer.law is None for answer in answers):
-        errors = [f"{answer.name or 'All rows'}: {answer.error}" for answer in answers]
-        raise DataError("\n".join(["No law could be fitted.", *errors, *warning]))
-    entries = [entry_of(answer, question, significance=level_of_fit) for answer in answers]
+        errors: dict[str, list[str]] = {}
+        for each in answers:
+            errors.setdefault(each.error, []).append(each.name)
+        lines = [f"{', '.join(names) or 'All rows'}: {error}" for error, names in errors.items()]
+        raise DataError("\n".join(["No law could be fitted.", *lines, *warning]))
+    entries = [
+        entry_of(
+            each, question, intervals[i], significance=level_of_fit,
+            growth=growing.doubt(i) if growing else "",
+        )
+        for i, each in enumerate(answers)
+    ]  # fmt: skip
     inputs = [name for role in question.roles for name in question.columns_of(role)]
     result = {
         "vit_jax": vit_jax.__version__,
@@ -213,32 +224,6 @@ def _held_back(table: Table, rows: np.ndarray, question: Question, notes: list[s
         conditions = " and ".join(question.hold_back)
         notes.append(f"{held_back[rows].sum():,} of them held back: {conditions}")
     return held_back
-
-
-def _growth_warning(
-    answers: Sequence[Answer], question: Question, *, is_computed: bool
-) -> list[str]:
-    """Returns a warning if y grows with scale, else an empty list.
-
-    It proposes an expression for the error, unless y is computed already.
-    """
-    growing = 0
-    for each in answers:
-        inputs, y = each.data.select(~each.data.held_back)
-        growing += selection.grows(selection.scale_of(inputs), y)
-    if not growing:
-        return []
-    highest = max(float(answer.data.y.max()) for answer in answers)
-    maximum = 1 if highest <= 1 else 100
-    if is_computed or highest > 100:
-        advice = "Choose a column of errors or losses."
-    else:
-        advice = f"For the error, use {shlex.quote(f'--y={maximum}-{question.y}')}."
-    where = f" in {growing} of {len(answers)} groups" if len(answers) > 1 else ""
-    return [
-        f"Warning: {question.y} grows with {question.scale}{where}: it is most likely an accuracy, "
-        f"and a law of errors says nothing about it. {advice}"
-    ]
 
 
 # ---------------------------------------------------------------------------------- comparisons

@@ -102,6 +102,8 @@ def _trust(entry: Json, significance: float) -> tuple[str, str]:
         for name, values in entry["params"].items()
         if values["identified"] in ("no", "at its bound")
     ]
+    if entry["growth"]:
+        return "no", f"Do not use this law, since {entry['growth']}"
     if not diagnostics["converged"]:
         return "no", "The fit did not converge: use none of these numbers."
     if diagnostics["p_lack_of_fit"] < significance:

@@ -1,6 +1,5 @@
 """Reads a table of runs as arrays by column."""
 
-import io
 import math
 import os
 import pathlib
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vit_jax.errors import ConfigError, DataError, did_you_mean
-from vit_jax.scaling.csv_tables import read_csv
+from vit_jax.scaling.csv_tables import arrow_file, read_csv
 
 
 def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -31,11 +30,13 @@ def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
       DataError: there is no such file, or it is not a valid table.
     """
     path = _table_file(pathlib.Path(path).expanduser())
+    if not path.exists():
+        raise DataError(f"{path} does not exist.")
     kind = path.suffix.lower()
     try:
         if kind == ".parquet":
             # Read at once: another process may replace the file meanwhile.
-            table = pq.read_table(io.BytesIO(path.read_bytes()))
+            table = pq.read_table(arrow_file(path.read_bytes()))
         elif kind == ".csv":
             table = read_csv(path)
         else:

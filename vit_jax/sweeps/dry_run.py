@@ -40,6 +40,11 @@ def dry_run(
     finished = {
         run.name: records.is_finished(run.workdir, records.read(run.workdir)) for run in valid
     }
+    cannot_start = (
+        f"{len(invalid)} of {format_count(len(valid) + len(invalid), 'run')} cannot start"
+    )
+    if invalid and valid:  # First, so that the plan is not taken for the whole sweep.
+        print(f"{cannot_start}: the reasons are below. The plan of the others:")
     for run in valid:
         _print_run(run, costs[run.name], estimates[run.name], finished=finished[run.name])
     if valid:
@@ -49,7 +54,7 @@ def dry_run(
     if invalid:
         reasons = _list_choices_once(invalid)
         raise ConfigError(
-            f"{len(invalid)} of {format_count(len(valid) + len(invalid), 'run')} cannot start:\n"
+            f"{cannot_start}:\n"
             + "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
         )
 
@@ -125,8 +130,8 @@ def _describe_time(unfinished: Sequence[Estimate | None], speeds: Speeds, *, tim
     without = f"; without {format_count(unknown, 'run')} of unknown length" if unknown else ""
     return (
         f"Time:  about {format_duration(total)} for what remains, one run after the other on "
-        f"{devices}, runs that have begun in full. From {format_count(len(speeds), 'speed')}: "
-        f"{source}{rough}{without}."
+        f"{devices}; an unfinished run counts as a whole one. "
+        f"From {format_count(len(speeds), 'speed')}: {source}{rough}{without}."
     )
 
 

@@ -8,7 +8,8 @@ checkpoint is no longer needed once the run has saved.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -26,6 +27,7 @@ from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import ModelConfig, VitConfig, lora, parse_variant
 from vit_jax.models.section import image_size, write_section
 from vit_jax.models.variants import HybridVariant
+from vit_jax.parallel.rules import named_leaves
 from vit_jax.pretrained.adaptation import adapt_params
 from vit_jax.pretrained.load import evaluated_size, published_preprocess, run_preprocess
 from vit_jax.pretrained.mapping import map_checkpoint
@@ -35,6 +37,7 @@ from vit_jax.pretrained.reader import read
 from vit_jax.pretrained.run_checkpoint import describe_run, is_run, refuse_hints
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.storage import as_path
+from vit_jax.telemetry.progress import format_count
 
 _TRANSFORMS = ("train_transforms", "eval_transforms")
 
@@ -90,8 +93,10 @@ def _check_inherits_nothing(config: FrozenConfigDict) -> None:
 
 def inherit_params(
     config: FrozenConfigDict, model_config: ModelConfig, fresh: PyTree, *, mesh: Mesh
-) -> PyTree:
+) -> tuple[PyTree, str]:
     """Returns the checkpoint's parameters, with fresh ones where `init_skip` matches.
+
+    With them it returns a line for the user: what was taken, what was resized, and what is new.
 
     Position embeddings are resized to the model's image size; blocks are stacked or unstacked
     according to its `scan`. Each device receives only its own shards.
@@ -117,13 +122,45 @@ def inherit_params(
         )
     else:
         mapping = map_checkpoint(path, hints=dict(config.init_hints))
-        params, notes = read(
-            mapping, _with_run_settings(mapping.description.config, model_config), mesh
-        )
+        published = mapping.description.config
+        params, notes = read(mapping, _with_run_settings(published, model_config), mesh)
         for note in (*mapping.description.all_notes, *notes):
             logging.info("%s: %s", path, note)
     adapters = (lora.PATTERN,) if getattr(model_config, "lora_rank", 0) else ()
-    return merge_params(fresh, params, skip=(*config.init_skip, *adapters), source=path)
+    skip = (*config.init_skip, *adapters)
+    merged = merge_params(fresh, params, skip=skip, source=path)
+    return merged, _describe(path, skip, published, model_config, merged)
+
+
+def _describe(
+    path: str,
+    skip: Sequence[str],
+    published: ModelConfig,
+    model_config: ModelConfig,
+    params: PyTree,
+) -> str:
+    """Returns what a model has from the checkpoint, and what of it was resized or is new."""
+    sizes = {name: leaf.size for name, leaf in named_leaves(params).items()}
+    new = {name for name in sizes if any(re.fullmatch(pattern, name) for pattern in skip)}
+    taken = sum(size for name, size in sizes.items() if name not in new)
+    parts = [f"{path}: {taken:,} of {sum(sizes.values()):,} parameters taken"]
+    if (
+        isinstance(published, VitConfig)
+        and isinstance(model_config, VitConfig)
+        and published.grid != model_config.grid
+        and "pos_embedding" in sizes.keys() - new
+    ):
+        old_grid, grid = ("x".join(map(str, cfg.grid)) for cfg in (published, model_config))
+        parts.append(f"position embedding resized from {old_grid} to {grid} patches")
+    named = {"low-rank adapters" if "_lora/" in name else name.partition("/")[0] for name in new}
+    if "head" in named:
+        named.remove("head")
+        before = f" in place of {published.num_classes:,}" if published.num_classes else ""
+        classes = format_count(model_config.num_classes, "class")
+        parts.append(f"new head for {classes}{before}")
+    if named:
+        parts.append(f"new: {', '.join(sorted(named))}")
+    return "; ".join(parts)
 
 
 def _with_run_settings(published: ModelConfig, model_config: ModelConfig) -> ModelConfig:

@@ -128,11 +128,13 @@ def observe(
     bad_examples: BadExamples,
     start: int,
     resumed: dict[str, Any] | None,
+    origin: str,
 ) -> Iterator[Observer]:
     """Opens the metric files of a run, prints a description of it, and yields its observer.
 
     `start` is the number of updates made before this process started. `resumed` is the loop state
-    of the checkpoint in this work directory, None without a checkpoint.
+    of the checkpoint in this work directory, None without a checkpoint. `origin` says what was
+    taken from `init_from`; "" if nothing was.
     """
     config, is_main = experiment.config, jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -156,5 +158,5 @@ def observe(
             )
         )
         profiler = stack.enter_context(StepProfiler(workdir, steps=config.log.profile_steps))
-        progress.note(describe(experiment, start=start))
+        progress.note(describe(experiment, start=start, origin=origin))
         yield Observer(experiment, store, watch, clock, bad_examples, writer, progress, profiler)

@@ -30,6 +30,8 @@ from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.telemetry.progress import format_count
 from vit_jax.training.experiment import Experiment
 
+FEW_UPDATES = 20  # With fewer, a note says that they can hardly train a model.
+
 
 def check_finite(
     values: dict[str, Any], step: int, config: FrozenConfigDict, source: Source, store: Store
@@ -62,8 +64,14 @@ def check_finite(
     )
 
 
-def describe(experiment: Experiment, *, start: int) -> str:
-    """Returns a few lines that describe the model, the data, the devices and the run."""
+def describe(experiment: Experiment, *, start: int, origin: str = "") -> str:
+    """Returns a few lines that describe the model, the data, the devices and the run.
+
+    Args:
+      experiment: the run.
+      start: the number of updates made before this process started.
+      origin: what was taken from `config.init_from`; "" if nothing was.
+    """
     config, model_config, total = experiment.config, experiment.model_config, experiment.total_steps
     source, mesh = experiment.source, experiment.mesh
     device = mesh.devices.flat[0]
@@ -85,14 +93,30 @@ def describe(experiment: Experiment, *, start: int) -> str:
         f"devices {mesh.size} x {device.device_kind} ({shape}), "
         f"{format_count(jax.process_count(), 'process')}",
         f"run     {format_count(total, 'step')} of {format_count(config.batch_size, 'image')}, "
-        f"{total * config.batch_size / len(source):.4g} epochs{begins}",
+        f"{total * config.batch_size / len(source):.4g} epochs{_rounded(experiment)}{begins}",
     ]
+    if origin:
+        lines.insert(1, f"init    {origin}")
+    if start < total < FEW_UPDATES:
+        lines.append(
+            f"few     {format_count(total, 'update')} can hardly train a model: for more, lower "
+            "--config.batch_size or raise --config.total_epochs"
+        )
     if difference := train_loss_difference(config):
         lines.append(
             f"loss    the training loss is computed {difference}, that of an evaluation without: "
             "the two cannot be compared"
         )
     return "\n".join(lines)
+
+
+def _rounded(experiment: Experiment) -> str:
+    """Returns why a run has not the epochs that its config states; "" if it has them."""
+    config = experiment.config
+    steps = (config.total_epochs or 0) * len(experiment.source) / config.batch_size
+    if not steps or abs(steps - experiment.total_steps) < 0.01 * steps:
+        return ""
+    return f" ({config.total_epochs:g} in whole batches)"
 
 
 def _count_params(experiment: Experiment) -> str:

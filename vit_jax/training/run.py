@@ -96,7 +96,7 @@ def train(
         )
         watch.at("the initial state")
         with clock.span("init"):
-            state, loop_state = _begin(experiment, program, store)
+            state, loop_state, origin = _begin(experiment, program, store)
             if loop_state is not None:
                 clock.load_state_dict(loop_state.get("clock"))
             start = int(state.step)
@@ -126,6 +126,7 @@ def train(
                 bad_examples=bad_examples,
                 start=start,
                 resumed=resumed,
+                origin=origin,
             )
         )
         if note := claim.describe_extension(start):
@@ -194,9 +195,9 @@ def _mesh(
 
 def _begin(
     experiment: Experiment, program: Program, store: Store
-) -> tuple[TrainState, dict[str, Any] | None]:
-    """Returns the first state and the loop state of its checkpoint, None without one."""
-    state, loop_state = starting_point(
+) -> tuple[TrainState, dict[str, Any] | None, str]:
+    """Returns the first state, the loop state of its checkpoint or None, and its origin or ""."""
+    state, loop_state, origin = starting_point(
         experiment.config,
         store,
         program.init,
@@ -209,7 +210,7 @@ def _begin(
             f"The restored state is of step {step:,}, beyond the end of this run at "
             f"{experiment.total_steps:,}: raise total_steps, _epochs or _examples."
         )
-    return state, loop_state
+    return state, loop_state, origin
 
 
 def _finish(observer: Observer, workdir: epath.Path, step: int) -> ExitCode:

@@ -80,8 +80,10 @@ def starting_point(
     layout: TrainState,
     model_config: ModelConfig,
     mesh: Mesh,
-) -> tuple[TrainState, dict[str, Any] | None]:
-    """Returns the first state and the loop state of its checkpoint (None at step 0).
+) -> tuple[TrainState, dict[str, Any] | None, str]:
+    """Returns the first state, the loop state of its checkpoint (None at step 0), and its origin.
+
+    The origin says what was taken from `config.init_from`; "" if nothing was.
 
     Precedence: the work directory, then config.resume, then config.init_from, then random
     parameters.
@@ -104,10 +106,14 @@ def starting_point(
         last_line = loop_state.get("last_line")
         if last_line is not None and type(last_line) is not int:
             raise CheckpointError(f"The checkpoint's last_line is {last_line!r:.80}, not a number.")
-        return TrainState(step=jax.device_put(jnp.int32(step), layout.step), **arrays), loop_state
+        return (
+            TrainState(step=jax.device_put(jnp.int32(step), layout.step), **arrays),
+            loop_state,
+            "",
+        )
 
     state = jax.jit(init, out_shardings=layout)(key)
     if config.init_from:
-        params = inherit_params(config, model_config, state.params, mesh=mesh)
-        state = jax.jit(init, out_shardings=layout)(key, params)
-    return state, None
+        params, origin = inherit_params(config, model_config, state.params, mesh=mesh)
+        return jax.jit(init, out_shardings=layout)(key, params), None, origin
+    return state, None, ""

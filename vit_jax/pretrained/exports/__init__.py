@@ -17,7 +17,7 @@ from etils import epath
 
 from vit_jax import storage
 from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
-from vit_jax.pretrained.consistency import check_params
+from vit_jax.pretrained.consistency import check_finite, check_params
 from vit_jax.pretrained.exports import google, huggingface, programs, timm, workdir
 from vit_jax.pretrained.exports.base import DTYPES
 from vit_jax.pretrained.load import Pretrained
@@ -50,7 +50,8 @@ def export(
 
     Raises:
       CheckpointError: `path` exists or cannot be written, the format cannot express the model, or
-        the parameters or labels are not those of the model's config.
+        the parameters or labels are not those of the model's config, or a parameter is NaN or
+        infinite.
       ConfigError: the format is unknown.
 
     Example:
@@ -105,6 +106,7 @@ def _check_consistency(pretrained: Pretrained) -> None:
     """
     config, labels = pretrained.config, pretrained.labels
     check_params(pretrained.params, config)
+    check_finite(pretrained.params, name="The model")
     if labels and config.num_classes and len(labels) != config.num_classes:
         raise CheckpointError(
             f"The model has {config.num_classes:,} outputs, but {len(labels):,} labels: pass one "

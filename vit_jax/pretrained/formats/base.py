@@ -46,6 +46,7 @@ class Description:
       transforms: the publisher's preprocessing, for the published image size.
       labels: class names, or None.
       notes: remarks for the user.
+      kind: the variant of the format, for `vit_jax.inspect`, such as "model_type vit".
       assumed: fields that neither the file nor a hint states, with the assumed values. If one is
         wrong, the outputs are wrong.
     """
@@ -56,6 +57,7 @@ class Description:
     transforms: Transforms
     labels: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    kind: str = ""
     assumed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

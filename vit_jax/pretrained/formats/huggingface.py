@@ -134,12 +134,12 @@ def describe(files: CheckpointFiles, hints: Hints) -> Description:
     family = facts.pop("preprocessing")
     model, _ = complete_config(facts, {}, hints, path=files.path)
     labels = _labels(config if "id2label" in config else files.config, model.num_classes)
-    kind, notes = config["model_type"], (f"model_type {config['model_type']}",)
+    kind, notes = config["model_type"], ()
     if family == "preprocessor_config.json":
         preprocessor = files.preprocessor
         if not preprocessor:
             preprocessor = published_processor(kind, image_size=model.image_size)
-            notes += (
+            notes = (
                 f"no preprocessor_config.json: images are prepared as {kind}'s publisher does",
             )
         transforms = from_hf(preprocessor, image_size=model.image_size, model_type=kind)
@@ -147,7 +147,7 @@ def describe(files: CheckpointFiles, hints: Hints) -> Description:
         transforms = from_family(family, image_size=model.image_size)
     without_map_head = kind == "siglip_vision_model" and model.pool != "map"
     unused = (*_UNUSED, r"head\..*") if without_map_head else _UNUSED
-    return Description(model, tensors, unused, transforms, labels, notes)
+    return Description(model, tensors, unused, transforms, labels, notes, f"model_type {kind}")
 
 
 def _family(files: CheckpointFiles) -> tuple[Mapping[str, Any], Family]:

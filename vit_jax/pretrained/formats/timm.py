@@ -81,8 +81,9 @@ def describe(files: CheckpointFiles, hints: Hints) -> Description:
         transforms = from_family(family, image_size=config.image_size)
     unused, notes = _unused(shapes, config)
     labels = _labels(folder, config.num_classes)
-    notes = (f"names of {kind}", *notes)
-    return Description(config, tensors, unused, transforms, labels, notes, assumed)
+    return Description(
+        config, tensors, unused, transforms, labels, tuple(notes), f"names of {kind}", assumed
+    )
 
 
 def _facts_and_conventions(
