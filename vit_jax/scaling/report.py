@@ -38,8 +38,18 @@ def text(result: Result) -> str:
 
 
 def reserved(summary: Result) -> list[Result]:
-    """Returns the summaries of the groups whose laws cannot be used without reservation."""
-    return [group for group in summary["groups"] if group["trust"] != "yes"]
+    """Returns the summaries of the groups whose laws cannot be used without reservation.
+
+    Groups of the same trust for the same reason are one summary, with all names.
+    """
+    names: dict[tuple[str, str], list[str]] = {}
+    for group in summary["groups"]:
+        if group["trust"] != "yes":
+            names.setdefault((group["trust"], group["why"]), []).append(group["name"])
+    return [
+        {"name": ", ".join(alike), "trust": trust, "why": why}
+        for (trust, why), alike in names.items()
+    ]
 
 
 def _group_text(entry: Result, *, level: float) -> list[str]:
