@@ -35,10 +35,11 @@ def test_the_message(shelf, name):
 # Arguments of the command in the shelf's folder, and texts of the message.
 CONVERT = {
     "nothing to do": ("", "Nothing to do: pass --inspect=CHECKPOINT, --verify=REFERENCE, or"),
-    "no destination": ("hf --to=timm", "Nothing to do:"),
+    "no destination": ("hf --to=timm", "error: DESTINATION is missing: write vit-jax convert"),
+    "no format": ("hf new", "error: --to=FORMAT (one of hf, timm, google,", ") is missing"),
     "unknown --to": (
-        "hf new --to=pytorch",
-        "to='pytorch': there is no such format. Accepted: hf, timm",
+        "hf new --to=hff",
+        '--to=hff: there is no such format. Did you mean "hf"? Accepted: hf, timm',
     ),
     "bfloat16 for a work directory": (
         "hf new --to=orbax --dtype=bfloat16",
@@ -57,7 +58,7 @@ CONVERT = {
         "This model cannot be written in the format google without differences.\n"
         "In its outputs for the same pixels:\n  ",
         "model.gelu is 'erf'; vision_transformer has only 'tanh'",
-        "Pass change_numerics=True (--change_numerics) to write it all the same.",
+        "(--change_numerics) to write it all the same, with these differences.",
     ),
     "stray word": ("--inspect=hf timm", "Unexpected argument 'timm'"),
     "reference without a manifest": ("--verify=hf", "hf: there is no manifest.json there, nor"),

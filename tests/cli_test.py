@@ -60,6 +60,20 @@ def test_a_missing_checkpoint_is_named(call, tmp_path, verb, flag):
         assert code == 2 and message in err and "Traceback" not in err, err
 
 
+@pytest.mark.parametrize("arguments", [
+    ("evaluate", "--workdir=FT"), ("convert", "--inspect=FT"), ("compare", "FT", "FT/a"),
+])  # fmt: skip
+def test_of_a_folder_of_runs_the_runs_are_named(call, tmp_path, arguments):
+    for name in ("a", "b"):
+        (tmp_path / "ft" / name).mkdir(parents=True)
+        (tmp_path / "ft" / name / "dataset.json").touch()
+    (tmp_path / "ft" / "notes").mkdir()
+    folder = str(tmp_path / "ft")
+    code, _, err = call(*(text.replace("FT", folder) for text in arguments))
+    message = f"{folder} holds runs: {folder}/a, {folder}/b. Name one of them."
+    assert code == 2 and message in err, err
+
+
 # ------------------------------------------------------------------------- in a real interpreter
 
 

@@ -105,6 +105,10 @@ def test_convert_writes_and_prints_what_it_did(shelf, tmp_path):
     loaded = load_pretrained(tmp_path / "vit")
     assert loaded.config.image_size == (48, 48) and loaded.labels == LABELS
     assert load_file(tmp_path / "vit/model.safetensors")["norm.weight"].dtype == "bfloat16"
+    # safetensors creates files for their owner alone; ours have the permissions of the umask.
+    (tmp_path / "ordinary").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "vit").iterdir()}
+    assert modes == {(tmp_path / "ordinary").stat().st_mode}
 
 
 def test_help(commands):

@@ -216,7 +216,7 @@ def test_another_exif_orientation_is_a_note(to, exif, odd, tmp_path):
 def test_a_refusal_says_what_to_pass_and_whether_outputs_differ(tmp_path):
     """The owner of a published checkpoint cannot change its settings; that of a run can."""
     published = tiny(image_size=SIZE, posemb_resize="bicubic_antialias")
-    transforms = (decode(exif=False), squash(rounding="down"), RANGE)
+    transforms = (decode(exif=True), squash(rounding="down"), RANGE)
     preprocess = dataclasses.replace(published.preprocess, transforms=transforms)
     published = dataclasses.replace(published, preprocess=preprocess)
     message = (
@@ -225,16 +225,23 @@ def test_a_refusal_says_what_to_pass_and_whether_outputs_differ(tmp_path):
         "  timm rounds to the nearest level; the resize has rounding='down', not 'nearest': pixels "
         "differ by at most a level\n"
         "Its outputs for the same pixels are equal.\n"
-        "Pass change_numerics=True (--change_numerics) to write it all the same"
+        "Notes, which alone prevent nothing:\n"
+        "  timm does not rotate images by their EXIF orientation; decode has exif=True\n"
+        "Pass change_numerics=True (--change_numerics) to write it all the same, with these "
+        "differences."
     )
     for model, end in (
-        (published, "."),
-        (dataclasses.replace(published, format=RUN_FORMAT), ", or set the values named above in "
-         "data.eval_transforms and model of the run."),
+        (published, ""),
+        (dataclasses.replace(published, format=RUN_FORMAT), " A finished run can be written in no "
+         "other way; to avoid the differences, train a new run with the values named above in "
+         "data.eval_transforms and model."),
     ):  # fmt: skip
         with pytest.raises(CheckpointError) as refused:
             export(model, tmp_path / "vit", to="timm")
         assert str(refused.value) == message + end
+    # The same texts when it is written.
+    notes = export(published, tmp_path / "vit", to="timm", change_numerics=True)
+    assert len(notes) == 2 and all(f"  {note}\n" in message for note in notes)
 
 
 def random_transforms(rng):

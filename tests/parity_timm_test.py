@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import campaign
 from tests.references import outputs, randomise, reference
+from vit_jax.pretrained.formats import timm_config
 from vit_jax.pretrained.load import load_pretrained
 
 pytestmark = pytest.mark.slow
@@ -85,3 +86,27 @@ def test_outputs_are_those_of_timm(case, kind, tmp_path):
     with jax.default_matmul_precision("highest"):
         logits, _ = jax.jit(pretrained.model.apply)({"params": pretrained.params}, images)
     assert np.abs(np.asarray(logits) - expected["logits"]).max() <= allowed["logits"]
+
+
+def test_the_heads_of_every_entry_point_are_known(monkeypatch):
+    """No tensor shows them; without config.json they would be assumed."""
+    timm = reference("timm")
+    modules = [getattr(timm.models, name) for name in ("vision_transformer", "deit", "eva")]
+    classes = (modules[0].VisionTransformer, modules[1].VisionTransformerDistilled, modules[2].Eva)
+    heads = {}
+
+    class Built(Exception):
+        """Ends the construction of a model before it has parameters."""
+
+    def init(self, num_heads=12, **_):
+        heads[name] = num_heads
+        raise Built
+
+    for cls in classes:
+        monkeypatch.setattr(cls, "__init__", init)
+    for name in timm.list_models():
+        if timm.models.model_entrypoint(name).__module__ in {m.__name__ for m in modules}:
+            with pytest.raises(Built):
+                timm.create_model(name)
+    ours = {name: timm_config.heads(name) for name in heads if timm_config.is_listed(name)}
+    assert len(ours) > 200 and ours == {name: heads[name] for name in ours}

@@ -11,6 +11,7 @@ transformers and timm can read.
 """
 
 import dataclasses
+import itertools
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -134,7 +135,9 @@ def cell(pretrained: Pretrained, to: str, path: pathlib.Path) -> Cell:
         notes = export(pretrained, path, to=to)
     except CheckpointError as error:
         lines = str(error).splitlines()
-        reasons = tuple(line.strip() for line in lines if line.startswith("  ")) or (lines[0],)
+        before_notes = itertools.takewhile(lambda line: not line.startswith("Notes"), lines)
+        reasons = tuple(line.strip() for line in before_notes if line.startswith("  "))
+        reasons = reasons or (lines[0],)
         if "--change_numerics" not in lines[-1]:
             return Cell(reasons, None)
         notes = export(pretrained, path, to=to, change_numerics=True)

@@ -1,5 +1,6 @@
 """The list of the runs below a folder, and runs side by side."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,11 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
 from tests.runs_test import make_run, write_lines
+from vit_jax.analysis import overlay
 from vit_jax.analysis.comparison import compare_runs
+from vit_jax.analysis.runs import read_runs
 from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.rundir import failure
 from vit_jax.rundir import workdir as workdirs
@@ -168,12 +172,56 @@ def test_lists_differ_in_their_elements_and_long_values_are_wrapped(tmp_path):
     assert result.differences["data.train_transforms[1].method"] == ["bilinear", "bicubic"]
     assert len(result.differences["data.eval_transforms"][0]) == 3
     text = printed(result.tables())
-    assert max(map(len, text.splitlines())) <= 100 and "\n  b: [{'op': 'decode'}" in text
+    assert (
+        max(map(len, text.splitlines())) <= 100 and "\n  b: decode, resize(method=bicubic)" in text
+    )
     assert "test/top5, last" in text
     dataset = {"name": "x", "split": "train", "num_examples": 9, "num_classes": 2, "channels": 1}
     for run in runs:
         workdirs.write_json(run / workdirs.DATASET, dataset | {"class_names": ["a", "b"]})
     assert "top5" not in printed(compare_runs(runs).tables())
+
+
+def test_equal_values_share_a_line_and_models_show_the_values_that_they_have(tmp_path):
+    """Only one of the runs states its model in its config; the others leave it to the variant."""
+    dataset = {"name": "x", "split": "train", "num_examples": 9, "num_classes": 2, "channels": 1}
+    stated = {"model__pool": "gap", "model__ln_eps": 1e-6, "model__mlp_dim": 768}
+    runs = [
+        by_hand(tmp_path, "a", model__variant="Ti/4", init_from="checkpoints/of/a/longer/path"),
+        by_hand(tmp_path, "b", model__variant="Ti/4", init_from="checkpoints/of/a/longer/path"),
+        by_hand(tmp_path, "c", model__variant="Ti/4", **stated),
+    ]
+    for run in runs:
+        workdirs.write_json(run / workdirs.DATASET, dataset | {"class_names": ["a", "b"]})
+    result = compare_runs(runs)
+    models = {k: v for k, v in result.differences.items() if k.startswith("model.")}
+    assert models == {"model.pool": ["token", "token", "gap"]}
+    assert "\n  a, b: checkpoints/of/a/longer/path " in printed(result.tables())
+
+
+def test_runs_of_one_value_have_markers_of_their_own_and_a_slow_one_is_visible(tmp_path):
+    runs = read_runs([by_hand(tmp_path, f"run {i}", steps=(6,)) for i in range(12)])
+    figure = Figure()
+    axes = figure.subplots()
+    rates = np.geomspace(4, 450, len(runs)).tolist()
+    runs = [
+        dataclasses.replace(run, timing=[{"step": 6, "speed/img_per_s": rate}])
+        for run, rate in zip(runs, rates, strict=True)
+    ]
+    overlay._panel(axes, "speed/img_per_s", runs, by_images=False)
+    looks = {(line.get_marker(), line.get_color()) for line in axes.lines}
+    assert len(looks) == len(runs) and axes.get_yscale() == "log"
+    shown = [line.get_transform().transform(line.get_xydata())[0] for line in axes.lines]
+    assert len({round(x) for x, _ in shown}) == len(runs)
+
+
+def test_an_evaluation_does_not_change_when_a_run_changed(tmp_path):
+    workdir = by_hand(tmp_path, "run")
+    for path in workdir.iterdir():
+        os.utime(path, (1e9, 1e9))
+    (workdir / "evaluation.json").touch()
+    (changed,) = (run.changed for run in list_runs(tmp_path))
+    assert changed.startswith("2001-09-0")
 
 
 def test_what_cannot_be_compared(tmp_path):

@@ -13,11 +13,19 @@ Exit codes: 0 done; 1 --verify found a difference; 2 an error that the message e
 
 import pathlib
 import re
+from collections.abc import Sequence
 
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.errors import CheckpointError, ConfigError, ExitCode, VitJaxError, printable
+from vit_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    ExitCode,
+    VitJaxError,
+    did_you_mean,
+    printable,
+)
 
 
 def define(values: flags.FlagValues) -> None:
@@ -87,6 +95,40 @@ def print_verification(reference: pathlib.Path) -> bool:
     return all_right
 
 
+def _source_and_destination(
+    arguments: list[str], *, to: str | None, formats: Sequence[str]
+) -> tuple[str, str]:
+    """Returns the two arguments of a conversion.
+
+    Raises:
+      ConfigError: one of them or the format is missing, or the format is unknown.
+    """
+    accepted = ", ".join(formats)
+    if not arguments and to is None:
+        raise ConfigError(
+            "Nothing to do: pass --inspect=CHECKPOINT, --verify=REFERENCE, or SOURCE DESTINATION "
+            f"--to=FORMAT, one of {accepted}."
+        )
+    if to is not None and to not in formats:
+        raise ConfigError(f"--to={to}: there is no such format. {did_you_mean(to, formats)}")
+    if len(arguments) > 2:
+        raise ConfigError(
+            f"Unexpected argument {' '.join(arguments[2:])!r}: write SOURCE DESTINATION "
+            "--to=FORMAT."
+        )
+    missing = ["SOURCE", "DESTINATION"][len(arguments) :]
+    if to is None:
+        missing.append(f"--to=FORMAT (one of {accepted})")
+    if missing:
+        is_are = "is" if len(missing) == 1 else "are"
+        raise ConfigError(
+            f"{' and '.join(missing)} {is_are} missing: write vit-jax convert SOURCE DESTINATION "
+            "--to=FORMAT."
+        )
+    source, destination = arguments
+    return source, destination
+
+
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Inspects, verifies or converts."""
     from vit_jax.pretrained.exports import TARGETS, check_destination, export
@@ -114,12 +156,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         )
         print(printable(description))
         return ExitCode.DONE
-    if len(arguments) != 2 or not values.to:
-        raise ConfigError(
-            "Nothing to do: pass --inspect=CHECKPOINT, --verify=REFERENCE, or SOURCE "
-            f"DESTINATION --to={'|'.join(TARGETS)}."
-        )
-    source, destination = arguments
+    source, destination = _source_and_destination(arguments, to=values.to, formats=TARGETS)
     check_destination(destination, to=values.to, dtype=values.dtype)
     pretrained = load_pretrained(source, image_size=size, hints=hints, leave_out=values.leave_out)
     notes = export(

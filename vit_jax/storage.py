@@ -206,6 +206,17 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         _sync_folder(path.parent)
 
 
+def apply_umask(path: epath.PathLike) -> None:
+    """Gives a local file the permissions of a file that `open` creates, as the umask says.
+
+    Temporary files of `tempfile`, and files that safetensors writes, are readable by their owner
+    alone.
+    """
+    mask = os.umask(0)  # Only setting it returns it.
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
 def create(path: epath.PathLike, content: bytes) -> None:
     """Creates an object in a store; raises FileExistsError, atomically, if it exists."""
     import fsspec

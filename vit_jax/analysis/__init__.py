@@ -4,6 +4,7 @@ figures           training curves, predictions, and the style of all figures
 runs              reads runs from their work directories
 overlay           training curves of several runs over each other
 comparison        several runs side by side: cost, evaluations, differing keys of their configs
+cell_texts        values of a key of several configs as text
 confusion_matrix  confusion matrix, reliability diagram, most common mistakes
 class_accuracy    accuracy of each class, with intervals
 """

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from vit_jax.analysis.cell_texts import cell_texts
 from vit_jax.analysis.overlay import overlay
 from vit_jax.analysis.runs import Point, Run, read_runs
 from vit_jax.telemetry.progress import format_duration
@@ -65,10 +66,7 @@ class Comparison:
             yield "The configs are equal."
             return
         table = self._table("Config keys that differ")
-        cells = {
-            key: ["-" if value is None else str(value) for value in values]
-            for key, values in self.differences.items()
-        }
+        cells = {key: cell_texts(values) for key, values in self.differences.items()}
         long = {key for key, row in cells.items() if max(map(len, row)) > _LONGEST_CELL}
         for key, row in cells.items():
             if key not in long:
@@ -76,9 +74,11 @@ class Comparison:
         yield table if table.row_count else Text("Config keys that differ", style="bold")
         for key in (key for key in cells if key in long):
             yield Text(key)
-            for run, value in zip(self.runs, cells[key], strict=True):
+            for value in dict.fromkeys(cells[key]):
+                equal = zip(self.runs, cells[key], strict=True)
+                names = ", ".join(run.name for run, text in equal if text == value)
                 # Also in a file, which has no width.
-                yield Constrain(Padding(Text(f"{run.name}: {value}"), (0, 0, 0, 2)), _WIDTH)
+                yield Constrain(Padding(Text(f"{names}: {value}"), (0, 0, 0, 2)), _WIDTH)
 
     def _table(self, title: str) -> Table:
         table = Table(

@@ -241,23 +241,34 @@ def format_axes(axes: Axes) -> None:
 
 
 def scale_axes(axes: Axes, title: str, values: np.ndarray) -> None:
-    """Scales the y axis by the panel's title: "Accuracy" in percent, a wide "Loss" logarithmic.
+    """Scales the y axis by the panel's title: "Accuracy" in percent.
 
-    Others begin at zero.
+    A "Loss" or "Throughput" of a wide range is logarithmic. Others begin at zero.
     """
     if title == "Accuracy":
         low = values.min()
         axes.set_ylim(0 if low < 0.5 else max(0.0, 1 - 2 * (1 - low)), 1.01)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    elif title == "Loss" and values.min() > 0 and values.max() > 20 * values.min():
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif title in ("Loss", "Throughput") and is_wide(values):
+        use_log_scale(axes, smallest=values.min(), largest=values.max())
     else:
         axes.set_ylim(bottom=min(0.0, values.min()))
         if title == "Learning rate":
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def is_wide(values: np.ndarray) -> bool:
+    """Returns whether values are hard to tell apart on a linear axis: a factor above 20 between."""
+    return bool(values.min() > 0 and values.max() > 20 * values.min())
+
+
+def use_log_scale(axes: Axes, *, smallest: float, largest: float) -> None:
+    """Makes the y axis logarithmic between two positive values; values below are not drawn."""
+    axes.set_ylim(smallest / 1.2, largest * 1.2)
+    axes.set_yscale("log", nonpositive="mask")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _thousands(value: float, _: int) -> str:

@@ -9,24 +9,30 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from vit_jax.analysis.figures import (
     COLOURS,
     STYLE,
     draw_line,
     format_axes,
+    is_wide,
     legend_label,
     save,
     scale_axes,
     shorten,
+    use_log_scale,
 )
 from vit_jax.analysis.runs import Run
 from vit_jax.errors import ConfigError, DataError
 
 _LARGEST_LEGEND = 60  # Runs.
 _COLUMNS = 3
-# Runs with at most so many values in a panel have markers of different shapes and sizes.
-_FEW_POINTS, _MARKERS = 3, "os^Dv"
+# Runs with at most so many values in a panel have markers of different shapes. The numbers of
+# shapes and of colours have no common factor: 66 runs have different pairs.
+_FEW_POINTS, _MARKERS = 3, "os^Dv<>pP*X"
+# In points: the markers of so few values are moved sideways, so that equal values hide none.
+_SPACING, _WIDEST = 9, 60
 # The unit of a panel's y axis, by the end of the metric's name.
 _UNITS = {
     "loss": ("Loss", "nats per example"),
@@ -39,7 +45,8 @@ _UNITS = {
 def overlay(runs: Sequence[Run], out: epath.PathLike) -> None:
     """Draws training loss, evaluations, learning rate and throughput, a colour for each run.
 
-    The x axis shows steps, or images seen if the runs have different batch sizes.
+    The x axis shows steps, or images seen if the runs have different batch sizes. Runs with one to
+    three values have a marker of their own shape, a few points beside its step.
 
     Args:
       runs: from `vit_jax.analysis.runs.read_runs`; their lengths may differ.
@@ -77,10 +84,13 @@ def overlay(runs: Sequence[Run], out: epath.PathLike) -> None:
 
 def _panel(axes: Axes, name: str, runs: Sequence[Run], *, by_images: bool) -> None:
     """Draws a metric of all runs that have it."""
-    values = []
-    for i, (run, (colour, style)) in enumerate(zip(runs, _styles(), strict=False)):
-        if not (points := run.series(name)):
-            continue
+    drawn = [
+        (i, run, points, look)
+        for i, (run, look) in enumerate(zip(runs, _styles(), strict=False))
+        if (points := run.series(name))
+    ]
+    few = [i for i, _, points, _ in drawn if len(points) <= _FEW_POINTS]
+    for i, run, points, (colour, style) in drawn:
         steps, series = np.array(points, np.float64).T
         shown = shorten(run.name, 40).replace("$", r"\$")
         before = len(axes.lines)
@@ -93,16 +103,33 @@ def _panel(axes: Axes, name: str, runs: Sequence[Run], *, by_images: bool) -> No
         )
         for line in axes.lines[before:]:
             line.set_linestyle(style)
-            if len(points) <= _FEW_POINTS:  # Hollow and ever smaller: equal values hide none.
-                line.set(marker=_MARKERS[i % len(_MARKERS)], markerfacecolor="none")
-                line.set(markersize=13 - 2 * (i % len(_MARKERS)), markeredgewidth=1.5)
-        values.append(series)
+            if i in few:
+                line.set(marker=_MARKERS[i % len(_MARKERS)], markersize=7)
+                line.set(markerfacecolor="none", markeredgewidth=1.5)
+                line.set_transform(axes.transData + _sideways(axes, few.index(i), len(few)))
+    values = [np.array(points, np.float64)[:, 1] for _, _, points, _ in drawn]
     kind, unit = _UNITS[name.rpartition("/")[2]]
     title = f"{name} {_train_loss(runs)}" if name == "train/loss" else name
     axes.set(title=title, xlabel="images seen" if by_images else "step (optimizer updates)")
     axes.set_ylabel(unit)
     format_axes(axes)
+    if len(few) > 1:
+        axes.set_xlabel(f"{axes.get_xlabel()}; markers spread sideways")
+        axes.set_xlim(right=1.08 * axes.get_xlim()[1])
     scale_axes(axes, kind, np.concatenate(values))
+    # Of learning rates, which begin or end at 0, the largest of each run are compared.
+    peaks = np.array([series.max() for series in values])
+    if kind == "Learning rate" and is_wide(peaks):
+        use_log_scale(axes, smallest=peaks.min() / 10, largest=peaks.max())
+
+
+def _sideways(axes: Axes, position: int, count: int) -> ScaledTranslation:
+    """Returns the shift of a run's markers, the `position`-th of `count`, all around their step."""
+    spacing = min(_SPACING, _WIDEST / max(count - 1, 1))
+    points = (position - (count - 1) / 2) * spacing
+    figure = axes.get_figure(root=True)
+    assert figure is not None  # Of axes that are drawn.
+    return ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
 
 
 def _train_loss(runs: Sequence[Run]) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax import storage
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.evals.classification import TOP
+from vit_jax.models.section import read_section, write_section
 from vit_jax.optim import train_loss_difference
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.telemetry.jsonlines import read_jsonl
@@ -25,7 +27,8 @@ class Run:
 
     Attributes:
       name: short, and different for each of the compared runs.
-      config: keys with dots and their values: {"optim.lr": 0.001}.
+      config: keys with dots and their values: {"optim.lr": 0.001}; those of the model are the
+        values that it has, also where the config leaves them to the variant.
       summary: run.json; {} of a run by release 0.1.0.
       metrics: lines of metrics.jsonl, at least one.
       timing: lines of timing.jsonl.
@@ -106,6 +109,8 @@ def read_runs(paths: Sequence[epath.PathLike]) -> list[Run]:
 
 def _read_run(workdir: epath.Path, name: str) -> Run:
     if not storage.exists(workdir / "metrics.jsonl"):
+        if runs := workdirs.runs_inside(workdir):
+            raise CheckpointError(f"{workdir} is not the work directory of a run. {runs}")
         missing = "holds no metrics.jsonl" if storage.exists(workdir) else "does not exist"
         raise CheckpointError(
             f"{workdir} {missing}: there are no training curves to compare. Give work directories "
@@ -124,9 +129,23 @@ def _read_run(workdir: epath.Path, name: str) -> Run:
         raise CheckpointError(f"{workdir}: the run has not logged a step yet.")
     has_timing = storage.exists(workdir / "timing.jsonl")
     timing = read_jsonl(workdir / "timing.jsonl") if has_timing else []
-    flat = workdirs.flatten(workdirs.comparable(config))
-    loss, classes = train_loss_difference(config), _num_classes(workdir)
-    return Run(name, flat, summary, metrics, timing, loss, classes)
+    classes = _num_classes(workdir)
+    flat = workdirs.flatten(workdirs.comparable(_with_resolved_model(config, classes)))
+    return Run(name, flat, summary, metrics, timing, train_loss_difference(config), classes)
+
+
+def _with_resolved_model(config: FrozenConfigDict, classes: int | None) -> ConfigDict:
+    """Returns a config whose model keys have the values of the model; else as it was recorded."""
+    resolved = ConfigDict(config)
+    if classes is None:
+        return resolved
+    try:
+        write_section(read_section(config.model, num_classes=classes), resolved.model)
+    except ConfigError:  # Such as a model of an older release.
+        return ConfigDict(config)
+    resolved.model.variant = config.model.variant  # By its own name.
+    resolved.model.num_classes = config.model.num_classes
+    return resolved
 
 
 def _num_classes(workdir: epath.Path) -> int | None:

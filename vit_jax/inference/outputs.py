@@ -108,10 +108,7 @@ class Writer(abc.ABC):
         if not storage.is_local(self._output):
             epath.Path(self._temporary).copy(self._output, overwrite=True)
             return
-        # mkstemp's files are for their owner alone.
-        mask = os.umask(0)
-        os.umask(mask)
-        self._temporary.chmod(0o666 & ~mask)
+        storage.apply_umask(self._temporary)
         self._temporary.replace(self._output)
 
     def _reported(self):

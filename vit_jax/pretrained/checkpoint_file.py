@@ -14,6 +14,7 @@ from vit_jax.pretrained.formats.base import CheckpointFiles
 from vit_jax.pretrained.formats.names import without_wrappers
 from vit_jax.pretrained.hub import resolve
 from vit_jax.pretrained.tensors import open_tensors
+from vit_jax.rundir import workdir as workdirs
 
 _LARGEST_JSON = 2**26  # Bytes; the class names of ImageNet-21k take two million.
 # Files of tensors in a folder: the first that exists is read. An index names the shards.
@@ -98,6 +99,8 @@ def _file_of(folder: pathlib.Path) -> pathlib.Path:
     files = _candidates(folder)
     if len(files) == 1 or (files and files[0].name in _FILES):
         return files[0]
+    if not files and (runs := workdirs.runs_inside(folder)):
+        raise CheckpointError(f"{folder} is not the work directory of a run. {runs}")
     if not files:
         raise CheckpointError(
             f"{folder} is not the work directory of a run, and holds no published checkpoint: none "

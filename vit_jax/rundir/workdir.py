@@ -11,6 +11,7 @@ failure.json     the error that ended the last start, until the run continues
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,8 @@ _OTHER_LENGTH = (
 # In bytes, far above what vit_jax writes: a work directory may come from an untrusted source.
 _LARGEST_CONFIG = 2**20
 _LARGEST_DATASET = 2**26
+# Of the entries of a folder that is no run itself.
+_MOST_SEARCHED, _MOST_NAMED = 100, 5
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
@@ -302,13 +305,26 @@ def read_config(workdir: epath.PathLike) -> FrozenConfigDict:
         return freeze(config_from_json(read_json(path, limit=_LARGEST_CONFIG)))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{workdir} is not the work directory of a run: it holds no {CONFIG}. Give the "
-            "--workdir that vit_jax.train wrote."
+            f"{workdir} is not the work directory of a run: it holds no {CONFIG}. "
+            + (runs_inside(workdir) or "Give the --workdir that `vit-jax train` wrote.")
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {storage.explain(error)}.") from error
     except ValueError as error:  # Includes ConfigError.
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def runs_inside(folder: epath.PathLike) -> str:
+    """Returns the end of an error about a folder that is no run: the runs in it; "" if none are."""
+    folder = epath.Path(folder)
+    try:
+        paths = [folder / name for name in storage.names(folder)[:_MOST_SEARCHED]]
+        runs = [os.fspath(path) for path in paths if storage.exists(path / DATASET)]
+    except OSError:
+        return ""
+    more = f" and {len(runs) - _MOST_NAMED} more" if len(runs) > _MOST_NAMED else ""
+    named = f"{folder} holds runs: {', '.join(runs[:_MOST_NAMED])}{more}. Name one of them."
+    return named if runs else ""
 
 
 _DATASET_KEYS = {

@@ -1,5 +1,6 @@
 """Lists the runs below a folder: their state, progress, and best and last evaluation."""
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -39,7 +40,8 @@ class RunState:
       best: its best value so far.
       best_step: the first step with that value.
       last: its last value.
-      changed: when a file of the run last changed, in ISO 8601 with the time zone.
+      changed: when the run itself last wrote a file (metrics, a checkpoint, an error), in ISO 8601
+        with the time zone; an evaluation of the run does not count. "": never.
       error: why it failed, stopped, is blocked or broken; "" if it did not or it is unknown.
     """
 
@@ -142,14 +144,16 @@ def _metric(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> di
 
 
 def _changed(workdir: pathlib.Path) -> str:
-    """Returns the time of the newest of the files that a run writes."""
+    """Returns the time of the run's last own progress; "" if it shows none.
+
+    The work directory itself and the files in it that an evaluation writes do not count.
+    """
     newest = 0.0
-    names = (*_MARKS, TIMING, workdirs.FAILURE, "")
-    for name in names:
-        try:
+    for name in (*_MARKS, TIMING, workdirs.FAILURE):
+        with contextlib.suppress(OSError):
             newest = max(newest, (workdir / name).stat().st_mtime)
-        except OSError:
-            continue
+    if not newest:
+        return ""
     return datetime.datetime.fromtimestamp(newest).astimezone().isoformat(timespec="seconds")
 
 

@@ -63,32 +63,38 @@ class Reasons:
           change_numerics: whether the user accepts other preprocessing and other numerics.
         """
         is_run = pretrained.format == RUN_FORMAT
+        sections = "\n".join(self._sections())
         if self.impossible:
-            reasons = _lines(self.impossible + self.preprocessing + self.approximate)
             train = "Train with the values named above, or use" if is_run else "Use"
             raise CheckpointError(
-                f"This model cannot be written in the format {to}:\n{reasons}\n"
+                f"This model cannot be written in the format {to}:\n{sections}\n"
                 f"{train} the format orbax, stablehlo or onnx."
             )
         if change_numerics or not self.preprocessing + self.approximate:
             return
-        parts = []
-        if self.preprocessing:
-            parts.append(f"In its preprocessing:\n{_lines(self.preprocessing)}")
-        if self.approximate:
-            parts.append(f"In its outputs for the same pixels:\n{_lines(self.approximate)}")
-        else:
-            parts.append("Its outputs for the same pixels are equal.")
-        set_values = (
-            ", or set the values named above in data.eval_transforms and model of the run"
+        only_way = (
+            " A finished run can be written in no other way; to avoid the differences, train a new "
+            "run with the values named above in data.eval_transforms and model."
             if is_run else ""
         )  # fmt: skip
         raise CheckpointError(
-            f"This model cannot be written in the format {to} without differences.\n"
-            + "\n".join(parts)
-            + "\nPass change_numerics=True (--change_numerics) to write it all the same"
-            + f"{set_values}."
+            f"This model cannot be written in the format {to} without differences.\n{sections}\n"
+            "Pass change_numerics=True (--change_numerics) to write it all the same, with these "
+            f"differences.{only_way}"
         )
+
+    def _sections(self) -> Iterator[str]:
+        """Yields all reasons and notes, by kind."""
+        if self.impossible:
+            yield _lines(self.impossible)
+        if self.preprocessing:
+            yield f"In its preprocessing:\n{_lines(self.preprocessing)}"
+        if self.approximate:
+            yield f"In its outputs for the same pixels:\n{_lines(self.approximate)}"
+        elif not self.impossible:
+            yield "Its outputs for the same pixels are equal."
+        if self.notes:
+            yield f"Notes, which alone prevent nothing:\n{_lines(self.notes)}"
 
 
 def _lines(reasons: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from vit_jax.errors import CheckpointError
+from vit_jax import storage
 from vit_jax.models import VitConfig
 from vit_jax.pretrained.exports.base import (
     ANYTHING,
@@ -103,6 +103,7 @@ def write(
     processor = {"siglip_vision_model": "Siglip"}.get(kind, "ViT")
     preprocessor, reasons = to_hf(pretrained.preprocess, processor=processor)
     reasons += compare(config, expressible, to="hf") + _classifier(pretrained, kind)
+    reasons += _gated_width(config, kind)
     reasons.check(pretrained, to="hf", change_numerics=change_numerics)
     params, config = with_learned_positions(pretrained.params, config)
     params, config = with_class_row(params, config)
@@ -122,6 +123,17 @@ def write(
 def problem_type(loss: str) -> str:
     """Returns the problem_type in config.json for the loss of a head."""
     return next(name for name, other in PROBLEM_TYPES.items() if other == loss)
+
+
+def _gated_width(config: VitConfig, kind: str) -> Reasons:
+    """Returns the reason why transformers has no MLP of this width."""
+    if not kind.startswith("dinov2") or _dinov2_ratio(config):
+        return Reasons()
+    reason = (
+        f"model.mlp_dim is {config.mlp_dim:,}; the gated MLP of transformers' DINOv2 cannot be so "
+        f"wide at a width of {config.width:,}"
+    )
+    return Reasons(impossible=(reason,))
 
 
 def _classifier(pretrained: Pretrained, kind: str) -> Reasons:
@@ -201,27 +213,28 @@ def _config(
 
 
 def _dinov2(config: VitConfig) -> dict[str, Any]:
-    """Returns the fields of DINOv2, which states the width of its MLP as a ratio.
-
-    A gated MLP has two thirds of that width, rounded up to a multiple of 8.
-    """
-    ratio = config.mlp_dim / config.width
-    if config.mlp == "swiglu":
-        ratio = next(
-            (r for r in (k / 8 for k in range(1, 129))
-             if (int(int(config.width * r) * 2 / 3) + 7) // 8 * 8 == config.mlp_dim), 0
-        )  # fmt: skip
-        if not ratio:
-            raise CheckpointError(
-                f"Format hf: DINOv2's gated MLP cannot be {config.mlp_dim:,} wide at a width of "
-                f"{config.width:,}."
-            )
+    """Returns the fields of DINOv2, which states the width of its MLP as a ratio."""
+    ratio = _dinov2_ratio(config)
     return {
         "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
         "use_swiglu_ffn": config.mlp == "swiglu",
         "layerscale_value": 1.0,
         "num_register_tokens": config.registers,
     }
+
+
+def _dinov2_ratio(config: VitConfig) -> float:
+    """Returns the ratio of DINOv2's MLP to its width; 0: it can have no such MLP.
+
+    A gated MLP has two thirds of the stated width, rounded up to a multiple of 8.
+    """
+    if config.mlp != "swiglu":
+        return config.mlp_dim / config.width
+    ratios = (k / 8 for k in range(1, 129))
+    return next(
+        (r for r in ratios
+         if (int(int(config.width * r) * 2 / 3) + 7) // 8 * 8 == config.mlp_dim), 0.0
+    )  # fmt: skip
 
 
 def write_shards(
@@ -234,16 +247,16 @@ def write_shards(
     for name, array in tensors:
         if sizes[-1] and sizes[-1] + array.nbytes > largest:
             written.append(list(shard))
-            save_file(shard, folder / f"part-{len(written)}", metadata={"format": "pt"})
+            _save(shard, folder / f"part-{len(written)}")
             shard = {}
             sizes.append(0)
         shard[name] = array
         sizes[-1] += array.nbytes
     if not written:
-        save_file(shard, folder / "model.safetensors", metadata={"format": "pt"})
+        _save(shard, folder / "model.safetensors")
         return
     written.append(list(shard))
-    save_file(shard, folder / f"part-{len(written)}", metadata={"format": "pt"})
+    _save(shard, folder / f"part-{len(written)}")
     weight_map = {}
     for k, tensor_names in enumerate(written, start=1):
         file = f"model-{k:05}-of-{len(written):05}.safetensors"
@@ -251,6 +264,11 @@ def write_shards(
         weight_map |= dict.fromkeys(tensor_names, file)
     index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
     _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _save(shard: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    save_file(shard, path, metadata={"format": "pt"})
+    storage.apply_umask(path)
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:

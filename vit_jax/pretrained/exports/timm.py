@@ -4,11 +4,11 @@ import json
 import pathlib
 from typing import Any
 
-from vit_jax.errors import CheckpointError
 from vit_jax.models import VitConfig
 from vit_jax.pretrained.exports.base import (
     ANYTHING,
     BOTH,
+    Reasons,
     Values,
     compare,
     export_tensors,
@@ -85,7 +85,7 @@ def write(
     architecture, expressible, arguments = _entry_point(config)
     expressible |= {"layer_scale": ANYTHING, "registers": expressible.get("registers", ANYTHING)}
     preprocessing, reasons = to_timm(pretrained.preprocess)
-    reasons += compare(config, expressible, to="timm")
+    reasons += compare(config, expressible, to="timm") + _rotary_base(config)
     reasons.check(pretrained, to="timm", change_numerics=change_numerics)
     folder.mkdir(parents=True, exist_ok=True)
     write_shards(export_tensors(params, config, _entries(config), dtype=dtype, to="timm"), folder)
@@ -129,11 +129,6 @@ def _entry_point(config: VitConfig) -> tuple[str, dict[str, Values], dict[str, A
     gelu = {"tanh": "gelu_tanh", "erf": "gelu"}[config.gelu]
     activation = "silu" if config.mlp in ("silu", "swiglu") else gelu
     if config.rope == "dinov3":
-        if config.rope_theta != 100:  # Also beside stored periods, which timm computes from it.
-            raise CheckpointError(
-                f"Format timm: its DINOv3 has the rotary base 100, this model "
-                f"{config.rope_theta:g}."
-            )
         arguments |= {"num_reg_tokens": config.registers, "use_fc_norm": pooled}
         size = "huge_plus" if config.mlp == "swiglu" else "small"
         expressible = _EVA | {
@@ -168,6 +163,16 @@ def _entry_point(config: VitConfig) -> tuple[str, dict[str, Values], dict[str, A
     if config.mlp == "swiglu":
         return "vit_giant_patch14_dinov2", expressible, arguments
     return _name(config, "vit_base_patch16_224"), expressible, arguments
+
+
+def _rotary_base(config: VitConfig) -> Reasons:
+    """Returns the reason why timm has no such rotary positions of DINOv3."""
+    # Also beside stored periods, which timm computes from it.
+    if config.rope != "dinov3" or config.rope_theta == 100:
+        return Reasons()
+    return Reasons(
+        impossible=(f"model.rope_theta is {config.rope_theta:g}; timm's DINOv3 has only 100",)
+    )
 
 
 def _name(config: VitConfig, default: str) -> str:

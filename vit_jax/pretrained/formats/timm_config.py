@@ -51,6 +51,26 @@ _ENTRY_POINTS: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_pe_.*_gigantic_.*", {"rope_grid_offset": 0.0, "ref_feat_shape": (32, 32)}),
     (r"vit_pe_core_.*", {"attn_pool_num_heads": 8}),
 )  # fmt: skip
+# Pattern of entry points' names -> number of heads, which no tensor shows; the last that matches
+# counts. Source: all entry points of the same files.
+_HEADS: tuple[tuple[str, int], ...] = (
+    (r"vit_(pwee|wee|dwee|dpwee|xsmall)_.*", 4),
+    (r"vit_d?little_.*", 5),
+    (r"(vit|deit|eva02)_tiny_.*|vit_pe_(core|spatial)_tiny_.*", 3),
+    (r"(vit|deit|deit3|eva02|flexivit)_small(_(?!resnet).*)?|vit_pe_(core|spatial)_small_.*", 6),
+    (r"(vit|deit3)_mediumd?_.*|aimv2_large_.*", 8),
+    (r"vit_betwixt_.*", 10),
+    (r"(vit|deit|deit3|eva02|flexivit|beit3)_base(_.*)?|vit_pe_(core|spatial)_base_.*", 12),
+    (r"aimv2_huge_.*", 12),
+    (r"vit_so150m2_.*", 13),
+    (r"vit_so150m_.*|vit_base_patch\d+_plus_.*", 14),
+    (r"(vit|deit3|eva|eva02|flexivit|beit3)_(large|huge|giant|enormous|gigantic)(_.*)?", 16),
+    (r"vit_(so400m|giantopt|intern300m)_.*|aimv2_1b_.*|vit_base_patch16_gap_224", 16),
+    (r"vit_pe_(core|lang|spatial)_(large|gigantic)_.*", 16),
+    (r"vit_huge_plus_.*", 20),
+    (r"vit_giant_.*(dinov2|tipsv2|lingbot|radio|sapiens2).*|aimv2_3b_.*", 24),
+    (r"vit_(5b|7b)_.*", 32),
+)
 # Entry points of the class Eva; the others are of VisionTransformer.
 _EVA = re.compile(r"eva_giant_.*|eva02_.*|vit_.*_(rope|dinov3|lingbot).*|vit_pe_.*")
 _LISTED = re.compile(r"(test_)?(vit|deit|deit3|eva|eva02|flexivit|beit3|aimv2)\d?_\w+")
@@ -84,6 +104,17 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 _POOLS = {"": "", "token": "token", "avg": "gap", "map": "map"}
 
 
+def is_listed(architecture: str) -> bool:
+    """Returns whether the arguments that an entry point sets itself are known."""
+    return _LISTED.fullmatch(architecture) is not None
+
+
+def heads(architecture: str) -> int | None:
+    """Returns the number of heads of an entry point's blocks; None if it is unknown."""
+    matches = [count for pattern, count in _HEADS if re.fullmatch(pattern, architecture)]
+    return matches[-1] if matches else None
+
+
 def arguments(config: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any]:
     """Returns the arguments of the entry point and of config.json; {} without an entry point.
 
@@ -95,12 +126,14 @@ def arguments(config: Mapping[str, Any], *, path: pathlib.Path) -> dict[str, Any
         return {}
     given = config.get("model_args") or {}
     args: dict[str, Any] = {
-        "is_listed": _LISTED.fullmatch(architecture) is not None,
+        "is_listed": is_listed(architecture),
         "is_eva": _EVA.fullmatch(architecture) is not None,
     }
     for pattern, defaults in _ENTRY_POINTS:
         if re.fullmatch(pattern, architecture):
             args |= defaults
+    if known := heads(architecture):
+        args["num_heads"] = known
     args |= {key: value for key, value in given.items() if key not in _TRAINING}
     if given.get("norm_layer"):  # A norm that is given by name has timm's default epsilon.
         args["ln_eps"] = 1e-6
