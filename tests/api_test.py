@@ -133,7 +133,7 @@ def test_a_wrong_name_is_answered_with_the_right_one(call, text, folder, monkeyp
 
 @pytest.mark.medium
 def test_a_checkpoint_takes_fields_that_leave_its_parameters(folder):
-    model = vit_jax.create(str(folder / "tiny-vit"), dropout=0.5)
+    model = vit_jax.create(folder / "tiny-vit", dropout=0.5)
     images = np.ones((1, 32, 32, 3), np.float32)
     np.testing.assert_array_equal(
         model(images)[0], vit_jax.load_pretrained(folder / "tiny-vit")(images)[0]
