@@ -343,7 +343,7 @@ PREDICT = {
     ),
     "features that exist": (
         "--checkpoint=run --output=new.csv --features=old.npz images",
-        "--features=old.npz exists: name another file or delete it.",
+        "--features=old.npz exists: name another file, or add --overwrite.",
     ),
 }
 

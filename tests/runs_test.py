@@ -240,11 +240,12 @@ def test_tables_of_others_that_cannot_be_read(tmp_path, content, message):
 
 
 def test_files_that_are_no_tables_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"absent\.csv cannot be read"):
+    with pytest.raises(DataError, match=r"absent\.csv does not exist"):
         read_runs(tmp_path / "absent.csv")
     (tmp_path / "x.parquet").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=r"x\.parquet cannot be read"):
         read_runs(tmp_path / "x.parquet")
+    (tmp_path / "x.json").write_text("[]")
     with pytest.raises(DataError, match=r"must be a .parquet or a .csv file"):
         read_runs(tmp_path / "x.json")
     with pytest.raises(ConfigError, match="cannot be written"):
