@@ -129,6 +129,7 @@ def usage(command: Command, values: flags.FlagValues) -> str:
     lines = [inspect.cleandoc(command.description or ""), "", "Flags:"]
     for flag in sorted(values._flags().values(), key=lambda flag: flag.name):
         default = "" if flag.default in (None, "", [], False) else f" (default: {flag.default})"
+        default = " (required)" if flag.name in command.required else default
         name = flag.name if flag.boolean else f"{flag.name}=..."
         text, repeated, _ = str(flag.help).partition(";\n")
         lines.append(f"  --{name}: {text}{' May be repeated.' if repeated else ''}{default}")

@@ -31,6 +31,7 @@ from absl import flags
 from vit_jax import cli, storage
 from vit_jax.errors import ConfigError
 from vit_jax.scaling.columns import COLUMNS
+from vit_jax.scaling.question import AUTO, NAMES
 
 
 def parse_numbers(flag: str, texts: Sequence[str]) -> tuple[float, ...]:
@@ -55,7 +56,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "out", None, "Folder of the results; created if missing.", flag_values=values
     )
-    flags.DEFINE_string("law", "auto", "One of the laws above.", flag_values=values)
+    flags.DEFINE_enum("law", AUTO, NAMES, "One of the laws above.", flag_values=values)
     flags.DEFINE_string(
         "y",
         "error",

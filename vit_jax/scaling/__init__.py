@@ -9,6 +9,7 @@ laws             the laws, with their papers' parameters, each a table of terms
 method           how a law is fitted: loss, bounds, initial values
 varpro           initial values of a fit, by variable projection
 solver           thousands of small robust fits at once, in float64, within bounds
+rows             the rows of a fit: checked, in logs
 fitting          fits a law to runs; reports how well its parameters are determined
 profile          profile likelihood
 intervals        profile intervals of parameters, predictions and optima

@@ -10,11 +10,12 @@ from jaxtyping import Bool, Float, Shaped
 from vit_jax.errors import DataError
 from vit_jax.scaling import isoflop as isoflops
 from vit_jax.scaling import selection
-from vit_jax.scaling.fitting import Fit, TooFewRows, fit
+from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.pareto import pareto
 from vit_jax.scaling.profile import degrees_of_freedom
-from vit_jax.scaling.query import Group, Table
+from vit_jax.scaling.query import Group, Table, label
 from vit_jax.scaling.question import AUTO, ISOFLOP, Question
+from vit_jax.scaling.rows import TooFewRows
 from vit_jax.scaling.table import column
 
 
@@ -83,8 +84,8 @@ class Answer:
 
     @property
     def name(self) -> str:
-        """Returns the grouping values for legends; an empty one is shown as two quotes."""
-        return ", ".join(value or '""' for value in self.data.group.values())
+        """Returns the name of the group in legends and comparisons."""
+        return label(self.data.group)
 
 
 def group_data(

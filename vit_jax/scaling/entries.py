@@ -62,32 +62,17 @@ def entry_of(
         "params": params,
         "method": _method(answer, question),
         "diagnostics": _diagnostics(law),
-        "held_out": {
-            name: {
-                "rmse_log": found.mean,
-                "origins": len(found.cuts),
-                "cuts": list(found.cuts),
-                "rmse_log_each": list(found.errors),
-                "residuals_curved": bool(answer.choice and name in answer.choice.curved),
-            }
-            for name, found in answer.held_out.items()
-        },
+        "held_out": _held_out(answer),
         "test": None,
         "extrapolation": None,
         "growth": growth,
         "doubt": _doubt(answer, grades),
-        "notes": [_skipped(answer, name, why) for name, why in answer.skipped.items()],
+        "notes": _notes(answer),
         "tables": {},
     }
     if answer.valleys is not None:
         _add_valleys(entry, answer, question)
         return entry | {"rows": _rows(answer, [])}
-    if answer.choice is not None and answer.choice.best == "average":
-        entry["notes"].append(
-            "All laws have curved residuals, and the average of those that level off had a smaller "
-            "held-out error than the best law. The average predicts the rows held back, if any; "
-            f"parameters, interval and curve are those of the best law, {law.law.name}."
-        )
     how = {"level": question.level, "clusters": clusters}
     judge = how | {"significance": significance, "doubt": doubt_beyond(entry)}
     _add_test(entry, answer, judge)
@@ -121,11 +106,41 @@ def _doubt(answer: Answer, grades: Mapping[str, str]) -> str:
     return ""
 
 
-def _skipped(answer: Answer, name: str, why: str) -> str:
-    """Returns a note of a law without a test on held-out larger scales."""
-    if answer.choice is None:
-        return f"{name} was not tested on held-out larger scales, since {why}."
-    return f"{name} was not a candidate, since {why}."
+def _notes(answer: Answer) -> list[str]:
+    """Returns notes on the choice of the law: which laws were not tested, and on an average."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in answer.skipped.items():
+        by_reason.setdefault(why, []).append(name)
+    notes = []
+    for why, names in by_reason.items():
+        sizes = [f"{name} ({len(laws.law(name).table)} parameters)" for name in names]
+        *others, last = sizes
+        subject = f"{', '.join(others)} and {last} were" if others else f"{last} was"
+        role = "tested on held-out larger scales"
+        if answer.choice is not None:
+            role = "candidates" if others else "a candidate"
+        notes.append(f"{subject} not {role}, since {why}.")
+    if answer.choice is not None and answer.choice.best == "average":
+        notes.append(
+            "All laws have curved residuals, and the average of those that level off had a smaller "
+            "held-out error than the best law. The average predicts the rows held back, if any; "
+            f"parameters, interval and curve are those of the best law, {answer.choice.law}."
+        )
+    return notes
+
+
+def _held_out(answer: Answer) -> Json:
+    """Returns the errors of each law on held-out larger scales."""
+    return {
+        name: {
+            "rmse_log": found.mean,
+            "origins": len(found.cuts),
+            "cuts": list(found.cuts),
+            "rmse_log_each": list(found.errors),
+            "residuals_curved": bool(answer.choice and name in answer.choice.curved),
+        }
+        for name, found in answer.held_out.items()
+    }
 
 
 def _rows(answer: Answer, predicted: Sequence[str]) -> list[Json]:

@@ -16,20 +16,16 @@ from jaxtyping import Bool, Float, Int
 
 from vit_jax.errors import DataError
 from vit_jax.scaling import varpro
-from vit_jax.scaling.laws import LAWS, Law, log_inputs
+from vit_jax.scaling.laws import Law
 from vit_jax.scaling.laws import law as law_by_name
 from vit_jax.scaling.method import DEFAULT, Method, theta_bounds
-from vit_jax.scaling.pareto import pareto
+from vit_jax.scaling.rows import FitData, check_rows
 from vit_jax.scaling.solver import Problem, Solution, parameters_of, slopes_of, solve
 
 _STARTS, _FINALISTS = 12, 4  # Initial values, and how many of them are fitted to convergence.
 # Huber's constant for 95% of the efficiency of least squares under normal noise.
 _HUBER = 1.345
 _LEAST_DELTA = 1e-3  # The delta of Hoffmann et al.; a lower bound for exact data.
-
-
-class TooFewRows(DataError):
-    """The rows are fewer than a law needs: more of them help, and so does a smaller law."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,7 +123,7 @@ def fit(
     """
     law = law_by_name(law) if isinstance(law, str) else law
     method.check(law)
-    data = _check_rows(law, inputs, y, weights, fixed=len(method.fixed))
+    data = check_rows(law, inputs, y, weights, fixed=len(method.fixed))
     low, high = theta_bounds(law, data.y, data.scales, method)
     solution, delta = _search(law, data, (low, high), method=method, pad_to=pad_to)
     best = int(np.argmin(np.nan_to_num(solution.loss, nan=np.inf)))
@@ -228,94 +224,9 @@ def refits(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Data:
-    """The rows to fit: their indices among the given rows, logs of inputs, errors, weights."""
-
-    rows: Int[np.ndarray, "n"]
-    logs: Float[np.ndarray, "inputs n"]
-    y: Float[np.ndarray, "n"]
-    weights: Float[np.ndarray, "n"]
-    scales: Float[np.ndarray, "inputs"]
-
-    @property
-    def scaled(self) -> Float[np.ndarray, "inputs n"]:
-        """Returns the logs of the scaled inputs."""
-        return self.logs - self.scales[:, None]
-
-    def inputs(self, law: Law) -> dict[str, Float[np.ndarray, "n"]]:
-        """Returns the inputs by role."""
-        return {role: np.exp(x) for role, x in zip(law.inputs, self.logs, strict=True)}
-
-
-def advice_to_add(law: Law, what: str) -> str:
-    """Returns the advice to add rows, or to fit a smaller law if there is one of these inputs."""
-    sizes = [len(other.table) for other in LAWS.values() if other.inputs == law.inputs]
-    return (
-        f"Fit a law with fewer parameters, or add {what}."
-        if (min(sizes, default=0) < len(law.table))
-        else f"Add {what}."
-    )
-
-
-def _check_rows(law, inputs, y, weights, *, fixed):
-    logs = np.stack(log_inputs(law, inputs))
-    y = np.asarray(y, np.float64)
-    weights = np.ones_like(y) if weights is None else np.asarray(weights, np.float64)
-    if logs.ndim != 2 or y.shape != logs.shape[1:] or weights.shape != y.shape:
-        raise DataError(
-            f"The law {law.name} needs columns of one length: {', '.join(law.inputs)} have "
-            f"{logs.shape[1:]}, y {y.shape}, weights {weights.shape}."
-        )
-    bad = ~(np.isfinite(y) & (y > 0))
-    if bad.any():
-        raise DataError(
-            f"y must be positive and finite, since its logs are fitted, but {bad.sum()} of "
-            f"{y.size} rows are not, such as {y[bad][0]}: drop them, or use an error, not a score."
-        )
-    if not (np.isfinite(weights) & (weights >= 0)).all():
-        raise DataError("Weights must be finite and at least 0.")
-    keep = weights > 0
-    if law.pareto:
-        keep &= pareto(np.exp(logs[0]), np.where(keep, y, np.inf))
-    (rows,) = np.nonzero(keep)
-    logs, y, weights = logs[:, rows], y[rows], weights[rows]
-    what = "rows on the Pareto frontier" if law.pareto else "rows"
-    need = len(law.table) - fixed + 1
-    if len(y) < need:
-        raise TooFewRows(
-            f"The law {law.name} has {need - 1} {'free ' if fixed else ''}parameters: it needs at "
-            f"least {need} {what}, and there are {len(y)}. {advice_to_add(law, 'runs')}"
-        )
-    for role, values in zip(law.inputs, logs, strict=True):
-        if np.ptp(values) < 1e-9:
-            raise DataError(
-                f"The input {role} is {math.exp(values[0]):g} in all rows, so the dependence of y "
-                "on it cannot be fitted. Add runs with other values."
-            )
-    if np.ptp(np.log(y)) < 1e-9:
-        raise DataError(
-            f"y is {y[0]:g} in all {what}, so its dependence on {' and '.join(law.inputs)} cannot "
-            "be fitted. Exclude runs at chance level, or add runs with other results."
-        )
-    distinct = len(np.unique(logs.round(9), axis=1).T)
-    if distinct < need - 1:
-        raise TooFewRows(
-            f"The law {law.name} has {need - 1} parameters, but the rows have only {distinct} "
-            f"different {' and '.join(law.inputs)}. {advice_to_add(law, 'sizes')}"
-        )
-    return _Data(rows, logs, y, weights, _scales(law, logs))
-
-
-def _scales(law: Law, logs: Float[np.ndarray, "inputs n"]) -> Float[np.ndarray, "inputs"]:
-    # u has the scale of d: the law depends on d / u, how often each example is seen.
-    roles = ["d" if role == "u" else role for role in law.inputs]
-    return np.array([logs[law.inputs.index(role)].mean() for role in roles])
-
-
 def _search(
     law: Law,
-    data: _Data,
+    data: FitData,
     bounds: tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]],
     *,
     method: Method,

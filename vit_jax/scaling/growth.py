@@ -3,14 +3,15 @@
 import dataclasses
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from vit_jax.scaling import laws
 from vit_jax.scaling.answer import Answer
-from vit_jax.scaling.intervals import Interval
+from vit_jax.scaling.intervals import parameter_intervals
 from vit_jax.scaling.question import Question
 from vit_jax.scaling.selection import grows, scale_of
 
+_LEVEL = 0.99  # Of the exponent's interval: one flat y in 200 seems to grow.
 # "top1", "test/top5", "val_accuracy", "Top-1 accuracy (%)", but not "error_top1".
 _ACCURACY = re.compile(
     r"(?!.*(?:err|loss))(?:.*[/_. -])?(?:top[-_ ]?[15]|acc|accuracy)[\s(\[%)\]]*", re.IGNORECASE
@@ -43,7 +44,6 @@ class Growth:
 
 def growth(
     answers: Sequence[Answer],
-    intervals: Sequence[Mapping[str, Interval]],
     question: Question,
     *,
     is_computed: bool,
@@ -55,12 +55,11 @@ def growth(
 
     Args:
       answers: the groups' rows and laws.
-      intervals: the intervals of each law's parameters; {} without a law.
       question: the question.
       is_computed: whether y is an expression of columns: then its name says nothing, and no
         expression for the error is proposed.
     """
-    growing = [_grows(*pair) for pair in zip(answers, intervals, strict=True)]
+    growing = [_grows(answer) for answer in answers]
     count = sum(growing)
     is_named = not is_computed and _ACCURACY.fullmatch(question.y.strip()) is not None
     if not count and not is_named:
@@ -76,16 +75,23 @@ def growth(
     return Growth(reason, advice, tuple(in_all or grown for grown in growing))
 
 
-def _grows(answer: Answer, intervals: Mapping[str, Interval]) -> bool:
+def _grows(answer: Answer) -> bool:
     """Tests the ranks of the rows that are not held back, and the exponent of a power law.
 
-    Of the laws only power can grow. The law of IsoFLOP minima is of the best x, not of y.
+    Of the laws only power can grow. The law of IsoFLOP minima is of the best x, not of y. The
+    interval of the exponent has its own level: at the 90% of a report, one in twenty flat y would
+    seem to grow.
     """
     inputs, y = answer.data.select(~answer.data.held_back)
     if grows(scale_of(inputs), y):
         return True
-    is_power = answer.law is not None and answer.law.law is laws.POWER and answer.valleys is None
-    return is_power and intervals["c"].low > 0
+    law = answer.law
+    if law is None or law.law is not laws.POWER or answer.valleys is not None:
+        return False
+    if law.params["c"] <= 0:  # So is the lower end.
+        return False
+    found = parameter_intervals(law, level=_LEVEL, clusters=answer.data.clusters)
+    return found["c"].low > 0
 
 
 def _advice(answers: Sequence[Answer], question: Question, *, is_computed: bool) -> str:

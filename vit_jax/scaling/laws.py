@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -359,7 +357,9 @@ def _log_predict_m4(p: Parameters, s: Parameters, xp: ModuleType) -> Any:
         low = high - fixed_v  # log_sigmoid(-v)
         return fixed_v - (high - a * low - z) / (1.0 - share + fixed_a * share)
 
-    if xp is jnp:
+    if xp is not np:  # Imported here, so that the names of laws are known without JAX.
+        import jax
+
         v, fixed_a, fixed_z = jax.lax.stop_gradient((v, a, z))
         v = jax.lax.fori_loop(0, 12, lambda _, v: step(v, fixed_a, fixed_a, fixed_z), v)
         v = step(jax.lax.stop_gradient(v), fixed_a, a, z)

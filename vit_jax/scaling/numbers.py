@@ -6,13 +6,15 @@ from typing import Any
 
 
 def number(value: Any) -> str:
-    """Formats a number with four digits; a dash for None, other values as text.
+    """Formats a number with four digits; a dash for None, yes or no for a bool; others as text.
 
     Whole numbers below a million, also as floats, have all their digits.
     """
     if value is None:
         return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
         return str(value)
     if not math.isfinite(value):
         return "∞" if value > 0 else "-∞"

@@ -10,6 +10,7 @@ from typing import Any
 
 from vit_jax.scaling import report
 from vit_jax.scaling.numbers import number
+from vit_jax.scaling.query import label
 from vit_jax.scaling.report import Result
 
 _MOST_ROWS = 500  # Rows that are listed; the CSV has all.
@@ -68,12 +69,14 @@ _TERMS = {
     ".1, and an interval within a factor of 3), weakly (below .5), no (otherwise, and if the "
     "interval is unbounded or reaches 0), at its bound (the best value is an end of the allowed "
     "range), or fixed.",
-    "rmse_log": "Root mean square of log prediction minus log y: .05 is a typical error of 5%.",
-    "condition": "Condition number of the fit. Above 1,000 the parameters can replace each other.",
-    "starts_agreeing": "Share of the searches, from different starts, that ended at this law.",
-    "p_lack_of_fit": "Probability of residuals as curved as these, or more, if the law has the "
-    "right form. A law is refused beyond the runs below a threshold with which at most 1 in 100 "
-    "tables of runs that follow their laws has one refused.",
+    "RMSE of logs": "Root mean square of log prediction minus log y: .05 is a typical error of 5%.",
+    "condition number": "That of the fit's Jacobian. Above 1,000 the parameters can replace "
+    "each other.",
+    "converged": "Whether the search ended at a minimum of the loss.",
+    "agreeing starts": "Share of the searches, from different starts, that ended at this law.",
+    "p-value (lack of fit)": "Probability of residuals as curved as these, or more, if the law "
+    "has the right form. A law is refused beyond the runs below a threshold with which at most 1 "
+    "in 100 tables of runs that follow their laws has one refused.",
     "held-out larger scales (rolling origin)": "The law is fitted to the smaller runs and predicts "
     "the next larger ones, several times: the error to expect of an extrapolation of one step.",
     "refused": "The interval spans more than a factor of 3, the residuals are curved, or the point "
@@ -168,7 +171,7 @@ def _rows(result: Result) -> list[str]:
     ]
     params = [["group", "law", "parameter", "estimate", "low", "high", "identified"]]
     for entry in result["groups"]:
-        group = ", ".join(entry["group"].values())
+        group = label(entry["group"])
         for name, value in entry.get("params", {}).items():
             ends = [value[key] for key in ("estimate", "low", "high")]
             params.append([group, entry["law"], name, *ends, value["identified"]])

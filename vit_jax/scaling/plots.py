@@ -4,6 +4,7 @@ Each function draws one figure; `vit_jax.analysis.figures.save` writes it as PNG
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Sequence
 
 import matplotlib
@@ -29,6 +30,7 @@ from vit_jax.analysis.figures import (
 from vit_jax.scaling.intervals import Band
 
 _SIZE = (3.9, 3.3)  # Inches, so small that text is legible on a page as narrow as a phone.
+_TITLE = 32  # Characters of a title in a line: those of contours are narrow.
 _COLUMN = 20  # Characters of a legend's entry of which two fit side by side.
 _POINTS = {"markersize": 4.5, "linestyle": "none"}
 _GRID = {"color": "#E6E6E6", "linewidth": 0.8}
@@ -75,8 +77,8 @@ def law_figure(
         limits = min(map(np.min, values)) / 1.15, max(map(np.max, values)) * 1.15
         axes.set_ylim(*limits)
         _few_ticks(axes.yaxis, *limits)
-        if axes.collections:  # One entry stands for the intervals of all groups.
-            axes.collections[0].set_label(f"{level * 100:.6g}% interval")
+        if axes.collections:  # The last entry stands for the intervals of all groups.
+            axes.collections[-1].set_label(f"{level * 100:.6g}% interval")
         _legend_below(figure)
     return figure
 
@@ -292,6 +294,7 @@ def colours(count: int) -> list[str]:
 
 
 def _log_axes(axes: Axes, *, x_label: str, y_label: str, title: str) -> None:
+    title = textwrap.fill(title, _TITLE)
     axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(which="major", **_GRID)
     for axis in (axes.xaxis, axes.yaxis):

@@ -14,8 +14,9 @@ from jaxtyping import Float, Shaped
 from scipy import special
 
 from vit_jax.errors import DataError
-from vit_jax.scaling.fitting import Fit, TooFewRows, advice_to_add
+from vit_jax.scaling.fitting import Fit
 from vit_jax.scaling.laws import Law
+from vit_jax.scaling.rows import TooFewRows, advice_to_add
 from vit_jax.scaling.solver import Goal, Problem, padded_size, parameters_of, solve
 
 FAR = 12.0  # In logs: ends beyond a factor of 160,000 count as infinite.
@@ -155,7 +156,8 @@ def degrees_of_freedom(fit: Fit, clusters: Shaped[np.ndarray, "n"] | None) -> in
         raise TooFewRows(
             f"{groups} clusters are too few for intervals of the {fit.free_parameters} parameters "
             f"of {fit.law.name}: there must be more clusters than parameters. "
-            f"{advice_to_add(fit.law, 'runs')}"
+            f"{advice_to_add(fit.law, 'runs')}",
+            available=f"{groups} clusters",
         )
     return groups - fit.free_parameters
 

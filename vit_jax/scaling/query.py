@@ -49,6 +49,25 @@ class Group:
     rows: Int[np.ndarray, "n"]
 
 
+def label(group: Mapping[str, str]) -> str:
+    """Returns a short name of a group: its values, with the column where a value says too little.
+
+    That is a number or a boolean: "vit-8k", but "model.width=16". Empty text is two quotes.
+    """
+    return ", ".join(
+        f"{name}={value}" if _needs_column(value) else value or '""'
+        for name, value in group.items()
+    )
+
+
+def _needs_column(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return value in ("True", "False")
+    return True
+
+
 def matches(table: Table, condition: str) -> Bool[np.ndarray, "n"]:
     """Returns which rows fulfil a condition.
 

@@ -8,6 +8,17 @@ from vit_jax.scaling.numbers import interval, number
 CROSSINGS = "Crossings of the groups"
 GROWN = "The centre's shape for ten times the compute (SoViT's joint update)"
 
+# The diagnostics of `fit.json` in words.
+DIAGNOSTICS = {
+    "rows": "fitted rows",
+    "rmse_log": "RMSE of logs",
+    "condition": "condition number",
+    "converged": "converged",
+    "starts_agreeing": "agreeing starts",
+    "p_lack_of_fit": "p-value (lack of fit)",
+    "flops_per_param_and_example": "FLOPs per parameter and example",
+}
+
 Result = Mapping[str, Any]
 
 
@@ -27,8 +38,18 @@ def text(result: Result) -> str:
 
 
 def reserved(summary: Result) -> list[Result]:
-    """Returns the summaries of the groups whose laws cannot be used without reservation."""
-    return [group for group in summary["groups"] if group["trust"] != "yes"]
+    """Returns the summaries of the groups whose laws cannot be used without reservation.
+
+    Groups of the same trust for the same reason are one summary, with all names.
+    """
+    names: dict[tuple[str, str], list[str]] = {}
+    for group in summary["groups"]:
+        if group["trust"] != "yes":
+            names.setdefault((group["trust"], group["why"]), []).append(group["name"])
+    return [
+        {"name": ", ".join(alike), "trust": trust, "why": why}
+        for (trust, why), alike in names.items()
+    ]
 
 
 def _group_text(entry: Result, *, level: float) -> list[str]:
@@ -99,8 +120,12 @@ def param_rows(entry: Result, level: float) -> list[list[str]]:
 def diagnostic_rows(entry: Result) -> list[list[str]]:
     """Returns how well the law fits, as a row under its heads."""
     diagnostics = entry["diagnostics"]
-    keys = [key for key, value in diagnostics.items() if not isinstance(value, list | dict)]
-    return [keys, [number(diagnostics[key]) for key in keys]]
+    values = {name: diagnostics[key] for key, name in DIAGNOSTICS.items() if key in diagnostics}
+    values["agreeing starts"] = f"{values['agreeing starts']:.0%}"
+    return [
+        [*values],
+        [value if isinstance(value, str) else number(value) for value in values.values()],
+    ]
 
 
 def held_out_rows(entry: Result) -> list[list[str]]:

@@ -21,6 +21,7 @@ from vit_jax.scaling.goodness_of_fit import LEVEL, form_p_value
 from vit_jax.scaling.laws import FRONTIER, SHIFTED, Law
 from vit_jax.scaling.laws import law as law_by_name
 from vit_jax.scaling.method import DEFAULT, Method
+from vit_jax.scaling.rows import TooFewRows
 from vit_jax.scaling.solver import padded_size
 
 CANDIDATES = ("power", "power_floor", "m3", "m4", "frontier", "bnsl")
@@ -237,9 +238,12 @@ def rolling_origin(
 
 def _too_few(step: float, error: DataError) -> str:
     """Returns why a law could not be fitted to the runs below the first cut, as a clause."""
+    share = f"up to 1/{step:.3g} of the largest scale"
+    if isinstance(error, TooFewRows):  # The same words for all laws: a report says them once.
+        return f"there are only {error.available} {share}, too few for a fit"
     cause = str(error).partition(". ")[0].rstrip(".")
     cause = cause[:1].lower() + cause[1:]
-    return f"the runs up to 1/{step:.3g} of the largest scale are not enough to fit it ({cause})"
+    return f"the runs {share} are not enough for a fit ({cause})"
 
 
 def scale_of(inputs: Mapping[str, Float[np.ndarray, "n"]]) -> Float[np.ndarray, "n"]:

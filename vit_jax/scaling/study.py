@@ -161,7 +161,7 @@ def study(table: Table, question: Question, *, runs: str) -> Study:
     level_of_fit = significance(len(parts))
     answers = tuple(answer(data, question, significance=level_of_fit) for data in parts)
     intervals = [intervals_of(answer, question) for answer in answers]
-    growing = growth(answers, intervals, question, is_computed=question.y not in original_columns)
+    growing = growth(answers, question, is_computed=question.y not in original_columns)
     warning = [growing.warning] if growing else []
     if all(answer.law is None for answer in answers):
         errors: dict[str, list[str]] = {}
