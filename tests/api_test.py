@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+import inspect
 import os
 import pathlib
 import re
@@ -72,6 +73,14 @@ def test_the_example_runs(name, folder, monkeypatch):
     assert not runner.failures, "".join(report)
 
 
+def test_a_config_is_printed_with_the_meaning_of_each_key():
+    config = vit_jax.load_config("quickstart", {"batch_size": 7})
+    lines = vit_jax.config.format_config(config).splitlines()
+    assert lines[0].startswith("batch_size = 7  # Examples per optimizer update")
+    (decode, *_), text = config.data.eval_transforms, "\n".join(lines)
+    assert f"data.eval_transforms = ({dict(decode)}, " in text and "immutabledict" not in text
+
+
 def test_images_and_parameters_that_do_not_fit_are_named():
     model = vit_jax.create("mu/16", image_size=32, num_classes=2)
     for shape, text in {
@@ -102,6 +111,11 @@ def test_images_and_parameters_that_do_not_fit_are_named():
     ("call", "text"),
     [
         (lambda: vit_jax.create("b/16"), 'Did you mean "B/16"? Other sizes near it: s/16'),
+        (
+            # Without the tests' checks of types, which refuse a list before.
+            lambda: inspect.unwrap(vit_jax.load_config)("quickstart", ["total_epochs=3"]),
+            'write a dict of keys and values, such as {"total_epochs": 3}',
+        ),
         (lambda: vit_jax.create("B16"), 'Did you mean "B/16"? list_models() lists all sizes.'),
         (
             lambda: vit_jax.create("mu/16", drop=0.1),
@@ -119,7 +133,7 @@ def test_a_wrong_name_is_answered_with_the_right_one(call, text, folder, monkeyp
 
 @pytest.mark.medium
 def test_a_checkpoint_takes_fields_that_leave_its_parameters(folder):
-    model = vit_jax.create(str(folder / "tiny-vit"), dropout=0.5)
+    model = vit_jax.create(folder / "tiny-vit", dropout=0.5)
     images = np.ones((1, 32, 32, 3), np.float32)
     np.testing.assert_array_equal(
         model(images)[0], vit_jax.load_pretrained(folder / "tiny-vit")(images)[0]

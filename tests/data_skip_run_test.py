@@ -104,6 +104,7 @@ def test_a_run_skips_names_and_counts_them(folder, whole):
         skipped = [entry for entry in expected if entry[:2] == (line["step"], "train")]
         assert line["train/skipped"] == len(skipped)
     assert [line["test/count"] for line in lines if "test/count" in line] == [11, 11]
+    assert "train: up to 48 images" in out
     assert f"Skipped: 4 bad examples, {len(expected)} times in all: see {workdir}" in out
 
 
@@ -223,8 +224,10 @@ def test_an_evaluation_skips_bad_examples_and_shows_the_others(folder, whole, ca
     write(evaluation)
     assert evaluation.count == 11 and evaluation.report.confusion.sum() == 11
     assert "not read 1 example, not counted" in table(evaluation)
-    assert [place for place in evaluation.bad if place.endswith("flower/002.webp")]
-    assert [r.getMessage() for r in caplog.records if "flower/002.webp" in r.getMessage()]
+    (location,) = evaluation.bad
+    assert location.endswith("flower/002.webp")
+    messages = [record.getMessage() for record in caplog.records]
+    assert [m for m in messages if m.startswith(f"{location}: it is not counted: ")]
     # The samples are the good examples, in order, each with its label.
     test = ImageFolder(folder, split="test")
     good = [i for i in range(12) if not test.describe(i).endswith("flower/002.webp")]

@@ -188,7 +188,9 @@ def test_features_of_a_model_without_a_head(images, tmp_path):
     text = table(evaluation)
     assert '25-shot regression: not measured, the class "flower" has 16 training examples' in text
     best = max(evaluation.results.values(), key=lambda result: result.report.top1)
-    assert evaluation.shown is best and f"least accurate classes ({best.description})" in text
+    assert evaluation.shown is best and evaluation.report is best.report
+    assert evaluation.top1 == best.report.top1
+    assert f"least accurate classes ({best.description})" in text
     content = json.loads((write(evaluation, tmp_path / "out") / "evaluation.json").read_text())
     assert content["knn"]["k"] == 20 and len(content["fewshot"]["top1"]["5"]) == 3
     # The least that can be asked of random features of three photographs.
@@ -221,6 +223,16 @@ def test_a_run_on_other_data(plain_run, images):
     assert evaluation.settings["image_size"] == [8, 8]
 
 
+def test_a_run_in_memory_is_evaluated_on_the_images_that_it_held_out(plain_run):
+    """Not on all images of the data: it was trained on the others."""
+    of_path, model = evaluate(plain_run), load_pretrained(plain_run)
+    for evaluation in (evaluate(model), evaluate(model, "digits")):
+        assert evaluation.measured.source.fingerprint == of_path.measured.source.fingerprint
+        assert (evaluation.count, evaluation.top1) == (50, of_path.top1)
+        # Its parameters may have changed since, so its results do not replace those of the run.
+        assert plain_run not in evaluation.folder.parents
+
+
 @pytest.mark.slow  # It trains.
 def test_a_run_whose_test_images_have_changed_says_so(tmp_path, images):
     shutil.copytree(images, tmp_path / "images")
@@ -230,11 +242,17 @@ def test_a_run_whose_test_images_have_changed_says_so(tmp_path, images):
         evaluate(tmp_path / "run"),
         evaluate(tmp_path / "run", tmp_path / "images"),
     )
+    in_memory = load_pretrained(tmp_path / "run")
     assert by_workdir.report.count == by_data.report.count == 12
+    assert evaluate(in_memory, tmp_path / "images").report.count == 12
     assert len(by_workdir.notes) == len(by_data.notes) == 1
     for path in list((tmp_path / "images" / "flower").iterdir()):
         shutil.copy(path, path.with_stem(f"again-{path.stem}"))
-    for evaluation in (evaluate(tmp_path / "run"), evaluate(tmp_path / "run", tmp_path / "images")):
+    for evaluation in (
+        evaluate(tmp_path / "run"),
+        evaluate(tmp_path / "run", tmp_path / "images"),
+        evaluate(in_memory, tmp_path / "images"),
+    ):
         assert "test is 16 of its 80 images" in evaluation.notes[-2]
         assert "may have been trained on some" in evaluation.notes[-1]
 
@@ -254,7 +272,7 @@ def test_mistakes_of_the_command(checkpoint, images, tmp_path):
         ("--data=images",): "--checkpoint=... (or --workdir=... of a run) is missing",
         (f"--checkpoint={checkpoint}",): "the data to evaluate on are unknown",
         (f"--checkpoint={checkpoint}", "--data=./nowhere"): "./nowhere does not exist",
-        (f"--checkpoint={checkpoint}", f"--data={images}", "--split=val"): (
+        (f"--checkpoint={checkpoint}", f"--data={images}", "--split=val", "--out=a/b"): (
             'no split "val". Did you mean "test"?'
         ),
         (f"--checkpoint={checkpoint}", "--workdir=x"): "exclude each other",
@@ -263,6 +281,7 @@ def test_mistakes_of_the_command(checkpoint, images, tmp_path):
     for flags, message in mistakes.items():
         result = call("evaluate", *flags, cwd=tmp_path)
         assert result.code == 2 and message in result.err, (flags, result.err)
+    assert not list(tmp_path.iterdir())  # A folder is made when there are results.
 
 
 def test_parameters_are_on_all_devices(checkpoint, images):

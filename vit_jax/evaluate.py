@@ -73,7 +73,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     out = storage.as_path(values.out, name="--out") if values.out else None
     if out is not None:  # Not after hours of evaluation.
         with storage.reported(ConfigError, f"--out={out} cannot be made"):
-            storage.make_folder(out)
+            storage.check_folder(out)
     processes.start()
     with ProgressBar() as progress:
         evaluation = evaluate(

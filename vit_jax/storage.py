@@ -19,6 +19,7 @@ import logging
 import os
 import pathlib
 import re
+import stat
 import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -156,10 +157,36 @@ def make_folder(folder: epath.PathLike) -> None:
     with _os_errors(folder):
         if is_local(folder):
             os.makedirs(folder, exist_ok=True)
+        else:
+            _check_bucket(folder)
+
+
+def check_folder(folder: epath.PathLike) -> None:
+    """Raises OSError if `make_folder` could not create a folder, or it is not writable.
+
+    Nothing is created.
+    """
+    with _os_errors(folder):
+        if not is_local(folder):
+            _check_bucket(folder)
             return
-        bucket = os.fspath(folder).split("/")[2]
-        if not epath.Path(f"{STORE}://{bucket}").exists():
-            raise FileNotFoundError(f"there is no bucket {bucket}")
+        nearest = os.path.abspath(folder)
+        while True:  # Ends at the root at the latest.
+            try:
+                is_folder = stat.S_ISDIR(os.stat(nearest).st_mode)
+                break
+            except FileNotFoundError:
+                nearest = os.path.dirname(nearest)
+        if not is_folder:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), nearest)
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), nearest)
+
+
+def _check_bucket(folder: epath.PathLike) -> None:
+    bucket = os.fspath(folder).split("/")[2]
+    if not epath.Path(f"{STORE}://{bucket}").exists():
+        raise FileNotFoundError(f"there is no bucket {bucket}")
 
 
 def make_subfolder(folder: epath.PathLike) -> None:

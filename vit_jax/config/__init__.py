@@ -23,6 +23,7 @@ from vit_jax.config.base import (
     validate,
 )
 from vit_jax.config.durations import DURATION_UNITS, other_units
+from vit_jax.config.listing import format_config
 
 __all__ = [
     "CLASSIFICATION_METRICS",
@@ -32,6 +33,7 @@ __all__ = [
     "check_form",
     "check_pattern",
     "classification_eval",
+    "format_config",
     "freeze",
     "other_units",
     "parse_args",

@@ -61,18 +61,26 @@ def make_config(argument: str) -> ConfigDict:
 def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> FrozenConfigDict:
     """Returns the config of a run, as `vit-jax train --config=NAME` reads it.
 
+    `print(vit_jax.config.format_config(config))` shows a line for each key.
+
     Args:
       name: a config that comes with vit_jax, or FILE.py; with :key=value,... for its arguments.
       overrides: {"optim.lr": 1e-3, ...}, as the flags --config.KEY=VALUE.
 
     Raises:
-      ConfigError: there is no such config, argument or key, or a value has another type.
+      ConfigError: there is no such config, argument or key, a value has another type, or the
+        overrides are no dict.
 
     Example:
       >>> config = load_config("quickstart", {"total_epochs": 5.0, "optim.lr": 1e-3})
       >>> config.optim.lr, config.model.variant
       (0.001, 'Ti/2')
     """
+    if not isinstance(overrides, Mapping | None):
+        raise ConfigError(
+            f"The overrides are {overrides!r}: write a dict of keys and values, such as "
+            '{"total_epochs": 3}.'
+        )
     config, overrides = make_config(name).lock(), overrides or {}
     for key, value in overrides.items():
         *sections, leaf = key.split(".")

@@ -15,6 +15,14 @@ from vit_jax.config.durations import DURATION_UNITS
 from vit_jax.config.model import section_docs
 
 
+def format_config(config: ConfigDict | FrozenConfigDict) -> str:
+    """Returns a line for each key: `key = value  # meaning`."""
+    docs = key_docs()
+    return "\n".join(
+        _line(f"{key} = {_plain(value)!r}", docs.get(key, "")) for key, value in _leaves(config)
+    )
+
+
 def listing(
     config: FrozenConfigDict, *, file: str, from_file: ConfigDict, overridden: Mapping[str, Any]
 ) -> str:
@@ -38,9 +46,12 @@ def listing(
             origin = "default"
         if origin != "default" and key in defaults:
             origin += f"; default {_plain(defaults[key])!r}"
-        doc = docs.get(key, "")
-        lines.append(f"{key} = {_plain(value)!r}  ({origin})" + (f"  # {doc}" if doc else ""))
+        lines.append(_line(f"{key} = {_plain(value)!r}  ({origin})", docs.get(key, "")))
     return "\n".join(lines)
+
+
+def _line(text: str, doc: str) -> str:
+    return f"{text}  # {doc}" if doc else text
 
 
 def _leaves(section: ConfigDict | FrozenConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

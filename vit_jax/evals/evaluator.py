@@ -78,7 +78,7 @@ class Evaluator:
         """
         data = self.config.data
         if on_bad is None and data.on_bad == "skip":
-            on_bad = warn_of_bad
+            on_bad = partial(warn_of_bad, source)
         if workers is None:
             workers = min(data.workers, len(source) // EXAMPLES_PER_WORKER)
         return pipeline.eval_batches(
@@ -140,6 +140,7 @@ class Evaluator:
         return jax.jit(outputs).lower(params, batch).compile()
 
 
-def warn_of_bad(example: int, message: str) -> None:
-    """Warns of an example that cannot be read."""
-    warn(f"Example {example} is bad and is not counted: {message}")
+def warn_of_bad(source: Source, example: int, message: str) -> None:
+    """Warns of an example of a source that cannot be read; begins with its location."""
+    location = source.describe(example)
+    warn(f"{location}: it is not counted: {message.removeprefix(f'{location}: ')}")

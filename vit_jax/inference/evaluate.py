@@ -44,9 +44,10 @@ def evaluate(
         `vit_jax.load_pretrained` accepts; or a model that was loaded.
       data: what `vit_jax.data.locate.locate_data` accepts, such as a folder with a folder of images
         for each class, a table, or NAME or NAME:SPLIT of TFDS; or the config of a run, whose `data`
-        are taken. None: the data of the run.
-      split: of the data, or a slice. "": the first that the run's config evaluates; else all images
-        of data that are not divided, or validation, val, valid or test.
+        are taken. None: the data of the run that the model is from.
+      split: of the data, or a slice. "": of the data of the model's run, also of a run that was
+        loaded into memory, the first that its config evaluates; else all images of data that are
+        not divided, or validation, val, valid or test.
       method: classifier; knn, fewshot or probe, on the features (the input of the head; these need
         a split to train on); or auto: the classifier, or, without a head for the classes of the
         data, all three.
@@ -88,10 +89,10 @@ def evaluate(
         if method in ("auto", "classifier"):
             methods = ("classifier",)
             try:
-                matching = match(task, own_data=data is None)
+                matching = match(task, own_data=task.own_data)
                 notes += [matching.assumption] if matching and matching.assumption else []
             except (CheckpointError, DataError) as error:
-                if method == "classifier" or data is None:
+                if method == "classifier" or task.own_data:
                     raise
                 methods = features.METHODS
                 reason = str(error).split(". ")[0]  # The rest is advice.

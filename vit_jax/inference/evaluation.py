@@ -135,14 +135,15 @@ class Evaluation:
 
     @property
     def report(self) -> ClassificationReport:
-        """The metrics of the first method: of the classifier, if it was evaluated.
+        """The metrics of the classifier over all outputs; of features, those of `shown`.
 
         Raises:
           ValueError: only few-shot accuracies were measured.
         """
-        for result in self.results.values():
-            return result.report
-        raise ValueError("Only few-shot accuracies were measured: see measured.fewshot.")
+        result = self.results.get("classifier", self.shown)
+        if result is None:
+            raise ValueError("Only few-shot accuracies were measured: see measured.fewshot.")
+        return result.report
 
     @property
     def shown(self) -> Result | None:
@@ -159,7 +160,7 @@ class Evaluation:
 
     @property
     def top1(self) -> float:
-        """Share of the counted examples whose class has the largest output."""
+        """Top-1 accuracy of `report`."""
         return self.report.top1
 
     @property

@@ -21,7 +21,7 @@ from vit_jax.parallel.rules import param_shardings
 from vit_jax.pretrained.consistency import check_finite, check_params
 from vit_jax.pretrained.exports.workdir import run_config
 from vit_jax.pretrained.load import Pretrained, load_pretrained
-from vit_jax.pretrained.run_checkpoint import is_run, refuse_hints
+from vit_jax.pretrained.run_checkpoint import TrainingData, is_run, refuse_hints
 
 Checkpoint = str | os.PathLike | Pretrained
 
@@ -40,7 +40,10 @@ class Model:
       is_classifier: whether the outputs are of classes. Else there is no head, or one for
         regression, and only the features are of use.
       notes: what was assumed or changed when it was loaded.
-      run: its run; None: a published checkpoint.
+      run: its run; None: a published checkpoint, or a model in memory, whose parameters may be
+        other ones by now.
+      trained_on: the data of the run that the model is from, also of one in memory; None: it is
+        from no run.
     """
 
     checkpoint: str
@@ -50,6 +53,7 @@ class Model:
     is_classifier: bool
     notes: tuple[str, ...] = ()
     run: TrainedModel | None = None
+    trained_on: TrainingData | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -145,9 +149,10 @@ def load_model(
         those of its config.
       ConfigError: a hint, the size or the dtype is invalid.
     """
-    run = None
+    run, trained_on = None, None
     if isinstance(checkpoint, Pretrained):
         check_params(checkpoint.params, checkpoint.config)
+        trained_on = checkpoint.trained_on
         labels, num_classes = checkpoint.labels, checkpoint.config.num_classes
         if labels is not None and len(labels) != num_classes:
             raise CheckpointError(
@@ -161,6 +166,7 @@ def load_model(
     elif is_run(checkpoint):
         refuse_hints(checkpoint, hints or {})
         run = load_run(checkpoint, mesh=mesh)
+        trained_on = TrainingData(run.config, run.dataset)
     if run is not None and image_size is None:
         model_config, params = run.model_config, run.params
         labels, config, notes = tuple(run.dataset["class_names"]), run.config, ()
@@ -186,6 +192,7 @@ def load_model(
         is_classifier=is_classifier,
         notes=notes,
         run=run,
+        trained_on=trained_on,
     )
 
 

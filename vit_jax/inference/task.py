@@ -11,13 +11,13 @@ from ml_collections import FrozenConfigDict
 from vit_jax.data.base import Source
 from vit_jax.data.locate import locate_data
 from vit_jax.errors import ConfigError
+from vit_jax.evals.evaluator import warn_of_bad
 from vit_jax.inference.datasets import describe_division, open_split
 from vit_jax.inference.folders import folder_of_run, folder_on_data
 from vit_jax.inference.model import Model
 from vit_jax.inference.progress import OnProgress, counted
 from vit_jax.inference.throughput import Throughput
 from vit_jax.parallel.watch import Watch
-from vit_jax.telemetry.notes import warn
 
 Data = str | os.PathLike | FrozenConfigDict
 
@@ -29,8 +29,9 @@ class Task:
     Attributes:
       model: with the data in its config.
       source: the split.
-      own_data: whether these are the data that the run was trained on.
-      default_split: of a run, the first that its config evaluates; "": none.
+      own_data: whether these are the data of the model's run because none were named.
+      default_split: the first split that the config of the model's run evaluates; "": none, or the
+        data are not those of the run.
       batch_size: None: that of the model's config.
       watch: the watchdog.
       on_progress: called with the images that are done, and all.
@@ -67,11 +68,12 @@ class Task:
         division = describe_division(source, test_fraction=fraction)
         if not division:
             return []
-        run = self.model.run
-        if run is None or not (self.own_data or self.default_split):
+        trained_on = self.model.trained_on
+        if trained_on is None or not (self.own_data or self.default_split):
             return [division]
-        names = [name for name, entry in run.config.evals.items() if entry.split == source.split]
-        before = run.dataset.get("evals")  # Release 0.1.0 wrote none.
+        evals = trained_on.config.evals
+        names = [name for name, entry in evals.items() if entry.split == source.split]
+        before = trained_on.dataset.get("evals")  # Release 0.1.0 wrote none.
         before = before if isinstance(before, dict) else {}
         if all(before.get(name, source.fingerprint) == source.fingerprint for name in names):
             return [division]
@@ -88,8 +90,8 @@ class Task:
 
         def collect(example: int, message: str) -> None:
             location = source.describe(example)
-            reason = self.bad[location] = message.removeprefix(f"{location}: ")
-            warn(f"{location}: it is not counted: {reason}")
+            self.bad[location] = message.removeprefix(f"{location}: ")
+            warn_of_bad(source, example, message)
 
         return collect
 
@@ -102,6 +104,17 @@ class Task:
             return counted(batches, self.on_progress, rows=rows, total=len(source))
 
         return wrap
+
+
+def _keys(data: FrozenConfigDict) -> dict[str, Any]:
+    """Returns the keys of a config's `data`, without its transforms."""
+    transforms = ("train_transforms", "eval_transforms")
+    return {key: value for key, value in data.items() if key not in transforms}
+
+
+def _first_split(config: FrozenConfigDict) -> str:
+    """Returns the first split that a config evaluates; "": none."""
+    return next((entry.split for entry in config.evals.values()), "")
 
 
 def _is_data_of(data: FrozenConfigDict, keys: Mapping[str, Any]) -> bool:
@@ -128,21 +141,21 @@ def open_task(
       ConfigError: there are no data, or two splits.
     """
     watch.at("the data")
-    default = ""
+    default, trained_on = "", model.trained_on
     if data is None:
-        if model.run is None:
+        if trained_on is None:
             raise ConfigError(
                 f"{model.checkpoint} is not a run, so the data to evaluate on are unknown: name a "
                 "folder of images or a data set of TFDS as data (--data)."
             )
-        default = next((entry.split for entry in model.run.config.evals.values()), "")
+        default = _first_split(trained_on.config)
         if not (split or default):
             raise ConfigError("The run's config evaluates no split: name one as split (--split).")
+        if model.run is None:
+            model = model.with_data(_keys(trained_on.config.data))
     elif isinstance(data, FrozenConfigDict):
-        transforms_of_run = ("train_transforms", "eval_transforms")
-        keys = {key: value for key, value in data.data.items() if key not in transforms_of_run}
-        model = model.with_data(keys)
-        split = split or next((entry.split for entry in data.evals.values()), "")
+        model = model.with_data(_keys(data.data))
+        split = split or _first_split(data)
     else:
         keys = locate_data(os.fspath(data))
         named_split = keys.pop("split", "")
@@ -150,10 +163,12 @@ def open_task(
             raise ConfigError(
                 f'The data "{data}" name a split already: leave the other, "{split}", out.'
             )
-        if model.run is not None and _is_data_of(model.run.config.data, keys):
+        if trained_on is not None and _is_data_of(trained_on.config.data, keys):
             # The data of the run: by default its split, without what it was trained on.
-            keys["test_fraction"] = model.run.config.data.test_fraction
-            default = next((entry.split for entry in model.run.config.evals.values()), "")
+            keys["test_fraction"] = trained_on.config.data.test_fraction
+            default = _first_split(trained_on.config)
         model, split = model.with_data(keys | {"on_bad": "skip"}), split or named_split
     source = open_split(model.evaluator.config.data, split or default)
-    return Task(model, source, data is None, default, batch_size, watch, on_progress)
+    # The outputs of a model in memory may be of other classes than its run's.
+    own_data = data is None and model.run is not None
+    return Task(model, source, own_data, default, batch_size, watch, on_progress)

@@ -78,7 +78,7 @@ def _with_run_settings(loaded: Pretrained, fields: Mapping[str, Any], name: str)
 
 
 def create(
-    name: str,
+    name: str | os.PathLike,
     *,
     image_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
@@ -116,6 +116,7 @@ def create(
       >>> logits.shape, intermediates["pre_logits"].shape
       ((1, 10), (1, 32))
     """
+    name = os.fspath(name)
     if not is_variant(name):
         near = [] if os.path.exists(name) else _nearest_sizes(name)
         if near:

@@ -41,7 +41,7 @@ from vit_jax.pretrained.consistency import check_images, check_params
 from vit_jax.pretrained.mapping import map_checkpoint
 from vit_jax.pretrained.preprocess import Preprocess, output_size
 from vit_jax.pretrained.reader import read
-from vit_jax.pretrained.run_checkpoint import is_run, one_device, refuse_hints
+from vit_jax.pretrained.run_checkpoint import TrainingData, is_run, one_device, refuse_hints
 
 RUN_FORMAT = "vit_jax work directory"  # Of a `Pretrained` from a run.
 _ZERO_HEAD = "its head is zeros, as usual before training: all classes have the same probability"
@@ -68,6 +68,8 @@ class Pretrained:
       loss: the loss of the head, which decides how outputs become probabilities: softmax_xent,
         sigmoid_xent, or "" for a regression, whose outputs are not of classes.
       loaded_from: the path or name of the checkpoint; "": it was not loaded.
+      trained_on: the data of the run that it was loaded from, so that an evaluation on these takes
+        the images that the run held out; None: it was not loaded from a run.
     """
 
     model: nn.Module
@@ -81,6 +83,7 @@ class Pretrained:
     notes: tuple[str, ...]
     loss: str = "softmax_xent"
     loaded_from: str = ""
+    trained_on: TrainingData | None = None
 
     @property
     def all_notes(self) -> tuple[str, ...]:
@@ -237,6 +240,7 @@ def _load_workdir(path: str | os.PathLike, changes: Mapping[str, Any], mesh: Mes
         notes=(),
         loss=run.config.loss.name,
         loaded_from=f"{os.fspath(path)} at step {run.step:,}",
+        trained_on=TrainingData(run.config, run.dataset),
     )
 
 

@@ -323,12 +323,15 @@ class Preprocess:
           DataError: the list is empty, or an image is broken or not an image; the message says
             which.
         """
-        is_batch = isinstance(images, np.ndarray) and images.ndim == 4
-        if isinstance(images, str | os.PathLike | Image.Image | np.ndarray) and not is_batch:
-            images = [images]
-        if not len(images):
+        if isinstance(images, np.ndarray):
+            batch = images if images.ndim == 4 else [images]
+        elif isinstance(images, str | os.PathLike | Image.Image):
+            batch = [images]
+        else:
+            batch = images
+        if not len(batch):
             raise DataError("No image was given: name at least one.")
-        return np.stack([self._prepare(i, image) for i, image in enumerate(images)])
+        return np.stack([self._prepare(i, image) for i, image in enumerate(batch)])
 
     def _prepare(self, i: int, image: ImageInput) -> Float32[np.ndarray, "h w c"]:
         rng = np.random.default_rng(0)  # Required, but evaluation transforms are deterministic.

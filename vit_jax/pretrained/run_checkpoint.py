@@ -1,5 +1,6 @@
 """Treats a work directory of vit_jax as a pretrained model, like any published checkpoint."""
 
+import dataclasses
 import os
 import re
 from collections.abc import Collection
@@ -16,6 +17,19 @@ from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import ModelConfig, read_section
 from vit_jax.parallel.constraints import AXES
 from vit_jax.rundir import workdir as workdirs
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The data that a run trained a model on.
+
+    Attributes:
+      config: the run's config, with its `data` and the splits of its `evals`.
+      dataset: see `vit_jax.rundir.workdir.read_dataset`.
+    """
+
+    config: FrozenConfigDict
+    dataset: dict[str, Any]
 
 
 def is_run(path: str | os.PathLike) -> bool:

@@ -147,13 +147,15 @@ class Experiment:
         steps = total_steps(config, len(source))
         periods = Periods.of(config, total_steps=steps, num_examples=len(source))
         splits = open_splits(config, class_names=source.class_names)
-        check_headers([source, *splits.values()], skip_bad=config.data.on_bad == "skip")
+        skip_bad = config.data.on_bad == "skip"
+        check_headers([source, *splits.values()], skip_bad=skip_bad)
         evals = build_evals(
             Evaluator(config, model, mesh), sources=splits, every_steps=periods.evaluate
         )
         for name, evaluation in evals.items():
             if evaluation.num_examples < _FEW:
-                note(f"{name}: {evaluation.precision(num_trained_on=len(source))}.")
+                precision = evaluation.precision(num_trained_on=len(source))
+                note(f"{name}: {'up to ' if skip_bad else ''}{precision}.")
         return cls(config, model, mesh, source, transform, evals, steps, periods.save)
 
     @property

@@ -82,13 +82,15 @@ def describe(experiment: Experiment, *, start: int, origin: str = "") -> str:
     height, width = model_config.image_size
     flops = update_flops_per_image(model_config, config)
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    # How many examples are bad is known when all are read.
+    up_to = "up to " if config.data.on_bad == "skip" else ""
     begins = f", continued at step {start:,}" if start else ""
     begins = ", which is complete" if start == total else begins
     lines = [
         f"model   {describe_model(model_config)} on images of {height}x{width}: "
         f"{_count_params(experiment)}, {flops / 1e9:.3g} GFLOPs to train on an image, "
         f"{model_config.dtype}{attention}",
-        f"data    {source.name}, {source.split}: {format_count(len(source), 'image')}, "
+        f"data    {source.name}, {source.split}: {up_to}{format_count(len(source), 'image')}, "
         f"{format_count(model_config.num_classes, 'class')}",
         f"devices {mesh.size} x {device.device_kind} ({shape}), "
         f"{format_count(jax.process_count(), 'process')}",
