@@ -39,7 +39,7 @@ CONVERT = {
     "no format": ("hf new", "error: --to=FORMAT (one of hf, timm, google,", ") is missing"),
     "unknown --to": (
         "hf new --to=hff",
-        '--to=hff: there is no such format. Did you mean "hf"? Accepted: hf, timm',
+        '--to=hff: Did you mean "hf"? Accepted: hf, timm',
     ),
     "bfloat16 for a work directory": (
         "hf new --to=orbax --dtype=bfloat16",

@@ -20,6 +20,7 @@ def test_bash_completes_flags_values_keys_and_arguments(tmp_path):
         "train --wo": ["--workdir="],
         "sweep --launcher=s": ["slurm"],
         "evaluate --workdir=x --method=k": ["knn"],
+        "convert x y --to=h": ["hf"],
         "fit --law=chinchilla_": ["chinchilla_repeat"],
     }
     file = tmp_path / "completion"

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from tests.commands import ROOT, call
 from tests.damaged_checkpoints import Shelf
 from tests.tiny_checkpoints import LABELS
+from vit_jax.convert import FORMATS
 from vit_jax.pretrained.exports import TARGETS
 from vit_jax.pretrained.load import load_pretrained
 
@@ -112,6 +113,7 @@ def test_convert_writes_and_prints_what_it_did(shelf, tmp_path):
 
 
 def test_help(commands):
+    assert FORMATS == TARGETS
     result = commands.run("convert", "--help")
     for texts in ("--inspect CHECKPOINT", "--verify REFERENCE", "Exit codes: 0 done;", *TARGETS):
         assert texts in result.out, texts

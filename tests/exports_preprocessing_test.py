@@ -117,16 +117,17 @@ def test_the_library_computes_the_same_pixels(to, name, odd, tmp_path):
 
 
 @pytest.mark.parametrize("side", [96, 224])
-def test_large_bicubic_images_are_pillows_and_the_note_says_so(side, odd, tmp_path):
-    preprocess = Preprocess((decode(), squash(method="bicubic"), RANGE), (side, side))
-    content, reasons = to_hf(preprocess, processor="ViT")
-    prepare = library("hf", content, tmp_path, reasons.notes)
-    assert largest_difference(preprocess, prepare, content, odd) < 1e-6
-    assert "torchvision differs by a level or two from Pillow" in reasons.notes[0]
+def test_resized_images_are_pillows_and_the_note_says_so(side, odd, tmp_path):
+    for method in ("bilinear", "bicubic"):
+        preprocess = Preprocess((decode(), squash(method=method), RANGE), (side, side))
+        content, reasons = to_hf(preprocess, processor="ViT")
+        (note,) = reasons.notes
+        assert 'backend="pil"' in note
+        prepare = library("hf", content, tmp_path, reasons.notes)
+        assert largest_difference(preprocess, prepare, content, odd) < 1e-6
     preprocess = Preprocess((decode(), squash(), RANGE), (side, side))
-    content, reasons = to_hf(preprocess, processor="ViT")
+    content, _ = to_hf(preprocess, processor="ViT")
     assert largest_difference(preprocess, library("hf", content, tmp_path), content, odd) <= LEVEL
-    assert not reasons.notes
 
 
 def test_a_crop_alone_is_cut_by_transformers_too(odd, tmp_path):
@@ -227,6 +228,8 @@ def test_a_refusal_says_what_to_pass_and_whether_outputs_differ(tmp_path):
         "Its outputs for the same pixels are equal.\n"
         "Notes, which alone prevent nothing:\n"
         "  timm does not rotate images by their EXIF orientation; decode has exif=True\n"
+        "  images of 16 bits: timm gets them clipped to 255, nearly white; convert them to 8 bits "
+        "first\n"
         "Pass change_numerics=True (--change_numerics) to write it all the same, with these "
         "differences."
     )
@@ -241,7 +244,7 @@ def test_a_refusal_says_what_to_pass_and_whether_outputs_differ(tmp_path):
         assert str(refused.value) == message + end
     # The same texts when it is written.
     notes = export(published, tmp_path / "vit", to="timm", change_numerics=True)
-    assert len(notes) == 2 and all(f"  {note}\n" in message for note in notes)
+    assert len(notes) == 3 and all(f"  {note}\n" in message for note in notes)
 
 
 def random_transforms(rng):

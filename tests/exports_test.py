@@ -22,6 +22,7 @@ from vit_jax.pretrained.exports import export, huggingface
 from vit_jax.pretrained.exports import timm as timm_export
 from vit_jax.pretrained.exports.huggingface import write_shards
 from vit_jax.pretrained.load import load_pretrained
+from vit_jax.pretrained.mapping import map_checkpoint
 from vit_jax.pretrained.preprocess import from_hf
 from vit_jax.pretrained.verification import fixtures, load_fixture
 
@@ -232,6 +233,10 @@ def test_timm_gets_the_entry_point_of_exactly_that_size(tmp_path):
     assert content["architecture"] == "vit_tiny_patch16_224"
     loaded = load_pretrained(tmp_path / "ti")
     check_library(tmp_path / "ti", "timm", loaded, random_images(pretrained))
+    content["architecture"] = "deit_tiny_patch16_224"  # Facebook's own files resize differently.
+    (tmp_path / "ti" / "config.json").write_text(json.dumps(content))
+    description = map_checkpoint(tmp_path / "ti").description
+    assert description.config.posemb_resize == "bicubic_antialias" and not description.assumed
 
 
 # ------------------------------------------------------------------------------ dtypes and metadata

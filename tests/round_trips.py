@@ -52,7 +52,11 @@ CONFIGS = (
     ("scaling/vit_vs_cnn", "data=fashion_mnist,model=hybrid"),
 )
 MODES = ("full", "lora", "probe")
-ORIGINS = ("hf", "timm")
+# As in published checkpoints: transformers' ViTs (google/vit-base-patch16-224), and timm's.
+ORIGINS = {
+    "hf": {"ln_eps": 1e-12, "posemb_resize": "bicubic"},
+    "timm": {"ln_eps": 1e-6, "posemb_resize": "bicubic_antialias"},
+}
 # Probabilities that differ by less are equal but for rounding, which includes a pixel by a level.
 SAME = 1e-4
 
@@ -98,9 +102,8 @@ def fine_tuned(origin: str, mode: str, folder: pathlib.Path) -> Pretrained:
     """Returns a model that `configs/finetune.py` has trained for two updates on a folder."""
     checkpoint, images = folder / f"origin-{origin}", folder / "images"
     if not checkpoint.exists():
-        resize = {"hf": "bicubic", "timm": "bicubic_antialias"}[origin]
         export(
-            tiny(width=32, posemb_resize=resize, family=origin), checkpoint, to=origin,
+            tiny(width=32, family=origin, **ORIGINS[origin]), checkpoint, to=origin,
             change_numerics=True,
         )  # fmt: skip
     if not images.exists():

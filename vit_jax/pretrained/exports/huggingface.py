@@ -22,7 +22,7 @@ from vit_jax.pretrained.exports.base import (
     with_class_row,
     with_learned_positions,
 )
-from vit_jax.pretrained.exports.preprocessing import to_hf
+from vit_jax.pretrained.exports.preprocessing import sixteen_bits, to_hf
 from vit_jax.pretrained.formats import huggingface as names
 from vit_jax.pretrained.formats.entries import Entry
 from vit_jax.pretrained.load import Pretrained
@@ -103,7 +103,7 @@ def write(
     processor = {"siglip_vision_model": "Siglip"}.get(kind, "ViT")
     preprocessor, reasons = to_hf(pretrained.preprocess, processor=processor)
     reasons += compare(config, expressible, to="hf") + _classifier(pretrained, kind)
-    reasons += _gated_width(config, kind)
+    reasons += _gated_width(config, kind) + sixteen_bits("transformers")
     reasons.check(pretrained, to="hf", change_numerics=change_numerics)
     params, config = with_learned_positions(pretrained.params, config)
     params, config = with_class_row(params, config)

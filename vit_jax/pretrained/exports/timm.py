@@ -17,7 +17,7 @@ from vit_jax.pretrained.exports.base import (
     without_class_row,
 )
 from vit_jax.pretrained.exports.huggingface import problem_type, write_shards
-from vit_jax.pretrained.exports.preprocessing import to_timm
+from vit_jax.pretrained.exports.preprocessing import sixteen_bits, to_timm
 from vit_jax.pretrained.formats.entries import Entry, dense
 from vit_jax.pretrained.formats.timm import entries
 from vit_jax.pretrained.load import Pretrained
@@ -86,6 +86,7 @@ def write(
     expressible |= {"layer_scale": ANYTHING, "registers": expressible.get("registers", ANYTHING)}
     preprocessing, reasons = to_timm(pretrained.preprocess)
     reasons += compare(config, expressible, to="timm") + _rotary_base(config)
+    reasons += sixteen_bits("timm")
     reasons.check(pretrained, to="timm", change_numerics=change_numerics)
     folder.mkdir(parents=True, exist_ok=True)
     write_shards(export_tensors(params, config, _entries(config), dtype=dtype, to="timm"), folder)

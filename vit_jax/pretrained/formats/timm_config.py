@@ -179,8 +179,8 @@ def facts(args: Mapping[str, Any], shapes: Mapping[str, Any], *, path: pathlib.P
         fields |= _activation(args)
     if is_listed or "use_rot_pos_emb" in args:
         fields |= _rope(args, path=path)
-    if "posemb_resize" in args:
-        fields["posemb_resize"] = args["posemb_resize"]
+    if is_listed or "posemb_resize" in args:
+        fields["posemb_resize"] = args.get("posemb_resize", "bicubic_antialias")
     heads = args.get("attn_pool_num_heads")
     if heads and "attn_pool.latent" in shapes and heads != fields.get("num_heads"):
         raise CheckpointError(
