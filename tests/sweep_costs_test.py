@@ -82,8 +82,8 @@ def test_frozen_parameters_take_neither_gradients_nor_activations(tmp_path):
     assert state_bytes(tmp_path, 1, **probe) == pytest.approx(whole + 2 * head, abs=64)
     one, two = (cost_of(tmp_path, batch_size=n, **probe).bytes_per_device for n in (1, 2))
     # Of each image: the working set, whose largest part is the MLP's hidden units of 5 tokens, and
-    # three images of 8x8 in the batches; with gradients, the residuals, of which GELU has six copies
-    # of these units in JAX 0.9 and five in JAX 0.12; with SAM, twice those.
+    # three images of 8x8 in the batches; with gradients, the residuals, among them six copies of
+    # these units for GELU in JAX 0.9 and five in JAX 0.12; with SAM, twice those.
     hidden = 5 * 4096 * 4
     assert 1.5 * hidden < two - one < 4 * hidden
     trained = [cost_of(tmp_path, batch_size=n).bytes_per_device for n in (1, 2)]
