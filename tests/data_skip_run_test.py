@@ -196,6 +196,7 @@ def test_files_of_earlier_processes_are_truncated_too(tmp_path):
     assert summary(tmp_path) == ""
 
 
+@pytest.mark.slow
 def test_a_batch_without_a_good_example_ends_the_run(tmp_path, folder):
     """As when the disk with the images is unmounted: nothing would be learned from then on."""
     folder = shutil.copytree(folder, tmp_path / "images")
