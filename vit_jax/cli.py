@@ -24,7 +24,12 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 import vit_jax
 from vit_jax.config import freeze
 from vit_jax.config.command_line import ConfigFileParser, OptionalParser, parse
-from vit_jax.config.file import make_config, make_points, unset_other_units
+from vit_jax.config.file import (
+    make_config,
+    make_points,
+    sizes_beside_variant,
+    unset_other_units,
+)
 from vit_jax.config.listing import listing
 from vit_jax.errors import (
     ConfigError,
@@ -34,6 +39,7 @@ from vit_jax.errors import (
     printable,
 )
 from vit_jax.parallel.simulated import give_threads_to_simulated_devices
+from vit_jax.telemetry.notes import note
 
 _EXIT_SIGPIPE = 128 + signal.SIGPIPE  # A shell's exit code for a program with a closed pipe.
 
@@ -294,7 +300,13 @@ def read_config(values: flags.FlagValues) -> FrozenConfigDict:
     """Returns the frozen config, with its overrides."""
     config = values["config"].value
     assert isinstance(config, ConfigDict)  # --config is a required flag.
-    unset_other_units(config, overridden(values))
+    changed = overridden(values)
+    unset_other_units(config, changed)
+    if kept := sizes_beside_variant(config, changed):
+        note(
+            f"model.variant={changed['model.variant']} leaves the sizes that the config sets: "
+            f"{kept}. With a key of None the size is the variant's."
+        )
     return freeze(config)
 
 

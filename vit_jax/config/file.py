@@ -20,6 +20,7 @@ from vit_jax.config.base import (
     freeze,
 )
 from vit_jax.config.durations import other_units
+from vit_jax.config.model import SIZES_OF_VARIANT
 from vit_jax.config.shipped import shipped_configs
 from vit_jax.errors import ConfigError, VitJaxError, did_you_mean
 
@@ -114,6 +115,18 @@ def unset_other_units(config: ConfigDict, changed: Mapping[str, Any]) -> None:
                 section = getattr(config, parent) if parent else config
                 if leaf in section:
                     section[leaf] = None
+
+
+def sizes_beside_variant(config: ConfigDict, changed: Mapping[str, Any]) -> str:
+    """Returns which sizes the config sets that a changed `model.variant` leaves; "" if none."""
+    if not changed.get("model.variant"):
+        return ""
+    kept = [
+        f"model.{name}={config.model[name]}"
+        for name in SIZES_OF_VARIANT
+        if f"model.{name}" not in changed and config.model[name] is not None
+    ]
+    return ", ".join(kept)
 
 
 def config_arguments(name: str) -> dict[str, Any]:

@@ -49,6 +49,8 @@ RESNET_NUMERICS = {
 }
 GROUPS = 32  # Groups of every GroupNorm.
 
+SIZES_OF_VARIANT = ("width", "depth", "mlp_dim", "num_heads")  # Keys that replace a variant's.
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
