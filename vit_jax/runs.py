@@ -4,8 +4,8 @@
     vit-jax runs runs --json
 
 State: running; finished; stopped (the same command resumes it); failed, with the error; waiting or
-blocked in a sweep; model: a converted model; broken: a damaged folder. The table names runs by their
-paths below the folder. --json prints a list with an object for each run, with the fields of
+blocked in a sweep; model: a converted model; broken: a damaged folder. The table names runs by
+their paths below the folder. --json prints a list with an object for each run, with the fields of
 vit_jax.sweeps.listing.RunState, whose path begins with the folder: other commands accept it.
 """
 

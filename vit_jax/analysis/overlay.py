@@ -30,8 +30,8 @@ _COLUMNS = 3
 # Runs with at most so many values in a panel have markers of different shapes. The numbers of
 # shapes and of colours have no common factor: 66 runs have different pairs.
 _FEW_POINTS, _MARKERS = 3, "os^Dv<>pP*X"
-# Sizes in points: of the last run's markers, of the step between runs, and of the whole range. Each run
-# has smaller open markers than the one before it, so that equal values hide none.
+# In points: the last run's markers, the largest difference between two runs, and the whole range.
+# Each run has smaller open markers than the one before it, so that equal values hide none.
 _SMALLEST, _SIZE_STEP, _SIZE_RANGE = 5.0, 4.0, 16.0
 # The unit of a panel's y axis, by the end of the metric's name.
 _UNITS = {
