@@ -186,6 +186,7 @@ def test_features_of_a_model_without_a_head(images, tmp_path):
     assert measured.train_split == f"train, {60 - len(measured.source)} images"
     assert set(measured.fewshot.accuracies) == {1, 5, 10} and set(measured.fewshot.omitted) == {25}
     text = table(evaluation)
+    assert " top-1 " in text and "top-5" not in text  # Of three classes it is always 100%.
     assert '25-shot regression: not measured, the class "flower" has 16 training examples' in text
     best = max(evaluation.results.values(), key=lambda result: result.report.top1)
     assert evaluation.shown is best and evaluation.report is best.report

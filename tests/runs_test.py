@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import socket
 
 import numpy as np
@@ -113,7 +114,8 @@ def test_runs_are_in_the_order_of_their_numbers(tmp_path):
     names = ["lr=1e-4", "lr=0.001", "lr=0.01", "point-2", "point-10"]
     for name in reversed(names):
         records.write(tmp_path / name, records.Record(name=name))
-    assert list(table(tmp_path)["run"]) == names == [run.path for run in list_runs(tmp_path)]
+    listed = [os.path.relpath(run.path, tmp_path) for run in list_runs(tmp_path)]
+    assert list(table(tmp_path)["run"]) == names == listed
 
 
 def test_other_folders_are_ignored(tmp_path):

@@ -84,7 +84,7 @@ def test_every_run_below_a_folder_with_its_state(folder):
         [sys.executable, "-c", HOLD, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
         holder.stdout.readline()
-        runs = {run.path: run for run in list_runs(folder)}
+        runs = {os.path.relpath(run.path, folder): run for run in list_runs(folder)}
         holder.communicate()
     assert {path: run.state for path, run in runs.items()} == {
         "converted": "model",
@@ -103,10 +103,11 @@ def test_every_run_below_a_folder_with_its_state(folder):
     finished = runs["finished"]  # 0.5 + step / 100 at steps 6 and 12.
     assert (finished.best, finished.best_step, finished.last) == (0.62, 12, 0.62)
     assert "line 1 is not a JSON object" in runs["damaged"].error
-    table = printed(runs_table(list(runs.values())))
+    table = printed(runs_table(list(runs.values()), folder))
     assert "failed: DataError: a.png is broken." in table and "failed: OSError " in table
     assert "failed: The loss is NaN." in table and "More." not in table
     assert "8 of 12" in table and "62.00% at 12" in table
+    assert "\nnested/running " in table  # Below the folder.
 
 
 def test_the_best_value_is_that_of_the_configs_metric(tmp_path):
@@ -116,8 +117,18 @@ def test_the_best_value_is_that_of_the_configs_metric(tmp_path):
         [{"step": t, "test/loss": x, "test/top1": 0.5} for t, x in ((2, 3.0), (4, 1.0), (6, 2.0))],
     )
     [run] = list_runs(workdir)
-    assert (run.path, run.metric) == (".", "test/loss")
+    assert (run.path, run.metric) == (str(workdir), "test/loss")
     assert (run.best, run.best_step, run.last) == (1.0, 4, 2.0)
+
+
+def test_listed_paths_are_those_of_work_directories(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        by_hand(tmp_path / "runs", name)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    paths = [run.path for run in list_runs("../runs")]
+    assert paths == ["../runs/a", "../runs/b"]
+    assert [run.name for run in compare_runs(paths).runs] == ["a", "b"]
 
 
 def test_what_is_no_folder_of_runs(tmp_path):
@@ -211,8 +222,11 @@ def test_runs_of_one_value_have_markers_of_their_own_and_a_slow_one_is_visible(t
     overlay._panel(axes, "speed/img_per_s", runs, by_images=False)
     looks = {(line.get_marker(), line.get_color()) for line in axes.lines}
     assert len(looks) == len(runs) and axes.get_yscale() == "log"
-    shown = [line.get_transform().transform(line.get_xydata())[0] for line in axes.lines]
-    assert len({round(x) for x, _ in shown}) == len(runs)
+    sizes = [line.get_markersize() for line in axes.lines]
+    assert sizes == sorted(set(sizes), reverse=True)  # Equal values hide none.
+    drawn = [line.get_transform().transform(line.get_xydata())[0] for line in axes.lines]
+    points = axes.transData.transform([(6, rate) for rate in rates])
+    np.testing.assert_allclose(drawn, points)  # At their true steps.
 
 
 def test_an_evaluation_does_not_change_when_a_run_changed(tmp_path):

@@ -4,8 +4,9 @@
     vit-jax runs runs --json
 
 State: running; finished; stopped (the same command resumes it); failed, with the error; waiting or
-blocked in a sweep; model: a converted model; broken: a damaged folder. --json prints a list with an
-object for each run, with the fields of vit_jax.sweeps.listing.RunState.
+blocked in a sweep; model: a converted model; broken: a damaged folder. The table names runs by
+their paths below the folder. --json prints a list with an object for each run, with the fields of
+vit_jax.sweeps.listing.RunState, whose path begins with the folder: other commands accept it.
 """
 
 from absl import flags
@@ -36,7 +37,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     if values.json:
         print(json.dumps([dataclasses.asdict(run) for run in runs], indent=2))
     elif runs:
-        wide_console().print(runs_table(runs))
+        wide_console().print(runs_table(runs, folder))
     else:
         print(f"There is no run in {folder}.")
 

@@ -203,8 +203,9 @@ _COSTS: dict[str, Callable[[Run], str]] = {
     "steps": _steps,
     "images per step": lambda run: f"{run.config['batch_size']:,}",
     "epochs": _epochs,
-    "time": _time,
-    "device-hours": _device_hours,
+    # timing.jsonl has no line after the last update.
+    "time before last eval and save": _time,
+    "device-hours before them": _device_hours,
     "img/s, median": _speed,
     "devices": _devices,
     "training loss": lambda run: run.train_loss or "as evaluated",

@@ -9,7 +9,6 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import ScaledTranslation
 
 from vit_jax.analysis.figures import (
     COLOURS,
@@ -31,8 +30,9 @@ _COLUMNS = 3
 # Runs with at most so many values in a panel have markers of different shapes. The numbers of
 # shapes and of colours have no common factor: 66 runs have different pairs.
 _FEW_POINTS, _MARKERS = 3, "os^Dv<>pP*X"
-# In points: the markers of so few values are moved sideways, so that equal values hide none.
-_SPACING, _WIDEST = 9, 60
+# In points: the last run's markers, the largest difference between two runs, and the whole range.
+# Each run has smaller open markers than the one before it, so that equal values hide none.
+_SMALLEST, _SIZE_STEP, _SIZE_RANGE = 5.0, 4.0, 16.0
 # The unit of a panel's y axis, by the end of the metric's name.
 _UNITS = {
     "loss": ("Loss", "nats per example"),
@@ -46,7 +46,8 @@ def overlay(runs: Sequence[Run], out: epath.PathLike) -> None:
     """Draws training loss, evaluations, learning rate and throughput, a colour for each run.
 
     The x axis shows steps, or images seen if the runs have different batch sizes. Runs with one to
-    three values have a marker of their own shape, a few points beside its step.
+    three values have open markers of their own shape, smaller for later runs: equal values are
+    nested.
 
     Args:
       runs: from `vit_jax.analysis.runs.read_runs`; their lengths may differ.
@@ -104,18 +105,15 @@ def _panel(axes: Axes, name: str, runs: Sequence[Run], *, by_images: bool) -> No
         for line in axes.lines[before:]:
             line.set_linestyle(style)
             if i in few:
-                line.set(marker=_MARKERS[i % len(_MARKERS)], markersize=7)
+                size = _marker_size(few.index(i), len(few))
+                line.set(marker=_MARKERS[i % len(_MARKERS)], markersize=size)
                 line.set(markerfacecolor="none", markeredgewidth=1.5)
-                line.set_transform(axes.transData + _sideways(axes, few.index(i), len(few)))
     values = [np.array(points, np.float64)[:, 1] for _, _, points, _ in drawn]
     kind, unit = _UNITS[name.rpartition("/")[2]]
     title = f"{name} {_train_loss(runs)}" if name == "train/loss" else name
     axes.set(title=title, xlabel="images seen" if by_images else "step (optimizer updates)")
     axes.set_ylabel(unit)
     format_axes(axes)
-    if len(few) > 1:
-        axes.set_xlabel(f"{axes.get_xlabel()}; markers spread sideways")
-        axes.set_xlim(right=1.08 * axes.get_xlim()[1])
     scale_axes(axes, kind, np.concatenate(values))
     # Of learning rates, which begin or end at 0, the largest of each run are compared.
     peaks = np.array([series.max() for series in values])
@@ -123,13 +121,10 @@ def _panel(axes: Axes, name: str, runs: Sequence[Run], *, by_images: bool) -> No
         use_log_scale(axes, smallest=peaks.min() / 10, largest=peaks.max())
 
 
-def _sideways(axes: Axes, position: int, count: int) -> ScaledTranslation:
-    """Returns the shift of a run's markers, the `position`-th of `count`, all around their step."""
-    spacing = min(_SPACING, _WIDEST / max(count - 1, 1))
-    points = (position - (count - 1) / 2) * spacing
-    figure = axes.get_figure(root=True)
-    assert figure is not None  # Of axes that are drawn.
-    return ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
+def _marker_size(position: int, count: int) -> float:
+    """Returns the size in points of a run's markers, the `position`-th of `count` runs."""
+    step = min(_SIZE_STEP, _SIZE_RANGE / max(count - 1, 1))
+    return _SMALLEST + step * (count - 1 - position)
 
 
 def _train_loss(runs: Sequence[Run]) -> str:

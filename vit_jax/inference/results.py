@@ -223,15 +223,17 @@ def _metric_lines(evaluation: Evaluation) -> list[str]:
     if shown is None:
         return []
     width = max(len(result.description) for result in results)
-    lines = [f"{'':{width}}  examples    top-1  95% interval      top-5    loss  calibration error"]
-    for result in results:
+    # All of up to five classes are among the five largest.
+    shows_top5 = [len(result.class_names) > TOP for result in results]
+    header = f"{'':{width}}  examples    top-1  {'95% interval':14}"
+    lines = [f"{header}{'    top-5' if any(shows_top5) else ''}    loss  calibration error"]
+    for result, shows in zip(results, shows_top5, strict=True):
         report = result.report
         low, high = report.intervals()["top1"]
-        # All of up to five classes are among the five largest.
-        top5 = f"{report.top5:.2%}" if len(result.class_names) > TOP else "-"
+        top5 = f"  {f'{report.top5:.2%}' if shows else '-':>7}" if any(shows_top5) else ""
         lines.append(
             f"{result.description:{width}}  {report.count:8,}  {report.top1:7.2%}  "
-            f"{f'{low:.1%} to {high:.1%}':14}  {top5:>7}  {report.loss:6.4f}  {report.ece:.2%}"
+            f"{f'{low:.1%} to {high:.1%}':14}{top5}  {report.loss:6.4f}  {report.ece:.2%}"
         )
     return [*lines, *_worst_lines(shown)]
 

@@ -30,7 +30,8 @@ class RunState:
     """A run, as its work directory shows it now.
 
     Attributes:
-      path: its work directory, relative to the listed folder; "." for that folder.
+      path: its work directory: the listed folder, as it was given, and the path below it. So it is
+        relative to the current directory if that folder was.
       state: one of `vit_jax.sweeps.record.STATUSES`; "model": a converted model, which no run
         trained; "broken": a file is damaged or missing.
       step: last step that was logged or saved; None: none yet.
@@ -69,13 +70,13 @@ def list_runs(folder: str | os.PathLike) -> list[RunState]:
     Example:
       >>> for run in list_runs("runs"):
       ...     print(run.path, run.state, run.step, run.metric)
-      longer finished 12 test/top1
-      quickstart finished 12 test/top1
+      runs/longer finished 12 test/top1
+      runs/quickstart finished 12 test/top1
     """
     root = pathlib.Path(folder)
     with storage.reported(ConfigError, f"{folder} cannot be read"):
         os.listdir(root)
-    return [_read(workdir, root) for workdir in _find(root)]
+    return [_read(workdir) for workdir in _find(root)]
 
 
 def _find(root: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -88,8 +89,8 @@ def _find(root: pathlib.Path) -> Iterator[pathlib.Path]:
         folders[:] = sorted(visible, key=natural_order)
 
 
-def _read(workdir: pathlib.Path, root: pathlib.Path) -> RunState:
-    path, changed = str(workdir.relative_to(root)), _changed(workdir)
+def _read(workdir: pathlib.Path) -> RunState:
+    path, changed = str(workdir), _changed(workdir)
     try:
         record = records.read(workdir)
         state = records.status(workdir, record)
@@ -160,8 +161,8 @@ def _changed(workdir: pathlib.Path) -> str:
 # ----------------------------------------------------------------------------------------- table
 
 
-def runs_table(runs: Sequence[RunState]) -> Table:
-    """Returns a table with a row for each run."""
+def runs_table(runs: Sequence[RunState], folder: str | os.PathLike) -> Table:
+    """Returns a table with a row for each run; paths are relative to `folder`, the listed one."""
     table = Table(box=None, pad_edge=False)
     for name in ("run", "state", "step", "metric", "best", "last", "changed"):
         justify = "right" if name in ("step", "best", "last") else "left"
@@ -169,7 +170,7 @@ def runs_table(runs: Sequence[RunState]) -> Table:
     for run in runs:
         state = f"{run.state}: {run.error.splitlines()[0]}" if run.error else run.state
         cells = (
-            run.path,
+            os.path.relpath(run.path, folder),
             state,
             _progress(run),
             run.metric,
