@@ -56,7 +56,7 @@ def measure(folder: pathlib.Path, count: int, output: str) -> Measured:
     _, status, usage = os.wait4(process.pid, 0)
     process.stdout.close()
     process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0 and f"{count:,} predictions and 0 errors" in text, text
+    assert process.returncode == 0 and re.search(rf"\b{count:,} \w+ and 0 errors", text), text
     rate = float(re.search(r"speed: ([\d,.]+) img/s", text)[1].replace(",", ""))
     return Measured(rate, usage.ru_maxrss / 1024)
 

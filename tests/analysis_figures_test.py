@@ -12,6 +12,7 @@ from PIL import Image
 from vit_jax.analysis import confusion, curves, predictions
 from vit_jax.analysis.confusion_matrix import _largest_of_blocks
 from vit_jax.analysis.figures import _running_mean, shorten
+from vit_jax.analysis.pixels import as_uint8
 from vit_jax.errors import DataError
 from vit_jax.evals import Classification
 
@@ -97,12 +98,27 @@ def test_predictions_show_the_most_confident_mistakes_first(tmp_path, texts):
 
 
 def test_predictions_of_colour_images_with_long_names(tmp_path, texts):
-    images = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    sizes = [(20, 30, 3), (30, 20, 3), (8, 8, 1)]  # Files of several sizes, as they are decoded.
+    images = [rng.integers(0, 256, size, dtype=np.uint8) for size in sizes]
     names = ["a very long name of a class", "b"]
     predictions(images, np.zeros(3, int), np.tile([0.8, 0.2], (3, 1)), names, tmp_path / "p.png")
     assert pixels_of(tmp_path / "p.png").std() > 0
     assert "✓ a very long name of a c…\n80%" in texts
     assert "3 of 3 images right" in texts
+
+
+def test_images_to_draw_have_8_bits_or_values_from_0_to_1():
+    image = np.array([[[0, 128, 255]]], np.uint8)
+    np.testing.assert_array_equal(as_uint8((image / 255)[None]), [image])
+    for wrong, message in (
+        (image / 127.5 - 1, r"images\[0\] has values from -1 to 1, as normalised images have"),
+        (image * np.nan, "values from nan to nan"),
+        (image.astype(int), "has the dtype int64"),
+        (image[0], r"has the shape \[1, 3\]. Give the decoded images: uint8"),
+    ):
+        with pytest.raises(DataError, match=message):
+            as_uint8([wrong])
 
 
 @pytest.mark.parametrize(

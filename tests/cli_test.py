@@ -5,6 +5,7 @@ Programs are compiled as for a user: on one device, and optimised.
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -163,6 +164,7 @@ def test_train_evaluate_predict_in_the_shell(call, tmp_path):
     assert code == 0 and "Done:   3 steps" in out and "img/s" in out, err
     code, out, err = call("evaluate", f"--workdir={workdir}", "--split=test[:64]")
     assert code == 0 and "64 examples" in out, err
+    assert re.search(r"least accurate classes \(.+\): \d: \d+% of \d+, \d: ", out), out
     folder = workdir / "evaluation-test_64"
     assert json.loads((folder / "evaluation.json").read_text())["count"] == 64
     left = {path.name for path in folder.iterdir()}
@@ -170,11 +172,14 @@ def test_train_evaluate_predict_in_the_shell(call, tmp_path):
         "evaluation.json", "throughput.json", "confusion.png", "classes.png",
         "predictions.png", "samples",
     }  # fmt: skip
-    output = tmp_path / "out.csv"
-    code, _, err = call(
-        "predict", f"--checkpoint={workdir}", f"--output={output}", folder / "samples"
-    )
+    output, features = tmp_path / "out.csv", tmp_path / "out.npz"
+    code, out, err = call(
+        "predict", f"--checkpoint={workdir}", f"--output={output}", f"--features={features}",
+        folder / "samples",
+    )  # fmt: skip
     assert code == 0 and len(output.read_text().splitlines()) == 11, err
+    written = f"10 predictions, features of 10 images and 0 errors in {output} and {features}"
+    assert written in out and features.is_file()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ def make_files(folder: pathlib.Path) -> None:
     """Adds images and files that are no config."""
     for name in ("images/cat", "images/dog"):
         _write_images(folder / name)
+    shutil.copytree(folder / "images", folder / "nest" / "all")
     (folder / "empty").mkdir()
     (folder / "notes.txt").write_text("no image and no config")
     for name in ("old.jsonl", "old.npz"):

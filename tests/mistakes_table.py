@@ -244,6 +244,11 @@ DATA = {
         "nowhere cannot be listed: No such file or directory.",
         "Expected ROOT/SPLIT/CLASS/image.jpg",
     ),
+    "folder above the root": (
+        "--config=CONFIGS/image_folder.py:root=nest",
+        "nest, train, has a single class, all. ",
+        "nest/all has folders of images: 'cat', 'dog'; is it the root that you mean?",
+    ),
     "channels of one of the two": (
         "--config.data.train_transforms[0].channels=3",
         "digits train[0]: data.train_transforms make images of height, width, channels (8, 8, 3)",

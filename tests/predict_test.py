@@ -11,10 +11,10 @@ from PIL import Image
 from vit_jax.data import pipeline
 from vit_jax.data.files import find_images
 from vit_jax.data.sources import open_source
-from vit_jax.errors import CheckpointError, DataError
+from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.inference.evaluate import evaluate
 from vit_jax.inference.outputs import features_writer, predictions_writer
-from vit_jax.inference.predict import predict
+from vit_jax.inference.predict import _list_paths, predict
 from vit_jax.inference.prediction import Prediction
 from vit_jax.inference.results import write
 from vit_jax.rundir.workdir import read_config
@@ -78,6 +78,16 @@ def test_bad_files_are_reported_in_their_place(run_copy, images, tmp_path):
     )
     assert "Not an image" in predictions[1].error and "No such file" in predictions[4].error
     assert [bool(p.error) for p in predict(run_copy, paths[1:5])] == [True] * 4
+
+
+def test_arguments_are_checked_by_the_call_itself():
+    for argument in ("top_k", "batch_size"):
+        with pytest.raises(ConfigError, match=f"{argument} is 0: it must be at least 1"):
+            predict("no checkpoint is read", ["x.png"], **{argument: 0})
+    image = np.zeros((4, 4, 3), np.uint8)
+    for images in (image, [image], [Image.fromarray(image)], Image.fromarray(image)):
+        with pytest.raises(ConfigError, match=r"takes the paths .* model\(model.preprocess"):
+            _list_paths(images)  # The tests' type checker stops `predict` itself.
 
 
 def test_other_files_of_a_folder_are_named_and_left_out(tmp_path, caplog):

@@ -93,9 +93,14 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
             if not writers or prediction.error:
                 print(printable(prediction.text()))
     if files:
+        right = len(predictor.paths) - bad
+        contents = {
+            "output": format_count(right, "prediction"),
+            "features": f"features of {format_count(right, 'image')}",
+        }
+        written = ", ".join(contents[flag] for flag in files)
         names = " and ".join(str(file) for file in files.values())
-        right = format_count(len(predictor.paths) - bad, "prediction")
-        print(f"{right} and {format_count(bad, 'error')} in {names}")
+        print(f"{written} and {format_count(bad, 'error')} in {names}")
         print(f"speed: {predictor.throughput.summary()}")
     return ExitCode.FAILED if bad else ExitCode.DONE
 

@@ -1,6 +1,7 @@
 """Figures and tables of runs, and of a model's predictions.
 
 figures           training curves, predictions, and the style of all figures
+pixels            checks images that are to be drawn
 runs              reads runs from their work directories
 overlay           training curves of several runs over each other
 comparison        several runs side by side: cost, evaluations, differing keys of their configs

@@ -16,7 +16,7 @@ from unicodedata import east_asian_width
 import matplotlib
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
@@ -28,6 +28,7 @@ from matplotlib.ticker import (
 )
 
 from vit_jax import storage
+from vit_jax.analysis import pixels
 from vit_jax.errors import DataError
 from vit_jax.telemetry import notes
 from vit_jax.telemetry.jsonlines import read_jsonl
@@ -281,7 +282,7 @@ def _thousands(value: float, _: int) -> str:
 
 
 def predictions(
-    images: UInt8[np.ndarray, "N H W ch"],
+    images: pixels.Images,
     labels: Int[np.ndarray, " N"],
     probabilities: Float[np.ndarray, "N C"],
     class_names: Sequence[str],
@@ -292,7 +293,9 @@ def predictions(
     """Draws images with the model's predictions: mistakes, the most confident first, then others.
 
     Args:
-      images: grey (ch = 1) or RGB (ch = 3), 0 to 255.
+      images: decoded images, not those of `model.preprocess`: uint8 [n, h, w, c], or a list of
+        uint8 [h, w, c] of any sizes; c = 1 (grey) or 3 (RGB). Floating-point values from 0 to 1 are
+        scaled to 0 to 255.
       labels: true classes.
       probabilities: class probabilities; the largest is the prediction.
       class_names: C names.
@@ -304,10 +307,11 @@ def predictions(
       The figure, which a notebook shows.
 
     Raises:
-      DataError: there are no images.
+      DataError: there are no images, or an image has another shape, dtype or range of values.
     """
     if len(images) == 0:
         raise DataError("There are no images to draw predictions of: the split is empty.")
+    drawn = pixels.as_uint8(images)
     predicted = probabilities.argmax(axis=-1)
     confidence = probabilities.max(axis=-1)
     wrong = np.flatnonzero(predicted != labels)
@@ -321,7 +325,8 @@ def predictions(
     width = 1.25 * max(1, longest / 15)
     columns = min(int(10 / width), len(shown))
     rows = -(-len(shown) // columns)
-    height = width * images.shape[1] / images.shape[2] + (0.5 if separator == "\n" else 0.38)
+    tallest = max(drawn[i].shape[0] / drawn[i].shape[1] for i in shown)
+    height = width * tallest + (0.5 if separator == "\n" else 0.38)
     with matplotlib.rc_context({**STYLE, **LITERAL_TEXT, "font.size": 8}):
         figure = InlineFigure(
             figsize=(max(width * columns, 5.0), height * rows + 0.35), layout="constrained"
@@ -340,7 +345,7 @@ def predictions(
         for axes, i in zip(grid, shown, strict=False):
             is_right = predicted[i] == labels[i]
             colour = BLUE if is_right else VERMILLION
-            _draw_image(axes, images[i], colour=colour)
+            _draw_image(axes, drawn[i], colour=colour)
             axes.set_title(
                 f"{'✓' if is_right else '✗'} {names[predicted[i]]}{separator}{confidence[i]:.0%}",
                 fontsize=8,

@@ -206,6 +206,28 @@ class ImageFolder(Source):
         return [files[int(row)] for row in rows]
 
 
+def lower_root(root: str, *, class_name: str, follow_links: bool) -> str:
+    """Returns a sentence that asks whether the root is one folder too high; "" if it is not.
+
+    It is if the only class of a folder itself holds several folders of images.
+    """
+    root = os.path.realpath(os.path.expanduser(root))
+    lister = Lister(root, follow_links=follow_links, hint=_LAYOUT)
+    if class_name not in lister.folders(""):  # The root has a folder for each split.
+        return ""
+    inside = [
+        name
+        for name in lister.folders(class_name)
+        if lister.has_image(os.path.join(class_name, name))
+    ]
+    if len(inside) < 2:
+        return ""
+    return (
+        f"{os.path.join(root, class_name)} has folders of images: {listed(inside)}; is it the root "
+        "that you mean?"
+    )
+
+
 def _check_unicode(names: Sequence[str], *, where: str) -> None:
     """Raises DataError for two class names that look the same: é may be one character or two."""
     normalised: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """Predicts the classes of images, and computes their features."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,13 +51,14 @@ def predict(
       dtype: of the computation: float32 or bfloat16. None: as it was trained or published.
 
     Returns:
-      An iterator of `vit_jax.inference.prediction.Prediction`. The checkpoint is loaded, and errors
-      are raised, when the first one is asked for.
+      An iterator of `vit_jax.inference.prediction.Prediction`. The folders are listed, the
+      checkpoint is loaded, and their errors are raised, when the first one is asked for.
 
     Raises:
       CheckpointError: the checkpoint cannot be read, has parameters that are NaN or infinite, or
         its head is for regression.
-      ConfigError: an argument is invalid.
+      ConfigError: an argument is invalid. Of `paths`, `top_k` and `batch_size` it is raised by the
+        call itself.
       DataError: no path is given, or there is no image in the folders.
       NonFiniteError: an output is NaN or infinite, though all parameters are finite.
 
@@ -68,18 +69,44 @@ def predict(
       >>> len(prediction.classes), prediction.features.dtype
       (3, dtype('float32'))
     """
-    predictor = Predictor(
-        checkpoint,
-        paths,
-        top_k=top_k,
-        hints=hints,
-        image_size=image_size,
-        batch_size=batch_size,
-        dtype=dtype,
-    )
-    if predictor.model.config.num_classes:  # A head for regression predicts no classes.
-        predictor.check_classifier()
-    yield from predictor.predictions()
+    _check_positive(top_k=top_k, batch_size=batch_size)
+    listed = _list_paths(paths)
+
+    def generate() -> Iterator[Prediction]:
+        predictor = Predictor(
+            checkpoint,
+            listed,
+            top_k=top_k,
+            hints=hints,
+            image_size=image_size,
+            batch_size=batch_size,
+            dtype=dtype,
+        )
+        if predictor.model.config.num_classes:  # A head for regression predicts no classes.
+            predictor.check_classifier()
+        yield from predictor.predictions()
+
+    return generate()
+
+
+def _check_positive(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}: it must be at least 1.")
+
+
+def _list_paths(paths: Any) -> list[str]:
+    """Returns one path or several as text; raises ConfigError for what is no path."""
+    if isinstance(paths, str | os.PathLike):
+        return [os.fspath(paths)]
+    listed = list(paths) if isinstance(paths, Iterable) else [paths]
+    for path in listed:
+        if not isinstance(path, str | os.PathLike):
+            raise ConfigError(
+                f"predict takes the paths of image files and folders, not {type(path).__name__}. "
+                "For images in memory call model(model.preprocess(images))."
+            )
+    return [os.fspath(path) for path in listed]
 
 
 class Predictor:
@@ -106,11 +133,8 @@ class Predictor:
         dtype: str | None = None,
     ):
         """Finds the files and loads the model; see `predict`."""
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}: it must be at least 1.")
-        listed = [paths] if isinstance(paths, str | os.PathLike) else paths
-        self._files = find_images([os.fspath(path) for path in listed])
+        _check_positive(top_k=top_k, batch_size=batch_size)
+        self._files = find_images(_list_paths(paths))
         self._mesh = all_devices()
         with jax.set_mesh(self._mesh):
             self.model = load_model(

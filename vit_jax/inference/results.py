@@ -244,7 +244,7 @@ def _worst_lines(result: Result) -> list[str]:
     order = present[np.argsort(report.class_accuracy[present], kind="stable")][:_SHOWN_CLASSES]
     names = [figures.shorten(result.class_names[i], 30) for i in order]
     worst = ", ".join(
-        f"{name} {report.class_accuracy[i]:.0%} of {report.class_count[i]:,}"
+        f"{name}: {report.class_accuracy[i]:.0%} of {report.class_count[i]:,}"
         for i, name in zip(order, names, strict=True)
     )
     return [f"least accurate classes ({result.description}): {worst}"]

@@ -15,6 +15,7 @@ from vit_jax.data.base import Source
 from vit_jax.data.batches import Batches, LoaderOptions
 from vit_jax.data.blocks import Transform
 from vit_jax.data.headers import check_headers
+from vit_jax.data.image_folder import lower_root
 from vit_jax.data.sources import open_source
 from vit_jax.data.subset import few_shot, random_subset
 from vit_jax.errors import ConfigError, DataError
@@ -134,10 +135,7 @@ class Experiment:
                 f"{source.num_classes} classes."
             )
         if source.num_classes == 1 and config.loss.name == "softmax_xent":
-            raise DataError(
-                f"{source.name}, {source.split}, has a single class, {source.class_names[0]}: add "
-                "images of another class."
-            )
+            raise DataError(_single_class(source, config))
         transform = transforms.compose(
             config.data.train_transforms,
             image_size=model.image_size,
@@ -206,3 +204,14 @@ class Experiment:
         periodic = step % self.save_every_steps == 0
         keep_steps = self.config.checkpoint.keep_steps
         return step == self.total_steps or periodic or step in keep_steps
+
+
+def _single_class(source: Source, config: FrozenConfigDict) -> str:
+    """Returns the error of a softmax over one class."""
+    (name,) = source.class_names
+    hint = ""
+    if config.data.source == "image_folder":
+        root, follow_links = config.data.data_dir, config.data.follow_links
+        hint = lower_root(root, class_name=name, follow_links=follow_links)
+    hint = hint or "Add images of another class."
+    return f"{source.name}, {source.split}, has a single class, {name}. {hint}"
