@@ -17,6 +17,7 @@ from jaxtyping import Float, Shaped
 
 from vit_jax.scaling.fitting import Fit
 from vit_jax.scaling.laws import Parameter, log_inputs
+from vit_jax.scaling.method import numerical_bounds
 from vit_jax.scaling.profile import (
     FAR,
     Goal,
@@ -79,6 +80,7 @@ def parameter_intervals(
         level=level,
         clusters=clusters,
         far=far,
+        numerical=numerical_bounds(fit.law, fit.y, (fit.low, fit.high)),
     )
     intervals = {}
     for i, parameter in enumerate(table):
