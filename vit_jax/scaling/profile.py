@@ -91,8 +91,8 @@ def profile(
         problem = _penalised_problem(fit, goal, extra[rows], aim, penalty_weight[rows])
         solution = solve(fit.law, problem, theta[rows])
         values = goal_values(fit, goal, extra[rows], solution.theta)
-        rise = np.maximum(2 * (solution.loss - base) / (scale * design[rows]), 0.0)
-        root = np.sqrt(np.where(np.isnan(rise), np.inf, rise))
+        increase = np.maximum(2 * (solution.loss - base) / (scale * design[rows]), 0.0)
+        root = np.sqrt(np.where(np.isnan(increase), np.inf, increase))
         moved = side[rows] * (values - inside[rows]) > 0.1 * side[rows] * (aim - inside[rows])
         crossed = (side[rows] * (values - inside[rows]) > 0) & (root > limit)
         outside[rows[crossed]], outside_root[rows[crossed]] = values[crossed], root[crossed]
@@ -154,6 +154,11 @@ def _penalised_problem(
 def _loss(fit: Fit) -> float:
     near = np.minimum(np.abs(fit.log_residuals), fit.delta)
     return float(np.sum(fit.weights * near * (np.abs(fit.log_residuals) - near / 2)))
+
+
+def rise(fit: Fit, other: Fit) -> float:
+    """Returns the root of the increase of the loss from a fit to another, in units of the noise."""
+    return math.sqrt(max(2 * (_loss(other) - _loss(fit)) / _noise(fit)[0], 0.0))
 
 
 def _noise(fit: Fit) -> tuple[float, float]:
