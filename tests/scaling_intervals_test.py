@@ -16,7 +16,7 @@ from vit_jax.scaling import intervals
 from vit_jax.scaling.bootstrap import bootstrap, percentile_band
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.laws import law
-from vit_jax.scaling.method import LEAST_SQUARES
+from vit_jax.scaling.method import LEAST_SQUARES, Method
 
 pytestmark = pytest.mark.medium
 
@@ -87,6 +87,32 @@ def test_an_undetermined_parameter_has_a_wide_interval():
     parameters = intervals.parameter_intervals(fit("power_floor", {"x": x}, y))
     assert parameters["e"].low == 0 and parameters["e"].high > 0.01
     assert parameters["c"].low < -0.35 < parameters["c"].high
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        ([60, 240, 480, 960], [0.8, 0.704, 0.732, 0.772]),
+        ([60, 240, 480, 720, 960, 1440], [0.8, 0.70, 0.73, 0.75, 0.77, 0.74]),
+    ],
+)
+def test_intervals_of_a_flat_y_contain_the_fits_that_the_data_allow(x, y):
+    """Of an estimate at a plateau of the loss, far from other fits that are nearly as good."""
+    x = np.array(x, float)
+    fitted = fit("power_floor", {"x": x}, y, method=LEAST_SQUARES)
+    found = intervals.parameter_intervals(fitted)
+    assert found["c"].low == -math.inf and found["b"].high == math.inf
+    freedom = len(x) - 3
+    limit = fitted.rmse_log**2 * (1 + stats.t.ppf(0.95, freedom) ** 2 / freedom)
+    allowed = 0
+    for bounds in ({"e": (0, 0)}, {"e": (0.5, 0.5)}, {"c": (-1, -1)}, {"c": (-0.05, -0.05)}):
+        method = Method(delta=math.inf, bounds=bounds)
+        other = fit("power_floor", {"x": x}, y, method=method)
+        if other.rmse_log**2 <= limit:
+            allowed += 1
+            for name, value in other.params.items():
+                assert found[name].low <= value <= found[name].high, (bounds, name)
+    assert allowed > 2
 
 
 def test_intervals_shrink_with_the_root_of_the_number_of_runs():

@@ -88,7 +88,7 @@ def doubt_beyond(entry: Json) -> str:
     """Returns why the law of an entry is not extrapolated at all, and what to do; "" if it is."""
     if entry["growth"] or not entry["doubt"]:
         return entry["growth"]
-    return f"{entry['doubt']} Add larger runs, or predict within the fitted ones."
+    return f"{entry['doubt']} Add runs of more scales, mostly smaller ones."
 
 
 def _doubt(answer: Answer, grades: Mapping[str, str]) -> str:

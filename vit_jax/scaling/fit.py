@@ -40,7 +40,7 @@ def fit_law(
     t: str | None = None,
     weights: str = "",
     huber_delta: float | int | None = None,
-    bounds: Mapping[str, tuple[float | int, float | int]] | None = None,
+    bounds: Mapping[str, Any] | None = None,
     starts: Mapping[str, Sequence[float | int]] | None = None,
     level: float = 0.9,
     **selection: Any,
@@ -75,7 +75,8 @@ def fit_law(
       huber_delta: the log residual at which Huber's loss changes from squares to absolute values,
         such as .001 (Hoffmann et al. 2022). None: 1.345 robust standard deviations; math.inf: least
         squares.
-      bounds: (lowest, highest) value by parameter, in the units of the law; equal ones fix it.
+      bounds: (lowest, highest) value by parameter, in the units of the law; equal ones, or a
+        number, fix it.
       starts: initial values by parameter, every combination of which is tried.
       level: coverage of the intervals.
       **selection: further attributes of `question.Question`: group, where, hold_back, frontier,
@@ -97,13 +98,27 @@ def fit_law(
         y=y,
         columns={role: name for role, name in columns.items() if name},
         weights=weights,
-        method=Method(delta=huber_delta, bounds=dict(bounds or {}), starts=dict(starts or {})),
+        method=Method(delta=huber_delta, bounds=_pairs(bounds or {}), starts=dict(starts or {})),
         level=level,
         **selection,
     )
     if isinstance(table, str | os.PathLike):
         return study(read_runs(table), question, runs=str(table))
     return study(_read_columns(table), question, runs="columns")
+
+
+def _pairs(bounds: Mapping[str, Any]) -> dict[str, tuple[float | int, float | int]]:
+    """Returns bounds as pairs; a number fixes its parameter."""
+    pairs = {}
+    for name, given in bounds.items():
+        values = np.asarray([given, given] if np.isscalar(given) else given)
+        if values.shape != (2,) or values.dtype.kind not in "iuf":
+            raise ConfigError(
+                f"bounds of {name}: {given!r} is neither a number nor two: write "
+                "(lowest, highest), such as (0, 1), or a number to fix it."
+            )
+        pairs[name] = (float(values[0]), float(values[1]))
+    return pairs
 
 
 def write(answered: Study, out: epath.PathLike, *, command: str) -> str:

@@ -16,13 +16,16 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from vit_jax.scaling.fitting import Fit
+from vit_jax.scaling.fitting import fit as fit_law
 from vit_jax.scaling.laws import Parameter, log_inputs
+from vit_jax.scaling.method import Method, numerical_bounds
 from vit_jax.scaling.profile import (
     FAR,
     Goal,
     degrees_of_freedom,
     prediction,
     profile,
+    rise,
     student_quantile,
 )
 from vit_jax.scaling.solver import scaled_parameters
@@ -79,12 +82,37 @@ def parameter_intervals(
         level=level,
         clusters=clusters,
         far=far,
+        numerical=numerical_bounds(fit.law, fit.y, (fit.low, fit.high)),
     )
     intervals = {}
     for i, parameter in enumerate(table):
         ends = (np.exp(x[i]) if parameter.log else x[i] * units[i] for x in (low, high))
         intervals[parameter.name] = Interval(fit.params[parameter.name], *map(float, ends))
+    if all(math.isfinite(end) for x in intervals.values() for end in (x.low, x.high)):
+        return intervals
+    # The path from the estimate may miss a slow power law without a floor that fits as well.
+    for other in _without_floor(fit):
+        limit = student_quantile(level, degrees_of_freedom(fit, clusters))
+        if rise(fit, other) <= limit:
+            for name, found in intervals.items():
+                value = other.params[name]
+                low_end, high_end = min(found.low, value), max(found.high, value)
+                intervals[name] = Interval(found.estimate, low_end, high_end)
     return intervals
+
+
+def _without_floor(fit: Fit) -> list[Fit]:
+    """Returns the fit whose floors are 0; none if the bounds of the fit exclude it."""
+    table = fit.law.table
+    bounds = {
+        p.name: (0.0, 0.0) for p, low in zip(table, fit.low, strict=True) if p.floor and not low
+    }
+    if not bounds:
+        return []
+    method = Method(delta=fit.delta, bounds=bounds)
+    other = fit_law(fit.law, fit.inputs, fit.y, weights=fit.weights, method=method)
+    is_within = np.all((fit.low <= other.theta) & (other.theta <= fit.high))
+    return [other] if is_within else []
 
 
 def identified(fit: Fit, intervals: Mapping[str, Interval]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.scaling.laws import Law, Parameter
@@ -112,6 +112,27 @@ def theta_bounds(
             ends.append(np.log([lower, upper]) if parameter.log else np.array([lower, upper]))
     low, high = np.array(ends, float).T
     return low, high
+
+
+def numerical_bounds(
+    law: Law,
+    y: Float[np.ndarray, "n"],
+    bounds: tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]],
+) -> tuple[Bool[np.ndarray, "p"], Bool[np.ndarray, "p"]]:
+    """Returns which bounds of theta are the solver's own: neither given nor part of the law.
+
+    The law's own are those of floors and of M4's e0, and the sign of an exponent, whose bound is 0
+    or nearly 0.
+    """
+    numerical = np.zeros((2, len(law.table)), bool)
+    for i, parameter in enumerate(law.table):
+        if parameter.floor or parameter.name == "e0":
+            continue
+        for side, default in enumerate(_default_bounds(parameter, y)):
+            value = math.log(default) if parameter.log else default
+            is_default = bool(np.isclose(bounds[side][i], value, rtol=1e-12))
+            numerical[side, i] = is_default and (parameter.log or abs(default) >= 1)
+    return numerical[0], numerical[1]
 
 
 def _default_bounds(parameter: Parameter, y: Float[np.ndarray, "n"]) -> tuple[float, float]:

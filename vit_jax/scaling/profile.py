@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from scipy import special
 
 from vit_jax.errors import DataError
@@ -21,6 +21,7 @@ from vit_jax.scaling.solver import Goal, Problem, padded_size, parameters_of, so
 
 FAR = 12.0  # In logs: ends beyond a factor of 160,000 count as infinite.
 _STEPS = 20  # Maximum number of steps of the search for an end.
+_LONGEST_STEP = 3.0  # Largest first distance of an aim from the estimate.
 _PENALTY_RATIO = 30.0  # Initial penalty weight over the profile's curvature at the estimate.
 
 
@@ -32,6 +33,7 @@ def profile(
     level: float,
     clusters: Shaped[np.ndarray, "n"] | None = None,
     far: Float[np.ndarray, "m"] | float = FAR,
+    numerical: tuple[Bool[np.ndarray, "p"], Bool[np.ndarray, "p"]] | None = None,
 ) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
     """Computes estimates and interval ends of several goals, all in one search.
 
@@ -42,6 +44,8 @@ def profile(
       level: coverage of each interval.
       clusters: see `intervals.parameter_intervals`.
       far: distance from the estimate beyond which an end counts as infinite.
+      numerical: of goals that are the parameters, in order: which lower and upper bounds of theta
+        only keep the solver's numbers finite. An end that they limit is infinite.
 
     Returns:
       Estimate, low, high. An end is infinite if the law fits well enough at any distance. If the
@@ -63,8 +67,11 @@ def profile(
     side = np.repeat([-1.0, 1.0], count)
     far = np.tile(np.broadcast_to(far, count), 2)
     extra, centre, design = (np.concatenate([x, x]) for x in (extra, middle, design))
-    reach = np.clip(1.05 * limit * np.concatenate([error, error]), 1e-6, 3.0)
-    initial_weight = np.clip(_PENALTY_RATIO / np.concatenate([covariance, covariance]), 1e-12, 1e12)
+    reach = np.clip(1.05 * limit * np.concatenate([error, error]), 1e-6, _LONGEST_STEP)
+    # The error of an undetermined goal says nothing about the curvature within reach: the weight of
+    # its penalty is that of an error whose reach is the largest.
+    error = np.minimum(np.concatenate([error, error]), _LONGEST_STEP / limit)
+    initial_weight = np.clip(_PENALTY_RATIO * scale * design / error**2, 1e-12, 1e12)
     penalty_weight = initial_weight.copy()
     inside, inside_root = centre.copy(), np.zeros(2 * count)
     outside, outside_root = side * math.inf, np.full(2 * count, math.inf)
@@ -84,8 +91,8 @@ def profile(
         problem = _penalised_problem(fit, goal, extra[rows], aim, penalty_weight[rows])
         solution = solve(fit.law, problem, theta[rows])
         values = goal_values(fit, goal, extra[rows], solution.theta)
-        rise = np.maximum(2 * (solution.loss - base) / (scale * design[rows]), 0.0)
-        root = np.sqrt(np.where(np.isnan(rise), np.inf, rise))
+        increase = np.maximum(2 * (solution.loss - base) / (scale * design[rows]), 0.0)
+        root = np.sqrt(np.where(np.isnan(increase), np.inf, increase))
         moved = side[rows] * (values - inside[rows]) > 0.1 * side[rows] * (aim - inside[rows])
         crossed = (side[rows] * (values - inside[rows]) > 0) & (root > limit)
         outside[rows[crossed]], outside_root[rows[crossed]] = values[crossed], root[crossed]
@@ -101,7 +108,28 @@ def profile(
         share = (limit - inside_root) / (outside_root - inside_root)
         ends = np.where(np.isfinite(outside), inside + (outside - inside) * share, side * math.inf)
     ends = np.where(at_extreme, inside, ends)
+    if numerical is not None:
+        limited = _at_numerical_bound(fit, theta, numerical, at_extreme)
+        ends = np.where(limited & np.concatenate(numerical), side * math.inf, ends)
     return middle, np.minimum(ends[:count], middle), np.maximum(ends[count:], middle)
+
+
+def _at_numerical_bound(
+    fit: Fit,
+    theta: Float[np.ndarray, "m p"],
+    numerical: tuple[Bool[np.ndarray, "p"], Bool[np.ndarray, "p"]],
+    at_extreme: Bool[np.ndarray, "m"],
+) -> Bool[np.ndarray, "m"]:
+    """Returns which ends the solver's own bounds limit."""
+    margin = 1e-4 * (1 + np.abs(theta))  # The solver stops shortly before a bound.
+    low, high = numerical
+    at_bound = (low & (theta <= fit.low + margin)) | (high & (theta >= fit.high - margin))
+    # The loss may also rise since the coefficient of a steep power can become no smaller. Of
+    # several terms one may vanish without an effect on the others.
+    coefficients = np.array([each.log and not each.starts for each in fit.law.table])
+    if coefficients.sum() > 1:
+        coefficients[:] = False
+    return (at_extreme & at_bound.any(axis=1)) | (at_bound & coefficients).any(axis=1)
 
 
 def _penalised_problem(
@@ -126,6 +154,11 @@ def _penalised_problem(
 def _loss(fit: Fit) -> float:
     near = np.minimum(np.abs(fit.log_residuals), fit.delta)
     return float(np.sum(fit.weights * near * (np.abs(fit.log_residuals) - near / 2)))
+
+
+def rise(fit: Fit, other: Fit) -> float:
+    """Returns the root of the increase of the loss from a fit to another, in units of the noise."""
+    return math.sqrt(max(2 * (_loss(other) - _loss(fit)) / _noise(fit)[0], 0.0))
 
 
 def _noise(fit: Fit) -> tuple[float, float]:

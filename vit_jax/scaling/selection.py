@@ -138,7 +138,8 @@ def choose(
     if not held_out:
         why = next(iter(skipped.values()), "no law was named")
         raise DataError(
-            f"No law could be tested on larger scales, since {why}. Add smaller runs"
+            f"No law could be tested on larger scales, since {why}. Add runs of more "
+            "scales, mostly smaller ones"
             f"{_untested(inputs, y, **how)}."
         )
     singles = [name for name in held_out if name != "average"]

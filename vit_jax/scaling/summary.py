@@ -24,7 +24,7 @@ def summary(result: Json) -> dict[str, Any]:
         (entry,) = fitted
         trust, why = _trust(entry, result["significance"])
         return {
-            "answer": _law_sentence(entry, result["columns"]),
+            "answer": _no_trend(entry, result["columns"]) + _law_sentence(entry, result["columns"]),
             "trust": trust,
             "why": why,
             "groups": [],
@@ -61,6 +61,14 @@ def filled_formula(entry: Json) -> str:
     names = "|".join(sorted(map(re.escape, values), key=len, reverse=True))
     text = re.sub(rf"\b({names})\b", lambda match: values[match[0]], entry["formula"])
     return re.sub(r"(\d) (?=\d)", r"\1 · ", text.replace("--", ""))
+
+
+def _no_trend(entry: Json, columns: Mapping[str, str]) -> str:
+    """Returns a sentence, to begin with, if a power law's exponent is not determined; else ""."""
+    is_open = entry["params"].get("c", {}).get("identified") in ("no", "at its bound")
+    if entry["law"] not in ("power", "power_floor") or not is_open or not entry["doubt"]:
+        return ""
+    return f"The runs do not show that {columns['y']} falls with {columns['x']}. The best fit: "
 
 
 def _law_sentence(entry: Json, columns: Mapping[str, str]) -> str:
