@@ -5,10 +5,12 @@ import pytest
 from PIL import Image
 
 from tests.config_cases import get_config
+from tests.small_run import small_config
 from vit_jax.data import inherit
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.errors import ConfigError
 from vit_jax.evals.build import Evaluation
+from vit_jax.training.init_from import inherit_model
 
 PUBLISHED = (
     {"op": "decode", "channels": 3, "exif": False},
@@ -36,6 +38,13 @@ def test_transforms_are_the_checkpoints_where_they_say_so():
         inherit.resolve(({"op": "inherit", "part": "crop"},), PUBLISHED, key="k")
     with pytest.raises(ConfigError, match=r"k\[3\]: .*has no normalization"):
         inherit.resolve(AUGMENTED, PUBLISHED[:-1], key="k")
+
+
+@pytest.mark.medium
+def test_a_resumed_run_keeps_them_for_its_image_size_only(plain_run):
+    config = small_config(init_from="gone", data__eval_transforms=(ALL,), model__image_size=(16,))
+    with pytest.raises(ConfigError, match=r"another config:\nmodel.image_size: \[8\] -> \[16\]"):
+        inherit_model(config, plain_run)
 
 
 def test_a_resumed_run_keeps_what_it_took_and_shows_what_was_changed():

@@ -64,6 +64,7 @@ def inherit_model(config: FrozenConfigDict, workdir: epath.PathLike) -> FrozenCo
     earlier = _config_of_resumed_run(config, workdir)
     if earlier is not None:
         _fill_unset(resolved.model, earlier.model)
+        _check_same_size(config, resolved.model, earlier.model, workdir)
         for key in _TRANSFORMS:
             resolved.data[key] = inherit.keep(config.data[key], earlier.data[key])
         return freeze(resolved)
@@ -75,6 +76,22 @@ def inherit_model(config: FrozenConfigDict, workdir: epath.PathLike) -> FrozenCo
     resolved = freeze(resolved)
     compare_pixels(resolved, transforms)
     return resolved
+
+
+def _check_same_size(
+    config: FrozenConfigDict,
+    section: ConfigDict,
+    earlier: FrozenConfigDict,
+    workdir: epath.PathLike,
+) -> None:
+    """Raises ConfigError if inherited transforms of a run would be kept for another image size."""
+    then, now = tuple(earlier.image_size), tuple(section.image_size)
+    if then != now and any(inherit.inherits(config.data[key]) for key in _TRANSFORMS):
+        raise ConfigError(
+            f"{config.resume or workdir} holds a run with another config:\n"
+            f"model.image_size: {list(then)} -> {list(now)}\n"
+            "The transforms that it inherited are for the former. Choose another --workdir."
+        )
 
 
 def _check_inherits_nothing(config: FrozenConfigDict) -> None:
