@@ -39,7 +39,6 @@ from vit_jax.errors import (
     printable,
 )
 from vit_jax.parallel.simulated import give_threads_to_simulated_devices
-from vit_jax.telemetry.notes import note
 
 _EXIT_SIGPIPE = 128 + signal.SIGPIPE  # A shell's exit code for a program with a closed pipe.
 
@@ -303,6 +302,8 @@ def read_config(values: flags.FlagValues) -> FrozenConfigDict:
     changed = overridden(values)
     unset_other_units(config, changed)
     if kept := sizes_beside_variant(config, changed):
+        from vit_jax.telemetry.notes import note  # Imports JAX.
+
         note(
             f"model.variant={changed['model.variant']} leaves the sizes that the config sets: "
             f"{kept}. With a key of None the size is the variant's."
