@@ -372,6 +372,7 @@ def test_each_group_has_its_figure(tmp_path):
     assert len({name.lower() for name in figures}) == len(names)
 
 
+@pytest.mark.slow
 def test_the_command(floor, tmp_path):
     command = [
         *(sys.executable, "-m", "vit_jax.fit", f"--runs={floor}", "--law=power", "--y=Loss"),
@@ -384,6 +385,7 @@ def test_the_command(floor, tmp_path):
     assert "vit-jax fit --runs=" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_report_of_another_question_is_said_to_be_replaced(floor, tmp_path):
     question = {"law": "power", "y": "Loss", "columns": {"x": "Seen Examples"}}
     question |= {"where": ("model=a",), "method": LEAST_SQUARES}

@@ -45,7 +45,7 @@ def assert_same_run(a, b):
     assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.usefixtures("plain_run")
+@pytest.mark.slow
 def test_the_files_of_a_run(tmp_path):
     assert train_on_one(small_config(log__tensorboard=True), tmp_path, draw_curves=True) == 0
     lines = read_jsonl(tmp_path / "metrics.jsonl")
