@@ -348,5 +348,5 @@ def test_wrong_images_and_captures_are_named():
     params = random_params(TINY)
     with pytest.raises(ConfigError, match=r"takes images of height, width, channels \(48, 48, 3\)"):
         apply(TINY, params, np.zeros((1, 32, 32, 3), np.float32))
-    with pytest.raises(ConfigError, match=r'Cannot capture "blocks"\. A Resnet captures nothing'):
+    with pytest.raises(ConfigError, match=r'A Resnet cannot capture "blocks"\. Accepted: feat'):
         apply(TINY, params, images(TINY), capture=("blocks",))

@@ -1,5 +1,6 @@
-"""Figures and tables of runs, and of a model's predictions.
+"""Figures and tables of runs and predictions, and measures of what a model has learned.
 
+measures          what a model has learned: attention, features, ... of any checkpoint
 figures           training curves, predictions, and the style of all figures
 pixels            checks images that are to be drawn
 runs              reads runs from their work directories
@@ -10,11 +11,33 @@ confusion_matrix  confusion matrix, reliability diagram, most common mistakes
 class_accuracy    accuracy of each class, with intervals
 """
 
-from vit_jax.analysis.class_accuracy import class_accuracy
-from vit_jax.analysis.confusion_matrix import confusion
-from vit_jax.analysis.figures import curves, predictions
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["class_accuracy", "confusion", "curves", "predictions"]
+if TYPE_CHECKING:
+    from vit_jax.analysis.class_accuracy import class_accuracy
+    from vit_jax.analysis.confusion_matrix import confusion
+    from vit_jax.analysis.figures import curves, predictions
+    from vit_jax.analysis.measures.attention_distance import attention_distance
+
+# Public name -> its module, imported when the name is first used: the style of the figures is used
+# without JAX.
+_MODULES = {
+    "attention_distance": "measures.attention_distance",
+    "class_accuracy": "class_accuracy",
+    "confusion": "confusion_matrix",
+    "curves": "figures",
+    "predictions": "figures",
+}
+
+__all__ = ["attention_distance", "class_accuracy", "confusion", "curves", "predictions"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FuncFormatter,
@@ -233,10 +234,15 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
     return (sums[centre + reach + 1] - sums[centre - reach]) / (2 * reach + 1)
 
 
+def whole_numbers(axis: Axis, *, most: int = 8) -> None:
+    """Labels an axis, such as that of layers, at whole numbers."""
+    axis.set_major_locator(MaxNLocator(most, integer=True))
+
+
 def format_axes(axes: Axes) -> None:
     """Formats the axis of steps, and draws the lines of the grid."""
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    whole_numbers(axes.xaxis, most=5)
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     axes.set_xlim(left=0)
 

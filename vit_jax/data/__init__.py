@@ -11,6 +11,7 @@ sources         opens a data set by its config: `open_source`
   listing         finds the images below a folder
   reading         reads a file, with bounds on its size and location
 locate          from what a user points to, to the keys of `config.data`: `locate_data`
+evaluated       the split of an evaluation: `open_split`
 order           which examples are in the batch of step t: `examples_at`
 decode          encoded images -> pixels
 transforms      crop, flip, normalise, ... as plain config data: `compose`, `OPS`

@@ -3,7 +3,6 @@
 evaluate        evaluates a checkpoint on labelled images: the story, top to bottom
 predict         predicts the classes of images, or computes their features
 model           loads a run or a published checkpoint, with its preprocessing
-datasets        a folder, a data set of TFDS or a config -> the split to evaluate
 task            a model and its examples, with what is collected on the way
 class_matching  finds the model's outputs for the classes of the data, by name
 imagenet        the names of ImageNet's classes

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vit_jax.data.base import Source
+from vit_jax.data.evaluated import ALL, open_split
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.evals import fewshot, neighbours, probe
 from vit_jax.evals.classification import Classification, ClassificationReport
-from vit_jax.inference.datasets import ALL, open_split
 from vit_jax.inference.evaluation import FewShot, Measured, Result
 from vit_jax.inference.task import Task
 from vit_jax.telemetry.progress import format_count

@@ -9,10 +9,10 @@ from etils import epath
 from ml_collections import FrozenConfigDict
 
 from vit_jax.data.base import Source
+from vit_jax.data.evaluated import describe_division, open_split
 from vit_jax.data.locate import locate_data
 from vit_jax.errors import ConfigError
 from vit_jax.evals.evaluator import warn_of_bad
-from vit_jax.inference.datasets import describe_division, open_split
 from vit_jax.inference.folders import folder_of_run, folder_on_data
 from vit_jax.inference.model import Model
 from vit_jax.inference.progress import OnProgress, counted

@@ -14,6 +14,7 @@ lora        low-rank adapters of attention, and merging them
 positions   sincos2d and rotary position embeddings
 resize      resizes position and patch embeddings
 heads       MAP head
+hooks       variables beside the parameters with which analyses change a forward pass
 flops       counts parameters and FLOPs
 """
 

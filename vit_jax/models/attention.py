@@ -4,6 +4,7 @@ Axes in einsums and shapes: b batch, q query tokens, k key tokens, h heads, d he
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -12,9 +13,15 @@ from jaxtyping import Array, Float
 
 from vit_jax.config.model import VitConfig
 from vit_jax.errors import ConfigError
+from vit_jax.models.hooks import PERTURBATIONS, perturb
 from vit_jax.models.lora import Adapter
 from vit_jax.models.positions import rotation
 from vit_jax.parallel.constraints import BATCH, constrain
+
+# Intermediates of attention: query and key [b, n, h, d] as their product takes them, after their
+# norms and the rotation and before scaling; value [b, n, h, d]; the weights [b, h, q, k]; and each
+# head's weighted sum of the values [b, n, h, d].
+CAPTURED = ("query", "key", "value", "attention", "heads")
 
 
 def resolve_backend(config: VitConfig, *, train: bool, platform: str) -> str:
@@ -71,18 +78,20 @@ def dot_product_attention(
     *,
     dropout: float = 0.0,
     dropout_rng: jax.Array | None = None,
+    perturbation: Callable[[Array], Array] = lambda weights: weights,
 ) -> tuple[Float[Array, "b q h d"], Float[Array, "b h q k"]]:
     """Computes softmax(q k' / sqrt d) v, with the softmax in float32.
 
     Vaswani et al. 2017, arXiv 1706.03762. The query is scaled before the product, as flax does.
     `dropout` is the probability of zeroing a weight; others are multiplied by 1 / (1 - dropout).
+    `perturbation` is applied to the weights before dropout.
 
     Returns:
       The output in the dtype of `value`, and the attention weights before dropout in float32.
     """
     query = query * (query.shape[-1] ** -0.5)
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits, axis=-1)
+    weights = perturbation(jax.nn.softmax(logits, axis=-1))
     dropped = weights
     if dropout > 0:
         assert dropout_rng is not None, "dropout needs a key"
@@ -96,20 +105,21 @@ class MultiHeadAttention(nn.Module):
 
     Attributes:
       train: whether dropout is on.
-      capture: return the attention weights; needs memory for them, and uses the XLA back end.
+      capture: intermediates to return, some of `CAPTURED`; "attention" needs memory for the
+        weights, and uses the XLA back end.
       rotate: apply the model's rotary position embedding, if it has one. The tokens must be those
         of the encoder: prefix tokens, then the patches of the grid.
     """
 
     config: VitConfig
     train: bool
-    capture: bool = False
+    capture: tuple[str, ...] = ()
     rotate: bool = False
 
     @nn.compact
     def __call__(
         self, x_q: Float[Array, "b q width"], x_kv: Float[Array, "b k width"]
-    ) -> tuple[Float[Array, "b q width"], Float[Array, "b h q k"] | None]:
+    ) -> tuple[Float[Array, "b q width"], dict[str, Array]]:
         config = self.config
         heads = (config.num_heads, config.width // config.num_heads)
 
@@ -141,7 +151,8 @@ class MultiHeadAttention(nn.Module):
 
         backend = resolve_backend(config, train=self.train, platform=current_platform())
         weights = None
-        if backend == "cudnn" and not self.capture:
+        needs_weights = "attention" in self.capture or self.has_variable(PERTURBATIONS, "attention")
+        if backend == "cudnn" and not needs_weights:
             x = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
         else:
             dropout = config.attention_dropout if self.train else 0.0
@@ -151,7 +162,11 @@ class MultiHeadAttention(nn.Module):
                 value,
                 dropout=dropout,
                 dropout_rng=self.make_rng("dropout") if dropout else None,
+                perturbation=functools.partial(perturb, self, "attention"),
             )
+        captured = {
+            "query": query, "key": key, "value": value, "attention": weights, "heads": x,
+        }  # fmt: skip
         if config.attn_norm:
             shape = x.shape
             x = nn.LayerNorm(
@@ -166,4 +181,4 @@ class MultiHeadAttention(nn.Module):
         )(x)
         if config.lora_rank:
             y = y + Adapter(config, (config.width,), axes=2, name="out_lora")(x)
-        return y, weights if self.capture else None
+        return y, {name: captured[name] for name in CAPTURED if name in self.capture}

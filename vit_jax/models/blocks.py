@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_jax.config.model import VitConfig
+from vit_jax.models import attention as attention_module
 from vit_jax.models.attention import MultiHeadAttention
+from vit_jax.models.hooks import PERTURBATIONS, REGISTER_NEURONS, move_to_register, perturb
 from vit_jax.parallel.constraints import BATCH, constrain
 
 # `config.model.remat` -> policy: which results of the forward pass are saved for the backward pass.
@@ -18,6 +20,10 @@ REMAT = {
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+# Intermediates of a block: its output, the outputs of its two branches as they are added to the
+# residual stream [b, n, width], the hidden units of its MLP [b, n, mlp_dim], and attention's.
+CAPTURED = ("blocks", "attention_branch", "mlp_branch", "hidden", *attention_module.CAPTURED)
 
 
 def make_norm(config: VitConfig, name: str) -> nn.Module:
@@ -49,7 +55,10 @@ class Mlp(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
+    def __call__(
+        self, x: Float[Array, "b n width"]
+    ) -> tuple[Float[Array, "b n width"], Float[Array, "b n hidden"]]:
+        """Returns the output and the hidden units' activations."""
         config = self.config
 
         def dense(features, name):
@@ -72,10 +81,11 @@ class Mlp(nn.Module):
             x = activation(gate) * hidden
         else:
             x = activation(hidden)
+        x = activations = move_to_register(self, x, register=config.num_prefix - 1)
         if config.mlp_norm:
             x = make_norm(config, "norm")(x)
         x = nn.Dropout(config.dropout, deterministic=not self.train)(x)
-        return dense(config.width, "fc2")(x)
+        return dense(config.width, "fc2")(x), activations
 
 
 class Block(nn.Module):
@@ -83,7 +93,7 @@ class Block(nn.Module):
 
     Attributes:
       train: whether dropout and stochastic depth are on.
-      capture: intermediates to return: "blocks", "attention", both or neither.
+      capture: intermediates to return: some of `CAPTURED`.
     """
 
     config: VitConfig
@@ -95,34 +105,40 @@ class Block(nn.Module):
         self, x: Float[Array, "b n width"], drop_rate: Float[Array, ""]
     ) -> tuple[Float[Array, "b n width"], dict[str, Array]]:
         config = self.config
-        attention = MultiHeadAttention(
-            config, self.train, "attention" in self.capture, rotate=True, name="attn"
-        )
+        attention = MultiHeadAttention(config, self.train, self.capture, rotate=True, name="attn")
         mlp = Mlp(config, self.train, name="mlp")
         x = constrain(x, BATCH, None, None)
 
         y = make_norm(config, "norm1")(x)
-        y_attn, weights = attention(y, y)
+        y_attn, captured = attention(y, y)
         y_attn = nn.Dropout(config.dropout, deterministic=not self.train)(y_attn)
+        scale = scale_mlp = self._layer_scale("scale1")
         if config.parallel:
-            y_mlp = nn.Dropout(config.dropout, deterministic=not self.train)(mlp(y))
-            x = x + self._drop_path(self._scale(y_attn + y_mlp, "scale1"), drop_rate)
-        else:
-            x = x + self._drop_path(self._scale(y_attn, "scale1"), drop_rate)
-            y_mlp = mlp(make_norm(config, "norm2")(x))
+            y_mlp, hidden = mlp(y)
             y_mlp = nn.Dropout(config.dropout, deterministic=not self.train)(y_mlp)
-            x = x + self._drop_path(self._scale(y_mlp, "scale2"), drop_rate)
+            x = x + self._drop_path(scale(y_attn + y_mlp), drop_rate)
+        else:
+            x = x + self._drop_path(scale(y_attn), drop_rate)
+            y_mlp, hidden = mlp(make_norm(config, "norm2")(x))
+            y_mlp = nn.Dropout(config.dropout, deterministic=not self.train)(y_mlp)
+            scale_mlp = self._layer_scale("scale2")
+            x = x + self._drop_path(scale_mlp(y_mlp), drop_rate)
+        x = perturb(self, "blocks", x)
 
-        captured = {"blocks": x, "attention": weights}
+        captured |= {
+            "blocks": x, "attention_branch": scale(y_attn), "mlp_branch": scale_mlp(y_mlp),
+            "hidden": hidden,
+        }  # fmt: skip
         return x, {key: captured[key] for key in self.capture}
 
-    def _scale(self, y, name):
+    def _layer_scale(self, name):
         """Layer scale: a learned factor for each channel of a branch (Touvron 2021, 2103.17239)."""
         config = self.config
         if not config.layer_scale:
-            return y
+            return lambda y: y
         initial = nn.initializers.constant(config.layer_scale)
-        return y * self.param(name, initial, (config.width,)).astype(y.dtype)
+        factor = self.param(name, initial, (config.width,))
+        return lambda y: y * factor.astype(y.dtype)
 
     def _drop_path(self, y, drop_rate):
         if not self.train or self.config.stochastic_depth == 0:
@@ -152,7 +168,7 @@ def run_blocks(
     if config.scan:
         blocks = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, PERTURBATIONS: 0, REGISTER_NEURONS: 0},
             split_rngs={"params": True, "dropout": True},
             length=config.depth,
         )(*settings, name="blocks")
@@ -178,7 +194,7 @@ class Encoder(nn.Module):
         Args:
           x: embedded tokens.
           train: whether dropout and stochastic depth are on.
-          capture: intermediates to return: some of "blocks", "attention".
+          capture: intermediates to return: some of `CAPTURED`.
 
         Returns:
           The encoded tokens, and each intermediate with a leading axis of depth.

@@ -57,10 +57,10 @@ class Classifier(nn.Module, Generic[Config]):
             )
         for name in capture:
             if name not in self.capturable:
-                accepted = did_you_mean(str(name), self.capturable) if self.capturable else (
-                    f"A {type(self).__name__} captures nothing."
-                )  # fmt: skip
-                raise ConfigError(f'Cannot capture "{name}". {accepted}')
+                raise ConfigError(
+                    f'A {type(self).__name__} cannot capture "{name}". '
+                    + did_you_mean(str(name), self.capturable)
+                )
         return self.classify(jnp.asarray(images), train=train, capture=capture)
 
     def classify(

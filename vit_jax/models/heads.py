@@ -15,12 +15,19 @@ class MapHead(nn.Module):
     """Multi-head attention pooling: one learned query attends to all tokens; then a residual MLP.
 
     Zhai et al. 2021 (arXiv 2106.04560), as in big_vision.
+
+    Attributes:
+      capture: intermediates of the attention to return, see `vit_jax.models.attention`.
     """
 
     config: VitConfig
+    capture: tuple[str, ...] = ()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b width"]:
+    def __call__(
+        self, x: Float[Array, "b n width"]
+    ) -> tuple[Float[Array, "b width"], dict[str, Array]]:
+        """Returns the pooled tokens, and the captured intermediates of the attention."""
         # The published head has no norms inside attention and MLP, and no gate, whatever the blocks
         # have: its activation is their SiLU or GELU (GELU for swiglu).
         config = dataclasses.replace(
@@ -33,6 +40,7 @@ class MapHead(nn.Module):
         )
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, config.width))
         probe = jnp.tile(probe.astype(x.dtype), (x.shape[0], 1, 1))
-        x, _ = MultiHeadAttention(config, train=False, name="attn")(probe, x)
-        x = x + Mlp(config, train=False, name="mlp")(make_norm(config, "norm")(x))
-        return x[:, 0]
+        attention = MultiHeadAttention(config, False, self.capture, name="attn")
+        x, captured = attention(probe, x)
+        y, _ = Mlp(config, train=False, name="mlp")(make_norm(config, "norm")(x))
+        return (x + y)[:, 0], captured

@@ -10,6 +10,7 @@ from vit_jax.config.model import MixerConfig
 from vit_jax.errors import ConfigError
 from vit_jax.models.blocks import drop_path, run_blocks
 from vit_jax.models.classifier import Classifier
+from vit_jax.models.hooks import perturb
 from vit_jax.parallel.constraints import BATCH, constrain
 
 
@@ -55,7 +56,7 @@ class MixerBlock(nn.Module):
         y = MixerMlp(config, config.token_mlp_dim, name="token_mlp")(y).swapaxes(1, 2)
         x = x + self._drop_path(y, drop_rate)
         y = MixerMlp(config, config.mlp_dim, name="mlp")(_norm(config, "norm2")(x))
-        x = x + self._drop_path(y, drop_rate)
+        x = perturb(self, "blocks", x + self._drop_path(y, drop_rate))
         return x, dict.fromkeys(self.capture, x)
 
     def _drop_path(self, y, drop_rate):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.config.model import GROUPS, ResnetConfig, StemConfig
 from vit_jax.models.classifier import Classifier
+from vit_jax.models.hooks import perturb
 from vit_jax.parallel.constraints import BATCH, constrain
 
 
@@ -162,7 +163,8 @@ class Resnet(Classifier[ResnetConfig]):
 
     Parameters are float32. Computation is in `config.dtype`, except the standardisation of kernels,
     the statistics of norms, and everything from the mean of the feature map on, which are float32.
-    There is no dropout, and nothing to capture.
+    There is no dropout. If captured, `feature_map` [b, height, width, features] is what the head's
+    mean is of.
 
     Example:
       >>> model = Resnet(ResnetConfig(units=(1,), image_size=(32, 32), num_classes=10))
@@ -172,10 +174,13 @@ class Resnet(Classifier[ResnetConfig]):
     """
 
     config: ResnetConfig
+    capturable = ("feature_map",)
 
     def classify(self, images, *, train, capture):
         """See `Classifier.classify`."""
         x = _feature_map(self.config, images, dtype=self.config.dtype)
+        x = perturb(self, "feature_map", x)
+        intermediates = {"feature_map": x} if "feature_map" in capture else {}
         x = x.astype(jnp.float32).mean(axis=(1, 2))
         logits = self.head(x) if self.config.num_classes else x
-        return logits, {"pre_logits": x}
+        return logits, {**intermediates, "pre_logits": x}

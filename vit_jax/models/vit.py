@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.config.model import VitConfig
-from vit_jax.models.blocks import Encoder, make_norm
+from vit_jax.models.blocks import CAPTURED, Encoder, make_norm
 from vit_jax.models.classifier import Classifier
 from vit_jax.models.heads import MapHead
 from vit_jax.models.positions import sincos2d
@@ -22,8 +22,10 @@ class Vit(Classifier[VitConfig]):
 
     The intermediates are `pre_logits` [b, width or rep_size]; `tokens` [b, n, width], the encoded
     sequence (class token, distillation token and registers first), after the final norm unless that
-    follows pooling; if captured, `embed` [b, n, width], the first block's input, `blocks`
-    [depth, b, n, width], every block's output, and `attention` [depth, b, heads, n, n].
+    follows pooling; if captured, `embed` [b, n, width], the first block's input; `blocks`
+    [depth, b, n, width], every block's output; `attention` [depth, b, heads, n, n]; the other names
+    of `vit_jax.models.blocks.CAPTURED`, with a leading axis of depth; and `pool_attention`
+    [b, heads, 1, n], the weights of a MAP head.
 
     Example:
       >>> model = create("mu/16", image_size=32, num_classes=10)  # model.model is a Vit.
@@ -34,7 +36,7 @@ class Vit(Classifier[VitConfig]):
     """
 
     config: VitConfig
-    capturable = ("embed", "blocks", "attention")
+    capturable = ("embed", *CAPTURED, "pool_attention")
 
     def classify(self, images, *, train, capture):
         """See `Classifier.classify`."""
@@ -42,7 +44,7 @@ class Vit(Classifier[VitConfig]):
         x = self._embed(images, train=train)
         intermediates = {"embed": x} if "embed" in capture else {}
         x, captured = Encoder(config, name="encoder")(
-            x, train=train, capture=[name for name in ("blocks", "attention") if name in capture]
+            x, train=train, capture=[name for name in CAPTURED if name in capture]
         )
         intermediates |= captured
         intermediates["tokens"] = x
@@ -50,7 +52,9 @@ class Vit(Classifier[VitConfig]):
         distilled = x[:, 1].astype(jnp.float32) if config.distilled else None
         if config.pool in ("map", "map_patches"):
             tokens = x if config.pool == "map" else x[:, config.num_prefix :]
-            x = MapHead(config, name="map_head")(tokens)
+            weights = ("attention",) if "pool_attention" in capture else ()
+            x, pooling = MapHead(config, weights, name="map_head")(tokens)
+            intermediates |= {f"pool_{name}": value for name, value in pooling.items()}
         else:
             token, patches = x[:, 0], x[:, config.num_prefix :].astype(jnp.float32)
             if config.pool == "token":

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Array, Float, Float32, UInt8
 from PIL import Image
 
-from vit_jax.data.color import IMAGENET_MEAN, IMAGENET_STD
+from vit_jax.data.color import IMAGENET_MEAN, IMAGENET_STD, Normalize, ValueRange
 from vit_jax.data.decode import decode_pillow
 from vit_jax.data.op import Op
 from vit_jax.data.reading import read_file
@@ -291,14 +291,15 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         try:
-            _ = self._transform  # Built here, so that invalid transforms raise here.
+            _ = self.transform  # Built here, so that invalid transforms raise here.
         except ConfigError as error:
             raise CheckpointError(
                 f"The checkpoint's preprocessing cannot be done: {error}"
             ) from error
 
     @functools.cached_property
-    def _transform(self) -> ComposedTransform:
+    def transform(self) -> ComposedTransform:
+        """The composed transforms, of one example."""
         first, *rest = self.transforms
         return compose(
             [{"channels": self.channels, **first}, *rest],
@@ -310,7 +311,7 @@ class Preprocess:
     @property
     def ops(self) -> tuple[Op, ...]:
         """The operations, with explicit sizes and defaults."""
-        return self._transform.ops
+        return self.transform.ops
 
     def __call__(self, images: ImageInput | Sequence[ImageInput]) -> Float32[np.ndarray, "b h w c"]:
         """Returns a batch of prepared images.
@@ -333,10 +334,24 @@ class Preprocess:
             raise DataError("No image was given: name at least one.")
         return np.stack([self._prepare(i, image) for i, image in enumerate(batch)])
 
+    def restored(
+        self, images: Float[np.ndarray | Array, "b h w c"]
+    ) -> UInt8[np.ndarray, "b h w c"]:
+        """Returns the pixels of prepared images: undoes their scaling, not their crop."""
+        values, last = np.asarray(images, np.float32), self.ops[-1]
+        if isinstance(last, Normalize):
+            values = values * np.asarray(last.std, np.float32) + np.asarray(last.mean, np.float32)
+        elif isinstance(last, ValueRange):
+            values = (values - last.vmin) / (last.vmax - last.vmin)
+        else:  # Transforms of one's own: the range of each image.
+            low, high = (f(values, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+            values = (values - low) / np.maximum(high - low, 1e-12)
+        return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+
     def _prepare(self, i: int, image: ImageInput) -> Float32[np.ndarray, "h w c"]:
         rng = np.random.default_rng(0)  # Required, but evaluation transforms are deterministic.
         try:
-            return self._transform({"image": self._encoded(image)}, rng)["image"]
+            return self.transform({"image": self._encoded(image)}, rng)["image"]
         except DataError as error:
             name = image if isinstance(image, str | os.PathLike) else f"image {i}"
             raise DataError(f"{os.fspath(name)}: {error}") from error
