@@ -14,5 +14,9 @@ CONFIGS = {
 setup(
     packages=[*find_packages(include=["vit_jax", "vit_jax.*"]), *CONFIGS],
     package_dir=CONFIGS,
-    package_data={"vit_jax": ["py.typed"], "vit_jax.inference": ["imagenet.tsv"]},
+    package_data={
+        "vit_jax": ["py.typed"],
+        "vit_jax.inference": ["imagenet.tsv"],
+        "vit_jax.analysis.walkthrough_page": ["page.css", "page.js"],
+    },
 )

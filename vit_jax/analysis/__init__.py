@@ -1,6 +1,7 @@
 """Figures and tables of runs and predictions, and measures of what a model has learned.
 
 measures          what a model has learned: attention, features, ... of any checkpoint
+walkthrough_page  one image through a model, step by step, as an HTML page
 figures           training curves, predictions, and the style of all figures
 pixels            checks images that are to be drawn
 runs              reads runs from their work directories
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from vit_jax.analysis.confusion_matrix import confusion
     from vit_jax.analysis.figures import curves, predictions
     from vit_jax.analysis.measures.attention_distance import attention_distance
+    from vit_jax.analysis.walkthrough_page.walkthrough import walkthrough
 
 # Public name -> its module, imported when the name is first used: the style of the figures is used
 # without JAX.
@@ -28,9 +30,12 @@ _MODULES = {
     "confusion": "confusion_matrix",
     "curves": "figures",
     "predictions": "figures",
+    "walkthrough": "walkthrough_page.walkthrough",
 }
 
-__all__ = ["attention_distance", "class_accuracy", "confusion", "curves", "predictions"]
+__all__ = [
+    "attention_distance", "class_accuracy", "confusion", "curves", "predictions", "walkthrough",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
