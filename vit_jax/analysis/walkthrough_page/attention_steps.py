@@ -222,7 +222,7 @@ def _softmax(context: Context) -> Step:
         )
         + elements.shapes(("scores", "scores"), (A, "attention"))
         + drawing.figure(drawn, f"The weights of the patches, {context.layer_name}, "
-                         f"{context.head_name}: the deeper the orange, the larger.")
+                         f"{context.head_name}: the deeper the colour, the larger.")
         + elements.table(["token", "<i>s</i>", "exp(<i>s</i> − max)", A, ""], rows,
                          caption="The largest weights", by_column=True),
     )  # fmt: skip

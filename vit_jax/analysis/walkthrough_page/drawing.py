@@ -11,7 +11,7 @@ from PIL import Image
 from vit_jax.analysis.walkthrough_page.elements import plain
 
 _LARGEST = 448  # Pixels of the longer side of an image in the page.
-_HEAT = (230, 97, 0)  # Between Okabe and Ito's orange and vermillion.
+_HEAT, _COLD = (214, 44, 180), (70, 70, 70)  # The colour of attention weights; and its opposite.
 
 
 def data_uri(pixels: UInt8[np.ndarray, "h w *channels"], *, largest: int = _LARGEST) -> str:
@@ -92,19 +92,18 @@ def _frame(patch: int, grid: tuple[int, int]) -> str:
 def small_maps(maps: Sequence[tuple[str, str]], *, chosen: int | None = None) -> str:
     """Returns maps beside each other: (HTML label, map); `chosen` is highlighted."""
     items = "".join(
-        f'<li{" class=chosen" if i == chosen else ""}>{drawn}<span>{label}</span></li>'
+        f"<li{' class=chosen' if i == chosen else ''}>{drawn}<span>{label}</span></li>"
         for i, (label, drawn) in enumerate(maps)
     )
     return f'<ol class="maps">{items}</ol>'
 
 
 def heat_map(values: Float[np.ndarray, "rows columns"], alt: str, *, chosen: int | None) -> str:
-    """Returns values as a blue to orange map: 0 is white. For feature maps and similarities."""
+    """Returns values as a map: positive ones magenta, 0 white, negative ones grey."""
     largest = max(float(np.abs(values).max()), 1e-30)
     share = (values / largest)[..., None]
-    positive, negative = np.array(_HEAT), np.array((0, 114, 178))
-    white = np.array((255, 255, 255))
-    pixels = np.where(share > 0, white + share * (positive - white), white - share * (negative - white))
+    white, heat, cold = np.array((255, 255, 255)), np.array(_HEAT), np.array(_COLD)
+    pixels = white + np.abs(share) * (np.where(share > 0, heat, cold) - white)
     body = f'<img class="pixels" src="{data_uri(np.rint(pixels).astype(np.uint8))}" alt="">'
     frame = "" if chosen is None else _frame(chosen, values.shape)
     return (
@@ -119,8 +118,9 @@ def line_chart(series: Sequence[tuple[str, Float[np.ndarray, "n"]]], alt: str) -
     for style, values in series:
         x = np.linspace(6, 294, len(values)) if len(values) > 1 else np.array([150.0])
         y = 114 - 106 * values / max(top, 1e-30)
-        dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in zip(x, y, strict=True))
-        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+        points = [(f"{a:.1f}", f"{b:.1f}") for a, b in zip(x, y, strict=True)]
+        dots = "".join(f'<circle cx="{a}" cy="{b}" r="3"/>' for a, b in points)
+        path = " ".join(map(",".join, points))
         lines.append(f'<g class="{style}"><polyline points="{path}"/>{dots}</g>')
     return (
         f'<svg class="chart" viewBox="0 0 300 120" role="img" aria-label="{plain(alt)}">'

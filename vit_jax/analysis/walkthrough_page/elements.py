@@ -147,7 +147,9 @@ class Elements:
         shown = []
         for term in terms:
             left, right, product = (self.number(number.name, *number.index) for number in term)
-            shown.append(f'<span class="term"><span>{left} · {right}</span> <b>{product}</b></span>')
+            shown.append(
+                f'<span class="term"><span>{left} · {right}</span> <b>{product}</b></span>'
+            )
         more = len(terms) < self.arrays[terms[0][2].name].size
         result = self.number(total.name, *total.index)
         return (

@@ -64,7 +64,7 @@ def _stem(context: Context) -> Step:
             "feature map is cut into patches in place of the pixels."
         )
         + elements.shapes(("image", "image"), ("feature map", "feature_map"))
-        + drawing.figure(drawn, "The first channel: orange is positive, blue negative."),
+        + drawing.figure(drawn, "The first channel: magenta is positive, grey negative."),
     )  # fmt: skip
 
 
@@ -74,7 +74,9 @@ def _patches(context: Context) -> Step:
         drawing.grid_lines(context.config.grid, trace.patch),
         "The image with the lines between its patches; the shown patch has a frame",
     )
-    figures = drawing.figure(drawn, f"The grid, read row by row. The frame is {context.patch_name}.")
+    figures = drawing.figure(
+        drawn, f"The grid, read row by row. The frame is {context.patch_name}."
+    )
     if context.config.stem is None:
         (height, width), columns = context.config.patch_size, context.config.grid[1]
         y, x = trace.patch // columns * height, trace.patch % columns * width
@@ -149,18 +151,14 @@ def _projection(context: Context) -> Step:
 
 def _prefix(context: Context) -> Step:
     elements, config = context.elements, context.config
-    rows, names = [], []
-    if config.has_class_token:
-        names.append("a class token")
-        rows.append(context.vector_row("class", "class_token", 0))
-    if config.distilled:
-        names.append("a distillation token")
-        rows.append(context.vector_row("distillation", "distillation_token", 0))
-    if config.registers:
-        names.append("register tokens")
-        rows += [
-            context.vector_row(f"register {i + 1}", "registers", i) for i in range(config.registers)
-        ]
+    arrays = {"class_token": "a class token", "distillation_token": "a distillation token",
+              "registers": "register tokens"}  # fmt: skip
+    names = [name for array, name in arrays.items() if array in context.trace.arrays]
+    rows = [(array, i) for array in arrays for i in range(len(context.trace.arrays.get(array, ())))]
+    rows = [
+        context.vector_row(context.token_name(token), array, i)
+        for token, (array, i) in enumerate(rows)
+    ]
     used = {
         "class": "The class token has no pixels of its own: it collects what the head will read. ",
         "distillation": "The distillation token does so for a second head, which learned from "
@@ -236,8 +234,8 @@ def _similarities(context: Context, num_prefix: int) -> str:
     )  # fmt: skip
     return drawing.figure(
         drawn,
-        f"Cosine similarity of each position with that of {context.patch_name}: orange is "
-        "similar, blue opposite.",
+        f"Cosine similarity of each position with that of {context.patch_name}: magenta is "
+        "similar, grey opposite.",
     )
 
 

@@ -122,7 +122,11 @@ def _head(context: Context) -> Step:
     best = int(arrays["logits"].argmax())
     name = "logit" if context.trace.loss else "output"
     terms = [
-        (Number("pre_logits", (i,)), Number("head_kernel", (i, best)), Number("head_products", (i,)))
+        (
+            Number("pre_logits", (i,)),
+            Number("head_kernel", (i, best)),
+            Number("head_products", (i,)),
+        )
         for i in range(min(3, len(arrays["head_products"])))
     ]
     one = "logits_class" if context.config.distilled else "logits"

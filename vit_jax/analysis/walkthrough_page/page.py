@@ -51,7 +51,7 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>One image through {escape(checkpoint)}</title>\n"
         f"<style>{_text('page.css')}{_images(pixels)}</style></head>\n"
-        f'<body{" class=few" if max(pixels.shape[:2]) < 100 else ""}>\n'
+        f"<body{' class=few' if max(pixels.shape[:2]) < 100 else ''}>\n"
         '<a class="skip" href="#step-1">To the first step</a>\n'
         f"<header><h1>One image through a Vision Transformer</h1><p>{escape(checkpoint)} · "
         f"{escape(image_name)}</p></header>\n"

@@ -71,9 +71,8 @@ class Context:
         config = self.config
         names = ["class"] * config.has_class_token + ["distillation"] * config.distilled
         names += [f"register {i + 1}" for i in range(config.registers)]
-        if token < len(names):
-            return names[token]
-        return f'<span class="label">patch {token - len(names) + 1}</span>'
+        name = names[token] if token < len(names) else f"patch {token - len(names) + 1}"
+        return f'<span class="label">{name}</span>'
 
     def two_rows(self, name: str, symbol: str = "", style: str = "") -> list[Row]:
         """Returns the rows of an array [tokens, width] of the query's token and the shown patch."""

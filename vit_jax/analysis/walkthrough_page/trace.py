@@ -80,8 +80,9 @@ def trace(
     patch = int(arrays["patch_std"].argmax())
     query = 0 if config.has_class_token else config.num_prefix + patch
     model = cast(Vit, measured.model)
-    forward = jax.device_get(_forward(model, measured.variables, image[None], layer, query))
-    block = jax.tree.map(lambda leaf: np.asarray(leaf[layer]), params["encoder"]["blocks"])
+    forward, block = jax.device_get(
+        _forward(model, measured.variables, image[None], layer, query)
+    )  # fmt: skip
     arrays |= _embedding(params, forward["embed"], arrays["patch_vectors"], patch, config)
     if config.pre_norm:
         arrays |= block_norm(
@@ -118,8 +119,11 @@ def _measure_of(query: int):
 @functools.partial(jax.jit, static_argnames=("model", "query"))
 def _forward(
     model: Vit, variables: Variables, images: Float[Array, "1 h w c"], layer: Any, query: int
-) -> Captured:
-    """Returns what the model gives of itself; intermediates of the block `layer` by their names."""
+) -> tuple[Captured, Any]:
+    """Returns what the model gives of itself, and the parameters of the block `layer`.
+
+    Intermediates of that block have their own names; others "last_block", "token_norm", ...
+    """
     config, params = model.config, variables["params"]
     blocks = measure_blocks(model, variables, images, _measure_of(query), ("blocks", "attention"))
     block_params = jax.tree.map(lambda leaf: leaf[layer], params["encoder"]["blocks"])
@@ -134,7 +138,8 @@ def _forward(
         tokens = tokens if config.pool == "map" else tokens[:, config.num_prefix :]
         whole["pooled"] = MapHead(config).apply({"params": params["map_head"]}, tokens)[0]
     of_image = {name: value[0] for name, value in {**block, **whole}.items()}
-    return {**of_image, **blocks, "logits": logits[0], "block_input": x[0]}
+    captured = {**of_image, **blocks, "logits": logits[0], "block_input": x[0]}
+    return captured, block_params
 
 
 # ------------------------------------------------------------------------------------- embedding
