@@ -1,7 +1,7 @@
 """A ViT's forward pass in float64 and plain NumPy: every array that a walkthrough shows.
 
-It shares no code with the models or with `vit_jax.analysis`; only the feature map of a hybrid's stem
-is taken as it is.
+It shares no code with the models or with `vit_jax.analysis`; only the feature map of a hybrid's
+stem is taken as it is.
 """
 
 import numpy as np
@@ -134,11 +134,11 @@ def _rotated(config, q):
     for row in range(rows):
         for column in range(columns):
             if config.rope == "dinov3":
-                place = [2 * np.pi * (2 * (i + 0.5) / n - 1)
-                         for i, n in ((row, rows), (column, columns))]  # fmt: skip
+                place = [2 * np.pi * (2 * (row + 0.5) / rows - 1),
+                         2 * np.pi * (2 * (column + 0.5) / columns - 1)]  # fmt: skip
             else:
-                place = [i * (trained / n if trained else 1) for i, n, trained in
-                         zip((row, column), config.grid, config.rope_grid, strict=True)]  # fmt: skip
+                trained = [t or n for t, n in zip(config.rope_grid, config.grid, strict=True)]
+                place = [row * trained[0] / rows, column * trained[1] / columns]
             if config.rope == "axial_xy":
                 place = place[::-1]
             angles.append(np.concatenate([place[0] / periods, place[1] / periods]))

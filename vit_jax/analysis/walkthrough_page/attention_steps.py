@@ -56,9 +56,11 @@ def norm_body(context: Context, name: str, before: str, token: int) -> str:
     return (
         line
         + elements.shapes(("<i>X</i>", before), ("norm(<i>X</i>)", name))
-        + f'<p class="worked">{who}: {values}</p>'
+        + f"<p>{who}: {values}</p>"
         + elements.vectors(
-            "component", norm_rows(context, name, before, token), caption=f"The norm of {who}"
+            "component",
+            norm_rows(context, name, before, token),
+            caption=f"The norm of one token: {who}",
         )
     )
 
@@ -243,7 +245,7 @@ def _values(context: Context) -> Step:
         context.diagram(1)
         + text(f"The head's output is the sum of the values {V}, each multiplied by its weight.")
         + formula(f"<i>o</i> = Σ<sub><i>j</i></sub> {A}<sub><i>j</i></sub> {V}<sub><i>j</i></sub>")
-        + elements.shapes((A, "attention"), (V, "value"), ("<i>o</i> of every query", "head_output"))
+        + elements.shapes((A, "attention"), (V, "value"), ("<i>o</i> of each query", "head_output"))
         + elements.vectors("component", rows, caption=f"The sum for {context.query_name}"),
     )  # fmt: skip
 

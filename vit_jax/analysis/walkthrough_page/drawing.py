@@ -1,4 +1,4 @@
-"""The figures of the page: images, maps over the image, lines over layers. No figure has numbers."""
+"""The figures of the page, all without numbers: images, maps over the image, lines over layers."""
 
 import base64
 import io

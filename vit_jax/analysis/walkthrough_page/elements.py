@@ -105,11 +105,13 @@ class Elements:
         size = self.arrays[name].shape[-1]
         first = [str(i + 1) for i in range(min(size, SHOWN))]
         heads = [*first, "…", f"{size:,}"] if size > SHOWN else first
-        return self.table([symbol, *heads], rows, caption=caption)
+        style = "vector" if size > SHOWN else ""
+        return self.table([symbol, *heads], rows, caption=caption, style=style)
 
     def table(
-        self, heads: Sequence[str], rows: Sequence[Row], *, caption: str, by_column: bool = False
-    ) -> str:
+        self, heads: Sequence[str], rows: Sequence[Row], *, caption: str, by_column: bool = False,
+        style: str = "",
+    ) -> str:  # fmt: skip
         """Returns a table in a box that scrolls.
 
         Args:
@@ -117,6 +119,7 @@ class Elements:
           rows: the rows.
           caption: what the table shows.
           by_column: choose the number of digits for each column, not for the table.
+          style: CSS class.
         """
         columns = list(zip(*(row.cells for row in rows), strict=True))
         groups = columns if by_column else [[cell for column in columns for cell in column]] * len(
@@ -138,7 +141,8 @@ class Elements:
             style = f' class="{row.style}"' if row.style else ""
             lines.append(f'<tr{style}><th scope="row">{row.label}</th>{cells}</tr>')
         return (
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{plain(caption)}"><table>'
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{plain(caption)}">'
+            f'<table class="{style}">'
             f"<caption>{caption}</caption>" + "".join(lines) + "</table></div>"
         )
 
@@ -152,10 +156,9 @@ class Elements:
             )
         more = len(terms) < self.arrays[terms[0][2].name].size
         result = self.number(total.name, *total.index)
-        return (
-            f'<p class="worked">{" + ".join(shown)}{" + …" if more else ""} = '
-            f"<strong>{result}</strong></p>"
-        )
+        rest = " <span>+ …</span>" if more else ""
+        total_html = f'<span class="total">= <strong>{result}</strong></span>'
+        return f'<p class="worked">{" + ".join(shown)}{rest} {total_html}</p>'
 
 
 def _digits(values: Sequence[float]) -> int:

@@ -83,13 +83,13 @@ def _mlp(context: Context) -> Step:
         rows.append(context.vector_row("normalised", "mlp_norm", token))
         inner, gate = f"norm{inner}", gate + " A norm follows."
     output = [context.vector_row("output", "mlp_output", token, style="result")]
-    same = "the same normalised input as attention, at the same time. It has" if config.parallel else (
-        "each token by itself, the same two matrices for all. Between them it has"
-    )  # fmt: skip
+    what = "each token by itself, the same two matrices for all. Between them it has"
+    if config.parallel:
+        what = "the same normalised input as attention, at the same time. It has"
     return Step(
         "mlp", BLOCK, "The MLP",
         context.diagram(4)
-        + text(f"The MLP works on {same} {elements.size('hidden', 1)} hidden units with the "
+        + text(f"The MLP works on {what} {elements.size('hidden', 1)} hidden units with the "
                f"activation {activation}, which lets positive values pass and holds back negative "
                f"ones.{gate}")
         + formula(f"MLP(<i>x</i>) = {inner} <i>W</i><sub>2</sub>")

@@ -163,6 +163,10 @@ def _head(context: Context) -> Step:
 def _probabilities(context: Context) -> Step:
     elements, arrays = context.elements, context.trace.arrays
     is_softmax = context.trace.loss == "softmax_xent"
+    logits = arrays["logits"]
+    verdict = f"The model says <strong>{context.class_name(int(logits.argmax()))}</strong>."
+    if len(logits) > 1 and logits.min() == logits.max():
+        verdict = "All classes have the same probability: the head is not trained."
     rows = [
         Row(
             context.class_name(i),
@@ -189,8 +193,8 @@ def _probabilities(context: Context) -> Step:
         text(sentences)
         + formula(line)
         + elements.shapes(("<i>z</i>", "logits"), ("<i>p</i>", "probabilities"))
-        + f'<div class="verdict">{drawing.over_image("", "The prepared image")}<p>The model says '
-        f"<strong>{context.class_name(int(arrays['logits'].argmax()))}</strong>.</p></div>"
+        + f'<div class="verdict">{drawing.over_image("", "The prepared image")}<p>{verdict}</p>'
+        "</div>"
         + elements.table(["class", "logit", "probability", ""], rows,
                          caption="The most probable classes", by_column=True),
     )  # fmt: skip

@@ -29,7 +29,7 @@ _FOOT = (
 
 def page(
     trace: Trace, *, pixels: UInt8[np.ndarray, "h w c"], labels: tuple[str, ...] | None,
-    checkpoint: str, image_name: str,
+    checkpoint: str, image_name: str, notes: Sequence[str],
 ) -> str:  # fmt: skip
     """Returns the page.
 
@@ -39,6 +39,7 @@ def page(
       labels: class names; None: unknown.
       checkpoint: what the page is about.
       image_name: of the image.
+      notes: on the checkpoint.
     """
     elements = Elements(trace.arrays)
     context = Context(trace, elements, pixels, labels)
@@ -60,7 +61,7 @@ def page(
         '<button type="button" aria-label="Previous step" title="Arrow left">← Back</button>'
         '<p class="position"></p>'
         '<button type="button" aria-label="Next step" title="Arrow right">Next →</button></div>\n'
-        f'<p class="hidden" aria-live="polite"></p><footer><p>{_FOOT}</p></footer>\n'
+        f'<p class="hidden" aria-live="polite"></p><footer><p>{_FOOT}</p>{_notes(notes)}</footer>\n'
         f'<script type="application/json" id="numbers">{_numbers(steps, elements)}</script>\n'
         f"<script>{_text('page.js')}</script></body></html>\n"
     )
@@ -68,6 +69,10 @@ def page(
 
 def _text(name: str) -> str:
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _notes(notes: Sequence[str]) -> str:
+    return f"<p>The checkpoint: {escape('; '.join(notes))}.</p>" if notes else ""
 
 
 def _images(pixels: UInt8[np.ndarray, "h w c"]) -> str:
@@ -95,7 +100,8 @@ def _contents(steps: Sequence[Step]) -> str:
 def _sections(steps: Sequence[Step]) -> str:
     return "\n".join(
         f'<section id="step-{i}" data-step="{step.key}" aria-labelledby="title-{i}">'
-        f'<p class="kicker">{step.part}</p><h2 id="title-{i}">{step.title}</h2>{step.body}</section>'
+        f'<p class="kicker">{step.part}</p><h2 id="title-{i}">{step.title}</h2>'
+        f"{step.body}</section>"
         for i, step in enumerate(steps, start=1)
     )
 

@@ -58,7 +58,7 @@ class Context:
 
     @property
     def patch_name(self) -> str:
-        """The shown patch, as a label: names of tokens are no results, so they have no reference."""
+        """The shown patch, as a label."""
         return f'<span class="label">patch {self.trace.patch + 1}</span>'
 
     def class_name(self, index: int) -> str:

@@ -63,12 +63,16 @@ def trace(
     loss: str,
     label: int | None,
 ) -> Trace:
-    """Runs an image through a model; see `Trace` for the arguments.
+    """Runs an image through a model.
 
     Args:
       measured: a ViT or hybrid.
       image: prepared.
       stored: the image before its preparation; None: unknown.
+      layer: block to be shown, from 0.
+      head: head to be shown, from 0.
+      loss: see `vit_jax.pretrained.load.Pretrained`.
+      label: class of the loss; None: the predicted one.
     """
     config, params = measured.vit, measured.variables["params"]
     arrays: Arrays = {} if stored is None else {"stored": stored}

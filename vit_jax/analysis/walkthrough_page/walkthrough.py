@@ -132,7 +132,7 @@ def walkthrough(
         trace=traced,
         html=page(
             traced, pixels=pretrained.preprocess.restored(prepared[None])[0], labels=labels,
-            checkpoint=model.name, image_name=image_name,
+            checkpoint=model.name, image_name=image_name, notes=pretrained.all_notes,
         ),
     )  # fmt: skip
 
