@@ -269,6 +269,13 @@ def test_a_browser_shows_one_step_and_obeys_keys(tmp_path):
       await new Promise((done) => setTimeout(done, 50));
       seen.push(document.querySelector("[aria-live]").textContent);
       document.body.dataset.seen = seen.join(" ");
+      // On a phone, a table of vectors shows three components and the last one.
+      const row = "#step-5 .vector tr:first-child th:not(:first-child)";
+      const heads = document.querySelectorAll(row);
+      location.hash = "#step-5";
+      await new Promise((done) => setTimeout(done, 50));
+      const shown = [...heads].filter((head) => head.offsetWidth && head.textContent !== "…");
+      document.body.dataset.columns = shown.length;
       document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth;
     }});</script>"""
     page = tmp_path / "keys.html"
@@ -277,3 +284,4 @@ def test_a_browser_shows_one_step_and_obeys_keys(tmp_path):
     seen = re.search(r'data-seen="([^"]*)"', dom)[1]
     assert seen == "step-2 step-3 step-2 step-22 step-21 Step 20 / 22: The head: logits"
     assert 'data-wide="false"' in dom
+    assert 'data-columns="4"' in dom

@@ -223,10 +223,12 @@ def _softmax(context: Context) -> Step:
             "Σ<sub><i>i</i></sub> exp(<i>s<sub>i</sub></i> − max <i>s</i>)"
         )
         + elements.shapes(("scores", "scores"), (A, "attention"))
+        + '<div class="beside">'
         + drawing.figure(drawn, f"The weights of the patches, {context.layer_name}, "
                          f"{context.head_name}: the deeper the colour, the larger.")
         + elements.table(["token", "<i>s</i>", "exp(<i>s</i> − max)", A, ""], rows,
-                         caption="The largest weights", by_column=True),
+                         caption="The largest weights", by_column=True)
+        + "</div>",
     )  # fmt: skip
 
 

@@ -16,10 +16,15 @@ _BARS = 100.0
 
 
 class Number(NamedTuple):
-    """A number of an array: its name and the index."""
+    """A number of an array.
+
+    Attributes:
+      name: of the array.
+      indices: one for each axis.
+    """
 
     name: str
-    index: tuple[int, ...] = ()
+    indices: tuple[int, ...] = ()
 
 
 Cell = Number | str
@@ -68,7 +73,7 @@ class Elements:
         return f'<data class="number" data-number="{path}">{text}</data>'
 
     def _value(self, number: Number) -> float:
-        value = self.arrays[number.name][number.index]
+        value = self.arrays[number.name][number.indices]
         assert value.ndim == 0, number
         return float(value)
 
@@ -133,13 +138,13 @@ class Elements:
         lines = [f"<tr>{head}</tr>"]
         for row in rows:
             cells = "".join(
-                f"<td>{self.number(cell.name, *cell.index, digits=places)}</td>"
+                f"<td>{self.number(cell.name, *cell.indices, digits=places)}</td>"
                 if isinstance(cell, Number)
                 else f"<td>{cell}</td>"
                 for cell, places in zip(row.cells, digits, strict=True)
             )
-            style = f' class="{row.style}"' if row.style else ""
-            lines.append(f'<tr{style}><th scope="row">{row.label}</th>{cells}</tr>')
+            row_class = f' class="{row.style}"' if row.style else ""
+            lines.append(f'<tr{row_class}><th scope="row">{row.label}</th>{cells}</tr>')
         return (
             f'<div class="scroll" tabindex="0" role="region" aria-label="{plain(caption)}">'
             f'<table class="{style}">'
@@ -150,12 +155,12 @@ class Elements:
         """Returns the first terms of a sum of products: (factor, factor, product), and the sum."""
         shown = []
         for term in terms:
-            left, right, product = (self.number(number.name, *number.index) for number in term)
+            left, right, product = (self.number(number.name, *number.indices) for number in term)
             shown.append(
                 f'<span class="term"><span>{left} · {right}</span> <b>{product}</b></span>'
             )
         more = len(terms) < self.arrays[terms[0][2].name].size
-        result = self.number(total.name, *total.index)
+        result = self.number(total.name, *total.indices)
         rest = " <span>+ …</span>" if more else ""
         total_html = f'<span class="total">= <strong>{result}</strong></span>'
         return f'<p class="worked">{" + ".join(shown)}{rest} {total_html}</p>'

@@ -68,7 +68,11 @@ def page(
 
 
 def _text(name: str) -> str:
-    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return (
+        importlib.resources.files("vit_jax.analysis.walkthrough_page")
+        .joinpath(name)
+        .read_text(encoding="utf-8")
+    )
 
 
 def _notes(notes: Sequence[str]) -> str:

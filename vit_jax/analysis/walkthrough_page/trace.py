@@ -105,7 +105,7 @@ def trace(
 @functools.partial(jax.jit, static_argnames="config")
 def _feature_map(config: VitConfig, params: Any, images: Array) -> Array:
     assert config.stem is not None
-    return Stem(config.stem, config.dtype).apply({"params": params}, images)
+    return cast(Array, Stem(config.stem, config.dtype).apply({"params": params}, images))
 
 
 @functools.cache  # The program is compiled for the function that this returns.
