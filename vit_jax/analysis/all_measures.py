@@ -24,7 +24,7 @@ from vit_jax.analysis.measures.registry import (
 from vit_jax.analysis.measures.result import NotApplicableError
 from vit_jax.analysis.outcomes import Analysis, Outcome, Subject
 from vit_jax.checkpoints.load import locate
-from vit_jax.data.evaluated import open_split
+from vit_jax.data.evaluated import first_split, open_split
 from vit_jax.errors import ConfigError, VitJaxError
 from vit_jax.models import describe_model
 from vit_jax.pretrained.load import Pretrained, load_pretrained
@@ -194,9 +194,7 @@ def _open(
 
 def _images_of_run(run: TrainingData, model: Pretrained) -> ImageStream:
     """Returns the split that a run evaluates first, with the preprocessing of a model."""
-    entries = run.config.evals.values()
-    split = next((e.split for e in entries if e.type == "classification"), "")
-    source = open_split(run.config.data, split)
+    source = open_split(run.config.data, first_split(run.config))
     return ImageStream(source, model.preprocess.transform, has_labels=not source.multi_label)
 
 
