@@ -49,7 +49,6 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     chosen(values.only)
     from vit_jax.analysis import report
     from vit_jax.analysis.all_measures import analyze, default_folder
-    from vit_jax.analysis.measures.images import BATCH_SIZE
     from vit_jax.pretrained.formats.hints import parse_hints
 
     compared = list(values.compare)
@@ -67,7 +66,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         num_images=values.num_images or None,
         image_size=parse_size(values.image_size, flag="image_size"),
         hints=parse_hints(values.hints),
-        batch_size=values.batch_size or BATCH_SIZE,
+        batch_size=values.batch_size,
         log=lambda line: print(printable(line), flush=True),
     )
     for name, numbers in found.overview().items():

@@ -13,7 +13,7 @@ from etils import epath
 import vit_jax
 from vit_jax import analysis, storage
 from vit_jax.analysis import report
-from vit_jax.analysis.measures.images import BATCH_SIZE, Images, ImageStream, open_images
+from vit_jax.analysis.measures.images import Images, ImageStream, open_images
 from vit_jax.analysis.measures.registry import (
     MEASURES,
     NUM_IMAGES,
@@ -45,7 +45,7 @@ def analyze(
     num_images: int | None = NUM_IMAGES,
     image_size: int | tuple[int, int] | None = None,
     hints: Mapping[str, Any] | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Analysis:
     """Computes all measures of a checkpoint, or of several side by side on the same images.
@@ -65,7 +65,7 @@ def analyze(
       image_size: side, or (height, width), in pixels, of all checkpoints that are loaded here.
       hints: settings that the file of a published checkpoint does not contain; they go to the first
         checkpoint.
-      batch_size: images at a time.
+      batch_size: images at a time; None: the default of each measure.
       log: called with a line for each measure, such as `print`.
 
     Raises:
@@ -101,15 +101,16 @@ def analyze(
         )
         for index, model in enumerate(models)
     ]
+    settings = {} if batch_size is None else {"batch_size": batch_size}
     outcomes: list[Outcome] = []
     for index, (model, stream) in enumerate(zip(models, streams, strict=True)):
         if not single and len(models) > 1:
             log(f"{subjects[index].name}:")
-        for outcome in _measure(names, index, model, stream, batch_size):
+        for outcome in _measure(names, index, model, stream, settings):
             outcomes.append(_saved(outcome, subjects[index].folder))
             log(outcomes[-1].line())
     for index in range(1, len(models)):
-        for outcome in _compare(names, index, models, streams, batch_size):
+        for outcome in _compare(names, index, models, streams, settings):
             place = None if folder is None else folder / f"1-{index + 1}"
             outcomes.append(_saved(outcome, place))
             log(outcomes[-1].line())
@@ -125,6 +126,7 @@ def analyze(
     )
     if folder is not None:
         with storage.reported(ConfigError, f"{folder} cannot be written"):
+            storage.make_folder(folder)
             content = json.dumps(found.to_json(), indent=1, allow_nan=False)
             storage.write_bytes(folder / "analysis.json", content.encode())
             storage.write_bytes(folder / report.NAME, report.page(found).encode())
@@ -215,7 +217,7 @@ def _measure(
     index: int,
     model: Pretrained,
     stream: ImageStream | None,
-    batch_size: int,
+    settings: Mapping[str, int],
 ) -> Iterator[Outcome]:
     """Yields the outcome of each measure of a model."""
     for name in names:
@@ -230,7 +232,7 @@ def _measure(
                 return function(model, stream.first(1))
             if takes is Takes.LABELLED_IMAGES and not stream.has_labels:
                 raise NotApplicableError("It needs labels, which these images have not.")
-            return function(model, stream, batch_size=batch_size)
+            return function(model, stream, **settings)
 
         yield _outcome(name, (index,), compute)
 
@@ -240,7 +242,7 @@ def _compare(
     index: int,
     models: Sequence[Pretrained],
     streams: Sequence[ImageStream | None],
-    batch_size: int,
+    settings: Mapping[str, int],
 ) -> Iterator[Outcome]:
     """Yields the outcome of each measure of the first model and another one."""
     stream = streams[0]
@@ -250,7 +252,7 @@ def _compare(
         yield _outcome(
             name,
             (0, index),
-            lambda function: function(models[0], stream, models[index], batch_size=batch_size),
+            lambda function: function(models[0], stream, models[index], **settings),
         )
 
 

@@ -55,7 +55,9 @@ def table(rows: Sequence[Sequence[str]]) -> str:
       rows: text; the first row has the names of the columns.
     """
     head, *rest = rows
-    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
+    lines = [
+        "<tr>" + "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head) + "</tr>"
+    ]
     for row in rest:
         cells = "".join(
             f"<td{' class=text' if len(cell) > 60 else ''}>{html.escape(cell)}</td>" for cell in row

@@ -227,25 +227,38 @@ def _numbers(analysis: Analysis, outcome: Outcome, *, named: bool) -> list[str]:
 
 
 def _rows(result: Result) -> list[list[str]]:
-    """Returns the arrays that have the axes of the first one, as the rows of a table."""
+    """Returns the arrays that have the axes of the first one, as the rows of a table.
+
+    The ends of an interval stand beside their mean.
+    """
     arrays = result.arrays()
     first = next(iter(arrays.values()))
+    ends = {name: (f"{name}_low", f"{name}_high") for name in arrays}
+    ends = {name: pair for name, pair in ends.items() if set(pair) <= arrays.keys()}
+    hidden = {end for pair in ends.values() for end in pair}
     shown = {
         name: array
         for name, array in arrays.items()
-        if array.axes == first.axes and array.values.dtype.kind in "biuf"
+        if array.axes == first.axes and array.values.dtype.kind in "biuf" and name not in hidden
     }
-    heads = [name + (f" ({array.unit})" if array.unit else "") for name, array in shown.items()]
+    heads = [
+        name.replace("_", " ") + (f" ({array.unit})" if array.unit else "")
+        for name, array in shown.items()
+    ]
     offsets = [int(axis in ("layer", "head")) for axis in first.axes]
     rows = [[*first.axes, *heads]]
     for index in np.ndindex(first.values.shape):
-        place = [str(i + offset) for i, offset in zip(index, offsets, strict=True)]
-        rows.append([*place, *(_number(array.values[index]) for array in shown.values())])
+        cells = [str(i + offset) for i, offset in zip(index, offsets, strict=True)]
+        for name, array in shown.items():
+            interval = [_number(arrays[end].values[index]) for end in ends.get(name, ())]
+            between = f" ({' to '.join(interval)})" if interval else ""
+            cells.append(_number(array.values[index]) + between)
+        rows.append(cells)
     return rows
 
 
 def _number(value: float | int | np.generic | None) -> str:
     """Returns four significant digits; whole numbers as they are."""
     if value is None or not np.isfinite(value):
-        return "–"
+        return "none"
     return f"{value:,}" if isinstance(value, int | np.integer) else f"{value:.4g}"

@@ -51,7 +51,7 @@ class AnalysisEvaluation:
         """
         key = f"config.evals.{name}.measures"
         measures = tuple(evaluator.config.evals[name].measures)
-        accepted = _summarised()
+        accepted = summarised()
         if not measures:
             raise ConfigError(f"{key} is empty: name some of {', '.join(accepted)}.")
         for measure in measures:
@@ -121,7 +121,7 @@ class AnalysisEvaluation:
                 ) from error
 
 
-def _summarised() -> list[str]:
+def summarised() -> list[str]:
     """Returns the measures of images whose results have a summary."""
     names = []
     for name, takes in MEASURES.items():
@@ -158,12 +158,11 @@ class _ImagesOfRun(ImageStream):
     on_bad: OnBad
 
     def batches(self, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
-        """Yields all images; `batch_size` of them on each device, but no more than in training."""
+        """Yields all images; `batch_size` is rounded up to a multiple of the mesh's devices."""
         evaluator = self.evaluator
-        shards = evaluator.mesh.shape["data"] * evaluator.mesh.shape["fsdp"]
         on_bad = self.on_bad and partial(self.on_bad, self.source)
-        rows = min(batch_size * shards, evaluator.config.batch_size)
-        with evaluator.batches(self.source, batch_size=rows, on_bad=on_bad) as batches:
+        # Not the batch size of the run: a measure over the images of a batch depends on it.
+        with evaluator.batches(self.source, batch_size=batch_size, on_bad=on_bad) as batches:
             for batch in self.progress(batches):
                 # Every process needs the rows of the others, too.
                 on_all = jax.jit(_copies, out_shardings=replicated(evaluator.mesh))
