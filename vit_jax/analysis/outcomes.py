@@ -110,11 +110,12 @@ class Analysis:
         """Returns {name of a summary: its value for each checkpoint, None where it has none}."""
         rows: dict[str, list[float | None]] = {}
         for outcome in self.outcomes:
-            if len(outcome.subjects) > 1:
+            index, *others = outcome.subjects
+            if others:
                 continue
             for name, value in outcome.summary().items():
                 row = rows.setdefault(name, [None] * len(self.subjects))
-                row[outcome.subjects[0]] = value if math.isfinite(value) else None
+                row[index] = value if math.isfinite(value) else None
         return rows
 
     def to_json(self) -> dict[str, Any]:

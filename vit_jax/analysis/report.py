@@ -250,15 +250,15 @@ def _rows(result: Result) -> list[list[str]]:
     for index in np.ndindex(first.values.shape):
         cells = [str(i + offset) for i, offset in zip(index, offsets, strict=True)]
         for name, array in shown.items():
-            interval = [_number(arrays[end].values[index]) for end in ends.get(name, ())]
+            interval = [_number(arrays[end].values[index].item()) for end in ends.get(name, ())]
             between = f" ({' to '.join(interval)})" if interval else ""
-            cells.append(_number(array.values[index]) + between)
+            cells.append(_number(array.values[index].item()) + between)
         rows.append(cells)
     return rows
 
 
-def _number(value: float | int | np.generic | None) -> str:
+def _number(value: float | int | None) -> str:
     """Returns four significant digits; whole numbers as they are."""
     if value is None or not np.isfinite(value):
         return "none"
-    return f"{value:,}" if isinstance(value, int | np.integer) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
