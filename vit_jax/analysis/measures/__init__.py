@@ -8,4 +8,7 @@ images              what a user calls images -> a stream of prepared batches
 encoder             the model in the form that is measured; visits each block of a forward pass
 bootstrap           means over images with intervals, in constant memory
 attention_distance  attention distance, entropy, and the share of attention on prefix tokens
+embedding_filters   principal components of the filters of the patch embedding
+position_similarity similarity of the positions of patches: embeddings, rotary angles
+position_structure  such similarities in numbers: distance, rows and columns, neighbours
 """
