@@ -6,14 +6,14 @@ from typing import ClassVar
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, PyTree
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from vit_jax.analysis import figures
 from vit_jax.analysis.measures.encoder import measured
 from vit_jax.analysis.measures.result import NamedArray, Result
-from vit_jax.config.model import ResnetConfig, VitConfig
+from vit_jax.config.model import ModelConfig, ResnetConfig, VitConfig
 from vit_jax.errors import ConfigError
 from vit_jax.models.resnet import standardised_kernel
 from vit_jax.pretrained.load import Pretrained
@@ -162,16 +162,8 @@ def embedding_filters(pretrained: Pretrained, *, num_components: int = 28) -> Em
     if num_components < 1:
         raise ConfigError(f"num_components is {num_components}: it must be at least 1.")
     model = measured(pretrained)
-    config, params = model.config, model.variables["params"]
-    stem = config.stem if isinstance(config, VitConfig) else None
-    if isinstance(config, ResnetConfig):
-        stem, root = config, params["root"]
-    elif stem is not None:
-        root = params["stem"]["root"]
-    if stem is None:
-        kernel = params["embedding"]["kernel"]
-    else:
-        kernel = standardised_kernel(jnp.asarray(root["conv"]["kernel"]), stem)
+    config = model.config
+    kernel, is_convolution = _first_kernel(config, model.variables["params"])
     filters = np.moveaxis(np.asarray(kernel, np.float64), -1, 0)
     components, explained, mean_share = _principal_components(filters.reshape(len(filters), -1))
     notes = () if config.channels in (1, 3) else (
@@ -185,8 +177,21 @@ def embedding_filters(pretrained: Pretrained, *, num_components: int = 28) -> Em
         components=components[:num_components].reshape(-1, *filters.shape[1:]),
         explained=explained,
         mean_share=mean_share,
-        is_convolution=stem is not None,
+        is_convolution=is_convolution,
     )
+
+
+def _first_kernel(
+    config: ModelConfig, params: PyTree
+) -> tuple[Float[Array | np.ndarray, "row column channel filter"], bool]:
+    """Returns the kernel that acts on pixels, and whether it is that of a convolution."""
+    if isinstance(config, ResnetConfig):
+        stem, root = config, params["root"]
+    elif isinstance(config, VitConfig) and config.stem is not None:
+        stem, root = config.stem, params["stem"]["root"]
+    else:
+        return params["embedding"]["kernel"], False
+    return standardised_kernel(jnp.asarray(root["conv"]["kernel"]), stem), True
 
 
 def _principal_components(

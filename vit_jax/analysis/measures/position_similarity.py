@@ -57,7 +57,7 @@ class PositionSimilarity(Result):
         "pairs of patches; a zero vector has similarity 0. rotary: mean of the cosine of the "
         "difference of both angles over the rotated pairs of a head's components, which is q.k / "
         "(|q| |k|) of queries and keys of equal content, averaged over all directions of it. "
-        "Prefix tokens (class, distillation, registers) are left out. Profiles: mean similarity over "
+        "Prefix tokens (class, distillation, registers) are left out. Profiles: mean similarity of "
         "pairs in the same row, in the same column, or neither, at each distance in patches "
         "(rounded). difference_r2: R^2 of the mean over all pairs with equal signed differences of "
         "rows and columns; additive_r2: R^2 of the least-squares fit of f(|row difference|) + "
@@ -122,7 +122,7 @@ class PositionSimilarity(Result):
                     self._draw_maps(axes, each, low)
                     size = "x".join(map(str, each.grid))
                     state = ", resized" if each is after else ""
-                    axes.set_title(f"Similarity ({part}): {size} patches{state}")
+                    axes.set_title(f"{part}: {size} patches{state}")
                 figure.colorbar(row[-2].images[0], ax=row[-2], shrink=0.8)
                 self._draw_profiles(row[-1], part)
         return figure
@@ -179,7 +179,7 @@ class PositionSimilarity(Result):
                 )  # fmt: skip
         if after:
             axes.plot([], "--", color=figures.GREY, label="resized")
-        axes.set(title="Mean similarity", xlabel="distance (patches)")
+        axes.set(title="Mean similarity of positions", xlabel="distance (patches)")
         figures.whole_numbers(axes.xaxis)
         axes.legend(
             loc="upper left", bbox_to_anchor=(-0.02, -0.14), ncols=4, fontsize=7,
