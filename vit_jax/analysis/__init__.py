@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from vit_jax.analysis.confusion_matrix import confusion
     from vit_jax.analysis.figures import curves, predictions
     from vit_jax.analysis.measures.attention_distance import attention_distance
+    from vit_jax.analysis.measures.embedding_filters import embedding_filters
+    from vit_jax.analysis.measures.position_similarity import position_similarity
 
 # Public name -> its module, imported when the name is first used: the style of the figures is used
 # without JAX.
@@ -33,6 +35,8 @@ _MODULES = {
     "class_accuracy": "class_accuracy",
     "confusion": "confusion_matrix",
     "curves": "figures",
+    "embedding_filters": "measures.embedding_filters",
+    "position_similarity": "measures.position_similarity",
     "predictions": "figures",
 }
 
@@ -42,6 +46,8 @@ __all__ = [
     "class_accuracy",
     "confusion",
     "curves",
+    "embedding_filters",
+    "position_similarity",
     "predictions",
 ]
 

@@ -9,4 +9,7 @@ encoder             the model in the form that is measured; visits each block of
 bootstrap           means over images with intervals, in constant memory
 registry            the measures of `vit-jax analyze`
 attention_distance  attention distance, entropy, and the share of attention on prefix tokens
+embedding_filters   principal components of the filters of the patch embedding
+position_similarity similarity of the positions of patches: embeddings, rotary angles
+position_structure  such similarities in numbers: distance, rows and columns, neighbours
 """
