@@ -19,18 +19,39 @@ if TYPE_CHECKING:
     from vit_jax.analysis.confusion_matrix import confusion
     from vit_jax.analysis.figures import curves, predictions
     from vit_jax.analysis.measures.attention_distance import attention_distance
+    from vit_jax.analysis.measures.branch_norms import branch_norms
+    from vit_jax.analysis.measures.layer_probes import layer_probes
+    from vit_jax.analysis.measures.layer_similarity import layer_similarity
+    from vit_jax.analysis.measures.registers import test_time_registers
+    from vit_jax.analysis.measures.token_norms import token_norms
 
 # Public name -> its module, imported when the name is first used: the style of the figures is used
 # without JAX.
 _MODULES = {
     "attention_distance": "measures.attention_distance",
+    "branch_norms": "measures.branch_norms",
     "class_accuracy": "class_accuracy",
     "confusion": "confusion_matrix",
     "curves": "figures",
+    "layer_probes": "measures.layer_probes",
+    "layer_similarity": "measures.layer_similarity",
     "predictions": "figures",
+    "test_time_registers": "measures.registers",
+    "token_norms": "measures.token_norms",
 }
 
-__all__ = ["attention_distance", "class_accuracy", "confusion", "curves", "predictions"]
+__all__ = [
+    "attention_distance",
+    "branch_norms",
+    "class_accuracy",
+    "confusion",
+    "curves",
+    "layer_probes",
+    "layer_similarity",
+    "predictions",
+    "test_time_registers",
+    "token_norms",
+]
 
 
 def __getattr__(name: str) -> Any:

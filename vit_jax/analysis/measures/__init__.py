@@ -8,4 +8,9 @@ images              what a user calls images -> a stream of prepared batches
 encoder             the model in the form that is measured; visits each block of a forward pass
 bootstrap           means over images with intervals, in constant memory
 attention_distance  attention distance, entropy, and the share of attention on prefix tokens
+token_norms         norms of tokens before the final norm, and outliers among patches
+registers           moves outliers to a register that was not trained
+branch_norms        norms of the residual stream relative to what each branch adds
+layer_similarity    centred kernel alignment between the layers of one or two models
+layer_probes        accuracy of a linear probe on each layer
 """
