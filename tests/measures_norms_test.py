@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conftest import slow
 from tests.measured_models import FAMILIES, expected, family, inputs, small
 from vit_jax import analysis
 from vit_jax.analysis.measures.encoder import measured, with_register_neurons
@@ -117,7 +118,8 @@ def test_the_hook_moves_the_strongest_activation_to_the_register():
     model, images = measured(pretrained), np.random.default_rng(0).normal(size=(3, 32, 32, 3))
     images = images.astype(np.float32)
     masks = np.zeros((2, pretrained.config.mlp_dim), bool)
-    masks[1, [3, 70]] = True
+    units = [*range(20)]
+    masks[1, units] = True
     variables = with_register_neurons(model, masks)
     with jax.default_matmul_precision("highest"):
         (_, plain), (_, moved) = (
@@ -127,13 +129,13 @@ def test_the_hook_moves_the_strongest_activation_to_the_register():
     hidden = np.array(plain["hidden"], np.float64)
     np.testing.assert_array_equal(moved["hidden"][0], plain["hidden"][0])
     for image in range(3):
-        for unit in (3, 70):
+        for unit in units:
             column = hidden[1, image, :, unit]
             strongest = max(column, key=abs)
             column[:] = 0
             column[2] = strongest  # Class token, register 1, register 2.
     np.testing.assert_allclose(moved["hidden"], hidden, rtol=1e-6, atol=1e-6)
-    assert (hidden[1, :, 2][:, [3, 70]] < 0).any()  # Gated units may be negative.
+    assert (hidden[1, :, 2, units] < 0).any()  # Gated units may be negative.
     fc2 = jax.tree.map(lambda x: np.asarray(x[1], np.float64),
                        pretrained.params["encoder"]["blocks"]["mlp"]["fc2"])  # fmt: skip
     want = hidden[1] @ fc2["kernel"] + fc2["bias"]
@@ -145,31 +147,31 @@ def with_outliers(**fields):
     pretrained = small(image_size=(32, 48), depth=3, num_classes=4, **fields)
     params = jax.tree.map(np.array, pretrained.params)
     blocks = params["encoder"]["blocks"]
-    # Channel 0 of the stream is the mean of the patch's pixels; no other weight reads or writes it.
-    params["embedding"]["kernel"][..., 0] = 1 / (16 * 16 * 3)
-    params["embedding"]["bias"][0] = 0
+    # The stream is the position, and in channel 0 the mean of the patch's pixels; the blocks add
+    # little to it, but for the one unit, which is on where the normalised channel 0 is above 2.
+    embedding = params["embedding"]
+    embedding["kernel"][:], embedding["bias"][:] = 0, 0
+    embedding["kernel"][..., 0] = 1 / (16 * 16 * 3)
     for name in ("pos_embedding", "cls", "registers"):
         if name in params:
             params[name][..., 0] = 0
-    blocks["attn"]["out"]["kernel"][..., 0] = blocks["attn"]["out"]["bias"][..., 0] = 0
-    fc1, fc2 = blocks["mlp"]["fc1"], blocks["mlp"]["fc2"]
-    fc2["kernel"][..., 0] = fc2["bias"][..., 0] = 0
-    fc1["kernel"][1, :, 5], fc1["bias"][1, 5] = 0, -20
-    fc1["kernel"][1, 0, 5] = 20
-    fc2["kernel"][1, 5] = 50
-    fc2["kernel"][1, 5, 0] = 0
+    blocks["attn"]["out"] = jax.tree.map(lambda x: x * 0.01, blocks["attn"]["out"])
+    fc1, fc2 = blocks["mlp"]["fc1"], jax.tree.map(lambda x: x * 0.01, blocks["mlp"]["fc2"])
+    blocks["mlp"]["fc2"] = fc2
+    fc1["kernel"][1, :, 5], fc1["kernel"][1, 0, 5], fc1["bias"][1, 5] = 0, 20, -40
+    fc2["kernel"][1, 5] = 1
     blocks["norm2"]["scale"][1], blocks["norm2"]["bias"][1] = 1, 0
     return dataclasses.replace(pretrained, params=params)
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"registers": 1, "posemb_prefix": "all"}, {"pool": "gap"}], ids=str
+    "fields", [{"registers": 1, "posemb_prefix": "all"}, slow({}), slow({"pool": "gap"})], ids=str
 )
 def test_an_outlier_moves_to_the_register(fields, tmp_path):
     pretrained = with_outliers(**fields)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(6, 32, 48, 3)).astype(np.float32) * 0.1
-    images[:4, 16:, 16:32] += 100.0  # The patch in row 1, column 1 of four images.
+    images[:4, 16:, 16:32] += 2.0  # The patch in row 1, column 1 of four images.
     result = analysis.test_time_registers(pretrained, images, num_neurons=1, batch_size=4)
     np.testing.assert_array_equal(result.neurons, [[1, 5]])
     assert result.outlier_layer == 1
@@ -215,3 +217,77 @@ def test_a_model_without_outliers_needs_no_register():
         analysis.test_time_registers(pretrained, images, threshold=0.1, num_neurons=0)
     with pytest.raises(NotApplicableError, match="it has no attention"):
         analysis.test_time_registers(family("vt_npz/mixer"), inputs("vt_npz/mixer"))
+
+
+# --------------------------------------------------------------------------------- branch norms
+
+
+def slow_ratios(block, config):
+    """Norm of skip / norm of branch of each token of a block: {branch: [image, token]}."""
+    stream, ratios = block["input"], {}
+    for branch in ("attention", "mlp"):
+        added = block[f"{branch}_branch"]
+        ratios[branch] = np.array(
+            [
+                [sum(x * x for x in z) ** 0.5 / sum(y * y for y in f) ** 0.5
+                 for z, f in zip(*image, strict=True)]
+                for image in zip(stream, added, strict=True)
+            ]
+        )  # fmt: skip
+        if not config.parallel:
+            stream = stream + added
+    return ratios
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "parallel"])
+def test_branch_norms_equal_the_slow_formula(name):
+    if name == "parallel":
+        pretrained = small(image_size=(32, 48), parallel=True, layer_scale=0.1, depth=2)
+        images = np.random.default_rng(0).normal(size=(2, 32, 48, 3)).astype(np.float32)
+    else:
+        pretrained, images = family(name), inputs(name)
+    config = pretrained.config
+    names = ("blocks", "attention_branch", "mlp_branch")
+    with jax.default_matmul_precision("highest"):
+        result = analysis.branch_norms(pretrained, images, batch_size=1)
+        captured = pretrained(images, capture=("embed", *names))[1]
+    captured = {key: np.asarray(value, np.float64) for key, value in captured.items()}
+    for layer in range(1 if config.pre_norm else 0, config.depth):
+        block = {key: captured[key][layer] for key in names}
+        block["input"] = captured["blocks"][layer - 1] if layer else captured["embed"]
+        # The branches are what a block adds.
+        added = block["attention_branch"] + block["mlp_branch"]
+        np.testing.assert_allclose(block["input"] + added, block["blocks"], rtol=1e-4, atol=1e-4)
+        for branch, ratios in slow_ratios(block, config).items():
+            patches = ratios[:, config.num_prefix :].mean()
+            np.testing.assert_allclose(
+                result.mean[f"{branch}_patches"][layer], patches, rtol=3e-6
+            )
+            if config.has_class_token:
+                want = ratios[:, 0].mean()
+                np.testing.assert_allclose(result.mean[f"{branch}_class"][layer], want, rtol=3e-6)
+    assert ("mlp_class" in result.mean) == config.has_class_token
+
+
+def test_a_smaller_branch_has_a_larger_ratio(tmp_path):
+    images = np.random.default_rng(0).normal(size=(5, 32, 32, 3)).astype(np.float32)
+    pretrained = small(image_size=32)
+    result = analysis.branch_norms(pretrained, images)
+    mlp = pretrained.params["encoder"]["blocks"]["mlp"]
+    for factor in (0.5, 0.0):
+        fc2 = jax.tree.map(lambda x, f=factor: x * f, mlp["fc2"])
+        encoder = pretrained.params["encoder"]
+        blocks = encoder["blocks"] | {"mlp": mlp | {"fc2": fc2}}
+        params = pretrained.params | {"encoder": encoder | {"blocks": blocks}}
+        changed = analysis.branch_norms(dataclasses.replace(pretrained, params=params), images)
+        np.testing.assert_array_equal(
+            changed.mean["attention_patches"], result.mean["attention_patches"]
+        )
+        if factor:
+            ratio = changed.mean["mlp_patches"] / result.mean["mlp_patches"]
+            np.testing.assert_allclose(ratio, 2, rtol=1e-5)
+        else:
+            assert np.isfinite(changed.mean["mlp_patches"]).all()
+    result.save(tmp_path)
+    with pytest.raises(NotApplicableError, match="it has no attention"):
+        analysis.branch_norms(family("vt_npz/mixer"), inputs("vt_npz/mixer"))
