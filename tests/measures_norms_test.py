@@ -213,7 +213,7 @@ def test_a_model_without_outliers_needs_no_register():
     pretrained = small(image_size=32)
     with pytest.raises(NotApplicableError, match="needs no register: no patch token of 3 images"):
         analysis.test_time_registers(pretrained, images)
-    with pytest.raises(ConfigError, match="num_neurons is 0: the 1 layers .* hidden units, give 1"):
+    with pytest.raises(ConfigError, match="num_neurons is 0: the 1 layers that are searched"):
         analysis.test_time_registers(pretrained, images, threshold=0.1, num_neurons=0)
     with pytest.raises(NotApplicableError, match="it has no attention"):
         analysis.test_time_registers(family("vt_npz/mixer"), inputs("vt_npz/mixer"))
@@ -260,9 +260,7 @@ def test_branch_norms_equal_the_slow_formula(name):
         np.testing.assert_allclose(block["input"] + added, block["blocks"], rtol=1e-4, atol=1e-4)
         for branch, ratios in slow_ratios(block, config).items():
             patches = ratios[:, config.num_prefix :].mean()
-            np.testing.assert_allclose(
-                result.mean[f"{branch}_patches"][layer], patches, rtol=3e-6
-            )
+            np.testing.assert_allclose(result.mean[f"{branch}_patches"][layer], patches, rtol=3e-6)
             if config.has_class_token:
                 want = ratios[:, 0].mean()
                 np.testing.assert_allclose(result.mean[f"{branch}_class"][layer], want, rtol=3e-6)

@@ -66,8 +66,9 @@ class BranchNorms(Result):
             all_axes = figure.subplots(1, 2, sharey=True)
             for axes, branch, title in zip(all_axes, BRANCHES, ("attention", "MLP"), strict=True):
                 for tokens, label, colour in (
-                    ("patches", "patches", figures.BLUE), ("class", "class token", figures.VERMILLION),
-                ):  # fmt: skip
+                    ("patches", "patches", figures.BLUE),
+                    ("class", "class token", figures.VERMILLION),
+                ):
                     name = f"{branch}_{tokens}"
                     if name not in self.mean:
                         continue
@@ -149,9 +150,7 @@ def _ratios(captured: Captured) -> dict[str, Float[Array, "b n"]]:
 
 
 def _ratios_parallel(captured: Captured) -> dict[str, Float[Array, "b n"]]:
-    return {
-        branch: _ratio(captured["input"], captured[f"{branch}_branch"]) for branch in BRANCHES
-    }
+    return {branch: _ratio(captured["input"], captured[f"{branch}_branch"]) for branch in BRANCHES}
 
 
 def _ratio(skip: Float[Array, "b n width"], branch: Float[Array, "b n width"]):

@@ -116,6 +116,8 @@ def layer_probes(
 
     Unlike in other measures memory grows with the number of images: their features are kept in
     float32, [2 depth + 3, images, width] with a class token: 0.4 GB for 2,000 images and a ViT-L.
+    There are as many probes; one of 1,000 training images, 768 features and 10 classes took 6
+    seconds on 2 cores of an Intel Xeon, so those of a ViT-B (27) would take three minutes there.
 
     Args:
       pretrained: a ViT, hybrid or Mixer.
@@ -157,7 +159,11 @@ def layer_probes(
         count = int((~is_train).sum())
         return hits / count, *wilson(hits, count)
 
-    results = {name: np.array([tested(x) for x in layers]).T for name, layers in features.items()}
+    results = {
+        name: np.array([tested(x) for x in features[name]]).T
+        for name in ("patches", "class")
+        if name in features
+    }
     return LayerProbes(
         checkpoint=model.name,
         num_images=len(labels),

@@ -74,8 +74,11 @@ class LayerSimilarity(Result):
         with matplotlib.rc_context({**figures.STYLE, **figures.LITERAL_TEXT}):
             figure = figures.InlineFigure(figsize=(5.0, 4.2), layout="constrained")
             axes = figure.subplots()
-            drawn = axes.imshow(self.cka, origin="lower", cmap="magma", vmin=0, vmax=1)
-            first, second = (figures.shorten(_last(name), 40) for name in self._names())
+            drawn = axes.imshow(
+                self.cka, origin="lower", cmap="magma", vmin=0, vmax=1,
+                aspect="auto" if self.other else "equal",
+            )  # fmt: skip
+            first, second = _end(self.checkpoint), _end(self.other)
             axes.set_ylabel(f"layer of {first}" if self.other else "layer (0: embedding)")
             axes.set_xlabel(f"layer of {second}" if self.other else "layer (0: embedding)")
             for axis in (axes.xaxis, axes.yaxis):
@@ -83,13 +86,10 @@ class LayerSimilarity(Result):
             figure.colorbar(drawn, ax=axes, label="linear CKA", shrink=0.9)
         return figure
 
-    def _names(self) -> tuple[str, str]:
-        return self.checkpoint, self.other or self.checkpoint
 
-
-def _last(name: str) -> str:
-    """Returns the last part of a path, which a figure has room for."""
-    return name.rstrip("/").rpartition("/")[2]
+def _end(name: str, width: int = 36) -> str:
+    """Returns the end of a path, as much as an axis has room for."""
+    return name if len(name) <= width else f"…{name[1 - width :]}"
 
 
 def layer_similarity(
@@ -141,15 +141,7 @@ def layer_similarity(
     models = [measured(one) for one in loaded]
     depths = [model.blocks.depth for model in models]
     streams = [open_images(one, images, num_images=num_images) for one in loaded]
-    # Poisson weights depend only on how many values were added when: equal for all three.
-    cross, first, second = MeanOverImages(), MeanOverImages(), MeanOverImages()
-    minibatches = _minibatches(streams, batch_size)
-    for prepared in minibatches:
-        grams = [_grams(*one, pool) for one in zip(models, prepared, strict=True)]
-        one, two = grams[0], grams[-1]
-        cross.add(hsic(one, two)[None])
-        first.add(np.diag(hsic(one, one))[None])
-        second.add(np.diag(hsic(two, two))[None])
+    cross, first, second = _means(models, streams, batch_size, pool)
     if not cross.count:
         raise DataError(
             f"Fewer than {batch_size} of the {len(streams[0]):,} images can be read, so there is "
@@ -180,6 +172,23 @@ def hsic(
     rows, other_rows = one.sum(axis=-1), two.sum(axis=-1)
     sums = np.outer(rows.sum(axis=-1), other_rows.sum(axis=-1)) / ((n - 1) * (n - 2))
     return (trace + sums - 2 / (n - 2) * rows @ other_rows.T) / (n * (n - 3))
+
+
+def _means(
+    models: list[Measured], streams: list[ImageStream], size: int, pool: str
+) -> tuple[MeanOverImages, MeanOverImages, MeanOverImages]:
+    """Returns the mean over minibatches of HSIC(K, L), and of the diagonals for K and for L.
+
+    As many values are added to each at a time, so their replicates have the same weights.
+    """
+    cross, first, second = MeanOverImages(), MeanOverImages(), MeanOverImages()
+    for prepared in _minibatches(streams, size):
+        grams = [_grams(*one, pool) for one in zip(models, prepared, strict=True)]
+        one, two = grams[0], grams[-1]
+        cross.add(hsic(one, two)[None])
+        first.add(np.diag(hsic(one, one))[None])
+        second.add(np.diag(hsic(two, two))[None])
+    return cross, first, second
 
 
 def _minibatches(

@@ -98,7 +98,7 @@ class RegisterNeurons(Result):
         for name, norms in (("before", self.before), ("after", self.after)):
             arrays |= {
                 f"outlier_share_{name}": NamedArray(
-                    norms.outlier_share, layer, "", f"share of patch tokens above the threshold, {name}"
+                    norms.outlier_share, layer, "", f"share of the patch tokens, {name}"
                 ),
                 f"maximum_{name}": NamedArray(
                     norms.maximum, layer, "", f"largest norm of a patch token, {name}"
@@ -120,7 +120,9 @@ class RegisterNeurons(Result):
             ("cosine", self.cosine, "cosine of pre_logits before and after"),
             ("agreement", self.agreement, "share of images whose top class stays"),
         ):
-            arrays[name] = NamedArray(values, ("mean_low_high",), "", f"{meaning}, and its interval")
+            arrays[name] = NamedArray(
+                values, ("mean_low_high",), "", f"{meaning}, and its interval"
+            )
         return arrays
 
     def plot(self) -> Figure:
@@ -136,7 +138,7 @@ class RegisterNeurons(Result):
                 label = f"largest patch token, {name}"
                 norm.plot(layers, norms.maximum, ".-", color=colour, label=label)
             register = self.after.prefix_mean[:, -1]
-            norm.plot(layers, register, "--", color=figures.COLOURS[2], label="added register (mean)")
+            norm.plot(layers, register, "--", color=figures.COLOURS[2], label="added register")
             largest = max(self.before.outlier_share.max(), self.after.outlier_share.max())
             share.set(title="share of outliers", ylim=(0, 1.1 * max(largest, 0.01)))
             share.yaxis.set_major_formatter(PercentFormatter(1))
@@ -198,14 +200,7 @@ def test_time_registers(
         raise ConfigError(f"threshold is {threshold}: give a positive norm, or None.")
     thresholds = None if threshold is None else np.full(config.depth, float(threshold))
     before = norms_of(model, stream, thresholds, batch_size)
-    share = before.outlier_share
-    if not share.any():
-        limit = "4 times its layer's median" if threshold is None else f"{threshold:g}"
-        raise NotApplicableError(
-            f"{model.name} needs no register: no patch token of {before.num_images:,} images has a "
-            f"norm above {limit}. Give a lower threshold, or more images, if you know of outliers."
-        )
-    outlier_layer = int(np.argmax(share >= share.max() / 2))
+    outlier_layer = _outlier_layer(before, threshold)
     searched = outlier_layer + 1 if layers is None else layers
     if not 1 <= num_neurons <= searched * config.mlp_dim:
         raise ConfigError(
@@ -232,6 +227,19 @@ def test_time_registers(
         agreement=agreement if has_classes else np.full(3, np.nan),
         model=changed,
     )
+
+
+def _outlier_layer(before: TokenNorms, threshold: int | float | None) -> int:
+    """Returns the layer in which outliers appear; raises NotApplicableError if there are none."""
+    share = before.outlier_share
+    if not share.any():
+        limit = "4 times its layer's median" if threshold is None else f"{threshold:g}"
+        raise NotApplicableError(
+            f"{before.checkpoint} needs no register: no patch token of {before.num_images:,} "
+            f"images has a norm above {limit}. Give a lower threshold, or more images, if you "
+            "know of outliers."
+        )
+    return int(np.argmax(share >= share.max() / 2))
 
 
 def _notes(config: VitConfig) -> tuple[str, ...]:
@@ -298,7 +306,7 @@ def _with_register(model: Measured, neurons: Int[np.ndarray, "neuron 2"]) -> Mea
 def _apply(
     model: Model, variables: Variables, images: Array, capture: Collection[str] = ()
 ) -> tuple[Float[Array, "b classes"], dict[str, Array]]:
-    return model.apply(variables, images, capture=capture)
+    return model.apply(variables, images, capture=capture)  # pyright: ignore[reportReturnType]
 
 
 def _comparison(

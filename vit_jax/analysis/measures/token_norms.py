@@ -86,7 +86,9 @@ class TokenNorms(Result):
             arrays[f"quantile_{round(100 * quantile)}"] = NamedArray(values, layer, "", meaning)
         meaning = "share of the patch tokens that are outliers"
         arrays |= {
-            "threshold": NamedArray(self.threshold, layer, "", "norm above which one is an outlier"),
+            "threshold": NamedArray(
+                self.threshold, layer, "", "norm above which one is an outlier"
+            ),
             "outlier_share": NamedArray(self.outlier_share, layer, "", meaning),
         }
         for end, values in zip(("low", "high"), self.outlier_interval, strict=True):
@@ -223,14 +225,14 @@ def norms_of(
         distribution.add(norms)
         if threshold is not None:
             outliers.add(norms, threshold)
+    limits = OUTLIER_RATIO * distribution.quantiles((0.5,))[0] if threshold is None else threshold
     if threshold is None:
-        threshold = OUTLIER_RATIO * distribution.quantiles((0.5,))[0]
         for norms in _norms(model, stream, batch_size):
-            outliers.add(norms, threshold)
+            outliers.add(norms, limits)
     return TokenNorms(
         checkpoint=model.name,
         num_images=outliers.map.count,
-        threshold=threshold,
+        threshold=limits,
         outlier_share=outliers.share.mean,
         outlier_interval=outliers.share.interval,
         outlier_map=outliers.map.mean,
