@@ -24,31 +24,46 @@ if TYPE_CHECKING:
     from vit_jax.analysis.confusion_matrix import confusion
     from vit_jax.analysis.figures import curves, predictions
     from vit_jax.analysis.measures.attention_distance import attention_distance
+    from vit_jax.analysis.measures.branch_norms import branch_norms
     from vit_jax.analysis.measures.embedding_filters import embedding_filters
+    from vit_jax.analysis.measures.layer_probes import layer_probes
+    from vit_jax.analysis.measures.layer_similarity import layer_similarity
     from vit_jax.analysis.measures.position_similarity import position_similarity
+    from vit_jax.analysis.measures.registers import test_time_registers
+    from vit_jax.analysis.measures.token_norms import token_norms
 
 # Public name -> its module, imported when the name is first used: the style of the figures is used
 # without JAX.
 _MODULES = {
     "analyze": "all_measures",
     "attention_distance": "measures.attention_distance",
+    "branch_norms": "measures.branch_norms",
     "class_accuracy": "class_accuracy",
     "confusion": "confusion_matrix",
     "curves": "figures",
     "embedding_filters": "measures.embedding_filters",
+    "layer_probes": "measures.layer_probes",
+    "layer_similarity": "measures.layer_similarity",
     "position_similarity": "measures.position_similarity",
     "predictions": "figures",
+    "test_time_registers": "measures.registers",
+    "token_norms": "measures.token_norms",
 }
 
 __all__ = [
     "analyze",
     "attention_distance",
+    "branch_norms",
     "class_accuracy",
     "confusion",
     "curves",
     "embedding_filters",
+    "layer_probes",
+    "layer_similarity",
     "position_similarity",
     "predictions",
+    "test_time_registers",
+    "token_norms",
 ]
 
 

@@ -12,4 +12,9 @@ attention_distance  attention distance, entropy, and the share of attention on p
 embedding_filters   principal components of the filters of the patch embedding
 position_similarity similarity of the positions of patches: embeddings, rotary angles
 position_structure  such similarities in numbers: distance, rows and columns, neighbours
+token_norms         norms of tokens before the final norm, and outliers among patches
+registers           moves outliers to a register that was not trained
+branch_norms        norms of the residual stream relative to what each branch adds
+layer_similarity    centred kernel alignment between the layers of one or two models
+layer_probes        accuracy of a linear probe on each layer
 """
