@@ -5,6 +5,7 @@ all_measures      all measures of one or several checkpoints, with a report
 outcomes          their results, and why there is none
 report            their page
 pages             frame and style of HTML pages
+walkthrough_page  one image through a model, step by step, as an HTML page
 figures           training curves, predictions, and the style of all figures
 pixels            checks images that are to be drawn
 runs              reads runs from their work directories
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vit_jax.analysis.measures.position_similarity import position_similarity
     from vit_jax.analysis.measures.registers import test_time_registers
     from vit_jax.analysis.measures.token_norms import token_norms
+    from vit_jax.analysis.walkthrough_page.walkthrough import walkthrough
 
 # Public name -> its module, imported when the name is first used: the style of the figures is used
 # without JAX.
@@ -48,6 +50,7 @@ _MODULES = {
     "predictions": "figures",
     "test_time_registers": "measures.registers",
     "token_norms": "measures.token_norms",
+    "walkthrough": "walkthrough_page.walkthrough",
 }
 
 __all__ = [
@@ -64,6 +67,7 @@ __all__ = [
     "predictions",
     "test_time_registers",
     "token_norms",
+    "walkthrough",
 ]
 
 
