@@ -19,18 +19,33 @@ if TYPE_CHECKING:
     from vit_jax.analysis.confusion_matrix import confusion
     from vit_jax.analysis.figures import curves, predictions
     from vit_jax.analysis.measures.attention_distance import attention_distance
+    from vit_jax.analysis.measures.attention_maps import attention_maps
+    from vit_jax.analysis.measures.explanations import explanations
+    from vit_jax.analysis.measures.faithfulness import faithfulness
 
 # Public name -> its module, imported when the name is first used: the style of the figures is used
 # without JAX.
 _MODULES = {
     "attention_distance": "measures.attention_distance",
+    "attention_maps": "measures.attention_maps",
     "class_accuracy": "class_accuracy",
     "confusion": "confusion_matrix",
     "curves": "figures",
+    "explanations": "measures.explanations",
+    "faithfulness": "measures.faithfulness",
     "predictions": "figures",
 }
 
-__all__ = ["attention_distance", "class_accuracy", "confusion", "curves", "predictions"]
+__all__ = [
+    "attention_distance",
+    "attention_maps",
+    "class_accuracy",
+    "confusion",
+    "curves",
+    "explanations",
+    "faithfulness",
+    "predictions",
+]
 
 
 def __getattr__(name: str) -> Any:
