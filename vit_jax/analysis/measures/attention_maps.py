@@ -112,8 +112,8 @@ class AttentionMaps(Result):
         with matplotlib.rc_context(figures.STYLE):
             return heat_maps.draw(
                 panels, columns=min(_PANELS_IN_ROW, len(panels)),
-                scale=("0", "each map's maximum (max)"), from_zero=True, marked=self.patch,
-                size=1.5,
+                scale=("0", "each map's maximum (max)"), from_zero=True, opacity=1.0,
+                marked=self.patch, size=1.5,
             )  # fmt: skip
 
     def _panel(self, title: str, values: np.ndarray, prefix_share: Any) -> heat_maps.Panel:

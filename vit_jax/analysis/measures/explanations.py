@@ -40,7 +40,7 @@ class Explanations(Result):
         outputs are not of classes.
       random_areas: the same of random orders.
       target: the class that is explained; -1 if the outputs are not of classes.
-      target_name: its name or number, with its probability.
+      caption: its name or number, with its probability.
       image: the prepared image's pixels.
     """
 
@@ -49,7 +49,7 @@ class Explanations(Result):
     areas: dict[str, Float[np.ndarray, " method"]]
     random_areas: dict[str, float]
     target: int
-    target_name: str
+    caption: str
     image: UInt8[np.ndarray, "height width channels"]
 
     name: ClassVar[str] = "explanations"
@@ -83,7 +83,7 @@ class Explanations(Result):
 
     def plot(self) -> Figure:
         """Draws the image, and each map over it."""
-        titles = [(self.target_name, self.image, None)]
+        titles = [(self.caption, self.image, None)]
         for i, method in enumerate(self.methods):
             lines = [
                 f"{curve} {values[i]:.2f} (random {self.random_areas[curve]:.2f})"
@@ -92,8 +92,8 @@ class Explanations(Result):
             titles.append(("\n".join([method, *lines]), self.image, self.maps[i]))
         with matplotlib.rc_context(figures.STYLE | figures.LITERAL_TEXT):
             return heat_maps.draw(
-                titles, columns=len(titles), scale=("each map's smallest value", "largest"),
-                from_zero=False,
+                titles, columns=len(titles), from_zero=False, opacity=0.7,
+                scale=("each map's smallest value", "its largest value"),
             )  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def explanations(
     if chosen is None and has_classes:
         chosen = int(predicted_classes(model.model, model.variables, prepared)[0])
     maps = image_maps(model, prepared[0], chosen or 0, kept)
-    areas, random_areas, name = {}, {}, "image"
+    areas, random_areas, caption = {}, {}, "image"
     if has_classes:
         assert chosen is not None
         curves = deletion.image_curves(
@@ -144,7 +144,7 @@ def explanations(
         ):
             areas[curve], random_areas[curve] = values[:-1], float(values[-1])
         label = pretrained.labels[chosen] if pretrained.labels else f"class {chosen}"
-        name = f"{figures.shorten(label, 20)}: {curves[0, -1, 0]:.1%}"
+        caption = f"target: {figures.shorten(label, 20)}\nprobability {curves[0, -1, 0]:.1%}"
     return Explanations(
         checkpoint=model.name,
         num_images=1,
@@ -154,7 +154,7 @@ def explanations(
         areas=areas,
         random_areas=random_areas,
         target=chosen if has_classes and chosen is not None else -1,
-        target_name=name,
+        caption=caption,
         image=pretrained.preprocess.restored(prepared)[0],
     )
 

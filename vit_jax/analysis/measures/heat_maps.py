@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from vit_jax.analysis import figures
 
 COLOUR_MAP = "inferno"
-_HEIGHT_OF_LINE = 0.16  # Inches.
+_HEIGHT_OF_LINE = 0.14  # Inches.
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 # Title, image, and the map over it; None: the image alone.
@@ -26,16 +26,18 @@ def draw(
     columns: int,
     scale: tuple[str, str],
     from_zero: bool,
+    opacity: float,
     marked: tuple[int, int, int, int] | None = None,
     size: float = 1.9,
 ) -> Figure:
-    """Draws panels, each map in colours of its own scale, over the image in grey.
+    """Draws panels, each map in colours of its own scale.
 
     Args:
       panels: see `Panel`.
       columns: panels in a row, at most.
       scale: texts at the ends of the colour bar, the smallest first.
       from_zero: whether the scales begin at 0, rather than at each map's smallest value.
+      opacity: of the maps; below 1 the image shows through in grey.
       marked: top, left, height, width of a rectangle in the first panel, in pixels.
       size: width of a panel in inches.
     """
@@ -46,7 +48,7 @@ def draw(
     figure = figures.InlineFigure(
         figsize=(
             max(size * columns + 0.3, 4.0),
-            rows * (size * aspect + lines * _HEIGHT_OF_LINE + 0.1) + 0.6,
+            rows * (size * aspect + lines * _HEIGHT_OF_LINE) + 0.4,
         ),
         layout="constrained",
     )
@@ -54,7 +56,7 @@ def draw(
     for axes in grid:
         axes.set_axis_off()
     for axes, (title, image, values) in zip(grid, panels, strict=False):
-        _draw_panel(axes, image, values, from_zero=from_zero)
+        _draw_panel(axes, image, values, from_zero=from_zero, opacity=opacity)
         axes.set_title(title, fontsize=8, fontweight="normal", loc="left", pad=3)
     if marked:
         top, left, tall, wide = marked
@@ -74,7 +76,9 @@ def draw(
     return figure
 
 
-def _draw_panel(axes: Axes, image: Pixels, values: np.ndarray | None, *, from_zero: bool) -> None:
+def _draw_panel(
+    axes: Axes, image: Pixels, values: np.ndarray | None, *, from_zero: bool, opacity: float
+) -> None:
     height, width, channels = image.shape
     # Pixels of small images stay pixels; large ones are scaled down smoothly.
     smooth = "nearest" if max(height, width) < 100 else "antialiased"
@@ -91,7 +95,7 @@ def _draw_panel(axes: Axes, image: Pixels, values: np.ndarray | None, *, from_ze
         vmin=low,
         # A map of equal values has the colour of the smallest.
         vmax=max(float(values.max()), low + 1e-12),
-        alpha=0.7,
+        alpha=opacity,
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         interpolation="nearest",
     )
