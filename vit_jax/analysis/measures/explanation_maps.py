@@ -201,7 +201,12 @@ def _attention_maps(
 def _rollout(
     block: Block, blocks: PyTree, inputs: Float[Array, "depth b n width"], start: Array
 ) -> Float[Array, "b n"]:
-    """Returns start (A_L + I)/2 ... (A_1 + I)/2, with the mean A of a layer's heads."""
+    """Returns start (A_L + I)/2 ... (A_1 + I)/2, with the mean A of a layer's heads.
+
+    The rows of each factor sum to 1, and so do those of the product. The code that is copied most
+    (jacobgil/vit-explain) sets the smallest weights to zero and then divides by `a.sum(dim=-1)`
+    without keepdim, which divides column j by the sum of row j: its rows do not sum to 1.
+    """
 
     def step(row, layer):
         params, x = layer
