@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax.numpy as jnp
 import matplotlib
@@ -158,7 +158,8 @@ def attention_maps(
         raise ConfigError(
             f"layer is {layer}: the model has {config.depth} layers, 0 to {config.depth - 1}."
         )
-    query = tuple(query) if isinstance(query, list) else query
+    if isinstance(query, list):
+        query = cast(Query, tuple(query))
     measure = _measure_of(config, query)
     prepared = open_images(pretrained, image).first(1)
     rows = measure_blocks(model.model, model.variables, prepared, measure, ("attention",))

@@ -130,6 +130,7 @@ def explanation_maps(
         )
         maps = {name: row[:, config.num_prefix :] for name, row in tokens.items()}
     if "grad_cam" in methods:
+        assert gradients is not None
         maps["grad_cam"] = _token_cam(config, variables, inputs[-1], gradients[-1])
     return {name: maps[name].reshape(-1, *config.grid) for name in methods}
 

@@ -181,12 +181,12 @@ def class_number(pretrained: Pretrained, target: int | str | None) -> int | None
     if target is None:
         return None
     count, labels = pretrained.config.num_classes, pretrained.labels or ()
-    if isinstance(target, int):
+    if not isinstance(target, str):
         if not 0 <= target < count:
             raise ConfigError(f"target is {target}: the model has {count:,} classes, from 0 on.")
-        return target
+        return int(target)
     if target not in labels:
-        advice = did_you_mean(target, labels) if labels else "Its classes have no names: a number."
+        advice = did_you_mean(target, labels) if labels else "Its classes have no names: give a number."
         raise ConfigError(f'The model has no class "{target}". {advice}')
     return labels.index(target)
 

@@ -1,6 +1,7 @@
 """The tokens that a head reads: with which weights it sees the last block's tokens."""
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,8 @@ def probe_weights(
     model: Vit, variables: Variables, images: Float[Array, "b height width channels"]
 ) -> Float[Array, "b heads 1 k"]:
     """Returns the attention weights of a MAP head's probe, on the tokens that it sees."""
-    return model.apply(variables, images, capture=("pool_attention",))[1]["pool_attention"]
+    _, intermediates = model.apply(variables, images, capture=("pool_attention",))
+    return cast(Array, intermediates["pool_attention"])
 
 
 def over_all_tokens(
