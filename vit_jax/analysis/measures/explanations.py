@@ -186,7 +186,9 @@ def class_number(pretrained: Pretrained, target: int | str | None) -> int | None
             raise ConfigError(f"target is {target}: the model has {count:,} classes, from 0 on.")
         return int(target)
     if target not in labels:
-        advice = did_you_mean(target, labels) if labels else "Its classes have no names: give a number."
+        advice = (
+            did_you_mean(target, labels) if labels else "Its classes have no names: give a number."
+        )
         raise ConfigError(f'The model has no class "{target}". {advice}')
     return labels.index(target)
 
