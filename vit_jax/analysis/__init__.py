@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from vit_jax.analysis.confusion_matrix import confusion
     from vit_jax.analysis.figures import curves, predictions
     from vit_jax.analysis.measures.attention_distance import attention_distance
+    from vit_jax.analysis.measures.attention_maps import attention_maps
     from vit_jax.analysis.measures.branch_norms import branch_norms
     from vit_jax.analysis.measures.embedding_filters import embedding_filters
+    from vit_jax.analysis.measures.explanations import explanations
+    from vit_jax.analysis.measures.faithfulness import faithfulness
     from vit_jax.analysis.measures.layer_probes import layer_probes
     from vit_jax.analysis.measures.layer_similarity import layer_similarity
     from vit_jax.analysis.measures.position_similarity import position_similarity
@@ -39,11 +42,14 @@ if TYPE_CHECKING:
 _MODULES = {
     "analyze": "all_measures",
     "attention_distance": "measures.attention_distance",
+    "attention_maps": "measures.attention_maps",
     "branch_norms": "measures.branch_norms",
     "class_accuracy": "class_accuracy",
     "confusion": "confusion_matrix",
     "curves": "figures",
     "embedding_filters": "measures.embedding_filters",
+    "explanations": "measures.explanations",
+    "faithfulness": "measures.faithfulness",
     "layer_probes": "measures.layer_probes",
     "layer_similarity": "measures.layer_similarity",
     "position_similarity": "measures.position_similarity",
@@ -56,11 +62,14 @@ _MODULES = {
 __all__ = [
     "analyze",
     "attention_distance",
+    "attention_maps",
     "branch_norms",
     "class_accuracy",
     "confusion",
     "curves",
     "embedding_filters",
+    "explanations",
+    "faithfulness",
     "layer_probes",
     "layer_similarity",
     "position_similarity",

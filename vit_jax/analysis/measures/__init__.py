@@ -17,4 +17,11 @@ registers           moves outliers to a register that was not trained
 branch_norms        norms of the residual stream relative to what each branch adds
 layer_similarity    centred kernel alignment between the layers of one or two models
 layer_probes        accuracy of a linear probe on each layer
+attention_maps      the attention of one image, from a query of choice
+explanations        what a model looked at in an image, by several methods
+faithfulness        deletion and insertion curves of these methods over images
+explanation_maps    attention, rollout, relevance, Grad-CAM on the device
+deletion            the probability of a class as patches are removed
+readout             the tokens that a head reads
+heat_maps           draws maps over an image
 """
