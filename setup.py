@@ -14,5 +14,5 @@ CONFIGS = {
 setup(
     packages=[*find_packages(include=["vit_jax", "vit_jax.*"]), *CONFIGS],
     package_dir=CONFIGS,
-    package_data={"vit_jax": ["py.typed"], "vit_jax.inference": ["imagenet.tsv"]},
+    package_data={"vit_jax": ["py.typed"], "vit_jax.pretrained": ["imagenet.tsv"]},
 )
