@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from vit_jax.analysis.confusion_matrix import confusion
     from vit_jax.analysis.figures import curves, predictions
     from vit_jax.analysis.measures.attention_distance import attention_distance
+    from vit_jax.analysis.measures.feature_pca import feature_pca
+    from vit_jax.analysis.measures.nearest_images import nearest_images
+    from vit_jax.analysis.measures.patch_similarity import patch_similarity
 
 # Public name -> its module, imported when the name is first used: the style of the figures is used
 # without JAX.
@@ -27,10 +30,22 @@ _MODULES = {
     "class_accuracy": "class_accuracy",
     "confusion": "confusion_matrix",
     "curves": "figures",
+    "feature_pca": "measures.feature_pca",
+    "nearest_images": "measures.nearest_images",
+    "patch_similarity": "measures.patch_similarity",
     "predictions": "figures",
 }
 
-__all__ = ["attention_distance", "class_accuracy", "confusion", "curves", "predictions"]
+__all__ = [
+    "attention_distance",
+    "class_accuracy",
+    "confusion",
+    "curves",
+    "feature_pca",
+    "nearest_images",
+    "patch_similarity",
+    "predictions",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,5 +7,10 @@ result              the base class of results: arrays, figure, table, files
 images              what a user calls images -> a stream of prepared batches
 encoder             the model in the form that is measured; visits each block of a forward pass
 bootstrap           means over images with intervals, in constant memory
+patch_tokens        the features of patches, of any kind of model
+pictures            draws images and maps of their patches
 attention_distance  attention distance, entropy, and the share of attention on prefix tokens
+feature_pca         patch features on their first three principal components, as colours
+patch_similarity    cosine of the features of a patch with those of all patches
+nearest_images      nearest neighbours of images by their features, agreement of labels
 """
