@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +104,9 @@ class NearestImages(Result):
         label = self.labels[row, column]
         same = label == self.labels[row, 0]
         mark = "" if column == 0 else " ✓" if same else " ✗"
-        name = figures.shorten(self.class_names[label], 18)
+        height, width = self.pictures.shape[2:4]
+        # As many characters as a panel is wide.
+        name = figures.shorten(self.class_names[label], max(6, 20 * width // max(height, width)))
         colour = "black" if column == 0 else figures.BLUE if same else figures.VERMILLION
         return f"{text}{mark}\n{name}", colour
 
@@ -115,7 +117,7 @@ class NearestImages(Result):
             f"{share:.1%} ({low:.1%} to {high:.1%}) at k={k}"
             for k, (share, low, high) in self.agreement.items()
         ]
-        return "label of the nearest images: " + ", ".join(shares)
+        return "label agreement with the nearest images: " + ", ".join(shares)
 
 
 def nearest_images(
@@ -190,7 +192,8 @@ def nearest_images(
 def _pre_logits(
     model: Model, variables: Variables, images: Float[Array, "b height width channels"]
 ) -> Float32[Array, "b d"]:
-    return model.apply(variables, images)[1]["pre_logits"]
+    intermediates: dict[str, Any] = dict(model.apply(variables, images)[1])
+    return intermediates["pre_logits"]
 
 
 def _features(

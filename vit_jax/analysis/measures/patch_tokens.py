@@ -1,6 +1,7 @@
 """The features of the patches of images: tokens of a ViT or Mixer, points of a ResNet's map."""
 
 from functools import partial
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float, Float32
@@ -54,10 +55,11 @@ def patch_tokens(
       layer: a block, from 0, for its output; None: the end of the model, see `describe_layer`.
     """
     config = model.config
-    if isinstance(config, ResnetConfig):
-        return model.apply(variables, images, capture=("feature_map",))[1]["feature_map"]
-    captured = () if layer is None else ("blocks",)
-    _, intermediates = model.apply(variables, images, capture=captured)
+    is_resnet = isinstance(config, ResnetConfig)
+    captured = ("feature_map",) if is_resnet else () if layer is None else ("blocks",)
+    intermediates: dict[str, Any] = dict(model.apply(variables, images, capture=captured)[1])
+    if is_resnet:
+        return intermediates["feature_map"]
     tokens = intermediates["tokens"] if layer is None else intermediates["blocks"][layer]
     prefix = config.num_prefix if isinstance(config, VitConfig) else 0
     return tokens[:, prefix:].reshape(len(images), *config.grid, -1)
