@@ -19,7 +19,7 @@ setup(
     package_data={
         "vit_jax": ["py.typed"],
         "vit_jax.analysis.walkthrough_page": ["page.css", "page.js"],
-        "vit_jax.inference": ["imagenet.tsv"],
+        "vit_jax.pretrained": ["imagenet.tsv"],
         "vit_jax.study": ["runs.csv"],
     },
 )

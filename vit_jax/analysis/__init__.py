@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from vit_jax.analysis.measures.embedding_filters import embedding_filters
     from vit_jax.analysis.measures.explanations import explanations
     from vit_jax.analysis.measures.faithfulness import faithfulness
+    from vit_jax.analysis.measures.feature_pca import feature_pca
     from vit_jax.analysis.measures.layer_probes import layer_probes
     from vit_jax.analysis.measures.layer_similarity import layer_similarity
+    from vit_jax.analysis.measures.nearest_images import nearest_images
+    from vit_jax.analysis.measures.patch_similarity import patch_similarity
     from vit_jax.analysis.measures.position_similarity import position_similarity
     from vit_jax.analysis.measures.registers import test_time_registers
     from vit_jax.analysis.measures.token_norms import token_norms
@@ -50,8 +53,11 @@ _MODULES = {
     "embedding_filters": "measures.embedding_filters",
     "explanations": "measures.explanations",
     "faithfulness": "measures.faithfulness",
+    "feature_pca": "measures.feature_pca",
     "layer_probes": "measures.layer_probes",
     "layer_similarity": "measures.layer_similarity",
+    "nearest_images": "measures.nearest_images",
+    "patch_similarity": "measures.patch_similarity",
     "position_similarity": "measures.position_similarity",
     "predictions": "figures",
     "test_time_registers": "measures.registers",
@@ -70,8 +76,11 @@ __all__ = [
     "embedding_filters",
     "explanations",
     "faithfulness",
+    "feature_pca",
     "layer_probes",
     "layer_similarity",
+    "nearest_images",
+    "patch_similarity",
     "position_similarity",
     "predictions",
     "test_time_registers",

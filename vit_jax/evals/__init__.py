@@ -12,7 +12,6 @@ from vit_jax.evals.classification import (
     Classification,
     ClassificationReport,
     calibration,
-    probabilities,
 )
 
-__all__ = ["Classification", "ClassificationReport", "calibration", "probabilities"]
+__all__ = ["Classification", "ClassificationReport", "calibration"]

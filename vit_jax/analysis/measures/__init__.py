@@ -24,4 +24,10 @@ explanation_maps    attention, rollout, relevance, Grad-CAM on the device
 deletion            the probability of a class as patches are removed
 readout             the tokens that a head reads
 heat_maps           draws maps over an image
+patch_tokens        the features of patches, of any kind of model
+pictures            draws images and maps of their patches
+attention_distance  attention distance, entropy, and the share of attention on prefix tokens
+feature_pca         patch features on their first three principal components, as colours
+patch_similarity    cosine of the features of a patch with those of all patches
+nearest_images      nearest neighbours of images by their features, agreement of labels
 """

@@ -18,7 +18,7 @@ from vit_jax.models.hooks import REGISTER_NEURONS
 from vit_jax.models.mixer import MixerBlock
 from vit_jax.parallel.constraints import constrain
 from vit_jax.pretrained.adaptation import adapt_params
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.run_checkpoint import one_device
 
 Variables = dict[str, PyTree]
