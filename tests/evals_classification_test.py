@@ -11,8 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.conftest import slow
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.evals import Classification, calibration, probabilities
+from vit_jax.evals import Classification, calibration
 from vit_jax.evals.classification import _summarise
+from vit_jax.optim.losses import probabilities
 
 pytestmark = pytest.mark.medium
 

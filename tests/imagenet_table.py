@@ -1,4 +1,4 @@
-"""Writes vit_jax/inference/imagenet.tsv: ImageNet's 1,000 classes and their WordNet lemmas.
+"""Writes vit_jax/pretrained/imagenet.tsv: ImageNet's 1,000 classes and their WordNet lemmas.
 
     apt-get download wordnet-base && dpkg -x wordnet-base_*.deb wordnet
     python -m tests.imagenet_table wordnet/usr
@@ -15,7 +15,7 @@ from tensorflow_datasets.core.utils import resource_utils
 
 from tests.conftest import ROOT
 
-TABLE = ROOT / "vit_jax" / "inference" / "imagenet.tsv"
+TABLE = ROOT / "vit_jax" / "pretrained" / "imagenet.tsv"
 IDS = "datasets/imagenet2012/labels.txt"
 
 

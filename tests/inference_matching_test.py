@@ -8,8 +8,9 @@ import pytest
 from tests.references import reference
 from vit_jax.data.base import Source
 from vit_jax.errors import DataError
-from vit_jax.inference import imagenet
-from vit_jax.inference.class_matching import Matched, match_classes, name_outputs
+from vit_jax.inference.class_matching import Matched, match_classes
+from vit_jax.pretrained import imagenet
+from vit_jax.pretrained.class_names import name_outputs
 
 IDS, NAMES = zip(*imagenet.synsets(), strict=True)
 

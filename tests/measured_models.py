@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import SHARED, slow
 from vit_jax.pretrained.create import create
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.verification import fixtures, load_fixture
 
 # Written by the reference implementations: class token, GAP, MAP, registers, distillation, rotary

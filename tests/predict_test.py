@@ -15,8 +15,8 @@ from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.inference.evaluate import evaluate
 from vit_jax.inference.outputs import features_writer, predictions_writer
 from vit_jax.inference.predict import _list_paths, predict
-from vit_jax.inference.prediction import Prediction
 from vit_jax.inference.results import write
+from vit_jax.pretrained.prediction import Prediction
 from vit_jax.rundir.workdir import read_config
 
 

@@ -30,7 +30,8 @@ from vit_jax.config import freeze
 from vit_jax.errors import CheckpointError
 from vit_jax.models import MixerConfig, ResnetConfig, read_section
 from vit_jax.pretrained.exports import export
-from vit_jax.pretrained.load import Pretrained, load_pretrained, run_preprocess
+from vit_jax.pretrained.load import load_pretrained, run_preprocess
+from vit_jax.pretrained.model import Pretrained
 from vit_jax.training.run import train
 
 TARGETS = ("hf", "timm", "google", "big_vision", "orbax", "stablehlo")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.models import VitConfig, build
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.preprocess import Preprocess, from_family, from_hf
 
 VIT = VitConfig(

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from vit_jax.pretrained.create import create, list_models
     from vit_jax.pretrained.exports import export
     from vit_jax.pretrained.inspection import inspect
-    from vit_jax.pretrained.load import Pretrained, load_pretrained
+    from vit_jax.pretrained.load import load_pretrained
+    from vit_jax.pretrained.model import Pretrained
     from vit_jax.pretrained.preprocess import preprocess
     from vit_jax.scaling.fit import fit_law
     from vit_jax.sweeps.listing import list_runs
@@ -46,7 +47,7 @@ __version__ = "0.2.0"
 _MODULES = {
     "Mixer": "vit_jax.models",
     "MixerConfig": "vit_jax.models",
-    "Pretrained": "vit_jax.pretrained.load",
+    "Pretrained": "vit_jax.pretrained.model",
     "Resnet": "vit_jax.models",
     "ResnetConfig": "vit_jax.models",
     "Vit": "vit_jax.models",

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vit_jax.config import CLASSIFICATION_METRICS
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.evals.intervals import LEVEL, wilson
-from vit_jax.optim.losses import loss_by_name
+from vit_jax.optim.losses import loss_by_name, probabilities
 
 _CALIBRATION_BINS = 15  # As in Guo et al. and most papers since.
 TOP = 5  # Of the accuracy top5, which is 1 with at most so many classes.
@@ -262,11 +262,6 @@ class Measurement:
 
 
 _BATCH_KEYS = ("image", "label", "weight")
-
-
-def probabilities(logits: Float[Array, "*B C"], *, loss_name: str) -> Float[Array, "*B C"]:
-    """Returns class probabilities for the loss of the training; only softmax's add up to 1."""
-    return jax.nn.softmax(logits) if loss_name == "softmax_xent" else jax.nn.sigmoid(logits)
 
 
 def calibration(

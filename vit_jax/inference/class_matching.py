@@ -10,10 +10,10 @@ import numpy as np
 
 from vit_jax.data.base import Example, Source, digest
 from vit_jax.errors import DataError
-from vit_jax.inference import imagenet
+from vit_jax.pretrained import imagenet
+from vit_jax.pretrained.class_names import UNNAMED, name_outputs
 
 _SYNSET = re.compile(r"n\d{8}(?=$|[^0-9])")  # Also in names such as "n02085620-Chihuahua".
-_UNNAMED = re.compile(r"(LABEL_|class[ _])?\d+")  # What libraries write for missing names.
 _SHOWN = 5
 
 
@@ -78,30 +78,6 @@ class ClassMatching:
         return text
 
 
-def name_outputs(
-    labels: Sequence[str] | None, num_outputs: int
-) -> tuple[tuple[str, ...] | None, str]:
-    """Returns the names of a model's outputs, and what was assumed for them ("": nothing).
-
-    Args:
-      labels: names in the checkpoint, if there are any; "LABEL_0" or "0" is none.
-      num_outputs: as many as ImageNet has classes get its names.
-
-    Returns:
-      The names, None if they are unknown, and the assumption.
-    """
-    if labels is not None and not all(map(_UNNAMED.fullmatch, labels)):
-        return tuple(labels), ""
-    ids = imagenet.ids_of_outputs(None, num_outputs)
-    if ids is None:
-        return None, ""
-    names = dict(imagenet.synsets())
-    return tuple("background" if i is None else names[i] for i in ids), (
-        f"the checkpoint names no classes; its {num_outputs:,} outputs are taken for ImageNet's, "
-        "in their usual order"
-    )
-
-
 def match_classes(
     class_names: Sequence[str], labels: Sequence[str] | None, *, num_outputs: int
 ) -> ClassMatching:
@@ -122,7 +98,7 @@ def match_classes(
       DataError: no class has an output.
     """
     labels, assumption = name_outputs(labels, num_outputs)
-    unnamed = labels is None or all(map(_UNNAMED.fullmatch, class_names))
+    unnamed = labels is None or all(map(UNNAMED.fullmatch, class_names))
     if unnamed and len(class_names) == num_outputs:
         return _by_position(class_names, labels)
     if labels is None:

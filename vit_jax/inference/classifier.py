@@ -12,11 +12,12 @@ from jaxtyping import Array
 from vit_jax.data import transforms
 from vit_jax.data.base import Source
 from vit_jax.errors import DataError
-from vit_jax.evals.classification import Classification, Measurement, probabilities
+from vit_jax.evals.classification import Classification, Measurement
 from vit_jax.inference.class_matching import ClassMatching, Matched, match_classes
 from vit_jax.inference.evaluation import Measured, Pictures, Result
 from vit_jax.inference.model import Model
 from vit_jax.inference.task import Task
+from vit_jax.optim.losses import probabilities
 
 NUM_IMAGES = 500  # predictions.png shows mistakes among these.
 

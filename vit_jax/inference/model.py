@@ -13,14 +13,20 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.checkpoints.load import TrainedModel, load_run
 from vit_jax.config import base_config, freeze
-from vit_jax.errors import CheckpointError, ConfigError, NonFiniteError
+from vit_jax.errors import ConfigError
 from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import ModelConfig, describe_model
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings
-from vit_jax.pretrained.consistency import check_finite, check_params
+from vit_jax.pretrained.consistency import (
+    check_classifier,
+    check_labels,
+    check_params,
+    raise_non_finite,
+)
 from vit_jax.pretrained.exports.workdir import run_config
-from vit_jax.pretrained.load import Pretrained, load_pretrained
+from vit_jax.pretrained.load import load_pretrained
+from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.run_checkpoint import TrainingData, is_run, refuse_hints
 
 Checkpoint = str | os.PathLike | Pretrained
@@ -67,15 +73,9 @@ class Model:
 
     def check_classifier(self, advice: str) -> None:
         """Raises CheckpointError, ending in the advice, if the outputs are not of classes."""
-        if self.is_classifier:
-            return
-        reason = " has no head, so it cannot predict classes"
-        if self.config.num_classes:
-            reason = (
-                ": its head is for regression (problem_type in its config.json): its outputs are "
-                "numbers, not classes, and have no probabilities"
-            )
-        raise CheckpointError(f"{self.checkpoint}{reason}. {advice}")
+        check_classifier(
+            self.config, is_classifier=self.is_classifier, name=self.checkpoint, advice=advice
+        )
 
     def compile(self, batch: dict[str, Array]) -> Callable[[dict[str, Array]], dict[str, Array]]:
         """Compiles batch -> outputs, see `vit_jax.evals.evaluator.Evaluator.compile`.
@@ -88,12 +88,7 @@ class Model:
         def checked(batch: dict[str, Array]) -> dict[str, Array]:
             outputs = program(self.params, batch)
             if not _are_finite(outputs):
-                check_finite(self.params, name=self.checkpoint)
-                raise NonFiniteError(
-                    f"{self.checkpoint}: the outputs of an image are not finite (NaN or infinity), "
-                    f"though the parameters are: they overflow in {self.config.dtype}. Set dtype "
-                    "(--dtype) to float32; if it is, the parameters are too large to be used."
-                )
+                raise_non_finite(self.params, self.config, name=self.checkpoint)
             return outputs
 
         return checked
@@ -153,12 +148,7 @@ def load_model(
     if isinstance(checkpoint, Pretrained):
         check_params(checkpoint.params, checkpoint.config)
         trained_on = checkpoint.trained_on
-        labels, num_classes = checkpoint.labels, checkpoint.config.num_classes
-        if labels is not None and len(labels) != num_classes:
-            raise CheckpointError(
-                f"The model has {num_classes:,} outputs, but {len(labels):,} labels: give it as "
-                "many, or None."
-            )
+        check_labels(checkpoint.labels, checkpoint.config)
         if hints or image_size is not None:
             raise ConfigError(
                 "The model is loaded already: give hints and image_size to load_pretrained."
@@ -177,7 +167,7 @@ def load_model(
         else:
             pretrained = load_pretrained(checkpoint, mesh=mesh, hints=hints, image_size=image_size)
         model_config, params, notes = pretrained.config, pretrained.params, pretrained.all_notes
-        is_classifier = bool(pretrained.loss and model_config.num_classes)
+        is_classifier = pretrained.is_classifier
         labels = pretrained.labels if is_classifier else None
         if not is_classifier:  # A config needs a loss; no output is computed with it.
             pretrained = dataclasses.replace(pretrained, loss="softmax_xent")

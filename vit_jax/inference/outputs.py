@@ -21,7 +21,7 @@ from etils import epath
 
 from vit_jax import storage
 from vit_jax.errors import ConfigError, did_you_mean
-from vit_jax.inference.prediction import Prediction
+from vit_jax.pretrained.prediction import Prediction
 
 PREDICTIONS = (".csv", ".jsonl", ".parquet")
 FEATURES = (".npz", ".parquet")

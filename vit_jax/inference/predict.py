@@ -11,14 +11,13 @@ from jaxtyping import Array
 
 from vit_jax.data.files import Files, find_images
 from vit_jax.errors import ConfigError
-from vit_jax.evals.classification import probabilities
-from vit_jax.inference.class_matching import name_outputs
 from vit_jax.inference.model import BATCH_SIZE, Checkpoint, Model, all_devices, load_model
-from vit_jax.inference.prediction import Prediction
 from vit_jax.inference.progress import OnProgress
 from vit_jax.inference.throughput import Throughput
 from vit_jax.models import build
-from vit_jax.rundir import workdir as workdirs
+from vit_jax.optim.losses import probabilities
+from vit_jax.pretrained.class_names import shown_names
+from vit_jax.pretrained.prediction import Prediction
 
 # Best outputs, their probabilities, and the features of an image.
 Row = tuple[Sequence[int], Sequence[float], Any]
@@ -51,7 +50,7 @@ def predict(
       dtype: of the computation: float32 or bfloat16. None: as it was trained or published.
 
     Returns:
-      An iterator of `vit_jax.inference.prediction.Prediction`. The folders are listed, the
+      An iterator of `vit_jax.pretrained.prediction.Prediction`. The folders are listed, the
       checkpoint is loaded, and their errors are raised, when the first one is asked for.
 
     Raises:
@@ -210,7 +209,4 @@ def _class_names(model: Model) -> tuple[tuple[str, ...], str]:
     """Returns the names of a model's classes, "class i" if unknown, and what was assumed."""
     if not model.is_classifier:
         return (), ""
-    names, assumption = name_outputs(model.labels, model.config.num_classes)
-    if names is None:  # A run's classes may have numbers for names.
-        names = model.labels or workdirs.class_names(model.config.num_classes)
-    return tuple(names), assumption
+    return shown_names(model.labels, model.config.num_classes)

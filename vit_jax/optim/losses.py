@@ -75,6 +75,11 @@ def loss_by_name(name: str) -> Callable[..., Array]:
     return LOSSES[name]
 
 
+def probabilities(logits: Float[Array, "*B C"], *, loss_name: str) -> Float[Array, "*B C"]:
+    """Returns class probabilities for the loss of the training; only softmax's add up to 1."""
+    return jax.nn.softmax(logits) if loss_name == "softmax_xent" else jax.nn.sigmoid(logits)
+
+
 def _dense(labels: Labels, logits: Float[Array, "b classes"]) -> Float[Array, "b classes"]:
     if labels.ndim == 1:
         return jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)

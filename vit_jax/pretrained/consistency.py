@@ -1,7 +1,7 @@
 """Checks that images and parameters are those that a model takes, before they reach Flax."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vit_jax.checkpoints.faults import differences
-from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.errors import CheckpointError, ConfigError, NonFiniteError
 from vit_jax.models import ModelConfig, param_shapes
 from vit_jax.parallel.rules import named_leaves
 
@@ -55,6 +55,43 @@ def check_params(params: PyTree, config: ModelConfig) -> None:
             + "\nReplace params and config together: load_pretrained(..., num_classes=N) and "
             "create(...) return a model whose parameters fit."
         )
+
+
+def check_labels(labels: Sequence[str] | None, config: ModelConfig) -> None:
+    """Raises CheckpointError if there are names of another number of classes than outputs."""
+    if labels is not None and len(labels) != config.num_classes:
+        raise CheckpointError(
+            f"The model has {config.num_classes:,} outputs, but {len(labels):,} labels: give it as "
+            "many, or None."
+        )
+
+
+def check_classifier(config: ModelConfig, *, is_classifier: bool, name: str, advice: str) -> None:
+    """Raises CheckpointError, ending in the advice, if a model's outputs are not of classes."""
+    if is_classifier:
+        return
+    reason = " has no head, so it cannot predict classes"
+    if config.num_classes:
+        reason = (
+            ": its head is for regression (problem_type in its config.json): its outputs are "
+            "numbers, not classes, and have no probabilities"
+        )
+    raise CheckpointError(f"{name}{reason}. {advice}")
+
+
+def raise_non_finite(params: PyTree, config: ModelConfig, *, name: str) -> NoReturn:
+    """Raises the error of an output that is NaN or infinite.
+
+    Raises:
+      CheckpointError: since a parameter is.
+      NonFiniteError: though all parameters are finite.
+    """
+    check_finite(params, name=name)
+    raise NonFiniteError(
+        f"{name}: the outputs of an image are not finite (NaN or infinity), though the parameters "
+        f"are: they overflow in {config.dtype}. Set dtype (--dtype) to float32; if it is, the "
+        "parameters are too large to be used."
+    )
 
 
 def check_finite(params: PyTree, *, name: str) -> None:

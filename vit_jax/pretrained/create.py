@@ -19,7 +19,8 @@ from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.models import build, read_section
 from vit_jax.models.variants import HYBRIDS, MIXERS, RESNETS, VARIANTS, family, is_variant
 from vit_jax.parallel.rules import param_shardings
-from vit_jax.pretrained.load import Pretrained, load_pretrained
+from vit_jax.pretrained.load import load_pretrained
+from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.preprocess import Preprocess
 from vit_jax.pretrained.run_checkpoint import one_device
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from vit_jax.config.fields import Role, declarations, has_effect
 from vit_jax.models import ModelConfig, forward_flops, num_params
-from vit_jax.pretrained.load import adapted, evaluated_size, size_text
+from vit_jax.pretrained.load import adapted, evaluated_size
 from vit_jax.pretrained.mapping import map_checkpoint
+from vit_jax.pretrained.model import size_text
 from vit_jax.pretrained.run_checkpoint import describe_run, is_run, refuse_hints
 from vit_jax.rundir import workdir as workdirs
 

@@ -10,133 +10,27 @@ lists both.
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree
 from ml_collections import FrozenConfigDict
 
 from vit_jax.checkpoints.load import load_run
 from vit_jax.data.recipes import Transforms
 from vit_jax.errors import ConfigError
-from vit_jax.models import (
-    MixerConfig,
-    ModelConfig,
-    VitConfig,
-    build,
-    describe_model,
-    num_params,
-)
+from vit_jax.models import MixerConfig, ModelConfig, VitConfig, build
 from vit_jax.models.section import image_size as as_size
-from vit_jax.parallel.rules import named_leaves
 from vit_jax.pretrained.adaptation import NEW_HEAD, adapt_params
-from vit_jax.pretrained.consistency import check_images, check_params
 from vit_jax.pretrained.mapping import map_checkpoint
+from vit_jax.pretrained.model import Pretrained, size_text
 from vit_jax.pretrained.preprocess import Preprocess, output_size
 from vit_jax.pretrained.reader import read
 from vit_jax.pretrained.run_checkpoint import TrainingData, is_run, one_device, refuse_hints
 
 RUN_FORMAT = "vit_jax work directory"  # Of a `Pretrained` from a run.
-_ZERO_HEAD = "its head is zeros, as usual before training: all classes have the same probability"
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Pretrained:
-    """A model with its parameters: a published one, one of a run, or a fresh one.
-
-    `logits, intermediates = pretrained(images)` calls it on prepared images, jitted.
-
-    Attributes:
-      model: a Flax module; its `apply({"params": params}, images)` gives `(logits, intermediates)`.
-      params: float32, with stacked blocks.
-      config: architecture and numerics.
-      preprocess: paths or images -> float32 [b, height, width, channels], as in the publisher's
-        evaluation.
-      labels: class names, or None if they are unknown.
-      format: name of the checkpoint's format.
-      published: the checkpoint's config, before a change of image size, patch size or head.
-      left_out: names of tensors that were not read.
-      notes: assumptions about what the file does not state, and changes when it was loaded: resized
-        embeddings, parameters initialised again. `all_notes` has those on the parameters, too.
-      loss: the loss of the head, which decides how outputs become probabilities: softmax_xent,
-        sigmoid_xent, or "" for a regression, whose outputs are not of classes.
-      loaded_from: the path or name of the checkpoint; "": it was not loaded.
-      trained_on: the data of the run that it was loaded from, so that an evaluation on these takes
-        the images that the run held out; None: it was not loaded from a run.
-    """
-
-    model: nn.Module
-    params: PyTree
-    config: ModelConfig
-    preprocess: Preprocess
-    labels: tuple[str, ...] | None
-    format: str
-    published: ModelConfig
-    left_out: tuple[str, ...]
-    notes: tuple[str, ...]
-    loss: str = "softmax_xent"
-    loaded_from: str = ""
-    trained_on: TrainingData | None = None
-
-    @property
-    def all_notes(self) -> tuple[str, ...]:
-        """`notes`, and whether the head of the present `params` is zeros."""
-        kernel = named_leaves(self.params).get("head/kernel")
-        return self.notes if kernel is None or jnp.any(kernel) else (*self.notes, _ZERO_HEAD)
-
-    def __call__(
-        self, images: Float[Array | np.ndarray, "b height width channels"], *, capture: Any = ()
-    ) -> tuple[Float[Array, "b classes"], dict[str, Array]]:
-        """Returns logits and intermediates, as `model.apply` does without dropout.
-
-        Without a head (`config.num_classes == 0`) the logits are the features, `pre_logits`.
-
-        Args:
-          images: the result of `preprocess`.
-          capture: further intermediates, see `vit_jax.models.Vit`: "attention", or several.
-
-        Raises:
-          CheckpointError: `params` are not those of the model.
-          ConfigError: these are no prepared images of the model's size, or there is no such
-            intermediate.
-
-        Example:
-          >>> pretrained = create("mu/16", image_size=32, num_classes=10)
-          >>> logits, intermediates = pretrained(np.zeros((2, 32, 32, 3), np.float32))
-          >>> intermediates["pre_logits"].shape
-          (2, 32)
-        """
-        check_images(images, self.config)
-        names = (capture,) if isinstance(capture, str) else tuple(capture)
-        return self._apply({"params": self.params}, images, capture=names)
-
-    def __repr__(self) -> str:
-        """Returns a few lines: the size, the classes, the format and the notes."""
-        classes = f"{self.config.num_classes:,} classes"
-        if not self.config.num_classes:
-            classes = "no head: the logits are the features"
-        elif self.labels:
-            names = ", ".join(f'"{label}"' for label in self.labels[:3])
-            classes += f" ({names}{', ...' if len(self.labels) > 3 else ''})"
-        lines = [
-            f"{describe_model(self.config)}: {num_params(self.config):,} parameters",
-            f"images of {size_text(self.config.image_size)}, {classes}",
-            self.format + (f", from {self.loaded_from}" if self.loaded_from else ""),
-            *self.all_notes,
-        ]
-        return "\n".join(lines)
-
-    @functools.cached_property
-    def _apply(self) -> Any:
-        check_params(self.params, self.config)  # Once, since this is kept.
-        return jax.jit(self.model.apply, static_argnames="capture")
 
 
 def load_pretrained(
@@ -291,11 +185,6 @@ def evaluated_size(
         f"image size {size_text(size)}, which its preprocessing makes; it is stored for {stored} "
         f"(image_size={argument} loads that)",
     )
-
-
-def size_text(size: tuple[int, int]) -> str:
-    """Returns "HEIGHTxWIDTH"."""
-    return f"{size[0]}x{size[1]}"
 
 
 def _labels(labels: tuple[str, ...] | None, published: ModelConfig, config: ModelConfig):

@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,8 @@ from vit_jax.data.reading import read_file
 from vit_jax.data.recipes import Transforms, evaluation
 from vit_jax.data.transforms import ComposedTransform, Decode, compose
 from vit_jax.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from vit_jax.pretrained.image_inputs import ImageInput, ImageInputs, as_list, name_of
 from vit_jax.pretrained.preprocess_fields import Fields
-
-ImageInput = str | os.PathLike | Image.Image | np.ndarray
 
 _HALF = (0.5, 0.5, 0.5)
 _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
@@ -313,7 +312,7 @@ class Preprocess:
         """The operations, with explicit sizes and defaults."""
         return self.transform.ops
 
-    def __call__(self, images: ImageInput | Sequence[ImageInput]) -> Float32[np.ndarray, "b h w c"]:
+    def __call__(self, images: ImageInputs) -> Float32[np.ndarray, "b h w c"]:
         """Returns a batch of prepared images.
 
         Args:
@@ -324,15 +323,7 @@ class Preprocess:
           DataError: the list is empty, or an image is broken or not an image; the message says
             which.
         """
-        if isinstance(images, np.ndarray):
-            batch = images if images.ndim == 4 else [images]
-        elif isinstance(images, str | os.PathLike | Image.Image):
-            batch = [images]
-        else:
-            batch = images
-        if not len(batch):
-            raise DataError("No image was given: name at least one.")
-        return np.stack([self._prepare(i, image) for i, image in enumerate(batch)])
+        return np.stack([self.prepare(image, i) for i, image in enumerate(as_list(images))])
 
     def restored(
         self, images: Float[np.ndarray | Array, "b h w c"]
@@ -348,13 +339,13 @@ class Preprocess:
             values = (values - low) / np.maximum(high - low, 1e-12)
         return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
 
-    def _prepare(self, i: int, image: ImageInput) -> Float32[np.ndarray, "h w c"]:
+    def prepare(self, image: ImageInput, index: int = 0) -> Float32[np.ndarray, "h w c"]:
+        """Returns one prepared image; errors name it by its path or `index`."""
         rng = np.random.default_rng(0)  # Required, but evaluation transforms are deterministic.
         try:
             return self.transform({"image": self._encoded(image)}, rng)["image"]
         except DataError as error:
-            name = image if isinstance(image, str | os.PathLike) else f"image {i}"
-            raise DataError(f"{os.fspath(name)}: {error}") from error
+            raise DataError(f"{name_of(image, index)}: {error}") from error
 
     def _encoded(self, image: ImageInput) -> bytes | UInt8[np.ndarray, "..."] | np.ndarray:
         """Returns an image in a form that the decode transform accepts: encoded bytes or pixels."""
@@ -362,7 +353,9 @@ class Preprocess:
             decode = self.ops[0]
             assert isinstance(decode, Decode)  # `transforms` begin with decode.
             return decode_pillow(image, channels=decode.channels, exif=decode.exif)
-        return image if isinstance(image, np.ndarray) else read_file(image)
+        if isinstance(image, str | os.PathLike):
+            return read_file(image)
+        return np.asarray(image)
 
     def for_size(self, size: Iterable[int]) -> "Preprocess":
         """Returns a copy for another (height, width); all sizes are scaled and rounded."""
@@ -382,7 +375,7 @@ class Preprocess:
 
 
 def preprocess(
-    images: ImageInput | Sequence[ImageInput],
+    images: ImageInputs,
     *,
     image_size: int | tuple[int, int] = 224,
     family: str = "timm_imagenet",

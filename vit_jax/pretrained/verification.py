@@ -16,7 +16,8 @@ import numpy as np
 
 from vit_jax.errors import CheckpointError, did_you_mean
 from vit_jax.pretrained.formats.hints import HINTS
-from vit_jax.pretrained.load import Pretrained, load_pretrained
+from vit_jax.pretrained.load import load_pretrained
+from vit_jax.pretrained.model import Pretrained
 
 MANIFEST = "manifest.json"
 # Name of an output in the reference -> in vit_jax.

@@ -17,7 +17,7 @@ from vit_jax.analysis.measures.bootstrap import MeanOverImages
 from vit_jax.analysis.measures.encoder import Captured, measure_blocks, measured
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, Result
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 # Quantity -> unit and meaning.
 QUANTITIES = {
@@ -67,6 +67,14 @@ class AttentionDistance(Result):
                 text = f"{end} end of the 95% interval: {meaning}"
                 arrays[f"{name}_{end}"] = NamedArray(values, ("layer", "head"), unit, text)
         return arrays
+
+    def summary(self) -> dict[str, float]:
+        """Returns distance (pixels) and entropy (nats), means of the heads of two layers."""
+        return {
+            f"attention_{name}_{layer}_layer": float(self.mean[name][index].mean())
+            for name in ("distance", "entropy")
+            for layer, index in (("first", 0), ("last", -1))
+        }
 
     def plot(self) -> Figure:
         """Draws the heads of each layer: from local to global attention over the depth."""

@@ -20,8 +20,8 @@ from vit_jax.errors import CheckpointError, ConfigError, did_you_mean
 from vit_jax.pretrained.consistency import check_finite, check_params
 from vit_jax.pretrained.exports import google, huggingface, programs, timm, workdir
 from vit_jax.pretrained.exports.base import DTYPES
-from vit_jax.pretrained.load import Pretrained
 from vit_jax.pretrained.mapping import REGRESSION
+from vit_jax.pretrained.model import Pretrained
 
 TARGETS = ("hf", "timm", "google", "big_vision", "orbax", "stablehlo", "onnx")
 

@@ -17,8 +17,9 @@ from vit_jax.models.positions import sincos2d
 from vit_jax.parallel.rules import path_name
 from vit_jax.pretrained.formats import entries as tables
 from vit_jax.pretrained.formats.entries import Entry
-from vit_jax.pretrained.load import RUN_FORMAT, Pretrained
+from vit_jax.pretrained.load import RUN_FORMAT
 from vit_jax.pretrained.mapping import unrolled_shapes
+from vit_jax.pretrained.model import Pretrained
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 

@@ -20,7 +20,7 @@ from vit_jax.pretrained.exports.base import (
 from vit_jax.pretrained.formats import mixer, resnet
 from vit_jax.pretrained.formats.entries import Entry
 from vit_jax.pretrained.formats.google import LINEN, PRE_LINEN
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 
 def write(

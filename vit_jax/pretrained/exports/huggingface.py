@@ -25,8 +25,8 @@ from vit_jax.pretrained.exports.base import (
 from vit_jax.pretrained.exports.preprocessing import sixteen_bits, to_hf
 from vit_jax.pretrained.formats import huggingface as names
 from vit_jax.pretrained.formats.entries import Entry
-from vit_jax.pretrained.load import Pretrained
 from vit_jax.pretrained.mapping import PROBLEM_TYPES
+from vit_jax.pretrained.model import Pretrained
 
 # model_type -> fields and values that it can express, besides defaults and what all can express.
 _EXPRESSIBLE: dict[str, dict[str, Values]] = {

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from vit_jax.errors import CheckpointError
 from vit_jax.models import build
 from vit_jax.pretrained.exports.base import HostParameters
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _LARGEST_ONNX = 2**31  # Bytes: the limit of protobuf.

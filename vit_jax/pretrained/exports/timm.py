@@ -20,7 +20,7 @@ from vit_jax.pretrained.exports.huggingface import problem_type, write_shards
 from vit_jax.pretrained.exports.preprocessing import sixteen_bits, to_timm
 from vit_jax.pretrained.formats.entries import Entry, dense
 from vit_jax.pretrained.formats.timm import entries
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 _BLOCK = "encoder/block_{i}"
 

@@ -7,7 +7,7 @@ from vit_jax.checkpoints.store import Store
 from vit_jax.config import base_config, freeze
 from vit_jax.errors import CheckpointError
 from vit_jax.models.section import write_section
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 from vit_jax.rundir import workdir as workdirs
 
 

@@ -16,7 +16,7 @@ def synsets() -> tuple[tuple[str, str], ...]:
 
     From imagenet.tsv, which names its source and licence.
     """
-    text = importlib.resources.files("vit_jax.inference").joinpath("imagenet.tsv").read_text()
+    text = importlib.resources.files("vit_jax.pretrained").joinpath("imagenet.tsv").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     return tuple((line.split("\t")[0], line.split("\t")[1]) for line in lines)
 
