@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import slow
 from tests.measured_models import FAMILIES, NO_ATTENTION, family, inputs, small
 from tests.walkthrough_reference import reference
 from vit_jax import analysis, create
@@ -242,7 +241,7 @@ CHROMIUM = (
 )
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_a_browser_shows_one_step_and_obeys_keys(tmp_path):
     path = walk("plain").save(tmp_path)[0]
@@ -268,20 +267,24 @@ def test_a_browser_shows_one_step_and_obeys_keys(tmp_path):
       document.querySelectorAll(".controls button")[0].click();
       await new Promise((done) => setTimeout(done, 50));
       seen.push(document.querySelector("[aria-live]").textContent);
-      document.body.dataset.seen = seen.join(" ");
       // On a phone, a table of vectors shows three components and the last one.
       const row = "#step-5 .vector tr:first-child th:not(:first-child)";
       const heads = document.querySelectorAll(row);
       location.hash = "#step-5";
       await new Promise((done) => setTimeout(done, 50));
       const shown = [...heads].filter((head) => head.offsetWidth && head.textContent !== "…");
-      document.body.dataset.columns = shown.length;
-      document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth;
+      const wide = document.documentElement.scrollWidth > innerWidth;
+      parent.postMessage({{seen: seen.join(" "), columns: shown.length, wide, innerWidth}}, "*");
     }});</script>"""
     page = tmp_path / "keys.html"
     page.write_text(path.read_text().replace("</body>", script + "</body>"))
-    dom = active(page, "", "--window-size=390,844")[2]
+    phone = tmp_path / "phone.html"  # A window of Chromium has at least 500 pixels.
+    phone.write_text(
+        """<body><iframe src="keys.html" style="border: 0; width: 390px; height: 844px"></iframe>
+        <script>addEventListener("message", ({data}) => Object.assign(document.body.dataset, data));
+        </script></body>"""
+    )
+    dom = active(phone, "")[2]
     seen = re.search(r'data-seen="([^"]*)"', dom)[1]
     assert seen == "step-2 step-3 step-2 step-22 step-21 Step 20 / 22: The head: logits"
-    assert 'data-wide="false"' in dom
-    assert 'data-columns="4"' in dom
+    assert all(entry in dom for entry in ('inner-width="390"', 'wide="false"', 'columns="4"'))
