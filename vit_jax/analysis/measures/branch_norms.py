@@ -15,7 +15,7 @@ from vit_jax.analysis.measures.bootstrap import MeanOverImages
 from vit_jax.analysis.measures.encoder import Captured, measure_blocks, measured
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, Result
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 BRANCHES = ("attention", "mlp")
 

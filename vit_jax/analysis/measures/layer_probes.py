@@ -20,7 +20,7 @@ from vit_jax.config.model import VitConfig
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.evals.intervals import wilson
 from vit_jax.evals.probe import fit_probe
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 NUM_IMAGES = 2000
 

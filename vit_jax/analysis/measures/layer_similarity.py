@@ -19,7 +19,7 @@ from vit_jax.analysis.measures.images import Images, ImageStream, open_images
 from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.analysis.measures.token_norms import num_prefix
 from vit_jax.errors import ConfigError, DataError, did_you_mean
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 MINIBATCH = 64
 POOLS = ("all", "mean")

@@ -37,7 +37,7 @@ from vit_jax.config.model import VitConfig
 from vit_jax.errors import ConfigError
 from vit_jax.models import Vit
 from vit_jax.pretrained.consistency import check_images
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 NUM_NEURONS = 10
 

@@ -20,7 +20,7 @@ from vit_jax.analysis.measures.images import BATCH_SIZE, Images, ImageStream, op
 from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.config.model import ModelConfig, VitConfig
 from vit_jax.errors import ConfigError, NonFiniteError
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 OUTLIER_RATIO = 4.0  # Of the relative rule: above this many times the layer's median.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
