@@ -1,6 +1,10 @@
 """Figures and tables of runs and predictions, and measures of what a model has learned.
 
 measures          what a model has learned: attention, features, ... of any checkpoint
+all_measures      all measures of one or several checkpoints, with a report
+outcomes          their results, and why there is none
+report            their page
+pages             frame and style of HTML pages
 figures           training curves, predictions, and the style of all figures
 pixels            checks images that are to be drawn
 runs              reads runs from their work directories
@@ -15,6 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit_jax.analysis.all_measures import analyze
     from vit_jax.analysis.class_accuracy import class_accuracy
     from vit_jax.analysis.confusion_matrix import confusion
     from vit_jax.analysis.figures import curves, predictions
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
 # Public name -> its module, imported when the name is first used: the style of the figures is used
 # without JAX.
 _MODULES = {
+    "analyze": "all_measures",
     "attention_distance": "measures.attention_distance",
     "branch_norms": "measures.branch_norms",
     "class_accuracy": "class_accuracy",
@@ -41,6 +47,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "analyze",
     "attention_distance",
     "branch_norms",
     "class_accuracy",

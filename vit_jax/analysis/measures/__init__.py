@@ -7,6 +7,7 @@ result              the base class of results: arrays, figure, table, files
 images              what a user calls images -> a stream of prepared batches
 encoder             the model in the form that is measured; visits each block of a forward pass
 bootstrap           means over images with intervals, in constant memory
+registry            the measures of `vit-jax analyze`
 attention_distance  attention distance, entropy, and the share of attention on prefix tokens
 token_norms         norms of tokens before the final norm, and outliers among patches
 registers           moves outliers to a register that was not trained
