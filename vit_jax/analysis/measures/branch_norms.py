@@ -59,6 +59,13 @@ class BranchNorms(Result):
                 arrays[f"{name}_{end}"] = NamedArray(bounds, ("layer",), "", text)
         return arrays
 
+    def summary(self) -> dict[str, float]:
+        """Returns the ratios of patches in the last layer."""
+        return {
+            f"skip_to_{branch}_last_layer": float(self.mean[f"{branch}_patches"][-1])
+            for branch in BRANCHES
+        }
+
     def plot(self) -> Figure:
         """Draws the ratios over the layers: a panel for each branch."""
         with matplotlib.rc_context(figures.STYLE):

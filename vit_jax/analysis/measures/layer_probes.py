@@ -76,6 +76,13 @@ class LayerProbes(Result):
         )
         return arrays
 
+    def summary(self) -> dict[str, float]:
+        """Returns the accuracy on patches of the best layer, and on the final features."""
+        return {
+            "probe_best_layer": float(self.accuracy["patches"].max()),
+            "probe_final": float(self.final_accuracy[0]),
+        }
+
     def plot(self) -> Figure:
         """Draws the accuracy over the layers, with that of the final features and of chance."""
         with matplotlib.rc_context(figures.STYLE):

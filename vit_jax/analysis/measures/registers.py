@@ -125,6 +125,14 @@ class RegisterNeurons(Result):
             )
         return arrays
 
+    def summary(self) -> dict[str, float]:
+        """Returns the largest shares of outliers before and after, and the features' cosine."""
+        return {
+            "outlier_share_before": float(self.before.outlier_share.max()),
+            "outlier_share_after": float(self.after.outlier_share.max()),
+            "register_cosine": float(self.cosine[0]),
+        }
+
     def plot(self) -> Figure:
         """Draws the share of outliers and the norms before and after, and the neurons."""
         layers = np.arange(1, len(self.before.mean) + 1)

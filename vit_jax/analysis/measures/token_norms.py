@@ -108,6 +108,13 @@ class TokenNorms(Result):
             arrays["prefix_mean"] = NamedArray(self.prefix_mean, ("layer", "token"), "", meaning)
         return arrays
 
+    def summary(self) -> dict[str, float]:
+        """Returns the largest share of outliers of a layer, and the last layer's mean norm."""
+        return {
+            "outlier_share": float(self.outlier_share.max()),
+            "token_norm_last_layer": float(self.mean[-1]),
+        }
+
     def plot(self) -> Figure:
         """Draws the distribution over the layers, the share of outliers, and where they are."""
         with matplotlib.rc_context(figures.STYLE):
