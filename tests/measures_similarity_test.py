@@ -128,6 +128,20 @@ def test_two_models_and_means_of_tokens():
     assert (low <= high).all()
 
 
+def test_each_model_has_its_own_preprocessing():
+    """Pixels, as a stream of one model, are prepared for the other, too; prepared ones must fit."""
+    one, two = small(image_size=32), small(image_size=48)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3), np.uint8)
+    result, streamed = (
+        analysis.layer_similarity(one, images, two, batch_size=8)
+        for images in (pixels, open_images(one, pixels))
+    )
+    np.testing.assert_array_equal(result.cka, streamed.cka)
+    assert result.summary() == {"cka_last_layers": result.cka[-1, -1]}
+    with pytest.raises(ConfigError, match="48, 48, 3"):
+        analysis.layer_similarity(one, random_images(8), two, batch_size=8)
+
+
 def test_a_model_resembles_itself(tmp_path):
     result = analysis.layer_similarity(small(image_size=32), random_images(17), batch_size=8)
     np.testing.assert_allclose(np.diag(result.cka), 1, rtol=1e-12)

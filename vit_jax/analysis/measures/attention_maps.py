@@ -24,7 +24,7 @@ from vit_jax.analysis.measures.readout import (
 from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.config.model import VitConfig
 from vit_jax.errors import ConfigError, did_you_mean
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 Query = str | tuple[int, int] | None
 _PANELS_IN_ROW = 8

@@ -15,7 +15,7 @@ from vit_jax.analysis.measures.bootstrap import MeanOverImages
 from vit_jax.analysis.measures.encoder import Captured, measure_blocks, measured
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, Result
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 BRANCHES = ("attention", "mlp")
 
@@ -58,6 +58,13 @@ class BranchNorms(Result):
                 text = f"{end} end of the 95% interval: {meaning}"
                 arrays[f"{name}_{end}"] = NamedArray(bounds, ("layer",), "", text)
         return arrays
+
+    def summary(self) -> dict[str, float]:
+        """Returns the ratios of patches in the last layer."""
+        return {
+            f"skip_to_{branch}_last_layer": float(self.mean[f"{branch}_patches"][-1])
+            for branch in BRANCHES
+        }
 
     def plot(self) -> Figure:
         """Draws the ratios over the layers: a panel for each branch."""

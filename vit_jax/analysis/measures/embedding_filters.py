@@ -16,7 +16,7 @@ from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.config.model import ModelConfig, ResnetConfig, VitConfig
 from vit_jax.errors import ConfigError
 from vit_jax.models.resnet import standardised_kernel
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 _COLUMNS = 7  # Of the components in the figure, as in the paper.
 _MOST_FILTERS = 64  # In the figure, of a first convolution.

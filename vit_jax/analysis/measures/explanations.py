@@ -23,7 +23,7 @@ from vit_jax.analysis.measures.explanation_maps import (
 from vit_jax.analysis.measures.images import Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.errors import ConfigError, did_you_mean
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 if TYPE_CHECKING:
     import pandas

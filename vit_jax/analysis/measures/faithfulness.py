@@ -25,7 +25,7 @@ from vit_jax.analysis.measures.explanation_maps import (
 from vit_jax.analysis.measures.explanations import class_number, image_maps
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 if TYPE_CHECKING:
     import pandas

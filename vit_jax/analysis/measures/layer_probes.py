@@ -20,7 +20,7 @@ from vit_jax.config.model import VitConfig
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.evals.intervals import wilson
 from vit_jax.evals.probe import fit_probe
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 NUM_IMAGES = 2000
 
@@ -75,6 +75,13 @@ class LayerProbes(Result):
             self.final_accuracy, ("mean_low_high",), "", "of a probe on pre_logits, its interval"
         )
         return arrays
+
+    def summary(self) -> dict[str, float]:
+        """Returns the accuracy on patches of the best layer, and on the final features."""
+        return {
+            "probe_best_layer": float(self.accuracy["patches"].max()),
+            "probe_final": float(self.final_accuracy[0]),
+        }
 
     def plot(self) -> Figure:
         """Draws the accuracy over the layers, with that of the final features and of chance."""

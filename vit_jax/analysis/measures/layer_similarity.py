@@ -19,7 +19,7 @@ from vit_jax.analysis.measures.images import Images, ImageStream, open_images
 from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.analysis.measures.token_norms import num_prefix
 from vit_jax.errors import ConfigError, DataError, did_you_mean
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 MINIBATCH = 64
 POOLS = ("all", "mean")
@@ -69,6 +69,12 @@ class LayerSimilarity(Result):
             arrays[f"cka_{end}"] = NamedArray(values, axes, "", text)
         return arrays
 
+    def summary(self) -> dict[str, float]:
+        """Returns the CKA of embedding and last layer; of two models, of the last ones."""
+        if self.other:
+            return {"cka_last_layers": float(self.cka[-1, -1])}
+        return {"cka_embedding_last_layer": float(self.cka[0, -1])}
+
     def plot(self) -> Figure:
         """Draws the matrix of similarities, the first layer at the lower left."""
         with matplotlib.rc_context({**figures.STYLE, **figures.LITERAL_TEXT}):
@@ -115,8 +121,8 @@ def layer_similarity(
       batch_size: images of a minibatch, at least 4; more of them give less noise.
 
     Raises:
-      ConfigError: the size of the minibatches or `pool` is not accepted, or `images` is a stream
-        that one model's preprocessing prepares, and there are two models.
+      ConfigError: the size of the minibatches or `pool` is not accepted, or images that are
+        prepared already are of another size than those of the other model.
       DataError: fewer images than a minibatch can be read.
       NotApplicableError: a model has no tokens (a ResNet).
 
@@ -132,15 +138,11 @@ def layer_similarity(
         raise ConfigError(
             f"batch_size is {batch_size}: the unbiased estimate needs at least {_SMALLEST} images."
         )
-    if other is not None and isinstance(images, ImageStream):
-        raise ConfigError(
-            "images is a stream that one model's preprocessing prepares: give the images "
-            "themselves, so that each model's own prepares them."
-        )
     loaded = [pretrained] if other is None else [pretrained, other]
     models = [measured(one) for one in loaded]
     depths = [model.blocks.depth for model in models]
-    streams = [open_images(one, images, num_images=num_images) for one in loaded]
+    stream = open_images(pretrained, images, num_images=num_images)
+    streams = [stream] if other is None else [stream, stream.prepared_for(other)]
     cross, first, second = _means(models, streams, batch_size, pool)
     if not cross.count:
         raise DataError(

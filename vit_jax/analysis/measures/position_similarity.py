@@ -25,7 +25,7 @@ from vit_jax.config.model import MixerConfig, VitConfig
 from vit_jax.models.positions import Rotation, rotation, sincos2d
 from vit_jax.models.resize import resize_posemb
 from vit_jax.models.section import image_size as as_size
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 _MOST_PANELS = 14  # Queries in a row or a column of the figure.
 

@@ -37,7 +37,7 @@ from vit_jax.config.model import VitConfig
 from vit_jax.errors import ConfigError
 from vit_jax.models import Vit
 from vit_jax.pretrained.consistency import check_images
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 NUM_NEURONS = 10
 
@@ -124,6 +124,14 @@ class RegisterNeurons(Result):
                 values, ("mean_low_high",), "", f"{meaning}, and its interval"
             )
         return arrays
+
+    def summary(self) -> dict[str, float]:
+        """Returns the largest shares of outliers before and after, and the features' cosine."""
+        return {
+            "outlier_share_before": float(self.before.outlier_share.max()),
+            "outlier_share_after": float(self.after.outlier_share.max()),
+            "register_cosine": float(self.cosine[0]),
+        }
 
     def plot(self) -> Figure:
         """Draws the share of outliers and the norms before and after, and the neurons."""

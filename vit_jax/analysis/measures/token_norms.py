@@ -20,7 +20,7 @@ from vit_jax.analysis.measures.images import BATCH_SIZE, Images, ImageStream, op
 from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.config.model import ModelConfig, VitConfig
 from vit_jax.errors import ConfigError, NonFiniteError
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 OUTLIER_RATIO = 4.0  # Of the relative rule: above this many times the layer's median.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -107,6 +107,13 @@ class TokenNorms(Result):
             meaning = f"mean norm of the tokens: {', '.join(self.prefix_names)}"
             arrays["prefix_mean"] = NamedArray(self.prefix_mean, ("layer", "token"), "", meaning)
         return arrays
+
+    def summary(self) -> dict[str, float]:
+        """Returns the largest share of outliers of a layer, and the last layer's mean norm."""
+        return {
+            "outlier_share": float(self.outlier_share.max()),
+            "token_norm_last_layer": float(self.mean[-1]),
+        }
 
     def plot(self) -> Figure:
         """Draws the distribution over the layers, the share of outliers, and where they are."""

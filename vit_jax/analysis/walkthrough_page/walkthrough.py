@@ -17,7 +17,7 @@ from vit_jax.analysis.walkthrough_page.trace import Trace, trace
 from vit_jax.data.decode import decode_pillow
 from vit_jax.data.transforms import Decode
 from vit_jax.errors import ConfigError, DataError, NonFiniteError, did_you_mean
-from vit_jax.pretrained.load import Pretrained
+from vit_jax.pretrained.model import Pretrained
 
 _FILE = "walkthrough.html"
 
