@@ -2,9 +2,11 @@
 
 import dataclasses
 import doctest
+import importlib
 import inspect
 import os
 import pathlib
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -19,6 +21,7 @@ import vit_jax
 from tests.conftest import ROOT
 from tests.images import make
 from vit_jax import analysis
+from vit_jax.__main__ import command, verbs
 from vit_jax.errors import CheckpointError, ConfigError
 
 # Figures of what is in memory already have their example in docs/api.md.
@@ -39,6 +42,16 @@ def test_the_page_lists_the_figures():
     pages = API + (ROOT / "docs" / "analysis.md").read_text()
     described = re.findall(r"^\| `analysis\.(\w+)\(", pages, re.M)
     assert sorted(described) == sorted(dir(vit_jax.analysis))
+
+
+def test_a_name_stays_a_function_when_a_module_of_its_name_is_imported():
+    for verb in verbs():
+        command(verb)
+    for module in pkgutil.walk_packages(analysis.__path__, f"{analysis.__name__}."):
+        importlib.import_module(module.name)
+    for package in (vit_jax, analysis):
+        modules = [name for name in dir(package) if inspect.ismodule(getattr(package, name))]
+        assert modules == (["analysis"] if package is vit_jax else [])
 
 
 def test_importing_it_imports_no_jax():

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from tests.small_run import run, small_config, train_on_one
-from vit_jax.errors import CheckpointError, DataError, VitJaxError
 from vit_jax.data import evaluated
+from vit_jax.errors import CheckpointError, DataError, VitJaxError
 from vit_jax.inference.evaluate import evaluate
 from vit_jax.inference.results import write
 from vit_jax.rundir.workdir import read_config

@@ -35,7 +35,10 @@ def verbs() -> tuple[str, ...]:
 
 def command(verb: str) -> cli.Command:
     """Returns the command of a verb."""
-    return importlib.import_module(_MODULES[verb]).COMMAND
+    module = importlib.import_module(_MODULES[verb])
+    # The import has set vit_jax.evaluate to the module; to Python's users it is the function.
+    vars(vit_jax).pop(verb, None)
+    return module.COMMAND
 
 
 def main() -> None:

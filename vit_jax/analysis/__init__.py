@@ -13,15 +13,15 @@ overlay           training curves of several runs over each other
 comparison        several runs side by side: cost, evaluations, differing keys of their configs
 cell_texts        values of a key of several configs as text
 confusion_matrix  confusion matrix, reliability diagram, most common mistakes
-class_accuracy    accuracy of each class, with intervals
+accuracy_by_class accuracy of each class, with intervals
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit_jax.analysis.accuracy_by_class import class_accuracy
     from vit_jax.analysis.all_measures import analyze
-    from vit_jax.analysis.class_accuracy import class_accuracy
     from vit_jax.analysis.confusion_matrix import confusion
     from vit_jax.analysis.figures import curves, predictions
     from vit_jax.analysis.measures.attention_distance import attention_distance
@@ -47,7 +47,7 @@ _MODULES = {
     "attention_distance": "measures.attention_distance",
     "attention_maps": "measures.attention_maps",
     "branch_norms": "measures.branch_norms",
-    "class_accuracy": "class_accuracy",
+    "class_accuracy": "accuracy_by_class",
     "confusion": "confusion_matrix",
     "curves": "figures",
     "embedding_filters": "measures.embedding_filters",

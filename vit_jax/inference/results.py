@@ -14,7 +14,7 @@ from PIL import Image
 
 from vit_jax import storage
 from vit_jax.analysis import figures
-from vit_jax.analysis.class_accuracy import class_accuracy
+from vit_jax.analysis.accuracy_by_class import class_accuracy
 from vit_jax.analysis.confusion_matrix import confusion
 from vit_jax.errors import DataError
 from vit_jax.evals import fewshot as fewshot_protocol
