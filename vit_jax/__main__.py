@@ -37,7 +37,8 @@ def command(verb: str) -> cli.Command:
     """Returns the command of a verb."""
     module = importlib.import_module(_MODULES[verb])
     # The import has set vit_jax.evaluate to the module; to Python's users it is the function.
-    vars(vit_jax).pop(verb, None)
+    if verb in vars(vit_jax):
+        delattr(vit_jax, verb)
     return module.COMMAND
 
 
