@@ -2,12 +2,13 @@
 # make test-fast    a minute of tests; make test more of them, make test-slow the others
 # make campaign     what runs overnight
 # make lint         rules, format and types
+# make notebooks    pairs colabs/*.py with notebooks, executes and renders those that changed
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 
-.PHONY: quickstart test-fast test test-slow campaign lint format clean
+.PHONY: quickstart test-fast test test-slow campaign lint notebooks format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -54,6 +55,9 @@ lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m basedpyright --pythonpath $(RUN)
+
+notebooks: $(VENV)/.installed-dev
+	$(RUN) -m tests.notebooks
 
 format: $(VENV)/.installed-dev
 	$(RUN) -m ruff check --fix .

@@ -9,7 +9,7 @@ from tests.small_run import small_config
 from vit_jax.data import inherit
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.errors import ConfigError
-from vit_jax.evals.build import Evaluation
+from vit_jax.training.evaluations import Evaluation
 from vit_jax.training.init_from import inherit_model
 
 PUBLISHED = (

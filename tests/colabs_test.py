@@ -1,25 +1,29 @@
-"""The notebooks run from top to bottom, and print the expected numbers."""
+"""The notebooks run from top to bottom against the wheel, and print the expected numbers.
+
+An execution is skipped when neither a notebook nor the code that it used has changed since its copy
+in docs/notebooks was made: then the outputs of that copy are checked.
+"""
 
 import re
 
-import nbclient
 import nbformat
 import pytest
 
+from tests import notebooks
 from tests.conftest import ROOT
 
-NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
+NAMES = ("analysis", "checkpoints", "finetune", "quickstart", "scaling_laws")
 
 
-def executed(name: str) -> str:
-    """What a notebook prints, a cell after the other; it runs in its own folder."""
-    path = ROOT / "colabs" / f"{name}.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    resources = {"metadata": {"path": str(path.parent)}}
-    nbclient.NotebookClient(notebook, timeout=900, resources=resources).execute()
-    outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]
-    assert not [out for out in outputs if out.output_type == "error"]
-    return "".join(out.get("text", "") for out in outputs if out.output_type == "stream")
+def output(name, tmp_path) -> str:
+    """What a notebook prints and shows as text, a cell after the other."""
+    notebook = notebooks.unchanged(name) or notebooks.execute(name, tmp_path)[0]
+    texts = []
+    for cell in notebook.cells:
+        for out in cell.get("outputs", ()):
+            assert out.output_type != "error"
+            texts.append(out.get("text") or out.get("data", {}).get("text/plain", ""))
+    return "\n".join(texts)
 
 
 def table_of_parameters(text: str) -> dict[str, float]:
@@ -32,34 +36,31 @@ def table_of_parameters(text: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_scaling_laws():
-    output = executed("scaling_laws")
+def test_scaling_laws(tmp_path):
+    text = output("scaling_laws", tmp_path)
     # The frontier that the paper prints: .63, .32, .12, .52 (Zhai et al. 2021, ImageNet 10-shot).
-    parameters = table_of_parameters(output)
+    parameters = table_of_parameters(text)
     for name, value in {"a": 0.63, "b": 0.32, "c": 0.12, "d": 0.52}.items():
         assert parameters[name] == pytest.approx(value, abs=0.05)
-    assert "7.31e+10 parameters and 1.34e+12 tokens" in output
-    biases = re.findall(r"misplaced by (-[\d.]+)%", output)
+    assert "7.31e+10 parameters and 1.34e+12 tokens" in text
+    biases = re.findall(r"misplaced by (-[\d.]+)%", text)
     assert biases == ["-0.33", "-1.30", "-2.90", "-5.10"]
-    assert "do NOT support extrapolation" in output
+    assert "do NOT support extrapolation" in text
     # The second half: our own study, whose answers `study_test` checks.
-    _, ours = output.split("210 runs, 420 rows")
+    _, ours = text.split("210 runs, 420 rows")
     assert "family=resnet: power_floor" in ours and "family=vit: frontier" in ours
     assert "6 of them held back: params>=50%" in ours and "family=vit: chinchilla_repeat" in ours
 
 
-@pytest.mark.slow
-def test_any_checkpoint():
-    output = executed("any_checkpoint")
-    assert "logits.shape=(10, 10)" in output and "Done:" in output
-    top1 = re.search(r"top-1 ([\d.]+)% of 80 images", output)
-    assert top1 and float(top1[1]) > 70  # Visibly more than chance, 10%.
-    assert output.count("Prediction(") == 3
-    assert "['config.json', 'model.safetensors', 'preprocessor_config.json']" in output
+def test_there_are_five():
+    assert tuple(notebooks.TEXTS) == NAMES
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_they_are_kept_without_outputs(path):
-    notebook = nbformat.read(path, as_version=4)
-    nbformat.validate(notebook)
-    assert not any(cell.get("outputs") for cell in notebook.cells)
+@pytest.mark.parametrize("name", NAMES)
+def test_text_and_notebook_are_paired(name):
+    """Both have the same cells, and the address of this repository; neither has outputs."""
+    stored = nbformat.read(notebooks.TEXTS[name].with_suffix(".ipynb"), as_version=4)
+    nbformat.validate(stored)
+    assert stored == notebooks.paired(name), "run `make notebooks`"
+    assert f'address = "git+{notebooks.address()}"' in notebooks.TEXTS[name].read_text()
+    assert notebooks.badge(name) in (ROOT / "README.md").read_text()

@@ -14,11 +14,11 @@ from tests.conftest import campaign, slow
 from tests.small_run import small_config
 from vit_jax.data.sources import open_source
 from vit_jax.evals import Classification
-from vit_jax.evals.build import build_evals, open_splits
 from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import Vit, read_section
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.parallel.rules import param_shardings
+from vit_jax.training.evaluations import build_evals, open_splits
 
 MESHES = [(1, 1, 1), (2, 2, 2), (3, 1, 1), (1, 5, 1)]
 KERNEL = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)

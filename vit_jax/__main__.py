@@ -16,6 +16,7 @@ _MODULES = {
     "train": "vit_jax.train",
     "evaluate": "vit_jax.evaluate",
     "predict": "vit_jax.predict",
+    "analyze": "vit_jax.analyze",
     "convert": "vit_jax.convert",
     "runs": "vit_jax.runs",
     "compare": "vit_jax.compare",

@@ -291,6 +291,10 @@ def define_model(values: flags.FlagValues) -> None:
     flags.DEFINE_list("hints", [], hints, flag_values=values)
     flags.DEFINE_string("image_size", "", "Pixels: 384, or HEIGHTxWIDTH.", flag_values=values)
     flags.DEFINE_integer("batch_size", None, "Images at a time.", 1, flag_values=values)
+
+
+def define_dtype(values: flags.FlagValues) -> None:
+    """Defines --dtype, of the commands whose outputs are not measured in float32 alone."""
     dtypes = ("float32", "bfloat16")
     flags.DEFINE_enum("dtype", None, dtypes, "Of the computation.", flag_values=values)
 

@@ -37,6 +37,7 @@ def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
     cli.define_config(values)
     cli.define_model(values)
+    cli.define_dtype(values)
     text = {
         "workdir": "The run: WORKDIR or WORKDIR/checkpoints/STEP; the same as --checkpoint.",
         "data": "A folder of images, a table, or NAME or NAME:SPLIT of TFDS.",

@@ -32,6 +32,7 @@ from vit_jax.errors import ExitCode, printable
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
     cli.define_model(values)
+    cli.define_dtype(values)
     flags.DEFINE_integer(
         "top_k", 5, "Classes to name for each image.", lower_bound=1, flag_values=values
     )

@@ -1,6 +1,10 @@
 """Figures and tables of runs and predictions, and measures of what a model has learned.
 
 measures          what a model has learned: attention, features, ... of any checkpoint
+all_measures      all measures of one or several checkpoints, with a report
+outcomes          their results, and why there is none
+report            their page
+pages             frame and style of HTML pages
 figures           training curves, predictions, and the style of all figures
 pixels            checks images that are to be drawn
 runs              reads runs from their work directories
@@ -15,35 +19,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit_jax.analysis.all_measures import analyze
     from vit_jax.analysis.class_accuracy import class_accuracy
     from vit_jax.analysis.confusion_matrix import confusion
     from vit_jax.analysis.figures import curves, predictions
     from vit_jax.analysis.measures.attention_distance import attention_distance
+    from vit_jax.analysis.measures.embedding_filters import embedding_filters
     from vit_jax.analysis.measures.feature_pca import feature_pca
     from vit_jax.analysis.measures.nearest_images import nearest_images
     from vit_jax.analysis.measures.patch_similarity import patch_similarity
+    from vit_jax.analysis.measures.position_similarity import position_similarity
 
 # Public name -> its module, imported when the name is first used: the style of the figures is used
 # without JAX.
 _MODULES = {
+    "analyze": "all_measures",
     "attention_distance": "measures.attention_distance",
     "class_accuracy": "class_accuracy",
     "confusion": "confusion_matrix",
     "curves": "figures",
+    "embedding_filters": "measures.embedding_filters",
     "feature_pca": "measures.feature_pca",
     "nearest_images": "measures.nearest_images",
     "patch_similarity": "measures.patch_similarity",
+    "position_similarity": "measures.position_similarity",
     "predictions": "figures",
 }
 
 __all__ = [
+    "analyze",
     "attention_distance",
     "class_accuracy",
     "confusion",
     "curves",
+    "embedding_filters",
     "feature_pca",
     "nearest_images",
     "patch_similarity",
+    "position_similarity",
     "predictions",
 ]
 

@@ -2,6 +2,7 @@
 
 base          the base config, from which every config file starts; validation; freezing
 durations     keys in one of several units: steps, epochs, examples, percent
+evals         the entries of `config.evals`: evaluations by type
 model         every field of every kind of model, and the section `model`
 fields        how such a field is declared: meaning, default, accepted values, kind
 form          checks a config against the base config: keys, types, finite numbers
@@ -12,27 +13,37 @@ listing       every key with value, meaning and origin, for --show_config
 """
 
 from vit_jax.config.base import (
-    CLASSIFICATION_METRICS,
     base_config,
     check_best,
     check_form,
     check_pattern,
-    classification_eval,
     freeze,
     parse_args,
     validate,
 )
 from vit_jax.config.durations import DURATION_UNITS, other_units
+from vit_jax.config.evals import (
+    ANALYSIS,
+    CLASSIFICATION,
+    CLASSIFICATION_METRICS,
+    analysis_eval,
+    classification_eval,
+    eval_form,
+)
 from vit_jax.config.listing import format_config
 
 __all__ = [
+    "ANALYSIS",
+    "CLASSIFICATION",
     "CLASSIFICATION_METRICS",
     "DURATION_UNITS",
+    "analysis_eval",
     "base_config",
     "check_best",
     "check_form",
     "check_pattern",
     "classification_eval",
+    "eval_form",
     "format_config",
     "freeze",
     "other_units",

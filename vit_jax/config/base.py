@@ -17,13 +17,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
 from vit_jax.config.durations import duration
+from vit_jax.config.evals import check_evals, eval_form
 from vit_jax.config.fields import FRACTION, Bounds, check_value
 from vit_jax.config.form import check_entries, check_section
 from vit_jax.config.model import model_section
 from vit_jax.errors import ConfigError, did_you_mean
 
-# The metrics of an evaluation of the type classification.
-CLASSIFICATION_METRICS = ("top1", "top5", "loss", "ece", "count")
 # Default of data.test_fraction; the same for all recipes and `vit-jax evaluate`, so that models
 # trained on a folder and others are evaluated on the same images.
 TEST_FRACTION = 0.2
@@ -145,7 +144,7 @@ def base_config() -> ConfigDict:
     c.mesh.fsdp = 1  # Splits the batch and the parameters.
     c.mesh.tensor = 1  # Splits the heads and the MLP's hidden units.
 
-    # Evaluations by name: see classification_eval() below for their keys.
+    # Evaluations by name: see classification_eval and analysis_eval in evals.py for their keys.
     c.evals = ConfigDict()
 
     c.checkpoint = ConfigDict()
@@ -169,28 +168,6 @@ def base_config() -> ConfigDict:
     return c.lock()
 
 
-def classification_eval(
-    *,
-    split: str,
-    every_steps: int = 0,
-    every_epochs: float | None = None,
-    every_percent: float | None = None,
-) -> ConfigDict:
-    """Returns an entry of `config.evals`: top-1, top-5, loss, calibration error on one split.
-
-    Args:
-      split: of the data set of `config.data`; slices are allowed.
-      every_steps: evaluate at every multiple, and at the end; 0: only at the end.
-      every_epochs: the same in passes over the training split, instead of `every_steps`.
-      every_percent: the same in fractions of the run: .1 is ten times in all.
-    """
-    entry = ConfigDict({"type": "classification", "split": split, **duration("every")})
-    entry.every_epochs, entry.every_percent = every_epochs, every_percent
-    if every_epochs is None and every_percent is None:
-        entry.every_steps = every_steps
-    return entry
-
-
 def check_form(config: ConfigDict) -> None:
     """Checks that a config has the keys of the base config, with values of their types.
 
@@ -198,7 +175,7 @@ def check_form(config: ConfigDict) -> None:
       ConfigError: it does not; the message names the key.
     """
     check_section(config, _cached_base_config())
-    check_entries(config.evals, classification_eval(split=""), prefix="evals.")
+    check_entries(config.evals, eval_form, prefix="evals.")
 
 
 @functools.cache
@@ -291,7 +268,7 @@ def validate(config: ConfigDict | FrozenConfigDict) -> None:
             raise ConfigError(
                 f"checkpoint.keep_steps has {step!r}: write numbers of updates, such as (100, 300)."
             )
-    _check_evals(config)
+    check_evals(config)
     steps = config.log.profile_steps
     integers = all(type(step) is int for step in steps)
     if steps and not (integers and len(steps) == 2 and 0 <= steps[0] <= steps[1]):
@@ -303,27 +280,6 @@ def validate(config: ConfigDict | FrozenConfigDict) -> None:
 
 def _get(config: ConfigDict, key: str) -> Any:
     return operator.attrgetter(key)(config)
-
-
-def _check_evals(config: ConfigDict) -> None:
-    for name, entry in config.evals.items():
-        if name == "train":
-            raise ConfigError(
-                "evals.train: its metrics would have the names of the training metrics, such as "
-                "train/loss. Give it another name."
-            )
-        if (entry.every_steps or 0) < 0:
-            raise ConfigError(
-                f"evals.{name}.every_steps is {entry.every_steps}: it must be positive, or 0 to "
-                "evaluate only at the end."
-            )
-    best = config.checkpoint.best_metric
-    measured = [f"{name}/{metric}" for name in config.evals for metric in CLASSIFICATION_METRICS]
-    if best and best not in measured:
-        raise ConfigError(
-            f'checkpoint.best_metric is "{best}", which the run does not measure. '
-            + (did_you_mean(best, measured) if measured else "It has no config.evals.")
-        )
 
 
 def check_best(

@@ -7,7 +7,7 @@ these checks can be read, compared and written.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -68,12 +68,12 @@ def check_section(config: ConfigDict, base: ConfigDict, *, prefix: str = "") -> 
             check_section(value, default, prefix=f"{name}.")
 
 
-def check_entries(section: ConfigDict, entry: ConfigDict, *, prefix: str) -> None:
-    """Checks a section whose keys are free names and whose values are sections with equal keys.
+def check_entries(section: ConfigDict, form: Callable[[Any], ConfigDict], *, prefix: str) -> None:
+    """Checks a section whose keys are free names and whose values are sections of known types.
 
     Args:
       section: such as `config.evals`.
-      entry: a section that has the keys and types of every value.
+      form: maps the type of a value to a section that has its keys and their types.
       prefix: the section's name and a dot, for messages.
 
     Raises:
@@ -86,7 +86,7 @@ def check_entries(section: ConfigDict, entry: ConfigDict, *, prefix: str) -> Non
             raise ConfigError(
                 f"{prefix}{name} is {_short_repr(value)}: it must be {_TYPE_NAMES[ConfigDict]}."
             )
-        check_section(value, entry, prefix=f"{prefix}{name}.")
+        check_section(value, form(value.get("type")), prefix=f"{prefix}{name}.")
 
 
 def _short_repr(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from ml_collections import FrozenConfigDict
 
+from vit_jax.config import CLASSIFICATION
 from vit_jax.data.base import VALIDATION_SPLITS, Source
 from vit_jax.data.sources import open_source
 from vit_jax.errors import DataError
@@ -35,6 +36,12 @@ def open_split(data: FrozenConfigDict, split: str) -> Source:
         except DataError as error:
             errors.append(error)
     raise errors[-1]
+
+
+def first_split(config: FrozenConfigDict) -> str:
+    """Returns the first split that a run's config classifies; "": none."""
+    entries = config.evals.values()
+    return next((entry.split for entry in entries if entry.type == CLASSIFICATION), "")
 
 
 def describe_division(source: Source, *, test_fraction: float) -> str:

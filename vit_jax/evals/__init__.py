@@ -3,7 +3,6 @@
 classification  top-1, top-5, loss, calibration, per-class accuracy, confusion matrix
 intervals       confidence intervals of accuracies
 evaluator       a model, its config and its mesh: batches, metrics, logits and features
-build           builds the evaluations of a config
 neighbours      k nearest neighbours on features
 fewshot         ridge regression on a few labels of each class
 probe           logistic regression on features

@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import FrozenConfigDict
 
 from vit_jax.data.base import Source
-from vit_jax.data.evaluated import describe_division, open_split
+from vit_jax.data.evaluated import describe_division, first_split, open_split
 from vit_jax.data.locate import locate_data
 from vit_jax.errors import ConfigError
 from vit_jax.evals.evaluator import warn_of_bad
@@ -112,11 +112,6 @@ def _keys(data: FrozenConfigDict) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key not in transforms}
 
 
-def _first_split(config: FrozenConfigDict) -> str:
-    """Returns the first split that a config evaluates; "": none."""
-    return next((entry.split for entry in config.evals.values()), "")
-
-
 def _is_data_of(data: FrozenConfigDict, keys: Mapping[str, Any]) -> bool:
     """Whether keys of `config.data` name the data set of a run."""
     folders = [os.path.realpath(folder or "") for folder in (data.data_dir, keys.get("data_dir"))]
@@ -148,14 +143,14 @@ def open_task(
                 f"{model.checkpoint} is not a run, so the data to evaluate on are unknown: name a "
                 "folder of images or a data set of TFDS as data (--data)."
             )
-        default = _first_split(trained_on.config)
+        default = first_split(trained_on.config)
         if not (split or default):
             raise ConfigError("The run's config evaluates no split: name one as split (--split).")
         if model.run is None:
             model = model.with_data(_keys(trained_on.config.data))
     elif isinstance(data, FrozenConfigDict):
         model = model.with_data(_keys(data.data))
-        split = split or _first_split(data)
+        split = split or first_split(data)
     else:
         keys = locate_data(os.fspath(data))
         named_split = keys.pop("split", "")
@@ -166,7 +161,7 @@ def open_task(
         if trained_on is not None and _is_data_of(trained_on.config.data, keys):
             # The data of the run: by default its split, without what it was trained on.
             keys["test_fraction"] = trained_on.config.data.test_fraction
-            default = _first_split(trained_on.config)
+            default = first_split(trained_on.config)
         model, split = model.with_data(keys | {"on_bad": "skip"}), split or named_split
     source = open_split(model.evaluator.config.data, split or default)
     # The outputs of a model in memory may be of other classes than its run's.

@@ -17,6 +17,17 @@ from vit_jax.models.hooks import perturb
 from vit_jax.parallel.constraints import BATCH, constrain
 
 
+def standardised_kernel(
+    kernel: Float[Array, "h w c d"], config: StemConfig
+) -> Float[Array, "h w c d"]:
+    """Returns a kernel of mean 0 and variance 1 for each output channel, as `StdConv` uses it."""
+    kernel = kernel - kernel.mean(axis=(0, 1, 2))
+    variance = jnp.square(kernel).mean(axis=(0, 1, 2))
+    if config.std_eps_in == "std":
+        return kernel / (jnp.sqrt(variance) + config.std_eps)
+    return kernel / jnp.sqrt(variance + config.std_eps)
+
+
 class StdConv(nn.Module):
     """A convolution without bias; its kernel is standardised per output channel, in float32.
 
@@ -37,12 +48,7 @@ class StdConv(nn.Module):
         config, size = self.config, self.size
         shape = (size, size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        kernel = kernel - kernel.mean(axis=(0, 1, 2))
-        variance = jnp.square(kernel).mean(axis=(0, 1, 2))
-        if config.std_eps_in == "std":
-            kernel = kernel / (jnp.sqrt(variance) + config.std_eps)
-        else:
-            kernel = kernel / jnp.sqrt(variance + config.std_eps)
+        kernel = standardised_kernel(kernel, config)
         margin = (size // 2, size // 2)
         return jax.lax.conv_general_dilated(
             x.astype(self.dtype),

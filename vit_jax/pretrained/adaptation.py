@@ -1,6 +1,7 @@
 """Adapts sharded parameters to another image size, patch size or head."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,14 @@ def adapt_params(params: PyTree, *, old: ModelConfig, new: ModelConfig, mesh: Me
     both models have the same shapes. The result is sharded on the mesh by
     `vit_jax.parallel.rules`.
     """
+    return _program(old, new, mesh)(params)
+
+
+@functools.lru_cache(maxsize=8)  # A run whose model is measured adapts it again and again.
+def _program(old: ModelConfig, new: ModelConfig, mesh: Mesh) -> Callable[[PyTree], PyTree]:
     shapes = param_shapes(new)
     adapt = functools.partial(_adapt, old=old, new=new, shapes=shapes)
-    return jax.jit(adapt, out_shardings=param_shardings(shapes, mesh))(params)
+    return jax.jit(adapt, out_shardings=param_shardings(shapes, mesh))
 
 
 def adapt_leaf(

@@ -19,7 +19,7 @@ from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax import storage
-from vit_jax.config import base_config, classification_eval, freeze
+from vit_jax.config import base_config, eval_form, freeze
 from vit_jax.data.base import Source
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, did_you_mean
 from vit_jax.rundir import extension
@@ -147,7 +147,7 @@ def config_from_json(plain: Mapping[str, Any]) -> ConfigDict:
 
 
 def _eval(plain: Mapping[str, Any]) -> ConfigDict:
-    entry = classification_eval(split="").lock()
+    entry = eval_form(plain.get("type")).lock()
     _check_keys(plain, entry)
     entry.update(_tuples(dict(plain)))
     return entry

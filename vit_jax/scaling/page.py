@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vit_jax.analysis import pages
 from vit_jax.scaling import report
 from vit_jax.scaling.numbers import number
 from vit_jax.scaling.query import label
@@ -15,37 +16,17 @@ from vit_jax.scaling.report import Result
 
 _MOST_ROWS = 500  # Rows that are listed; the CSV has all.
 
-# Figures are drawn black on white. In dark mode they are inverted, with the hues turned back.
+# Beside the style of all pages.
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --soft: #595959; --line: #d9d9d9;
-  --box: #f4f4f4; --yes: #00694a; --partly: #8a5a00; --no: #a83200; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e5e5e5; --paper: #1a1a1a; --soft: #ababab;
-  --line: #404040; --box: #262626; --yes: #4cc79c; --partly: #e3ab45; --no: #ff8f66; }
-  figure svg { filter: invert(.9) hue-rotate(180deg); } }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 60rem; margin: 0 auto; padding: 1rem; overflow-wrap: break-word; }
-h1 { font-size: 1.4rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-h3 { font-size: 1rem; }
+:root { --yes: #00694a; --partly: #8a5a00; --no: #a83200; }
+@media (prefers-color-scheme: dark) { :root { --yes: #4cc79c; --partly: #e3ab45; --no: #ff8f66; } }
 .answer { background: var(--box); border-left: .4rem solid var(--grade); padding: .7rem 1rem;
   font-size: 1.05rem; } .answer p, .answer ul { margin: .3rem 0; }
 .answer ul { padding-left: 1.2rem; font-size: 1rem; }
 .yes { --grade: var(--yes); } .partly { --grade: var(--partly); } .no { --grade: var(--no); }
 .grade { color: var(--grade); font-weight: 700; }
-.soft, figcaption { color: var(--soft); font-size: .9rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line);
-  white-space: nowrap; } td.text { white-space: normal; min-width: 16rem; }
-code { background: var(--box); padding: .1rem .3rem; overflow-wrap: anywhere; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
-  gap: 1.5rem; align-items: start; margin: 1.5rem 0; }
-figure { margin: 0; } figure svg { width: 100%; max-width: 34rem; height: auto; display: block; }
-summary { cursor: pointer; padding: .4rem 0; } dt { font-weight: 700; } dd { margin: 0 0 .5rem; }
-a { color: inherit; }
-@media (max-width: 30rem) { table { font-size: .8rem; } th, td { padding-right: .45rem;
-  white-space: normal; vertical-align: top; } th:last-child, td:last-child { padding-right: 0; }
-  td.text { min-width: 9rem; } }
+figure svg { width: 100%; max-width: 34rem; height: auto; display: block; }
+@media (prefers-color-scheme: dark) { figure svg { filter: invert(.9) hue-rotate(180deg); } }
 """
 
 _CAPTIONS = {
@@ -102,15 +83,9 @@ def page(result: Result, figures: Mapping[str, str], *, command: str) -> str:
         body.append(f"<h2>{report.CROSSINGS}</h2>")
         body += [f"<p>{html.escape(line)}</p>" for line in report.crossing_sentences(result)]
     if result["grown"]:
-        body += [f"<h2>{report.GROWN}</h2>", _table(report.grown_rows(result))]
+        body += [f"<h2>{report.GROWN}</h2>", pages.table(report.grown_rows(result))]
     body += [*_rows(result), *_terms(), *_origin(result, command)]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(result['title'])}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
+    return pages.document(result["title"], body, style=_STYLE)
 
 
 def _group_reasons(groups: Sequence[Result]) -> list[str]:
@@ -145,16 +120,16 @@ def _group(entry: Result, *, level: float) -> list[str]:
     )
     params = report.param_rows(entry, level)
     diagnostics = zip(*report.diagnostic_rows(entry), strict=True)  # Narrow: one in each row.
-    body += [_table(params), _table([("diagnostic", "value"), *diagnostics])]
+    body += [pages.table(params), pages.table([("diagnostic", "value"), *diagnostics])]
     body.append(f'<p class="soft">{html.escape(report.method_sentence(entry))}</p>')
     if entry["held_out"]:
         body.append("<p>Error of held-out larger scales (RMSE of logs, rolling origin):</p>")
-        body.append(_table(report.held_out_rows(entry)))
+        body.append(pages.table(report.held_out_rows(entry)))
     is_refused = entry["extrapolation"] and not entry["extrapolation"]["supported"]
     for sentence in report.sentences(entry):
         body.append(f'<p class="{"no" if is_refused else ""}">{html.escape(sentence)}</p>')
     for title, rows in report.extra_tables(entry):
-        body += [f"<h3>{html.escape(title)}</h3>", _table(rows)]
+        body += [f"<h3>{html.escape(title)}</h3>", pages.table(rows)]
     return body
 
 
@@ -184,7 +159,7 @@ def _rows(result: Result) -> list[str]:
     return [
         "<h2>The runs</h2>",
         f"<p>{len(rows):,} rows.{note} Download: {', '.join(links)}.</p>",
-        f"<details><summary>List the rows</summary>{_table(shown)}</details>",
+        f"<details><summary>List the rows</summary>{pages.table(shown)}</details>",
     ]
 
 
@@ -207,17 +182,6 @@ def _origin(result: Result, command: str) -> list[str]:
         f'<p class="soft">{html.escape(columns)}. Table: {html.escape(result["runs"])}. '
         f"vit_jax {html.escape(result['vit_jax'])}.</p>",
     ]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *rest = rows
-    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
-    for row in rest:
-        cells = "".join(
-            f"<td{' class=text' if len(cell) > 60 else ''}>{html.escape(cell)}</td>" for cell in row
-        )
-        lines.append(f"<tr>{cells}</tr>")
-    return '<div class="scroll" tabindex="0"><table>' + "\n".join(lines) + "</table></div>"
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> bytes:

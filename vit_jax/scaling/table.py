@@ -59,6 +59,16 @@ def read_runs(path: str | os.PathLike) -> dict[str, np.ndarray]:
 _NOT_UTF8 = 'is not UTF-8 text. Save it as UTF-8 ("CSV UTF-8" in Excel), or as Parquet.'
 
 
+def study_runs() -> pathlib.Path:
+    """Returns the table of our own study, 210 runs on Fashion-MNIST: see docs/scaling.md.
+
+    It is in the installed package, or in docs/study in a clone.
+    """
+    package = pathlib.Path(__file__).parent.parent
+    installed = package / "study"
+    return (installed if installed.is_dir() else package.parent / "docs" / "study") / "runs.csv"
+
+
 def _table_file(path: pathlib.Path) -> pathlib.Path:
     """Returns a path, or if it is a folder, the table of runs that `vit-jax sweep` writes to it."""
     if not path.is_dir():

@@ -24,6 +24,7 @@ total_train_flops       up to this step: for every image seen about three times 
 device_hours            up to this step: wall time x devices; a share of a CPU's cores is one
                         device, and a GPU that several runs share counts for each of them
 loss, error, top1       of the evaluation; error is 1 - top1
+attention_distance_last_layer, ...   of an evaluation of the type analysis: its numbers by name
 train_loss              of the last batch before it that was logged
 config_hash             equal for runs that compute the same; see `config_hash`
 code_version            release and commit of the run's last process
@@ -49,6 +50,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from vit_jax import storage
+from vit_jax.config import CLASSIFICATION_METRICS
 from vit_jax.errors import ConfigError, DataError, VitJaxError
 from vit_jax.models import family
 from vit_jax.rundir import workdir as workdirs
@@ -164,7 +166,8 @@ def _evaluations(
         step, seen = line["step"], line["step"] * batch_size
         train_loss = line.get("train/loss", train_loss)
         for name in config.get("evals", {}):
-            if f"{name}/loss" not in line:
+            measured = _measured(line, name)
+            if f"{name}/loss" not in line and not measured:
                 continue
             top1 = line.get(f"{name}/top1")
             yield {
@@ -175,11 +178,19 @@ def _evaluations(
                 "epochs": seen / examples if examples else None,
                 "total_train_flops": float(flops * seen) if flops else None,
                 "device_hours": max((h for s, h in hours if s <= step and h), default=None),
-                "loss": line[f"{name}/loss"],
+                "loss": line.get(f"{name}/loss"),
                 "error": None if top1 is None else 1 - top1,
                 "top1": top1,
                 "train_loss": train_loss,
+                **measured,
             }
+
+
+def _measured(line: Mapping[str, Any], name: str) -> Row:
+    """Returns what an evaluation of the type analysis has measured, by column."""
+    prefix = f"{name}/"
+    values = {key.removeprefix(prefix): x for key, x in line.items() if key.startswith(prefix)}
+    return {key: x for key, x in values.items() if key not in CLASSIFICATION_METRICS}
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -11,6 +11,8 @@ from rich import progress as bars
 from rich.console import Console
 from rich.table import Column
 
+from vit_jax.config import CLASSIFICATION_METRICS
+
 
 def terminal(stream: io.TextIOBase | TextIO) -> Console | None:
     """Returns a console for an interactive terminal; None if the stream is not one."""
@@ -125,11 +127,13 @@ class Progress:
 
         Args:
           name: of the evaluation, such as "test".
-          values: its metrics; top1 and top5 are shown in percent, loss and count as they are.
+          values: its metrics; top1 and top5 are shown in percent, others as they are, without ece.
           seconds: how long it took.
         """
         parts = [f"{key} {values[key]:.2%}" for key in ("top1", "top5") if key in values]
         parts += [f"loss {values['loss']:.4f}"] if "loss" in values else []
+        others = (key for key in values if key not in CLASSIFICATION_METRICS)
+        parts += [f"{key} {_format_number(values[key])}" for key in others]
         parts += [format_count(int(values["count"]), "example")] if "count" in values else []
         self.note(f"{self._step_text()} | {name}: {' | '.join((*parts, f'{seconds:.1f} s'))}")
 

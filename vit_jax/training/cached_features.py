@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from ml_collections import FrozenConfigDict
 
+from vit_jax.config import ANALYSIS
 from vit_jax.data.base import Example, Source
 from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError
@@ -156,6 +157,9 @@ def _check(config: FrozenConfigDict, model_config: ModelConfig, params: PyTree) 
         "the body has dropout": any(getattr(model_config, key, 0) for key in dropouts),
         'data.on_bad is not "error"': config.data.on_bad != "error",
         "a distilled model has two heads": getattr(model_config, "distilled", False),
+        "an evaluation analyses the whole model, which the run does not change": any(
+            entry.type == ANALYSIS for entry in config.evals.values()
+        ),
         "the model has no head": not model_config.num_classes,
     }
     reasons = [reason for reason, holds in conditions.items() if holds]

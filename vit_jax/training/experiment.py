@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
+from vit_jax.config import CLASSIFICATION
 from vit_jax.data import pipeline, transforms
 from vit_jax.data.base import Source
 from vit_jax.data.batches import Batches, LoaderOptions
@@ -19,7 +20,6 @@ from vit_jax.data.image_folder import lower_root
 from vit_jax.data.sources import open_source
 from vit_jax.data.subset import few_shot, random_subset
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.evals.build import Evaluation, build_evals, open_splits
 from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import (
     ModelConfig,
@@ -33,6 +33,7 @@ from vit_jax.parallel import mesh as meshes
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.devices import peak_flops
 from vit_jax.telemetry.notes import note
+from vit_jax.training.evaluations import Evaluation, build_evals, open_splits
 from vit_jax.training.periods import Periods
 from vit_jax.training.state import TrainState, make_init, state_layout
 from vit_jax.training.update import make_train_step
@@ -151,7 +152,8 @@ class Experiment:
             Evaluator(config, model, mesh), sources=splits, every_steps=periods.evaluate
         )
         for name, evaluation in evals.items():
-            if evaluation.num_examples < _FEW:
+            is_accuracy = config.evals[name].type == CLASSIFICATION
+            if is_accuracy and evaluation.num_examples < _FEW:
                 precision = evaluation.precision(num_trained_on=len(source))
                 note(f"{name}: {'up to ' if skip_bad else ''}{precision}.")
         return cls(config, model, mesh, source, transform, evals, steps, periods.save)

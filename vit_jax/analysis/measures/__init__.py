@@ -9,7 +9,11 @@ encoder             the model in the form that is measured; visits each block of
 bootstrap           means over images with intervals, in constant memory
 patch_tokens        the features of patches, of any kind of model
 pictures            draws images and maps of their patches
+registry            the measures of `vit-jax analyze`
 attention_distance  attention distance, entropy, and the share of attention on prefix tokens
+embedding_filters   principal components of the filters of the patch embedding
+position_similarity similarity of the positions of patches: embeddings, rotary angles
+position_structure  such similarities in numbers: distance, rows and columns, neighbours
 feature_pca         patch features on their first three principal components, as colours
 patch_similarity    cosine of the features of a patch with those of all patches
 nearest_images      nearest neighbours of images by their features, agreement of labels

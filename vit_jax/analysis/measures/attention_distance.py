@@ -68,6 +68,14 @@ class AttentionDistance(Result):
                 arrays[f"{name}_{end}"] = NamedArray(values, ("layer", "head"), unit, text)
         return arrays
 
+    def summary(self) -> dict[str, float]:
+        """Returns distance (pixels) and entropy (nats), means of the heads of two layers."""
+        return {
+            f"attention_{name}_{layer}_layer": float(self.mean[name][index].mean())
+            for name in ("distance", "entropy")
+            for layer, index in (("first", 0), ("last", -1))
+        }
+
     def plot(self) -> Figure:
         """Draws the heads of each layer: from local to global attention over the depth."""
         panels = ["distance", "entropy"] + (["prefix_share"] if self.num_prefix else [])

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, PyTree
 
 from vit_jax.analysis.measures.result import NotApplicableError
@@ -15,6 +16,7 @@ from vit_jax.models import Mixer, Resnet, Vit, build, describe_model
 from vit_jax.models.blocks import Block, make_norm
 from vit_jax.models.hooks import REGISTER_NEURONS
 from vit_jax.models.mixer import MixerBlock
+from vit_jax.parallel.constraints import constrain
 from vit_jax.pretrained.adaptation import adapt_params
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.run_checkpoint import one_device
@@ -70,16 +72,27 @@ class Measured:
 
 def measured(pretrained: Pretrained) -> Measured:
     """Returns a loaded model in the form that is measured."""
-    config = dataclasses.replace(pretrained.config, dtype="float32")
-    if not isinstance(config, ResnetConfig):
-        config = dataclasses.replace(config, scan=True, remat="none")
-    if isinstance(config, VitConfig):
-        config = dataclasses.replace(config, lora_rank=0)
-    params = pretrained.params
+    config, params = measured_config(pretrained.config), pretrained.params
     if config != dataclasses.replace(pretrained.config, dtype="float32"):
-        params = adapt_params(params, old=pretrained.config, new=config, mesh=one_device())
+        params = adapt_params(params, old=pretrained.config, new=config, mesh=_mesh_of(params))
     name = pretrained.loaded_from or describe_model(pretrained.config)
     return Measured(cast(Model, build(config)), {"params": params}, name)
+
+
+def measured_config(config: ModelConfig) -> ModelConfig:
+    """Returns the config of a model in the form that is measured."""
+    config = dataclasses.replace(config, dtype="float32")
+    if not isinstance(config, ResnetConfig):
+        config = dataclasses.replace(config, scan=True, remat="none")
+    return dataclasses.replace(config, lora_rank=0) if isinstance(config, VitConfig) else config
+
+
+def _mesh_of(params: PyTree) -> Mesh:
+    """Returns the mesh that parameters are on: in a training run, that of the run."""
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params))
+    meshes = (s.mesh for s in shardings if isinstance(s, NamedSharding))
+    mesh = next(meshes, None)
+    return mesh if isinstance(mesh, Mesh) else one_device()
 
 
 Captured = dict[str, Array]
@@ -108,7 +121,7 @@ def measure_blocks(
       names: intermediates, see `vit_jax.models.blocks.CAPTURED`; of a Mixer "blocks" alone.
 
     Returns:
-      What `measure` returns, with a leading axis of depth.
+      What `measure` returns, with a leading axis of depth; on a mesh, every device has all of it.
     """
     config = model.config
     # XLA removes what follows the embedding.
@@ -132,7 +145,7 @@ def measure_blocks(
     _, measurements = jax.lax.scan(
         step, x, {collection: tree["blocks"] for collection, tree in encoders.items()}
     )
-    return measurements
+    return jax.tree.map(constrain, measurements)  # Each process reads all images' numbers.
 
 
 def with_register_neurons(

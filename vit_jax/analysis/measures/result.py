@@ -72,6 +72,10 @@ class Result(abc.ABC):
     def plot(self) -> Figure:
         """Returns the figure, which a notebook shows."""
 
+    def summary(self) -> dict[str, float]:
+        """Returns a few numbers that compare models or steps of a run, by names of metrics."""
+        return {}
+
     def to_dataframe(self) -> "pandas.DataFrame":
         """Returns the table: a column for each axis of the first array, and for each such array.
 
@@ -105,6 +109,7 @@ class Result(abc.ABC):
             "checkpoint": self.checkpoint,
             "num_images": self.num_images,
             "notes": list(self.notes),
+            "summary": {name: _json(np.float64(x)) for name, x in self.summary().items()},
             "arrays": {
                 name: {
                     "axes": list(array.axes),
@@ -154,7 +159,7 @@ class Result(abc.ABC):
         return "\n".join([f"{self.title}: {self.checkpoint}{images}", *lines, *self.notes])
 
 
-def _json(values: np.ndarray) -> Any:
+def _json(values: np.ndarray | np.floating) -> Any:
     """Returns nested lists with null for what is not finite, which JSON has no number for."""
     if values.dtype.kind != "f" or np.isfinite(values).all():
         return values.tolist()

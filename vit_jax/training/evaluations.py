@@ -8,14 +8,16 @@ from functools import partial
 from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
+from vit_jax.config import ANALYSIS, CLASSIFICATION
 from vit_jax.data import pipeline
 from vit_jax.data.base import Source
 from vit_jax.data.blocks import ExampleLoader
 from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError, DataError, did_you_mean
 from vit_jax.evals.evaluator import Evaluator
+from vit_jax.training.analysis_evaluation import AnalysisEvaluation
 
-TYPES = ("classification",)
+TYPES = (CLASSIFICATION, ANALYSIS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,7 @@ def build_evals(
       every_steps: number of updates between evaluations, by name; 0: only at the end.
 
     Raises:
+      ConfigError: a measure of an analysis is unknown, or does not apply to the model.
       DataError: the images of a split cannot be prepared.
     """
     config, evals = evaluator.config, {}
@@ -109,10 +112,13 @@ def build_evals(
         load = ExampleLoader(source, evaluator.transform(), 0)
         pipeline.first_example(load, skip_bad=config.data.on_bad == "skip")
 
-        def run(params, progress=iter, on_bad=None, source=source):
+        def classify(params, progress=iter, on_bad=None, source=source):
             with evaluator.batches(source, on_bad=on_bad and partial(on_bad, source)) as batches:
                 return classification.evaluate(params, progress(batches))
 
+        run = classify
+        if config.evals[name].type == ANALYSIS:
+            run = AnalysisEvaluation.of(evaluator, name, source)
         evals[name] = Evaluation(every_steps[name], len(source), source.fingerprint, run)
     return evals
 

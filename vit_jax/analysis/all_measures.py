@@ -1,0 +1,286 @@
+"""Computes all measures of one or several checkpoints, on the same images."""
+
+import dataclasses
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+import vit_jax
+from vit_jax import analysis, storage
+from vit_jax.analysis import report
+from vit_jax.analysis.measures.images import Images, ImageStream, open_images
+from vit_jax.analysis.measures.registry import (
+    MEASURES,
+    NUM_IMAGES,
+    PAIRS,
+    Takes,
+    chosen,
+)
+from vit_jax.analysis.measures.result import NotApplicableError
+from vit_jax.analysis.outcomes import Analysis, Outcome, Subject
+from vit_jax.checkpoints.load import locate
+from vit_jax.data.evaluated import first_split, open_split
+from vit_jax.errors import ConfigError, VitJaxError
+from vit_jax.models import describe_model
+from vit_jax.pretrained.load import load_pretrained
+from vit_jax.pretrained.model import Pretrained
+from vit_jax.pretrained.run_checkpoint import TrainingData, is_run
+from vit_jax.telemetry.progress import format_count
+
+FOLDER = "analysis"  # In a work directory, or of published checkpoints in the current folder.
+
+Checkpoint = str | os.PathLike | Pretrained
+
+
+def analyze(
+    checkpoints: Checkpoint | Sequence[Checkpoint],
+    images: Images = None,
+    *,
+    out: epath.PathLike | None = None,
+    only: Sequence[str] = (),
+    num_images: int | None = NUM_IMAGES,
+    image_size: int | tuple[int, int] | None = None,
+    hints: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    log: Callable[[str], None] | None = None,
+) -> Analysis:
+    """Computes all measures of a checkpoint, or of several side by side on the same images.
+
+    What a model has not, such as the attention of a ResNet, is listed with the reason. A measure
+    that fails does not end the others. With `out`, each result is saved when it is computed, and
+    report.html and analysis.json at the end.
+
+    Args:
+      checkpoints: what `load_pretrained` accepts, or a loaded model; or several.
+      images: see `vit_jax.analysis.measures.images.open_images`; each model has its own
+        preprocessing. None: the first split that the run of the first checkpoint from a run
+        evaluates; without a run only the measures that need no images.
+      out: a folder for the results; None: nothing is written.
+      only: names of measures; (): all.
+      num_images: a random choice of this many, the same for each model; None: all.
+      image_size: side, or (height, width), in pixels, of all checkpoints that are loaded here.
+      hints: settings that the file of a published checkpoint does not contain; they go to the first
+        checkpoint.
+      batch_size: images at a time; None: the default of each measure.
+      log: called with a line for each measure, such as `print`.
+
+    Raises:
+      CheckpointError: a checkpoint cannot be read.
+      ConfigError: there is no measure of a name, a hint or size is invalid, or `out` cannot be
+        written.
+      DataError: the images cannot be opened.
+
+    Example:
+      >>> found = analysis.analyze("runs/quickstart", num_images=8, only=["attention_distance"])
+      >>> found["attention_distance"].num_images
+      8
+    """
+    names, log = chosen(only), log or _silent
+    single = isinstance(checkpoints, str | os.PathLike | Pretrained)
+    given: list[Checkpoint] = [checkpoints] if single else list(checkpoints)  # pyright: ignore
+    if not given:
+        raise ConfigError("There is no checkpoint to analyse: name at least one.")
+    folder = None if out is None else storage.as_path(out, name="out")
+    if folder is not None:
+        check_output(folder)
+    models = [
+        _load(checkpoint, image_size=image_size, hints=None if index else hints)
+        for index, checkpoint in enumerate(given)
+    ]
+    streams, described = _open(models, images, num_images=num_images)
+    log(f"images: {described}")
+    subjects = [
+        Subject(
+            name=model.loaded_from or describe_model(model.config),
+            description=repr(model),
+            folder=None if folder is None else _folder_of(folder, models, index),
+        )
+        for index, model in enumerate(models)
+    ]
+    settings = {} if batch_size is None else {"batch_size": batch_size}
+    outcomes: list[Outcome] = []
+    for index, (model, stream) in enumerate(zip(models, streams, strict=True)):
+        if not single and len(models) > 1:
+            log(f"{subjects[index].name}:")
+        for outcome in _measure(names, index, model, stream, settings):
+            outcomes.append(_saved(outcome, subjects[index].folder))
+            log(outcomes[-1].line())
+    for index in range(1, len(models)):
+        for outcome in _compare(names, index, models, streams, settings):
+            place = None if folder is None else folder / f"1-{index + 1}"
+            outcomes.append(_saved(outcome, place))
+            log(outcomes[-1].line())
+    found = Analysis(
+        subjects=tuple(subjects),
+        images=described,
+        bad={
+            location: text for stream in streams if stream for location, text in stream.bad.items()
+        },
+        outcomes=tuple(outcomes),
+        folder=folder,
+        version=vit_jax.__version__,
+    )
+    if folder is not None:
+        with storage.reported(ConfigError, f"{folder} cannot be written"):
+            storage.make_folder(folder)
+            content = json.dumps(found.to_json(), indent=1, allow_nan=False)
+            storage.write_bytes(folder / "analysis.json", content.encode())
+            storage.write_bytes(folder / report.NAME, report.page(found).encode())
+    return found
+
+
+def default_folder(checkpoint: str, *, compared: bool = False) -> epath.Path:
+    """Returns where `vit-jax analyze` writes: in the work directory of a run, or analysis/NAME.
+
+    Args:
+      checkpoint: its path or name.
+      compared: whether there are others, whose results must not replace those of this one alone.
+    """
+    if is_run(checkpoint):
+        location = locate(checkpoint)
+        older = [f"step-{location.step}"] if location.step != location.newest else []
+        parts = [FOLDER, *older, *(["compared"] if compared else [])]
+        return location.workdir / "-".join(parts)
+    name = _file_name(os.path.normpath(checkpoint))
+    return epath.Path(FOLDER) / (f"{name}-compared" if compared else name)
+
+
+def check_output(folder: epath.Path) -> None:
+    """Raises ConfigError if a folder cannot be made or written: not after hours of work."""
+    with storage.reported(ConfigError, f"{folder} cannot be made"):
+        storage.check_folder(folder)
+
+
+def _silent(line: str) -> None:
+    """Prints nothing."""
+
+
+def _load(
+    checkpoint: Checkpoint,
+    *,
+    image_size: int | tuple[int, int] | None,
+    hints: Mapping[str, Any] | None,
+) -> Pretrained:
+    if not isinstance(checkpoint, Pretrained):
+        return load_pretrained(checkpoint, image_size=image_size, hints=hints)
+    if hints:
+        raise ConfigError("The model is loaded already: give hints to load_pretrained.")
+    return checkpoint
+
+
+def _open(
+    models: Sequence[Pretrained], images: Images, *, num_images: int | None
+) -> tuple[list[ImageStream | None], str]:
+    """Returns the images as each model takes them, and a description; None: no images."""
+    if images is None:
+        run = next((model.trained_on for model in models if model.trained_on), None)
+        if run is None:
+            return [None] * len(models), "none are given, and no checkpoint is of a run"
+        opened = [_images_of_run(run, model) for model in models]
+    else:
+        opened = [open_images(model, images) for model in models]
+    available = len(opened[0])
+    streams = [
+        open_images(m, s, num_images=num_images) for m, s in zip(models, opened, strict=True)
+    ]
+    source = opened[0].source
+    name = ", ".join(filter(None, (source.name, source.split)))
+    count = len(streams[0])
+    text = format_count(count, "image") + (f" of {available:,}" if count < available else "")
+    return list(streams), f"{text}, {name}"
+
+
+def _images_of_run(run: TrainingData, model: Pretrained) -> ImageStream:
+    """Returns the split that a run evaluates first, with the preprocessing of a model."""
+    source = open_split(run.config.data, first_split(run.config))
+    return ImageStream(source, model.preprocess.transform, has_labels=not source.multi_label)
+
+
+def _folder_of(folder: epath.Path, models: Sequence[Pretrained], index: int) -> epath.Path:
+    if len(models) == 1:
+        return folder
+    name = models[index].loaded_from or describe_model(models[index].config)
+    return folder / f"{index + 1}-{_file_name(name)}"
+
+
+def _file_name(text: str) -> str:
+    """Returns a text as the name of a folder; the end of a path says more than its beginning."""
+    return re.sub(r"[^\w.-]+", "_", text[-60:]).strip("_.") or "model"
+
+
+def _measure(
+    names: Sequence[str],
+    index: int,
+    model: Pretrained,
+    stream: ImageStream | None,
+    settings: Mapping[str, int],
+) -> Iterator[Outcome]:
+    """Yields the outcome of each measure of a model."""
+    for name in names:
+        takes = MEASURES[name]
+
+        def compute(function: Callable[..., Any], takes: Takes = takes) -> Any:
+            if takes is Takes.NOTHING:
+                return function(model)
+            if stream is None:
+                raise NotApplicableError("It needs images: none are given.")
+            if takes is Takes.IMAGE:
+                return function(model, stream.first(1))
+            if takes is Takes.LABELLED_IMAGES and not stream.has_labels:
+                raise NotApplicableError("It needs labels, which these images have not.")
+            return function(model, stream, **settings)
+
+        yield _outcome(name, (index,), compute)
+
+
+def _compare(
+    names: Sequence[str],
+    index: int,
+    models: Sequence[Pretrained],
+    streams: Sequence[ImageStream | None],
+    settings: Mapping[str, int],
+) -> Iterator[Outcome]:
+    """Yields the outcome of each measure of the first model and another one."""
+    stream = streams[0]
+    if stream is None:
+        return
+    for name in (name for name in names if name in PAIRS):
+        yield _outcome(
+            name,
+            (0, index),
+            lambda function: function(models[0], stream, models[index], **settings),
+        )
+
+
+def _outcome(
+    name: str, subjects: tuple[int, ...], compute: Callable[[Callable[..., Any]], Any]
+) -> Outcome:
+    start = time.monotonic()
+    result, reason, failed = None, "", False
+    try:
+        result = compute(getattr(analysis, name))
+    except NotApplicableError as error:
+        reason = str(error)
+    except Exception as error:  # One measure must not end the others.
+        failed = True
+        reason = (
+            str(error) if isinstance(error, VitJaxError) else f"{type(error).__name__}: {error}"
+        )
+    return Outcome(name, subjects, result, reason, failed, time.monotonic() - start)
+
+
+def _saved(outcome: Outcome, folder: epath.Path | None) -> Outcome:
+    """Writes a result, which a later failure does not lose."""
+    if folder is None or outcome.result is None:
+        return outcome
+    try:
+        files = tuple(outcome.result.save(folder))
+    except Exception as error:  # Such as that of a figure: the other measures are not lost.
+        reason = f"{type(error).__name__}: {error}"
+        return dataclasses.replace(outcome, result=None, reason=reason, failed=True)
+    return dataclasses.replace(outcome, files=files)

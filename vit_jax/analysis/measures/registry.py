@@ -1,0 +1,37 @@
+"""The measures of `vit-jax analyze`, in the order of its report; imports no JAX."""
+
+import enum
+from collections.abc import Sequence
+
+from vit_jax.errors import ConfigError, did_you_mean
+
+NUM_IMAGES = 256  # That are measured unless the user names another number.
+
+
+class Takes(enum.Enum):
+    """What a measure takes beside the model."""
+
+    NOTHING = "nothing"
+    IMAGE = "an image"
+    IMAGES = "images"
+    LABELLED_IMAGES = "labelled images"
+
+
+# Name of a function of `vit_jax.analysis` -> what it takes.
+MEASURES: dict[str, Takes] = {
+    "attention_distance": Takes.IMAGES,
+}
+# Measures that also compare two models: called with a third argument, the other model.
+PAIRS: tuple[str, ...] = ()
+
+
+def chosen(only: Sequence[str]) -> list[str]:
+    """Returns the names of measures in the order of the report; of no names, all.
+
+    Raises:
+      ConfigError: there is no measure of a name.
+    """
+    for name in only:
+        if name not in MEASURES:
+            raise ConfigError(f'There is no measure "{name}". {did_you_mean(name, MEASURES)}')
+    return [name for name in MEASURES if not only or name in only]

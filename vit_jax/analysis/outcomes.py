@@ -1,0 +1,156 @@
+"""The results of all measures of one or several checkpoints."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from vit_jax.telemetry.progress import format_count
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What was measured.
+
+    Attributes:
+      name: where the checkpoint was loaded from, or what it is.
+      description: a few lines: size, classes, format, notes.
+      folder: of its files; None: nothing was written.
+    """
+
+    name: str
+    description: str
+    folder: epath.Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a measure.
+
+    Attributes:
+      measure: its name.
+      subjects: index of the checkpoint, or of the two that it compares.
+      result: what the measure returned; None: it does not apply, or failed.
+      reason: why there is no result.
+      failed: whether that was an error, and not that the measure does not apply.
+      seconds: how long it took, with compilation.
+      files: that were written.
+    """
+
+    measure: str
+    subjects: tuple[int, ...]
+    result: Any
+    reason: str
+    failed: bool
+    seconds: float
+    files: tuple[epath.Path, ...] = ()
+
+    def line(self) -> str:
+        """Returns a line for the terminal."""
+        name = f"  {self.measure:22}"
+        if self.result is not None:
+            return f"{name} {self.seconds:6.1f} s"
+        return f"{name} {'failed' if self.failed else 'does not apply'}: {self.reason}"
+
+    def summary(self) -> dict[str, float]:
+        """Returns the numbers of the overview; {} of a result that has none."""
+        summary = getattr(self.result, "summary", None)
+        return summary() if summary is not None else {}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Analysis:
+    """The result of `analyze`; `analysis["attention_distance"]` is that of the first checkpoint.
+
+    Attributes:
+      subjects: the checkpoints.
+      images: how many of what.
+      bad: {location: message} of images that could not be read.
+      outcomes: of each measure and checkpoint, in the order of the report.
+      folder: of the files; None: nothing was written.
+      version: release of vit_jax.
+    """
+
+    subjects: tuple[Subject, ...]
+    images: str
+    bad: Mapping[str, str]
+    outcomes: tuple[Outcome, ...]
+    folder: epath.Path | None
+    version: str
+
+    def __getitem__(self, measure: str) -> Any:
+        """Returns the result of a measure of the first checkpoint.
+
+        Raises:
+          KeyError: there is none; the message says why.
+        """
+        for outcome in self.outcomes:
+            if outcome.measure == measure and outcome.subjects == (0,):
+                if outcome.result is None:
+                    raise KeyError(f"{measure}: {outcome.reason}")
+                return outcome.result
+        raise KeyError(f"{measure} was not measured")
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """The outcomes that are errors."""
+        return tuple(outcome for outcome in self.outcomes if outcome.failed)
+
+    def of(self, measure: str) -> list[Outcome]:
+        """Returns the outcomes of a measure: of each checkpoint, then of each pair."""
+        return [outcome for outcome in self.outcomes if outcome.measure == measure]
+
+    def measures(self) -> list[str]:
+        """Returns the names of the measures, in the order of the report."""
+        return list(dict.fromkeys(outcome.measure for outcome in self.outcomes))
+
+    def overview(self) -> dict[str, list[float | None]]:
+        """Returns {name of a summary: its value for each checkpoint, None where it has none}."""
+        rows: dict[str, list[float | None]] = {}
+        for outcome in self.outcomes:
+            index, *others = outcome.subjects
+            if others:
+                continue
+            for name, value in outcome.summary().items():
+                row = rows.setdefault(name, [None] * len(self.subjects))
+                row[index] = value if math.isfinite(value) else None
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what analysis.json has; the files of the measures have their numbers."""
+        return {
+            "vit_jax": self.version,
+            "checkpoints": [
+                {"name": subject.name, "description": subject.description}
+                for subject in self.subjects
+            ],
+            "images": self.images,
+            "bad_images": dict(self.bad),
+            "overview": self.overview(),
+            "measures": [
+                {
+                    "measure": outcome.measure,
+                    "checkpoints": list(outcome.subjects),
+                    "seconds": round(outcome.seconds, 3),
+                    "failed": outcome.failed,
+                    "reason": outcome.reason,
+                    "files": [str(self.relative(file)) for file in outcome.files],
+                }
+                for outcome in self.outcomes
+            ],
+        }
+
+    def relative(self, file: epath.Path) -> str:
+        """Returns the path of a file from the folder of the report."""
+        assert self.folder is not None  # There are no files without it.
+        return str(file).removeprefix(str(self.folder)).lstrip("/")
+
+    def __repr__(self) -> str:
+        """Returns a few lines: checkpoints, images, what was measured and what was not."""
+        done = sum(outcome.result is not None for outcome in self.outcomes)
+        lines = [subject.name for subject in self.subjects]
+        lines += [self.images, format_count(done, "result")]
+        lines += [outcome.line().strip() for outcome in self.outcomes if outcome.result is None]
+        return "\n".join(lines + ([f"in {self.folder}"] if self.folder else []))

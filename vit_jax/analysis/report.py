@@ -1,0 +1,264 @@
+"""The report of all measures: an HTML page that needs no other file and no network."""
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from vit_jax import storage
+from vit_jax.analysis import pages
+from vit_jax.analysis.measures.result import Result
+from vit_jax.analysis.outcomes import Analysis, Outcome
+
+NAME = "report.html"
+_OPEN_ROWS, _MOST_ROWS = 30, 400  # Of a table: more are folded, or in the files only.
+_LARGEST_SVG = 300_000  # Bytes; a larger figure is a PNG.
+_MOST_BAD = 50  # Unreadable images that are listed; analysis.json has all.
+
+# Figures with photographs or maps are not inverted in dark mode. A figure that would be too small
+# to be read scrolls.
+_STYLE = """
+body { max-width: 76rem; }
+nav ol { columns: 16rem; padding-left: 1.4rem; } nav a { display: inline-block; padding: .15rem 0; }
+.skip { position: absolute; left: -100vw; } .skip:focus { position: static; }
+:focus-visible { outline: 3px solid #0072b2; outline-offset: 2px; }
+section { border-top: 1px solid var(--line); margin-top: 2rem; }
+section > h2 { margin-top: 1rem; }
+.figures > figure { min-width: 0; }
+figure img { width: 100%; height: auto; display: block; background: #fff; }
+.beside figure > h3 { margin: 0 0 .4rem; overflow-wrap: anywhere; }
+pre { white-space: pre-wrap; background: var(--box); padding: .7rem 1rem; overflow-wrap: anywhere;
+  margin: .5rem 0; font-size: .85rem; }
+.reason { background: var(--box); padding: .5rem 1rem; }
+.failed { border-left: .4rem solid #d55e00; }
+@media (prefers-color-scheme: dark) { img.drawn { filter: invert(.9) hue-rotate(180deg); }
+  img.photo { filter: brightness(.9); } }
+@media print { nav, .skip { display: none; } figure, .reason { break-inside: avoid; }
+  h2, h3 { break-after: avoid; } .scroll { overflow: visible; }
+  figure img { min-width: 0 !important; } }
+"""
+
+
+def page(analysis: Analysis) -> str:
+    """Returns the report, with the figures that were written into the folder of the analysis.
+
+    Args:
+      analysis: its folder has the files.
+    """
+    names = [subject.name for subject in analysis.subjects]
+    title = f"What {names[0]} has learned" if len(names) == 1 else "What the models have learned"
+    measures = analysis.measures()
+    shown = [name for name in measures if any(o.result is not None for o in analysis.of(name))]
+    others = [name for name in measures if name not in shown]
+    body = [
+        '<a class="skip" href="#results">To the results</a>',
+        f"<header><h1>{html.escape(title)}</h1>",
+        *_subjects(analysis),
+        f"<p>Images: {html.escape(analysis.images)}.</p>",
+        *_bad_images(analysis),
+        "</header>",
+        *_contents(analysis, shown, others),
+        '<main id="results">',
+        *_overview(analysis),
+    ]
+    for name in shown:
+        body += _section(analysis, name)
+    if others:
+        body.append('<section id="absent"><h2>Without a result</h2>')
+        body += [_reason(analysis, o) for name in others for o in analysis.of(name)]
+        body.append("</section>")
+    body += [
+        "</main>",
+        f'<footer class="soft"><p>vit_jax {html.escape(analysis.version)}. All numbers: '
+        '<a href="analysis.json">analysis.json</a> and the files beside each figure. Layers and '
+        "heads are counted from 1 here, and from 0 in the arrays of the files.</p></footer>",
+    ]
+    return pages.document(title, body, style=_STYLE)
+
+
+def _subjects(analysis: Analysis) -> list[str]:
+    parts = []
+    for index, subject in enumerate(analysis.subjects):
+        heading = f"<h2>{_label(analysis, index)}</h2>" if len(analysis.subjects) > 1 else ""
+        parts.append(f"{heading}<pre>{html.escape(subject.description)}</pre>")
+    return parts
+
+
+def _label(analysis: Analysis, index: int) -> str:
+    return html.escape(f"{index + 1}. {analysis.subjects[index].name}")
+
+
+def _bad_images(analysis: Analysis) -> list[str]:
+    if not analysis.bad:
+        return []
+    items = [
+        f"<li>{html.escape(location)}: {html.escape(message)}</li>"
+        for location, message in list(analysis.bad.items())[:_MOST_BAD]
+    ]
+    more = len(analysis.bad) - len(items)
+    items += [f"<li>{more:,} more, see analysis.json</li>"] if more else []
+    return [
+        f"<details><summary>{len(analysis.bad):,} could not be read and are left out</summary>",
+        "<ul>",
+        *items,
+        "</ul></details>",
+    ]
+
+
+def _contents(analysis: Analysis, shown: Sequence[str], others: Sequence[str]) -> list[str]:
+    links = [("overview", "Overview")] if analysis.overview() else []
+    links += [(name, _title(analysis, name)) for name in shown]
+    links += [("absent", "Without a result")] if others else []
+    items = [f'<li><a href="#{anchor}">{html.escape(text)}</a></li>' for anchor, text in links]
+    return ['<nav aria-label="Contents"><h2>Contents</h2><ol>', *items, "</ol></nav>"]
+
+
+def _title(analysis: Analysis, measure: str) -> str:
+    results = [outcome.result for outcome in analysis.of(measure)]
+    titles = [getattr(result, "title", "") for result in results if result is not None]
+    return next(filter(None, titles), measure.replace("_", " ").capitalize())
+
+
+def _overview(analysis: Analysis) -> list[str]:
+    """Returns the table of the summaries, a column for each checkpoint."""
+    if not (overview := analysis.overview()):
+        return []
+    several = len(analysis.subjects) > 1
+    heads = [f"{i + 1}. {subject.name}" for i, subject in enumerate(analysis.subjects)]
+    rows = [["", *(heads if several else ["value"])]]
+    rows += [
+        [name.replace("_", " "), *(_number(value) for value in values)]
+        for name, values in overview.items()
+    ]
+    return ['<section id="overview"><h2>Overview</h2>', pages.table(rows), "</section>"]
+
+
+def _section(analysis: Analysis, measure: str) -> list[str]:
+    outcomes = analysis.of(measure)
+    results = [outcome.result for outcome in outcomes if outcome.result is not None]
+    body = [f'<section id="{measure}"><h2>{html.escape(_title(analysis, measure))}</h2>']
+    if isinstance(results[0], Result):
+        body.append(f"<p>{html.escape(results[0].definition)}</p>")
+        body.append(f'<p class="soft">Source: {html.escape(results[0].source)}.</p>')
+    several = len(outcomes) > 1
+    body.append(f'<div class="figures{" beside" if several else ""}">' if several else "")
+    for outcome in outcomes:
+        if outcome.result is None:
+            body.append(_reason(analysis, outcome))
+        else:
+            body.append(_figure(analysis, outcome, named=several))
+    body.append("</div>" if several else "")
+    for outcome in outcomes:
+        if isinstance(outcome.result, Result):
+            body += _numbers(analysis, outcome, named=several)
+    return [*body, "</section>"]
+
+
+def _of(analysis: Analysis, outcome: Outcome) -> str:
+    """Returns the names of what an outcome is of, as HTML."""
+    return " and ".join(_label(analysis, index) for index in outcome.subjects)
+
+
+def _reason(analysis: Analysis, outcome: Outcome) -> str:
+    what = "failed" if outcome.failed else "does not apply"
+    of = f" ({_of(analysis, outcome)})" if len(analysis.subjects) > 1 else ""
+    return (
+        f'<p class="reason {"failed" if outcome.failed else ""}"><b>'
+        f"{html.escape(outcome.measure.replace('_', ' '))}</b>{of} {what}: "
+        f"{html.escape(outcome.reason)}</p>"
+    )
+
+
+def _figure(analysis: Analysis, outcome: Outcome, *, named: bool) -> str:
+    """Returns the figure of a result with its caption, and links to its files."""
+    result, heading = outcome.result, f"<h3>{_of(analysis, outcome)}</h3>" if named else ""
+    links = ", ".join(
+        f'<a href="{html.escape(analysis.relative(file))}">{html.escape(file.name)}</a>'
+        for file in outcome.files
+    )
+    if not isinstance(result, Result):  # A page of its own.
+        return f"<figure>{heading}<p>{links}</p></figure>"
+    label = f"{result.title} of {result.checkpoint}"
+    images = f"{result.num_images:,} images. " if result.num_images else ""
+    notes = "".join(f"<br>{html.escape(note)}" for note in result.notes)
+    return (
+        f"<figure>{heading}{_image(outcome, label)}"
+        f"<figcaption>{images}{outcome.seconds:.1f} s. {links}{notes}</figcaption></figure>"
+    )
+
+
+def _image(outcome: Outcome, label: str) -> str:
+    """Returns the figure as an image inside the page; "" of a result without a figure."""
+    files = {file.suffix: file for file in outcome.files}
+    if ".svg" not in files:
+        return ""
+    svg = storage.read_bytes(files[".svg"])
+    is_photo, kind, content = b"<image" in svg, "image/svg+xml", svg
+    if len(svg) > _LARGEST_SVG:
+        kind, content = "image/png", storage.read_bytes(files[".png"])
+    found = re.search(rb'<svg[^>]*?width="([\d.]+)pt"', svg)
+    points = float(found[1]) if found else 400.0
+    # Text of 9 points is to be read: not much smaller, and not much larger, than it was drawn.
+    size = f"min-width: min({0.85 * points:.0f}pt, 60rem); max-width: {1.25 * points:.0f}pt"
+    data = base64.b64encode(content).decode()
+    return (
+        '<div class="scroll" tabindex="0" role="group" '
+        f'aria-label="Figure: {html.escape(label)}">'
+        f'<img class="{"photo" if is_photo else "drawn"}" alt="{html.escape(label)}; the numbers '
+        f'are in the files linked below." style="{size}" src="data:{kind};base64,{data}"></div>'
+    )
+
+
+def _numbers(analysis: Analysis, outcome: Outcome, *, named: bool) -> list[str]:
+    """Returns the table of a result: open if it is short, folded, or left to the files."""
+    size = next(iter(outcome.result.arrays().values())).values.size
+    if size > _MOST_ROWS:
+        return []
+    rows = _rows(outcome.result)
+    is_open = " open" if size <= _OPEN_ROWS and not named else ""
+    of = f" of {_of(analysis, outcome)}" if named else ""
+    return [
+        f"<details{is_open}><summary>Numbers{of}</summary>",
+        pages.table(rows),
+        "</details>",
+    ]
+
+
+def _rows(result: Result) -> list[list[str]]:
+    """Returns the arrays that have the axes of the first one, as the rows of a table.
+
+    The ends of an interval stand beside their mean.
+    """
+    arrays = result.arrays()
+    first = next(iter(arrays.values()))
+    ends = {name: (f"{name}_low", f"{name}_high") for name in arrays}
+    ends = {name: pair for name, pair in ends.items() if set(pair) <= arrays.keys()}
+    hidden = {end for pair in ends.values() for end in pair}
+    shown = {
+        name: array
+        for name, array in arrays.items()
+        if array.axes == first.axes and array.values.dtype.kind in "biuf" and name not in hidden
+    }
+    heads = [
+        name.replace("_", " ") + (f" ({array.unit})" if array.unit else "")
+        for name, array in shown.items()
+    ]
+    offsets = [int(axis in ("layer", "head")) for axis in first.axes]
+    rows = [[*first.axes, *heads]]
+    for index in np.ndindex(first.values.shape):
+        cells = [str(i + offset) for i, offset in zip(index, offsets, strict=True)]
+        for name, array in shown.items():
+            interval = [_number(arrays[end].values[index].item()) for end in ends.get(name, ())]
+            between = f" ({' to '.join(interval)})" if interval else ""
+            cells.append(_number(array.values[index].item()) + between)
+        rows.append(cells)
+    return rows
+
+
+def _number(value: float | int | None) -> str:
+    """Returns four significant digits; whole numbers as they are."""
+    if value is None or not np.isfinite(value):
+        return "none"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,0 +1,175 @@
+"""The evaluation type "analysis": the main numbers of measures of vit_jax.analysis."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from vit_jax import analysis
+from vit_jax.analysis.measures.encoder import measured_config
+from vit_jax.analysis.measures.images import BATCH_SIZE, Batch, ImageStream
+from vit_jax.analysis.measures.registry import MEASURES, Takes
+from vit_jax.analysis.measures.result import NotApplicableError, Result
+from vit_jax.data.base import Source
+from vit_jax.errors import ConfigError, did_you_mean
+from vit_jax.evals.evaluator import Evaluator
+from vit_jax.models import ModelConfig, build, param_shapes
+from vit_jax.parallel.mesh import replicated
+from vit_jax.pretrained.load import run_preprocess
+from vit_jax.pretrained.model import Pretrained
+
+OnBad = Callable[[Source, int, str], None] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class AnalysisEvaluation:
+    """Measures a model of a run on its mesh; a call has the form of `Evaluation.run`.
+
+    Attributes:
+      evaluator: of the run; its mesh has parameters and batches.
+      name: of the evaluation.
+      source: the images.
+      measures: names of functions of `vit_jax.analysis`.
+    """
+
+    evaluator: Evaluator
+    name: str
+    source: Source
+    measures: tuple[str, ...]
+
+    @classmethod
+    def of(cls, evaluator: Evaluator, name: str, source: Source) -> "AnalysisEvaluation":
+        """Builds the evaluation `config.evals[name]`, and checks that the model has its measures.
+
+        Raises:
+          ConfigError: a measure is unknown, has no summary, or does not apply to the model.
+        """
+        key = f"config.evals.{name}.measures"
+        measures = tuple(evaluator.config.evals[name].measures)
+        accepted = summarised()
+        if not measures:
+            raise ConfigError(f"{key} is empty: name some of {', '.join(accepted)}.")
+        for measure in measures:
+            if measure not in accepted:
+                hint = did_you_mean(str(measure), accepted)
+                raise ConfigError(f'{key}: an evaluation cannot measure "{measure}". {hint}')
+        evaluation = cls(evaluator, name, source, measures)
+        evaluation._check_applies(key)
+        return evaluation
+
+    def __call__(
+        self,
+        params: PyTree,
+        progress: Callable[[Iterable], Iterable] = iter,
+        on_bad: OnBad = None,
+    ) -> dict[str, float]:
+        """Returns the finite numbers of each measure's summary, and the number of images."""
+        images = _ImagesOfRun(
+            self.source,
+            self.evaluator.transform(),
+            has_labels=not self.source.multi_label,
+            evaluator=self.evaluator,
+            progress=progress,
+            on_bad=on_bad,
+        )
+        values: dict[str, float] = {}
+        # The train loop disallows implicit transfers; a measure moves a few numbers.
+        with jax.transfer_guard("allow"):
+            for measure in self.measures:
+                pretrained = self._pretrained(self.evaluator.model_config, params)
+                result = getattr(analysis, measure)(pretrained, images)
+                summary = result.summary().items()
+                values |= {key: value for key, value in summary if math.isfinite(value)}
+                values["count"] = float(result.num_images)
+        return values
+
+    def _pretrained(self, model_config: ModelConfig, params: PyTree) -> Pretrained:
+        config = self.evaluator.config
+        preprocess = run_preprocess(config, model_config).for_size(model_config.image_size)
+        return Pretrained(
+            model=build(model_config),
+            params=params,
+            config=model_config,
+            preprocess=preprocess,
+            labels=None,
+            format="",
+            published=model_config,
+            left_out=(),
+            notes=(),
+            loss=config.loss.name,
+            loaded_from="The model of the config",
+        )
+
+    def _check_applies(self, key: str) -> None:
+        """Raises ConfigError if a measure refuses the model before it asks for images."""
+        config = measured_config(self.evaluator.model_config)
+        pretrained = self._pretrained(config, param_shapes(config))
+        for measure in self.measures:
+            images = _NoImages(self.source, self.evaluator.transform(), has_labels=False)
+            try:
+                getattr(analysis, measure)(pretrained, images)
+            except _AskedForImages:
+                pass
+            except NotApplicableError as error:
+                raise ConfigError(
+                    f'{key}: "{measure}" does not apply: {error} Leave it out.'
+                ) from error
+
+
+def summarised() -> list[str]:
+    """Returns the measures of images whose results have a summary."""
+    names = []
+    for name, takes in MEASURES.items():
+        kind = inspect.signature(getattr(analysis, name)).return_annotation
+        if takes is Takes.IMAGES and getattr(kind, "summary", None) not in (None, Result.summary):
+            names.append(name)
+    return names
+
+
+class _AskedForImages(Exception):
+    """A measure begins to read images: it applies to the model."""
+
+
+class _NoImages(ImageStream):
+    """Images that nothing may read."""
+
+    def batches(self, batch_size: int = BATCH_SIZE) -> NoReturn:
+        """Raises _AskedForImages."""
+        raise _AskedForImages
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ImagesOfRun(ImageStream):
+    """The images of an evaluation, on the mesh of its run.
+
+    Attributes:
+      evaluator: of the run.
+      progress: wraps the iterator of batches.
+      on_bad: see `vit_jax.training.evaluations.Evaluation`.
+    """
+
+    evaluator: Evaluator
+    progress: Callable[[Iterable], Iterable]
+    on_bad: OnBad
+
+    def batches(self, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
+        """Yields all images; `batch_size` is rounded up to a multiple of the mesh's devices."""
+        evaluator = self.evaluator
+        on_bad = self.on_bad and partial(self.on_bad, self.source)
+        # Not the batch size of the run: a measure over the images of a batch depends on it.
+        with evaluator.batches(self.source, batch_size=batch_size, on_bad=on_bad) as batches:
+            for batch in self.progress(batches):
+                # Every process needs the rows of the others, too.
+                on_all = jax.jit(_copies, out_shardings=replicated(evaluator.mesh))
+                values: Any = jax.device_get(on_all(batch["label"], batch["weight"]))
+                yield Batch(batch["image"], values[0], values[1] > 0)
+
+
+def _copies(label: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.copy(label), jnp.copy(weight)
