@@ -198,7 +198,7 @@ def test_neighbours_among_files_of_which_some_are_broken(tmp_path):
 def test_files_and_figures(tmp_path):
     model = small(image_size=(32, 48))
     for measure in (analysis.feature_pca, analysis.patch_similarity, analysis.nearest_images):
-        result = measure(model, "digits:test[:9]")
+        result = measure(model, "digits:test[:3]")
         assert len(result.save(tmp_path)) == 4
         with np.load(tmp_path / f"{result.name}.npz") as arrays:
             for name, array in result.arrays().items():
