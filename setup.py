@@ -18,6 +18,7 @@ setup(
     package_dir=CONFIGS | STUDY,
     package_data={
         "vit_jax": ["py.typed"],
+        "vit_jax.analysis.walkthrough_page": ["page.css", "page.js"],
         "vit_jax.pretrained": ["imagenet.tsv"],
         "vit_jax.study": ["runs.csv"],
     },

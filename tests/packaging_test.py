@@ -16,6 +16,8 @@ def test_a_wheel_holds_vit_jax_with_its_configs_alone(tmp_path):
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "vit_jax").rglob("*.py")}
     configs = (ROOT / "configs").rglob("*.py")
     files |= {f"vit_jax/{path.relative_to(ROOT)}" for path in configs} | {"vit_jax/py.typed"}
-    files |= {"vit_jax/pretrained/imagenet.tsv", "vit_jax/study/runs.csv"}  # Data of the package.
+    # Data of the package.
+    files |= {"vit_jax/pretrained/imagenet.tsv", "vit_jax/study/runs.csv"}
+    files |= {f"vit_jax/analysis/walkthrough_page/page.{kind}" for kind in ("css", "js")}
     assert {name for name in names if not name.startswith(metadata)} == files
     assert dict(scripts["console_scripts"]) == {"vit-jax": "vit_jax.__main__:main"}

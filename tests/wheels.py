@@ -13,7 +13,7 @@ def build(folder: pathlib.Path) -> pathlib.Path:
     """Builds it from a copy in `folder`; returns the wheel, which is there as well."""
     source = folder / "source"
     for part in ("vit_jax", "configs", "tests", "docs/study"):
-        for file in (*(ROOT / part).rglob("*.py"), *(ROOT / part).rglob("*.[ct]sv")):
+        for file in (*(ROOT / part).rglob("*.py"), *(ROOT / part).rglob("*.[cjt]s*")):
             copy = source / file.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(file.read_bytes())

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from tests.small_run import run, small_config, train_on_one
+from vit_jax.data import evaluated
 from vit_jax.errors import CheckpointError, DataError, VitJaxError
-from vit_jax.inference import datasets
 from vit_jax.inference.evaluate import evaluate
 from vit_jax.inference.results import write
 from vit_jax.rundir.workdir import read_config
@@ -130,14 +130,14 @@ def test_no_name_in_a_work_directory_leads_out_of_it(run_copy, plain_run):
     (run_copy / "dataset.json").write_text(json.dumps({**dataset, "class_names": names}))
     with pytest.MonkeyPatch.context() as patch:
         # The data set agrees with the names.
-        opened = datasets.open_source
+        opened = evaluated.open_source
 
         def open_source(*args, **kwargs):
             source = opened(*args, **kwargs)
             source.class_names = tuple(names)
             return source
 
-        patch.setattr(datasets, "open_source", open_source)
+        patch.setattr(evaluated, "open_source", open_source)
         write(evaluate(run_copy))
         write(evaluate(run_copy, split="test[:20]"))
         write(evaluate(run_copy / "checkpoints" / "8", split="test[20:]"))

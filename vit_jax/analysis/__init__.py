@@ -5,6 +5,7 @@ all_measures      all measures of one or several checkpoints, with a report
 outcomes          their results, and why there is none
 report            their page
 pages             frame and style of HTML pages
+walkthrough_page  one image through a model, step by step, as an HTML page
 figures           training curves, predictions, and the style of all figures
 pixels            checks images that are to be drawn
 runs              reads runs from their work directories
@@ -24,40 +25,67 @@ if TYPE_CHECKING:
     from vit_jax.analysis.confusion_matrix import confusion
     from vit_jax.analysis.figures import curves, predictions
     from vit_jax.analysis.measures.attention_distance import attention_distance
+    from vit_jax.analysis.measures.attention_maps import attention_maps
+    from vit_jax.analysis.measures.branch_norms import branch_norms
     from vit_jax.analysis.measures.embedding_filters import embedding_filters
+    from vit_jax.analysis.measures.explanations import explanations
+    from vit_jax.analysis.measures.faithfulness import faithfulness
     from vit_jax.analysis.measures.feature_pca import feature_pca
+    from vit_jax.analysis.measures.layer_probes import layer_probes
+    from vit_jax.analysis.measures.layer_similarity import layer_similarity
     from vit_jax.analysis.measures.nearest_images import nearest_images
     from vit_jax.analysis.measures.patch_similarity import patch_similarity
     from vit_jax.analysis.measures.position_similarity import position_similarity
+    from vit_jax.analysis.measures.registers import test_time_registers
+    from vit_jax.analysis.measures.token_norms import token_norms
+    from vit_jax.analysis.walkthrough_page.walkthrough import walkthrough
 
 # Public name -> its module, imported when the name is first used: the style of the figures is used
 # without JAX.
 _MODULES = {
     "analyze": "all_measures",
     "attention_distance": "measures.attention_distance",
+    "attention_maps": "measures.attention_maps",
+    "branch_norms": "measures.branch_norms",
     "class_accuracy": "class_accuracy",
     "confusion": "confusion_matrix",
     "curves": "figures",
     "embedding_filters": "measures.embedding_filters",
+    "explanations": "measures.explanations",
+    "faithfulness": "measures.faithfulness",
     "feature_pca": "measures.feature_pca",
+    "layer_probes": "measures.layer_probes",
+    "layer_similarity": "measures.layer_similarity",
     "nearest_images": "measures.nearest_images",
     "patch_similarity": "measures.patch_similarity",
     "position_similarity": "measures.position_similarity",
     "predictions": "figures",
+    "test_time_registers": "measures.registers",
+    "token_norms": "measures.token_norms",
+    "walkthrough": "walkthrough_page.walkthrough",
 }
 
 __all__ = [
     "analyze",
     "attention_distance",
+    "attention_maps",
+    "branch_norms",
     "class_accuracy",
     "confusion",
     "curves",
     "embedding_filters",
+    "explanations",
+    "faithfulness",
     "feature_pca",
+    "layer_probes",
+    "layer_similarity",
     "nearest_images",
     "patch_similarity",
     "position_similarity",
     "predictions",
+    "test_time_registers",
+    "token_norms",
+    "walkthrough",
 ]
 
 

@@ -236,7 +236,7 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
 
 def whole_numbers(axis: Axis, *, most: int = 8) -> None:
     """Labels an axis, such as that of layers, at whole numbers."""
-    axis.set_major_locator(MaxNLocator(most, integer=True))
+    axis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
 
 
 def format_axes(axes: Axes) -> None:

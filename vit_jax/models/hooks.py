@@ -29,7 +29,8 @@ def move_to_register(
     """Moves the activations of register neurons to a register token.
 
     Jiang et al. 2025, "Vision Transformers Don't Need Trained Registers" (arXiv 2506.08010): the
-    token gets the largest activation of each such neuron, and all others get zero.
+    token gets the activation of largest magnitude of each such neuron (gated units may be
+    negative), and all others get zero.
 
     Args:
       module: of the MLP; its variable "mask" in the collection "register_neurons", bool [hidden],
@@ -40,5 +41,7 @@ def move_to_register(
     if not module.has_variable(REGISTER_NEURONS, "mask"):
         return hidden
     mask: Bool[Array, " hidden"] = module.get_variable(REGISTER_NEURONS, "mask")
-    largest = jnp.where(mask, hidden.max(axis=1), hidden[:, register])
+    strongest = jnp.abs(hidden).argmax(axis=1, keepdims=True)
+    largest = jnp.take_along_axis(hidden, strongest, axis=1)[:, 0]
+    largest = jnp.where(mask, largest, hidden[:, register])
     return jnp.where(mask, 0.0, hidden).at[:, register].set(largest)

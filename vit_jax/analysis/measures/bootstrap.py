@@ -41,10 +41,19 @@ class MeanOverImages:
     @property
     def interval(self) -> Float[np.ndarray, "2 ..."]:
         """The ends of the 95% interval (percentiles of 400 replicates); NaN of a single image."""
-        assert self._sums is not None, "no image was added"
+        replicates = self.replicates
         if self.count < 2:
-            return np.full((2, *self._sums.shape[1:]), np.nan)
+            return np.full((2, *replicates.shape[1:]), np.nan)
+        return np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+
+    @property
+    def replicates(self) -> Float[np.ndarray, "replicates ..."]:
+        """The bootstrap replicates of the mean, float64.
+
+        Means to which equally many values were added at a time have the same weights, so that
+        functions of several means have replicates, too.
+        """
+        assert self._sums is not None, "no image was added"
         drawn = self._weights > 0  # Of few images, a replicate may have drawn none.
         weights = self._weights[drawn].reshape(-1, *[1] * (self._sums.ndim - 1))
-        ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-        return np.quantile(self._sums[drawn] / weights, ends, axis=0)
+        return self._sums[drawn] / weights

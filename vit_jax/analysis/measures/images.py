@@ -103,6 +103,17 @@ class ImageStream:
                 break
         return np.stack(images[:count])
 
+    def prepared_for(self, pretrained: Pretrained) -> "ImageStream":
+        """Returns the same images prepared by a model's preprocessing; prepared ones stay."""
+        transform = pretrained.preprocess.transform
+        if self.transform is _as_prepared:
+            first = self.source[0]["image"]
+            check_images(np.asarray(first)[None], pretrained.config)
+            return self
+        if isinstance(self.transform, _PrepareInMemory):
+            transform = _PrepareInMemory(pretrained.preprocess)
+        return dataclasses.replace(self, transform=transform, bad={})
+
     def _on_bad(self, example: int, message: str) -> None:
         location = self.source.describe(example)
         if location not in self.bad:

@@ -19,10 +19,24 @@ class Takes(enum.Enum):
 
 # Name of a function of `vit_jax.analysis` -> what it takes.
 MEASURES: dict[str, Takes] = {
+    "embedding_filters": Takes.NOTHING,
+    "position_similarity": Takes.NOTHING,
     "attention_distance": Takes.IMAGES,
+    "attention_maps": Takes.IMAGE,
+    "explanations": Takes.IMAGE,
+    "faithfulness": Takes.IMAGES,
+    "token_norms": Takes.IMAGES,
+    "test_time_registers": Takes.IMAGES,
+    "branch_norms": Takes.IMAGES,
+    "layer_similarity": Takes.IMAGES,
+    "layer_probes": Takes.LABELLED_IMAGES,
+    "feature_pca": Takes.IMAGES,
+    "patch_similarity": Takes.IMAGE,
+    "nearest_images": Takes.IMAGES,
+    "walkthrough": Takes.IMAGE,
 }
 # Measures that also compare two models: called with a third argument, the other model.
-PAIRS: tuple[str, ...] = ()
+PAIRS: tuple[str, ...] = ("layer_similarity",)
 
 
 def chosen(only: Sequence[str]) -> list[str]:
