@@ -41,6 +41,8 @@ def test_predictions_are_those_of_the_logits_and_of_predict(images, loss, tmp_pa
         assert prediction.path == str(path)
         assert prediction.classes == tuple(labels[i] for i in best)
         np.testing.assert_allclose(prediction.probabilities, row[best], rtol=1e-5)
+    if loss == "softmax_xent":  # One comparison with `predict` is enough: it takes seconds.
+        return
     for ours, theirs in zip(predictions, vit_jax.predict(model, paths, top_k=3), strict=True):
         assert (ours.path, ours.classes) == (theirs.path, theirs.classes)
         np.testing.assert_allclose(ours.probabilities, theirs.probabilities, rtol=1e-5)

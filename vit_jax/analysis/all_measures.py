@@ -27,7 +27,8 @@ from vit_jax.checkpoints.load import locate
 from vit_jax.data.evaluated import first_split, open_split
 from vit_jax.errors import ConfigError, VitJaxError
 from vit_jax.models import describe_model
-from vit_jax.pretrained.load import Pretrained, load_pretrained
+from vit_jax.pretrained.load import load_pretrained
+from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.run_checkpoint import TrainingData, is_run
 from vit_jax.telemetry.progress import format_count
 

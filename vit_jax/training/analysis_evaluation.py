@@ -21,7 +21,8 @@ from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import ModelConfig, build, param_shapes
 from vit_jax.parallel.mesh import replicated
-from vit_jax.pretrained.load import Pretrained, run_preprocess
+from vit_jax.pretrained.load import run_preprocess
+from vit_jax.pretrained.model import Pretrained
 
 OnBad = Callable[[Source, int, str], None] | None
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vit_jax.analysis.measures.encoder import Measured, Model, Variables
-from vit_jax.evals.classification import probabilities
+from vit_jax.optim.losses import probabilities
 
 STEPS = 16  # At most; a grid of fewer patches has a step for each patch.
 RANDOM_ORDERS = 3  # Of an image; their mean is the curve of chance.
