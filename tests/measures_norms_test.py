@@ -105,7 +105,7 @@ def test_what_has_no_norms_is_named():
     with pytest.raises(ConfigError, match="threshold is 0: give a positive norm"):
         analysis.token_norms(pretrained, images, threshold=0)
     with pytest.raises(NonFiniteError, match="tokens of layer 1 are NaN or infinite"):
-        params = jax.tree.map(lambda x: x * np.nan, pretrained.params)
+        params = jax.tree.map(lambda x: x * 1e38, pretrained.params)  # Finite, and overflows.
         analysis.token_norms(dataclasses.replace(pretrained, params=params), images)
 
 
