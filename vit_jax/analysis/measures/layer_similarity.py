@@ -16,9 +16,9 @@ from vit_jax.analysis import figures
 from vit_jax.analysis.measures.bootstrap import LEVEL, MeanOverImages
 from vit_jax.analysis.measures.encoder import Captured, Measured, measure_blocks, measured
 from vit_jax.analysis.measures.images import Images, ImageStream, open_images
-from vit_jax.analysis.measures.result import NamedArray, Result, TooFewImagesError
+from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.analysis.measures.token_norms import num_prefix
-from vit_jax.errors import ConfigError, did_you_mean
+from vit_jax.errors import ConfigError, DataError, did_you_mean
 from vit_jax.pretrained.model import Pretrained
 
 MINIBATCH = 64
@@ -105,7 +105,7 @@ def layer_similarity(
     *,
     pool: str = "all",
     num_images: int | None = None,
-    batch_size: int | None = None,
+    batch_size: int = MINIBATCH,
 ) -> LayerSimilarity:
     """Compares the layers of a model with each other, or with those of another model.
 
@@ -118,13 +118,12 @@ def layer_similarity(
       other: another such model, of any size; None: the same one.
       pool: "all": a layer's representation of an image is all patch tokens; "mean": their mean.
       num_images: a random choice of this many; None: all.
-      batch_size: images of a minibatch, at least 4; more of them give less noise. None: 64, or all
-        images if these are fewer.
+      batch_size: images of a minibatch, at least 4; more of them give less noise.
 
     Raises:
       ConfigError: the size of the minibatches or `pool` is not accepted, or images that are
         prepared already are of another size than those of the other model.
-      TooFewImagesError: fewer images than a minibatch can be read.
+      DataError: fewer images than a minibatch can be read.
       NotApplicableError: a model has no tokens (a ResNet).
 
     Example:
@@ -135,7 +134,7 @@ def layer_similarity(
     """
     if pool not in POOLS:
         raise ConfigError(f'pool is "{pool}". {did_you_mean(pool, POOLS)}')
-    if batch_size is not None and batch_size < _SMALLEST:
+    if batch_size < _SMALLEST:
         raise ConfigError(
             f"batch_size is {batch_size}: the unbiased estimate needs at least {_SMALLEST} images."
         )
@@ -144,21 +143,20 @@ def layer_similarity(
     depths = [model.blocks.depth for model in models]
     stream = open_images(pretrained, images, num_images=num_images)
     streams = [stream] if other is None else [stream, stream.prepared_for(other)]
-    smallest, size = batch_size or _SMALLEST, batch_size or MINIBATCH
-    (cross, first, second), size = _means(models, streams, size, smallest, pool)
+    cross, first, second = _means(models, streams, batch_size, pool)
     if not cross.count:
-        raise TooFewImagesError(
-            f"Fewer than {smallest} of the {len(streams[0]):,} images can be read, so there is "
+        raise DataError(
+            f"Fewer than {batch_size} of the {len(streams[0]):,} images can be read, so there is "
             f"no complete minibatch: give more images, or a smaller batch_size (from {_SMALLEST})."
         )
     shape = (depths[0] + 1, depths[-1] + 1)
     return LayerSimilarity(
         checkpoint=models[0].name,
-        num_images=cross.count * size,
+        num_images=cross.count * batch_size,
         cka=_ratio(cross.mean, first.mean, second.mean),
         interval=_interval(cross, first, second, shape),
         other=models[1].name if other is not None else "",
-        minibatch=size,
+        minibatch=batch_size,
     )
 
 
@@ -179,42 +177,34 @@ def hsic(
 
 
 def _means(
-    models: list[Measured], streams: list[ImageStream], size: int, smallest: int, pool: str
-) -> tuple[tuple[MeanOverImages, MeanOverImages, MeanOverImages], int]:
-    """Returns means over minibatches of HSIC(K, L), and of the diagonals for K and for L; and size.
+    models: list[Measured], streams: list[ImageStream], size: int, pool: str
+) -> tuple[MeanOverImages, MeanOverImages, MeanOverImages]:
+    """Returns the mean over minibatches of HSIC(K, L), and of the diagonals for K and for L.
 
     As many values are added to each at a time, so their replicates have the same weights.
     """
     cross, first, second = MeanOverImages(), MeanOverImages(), MeanOverImages()
-    for prepared in _minibatches(streams, size, smallest):
-        size = len(prepared[0])
+    for prepared in _minibatches(streams, size):
         grams = [_grams(*one, pool) for one in zip(models, prepared, strict=True)]
         one, two = grams[0], grams[-1]
         cross.add(hsic(one, two)[None])
         first.add(np.diag(hsic(one, one))[None])
         second.add(np.diag(hsic(two, two))[None])
-    return (cross, first, second), size
+    return cross, first, second
 
 
 def _minibatches(
-    streams: list[ImageStream], size: int, smallest: int
+    streams: list[ImageStream], size: int
 ) -> Iterator[list[Float[np.ndarray, "n height width channels"]]]:
-    """Yields complete minibatches of images that can be read, of each stream the same ones.
-
-    If there are no `size` images but `smallest`, all of them are one minibatch.
-    """
+    """Yields complete minibatches of images that can be read, of each stream the same ones."""
     kept: list[list[np.ndarray]] = [[] for _ in streams]
-    is_complete = False
     for batches in zip(*(stream.batches(size) for stream in streams), strict=True):
         good = np.logical_and.reduce([batch.good for batch in batches])
         for images, batch in zip(kept, batches, strict=True):
             images.extend(np.asarray(batch.images)[good])
         if len(kept[0]) >= size:
-            is_complete = True
             yield [np.stack(images[:size]) for images in kept]
             kept = [images[size:] for images in kept]
-    if not is_complete and len(kept[0]) >= smallest:
-        yield [np.stack(images) for images in kept]
 
 
 def _grams(

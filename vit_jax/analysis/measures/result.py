@@ -25,10 +25,6 @@ class NotApplicableError(ConfigError):
     """A measure that a model has not, such as the attention of a ResNet; the message says why."""
 
 
-class TooFewImagesError(NotApplicableError, DataError):
-    """A measure that needs more images than there are."""
-
-
 class NamedArray(NamedTuple):
     """An array of a result.
 
