@@ -21,16 +21,16 @@ def highest_precision():
         yield
 
 
-def slow_curves(model, image, order, target):
-    """Probabilities as patches of 16 pixels are removed, and put back, one after the other."""
-    columns = image.shape[1] // 16
+def slow_curves(model, image, order, target, size=16):
+    """Probabilities as patches of a size are removed, and put back, one after the other."""
+    columns = image.shape[1] // size
     mean = image.astype(np.float64).mean(axis=(0, 1))
     deleted, inserted = image.copy(), np.broadcast_to(mean, image.shape).astype(np.float32).copy()
     steps = [(deleted.copy(), inserted.copy())]
     for patch in order:
-        y, x = patch // columns * 16, patch % columns * 16
-        for row in range(y, y + 16):
-            for column in range(x, x + 16):
+        y, x = patch // columns * size, patch % columns * size
+        for row in range(y, y + size):
+            for column in range(x, x + size):
                 deleted[row, column] = mean
                 inserted[row, column] = image[row, column]
         steps.append((deleted.copy(), inserted.copy()))
