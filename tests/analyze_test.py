@@ -211,11 +211,16 @@ def test_checkpoints_are_compared_on_the_same_images(measures, plain_run, tmp_pa
         (["--compare=RUN"], ["--compare names a checkpoint twice"]),
         (["--images=nowhere"], ["nowhere"]),
         (["--num_images=-1"], ["num_images"]),
+        (["--images=BROKEN"], ["None of the 1 images can be read", "Not an image"]),
     ],
 )
-def test_mistakes_are_found_before_anything_is_measured(typed, texts, plain_run, tmp_path):
+def test_mistakes_are_found_before_anything_is_measured(
+    typed, texts, plain_run, tmp_path, tmp_path_factory
+):
     (tmp_path / "FILE").touch()
-    words = [word.replace("RUN", str(plain_run)) for word in typed]
+    broken = tmp_path_factory.mktemp("broken")
+    (broken / "1.png").write_text("broken")
+    words = [w.replace("RUN", str(plain_run)).replace("BROKEN", str(broken)) for w in typed]
     result = call("analyze", f"--checkpoint={plain_run}", *words, cwd=tmp_path)
     assert result.code == 2 and all(text in result.err for text in texts), result.err
     assert sorted(os.listdir(tmp_path)) == ["FILE"] and not (plain_run / "analysis").exists()

@@ -74,7 +74,7 @@ def analyze(
       CheckpointError: a checkpoint cannot be read, or a parameter is NaN or infinite.
       ConfigError: there is no measure of a name, a hint or size is invalid, or `out` cannot be
         written.
-      DataError: the images cannot be opened.
+      DataError: the images cannot be opened, or none of them can be read.
 
     Example:
       >>> found = analysis.analyze("runs/quickstart", num_images=8, only=["attention_distance"])
@@ -97,6 +97,8 @@ def analyze(
         check_finite(model.params, name=model.loaded_from or describe_model(model.config))
     streams, described = _open(models, images, num_images=num_images)
     log(f"images: {described}")
+    if streams[0] is not None and any(MEASURES[name] is not Takes.NOTHING for name in names):
+        streams[0].first(1)  # An error if none can be read, rather than one of each measure.
     subjects = [
         Subject(
             name=model.loaded_from or describe_model(model.config),
