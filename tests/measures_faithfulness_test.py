@@ -142,10 +142,17 @@ def test_large_grids_have_16_steps_and_small_ones_one_for_each_patch():
     np.testing.assert_allclose(np.diff(counts), 196 / 16, atol=0.76)
 
 
+def test_a_head_of_zeros_is_named():
+    model = create("mu/16", image_size=32, num_classes=3)  # Its head is not trained.
+    result = analysis.faithfulness(model, "digits:test", num_images=2, methods="rollout")
+    np.testing.assert_allclose(result.mean["deletion"], 1 / 3, rtol=1e-6)
+    assert "as those of a new head of zeros" in result.notes[0]
+
+
 def test_files_table_and_figure(tmp_path):
     model = small(image_size=(32, 48), num_classes=3)
     result = analysis.faithfulness(model, "digits:test", num_images=3, methods="rollout")
-    assert result.num_images == 3
+    assert result.num_images == 3 and not result.notes
     result.save(tmp_path)
     table = result.to_dataframe()
     assert list(table["method"]) == ["rollout", "random"]
