@@ -142,13 +142,6 @@ def test_large_grids_have_16_steps_and_small_ones_one_for_each_patch():
     np.testing.assert_allclose(np.diff(counts), 196 / 16, atol=0.76)
 
 
-def test_a_head_of_zeros_is_named():
-    model = create("mu/16", image_size=32, num_classes=3)  # Its head is not trained.
-    result = analysis.faithfulness(model, "digits:test", num_images=2, methods="rollout")
-    np.testing.assert_allclose(result.mean["deletion"], 1 / 3, rtol=1e-6)
-    assert "as those of a new head of zeros" in result.notes[0]
-
-
 def test_files_table_and_figure(tmp_path):
     model = small(image_size=(32, 48), num_classes=3)
     result = analysis.faithfulness(model, "digits:test", num_images=3, methods="rollout")
@@ -158,6 +151,11 @@ def test_files_table_and_figure(tmp_path):
     assert list(table["method"]) == ["rollout", "random"]
     assert (table["deletion_area_low"] <= table["deletion_area"]).all()
     assert table["insertion_gain"][1] == 0
+    head = jax.tree.map(np.zeros_like, model.params["head"])
+    untrained = dataclasses.replace(model, params={**model.params, "head": head})
+    flat = analysis.faithfulness(untrained, "digits:test", num_images=3, methods="rollout")
+    np.testing.assert_allclose(flat.mean["deletion"], 1 / 3, rtol=1e-6)
+    assert "as those of a new head of zeros" in flat.notes[0]
     with np.load(tmp_path / "faithfulness.npz") as arrays:
         np.testing.assert_array_equal(arrays["deletion"], result.mean["deletion"])
         np.testing.assert_allclose(arrays["removed"], np.arange(7) / 6)
