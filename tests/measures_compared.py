@@ -2,8 +2,8 @@
 
 The slow formulas are those of the tests of each measure. They are applied to two kinds of arrays:
 to those that our forward pass has captured in float32, so that a difference is the measure's; and,
-if a checkpoint has them, to those of the reference implementation, so that a difference is also that
-of the forward passes.
+if a checkpoint has them, to those of the reference implementation, so that a difference is also
+that of the forward passes.
 """
 
 import dataclasses
