@@ -68,6 +68,7 @@ def folder(plain_run, tmp_path_factory):
     config = folder / "runs" / "longer" / "config.json"
     config.write_text(config.read_text().replace('"seed": 0', '"seed": 1'))
     Image.fromarray(np.full((40, 60, 3), 99, np.uint8)).save(folder / "cat.png")
+    # The model of most examples.
     tiny = vit_jax.create("mu/16", image_size=32, num_classes=10)
     vit_jax.export(tiny, folder / "tiny-vit", to="hf")
     return folder

@@ -131,7 +131,7 @@ class Pretrained:
           NonFiniteError: an output is NaN or infinite, though all parameters are finite.
 
         Example:
-          >>> load_pretrained("runs/quickstart").predict("cat.png", top_k=2)
+          >>> load_pretrained("tiny-vit").predict("cat.png", top_k=2)
           image    probability  class
           cat.png  ...
         """
