@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import slow
 from tests.measured_models import (
     FAMILIES,
     NO_ATTENTION,
@@ -73,7 +74,7 @@ def test_patch_features_are_the_references(name):
             np.testing.assert_allclose(ours, theirs[:, prefix:], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("foreground", [True, False])
+@pytest.mark.parametrize("foreground", [True, slow(False)])
 @pytest.mark.parametrize("name", ALL)
 def test_pca_equals_the_slow_formula(name, foreground):
     pretrained, images = family(name), inputs(name)

@@ -108,6 +108,7 @@ def random_images(count, height=32, width=32):
     return rng.normal(size=(count, height, width, 3)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_two_models_and_means_of_tokens():
     one = small(image_size=32)
     two = small(image_size=32, depth=2, registers=1, width=48, num_heads=3)
@@ -190,9 +191,10 @@ def scikit_learn():
     return pytest.importorskip("sklearn.linear_model")
 
 
+@pytest.mark.slow
 def test_probes_equal_fits_on_captured_tokens(scikit_learn, monkeypatch):
     monkeypatch.setattr(probe_module, "_EXPONENTS", (-2.0, 0.0, 2.0))  # A shorter search.
-    monkeypatch.setattr(probe_module, "_FINEST_STEP", 1.0)
+    monkeypatch.setattr(probe_module, "_FINEST_STEP", 2.0)
     pretrained = small(image_size=32, num_classes=10, registers=1)
     result = analysis.layer_probes(pretrained, "digits:test", num_images=40, batch_size=32)
     images, labels = prepared_digits(pretrained, 40)
