@@ -1,6 +1,8 @@
 """`vit-jax analyze` and `analysis.analyze`: images, failures, files, and comparison."""
 
+import contextlib
 import dataclasses
+import html
 import html.parser
 import json
 import os
@@ -23,6 +25,8 @@ from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Res
 from vit_jax.errors import CheckpointError, ConfigError
 
 pytestmark = pytest.mark.medium
+# Figures take most of the time of `analyze`: only one test, a slow one, has all measures.
+CHEAP = ("embedding_filters", "attention_distance")
 BROKEN_TITLE = '<script>alert("x")</script> & co'
 
 
@@ -66,20 +70,31 @@ def broken(pretrained, image):
     raise TypeError("an error of its author")
 
 
-@pytest.fixture
-def measures(monkeypatch):
+ADDED = {
+    "broken": Takes.IMAGE,
+    "brightness": Takes.IMAGES,
+    "supervised": Takes.LABELLED_IMAGES,
+}
+
+
+@contextlib.contextmanager
+def added_measures():
     """Measures of these tests beside those of the package."""
-    monkeypatch.setattr(analysis, "brightness", brightness, raising=False)
-    monkeypatch.setattr(analysis, "broken", broken, raising=False)
-    monkeypatch.setattr(analysis, "supervised", brightness, raising=False)
-    added = {
-        "broken": Takes.IMAGE,
-        "brightness": Takes.IMAGES,
-        "supervised": Takes.LABELLED_IMAGES,
-    }
-    for module in (registry, all_measures):  # Those that fail come first.
-        monkeypatch.setattr(module, "MEASURES", added | registry.MEASURES)
-    monkeypatch.setattr(all_measures, "PAIRS", ("brightness",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "brightness", brightness, raising=False)
+        patch.setattr(analysis, "broken", broken, raising=False)
+        patch.setattr(analysis, "supervised", brightness, raising=False)
+        with_added = ADDED | registry.MEASURES  # Those that fail come first.
+        for module in (registry, all_measures):
+            patch.setattr(module, "MEASURES", with_added)
+        patch.setattr(all_measures, "PAIRS", ("brightness",))
+        yield
+
+
+@pytest.fixture
+def measures():
+    with added_measures():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +138,12 @@ class Page(html.parser.HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
 
-@pytest.fixture
-def analysed(measures, folder, tmp_path):
-    """The analysis of a model by all measures, one of which fails."""
-    return analysis.analyze(small(image_size=(32, 48)), folder, out=tmp_path / "out", batch_size=2)
+@pytest.fixture(scope="module")
+def analysed(folder, tmp_path_factory):
+    """The analysis of a model by a few measures, one of which fails."""
+    out, model = tmp_path_factory.mktemp("out"), small(image_size=(32, 48))
+    with added_measures():
+        return analysis.analyze(model, folder, out=out, batch_size=2, only=[*ADDED, *CHEAP])
 
 
 def test_one_failure_loses_no_result_and_reasons_are_given(analysed):
@@ -151,7 +168,7 @@ def test_the_page_has_every_number_and_no_other_resource(analysed):
     anchors = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     assert {url[1:] for url in urls if url.startswith("#")} <= anchors
     figures = page.all("img")
-    assert len(figures) == 2 and all("numbers are in" in attrs["alt"] for attrs in figures)
+    assert len(figures) == 3 and all("numbers are in" in attrs["alt"] for attrs in figures)
     # One with an image is not inverted in dark mode.
     assert {attrs["class"] for attrs in figures} == {"photo", "drawn"}
     assert BROKEN_TITLE in page.text and "damaged & co.png" in page.text
@@ -162,8 +179,11 @@ def test_the_page_has_every_number_and_no_other_resource(analysed):
 
 def test_the_json_has_the_numbers_of_the_results(analysed):
     stored = json.loads((analysed.folder / "analysis.json").read_text())
-    expected = analysed["attention_distance"].summary() | analysed["brightness"].summary()
+    expected = {}
+    for outcome in analysed.outcomes:
+        expected |= outcome.result.summary() if outcome.result else {}
     assert {name: row[0] for name, row in stored["overview"].items()} == expected
+    assert {"attention_distance_last_layer", "brightness"} <= expected.keys()
     distance = json.loads((analysed.folder / "attention_distance.json").read_text())
     assert distance["summary"] == analysed["attention_distance"].summary()
     mean = analysed["attention_distance"].mean
@@ -227,13 +247,41 @@ def test_mistakes_are_found_before_anything_is_measured(
 
 
 def test_the_command_writes_into_the_work_directory(run_copy):
-    result = call("analyze", f"--checkpoint={run_copy}", "--num_images=4")
+    only = "--only=attention_distance"
+    result = call("analyze", f"--checkpoint={run_copy}", "--num_images=4", only)
     assert result.code == 0, result.err
     assert "4 images of 50, digits, test[:50]" in result.out
     assert f"report: {run_copy}/analysis/report.html" in result.out
     assert (run_copy / "analysis" / "attention_distance.npz").is_file()
-    older = call("analyze", f"--checkpoint={run_copy}/checkpoints/8", "--num_images=1")
-    assert older.code == 0 and (run_copy / "analysis-step-8" / "report.html").is_file()
+    # An older checkpoint has a folder of its own.
+    older = all_measures.default_folder(f"{run_copy}/checkpoints/8")
+    assert older.parent == run_copy and older.name == "analysis-step-8"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 20])
+def test_all_measures_of_few_images(count, run_copy):
+    """A measure that needs more images than there are says so, and is no failure."""
+    result = call("analyze", f"--checkpoint={run_copy}", f"--num_images={count}")
+    assert result.code == 0, result.out + result.err
+    out = run_copy / "analysis"
+    entries = {e["measure"]: e for e in json.loads((out / "analysis.json").read_text())["measures"]}
+    assert entries.keys() == registry.MEASURES.keys()
+    for entry in entries.values():
+        assert bool(entry["files"]) == (not entry["reason"]), entry
+        assert all((out / file).is_file() for file in entry["files"])
+    refused = {name: entry["reason"] for name, entry in entries.items() if entry["reason"]}
+    # A new model has no outliers.
+    assert "needs no register" in refused.pop("test_time_registers")
+    needed = {
+        "layer_similarity": "at least 4 images", "layer_probes": "are too few",
+        "nearest_images": "at least two",
+    }  # fmt: skip
+    assert refused.keys() == (needed.keys() if count == 1 else set())
+    assert all(needed[name] in reason for name, reason in refused.items())
+    report = (out / "report.html").read_text()
+    assert ("all 20 of them are one minibatch" in report) == (count == 20)
+    assert all(reason in html.unescape(report) for reason in refused.values())
 
 
 def test_a_failure_is_the_commands_exit_code(measures, folder, run_copy, tmp_path):
@@ -245,7 +293,10 @@ def test_a_failure_is_the_commands_exit_code(measures, folder, run_copy, tmp_pat
 
 def test_without_images_a_published_model_gets_what_needs_none(measures):
     found = analysis.analyze(small(image_size=32))
-    assert all("needs images" in outcome.reason for outcome in found.outcomes)
+    assert {outcome.measure for outcome in found.outcomes if outcome.result} == {
+        name for name, takes in registry.MEASURES.items() if takes is Takes.NOTHING
+    }
+    assert all(outcome.result or "needs images" in outcome.reason for outcome in found.outcomes)
     with pytest.raises(ConfigError, match="at least one"):
         analysis.analyze([])
 

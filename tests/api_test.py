@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import vit_jax
-from tests.conftest import ROOT
+from tests.conftest import ROOT, slow
 from tests.images import make
 from vit_jax import analysis
 from vit_jax.__main__ import command, verbs
@@ -68,21 +68,33 @@ def folder(plain_run, tmp_path_factory):
     config = folder / "runs" / "longer" / "config.json"
     config.write_text(config.read_text().replace('"seed": 0', '"seed": 1'))
     Image.fromarray(np.full((40, 60, 3), 99, np.uint8)).save(folder / "cat.png")
+    # The model of most examples.
     tiny = vit_jax.create("mu/16", image_size=32, num_classes=10)
     vit_jax.export(tiny, folder / "tiny-vit", to="hf")
     return folder
 
 
+@pytest.fixture(scope="module")
+def names():
+    """What an example need not import."""
+    public = {name: getattr(vit_jax, name) for name in vit_jax.__all__}
+    return public | {"np": np, "jax": jax, "pathlib": pathlib, "os": os, "vit_jax": vit_jax}
+
+
 @pytest.mark.medium
-@pytest.mark.parametrize("name", [*sorted(set(vit_jax.__all__) - {"analysis"}), *MEASURES])
-def test_the_example_runs(name, folder, monkeypatch):
+@pytest.mark.parametrize(
+    "name",
+    [
+        *sorted(set(vit_jax.__all__) - {"analysis"}),
+        *(slow(name) if name == "layer_probes" else name for name in MEASURES),
+    ],
+)
+def test_the_example_runs(name, folder, names, monkeypatch):
     monkeypatch.chdir(folder)
     example_of = getattr(analysis if name in MEASURES else vit_jax, name)
-    globals_ = {name: getattr(vit_jax, name) for name in vit_jax.__all__}
-    globals_ |= {"np": np, "jax": jax, "pathlib": pathlib, "os": os, "vit_jax": vit_jax}
     finder = doctest.DocTestFinder(recurse=True, exclude_empty=True)
     # An inherited docstring, or one of a method, is an example as well.
-    tests = [test for test in finder.find(example_of, name, globs=globals_) if test.examples]
+    tests = [test for test in finder.find(example_of, name, globs=names) if test.examples]
     assert tests, f"vit_jax.{name} has no example"
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     report = []

@@ -15,17 +15,19 @@ from vit_jax.pretrained.verification import fixtures, load_fixture
 # Written by the reference implementations: class token, GAP, MAP, registers, distillation, rotary
 # and sine-cosine positions, scanned, gated, hybrid, without class token.
 _QUICK = (
-    "vt_npz/hybrid_token", "bv_npz/map_learn", "hf_deit/distilled", "hf_dinov3_vit/gated",
-    "timm_vit/reg_ls_qknorm_swiglu",
+    "hf_deit/distilled", "bv_npz/map_learn", "timm_vit/reg_ls_qknorm_swiglu",
 )  # fmt: skip
 _OTHERS = (
-    "vt_npz/token_prelogits", "bv_npz/gap_sincos2d", "bv_npz/scan_gap", "hf_vit/cls",
+    "vt_npz/hybrid_token", "hf_dinov3_vit/gated", "vt_npz/token_prelogits",
+    "bv_npz/gap_sincos2d", "bv_npz/scan_gap", "hf_vit/cls",
     "hf_dinov2_with_registers/model", "hf_siglip/vision", "hf_ijepa/model", "timm_eva/rope_axial",
     "dinov2_native/reg4", "deit3_native/layerscale", "mae_native/encoder_cls",
     "torchvision_vit/cls",
 )  # fmt: skip
-# For pytest.mark.parametrize: five are part of `make test`, the others slow.
+# For pytest.mark.parametrize: three are part of `make test`, the others slow.
 FAMILIES = (*_QUICK, *map(slow, _OTHERS))
+# Of an expensive comparison, one is part of `make test`.
+ONE_FAMILY = (_QUICK[0], *map(slow, (*_QUICK[1:], *_OTHERS)))
 NO_ATTENTION = ("vt_npz/mixer", "bv_npz/bit_v1")
 
 

@@ -3,11 +3,9 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import slow
 from tests.measured_models import FAMILIES, expected, family, inputs, small
 from vit_jax import analysis
 from vit_jax.analysis.measures.encoder import measured, with_register_neurons
@@ -70,7 +68,7 @@ def test_norms_equal_the_slow_formula_on_the_references_blocks(name):
         )
 
 
-def test_a_threshold_counts_outliers(tmp_path):
+def test_a_threshold_counts_outliers():
     pretrained = small(image_size=(32, 48), registers=2, depth=2)
     images = np.random.default_rng(0).normal(size=(7, 32, 48, 3)).astype(np.float32)
     norms = np.linalg.norm(pretrained(images, capture="blocks")[1]["blocks"], axis=-1)[..., 3:]
@@ -83,6 +81,12 @@ def test_a_threshold_counts_outliers(tmp_path):
     for layer in (0, 1):
         counts, _ = np.histogram(norms[layer], EDGES)
         np.testing.assert_array_equal(result.histogram[layer][1:-1], counts)
+
+
+@pytest.mark.slow
+def test_files_of_norms(tmp_path):
+    images = np.random.default_rng(0).normal(size=(7, 32, 48, 3)).astype(np.float32)
+    result = analysis.token_norms(small(image_size=(32, 48), registers=2, depth=2), images)
     assert {path.suffix for path in result.save(tmp_path)} == {".png", ".svg", ".json", ".npz"}
 
 
@@ -128,7 +132,9 @@ def test_the_hook_moves_the_strongest_activation_to_the_register():
     variables = with_register_neurons(model, masks)
     with jax.default_matmul_precision("highest"):
         (_, plain), (_, moved) = (
-            model.model.apply(v, images, capture=("hidden", "mlp_branch"))
+            jax.jit(model.model.apply, static_argnames="capture")(
+                v, images, capture=("hidden", "mlp_branch")
+            )
             for v in (model.variables, variables)
         )
     hidden = np.array(plain["hidden"], np.float64)
@@ -170,8 +176,9 @@ def with_outliers(**fields):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"registers": 1, "posemb_prefix": "all"}, slow({}), slow({"pool": "gap"})], ids=str
+    "fields", [{"registers": 1, "posemb_prefix": "all"}, {}, {"pool": "gap"}], ids=str
 )
+@pytest.mark.slow
 def test_an_outlier_moves_to_the_register(fields, tmp_path):
     pretrained = with_outliers(**fields)
     rng = np.random.default_rng(0)
@@ -192,23 +199,21 @@ def test_an_outlier_moves_to_the_register(fields, tmp_path):
     config = pretrained.config
     assert result.after.prefix_names[-1] == f"register {config.registers + 1}"
     # The changed model can be called, and is the model again if nothing is moved and seen.
-    logits, rest = result(images, capture="blocks")
+    logits, rest = result(images, capture=("blocks", "embed"))
+    old_logits, captured = pretrained(images, capture="embed")
     assert rest["blocks"].shape[2] == config.num_tokens + 1
-    old = pretrained(images)[1]["pre_logits"]
-    want = (rest["pre_logits"] * old).sum(axis=1) / (
-        np.linalg.norm(rest["pre_logits"], axis=1) * np.linalg.norm(old, axis=1)
-    )
+    new, old = (np.asarray(values["pre_logits"]) for values in (rest, captured))
+    want = (new * old).sum(axis=1) / np.linalg.norm(new, axis=1) / np.linalg.norm(old, axis=1)
     np.testing.assert_allclose(result.cosine[0], want.mean(), rtol=1e-5)
-    same = logits.argmax(axis=1) == pretrained(images)[0].argmax(axis=1)
+    logits, old_logits = np.asarray(logits), np.asarray(old_logits)
+    same = logits.argmax(axis=1) == old_logits.argmax(axis=1)
     assert result.agreement[0] == same.mean()
     # The added token begins as zeros, and the others keep their positions.
-    embed = result(images, capture="embed")[1]["embed"]
-    prefix = config.num_prefix
-    assert not jnp.any(embed[:, prefix])
+    embed, prefix = np.asarray(rest["embed"]), config.num_prefix
+    assert not embed[:, prefix].any()
     np.testing.assert_allclose(
-        jnp.delete(embed, prefix, axis=1), pretrained(images, capture="embed")[1]["embed"],
-        rtol=1e-5, atol=1e-5,
-    )  # fmt: skip
+        np.delete(embed, prefix, axis=1), captured["embed"], rtol=1e-5, atol=1e-5
+    )
     assert isinstance(result.model.model, Vit)
     result.save(tmp_path)
 

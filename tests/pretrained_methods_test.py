@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import vit_jax
+from tests.conftest import slow
 from tests.measured_models import FAMILIES, family, inputs, small
 from vit_jax.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 
@@ -127,7 +128,7 @@ def test_attention_of_every_family(name):
     np.testing.assert_allclose(maps, expected_maps(model, images), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("pool", ["token", "gap", "map", "map_patches", "token_gap"])
+@pytest.mark.parametrize("pool", ["token", "gap", "map", slow("map_patches"), slow("token_gap")])
 def test_attention_of_every_pooling_of_a_non_square_image(pool):
     model = small(pool=pool, class_token=True, registers=2, image_size=(32, 48), scan=False)
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)

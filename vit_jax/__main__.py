@@ -36,7 +36,8 @@ def verbs() -> tuple[str, ...]:
 def command(verb: str) -> cli.Command:
     """Returns the command of a verb."""
     module = importlib.import_module(_MODULES[verb])
-    # The import has set vit_jax.evaluate to the module; to Python's users it is the function.
+    # The import has set vit_jax.evaluate to the module; to Python's users it is the function. A
+    # package without such a function, vit_jax.config, stays.
     if verb in vit_jax.__all__ and verb in vars(vit_jax):
         delattr(vit_jax, verb)
     return module.COMMAND

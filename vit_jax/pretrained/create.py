@@ -3,20 +3,22 @@
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from vit_jax.config import base_config
 from vit_jax.config.fields import Role, field_names
 from vit_jax.data.recipes import evaluation
 from vit_jax.errors import ConfigError, did_you_mean
-from vit_jax.models import build, read_section
+from vit_jax.models import ModelConfig, build, read_section
 from vit_jax.models.variants import HYBRIDS, MIXERS, RESNETS, VARIANTS, family, is_variant
 from vit_jax.parallel.rules import param_shardings
 from vit_jax.pretrained.load import load_pretrained
@@ -46,6 +48,18 @@ def list_models(pattern: str = "*") -> list[str]:
     names += [*HYBRIDS, *(f"BiT-R{depth}x1" for depth in RESNETS)]
     names += [f"{size}/{patch}" for size in MIXERS for patch in (16, 32)]
     return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+@functools.lru_cache(maxsize=8)  # To trace a model takes longer than to run its initialisation.
+def _init_program(config: ModelConfig, mesh: Mesh) -> Callable[[jax.Array], PyTree]:
+    """Returns the compiled initialisation of a model: a key -> parameters on the mesh."""
+    model = build(config)
+
+    def init(key: jax.Array) -> PyTree:
+        return model.init(key, jnp.zeros((1, *config.image_size, config.channels)))["params"]
+
+    layout = param_shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
+    return jax.jit(init, out_shardings=layout)
 
 
 def _expressible(name: str) -> dict[str, str]:
@@ -142,18 +156,11 @@ def create(
         }
     )
     config = read_section(section, num_classes=1000 if num_classes is None else num_classes)
-    model = build(config)
     mesh = one_device() if mesh is None else mesh
-
-    def init(key: jax.Array) -> Any:
-        return model.init(key, jnp.zeros((1, *config.image_size, config.channels)))["params"]
-
-    key = jax.random.key(seed)
     with jax.set_mesh(mesh):
-        layout = param_shardings(jax.eval_shape(init, key), mesh)
-        params = jax.jit(init, out_shardings=layout)(key)
+        params = _init_program(config, mesh)(jax.random.key(seed))
     return Pretrained(
-        model=model,
+        model=build(config),
         params=params,
         config=config,
         preprocess=Preprocess(evaluation("hf_vit"), config.image_size, config.channels),

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -101,7 +101,8 @@ class Pretrained:
         """
         check_images(images, self.config)
         names = (capture,) if isinstance(capture, str) else tuple(capture)
-        return self._apply({"params": self.params}, images, capture=names)
+        self._check_params  # noqa: B018  # Once.
+        return _apply(self.model, {"params": self.params}, images, names)
 
     @property
     def is_classifier(self) -> bool:
@@ -131,7 +132,7 @@ class Pretrained:
           NonFiniteError: an output is NaN or infinite, though all parameters are finite.
 
         Example:
-          >>> load_pretrained("runs/quickstart").predict("cat.png", top_k=2)
+          >>> load_pretrained("tiny-vit").predict("cat.png", top_k=2)
           image    probability  class
           cat.png  ...
         """
@@ -171,7 +172,7 @@ class Pretrained:
           CheckpointError, ConfigError, DataError, NonFiniteError: see `predict`.
 
         Example:
-          >>> create("mu/16", image_size=32).features(["cat.png", "cat.png"]).shape
+          >>> create("mu/16", image_size=32, num_classes=10).features(["cat.png", "cat.png"]).shape
           (2, 32)
         """
         return np.concatenate([features for _, features in self._in_batches(as_list(images))])
@@ -194,7 +195,7 @@ class Pretrained:
           ConfigError: the model has no attention, or there are several images.
 
         Example:
-          >>> create("mu/16", image_size=32).attention("cat.png").shape  # 2 x 2 patches.
+          >>> create("mu/16", image_size=32, num_classes=10).attention("cat.png").shape  # 2 x 2 patches.
           (1, 2, 2, 2)
         """
         config = self.config
@@ -268,9 +269,19 @@ class Pretrained:
         return "\n".join(lines)
 
     @functools.cached_property
-    def _apply(self) -> Any:
-        check_params(self.params, self.config)  # Once, since this is kept.
-        return jax.jit(self.model.apply, static_argnames="capture")
+    def _check_params(self) -> None:
+        check_params(self.params, self.config)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "capture"))
+def _apply(
+    model: nn.Module,
+    variables: dict[str, PyTree],
+    images: Float[Array, "b height width channels"],
+    capture: tuple[str, ...],
+) -> tuple[Float[Array, "b classes"], dict[str, Array]]:
+    """Runs a model; models of one architecture share the compiled program."""
+    return cast(Any, model.apply(variables, images, capture=capture))
 
 
 def size_text(size: tuple[int, int]) -> str:

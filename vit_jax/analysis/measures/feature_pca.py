@@ -132,10 +132,10 @@ def feature_pca(
       NotApplicableError: `layer` of a ResNet.
 
     Example:
-      >>> model = create("mu/16", image_size=64, num_classes=0)
+      >>> model = create("mu/16", image_size=32)
       >>> result = analysis.feature_pca(model, "digits:test[:8]", num_shown=2, foreground=False)
       >>> result.colours.shape  # Images, rows, columns; red, green and blue.
-      (2, 4, 4, 3)
+      (2, 2, 2, 3)
     """
     if num_shown < 1:
         raise ConfigError(f"num_shown is {num_shown}: it must be at least 1.")

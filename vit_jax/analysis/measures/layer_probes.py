@@ -14,10 +14,10 @@ from matplotlib.ticker import PercentFormatter
 from vit_jax.analysis import figures
 from vit_jax.analysis.measures.encoder import Captured, Measured, measure_blocks, measured
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, ImageStream, open_images
-from vit_jax.analysis.measures.result import NamedArray, Result
+from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
 from vit_jax.analysis.measures.token_norms import num_prefix
 from vit_jax.config.model import VitConfig
-from vit_jax.errors import ConfigError, DataError
+from vit_jax.errors import ConfigError
 from vit_jax.evals.intervals import wilson
 from vit_jax.evals.probe import fit_probe
 from vit_jax.pretrained.model import Pretrained
@@ -136,8 +136,8 @@ def layer_probes(
 
     Raises:
       ConfigError: the images have no labels, or the fraction is not between 0 and 1.
-      DataError: there are too few images of two classes.
-      NotApplicableError: the model has no tokens (a ResNet).
+      NotApplicableError: the model has no tokens (a ResNet), or there are too few images of two
+        classes.
 
     Example:
       >>> model = create("mu/16", image_size=32)
@@ -194,11 +194,11 @@ def split(labels: Int[np.ndarray, " n"], train_fraction: float) -> np.ndarray:
 
 
 def _check_split(labels: Int[np.ndarray, " n"], is_train: np.ndarray) -> None:
-    """Raises DataError unless a probe can be fitted and tested."""
+    """Raises NotApplicableError unless a probe can be fitted and tested."""
     _, counts = np.unique(labels[is_train], return_counts=True)
     if len(counts) > 1 and counts.max() > 1 and not is_train.all():
         return
-    raise DataError(
+    raise NotApplicableError(
         f"{len(labels):,} images of {len(np.unique(labels)):,} classes are too few: the training "
         "images must be of two classes, two of one of them, and some must be left for the test. "
         "Give more images (num_images), or another train_fraction."

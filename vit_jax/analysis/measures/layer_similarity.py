@@ -16,9 +16,9 @@ from vit_jax.analysis import figures
 from vit_jax.analysis.measures.bootstrap import LEVEL, MeanOverImages
 from vit_jax.analysis.measures.encoder import Captured, Measured, measure_blocks, measured
 from vit_jax.analysis.measures.images import Images, ImageStream, open_images
-from vit_jax.analysis.measures.result import NamedArray, Result
+from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
 from vit_jax.analysis.measures.token_norms import num_prefix
-from vit_jax.errors import ConfigError, DataError, did_you_mean
+from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.pretrained.model import Pretrained
 
 MINIBATCH = 64
@@ -53,7 +53,8 @@ class LayerSimilarity(Result):
         "prefix tokens are left out. Layer 0 is the input of the first block. Each of the three "
         "HSIC is the mean over minibatches of the unbiased estimator HSIC_1, so the result does "
         "not depend on the minibatch's size but for noise; an incomplete last minibatch is left "
-        "out. Intervals: bootstrap over minibatches, 95%; of fewer than ten they are rough."
+        "out, unless it is the only one. Intervals: bootstrap over minibatches, 95%; of fewer than "
+        "ten they are rough."
     )
     source: ClassVar[str] = (
         "Nguyen, Raghu and Kornblith 2020, arXiv 2010.15327, section 3; HSIC_1: Song et al. 2012, "
@@ -118,13 +119,14 @@ def layer_similarity(
       other: another such model, of any size; None: the same one.
       pool: "all": a layer's representation of an image is all patch tokens; "mean": their mean.
       num_images: a random choice of this many; None: all.
-      batch_size: images of a minibatch, at least 4; more of them give less noise.
+      batch_size: images of a minibatch, at least 4; more of them give less noise. If fewer can be
+        read, all of them are the only minibatch.
 
     Raises:
-      ConfigError: the size of the minibatches or `pool` is not accepted, or images that are
-        prepared already are of another size than those of the other model.
-      DataError: fewer images than a minibatch can be read.
-      NotApplicableError: a model has no tokens (a ResNet).
+      ConfigError: `pool` is not accepted, or images that are prepared already are of another size
+        than those of the other model.
+      NotApplicableError: a model has no tokens (a ResNet), or a minibatch has fewer than four
+        images.
 
     Example:
       >>> model = create("mu/16", image_size=32)
@@ -135,7 +137,7 @@ def layer_similarity(
     if pool not in POOLS:
         raise ConfigError(f'pool is "{pool}". {did_you_mean(pool, POOLS)}')
     if batch_size < _SMALLEST:
-        raise ConfigError(
+        raise NotApplicableError(
             f"batch_size is {batch_size}: the unbiased estimate needs at least {_SMALLEST} images."
         )
     loaded = [pretrained] if other is None else [pretrained, other]
@@ -143,20 +145,22 @@ def layer_similarity(
     depths = [model.blocks.depth for model in models]
     stream = open_images(pretrained, images, num_images=num_images)
     streams = [stream] if other is None else [stream, stream.prepared_for(other)]
-    cross, first, second = _means(models, streams, batch_size, pool)
+    minibatch, cross, first, second = _means(models, streams, batch_size, pool)
     if not cross.count:
-        raise DataError(
-            f"Fewer than {batch_size} of the {len(streams[0]):,} images can be read, so there is "
-            f"no complete minibatch: give more images, or a smaller batch_size (from {_SMALLEST})."
+        raise NotApplicableError(
+            f"Its unbiased estimate needs at least {_SMALLEST} images that can be read."
         )
-    shape = (depths[0] + 1, depths[-1] + 1)
+    shape, notes = (depths[0] + 1, depths[-1] + 1), ()
+    if minibatch < batch_size:
+        notes = (f"Fewer than {batch_size} images: all {minibatch} of them are one minibatch.",)
     return LayerSimilarity(
         checkpoint=models[0].name,
-        num_images=cross.count * batch_size,
+        num_images=cross.count * minibatch,
         cka=_ratio(cross.mean, first.mean, second.mean),
         interval=_interval(cross, first, second, shape),
         other=models[1].name if other is not None else "",
-        minibatch=batch_size,
+        minibatch=minibatch,
+        notes=notes,
     )
 
 
@@ -178,26 +182,31 @@ def hsic(
 
 def _means(
     models: list[Measured], streams: list[ImageStream], size: int, pool: str
-) -> tuple[MeanOverImages, MeanOverImages, MeanOverImages]:
-    """Returns the mean over minibatches of HSIC(K, L), and of the diagonals for K and for L.
+) -> tuple[int, MeanOverImages, MeanOverImages, MeanOverImages]:
+    """Returns the size of the minibatches, and means over them: HSIC(K, L), HSIC(K, K), HSIC(L, L).
 
     As many values are added to each at a time, so their replicates have the same weights.
     """
     cross, first, second = MeanOverImages(), MeanOverImages(), MeanOverImages()
     for prepared in _minibatches(streams, size):
+        size = len(prepared[0])
         grams = [_grams(*one, pool) for one in zip(models, prepared, strict=True)]
         one, two = grams[0], grams[-1]
         cross.add(hsic(one, two)[None])
         first.add(np.diag(hsic(one, one))[None])
         second.add(np.diag(hsic(two, two))[None])
-    return cross, first, second
+    return size, cross, first, second
 
 
 def _minibatches(
     streams: list[ImageStream], size: int
 ) -> Iterator[list[Float[np.ndarray, "n height width channels"]]]:
-    """Yields complete minibatches of images that can be read, of each stream the same ones."""
+    """Yields minibatches of images that can be read, of each stream the same ones.
+
+    An incomplete one is yielded only if it is the first.
+    """
     kept: list[list[np.ndarray]] = [[] for _ in streams]
+    is_first = True
     for batches in zip(*(stream.batches(size) for stream in streams), strict=True):
         good = np.logical_and.reduce([batch.good for batch in batches])
         for images, batch in zip(kept, batches, strict=True):
@@ -205,6 +214,9 @@ def _minibatches(
         if len(kept[0]) >= size:
             yield [np.stack(images[:size]) for images in kept]
             kept = [images[size:] for images in kept]
+            is_first = False
+    if is_first and len(kept[0]) >= _SMALLEST:
+        yield [np.stack(images) for images in kept]
 
 
 def _grams(

@@ -15,8 +15,8 @@ from vit_jax.analysis import figures
 from vit_jax.analysis.measures import pictures
 from vit_jax.analysis.measures.encoder import Measured, Model, Variables, measured
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, ImageStream, open_images
-from vit_jax.analysis.measures.result import NamedArray, Result
-from vit_jax.errors import ConfigError, DataError
+from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
+from vit_jax.errors import ConfigError
 from vit_jax.evals.intervals import wilson
 from vit_jax.pretrained.model import Pretrained
 
@@ -144,7 +144,7 @@ def nearest_images(
 
     Raises:
       ConfigError: a number is below 1.
-      DataError: fewer than two images can be read.
+      NotApplicableError: fewer than two images can be read.
 
     Example:
       >>> result = analysis.nearest_images(create("mu/16", image_size=32), "digits:test[:40]", k=3)
@@ -161,7 +161,7 @@ def nearest_images(
     features, labels = _features(model, stream, batch_size)
     count = len(features)
     if count < 2:
-        raise DataError("One image has no neighbours: give at least two that can be read.")
+        raise NotApplicableError("One image has no neighbours: give at least two that can be read.")
     k = min(k, count - 1)
     queries = np.linspace(0, count - 1, min(num_queries, count)).round().astype(int)
     agreement = {}

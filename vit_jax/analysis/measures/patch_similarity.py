@@ -116,11 +116,11 @@ def patch_similarity(
       NotApplicableError: `layer` of a ResNet.
 
     Example:
-      >>> model = create("mu/16", image_size=(32, 48))
-      >>> result = analysis.patch_similarity(model, "cat.png", patch=[(0, 0), (1, 2)])
+      >>> model = create("mu/16", image_size=32)
+      >>> result = analysis.patch_similarity(model, "cat.png", patch=[(0, 0), (1, 0)])
       >>> result.similarity.shape  # Queries, images, rows, columns.
-      (2, 1, 2, 3)
-      >>> round(float(result.similarity[1, 0, 1, 2]), 6)
+      (2, 1, 2, 2)
+      >>> round(float(result.similarity[1, 0, 1, 0]), 6)
       1.0
     """
     if num_images < 1:

@@ -228,9 +228,9 @@ def position_similarity(
       ConfigError: the patches do not divide the image size.
 
     Example:
-      >>> result = analysis.position_similarity(create("mu/16", image_size=64), image_size=96)
+      >>> result = analysis.position_similarity(create("mu/16", image_size=32), image_size=48)
       >>> result.parts["learned"].similarity.shape, result.resized["learned"].grid
-      ((4, 4, 4, 4), (6, 6))
+      ((2, 2, 2, 2), (3, 3))
     """
     model = measured(pretrained)
     config = _vit(model)
