@@ -115,7 +115,9 @@ analysis.position_similarity(model, image_size=16).plot()
 # ## Compare the runs, and use the best
 
 # %%
-vit_jax.compare_runs(["runs/lora", "runs/full", "runs/full16", "runs/scratch"], out="comparison.png")
+vit_jax.compare_runs(
+    ["runs/lora", "runs/full", "runs/full16", "runs/scratch"], out="comparison.png"
+)
 Image.open("comparison.png")
 
 # %%
