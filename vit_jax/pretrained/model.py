@@ -195,7 +195,7 @@ class Pretrained:
           ConfigError: the model has no attention, or there are several images.
 
         Example:
-          >>> create("mu/16", image_size=32, num_classes=10).attention("cat.png").shape  # 2 x 2 patches.
+          >>> create("mu/16", image_size=32, num_classes=10).attention("cat.png").shape
           (1, 2, 2, 2)
         """
         config = self.config
