@@ -22,7 +22,7 @@ from vit_jax.analysis import all_measures
 from vit_jax.analysis.measures import registry
 from vit_jax.analysis.measures.registry import Takes
 from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
-from vit_jax.errors import ConfigError
+from vit_jax.errors import CheckpointError, ConfigError
 
 pytestmark = pytest.mark.medium
 # Figures take most of the time of `analyze`: only one test, a slow one, has all measures.
@@ -231,11 +231,16 @@ def test_checkpoints_are_compared_on_the_same_images(measures, plain_run, tmp_pa
         (["--compare=RUN"], ["--compare names a checkpoint twice"]),
         (["--images=nowhere"], ["nowhere"]),
         (["--num_images=-1"], ["num_images"]),
+        (["--images=BROKEN"], ["None of the 1 images can be read", "Not an image"]),
     ],
 )
-def test_mistakes_are_found_before_anything_is_measured(typed, texts, plain_run, tmp_path):
+def test_mistakes_are_found_before_anything_is_measured(
+    typed, texts, plain_run, tmp_path, tmp_path_factory
+):
     (tmp_path / "FILE").touch()
-    words = [word.replace("RUN", str(plain_run)) for word in typed]
+    broken = tmp_path_factory.mktemp("broken")
+    (broken / "1.png").write_text("broken")
+    words = [w.replace("RUN", str(plain_run)).replace("BROKEN", str(broken)) for w in typed]
     result = call("analyze", f"--checkpoint={plain_run}", *words, cwd=tmp_path)
     assert result.code == 2 and all(text in result.err for text in texts), result.err
     assert sorted(os.listdir(tmp_path)) == ["FILE"] and not (plain_run / "analysis").exists()
@@ -317,3 +322,16 @@ def test_the_page_is_not_wider_than_a_phone(measures, folder, tmp_path, count):
     command = ["chromium", *flags.split(), outer.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert 'data-width="width 390"' in done.stdout
+
+
+def test_a_model_that_is_not_finite_is_refused_before_anything_is_measured(tmp_path):
+    model = small(image_size=32)
+    head = {"bias": np.full(model.config.num_classes, np.nan, np.float32)}
+    broken = dataclasses.replace(
+        model, params={**model.params, "head": {**model.params["head"], **head}}
+    )
+    with pytest.raises(CheckpointError, match=r"not finite \(NaN or infinity\): head"):
+        analysis.analyze([model, broken], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(CheckpointError, match="not finite"):
+        analysis.position_similarity(broken)

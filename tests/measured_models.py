@@ -36,6 +36,11 @@ def _fixtures():
     return {fixture["id"]: fixture for fixture in fixtures(SHARED / "goldens")}
 
 
+def checkpoints() -> list[str]:
+    """The names of all checkpoints of the goldens."""
+    return list(_fixtures())
+
+
 def fixture(name: str) -> dict:
     """The manifest's entry of a checkpoint."""
     if not (SHARED / "goldens").is_dir():

@@ -21,16 +21,16 @@ def highest_precision():
         yield
 
 
-def slow_curves(model, image, order, target):
-    """Probabilities as patches of 16 pixels are removed, and put back, one after the other."""
-    columns = image.shape[1] // 16
+def slow_curves(model, image, order, target, size=16):
+    """Probabilities as patches of a size are removed, and put back, one after the other."""
+    columns = image.shape[1] // size
     mean = image.astype(np.float64).mean(axis=(0, 1))
     deleted, inserted = image.copy(), np.broadcast_to(mean, image.shape).astype(np.float32).copy()
     steps = [(deleted.copy(), inserted.copy())]
     for patch in order:
-        y, x = patch // columns * 16, patch % columns * 16
-        for row in range(y, y + 16):
-            for column in range(x, x + 16):
+        y, x = patch // columns * size, patch % columns * size
+        for row in range(y, y + size):
+            for column in range(x, x + size):
                 deleted[row, column] = mean
                 inserted[row, column] = image[row, column]
         steps.append((deleted.copy(), inserted.copy()))
@@ -145,12 +145,17 @@ def test_large_grids_have_16_steps_and_small_ones_one_for_each_patch():
 def test_files_table_and_figure(tmp_path):
     model = small(image_size=(32, 48), num_classes=3)
     result = analysis.faithfulness(model, "digits:test", num_images=3, methods="rollout")
-    assert result.num_images == 3
+    assert result.num_images == 3 and not result.notes
     result.save(tmp_path)
     table = result.to_dataframe()
     assert list(table["method"]) == ["rollout", "random"]
     assert (table["deletion_area_low"] <= table["deletion_area"]).all()
     assert table["insertion_gain"][1] == 0
+    head = jax.tree.map(np.zeros_like, model.params["head"])
+    untrained = dataclasses.replace(model, params={**model.params, "head": head})
+    flat = analysis.faithfulness(untrained, "digits:test", num_images=3, methods="rollout")
+    np.testing.assert_allclose(flat.mean["deletion"], 1 / 3, rtol=1e-6)
+    assert "as those of a new head of zeros" in flat.notes[0]
     with np.load(tmp_path / "faithfulness.npz") as arrays:
         np.testing.assert_array_equal(arrays["deletion"], result.mean["deletion"])
         np.testing.assert_allclose(arrays["removed"], np.arange(7) / 6)

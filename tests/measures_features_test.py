@@ -126,6 +126,15 @@ def test_images_without_a_foreground_are_shown_whole():
     assert np.isfinite(result.colours).all()
 
 
+def slow_cosines(features, patch):
+    """Cosines of a patch of the first image and each patch of [image, row, column, width]."""
+    a, similarity = features[0][patch], np.zeros(features.shape[:3])
+    for image, row, column in np.ndindex(similarity.shape):
+        b = features[image, row, column]
+        similarity[image, row, column] = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+    return similarity
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_similarity_equals_the_slow_formula(name):
     pretrained, images = family(name), inputs(name)
@@ -134,14 +143,8 @@ def test_similarity_equals_the_slow_formula(name):
     queries = [(0, 0), (rows - 1, 0)]
     result = analysis.patch_similarity(pretrained, images, patch=queries)
     for query, patch in enumerate(queries):
-        a = features[0][patch]
-        for image in range(len(images)):
-            for row in range(rows):
-                for column in range(columns):
-                    b = features[image, row, column]
-                    cosine = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
-                    ours = result.similarity[query, image, row, column]
-                    assert ours == pytest.approx(cosine, abs=1e-6)
+        want = slow_cosines(features, patch)
+        np.testing.assert_allclose(result.similarity[query], want, atol=1e-6)
     centre = analysis.patch_similarity(pretrained, images, num_images=1)
     assert centre.patches == ((rows // 2, columns // 2),)
     assert centre.similarity.shape == (1, 1, rows, columns)

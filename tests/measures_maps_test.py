@@ -62,6 +62,36 @@ def probe_of(name):
     ]
 
 
+def slow_rollout(layers, config):
+    """The product over layers of (attention + identity) / 2, of one image's [heads, n, n]."""
+    product = np.eye(config.num_tokens)
+    for attention in layers:
+        mean = sum(np.asarray(attention, np.float64)) / config.num_heads
+        product = (0.5 * mean + 0.5 * np.eye(config.num_tokens)) @ product
+    return product
+
+
+def slow_relevance(layers, gradients, config):
+    """The product over layers of identity + mean of max(0, gradient * attention), head by head."""
+    relevance = np.eye(config.num_tokens)
+    for attention, gradient in zip(layers, gradients, strict=True):
+        positive = np.zeros_like(relevance)
+        for head in range(config.num_heads):
+            product = gradient[head] * np.asarray(attention[head], np.float64)
+            positive += np.maximum(product, 0) / config.num_heads
+        relevance = relevance + positive @ relevance
+    return relevance
+
+
+def slow_cam(features, gradient):
+    """Channels of [positions, channels] weighted by their mean gradients, before max(0, .)."""
+    cam = np.zeros(len(features))
+    for channel in range(features.shape[1]):
+        alpha = sum(gradient[:, channel].astype(np.float64)) / len(gradient)
+        cam += alpha * features[:, channel].astype(np.float64)
+    return cam
+
+
 def on_grid(row, config):
     return np.asarray(row)[config.num_prefix :].reshape(config.grid)
 
@@ -124,10 +154,9 @@ def test_attention_and_rollout_equal_the_slow_formula(name):
     pretrained, config = family(name), family(name).config
     maps = maps_of(pretrained, inputs(name), ("attention", "rollout"))
     for image in range(2):
-        product = np.eye(config.num_tokens)
-        for attention in weights(name):
-            mean = sum(np.asarray(attention[image], np.float64)) / config.num_heads
-            product = (0.5 * mean + 0.5 * np.eye(config.num_tokens)) @ product
+        layers = [attention[image] for attention in weights(name)]
+        product = slow_rollout(layers, config)
+        mean = sum(np.asarray(layers[-1], np.float64)) / config.num_heads
         np.testing.assert_allclose(product.sum(axis=1), 1, rtol=1e-5)
         if config.pool.startswith("map"):
             probe = probe_of(name)[image].mean(axis=0).astype(np.float64)
@@ -176,25 +205,17 @@ def test_relevance_and_grad_cam_equal_the_slow_formula(name):
     of_blocks = gradients["encoder"]["blocks"]
     for image in range(2):
         prefix = config.num_prefix if is_vit else 0
-        features = intermediates["blocks"][-2, image, prefix:].astype(np.float64)
-        gradient = of_blocks["blocks"][-2, image, prefix:].astype(np.float64)
-        cam = np.zeros(len(features))
-        for channel in range(config.width):
-            alpha = sum(gradient[:, channel]) / len(gradient)
-            cam += alpha * features[:, channel]
+        cam = slow_cam(
+            intermediates["blocks"][-2, image, prefix:], of_blocks["blocks"][-2, image, prefix:]
+        )
         want = np.maximum(cam, 0).reshape(config.grid)
         scale = np.abs(cam).max()
         np.testing.assert_allclose(maps["grad_cam"][image], want, atol=1e-5 * scale)
         if not is_vit:
             continue
-        relevance = np.eye(config.num_tokens)
-        for layer in range(config.depth):
-            positive = np.zeros_like(relevance)
-            for head in range(config.num_heads):
-                attention = intermediates["attention"][layer, image, head].astype(np.float64)
-                product = of_blocks["attn"]["attention"][layer, image, head] * attention
-                positive += np.maximum(product, 0) / config.num_heads
-            relevance = relevance + positive @ relevance
+        relevance = slow_relevance(
+            intermediates["attention"][:, image], of_blocks["attn"]["attention"][:, image], config
+        )
         row = row_of(relevance, config)
         if config.pool == "map":
             product = (

@@ -30,6 +30,11 @@ def prefix_of(pretrained):
     return getattr(pretrained.config, "num_prefix", 0)
 
 
+def slow_norms(images):
+    """The norm of each token of [image, token, width]."""
+    return np.array([[sum(x * x for x in token) ** 0.5 for token in image] for image in images])
+
+
 @pytest.mark.parametrize("name", [*FAMILIES, "vt_npz/mixer"])
 def test_norms_equal_the_slow_formula_on_the_references_blocks(name):
     pretrained, blocks = family(name), blocks_of(name)
@@ -38,8 +43,8 @@ def test_norms_equal_the_slow_formula_on_the_references_blocks(name):
         result = analysis.token_norms(pretrained, inputs(name), batch_size=1)
     assert len(blocks) == len(result.mean) and result.num_images == blocks.shape[1]
     for layer, images in enumerate(blocks):
-        norms = [[sum(x * x for x in token) ** 0.5 for token in image] for image in images]
-        patches = np.array(norms)[:, prefix:]
+        norms = slow_norms(images)
+        patches = norms[:, prefix:]
         for quantity, want in {
             "mean": patches.mean(), "std": patches.std(), "minimum": patches.min(),
             "maximum": patches.max(),
@@ -109,7 +114,7 @@ def test_what_has_no_norms_is_named():
     with pytest.raises(ConfigError, match="threshold is 0: give a positive norm"):
         analysis.token_norms(pretrained, images, threshold=0)
     with pytest.raises(NonFiniteError, match="tokens of layer 1 are NaN or infinite"):
-        params = jax.tree.map(lambda x: x * np.nan, pretrained.params)
+        params = jax.tree.map(lambda x: x * 1e38, pretrained.params)  # Finite, and overflows.
         analysis.token_norms(dataclasses.replace(pretrained, params=params), images)
 
 

@@ -27,6 +27,7 @@ from vit_jax.checkpoints.load import locate
 from vit_jax.data.evaluated import first_split, open_split
 from vit_jax.errors import ConfigError, VitJaxError
 from vit_jax.models import describe_model
+from vit_jax.pretrained.consistency import check_finite
 from vit_jax.pretrained.load import load_pretrained
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.run_checkpoint import TrainingData, is_run
@@ -70,10 +71,10 @@ def analyze(
       log: called with a line for each measure, such as `print`.
 
     Raises:
-      CheckpointError: a checkpoint cannot be read.
+      CheckpointError: a checkpoint cannot be read, or a parameter is NaN or infinite.
       ConfigError: there is no measure of a name, a hint or size is invalid, or `out` cannot be
         written.
-      DataError: the images cannot be opened.
+      DataError: the images cannot be opened, or none of them can be read.
 
     Example:
       >>> found = analysis.analyze("runs/quickstart", num_images=8, only=["attention_distance"])
@@ -92,8 +93,12 @@ def analyze(
         _load(checkpoint, image_size=image_size, hints=None if index else hints)
         for index, checkpoint in enumerate(given)
     ]
+    for model in models:
+        check_finite(model.params, name=model.loaded_from or describe_model(model.config))
     streams, described = _open(models, images, num_images=num_images)
     log(f"images: {described}")
+    if streams[0] is not None and any(MEASURES[name] is not Takes.NOTHING for name in names):
+        streams[0].first(1)  # An error if none can be read, rather than one of each measure.
     subjects = [
         Subject(
             name=model.loaded_from or describe_model(model.config),

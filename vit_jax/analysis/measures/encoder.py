@@ -18,6 +18,7 @@ from vit_jax.models.hooks import REGISTER_NEURONS
 from vit_jax.models.mixer import MixerBlock
 from vit_jax.parallel.constraints import constrain
 from vit_jax.pretrained.adaptation import adapt_params
+from vit_jax.pretrained.consistency import check_finite
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.run_checkpoint import one_device
 
@@ -71,11 +72,18 @@ class Measured:
 
 
 def measured(pretrained: Pretrained) -> Measured:
-    """Returns a loaded model in the form that is measured."""
+    """Returns a loaded model in the form that is measured.
+
+    Raises:
+      CheckpointError: a parameter is NaN or infinite.
+    """
     config, params = measured_config(pretrained.config), pretrained.params
+    name = pretrained.loaded_from or describe_model(pretrained.config)
+    # A training run asks with shapes whether a measure applies, before it has parameters.
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+        check_finite(params, name=name)
     if config != dataclasses.replace(pretrained.config, dtype="float32"):
         params = adapt_params(params, old=pretrained.config, new=config, mesh=_mesh_of(params))
-    name = pretrained.loaded_from or describe_model(pretrained.config)
     return Measured(cast(Model, build(config)), {"params": params}, name)
 
 

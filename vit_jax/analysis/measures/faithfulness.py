@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas
 
 RANDOM = "random"
+_FLAT = 1e-6  # Float32 rounding of a probability.
 # Quantity of each method -> meaning.
 AREAS = {
     "deletion_area": "area under the deletion curve: small if the map is faithful",
@@ -185,10 +186,16 @@ def faithfulness(
             for name, values in _quantities(curves, shares).items():
                 means[name].add(values[None])
             number += 1
+    notes = [f"{method} does not apply: {reason}" for method, reason in reasons.items()]
+    if np.ptp(means["deletion"].mean) <= _FLAT:
+        notes.append(
+            "the probability of the target is the same whatever is removed: the outputs do not "
+            "depend on the images, as those of a new head of zeros"
+        )
     return Faithfulness(
         checkpoint=model.name,
         num_images=number,
-        notes=tuple(f"{method} does not apply: {reason}" for method, reason in reasons.items()),
+        notes=tuple(notes),
         methods=(*kept, RANDOM),
         removed=shares,
         mean={name: mean.mean for name, mean in means.items()},
