@@ -67,8 +67,9 @@ def draw(
                     fill=False, edgecolor=colour, linewidth=line,
                 )
             )  # fmt: skip
+    below = list(grid[1:] if rows == 1 and len(grid) > 1 else grid)  # Of maps: not of the image.
     bar = figure.colorbar(
-        ScalarMappable(cmap=COLOUR_MAP), ax=list(grid), orientation="horizontal",
+        ScalarMappable(cmap=COLOUR_MAP), ax=below, orientation="horizontal",
         aspect=60, shrink=0.6, pad=0.02,
     )  # fmt: skip
     bar.set_ticks([0, 1], labels=scale)
