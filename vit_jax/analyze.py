@@ -7,8 +7,8 @@
 The images are a folder, with or without a folder for each class, a data set or its split
 (cifar10:test), or by default the split that a run evaluates; --num_images of them are chosen at
 random, the same for each checkpoint; faithfulness takes at most 64 of these. A measure that a model
-has not, such as the attention of a ResNet, is listed with the reason. With --compare (other runs, or
-steps of one: WORKDIR/checkpoints/STEP) the measures stand beside each other, with a table of the
+has not, such as the attention of a ResNet, is listed with the reason. With --compare (other runs,
+or steps of one: WORKDIR/checkpoints/STEP) the measures stand beside each other, with a table of the
 main numbers.
 
 Writes report.html, which needs no other file, analysis.json, and a PNG, SVG, JSON and NPZ file for

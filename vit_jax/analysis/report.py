@@ -85,8 +85,8 @@ def page(analysis: Analysis) -> str:
         "</main>",
         f'<footer class="soft"><p>vit_jax {html.escape(analysis.version)}. All numbers: '
         '<a href="analysis.json">analysis.json</a> and the files beside each figure. Layers, '
-        "heads, rows and columns are counted from 1 here, and from 0 in the arrays of the files.</p>"
-        "</footer>",
+        "heads, rows and columns are counted from 1 here, and from 0 in the arrays of the files."
+        "</p></footer>",
     ]
     return pages.document(title, body, style=_STYLE)
 

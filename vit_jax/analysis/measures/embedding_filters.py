@@ -104,7 +104,7 @@ class EmbeddingFilters(Result):
         """Draws the components, their shares, and the filters of a convolution one by one."""
         count = len(self.components)
         # Few components fill the height of the curve beside them.
-        rows, columns = _grid(count, min(_COLUMNS, math.ceil(math.sqrt(2 * count))))
+        rows, columns = _grid(count, _COLUMNS if count > 9 else math.ceil(math.sqrt(count)))
         height, width = self.components.shape[1:3]
         side = max(0.75, min(1.4, 2.6 / rows))
         panel = side, max(0.3, side * height / width)
@@ -126,8 +126,11 @@ class EmbeddingFilters(Result):
         grid = part.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.set_axis_off()
+            axes.set(xticks=[], yticks=[])
         for i, (axes, image) in enumerate(zip(grid, filter_images(self.components), strict=False)):
             axes.imshow(image, interpolation="nearest", cmap="gray", vmin=0, vmax=1)
+            axes.set_axis_on()
+            axes.spines[:].set(visible=True, linewidth=0.5)  # Components may be white.
             share = f"{i + 1}: {100 * self.explained[i]:.2g}%"
             axes.set_title(share, fontsize=7, fontweight="normal", loc="center", pad=2)
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vit_jax.analysis import figures
 from vit_jax.analysis.measures import deletion
@@ -106,7 +106,7 @@ class Faithfulness(Result):
             self._draw_curves(first, "deletion", "smaller")
             self._draw_curves(second, "insertion", "larger")
             second.sharey(first)
-            first.set_ylim(bottom=0)
+            first.set_ylim(0, 1.05 * max(self.mean[curve].max() for curve in deletion.CURVES))
             first.set_ylabel("mean probability of the target")
             self._draw_gains(gains)
             handles, labels = first.get_legend_handles_labels()
@@ -142,6 +142,7 @@ class Faithfulness(Result):
                 )  # fmt: skip
         axes.axvline(0, color=figures.GREY, linestyle="--")
         axes.set_yticks(range(len(methods)), methods)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.set(title="Gain over random orders", xlabel="difference of areas, 95% interval")
         for curve, marker, face in (("deletion", "o", figures.GREY), ("insertion", "D", "white")):

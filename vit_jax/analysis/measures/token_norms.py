@@ -187,8 +187,10 @@ class TokenNorms(Result):
             mean = self.prefix_mean[:, tokens].mean(axis=1)
             axes.plot(layers, mean, ".-", color=colour, label=f"{name} (mean)")
         axes.plot(layers, self.threshold, "--", color=figures.GREY, label="outliers: above this")
-        axes.set_ylim(max(smallest, EDGES[0]) / 1.3, min(largest, EDGES[-1]) * 1.3)
-        axes.set(title="norms of patch tokens", xlabel="layer", ylabel="norm", yscale="log")
+        figures.use_log_scale(
+            axes, smallest=max(smallest, EDGES[0]), largest=min(largest, EDGES[-1])
+        )
+        axes.set(title="norms of patch tokens", xlabel="layer", ylabel="norm")
         figures.whole_numbers(axes.xaxis)
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), fontsize=8, ncols=2)
 
