@@ -119,7 +119,10 @@ class AttentionDistance(Result):
             "distance": "distance (pixels)", "entropy": "entropy (nats)",
             "prefix_share": "share on prefix tokens",
         }  # fmt: skip
-        axes.set(title=labels[name], xlabel="layer", ylim=(0, None))
+        axes.set(title=labels[name], xlabel="layer")
+        top = np.nanmax([values, high, low])
+        top = max(top, self.uniform_distance) if name == "distance" else top
+        axes.set_ylim(0, 1.05 * top if top > 0 else 1)
         axes.set_xlim(0.5, depth + 0.5)
         figures.whole_numbers(axes.xaxis)
 
