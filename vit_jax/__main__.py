@@ -37,7 +37,7 @@ def command(verb: str) -> cli.Command:
     """Returns the command of a verb."""
     module = importlib.import_module(_MODULES[verb])
     # The import has set vit_jax.evaluate to the module; to Python's users it is the function.
-    if verb in vars(vit_jax):
+    if verb in vit_jax.__all__ and verb in vars(vit_jax):
         delattr(vit_jax, verb)
     return module.COMMAND
 
