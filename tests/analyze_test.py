@@ -37,6 +37,8 @@ class Brightness(Result):
     mean: np.ndarray
     name: ClassVar[str] = "brightness"
     title: ClassVar[str] = BROKEN_TITLE
+    shows: ClassVar[str] = "How bright images are."
+    summary_units: ClassVar[dict[str, str]] = {"brightness": "grey"}
     definition: ClassVar[str] = "Mean of the pixels of each image."
     source: ClassVar[str] = "These tests"
 
@@ -66,7 +68,7 @@ def brightness(pretrained, images, other=None, *, batch_size=32):
 
 def broken(pretrained, image):
     """Fails."""
-    assert image.shape[0] == 1 and image.dtype == np.float32
+    assert image.first(1).dtype == np.float32
     raise TypeError("an error of its author")
 
 

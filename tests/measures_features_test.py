@@ -121,7 +121,7 @@ def test_components_are_of_all_images_and_a_few_are_shown():
 def test_images_without_a_foreground_are_shown_whole():
     """Of two patches, one is foreground, which has no components."""
     model = small(image_size=(16, 32))
-    result = analysis.feature_pca(model, np.zeros((1, 16, 32, 3), np.float32))
+    result = analysis.feature_pca(model, np.zeros((1, 16, 32, 3), np.float32), foreground=True)
     assert result.foreground.all() and "too few patches" in result.notes[0]
     assert np.isfinite(result.colours).all()
 

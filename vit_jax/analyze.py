@@ -6,13 +6,14 @@
 
 The images are a folder, with or without a folder for each class, a data set or its split
 (cifar10:test), or by default the split that a run evaluates; --num_images of them are chosen at
-random, the same for each checkpoint. A measure that a model has not, such as the attention of a
-ResNet, is listed with the reason. With --compare (other runs, or steps of one:
-WORKDIR/checkpoints/STEP) the measures stand beside each other, with a table of the main numbers.
+random, the same for each checkpoint; faithfulness takes at most 64 of these. A measure that a model
+has not, such as the attention of a ResNet, is listed with the reason. With --compare (other runs,
+or steps of one: WORKDIR/checkpoints/STEP) the measures stand beside each other, with a table of the
+main numbers.
 
 Writes report.html, which needs no other file, analysis.json, and a PNG, SVG, JSON and NPZ file for
-each measure: into --out, by default WORKDIR/analysis of a run (an older step: analysis-step-STEP),
-or analysis/CHECKPOINT; with --compare these end in -compared.
+each measure, each as soon as it is computed: into --out, by default WORKDIR/analysis of a run (an
+older step: analysis-step-STEP), or analysis/CHECKPOINT; with --compare these end in -compared.
 
 Exit codes: 0 done; 1 a measure failed, the others are written; 2 an error that the message
 explains.
@@ -69,9 +70,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         batch_size=values.batch_size,
         log=lambda line: print(printable(line), flush=True),
     )
-    for name, numbers in found.overview().items():
-        shown = "  ".join("-" if number is None else f"{number:.4g}" for number in numbers)
-        print(f"{name.replace('_', ' ')}: {shown}")
+    if text := found.overview_text():
+        print(f"\n{text}\n")
     if found.bad:
         print(f"{len(found.bad):,} images could not be read: see {report.NAME}")
     print(printable(f"report: {out / report.NAME}"))

@@ -16,6 +16,7 @@ from vit_jax.analysis import report
 from vit_jax.analysis.measures.images import Images, ImageStream, open_images
 from vit_jax.analysis.measures.registry import (
     MEASURES,
+    MOST_IMAGES,
     NUM_IMAGES,
     PAIRS,
     Takes,
@@ -54,7 +55,7 @@ def analyze(
 
     What a model has not, such as the attention of a ResNet, is listed with the reason. A measure
     that fails does not end the others. With `out`, each result is saved when it is computed, and
-    report.html and analysis.json at the end.
+    report.html and analysis.json are brought up to date.
 
     Args:
       checkpoints: what `load_pretrained` accepts, or a loaded model; or several.
@@ -109,34 +110,34 @@ def analyze(
     ]
     settings = {} if batch_size is None else {"batch_size": batch_size}
     outcomes: list[Outcome] = []
+
+    def found(*, complete: bool) -> Analysis:
+        return Analysis(
+            subjects=tuple(subjects),
+            images=described,
+            bad={place: text for s in streams if s for place, text in s.bad.items()},
+            outcomes=tuple(outcomes),
+            folder=folder,
+            version=vit_jax.__version__,
+            complete=complete,
+        )
+
+    def add(outcome: Outcome, place: epath.Path | None) -> None:
+        outcomes.append(_saved(outcome, place))
+        log(outcomes[-1].line())
+        _write(found(complete=False))
+
     for index, (model, stream) in enumerate(zip(models, streams, strict=True)):
         if not single and len(models) > 1:
             log(f"{subjects[index].name}:")
         for outcome in _measure(names, index, model, stream, settings):
-            outcomes.append(_saved(outcome, subjects[index].folder))
-            log(outcomes[-1].line())
+            add(outcome, subjects[index].folder)
     for index in range(1, len(models)):
         for outcome in _compare(names, index, models, streams, settings):
-            place = None if folder is None else folder / f"1-{index + 1}"
-            outcomes.append(_saved(outcome, place))
-            log(outcomes[-1].line())
-    found = Analysis(
-        subjects=tuple(subjects),
-        images=described,
-        bad={
-            location: text for stream in streams if stream for location, text in stream.bad.items()
-        },
-        outcomes=tuple(outcomes),
-        folder=folder,
-        version=vit_jax.__version__,
-    )
-    if folder is not None:
-        with storage.reported(ConfigError, f"{folder} cannot be written"):
-            storage.make_folder(folder)
-            content = json.dumps(found.to_json(), indent=1, allow_nan=False)
-            storage.write_bytes(folder / "analysis.json", content.encode())
-            storage.write_bytes(folder / report.NAME, report.page(found).encode())
-    return found
+            add(outcome, None if folder is None else folder / f"1-{index + 1}")
+    analysed = found(complete=True)
+    _write(analysed)
+    return analysed
 
 
 def default_folder(checkpoint: str, *, compared: bool = False) -> epath.Path:
@@ -159,6 +160,17 @@ def check_output(folder: epath.Path) -> None:
     """Raises ConfigError if a folder cannot be made or written: not after hours of work."""
     with storage.reported(ConfigError, f"{folder} cannot be made"):
         storage.check_folder(folder)
+
+
+def _write(found: Analysis) -> None:
+    """Writes the report: after each measure, so that an analysis that is ended has one."""
+    if (folder := found.folder) is None:
+        return
+    with storage.reported(ConfigError, f"{folder} cannot be written"):
+        storage.make_folder(folder)
+        content = json.dumps(found.to_json(), indent=1, allow_nan=False)
+        storage.write_bytes(folder / "analysis.json", content.encode())
+        storage.write_bytes(folder / report.NAME, report.page(found).encode())
 
 
 def _silent(line: str) -> None:
@@ -229,16 +241,17 @@ def _measure(
     for name in names:
         takes = MEASURES[name]
 
-        def compute(function: Callable[..., Any], takes: Takes = takes) -> Any:
+        def compute(function: Callable[..., Any], name: str = name, takes: Takes = takes) -> Any:
             if takes is Takes.NOTHING:
                 return function(model)
             if stream is None:
                 raise NotApplicableError("It needs images: none are given.")
             if takes is Takes.IMAGE:
-                return function(model, stream.first(1))
+                return function(model, stream)
             if takes is Takes.LABELLED_IMAGES and not stream.has_labels:
                 raise NotApplicableError("It needs labels, which these images have not.")
-            return function(model, stream, **settings)
+            images = open_images(model, stream, num_images=MOST_IMAGES.get(name))
+            return function(model, images, **settings)
 
         yield _outcome(name, (index,), compute)
 

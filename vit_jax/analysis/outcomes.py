@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -60,6 +60,27 @@ class Outcome:
         return summary() if summary is not None else {}
 
 
+class Number(NamedTuple):
+    """A number of a summary.
+
+    Attributes:
+      name: of the metric.
+      unit: such as "pixels"; "": none.
+      values: of each checkpoint; None where it has none.
+    """
+
+    name: str
+    unit: str
+    values: list[float | None]
+
+
+def number_text(value: float | int | None) -> str:
+    """Returns four significant digits; whole numbers as they are."""
+    if value is None or not math.isfinite(value):
+        return "none"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Analysis:
     """The result of `analyze`; `analysis["attention_distance"]` is that of the first checkpoint.
@@ -71,6 +92,7 @@ class Analysis:
       outcomes: of each measure and checkpoint, in the order of the report.
       folder: of the files; None: nothing was written.
       version: release of vit_jax.
+      complete: whether all measures are done; a report is also written after each one.
     """
 
     subjects: tuple[Subject, ...]
@@ -79,6 +101,7 @@ class Analysis:
     outcomes: tuple[Outcome, ...]
     folder: epath.Path | None
     version: str
+    complete: bool = True
 
     def __getitem__(self, measure: str) -> Any:
         """Returns the result of a measure of the first checkpoint.
@@ -106,17 +129,43 @@ class Analysis:
         """Returns the names of the measures, in the order of the report."""
         return list(dict.fromkeys(outcome.measure for outcome in self.outcomes))
 
-    def overview(self) -> dict[str, list[float | None]]:
-        """Returns {name of a summary: its value for each checkpoint, None where it has none}."""
-        rows: dict[str, list[float | None]] = {}
+    def numbers(self) -> dict[str, list[Number]]:
+        """Returns {measure: the numbers of its summary}, of measures that have one."""
+        found: dict[str, dict[str, Number]] = {}
         for outcome in self.outcomes:
             index, *others = outcome.subjects
             if others:
                 continue
+            units = getattr(outcome.result, "summary_units", {})
             for name, value in outcome.summary().items():
-                row = rows.setdefault(name, [None] * len(self.subjects))
-                row[index] = value if math.isfinite(value) else None
-        return rows
+                rows = found.setdefault(outcome.measure, {})
+                empty = Number(name, units.get(name, ""), [None] * len(self.subjects))
+                row = rows.setdefault(name, empty)
+                row.values[index] = value if math.isfinite(value) else None
+        return {measure: list(rows.values()) for measure, rows in found.items()}
+
+    def overview(self) -> dict[str, list[float | None]]:
+        """Returns {name of a summary: its value for each checkpoint, None where it has none}."""
+        return {row.name: row.values for rows in self.numbers().values() for row in rows}
+
+    def overview_text(self) -> str:
+        """Returns the numbers for a terminal: aligned, below the names of their measures."""
+        tables = self.numbers()
+        if not tables:
+            return ""
+        rows = [row for rows in tables.values() for row in rows]
+        width = max(len(row.name) for row in rows) + 4
+        lines = []
+        if len(self.subjects) > 1:
+            heads = "".join(f"{i + 1:>11}." for i in range(len(self.subjects)))
+            lines.append(" " * width + heads)
+        for measure, numbers in tables.items():
+            lines.append(measure)
+            for row in numbers:
+                name = f"  {row.name.replace('_', ' ')}".ljust(width)
+                values = "".join(f"{number_text(value):>12}" for value in row.values)
+                lines.append(f"{name}{values}  {row.unit}".rstrip())
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Returns what analysis.json has; the files of the measures have their numbers."""
@@ -126,9 +175,11 @@ class Analysis:
                 {"name": subject.name, "description": subject.description}
                 for subject in self.subjects
             ],
+            "complete": self.complete,
             "images": self.images,
             "bad_images": dict(self.bad),
             "overview": self.overview(),
+            "units": {row.name: row.unit for rows in self.numbers().values() for row in rows},
             "measures": [
                 {
                     "measure": outcome.measure,

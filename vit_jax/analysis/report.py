@@ -4,24 +4,33 @@ import base64
 import html
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from vit_jax import storage
 from vit_jax.analysis import pages
+from vit_jax.analysis.measures.registry import MOST_IMAGES
 from vit_jax.analysis.measures.result import Result
-from vit_jax.analysis.outcomes import Analysis, Outcome
+from vit_jax.analysis.outcomes import Analysis, Outcome, number_text
+from vit_jax.telemetry.progress import format_count
 
 NAME = "report.html"
 _OPEN_ROWS, _MOST_ROWS = 30, 400  # Of a table: more are folded, or in the files only.
+_LONGEST_NAME = 60  # In a heading.
 _LARGEST_SVG = 300_000  # Bytes; a larger figure is a PNG.
+_INCOMPLETE = "Measures are missing: the analysis was running when this page was written."
+_FROM_ONE = ("layer", "head", "component", "row", "column", "image", "query")  # As in the figures.
 _MOST_BAD = 50  # Unreadable images that are listed; analysis.json has all.
 
 # Figures with photographs or maps are not inverted in dark mode. A figure that would be too small
 # to be read scrolls.
 _STYLE = """
 body { max-width: 76rem; }
-nav ol { columns: 16rem; padding-left: 1.4rem; } nav a { display: inline-block; padding: .15rem 0; }
+nav ol { columns: 16rem; padding-left: 2rem; } nav li { break-inside: avoid; padding: .15rem 0; }
+.shows { font-size: 1.05rem; } .definition { max-width: 60rem; } figcaption p { margin: .4rem 0; }
+tbody th { font-weight: 600; padding-top: .8rem; } td.number { text-align: right; }
+td.name { padding-left: 1rem; }
 .skip { position: absolute; left: -100vw; } .skip:focus { position: static; }
 :focus-visible { outline: 3px solid #0072b2; outline-offset: 2px; }
 section { border-top: 1px solid var(--line); margin-top: 2rem; }
@@ -48,7 +57,8 @@ def page(analysis: Analysis) -> str:
       analysis: its folder has the files.
     """
     names = [subject.name for subject in analysis.subjects]
-    title = f"What {names[0]} has learned" if len(names) == 1 else "What the models have learned"
+    single = f"What {short_name(names[0])} has learned"
+    title = single if len(names) == 1 else "What the models have learned"
     measures = analysis.measures()
     shown = [name for name in measures if any(o.result is not None for o in analysis.of(name))]
     others = [name for name in measures if name not in shown]
@@ -58,6 +68,8 @@ def page(analysis: Analysis) -> str:
         *_subjects(analysis),
         f"<p>Images: {html.escape(analysis.images)}.</p>",
         *_bad_images(analysis),
+        *_walkthroughs(analysis),
+        *([] if analysis.complete else [f'<p class="reason failed">{_INCOMPLETE}</p>']),
         "</header>",
         *_contents(analysis, shown, others),
         '<main id="results">',
@@ -72,10 +84,17 @@ def page(analysis: Analysis) -> str:
     body += [
         "</main>",
         f'<footer class="soft"><p>vit_jax {html.escape(analysis.version)}. All numbers: '
-        '<a href="analysis.json">analysis.json</a> and the files beside each figure. Layers and '
-        "heads are counted from 1 here, and from 0 in the arrays of the files.</p></footer>",
+        '<a href="analysis.json">analysis.json</a> and the files beside each figure. Layers, '
+        "heads, rows and columns are counted from 1 here, and from 0 in the arrays of the files."
+        "</p></footer>",
     ]
     return pages.document(title, body, style=_STYLE)
+
+
+def short_name(name: str) -> str:
+    """Returns the last two parts of a path; other names as they are."""
+    end = "/".join(name.split("/")[-2:])
+    return end if len(end) <= _LONGEST_NAME else f"…{end[1 - _LONGEST_NAME :]}"
 
 
 def _subjects(analysis: Analysis) -> list[str]:
@@ -87,7 +106,7 @@ def _subjects(analysis: Analysis) -> list[str]:
 
 
 def _label(analysis: Analysis, index: int) -> str:
-    return html.escape(f"{index + 1}. {analysis.subjects[index].name}")
+    return html.escape(f"{index + 1}. {short_name(analysis.subjects[index].name)}")
 
 
 def _bad_images(analysis: Analysis) -> list[str]:
@@ -108,7 +127,7 @@ def _bad_images(analysis: Analysis) -> list[str]:
 
 
 def _contents(analysis: Analysis, shown: Sequence[str], others: Sequence[str]) -> list[str]:
-    links = [("overview", "Overview")] if analysis.overview() else []
+    links = [("overview", "Overview")] if analysis.numbers() else []
     links += [(name, _title(analysis, name)) for name in shown]
     links += [("absent", "Without a result")] if others else []
     items = [f'<li><a href="#{anchor}">{html.escape(text)}</a></li>' for anchor, text in links]
@@ -123,25 +142,49 @@ def _title(analysis: Analysis, measure: str) -> str:
 
 def _overview(analysis: Analysis) -> list[str]:
     """Returns the table of the summaries, a column for each checkpoint."""
-    if not (overview := analysis.overview()):
+    if not (tables := analysis.numbers()):
         return []
-    several = len(analysis.subjects) > 1
-    heads = [f"{i + 1}. {subject.name}" for i, subject in enumerate(analysis.subjects)]
-    rows = [["", *(heads if several else ["value"])]]
-    rows += [
-        [name.replace("_", " "), *(_number(value) for value in values)]
-        for name, values in overview.items()
+    count = len(analysis.subjects)
+    heads = [_label(analysis, i) for i in range(count)] if count > 1 else ["value"]
+    lines = [f'<th scope="col">{head}</th>' for head in ["number", *heads, "unit"]]
+    lines = ["<thead><tr>", *lines, "</tr></thead>"]
+    for measure, numbers in tables.items():
+        title = html.escape(_title(analysis, measure))
+        lines.append(
+            f'<tbody><tr><th scope="rowgroup" colspan="{count + 2}"><a href="#{measure}">'
+            f"{title}</a></th></tr>"
+        )
+        for name, unit, values in numbers:
+            cells = "".join(f'<td class="number">{number_text(value)}</td>' for value in values)
+            text = html.escape(name.replace("_", " "))
+            lines.append(
+                f'<tr><td class="name">{text}</td>{cells}<td>{html.escape(unit)}</td></tr>'
+            )
+        lines.append("</tbody>")
+    return [
+        '<section id="overview"><h2>Overview</h2><div class="scroll" tabindex="0"><table>',
+        *lines,
+        "</table></div></section>",
     ]
-    return ['<section id="overview"><h2>Overview</h2>', pages.table(rows), "</section>"]
+
+
+def _walkthroughs(analysis: Analysis) -> list[str]:
+    """Returns links to pages of their own."""
+    links = [
+        f'<a href="{html.escape(analysis.relative(file))}">{html.escape(outcome.result.title)}'
+        f"</a> of {html.escape(outcome.result.image_name)}"
+        + (f" ({_of(analysis, outcome)})" if len(analysis.subjects) > 1 else "")
+        for outcome in analysis.of("walkthrough")
+        for file in outcome.files
+    ]
+    return [f"<p>{'; '.join(links)}.</p>"] if links else []
 
 
 def _section(analysis: Analysis, measure: str) -> list[str]:
     outcomes = analysis.of(measure)
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     body = [f'<section id="{measure}"><h2>{html.escape(_title(analysis, measure))}</h2>']
-    if isinstance(results[0], Result):
-        body.append(f"<p>{html.escape(results[0].definition)}</p>")
-        body.append(f'<p class="soft">Source: {html.escape(results[0].source)}.</p>')
+    body.append(f'<p class="shows">{html.escape(getattr(results[0], "shows", ""))}</p>')
     several = len(outcomes) > 1
     body.append(f'<div class="figures{" beside" if several else ""}">' if several else "")
     for outcome in outcomes:
@@ -149,11 +192,23 @@ def _section(analysis: Analysis, measure: str) -> list[str]:
             body.append(_reason(analysis, outcome))
         else:
             body.append(_figure(analysis, outcome, named=several))
-    body.append("</div>" if several else "")
+    body.append(f"</div>{_definition(results[0])}" if several else "")
     for outcome in outcomes:
         if isinstance(outcome.result, Result):
             body += _numbers(analysis, outcome, named=several)
     return [*body, "</section>"]
+
+
+def _definition(result: Any) -> str:
+    """Returns how a measure is computed, and the source of its formula, as HTML."""
+    if not isinstance(result, Result):
+        return ""
+    most = MOST_IMAGES.get(result.name)
+    limit = f" At most {most} images are measured here." if most else ""
+    return (
+        f'<p class="soft definition">{html.escape(result.definition)}{limit} Source: '
+        f"{html.escape(result.source)}.</p>"
+    )
 
 
 def _of(analysis: Analysis, outcome: Outcome) -> str:
@@ -181,11 +236,12 @@ def _figure(analysis: Analysis, outcome: Outcome, *, named: bool) -> str:
     if not isinstance(result, Result):  # A page of its own.
         return f"<figure>{heading}<p>{links}</p></figure>"
     label = f"{result.title} of {result.checkpoint}"
-    images = f"{result.num_images:,} images. " if result.num_images else ""
-    notes = "".join(f"<br>{html.escape(note)}" for note in result.notes)
+    images = f"{format_count(result.num_images, 'image')}. " if result.num_images else ""
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in result.notes)
     return (
-        f"<figure>{heading}{_image(outcome, label)}"
-        f"<figcaption>{images}{outcome.seconds:.1f} s. {links}{notes}</figcaption></figure>"
+        f"<figure>{heading}{_image(outcome, label)}<figcaption>"
+        f"{'' if named else _definition(result)}{notes}<p>{images}{outcome.seconds:.1f} s. {links}"
+        "</p></figcaption></figure>"
     )
 
 
@@ -245,20 +301,16 @@ def _rows(result: Result) -> list[list[str]]:
         name.replace("_", " ") + (f" ({array.unit})" if array.unit else "")
         for name, array in shown.items()
     ]
-    offsets = [int(axis in ("layer", "head")) for axis in first.axes]
+    names = result.coordinates()
     rows = [[*first.axes, *heads]]
     for index in np.ndindex(first.values.shape):
-        cells = [str(i + offset) for i, offset in zip(index, offsets, strict=True)]
+        cells = [
+            str(names[axis][i] if axis in names else i + (axis in _FROM_ONE))
+            for axis, i in zip(first.axes, index, strict=True)
+        ]
         for name, array in shown.items():
-            interval = [_number(arrays[end].values[index].item()) for end in ends.get(name, ())]
+            interval = [number_text(arrays[end].values[index].item()) for end in ends.get(name, ())]
             between = f" ({' to '.join(interval)})" if interval else ""
-            cells.append(_number(array.values[index].item()) + between)
+            cells.append(number_text(array.values[index].item()) + between)
         rows.append(cells)
     return rows
-
-
-def _number(value: float | int | None) -> str:
-    """Returns four significant digits; whole numbers as they are."""
-    if value is None or not np.isfinite(value):
-        return "none"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -46,6 +46,9 @@ class AttentionDistance(Result):
 
     name: ClassVar[str] = "attention_distance"
     title: ClassVar[str] = "Attention distance"
+    shows: ClassVar[str] = (
+        "How far each head looks, in pixels: a dot is a head, with its 95% interval."
+    )
     definition: ClassVar[str] = (
         "For each patch's query, the distances from its centre to the centres of all patches, "
         "weighted by attention; then the mean over queries and images. Queries and keys of prefix "
@@ -56,6 +59,12 @@ class AttentionDistance(Result):
         "over images, 95%."
     )
     source: ClassVar[str] = "Dosovitskiy et al. 2020, arXiv 2010.11929, figure 7 and appendix D.7"
+    summary_units: ClassVar[dict[str, str]] = {
+        "attention_distance_first_layer": "pixels",
+        "attention_distance_last_layer": "pixels",
+        "attention_entropy_first_layer": "nats",
+        "attention_entropy_last_layer": "nats",
+    }
 
     def arrays(self) -> dict[str, NamedArray]:
         """Returns each quantity with the ends of its interval: [layer, head]."""
@@ -84,11 +93,12 @@ class AttentionDistance(Result):
             all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
             for axes, name in zip(all_axes, panels, strict=True):
                 self._draw_heads(axes, name)
-            all_axes[0].axhline(self.uniform_distance, color=figures.GREY, linestyle="--")
-            all_axes[0].text(
-                0.99, self.uniform_distance, "uniform attention", ha="right", va="bottom",
-                color=figures.GREY, fontsize=8, transform=all_axes[0].get_yaxis_transform(),
+            all_axes[0].axhline(
+                self.uniform_distance, color=figures.GREY, linestyle="--",
+                label="uniform attention",
             )  # fmt: skip
+            handles, labels = all_axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower left", ncols=3, fontsize=8)
         return figure
 
     def _draw_heads(self, axes: Axes, name: str) -> None:
@@ -102,16 +112,19 @@ class AttentionDistance(Result):
             chosen = (np.arange(depth), order[:, rank])
             x = layers + offsets[rank]
             axes.vlines(x, low[chosen], high[chosen], color=figures.SKY, linewidth=1)
-            axes.plot(x, values[chosen], ".", color=figures.BLUE, markersize=4)
+            label = "a head" if rank == 0 else None
+            axes.plot(x, values[chosen], ".", color=figures.BLUE, markersize=4, label=label)
         axes.plot(layers, values.mean(axis=1), color=figures.VERMILLION, label="mean of the heads")
         labels = {
             "distance": "distance (pixels)", "entropy": "entropy (nats)",
             "prefix_share": "share on prefix tokens",
         }  # fmt: skip
-        axes.set(title=labels[name], xlabel="layer", ylim=(0, None))
+        axes.set(title=labels[name], xlabel="layer")
+        top = np.nanmax([values, high, low])
+        top = max(top, self.uniform_distance) if name == "distance" else top
+        axes.set_ylim(0, 1.05 * top if top > 0 else 1)
         axes.set_xlim(0.5, depth + 0.5)
         figures.whole_numbers(axes.xaxis)
-        axes.legend(loc="best", fontsize=8)
 
 
 def attention_distance(

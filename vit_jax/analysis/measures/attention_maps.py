@@ -56,6 +56,10 @@ class AttentionMaps(Result):
 
     name: ClassVar[str] = "attention_maps"
     title: ClassVar[str] = "Attention maps"
+    shows: ClassVar[str] = (
+        "Where the model looks in one image: the attention from the token that its head "
+        "reads, or from another one."
+    )
     definition: ClassVar[str] = (
         "Attention weights (after the softmax) of one query on the patches, in one image, which "
         "has no interval. The query is the token that the head reads: the class token (with a "

@@ -36,6 +36,10 @@ class BranchNorms(Result):
 
     name: ClassVar[str] = "branch_norms"
     title: ClassVar[str] = "Norms of skip connections and branches"
+    shows: ClassVar[str] = (
+        "How much each branch changes the tokens: norm of the skip connection relative to "
+        "what is added to it."
+    )
     definition: ClassVar[str] = (
         "For each token, the L2 norm of the skip connection divided by that of the branch that is "
         "added to it: ||z|| / ||f(z)||. Above 1, the token is mostly kept; below 1, mostly "
@@ -46,6 +50,9 @@ class BranchNorms(Result):
         "bootstrap over images, 95%."
     )
     source: ClassVar[str] = "Raghu et al. 2021, arXiv 2108.08810, figure 8"
+    summary_units: ClassVar[dict[str, str]] = {
+        f"skip_to_{branch}_last_layer": "ratio" for branch in BRANCHES
+    }
 
     def arrays(self) -> dict[str, NamedArray]:
         """Returns the ratios with the ends of their intervals: [layer]."""

@@ -1,6 +1,7 @@
 """Principal components of the filters of a patch embedding, or of a ResNet's first convolution."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import NullFormatter
 
 from vit_jax.analysis import figures
 from vit_jax.analysis.measures.encoder import measured
@@ -19,6 +21,7 @@ from vit_jax.models.resnet import standardised_kernel
 from vit_jax.pretrained.model import Pretrained
 
 _COLUMNS = 7  # Of the components in the figure, as in the paper.
+_FEW = 16  # Components, whose number has a linear axis.
 _MOST_FILTERS = 64  # In the figure, of a first convolution.
 
 
@@ -42,6 +45,10 @@ class EmbeddingFilters(Result):
 
     name: ClassVar[str] = "embedding_filters"
     title: ClassVar[str] = "Filters of the embedding"
+    shows: ClassVar[str] = (
+        "The patterns of pixels that the patch embedding, or a ResNet's first convolution, "
+        "responds to."
+    )
     definition: ClassVar[str] = (
         "The kernel of the patch embedding is one filter of patch height x patch width x channels "
         "for each feature of a token. The principal components are those of the filters as "
@@ -53,9 +60,14 @@ class EmbeddingFilters(Result):
         "convolution, divided by its largest absolute entry: -1 is black, 0 is grey, 1 is full "
         "intensity, in RGB or in grey. With other than 1 or 3 channels they show the norm over "
         "channels instead, from 0 (black). Filters act on prepared pixels, so each channel has the "
-        "scale of the preprocessing."
+        "scale of the preprocessing. filters_components_90: the number of components that explain "
+        "90% of the variance."
     )
     source: ClassVar[str] = "Dosovitskiy et al. 2020, arXiv 2010.11929, figure 7 (left)"
+    summary_units: ClassVar[dict[str, str]] = {
+        "filters_mean_share": "share of the squares",
+        "filters_components_90": "components",
+    }
 
     @property
     def cumulative(self) -> Float[np.ndarray, " component"]:
@@ -81,11 +93,21 @@ class EmbeddingFilters(Result):
             arrays["filters"] = NamedArray(self.filters, ("filter", *image), "", "standardised")
         return arrays
 
+    def summary(self) -> dict[str, float]:
+        """Returns the mean filter's share, and the components that explain 90% of the variance."""
+        return {
+            "filters_mean_share": self.mean_share,
+            "filters_components_90": float(np.searchsorted(self.cumulative, 0.9) + 1),
+        }
+
     def plot(self) -> Figure:
         """Draws the components, their shares, and the filters of a convolution one by one."""
-        rows, columns = _grid(len(self.components), _COLUMNS)
+        count = len(self.components)
+        # Few components fill the height of the curve beside them.
+        rows, columns = _grid(count, _COLUMNS if count > 9 else math.ceil(math.sqrt(count)))
         height, width = self.components.shape[1:3]
-        panel = 0.75, max(0.3, 0.75 * height / width)
+        side = max(0.75, min(1.4, 2.6 / rows))
+        panel = side, max(0.3, side * height / width)
         sizes = [max(2.8, panel[0] * columns + 0.3), 3.4]
         if self.is_convolution:
             sizes.insert(1, 4.2)
@@ -104,8 +126,11 @@ class EmbeddingFilters(Result):
         grid = part.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.set_axis_off()
+            axes.set(xticks=[], yticks=[])
         for i, (axes, image) in enumerate(zip(grid, filter_images(self.components), strict=False)):
             axes.imshow(image, interpolation="nearest", cmap="gray", vmin=0, vmax=1)
+            axes.set_axis_on()
+            axes.spines[:].set(visible=True, linewidth=0.5)  # Components may be white.
             share = f"{i + 1}: {100 * self.explained[i]:.2g}%"
             axes.set_title(share, fontsize=7, fontweight="normal", loc="center", pad=2)
 
@@ -135,8 +160,13 @@ class EmbeddingFilters(Result):
             color=figures.VERMILLION,
         )  # fmt: skip
         axes.set(title="Cumulative share of the variance", xlabel="number of components")
-        axes.set(ylim=(0, 1.01), xscale="log", xlim=(1, max(len(shares), 2)))
-        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(ylim=(0, 1.01), xlim=(1, max(len(shares), 2)))
+        if len(shares) <= _FEW:
+            figures.whole_numbers(axes.xaxis)
+        else:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
 
 

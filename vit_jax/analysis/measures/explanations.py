@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import matplotlib
 import numpy as np
@@ -24,9 +24,6 @@ from vit_jax.analysis.measures.images import Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.pretrained.model import Pretrained
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -54,6 +51,10 @@ class Explanations(Result):
 
     name: ClassVar[str] = "explanations"
     title: ClassVar[str] = "What the model looked at"
+    shows: ClassVar[str] = (
+        "What the model looked at in one image, by several methods, each tested by the "
+        "removal of patches."
+    )
     definition: ClassVar[str] = (
         " ".join(f"{method}: {text}." for method, (text, _) in DEFINITIONS.items())
         + " Only patches are shown: prefix tokens (class, distillation, registers) are left out, "
@@ -66,20 +67,18 @@ class Explanations(Result):
 
     def arrays(self) -> dict[str, NamedArray]:
         """Returns the maps, [method, row, column], and the areas of each method and of chance."""
-        names = ", ".join(self.methods)
         axes = ("method", "row", "column")
-        arrays = {"map": NamedArray(self.maps, axes, "", f"maps; methods: {names}")}
+        arrays = {"map": NamedArray(self.maps, axes, "", "importance of each patch")}
         for curve, values in self.areas.items():
-            meaning = f"area under the {curve} curve; methods: {names}"
+            meaning = f"area under the {curve} curve"
             arrays[f"{curve}_area"] = NamedArray(values, ("method",), "", meaning)
             chance = np.asarray(self.random_areas[curve])
             arrays[f"{curve}_area_random"] = NamedArray(chance, (), "", "the same of random orders")
         return arrays
 
-    def to_dataframe(self) -> "pandas.DataFrame":
-        """Returns the table of `Result.to_dataframe`, with the names of the methods."""
-        table = super().to_dataframe()
-        return table.assign(method=[self.methods[i] for i in table["method"]])
+    def coordinates(self) -> dict[str, tuple[str | int, ...]]:
+        """Returns the names of the methods."""
+        return {"method": self.methods}
 
     def plot(self) -> Figure:
         """Draws the image, and each map over it."""
@@ -92,7 +91,7 @@ class Explanations(Result):
             titles.append(("\n".join([method, *lines]), self.image, self.maps[i]))
         with matplotlib.rc_context(figures.STYLE | figures.LITERAL_TEXT):
             return heat_maps.draw(
-                titles, columns=len(titles), from_zero=False, opacity=0.7,
+                titles, columns=len(titles), from_zero=False, opacity=0.7, size=2.4,
                 scale=("each map's smallest value", "its largest value"),
             )  # fmt: skip
 

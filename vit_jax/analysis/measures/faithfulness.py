@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vit_jax.analysis import figures
 from vit_jax.analysis.measures import deletion
@@ -26,9 +26,6 @@ from vit_jax.analysis.measures.explanations import class_number, image_maps
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
 from vit_jax.pretrained.model import Pretrained
-
-if TYPE_CHECKING:
-    import pandas
 
 RANDOM = "random"
 _FLAT = 1e-6  # Float32 rounding of a probability.
@@ -60,16 +57,23 @@ class Faithfulness(Result):
 
     name: ClassVar[str] = "faithfulness"
     title: ClassVar[str] = "Faithfulness of explanations"
+    shows: ClassVar[str] = (
+        "Whether the predicted class depends on the patches that each method names as "
+        "important, more than on random ones."
+    )
     definition: ClassVar[str] = (
         f"{deletion.DEFINITION} The target is the predicted class of the whole image, unless one "
         "was named. Intervals: bootstrap over images, 95%. The maps: "
         + " ".join(f"{method}: {text}." for method, (text, _) in DEFINITIONS.items())
     )
     source: ClassVar[str] = deletion.SOURCE
+    summary_units: ClassVar[dict[str, str]] = {
+        f"{curve}_gain_{method}": "probability" for method in METHODS for curve in deletion.CURVES
+    }
 
     def arrays(self) -> dict[str, NamedArray]:
         """Returns the areas of each method, then the curves, each with the ends of its interval."""
-        arrays, names = {}, f"methods: {', '.join(self.methods)}"
+        arrays = {}
         curves = {curve: f"probability of the target, {curve} curve" for curve in deletion.CURVES}
         for quantity, meaning in (AREAS | curves).items():
             axes = ("method",) if quantity in AREAS else ("method", "step")
@@ -79,52 +83,74 @@ class Faithfulness(Result):
                 (f"{quantity}_low", low, f"low end of the 95% interval: {meaning}"),
                 (f"{quantity}_high", high, f"high end of the 95% interval: {meaning}"),
             ):
-                arrays[name] = NamedArray(values, axes, "", f"{text}; {names}")
+                arrays[name] = NamedArray(values, axes, "", text)
         arrays["removed"] = NamedArray(self.removed, ("step",), "", "share of the patches")
         return arrays
 
-    def to_dataframe(self) -> "pandas.DataFrame":
-        """Returns the areas of each method by its name, see `Result.to_dataframe`."""
-        table = super().to_dataframe()
-        return table.assign(method=[self.methods[i] for i in table["method"]])
+    def coordinates(self) -> dict[str, tuple[str | int, ...]]:
+        """Returns the names of the methods."""
+        return {"method": self.methods}
+
+    def summary(self) -> dict[str, float]:
+        """Returns what each method gains over random orders, in the mean over images."""
+        return {
+            f"{curve}_gain_{method}": float(self.mean[f"{curve}_gain"][i])
+            for i, method in enumerate(self.methods[:-1])
+            for curve in deletion.CURVES
+        }
 
     def plot(self) -> Figure:
-        """Draws the deletion and insertion curves with their intervals and areas."""
+        """Draws the mean curves, and what each method gains over random orders, with intervals."""
         with matplotlib.rc_context(figures.STYLE):
-            size = (8.4, 3.6 + 0.17 * len(self.methods))
-            figure = figures.InlineFigure(figsize=size, layout="constrained")
-            panels = figure.subplots(1, 2, sharey=True)
-            for axes, curve, better in zip(
-                panels, deletion.CURVES, ("smaller", "larger"), strict=True
-            ):
-                self._draw_curves(axes, curve, better)
-            panels[0].set_ylabel("mean probability of the target")
+            figure = figures.InlineFigure(figsize=(11.5, 3.7), layout="constrained")
+            first, second, gains = figure.subplots(1, 3)
+            self._draw_curves(first, "deletion", "smaller")
+            self._draw_curves(second, "insertion", "larger")
+            second.sharey(first)
+            first.set_ylim(0, 1.05 * max(self.mean[curve].max() for curve in deletion.CURVES))
+            first.set_ylabel("mean probability of the target")
+            self._draw_gains(gains)
+            handles, labels = first.get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower left", ncols=5, fontsize=8)
         return figure
 
     def _draw_curves(self, axes: Axes, curve: str, better: str) -> None:
-        low, high = self.interval[curve]
         for i, method in enumerate(self.methods):
             is_random = method == RANDOM
             colour = figures.GREY if is_random else figures.COLOURS[METHODS.index(method)]
-            axes.fill_between(self.removed, low[i], high[i], color=colour, alpha=0.15, linewidth=0)
             axes.plot(
                 self.removed, self.mean[curve][i], color=colour, linewidth=1.5,
                 linestyle="--" if is_random else "-",
-                label=f"{method}: {self._area_text(curve, i)}",
+                label=f"{method} orders" if is_random else method,
             )  # fmt: skip
         title = f"{curve.capitalize()}: {better} areas are better"
         verb = "removed" if curve == "deletion" else "put back"
-        axes.set(title=title, xlabel=f"patches {verb}", xlim=(0, 1), ylim=(0, None))
+        axes.set(title=title, xlabel=f"patches {verb}", xlim=(0, 1))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.legend(
-            title="area (95% interval)", alignment="left", loc="upper left",
-            bbox_to_anchor=(0, -0.16), fontsize=8, title_fontsize=8,
-        )  # fmt: skip
 
-    def _area_text(self, curve: str, method: int) -> str:
-        mean = self.mean[f"{curve}_area"][method]
-        low, high = self.interval[f"{curve}_area"][:, method]
-        return f"{mean:.3f}" + (f" ({low:.3f} to {high:.3f})" if np.isfinite(low) else "")
+    def _draw_gains(self, axes: Axes) -> None:
+        """Draws the gains of each method: deletion above insertion."""
+        methods = self.methods[:-1]
+        for i, method in enumerate(methods):
+            colour = figures.COLOURS[METHODS.index(method)]
+            for curve, marker, y in (("deletion", "o", i - 0.14), ("insertion", "D", i + 0.14)):
+                quantity = f"{curve}_gain"
+                low, high = self.interval[quantity][:, i]
+                axes.plot([low, high], [y, y], color=colour, linewidth=2)
+                axes.plot(
+                    self.mean[quantity][i], y, marker, color=colour, markersize=5,
+                    markerfacecolor=colour if curve == "deletion" else "white",
+                )  # fmt: skip
+        axes.axvline(0, color=figures.GREY, linestyle="--")
+        axes.set_yticks(range(len(methods)), methods)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_ylim(len(methods) - 0.5, -0.5)
+        axes.set(title="Gain over random orders", xlabel="difference of areas, 95% interval")
+        for curve, marker, face in (("deletion", "o", figures.GREY), ("insertion", "D", "white")):
+            axes.plot(
+                [], [], marker, color=figures.GREY, markerfacecolor=face, markersize=5, label=curve
+            )
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, -0.36), ncols=2, fontsize=8)
 
 
 def faithfulness(

@@ -55,16 +55,20 @@ class FeaturePca(Result):
 
     name: ClassVar[str] = "feature_pca"
     title: ClassVar[str] = "Principal components of patch features"
+    shows: ClassVar[str] = (
+        "Features of patches as colours: equal colours are equal features, in all images."
+    )
     definition: ClassVar[str] = (
         "Features of the patches of all images, without prefix tokens (class, distillation, "
         "registers), minus their mean, on the first three eigenvectors of their covariance, which "
         "is summed in float64. Sign: the largest element of each eigenvector, by magnitude, is "
         "positive. Colours: red, green and blue are the three components, each from its 1st to its "
         "99th percentile over all shown patches, so that equal colours are equal features in all "
-        "images; what is beyond is clipped. Foreground: the patches are divided at zero of the "
-        "first component; the side with fewer of the patches at the borders of the images is the "
-        "foreground (with equally many, the positive one), and the components are those of its "
-        "patches alone. explained: share of the variance of these patches."
+        "images; what is beyond is clipped. All patches are shown, or with foreground=True those "
+        "of the foreground: the patches are divided at zero of the first component; the side with "
+        "fewer of the patches at the borders of the images is the foreground (with equally many, "
+        "the positive one), and the components are those of its patches alone. explained: share "
+        "of the variance of these patches."
     )
     source: ClassVar[str] = "Oquab et al. 2023 (DINOv2), arXiv 2304.07193, figure 1"
 
@@ -108,7 +112,7 @@ def feature_pca(
     num_images: int | None = None,
     num_shown: int = NUM_SHOWN,
     layer: int | None = None,
-    foreground: bool = True,
+    foreground: bool = False,
     batch_size: int = BATCH_SIZE,
 ) -> FeaturePca:
     """Shows the features of patches as colours: equal colours are equal features in all images.
@@ -124,7 +128,9 @@ def feature_pca(
       num_images: a random choice of this many; None: all.
       num_shown: number of images that are shown.
       layer: a block, from 0, for its output; None: the tokens after the final norm.
-      foreground: whether the background is left out, by the rule in `FeaturePca.definition`.
+      foreground: whether the background is left out, by the rule in `FeaturePca.definition`. It
+        suits self-supervised features of images of an object each; of a classifier's, whole images
+        may be on one side.
       batch_size: images at a time.
 
     Raises:
@@ -133,7 +139,7 @@ def feature_pca(
 
     Example:
       >>> model = create("mu/16", image_size=32)
-      >>> result = analysis.feature_pca(model, "digits:test[:8]", num_shown=2, foreground=False)
+      >>> result = analysis.feature_pca(model, "digits:test[:8]", num_shown=2)
       >>> result.colours.shape  # Images, rows, columns; red, green and blue.
       (2, 2, 2, 3)
     """

@@ -67,9 +67,13 @@ def draw(
                     fill=False, edgecolor=colour, linewidth=line,
                 )
             )  # fmt: skip
+    # In a single row it is below the maps, not below the image before them.
+    maps = (len(panels) - 1) / len(panels) if rows == 1 else 1.0
+    shrink = max(0.6 * maps, 0.1)
+    middle = (1 - maps / 2 - shrink / 2) / (1 - shrink)
     bar = figure.colorbar(
         ScalarMappable(cmap=COLOUR_MAP), ax=list(grid), orientation="horizontal",
-        aspect=60, shrink=0.6, pad=0.02,
+        aspect=60, shrink=shrink, pad=0.02, anchor=(middle, 1.0),
     )  # fmt: skip
     bar.set_ticks([0, 1], labels=scale)
     bar.ax.tick_params(labelsize=8, length=0)

@@ -50,6 +50,9 @@ class LayerProbes(Result):
 
     name: ClassVar[str] = "layer_probes"
     title: ClassVar[str] = "Linear probes of the layers"
+    shows: ClassVar[str] = (
+        "In which layer the classes can be read off: accuracy of a linear probe on each layer."
+    )
     definition: ClassVar[str] = (
         "Accuracy of multinomial logistic regression on features that are standardised; its "
         "penalty is chosen on a fifth of the training images. The images given are divided at "
@@ -60,6 +63,10 @@ class LayerProbes(Result):
         "95%, over test images: they do not contain the choice of the training images."
     )
     source: ClassVar[str] = "Alain and Bengio 2016, arXiv 1610.01644; probe: vit_jax.evals.probe"
+    summary_units: ClassVar[dict[str, str]] = {
+        "probe_best_layer": "accuracy",
+        "probe_final": "accuracy",
+    }
 
     def arrays(self) -> dict[str, NamedArray]:
         """Returns the accuracies with the ends of their intervals: [layer]."""
@@ -75,6 +82,13 @@ class LayerProbes(Result):
             self.final_accuracy, ("mean_low_high",), "", "of a probe on pre_logits, its interval"
         )
         return arrays
+
+    def coordinates(self) -> dict[str, tuple[str | int, ...]]:
+        """Returns the numbers of the layers, 0 for the embedding."""
+        return {
+            "layer": tuple(range(len(self.accuracy["patches"]))),
+            "mean_low_high": ("mean", "low", "high"),
+        }
 
     def summary(self) -> dict[str, float]:
         """Returns the accuracy on patches of the best layer, and on the final features."""
@@ -99,15 +113,17 @@ class LayerProbes(Result):
             value, low, high = self.final_accuracy
             axes.errorbar(
                 [depth], [value], [[value - low], [high - value]], fmt="s", markersize=4,
-                color=figures.COLOURS[2], label="final features (pre_logits)",
+                color=figures.COLOURS[2], label="probe on pre_logits",
             )  # fmt: skip
             axes.axhline(self.chance, color=figures.GREY, linestyle="--", label="largest class")
             axes.set(xlabel="layer (0: embedding)", ylabel="accuracy", ylim=(0, 1.02))
+            every = -(-depth // 14)  # As many labels as there is room for.
+            shown = [*range(0, depth - every // 2, every), depth]
+            axes.set_xticks(shown, [*map(str, shown[:-1]), "final\nfeatures"])
             axes.set_xlim(-0.5, depth + 0.5)
             axes.set_title(f"{self.num_train:,} training and {self.num_test:,} test images")
             axes.yaxis.set_major_formatter(PercentFormatter(1))
-            figures.whole_numbers(axes.xaxis)
-            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), fontsize=8, ncols=2)
+            figure.legend(loc="outside lower left", fontsize=8, ncols=2)
         return figure
 
 

@@ -45,6 +45,9 @@ class LayerSimilarity(Result):
 
     name: ClassVar[str] = "layer_similarity"
     title: ClassVar[str] = "Similarity of layers (CKA)"
+    shows: ClassVar[str] = (
+        "Which layers represent images alike: similarity of each layer with each other one."
+    )
     definition: ClassVar[str] = (
         "Linear centred kernel alignment, HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), of the Gram "
         "matrices K and L of two layers' representations of the images: 1 if they are equal up to "
@@ -60,6 +63,9 @@ class LayerSimilarity(Result):
         "Nguyen, Raghu and Kornblith 2020, arXiv 2010.15327, section 3; HSIC_1: Song et al. 2012, "
         "JMLR 13: 1393-1434, equation 5"
     )
+    summary_units: ClassVar[dict[str, str]] = {
+        "cka_last_layers": "CKA", "cka_embedding_last_layer": "CKA",
+    }  # fmt: skip
 
     def arrays(self) -> dict[str, NamedArray]:
         """Returns the similarity with the ends of its interval: [layer, other_layer]."""
@@ -69,6 +75,11 @@ class LayerSimilarity(Result):
             text = f"{end} end of the 95% interval of the linear CKA"
             arrays[f"cka_{end}"] = NamedArray(values, axes, "", text)
         return arrays
+
+    def coordinates(self) -> dict[str, tuple[str | int, ...]]:
+        """Returns the numbers of the layers, 0 for the embedding."""
+        rows, columns = self.cka.shape
+        return {"layer": tuple(range(rows)), "other_layer": tuple(range(columns))}
 
     def summary(self) -> dict[str, float]:
         """Returns the CKA of embedding and last layer; of two models, of the last ones."""

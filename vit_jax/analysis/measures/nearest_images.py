@@ -48,6 +48,10 @@ class NearestImages(Result):
 
     name: ClassVar[str] = "nearest_images"
     title: ClassVar[str] = "Nearest images"
+    shows: ClassVar[str] = (
+        "The images whose features are nearest to those of a query, and how often they have "
+        "its label."
+    )
     definition: ClassVar[str] = (
         "The images with the largest cosine between their features (the input of the head) and "
         "those of a query, itself left out; the mean is not subtracted. Queries are spaced evenly "
@@ -57,6 +61,10 @@ class NearestImages(Result):
         "independent of their neighbours."
     )
     source: ClassVar[str] = "Wu et al. 2018, arXiv 1805.01978, figure 4"
+    summary_units: ClassVar[dict[str, str]] = {
+        "neighbour_agreement_nearest": "share of images",
+        "neighbour_agreement_majority": "share of images",
+    }
 
     def arrays(self) -> dict[str, NamedArray]:
         """Returns similarities and positions [query, neighbour], and labels if known."""
@@ -70,12 +78,25 @@ class NearestImages(Result):
             arrays["query_labels"] = NamedArray(self.labels[:, 0], axes[:1], "", "class ids")
         arrays["queries"] = NamedArray(self.queries, axes[:1], "", "positions of the images")
         if self.agreement:
-            rows = [(k, *shares) for k, shares in self.agreement.items()]
-            arrays["agreement"] = NamedArray(
-                np.array(rows, np.float64), ("row", "column"), "",
-                "k; share of images with the label of their k neighbours; ends of its interval",
-            )  # fmt: skip
+            meaning = "share of images with the label of their k nearest neighbours"
+            columns = np.array(list(self.agreement.values()), np.float64).T
+            for name, values, text in zip(
+                ("agreement", "agreement_low", "agreement_high"), columns,
+                ("", "low end of the 95% interval: ", "high end of the 95% interval: "),
+                strict=True,
+            ):  # fmt: skip
+                arrays[name] = NamedArray(values, ("k",), "", text + meaning)
         return arrays
+
+    def coordinates(self) -> dict[str, tuple[str | int, ...]]:
+        """Returns the numbers of neighbours whose labels are compared."""
+        return {"k": tuple(self.agreement)} if self.agreement else {}
+
+    def summary(self) -> dict[str, float]:
+        """Returns the agreement with the nearest image, and with the majority of the k nearest."""
+        shares = [share for share, _, _ in self.agreement.values()]
+        names = ("neighbour_agreement_nearest", "neighbour_agreement_majority")
+        return dict(zip(names, shares, strict=False))
 
     def plot(self) -> Figure:
         """Draws each query with its neighbours, the nearest first."""

@@ -39,6 +39,9 @@ class PatchSimilarity(Result):
 
     name: ClassVar[str] = "patch_similarity"
     title: ClassVar[str] = "Similarity of patches"
+    shows: ClassVar[str] = (
+        "Which patches have features like those of the marked patch, in its image and in others."
+    )
     definition: ClassVar[str] = (
         "Cosine of the features of a patch of the first image with the features of every patch of "
         "all images; the mean is not subtracted. Prefix tokens (class, distillation, registers) "
@@ -55,6 +58,10 @@ class PatchSimilarity(Result):
                 np.array(self.patches), ("query", "coordinate"), "", "row and column of the query"
             ),
         }
+
+    def coordinates(self) -> dict[str, tuple[str | int, ...]]:
+        """Returns what the two coordinates of a query are."""
+        return {"coordinate": ("row", "column")}
 
     def plot(self) -> Figure:
         """Draws the images with the queries marked, and the maps of each query on one scale."""

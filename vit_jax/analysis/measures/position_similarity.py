@@ -52,6 +52,10 @@ class PositionSimilarity(Result):
 
     name: ClassVar[str] = "position_similarity"
     title: ClassVar[str] = "Similarity of positions"
+    shows: ClassVar[str] = (
+        "How similar the positions of patches are to the model: each panel is one patch's "
+        "similarity with all patches."
+    )
     definition: ClassVar[str] = (
         "learned, sincos2d: cosine similarity of the position embeddings (not centred) of all "
         "pairs of patches; a zero vector has similarity 0. rotary: mean of the cosine of the "
@@ -72,6 +76,10 @@ class PositionSimilarity(Result):
         "Dosovitskiy et al. 2020, arXiv 2010.11929, figure 7 (centre); rotary: Su et al. 2021, "
         "arXiv 2104.09864"
     )
+    summary_units: ClassVar[dict[str, str]] = {
+        f"neighbour_accuracy_{part}": "share of patches"
+        for part in ("learned", "sincos2d", "rotary")
+    }
 
     def arrays(self) -> dict[str, NamedArray]:
         """Returns the profiles, numbers and similarities of each part, before and after."""
@@ -103,6 +111,13 @@ class PositionSimilarity(Result):
             meaning = "correlation of the similarities before and after the resize"
             arrays[f"{part}_correlation"] = NamedArray(np.asarray(value), (), "", meaning)
         return arrays
+
+    def summary(self) -> dict[str, float]:
+        """Returns the accuracy of neighbours of each part."""
+        return {
+            f"neighbour_accuracy_{part}": structure.numbers["neighbour_accuracy"]
+            for part, structure in self.parts.items()
+        }
 
     def plot(self) -> Figure:
         """Draws for each patch its similarity with all patches, and the means over distance."""

@@ -69,6 +69,10 @@ class RegisterNeurons(Result):
 
     name: ClassVar[str] = "test_time_registers"
     title: ClassVar[str] = "Test-time registers"
+    shows: ClassVar[str] = (
+        "What outlying tokens depend on: the model before and after its register neurons act "
+        "on an added register."
+    )
     definition: ClassVar[str] = (
         "Outliers are patch tokens with a norm above the threshold (see token_norms). They appear "
         "in the first layer whose share of outliers is at least half of the largest one. Register "
@@ -91,6 +95,12 @@ class RegisterNeurons(Result):
         check_images(images, self.model.config)
         names = (capture,) if isinstance(capture, str) else tuple(capture)
         return _apply(self.model.model, self.model.variables, jnp.asarray(images), names)
+
+    summary_units: ClassVar[dict[str, str]] = {
+        "outlier_share_before": "share of patch tokens",
+        "outlier_share_after": "share of patch tokens",
+        "register_cosine": "cosine",
+    }
 
     def arrays(self) -> dict[str, NamedArray]:
         """Returns the shares of outliers and largest norms of each layer, and the neurons."""
@@ -124,6 +134,10 @@ class RegisterNeurons(Result):
                 values, ("mean_low_high",), "", f"{meaning}, and its interval"
             )
         return arrays
+
+    def coordinates(self) -> dict[str, tuple[str | int, ...]]:
+        """Returns what the columns of the neurons, and the values of a mean, are."""
+        return {"layer_and_unit": ("layer", "unit"), "mean_low_high": ("mean", "low", "high")}
 
     def summary(self) -> dict[str, float]:
         """Returns the largest shares of outliers before and after, and the features' cosine."""

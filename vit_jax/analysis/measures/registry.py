@@ -35,6 +35,9 @@ MEASURES: dict[str, Takes] = {
     "nearest_images": Takes.IMAGES,
     "walkthrough": Takes.IMAGE,
 }
+# Most images that are measured in an analysis, where each takes many forward passes; the function
+# itself has no such limit.
+MOST_IMAGES: dict[str, int] = {"faithfulness": 64}
 # Measures that also compare two models: called with a third argument, the other model.
 PAIRS: tuple[str, ...] = ("layer_similarity",)
 

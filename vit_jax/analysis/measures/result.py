@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -48,9 +49,11 @@ class Result(abc.ABC):
     Attributes:
       name: of the measure, and of its files.
       title: of its figure.
+      shows: what a reader sees in the figure, in a sentence.
       definition: how it is computed, in sentences: the tokens that are left out, whether weights
         are renormalised, the interval.
       source: the publication of the formula.
+      summary_units: units of the numbers of `summary`; of others there is none.
       checkpoint: what was measured.
       num_images: number of images.
       notes: what a reader must know beside the definition.
@@ -58,8 +61,10 @@ class Result(abc.ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    shows: ClassVar[str]
     definition: ClassVar[str]
     source: ClassVar[str]
+    summary_units: ClassVar[Mapping[str, str]] = {}
     checkpoint: str
     num_images: int
     notes: tuple[str, ...] = ()
@@ -76,8 +81,17 @@ class Result(abc.ABC):
         """Returns a few numbers that compare models or steps of a run, by names of metrics."""
         return {}
 
+    def coordinates(self) -> dict[str, tuple[str | int, ...]]:
+        """Returns {axis: what its positions are, such as names of methods}.
+
+        The positions of other axes are counted from 0.
+        """
+        return {}
+
     def to_dataframe(self) -> "pandas.DataFrame":
         """Returns the table: a column for each axis of the first array, and for each such array.
+
+        The columns of axes have the names of `coordinates`, or positions from 0.
 
         Raises:
           ConfigError: pandas is not installed.
@@ -93,7 +107,11 @@ class Result(abc.ABC):
         axes = next(iter(arrays.values())).axes
         columns = {name: array for name, array in arrays.items() if array.axes == axes}
         shape = next(iter(columns.values())).values.shape
-        positions = (index.ravel() for index in np.indices(shape))
+        names = self.coordinates()
+        positions = (
+            [names[axis][i] for i in index.ravel()] if axis in names else index.ravel()
+            for axis, index in zip(axes, np.indices(shape), strict=True)
+        )  # fmt: skip
         return pandas.DataFrame(
             dict(zip(axes, positions, strict=True))
             | {name: array.values.ravel() for name, array in columns.items()}
@@ -104,12 +122,15 @@ class Result(abc.ABC):
         return {
             "measure": self.name,
             "title": self.title,
+            "shows": self.shows,
             "definition": self.definition,
             "source": self.source,
             "checkpoint": self.checkpoint,
             "num_images": self.num_images,
             "notes": list(self.notes),
             "summary": {name: _json(np.float64(x)) for name, x in self.summary().items()},
+            "summary_units": dict(self.summary_units),
+            "coordinates": {axis: list(names) for axis, names in self.coordinates().items()},
             "arrays": {
                 name: {
                     "axes": list(array.axes),

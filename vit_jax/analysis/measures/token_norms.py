@@ -60,6 +60,9 @@ class TokenNorms(Result):
 
     name: ClassVar[str] = "token_norms"
     title: ClassVar[str] = "Norms of the tokens"
+    shows: ClassVar[str] = (
+        "Norms of the tokens at the output of each layer, and where patches have outlying ones."
+    )
     definition: ClassVar[str] = (
         "L2 norms of the tokens at the output of each block, after both residual branches and "
         "before the model's final norm, which would hide outliers. The histogram, the moments and "
@@ -71,6 +74,7 @@ class TokenNorms(Result):
         "the given number. Interval of the share: bootstrap over images at this threshold, 95%."
     )
     source: ClassVar[str] = "Darcet et al. 2023, arXiv 2309.16588, section 2.1"
+    summary_units: ClassVar[dict[str, str]] = {"outlier_share": "share of patch tokens"}
 
     def arrays(self) -> dict[str, NamedArray]:
         """Returns the statistics of each layer, the histogram, prefix tokens and the map."""
@@ -104,9 +108,13 @@ class TokenNorms(Result):
             "edges": NamedArray(EDGES, ("edge",), "", "norms between the bins of the histogram"),
         }
         if self.prefix_names:
-            meaning = f"mean norm of the tokens: {', '.join(self.prefix_names)}"
+            meaning = "mean norm of the prefix tokens"
             arrays["prefix_mean"] = NamedArray(self.prefix_mean, ("layer", "token"), "", meaning)
         return arrays
+
+    def coordinates(self) -> dict[str, tuple[str | int, ...]]:
+        """Returns the names of the prefix tokens."""
+        return {"token": self.prefix_names} if self.prefix_names else {}
 
     def summary(self) -> dict[str, float]:
         """Returns the largest share of outliers of a layer, and the last layer's mean norm."""
@@ -118,32 +126,44 @@ class TokenNorms(Result):
     def plot(self) -> Figure:
         """Draws the distribution over the layers, the share of outliers, and where they are."""
         with matplotlib.rc_context(figures.STYLE):
+            if not self.outlier_share.any():
+                figure = figures.InlineFigure(figsize=(6, 3.8), layout="constrained")
+                axes = figure.subplots()
+                self._draw_histogram(figure, axes)
+                axes.set_title("norms of patch tokens: no outliers in any layer")
+                return figure
             figure = figures.InlineFigure(figsize=(11.5, 3.6), layout="constrained")
             norms, share, places = figure.subplots(1, 3, width_ratios=[1.5, 1, 1])
             self._draw_histogram(figure, norms)
-            layers = np.arange(1, len(self.mean) + 1)
-            low, high = self.outlier_interval
-            share.fill_between(layers, low, high, color=figures.SKY, alpha=0.4, linewidth=0)
-            share.plot(layers, self.outlier_share, ".-", color=figures.BLUE)
-            share.set(title="share of outliers", xlabel="layer", xlim=(0.5, len(layers) + 0.5))
-            share.set_ylim(0, 1.1 * max(float(np.nanmax([high, self.outlier_share])), 0.01))
-            share.yaxis.set_major_formatter(PercentFormatter(1))
-            figures.whole_numbers(share.xaxis)
-            chosen = int(self.outlier_share.argmax())  # The layer with the most.
-            drawn = places.imshow(
-                self.outlier_map[chosen], cmap="viridis", vmin=0,
-                vmax=max(self.outlier_map[chosen].max(), 0.01),
-            )  # fmt: skip
-            found = self.outlier_share.any()
-            title = f"where, in layer {chosen + 1}" if found else "no outliers in any layer"
-            places.set(title=title, xlabel="column of patches", ylabel="row of patches")
-            for axis in (places.xaxis, places.yaxis):
-                figures.whole_numbers(axis)
-            figure.colorbar(
-                drawn, ax=places, label="share of images", shrink=0.8,
-                format=PercentFormatter(1),
-            )  # fmt: skip
+            self._draw_shares(share)
+            self._draw_places(figure, places)
         return figure
+
+    def _draw_shares(self, axes: Axes) -> None:
+        layers, (low, high) = np.arange(1, len(self.mean) + 1), self.outlier_interval
+        axes.fill_between(layers, low, high, color=figures.SKY, alpha=0.4, linewidth=0)
+        axes.plot(layers, self.outlier_share, ".-", color=figures.BLUE)
+        axes.set(title="share of outliers", xlabel="layer", xlim=(0.5, len(layers) + 0.5))
+        axes.set_ylim(0, 1.1 * float(np.nanmax([high, self.outlier_share])))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        figures.whole_numbers(axes.xaxis)
+
+    def _draw_places(self, figure: Figure, axes: Axes) -> None:
+        """Draws where outliers are in the layer with the most; rows and columns from 1."""
+        chosen = int(self.outlier_share.argmax())
+        shares = self.outlier_map[chosen]
+        rows, columns = shares.shape
+        drawn = axes.imshow(
+            shares, cmap="viridis", vmin=0, vmax=shares.max(),
+            extent=(0.5, columns + 0.5, rows + 0.5, 0.5),
+        )  # fmt: skip
+        title = f"where, in layer {chosen + 1}"
+        axes.set(title=title, xlabel="column of patches", ylabel="row of patches")
+        for axis in (axes.xaxis, axes.yaxis):
+            figures.whole_numbers(axis)
+        figure.colorbar(
+            drawn, ax=axes, label="share of images", shrink=0.8, format=PercentFormatter(1)
+        )
 
     def _draw_histogram(self, figure: Figure, axes: Axes) -> None:
         depth = len(self.mean)
@@ -167,8 +187,10 @@ class TokenNorms(Result):
             mean = self.prefix_mean[:, tokens].mean(axis=1)
             axes.plot(layers, mean, ".-", color=colour, label=f"{name} (mean)")
         axes.plot(layers, self.threshold, "--", color=figures.GREY, label="outliers: above this")
-        axes.set_ylim(max(smallest, EDGES[0]) / 1.3, min(largest, EDGES[-1]) * 1.3)
-        axes.set(title="norms of patch tokens", xlabel="layer", ylabel="norm", yscale="log")
+        figures.use_log_scale(
+            axes, smallest=max(smallest, EDGES[0]), largest=min(largest, EDGES[-1])
+        )
+        axes.set(title="norms of patch tokens", xlabel="layer", ylabel="norm")
         figures.whole_numbers(axes.xaxis)
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), fontsize=8, ncols=2)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -33,6 +34,10 @@ class Walkthrough:
       html: the page; it needs no other file and no network.
     """
 
+    title: ClassVar[str] = "Walkthrough"
+    shows: ClassVar[str] = (
+        "One image step by step through the model, with every number, on a page of its own."
+    )
     checkpoint: str
     image_name: str
     trace: Trace
@@ -85,7 +90,7 @@ def walkthrough(
 
     Args:
       pretrained: a ViT or hybrid.
-      image: see `vit_jax.analysis.measures.images.open_images`; the first of several.
+      image: see `vit_jax.analysis.measures.images.open_images`; the first that can be read.
       label: class of the loss, by its number or name. None: the data's label if the data have the
         model's classes, else the predicted class.
       layer: block whose attention and MLP are shown, from 0.
@@ -111,9 +116,9 @@ def walkthrough(
     stream = open_images(pretrained, image)
     labels = pretrained.labels
     chosen = _class_of(label, labels, config.num_classes)
+    index, prepared, stored = _read(pretrained, stream)
     if label is None and stream.has_labels and labels and stream.source.class_names == labels:
-        chosen = int(stream.source[0]["label"])
-    prepared, stored = _read(pretrained, stream)
+        chosen = int(stream.source[index]["label"])
     with jax.default_matmul_precision("highest"):
         traced = trace(
             model, prepared, stored=stored, layer=layer, head=head, loss=pretrained.loss,
@@ -125,7 +130,7 @@ def walkthrough(
                 f'"{name}" of {model.name} has values that are NaN or infinite: the parameters or '
                 "the image are broken."
             )
-    image_name = stream.source.describe(0)
+    image_name = stream.source.describe(index)
     return Walkthrough(
         checkpoint=model.name,
         image_name=image_name,
@@ -172,21 +177,29 @@ def _class_of(
 
 def _read(
     pretrained: Pretrained, stream: ImageStream
-) -> tuple[Float32[np.ndarray, "h w c"], UInt8[np.ndarray, "..."] | None]:
-    """Returns the first image, prepared and as it is stored (None: it was prepared already).
+) -> tuple[int, Float32[np.ndarray, "h w c"], UInt8[np.ndarray, "..."] | None]:
+    """Returns the first image that can be read: its position, prepared, and as it is stored.
+
+    The last is None of an image that was prepared already.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: none can be read; the message is that of the first.
     """
     rng = np.random.default_rng(0)  # Required, but evaluation transforms are deterministic.
-    try:
-        example = stream.source[0]
-        prepared = np.asarray(stream.transform(example, rng)["image"], np.float32)
-    except DataError as error:
-        raise DataError(f"{stream.source.describe(0)}: {error}") from error
+    first: DataError | None = None
+    for index in range(len(stream)):
+        try:
+            example = stream.source[index]
+            prepared = np.asarray(stream.transform(example, rng)["image"], np.float32)
+            break
+        except DataError as error:
+            first = first or DataError(f"{stream.source.describe(index)}: {error}")
+    else:
+        assert first is not None  # A stream has an image.
+        raise first
     image, decode = example["image"], pretrained.preprocess.ops[0]
     assert isinstance(decode, Decode)  # A model's transforms begin with it.
     if isinstance(image, Image.Image):
-        return prepared, decode_pillow(image, channels=decode.channels, exif=decode.exif)
+        return index, prepared, decode_pillow(image, channels=decode.channels, exif=decode.exif)
     is_prepared = isinstance(image, np.ndarray) and image.dtype != np.uint8
-    return prepared, None if is_prepared else decode(image, rng)
+    return index, prepared, None if is_prepared else decode(image, rng)
