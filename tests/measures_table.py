@@ -40,7 +40,7 @@ def difference(ours: np.ndarray, want: np.ndarray) -> float:
 def noise_floor(name: str, kinds: tuple[str, ...]) -> float:
     """Returns the largest noise of the reference's arrays, relative to their largest value.
 
-    The manifest has it: how much the reference implementation's own float32 forward passes differ.
+    The manifest has it: the reference implementation in float32, against the same in float64.
     """
     arrays = fixture(name)["expected_arrays"]
     values = [
