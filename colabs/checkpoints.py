@@ -24,6 +24,8 @@ if importlib.util.find_spec("vit_jax") is None:
 # Here: a small ViT with random weights in the format of transformers.
 
 # %%
+import dataclasses
+
 import numpy as np
 from sklearn.datasets import load_sample_images
 
@@ -31,6 +33,8 @@ import vit_jax
 
 CHECKPOINT = "tiny-vit"
 tiny = vit_jax.create("mu/16", image_size=64, num_classes=10, pool="token")
+head = {"kernel": np.random.default_rng(0).normal(size=(32, 10)), "bias": np.zeros(10)}
+tiny = dataclasses.replace(tiny, params={**tiny.params, "head": head})  # It was zeros.
 vit_jax.export(tiny, CHECKPOINT, to="hf", change_numerics=True)
 photos = load_sample_images().images  # Two photographs, uint8.
 

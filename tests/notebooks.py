@@ -15,6 +15,7 @@ import tempfile
 import time
 import tomllib
 import zipfile
+from typing import Any
 
 import jupytext
 import nbclient
@@ -117,6 +118,8 @@ def render(name: str) -> None:
         work = os.path.join(os.path.realpath(folder), "work")
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)
+            if cell.cell_type == "code":
+                cell.outputs = _merged(cell.outputs)
             for output in cell.get("outputs", ()):
                 if output.output_type == "stream":
                     output.text = _shortened(output.text.replace(work, "."))
@@ -125,6 +128,18 @@ def render(name: str) -> None:
     RENDERED.mkdir(exist_ok=True)
     nbformat.write(notebook, RENDERED / f"{name}.ipynb")
     print(f"{name}: {time.monotonic() - started:.0f} s")
+
+
+def _merged(outputs: list[Any]) -> list[Any]:
+    """Joins what was printed to a stream in several parts."""
+    merged = []
+    for output in outputs:
+        if merged and output.output_type == "stream" == merged[-1].output_type:
+            if merged[-1].name == output.name:
+                merged[-1].text += output.text
+                continue
+        merged.append(output)
+    return merged
 
 
 def _shortened(text: str) -> str:

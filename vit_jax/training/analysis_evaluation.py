@@ -23,6 +23,7 @@ from vit_jax.models import ModelConfig, build, param_shapes
 from vit_jax.parallel.mesh import replicated
 from vit_jax.pretrained.load import run_preprocess
 from vit_jax.pretrained.model import Pretrained
+from vit_jax.telemetry.notes import note
 
 OnBad = Callable[[Source, int, str], None] | None
 
@@ -83,7 +84,11 @@ class AnalysisEvaluation:
         with jax.transfer_guard("allow"):
             for measure in self.measures:
                 pretrained = self._pretrained(self.evaluator.model_config, params)
-                result = getattr(analysis, measure)(pretrained, images)
+                try:
+                    result = getattr(analysis, measure)(pretrained, images)
+                except NotApplicableError as error:  # To these images, or at this step.
+                    note(f"{self.name}: {measure} is left out: {error}")
+                    continue
                 summary = result.summary().items()
                 values |= {key: value for key, value in summary if math.isfinite(value)}
                 values["count"] = float(result.num_images)
