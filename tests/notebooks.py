@@ -134,11 +134,11 @@ def _merged(outputs: list[Any]) -> list[Any]:
     """Joins what was printed to a stream in several parts."""
     merged = []
     for output in outputs:
-        if merged and output.output_type == "stream" == merged[-1].output_type:
-            if merged[-1].name == output.name:
-                merged[-1].text += output.text
-                continue
-        merged.append(output)
+        name = output.get("name")  # Only a stream has one.
+        if name and merged and merged[-1].get("name") == name:
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
     return merged
 
 
