@@ -29,7 +29,18 @@ MEASURES = sorted(set(dir(analysis)) - {"class_accuracy", "confusion", "curves",
 API = (ROOT / "docs" / "api.md").read_text()
 
 
-def test_every_name_is_listed_and_described():
+@pytest.fixture(scope="module")
+def imported():
+    """Imports all that the public names and the commands need: seconds, if no test has before."""
+    for verb in verbs():
+        command(verb)
+    for name in vit_jax.__all__:
+        getattr(vit_jax, name)
+    for module in pkgutil.walk_packages(analysis.__path__, f"{analysis.__name__}."):
+        importlib.import_module(module.name)
+
+
+def test_every_name_is_listed_and_described(imported):
     assert set(dir(vit_jax)) == {*vit_jax.__all__, "__version__"}
     rows = re.findall(r"^\| (`.*?) \|", API.partition("## Commands")[0], re.M)
     described = {name for row in rows for name in re.findall(r"`(\w+)", row)}
@@ -44,11 +55,7 @@ def test_the_page_lists_the_figures():
     assert sorted(described) == sorted(dir(vit_jax.analysis))
 
 
-def test_a_name_stays_a_function_when_a_module_of_its_name_is_imported():
-    for verb in verbs():
-        command(verb)
-    for module in pkgutil.walk_packages(analysis.__path__, f"{analysis.__name__}."):
-        importlib.import_module(module.name)
+def test_a_name_stays_a_function_when_a_module_of_its_name_is_imported(imported):
     for package in (vit_jax, analysis):
         modules = [name for name in dir(package) if inspect.ismodule(getattr(package, name))]
         assert modules == (["analysis"] if package is vit_jax else [])
@@ -75,8 +82,8 @@ def folder(plain_run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def names():
-    """What an example need not import."""
+def names(imported):
+    """The names that an example need not import."""
     public = {name: getattr(vit_jax, name) for name in vit_jax.__all__}
     return public | {"np": np, "jax": jax, "pathlib": pathlib, "os": os, "vit_jax": vit_jax}
 
