@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from benchmarks import (
+    analysis,
     checkpointing,
     loading,
     prediction,
@@ -30,7 +31,7 @@ __all__ = ["small_idx"]  # A fixture.
 pytestmark = pytest.mark.medium
 
 TESTED = {
-    "checkpointing", "loading", "prediction", "scaling_fits", "scaling_lack_of_fit",
+    "analysis", "checkpointing", "loading", "prediction", "scaling_fits", "scaling_lack_of_fit",
     "scaling_optimistix", "scaling_published", "scaling_rules", "seeds", "transfer",
 }  # fmt: skip
 # By numerics_test.py.
@@ -39,6 +40,16 @@ TESTED |= {"numerics", "numerics_cases", "numpy_gradients", "numpy_optimizers"}
 
 def test_none_is_left_out():
     assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__"} == TESTED
+
+
+@pytest.mark.slow
+def test_analysis():
+    ratios = analysis.relative_times(
+        ["attention_distance"], model="mu/16", image_size=32, images=4, rounds=1
+    )
+    assert ratios["attention_distance"].median > 0
+    peak = analysis.peak_mebibytes("attention_distance", "digits:test", 10, "mu/4", 8)
+    assert 100 < peak < 4000
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from tests.small_run import mesh_of, small_config
 from vit_jax import analysis, load_pretrained
+from vit_jax.analysis.measures.registry import OVER_TRAINING
 from vit_jax.config import analysis_eval, classification_eval
 from vit_jax.errors import ConfigError
 from vit_jax.models import build, read_section
@@ -18,7 +19,6 @@ from vit_jax.scaling.fit import fit_law
 from vit_jax.scaling.table import read_runs
 from vit_jax.sweeps.table import collect
 from vit_jax.telemetry.jsonlines import read_jsonl
-from vit_jax.training.analysis_evaluation import summarised
 from vit_jax.training.experiment import Experiment
 
 pytestmark = pytest.mark.medium
@@ -80,7 +80,8 @@ def test_the_values_are_columns_that_a_law_is_fitted_to(sweep):
 @pytest.mark.parametrize("fields", [{}, {"model__lora_rank": 2, "model__scan": False}])
 def test_a_sharded_model_has_the_same_values(fields):
     """Parameters and batches on eight devices, as the train loop has them."""
-    evals = ConfigDict({"attention": EVALS.attention})
+    entry = analysis_eval(split="test[:20]", measures=OVER_TRAINING, every_steps=6)
+    evals = ConfigDict({"attention": entry})
     config = small_config(evals=evals, model__num_heads=4, **fields)
     model_config = read_section(config.model, num_classes=10)
 
@@ -125,8 +126,8 @@ def test_a_measure_that_the_model_has_not_is_refused_at_the_start(measures, fiel
         Experiment.of(config, mesh_of())
 
 
-@pytest.mark.parametrize("name", summarised())
-def test_every_measure_with_a_summary_can_be_checked_before_there_are_parameters(name):
+@pytest.mark.parametrize("name", OVER_TRAINING)
+def test_every_measure_over_training_can_be_checked_before_there_are_parameters(name):
     config = small_config(
         evals=ConfigDict({"a": analysis_eval(split="test[:20]", measures=(name,))})
     )

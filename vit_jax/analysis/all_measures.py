@@ -200,7 +200,12 @@ def _open(
             return [None] * len(models), "none are given, and no checkpoint is of a run"
         opened = [_images_of_run(run, model) for model in models]
     else:
-        opened = [open_images(model, images) for model in models]
+        opened = [
+            images.prepared_for(model)
+            if isinstance(images, ImageStream)
+            else open_images(model, images)
+            for model in models
+        ]
     available = len(opened[0])
     streams = [
         open_images(m, s, num_images=num_images) for m, s in zip(models, opened, strict=True)

@@ -149,7 +149,8 @@ class Pretrained:
         images, predictions = as_list(images), []
         for logits, features in self._in_batches(images):
             shares = np.asarray(probabilities(logits, loss_name=self.loss))
-            best = np.argsort(-shares, axis=-1, kind="stable")[:, :top_k]
+            # By logits: the probabilities of a sigmoid are equal, 1, for all large ones.
+            best = np.argsort(-np.asarray(logits), axis=-1, kind="stable")[:, :top_k]
             for row, outputs, values in zip(shares, best, features, strict=True):
                 index = len(predictions)
                 predictions.append(
@@ -243,7 +244,7 @@ class Pretrained:
 
     def _prepared(self, images: Any, first: int) -> Float[np.ndarray, "n height width channels"]:
         """Prepares some images, unless they are; `first` is the number of the first."""
-        if isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating):
+        if isinstance(images, np.ndarray) and jnp.issubdtype(images.dtype, jnp.floating):
             check_images(images, self.config)
             return images
         return np.stack([self.preprocess.prepare(x, first + i) for i, x in enumerate(images)])

@@ -1,23 +1,23 @@
 """The evaluation type "analysis": the main numbers of measures of vit_jax.analysis."""
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from vit_jax import analysis
 from vit_jax.analysis.measures.encoder import measured_config
 from vit_jax.analysis.measures.images import BATCH_SIZE, Batch, ImageStream
-from vit_jax.analysis.measures.registry import MEASURES, Takes
-from vit_jax.analysis.measures.result import NotApplicableError, Result
+from vit_jax.analysis.measures.registry import OVER_TRAINING
+from vit_jax.analysis.measures.result import NotApplicableError
 from vit_jax.data.base import Source
-from vit_jax.errors import ConfigError, did_you_mean
+from vit_jax.errors import ConfigError, DataError, did_you_mean
 from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import ModelConfig, build, param_shapes
 from vit_jax.parallel.mesh import replicated
@@ -53,12 +53,11 @@ class AnalysisEvaluation:
         """
         key = f"config.evals.{name}.measures"
         measures = tuple(evaluator.config.evals[name].measures)
-        accepted = summarised()
         if not measures:
-            raise ConfigError(f"{key} is empty: name some of {', '.join(accepted)}.")
+            raise ConfigError(f"{key} is empty: name some of {', '.join(OVER_TRAINING)}.")
         for measure in measures:
-            if measure not in accepted:
-                hint = did_you_mean(str(measure), accepted)
+            if measure not in OVER_TRAINING:
+                hint = did_you_mean(str(measure), OVER_TRAINING)
                 raise ConfigError(f'{key}: an evaluation cannot measure "{measure}". {hint}')
         evaluation = cls(evaluator, name, source, measures)
         evaluation._check_applies(key)
@@ -80,6 +79,7 @@ class AnalysisEvaluation:
             on_bad=on_bad,
         )
         values: dict[str, float] = {}
+        count = 0
         # The train loop disallows implicit transfers; a measure moves a few numbers.
         with jax.transfer_guard("allow"):
             for measure in self.measures:
@@ -91,8 +91,8 @@ class AnalysisEvaluation:
                     continue
                 summary = result.summary().items()
                 values |= {key: value for key, value in summary if math.isfinite(value)}
-                values["count"] = float(result.num_images)
-        return values
+                count = result.num_images
+        return {**values, "count": float(count)}
 
     def _pretrained(self, model_config: ModelConfig, params: PyTree) -> Pretrained:
         config = self.evaluator.config
@@ -127,16 +127,6 @@ class AnalysisEvaluation:
                 ) from error
 
 
-def summarised() -> list[str]:
-    """Returns the measures of images whose results have a summary."""
-    names = []
-    for name, takes in MEASURES.items():
-        kind = inspect.signature(getattr(analysis, name)).return_annotation
-        if takes is Takes.IMAGES and getattr(kind, "summary", None) not in (None, Result.summary):
-            names.append(name)
-    return names
-
-
 class _AskedForImages(Exception):
     """A measure begins to read images: it applies to the model."""
 
@@ -169,11 +159,16 @@ class _ImagesOfRun(ImageStream):
         on_bad = self.on_bad and partial(self.on_bad, self.source)
         # Not the batch size of the run: a measure over the images of a batch depends on it.
         with evaluator.batches(self.source, batch_size=batch_size, on_bad=on_bad) as batches:
+            empty = True
             for batch in self.progress(batches):
                 # Every process needs the rows of the others, too.
                 on_all = jax.jit(_copies, out_shardings=replicated(evaluator.mesh))
-                values: Any = jax.device_get(on_all(batch["label"], batch["weight"]))
-                yield Batch(batch["image"], values[0], values[1] > 0)
+                labels, weights = jax.device_get(on_all(batch["label"], batch["weight"]))
+                if np.any(weights):
+                    empty = False
+                    yield Batch(batch["image"], labels, weights > 0)
+        if empty:
+            raise DataError(f"{self.source.name}: none of its images can be read.")
 
 
 def _copies(label: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:

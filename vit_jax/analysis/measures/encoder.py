@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from vit_jax.analysis.measures.result import NotApplicableError
 from vit_jax.config.model import MixerConfig, ModelConfig, ResnetConfig, VitConfig
-from vit_jax.models import Mixer, Resnet, Vit, build, describe_model
+from vit_jax.models import Mixer, Resnet, Vit, build, describe_model, param_shapes
 from vit_jax.models.blocks import Block, make_norm
 from vit_jax.models.hooks import REGISTER_NEURONS
 from vit_jax.models.mixer import MixerBlock
@@ -82,7 +82,7 @@ def measured(pretrained: Pretrained) -> Measured:
     # A training run asks with shapes whether a measure applies, before it has parameters.
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
         check_finite(params, name=name)
-    if config != dataclasses.replace(pretrained.config, dtype="float32"):
+    if param_shapes(config) != param_shapes(pretrained.config):  # Stacks blocks, merges LoRA.
         params = adapt_params(params, old=pretrained.config, new=config, mesh=_mesh_of(params))
     return Measured(cast(Model, build(config)), {"params": params}, name)
 
@@ -92,7 +92,9 @@ def measured_config(config: ModelConfig) -> ModelConfig:
     config = dataclasses.replace(config, dtype="float32")
     if not isinstance(config, ResnetConfig):
         config = dataclasses.replace(config, scan=True, remat="none")
-    return dataclasses.replace(config, lora_rank=0) if isinstance(config, VitConfig) else config
+    if isinstance(config, VitConfig):  # cuDNN's attention has no float32.
+        config = dataclasses.replace(config, lora_rank=0, attention="auto")
+    return config
 
 
 def _mesh_of(params: PyTree) -> Mesh:

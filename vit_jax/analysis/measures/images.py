@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32
@@ -191,9 +192,11 @@ def _open(pretrained: Pretrained, images: Images) -> ImageStream:
         if not is_image(path):
             return _open_data(path, preprocess.transform)
         images = [path]
-    if isinstance(images, np.ndarray | jax.Array) and np.issubdtype(images.dtype, np.floating):
+    if isinstance(images, np.ndarray | jax.Array) and jnp.issubdtype(images.dtype, jnp.floating):
         check_images(images, pretrained.config)
-        return ImageStream(_InMemory(np.asarray(images)), _as_prepared, has_labels=False)
+        return ImageStream(
+            _InMemory(np.asarray(images, np.float32)), _as_prepared, has_labels=False
+        )
     if isinstance(images, jax.Array):
         images = np.asarray(images)
     if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):

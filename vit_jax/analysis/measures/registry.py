@@ -41,6 +41,10 @@ MOST_IMAGES: dict[str, int] = {"faithfulness": 64}
 # Measures that also compare two models: called with a third argument, the other model.
 PAIRS: tuple[str, ...] = ("layer_similarity",)
 
+# Measures that an evaluation can take over training: they work where the parameters and batches of
+# a run are, sharded over its mesh.
+OVER_TRAINING = ("attention_distance", "token_norms", "branch_norms")
+
 
 def chosen(only: Sequence[str]) -> list[str]:
     """Returns the names of measures in the order of the report; of no names, all.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import os
 from typing import ClassVar
 
 import jax
@@ -16,6 +17,7 @@ from vit_jax.analysis.measures.images import Images, ImageStream, open_images
 from vit_jax.analysis.walkthrough_page.page import page
 from vit_jax.analysis.walkthrough_page.trace import Trace, trace
 from vit_jax.data.decode import decode_pillow
+from vit_jax.data.reading import read_file
 from vit_jax.data.transforms import Decode
 from vit_jax.errors import ConfigError, DataError, NonFiniteError, did_you_mean
 from vit_jax.pretrained.model import Pretrained
@@ -199,6 +201,8 @@ def _read(
         raise first
     image, decode = example["image"], pretrained.preprocess.ops[0]
     assert isinstance(decode, Decode)  # A model's transforms begin with it.
+    if isinstance(image, str | os.PathLike):  # In a list with images in memory.
+        image = read_file(image)
     if isinstance(image, Image.Image):
         return index, prepared, decode_pillow(image, channels=decode.channels, exif=decode.exif)
     is_prepared = isinstance(image, np.ndarray) and image.dtype != np.uint8
