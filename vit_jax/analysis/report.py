@@ -4,7 +4,7 @@ import base64
 import html
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,8 @@ _INCOMPLETE = "Measures are missing: the analysis was running when this page was
 _FROM_ONE = ("layer", "head", "component", "row", "column", "image", "query")  # As in the figures.
 _MOST_BAD = 50  # Unreadable images that are listed; analysis.json has all.
 
-# Figures with photographs or maps are not inverted in dark mode. A figure that would be too small
-# to be read scrolls.
+# Figures with photographs or maps are not inverted in dark mode. A figure is never cut: it is as
+# wide as its box at most.
 _STYLE = """
 body { max-width: 76rem; }
 nav ol { columns: 16rem; padding-left: 2rem; } nav li { break-inside: avoid; padding: .15rem 0; }
@@ -36,7 +36,7 @@ td.name { padding-left: 1rem; }
 section { border-top: 1px solid var(--line); margin-top: 2rem; }
 section > h2 { margin-top: 1rem; }
 .figures > figure { min-width: 0; }
-figure img { width: 100%; height: auto; display: block; background: #fff; }
+figure img { width: 100%; max-width: 100%; height: auto; display: block; background: #fff; }
 .beside figure > h3 { margin: 0 0 .4rem; overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; background: var(--box); padding: .7rem 1rem; overflow-wrap: anywhere;
   margin: .5rem 0; font-size: .85rem; }
@@ -45,8 +45,7 @@ pre { white-space: pre-wrap; background: var(--box); padding: .7rem 1rem; overfl
 @media (prefers-color-scheme: dark) { img.drawn { filter: invert(.9) hue-rotate(180deg); }
   img.photo { filter: brightness(.9); } }
 @media print { nav, .skip { display: none; } figure, .reason { break-inside: avoid; }
-  h2, h3 { break-after: avoid; } .scroll { overflow: visible; }
-  figure img { min-width: 0 !important; } }
+  h2, h3 { break-after: avoid; } .scroll { overflow: visible; } }
 """
 
 
@@ -186,12 +185,18 @@ def _section(analysis: Analysis, measure: str) -> list[str]:
     body = [f'<section id="{measure}"><h2>{html.escape(_title(analysis, measure))}</h2>']
     body.append(f'<p class="shows">{html.escape(getattr(results[0], "shows", ""))}</p>')
     several = len(outcomes) > 1
-    body.append(f'<div class="figures{" beside" if several else ""}">' if several else "")
-    for outcome in outcomes:
+    images = [_Image.of(outcome) for outcome in outcomes]
+    if several:
+        # Beside each other only where each has the width at which its text can be read.
+        width = max(image.readable_points if image else 0 for image in images)
+        columns = f"repeat(auto-fit, minmax(min(100%, {width:.0f}pt), 1fr))"
+        style = f' style="grid-template-columns: {columns}"' if width else ""
+        body.append(f'<div class="figures beside"{style}>')
+    for outcome, image in zip(outcomes, images, strict=True):
         if outcome.result is None:
             body.append(_reason(analysis, outcome))
         else:
-            body.append(_figure(analysis, outcome, named=several))
+            body.append(_figure(analysis, outcome, image, named=several))
     body.append(f"</div>{_definition(results[0])}" if several else "")
     for outcome in outcomes:
         if isinstance(outcome.result, Result):
@@ -226,7 +231,7 @@ def _reason(analysis: Analysis, outcome: Outcome) -> str:
     )
 
 
-def _figure(analysis: Analysis, outcome: Outcome, *, named: bool) -> str:
+def _figure(analysis: Analysis, outcome: Outcome, image: "_Image | None", *, named: bool) -> str:
     """Returns the figure of a result with its caption, and links to its files."""
     result, heading = outcome.result, f"<h3>{_of(analysis, outcome)}</h3>" if named else ""
     links = ", ".join(
@@ -235,36 +240,58 @@ def _figure(analysis: Analysis, outcome: Outcome, *, named: bool) -> str:
     )
     if not isinstance(result, Result):  # A page of its own.
         return f"<figure>{heading}<p>{links}</p></figure>"
-    label = f"{result.title} of {result.checkpoint}"
+    label = f"{result.title} of {short_name(result.checkpoint)}"
+    drawn = image.tag(label) if image else ""
     images = f"{format_count(result.num_images, 'image')}. " if result.num_images else ""
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in result.notes)
     return (
-        f"<figure>{heading}{_image(outcome, label)}<figcaption>"
+        f"<figure>{heading}{drawn}<figcaption>"
         f"{'' if named else _definition(result)}{notes}<p>{images}{outcome.seconds:.1f} s. {links}"
         "</p></figcaption></figure>"
     )
 
 
-def _image(outcome: Outcome, label: str) -> str:
-    """Returns the figure as an image inside the page; "" of a result without a figure."""
-    files = {file.suffix: file for file in outcome.files}
-    if ".svg" not in files:
-        return ""
-    svg = storage.read_bytes(files[".svg"])
-    is_photo, kind, content = b"<image" in svg, "image/svg+xml", svg
-    if len(svg) > _LARGEST_SVG:
-        kind, content = "image/png", storage.read_bytes(files[".png"])
-    found = re.search(rb'<svg[^>]*?width="([\d.]+)pt"', svg)
-    points = float(found[1]) if found else 400.0
-    # Text of 9 points is to be read: not much smaller, and not much larger, than it was drawn.
-    size = f"min-width: min({0.85 * points:.0f}pt, 60rem); max-width: {1.25 * points:.0f}pt"
-    data = base64.b64encode(content).decode()
-    return (
-        '<div class="scroll" tabindex="0" role="group" '
-        f'aria-label="Figure: {html.escape(label)}">'
-        f'<img class="{"photo" if is_photo else "drawn"}" alt="{html.escape(label)}; the numbers '
-        f'are in the files linked below." style="{size}" src="data:{kind};base64,{data}"></div>'
-    )
+class _Image(NamedTuple):
+    """The figure of a result, as it stands in the page.
+
+    Attributes:
+      kind: media type.
+      content: of the file.
+      is_photo: whether it has an image, and not lines alone.
+      points: the width at which it was drawn.
+    """
+
+    kind: str
+    content: bytes
+    is_photo: bool
+    points: float
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> "_Image | None":
+        """Returns the figure that was written; None of a result without a figure."""
+        files = {file.suffix: file for file in outcome.files}
+        if ".svg" not in files:
+            return None
+        svg = storage.read_bytes(files[".svg"])
+        found = re.search(rb'<svg[^>]*?width="([\d.]+)pt"', svg)
+        points, is_photo = float(found[1]) if found else 400.0, b"<image" in svg
+        if len(svg) > _LARGEST_SVG:
+            return cls("image/png", storage.read_bytes(files[".png"]), is_photo, points)
+        return cls("image/svg+xml", svg, is_photo, points)
+
+    @property
+    def readable_points(self) -> float:
+        """The least width at which text that was drawn with 9 points is easy to read."""
+        return 0.85 * self.points
+
+    def tag(self, label: str) -> str:
+        """Returns the image inside the page, not much larger than it was drawn."""
+        data, label = base64.b64encode(self.content).decode(), html.escape(label)
+        return (
+            f'<img class="{"photo" if self.is_photo else "drawn"}" alt="{label}; the numbers are '
+            f'in the files linked below." style="max-width: min(100%, {1.25 * self.points:.0f}pt)" '
+            f'src="data:{self.kind};base64,{data}">'
+        )
 
 
 def _numbers(analysis: Analysis, outcome: Outcome, *, named: bool) -> list[str]:
