@@ -184,7 +184,13 @@ def test_the_json_has_the_numbers_of_the_results(analysed):
     expected = {}
     for outcome in analysed.outcomes:
         expected |= outcome.result.summary() if outcome.result else {}
-    assert {name: row[0] for name, row in stored["overview"].items()} == expected
+    # A class token and 2 x 3 patches: attention over seven tokens.
+    uniform = analysed["attention_distance"].uniform_distance
+    expected |= {
+        "distance_of_uniform_attention": uniform,
+        "entropy_of_uniform_attention": np.log(7),
+    }
+    assert {name: row[0] for name, row in stored["overview"].items()} == pytest.approx(expected)
     assert {"attention_distance_last_layer", "brightness"} <= expected.keys()
     distance = json.loads((analysed.folder / "attention_distance.json").read_text())
     assert distance["summary"] == analysed["attention_distance"].summary()
@@ -223,12 +229,16 @@ def test_checkpoints_are_compared_on_the_same_images(measures, plain_run, tmp_pa
     assert (tmp_path / "1-3" / "brightness.npz").is_file() and pairs[0, 2].result
     page = Page((tmp_path / "report.html").read_text())
     assert len(page.all("img")) == 3 + 2 + 1 and "it has no attention" in page.text
+    # The run's images are of 8x8 pixels.
+    assert "The models differ in size" in page.text and "image size: 8x8, 8x8, 32x32" in page.text
 
 
 @pytest.mark.parametrize(
     ("typed", "texts"),
     [
         (["--only=atention_distance"], ['Did you mean "attention_distance"?']),
+        (["--skip=faithfulnes"], ['Did you mean "faithfulness"?']),
+        (["--only=faithfulness", "--skip=faithfulness"], ["No measure is left"]),
         (["--out=FILE/x"], ["FILE/x cannot be made: Not a directory"]),
         (["--compare=RUN"], ["--compare names a checkpoint twice"]),
         (["--images=nowhere"], ["nowhere"]),
@@ -298,7 +308,10 @@ def test_without_images_a_published_model_gets_what_needs_none(measures):
     assert {outcome.measure for outcome in found.outcomes if outcome.result} == {
         name for name, takes in registry.MEASURES.items() if takes is Takes.NOTHING
     }
-    assert all(outcome.result or "needs images" in outcome.reason for outcome in found.outcomes)
+    missing = [outcome for outcome in found.outcomes if not outcome.result]
+    assert missing and all("left out: no images are given" in one.line() for one in missing)
+    with pytest.raises(ConfigError, match="attention_distance needs images: give --images"):
+        analysis.analyze(small(image_size=32), only="embedding_filters,attention_distance")
     with pytest.raises(ConfigError, match="at least one"):
         analysis.analyze([])
 

@@ -2,14 +2,16 @@
 
     vit-jax analyze --checkpoint=runs/quickstart
     vit-jax analyze --checkpoint=hf:google/vit-base-patch16-224 --images=FOLDER
-    vit-jax analyze --checkpoint=runs/a --compare=runs/b [--compare=...] [--only=NAME,NAME]
+    vit-jax analyze --checkpoint=runs/a --compare=runs/b [--compare=...]
+    vit-jax analyze --checkpoint=runs/a [--only=NAME,NAME] [--skip=NAME,NAME]
 
 The images are a folder, with or without a folder for each class, a data set or its split
 (cifar10:test), or by default the split that a run evaluates; --num_images of them are chosen at
-random, the same for each checkpoint; faithfulness takes at most 64 of these. A measure that a model
-has not, such as the attention of a ResNet, is listed with the reason. With --compare (other runs,
-or steps of one: WORKDIR/checkpoints/STEP) the measures stand beside each other, with a table of the
-main numbers.
+random, the same for each checkpoint. faithfulness takes at most 64 of these, and minutes of a
+large model without an accelerator: --skip=faithfulness leaves it out. Measures that do not apply
+to a model, such as those of attention to a ResNet, are listed with the reason. With --compare
+(other runs, or steps of one: WORKDIR/checkpoints/STEP) the measures stand beside each other, with a
+table of the main numbers.
 
 Writes report.html, which needs no other file, analysis.json, and a PNG, SVG, JSON and NPZ file for
 each measure, each as soon as it is computed: into --out, by default WORKDIR/analysis of a run (an
@@ -40,6 +42,7 @@ def define(values: flags.FlagValues) -> None:
     for name, meaning in text.items():
         flags.DEFINE_string(name, "", meaning, flag_values=values)
     flags.DEFINE_list("only", [], f"Measures, by name: {', '.join(MEASURES)}.", flag_values=values)
+    flags.DEFINE_list("skip", [], "Measures to leave out, by name.", flag_values=values)
     flags.DEFINE_integer(
         "num_images", NUM_IMAGES, "Number of images; 0: all.", 0, flag_values=values
     )
@@ -47,7 +50,7 @@ def define(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Analyses."""
-    chosen(values.only)
+    chosen(values.only, values.skip)
     from vit_jax.analysis import report
     from vit_jax.analysis.all_measures import analyze, default_folder
     from vit_jax.pretrained.formats.hints import parse_hints
@@ -64,6 +67,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         values.images or None,
         out=out,
         only=values.only,
+        skip=values.skip,
         num_images=values.num_images or None,
         image_size=parse_size(values.image_size, flag="image_size"),
         hints=parse_hints(values.hints),

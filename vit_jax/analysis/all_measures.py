@@ -13,7 +13,13 @@ from etils import epath
 import vit_jax
 from vit_jax import analysis, storage
 from vit_jax.analysis import report
-from vit_jax.analysis.measures.images import Images, ImageStream, open_images
+from vit_jax.analysis.measures.images import (
+    BATCH_SIZE,
+    Batch,
+    Images,
+    ImageStream,
+    open_images,
+)
 from vit_jax.analysis.measures.registry import (
     MEASURES,
     MOST_IMAGES,
@@ -25,6 +31,7 @@ from vit_jax.analysis.measures.registry import (
 from vit_jax.analysis.measures.result import NotApplicableError
 from vit_jax.analysis.outcomes import Analysis, Outcome, Subject
 from vit_jax.checkpoints.load import locate
+from vit_jax.config.model import ModelConfig, PatchConfig
 from vit_jax.data.evaluated import first_split, open_split
 from vit_jax.errors import ConfigError, VitJaxError
 from vit_jax.models import describe_model
@@ -35,6 +42,7 @@ from vit_jax.pretrained.run_checkpoint import TrainingData, is_run
 from vit_jax.telemetry.progress import format_count
 
 FOLDER = "analysis"  # In a work directory, or of published checkpoints in the current folder.
+_PROGRESS_SECONDS = 10.0
 
 Checkpoint = str | os.PathLike | Pretrained
 
@@ -44,7 +52,8 @@ def analyze(
     images: Images = None,
     *,
     out: epath.PathLike | None = None,
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
+    skip: str | Sequence[str] = (),
     num_images: int | None = NUM_IMAGES,
     image_size: int | tuple[int, int] | None = None,
     hints: Mapping[str, Any] | None = None,
@@ -53,9 +62,9 @@ def analyze(
 ) -> Analysis:
     """Computes all measures of a checkpoint, or of several side by side on the same images.
 
-    What a model has not, such as the attention of a ResNet, is listed with the reason. A measure
-    that fails does not end the others. With `out`, each result is saved when it is computed, and
-    report.html and analysis.json are brought up to date.
+    Measures that do not apply to a model, such as those of attention to a ResNet, are listed with
+    the reason. A measure that fails does not end the others. With `out`, each result is saved when
+    it is computed, and report.html and analysis.json are brought up to date.
 
     Args:
       checkpoints: what `load_pretrained` accepts, or a loaded model; or several.
@@ -63,18 +72,19 @@ def analyze(
         preprocessing. None: the first split that the run of the first checkpoint from a run
         evaluates; without a run only the measures that need no images.
       out: a folder for the results; None: nothing is written.
-      only: names of measures; (): all.
+      only: names of measures, a sequence or a text with commas; (): all.
+      skip: names of measures to leave out.
       num_images: a random choice of this many, the same for each model; None: all.
       image_size: side, or (height, width), in pixels, of all checkpoints that are loaded here.
       hints: settings that the file of a published checkpoint does not contain; they go to the first
         checkpoint.
       batch_size: images at a time; None: the default of each measure.
-      log: called with a line for each measure, such as `print`.
+      log: such as `print`; called with a line for each measure, and the progress of long ones.
 
     Raises:
       CheckpointError: a checkpoint cannot be read, or a parameter is NaN or infinite.
-      ConfigError: there is no measure of a name, a hint or size is invalid, or `out` cannot be
-        written.
+      ConfigError: there is no measure of a name, or one that is named needs images and there are
+        none; a hint or size is invalid, or `out` cannot be written.
       DataError: the images cannot be opened, or none of them can be read.
 
     Example:
@@ -82,7 +92,7 @@ def analyze(
       >>> found["attention_distance"].num_images
       8
     """
-    names, log = chosen(only), log or _silent
+    names, log = chosen(only, skip), log or _silent
     single = isinstance(checkpoints, str | os.PathLike | Pretrained)
     given: list[Checkpoint] = [checkpoints] if single else list(checkpoints)  # pyright: ignore
     if not given:
@@ -97,6 +107,8 @@ def analyze(
     for model in models:
         check_finite(model.params, name=model.loaded_from or describe_model(model.config))
     streams, described = _open(models, images, num_images=num_images)
+    if only and streams[0] is None:
+        _check_need_no_images(names)
     log(f"images: {described}")
     if streams[0] is not None and any(MEASURES[name] is not Takes.NOTHING for name in names):
         streams[0].first(1)  # An error if none can be read, rather than one of each measure.
@@ -105,6 +117,8 @@ def analyze(
             name=model.loaded_from or describe_model(model.config),
             description=repr(model),
             folder=None if folder is None else _folder_of(folder, models, index),
+            sizes=_sizes(model.config),
+            num_tokens=getattr(model.config, "num_tokens", None),
         )
         for index, model in enumerate(models)
     ]
@@ -130,7 +144,7 @@ def analyze(
     for index, (model, stream) in enumerate(zip(models, streams, strict=True)):
         if not single and len(models) > 1:
             log(f"{subjects[index].name}:")
-        for outcome in _measure(names, index, model, stream, settings):
+        for outcome in _measure(names, index, model, stream, settings, log):
             add(outcome, subjects[index].folder)
     for index in range(1, len(models)):
         for outcome in _compare(names, index, models, streams, settings):
@@ -171,6 +185,15 @@ def _write(found: Analysis) -> None:
         content = json.dumps(found.to_json(), indent=1, allow_nan=False)
         storage.write_bytes(folder / "analysis.json", content.encode())
         storage.write_bytes(folder / report.NAME, report.page(found).encode())
+
+
+def _check_need_no_images(names: Sequence[str]) -> None:
+    needing = [name for name in names if MEASURES[name] is not Takes.NOTHING]
+    if needing:
+        verb = "needs" if len(needing) == 1 else "need"
+        raise ConfigError(
+            f"{', '.join(needing)} {verb} images: give --images=FOLDER or DATASET:SPLIT."
+        )
 
 
 def _silent(line: str) -> None:
@@ -223,6 +246,15 @@ def _images_of_run(run: TrainingData, model: Pretrained) -> ImageStream:
     return ImageStream(source, model.preprocess.transform, has_labels=not source.multi_label)
 
 
+def _sizes(config: ModelConfig) -> dict[str, str]:
+    """Returns the sizes on which attention distance and entropy depend, in words."""
+    sizes = {"image size": "x".join(map(str, config.image_size))}
+    if isinstance(config, PatchConfig):
+        sizes["patch size"] = "x".join(map(str, config.stride))
+        sizes["number of tokens"] = str(config.num_tokens)
+    return sizes
+
+
 def _folder_of(folder: epath.Path, models: Sequence[Pretrained], index: int) -> epath.Path:
     if len(models) == 1:
         return folder
@@ -241,6 +273,7 @@ def _measure(
     model: Pretrained,
     stream: ImageStream | None,
     settings: Mapping[str, int],
+    log: Callable[[str], None],
 ) -> Iterator[Outcome]:
     """Yields the outcome of each measure of a model."""
     for name in names:
@@ -249,16 +282,47 @@ def _measure(
         def compute(function: Callable[..., Any], name: str = name, takes: Takes = takes) -> Any:
             if takes is Takes.NOTHING:
                 return function(model)
-            if stream is None:
-                raise NotApplicableError("It needs images: none are given.")
+            assert stream is not None
             if takes is Takes.IMAGE:
                 return function(model, stream)
             if takes is Takes.LABELLED_IMAGES and not stream.has_labels:
                 raise NotApplicableError("It needs labels, which these images have not.")
             images = open_images(model, stream, num_images=MOST_IMAGES.get(name))
-            return function(model, images, **settings)
+            return function(model, _Reported.of(images, name, log), **settings)
 
-        yield _outcome(name, (index,), compute)
+        if stream is None and takes is not Takes.NOTHING:
+            yield Outcome(name, (index,), None, "no images are given", seconds=0.0, left_out=True)
+        else:
+            yield _outcome(name, (index,), compute)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reported(ImageStream):
+    """Images that say every ten seconds how many of them a measure has taken.
+
+    Attributes:
+      measure: its name.
+      log: called with a line.
+    """
+
+    measure: str = ""
+    log: Callable[[str], None] = _silent
+
+    @classmethod
+    def of(cls, stream: ImageStream, measure: str, log: Callable[[str], None]) -> "_Reported":
+        """Returns the same images; those that cannot be read are noted in the given stream."""
+        fields = {field.name: getattr(stream, field.name) for field in dataclasses.fields(stream)}
+        return cls(**fields | {"measure": measure, "log": log})
+
+    def batches(self, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
+        """Yields all images; the measure is done with a batch when it asks for the next one."""
+        done, reported = 0, time.monotonic()
+        for batch in super().batches(batch_size):
+            if time.monotonic() - reported >= _PROGRESS_SECONDS:
+                reported = time.monotonic()
+                self.log(f"  {self.measure:22} {done:,} of {format_count(len(self), 'image')}")
+            yield batch
+            done += int(batch.good.sum())
 
 
 def _compare(
@@ -294,7 +358,8 @@ def _outcome(
         reason = (
             str(error) if isinstance(error, VitJaxError) else f"{type(error).__name__}: {error}"
         )
-    return Outcome(name, subjects, result, reason, failed, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    return Outcome(name, subjects, result, reason, failed=failed, seconds=seconds)
 
 
 def _saved(outcome: Outcome, folder: epath.Path | None) -> Outcome:

@@ -18,11 +18,15 @@ class Subject:
       name: where the checkpoint was loaded from, or what it is.
       description: a few lines: size, classes, format, notes.
       folder: of its files; None: nothing was written.
+      sizes: {"image size", "patch size" or "number of tokens": text}, those that the model has.
+      num_tokens: length of the sequence in the encoder; None: it has no tokens.
     """
 
     name: str
     description: str
     folder: epath.Path | None
+    sizes: Mapping[str, str]
+    num_tokens: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Outcome:
       result: what the measure returned; None: it does not apply, or failed.
       reason: why there is no result.
       failed: whether that was an error, and not that the measure does not apply.
+      left_out: whether it was not tried, for want of images.
       seconds: how long it took, with compilation.
       files: that were written.
     """
@@ -43,16 +48,22 @@ class Outcome:
     subjects: tuple[int, ...]
     result: Any
     reason: str
-    failed: bool
     seconds: float
+    failed: bool = False
+    left_out: bool = False
     files: tuple[epath.Path, ...] = ()
+
+    @property
+    def state(self) -> str:
+        """Returns why there is no result, in a word or two that the reason follows."""
+        return "failed" if self.failed else "left out" if self.left_out else "does not apply"
 
     def line(self) -> str:
         """Returns a line for the terminal."""
         name = f"  {self.measure:22}"
         if self.result is not None:
             return f"{name} {self.seconds:6.1f} s"
-        return f"{name} {'failed' if self.failed else 'does not apply'}: {self.reason}"
+        return f"{name} {self.state}: {self.reason}"
 
     def summary(self) -> dict[str, float]:
         """Returns the numbers of the overview; {} of a result that has none."""
@@ -142,7 +153,26 @@ class Analysis:
                 empty = Number(name, units.get(name, ""), [None] * len(self.subjects))
                 row = rows.setdefault(name, empty)
                 row.values[index] = value if math.isfinite(value) else None
+            if outcome.measure == "attention_distance" and outcome.result is not None:
+                self._add_uniform(found[outcome.measure], index, outcome.result.uniform_distance)
         return {measure: list(rows.values()) for measure, rows in found.items()}
+
+    def _add_uniform(self, rows: dict[str, Number], index: int, distance: float) -> None:
+        """Adds what equal attention on all tokens has: it depends on a model's sizes alone."""
+        num_tokens = self.subjects[index].num_tokens
+        assert num_tokens is not None  # It has attention.
+        for name, unit, value in (
+            ("distance_of_uniform_attention", "pixels", distance),
+            ("entropy_of_uniform_attention", "nats", math.log(num_tokens)),
+        ):
+            empty = Number(name, unit, [None] * len(self.subjects))
+            rows.setdefault(name, empty).values[index] = value
+
+    def differing_sizes(self) -> dict[str, list[str]]:
+        """Returns {size: that of each checkpoint}, of the sizes in which checkpoints differ."""
+        names = dict.fromkeys(name for subject in self.subjects for name in subject.sizes)
+        rows = {name: [s.sizes.get(name, "none") for s in self.subjects] for name in names}
+        return {name: row for name, row in rows.items() if len(set(row)) > 1}
 
     def overview(self) -> dict[str, list[float | None]]:
         """Returns {name of a summary: its value for each checkpoint, None where it has none}."""

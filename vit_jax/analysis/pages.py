@@ -25,7 +25,7 @@ code { background: var(--box); padding: .1rem .3rem; overflow-wrap: anywhere; }
 figure { margin: 0; }
 summary { cursor: pointer; padding: .4rem 0; } dt { font-weight: 700; } dd { margin: 0 0 .5rem; }
 a { color: inherit; }
-@media (max-width: 30rem) { table { font-size: .8rem; } th, td { padding-right: .45rem;
+@media (max-width: 36rem) { table { font-size: .8rem; } th, td { padding-right: .45rem;
   white-space: normal; vertical-align: top; } th:last-child, td:last-child { padding-right: 0; }
   td.text { min-width: 9rem; } }
 """

@@ -20,6 +20,11 @@ _OPEN_ROWS, _MOST_ROWS = 30, 400  # Of a table: more are folded, or in the files
 _LONGEST_NAME = 60  # In a heading.
 _LARGEST_SVG = 300_000  # Bytes; a larger figure is a PNG.
 _INCOMPLETE = "Measures are missing: the analysis was running when this page was written."
+_SIZES_DIFFER = (
+    "The models differ in size, so not every number can be compared directly. Entropy depends on "
+    "the number of tokens: that of uniform attention over n tokens is ln n. Distances are in "
+    "pixels of each model's own prepared image. Compare both with those of uniform attention."
+)
 _FROM_ONE = ("layer", "head", "component", "row", "column", "image", "query")  # As in the figures.
 _MOST_BAD = 50  # Unreadable images that are listed; analysis.json has all.
 
@@ -161,10 +166,21 @@ def _overview(analysis: Analysis) -> list[str]:
             )
         lines.append("</tbody>")
     return [
-        '<section id="overview"><h2>Overview</h2><div class="scroll" tabindex="0"><table>',
+        '<section id="overview"><h2>Overview</h2>',
+        *_differing_sizes(analysis),
+        '<div class="scroll" tabindex="0"><table>',
         *lines,
         "</table></div></section>",
     ]
+
+
+def _differing_sizes(analysis: Analysis) -> list[str]:
+    """Returns what to know where the numbers of models of different sizes are compared."""
+    if not (sizes := analysis.differing_sizes()):
+        return []
+    texts = [f"{name}: {', '.join(row)}" for name, row in sizes.items()]
+    text = f"{_SIZES_DIFFER} In the order of the checkpoints: {'; '.join(texts)}."
+    return [f'<p class="reason">{html.escape(text)}</p>']
 
 
 def _walkthroughs(analysis: Analysis) -> list[str]:
@@ -222,11 +238,10 @@ def _of(analysis: Analysis, outcome: Outcome) -> str:
 
 
 def _reason(analysis: Analysis, outcome: Outcome) -> str:
-    what = "failed" if outcome.failed else "does not apply"
     of = f" ({_of(analysis, outcome)})" if len(analysis.subjects) > 1 else ""
     return (
         f'<p class="reason {"failed" if outcome.failed else ""}"><b>'
-        f"{html.escape(outcome.measure.replace('_', ' '))}</b>{of} {what}: "
+        f"{html.escape(outcome.measure.replace('_', ' '))}</b>{of} {outcome.state}: "
         f"{html.escape(outcome.reason)}</p>"
     )
 

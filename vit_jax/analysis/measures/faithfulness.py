@@ -23,11 +23,12 @@ from vit_jax.analysis.measures.explanation_maps import (
     predicted_classes,
 )
 from vit_jax.analysis.measures.explanations import class_number, image_maps
-from vit_jax.analysis.measures.images import BATCH_SIZE, Images, open_images
+from vit_jax.analysis.measures.images import Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
 from vit_jax.pretrained.model import Pretrained
 
 RANDOM = "random"
+BATCH_SIZE = 4  # An image takes so many forward passes that larger ones only delay the progress.
 _FLAT = 1e-6  # Float32 rounding of a probability.
 # Quantity of each method -> meaning.
 AREAS = {

@@ -46,13 +46,27 @@ PAIRS: tuple[str, ...] = ("layer_similarity",)
 OVER_TRAINING = ("attention_distance", "token_norms", "branch_norms")
 
 
-def chosen(only: Sequence[str]) -> list[str]:
-    """Returns the names of measures in the order of the report; of no names, all.
+def chosen(only: str | Sequence[str], skip: str | Sequence[str] = ()) -> list[str]:
+    """Returns the names of measures in the order of the report.
+
+    Args:
+      only: names, a sequence or a text with commas; none: all measures.
+      skip: names to leave out.
 
     Raises:
-      ConfigError: there is no measure of a name.
+      ConfigError: there is no measure of a name, or none is left.
     """
-    for name in only:
+    only, skip = _names(only), _names(skip)
+    for name in (*only, *skip):
         if name not in MEASURES:
             raise ConfigError(f'There is no measure "{name}". {did_you_mean(name, MEASURES)}')
-    return [name for name in MEASURES if not only or name in only]
+    names = [name for name in MEASURES if (not only or name in only) and name not in skip]
+    if not names:
+        raise ConfigError("No measure is left: skip names all of them.")
+    return names
+
+
+def _names(text: str | Sequence[str]) -> list[str]:
+    """Returns names without spaces around them."""
+    parts = text.split(",") if isinstance(text, str) else text
+    return [name.strip() for name in parts if name.strip()]
