@@ -179,6 +179,22 @@ def test_the_page_has_every_number_and_no_other_resource(analysed):
         assert f"{value:.4g}" in page.cells
 
 
+def test_an_interrupted_report_names_what_computes_the_rest(measures, folder, tmp_path):
+    def interrupt(line):
+        if line.startswith("  brightness"):
+            raise KeyboardInterrupt
+
+    model = small(image_size=(32, 48))
+    with pytest.raises(KeyboardInterrupt):
+        analysis.analyze(
+            model, folder, out=tmp_path, only="broken,brightness,attention_distance", log=interrupt
+        )
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "--only=brightness,attention_distance --out=FOLDER" in text
+    stored = json.loads((tmp_path / "analysis.json").read_text())
+    assert not stored["complete"] and stored["missing"] == ["brightness", "attention_distance"]
+
+
 def test_the_json_has_the_numbers_of_the_results(analysed):
     stored = json.loads((analysed.folder / "analysis.json").read_text())
     expected = {}
@@ -229,6 +245,11 @@ def test_checkpoints_are_compared_on_the_same_images(measures, plain_run, tmp_pa
     assert (tmp_path / "1-3" / "brightness.npz").is_file() and pairs[0, 2].result
     page = Page((tmp_path / "report.html").read_text())
     assert len(page.all("img")) == 3 + 2 + 1 and "it has no attention" in page.text
+    # A pair's number is in the column of its second checkpoint.
+    assert overview["brightness_with_the_first"] == [None, None, pairs[0, 2].result.mean.mean()]
+    stored = json.loads((tmp_path / "analysis.json").read_text())
+    assert stored["complete"] and len(stored["locations"]) == 6
+    assert all(location in page.text for location in stored["locations"])
     # The run's images are of 8x8 pixels.
     assert "The models differ in size" in page.text and "image size: 8x8, 8x8, 32x32" in page.text
 
@@ -262,7 +283,8 @@ def test_the_command_writes_into_the_work_directory(run_copy):
     only = "--only=attention_distance"
     result = call("analyze", f"--checkpoint={run_copy}", "--num_images=4", only)
     assert result.code == 0, result.err
-    assert "4 images of 50, digits, test[:50]" in result.out
+    text = "4 of 50 images, chosen at random (the same in each call), from digits, test[:50]"
+    assert text in result.out
     assert f"report: {run_copy}/analysis/report.html" in result.out
     assert (run_copy / "analysis" / "attention_distance.npz").is_file()
     # An older checkpoint has a folder of its own.

@@ -2,6 +2,7 @@
 
 measures          what a model has learned: attention, features, ... of any checkpoint
 all_measures      all measures of one or several checkpoints, with a report
+image_progress    how many images a measure has taken
 outcomes          their results, and why there is none
 report            their page
 pages             frame and style of HTML pages

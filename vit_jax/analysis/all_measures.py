@@ -13,13 +13,8 @@ from etils import epath
 import vit_jax
 from vit_jax import analysis, storage
 from vit_jax.analysis import report
-from vit_jax.analysis.measures.images import (
-    BATCH_SIZE,
-    Batch,
-    Images,
-    ImageStream,
-    open_images,
-)
+from vit_jax.analysis.image_progress import ReportedStream
+from vit_jax.analysis.measures.images import Images, ImageStream, open_images
 from vit_jax.analysis.measures.registry import (
     MEASURES,
     MOST_IMAGES,
@@ -42,7 +37,7 @@ from vit_jax.pretrained.run_checkpoint import TrainingData, is_run
 from vit_jax.telemetry.progress import format_count
 
 FOLDER = "analysis"  # In a work directory, or of published checkpoints in the current folder.
-_PROGRESS_SECONDS = 10.0
+_MOST_LOCATIONS = 10_000  # More would make analysis.json too large.
 
 Checkpoint = str | os.PathLike | Pretrained
 
@@ -112,20 +107,15 @@ def analyze(
     log(f"images: {described}")
     if streams[0] is not None and any(MEASURES[name] is not Takes.NOTHING for name in names):
         streams[0].first(1)  # An error if none can be read, rather than one of each measure.
-    subjects = [
-        Subject(
-            name=model.loaded_from or describe_model(model.config),
-            description=repr(model),
-            folder=None if folder is None else _folder_of(folder, models, index),
-            sizes=_sizes(model.config),
-            num_tokens=getattr(model.config, "num_tokens", None),
-        )
-        for index, model in enumerate(models)
-    ]
+    subjects = [_subject(models, index, folder) for index in range(len(models))]
+    planned = _planned(names, len(models), has_images=streams[0] is not None)
+    locations = _locations(streams[0])
     settings = {} if batch_size is None else {"batch_size": batch_size}
     outcomes: list[Outcome] = []
 
-    def found(*, complete: bool) -> Analysis:
+    def found() -> Analysis:
+        done = {(outcome.measure, outcome.subjects) for outcome in outcomes}
+        missing = dict.fromkeys(name for name, of in planned if (name, of) not in done)
         return Analysis(
             subjects=tuple(subjects),
             images=described,
@@ -133,23 +123,25 @@ def analyze(
             outcomes=tuple(outcomes),
             folder=folder,
             version=vit_jax.__version__,
-            complete=complete,
+            locations=locations,
+            missing=tuple(missing),
         )
 
     def add(outcome: Outcome, place: epath.Path | None) -> None:
         outcomes.append(_saved(outcome, place))
         log(outcomes[-1].line())
-        _write(found(complete=False))
+        _write(found())
 
     for index, (model, stream) in enumerate(zip(models, streams, strict=True)):
         if not single and len(models) > 1:
             log(f"{subjects[index].name}:")
         for outcome in _measure(names, index, model, stream, settings, log):
             add(outcome, subjects[index].folder)
-    for index in range(1, len(models)):
+    for index in sorted({of[-1] for _, of in planned if len(of) > 1}):
+        log(f"compared: {subjects[0].name} and {subjects[index].name}:")
         for outcome in _compare(names, index, models, streams, settings):
             add(outcome, None if folder is None else folder / f"1-{index + 1}")
-    analysed = found(complete=True)
+    analysed = found()
     _write(analysed)
     return analysed
 
@@ -229,21 +221,54 @@ def _open(
             else open_images(model, images)
             for model in models
         ]
-    available = len(opened[0])
     streams = [
         open_images(m, s, num_images=num_images) for m, s in zip(models, opened, strict=True)
     ]
-    source = opened[0].source
-    name = ", ".join(filter(None, (source.name, source.split)))
-    count = len(streams[0])
-    text = format_count(count, "image") + (f" of {available:,}" if count < available else "")
-    return list(streams), f"{text}, {name}"
+    source, count, available = opened[0].source, len(streams[0]), len(opened[0])
+    text = format_count(count, "image")
+    if count < available:
+        total = format_count(available, "image")
+        text = f"{count:,} of {total}, chosen at random (the same in each call)"
+    if isinstance(images, str | os.PathLike):
+        return list(streams), f"{text}, from {os.fspath(images)}"
+    if images is None:
+        split = "" if source.split == "all" else source.split
+        text = f"{text}, from {', '.join(filter(None, (source.name, split)))}"
+    return list(streams), text
+
+
+def _locations(stream: ImageStream | None) -> tuple[str, ...]:
+    """Returns where each image is, unless there are too many to list."""
+    if stream is None or len(stream) > _MOST_LOCATIONS:
+        return ()
+    return tuple(stream.source.describe(index) for index in range(len(stream)))
 
 
 def _images_of_run(run: TrainingData, model: Pretrained) -> ImageStream:
     """Returns the split that a run evaluates first, with the preprocessing of a model."""
     source = open_split(run.config.data, first_split(run.config))
     return ImageStream(source, model.preprocess.transform, has_labels=not source.multi_label)
+
+
+def _subject(models: Sequence[Pretrained], index: int, folder: epath.Path | None) -> Subject:
+    model = models[index]
+    return Subject(
+        name=model.loaded_from or describe_model(model.config),
+        description=repr(model),
+        folder=None if folder is None else _folder_of(folder, models, index),
+        sizes=_sizes(model.config),
+        num_tokens=getattr(model.config, "num_tokens", None),
+    )
+
+
+def _planned(
+    names: Sequence[str], count: int, *, has_images: bool
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Returns the measure and the checkpoints of each outcome of an analysis."""
+    planned: list[tuple[str, tuple[int, ...]]] = []
+    planned += [(name, (index,)) for index in range(count) for name in names]
+    pairs = [name for name in names if name in PAIRS and has_images]
+    return planned + [(name, (0, index)) for index in range(1, count) for name in pairs]
 
 
 def _sizes(config: ModelConfig) -> dict[str, str]:
@@ -288,41 +313,12 @@ def _measure(
             if takes is Takes.LABELLED_IMAGES and not stream.has_labels:
                 raise NotApplicableError("It needs labels, which these images have not.")
             images = open_images(model, stream, num_images=MOST_IMAGES.get(name))
-            return function(model, _Reported.of(images, name, log), **settings)
+            return function(model, ReportedStream.of(images, name, log), **settings)
 
         if stream is None and takes is not Takes.NOTHING:
             yield Outcome(name, (index,), None, "no images are given", seconds=0.0, left_out=True)
         else:
             yield _outcome(name, (index,), compute)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reported(ImageStream):
-    """Images that say every ten seconds how many of them a measure has taken.
-
-    Attributes:
-      measure: its name.
-      log: called with a line.
-    """
-
-    measure: str = ""
-    log: Callable[[str], None] = _silent
-
-    @classmethod
-    def of(cls, stream: ImageStream, measure: str, log: Callable[[str], None]) -> "_Reported":
-        """Returns the same images; those that cannot be read are noted in the given stream."""
-        fields = {field.name: getattr(stream, field.name) for field in dataclasses.fields(stream)}
-        return cls(**fields | {"measure": measure, "log": log})
-
-    def batches(self, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
-        """Yields all images; the measure is done with a batch when it asks for the next one."""
-        done, reported = 0, time.monotonic()
-        for batch in super().batches(batch_size):
-            if time.monotonic() - reported >= _PROGRESS_SECONDS:
-                reported = time.monotonic()
-                self.log(f"  {self.measure:22} {done:,} of {format_count(len(self), 'image')}")
-            yield batch
-            done += int(batch.good.sum())
 
 
 def _compare(

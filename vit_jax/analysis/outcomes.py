@@ -9,6 +9,8 @@ from etils import epath
 
 from vit_jax.telemetry.progress import format_count
 
+_COLUMN = 18  # Characters of a checkpoint's name at the head of a column.
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -85,6 +87,14 @@ class Number(NamedTuple):
     values: list[float | None]
 
 
+def last_part(name: str) -> str:
+    """Returns the last part of a path, or its end, as much as a column has room for."""
+    *before, end = name.rstrip("/").split("/")
+    if end.isdigit():  # Of a step, or of the patch size in a model's name.
+        end = "/".join([*before[-1:], end])
+    return end if len(end) <= _COLUMN else f"…{end[1 - _COLUMN :]}"
+
+
 def number_text(value: float | int | None) -> str:
     """Returns four significant digits; whole numbers as they are."""
     if value is None or not math.isfinite(value):
@@ -99,11 +109,12 @@ class Analysis:
     Attributes:
       subjects: the checkpoints.
       images: how many of what.
+      locations: of the images, such as paths of files; () of more than 10,000, or without images.
       bad: {location: message} of images that could not be read.
       outcomes: of each measure and checkpoint, in the order of the report.
       folder: of the files; None: nothing was written.
       version: release of vit_jax.
-      complete: whether all measures are done; a report is also written after each one.
+      missing: the measures that are not done yet: a report is also written after each one.
     """
 
     subjects: tuple[Subject, ...]
@@ -112,7 +123,8 @@ class Analysis:
     outcomes: tuple[Outcome, ...]
     folder: epath.Path | None
     version: str
-    complete: bool = True
+    locations: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def __getitem__(self, measure: str) -> Any:
         """Returns the result of a measure of the first checkpoint.
@@ -141,16 +153,18 @@ class Analysis:
         return list(dict.fromkeys(outcome.measure for outcome in self.outcomes))
 
     def numbers(self) -> dict[str, list[Number]]:
-        """Returns {measure: the numbers of its summary}, of measures that have one."""
+        """Returns {measure: the numbers of its summary}, of measures that have one.
+
+        The value of a pair, whose name ends in "_with_the_first", is that of its second checkpoint.
+        """
         found: dict[str, dict[str, Number]] = {}
         for outcome in self.outcomes:
-            index, *others = outcome.subjects
-            if others:
-                continue
+            index, of_pair = outcome.subjects[-1], len(outcome.subjects) > 1
             units = getattr(outcome.result, "summary_units", {})
-            for name, value in outcome.summary().items():
+            for key, value in outcome.summary().items():
+                name = f"{key}_with_the_first" if of_pair else key
                 rows = found.setdefault(outcome.measure, {})
-                empty = Number(name, units.get(name, ""), [None] * len(self.subjects))
+                empty = Number(name, units.get(key, ""), [None] * len(self.subjects))
                 row = rows.setdefault(name, empty)
                 row.values[index] = value if math.isfinite(value) else None
             if outcome.measure == "attention_distance" and outcome.result is not None:
@@ -185,15 +199,18 @@ class Analysis:
             return ""
         rows = [row for rows in tables.values() for row in rows]
         width = max(len(row.name) for row in rows) + 4
-        lines = []
-        if len(self.subjects) > 1:
-            heads = "".join(f"{i + 1:>11}." for i in range(len(self.subjects)))
-            lines.append(" " * width + heads)
+        heads = [f"{i + 1}. {last_part(subject.name)}" for i, subject in enumerate(self.subjects)]
+        if len(heads) == 1:
+            lines, column = [], 12
+        else:
+            column = max(12, *(len(head) + 2 for head in heads))
+            lines = [" " * width + "".join(head.rjust(column) for head in heads)]
+            lines += [f"{name}: {', '.join(row)}" for name, row in self.differing_sizes().items()]
         for measure, numbers in tables.items():
             lines.append(measure)
             for row in numbers:
                 name = f"  {row.name.replace('_', ' ')}".ljust(width)
-                values = "".join(f"{number_text(value):>12}" for value in row.values)
+                values = "".join(number_text(value).rjust(column) for value in row.values)
                 lines.append(f"{name}{values}  {row.unit}".rstrip())
         return "\n".join(lines)
 
@@ -205,8 +222,10 @@ class Analysis:
                 {"name": subject.name, "description": subject.description}
                 for subject in self.subjects
             ],
-            "complete": self.complete,
+            "complete": not self.missing,
+            "missing": list(self.missing),
             "images": self.images,
+            "locations": list(self.locations),
             "bad_images": dict(self.bad),
             "overview": self.overview(),
             "units": {row.name: row.unit for rows in self.numbers().values() for row in rows},

@@ -19,7 +19,11 @@ NAME = "report.html"
 _OPEN_ROWS, _MOST_ROWS = 30, 400  # Of a table: more are folded, or in the files only.
 _LONGEST_NAME = 60  # In a heading.
 _LARGEST_SVG = 300_000  # Bytes; a larger figure is a PNG.
-_INCOMPLETE = "Measures are missing: the analysis was running when this page was written."
+_INCOMPLETE = (
+    "Measures are missing: the analysis was running when this page was written. If it was ended, "
+    "compute them into another folder with"
+)
+_MOST_LISTED = 50  # Images whose locations are listed.
 _SIZES_DIFFER = (
     "The models differ in size, so not every number can be compared directly. Entropy depends on "
     "the number of tokens: that of uniform attention over n tokens is ln n. Distances are in "
@@ -61,8 +65,8 @@ def page(analysis: Analysis) -> str:
       analysis: its folder has the files.
     """
     names = [subject.name for subject in analysis.subjects]
-    single = f"What {short_name(names[0])} has learned"
-    title = single if len(names) == 1 else "What the models have learned"
+    single = f"Analysis of {short_name(names[0])}"
+    title = single if len(names) == 1 else f"Comparison of {len(names)} checkpoints"
     measures = analysis.measures()
     shown = [name for name in measures if any(o.result is not None for o in analysis.of(name))]
     others = [name for name in measures if name not in shown]
@@ -71,9 +75,10 @@ def page(analysis: Analysis) -> str:
         f"<header><h1>{html.escape(title)}</h1>",
         *_subjects(analysis),
         f"<p>Images: {html.escape(analysis.images)}.</p>",
+        *_locations(analysis),
         *_bad_images(analysis),
         *_walkthroughs(analysis),
-        *([] if analysis.complete else [f'<p class="reason failed">{_INCOMPLETE}</p>']),
+        *_missing(analysis),
         "</header>",
         *_contents(analysis, shown, others),
         '<main id="results">',
@@ -111,6 +116,26 @@ def _subjects(analysis: Analysis) -> list[str]:
 
 def _label(analysis: Analysis, index: int) -> str:
     return html.escape(f"{index + 1}. {short_name(analysis.subjects[index].name)}")
+
+
+def _missing(analysis: Analysis) -> list[str]:
+    """Returns the measures of an analysis that was ended, and the flags that compute them."""
+    if not analysis.missing:
+        return []
+    flags = f"--only={','.join(analysis.missing)} --out=FOLDER"
+    text = f"{_INCOMPLETE} <code>{html.escape(flags)}</code>."
+    return [f'<p class="reason failed">{text}</p>']
+
+
+def _locations(analysis: Analysis) -> list[str]:
+    """Returns a list of the images, folded; of many, where it is."""
+    if not analysis.locations:
+        return []
+    if len(analysis.locations) > _MOST_LISTED:
+        return ['<p class="soft">analysis.json lists the images.</p>']
+    items = [f"<li>{html.escape(location)}</li>" for location in analysis.locations]
+    count = format_count(len(items), "image")
+    return [f"<details><summary>List of {count}</summary><ol>", *items, "</ol></details>"]
 
 
 def _bad_images(analysis: Analysis) -> list[str]:
