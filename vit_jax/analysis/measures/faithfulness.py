@@ -22,7 +22,7 @@ from vit_jax.analysis.measures.explanation_maps import (
     no_classes,
     predicted_classes,
 )
-from vit_jax.analysis.measures.explanations import class_number, image_maps
+from vit_jax.analysis.measures.explanations import image_maps, target_class
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
 from vit_jax.pretrained.model import Pretrained
@@ -194,7 +194,7 @@ def faithfulness(
             f"{model.name}: {reason}, so there is no class whose probability could change."
         )
     kept, reasons = applicable(model, methods, loss=pretrained.loss)
-    chosen = class_number(pretrained, target)
+    chosen = target_class(model, pretrained, target)
     stream = open_images(pretrained, images, num_images=num_images)
     means = {name: MeanOverImages() for name in (*deletion.CURVES, *AREAS)}
     shares, number = np.zeros(0), 0

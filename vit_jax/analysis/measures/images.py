@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32
 from PIL import Image
 
+from vit_jax.analysis.measures.arguments import whole_number
 from vit_jax.config import base_config, freeze
 from vit_jax.data.base import Example, Source
 from vit_jax.data.batches import AUTOMATIC, LoaderOptions
@@ -22,7 +23,7 @@ from vit_jax.data.listing import is_image
 from vit_jax.data.locate import locate_data
 from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.subset import random_subset
-from vit_jax.errors import ConfigError, DataError
+from vit_jax.errors import DataError
 from vit_jax.pretrained.consistency import check_images
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.run_checkpoint import one_device
@@ -73,8 +74,10 @@ class ImageStream:
         Images that cannot be read are left out, with a note for each.
 
         Raises:
+          ConfigError: `batch_size` is not a positive whole number.
           DataError: no image can be read.
         """
+        batch_size = whole_number("batch_size", batch_size)
         sharding = NamedSharding(one_device(), PartitionSpec(("data", "fsdp")))
         empty = True
         with eval_batches(
@@ -171,11 +174,12 @@ def open_images(
       num_images: a random choice of this many (the same in each call); None: all.
 
     Raises:
-      ConfigError: `num_images` is not positive, or prepared images are of another size.
+      ConfigError: `num_images` is not a positive whole number, or prepared images are of another
+        size.
       DataError: there are no images.
     """
-    if num_images is not None and num_images < 1:
-        raise ConfigError(f"num_images is {num_images}: it must be at least 1.")
+    if num_images is not None:
+        num_images = whole_number("num_images (None: all)", num_images)
     stream = images if isinstance(images, ImageStream) else _open(pretrained, images)
     if not len(stream):
         raise DataError("There are no images.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import numbers
 from typing import ClassVar
 
 import jax
@@ -163,7 +164,7 @@ def layer_probes(
     """
     model = measured(pretrained)
     model.blocks  # noqa: B018  # Raises NotApplicableError of a ResNet.
-    if not 0 < train_fraction < 1:
+    if not isinstance(train_fraction, numbers.Real) or not 0 < train_fraction < 1:
         raise ConfigError(f"train_fraction is {train_fraction}: give a number between 0 and 1.")
     stream = open_images(pretrained, data, num_images=num_images)
     if not stream.has_labels:

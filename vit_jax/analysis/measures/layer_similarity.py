@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from vit_jax.analysis import figures
+from vit_jax.analysis.measures.arguments import whole_number
 from vit_jax.analysis.measures.bootstrap import LEVEL, MeanOverImages
 from vit_jax.analysis.measures.encoder import Captured, Measured, measure_blocks, measured
 from vit_jax.analysis.measures.images import Images, ImageStream, open_images
@@ -147,7 +148,7 @@ def layer_similarity(
     """
     if pool not in POOLS:
         raise ConfigError(f'pool is "{pool}". {did_you_mean(pool, POOLS)}')
-    if batch_size < _SMALLEST:
+    if whole_number("batch_size", batch_size) < _SMALLEST:
         raise NotApplicableError(
             f"batch_size is {batch_size}: the unbiased estimate needs at least {_SMALLEST} images."
         )

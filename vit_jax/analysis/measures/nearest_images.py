@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from vit_jax.analysis import figures
 from vit_jax.analysis.measures import pictures
+from vit_jax.analysis.measures.arguments import whole_number
 from vit_jax.analysis.measures.encoder import Measured, Model, Variables, measured
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, ImageStream, open_images
 from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
-from vit_jax.errors import ConfigError
 from vit_jax.evals.intervals import wilson
 from vit_jax.pretrained.model import Pretrained
 
@@ -174,9 +174,7 @@ def nearest_images(
       >>> list(result.agreement)  # By the label of the nearest image, and of the three nearest.
       [1, 3]
     """
-    for name, value in (("num_queries", num_queries), ("k", k)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}: it must be at least 1.")
+    num_queries, k = whole_number("num_queries", num_queries), whole_number("k", k)
     model = measured(pretrained)
     stream = open_images(pretrained, images, num_images=num_images)
     features, labels = _features(model, stream, batch_size)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vit_jax.analysis import figures
+from vit_jax.analysis.measures.arguments import positive_norm, whole_number
 from vit_jax.analysis.measures.bootstrap import MeanOverImages
 from vit_jax.analysis.measures.encoder import (
     Captured,
@@ -34,7 +35,6 @@ from vit_jax.analysis.measures.token_norms import (
     token_norms_of_block,
 )
 from vit_jax.config.model import VitConfig
-from vit_jax.errors import ConfigError
 from vit_jax.models import Vit
 from vit_jax.pretrained.consistency import check_images
 from vit_jax.pretrained.model import Pretrained
@@ -216,19 +216,17 @@ def test_time_registers(
     model = measured(pretrained)
     config = model.vit
     stream = open_images(pretrained, images, num_images=num_images)
-    if layers is not None and not 1 <= layers <= config.depth:
-        raise ConfigError(f"layers is {layers}: the model has {config.depth}, give 1 to that many.")
-    if threshold is not None and not threshold > 0:
-        raise ConfigError(f"threshold is {threshold}: give a positive norm, or None.")
+    if layers is not None:
+        reason = f"the model has {config.depth} layers"
+        layers = whole_number("layers", layers, high=config.depth, reason=reason)
+    positive_norm("threshold", threshold)
     thresholds = None if threshold is None else np.full(config.depth, float(threshold))
     before = norms_of(model, stream, thresholds, batch_size)
     outlier_layer = _outlier_layer(before, threshold)
     searched = outlier_layer + 1 if layers is None else layers
-    if not 1 <= num_neurons <= searched * config.mlp_dim:
-        raise ConfigError(
-            f"num_neurons is {num_neurons}: the {searched} layers that are searched have "
-            f"{searched * config.mlp_dim:,} hidden units, give 1 to that many."
-        )
+    units = searched * config.mlp_dim
+    reason = f"the {searched} layers that are searched have {units:,} hidden units"
+    num_neurons = whole_number("num_neurons", num_neurons, high=units, reason=reason)
     limit = before.threshold[outlier_layer]
     scores = _scores(model, stream, outlier_layer, limit, batch_size)[:searched]
     chosen = np.argsort(-scores, axis=None, kind="stable")[:num_neurons]

@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vit_jax.analysis import figures
+from vit_jax.analysis.measures.arguments import positive_norm
 from vit_jax.analysis.measures.bootstrap import MeanOverImages
 from vit_jax.analysis.measures.encoder import Captured, Measured, measure_blocks, measured
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, ImageStream, open_images
 from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.config.model import ModelConfig, VitConfig
-from vit_jax.errors import ConfigError, NonFiniteError
+from vit_jax.errors import NonFiniteError
 from vit_jax.pretrained.model import Pretrained
 
 OUTLIER_RATIO = 4.0  # Of the relative rule: above this many times the layer's median.
@@ -228,8 +229,7 @@ def token_norms(
     """
     model = measured(pretrained)
     depth = model.blocks.depth
-    if threshold is not None and not threshold > 0:
-        raise ConfigError(f"threshold is {threshold}: give a positive norm, or None.")
+    positive_norm("threshold", threshold)
     stream = open_images(pretrained, images, num_images=num_images)
     thresholds = None if threshold is None else np.full(depth, float(threshold))
     return norms_of(model, stream, thresholds, batch_size)
