@@ -72,7 +72,8 @@ class AttentionMaps(Result):
         "reads their mean or pools by attention; in the latter case also the weights of the "
         "pooling's probe; or a token of choice. Weights are not renormalised: with the share on "
         "prefix tokens (class, distillation, registers), which are not drawn, they sum to 1. "
-        "Uniform attention has the weight 1/N on each of N tokens, prefix tokens included."
+        "Uniform attention has the weight 1/N on each of N tokens, prefix tokens included. "
+        "Layers are the blocks, counted from 1 in tables and figures and from 0 in arrays."
     )
     source: ClassVar[str] = (
         "Vaswani et al. 2017, arXiv 1706.03762; drawn as in Caron et al. 2021 (DINO), arXiv "

@@ -78,8 +78,8 @@ class Explanations(Result):
         return arrays
 
     def coordinates(self) -> dict[str, tuple[str | int, ...]]:
-        """Returns the names of the methods."""
-        return {"method": self.methods}
+        """Returns the names of the methods, and rows and columns from 1."""
+        return super().coordinates() | {"method": self.methods}
 
     def plot(self) -> Figure:
         """Draws the image, and each map over it."""

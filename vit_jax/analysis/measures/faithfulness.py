@@ -89,7 +89,7 @@ class Faithfulness(Result):
 
     def coordinates(self) -> dict[str, tuple[str | int, ...]]:
         """Returns the names of the methods."""
-        return {"method": self.methods}
+        return super().coordinates() | {"method": self.methods}
 
     def summary(self) -> dict[str, float]:
         """Returns what each method gains over random orders, in the mean over images."""

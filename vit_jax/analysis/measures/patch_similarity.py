@@ -62,7 +62,7 @@ class PatchSimilarity(Result):
 
     def coordinates(self) -> dict[str, tuple[str | int, ...]]:
         """Returns what the two coordinates of a query are."""
-        return {"coordinate": ("row", "column")}
+        return super().coordinates() | {"coordinate": ("row", "column")}
 
     def plot(self) -> Figure:
         """Draws the images with the queries marked, and the maps of each query on one scale."""

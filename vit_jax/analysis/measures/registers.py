@@ -81,7 +81,8 @@ class RegisterNeurons(Result):
         "the images that have any. One register token of zeros is added before the patches, "
         "without a position. In each register neuron it gets the activation of largest magnitude "
         "of all tokens, and all other tokens get zero. The changed model is measured on the same "
-        "images with the same thresholds. Intervals: bootstrap over images, 95%."
+        "images with the same thresholds. Intervals: bootstrap over images, 95%. "
+        "Layers are the blocks, counted from 1 in tables and figures and from 0 in arrays."
     )
     source: ClassVar[str] = "Jiang et al. 2025, arXiv 2506.08010, sections 3 and 4"
 
@@ -120,7 +121,7 @@ class RegisterNeurons(Result):
                 self.after.prefix_mean[:, -1], layer, "", "mean norm of the added register"
             ),
             "neurons": NamedArray(
-                self.neurons, ("neuron", "layer_and_unit"), "", "layer and hidden unit"
+                self.neurons, ("neuron", "layer_and_unit"), "", "layer and hidden unit, both from 0"
             ),
             "score": NamedArray(
                 self.score, ("neuron",), "", "mean magnitude of its activation at outliers"
@@ -137,7 +138,10 @@ class RegisterNeurons(Result):
 
     def coordinates(self) -> dict[str, tuple[str | int, ...]]:
         """Returns what the columns of the neurons, and the values of a mean, are."""
-        return {"layer_and_unit": ("layer", "unit"), "mean_low_high": ("mean", "low", "high")}
+        return super().coordinates() | {
+            "layer_and_unit": ("layer", "unit"),
+            "mean_low_high": ("mean", "low", "high"),
+        }
 
     def summary(self) -> dict[str, float]:
         """Returns the largest shares of outliers before and after, and the features' cosine."""

@@ -72,7 +72,8 @@ class TokenNorms(Result):
         "on either side. A patch token is an outlier of a layer if its norm is above the "
         f"threshold: {OUTLIER_RATIO:g} times the median of the layer's patch tokens over all "
         "images (from the histogram, so to 5%; the images are gone over a second time for it), or "
-        "the given number. Interval of the share: bootstrap over images at this threshold, 95%."
+        "the given number. Interval of the share: bootstrap over images at this threshold, 95%. "
+        "Layers are the blocks, counted from 1 in tables and figures and from 0 in arrays."
     )
     source: ClassVar[str] = "Darcet et al. 2023, arXiv 2309.16588, section 2.1"
     summary_units: ClassVar[dict[str, str]] = {"outlier_share": "share of patch tokens"}
@@ -114,8 +115,9 @@ class TokenNorms(Result):
         return arrays
 
     def coordinates(self) -> dict[str, tuple[str | int, ...]]:
-        """Returns the names of the prefix tokens."""
-        return {"token": self.prefix_names} if self.prefix_names else {}
+        """Returns the layers from 1, and the names of the prefix tokens."""
+        tokens = {"token": self.prefix_names} if self.prefix_names else {}
+        return super().coordinates() | tokens
 
     def summary(self) -> dict[str, float]:
         """Returns the largest share of outliers of a layer, and the last layer's mean norm."""
