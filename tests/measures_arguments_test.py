@@ -71,3 +71,20 @@ def test_a_class_is_named_by_its_number_its_name_or_a_synonym_of_its_own():
     )
     with pytest.raises(ConfigError, match="the names of the model's classes are unknown"):
         class_number("target", "crane", labels=None, num_classes=3)
+
+
+def test_pixels_that_are_not_prepared_are_noted_and_channels_first_refused(monkeypatch):
+    model, notes = small(image_size=32), []
+    monkeypatch.setattr("vit_jax.analysis.measures.images.note", notes.append)
+    rng = np.random.default_rng(0)
+    pixels = rng.uniform(0, 1, (2, 32, 32, 3)).astype(np.float32)
+    open_images(model, pixels * 2 - 1)
+    assert not notes
+    open_images(model, pixels)
+    assert "look unprepared" in notes[0] and "gives -1 to 1" in notes[0]
+    levels = rng.integers(0, 256, (2, 3, 40, 48), np.uint8)
+    with pytest.raises(ConfigError, match=r"channels are last: \[n, height, width, 3\]"):
+        open_images(model, levels)
+    with pytest.raises(ConfigError, match=r"transpose\(1, 2, 0\)"):
+        open_images(model, levels[0])
+    assert len(open_images(model, levels.transpose(0, 2, 3, 1))) == 2

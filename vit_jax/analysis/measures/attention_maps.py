@@ -1,7 +1,6 @@
 """The attention of one image: where each head of each layer looks, from a query of choice."""
 
 import dataclasses
-import functools
 import math
 import numbers
 from typing import Any, ClassVar, cast
@@ -144,6 +143,11 @@ def attention_maps(
 ) -> AttentionMaps:
     """Shows where the heads of each layer look in an image.
 
+    `Pretrained.attention` is a shorter way to such maps, which differs for two kinds of models: of
+    one with a distillation token it shows the class token's row (here: the mean of the rows of both
+    tokens), and of one with `pool="token_gap"` also the class token's (here: half of that, and half
+    of the mean of the patches' rows). query="class" gives its rows here.
+
     Args:
       pretrained: a ViT or hybrid.
       image: see `vit_jax.analysis.measures.images.open_images`; of several the first.
@@ -173,9 +177,11 @@ def attention_maps(
         )
     if isinstance(query, list):
         query = cast(Query, tuple(query))
-    measure = _measure_of(config, query)
+    shares = jnp.asarray(query_shares(config, query), jnp.float32)
     prepared = open_images(pretrained, image).first(1)
-    rows = measure_blocks(model.model, model.variables, prepared, measure, ("attention",))
+    rows = measure_blocks(
+        model.model, model.variables, prepared, _row_of_query, ("attention",), (shares,)
+    )
     attention, prefix_share = _on_patches(np.asarray(rows)[:, 0], config)
     probe, probe_prefix_share = None, None
     if has_probe(config):
@@ -196,14 +202,8 @@ def attention_maps(
     )
 
 
-@functools.cache  # The program is compiled for the function that this returns.
-def _measure_of(config: VitConfig, query: Query):
-    shares = jnp.asarray(query_shares(config, query), jnp.float32)
-
-    def measure(captured: Captured) -> Float[Array, "b heads n"]:
-        return jnp.einsum("q,bhqk->bhk", shares, captured["attention"])
-
-    return measure
+def _row_of_query(captured: Captured, shares: Float[Array, " n"]) -> Float[Array, "b heads n"]:
+    return jnp.einsum("q,bhqk->bhk", shares, captured["attention"])
 
 
 def query_shares(config: VitConfig, query: Query) -> Float[np.ndarray, " n"]:

@@ -135,8 +135,9 @@ def measure_blocks(
     model: Vit | Mixer,
     variables: Variables,
     images: Float[Array, "b height width channels"],
-    measure: Callable[[Captured], PyTree],
+    measure: Callable[..., PyTree],
     names: tuple[str, ...],
+    arguments: tuple[PyTree, ...] = (),
 ) -> PyTree:
     """Runs a forward pass, and measures each block when it is reached.
 
@@ -147,10 +148,11 @@ def measure_blocks(
       model: of a `Measured`.
       variables: of the same.
       images: prepared.
-      measure: {name: intermediate of a block} -> arrays; a function that is defined once, since the
-        program is compiled for it. Beside `names` there is "input", the block's input
-        [b, n, width].
+      measure: ({name: intermediate of a block}, *arguments) -> arrays; a function that is defined
+        once, since the program is compiled for it. Beside `names` there is "input", the block's
+        input [b, n, width].
       names: intermediates, see `vit_jax.models.blocks.CAPTURED`; of a Mixer "blocks" alone.
+      arguments: arrays for `measure`, which do not compile the program again if they change.
 
     Returns:
       What `measure` returns, with a leading axis of depth; on a mesh, every device has all of it.
@@ -172,7 +174,7 @@ def measure_blocks(
 
     def step(x, block_variables):
         y, captured = block.apply(block_variables, x, jnp.zeros(()))
-        return y, measure({"input": x, **captured})
+        return y, measure({"input": x, **captured}, *arguments)
 
     _, measurements = jax.lax.scan(
         step, x, {collection: tree["blocks"] for collection, tree in encoders.items()}

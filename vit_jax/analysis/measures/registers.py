@@ -259,9 +259,9 @@ def _outlier_layer(before: TokenNorms, threshold: int | float | None) -> int:
     if not share.any():
         limit = "4 times its layer's median" if threshold is None else f"{threshold:g}"
         raise NotApplicableError(
-            f"{before.checkpoint} needs no register: no patch token of {before.num_images:,} "
-            f"images has a norm above {limit}. Give a lower threshold, or more images, if you "
-            "know of outliers."
+            f"{before.checkpoint} has no outliers and needs no register: no patch token of "
+            f"{before.num_images:,} images has a norm above {limit}. In Python, threshold= sets "
+            "the limit."
         )
     return int(np.argmax(share >= share.max() / 2))
 
@@ -286,25 +286,18 @@ def _scores(
         is_outlier[:, :prefix] = False
         has_outlier = batch.good & is_outlier.any(axis=1)
         weights = is_outlier / np.maximum(is_outlier.sum(axis=1, keepdims=True), 1)
-        scores = _activations(
-            model.model, model.variables, batch.images, jnp.asarray(weights, jnp.float32)
-        )
+        scores = measure_blocks(
+            model.model, model.variables, batch.images, _activations, ("hidden",),
+            (jnp.asarray(weights, jnp.float32),),
+        )  # fmt: skip
         if has_outlier.any():
             mean.add(np.asarray(scores).swapaxes(0, 1)[has_outlier])
     return mean.mean
 
 
-@partial(jax.jit, static_argnames="model")
-def _activations(
-    model: Model, variables: Variables, images: Array, weights: Float[Array, "b n"]
-) -> Float[Array, "depth b hidden"]:
+def _activations(captured: Captured, weights: Float[Array, "b n"]) -> Float[Array, "b hidden"]:
     """Returns the weighted mean over tokens of the magnitudes of the hidden units."""
-    assert isinstance(model, Vit)
-
-    def measure(captured: Captured) -> Float[Array, "b hidden"]:
-        return jnp.einsum("bn,bnh->bh", weights, jnp.abs(captured["hidden"]))
-
-    return measure_blocks(model, variables, images, measure, ("hidden",))
+    return jnp.einsum("bn,bnh->bh", weights, jnp.abs(captured["hidden"]))
 
 
 def _with_register(model: Measured, neurons: Int[np.ndarray, "neuron 2"]) -> Measured:
