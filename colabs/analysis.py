@@ -35,7 +35,7 @@ model
 
 # %% [markdown]
 # A result has `.plot()`, `.to_dataframe()`, `.arrays()` with named axes, `.save(folder)`, and says how it is
-# defined. Tables and figures count layers from 1, arrays and arguments from 0:
+# defined:
 
 # %%
 filters = analysis.embedding_filters(model)

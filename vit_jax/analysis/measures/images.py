@@ -25,7 +25,7 @@ from vit_jax.data.locate import locate_data
 from vit_jax.data.op import Op
 from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.subset import random_subset
-from vit_jax.errors import DataError
+from vit_jax.errors import ConfigError, DataError
 from vit_jax.pretrained.consistency import check_images
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.run_checkpoint import one_device

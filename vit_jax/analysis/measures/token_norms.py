@@ -73,9 +73,9 @@ class TokenNorms(Result):
         f"threshold: {OUTLIER_RATIO:g} times the median of the layer's patch tokens over all "
         "images (from the histogram, so to 5%; the images are gone over a second time for it), or "
         "the given number. Four times the median is a rule of this library; Darcet et al. read a "
-        "limit off the histogram, 150 for DINOv2-g. Interval of the share: bootstrap over images at "
-        "this threshold, 95%. "
-        "Layers are the blocks, counted from 1 in tables and figures and from 0 in arrays."
+        "limit off the histogram, 150 for DINOv2-g. Interval of the share: bootstrap over images "
+        "at this threshold, 95%. Layers are the blocks, counted from 1 in tables and "
+        "figures and from 0 in arrays."
     )
     source: ClassVar[str] = "Darcet et al. 2023, arXiv 2309.16588, section 2.1"
     summary_units: ClassVar[dict[str, str]] = {"outlier_share": "share of patch tokens"}
