@@ -67,6 +67,7 @@ def test_files_table_and_figure(tmp_path):
     assert [path.suffix for path in paths] == [".png", ".svg", ".json", ".npz"]
     table = result.to_dataframe()
     assert list(table.columns[:3]) == ["layer", "head", "distance"]
+    assert set(table["layer"]) == {1} and set(table["head"]) == {1, 2}  # As in the figure.
     stored = json.loads((tmp_path / "attention_distance.json").read_text())
     assert stored["arrays"]["distance"]["values"] == result.mean["distance"].tolist()
     with np.load(tmp_path / "attention_distance.npz") as arrays:

@@ -196,6 +196,10 @@ def test_neighbours_among_files_of_which_some_are_broken(tmp_path):
     assert result.num_images == 6 and result.neighbours.shape == (6, 5)
     assert result.neighbours[1, 0] == 5 and result.similarity[1, 0] == pytest.approx(1)
     np.testing.assert_array_equal(result.pictures[1, 1], pixels[6])
+    table = result.to_dataframe()
+    assert list(table.columns) == ["query", "rank", "neighbour", "similarity"]
+    assert list(table["rank"][:6]) == [1, 2, 3, 4, 5, 1]
+    assert table["query"][5].endswith("1.png") and table["neighbour"][5].endswith("6.png")
     assert result.labels is None and not result.agreement
 
 

@@ -214,6 +214,7 @@ def test_probes_equal_fits_on_captured_tokens(scikit_learn, monkeypatch):
         hits = probe.logits(x[~is_train]).argmax(axis=1) == labels[~is_train]
         # Rounding may turn one prediction.
         assert abs(accuracy - hits.mean()) <= 1.01 / len(hits)
+    assert "the accuracies are rough" in result.notes[0]  # Two test images of a class.
     count = result.num_test
     low, high = wilson(round(result.accuracy["patches"][1] * count), count)
     np.testing.assert_allclose(result.interval["patches"][:, 1], (low, high))

@@ -140,6 +140,15 @@ def test_every_number_of_the_page_is_that_of_a_forward_pass_in_float64(name):
     for _, path, text in page.sizes:
         array, axis = path.split("/")
         assert int(text.replace(",", "")) == np.shape(expected[array])[int(axis)]
+    # The worked score: a sum of products, and its division.
+    width, path = re.search(
+        r'; <span class="total">/ √<data[^>]*>(\d+)</data> = <strong>'
+        r'<data[^>]*number="(scores/\d+)">',
+        result.html,
+    ).groups()
+    scored = stored["scores"][path.replace("scores", "dots")] / int(width) ** 0.5
+    assert path == f"scores/{trace.token}"
+    assert stored["scores"][path] == pytest.approx(scored, rel=1e-5)
     # No number is shown without a reference.
     assert not re.search(r"\d", " ".join(page.other)), [
         t for t in page.other if re.search(r"\d", t)

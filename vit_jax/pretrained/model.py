@@ -181,7 +181,9 @@ class Pretrained:
     def attention(self, image: ImageInputs) -> Float32[np.ndarray, "layer head row column"]:
         """Returns where the token that the head reads attends to, as maps over the patches.
 
-        Of a class token (`pool` is token or token_gap), its attention in each layer. Of a mean of
+        Of a class token (`pool` is token or token_gap), its attention in each layer, alone: the
+        head of a model with a distillation token reads that one, too, and with token_gap the mean
+        of the patches, which `vit_jax.analysis.attention_maps` takes into its mean. Of a mean of
         patches (gap), the mean over the patches of their attention in each layer. Of a MAP head,
         the attention of its query, which is after all layers: one map for each head, as layer 0.
         Weights on prefix tokens (class, distillation, registers) are left out, and the others

@@ -4,6 +4,8 @@ A measure takes a loaded model, and images that it streams over: its memory does
 their number. Its result has arrays with named axes, a figure, a table and files.
 
 result              the base class of results: arrays, figure, table, files
+arguments           checks numbers that a user gives
+classes             the class that a user names, by number or name
 images              what a user calls images -> a stream of prepared batches
 encoder             the model in the form that is measured; visits each block of a forward pass
 bootstrap           means over images with intervals, in constant memory
@@ -26,7 +28,6 @@ readout             the tokens that a head reads
 heat_maps           draws maps over an image
 patch_tokens        the features of patches, of any kind of model
 pictures            draws images and maps of their patches
-attention_distance  attention distance, entropy, and the share of attention on prefix tokens
 feature_pca         patch features on their first three principal components, as colours
 patch_similarity    cosine of the features of a patch with those of all patches
 nearest_images      nearest neighbours of images by their features, agreement of labels

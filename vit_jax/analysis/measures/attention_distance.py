@@ -56,7 +56,8 @@ class AttentionDistance(Result):
         "renormalised to sum to 1 (distance), or not, as in the published code "
         "(distance_published), whose distances are too small by the share of attention on prefix "
         "tokens. The entropy is that of a patch's weights over all tokens. Intervals: bootstrap "
-        "over images, 95%."
+        "over images, 95%. Layers are the blocks, counted from 1 in tables and "
+        "figures and from 0 in arrays."
     )
     source: ClassVar[str] = "Dosovitskiy et al. 2020, arXiv 2010.11929, figure 7 and appendix D.7"
     summary_units: ClassVar[dict[str, str]] = {

@@ -1,7 +1,8 @@
 """The attention of one image: where each head of each layer looks, from a query of choice."""
 
 import dataclasses
-import functools
+import math
+import numbers
 from typing import Any, ClassVar, cast
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 
 from vit_jax.analysis import figures
 from vit_jax.analysis.measures import heat_maps
+from vit_jax.analysis.measures.arguments import whole_number
 from vit_jax.analysis.measures.encoder import Captured, measure_blocks, measured
 from vit_jax.analysis.measures.images import Images, open_images
 from vit_jax.analysis.measures.readout import (
@@ -41,7 +43,8 @@ class AttentionMaps(Result):
       probe_prefix_share: its share on prefix tokens.
       query: what looks, in words.
       patch: top, left, height, width of the query's patch in pixels; None: it is no patch.
-      layer: index of the layer whose heads are drawn; None: all layers, means over heads.
+      layer: index from 0 of the layer whose heads are drawn; None: all layers, means over heads.
+      num_prefix: number of prefix tokens.
       image: the prepared image's pixels.
     """
 
@@ -52,6 +55,7 @@ class AttentionMaps(Result):
     query: str
     patch: tuple[int, int, int, int] | None
     layer: int | None
+    num_prefix: int
     image: UInt8[np.ndarray, "height width channels"]
 
     name: ClassVar[str] = "attention_maps"
@@ -66,7 +70,9 @@ class AttentionMaps(Result):
         "distillation token, the mean of both), or the mean over the patches' queries if the head "
         "reads their mean or pools by attention; in the latter case also the weights of the "
         "pooling's probe; or a token of choice. Weights are not renormalised: with the share on "
-        "prefix tokens (class, distillation, registers), which are not drawn, they sum to 1."
+        "prefix tokens (class, distillation, registers), which are not drawn, they sum to 1. "
+        "Uniform attention has the weight 1/N on each of N tokens, prefix tokens included. "
+        "Layers are the blocks, counted from 1 in tables and figures and from 0 in arrays."
     )
     source: ClassVar[str] = (
         "Vaswani et al. 2017, arXiv 1706.03762; drawn as in Caron et al. 2021 (DINO), arXiv "
@@ -121,9 +127,10 @@ class AttentionMaps(Result):
             )  # fmt: skip
 
     def _panel(self, title: str, values: np.ndarray, prefix_share: Any) -> heat_maps.Panel:
-        text = f"{title}\nmax {values.max():.2g}"
+        uniform = 1 / (values.size + self.num_prefix)
+        text = f"{title}\nmax {values.max():.2g} (uniform {uniform:.2g})"
         if self.prefix_share.any():
-            text += f", prefix {prefix_share:.0%}"
+            text += f"\nprefix {_percent(float(prefix_share))}"
         return text, self.image, values
 
 
@@ -135,6 +142,11 @@ def attention_maps(
     query: Query = None,
 ) -> AttentionMaps:
     """Shows where the heads of each layer look in an image.
+
+    `Pretrained.attention` is a shorter way to such maps, which differs for two kinds of models: of
+    one with a distillation token it shows the class token's row (here: the mean of the rows of both
+    tokens), and of one with `pool="token_gap"` also the class token's (here: half of that, and half
+    of the mean of the patches' rows). query="class" gives its rows here.
 
     Args:
       pretrained: a ViT or hybrid.
@@ -158,15 +170,18 @@ def attention_maps(
     """
     model = measured(pretrained)
     config = model.vit
-    if layer is not None and not -config.depth <= layer < config.depth:
-        raise ConfigError(
-            f"layer is {layer}: the model has {config.depth} layers, 0 to {config.depth - 1}."
+    if layer is not None:
+        reason = f"the model has {config.depth} layers"
+        layer = whole_number(
+            "layer", layer, low=-config.depth, high=config.depth - 1, reason=reason
         )
     if isinstance(query, list):
         query = cast(Query, tuple(query))
-    measure = _measure_of(config, query)
+    shares = jnp.asarray(query_shares(config, query), jnp.float32)
     prepared = open_images(pretrained, image).first(1)
-    rows = measure_blocks(model.model, model.variables, prepared, measure, ("attention",))
+    rows = measure_blocks(
+        model.model, model.variables, prepared, _row_of_query, ("attention",), (shares,)
+    )
     attention, prefix_share = _on_patches(np.asarray(rows)[:, 0], config)
     probe, probe_prefix_share = None, None
     if has_probe(config):
@@ -182,18 +197,13 @@ def attention_maps(
         query=_query_text(config, query),
         patch=_rectangle(config, query),
         layer=None if layer is None else layer % config.depth,
+        num_prefix=config.num_prefix,
         image=pretrained.preprocess.restored(prepared)[0],
     )
 
 
-@functools.cache  # The program is compiled for the function that this returns.
-def _measure_of(config: VitConfig, query: Query):
-    shares = jnp.asarray(query_shares(config, query), jnp.float32)
-
-    def measure(captured: Captured) -> Float[Array, "b heads n"]:
-        return jnp.einsum("q,bhqk->bhk", shares, captured["attention"])
-
-    return measure
+def _row_of_query(captured: Captured, shares: Float[Array, " n"]) -> Float[Array, "b heads n"]:
+    return jnp.einsum("q,bhqk->bhk", shares, captured["attention"])
 
 
 def query_shares(config: VitConfig, query: Query) -> Float[np.ndarray, " n"]:
@@ -213,7 +223,9 @@ def query_shares(config: VitConfig, query: Query) -> Float[np.ndarray, " n"]:
             )
         return np.eye(config.num_tokens)[names.index(query)]
     rows, columns = config.grid
-    if len(query) != 2 or not (0 <= query[0] < rows and 0 <= query[1] < columns):
+    is_patch = isinstance(query, tuple) and len(query) == 2
+    is_patch = is_patch and all(isinstance(i, numbers.Integral) for i in query)
+    if not is_patch or not (0 <= query[0] < rows and 0 <= query[1] < columns):
         raise ConfigError(
             f"query is {query}: the model has {rows} rows and {columns} columns of patches; write "
             "(row, column), both from 0."
@@ -240,6 +252,12 @@ def _query_text(config: VitConfig, query: Query) -> str:
     if isinstance(query, str):
         return query if query.startswith("register") else f"{query} token"
     return f"patch in row {query[0] + 1}, column {query[1] + 1}"
+
+
+def _percent(share: float) -> str:
+    """Returns a share with two significant digits, without an exponent: "0.53%", "12%"."""
+    digits = 1 - math.floor(math.log10(100 * share)) if share > 0 else 0
+    return f"{share:.{max(digits, 0)}%}"
 
 
 def _rectangle(config: VitConfig, query: Query) -> tuple[int, int, int, int] | None:

@@ -47,7 +47,8 @@ class BranchNorms(Result):
         "block's input, that of the MLP is the stream after attention; in a parallel block it is "
         "the block's input for both. The mean over an image's patches, or the class token, then "
         "over images. Other prefix tokens (distillation, registers) are left out. Intervals: "
-        "bootstrap over images, 95%."
+        "bootstrap over images, 95%. Layers are the blocks, counted from 1 in tables and figures "
+        "and from 0 in arrays."
     )
     source: ClassVar[str] = "Raghu et al. 2021, arXiv 2108.08810, figure 8"
     summary_units: ClassVar[dict[str, str]] = {

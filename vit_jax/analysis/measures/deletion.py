@@ -19,7 +19,8 @@ DEFINITION = (
     "target class is computed again: a faithful map has a small area under the curve. Insertion: "
     "patches are put back into an image without any, in the same order: a large area. A removed "
     "patch gets the image's mean colour after the preprocessing; zeros would be a colour that "
-    f"depends on the normalisation. At most {STEPS} steps; the area is over the share of patches, "
+    "depends on the normalisation; so insertion begins with that colour, where the paper begins "
+    f"with a blurred image. At most {STEPS} steps; the area is over the share of patches, "
     "by the trapezoidal rule, from 0 to 1. Patches of equal values are removed in a random order, "
     f'the same for all methods. "random": the mean of {RANDOM_ORDERS} random orders of each image.'
 )

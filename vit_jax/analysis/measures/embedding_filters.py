@@ -13,10 +13,10 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import NullFormatter
 
 from vit_jax.analysis import figures
+from vit_jax.analysis.measures.arguments import whole_number
 from vit_jax.analysis.measures.encoder import measured
 from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.config.model import ModelConfig, ResnetConfig, VitConfig
-from vit_jax.errors import ConfigError
 from vit_jax.models.resnet import standardised_kernel
 from vit_jax.pretrained.model import Pretrained
 
@@ -189,8 +189,7 @@ def embedding_filters(pretrained: Pretrained, *, num_components: int = 28) -> Em
       >>> result.explained.shape  # 32 centred filters have 31 components.
       (31,)
     """
-    if num_components < 1:
-        raise ConfigError(f"num_components is {num_components}: it must be at least 1.")
+    num_components = whole_number("num_components", num_components)
     model = measured(pretrained)
     config = model.config
     kernel, is_convolution = _first_kernel(config, model.variables["params"])

@@ -1,6 +1,7 @@
 """The model in the form that is measured, and the blocks of its forward pass one by one."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from vit_jax.analysis.measures.result import NotApplicableError
 from vit_jax.config.model import MixerConfig, ModelConfig, ResnetConfig, VitConfig
+from vit_jax.errors import ConfigError
 from vit_jax.models import Mixer, Resnet, Vit, build, describe_model, param_shapes
 from vit_jax.models.blocks import Block, make_norm
 from vit_jax.models.hooks import REGISTER_NEURONS
@@ -71,12 +73,19 @@ class Measured:
         return self.config
 
 
-def measured(pretrained: Pretrained) -> Measured:
+def measured(pretrained: Any) -> Measured:
     """Returns a loaded model in the form that is measured.
 
+    Every measure begins with it, so what is no model is refused here.
+
+    Args:
+      pretrained: a `Pretrained`.
+
     Raises:
+      ConfigError: it is something else, such as a path.
       CheckpointError: a parameter is NaN or infinite.
     """
+    _check_model(pretrained)
     config, params = measured_config(pretrained.config), pretrained.params
     name = pretrained.loaded_from or describe_model(pretrained.config)
     # A training run asks with shapes whether a measure applies, before it has parameters.
@@ -85,6 +94,19 @@ def measured(pretrained: Pretrained) -> Measured:
     if param_shapes(config) != param_shapes(pretrained.config):  # Stacks blocks, merges LoRA.
         params = adapt_params(params, old=pretrained.config, new=config, mesh=_mesh_of(params))
     return Measured(cast(Model, build(config)), {"params": params}, name)
+
+
+def _check_model(pretrained: Any) -> None:
+    if isinstance(pretrained, str | os.PathLike):
+        raise ConfigError(
+            f'"{os.fspath(pretrained)}" is a path, not a model: '
+            f'load_pretrained("{os.fspath(pretrained)}") returns the model.'
+        )
+    if not isinstance(pretrained, Pretrained):
+        raise ConfigError(
+            f"The first argument is of type {type(pretrained).__name__}, not a model: give what "
+            "load_pretrained or create returns."
+        )
 
 
 def measured_config(config: ModelConfig) -> ModelConfig:
@@ -113,8 +135,9 @@ def measure_blocks(
     model: Vit | Mixer,
     variables: Variables,
     images: Float[Array, "b height width channels"],
-    measure: Callable[[Captured], PyTree],
+    measure: Callable[..., PyTree],
     names: tuple[str, ...],
+    arguments: tuple[PyTree, ...] = (),
 ) -> PyTree:
     """Runs a forward pass, and measures each block when it is reached.
 
@@ -125,10 +148,11 @@ def measure_blocks(
       model: of a `Measured`.
       variables: of the same.
       images: prepared.
-      measure: {name: intermediate of a block} -> arrays; a function that is defined once, since the
-        program is compiled for it. Beside `names` there is "input", the block's input
-        [b, n, width].
+      measure: ({name: intermediate of a block}, *arguments) -> arrays; a function that is defined
+        once, since the program is compiled for it. Beside `names` there is "input", the block's
+        input [b, n, width].
       names: intermediates, see `vit_jax.models.blocks.CAPTURED`; of a Mixer "blocks" alone.
+      arguments: arrays for `measure`, which do not compile the program again if they change.
 
     Returns:
       What `measure` returns, with a leading axis of depth; on a mesh, every device has all of it.
@@ -150,7 +174,7 @@ def measure_blocks(
 
     def step(x, block_variables):
         y, captured = block.apply(block_variables, x, jnp.zeros(()))
-        return y, measure({"input": x, **captured})
+        return y, measure({"input": x, **captured}, *arguments)
 
     _, measurements = jax.lax.scan(
         step, x, {collection: tree["blocks"] for collection, tree in encoders.items()}

@@ -35,13 +35,15 @@ DEFINITIONS = {
     "relevance": (
         "the same row of R, where R = I, then R += (mean over heads of max(0, gradient * "
         "attention)) R from layer to layer, with the gradient of the target's logit; for a probe, "
-        "its own mean of max(0, gradient * attention) times R",
-        "Chefer et al. 2021, arXiv 2103.15679",
+        "its own mean of max(0, gradient * attention) times R; it is not the method of relevance "
+        "propagation (LRP) of arXiv 2012.09838 by the same authors",
+        "Chefer et al. 2021, ICCV, arXiv 2103.15679",
     ),
     "grad_cam": (
         "max(0, sum over channels of alpha * activation), alpha the mean over positions of the "
         "logit's gradient; at the patch tokens that enter the last block (those that leave it do "
-        "not act on a class token), or at the last feature map of a ResNet",
+        "not act on a class token), where pytorch-grad-cam's usual recipe takes the output of that "
+        "block's first norm; or at the last feature map of a ResNet",
         "Selvaraju et al. 2017, arXiv 1610.02391",
     ),
 }

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from vit_jax.analysis import figures
 from vit_jax.analysis.measures import deletion, heat_maps
+from vit_jax.analysis.measures.classes import class_number
 from vit_jax.analysis.measures.encoder import Measured, measured
 from vit_jax.analysis.measures.explanation_maps import (
     DEFINITIONS,
@@ -22,7 +23,7 @@ from vit_jax.analysis.measures.explanation_maps import (
 )
 from vit_jax.analysis.measures.images import Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, Result
-from vit_jax.errors import ConfigError, did_you_mean
+from vit_jax.errors import ConfigError
 from vit_jax.pretrained.model import Pretrained
 
 
@@ -77,8 +78,8 @@ class Explanations(Result):
         return arrays
 
     def coordinates(self) -> dict[str, tuple[str | int, ...]]:
-        """Returns the names of the methods."""
-        return {"method": self.methods}
+        """Returns the names of the methods, and rows and columns from 1."""
+        return super().coordinates() | {"method": self.methods}
 
     def plot(self) -> Figure:
         """Draws the image, and each map over it."""
@@ -108,7 +109,8 @@ def explanations(
     Args:
       pretrained: any model; methods that it does not have are named in the notes.
       image: see `vit_jax.analysis.measures.images.open_images`; of several the first.
-      target: the class to explain, by number or name; None: the predicted one.
+      target: the class to explain, by number, name, or a synonym in a name such as "tench, Tinca
+        tinca"; None: the predicted one.
       methods: some of "attention", "rollout", "relevance", "grad_cam".
 
     Raises:
@@ -125,7 +127,7 @@ def explanations(
     """
     model = measured(pretrained)
     kept, reasons = applicable(model, methods, loss=pretrained.loss)
-    chosen = class_number(pretrained, target)
+    chosen = target_class(model, pretrained, target)
     prepared = open_images(pretrained, image).first(1)
     has_classes = not no_classes(model, loss=pretrained.loss)
     if chosen is None and has_classes:
@@ -171,25 +173,22 @@ def image_maps(
     return np.stack([np.asarray(maps[method][0]) for method in methods])
 
 
-def class_number(pretrained: Pretrained, target: int | str | None) -> int | None:
-    """Returns the number of a class that is given by number or name.
+def target_class(model: Measured, pretrained: Pretrained, target: int | str | None) -> int | None:
+    """Returns the number of the class to explain, None if the user has chosen none.
 
     Raises:
-      ConfigError: there is no such class.
+      ConfigError: there is no such class, or the outputs are not of classes.
     """
     if target is None:
         return None
-    count, labels = pretrained.config.num_classes, pretrained.labels or ()
-    if not isinstance(target, str):
-        if not 0 <= target < count:
-            raise ConfigError(f"target is {target}: the model has {count:,} classes, from 0 on.")
-        return int(target)
-    if target not in labels:
-        advice = (
-            did_you_mean(target, labels) if labels else "Its classes have no names: give a number."
+    if reason := no_classes(model, loss=pretrained.loss):
+        raise ConfigError(
+            f"target is {target}: {reason}, so only attention and rollout apply, which do not "
+            "depend on a class. Leave target out."
         )
-        raise ConfigError(f'The model has no class "{target}". {advice}')
-    return labels.index(target)
+    return class_number(
+        "target", target, labels=pretrained.labels, num_classes=pretrained.config.num_classes
+    )
 
 
 def _notes(reasons: dict[str, str], maps: dict[str, np.ndarray]) -> tuple[str, ...]:

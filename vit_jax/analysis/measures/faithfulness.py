@@ -22,8 +22,8 @@ from vit_jax.analysis.measures.explanation_maps import (
     no_classes,
     predicted_classes,
 )
-from vit_jax.analysis.measures.explanations import class_number, image_maps
-from vit_jax.analysis.measures.images import Images, open_images
+from vit_jax.analysis.measures.explanations import image_maps, target_class
+from vit_jax.analysis.measures.images import BATCH_SIZE, Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
 from vit_jax.pretrained.model import Pretrained
 
@@ -90,7 +90,7 @@ class Faithfulness(Result):
 
     def coordinates(self) -> dict[str, tuple[str | int, ...]]:
         """Returns the names of the methods."""
-        return {"method": self.methods}
+        return super().coordinates() | {"method": self.methods}
 
     def summary(self) -> dict[str, float]:
         """Returns what each method gains over random orders, in the mean over images."""
@@ -195,7 +195,7 @@ def faithfulness(
             f"{model.name}: {reason}, so there is no class whose probability could change."
         )
     kept, reasons = applicable(model, methods, loss=pretrained.loss)
-    chosen = class_number(pretrained, target)
+    chosen = target_class(model, pretrained, target)
     stream = open_images(pretrained, images, num_images=num_images)
     means = {name: MeanOverImages() for name in (*deletion.CURVES, *AREAS)}
     shares, number = np.zeros(0), 0

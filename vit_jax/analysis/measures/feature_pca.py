@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from vit_jax.analysis import figures
 from vit_jax.analysis.measures import pictures
+from vit_jax.analysis.measures.arguments import whole_number
 from vit_jax.analysis.measures.encoder import Measured, measured
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, ImageStream, open_images
 from vit_jax.analysis.measures.patch_tokens import check_layer, describe_layer, patch_tokens
 from vit_jax.analysis.measures.result import NamedArray, Result
-from vit_jax.errors import ConfigError
 from vit_jax.pretrained.consistency import raise_non_finite
 from vit_jax.pretrained.model import Pretrained
 
@@ -143,8 +143,7 @@ def feature_pca(
       >>> result.colours.shape  # Images, rows, columns; red, green and blue.
       (2, 2, 2, 3)
     """
-    if num_shown < 1:
-        raise ConfigError(f"num_shown is {num_shown}: it must be at least 1.")
+    num_shown = whole_number("num_shown", num_shown)
     model = measured(pretrained)
     check_layer(model, layer)
     features = _Features(model, open_images(pretrained, images, num_images=num_images), layer)

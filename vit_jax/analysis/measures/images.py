@@ -12,14 +12,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32
 from PIL import Image
 
+from vit_jax.analysis.measures.arguments import whole_number
 from vit_jax.config import base_config, freeze
 from vit_jax.data.base import Example, Source
 from vit_jax.data.batches import AUTOMATIC, LoaderOptions
 from vit_jax.data.blocks import Transform
+from vit_jax.data.color import Normalize, ValueRange
 from vit_jax.data.evaluated import open_split
 from vit_jax.data.files import Files, find_images
 from vit_jax.data.listing import is_image
 from vit_jax.data.locate import locate_data
+from vit_jax.data.op import Op
 from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.subset import random_subset
 from vit_jax.errors import ConfigError, DataError
@@ -73,8 +76,10 @@ class ImageStream:
         Images that cannot be read are left out, with a note for each.
 
         Raises:
+          ConfigError: `batch_size` is not a positive whole number.
           DataError: no image can be read.
         """
+        batch_size = whole_number("batch_size", batch_size)
         sharding = NamedSharding(one_device(), PartitionSpec(("data", "fsdp")))
         empty = True
         with eval_batches(
@@ -171,11 +176,12 @@ def open_images(
       num_images: a random choice of this many (the same in each call); None: all.
 
     Raises:
-      ConfigError: `num_images` is not positive, or prepared images are of another size.
+      ConfigError: `num_images` is not a positive whole number, prepared images are of another
+        size, or channels come before height and width.
       DataError: there are no images.
     """
-    if num_images is not None and num_images < 1:
-        raise ConfigError(f"num_images is {num_images}: it must be at least 1.")
+    if num_images is not None:
+        num_images = whole_number("num_images (None: all)", num_images)
     stream = images if isinstance(images, ImageStream) else _open(pretrained, images)
     if not len(stream):
         raise DataError("There are no images.")
@@ -194,17 +200,47 @@ def _open(pretrained: Pretrained, images: Images) -> ImageStream:
         images = [path]
     if isinstance(images, np.ndarray | jax.Array) and jnp.issubdtype(images.dtype, jnp.floating):
         check_images(images, pretrained.config)
+        _note_unprepared(images, preprocess.ops[-1])
         return ImageStream(
             _InMemory(np.asarray(images, np.float32)), _as_prepared, has_labels=False
         )
     if isinstance(images, jax.Array):
         images = np.asarray(images)
+    if isinstance(images, np.ndarray):
+        _check_channels(images, pretrained.config.channels)
     if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
         images = [images]
     if all(isinstance(image, str | os.PathLike) for image in images):
         files = Files(find_images([os.fspath(image) for image in images]), class_names=("",))
         return ImageStream(files, preprocess.transform, has_labels=False)
     return ImageStream(_InMemory(images), _PrepareInMemory(preprocess), has_labels=False)
+
+
+def _note_unprepared(images: np.ndarray | jax.Array, last: Op) -> None:
+    """Shows a note of floating-point images whose values are those of pixels divided by 255."""
+    if isinstance(last, ValueRange):
+        low, high = last.vmin, last.vmax
+    elif isinstance(last, Normalize):
+        mean, std = np.array(last.mean), np.array(last.std)
+        low, high = float((-mean / std).min()), float(((1 - mean) / std).max())
+    else:
+        return
+    if low < 0 and images.min() >= 0 and 0 < images.max() <= 1:
+        note(
+            "the images look unprepared: their values lie within 0 and 1, the model's "
+            f"preprocessing gives {low:.2g} to {high:.2g}: model.preprocess(images) prepares pixels"
+        )
+
+
+def _check_channels(pixels: np.ndarray, channels: int) -> None:
+    """Raises ConfigError for pixels in PyTorch's order, channels before height and width."""
+    if pixels.ndim in (3, 4) and pixels.shape[-3] in (1, 3) and pixels.shape[-1] > 4:
+        order = (0, 2, 3, 1) if pixels.ndim == 4 else (1, 2, 0)
+        many = "n, " if pixels.ndim == 4 else ""
+        raise ConfigError(
+            f"The images have the shape {list(pixels.shape)}: channels are last: "
+            f"[{many}height, width, {channels}]. Write images.transpose{order}."
+        )
 
 
 def _open_data(text: str, transform: Transform) -> ImageStream:

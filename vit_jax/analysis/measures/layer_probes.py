@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import numbers
 from typing import ClassVar
 
 import jax
@@ -23,6 +24,7 @@ from vit_jax.evals.probe import fit_probe
 from vit_jax.pretrained.model import Pretrained
 
 NUM_IMAGES = 2000
+_FEW_TESTED = 20  # Test images of a class.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -58,13 +60,15 @@ class LayerProbes(Result):
         "penalty is chosen on a fifth of the training images. The images given are divided at "
         "random, the same way each time, into training and test images with equal shares of each "
         "class. Features: the mean of the patch tokens, and the class token, of the first block's "
-        "input (layer 0; the class token there is constant) and of each block's output before the "
-        "final norm; and pre_logits. Other prefix tokens are left out. Intervals: Wilson score, "
-        "95%, over test images: they do not contain the choice of the training images."
+        "input (layer 0; the class token there is constant) and of each block's output (layer i of "
+        "block i) before the final norm; and pre_logits. Other prefix tokens are left out. "
+        "Intervals: Wilson score, 95%, over test images: they do not contain the choice of the "
+        "training images. probe_max_over_layers is the largest accuracy of the probes on patches: "
+        "the layer is chosen on the test images, so it is biased upwards."
     )
     source: ClassVar[str] = "Alain and Bengio 2016, arXiv 1610.01644; probe: vit_jax.evals.probe"
     summary_units: ClassVar[dict[str, str]] = {
-        "probe_best_layer": "accuracy",
+        "probe_max_over_layers": "accuracy",
         "probe_final": "accuracy",
     }
 
@@ -85,15 +89,15 @@ class LayerProbes(Result):
 
     def coordinates(self) -> dict[str, tuple[str | int, ...]]:
         """Returns the numbers of the layers, 0 for the embedding."""
-        return {
+        return super().coordinates() | {
             "layer": tuple(range(len(self.accuracy["patches"]))),
             "mean_low_high": ("mean", "low", "high"),
         }
 
     def summary(self) -> dict[str, float]:
-        """Returns the accuracy on patches of the best layer, and on the final features."""
+        """Returns the largest accuracy on patches of a layer, and that on the final features."""
         return {
-            "probe_best_layer": float(self.accuracy["patches"].max()),
+            "probe_max_over_layers": float(self.accuracy["patches"].max()),
             "probe_final": float(self.final_accuracy[0]),
         }
 
@@ -163,7 +167,7 @@ def layer_probes(
     """
     model = measured(pretrained)
     model.blocks  # noqa: B018  # Raises NotApplicableError of a ResNet.
-    if not 0 < train_fraction < 1:
+    if not isinstance(train_fraction, numbers.Real) or not 0 < train_fraction < 1:
         raise ConfigError(f"train_fraction is {train_fraction}: give a number between 0 and 1.")
     stream = open_images(pretrained, data, num_images=num_images)
     if not stream.has_labels:
@@ -190,6 +194,7 @@ def layer_probes(
     return LayerProbes(
         checkpoint=model.name,
         num_images=len(labels),
+        notes=_notes(labels[~is_train]),
         accuracy={name: values[0] for name, values in results.items()},
         interval={name: values[1:] for name, values in results.items()},
         final_accuracy=np.array(tested(final)),
@@ -218,6 +223,17 @@ def _check_split(labels: Int[np.ndarray, " n"], is_train: np.ndarray) -> None:
         f"{len(labels):,} images of {len(np.unique(labels)):,} classes are too few: the training "
         "images must be of two classes, two of one of them, and some must be left for the test. "
         "Give more images (num_images), or another train_fraction."
+    )
+
+
+def _notes(tested: Int[np.ndarray, " n"]) -> tuple[str, ...]:
+    """Returns a note if a class has too few test images, given the classes that are tested."""
+    fewest = int(np.unique(tested, return_counts=True)[1].min())
+    if fewest >= _FEW_TESTED:
+        return ()
+    return (
+        f"A class has only {fewest} of the {len(tested):,} test images (below {_FEW_TESTED}): the "
+        "accuracies are rough. Give more images (num_images).",
     )
 
 

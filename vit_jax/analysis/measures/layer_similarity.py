@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from vit_jax.analysis import figures
+from vit_jax.analysis.measures.arguments import whole_number
 from vit_jax.analysis.measures.bootstrap import LEVEL, MeanOverImages
 from vit_jax.analysis.measures.encoder import Captured, Measured, measure_blocks, measured
 from vit_jax.analysis.measures.images import Images, ImageStream, open_images
@@ -52,12 +53,13 @@ class LayerSimilarity(Result):
         "Linear centred kernel alignment, HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), of the Gram "
         "matrices K and L of two layers' representations of the images: 1 if they are equal up to "
         "rotation and scale, 0 in the mean if they are independent (and slightly negative at "
-        "times). A representation is all patch tokens of an image as one vector, or their mean; "
-        "prefix tokens are left out. Layer 0 is the input of the first block. Each of the three "
-        "HSIC is the mean over minibatches of the unbiased estimator HSIC_1, so the result does "
-        "not depend on the minibatch's size but for noise; an incomplete last minibatch is left "
-        "out, unless it is the only one. Intervals: bootstrap over minibatches, 95%; of fewer than "
-        "ten they are rough."
+        'times). A representation is all patch tokens of an image as one vector (pool="all"), or '
+        'their mean ("mean"); prefix tokens are left out. Layer 0 is the input of the first '
+        "block, layer i the output of block i. Each of the three HSIC is averaged over minibatches "
+        "of batch_size images, by the unbiased estimator HSIC_1, and then the ratio is taken, so "
+        "the result does not depend on the minibatch's size but for noise; an incomplete last "
+        "minibatch is left out, unless it is the only one. Intervals: bootstrap over minibatches, "
+        "95%; of fewer than ten they are rough."
     )
     source: ClassVar[str] = (
         "Nguyen, Raghu and Kornblith 2020, arXiv 2010.15327, section 3; HSIC_1: Song et al. 2012, "
@@ -97,8 +99,8 @@ class LayerSimilarity(Result):
                 aspect="auto" if self.other else "equal",
             )  # fmt: skip
             first, second = _end(self.checkpoint), _end(self.other)
-            axes.set_ylabel(f"layer of {first}" if self.other else "layer (0: embedding)")
-            axes.set_xlabel(f"layer of {second}" if self.other else "layer (0: embedding)")
+            axes.set_ylabel("layer" + f" of {first}" * bool(self.other) + " (0: embedding)")
+            axes.set_xlabel("layer" + f" of {second}" * bool(self.other) + " (0: embedding)")
             for axis in (axes.xaxis, axes.yaxis):
                 figures.whole_numbers(axis)
             figure.colorbar(drawn, ax=axes, label="linear CKA", shrink=0.9)
@@ -147,7 +149,7 @@ def layer_similarity(
     """
     if pool not in POOLS:
         raise ConfigError(f'pool is "{pool}". {did_you_mean(pool, POOLS)}')
-    if batch_size < _SMALLEST:
+    if whole_number("batch_size", batch_size) < _SMALLEST:
         raise NotApplicableError(
             f"batch_size is {batch_size}: the unbiased estimate needs at least {_SMALLEST} images."
         )

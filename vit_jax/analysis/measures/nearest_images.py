@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,15 @@ from matplotlib.figure import Figure
 
 from vit_jax.analysis import figures
 from vit_jax.analysis.measures import pictures
+from vit_jax.analysis.measures.arguments import whole_number
 from vit_jax.analysis.measures.encoder import Measured, Model, Variables, measured
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, ImageStream, open_images
 from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
-from vit_jax.errors import ConfigError
 from vit_jax.evals.intervals import wilson
 from vit_jax.pretrained.model import Pretrained
+
+if TYPE_CHECKING:
+    import pandas
 
 _SIMILARITIES = 2**24  # At a time: 64 MiB in float32.
 
@@ -31,6 +34,7 @@ class NearestImages(Result):
       queries: positions of the queries among the images that can be read.
       neighbours: positions of the nearest images, the nearest first.
       similarity: their cosine with the query.
+      locations: file, or name of the example, of each query and its neighbours.
       class_names: names of the classes; None: the images have no labels.
       labels: of the queries and their neighbours; None: the images have no labels.
       agreement: {k: (share, low, high)}: the share of all images whose label is that of their k
@@ -41,6 +45,7 @@ class NearestImages(Result):
     queries: Int[np.ndarray, " query"]
     neighbours: Int[np.ndarray, "query neighbour"]
     similarity: Float64[np.ndarray, "query neighbour"]
+    locations: tuple[tuple[str, ...], ...]
     class_names: tuple[str, ...] | None
     labels: Int[np.ndarray, "query one_and_neighbours"] | None
     agreement: dict[int, tuple[float, float, float]]
@@ -67,8 +72,8 @@ class NearestImages(Result):
     }
 
     def arrays(self) -> dict[str, NamedArray]:
-        """Returns similarities and positions [query, neighbour], and labels if known."""
-        axes = ("query", "neighbour")
+        """Returns similarities and positions [query, rank], and labels if known."""
+        axes = ("query", "rank")
         arrays = {
             "similarity": NamedArray(self.similarity, axes, "", "cosine with the query"),
             "neighbours": NamedArray(self.neighbours, axes, "", "positions of the images"),
@@ -89,8 +94,32 @@ class NearestImages(Result):
         return arrays
 
     def coordinates(self) -> dict[str, tuple[str | int, ...]]:
-        """Returns the numbers of neighbours whose labels are compared."""
-        return {"k": tuple(self.agreement)} if self.agreement else {}
+        """Returns the numbers of neighbours whose labels are compared, queries and ranks."""
+        agreement = {"k": tuple(self.agreement)} if self.agreement else {}
+        return super().coordinates() | agreement
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Returns a row for each query and rank: both images, their similarity, and labels.
+
+        The columns are query and neighbour (file names, or the names of examples), rank (from 1),
+        similarity, and of labelled images label (of the neighbour) and query_label.
+
+        Raises:
+          ConfigError: pandas is not installed.
+        """
+        table = super().to_dataframe()
+        ranks = self.neighbours.shape[1]
+        columns = {
+            "query": [row[0] for row in self.locations for _ in range(ranks)],
+            "rank": table["rank"],
+            "neighbour": [name for row in self.locations for name in row[1:]],
+            "similarity": table["similarity"],
+        }
+        if self.labels is not None and self.class_names is not None:
+            names = np.array(self.class_names)[self.labels]
+            columns["label"] = names[:, 1:].ravel()
+            columns["query_label"] = np.repeat(names[:, 0], ranks)
+        return type(table)(columns)
 
     def summary(self) -> dict[str, float]:
         """Returns the agreement with the nearest image, and with the majority of the k nearest."""
@@ -174,9 +203,7 @@ def nearest_images(
       >>> list(result.agreement)  # By the label of the nearest image, and of the three nearest.
       [1, 3]
     """
-    for name, value in (("num_queries", num_queries), ("k", k)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}: it must be at least 1.")
+    num_queries, k = whole_number("num_queries", num_queries), whole_number("k", k)
     model = measured(pretrained)
     stream = open_images(pretrained, images, num_images=num_images)
     features, labels = _features(model, stream, batch_size)
@@ -196,16 +223,20 @@ def nearest_images(
         neighbours = nearest_neighbours(features, queries, k)
     shown = np.concatenate([queries[:, None], neighbours], axis=1)
     vectors = features[shown].astype(np.float64)
+    readable = _readable(stream)
     return NearestImages(
         checkpoint=model.name,
         num_images=count,
         queries=queries,
         neighbours=neighbours,
         similarity=np.einsum("qd,qkd->qk", vectors[:, 0], vectors[:, 1:]),
+        locations=tuple(
+            tuple(map(stream.source.describe, row)) for row in readable[shown].tolist()
+        ),
         class_names=tuple(stream.source.class_names) if stream.has_labels else None,
         labels=labels[shown] if stream.has_labels else None,
         agreement=agreement,
-        pictures=_pictures(pretrained, stream, shown),
+        pictures=_pictures(pretrained, stream, readable[shown]),
     )
 
 
@@ -262,17 +293,26 @@ def majority(labels: Int[np.ndarray, "n k"]) -> Int[np.ndarray, " n"]:
     return np.take_along_axis(labels, counts.argmax(axis=1)[:, None], axis=1)[:, 0]
 
 
+def _readable(stream: ImageStream) -> Int[np.ndarray, " n"]:
+    """Returns the positions in a stream, gone over before, of the images that can be read."""
+    positions = range(len(stream))
+    if stream.bad:
+        positions = [i for i in positions if stream.source.describe(i) not in stream.bad]
+    return np.array(positions)
+
+
 def _pictures(
     pretrained: Pretrained, stream: ImageStream, shown: Int[np.ndarray, "query images"]
 ) -> UInt8[np.ndarray, "query images height width channels"]:
-    """Prepares the shown images once more: the others were not kept."""
-    readable = np.arange(len(stream))
-    if stream.bad:
-        readable = np.array(
-            [i for i in readable if stream.source.describe(int(i)) not in stream.bad]
-        )
+    """Prepares the shown images once more: the others were not kept.
+
+    Args:
+      pretrained: its preprocessing is undone.
+      stream: images.
+      shown: their positions in the stream.
+    """
     rng = np.random.default_rng(0)  # Required, but evaluation transforms are deterministic.
     distinct, where = np.unique(shown, return_inverse=True)
-    prepared = [stream.transform(stream.source[int(readable[i])], rng)["image"] for i in distinct]
+    prepared = [stream.transform(stream.source[int(i)], rng)["image"] for i in distinct]
     pixels = pretrained.preprocess.restored(np.stack(prepared))
     return pixels[where.reshape(shown.shape)]

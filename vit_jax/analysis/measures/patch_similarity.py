@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from vit_jax.analysis import figures
 from vit_jax.analysis.measures import pictures
+from vit_jax.analysis.measures.arguments import whole_number
 from vit_jax.analysis.measures.encoder import measured
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, open_images
 from vit_jax.analysis.measures.patch_tokens import check_layer, describe_layer, patch_tokens
@@ -61,7 +62,7 @@ class PatchSimilarity(Result):
 
     def coordinates(self) -> dict[str, tuple[str | int, ...]]:
         """Returns what the two coordinates of a query are."""
-        return {"coordinate": ("row", "column")}
+        return super().coordinates() | {"coordinate": ("row", "column")}
 
     def plot(self) -> Figure:
         """Draws the images with the queries marked, and the maps of each query on one scale."""
@@ -130,8 +131,8 @@ def patch_similarity(
       >>> round(float(result.similarity[1, 0, 1, 0]), 6)
       1.0
     """
-    if num_images < 1:
-        raise ConfigError(f"num_images is {num_images}: it must be at least 1.")
+    num_images = whole_number("num_images", num_images)
+    batch_size = whole_number("batch_size", batch_size)
     model = measured(pretrained)
     check_layer(model, layer)
     stream = open_images(pretrained, images)

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Float32
 
+from vit_jax.analysis.measures.arguments import whole_number
 from vit_jax.analysis.measures.encoder import Measured, Model, Variables
 from vit_jax.config.model import ResnetConfig, VitConfig
-from vit_jax.errors import ConfigError
 
 
-def check_layer(measured: Measured, layer: int | None) -> None:
+def check_layer(measured: Measured, layer: Any) -> None:
     """Raises an error unless the model has this block, from 0; None is the end of the model.
 
     Raises:
@@ -21,11 +21,8 @@ def check_layer(measured: Measured, layer: int | None) -> None:
     if layer is None:
         return
     depth = measured.blocks.depth
-    if not 0 <= layer < depth:
-        raise ConfigError(
-            f"layer is {layer}: {measured.name} has the blocks 0 to {depth - 1}. None takes the "
-            "tokens at its end."
-        )
+    reason = f"{measured.name} has the blocks 0 to {depth - 1} (None: the tokens at its end)"
+    whole_number("layer", layer, low=0, high=depth - 1, reason=reason)
 
 
 def describe_layer(measured: Measured, layer: int | None) -> str:

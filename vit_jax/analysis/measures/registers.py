@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vit_jax.analysis import figures
+from vit_jax.analysis.measures.arguments import positive_norm, whole_number
 from vit_jax.analysis.measures.bootstrap import MeanOverImages
 from vit_jax.analysis.measures.encoder import (
     Captured,
@@ -34,7 +35,6 @@ from vit_jax.analysis.measures.token_norms import (
     token_norms_of_block,
 )
 from vit_jax.config.model import VitConfig
-from vit_jax.errors import ConfigError
 from vit_jax.models import Vit
 from vit_jax.pretrained.consistency import check_images
 from vit_jax.pretrained.model import Pretrained
@@ -81,7 +81,8 @@ class RegisterNeurons(Result):
         "the images that have any. One register token of zeros is added before the patches, "
         "without a position. In each register neuron it gets the activation of largest magnitude "
         "of all tokens, and all other tokens get zero. The changed model is measured on the same "
-        "images with the same thresholds. Intervals: bootstrap over images, 95%."
+        "images with the same thresholds. Intervals: bootstrap over images, 95%. "
+        "Layers are the blocks, counted from 1 in tables and figures and from 0 in arrays."
     )
     source: ClassVar[str] = "Jiang et al. 2025, arXiv 2506.08010, sections 3 and 4"
 
@@ -120,7 +121,7 @@ class RegisterNeurons(Result):
                 self.after.prefix_mean[:, -1], layer, "", "mean norm of the added register"
             ),
             "neurons": NamedArray(
-                self.neurons, ("neuron", "layer_and_unit"), "", "layer and hidden unit"
+                self.neurons, ("neuron", "layer_and_unit"), "", "layer and hidden unit, both from 0"
             ),
             "score": NamedArray(
                 self.score, ("neuron",), "", "mean magnitude of its activation at outliers"
@@ -137,7 +138,10 @@ class RegisterNeurons(Result):
 
     def coordinates(self) -> dict[str, tuple[str | int, ...]]:
         """Returns what the columns of the neurons, and the values of a mean, are."""
-        return {"layer_and_unit": ("layer", "unit"), "mean_low_high": ("mean", "low", "high")}
+        return super().coordinates() | {
+            "layer_and_unit": ("layer", "unit"),
+            "mean_low_high": ("mean", "low", "high"),
+        }
 
     def summary(self) -> dict[str, float]:
         """Returns the largest shares of outliers before and after, and the features' cosine."""
@@ -216,19 +220,17 @@ def test_time_registers(
     model = measured(pretrained)
     config = model.vit
     stream = open_images(pretrained, images, num_images=num_images)
-    if layers is not None and not 1 <= layers <= config.depth:
-        raise ConfigError(f"layers is {layers}: the model has {config.depth}, give 1 to that many.")
-    if threshold is not None and not threshold > 0:
-        raise ConfigError(f"threshold is {threshold}: give a positive norm, or None.")
+    if layers is not None:
+        reason = f"the model has {config.depth} layers"
+        layers = whole_number("layers", layers, high=config.depth, reason=reason)
+    positive_norm("threshold", threshold)
     thresholds = None if threshold is None else np.full(config.depth, float(threshold))
     before = norms_of(model, stream, thresholds, batch_size)
     outlier_layer = _outlier_layer(before, threshold)
     searched = outlier_layer + 1 if layers is None else layers
-    if not 1 <= num_neurons <= searched * config.mlp_dim:
-        raise ConfigError(
-            f"num_neurons is {num_neurons}: the {searched} layers that are searched have "
-            f"{searched * config.mlp_dim:,} hidden units, give 1 to that many."
-        )
+    units = searched * config.mlp_dim
+    reason = f"the {searched} layers that are searched have {units:,} hidden units"
+    num_neurons = whole_number("num_neurons", num_neurons, high=units, reason=reason)
     limit = before.threshold[outlier_layer]
     scores = _scores(model, stream, outlier_layer, limit, batch_size)[:searched]
     chosen = np.argsort(-scores, axis=None, kind="stable")[:num_neurons]
@@ -257,9 +259,9 @@ def _outlier_layer(before: TokenNorms, threshold: int | float | None) -> int:
     if not share.any():
         limit = "4 times its layer's median" if threshold is None else f"{threshold:g}"
         raise NotApplicableError(
-            f"{before.checkpoint} needs no register: no patch token of {before.num_images:,} "
-            f"images has a norm above {limit}. Give a lower threshold, or more images, if you "
-            "know of outliers."
+            f"{before.checkpoint} has no outliers and needs no register: no patch token of "
+            f"{before.num_images:,} images has a norm above {limit}. In Python, threshold= sets "
+            "the limit."
         )
     return int(np.argmax(share >= share.max() / 2))
 
@@ -284,25 +286,18 @@ def _scores(
         is_outlier[:, :prefix] = False
         has_outlier = batch.good & is_outlier.any(axis=1)
         weights = is_outlier / np.maximum(is_outlier.sum(axis=1, keepdims=True), 1)
-        scores = _activations(
-            model.model, model.variables, batch.images, jnp.asarray(weights, jnp.float32)
-        )
+        scores = measure_blocks(
+            model.model, model.variables, batch.images, _activations, ("hidden",),
+            (jnp.asarray(weights, jnp.float32),),
+        )  # fmt: skip
         if has_outlier.any():
             mean.add(np.asarray(scores).swapaxes(0, 1)[has_outlier])
     return mean.mean
 
 
-@partial(jax.jit, static_argnames="model")
-def _activations(
-    model: Model, variables: Variables, images: Array, weights: Float[Array, "b n"]
-) -> Float[Array, "depth b hidden"]:
+def _activations(captured: Captured, weights: Float[Array, "b n"]) -> Float[Array, "b hidden"]:
     """Returns the weighted mean over tokens of the magnitudes of the hidden units."""
-    assert isinstance(model, Vit)
-
-    def measure(captured: Captured) -> Float[Array, "b hidden"]:
-        return jnp.einsum("bn,bnh->bh", weights, jnp.abs(captured["hidden"]))
-
-    return measure_blocks(model, variables, images, measure, ("hidden",))
+    return jnp.einsum("bn,bnh->bh", weights, jnp.abs(captured["hidden"]))
 
 
 def _with_register(model: Measured, neurons: Int[np.ndarray, "neuron 2"]) -> Measured:

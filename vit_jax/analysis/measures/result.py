@@ -19,6 +19,8 @@ from vit_jax.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import pandas
 
+# Axes whose positions are counted from 1 in tables, as in figures.
+_COUNTED_FROM_1 = ("layer", "head", "component", "row", "column", "image", "query", "rank")
 _MOST_IN_JSON = 20_000  # Values of an array; larger ones are in the .npz only.
 
 
@@ -84,14 +86,21 @@ class Result(abc.ABC):
     def coordinates(self) -> dict[str, tuple[str | int, ...]]:
         """Returns {axis: what its positions are, such as names of methods}.
 
-        The positions of other axes are counted from 0.
+        Tables count layers and the other axes of `_COUNTED_FROM_1` from 1, as figures do: block i
+        of n is layer i, and 0 is the embedding, in the measures that have it. So tables of
+        different measures can be joined on the layer. Arrays and arguments count from 0.
         """
-        return {}
+        sizes: dict[str, int] = {}
+        for array in self.arrays().values():
+            for axis, size in zip(array.axes, array.values.shape, strict=True):
+                if axis in _COUNTED_FROM_1:
+                    sizes[axis] = max(size, sizes.get(axis, 0))
+        return {axis: tuple(range(1, size + 1)) for axis, size in sizes.items()}
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Returns the table: a column for each axis of the first array, and for each such array.
 
-        The columns of axes have the names of `coordinates`, or positions from 0.
+        The columns of axes have the values of `coordinates`; others count from 0.
 
         Raises:
           ConfigError: pandas is not installed.

@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vit_jax.analysis import figures
+from vit_jax.analysis.measures.arguments import positive_norm
 from vit_jax.analysis.measures.bootstrap import MeanOverImages
 from vit_jax.analysis.measures.encoder import Captured, Measured, measure_blocks, measured
 from vit_jax.analysis.measures.images import BATCH_SIZE, Images, ImageStream, open_images
 from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.config.model import ModelConfig, VitConfig
-from vit_jax.errors import ConfigError, NonFiniteError
+from vit_jax.errors import NonFiniteError
 from vit_jax.pretrained.model import Pretrained
 
 OUTLIER_RATIO = 4.0  # Of the relative rule: above this many times the layer's median.
@@ -71,7 +72,10 @@ class TokenNorms(Result):
         "on either side. A patch token is an outlier of a layer if its norm is above the "
         f"threshold: {OUTLIER_RATIO:g} times the median of the layer's patch tokens over all "
         "images (from the histogram, so to 5%; the images are gone over a second time for it), or "
-        "the given number. Interval of the share: bootstrap over images at this threshold, 95%."
+        "the given number. Four times the median is a rule of this library; Darcet et al. read a "
+        "limit off the histogram, 150 for DINOv2-g. Interval of the share: bootstrap over images "
+        "at this threshold, 95%. Layers are the blocks, counted from 1 in tables and "
+        "figures and from 0 in arrays."
     )
     source: ClassVar[str] = "Darcet et al. 2023, arXiv 2309.16588, section 2.1"
     summary_units: ClassVar[dict[str, str]] = {"outlier_share": "share of patch tokens"}
@@ -113,8 +117,9 @@ class TokenNorms(Result):
         return arrays
 
     def coordinates(self) -> dict[str, tuple[str | int, ...]]:
-        """Returns the names of the prefix tokens."""
-        return {"token": self.prefix_names} if self.prefix_names else {}
+        """Returns the layers from 1, and the names of the prefix tokens."""
+        tokens = {"token": self.prefix_names} if self.prefix_names else {}
+        return super().coordinates() | tokens
 
     def summary(self) -> dict[str, float]:
         """Returns the largest share of outliers of a layer, and the last layer's mean norm."""
@@ -228,8 +233,7 @@ def token_norms(
     """
     model = measured(pretrained)
     depth = model.blocks.depth
-    if threshold is not None and not threshold > 0:
-        raise ConfigError(f"threshold is {threshold}: give a positive norm, or None.")
+    positive_norm("threshold", threshold)
     stream = open_images(pretrained, images, num_images=num_images)
     thresholds = None if threshold is None else np.full(depth, float(threshold))
     return norms_of(model, stream, thresholds, batch_size)

@@ -8,6 +8,7 @@ from vit_jax.analysis.walkthrough_page.step import BLOCK, Context, Step
 
 Q = '<b class="query">q</b>'
 K = '<b class="key">k</b>'
+KEYS = '<b class="key">K</b>'  # Of all tokens.
 V = '<b class="value">v</b>'
 A = '<b class="weight">a</b>'
 _LISTED = 5  # Tokens with the largest weights.
@@ -175,13 +176,16 @@ def _scores(context: Context) -> Step:
         + text(
             f"The query of {context.query_name} is compared with the key of every token by a dot "
             "product. Division by the root of the head's width, "
-            f"{elements.size('query', 1)}, keeps the scores in a fit range."
+            f"{elements.size('query', 1)}, keeps the scores from growing with that width."
         )
         + formula(f"<i>s</i><sub><i>j</i></sub> = {Q} · {K}<sub><i>j</i></sub> / "
                   "√<i>d</i><sub>h</sub>")
-        + elements.shapes((Q, "query"), (K, "key"), ("scores of one query", "scores"))
+        + elements.product_shapes((Q, "query"), (KEYS, "key"), ("scores", "scores"))
         + f"<p class=lead>With the key of {context.patch_name}:</p>"
-        + elements.worked(terms, Number("dots", (token,)))
+        + elements.worked(
+            terms, Number("dots", (token,)),
+            after=(f"/ √{elements.size('query', 1)}", Number("scores", (token,))),
+        )
         + elements.table(["token", f"{Q} · {K}", "score <i>s</i>"], rows,
                          caption="Tokens with the largest scores, and the shown patch"),
     )  # fmt: skip

@@ -92,6 +92,18 @@ class Elements:
         parts = [f"<span>{symbol} {self.shape(name)}</span>" for symbol, name in steps]
         return f'<p class="shapes">{" <i>→</i> ".join(parts)}</p>'
 
+    def product_shapes(
+        self, row: tuple[str, str], matrix: tuple[str, str], result: tuple[str, str]
+    ) -> str:
+        """Returns a line of shapes of a product: of one row of an array, and a whole array.
+
+        The arguments are each (symbol as HTML, name of the array).
+        """
+        one = f"{row[0]} [{self.size(row[1], 1)}]"
+        both = f"<span>{one}, {matrix[0]} {self.shape(matrix[1])}</span>"
+        after = f"<span>{result[0]} {self.shape(result[1])}</span>"
+        return f'<p class="shapes">{both} <i>→</i> {after}</p>'
+
     def vector(self, name: str, *index: int) -> list[Cell]:
         """Returns the cells of the first components of a vector, and the last one."""
         size = self.arrays[name].shape[-1]
@@ -151,8 +163,20 @@ class Elements:
             f"<caption>{caption}</caption>" + "".join(lines) + "</table></div>"
         )
 
-    def worked(self, terms: Sequence[tuple[Number, Number, Number]], total: Number) -> str:
-        """Returns the first terms of a sum of products: (factor, factor, product), and the sum."""
+    def worked(
+        self,
+        terms: Sequence[tuple[Number, Number, Number]],
+        total: Number,
+        *,
+        after: tuple[str, Number] | None = None,
+    ) -> str:
+        """Returns the first terms of a sum of products: (factor, factor, product), and the sum.
+
+        Args:
+          terms: of the sum.
+          total: the sum.
+          after: what is done with the sum, as HTML, and its result; None: nothing.
+        """
         shown = []
         for term in terms:
             left, right, product = (self.number(number.name, *number.indices) for number in term)
@@ -163,6 +187,9 @@ class Elements:
         result = self.number(total.name, *total.indices)
         rest = " <span>+ …</span>" if more else ""
         total_html = f'<span class="total">= <strong>{result}</strong></span>'
+        if after is not None:
+            final = self.number(after[1].name, *after[1].indices)
+            total_html += f'; <span class="total">{after[0]} = <strong>{final}</strong></span>'
         return f'<p class="worked">{" + ".join(shown)}{rest} {total_html}</p>'
 
 

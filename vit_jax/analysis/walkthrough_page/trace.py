@@ -108,28 +108,24 @@ def _feature_map(config: VitConfig, params: Any, images: Array) -> Array:
     return cast(Array, Stem(config.stem, config.dtype).apply({"params": params}, images))
 
 
-@functools.cache  # The program is compiled for the function that this returns.
-def _measure_of(query: int):
-    def measure(captured: Captured) -> Captured:
-        return {
-            "input": captured["input"][0],
-            "token_norm": jnp.linalg.norm(captured["blocks"][0], axis=-1),
-            "layer_attention": captured["attention"][0, :, query].mean(axis=0),
-        }
-
-    return measure
+def _of_block(captured: Captured, query: Any) -> Captured:
+    return {
+        "input": captured["input"][0],
+        "token_norm": jnp.linalg.norm(captured["blocks"][0], axis=-1),
+        "layer_attention": captured["attention"][0, :, query].mean(axis=0),
+    }
 
 
-@functools.partial(jax.jit, static_argnames=("model", "query"))
+@functools.partial(jax.jit, static_argnames=("model",))
 def _forward(
-    model: Vit, variables: Variables, images: Float[Array, "1 h w c"], layer: Any, query: int
+    model: Vit, variables: Variables, images: Float[Array, "1 h w c"], layer: Any, query: Any
 ) -> tuple[Captured, Any]:
     """Returns what the model gives of itself, and the parameters of the block `layer`.
 
     Intermediates of that block have their own names; others "last_block", "token_norm", ...
     """
     config, params = model.config, variables["params"]
-    blocks = measure_blocks(model, variables, images, _measure_of(query), ("blocks", "attention"))
+    blocks = measure_blocks(model, variables, images, _of_block, ("blocks", "attention"), (query,))
     block_params = jax.tree.map(lambda leaf: leaf[layer], params["encoder"]["blocks"])
     x = blocks.pop("input")[layer][None]
     _, block = Block(config, False, CAPTURED).apply({"params": block_params}, x, jnp.zeros(()))

@@ -12,6 +12,8 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from vit_jax import storage
+from vit_jax.analysis.measures.arguments import whole_number
+from vit_jax.analysis.measures.classes import class_number
 from vit_jax.analysis.measures.encoder import measured
 from vit_jax.analysis.measures.images import Images, ImageStream, open_images
 from vit_jax.analysis.walkthrough_page.page import page
@@ -19,7 +21,7 @@ from vit_jax.analysis.walkthrough_page.trace import Trace, trace
 from vit_jax.data.decode import decode_pillow
 from vit_jax.data.reading import read_file
 from vit_jax.data.transforms import Decode
-from vit_jax.errors import ConfigError, DataError, NonFiniteError, did_you_mean
+from vit_jax.errors import ConfigError, DataError, NonFiniteError
 from vit_jax.pretrained.model import Pretrained
 
 _FILE = "walkthrough.html"
@@ -113,8 +115,8 @@ def walkthrough(
     """
     model = measured(pretrained)
     config = model.vit
-    _check_index("layer", layer, config.depth)
-    _check_index("head", head, config.num_heads)
+    layer = _index("layer", layer, config.depth)
+    head = _index("head", head, config.num_heads)
     stream = open_images(pretrained, image)
     labels = pretrained.labels
     chosen = _class_of(label, labels, config.num_classes)
@@ -144,11 +146,9 @@ def walkthrough(
     )  # fmt: skip
 
 
-def _check_index(name: str, index: int, count: int) -> None:
-    if not 0 <= index < count:
-        raise ConfigError(
-            f"{name}={index}: the model has {count} {name}s, counted from 0 to {count - 1}."
-        )
+def _index(name: str, index: int, count: int) -> int:
+    reason = f"the model has {count} {name}s, counted from 0 to {count - 1}"
+    return whole_number(name, index, low=0, high=count - 1, reason=reason)
 
 
 def _class_of(
@@ -163,18 +163,7 @@ def _class_of(
         return None
     if not num_classes:
         raise ConfigError(f"label={label!r}: the model has no classes. Leave label out.")
-    if isinstance(label, str):
-        if labels is None:
-            raise ConfigError(
-                f'label="{label}": the names of the model\'s classes are unknown. Write the number '
-                f"of the class, from 0 to {num_classes - 1}."
-            )
-        if label not in labels:
-            raise ConfigError(f'label="{label}": no such class. {did_you_mean(label, labels)}')
-        return labels.index(label)
-    if not 0 <= label < num_classes:
-        raise ConfigError(f"label={label}: the classes are numbered from 0 to {num_classes - 1}.")
-    return label
+    return class_number("label", label, labels=labels, num_classes=num_classes)
 
 
 def _read(
