@@ -23,7 +23,7 @@ from vit_jax.analysis.measures.explanation_maps import (
     predicted_classes,
 )
 from vit_jax.analysis.measures.explanations import image_maps, target_class
-from vit_jax.analysis.measures.images import BATCH_SIZE, Images, open_images
+from vit_jax.analysis.measures.images import Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
 from vit_jax.pretrained.model import Pretrained
 
