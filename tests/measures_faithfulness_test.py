@@ -142,6 +142,7 @@ def test_large_grids_have_16_steps_and_small_ones_one_for_each_patch():
     np.testing.assert_allclose(np.diff(counts), 196 / 16, atol=0.76)
 
 
+@pytest.mark.slow
 def test_files_table_and_figure(tmp_path):
     model = small(image_size=(32, 48), num_classes=3)
     result = analysis.faithfulness(model, "digits:test", num_images=3, methods="rollout")

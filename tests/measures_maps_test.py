@@ -331,6 +331,7 @@ def test_wrong_arguments_are_named(arguments, text):
         analysis.explanations(family("hf_deit/distilled"), inputs("hf_deit/distilled"), **arguments)
 
 
+@pytest.mark.slow  # Three figures in two formats.
 def test_files_tables_and_figures(tmp_path):
     model = create("mu/16", image_size=(32, 48), num_classes=3)
     maps = analysis.attention_maps(model, "digits:test", layer=-1, query=(1, 2))

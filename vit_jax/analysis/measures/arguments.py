@@ -40,6 +40,6 @@ def positive_norm(name: str, value: Any) -> None:
     """
     if value is None:
         return
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not value > 0:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not float(value) > 0:
         shown = f'"{value}"' if isinstance(value, str) else value
         raise ConfigError(f"{name} is {shown}: give a positive norm, or None.")
