@@ -245,6 +245,9 @@ def test_checkpoints_are_compared_on_the_same_images(measures, plain_run, tmp_pa
     assert (tmp_path / "1-3" / "brightness.npz").is_file() and pairs[0, 2].result
     page = Page((tmp_path / "report.html").read_text())
     assert len(page.all("img")) == 3 + 2 + 1 and "it has no attention" in page.text
+    heads = next(line for line in found.overview_text().splitlines() if " 1. " in line)
+    assert f"1. {plain_run.name} at step 12" in heads
+    assert f"2. {plain_run.name} at step 8" in heads
     # A pair's number is in the column of its second checkpoint.
     assert overview["brightness_with_the_first"] == [None, None, pairs[0, 2].result.mean.mean()]
     stored = json.loads((tmp_path / "analysis.json").read_text())

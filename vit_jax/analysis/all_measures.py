@@ -138,7 +138,8 @@ def analyze(
         for outcome in _measure(names, index, model, stream, settings, log):
             add(outcome, subjects[index].folder)
     for index in sorted({of[-1] for _, of in planned if len(of) > 1}):
-        log(f"compared: {subjects[0].name} and {subjects[index].name}:")
+        pair = [report.short_name(subjects[i].name) for i in (0, index)]
+        log(f"compared: {' and '.join(pair)}:")
         for outcome in _compare(names, index, models, streams, settings):
             add(outcome, None if folder is None else folder / f"1-{index + 1}")
     analysed = found()
@@ -228,13 +229,13 @@ def _open(
     text = format_count(count, "image")
     if count < available:
         total = format_count(available, "image")
-        text = f"{count:,} of {total}, chosen at random (the same in each call)"
+        text = f"{count:,} of {total}, chosen at random (the same in each call),"
     if isinstance(images, str | os.PathLike):
-        return list(streams), f"{text}, from {os.fspath(images)}"
+        return list(streams), f"{text} from {os.fspath(images)}"
     if images is None:
         split = "" if source.split == "all" else source.split
-        text = f"{text}, from {', '.join(filter(None, (source.name, split)))}"
-    return list(streams), text
+        text = f"{text} from {', '.join(filter(None, (source.name, split)))}"
+    return list(streams), text.rstrip(",")
 
 
 def _locations(stream: ImageStream | None) -> tuple[str, ...]:

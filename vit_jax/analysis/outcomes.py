@@ -9,7 +9,7 @@ from etils import epath
 
 from vit_jax.telemetry.progress import format_count
 
-_COLUMN = 18  # Characters of a checkpoint's name at the head of a column.
+_COLUMN = 28  # Characters of a checkpoint's name at the head of a column.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,9 @@ class Number(NamedTuple):
 def last_part(name: str) -> str:
     """Returns the last part of a path, or its end, as much as a column has room for."""
     *before, end = name.rstrip("/").split("/")
-    if end.isdigit():  # Of a step, or of the patch size in a model's name.
+    if before[1:] and before[-1] == "checkpoints":  # RUN/checkpoints/8 at step 8.
+        end = f"{before[-2]} {end.partition(' ')[2] or end}"
+    elif end.isdigit():  # The patch size in a model's name.
         end = "/".join([*before[-1:], end])
     return end if len(end) <= _COLUMN else f"…{end[1 - _COLUMN :]}"
 
@@ -204,8 +206,9 @@ class Analysis:
             lines, column = [], 12
         else:
             column = max(12, *(len(head) + 2 for head in heads))
-            lines = [" " * width + "".join(head.rjust(column) for head in heads)]
-            lines += [f"{name}: {', '.join(row)}" for name, row in self.differing_sizes().items()]
+            differing = self.differing_sizes().items()
+            lines = [f"different {name}: {', '.join(row)}" for name, row in differing]
+            lines.append(" " * width + "".join(head.rjust(column) for head in heads))
         for measure, numbers in tables.items():
             lines.append(measure)
             for row in numbers:

@@ -101,8 +101,9 @@ def page(analysis: Analysis) -> str:
 
 
 def short_name(name: str) -> str:
-    """Returns the last two parts of a path; other names as they are."""
-    end = "/".join(name.split("/")[-2:])
+    """Returns the last two parts of a path, with the run of a step; other names as they are."""
+    parts = name.rstrip("/").split("/")
+    end = "/".join(parts[-3:] if parts[-2:-1] == ["checkpoints"] else parts[-2:])
     return end if len(end) <= _LONGEST_NAME else f"…{end[1 - _LONGEST_NAME :]}"
 
 
