@@ -52,6 +52,39 @@ def test_scaling_laws(tmp_path):
     assert "6 of them held back: params>=50%" in ours and "family=vit: chinchilla_repeat" in ours
 
 
+@pytest.mark.slow
+def test_quickstart(tmp_path):
+    text = output("quickstart", tmp_path)
+    assert float(re.search(r"top-1 ([\d.]+)% of 355", text)[1]) > 85
+    assert "probability  class" in text and text.count("<InlineFigure") == 3
+
+
+@pytest.mark.slow
+def test_finetune(tmp_path):
+    text = output("finetune", tmp_path)
+    found = re.findall(r"^([a-zA-Z, 0-9]+?) +([\d.]+)%  \(95%", text, re.M)
+    accuracies = {name: float(value) for name, value in found}
+    assert accuracies.keys() == {
+        "linear probe", "LoRA", "full", "full, 16 pixels", "from scratch"
+    }  # fmt: skip
+    assert max(accuracies, key=accuracies.get) == "full, 16 pixels"
+    assert min(accuracies.values()) > 45  # Chance: 33%.
+
+
+@pytest.mark.slow
+def test_checkpoints(tmp_path):
+    text = output("checkpoints", tmp_path)
+    assert float(re.search(r"largest difference of a logit: (\S+)", text)[1]) < 1e-5
+    assert "features.shape=(2, 32) attention.shape=(1, 2, 4, 4)" in text
+    assert "position embedding resized from 4x4 to 4x8" in text
+
+
+@pytest.mark.slow
+def test_analysis(tmp_path):
+    text = output("analysis", tmp_path)
+    assert text.count("<InlineFigure") == 13 and "walkthrough.html" in text
+
+
 def test_there_are_five():
     assert tuple(notebooks.TEXTS) == NAMES
 
