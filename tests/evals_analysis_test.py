@@ -53,7 +53,7 @@ def test_the_last_values_are_those_of_analyze(sweep):
     # The config with both types is read again as it was, and the run is evaluated on "test".
     assert workdirs.read_config(sweep / "a").evals.attention.measures == ("attention_distance",)
     found = analysis.analyze(sweep / "a", num_images=None, only=["attention_distance"])
-    assert "50 images, digits, test[:50]" in found.images
+    assert "50 images from digits, test[:50]" in found.images
 
 
 def test_the_values_are_columns_that_a_law_is_fitted_to(sweep):
