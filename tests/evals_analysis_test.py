@@ -25,7 +25,7 @@ pytestmark = pytest.mark.medium
 EVALS = ConfigDict(
     {
         "attention": analysis_eval(
-            split="test[:20]", measures=("attention_distance",), every_steps=6
+            split="test[:20]", measures=("attention_distance", "layer_similarity"), every_steps=6
         ),
         "test": classification_eval(split="test[:50]"),
     }
@@ -36,7 +36,7 @@ EVALS = ConfigDict(
 def sweep(finished_run, tmp_path_factory):
     """A folder with a run that has both types of evaluations."""
     folder = tmp_path_factory.mktemp("sweep")
-    finished_run(folder / "a", evals=EVALS)
+    finished_run(folder / "a", evals=EVALS, checkpoint__every_steps=6, checkpoint__keep_last=2)
     return folder
 
 
@@ -46,14 +46,27 @@ def test_the_last_values_are_those_of_analyze(sweep):
     assert [line["step"] for line in measured] == [6, 12]
     model = load_pretrained(sweep / "a")
     summary = analysis.attention_distance(model, "digits:test[:20]").summary()
-    assert len(summary) == 4 and measured[-1]["attention/count"] == 20
+    summary |= analysis.layer_similarity(model, "digits:test[:20]").summary()
+    assert len(summary) == 5 and measured[-1]["attention/count"] == 20
     for name, value in summary.items():
         assert measured[-1][f"attention/{name}"] == pytest.approx(value, rel=1e-5)
         assert measured[0][f"attention/{name}"] != measured[-1][f"attention/{name}"]
     # The config with both types is read again as it was, and the run is evaluated on "test".
-    assert workdirs.read_config(sweep / "a").evals.attention.measures == ("attention_distance",)
+    assert workdirs.read_config(sweep / "a").evals.attention.measures == EVALS.attention.measures
     found = analysis.analyze(sweep / "a", num_images=None, only=["attention_distance"])
     assert "50 images from digits, test[:50]" in found.images
+
+
+def test_each_state_is_compared_with_the_final_one(sweep):
+    """The same numbers as of two checkpoints that are compared afterwards."""
+    runs = read_runs(collect(sweep))
+    rows = runs["evaluation"] == "attention"
+    first, last = (load_pretrained(sweep / "a" / "checkpoints" / step) for step in ("6", "12"))
+    cka = np.diag(analysis.layer_similarity(first, "digits:test[:20]", last).cka)
+    for name, value in (("first_layer", cka[1]), ("last_layer", cka[-1]), ("mean", cka.mean())):
+        column = runs[f"cka_final_state_{name}"]
+        np.testing.assert_allclose(column[rows], [value, 1], rtol=1e-5)
+        assert np.isnan(column[~rows]).all()
 
 
 def test_the_values_are_columns_that_a_law_is_fitted_to(sweep):

@@ -66,6 +66,7 @@ class Outcome:
 
     losses: np.ndarray  # f64[steps]
     tests: list[dict[str, float]]  # Of each evaluation.
+    inside: list[dict[str, float]]  # Of each evaluation of the type analysis.
     rows: recorded_train.Rows
 
     def compared(self, other: "Outcome") -> dict[str, float | bool]:
@@ -84,17 +85,21 @@ class Outcome:
         }
 
 
+def of_evaluation(name: str, line: dict[str, float]) -> dict[str, float]:
+    """The values of an evaluation in a line of metrics; {} if it was not due."""
+    return {key: value for key, value in line.items() if key.startswith(f"{name}/")}
+
+
 def outcome(workdir: pathlib.Path, *records: pathlib.Path) -> Outcome:
     """Reads a finished run: its metrics, and what its processes were given."""
     lines = read_jsonl(workdir / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    tests = [
-        {name: value for name, value in line.items() if name.startswith("test/")}
-        for line in lines
-        if "test/loss" in line
-    ]
+    tests, inside = (
+        [values for line in lines if (values := of_evaluation(name, line))]
+        for name in ("test", "inside")
+    )
     losses = np.array([line["train/loss"] for line in lines])
-    return Outcome(losses, tests, recorded_train.read(*records))
+    return Outcome(losses, tests, inside, recorded_train.read(*records))
 
 
 def on_mesh(
@@ -140,8 +145,20 @@ def moved(
 
 # ------------------------------------------------------------------------------------- processes
 
+# Every measure that an evaluation can take, also while two processes share the model.
+PROCESS_CONFIG = """
+from configs import quickstart
+from vit_jax.analysis.measures.registry import OVER_TRAINING
+from vit_jax.config import analysis_eval
+
+def get_config():
+    config = quickstart.get_config()
+    config.evals.inside = analysis_eval(
+        split="test[:64]", measures=OVER_TRAINING, every_steps=2
+    )
+    return config
+"""
 PROCESS_FLAGS = (
-    "--config=configs/quickstart.py",
     "--config.batch_size=64",
     "--config.model.depth=1",
     "--config.model.dropout=0.1",
@@ -164,6 +181,7 @@ def on_processes(
     Parameters are split over two processes (fsdp), if there are as many.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.py").write_text(PROCESS_CONFIG)
     first = len(list(folder.glob("rows*")))
     records = [folder / f"rows{first + i}" for i in range(count)]
     commands = [
@@ -172,6 +190,7 @@ def on_processes(
             record,
             # The last one gets SIGTERM, and the others learn it from that one.
             stop_at if i == count - 1 else -1,
+            f"--config={folder / 'config.py'}",
             *PROCESS_FLAGS,
             f"--config.total_steps={steps}",
             f"--config.mesh.fsdp={min(count, 2)}",

@@ -5,6 +5,8 @@ import pytest
 from tests.conftest import campaign, slow
 from tests.exactness import PROCESS_STEPS, PROCESSES, TOLERANCE, moved_between_processes
 from vit_jax.data import order
+from vit_jax.rundir import workdir as workdirs
+from vit_jax.telemetry.jsonlines import read_jsonl
 
 
 @pytest.mark.timeout(900)
@@ -18,6 +20,17 @@ def test_a_run_that_moves_between_processes_equals_one_that_does_not(tmp_path, s
     assert len(run.losses) == steps
     assert differences["loss"] < TOLERANCE, differences
     assert differences["same accuracies"] and differences["evaluation"] < TOLERANCE, differences
+    # What is measured inside the model, and its similarity with the final state, likewise.
+    assert len(run.inside) == steps // 2
+    similarities = [
+        read_jsonl(workdirs.similarity_file(tmp_path / name / "run", "inside"))
+        for name in ("moved", "stayed")
+    ]
+    assert [line["step"] for line in similarities[0]] == list(range(2, steps + 1, 2))
+    for ours, theirs in zip(
+        run.inside + similarities[0], stayed.inside + similarities[1], strict=True
+    ):
+        assert ours == pytest.approx(theirs, rel=1e-4)
     # Together the processes loaded every row once, equal to that of the unmoved run.
     assert len(run.rows) == steps * 64 and run.rows == stayed.rows
     # They follow the order: within an epoch, different examples are different images.

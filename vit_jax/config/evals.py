@@ -42,7 +42,8 @@ def analysis_eval(
 
     Args:
       split: as for `classification_eval`; a few images are enough, such as test[:64].
-      measures: their names, such as ("attention_distance",).
+      measures: their names, such as ("attention_distance",); layer_similarity also gives the
+        similarity with the final state.
       every_steps: as for `classification_eval`, like those below.
       every_epochs: in passes over the training split.
       every_percent: in fractions of the run.

@@ -6,6 +6,7 @@ run.json         parameters, FLOPs and steps of the run, and the version of the 
 metrics.jsonl    metrics, one line a step: a pure function of the config
 timing.jsonl     throughput and waiting times, which depend on the machine
 checkpoints/     one folder for each saved step
+similarity/      of evaluations with layer_similarity: see `similarity_file`
 failure.json     the error that ended the last start, until the run continues
 """
 
@@ -28,6 +29,7 @@ CONFIG = "config.json"
 DATASET = "dataset.json"
 SUMMARY = "run.json"
 CHECKPOINTS = "checkpoints"
+SIMILARITY = "similarity"
 FAILURE = "failure.json"
 
 _OTHER_EXAMPLES = (
@@ -47,6 +49,15 @@ _LARGEST_CONFIG = 2**20
 _LARGEST_DATASET = 2**26
 # Of the entries of a folder that is no run itself.
 _MOST_SEARCHED, _MOST_NAMED = 100, 5
+
+
+def similarity_file(workdir: epath.PathLike, name: str) -> epath.Path:
+    """Returns the file that compares the states that the evaluation `name` has measured.
+
+    A run writes it when it ends. A line has a `step`, the `final_step`, and metrics: the linear CKA
+    of the state after `step` updates with the final one, of a layer or the mean over all.
+    """
+    return epath.Path(workdir) / SIMILARITY / name / "to_final_state.jsonl"
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

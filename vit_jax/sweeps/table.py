@@ -25,6 +25,7 @@ device_hours            up to this step: wall time x devices; a share of a CPU's
                         device, and a GPU that several runs share counts for each of them
 loss, error, top1       of the evaluation; error is 1 - top1
 attention_distance_last_layer, ...   of an evaluation of the type analysis: its numbers by name
+cka_final_state_last_layer, ...   similarity with the state after the run's last step
 train_loss              of the last batch before it that was logged
 config_hash             equal for runs that compute the same; see `config_hash`
 code_version            release and commit of the run's last process
@@ -124,6 +125,7 @@ def _rows(workdir: pathlib.Path, config: Mapping[str, Any]) -> list[Row]:
     record = records.read(workdir)
     summary = _read_json(workdir / workdirs.SUMMARY)
     metrics, timing = _read_lines(workdir / "metrics.jsonl"), _read_lines(workdir / "timing.jsonl")
+    metrics = _with_similarity(workdir, config, metrics)
     variant = config.get("model", {}).get("variant")
     status = records.status(workdir, record)
     row = {
@@ -184,6 +186,20 @@ def _evaluations(
                 "train_loss": train_loss,
                 **measured,
             }
+
+
+def _with_similarity(
+    workdir: pathlib.Path, config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Adds the similarity with the final state, which a run knows when it ends, to its metrics."""
+    lines = {line["step"]: dict(line) for line in metrics}
+    for name in config.get("evals", {}):
+        for similarity in _read_lines(pathlib.Path(workdirs.similarity_file(workdir, name))):
+            line = lines.get(similarity["step"], {})
+            # Before --extend, the end was another one.
+            if f"{name}/count" in line and similarity.pop("final_step") == max(lines):
+                line.update(similarity)
+    return list(lines.values())
 
 
 def _measured(line: Mapping[str, Any], name: str) -> Row:

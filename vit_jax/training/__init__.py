@@ -4,6 +4,7 @@ run              `train`: the whole story, from a config to its last checkpoint
 experiment       the data, model, evaluations and jitted programs that a config defines
 evaluations      the evaluations of a config
 analysis_evaluation  the evaluation type "analysis": measures of what the model has learned
+final_similarity  how similar the states that were evaluated are to the final one
 observer         reports, evaluates and saves a run, in the order of the contract
 state            the training state: its initial value, its shardings, its restore
 update           one update of the state: forward, backward, optimizer, moving average

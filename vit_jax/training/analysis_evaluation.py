@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vit_jax import analysis
-from vit_jax.analysis.measures.encoder import measured_config
+from vit_jax.analysis.measures.encoder import Measured, measured, measured_config
+from vit_jax.analysis.measures.gram_matrices import MINIBATCH, minibatch_grams
 from vit_jax.analysis.measures.images import BATCH_SIZE, Batch, ImageStream
+from vit_jax.analysis.measures.layer_similarity import LayerSimilarity, similarity_of
 from vit_jax.analysis.measures.registry import OVER_TRAINING
 from vit_jax.analysis.measures.result import NotApplicableError
 from vit_jax.data.base import Source
@@ -24,6 +26,7 @@ from vit_jax.parallel.mesh import replicated
 from vit_jax.pretrained.load import run_preprocess
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.telemetry.notes import note
+from vit_jax.training.final_similarity import Grams
 
 OnBad = Callable[[Source, int, str], None] | None
 
@@ -68,8 +71,16 @@ class AnalysisEvaluation:
         params: PyTree,
         progress: Callable[[Iterable], Iterable] = iter,
         on_bad: OnBad = None,
+        keep: Callable[[Grams], None] = lambda grams: None,
     ) -> dict[str, float]:
-        """Returns the finite numbers of each measure's summary, and the number of images."""
+        """Returns the finite numbers of each measure's summary, and the number of images.
+
+        Args:
+          params: of the model, on the mesh.
+          progress: wraps the iterator of batches.
+          on_bad: see `vit_jax.training.evaluations.Evaluation`, also for `keep`.
+          keep: called with the Gram matrices of layer_similarity.
+        """
         images = _ImagesOfRun(
             self.source,
             self.evaluator.transform(),
@@ -85,7 +96,10 @@ class AnalysisEvaluation:
             for measure in self.measures:
                 pretrained = self._pretrained(self.evaluator.model_config, params)
                 try:
-                    result = getattr(analysis, measure)(pretrained, images)
+                    if measure == "layer_similarity":
+                        result = _similarity(measured(pretrained), images, keep)
+                    else:
+                        result = getattr(analysis, measure)(pretrained, images)
                 except NotApplicableError as error:  # To these images, or at this step.
                     note(f"{self.name}: {measure} is left out: {error}")
                     continue
@@ -125,6 +139,14 @@ class AnalysisEvaluation:
                 raise ConfigError(
                     f'{key}: "{measure}" does not apply: {error} Leave it out.'
                 ) from error
+
+
+def _similarity(
+    model: Measured, images: ImageStream, keep: Callable[[Grams], None]
+) -> LayerSimilarity:
+    grams = list(minibatch_grams([model], [images], MINIBATCH, "all"))
+    keep([layers for (layers,) in grams])
+    return similarity_of([model], grams, MINIBATCH)
 
 
 class _AskedForImages(Exception):

@@ -16,6 +16,7 @@ from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError, DataError, did_you_mean
 from vit_jax.evals.evaluator import Evaluator
 from vit_jax.training.analysis_evaluation import AnalysisEvaluation
+from vit_jax.training.final_similarity import Grams
 
 TYPES = (CLASSIFICATION, ANALYSIS)
 
@@ -28,16 +29,22 @@ class Evaluation:
       every_steps: due at every multiple of this, and at the end; 0: only at the end.
       num_examples: number of examples.
       fingerprint: fingerprint of the examples, see `vit_jax.data.base.Source`.
-      run: (params, progress, on_bad) -> values by name. `progress` wraps the iterator of batches;
-        `on_bad` is called with (source, example, message) for each bad example; None: an error, or
-        a warning if `data.on_bad` is "skip".
+      run: (params, progress, on_bad, keep) -> values by name. `progress` wraps the iterator of
+        batches; `on_bad` is called with (source, example, message) for each bad example; None: an
+        error, or a warning if `data.on_bad` is "skip"; `keep` is called with the Gram matrices of
+        the layers, if the evaluation measures their similarity.
     """
 
     every_steps: int
     num_examples: int
     fingerprint: str
     run: Callable[
-        [PyTree, Callable[[Iterable], Iterable], Callable[[Source, int, str], None] | None],
+        [
+            PyTree,
+            Callable[[Iterable], Iterable],
+            Callable[[Source, int, str], None] | None,
+            Callable[[Grams], None],
+        ],
         dict[str, float],
     ]
 
@@ -112,7 +119,7 @@ def build_evals(
         load = ExampleLoader(source, evaluator.transform(), 0)
         pipeline.first_example(load, skip_bad=config.data.on_bad == "skip")
 
-        def classify(params, progress=iter, on_bad=None, source=source):
+        def classify(params, progress=iter, on_bad=None, keep=None, source=source):
             with evaluator.batches(source, on_bad=on_bad and partial(on_bad, source)) as batches:
                 return classification.evaluate(params, progress(batches))
 

@@ -25,6 +25,7 @@ from vit_jax.telemetry.profiler import StepProfiler
 from vit_jax.telemetry.progress import Progress
 from vit_jax.telemetry.writers import MetricWriter
 from vit_jax.training.experiment import Experiment
+from vit_jax.training.final_similarity import FinalSimilarity
 from vit_jax.training.reports import check_finite, describe
 from vit_jax.training.state import TrainState
 
@@ -38,6 +39,7 @@ class Observer:
     watch: Watch
     clock: Clock
     bad_examples: BadExamples
+    similarity: FinalSimilarity
     writer: MetricWriter
     progress: Progress
     profiler: StepProfiler
@@ -89,6 +91,7 @@ class Observer:
                             location=f"the evaluation {name} after {step} updates",
                         ),
                         self.bad_examples.evaluation_callback(step),
+                        partial(self.similarity.keep, name, step),
                     )
                 shown = dict(values)
                 if self.experiment.model_config.num_classes <= TOP:
@@ -159,4 +162,14 @@ def observe(
         )
         profiler = stack.enter_context(StepProfiler(workdir, steps=config.log.profile_steps))
         progress.note(describe(experiment, start=start, origin=origin))
-        yield Observer(experiment, store, watch, clock, bad_examples, writer, progress, profiler)
+        yield Observer(
+            experiment,
+            store,
+            watch,
+            clock,
+            bad_examples,
+            FinalSimilarity(workdir, experiment.total_steps),
+            writer,
+            progress,
+            profiler,
+        )

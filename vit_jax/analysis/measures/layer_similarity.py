@@ -1,30 +1,30 @@
 """Similarity of layers, of one model or of two: linear CKA over minibatches, without bias."""
 
 import dataclasses
-import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from vit_jax.analysis import figures
 from vit_jax.analysis.measures.arguments import whole_number
 from vit_jax.analysis.measures.bootstrap import LEVEL, MeanOverImages
-from vit_jax.analysis.measures.encoder import Captured, Measured, measure_blocks, measured
-from vit_jax.analysis.measures.images import Images, ImageStream, open_images
+from vit_jax.analysis.measures.encoder import Measured, measured
+from vit_jax.analysis.measures.gram_matrices import (
+    MINIBATCH,
+    POOLS,
+    SMALLEST,
+    cka_of,
+    hsic,
+    minibatch_grams,
+)
+from vit_jax.analysis.measures.images import Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
-from vit_jax.analysis.measures.token_norms import num_prefix
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.pretrained.model import Pretrained
-
-MINIBATCH = 64
-POOLS = ("all", "mean")
-_SMALLEST = 4  # HSIC's unbiased estimator needs four examples.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -36,7 +36,7 @@ class LayerSimilarity(Result):
         is the embedding, layer i the output of block i.
       interval: ends of its 95% interval; NaN of a single minibatch.
       other: the other model; "": the same.
-      minibatch: number of images in each minibatch.
+      minibatch: number of images in a minibatch.
     """
 
     cka: Float[np.ndarray, "layer other_layer"]
@@ -57,9 +57,9 @@ class LayerSimilarity(Result):
         'their mean ("mean"); prefix tokens are left out. Layer 0 is the input of the first '
         "block, layer i the output of block i. Each of the three HSIC is averaged over minibatches "
         "of batch_size images, by the unbiased estimator HSIC_1, and then the ratio is taken, so "
-        "the result does not depend on the minibatch's size but for noise; an incomplete last "
-        "minibatch is left out, unless it is the only one. Intervals: bootstrap over minibatches, "
-        "95%; of fewer than ten they are rough."
+        "the result does not depend on the minibatch's size but for noise; a last minibatch of "
+        "less than half this size is left out, unless it is the only one. Intervals: bootstrap "
+        "over minibatches, 95%; of fewer than ten they are rough."
     )
     source: ClassVar[str] = (
         "Nguyen, Raghu and Kornblith 2020, arXiv 2010.15327, section 3; HSIC_1: Song et al. 2012, "
@@ -132,8 +132,8 @@ def layer_similarity(
       other: another such model, of any size; None: the same one.
       pool: "all": a layer's representation of an image is all patch tokens; "mean": their mean.
       num_images: a random choice of this many; None: all.
-      batch_size: images of a minibatch, at least 4; more of them give less noise. If fewer can be
-        read, all of them are the only minibatch.
+      batch_size: images of a minibatch, at least 4; more of them give less noise. Images that
+        cannot be read are missing in theirs.
 
     Raises:
       ConfigError: `pool` is not accepted, or images that are prepared already are of another size
@@ -149,124 +149,58 @@ def layer_similarity(
     """
     if pool not in POOLS:
         raise ConfigError(f'pool is "{pool}". {did_you_mean(pool, POOLS)}')
-    if whole_number("batch_size", batch_size) < _SMALLEST:
+    if whole_number("batch_size", batch_size) < SMALLEST:
         raise NotApplicableError(
-            f"batch_size is {batch_size}: the unbiased estimate needs at least {_SMALLEST} images."
+            f"batch_size is {batch_size}: the unbiased estimate needs at least {SMALLEST} images."
         )
     loaded = [pretrained] if other is None else [pretrained, other]
     models = [measured(one) for one in loaded]
-    depths = [model.blocks.depth for model in models]
+    for model in models:
+        _ = model.blocks  # Refuses a ResNet.
     stream = open_images(pretrained, images, num_images=num_images)
     streams = [stream] if other is None else [stream, stream.prepared_for(other)]
-    minibatch, cross, first, second = _means(models, streams, batch_size, pool)
-    if not cross.count:
-        raise NotApplicableError(
-            f"Its unbiased estimate needs at least {_SMALLEST} images that can be read."
-        )
-    shape, notes = (depths[0] + 1, depths[-1] + 1), ()
-    if minibatch < batch_size:
-        notes = (f"Fewer than {batch_size} images: all {minibatch} of them are one minibatch.",)
+    grams = minibatch_grams(models, streams, batch_size, pool)
+    return similarity_of(models, grams, batch_size)
+
+
+def similarity_of(
+    models: Sequence[Measured],
+    grams: Iterable[tuple[Float[np.ndarray, "layer n n"], ...]],
+    batch_size: int,
+) -> LayerSimilarity:
+    """Returns the similarity of the layers of one or two models from their Gram matrices.
+
+    Args:
+      models: one, or two that are compared.
+      grams: the result of `minibatch_grams`.
+      batch_size: images of a minibatch.
+    """
+    cross, first, second = MeanOverImages(), MeanOverImages(), MeanOverImages()
+    num_measured = 0
+    for minibatch in grams:
+        one, two = minibatch[0], minibatch[-1]
+        num_measured += one.shape[-1]
+        cross.add(hsic(one, two)[None])
+        first.add(np.diag(hsic(one, one))[None])
+        second.add(np.diag(hsic(two, two))[None])
+    notes = ()
+    if num_measured < batch_size:
+        notes = (f"Fewer than {batch_size} images: all {num_measured} are one minibatch.",)
     return LayerSimilarity(
         checkpoint=models[0].name,
-        num_images=cross.count * minibatch,
-        cka=_ratio(cross.mean, first.mean, second.mean),
-        interval=_interval(cross, first, second, shape),
-        other=models[1].name if other is not None else "",
-        minibatch=minibatch,
+        num_images=num_measured,
+        cka=cka_of(cross.mean, first.mean, second.mean),
+        interval=_interval(cross, first, second),
+        other=models[1].name if len(models) > 1 else "",
+        minibatch=min(batch_size, num_measured),
         notes=notes,
     )
 
 
-def hsic(
-    one: Float[np.ndarray, "layer n n"], two: Float[np.ndarray, "other_layer n n"]
-) -> Float[np.ndarray, "layer other_layer"]:
-    """Returns HSIC_1, the unbiased estimate, of each pair of Gram matrices.
-
-    Song et al. 2012, equation 5, of matrices whose diagonals are set to zero. It does not change
-    if a number is added to a row and the same column.
-    """
-    n = one.shape[-1]
-    one, two = (gram * (1 - np.eye(n)) for gram in (one, two))
-    trace = np.einsum("anm,bnm->ab", one, two, optimize=True)
-    rows, other_rows = one.sum(axis=-1), two.sum(axis=-1)
-    sums = np.outer(rows.sum(axis=-1), other_rows.sum(axis=-1)) / ((n - 1) * (n - 2))
-    return (trace + sums - 2 / (n - 2) * rows @ other_rows.T) / (n * (n - 3))
-
-
-def _means(
-    models: list[Measured], streams: list[ImageStream], size: int, pool: str
-) -> tuple[int, MeanOverImages, MeanOverImages, MeanOverImages]:
-    """Returns the size of the minibatches, and means over them: HSIC(K, L), HSIC(K, K), HSIC(L, L).
-
-    As many values are added to each at a time, so their replicates have the same weights.
-    """
-    cross, first, second = MeanOverImages(), MeanOverImages(), MeanOverImages()
-    for prepared in _minibatches(streams, size):
-        size = len(prepared[0])
-        grams = [_grams(*one, pool) for one in zip(models, prepared, strict=True)]
-        one, two = grams[0], grams[-1]
-        cross.add(hsic(one, two)[None])
-        first.add(np.diag(hsic(one, one))[None])
-        second.add(np.diag(hsic(two, two))[None])
-    return size, cross, first, second
-
-
-def _minibatches(
-    streams: list[ImageStream], size: int
-) -> Iterator[list[Float[np.ndarray, "n height width channels"]]]:
-    """Yields minibatches of images that can be read, of each stream the same ones.
-
-    An incomplete one is yielded only if it is the first.
-    """
-    kept: list[list[np.ndarray]] = [[] for _ in streams]
-    is_first = True
-    for batches in zip(*(stream.batches(size) for stream in streams), strict=True):
-        good = np.logical_and.reduce([batch.good for batch in batches])
-        for images, batch in zip(kept, batches, strict=True):
-            images.extend(np.asarray(batch.images)[good])
-        if len(kept[0]) >= size:
-            yield [np.stack(images[:size]) for images in kept]
-            kept = [images[size:] for images in kept]
-            is_first = False
-    if is_first and len(kept[0]) >= _SMALLEST:
-        yield [np.stack(images) for images in kept]
-
-
-def _grams(
-    model: Measured, images: Float[np.ndarray, "n height width channels"], pool: str
-) -> Float[np.ndarray, "layer n n"]:
-    """Returns the Gram matrices of the embedding and of each block's output, float64."""
-    measure = _measure_of(num_prefix(model.config), pool)
-    grams = measure_blocks(model.model, model.variables, jnp.asarray(images), measure, ("blocks",))
-    inputs, outputs = (np.asarray(gram, np.float64) for gram in jax.device_get(grams))
-    return np.concatenate([inputs[:1], outputs])
-
-
-@functools.cache  # The program is compiled for the function that this returns.
-def _measure_of(prefix: int, pool: str):
-    def gram(tokens: Float[Array, "n tokens width"]) -> Float[Array, "n n"]:
-        patches = tokens[:, prefix:]
-        x = patches.mean(axis=1) if pool == "mean" else patches.reshape(len(patches), -1)
-        # HSIC does not change, and the float32 products round less.
-        x = x - x.mean(axis=0)
-        return jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
-
-    def measure(captured: Captured) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
-        return gram(captured["input"]), gram(captured["blocks"])
-
-    return measure
-
-
-def _ratio(cross: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Returns CKA from HSICs; NaN where a layer is the same for all images."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return cross / np.sqrt(first[..., :, None] * second[..., None, :])
-
-
 def _interval(
-    cross: MeanOverImages, first: MeanOverImages, second: MeanOverImages, shape: tuple[int, int]
+    cross: MeanOverImages, first: MeanOverImages, second: MeanOverImages
 ) -> Float[np.ndarray, "2 layer other_layer"]:
     if cross.count < 2:
-        return np.full((2, *shape), np.nan)
-    replicates = _ratio(cross.replicates, first.replicates, second.replicates)
+        return np.full((2, *cross.mean.shape), np.nan)
+    replicates = cka_of(cross.replicates, first.replicates, second.replicates)
     return np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)

@@ -43,7 +43,7 @@ PAIRS: tuple[str, ...] = ("layer_similarity",)
 
 # Measures that an evaluation can take over training: they work where the parameters and batches of
 # a run are, sharded over its mesh.
-OVER_TRAINING = ("attention_distance", "token_norms", "branch_norms")
+OVER_TRAINING = ("attention_distance", "token_norms", "branch_norms", "layer_similarity")
 
 
 def chosen(only: str | Sequence[str], skip: str | Sequence[str] = ()) -> list[str]:

@@ -1,0 +1,116 @@
+"""Gram matrices of the layers over minibatches of images, and HSIC, what CKA is made of."""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vit_jax.analysis.measures.encoder import Captured, Measured, measure_blocks
+from vit_jax.analysis.measures.images import ImageStream
+from vit_jax.analysis.measures.result import NotApplicableError
+from vit_jax.analysis.measures.token_norms import num_prefix
+
+MINIBATCH = 64
+POOLS = ("all", "mean")
+SMALLEST = 4  # HSIC's unbiased estimator needs four examples.
+
+
+def minibatch_grams(
+    models: Sequence[Measured], streams: Sequence[ImageStream], size: int, pool: str
+) -> Iterator[tuple[Float[np.ndarray, "layer n n"], ...]]:
+    """Yields the Gram matrices of each model's layers, one minibatch of images after the other.
+
+    Layer 0 is the embedding, layer i the output of block i; n is the number of the minibatch's
+    images that can be read. A last minibatch of less than half the size is left out, unless it is
+    the only one.
+
+    Args:
+      models: one or more, with blocks.
+      streams: the images, for each model as it is to be given them.
+      size: images of a minibatch.
+      pool: "all": a representation is all patch tokens of an image as one vector; "mean": their
+        mean.
+
+    Raises:
+      NotApplicableError: no minibatch has four images that can be read.
+    """
+    is_empty = True
+    fewest = SMALLEST if len(streams[0]) <= size else max(SMALLEST, (size + 1) // 2)
+    for batches in zip(*(stream.batches(size) for stream in streams), strict=True):
+        good = np.logical_and.reduce([batch.good for batch in batches])
+        if good.sum() >= fewest:
+            is_empty = False
+            yield tuple(
+                _grams(model, batch.images, pool)[:, good][:, :, good]
+                for model, batch in zip(models, batches, strict=True)
+            )
+    if is_empty:
+        raise NotApplicableError(
+            f"Its unbiased estimate needs at least {fewest} images that can be read in a minibatch."
+        )
+
+
+def hsic(
+    one: Float[np.ndarray, "layer n n"], two: Float[np.ndarray, "other_layer n n"]
+) -> Float[np.ndarray, "layer other_layer"]:
+    """Returns HSIC_1, the unbiased estimate, of each pair of Gram matrices.
+
+    Song et al. 2012, equation 5, of matrices whose diagonals are set to zero. It does not change
+    if a number is added to a row and the same column.
+    """
+    n = one.shape[-1]
+    one, two = (gram * (1 - np.eye(n)) for gram in (one, two))
+    trace = np.einsum("anm,bnm->ab", one, two, optimize=True)
+    rows, other_rows = one.sum(axis=-1), two.sum(axis=-1)
+    sums = np.outer(rows.sum(axis=-1), other_rows.sum(axis=-1)) / ((n - 1) * (n - 2))
+    return (trace + sums - 2 / (n - 2) * rows @ other_rows.T) / (n * (n - 3))
+
+
+def cka_of(
+    cross: Float[np.ndarray, "*r layer other_layer"],
+    one: Float[np.ndarray, "*r layer"],
+    two: Float[np.ndarray, "*r other_layer"],
+) -> Float[np.ndarray, "*r layer other_layer"]:
+    """Returns CKA from HSIC(K, L), HSIC(K, K), HSIC(L, L); NaN of layers with equal images."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return cross / np.sqrt(one[..., :, None] * two[..., None, :])
+
+
+def cka(
+    one: Sequence[Float[np.ndarray, "layer n n"]],
+    two: Sequence[Float[np.ndarray, "other_layer n n"]],
+) -> Float[np.ndarray, "layer other_layer"]:
+    """Returns the CKA of each pair of layers from their Gram matrices over the same minibatches."""
+    terms = [
+        (hsic(a, b), np.diag(hsic(a, a)), np.diag(hsic(b, b)))
+        for a, b in zip(one, two, strict=True)
+    ]
+    return cka_of(*(np.mean(values, axis=0) for values in zip(*terms, strict=True)))
+
+
+def _grams(
+    model: Measured, images: Float[Array, "n height width channels"], pool: str
+) -> Float[np.ndarray, "layer n n"]:
+    """Returns the Gram matrices of the embedding and of each block's output, float64."""
+    measure = _measure_of(num_prefix(model.config), pool)
+    grams = measure_blocks(model.model, model.variables, images, measure, ("blocks",))
+    inputs, outputs = (np.asarray(gram, np.float64) for gram in jax.device_get(grams))
+    return np.concatenate([inputs[:1], outputs])
+
+
+@functools.cache  # The program is compiled for the function that this returns.
+def _measure_of(prefix: int, pool: str):
+    def gram(tokens: Float[Array, "n tokens width"]) -> Float[Array, "n n"]:
+        patches = tokens[:, prefix:]
+        x = patches.mean(axis=1) if pool == "mean" else patches.reshape(len(patches), -1)
+        # HSIC does not change, and the float32 products round less.
+        x = x - x.mean(axis=0)
+        return jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
+
+    def measure(captured: Captured) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
+        return gram(captured["input"]), gram(captured["blocks"])
+
+    return measure
