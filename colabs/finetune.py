@@ -37,7 +37,7 @@ pretraining = {
     "data.classes": (0, 1, 2, 3, 4, 5, 6),
     "model.posemb": "learned",
 }
-vit_jax.train(vit_jax.load_config("quickstart", pretraining), "runs/pretrained")
+exit_code = vit_jax.train(vit_jax.load_config("quickstart", pretraining), "runs/pretrained")
 CHECKPOINT = "runs/pretrained"
 
 # %%
@@ -94,7 +94,9 @@ scratch = {
     "data.eval_transforms": ({"op": "decode", "channels": 1}, {"op": "resize"}, {"op": "value_range"}),
     "optim.lr": 2e-3, "total_epochs": 20.0, "batch_size": 8, "evals.test.every_steps": 0,
 }  # fmt: skip
-vit_jax.train(vit_jax.load_config(f"image_folder:root={IMAGES}", scratch), "runs/scratch")
+exit_code = vit_jax.train(
+    vit_jax.load_config(f"image_folder:root={IMAGES}", scratch), "runs/scratch"
+)
 evaluations["from scratch"] = vit_jax.evaluate("runs/scratch")
 
 for name, evaluation in evaluations.items():

@@ -28,7 +28,7 @@ import vit_jax
 from vit_jax import analysis
 
 config = vit_jax.load_config("quickstart", {"total_epochs": 30.0})
-vit_jax.train(config, "runs/quickstart")
+exit_code = vit_jax.train(config, "runs/quickstart")
 
 # %% [markdown]
 # The work directory has the config, the metrics, checkpoints and figures. The same call would continue a run

@@ -37,6 +37,9 @@ from tests.measures_static_test import reference_filters, slow_similarity
 from tests.walkthrough_reference import reference
 from vit_jax import analysis
 from vit_jax.analysis.measures import deletion
+from vit_jax.analysis.measures.encoder import measured
+from vit_jax.analysis.measures.images import open_images
+from vit_jax.analysis.measures.layer_probes import _features as probe_features
 from vit_jax.config.model import ResnetConfig, VitConfig
 
 OURS, THEIRS = "our arrays", "the reference's arrays"
@@ -267,6 +270,50 @@ def _norms(case: Case) -> Compared:
         if case.prefix:
             want = norms[..., : case.prefix].mean(axis=1)
             yield source, "prefix tokens", result.prefix_mean, want
+
+
+@row("test_time_registers", "the strongest activation, token by token; Jiang et al. 2025")
+def _registers(case: Case) -> Compared:
+    if not case.is_vit:
+        return
+    # Every patch is an outlier: its norm is above the threshold.
+    result = analysis.test_time_registers(
+        case.pretrained, case.images, num_neurons=8, threshold=1e-6
+    )
+    model, prefix = result.model, case.prefix
+    params_alone = {"params": model.variables["params"]}
+    plain, moved = (
+        np.array(model.model.apply(variables, case.images, capture=("hidden",))[1]["hidden"])
+        for variables in (params_alone, model.variables)
+    )
+    hidden = case.capture("hidden")["hidden"]
+    scores = [
+        np.mean([abs(float(x)) for x in hidden[layer, :, prefix:, unit].ravel()])
+        for layer, unit in result.neurons
+    ]
+    yield OURS, "score", result.score, np.array(scores)
+    first = int(result.neurons[:, 0].min())  # Later layers have other inputs.
+    want = plain[first].astype(np.float64)
+    for unit in result.neurons[result.neurons[:, 0] == first, 1]:
+        for image in want:
+            strongest = max(image[:, unit], key=abs)
+            image[:, unit] = 0
+            image[prefix, unit] = strongest  # The added register follows the prefix tokens.
+    yield OURS, "hidden units", moved[first], want
+
+
+@row("layer_probes", "means of patch tokens, which a probe reads; Alain and Bengio 2016")
+def _probes(case: Case) -> Compared:
+    if isinstance(case.config, ResnetConfig):
+        return
+    stream = open_images(case.pretrained, case.images)
+    features, final, _ = probe_features(measured(case.pretrained), stream, batch_size=2)
+    tokens = np.array([case.captured["embed"], *case.captured["blocks"]], np.float64)
+    first = 1 if getattr(case.config, "pre_norm", False) else 0
+    yield OURS, "patches", features["patches"][first:], tokens[first:, :, case.prefix :].mean(2)
+    if "class" in features:
+        yield OURS, "class", features["class"][first:], tokens[first:, :, 0]
+    yield OURS, "pre_logits", final, np.asarray(case.pretrained(case.images)[1]["pre_logits"])
 
 
 @row("branch_norms", "quotients of norms; Raghu et al. 2021")

@@ -18,11 +18,6 @@ import numpy as np
 from tests.measured_models import checkpoints, fixture
 from tests.measures_compared import OURS, ROWS, THEIRS, Case
 
-# Measures that this table leaves out, and why.
-LEFT_OUT = {
-    "layer_probes": "accuracies, which need labels",
-    "test_time_registers": "needs outliers, which these checkpoints have not",
-}
 # Rows without a slow formula -> the arrays whose noise stands in its place.
 NOISE = {
     "forward pass: attention": ("attn",),
@@ -88,7 +83,6 @@ def table(found: list[Difference]) -> str:
             noise = max(noise_floor(name, kinds) for name in {d.checkpoint for d in found})
             formula = formula.format(noise=noise)
         lines.append(f"| `{measure}` | {formula} | {' | '.join(cells)} |")
-    lines += [f"| `{measure}` | {reason} | - | - |" for measure, reason in LEFT_OUT.items()]
     return "\n".join(lines) + "\n"
 
 

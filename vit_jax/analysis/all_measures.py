@@ -109,42 +109,64 @@ def analyze(
         streams[0].first(1)  # An error if none can be read, rather than one of each measure.
     subjects = [_subject(models, index, folder) for index in range(len(models))]
     planned = _planned(names, len(models), has_images=streams[0] is not None)
-    locations = _locations(streams[0])
     settings = {} if batch_size is None else {"batch_size": batch_size}
-    outcomes: list[Outcome] = []
-
-    def found() -> Analysis:
-        done = {(outcome.measure, outcome.subjects) for outcome in outcomes}
-        missing = dict.fromkeys(name for name, of in planned if (name, of) not in done)
-        return Analysis(
+    collected = _Collected(
+        analysis=Analysis(
             subjects=tuple(subjects),
             images=described,
-            bad={place: text for s in streams if s for place, text in s.bad.items()},
-            outcomes=tuple(outcomes),
+            bad={},
+            outcomes=(),
             folder=folder,
             version=vit_jax.__version__,
-            locations=locations,
-            missing=tuple(missing),
-        )
-
-    def add(outcome: Outcome, place: epath.Path | None) -> None:
-        outcomes.append(_saved(outcome, place))
-        log(outcomes[-1].line())
-        _write(found())
-
+            locations=_locations(streams[0]),
+            missing=(),
+        ),
+        planned=planned,
+        streams=[stream for stream in streams if stream is not None],
+        log=log,
+    )
     for index, (model, stream) in enumerate(zip(models, streams, strict=True)):
         if not single and len(models) > 1:
             log(f"{subjects[index].name}:")
         for outcome in _measure(names, index, model, stream, settings, log):
-            add(outcome, subjects[index].folder)
+            collected.add(outcome, subjects[index].folder)
     for index in sorted({of[-1] for _, of in planned if len(of) > 1}):
         pair = [report.short_name(subjects[i].name) for i in (0, index)]
         log(f"compared: {' and '.join(pair)}:")
         for outcome in _compare(names, index, models, streams, settings):
-            add(outcome, None if folder is None else folder / f"1-{index + 1}")
-    analysed = found()
-    _write(analysed)
-    return analysed
+            collected.add(outcome, None if folder is None else folder / f"1-{index + 1}")
+    return collected.analysis
+
+
+@dataclasses.dataclass
+class _Collected:
+    """The outcomes so far; each is saved, and the report brought up to date, when it is added.
+
+    Attributes:
+      analysis: of these outcomes.
+      planned: the measure and the checkpoints of each outcome to come.
+      streams: the images, which know those that could not be read.
+      log: called with a line for each outcome.
+    """
+
+    analysis: Analysis
+    planned: Sequence[tuple[str, tuple[int, ...]]]
+    streams: Sequence[ImageStream]
+    log: Callable[[str], None]
+
+    def add(self, outcome: Outcome, folder: epath.Path | None) -> None:
+        """Saves an outcome in a folder, and writes the report of the analysis."""
+        outcomes = (*self.analysis.outcomes, _saved(outcome, folder))
+        done = {(outcome.measure, outcome.subjects) for outcome in outcomes}
+        missing = dict.fromkeys(name for name, of in self.planned if (name, of) not in done)
+        self.analysis = dataclasses.replace(
+            self.analysis,
+            outcomes=outcomes,
+            bad={place: text for stream in self.streams for place, text in stream.bad.items()},
+            missing=tuple(missing),
+        )
+        self.log(outcomes[-1].line())
+        _write(self.analysis)
 
 
 def default_folder(checkpoint: str, *, compared: bool = False) -> epath.Path:

@@ -32,8 +32,11 @@ _SIZES_DIFFER = (
 _FROM_ONE = ("layer", "head", "component", "row", "column", "image", "query")  # As in the figures.
 _MOST_BAD = 50  # Unreadable images that are listed; analysis.json has all.
 
-# Figures with photographs or maps are not inverted in dark mode. A figure is never cut: it is as
-# wide as its box at most.
+# Of a figure's readable width, how much it has at least on a phone, which shows it more closely.
+_PHONE = 0.8
+
+# Figures with photographs or maps are not inverted in dark mode. A figure is as wide as its box at
+# most; on a phone, a wide one scrolls by itself.
 _STYLE = """
 body { max-width: 76rem; }
 nav ol { columns: 16rem; padding-left: 2rem; } nav li { break-inside: avoid; padding: .15rem 0; }
@@ -51,6 +54,7 @@ pre { white-space: pre-wrap; background: var(--box); padding: .7rem 1rem; overfl
   margin: .5rem 0; font-size: .85rem; }
 .reason { background: var(--box); padding: .5rem 1rem; }
 .failed { border-left: .4rem solid #d55e00; }
+@media (max-width: 36rem) { figure img { min-width: var(--narrow); } }
 @media (prefers-color-scheme: dark) { img.drawn { filter: invert(.9) hue-rotate(180deg); }
   img.photo { filter: brightness(.9); } }
 @media print { nav, .skip { display: none; } figure, .reason { break-inside: avoid; }
@@ -329,9 +333,11 @@ class _Image(NamedTuple):
         """Returns the image inside the page, not much larger than it was drawn."""
         data, label = base64.b64encode(self.content).decode(), html.escape(label)
         return (
+            '<div class="scroll">'
             f'<img class="{"photo" if self.is_photo else "drawn"}" alt="{label}; the numbers are '
-            f'in the files linked below." style="max-width: min(100%, {1.25 * self.points:.0f}pt)" '
-            f'src="data:{self.kind};base64,{data}">'
+            f'in the files linked below." style="max-width: min(100%, {1.25 * self.points:.0f}pt); '
+            f'--narrow: {_PHONE * self.readable_points:.0f}pt" '
+            f'src="data:{self.kind};base64,{data}"></div>'
         )
 
 

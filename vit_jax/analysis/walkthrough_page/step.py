@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from vit_jax.analysis.measures.token_norms import prefix_names
 from vit_jax.analysis.walkthrough_page import drawing
 from vit_jax.analysis.walkthrough_page.elements import Cell, Elements, Row, escape
 from vit_jax.analysis.walkthrough_page.trace import Trace
@@ -68,9 +69,7 @@ class Context:
 
     def token_name(self, token: int) -> str:
         """Returns the name of a token of the sequence, as HTML."""
-        config = self.config
-        names = ["class"] * config.has_class_token + ["distillation"] * config.distilled
-        names += [f"register {i + 1}" for i in range(config.registers)]
+        names = prefix_names(self.config)
         name = names[token] if token < len(names) else f"patch {token - len(names) + 1}"
         return f'<span class="label">{name}</span>'
 
