@@ -103,7 +103,7 @@ def cache_features(
         split = config.evals[name].split
         computed: list[Features] = []
 
-        def run(params, progress=iter, on_bad=None, split=split, computed=computed):
+        def run(params, progress=iter, on_bad=None, keep=None, *, split=split, computed=computed):
             if not computed:
                 source = open_source(config.data, split=split)
                 computed.append(compute(source, params))

@@ -119,7 +119,7 @@ def build_evals(
         load = ExampleLoader(source, evaluator.transform(), 0)
         pipeline.first_example(load, skip_bad=config.data.on_bad == "skip")
 
-        def classify(params, progress=iter, on_bad=None, keep=None, source=source):
+        def classify(params, progress=iter, on_bad=None, keep=None, *, source=source):
             with evaluator.batches(source, on_bad=on_bad and partial(on_bad, source)) as batches:
                 return classification.evaluate(params, progress(batches))
 
