@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from tests.small_run import mesh_of, small_config
@@ -20,6 +21,7 @@ from vit_jax.scaling.table import read_runs
 from vit_jax.sweeps.table import collect
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.training.experiment import Experiment
+from vit_jax.training.final_similarity import FinalSimilarity
 
 pytestmark = pytest.mark.medium
 EVALS = ConfigDict(
@@ -67,6 +69,30 @@ def test_each_state_is_compared_with_the_final_one(sweep):
         column = runs[f"cka_final_state_{name}"]
         np.testing.assert_allclose(column[rows], [value, 1], rtol=1e-5)
         assert np.isnan(column[~rows]).all()
+
+
+def test_a_state_of_other_images_is_not_compared(tmp_path, caplog):
+    """Nor is one whose file is damaged: the end of a run does not depend on these files."""
+    one, two = (
+        Experiment.of(
+            small_config(
+                evals=ConfigDict({"a": analysis_eval(split=split, measures=("layer_similarity",))})
+            ),
+            mesh_of(),
+        )
+        for split in ("test[:20]", "test[20:40]")
+    )
+    x = np.random.default_rng(0).normal(size=(2, 3, 20, 8))
+    first, last = x @ x.swapaxes(-1, -2)
+    FinalSimilarity(epath.Path(tmp_path), one).keep("a", 2, [first])
+    FinalSimilarity(epath.Path(tmp_path), two).keep("a", 4, [first])
+    folder = workdirs.similarity_file(tmp_path, "a").parent
+    (folder / "6.npz").write_bytes(b"")
+    (folder / "6 (copy).npz").write_bytes(b"")
+    FinalSimilarity(epath.Path(tmp_path), two).keep("a", two.total_steps, [last])
+    lines = read_jsonl(workdirs.similarity_file(tmp_path, "a"))
+    assert [line["step"] for line in lines] == [4, two.total_steps]
+    assert lines[0]["a/cka_final_state_mean"] < 0.9 and "2 earlier states are not" in caplog.text
 
 
 def test_the_values_are_columns_that_a_law_is_fitted_to(sweep):

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from vit_jax import analysis
 from vit_jax.analysis.measures.encoder import Measured, measured, measured_config
-from vit_jax.analysis.measures.gram_matrices import MINIBATCH, minibatch_grams
+from vit_jax.analysis.measures.gram_matrices import MINIBATCH, Grams, minibatch_grams
 from vit_jax.analysis.measures.images import BATCH_SIZE, Batch, ImageStream
 from vit_jax.analysis.measures.layer_similarity import LayerSimilarity, similarity_of
 from vit_jax.analysis.measures.registry import OVER_TRAINING
@@ -26,7 +26,6 @@ from vit_jax.parallel.mesh import replicated
 from vit_jax.pretrained.load import run_preprocess
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.telemetry.notes import note
-from vit_jax.training.final_similarity import Grams
 
 OnBad = Callable[[Source, int, str], None] | None
 
@@ -105,7 +104,7 @@ class AnalysisEvaluation:
                     continue
                 summary = result.summary().items()
                 values |= {key: value for key, value in summary if math.isfinite(value)}
-                count = result.num_images
+                count = max(count, result.num_images)  # Minibatches may leave a few out.
         return {**values, "count": float(count)}
 
     def _pretrained(self, model_config: ModelConfig, params: PyTree) -> Pretrained:

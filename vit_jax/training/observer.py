@@ -168,7 +168,7 @@ def observe(
             watch,
             clock,
             bad_examples,
-            FinalSimilarity(workdir, experiment.total_steps),
+            FinalSimilarity(workdir, experiment),
             writer,
             progress,
             profiler,

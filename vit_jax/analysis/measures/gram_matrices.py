@@ -15,7 +15,9 @@ from vit_jax.analysis.measures.token_norms import num_prefix
 
 MINIBATCH = 64
 POOLS = ("all", "mean")
-SMALLEST = 4  # HSIC's unbiased estimator needs four examples.
+_SMALLEST = 4  # HSIC's unbiased estimator needs four examples.
+
+Grams = Sequence[Float[np.ndarray, "layer n n"]]  # Of a model, one array for each minibatch.
 
 
 def minibatch_grams(
@@ -24,7 +26,7 @@ def minibatch_grams(
     """Yields the Gram matrices of each model's layers, one minibatch of images after the other.
 
     Layer 0 is the embedding, layer i the output of block i; n is the number of the minibatch's
-    images that can be read. A last minibatch of less than half the size is left out, unless it is
+    images that can be read. A minibatch with fewer than half of `size` is left out, unless it is
     the only one.
 
     Args:
@@ -35,10 +37,14 @@ def minibatch_grams(
         mean.
 
     Raises:
-      NotApplicableError: no minibatch has four images that can be read.
+      NotApplicableError: the size is less than four, or all minibatches are left out.
     """
+    if size < _SMALLEST:
+        raise NotApplicableError(
+            f"batch_size is {size}: the unbiased estimate needs at least {_SMALLEST} images."
+        )
     is_empty = True
-    fewest = SMALLEST if len(streams[0]) <= size else max(SMALLEST, (size + 1) // 2)
+    fewest = _SMALLEST if len(streams[0]) <= size else max(_SMALLEST, (size + 1) // 2)
     for batches in zip(*(stream.batches(size) for stream in streams), strict=True):
         good = np.logical_and.reduce([batch.good for batch in batches])
         if good.sum() >= fewest:
@@ -80,8 +86,7 @@ def cka_of(
 
 
 def cka(
-    one: Sequence[Float[np.ndarray, "layer n n"]],
-    two: Sequence[Float[np.ndarray, "other_layer n n"]],
+    one: Grams, two: Sequence[Float[np.ndarray, "other_layer n n"]]
 ) -> Float[np.ndarray, "layer other_layer"]:
     """Returns the CKA of each pair of layers from their Gram matrices over the same minibatches."""
     terms = [

@@ -188,7 +188,7 @@ def open_images(
     if num_images is None or num_images >= len(stream):
         return stream
     source = random_subset(stream.source, num_images, seed=0)
-    return dataclasses.replace(stream, source=source, bad={})
+    return dataclasses.replace(stream, source=source)
 
 
 def _open(pretrained: Pretrained, images: Images) -> ImageStream:

@@ -16,13 +16,12 @@ from vit_jax.analysis.measures.encoder import Measured, measured
 from vit_jax.analysis.measures.gram_matrices import (
     MINIBATCH,
     POOLS,
-    SMALLEST,
     cka_of,
     hsic,
     minibatch_grams,
 )
 from vit_jax.analysis.measures.images import Images, open_images
-from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
+from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.pretrained.model import Pretrained
 
@@ -57,9 +56,9 @@ class LayerSimilarity(Result):
         'their mean ("mean"); prefix tokens are left out. Layer 0 is the input of the first '
         "block, layer i the output of block i. Each of the three HSIC is averaged over minibatches "
         "of batch_size images, by the unbiased estimator HSIC_1, and then the ratio is taken, so "
-        "the result does not depend on the minibatch's size but for noise; a last minibatch of "
-        "less than half this size is left out, unless it is the only one. Intervals: bootstrap "
-        "over minibatches, 95%; of fewer than ten they are rough."
+        "the result does not depend on the minibatch's size but for noise; a minibatch of less "
+        "than half this size is left out, unless it is the only one. Intervals: bootstrap over "
+        "minibatches, 95%; of fewer than ten they are rough."
     )
     source: ClassVar[str] = (
         "Nguyen, Raghu and Kornblith 2020, arXiv 2010.15327, section 3; HSIC_1: Song et al. 2012, "
@@ -138,8 +137,8 @@ def layer_similarity(
     Raises:
       ConfigError: `pool` is not accepted, or images that are prepared already are of another size
         than those of the other model.
-      NotApplicableError: a model has no tokens (a ResNet), or a minibatch has fewer than four
-        images.
+      NotApplicableError: a model has no tokens (a ResNet), or no minibatch has half of its images
+        (a single one four) that can be read.
 
     Example:
       >>> model = create("mu/16", image_size=32)
@@ -149,10 +148,7 @@ def layer_similarity(
     """
     if pool not in POOLS:
         raise ConfigError(f'pool is "{pool}". {did_you_mean(pool, POOLS)}')
-    if whole_number("batch_size", batch_size) < SMALLEST:
-        raise NotApplicableError(
-            f"batch_size is {batch_size}: the unbiased estimate needs at least {SMALLEST} images."
-        )
+    batch_size = whole_number("batch_size", batch_size)
     loaded = [pretrained] if other is None else [pretrained, other]
     models = [measured(one) for one in loaded]
     for model in models:

@@ -192,7 +192,7 @@ def test_time_registers(
 ) -> RegisterNeurons:
     """Finds the neurons that make outlying tokens, and moves these to an untrained register.
 
-    The images are gone over four times (three with a threshold).
+    The images are gone over five times (four with a threshold).
 
     Args:
       pretrained: a ViT or hybrid whose patch tokens have outlying norms.

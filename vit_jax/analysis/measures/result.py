@@ -193,4 +193,4 @@ def _json(values: np.ndarray | np.floating) -> Any:
     """Returns nested lists with null for what is not finite, which JSON has no number for."""
     if values.dtype.kind != "f" or np.isfinite(values).all():
         return values.tolist()
-    return json.loads(re.sub(r"\b(NaN|-?Infinity)\b", "null", json.dumps(values.tolist())))
+    return json.loads(re.sub(r"-?\b(NaN|Infinity)\b", "null", json.dumps(values.tolist())))
