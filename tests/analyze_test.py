@@ -249,7 +249,7 @@ def test_checkpoints_are_compared_on_the_same_images(measures, plain_run, tmp_pa
     assert f"1. {plain_run.name} at step 12" in heads
     assert f"2. {plain_run.name} at step 8" in heads
     # A pair's number is in the column of its second checkpoint.
-    assert overview["brightness_with_the_first"] == [None, None, pairs[0, 2].result.mean.mean()]
+    assert overview["brightness_with_checkpoint_1"] == [None, None, pairs[0, 2].result.mean.mean()]
     stored = json.loads((tmp_path / "analysis.json").read_text())
     assert stored["complete"] and len(stored["locations"]) == 6
     assert all(location in page.text for location in stored["locations"])

@@ -54,6 +54,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     from vit_jax.analysis import report
     from vit_jax.analysis.all_measures import analyze, default_folder
     from vit_jax.pretrained.formats.hints import parse_hints
+    from vit_jax.telemetry.progress import format_count
 
     compared = list(values.compare)
     if values.checkpoint in compared or len(set(compared)) < len(compared):
@@ -77,7 +78,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     if text := found.overview_text():
         print(f"\n{text}\n")
     if found.bad:
-        print(f"{len(found.bad):,} images could not be read: see {report.NAME}")
+        print(f"{format_count(len(found.bad), 'image')} could not be read: see {report.NAME}")
     print(printable(f"report: {out / report.NAME}"))
     return ExitCode.FAILED if found.failed else ExitCode.DONE
 

@@ -280,7 +280,6 @@ def _subject(models: Sequence[Pretrained], index: int, folder: epath.Path | None
         description=repr(model),
         folder=None if folder is None else _folder_of(folder, models, index),
         sizes=_sizes(model.config),
-        num_tokens=getattr(model.config, "num_tokens", None),
     )
 
 

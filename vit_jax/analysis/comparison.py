@@ -16,6 +16,7 @@ from rich.text import Text
 from vit_jax.analysis.cell_texts import cell_texts
 from vit_jax.analysis.overlay import overlay
 from vit_jax.analysis.runs import Point, Run, read_runs
+from vit_jax.config import CLASSIFICATION_METRICS
 from vit_jax.telemetry.progress import format_duration
 
 # In characters: a longer value of a key has a line of its own for each run, wrapped at this width.
@@ -120,7 +121,11 @@ def compare_runs(
         runs=runs,
         differences=_differences(runs),
         last={name: [run.last(name) for run in runs] for name in ("train/loss", *evaluated)},
-        best={name: [run.best(name) for run in runs] for name in evaluated},
+        best={
+            name: [run.best(name) for run in runs]
+            for name in evaluated
+            if name.rpartition("/")[2] in CLASSIFICATION_METRICS  # Others have no best value.
+        },
     )
 
 

@@ -21,14 +21,12 @@ class Subject:
       description: a few lines: size, classes, format, notes.
       folder: of its files; None: nothing was written.
       sizes: {"image size", "patch size" or "number of tokens": text}, those that the model has.
-      num_tokens: length of the sequence in the encoder; None: it has no tokens.
     """
 
     name: str
     description: str
     folder: epath.Path | None
     sizes: Mapping[str, str]
-    num_tokens: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,29 +155,27 @@ class Analysis:
     def numbers(self) -> dict[str, list[Number]]:
         """Returns {measure: the numbers of its summary}, of measures that have one.
 
-        The value of a pair, whose name ends in "_with_the_first", is that of its second checkpoint.
+        The value of a pair, whose name ends in "_with_checkpoint_1", is in the column of the other.
         """
         found: dict[str, dict[str, Number]] = {}
         for outcome in self.outcomes:
             index, of_pair = outcome.subjects[-1], len(outcome.subjects) > 1
             units = getattr(outcome.result, "summary_units", {})
             for key, value in outcome.summary().items():
-                name = f"{key}_with_the_first" if of_pair else key
+                name = f"{key}_with_checkpoint_1" if of_pair else key
                 rows = found.setdefault(outcome.measure, {})
                 empty = Number(name, units.get(key, ""), [None] * len(self.subjects))
                 row = rows.setdefault(name, empty)
                 row.values[index] = value if math.isfinite(value) else None
             if outcome.measure == "attention_distance" and outcome.result is not None:
-                self._add_uniform(found[outcome.measure], index, outcome.result.uniform_distance)
+                self._add_uniform(found[outcome.measure], index, outcome.result)
         return {measure: list(rows.values()) for measure, rows in found.items()}
 
-    def _add_uniform(self, rows: dict[str, Number], index: int, distance: float) -> None:
+    def _add_uniform(self, rows: dict[str, Number], index: int, result: Any) -> None:
         """Adds what equal attention on all tokens has: it depends on a model's sizes alone."""
-        num_tokens = self.subjects[index].num_tokens
-        assert num_tokens is not None  # It has attention.
         for name, unit, value in (
-            ("distance_of_uniform_attention", "pixels", distance),
-            ("entropy_of_uniform_attention", "nats", math.log(num_tokens)),
+            ("distance_of_uniform_attention", "pixels", result.uniform_distance),
+            ("entropy_of_uniform_attention", "nats", result.uniform_entropy),
         ):
             empty = Number(name, unit, [None] * len(self.subjects))
             rows.setdefault(name, empty).values[index] = value

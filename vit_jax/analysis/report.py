@@ -105,9 +105,12 @@ def page(analysis: Analysis) -> str:
 
 
 def short_name(name: str) -> str:
-    """Returns the last two parts of a path, with the run of a step; other names as they are."""
+    """Returns the last two parts of a path, of a step those of its run; other names as they are."""
     parts = name.rstrip("/").split("/")
-    end = "/".join(parts[-3:] if parts[-2:-1] == ["checkpoints"] else parts[-2:])
+    if parts[-2:-1] == ["checkpoints"]:  # RUN/checkpoints/8 at step 8.
+        step = parts[-1].partition(" ")[0]
+        parts = [*parts[:-3], f"{parts[-3]} at step {step}"]
+    end = "/".join(parts[-2:])
     return end if len(end) <= _LONGEST_NAME else f"…{end[1 - _LONGEST_NAME :]}"
 
 
@@ -257,8 +260,9 @@ def _definition(result: Any) -> str:
     most = MOST_IMAGES.get(result.name)
     limit = f" At most {most} images are measured here." if most else ""
     return (
-        f'<p class="soft definition">{html.escape(result.definition)}{limit} Source: '
-        f"{html.escape(result.source)}.</p>"
+        '<details class="definition"><summary>Definition and source</summary><p class="soft">'
+        f"{html.escape(result.definition)}{limit} Source: {html.escape(result.source)}.</p>"
+        "</details>"
     )
 
 

@@ -45,7 +45,7 @@ def locate(path: epath.PathLike) -> Location:
         workdir, step = path, None
     folder = workdir / workdirs.CHECKPOINTS
     with storage.reported(CheckpointError, f"{path} cannot be read"):
-        if not storage.exists(path):
+        if not storage.exists(workdir if step is not None else path):
             raise CheckpointError(f"{path} does not exist.")
         workdirs.read_config(workdir)  # Raises an error if this is not a work directory.
         if not storage.names(folder):

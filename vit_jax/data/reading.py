@@ -42,7 +42,8 @@ def read_file(path: str | os.PathLike[str], *, within: str = "") -> bytes:
             raise DataError(f"It is a link that leads out of {within}, to {target}.")
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise DataError("It is not a regular file.")
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise DataError(f"It is {kind}.")
         if status.st_size <= MAX_BYTES:
             return pathlib.Path(path).read_bytes()
     except OSError as error:

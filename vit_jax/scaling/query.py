@@ -188,7 +188,10 @@ def select(
     if notes:
         notes.append(f"{len(rows):,} of {size:,} rows are left")
     if not len(rows):
-        raise DataError("No row of the table is left:\n  " + "\n  ".join(notes))
+        hint = ""
+        if "final=true" in conditions and "final" not in named:
+            hint = "\nRows of earlier steps are used with --where=final=false."
+        raise DataError("No row of the table is left:\n  " + "\n  ".join(notes) + hint)
     if chosen_by:
         rows = _choose_best(table, rows, chosen_by, y, alike)
         notes.append(

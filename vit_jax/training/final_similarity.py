@@ -10,6 +10,7 @@ import io
 import json
 import math
 import zipfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,8 +50,8 @@ class FinalSimilarity:
         if jax.process_index() != 0:
             return
         content = io.BytesIO()
-        arrays = {str(i): gram.astype(np.float32) for i, gram in enumerate(grams)}
-        np.savez(content, **arrays, **{_IMAGES: np.array(self._images(name))})
+        arrays: dict[str, Any] = {str(i): gram.astype(np.float32) for i, gram in enumerate(grams)}
+        np.savez(content, **arrays | {_IMAGES: np.array(self._images(name))})
         folder = self._folder(name)
         with storage.reported(DataError, f"{folder} cannot be written"):
             storage.make_folder(folder)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import ClassVar
 
 import jax
@@ -37,17 +38,20 @@ class AttentionDistance(Result):
       interval: {quantity: [2, layer, head]}, ends of the 95% interval.
       uniform_distance: distance of attention that is equal on all patches, in pixels.
       num_prefix: number of prefix tokens.
+      uniform_entropy: entropy of attention that is equal on all tokens, in nats.
     """
 
     mean: dict[str, Float[np.ndarray, "layer head"]]
     interval: dict[str, Float[np.ndarray, "2 layer head"]]
     uniform_distance: float
     num_prefix: int
+    uniform_entropy: float
 
     name: ClassVar[str] = "attention_distance"
     title: ClassVar[str] = "Attention distance"
     shows: ClassVar[str] = (
-        "How far each head looks, in pixels: a dot is a head, with its 95% interval."
+        "How far each head looks, in pixels: a dot is a head, with its 95% interval. The heads of "
+        "a layer stand beside each other in the order of their values, in each panel."
     )
     definition: ClassVar[str] = (
         "For each patch's query, the distances from its centre to the centres of all patches, "
@@ -94,10 +98,10 @@ class AttentionDistance(Result):
             all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
             for axes, name in zip(all_axes, panels, strict=True):
                 self._draw_heads(axes, name)
-            all_axes[0].axhline(
-                self.uniform_distance, color=figures.GREY, linestyle="--",
-                label="uniform attention",
-            )  # fmt: skip
+            for axes, uniform in zip(
+                all_axes, (self.uniform_distance, self.uniform_entropy), strict=False
+            ):
+                axes.axhline(uniform, color=figures.GREY, linestyle="--", label="uniform attention")
             handles, labels = all_axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower left", ncols=3, fontsize=8)
         return figure
@@ -122,7 +126,8 @@ class AttentionDistance(Result):
         }  # fmt: skip
         axes.set(title=labels[name], xlabel="layer")
         top = np.nanmax([values, high, low])
-        top = max(top, self.uniform_distance) if name == "distance" else top
+        uniform = {"distance": self.uniform_distance, "entropy": self.uniform_entropy}
+        top = max(top, uniform.get(name, top))
         axes.set_ylim(0, 1.05 * top if top > 0 else 1)
         axes.set_xlim(0.5, depth + 0.5)
         figures.whole_numbers(axes.xaxis)
@@ -170,6 +175,7 @@ def attention_distance(
         interval={name: mean.interval for name, mean in means.items()},
         uniform_distance=float(distances.mean()),
         num_prefix=config.num_prefix,
+        uniform_entropy=math.log(config.num_tokens),
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+import textwrap
 from typing import Any, ClassVar, cast
 
 import jax.numpy as jnp
@@ -97,7 +98,9 @@ class AttentionMaps(Result):
 
     def plot(self) -> Figure:
         """Draws the image, then all layers (means over heads), or the heads of one layer."""
-        panels: list[heat_maps.Panel] = [(f"query:\n{self.query}", self.image, None)]
+        panels: list[heat_maps.Panel] = [
+            (f"query:\n{textwrap.fill(self.query, 20)}", self.image, None)
+        ]
         if self.layer is None:
             if self.probe is not None and self.probe_prefix_share is not None:
                 panels += [
@@ -128,7 +131,7 @@ class AttentionMaps(Result):
 
     def _panel(self, title: str, values: np.ndarray, prefix_share: Any) -> heat_maps.Panel:
         uniform = 1 / (values.size + self.num_prefix)
-        text = f"{title}\nmax {values.max():.2g} (uniform {uniform:.2g})"
+        text = f"{title}\nmax {values.max():.2g}\nuniform {uniform:.2g}"
         if self.prefix_share.any():
             text += f"\nprefix {_percent(float(prefix_share))}"
         return text, self.image, values

@@ -53,8 +53,8 @@ class Explanations(Result):
     name: ClassVar[str] = "explanations"
     title: ClassVar[str] = "What the model looked at"
     shows: ClassVar[str] = (
-        "What the model looked at in one image, by several methods, each tested by the "
-        "removal of patches."
+        "What the model looked at in one image, by several methods, each tested by the removal of "
+        "patches. One image can favour a method that is not better in the mean: see faithfulness."
     )
     definition: ClassVar[str] = (
         " ".join(f"{method}: {text}." for method, (text, _) in DEFINITIONS.items())
@@ -145,7 +145,9 @@ def explanations(
         ):
             areas[curve], random_areas[curve] = values[:-1], float(values[-1])
         label = pretrained.labels[chosen] if pretrained.labels else f"class {chosen}"
-        caption = f"target: {figures.shorten(label, 20)}\nprobability {curves[0, -1, 0]:.1%}"
+        predicted = " (predicted)" if target is None else ""
+        caption = f"target: {figures.shorten(label, 20)}{predicted}"
+        caption += f"\nprobability {curves[0, -1, 0]:.1%}"
     return Explanations(
         checkpoint=model.name,
         num_images=1,

@@ -1,7 +1,7 @@
 """How faithful maps of what a model looked at are: deletion and insertion curves over images."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import matplotlib
@@ -219,6 +219,10 @@ def faithfulness(
             "the probability of the target is the same whatever is removed: the outputs do not "
             "depend on the images, as those of a new head of zeros"
         )
+    elif number > 1:
+        notes += _verdicts(kept, means)
+    if number == 1:
+        notes.append("one image: no interval, and no statement about a method; give more images")
     return Faithfulness(
         checkpoint=model.name,
         num_images=number,
@@ -228,6 +232,17 @@ def faithfulness(
         mean={name: mean.mean for name, mean in means.items()},
         interval={name: mean.interval for name, mean in means.items()},
     )
+
+
+def _verdicts(methods: Sequence[str], means: Mapping[str, MeanOverImages]) -> Iterator[str]:
+    """Yields for each method whether its gains over random orders differ from zero."""
+    for i, method in enumerate(methods):
+        verdicts = []
+        for curve in deletion.CURVES:
+            low, high = means[f"{curve}_gain"].interval[:, i]
+            kind = "better than" if low > 0 else "worse than" if high < 0 else "not better than"
+            verdicts.append(f"{kind} random in {curve}")
+        yield f"{method}: {', '.join(verdicts)}"
 
 
 def _quantities(

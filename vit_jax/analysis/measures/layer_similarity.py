@@ -22,8 +22,10 @@ from vit_jax.analysis.measures.gram_matrices import (
 )
 from vit_jax.analysis.measures.images import Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, Result
+from vit_jax.analysis.outcomes import last_part
 from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.pretrained.model import Pretrained
+from vit_jax.telemetry.progress import format_count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -97,18 +99,13 @@ class LayerSimilarity(Result):
                 self.cka, origin="lower", cmap="magma", vmin=0, vmax=1,
                 aspect="auto" if self.other else "equal",
             )  # fmt: skip
-            first, second = _end(self.checkpoint), _end(self.other)
+            first, second = last_part(self.checkpoint), last_part(self.other)
             axes.set_ylabel("layer" + f" of {first}" * bool(self.other) + " (0: embedding)")
             axes.set_xlabel("layer" + f" of {second}" * bool(self.other) + " (0: embedding)")
             for axis in (axes.xaxis, axes.yaxis):
                 figures.whole_numbers(axis)
             figure.colorbar(drawn, ax=axes, label="linear CKA", shrink=0.9)
         return figure
-
-
-def _end(name: str, width: int = 36) -> str:
-    """Returns the end of a path, as much as an axis has room for."""
-    return name if len(name) <= width else f"…{name[1 - width :]}"
 
 
 def layer_similarity(
@@ -156,7 +153,13 @@ def layer_similarity(
     stream = open_images(pretrained, images, num_images=num_images)
     streams = [stream] if other is None else [stream, stream.prepared_for(other)]
     grams = minibatch_grams(models, streams, batch_size, pool)
-    return similarity_of(models, grams, batch_size)
+    result = similarity_of(models, grams, batch_size)
+    if missing := len(stream) - result.num_images:
+        text = (
+            f"{format_count(missing, 'image')} left out: unreadable, or less than half a minibatch"
+        )
+        result = dataclasses.replace(result, notes=(*result.notes, text))
+    return result
 
 
 def similarity_of(
@@ -181,7 +184,10 @@ def similarity_of(
         second.add(np.diag(hsic(two, two))[None])
     notes = ()
     if num_measured < batch_size:
-        notes = (f"Fewer than {batch_size} images: all {num_measured} are one minibatch.",)
+        notes = (
+            f"fewer than {batch_size} images: all {num_measured} are one minibatch, and intervals "
+            "are missing",
+        )
     return LayerSimilarity(
         checkpoint=models[0].name,
         num_images=num_measured,

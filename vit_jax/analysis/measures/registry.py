@@ -38,6 +38,14 @@ MEASURES: dict[str, Takes] = {
 # Most images that are measured in an analysis, where each takes many forward passes; the function
 # itself has no such limit.
 MOST_IMAGES: dict[str, int] = {"faithfulness": 64}
+# What a user may look for by another name.
+_PART_OF = {
+    **dict.fromkeys(("rollout", "relevance", "grad_cam"), "explanations"),
+    "cka": "layer_similarity",
+    "pca": "feature_pca",
+    "probes": "layer_probes",
+    "registers": "test_time_registers",
+}
 # Measures that also compare two models: called with a third argument, the other model.
 PAIRS: tuple[str, ...] = ("layer_similarity",)
 
@@ -58,6 +66,8 @@ def chosen(only: str | Sequence[str], skip: str | Sequence[str] = ()) -> list[st
     """
     only, skip = _names(only), _names(skip)
     for name in (*only, *skip):
+        if name in _PART_OF:
+            raise ConfigError(f'There is no measure "{name}": it is part of {_PART_OF[name]}.')
         if name not in MEASURES:
             raise ConfigError(f'There is no measure "{name}". {did_you_mean(name, MEASURES)}')
     names = [name for name in MEASURES if (not only or name in only) and name not in skip]

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from vit_jax import storage
 from vit_jax.analysis import figures
 from vit_jax.errors import ConfigError, DataError
+from vit_jax.telemetry.progress import format_count
 
 if TYPE_CHECKING:
     import pandas
@@ -180,7 +181,7 @@ class Result(abc.ABC):
 
     def __repr__(self) -> str:
         """Returns a few lines: the title, what was measured, and the arrays."""
-        images = f", {self.num_images:,} images" if self.num_images else ""
+        images = f", {format_count(self.num_images, 'image')}" if self.num_images else ""
         lines = [
             f"{array_name} [{', '.join(array.axes)}] {array.values.shape}"
             + (f" in {array.unit}" if array.unit else "")

@@ -74,12 +74,15 @@ def _patches(context: Context) -> Step:
         drawing.grid_lines(context.config.grid, trace.patch),
         "The image with the lines between its patches; the shown patch has a frame",
     )
+    row, column = divmod(trace.patch, context.config.grid[1])
     figures = drawing.figure(
-        drawn, f"The grid, read row by row. The frame is {context.patch_name}."
+        drawn,
+        f"The grid, read row by row. The frame is {context.patch_name}, in "
+        f'<span class="label">row {row + 1}, column {column + 1}</span>.',
     )
     if context.config.stem is None:
-        (height, width), columns = context.config.patch_size, context.config.grid[1]
-        y, x = trace.patch // columns * height, trace.patch % columns * width
+        height, width = context.config.patch_size
+        y, x = row * height, column * width
         pixels = context.pixels[y : y + height, x : x + width]
         figures += drawing.figure(
             drawing.image_tag(pixels, "The shown patch, enlarged", style="zoom"),

@@ -54,6 +54,11 @@ def _pooling(context: Context) -> Step:
                       "<i>X<sub>j</sub></i>]"),
     }  # fmt: skip
     title, sentences, line = said[config.pool]
+    if config.distilled:
+        sentences = (
+            "The head reads two tokens, the class token and the distillation token, each with "
+            "weights of its own. The vectors here and in the next step are the class token's."
+        )
     return Step("pooling", OUTPUT, title, text(sentences) + formula(line) + shapes + table)
 
 

@@ -39,15 +39,21 @@
     ArrowLeft: () => current() - 1,
     Home: () => 0,
     End: () => steps.length - 1,
+    // A presenter's remote control sends these: they scroll a step to its end first.
+    PageDown: () => (isAtEnd() ? current() + 1 : null),
+    PageUp: () => (scrollY <= 0 ? current() - 1 : null),
   };
+  const isAtEnd = () => scrollY + innerHeight >= document.documentElement.scrollHeight - 2;
   document.addEventListener("keydown", (event) => {
     const move = moves[event.key];
     if (!move || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
     // The arrows scroll a wide table that has the focus.
     const box = event.target.closest ? event.target.closest(".scroll") : null;
     if (box && box.scrollWidth > box.clientWidth) return;
+    const step = move();
+    if (step === null) return;
     event.preventDefault();
-    go(move());
+    go(step);
   });
   previous.addEventListener("click", () => go(current() - 1));
   next.addEventListener("click", () => go(current() + 1));

@@ -147,8 +147,8 @@ def walkthrough(
 
 
 def _index(name: str, index: int, count: int) -> int:
-    reason = f"the model has {count} {name}s, counted from 0 to {count - 1}"
-    return whole_number(name, index, low=0, high=count - 1, reason=reason)
+    reason = f"the model has {count} {name}s, counted from 0 to {count - 1}, or from -1 backwards"
+    return whole_number(name, index, low=-count, high=count - 1, reason=reason) % count
 
 
 def _class_of(
