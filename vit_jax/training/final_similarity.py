@@ -51,7 +51,8 @@ class FinalSimilarity:
             return
         content = io.BytesIO()
         arrays: dict[str, Any] = {str(i): gram.astype(np.float32) for i, gram in enumerate(grams)}
-        np.savez(content, **arrays | {_IMAGES: np.array(self._images(name))})
+        arrays[_IMAGES] = np.array(self._images(name))
+        np.savez(content, **arrays)
         folder = self._folder(name)
         with storage.reported(DataError, f"{folder} cannot be written"):
             storage.make_folder(folder)
