@@ -18,10 +18,11 @@ from PIL import Image
 from tests.commands import call
 from tests.measured_models import small
 from vit_jax import analysis
-from vit_jax.analysis import all_measures
+from vit_jax.analysis import all_measures, report
 from vit_jax.analysis.measures import registry
 from vit_jax.analysis.measures.registry import Takes
 from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
+from vit_jax.analysis.outcomes import last_part
 from vit_jax.errors import CheckpointError, ConfigError
 
 pytestmark = pytest.mark.medium
@@ -375,3 +376,16 @@ def test_a_model_that_is_not_finite_is_refused_before_anything_is_measured(tmp_p
     assert not (tmp_path / "out").exists()
     with pytest.raises(CheckpointError, match="not finite"):
         analysis.position_similarity(broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "short"),
+    [
+        ("/x/sweep/a/checkpoints/8 at step 8", "a at step 8", "sweep/a at step 8"),
+        ("sweep/a at step 8", "a at step 8", "sweep/a at step 8"),
+        ("/x/checkpoints/dinov2", "dinov2", "checkpoints/dinov2"),
+        ("ViT-B/16", "ViT-B/16", "ViT-B/16"),
+    ],
+)
+def test_checkpoints_have_short_names(name, last, short):
+    assert (last_part(name), report.short_name(name)) == (last, short)

@@ -85,12 +85,19 @@ class Number(NamedTuple):
     values: list[float | None]
 
 
+def path_parts(name: str) -> list[str]:
+    """Returns the parts of a path; RUN/checkpoints/8 is one part, "RUN at step 8"."""
+    *before, end = name.rstrip("/").split("/")
+    step = end.partition(" ")[0]
+    if before[1:] and before[-1] == "checkpoints" and step.isdigit():
+        return [*before[:-2], f"{before[-2]} at step {step}"]
+    return [*before, end]
+
+
 def last_part(name: str) -> str:
     """Returns the last part of a path, or its end, as much as a column has room for."""
-    *before, end = name.rstrip("/").split("/")
-    if before[1:] and before[-1] == "checkpoints":  # RUN/checkpoints/8 at step 8.
-        end = f"{before[-2]} {end.partition(' ')[2] or end}"
-    elif end.isdigit():  # The patch size in a model's name.
+    *before, end = path_parts(name)
+    if end.isdigit():  # The patch size in a model's name.
         end = "/".join([*before[-1:], end])
     return end if len(end) <= _COLUMN else f"…{end[1 - _COLUMN :]}"
 

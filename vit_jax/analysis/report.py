@@ -12,7 +12,7 @@ from vit_jax import storage
 from vit_jax.analysis import pages
 from vit_jax.analysis.measures.registry import MOST_IMAGES
 from vit_jax.analysis.measures.result import Result
-from vit_jax.analysis.outcomes import Analysis, Outcome, number_text
+from vit_jax.analysis.outcomes import Analysis, Outcome, number_text, path_parts
 from vit_jax.telemetry.progress import format_count
 
 NAME = "report.html"
@@ -106,11 +106,7 @@ def page(analysis: Analysis) -> str:
 
 def short_name(name: str) -> str:
     """Returns the last two parts of a path, of a step those of its run; other names as they are."""
-    parts = name.rstrip("/").split("/")
-    if parts[-2:-1] == ["checkpoints"]:  # RUN/checkpoints/8 at step 8.
-        step = parts[-1].partition(" ")[0]
-        parts = [*parts[:-3], f"{parts[-3]} at step {step}"]
-    end = "/".join(parts[-2:])
+    end = "/".join(path_parts(name)[-2:])
     return end if len(end) <= _LONGEST_NAME else f"…{end[1 - _LONGEST_NAME :]}"
 
 
