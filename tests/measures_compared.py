@@ -341,7 +341,7 @@ def _branches(case: Case) -> Compared:
 
 @row("layer_similarity", "HSIC_1 entry by entry; Song et al. 2012, Nguyen et al. 2020")
 def _cka(case: Case) -> Compared:
-    if isinstance(case.config, ResnetConfig):
+    if isinstance(case.config, ResnetConfig):  # Its units are compared in a test.
         return
     x = case.images  # Two, and the estimate needs four: so also mirrored and negated.
     images = np.concatenate([x, x[:, ::-1], x[:, :, ::-1], -x])

@@ -5,6 +5,7 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.evals import probe as probe_module
 from vit_jax.evals.intervals import wilson
 from vit_jax.evals.probe import fit_probe
+from vit_jax.models.resnet import Root
 
 pytestmark = pytest.mark.medium
 
@@ -108,6 +110,21 @@ def random_images(count, height=32, width=32):
     return rng.normal(size=(count, height, width, 3)).astype(np.float32)
 
 
+def test_root_and_units_of_a_resnet_are_layers():
+    """The root's output by its module, and that of the last unit, the feature map of v1."""
+    resnet, images = family("bv_npz/bit_v1"), inputs("bv_npz/bit_v1")
+    images = np.concatenate([images, images[:, ::-1], images[:, :, ::-1], -images])
+    with jax.default_matmul_precision("highest"):
+        result = analysis.layer_similarity(resnet, images, batch_size=8)
+        root = Root(resnet.config, "float32").apply(
+            {"params": resnet.params["root"]}, jnp.asarray(images)
+        )
+        last = resnet(images, capture=("feature_map",))[1]["feature_map"]
+    assert len(result.cka) == 1 + sum(resnet.config.units)
+    first, last = (np.asarray(x, np.float64).reshape(8, -1) for x in (root, last))
+    np.testing.assert_allclose(result.cka[0, -1], slow_cka(first, last, 8), rtol=3e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_two_models_and_means_of_tokens():
     one = small(image_size=32)
@@ -180,8 +197,6 @@ def test_what_cannot_be_compared_is_named():
             analysis.layer_similarity(pretrained, images, **fields)
     with pytest.raises(NotApplicableError, match="needs at least 4 images that can be read in"):
         analysis.layer_similarity(pretrained, images[:3])
-    with pytest.raises(NotApplicableError, match="is a Resnet"):
-        analysis.layer_similarity(family("bv_npz/bit_v1"), inputs("bv_npz/bit_v1"))
 
 
 # --------------------------------------------------------------------------------------- probes

@@ -52,15 +52,17 @@ class LayerSimilarity(Result):
     )
     definition: ClassVar[str] = (
         "Linear centred kernel alignment, HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), of the Gram "
-        "matrices K and L of two layers' representations of the images: 1 if they are equal up to "
-        "rotation and scale, 0 in the mean if they are independent (and slightly negative at "
-        'times). A representation is all patch tokens of an image as one vector (pool="all"), or '
-        'their mean ("mean"); prefix tokens are left out. Layer 0 is the input of the first '
-        "block, layer i the output of block i. Each of the three HSIC is averaged over minibatches "
-        "of batch_size images, by the unbiased estimator HSIC_1, and then the ratio is taken, so "
-        "the result does not depend on the minibatch's size but for noise; a minibatch of less "
-        "than half this size is left out, unless it is the only one. Intervals: bootstrap over "
-        "minibatches, 95%; of fewer than ten they are rough."
+        "matrices K and L of two layers' representations of the images: 1 if they are equal up "
+        "to rotation and scale, 0 in the mean if they are independent (and slightly negative at "
+        'times). A representation is all patch tokens of an image as one vector (pool="all"), '
+        'or their mean ("mean"); prefix tokens are left out. Layer 0 is the input of the first '
+        "block, layer i the output of block i. Of a ResNet, layer 0 is the root and layer i "
+        "unit i, and the points of a feature map take the place of tokens. Each of the three "
+        "HSIC is averaged over minibatches of batch_size images, by the unbiased estimator "
+        "HSIC_1, and then the ratio is taken, so the result does not depend on the minibatch's "
+        "size but for noise; a minibatch of less than half this size is left out, unless it is "
+        "the only one. Intervals: bootstrap over minibatches, 95%; of fewer than ten they are "
+        "rough."
     )
     source: ClassVar[str] = (
         "Nguyen, Raghu and Kornblith 2020, arXiv 2010.15327, section 3; HSIC_1: Song et al. 2012, "
@@ -122,11 +124,12 @@ def layer_similarity(
     Memory: the Gram matrices of a minibatch, and 400 bootstrap replicates of the result.
 
     Args:
-      pretrained: a ViT, hybrid or Mixer.
+      pretrained: any model.
       images: see `vit_jax.analysis.measures.images.open_images`; each model's own preprocessing
         prepares them.
       other: another such model, of any size; None: the same one.
-      pool: "all": a layer's representation of an image is all patch tokens; "mean": their mean.
+      pool: "all": a layer's representation of an image is all patch tokens, or all points of a
+        ResNet's feature map; "mean": their mean.
       num_images: a random choice of this many; None: all.
       batch_size: images of a minibatch, at least 4; more of them give less noise. Images that
         cannot be read are missing in theirs.
@@ -134,8 +137,7 @@ def layer_similarity(
     Raises:
       ConfigError: `pool` is not accepted, or images that are prepared already are of another size
         than those of the other model.
-      NotApplicableError: a model has no tokens (a ResNet), or no minibatch has half of its images
-        (a single one four) that can be read.
+      NotApplicableError: no minibatch has half of its images (a single one four) that can be read.
 
     Example:
       >>> model = create("mu/16", image_size=32)
@@ -148,8 +150,6 @@ def layer_similarity(
     batch_size = whole_number("batch_size", batch_size)
     loaded = [pretrained] if other is None else [pretrained, other]
     models = [measured(one) for one in loaded]
-    for model in models:
-        _ = model.blocks  # Refuses a ResNet.
     stream = open_images(pretrained, images, num_images=num_images)
     streams = [stream] if other is None else [stream, stream.prepared_for(other)]
     grams = minibatch_grams(models, streams, batch_size, pool)
