@@ -92,8 +92,8 @@ def names(imported):
 @pytest.mark.parametrize(
     "name",
     [
-        *sorted(set(vit_jax.__all__) - {"analysis"}),
-        *(slow(name) if name == "layer_probes" else name for name in MEASURES),
+        slow(name) if name in ("layer_probes", "train") else name
+        for name in (*sorted(set(vit_jax.__all__) - {"analysis"}), *MEASURES)
     ],
 )
 def test_the_example_runs(name, folder, names, monkeypatch):

@@ -110,6 +110,7 @@ def random_images(count, height=32, width=32):
     return rng.normal(size=(count, height, width, 3)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_root_and_units_of_a_resnet_are_layers():
     """The root's output by its module, and that of the last unit, the feature map of v1."""
     resnet, images = family("bv_npz/bit_v1"), inputs("bv_npz/bit_v1")

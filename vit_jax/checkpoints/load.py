@@ -55,9 +55,8 @@ def locate(path: epath.PathLike) -> Location:
     if not steps:
         raise CheckpointError(f"{workdir} has no complete checkpoint yet in {folder}.")
     if step is not None and step not in steps:
-        raise CheckpointError(
-            f"{path} is not a complete checkpoint. " + did_you_mean(path.name, map(str, steps))
-        )
+        fault = "is not a complete checkpoint" if storage.exists(path) else "does not exist"
+        raise CheckpointError(f"{path} {fault}. {did_you_mean(path.name, map(str, steps))}")
     return Location(workdir, steps[-1] if step is None else step, newest=steps[-1])
 
 

@@ -106,7 +106,7 @@ class FinalSimilarity:
 def _read(path: epath.Path, *, images: str) -> list[np.ndarray] | None:
     """Returns Gram matrices, float64; None if they are of other images, or the file is damaged."""
     try:
-        with np.load(io.BytesIO(storage.read_bytes(path))) as arrays:
+        with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as arrays:
             if str(arrays[_IMAGES]) != images:
                 return None
             keys = [key for key in arrays.files if key != _IMAGES]
