@@ -318,7 +318,7 @@ def test_all_measures_of_few_images(count, run_copy):
     assert refused.keys() == (needed.keys() if count == 1 else set())
     assert all(needed[name] in reason for name, reason in refused.items())
     report = (out / "report.html").read_text()
-    assert ("all 20 of them are one minibatch" in report) == (count == 20)
+    assert ("all 20 are one minibatch" in report) == (count == 20)
     assert all(reason in html.unescape(report) for reason in refused.values())
 
 

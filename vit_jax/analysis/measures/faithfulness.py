@@ -26,9 +26,11 @@ from vit_jax.analysis.measures.explanations import image_maps, target_class
 from vit_jax.analysis.measures.images import Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, NotApplicableError, Result
 from vit_jax.pretrained.model import Pretrained
+from vit_jax.telemetry.progress import format_count
 
 RANDOM = "random"
 BATCH_SIZE = 4  # An image takes so many forward passes that larger ones only delay the progress.
+_FEWEST_IMAGES = 20  # With fewer a bootstrap interval is too narrow for a statement.
 _FLAT = 1e-6  # Float32 rounding of a probability.
 # Quantity of each method -> meaning.
 AREAS = {
@@ -219,10 +221,14 @@ def faithfulness(
             "the probability of the target is the same whatever is removed: the outputs do not "
             "depend on the images, as those of a new head of zeros"
         )
-    elif number > 1:
+    elif number < _FEWEST_IMAGES:
+        counted = format_count(number, "image")
+        notes.append(
+            f"{counted}, fewer than {_FEWEST_IMAGES}: too few to tell whether a method is better "
+            "than random orders"
+        )
+    else:
         notes += _verdicts(kept, means)
-    if number == 1:
-        notes.append("one image: no interval, and no statement about a method; give more images")
     return Faithfulness(
         checkpoint=model.name,
         num_images=number,
