@@ -82,7 +82,7 @@ def test_checkpoints(tmp_path):
 @pytest.mark.slow
 def test_analysis(tmp_path):
     text = output("analysis", tmp_path)
-    assert text.count("<InlineFigure") == 13 and "walkthrough.html" in text
+    assert text.count("<InlineFigure") == 14 and "walkthrough.html" in text
 
 
 def test_there_are_five():
