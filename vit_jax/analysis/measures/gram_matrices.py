@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +134,7 @@ def _grams_of_units(
         capture_intermediates=lambda module, _: isinstance(module, Root | Unit),
         mutable=["intermediates"],
     )
-    outputs = state["intermediates"]
+    outputs: Any = state["intermediates"]
     units = [
         outputs[f"stage{stage + 1}"][f"unit{unit + 1}"]
         for stage, count in enumerate(model.config.units)
