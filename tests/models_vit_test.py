@@ -349,7 +349,7 @@ def test_published_overrides_of_a_variant():
         ("posemb", "sincos", 'Did you mean "sincos2d"'),
         ("dropout", 1.5, "at least 0 and below 1"),
         ("num_heads", 5, "not a multiple of model.num_heads 5"),
-        ("remat", "all", "Accepted: none, dots"),
+        ("remat", "all", "Accepted: none, named"),
         ("depth", 0, "must be from 1 to"),
     ],
 )  # fmt: skip

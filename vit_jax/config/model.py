@@ -107,10 +107,12 @@ class PatchConfig(ClassifierConfig):
         "Compile one block and loop over it: compile time independent of depth.", default=True
     )
     remat: str = run_setting(
-        "What the backward pass recomputes. none: nothing; dots: all but matrix products; "
+        "What the backward pass recomputes. none: only attention weights, GELU and normalised "
+        "activations; named: all but queries, keys, values, attention's output, hidden units "
+        "before the activation, and the residual stream; dots: all but matrix products; "
         "dots_no_batch: all but matrix products without a batch dimension (so the attention matrix "
         "is recomputed); full: everything.",
-        default="none", choices=("none", "dots", "dots_no_batch", "full"),
+        default="none", choices=("none", "named", "dots", "dots_no_batch", "full"),
     )  # fmt: skip
 
     @property

@@ -8,8 +8,10 @@ classifier  base class of all models: call, checks, linear head
 vit         Vit: embedding, encoder, pooling, head
 resnet      Resnet (the CNN baseline), and the stem of hybrids
 mixer       Mixer
+patches     the embedding of patches
 blocks      the encoder and its block; rematerialisation
 attention   multi-head attention and its back ends
+operations  GELU, LayerNorm, attention and dense layers with backward passes of their own
 lora        low-rank adapters of attention, and merging them
 positions   sincos2d and rotary position embeddings
 resize      resizes position and patch embeddings

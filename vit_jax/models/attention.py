@@ -15,6 +15,7 @@ from vit_jax.config.model import VitConfig
 from vit_jax.errors import ConfigError
 from vit_jax.models.hooks import PERTURBATIONS, perturb
 from vit_jax.models.lora import Adapter
+from vit_jax.models.operations import LayerNorm, attend, project
 from vit_jax.models.positions import rotation
 from vit_jax.parallel.constraints import BATCH, constrain
 
@@ -123,9 +124,10 @@ class MultiHeadAttention(nn.Module):
         config = self.config
         heads = (config.num_heads, config.width // config.num_heads)
 
-        def project(x, name):
+        def dense(x, name):
             y = nn.DenseGeneral(
                 heads,
+                dot_general=project,
                 use_bias=config.qkv_bias and (config.key_bias or name != "key"),
                 kernel_init=nn.initializers.xavier_uniform(),
                 dtype=config.dtype,
@@ -135,15 +137,11 @@ class MultiHeadAttention(nn.Module):
                 y = y + Adapter(config, heads, name=f"{name}_lora")(x)
             return constrain(y, BATCH, None, "tensor", None)
 
-        query, key, value = project(x_q, "query"), project(x_kv, "key"), project(x_kv, "value")
+        query, key, value = dense(x_q, "query"), dense(x_kv, "key"), dense(x_kv, "value")
         if config.qk_norm:
             # Over each head's width. In ViT-22B (arXiv 2302.05442) without a bias.
             norm = functools.partial(
-                nn.LayerNorm,
-                epsilon=config.ln_eps,
-                use_bias=config.qk_norm_bias,
-                use_fast_variance=False,
-                dtype=config.dtype,
+                LayerNorm, epsilon=config.ln_eps, use_bias=config.qk_norm_bias, dtype=config.dtype
             )
             query, key = norm(name="query_norm")(query), norm(name="key_norm")(key)
         if self.rotate and (rotate := rotation(config)):
@@ -152,10 +150,8 @@ class MultiHeadAttention(nn.Module):
         backend = resolve_backend(config, train=self.train, platform=current_platform())
         weights = None
         needs_weights = "attention" in self.capture or self.has_variable(PERTURBATIONS, "attention")
-        if backend == "cudnn" and not needs_weights:
-            x = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
-        else:
-            dropout = config.attention_dropout if self.train else 0.0
+        dropout = config.attention_dropout if self.train else 0.0
+        if needs_weights or dropout:
             x, weights = dot_product_attention(
                 query,
                 key,
@@ -164,17 +160,21 @@ class MultiHeadAttention(nn.Module):
                 dropout_rng=self.make_rng("dropout") if dropout else None,
                 perturbation=functools.partial(perturb, self, "attention"),
             )
+        elif backend == "cudnn":
+            x = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+        else:
+            x = attend(query, key, value)
         captured = {
             "query": query, "key": key, "value": value, "attention": weights, "heads": x,
         }  # fmt: skip
         if config.attn_norm:
             shape = x.shape
-            x = nn.LayerNorm(
-                epsilon=config.ln_eps, dtype=config.dtype, use_fast_variance=False, name="norm"
-            )(x.reshape(*shape[:2], -1)).reshape(shape)
+            norm = LayerNorm(config.ln_eps, config.dtype, name="norm")
+            x = norm(x.reshape(*shape[:2], -1)).reshape(shape)
         y = nn.DenseGeneral(
             config.width,
             axis=(-2, -1),
+            dot_general=project,
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=config.dtype,
             name="out",

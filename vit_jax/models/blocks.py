@@ -6,20 +6,25 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from vit_jax.config.model import VitConfig
 from vit_jax.models import attention as attention_module
 from vit_jax.models.attention import MultiHeadAttention
 from vit_jax.models.hooks import PERTURBATIONS, REGISTER_NEURONS, move_to_register, perturb
+from vit_jax.models.operations import KEPT, LayerNorm, gelu, project
 from vit_jax.parallel.constraints import BATCH, constrain
 
 # `config.model.remat` -> policy: which results of the forward pass are saved for the backward pass.
 REMAT = {
+    "named": jax.checkpoint_policies.save_only_these_names(*KEPT),
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+_UNROLLED_ON_CPU = 12  # The depth of Ti, S and B.
 
 # Intermediates of a block: its output, the outputs of its two branches as they are added to the
 # residual stream [b, n, width], the hidden units of its MLP [b, n, mlp_dim], and attention's.
@@ -32,9 +37,7 @@ def make_norm(config: VitConfig, name: str) -> nn.Module:
         return nn.RMSNorm(
             epsilon=config.ln_eps, dtype=config.dtype, use_fast_variance=False, name=name
         )
-    return nn.LayerNorm(
-        epsilon=config.ln_eps, dtype=config.dtype, use_fast_variance=False, name=name
-    )
+    return LayerNorm(config.ln_eps, config.dtype, name=name)
 
 
 def drop_path(
@@ -67,17 +70,20 @@ class Mlp(nn.Module):
                 kernel_init=nn.initializers.xavier_uniform(),
                 bias_init=nn.initializers.normal(stddev=1e-6),
                 dtype=config.dtype,
+                dot_general=project,
                 name=name,
             )
 
         def activation(x):
             if config.mlp in ("silu", "swiglu"):
                 return nn.silu(x)
-            return nn.gelu(x, approximate=config.gelu == "tanh")
+            return gelu(x, config.gelu == "tanh")
 
         hidden = constrain(dense(config.mlp_dim, "fc1")(x), BATCH, None, "tensor")
+        hidden = checkpoint_name(hidden, "mlp_hidden")
         if config.gated:
             gate = constrain(dense(config.mlp_dim, "gate")(x), BATCH, None, "tensor")
+            gate = checkpoint_name(gate, "mlp_hidden")
             x = activation(gate) * hidden
         else:
             x = activation(hidden)
@@ -118,7 +124,7 @@ class Block(nn.Module):
             y_mlp = nn.Dropout(config.dropout, deterministic=not self.train)(y_mlp)
             x = x + self._drop_path(scale(y_attn + y_mlp), drop_rate)
         else:
-            x = x + self._drop_path(scale(y_attn), drop_rate)
+            x = checkpoint_name(x + self._drop_path(scale(y_attn), drop_rate), "residual")
             y_mlp, hidden = mlp(make_norm(config, "norm2")(x))
             y_mlp = nn.Dropout(config.dropout, deterministic=not self.train)(y_mlp)
             scale_mlp = self._layer_scale("scale2")
@@ -146,20 +152,34 @@ class Block(nn.Module):
         return drop_path(y, drop_rate, self.make_rng("dropout"))
 
 
+def _blocks_per_iteration(config: Any) -> int:
+    """Returns the number of blocks in an iteration of the scan.
+
+    What a scan keeps for the backward pass is copied into and out of stacked arrays, which takes a
+    CPU long beside a block. The compilation takes as long as that of so many blocks. Recomputation
+    needs the loop: XLA:CPU would merge it with the forward pass of the same iteration.
+    """
+    return _UNROLLED_ON_CPU if jax.default_backend() == "cpu" and config.remat == "none" else 1
+
+
 def run_blocks(
-    block: type[nn.Module], config: Any, settings: tuple[Any, ...], x: Float[Array, "b n width"]
+    module: nn.Module,
+    block: type[nn.Module],
+    settings: tuple[Any, ...],
+    x: Float[Array, "b n width"],
 ) -> tuple[Float[Array, "b n width"], dict[str, Array]]:
     """Applies all blocks in sequence, as submodules of the calling module.
 
     Args:
+      module: the calling module; its `config` has depth, stochastic_depth, scan and remat.
       block: class of modules (x, rate of stochastic depth) -> (x, {name: intermediate}).
-      config: with depth, stochastic_depth, scan and remat.
       settings: arguments of the constructor of `block`.
       x: input of the first block.
 
     Returns:
       The output of the last block, and each intermediate with a leading axis of depth.
     """
+    config: Any = module.config
     drop_rates = jnp.linspace(0.0, config.stochastic_depth, config.depth, dtype=jnp.float32)
     if config.remat != "none":
         # Inside a scan, common subexpressions of forward and backward pass cannot be merged anyway,
@@ -171,6 +191,7 @@ def run_blocks(
             variable_axes={"params": 0, PERTURBATIONS: 0, REGISTER_NEURONS: 0},
             split_rngs={"params": True, "dropout": True},
             length=config.depth,
+            unroll=1 if module.is_initializing() else _blocks_per_iteration(config),
         )(*settings, name="blocks")
         return blocks(x, drop_rates)
     captured_by_block = []
@@ -202,5 +223,5 @@ class Encoder(nn.Module):
         config = self.config
         if config.pre_norm:
             x = make_norm(config, "pre_norm")(x)
-        x, captured = run_blocks(Block, config, (config, train, tuple(capture)), x)
+        x, captured = run_blocks(self, Block, (config, train, tuple(capture)), x)
         return (make_norm(config, "norm")(x) if config.final_norm == "tokens" else x), captured

@@ -11,13 +11,13 @@ from vit_jax.errors import ConfigError
 from vit_jax.models.blocks import drop_path, run_blocks
 from vit_jax.models.classifier import Classifier
 from vit_jax.models.hooks import perturb
+from vit_jax.models.operations import LayerNorm, gelu, project
+from vit_jax.models.patches import embed_patches
 from vit_jax.parallel.constraints import BATCH, constrain
 
 
 def _norm(config, name):
-    return nn.LayerNorm(
-        epsilon=config.ln_eps, dtype=config.dtype, use_fast_variance=False, name=name
-    )
+    return LayerNorm(config.ln_eps, config.dtype, name=name)
 
 
 class MixerMlp(nn.Module):
@@ -29,9 +29,9 @@ class MixerMlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b m n"]) -> Float[Array, "b m n"]:
         config = self.config
-        y = nn.Dense(self.hidden, dtype=config.dtype, name="fc1")(x)
-        y = nn.gelu(y, approximate=config.gelu == "tanh")
-        return nn.Dense(x.shape[-1], dtype=config.dtype, name="fc2")(y)
+        y = nn.Dense(self.hidden, dtype=config.dtype, dot_general=project, name="fc1")(x)
+        y = gelu(y, config.gelu == "tanh")
+        return nn.Dense(x.shape[-1], dtype=config.dtype, dot_general=project, name="fc2")(y)
 
 
 class MixerBlock(nn.Module):
@@ -75,7 +75,7 @@ class MixerEncoder(nn.Module):
         self, x: Float[Array, "b n width"], *, train: bool, capture: Collection[str]
     ) -> tuple[Float[Array, "b n width"], dict[str, Array]]:
         config = self.config
-        x, captured = run_blocks(MixerBlock, config, (config, train, tuple(capture)), x)
+        x, captured = run_blocks(self, MixerBlock, (config, train, tuple(capture)), x)
         return _norm(config, "norm")(x), captured
 
 
@@ -103,15 +103,7 @@ class Mixer(Classifier[MixerConfig]):
         """See `Classifier.classify`. Raises ConfigError for parameters of another image size."""
         config = self.config
         self._check_params()
-        x = nn.Conv(
-            config.width,
-            config.patch_size,
-            strides=config.patch_size,
-            padding="VALID",
-            dtype=config.dtype,
-            name="embedding",
-        )(images)
-        x = x.reshape(x.shape[0], -1, config.width)
+        x = embed_patches(config)(images)
         intermediates = {"embed": x} if "embed" in capture else {}
         x, captured = MixerEncoder(config, name="encoder")(
             x, train=train, capture=[name for name in capture if name == "blocks"]

@@ -9,6 +9,7 @@ from vit_jax.config.model import VitConfig
 from vit_jax.models.blocks import CAPTURED, Encoder, make_norm
 from vit_jax.models.classifier import Classifier
 from vit_jax.models.heads import MapHead
+from vit_jax.models.patches import embed_patches
 from vit_jax.models.positions import sincos2d
 from vit_jax.models.resnet import Stem
 from vit_jax.parallel.constraints import BATCH, constrain
@@ -81,17 +82,7 @@ class Vit(Classifier[VitConfig]):
         """Embeds patches, positions and prefix tokens: [b, h, w, channels] -> [b, n, width]."""
         config = self.config
         x = images if config.stem is None else Stem(config.stem, config.dtype, name="stem")(images)
-        # A convolution with a stride of the kernel's size is a linear map of each patch.
-        x = nn.Conv(
-            config.width,
-            config.patch_size,
-            strides=config.patch_size,
-            padding="VALID",
-            use_bias=config.patch_bias,
-            dtype=config.dtype,
-            name="embedding",
-        )(x)
-        x = x.reshape(x.shape[0], -1, config.width)
+        x = embed_patches(config, use_bias=config.patch_bias)(x)
         if config.posemb == "sincos2d":  # Prefix tokens have no position in the grid.
             x = x + sincos2d(config.grid, config.width).astype(x.dtype)
         prefix = []

@@ -1,0 +1,246 @@
+"""Operations with backward passes of their own, which keep and move less memory than autodiff's.
+
+Autodiff keeps six arrays for a GELU, six for a LayerNorm, and the attention matrix twice. These
+keep the input, and two numbers for each token (a mean and a scale, or a maximum and a sum); the
+backward pass computes the rest again in loops that the compiler fuses. Parameters are those of the
+plain forms; outputs and gradients, too, up to rounding, which tests measure against float64.
+
+Forward-mode differentiation (`jax.jvp`) is not defined for them.
+"""
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+# Names of the arrays that `remat="named"` keeps; see `vit_jax.models.blocks.REMAT`.
+KEPT = ("attention_inputs", "attention_output", "residual", "mlp_hidden")
+
+_SQRT_HALF = math.sqrt(0.5)
+_SQRT_2_PI = math.sqrt(
+    2 / math.pi
+)  # sqrt(2/pi) of the tanh approximation; its half is 1/sqrt(2 pi).
+_CUBIC = 0.044715
+
+
+@jax.custom_vjp
+def _matmul(x: Float[Array, "*rows k"], kernel: Float[Array, "k n"]) -> Float[Array, "*rows n"]:
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _matmul_forward(x, kernel):
+    return _matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(kept, dy):
+    x, kernel = kept
+    dx = jax.lax.dot_general(dy, kernel, (((dy.ndim - 1,), (1,)), ((), ())))
+    # The transpose of dy'x: XLA:CPU would copy x into its transpose for x'dy.
+    rows_x, rows_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    d_kernel = jax.lax.dot_general(rows_dy, rows_x, (((0,), (0,)), ((), ()))).T
+    return dx, d_kernel
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def project(
+    x: Float[Array, "..."],
+    kernel: Float[Array, "..."],
+    dimension_numbers: Any,
+    precision: None = None,
+) -> Float[Array, "..."]:
+    """Contracts the last axes of x with the first of a kernel: the `dot_general` of dense layers.
+
+    Pass it as `dot_general=project` to `nn.Dense` and `nn.DenseGeneral`.
+
+    Args:
+      x: input.
+      kernel: in the dtype of x.
+      dimension_numbers: of `jax.lax.dot_general`: the last axes of x and the first of the kernel,
+        and no batch axes.
+      precision: None; JAX's default_matmul_precision sets it.
+    """
+    (axes, kernel_axes), batch = dimension_numbers
+    count = len(axes)
+    assert tuple(axes) == tuple(range(x.ndim - count, x.ndim)), "not the last axes"
+    assert tuple(kernel_axes) == tuple(range(count)) and batch == ((), ()) and precision is None
+    rows, features = x.shape[: x.ndim - count], kernel.shape[count:]
+    contracted = math.prod(kernel.shape[:count])
+    y = _matmul(x.reshape(*rows, contracted), kernel.reshape(contracted, -1))
+    return y.reshape(*rows, *features)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gelu(x: Float[Array, "..."], approximate: bool) -> Float[Array, "..."]:
+    """Returns x times the normal distribution function of x (Hendrycks and Gimpel, 1606.08415).
+
+    Computed in float32, returned in the dtype of x.
+
+    Args:
+      x: any shape.
+      approximate: take the paper's approximation by a tanh, as Google's models do.
+    """
+    wide = x.astype(jnp.float32)
+    if approximate:
+        cdf = 0.5 * (1 + jnp.tanh(_SQRT_2_PI * (wide + _CUBIC * wide**3)))
+    else:
+        # Three times as fast as jax.nn.gelu's erfc on CPUs, which is exact in the lower tail, too.
+        cdf = 0.5 * (1 + jax.lax.erf(wide * _SQRT_HALF))
+    return (wide * cdf).astype(x.dtype)
+
+
+def _gelu_forward(x, approximate):
+    return gelu(x, approximate), x
+
+
+def _gelu_backward(approximate, x, dy):
+    wide = x.astype(jnp.float32)
+    # Not in the terms of the forward pass: outside of a loop, XLA would keep those for this.
+    if approximate:
+        cdf = jax.nn.sigmoid(2 * _SQRT_2_PI * (wide + _CUBIC * wide**3))
+        inner = 2 * _SQRT_2_PI * (1 + 3 * _CUBIC * wide**2)
+        slope = cdf + wide * cdf * (1 - cdf) * inner
+    else:
+        density = 0.5 * _SQRT_2_PI * jnp.exp(-0.5 * wide**2)
+        slope = _normal_cdf(wide, density) + wide * density
+    return ((dy.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+def _normal_cdf(x: Float[Array, "..."], density: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the normal distribution function, from the density; its error is below 7.5e-8.
+
+    Abramowitz and Stegun 1964, 26.2.17. It shares the exponential with the density.
+    """
+    t = 1 / (1 + 0.2316419 * jnp.abs(x))
+    series = 1.330274429
+    for coefficient in (-1.821255978, 1.781477937, -0.356563782, 0.319381530):
+        series = series * t + coefficient
+    tail = density * t * series
+    return jnp.where(x > 0, 1 - tail, tail)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def layer_norm(
+    x: Float[Array, "*rows width"],
+    scale: Float[Array, " width"],
+    bias: Float[Array, " width"] | None,
+    epsilon: float,
+    dtype: str,
+) -> Float[Array, "*rows width"]:
+    """Normalises the last axis to mean 0 and variance 1 (Ba et al. 2016, 1607.06450), in float32.
+
+    The variance is the mean of squared deviations (two passes), as flax's without fast variance.
+
+    Args:
+      x: any dtype.
+      scale: multiplies the result.
+      bias: is added to it; None: nothing is.
+      epsilon: is added to the variance.
+      dtype: of the result.
+    """
+    return _layer_norm_forward(x, scale, bias, epsilon, dtype)[0]
+
+
+def _layer_norm_forward(x, scale, bias, epsilon, dtype):
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
+    inverse_std = jax.lax.rsqrt(variance + epsilon)
+    y = (wide - mean) * (inverse_std * scale)
+    y = y if bias is None else y + bias
+    return y.astype(dtype), (x, scale, bias, mean, inverse_std)
+
+
+def _layer_norm_backward(epsilon, dtype, kept, dy):
+    x, scale, bias, mean, inverse_std = kept
+    dy = dy.astype(jnp.float32)
+    normalised = (x.astype(jnp.float32) - mean) * inverse_std
+    rows = tuple(range(x.ndim - 1))
+    d = dy * scale
+    d_mean = d.mean(axis=-1, keepdims=True)
+    d_std = (d * normalised).mean(axis=-1, keepdims=True)
+    dx = inverse_std * (d - d_mean - normalised * d_std)
+    d_bias = None if bias is None else dy.sum(axis=rows)
+    return dx.astype(x.dtype), (dy * normalised).sum(axis=rows), d_bias
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` with its parameters, float32 `scale` and `bias`, as in `nn.LayerNorm`."""
+
+    epsilon: float
+    dtype: str
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+        width = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, width)
+        bias = self.param("bias", nn.initializers.zeros, width) if self.use_bias else None
+        return layer_norm(x, scale, bias, self.epsilon, self.dtype)
+
+
+def _batched_matmul(a, b, axis_a, axis_b):
+    """Contracts one axis of each of two arrays [b, h, ., .], in float32."""
+    dimensions = (((axis_a,), (axis_b,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _attend(
+    query: Float[Array, "b h q d"], key: Float[Array, "b h k d"], value: Float[Array, "b h k d"]
+) -> Float[Array, "b h q d"]:
+    return _attend_forward(query, key, value)[0]
+
+
+def _attend_forward(query, key, value):
+    query, key, value = (checkpoint_name(x, "attention_inputs") for x in (query, key, value))
+    logits = _batched_matmul(query, key, 3, 3)
+    largest = logits.max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    x = _batched_matmul((weights / total).astype(value.dtype), value, 3, 2)
+    x = x.astype(value.dtype)
+    # Not the logarithm of the sum, whose rounding would be multiplied by the largest logit.
+    x, largest, total = (checkpoint_name(x, "attention_output") for x in (x, largest, total))
+    return x, (query, key, value, x, largest, total)
+
+
+def _attend_backward(kept, dx):
+    query, key, value, x, largest, total = kept
+    weights = jnp.exp(_batched_matmul(query, key, 3, 3) - largest) / total
+    d_value = _batched_matmul(weights.astype(dx.dtype), dx, 2, 2)
+    # The sum of weights x d_weights over the keys, from the output (Dao et al. 2022, 2205.14135).
+    product = dx.astype(jnp.float32) * x.astype(jnp.float32)
+    d_weights = _batched_matmul(dx, value, 3, 3) - product.sum(axis=-1, keepdims=True)
+    d_logits = (weights * d_weights).astype(query.dtype)
+    d_query = _batched_matmul(d_logits, key, 3, 2)
+    d_key = _batched_matmul(d_logits, query, 2, 2)
+    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def attend(
+    query: Float[Array, "b q h d"], key: Float[Array, "b k h d"], value: Float[Array, "b k h d"]
+) -> Float[Array, "b q h d"]:
+    """Computes softmax(q k' / sqrt d) v, with the softmax in float32 (Vaswani 2017, 1706.03762).
+
+    The backward pass computes the weights again, from the inputs and the softmax's denominator. Heads come before tokens in all products: the matrices are contiguous, which takes
+    .6 of the time on CPUs.
+    """
+    query = query * (query.shape[-1] ** -0.5)
+    x = _attend(*(x.swapaxes(1, 2) for x in (query, key, value)))
+    return x.swapaxes(1, 2)
