@@ -77,7 +77,7 @@ class Mlp(nn.Module):
         def activation(x):
             if config.mlp in ("silu", "swiglu"):
                 return nn.silu(x)
-            return gelu(x, config.gelu == "tanh")
+            return gelu(x, approximate=config.gelu == "tanh")
 
         hidden = constrain(dense(config.mlp_dim, "fc1")(x), BATCH, None, "tensor")
         hidden = checkpoint_name(hidden, "mlp_hidden")

@@ -30,7 +30,7 @@ class MixerMlp(nn.Module):
     def __call__(self, x: Float[Array, "b m n"]) -> Float[Array, "b m n"]:
         config = self.config
         y = nn.Dense(self.hidden, dtype=config.dtype, dot_general=project, name="fc1")(x)
-        y = gelu(y, config.gelu == "tanh")
+        y = gelu(y, approximate=config.gelu == "tanh")
         return nn.Dense(x.shape[-1], dtype=config.dtype, dot_general=project, name="fc2")(y)
 
 

@@ -12,7 +12,7 @@ from vit_jax.models.operations import project
 def embed_patches(
     config: PatchConfig, *, use_bias: bool = True
 ) -> Callable[[Float[Array, "b height width channels"]], Float[Array, "b patches features"]]:
-    """Returns a function that maps images, or a feature map, to embedded patches in row-major order.
+    """Returns a function from images, or a feature map, to embedded patches in row-major order.
 
     Its kernel [height, width, channels, features] is that of a convolution whose stride is the
     kernel's size, which XLA computes in the same way but differentiates more slowly.
