@@ -21,7 +21,6 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from vit_jax.analysis import figures
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import validate
 from vit_jax.data.bad_examples import BadExamples
@@ -225,6 +224,8 @@ def _finish(observer: Observer, workdir: epath.Path, step: int) -> ExitCode:
     observer.watch.at("the curves")
     observer.writer.flush()
     if jax.process_index() == 0 and read_jsonl(workdir / "metrics.jsonl"):
+        from vit_jax.analysis import figures
+
         figures.curves(
             workdir / "metrics.jsonl",
             workdir / "curves.png",
