@@ -95,6 +95,9 @@ def train(
         )
         watch.at("the initial state")
         with clock.span("init"):
+            compiling = None  # XLA compiles the update while the state is made or read.
+            if not config.cache_features and total not in store.steps():
+                compiling = experiment.compile(program)
             state, loop_state, origin = _begin(experiment, program, store)
             if loop_state is not None:
                 clock.load_state_dict(loop_state.get("clock"))
@@ -163,7 +166,7 @@ def train(
                 watch.at("the compilation of the update")
                 # A function that is compiled ahead of time is never compiled again.
                 with clock.span("compile"), observer.progress.compiling():
-                    compiled = program.train_step.lower(state, batch, stop).compile()
+                    compiled = (compiling or experiment.compile(program)).result()
             watch.at(f"update {step + 1}")
             with clock.span("step"), observer.profiler.step(step):
                 state, metrics = compiled(state, batch, stop)
@@ -200,7 +203,7 @@ def _begin(
         experiment.config,
         store,
         program.init,
-        program.layout,
+        program.shapes,
         experiment.model_config,
         experiment.mesh,
     )
