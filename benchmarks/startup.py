@@ -54,10 +54,10 @@ class Seconds:
 
 
 def imports_of(verb: str) -> str:
-    """Returns the import statements of a command: of its module, and of its `main`."""
+    """Returns the imports of a command: its module, and what its `main` imports in any case."""
     tree = ast.parse((ROOT / "vit_jax" / f"{verb}.py").read_text())
     (main,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main")
-    inside = [n for n in ast.walk(main) if isinstance(n, ast.Import | ast.ImportFrom)]
+    inside = [n for n in main.body if isinstance(n, ast.Import | ast.ImportFrom)]
     return "\n".join([f"import vit_jax.{verb}", *map(ast.unparse, inside)])
 
 

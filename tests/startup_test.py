@@ -13,7 +13,7 @@ LARGE = (
     "grain", "matplotlib", "orbax", "pandas", "scipy.stats", "sklearn", "tensorflow",
     "tensorflow_datasets",
 )  # fmt: skip
-USES_ORBAX = ("train", "sweep")  # Every run has a store of checkpoints.
+USES_ORBAX = ("train",)  # Every run has a store of checkpoints.
 
 
 @pytest.mark.medium

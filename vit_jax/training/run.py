@@ -95,9 +95,10 @@ def train(
         )
         watch.at("the initial state")
         with clock.span("init"):
-            compiling = None  # XLA compiles the update while the state is made or read.
-            if not config.cache_features and total not in store.steps():
-                compiling = experiment.compile(program)
+            # XLA compiles the update while a random state is made. A checkpoint may be refused,
+            # and the process would not end before XLA does.
+            others = config.init_from, config.resume, config.cache_features
+            compiling = None if store.steps() or any(others) else experiment.compile(program)
             state, loop_state, origin = _begin(experiment, program, store)
             if loop_state is not None:
                 clock.load_state_dict(loop_state.get("clock"))
