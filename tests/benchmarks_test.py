@@ -19,6 +19,7 @@ from benchmarks import (
     scaling_published,
     scaling_rules,
     seeds,
+    startup,
     transfer,
 )
 from tests.conftest import ROOT
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.medium
 
 TESTED = {
     "analysis", "checkpointing", "loading", "prediction", "scaling_fits", "scaling_lack_of_fit",
-    "scaling_optimistix", "scaling_published", "scaling_rules", "seeds", "transfer",
+    "scaling_optimistix", "scaling_published", "scaling_rules", "seeds", "startup", "transfer",
 }  # fmt: skip
 # By numerics_test.py.
 TESTED |= {"numerics", "numerics_cases", "numpy_gradients", "numpy_optimizers"}
@@ -138,6 +139,21 @@ def test_seeds(tmp_path, monkeypatch):
     monkeypatch.setattr(seeds, "train", train_on_one)
     assert 0 <= seeds.accuracy(small_config(), 0, tmp_path) <= 1
     assert (tmp_path / "seed0" / "checkpoints" / "12").is_dir()
+
+
+@pytest.mark.slow
+def test_startup(monkeypatch):
+    sizes = {"width": 32, "depth": 1, "mlp_dim": 32, "num_heads": 2}
+    small = [f"--config.model.{key}={value}" for key, value in sizes.items()]
+    monkeypatch.setitem(startup.CONFIGS, "small", ("--config=quickstart", *small))
+    measured, lines = startup.measure(1, ["small"], ["runs"], [ROOT])
+    names = [
+        "import jax",
+        "imports of runs",
+        *(f"first update of small, {s}" for s in ("cold", "warm")),
+    ]
+    assert list(measured) == names and startup.table(measured).count("\n") == 5
+    assert "programs: 0 from the cache" in lines[0] and lines[2].endswith(" 0 not")
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ def test_the_lines_of_a_run(tmp_path, capsys):
     assert out.startswith(f"{model}26,538 parameters, ")
     assert re.search(r"^devices 1 x cpu \(data 1 .*\), 1 process$", out, re.M)
     assert re.search(r"^run     12 steps of 16 images, 0.1331 epochs$", out, re.M)
+    assert re.search(r"^cache   compiled programs in \S+ \(off: JAX_ENABLE_\S+=false\)$", out, re.M)
     few = (
         "few     12 updates can hardly train a model: for more, lower --config.batch_size or raise"
     )
@@ -115,10 +116,12 @@ def test_the_default_is_a_folder_of_the_user_and_jax_settings_go_before(user_cac
     assert folder.startswith(str(user_cache)) and os.listdir(folder) == []
     assert jax.config.jax_compilation_cache_dir == folder
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0
+    assert f" {folder} " in compilation.describe_compilation_cache()
     for value in ("/elsewhere", None):
         jax.config.update("jax_compilation_cache_dir", value)
         compilation.enable_compilation_cache("auto" if value else "")
         assert jax.config.jax_compilation_cache_dir == value
+        assert bool(compilation.describe_compilation_cache()) == bool(value)
 
 
 def test_a_folder_that_cannot_be_used_is_a_note(user_cache, caplog):

@@ -61,6 +61,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     from vit_jax.inference.evaluate import evaluate
     from vit_jax.inference.progress import ProgressBar
     from vit_jax.parallel import processes
+    from vit_jax.parallel.compilation import enable_user_compilation_cache
     from vit_jax.pretrained.formats.hints import parse_hints
 
     checkpoint = _one_of(values, "checkpoint", "workdir")
@@ -75,6 +76,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     if out is not None:  # Not after hours of evaluation.
         with storage.reported(ConfigError, f"--out={out} cannot be made"):
             storage.check_folder(out)
+    enable_user_compilation_cache()
     processes.start()
     with ProgressBar() as progress:
         evaluation = evaluate(

@@ -78,7 +78,6 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Runs the sweep."""
     import jax
 
-    from vit_jax.sweeps.dry_run import dry_run
     from vit_jax.sweeps.plan import plan_runs
     from vit_jax.sweeps.run import select, sweep
     from vit_jax.sweeps.table import collect
@@ -111,6 +110,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         invalid=invalid if values.dry_run else None,
     )
     if values.dry_run:
+        from vit_jax.sweeps.dry_run import dry_run
+
         names = select([*(run.name for run in runs), *invalid], values.only)
         dry_run(
             [run for run in runs if run.name in names],

@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from vit_jax.analysis.cell_texts import cell_texts
-from vit_jax.analysis.overlay import overlay
 from vit_jax.analysis.runs import Point, Run, read_runs
 from vit_jax.config import CLASSIFICATION_METRICS
 from vit_jax.telemetry.progress import format_duration
@@ -115,6 +114,8 @@ def compare_runs(
     """
     runs = read_runs(workdirs)
     if out is not None:
+        from vit_jax.analysis.overlay import overlay
+
         overlay(runs, out)
     evaluated = list(dict.fromkeys(name for run in runs for name in run.evaluated))
     return Comparison(

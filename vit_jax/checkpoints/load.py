@@ -12,7 +12,6 @@ from ml_collections import FrozenConfigDict
 
 from vit_jax import storage
 from vit_jax.checkpoints.faults import differences
-from vit_jax.checkpoints.store import Store
 from vit_jax.config import validate
 from vit_jax.errors import CheckpointError, did_you_mean
 from vit_jax.models import ModelConfig, param_shapes, read_section
@@ -38,6 +37,8 @@ def locate(path: epath.PathLike) -> Location:
       CheckpointError: the path is neither of these, or the run has no checkpoint yet.
       ConfigError: the path is invalid.
     """
+    from vit_jax.checkpoints.store import Store
+
     path = storage.absolute(storage.as_path(path))
     if path.name.isdigit() and path.parent.name == workdirs.CHECKPOINTS:
         workdir, step = path.parent.parent, int(path.name)
@@ -128,6 +129,8 @@ def _check_model(run: TrainedModel) -> None:
 
 def load_params(location: Location, *, mesh: Mesh) -> PyTree:
     """Reads the averaged parameters of a checkpoint, or the trained ones if it has no average."""
+    from vit_jax.checkpoints.store import Store
+
     with Store(location.workdir / workdirs.CHECKPOINTS, read_only=True) as store:
         item = "ema" if jax.tree.leaves(store.shapes(location.step, "ema")) else "params"
         shapes = store.shapes(location.step, item)

@@ -12,8 +12,8 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Sharding
@@ -22,6 +22,9 @@ from ml_collections import FrozenConfigDict
 
 from vit_jax.data.blocks import BadRow, Blocks, RowBlock
 from vit_jax.errors import DataError, LostError, VitJaxError
+
+if TYPE_CHECKING:
+    import grain
 
 Batch = dict[str, jax.Array]
 
@@ -230,7 +233,7 @@ def _produce(
     output: queue.Queue,
     stop: threading.Event,
     blocks: Blocks,
-    load: Callable[[], grain.DatasetIterator[RowBlock]],
+    load: Callable[[], "grain.DatasetIterator"],
     to_devices: Callable[[dict[str, np.ndarray]], Batch],
 ) -> None:
     """Body of the thread: puts (batch, its bad rows), and at the end None or an exception."""
@@ -253,8 +256,10 @@ def _produce(
         put(error)
 
 
-def _load(blocks: Blocks, options: LoaderOptions) -> grain.DatasetIterator[RowBlock]:
+def _load(blocks: Blocks, options: LoaderOptions) -> "grain.DatasetIterator":
     """Starts to load the blocks, in threads of this process or of worker processes."""
+    import grain
+
     workers, threads = min(options.workers, len(blocks)), options.threads
     ahead = _BLOCKS_AHEAD if workers else options.prefetch * blocks.per_batch
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))

@@ -86,6 +86,12 @@ class ExampleLoader:
             )
 
 
+def row_specs(template: dict[str, np.ndarray]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Returns shape and dtype of a row of each array of a batch, given an example."""
+    specs = {key: (array.shape, array.dtype) for key, array in template.items()}
+    return specs | {"weight": ((), np.dtype(np.float32))}
+
+
 class Blocks:
     """The blocks of all batches, by number: a random access data source for Grain.
 
@@ -112,9 +118,7 @@ class Blocks:
         """
         self.rows = rows
         self._load, self._assign = load, assign
-        # Shape and dtype of a row of each array.
-        self._specs = {key: (array.shape, array.dtype) for key, array in template.items()}
-        self._specs["weight"] = ((), np.dtype(np.float32))
+        self._specs = row_specs(template)
         self.per_batch = math.ceil(len(rows) / BLOCK_ROWS)
         self._num_batches = sys.maxsize // self.per_batch if num_batches is None else num_batches
 

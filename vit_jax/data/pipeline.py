@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Callable
 
+import jax
 import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Int64
@@ -18,7 +19,7 @@ from jaxtyping import Int64
 from vit_jax.data import order
 from vit_jax.data.base import Source
 from vit_jax.data.batches import IF_FEW_ARE_BAD, Batches, LoaderOptions
-from vit_jax.data.blocks import PADDING, Blocks, ExampleLoader, Ids, Transform
+from vit_jax.data.blocks import PADDING, Blocks, ExampleLoader, Ids, Transform, row_specs
 from vit_jax.errors import ConfigError, DataError
 
 _MAX_TRIED = 1000  # Give up when this many leading examples are bad.
@@ -84,6 +85,26 @@ def train_batches(
         options=options.resolved(images=steps * len(rows), pixels=blocks.pixels),
         on_bad=on_bad and (lambda batch, bad: on_bad(start_step + batch, *bad)),
     )
+
+
+def batch_shapes(
+    source: Source,
+    transform: Transform,
+    *,
+    batch_size: int,
+    sharding: Sharding,
+    skip_bad: bool,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of the arrays of `train_batches`, with their shardings.
+
+    Raises:
+      DataError: as `first_example`.
+    """
+    example = first_example(ExampleLoader(source, transform, 0), skip_bad=skip_bad)
+    return {
+        key: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+        for key, (shape, dtype) in row_specs(example).items()
+    }
 
 
 def eval_batches(

@@ -1,8 +1,7 @@
 """Confidence intervals of accuracies."""
 
 import math
-
-from scipy.stats import norm
+import statistics
 
 LEVEL = 0.95
 
@@ -22,7 +21,7 @@ def wilson(hits: int, count: int, *, level: float = LEVEL) -> tuple[float, float
     """
     if not count:
         return 0.0, 1.0
-    z = float(norm.ppf((1 + level) / 2))
+    z = statistics.NormalDist().inv_cdf((1 + level) / 2)
     share = hits / count
     centre = share + z**2 / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))

@@ -13,9 +13,6 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from vit_jax import storage
-from vit_jax.analysis import figures
-from vit_jax.analysis.accuracy_by_class import class_accuracy
-from vit_jax.analysis.confusion_matrix import confusion
 from vit_jax.errors import DataError
 from vit_jax.evals import fewshot as fewshot_protocol
 from vit_jax.evals.classification import TOP
@@ -52,6 +49,9 @@ def write(evaluation: Evaluation, folder: epath.PathLike | None = None) -> epath
     Raises:
       DataError: the folder cannot be written.
     """
+    from vit_jax.analysis.accuracy_by_class import class_accuracy
+    from vit_jax.analysis.confusion_matrix import confusion
+
     folder = storage.as_path(evaluation.folder if folder is None else folder, name="folder")
     if jax.process_index() != 0:
         return folder
@@ -83,6 +83,8 @@ def _subject(evaluation: Evaluation) -> tuple[str, str]:
 
 
 def _write_pictures(pictures: Pictures, folder: epath.Path, *, samples: bool) -> None:
+    from vit_jax.analysis import figures
+
     images, labels = _images(pictures)
     names = pictures.class_names
     path = folder / "predictions.png"
@@ -239,6 +241,8 @@ def _metric_lines(evaluation: Evaluation) -> list[str]:
 
 
 def _worst_lines(result: Result) -> list[str]:
+    from vit_jax.analysis import figures
+
     report = result.report
     (present,) = np.nonzero(report.class_count)
     order = present[np.argsort(report.class_accuracy[present], kind="stable")][:_SHOWN_CLASSES]

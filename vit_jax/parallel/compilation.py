@@ -15,7 +15,7 @@ from vit_jax import storage
 from vit_jax.errors import ConfigError
 from vit_jax.telemetry import notes
 
-_CACHE_DIR = "jax_compilation_cache_dir"
+_CACHE_DIR, _IS_ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
 AUTO = "auto"  # The value of config.log.compilation_cache for the user's cache folder.
 _LARGEST_CACHE = 2 * 2**30  # Bytes of all programs in the user's cache folder.
 
@@ -69,6 +69,17 @@ def enable_user_compilation_cache() -> None:
         jax.config.update(_CACHE_DIR, str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def describe_compilation_cache() -> str:
+    """Returns a line on the folder of compiled programs and how to turn it off; "" if it is off."""
+    folder = getattr(jax.config, _CACHE_DIR)
+    if not folder or not getattr(jax.config, _IS_ENABLED):
+        return ""
+    home = os.path.expanduser("~") + os.sep
+    if folder.startswith(home):
+        folder = f"~{os.sep}{folder.removeprefix(home)}"
+    return f"compiled programs in {folder} (off: JAX_ENABLE_COMPILATION_CACHE=false)"
 
 
 def _limit_size(user_cache: pathlib.Path) -> None:

@@ -5,12 +5,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import matplotlib
 import numpy as np
 from etils import epath
 
 from vit_jax import storage
-from vit_jax.analysis import figures
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.scaling import page as pages
 from vit_jax.scaling.method import Method
@@ -135,6 +133,10 @@ def write(answered: Study, out: epath.PathLike, *, command: str) -> str:
     Raises:
       ConfigError: `out` cannot be written.
     """
+    import matplotlib
+
+    from vit_jax.analysis import figures
+
     out, result, plots = epath.Path(out), answered.result, answered.figures()
     with matplotlib.rc_context(figures.STYLE):  # It has the PNG's resolution.
         svgs = {name: figures.rendered(figure, "svg") for name, figure in plots.items()}

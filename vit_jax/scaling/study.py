@@ -6,17 +6,15 @@ table -> rows (query) -> groups -> a law for each (answer: selection for "auto",
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.figure import Figure
 
 import vit_jax
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.scaling import curves, optima, report
 from vit_jax.scaling.answer import Answer, answer, group_data
-from vit_jax.scaling.drawing import draw
 from vit_jax.scaling.entries import Json, doubt_beyond, ends, entry_of, intervals_of
 from vit_jax.scaling.expressions import with_computed
 from vit_jax.scaling.extrapolation import extrapolation
@@ -26,6 +24,9 @@ from vit_jax.scaling.intervals import Interval, band
 from vit_jax.scaling.query import Table, groups, matches, select
 from vit_jax.scaling.question import Question
 from vit_jax.scaling.summary import summary
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 _GRID = 120  # Number of points at which two laws are compared.
 
@@ -66,8 +67,10 @@ class Study:
     def __str__(self) -> str:
         return report.text(self.result)
 
-    def figures(self) -> dict[str, Figure]:
+    def figures(self) -> dict[str, "matplotlib.figure.Figure"]:
         """Draws the figures, by name."""
+        from vit_jax.scaling.drawing import draw
+
         return draw(self.answers, self.result["groups"], self.question)
 
     def params(self, **group: str) -> dict[str, Interval]:

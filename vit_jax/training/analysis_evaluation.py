@@ -13,7 +13,8 @@ from jaxtyping import PyTree
 
 from vit_jax import analysis
 from vit_jax.analysis.measures.encoder import Measured, measured, measured_config
-from vit_jax.analysis.measures.gram_matrices import MINIBATCH, Grams, minibatch_grams
+from vit_jax.analysis.measures.gram_matrices import MINIBATCH, minibatch_grams
+from vit_jax.analysis.measures.hsic import Grams
 from vit_jax.analysis.measures.images import BATCH_SIZE, Batch, ImageStream
 from vit_jax.analysis.measures.layer_similarity import LayerSimilarity, similarity_of
 from vit_jax.analysis.measures.registry import OVER_TRAINING

@@ -8,7 +8,7 @@ from functools import partial
 from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
-from vit_jax.analysis.measures.gram_matrices import Grams
+from vit_jax.analysis.measures.hsic import Grams
 from vit_jax.config import ANALYSIS, CLASSIFICATION
 from vit_jax.data import pipeline
 from vit_jax.data.base import Source
@@ -16,7 +16,6 @@ from vit_jax.data.blocks import ExampleLoader
 from vit_jax.data.sources import open_source
 from vit_jax.errors import ConfigError, DataError, did_you_mean
 from vit_jax.evals.evaluator import Evaluator
-from vit_jax.training.analysis_evaluation import AnalysisEvaluation
 
 TYPES = (CLASSIFICATION, ANALYSIS)
 
@@ -125,6 +124,8 @@ def build_evals(
 
         run = classify
         if config.evals[name].type == ANALYSIS:
+            from vit_jax.training.analysis_evaluation import AnalysisEvaluation
+
             run = AnalysisEvaluation.of(evaluator, name, source)
         evals[name] = Evaluation(every_steps[name], len(source), source.fingerprint, run)
     return evals

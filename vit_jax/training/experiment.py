@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import flax.linen as nn
@@ -30,12 +31,13 @@ from vit_jax.models import (
 )
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
+from vit_jax.parallel import processes
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.devices import peak_flops
 from vit_jax.telemetry.notes import note
 from vit_jax.training.evaluations import Evaluation, build_evals, open_splits
 from vit_jax.training.periods import Periods
-from vit_jax.training.state import TrainState, make_init, state_layout
+from vit_jax.training.state import TrainState, make_init, state_layout, with_shardings
 from vit_jax.training.update import make_train_step
 
 # An accuracy of fewer examples has a 95% interval of more than 4 points on either side.
@@ -48,13 +50,18 @@ class Program:
 
     Attributes:
       init: (key, params=None) -> the state before the first update; not jitted yet.
-      layout: the shardings of the state.
+      shapes: shape, dtype and sharding of each array of the state.
       train_step: (state, batch, stop) -> (state, metrics), jitted; donates the state.
     """
 
     init: Callable[..., TrainState]
-    layout: TrainState
+    shapes: TrainState
     train_step: Any
+
+    @property
+    def layout(self) -> TrainState:
+        """Returns the shardings of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
 
     @classmethod
     def of(
@@ -86,13 +93,42 @@ class Program:
             config.optim, param_shapes(model_config), schedule=schedule
         )
         init = make_init(config, module, tx)
-        layout = state_layout(jax.eval_shape(lambda: init(jax.random.key(0))), mesh)
+        # The key is described as the one of `starting_point`, so that JAX traces `init` once.
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=meshes.replicated(mesh))
+        shapes = jax.eval_shape(init, key)
+        layout = state_layout(shapes, mesh)
         train_step = jax.jit(
             make_train_step(config, head or module, tx, schedule),
             donate_argnums=0,
             out_shardings=(layout, meshes.replicated(mesh)),
         )
-        return cls(init, layout, train_step)
+        return cls(init, with_shardings(shapes, layout), train_step)
+
+    def compile(
+        self, batch: Mapping[str, jax.ShapeDtypeStruct], stop: jax.Array, *, mesh: Mesh
+    ) -> Future:
+        """Compiles the train step in a thread, and returns at once.
+
+        XLA needs Python's lock only at the beginning, so this process goes on with other work.
+
+        Args:
+          batch: shapes, dtypes and shardings of a batch.
+          stop: a flag as the train step will get it.
+          mesh: of the state and the batches.
+
+        Returns:
+          Its result is the compiled train step.
+        """
+
+        def compiled():
+            with jax.set_mesh(mesh):  # Each thread has its own.
+                return self.train_step.lower(self.shapes, batch, stop).compile()
+
+        executor = ThreadPoolExecutor(1, thread_name_prefix="compilation")
+        future = executor.submit(compiled)
+        executor.shutdown(wait=False)
+        return future
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +212,21 @@ class Experiment:
             flops_per_example=update_flops_per_image(self.model_config, self.config),
             peak_flops=peak_flops(self.mesh.devices.flat[0].device_kind),
         )
+
+    def compile(self, program: Program) -> Future:
+        """Begins to compile the train step of a program of this run; see `Program.compile`.
+
+        Raises:
+          DataError: the first example is bad.
+        """
+        batch = pipeline.batch_shapes(
+            self.source,
+            self.transform,
+            batch_size=self.config.batch_size,
+            sharding=meshes.batch_sharding(self.mesh),
+            skip_bad=self.config.data.on_bad == "skip",
+        )
+        return program.compile(batch, processes.flag_array(False, self.mesh), mesh=self.mesh)
 
     def batches(
         self, start: int, *, on_bad: Callable[[int, int, int, str], None] | None

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax import storage
-from vit_jax.analysis.measures.gram_matrices import Grams, cka
+from vit_jax.analysis.measures.hsic import Grams, cka
 from vit_jax.errors import DataError
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.telemetry.notes import note

@@ -25,6 +25,7 @@ from vit_jax.models import (
 )
 from vit_jax.models.attention import current_platform, resolve_backend
 from vit_jax.optim import frozen_mask, train_loss_difference
+from vit_jax.parallel.compilation import describe_compilation_cache
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.telemetry.progress import format_count
@@ -97,6 +98,8 @@ def describe(experiment: Experiment, *, start: int, origin: str = "") -> str:
         f"run     {format_count(total, 'step')} of {format_count(config.batch_size, 'image')}, "
         f"{total * config.batch_size / len(source):.4g} epochs{_rounded(experiment)}{begins}",
     ]
+    if cache := describe_compilation_cache():
+        lines.append(f"cache   {cache}")
     if origin:
         lines.insert(1, f"init    {origin}")
     if start < total < FEW_UPDATES:

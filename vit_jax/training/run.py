@@ -21,7 +21,6 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from vit_jax.analysis import figures
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import validate
 from vit_jax.data.bad_examples import BadExamples
@@ -96,6 +95,10 @@ def train(
         )
         watch.at("the initial state")
         with clock.span("init"):
+            # XLA compiles the update while a random state is made. A checkpoint may be refused,
+            # and the process would not end before XLA does.
+            others = config.init_from, config.resume, config.cache_features
+            compiling = None if store.steps() or any(others) else experiment.compile(program)
             state, loop_state, origin = _begin(experiment, program, store)
             if loop_state is not None:
                 clock.load_state_dict(loop_state.get("clock"))
@@ -164,7 +167,7 @@ def train(
                 watch.at("the compilation of the update")
                 # A function that is compiled ahead of time is never compiled again.
                 with clock.span("compile"), observer.progress.compiling():
-                    compiled = program.train_step.lower(state, batch, stop).compile()
+                    compiled = (compiling or experiment.compile(program)).result()
             watch.at(f"update {step + 1}")
             with clock.span("step"), observer.profiler.step(step):
                 state, metrics = compiled(state, batch, stop)
@@ -201,7 +204,7 @@ def _begin(
         experiment.config,
         store,
         program.init,
-        program.layout,
+        program.shapes,
         experiment.model_config,
         experiment.mesh,
     )
@@ -225,6 +228,8 @@ def _finish(observer: Observer, workdir: epath.Path, step: int) -> ExitCode:
     observer.watch.at("the curves")
     observer.writer.flush()
     if jax.process_index() == 0 and read_jsonl(workdir / "metrics.jsonl"):
+        from vit_jax.analysis import figures
+
         figures.curves(
             workdir / "metrics.jsonl",
             workdir / "curves.png",

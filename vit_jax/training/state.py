@@ -73,11 +73,20 @@ def state_layout(shapes: TrainState, mesh: Mesh) -> TrainState:
     )
 
 
+def with_shardings(shapes: TrainState, layout: TrainState) -> TrainState:
+    """Returns the shapes of a state with their shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        layout,
+    )
+
+
 def starting_point(
     config: FrozenConfigDict,
     store: Store,
     init: Callable[..., TrainState],
-    layout: TrainState,
+    targets: TrainState,
     model_config: ModelConfig,
     mesh: Mesh,
 ) -> tuple[TrainState, dict[str, Any] | None, str]:
@@ -87,13 +96,15 @@ def starting_point(
 
     Precedence: the work directory, then config.resume, then config.init_from, then random
     parameters.
+
+    Args:
+      config: the config of the run.
+      store: the checkpoints of its work directory.
+      init: see `make_init`.
+      targets: shape, dtype and sharding of each array of the state.
+      model_config: the config of its model.
+      mesh: the mesh of the state.
     """
-    key, _ = run_keys(config.seed)
-    targets = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(init, key),
-        layout,
-    )
     items = {"params": targets.params, "opt_state": targets.opt_state, "ema": targets.ema}
 
     restored = store.restore_newest(items)
@@ -107,11 +118,13 @@ def starting_point(
         if last_line is not None and type(last_line) is not int:
             raise CheckpointError(f"The checkpoint's last_line is {last_line!r:.80}, not a number.")
         return (
-            TrainState(step=jax.device_put(jnp.int32(step), layout.step), **arrays),
+            TrainState(step=jax.device_put(jnp.int32(step), targets.step.sharding), **arrays),
             loop_state,
             "",
         )
 
+    layout = jax.tree.map(lambda leaf: leaf.sharding, targets)
+    key, _ = run_keys(config.seed)
     state = jax.jit(init, out_shardings=layout)(key)
     if config.init_from:
         params, origin = inherit_params(config, model_config, state.params, mesh=mesh)

@@ -18,7 +18,8 @@ token_norms         norms of tokens before the final norm, and outliers among pa
 registers           moves outliers to a register that was not trained
 branch_norms        norms of the residual stream relative to what each branch adds
 layer_similarity    centred kernel alignment between the layers of one or two models
-gram_matrices       Gram matrices of the layers over minibatches, HSIC and CKA
+gram_matrices       Gram matrices of the layers over minibatches
+hsic                HSIC and CKA, from Gram matrices
 layer_probes        accuracy of a linear probe on each layer
 attention_maps      the attention of one image, from a query of choice
 explanations        what a model looked at in an image, by several methods

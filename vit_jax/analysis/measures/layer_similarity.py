@@ -13,13 +13,8 @@ from vit_jax.analysis import figures
 from vit_jax.analysis.measures.arguments import whole_number
 from vit_jax.analysis.measures.bootstrap import LEVEL, MeanOverImages
 from vit_jax.analysis.measures.encoder import Measured, measured
-from vit_jax.analysis.measures.gram_matrices import (
-    MINIBATCH,
-    POOLS,
-    cka_of,
-    hsic,
-    minibatch_grams,
-)
+from vit_jax.analysis.measures.gram_matrices import MINIBATCH, POOLS, minibatch_grams
+from vit_jax.analysis.measures.hsic import cka_of, hsic
 from vit_jax.analysis.measures.images import Images, open_images
 from vit_jax.analysis.measures.result import NamedArray, Result
 from vit_jax.analysis.outcomes import last_part

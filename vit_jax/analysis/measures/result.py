@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from etils import epath
-from matplotlib.figure import Figure
 
 from vit_jax import storage
-from vit_jax.analysis import figures
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.telemetry.progress import format_count
 
 if TYPE_CHECKING:
+    import matplotlib.figure
     import pandas
 
 # Axes whose positions are counted from 1 in tables, as in figures.
@@ -77,7 +76,7 @@ class Result(abc.ABC):
         """Returns the arrays by name; the first ones with equal axes are the table."""
 
     @abc.abstractmethod
-    def plot(self) -> Figure:
+    def plot(self) -> "matplotlib.figure.Figure":
         """Returns the figure, which a notebook shows."""
 
     def summary(self) -> dict[str, float]:
@@ -161,6 +160,8 @@ class Result(abc.ABC):
         Raises:
           DataError: a file cannot be written.
         """
+        from vit_jax.analysis import figures
+
         folder = storage.as_path(folder, name="folder")
         figure, arrays = self.plot(), io.BytesIO()
         values: dict[str, Any] = {name: array.values for name, array in self.arrays().items()}

@@ -3,7 +3,6 @@
 from etils import epath
 from ml_collections import FrozenConfigDict
 
-from vit_jax.checkpoints.store import Store
 from vit_jax.config import base_config, freeze
 from vit_jax.errors import CheckpointError
 from vit_jax.models.section import write_section
@@ -20,6 +19,8 @@ def write(pretrained: Pretrained, folder: epath.PathLike) -> None:
       CheckpointError: the outputs are not of classes.
       ConfigError: no config can describe the model, or the folder cannot be written.
     """
+    from vit_jax.checkpoints.store import Store
+
     labels = class_names(pretrained)
     dataset = {
         "name": f"{pretrained.format} checkpoint",
