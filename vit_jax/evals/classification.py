@@ -146,7 +146,10 @@ class Classification:
         if isinstance(sharding, NamedSharding):
             replicated = NamedSharding(sharding.mesh, PartitionSpec())
         if replicated not in self._jitted:
-            self._jitted[replicated] = jax.jit(self._step, out_shardings=replicated)
+            (platform, *_) = {device.platform for device in sharding.device_set}
+            self._jitted[replicated] = jax.jit(
+                self._step, out_shardings=replicated, compiler_options=compiler_options(platform)
+            )
         return self._jitted[replicated]
 
     def _step(self, params: Any, batch: Batch) -> dict[str, Array]:

@@ -16,6 +16,7 @@ from vit_jax.data.batches import Batches, LoaderOptions
 from vit_jax.data.blocks import Transform
 from vit_jax.evals.classification import Classification
 from vit_jax.models import ModelConfig, build
+from vit_jax.parallel.compilation import compiler_options
 from vit_jax.parallel.mesh import batch_sharding, replicated
 from vit_jax.telemetry.notes import warn
 
@@ -137,7 +138,8 @@ class Evaluator:
             }
             return jax.lax.with_sharding_constraint(values, replicated(self.mesh))
 
-        return jax.jit(outputs).lower(params, batch).compile()
+        options = compiler_options(self.mesh.devices.flat[0].platform)
+        return jax.jit(outputs, compiler_options=options).lower(params, batch).compile()
 
 
 def warn_of_bad(source: Source, example: int, message: str) -> None:

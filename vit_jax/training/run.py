@@ -28,7 +28,7 @@ from vit_jax.errors import ConfigError, ExitCode
 from vit_jax.optim import train_loss_difference
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
-from vit_jax.parallel.compilation import enable_compilation_cache
+from vit_jax.parallel.compilation import enable_compilation_cache, release_unused_memory
 from vit_jax.parallel.watch import Watch
 from vit_jax.rundir import extension, failure
 from vit_jax.rundir import workdir as workdirs
@@ -168,6 +168,7 @@ def train(
                 # A function that is compiled ahead of time is never compiled again.
                 with clock.span("compile"), observer.progress.compiling():
                     compiled = (compiling or experiment.compile(program)).result()
+                    release_unused_memory()
             watch.at(f"update {step + 1}")
             with clock.span("step"), observer.profiler.step(step):
                 state, metrics = compiled(state, batch, stop)
