@@ -23,6 +23,7 @@ from vit_jax.config import CLASSIFICATION_METRICS
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.evals.intervals import LEVEL, wilson
 from vit_jax.optim.losses import loss_by_name, probabilities
+from vit_jax.parallel.compilation import compiler_options
 
 _CALIBRATION_BINS = 15  # As in Guo et al. and most papers since.
 TOP = 5  # Of the accuracy top5, which is 1 with at most so many classes.

@@ -31,7 +31,6 @@ from vit_jax.models import (
 )
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
-from vit_jax.parallel import processes
 from vit_jax.parallel.compilation import compiler_options
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.devices import peak_flops
@@ -215,7 +214,7 @@ class Experiment:
             peak_flops=peak_flops(self.mesh.devices.flat[0].device_kind),
         )
 
-    def compile(self, program: Program) -> Future:
+    def compile(self, program: Program, stop: jax.Array) -> Future:
         """Begins to compile the train step of a program of this run; see `Program.compile`.
 
         Raises:
@@ -228,7 +227,7 @@ class Experiment:
             sharding=meshes.batch_sharding(self.mesh),
             skip_bad=self.config.data.on_bad == "skip",
         )
-        return program.compile(batch, processes.flag_array(False, self.mesh), mesh=self.mesh)
+        return program.compile(batch, stop, mesh=self.mesh)
 
     def batches(
         self, start: int, *, on_bad: Callable[[int, int, int, str], None] | None

@@ -87,6 +87,7 @@ def train(
         config, total = experiment.config, experiment.total_steps
         program = experiment.program()
         clock = experiment.clock()
+        flag = {value: processes.flag_array(value, mesh) for value in (False, True)}
 
         # --- The initial or restored state
         claim = _Claim(experiment, workdir)
@@ -98,7 +99,9 @@ def train(
             # XLA compiles the update while a random state is made. A checkpoint may be refused,
             # and the process would not end before XLA does.
             others = config.init_from, config.resume, config.cache_features
-            compiling = None if store.steps() or any(others) else experiment.compile(program)
+            compiling = (
+                None if store.steps() or any(others) else experiment.compile(program, flag[False])
+            )
             state, loop_state, origin = _begin(experiment, program, store)
             if loop_state is not None:
                 clock.load_state_dict(loop_state.get("clock"))
@@ -139,7 +142,6 @@ def train(
         stack.push(partial(failure.on_exit, workdir))  # A run that has begun keeps its error.
 
         # --- The loop: at the top of each turn, the state is the one after `step` updates
-        flag = {value: processes.flag_array(value, mesh) for value in (False, True)}
         step, stopping, pending, compiled = start, False, None, None
         stack.enter_context(jax.transfer_guard("disallow"))
         for step in range(start, total + 1):
@@ -167,7 +169,7 @@ def train(
                 watch.at("the compilation of the update")
                 # A function that is compiled ahead of time is never compiled again.
                 with clock.span("compile"), observer.progress.compiling():
-                    compiled = (compiling or experiment.compile(program)).result()
+                    compiled = (compiling or experiment.compile(program, stop)).result()
                     release_unused_memory()
             watch.at(f"update {step + 1}")
             with clock.span("step"), observer.profiler.step(step):
