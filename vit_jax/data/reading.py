@@ -5,12 +5,16 @@ import json
 import os
 import pathlib
 import stat
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from vit_jax.errors import DataError
 
 # About the size of the largest image that is decoded, as RGB (vit_jax.data.decode.MAX_PIXELS).
 MAX_BYTES = 256 * 2**20
+
+# Spans of a file with less between them are read at once. Headers and labels in tar files are less.
+_GAP_BYTES = 2**13
 
 # Faults of the machine or of a network file system, not of the file.
 _TRANSIENT = {
@@ -56,13 +60,49 @@ def read_file(path: str | os.PathLike[str], *, within: str = "") -> bytes:
     )
 
 
-def read_at(path: str, *, offset: int, length: int) -> bytes:
-    """Returns some bytes of a file.
+class Span(NamedTuple):
+    """Some bytes of a file."""
+
+    path: str
+    offset: int
+    length: int
+
+
+def read_spans(spans: Sequence[Span]) -> list[bytes]:
+    """Returns the bytes of each span; spans of a file that almost touch are read at once.
 
     Raises:
-      DataError: the file cannot be read, or ends before.
+      DataError: a file cannot be read, or ends before.
       OSError: it cannot be read now (`is_transient`).
     """
+    contents = [b""] * len(spans)
+    for group in _neighbours(spans):
+        first, last = spans[group[0]], spans[group[-1]]
+        data = _read_at(first.path, first.offset, last.offset + last.length - first.offset)
+        for i in group:
+            start = spans[i].offset - first.offset
+            contents[i] = data[start : start + spans[i].length]
+    return contents
+
+
+def _neighbours(spans: Sequence[Span]) -> list[list[int]]:
+    """Divides the indices of spans into groups that are each read at once, in ascending order."""
+    groups: list[list[int]] = []
+    end = -1
+    for i in sorted(range(len(spans)), key=lambda i: spans[i]):
+        path, offset, length = spans[i]
+        if groups and end <= offset <= end + _GAP_BYTES:
+            first = spans[groups[-1][0]]
+            if first.path == path and offset + length - first.offset <= MAX_BYTES:
+                groups[-1].append(i)
+                end = offset + length
+                continue
+        groups.append([i])
+        end = offset + length
+    return groups
+
+
+def _read_at(path: str, offset: int, length: int) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
             data = os.pread(file.fileno(), length, offset)
