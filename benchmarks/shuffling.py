@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from absl import app, flags
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from vit_jax.config import base_config, freeze
 from vit_jax.data import order
@@ -87,7 +87,6 @@ def run_config(epochs: float) -> FrozenConfigDict:
     c.model.pool, c.model.posemb, c.model.scan = "gap", "sincos2d", False
     c.optim.lr, c.optim.weight_decay, c.optim.clip_norm = 2e-3, 0.05, 1.0
     c.optim.schedule.warmup_percent = 0.1
-    c.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
     return freeze(c)
 
 

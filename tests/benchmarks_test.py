@@ -96,8 +96,8 @@ def test_pod_reading():
     single, grouped, chunked, no_lanes = pod_reading.PATTERNS
     slow = pod_reading.Storage(0.05)
     # A thread waits for the latency and 110 kB at 100 MB/s.
-    assert of(single, 16, slow).images_per_second == pytest.approx(4 / 0.0511, rel=0.01)
-    assert of(grouped, 16, slow).images_per_second == pytest.approx(32 * 4 / 0.0511, rel=0.01)
+    assert of(single, 16, slow).images_per_second == pytest.approx(4 / 0.0511, rel=0.03)
+    assert of(grouped, 16, slow).images_per_second == pytest.approx(32 * 4 / 0.0511, rel=0.03)
     result = of(chunked, 16, slow)
     assert result.requests_per_image == pytest.approx(1 / 64, rel=0.1)
     assert result.images_per_second > 10 * of(single, 16, slow).images_per_second
@@ -108,11 +108,12 @@ def test_pod_reading():
 
 @pytest.mark.slow
 def test_pod_reading_by_the_loader():
+    storage, size = pod_reading.Storage(0.03), {"hosts": 16, "threads": 8}
     for pattern in pod_reading.PATTERNS[:3]:
-        storage = pod_reading.Storage(0.03)
-        simulated = pod_reading.simulate(pattern, storage, hosts=16, threads=4).images_per_second
-        rate = pod_reading.loader_rate(pattern, storage, hosts=16, threads=4, images=2000)
-        assert 0.3 * simulated < rate < 1.5 * simulated
+        simulated = pod_reading.simulate(pattern, storage, **size).images_per_second
+        rate = pod_reading.loader_rate(pattern, storage, images=3000, **size)
+        # The upper bound is for what was read ahead when the timing began.
+        assert 0.2 * simulated < rate < 1.8 * simulated
 
 
 def test_shuffling():
