@@ -9,9 +9,10 @@ all requests of a host share its link. Nothing else takes time: the result is th
 allows, whatever decoding costs. Time is virtual, so the result does not depend on the machine. The
 sizes of records, bandwidths and latencies below are assumptions, not measurements of a service.
 
-Patterns: the global permutation, one record after the other or the 32 of a block at once
-(`__getitems__`); the two-level order, whose chunks are read by one request each and held until they
-are used; the same without lanes, where every host reads all chunks of the window.
+Patterns: the global permutation, one record after the other or the 32 of a block at once, by the
+threads of `vit_jax.data.reading.in_parallel`; the two-level order, whose chunks are read by one
+request each and held until they are used; the same without lanes, where every host reads all chunks
+of the window.
 
 --check compares with the loader itself: Grain's threads, blocks and chunk cache, on a source that
 sleeps. Results: benchmarks/README.md.
@@ -36,6 +37,7 @@ from vit_jax.data.blocks import BLOCK_ROWS, Blocks, ExampleLoader
 from vit_jax.data.chunk_cache import ChunkCache, held_examples
 from vit_jax.data.order import Chunks
 from vit_jax.data.pipeline import _training_examples
+from vit_jax.data.reading import READERS
 
 NUM_EXAMPLES, BATCH_SIZE, CHUNK, WINDOW = 1_281_167, 4096, 64, 8192
 _START = 100  # Step at which a simulation begins: in the middle of an epoch.
@@ -116,6 +118,7 @@ class Host:
         self.chunks = chunks_of(pattern)
         self.requests = self.records = self.images = self.held = self.most_held = 0
         self._link_free = self._next_request = self._now = 0.0
+        self._readers = [0.0] * READERS  # When each is free.
         self._bound = 0  # Of the examples held.
         self._ready: dict[int, float] = {}  # Chunk -> time at which it is there.
         self._unused: dict[int, set[int]] = {}
@@ -133,13 +136,15 @@ class Host:
     def finish(self, records: int) -> float:
         """Returns when a request of some records is answered; it begins now."""
         size = records * self.storage.record
-        start = max(self._next_request, self._now)
+        start = max(self._next_request, self._now, heapq.heappop(self._readers))
         self._next_request = start + 1 / self.storage.requests
         self._link_free = max(self._link_free, start) + size / self.storage.link
         self.requests += 1
         self.records += records
         alone = start + self.storage.latency + size / self.storage.connection
-        return max(alone, self._link_free + self.storage.latency)
+        end = max(alone, self._link_free + self.storage.latency)
+        heapq.heappush(self._readers, end)
+        return end
 
     def read(self, ids: list[int]) -> Iterator[Wait]:
         """Yields what a thread waits for while it reads a block."""

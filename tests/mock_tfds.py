@@ -21,9 +21,6 @@ class _Records:
     def __len__(self) -> int:
         return self._num_examples
 
-    def __getitems__(self, indices) -> list[dict]:
-        return [self[index] for index in indices]
-
     def __getitem__(self, index: int) -> dict:
         rng = np.random.default_rng(index)
         example = {}

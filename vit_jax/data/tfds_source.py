@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import storage
 from vit_jax.data.base import Example, Source, digest, split_name
-from vit_jax.data.reading import Span, is_transient
+from vit_jax.data.reading import Span, in_parallel, is_transient
 from vit_jax.data.shards import tfrecord
 from vit_jax.data.shards.index import open_index
 from vit_jax.errors import ConfigError, DataError, did_you_mean
@@ -246,8 +246,10 @@ class TfdsSource(Source):
         return self._example(record)
 
     def read(self, indices: Sequence[int]) -> list[Example]:
+        if not isinstance(self._records, _TfRecords):
+            return in_parallel(self.__getitem__, indices)
         with _reported():
-            records = self._records.__getitems__(list(indices))
+            records = self._records.__getitems__(indices)
         return [self._example(record) for record in records]
 
     def _example(self, record: dict) -> Example:

@@ -105,6 +105,8 @@ class WebDataset(Source):
     `vit_jax.data.shards.labels.class_ids` of all splits.
     """
 
+    reads_groups = True
+
     def __init__(
         self,
         where: str,
