@@ -26,7 +26,8 @@ _TRANSIENT = {
     errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH,
 }  # fmt: skip
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def is_transient(error: BaseException) -> bool:
