@@ -12,6 +12,7 @@ from benchmarks import (
     analysis,
     checkpointing,
     loading,
+    pod_reading,
     prediction,
     scaling_fits,
     scaling_lack_of_fit,
@@ -19,6 +20,7 @@ from benchmarks import (
     scaling_published,
     scaling_rules,
     seeds,
+    shuffling,
     startup,
     transfer,
 )
@@ -32,8 +34,9 @@ __all__ = ["small_idx"]  # A fixture.
 pytestmark = pytest.mark.medium
 
 TESTED = {
-    "analysis", "checkpointing", "loading", "prediction", "scaling_fits", "scaling_lack_of_fit",
-    "scaling_optimistix", "scaling_published", "scaling_rules", "seeds", "startup", "transfer",
+    "analysis", "checkpointing", "loading", "pod_reading", "prediction", "scaling_fits",
+    "scaling_lack_of_fit", "scaling_optimistix", "scaling_published", "scaling_rules", "seeds",
+    "shuffling", "startup", "transfer",
 }  # fmt: skip
 # By numerics_test.py.
 TESTED |= {"numerics", "numerics_cases", "numpy_gradients", "numpy_optimizers"}
@@ -85,6 +88,51 @@ def test_loading(tmp_path, case):
     assert 100_000 < size < 30_000_000
     # All of the eight devices that the tests have.
     assert set(loading.load(str(tmp_path), 8)) == {"bytes", "seconds"}
+
+
+def test_pod_reading():
+    def of(pattern, hosts, storage, threads=4):
+        return pod_reading.simulate(pattern, storage, hosts=hosts, threads=threads, windows=2)
+
+    single, grouped, chunked, no_lanes = pod_reading.PATTERNS
+    slow = pod_reading.Storage(0.05)
+    # A thread waits for the latency and 110 kB at 100 MB/s.
+    assert of(single, 16, slow).images_per_second == pytest.approx(4 / 0.0511, rel=0.03)
+    assert of(grouped, 16, slow).images_per_second == pytest.approx(32 * 4 / 0.0511, rel=0.03)
+    result = of(chunked, 16, slow)
+    assert result.requests_per_image == pytest.approx(1 / 64, rel=0.1)
+    assert result.images_per_second > 10 * of(single, 16, slow).images_per_second
+    assert of(no_lanes, 16, slow).bytes_per_image > 10 * result.bytes_per_image
+    few = pod_reading.Storage(0.05, requests=100)
+    assert of(grouped, 16, few).images_per_second == pytest.approx(100, rel=0.1)
+
+
+@pytest.mark.slow
+def test_pod_reading_by_the_loader():
+    storage, size = pod_reading.Storage(0.03), {"hosts": 16, "threads": 8}
+    for pattern in pod_reading.PATTERNS[:3]:
+        simulated = pod_reading.simulate(pattern, storage, **size).images_per_second
+        rate = pod_reading.loader_rate(pattern, storage, images=3000, **size)
+        # The upper bound is for what was read ahead when the timing began.
+        assert 0.2 * simulated < rate < 1.8 * simulated
+
+
+def test_shuffling():
+    data = {"batch_size": 64, "num_examples": 6400, "num_classes": 100, "batches": 10}
+    measured = [shuffling.classes_in_batches(of, **data)[0] for of in shuffling.orders([(16, 640)])]
+    uniform, chunked, none = measured
+    assert uniform == pytest.approx(1, abs=0.3) and none == pytest.approx(100)
+    assert chunked == pytest.approx(1 + 100 / 40, rel=0.5)
+
+
+@pytest.mark.slow
+def test_shuffling_by_accuracy():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10, dtype=np.int32), 100)
+    split = np.broadcast_to(labels[:, None, None, None] / 5 - 1, (1000, 28, 28, 1)), labels
+    images = (split[0] + 0.01 * rng.standard_normal(split[0].shape)).astype(np.float32)
+    trainer = shuffling.Trainer(shuffling.run_config(4.0), (images, labels), (images, labels))
+    assert trainer.accuracy(shuffling.Order("global"), seed=0) > 0.2
 
 
 def test_scaling_fits():

@@ -11,10 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
 from tests.data_sources_test import open_, open_fashion, small_idx
+from tests.fake_gcs import FakeGcs
+from vit_jax.data import reading
 from vit_jax.data.blocks import ExampleLoader
 from vit_jax.data.shards import index, rows, tfrecord
 from vit_jax.data.shards.labels import class_ids
@@ -355,6 +358,40 @@ def test_tfrecord(tmp_path, as_tfrecord):
     file.write_bytes(b"not a record")
     with pytest.raises(DataError, match="is not a TFRecord file, or is damaged, at byte 0"):
         opened("train")
+
+
+def test_neighbours_are_read_at_once(tmp_path, as_tfrecord, monkeypatch):
+    source = open_(source="tfds", name="fashion_mnist_idx", data_dir=str(tmp_path / "tfds"))
+    single = [source[i] for i in range(60)]
+    lengths = []
+    read_at = reading._read_at
+    monkeypatch.setattr(
+        reading, "_read_at", lambda *args: lengths.append(args[2]) or read_at(*args)
+    )
+    ids = [31, 8, 30, 9, 32, 58]
+    assert source.read(ids) == [single[i] for i in ids]
+    assert len(lengths) == 1  # The records between are smaller than a gap.
+    monkeypatch.setattr(reading, "_GAP_BYTES", 100)
+    assert source.read(ids) == [single[i] for i in ids]
+    assert len(lengths) == 1 + 3
+
+
+def test_array_record_reads_google_cloud_storage(tmp_path, small_idx, monkeypatch):
+    """By itself, without gcsfs; but no other store, and no address of a file."""
+    source = open_fashion(tmp_path, small_idx)
+    (file,) = (tmp_path / "tfds").rglob("*train.array_record-*")
+    with FakeGcs() as store:
+        store.put("data/train", file.read_bytes())
+        monkeypatch.setenv(
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT", store.environment["STORAGE_EMULATOR_HOST"]
+        )
+        remote = ArrayRecordDataSource("gs://bucket/data/train")
+        assert remote.__getitems__([59, 0]) == source._records.data_source.__getitems__([59, 0])
+        with pytest.raises(RuntimeError, match=r"NOT_FOUND|404|No such object"):
+            ArrayRecordDataSource("gs://bucket/data/none")
+    for address in (f"file://{file}", "s3://bucket/data/train"):
+        with pytest.raises(RuntimeError, match="No such file or directory"):
+            ArrayRecordDataSource(address)
 
 
 def test_fewer_records_than_prepared(tmp_path, as_tfrecord):

@@ -22,9 +22,18 @@ def run_of_ids(num_batches, *, batch_size, num_examples, seed=0):
 
 def reference_id(position, *, num_examples, seed):
     """The same permutation with Python's integers, one example at a time."""
-    epoch, x = divmod(position, num_examples)
-    keys = np.random.SeedSequence((seed, epoch)).generate_state(12, np.uint64).tolist()
-    bits = max(2, (num_examples - 1).bit_length())
+    epoch, index = divmod(position, num_examples)
+    return reference_permuted(index, num_examples, seed=(seed, epoch))
+
+
+def reference_permutation(size, *, seed):
+    return [reference_permuted(index, size, seed=seed) for index in range(size)]
+
+
+def reference_permuted(x, size, *, seed):
+    """The image of one index under the permutation of range(size)."""
+    keys = np.random.SeedSequence(seed).generate_state(12, np.uint64).tolist()
+    bits = max(2, (size - 1).bit_length())
     low_bits, modulus = bits // 2, 2**64
 
     def mix(value, key):
@@ -41,7 +50,7 @@ def reference_id(position, *, num_examples, seed):
             else:
                 low ^= mix(high, key) % 2**low_bits
         x = high * 2**low_bits + low
-        if x < num_examples:
+        if x < size:
             return x
 
 

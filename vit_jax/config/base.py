@@ -97,6 +97,10 @@ def base_config() -> ConfigDict:
     # If an example cannot be read, decoded or transformed: "error" ends the run and names it;
     # "skip" gives it weight 0, lists it in bad_examples.jsonl, and moves no other example.
     c.data.on_bad = "error"
+    # Examples in a chunk of the two-level order (vit_jax.data.chunked_order), which reads chunks of
+    # consecutive examples instead of single ones; 0: one permutation of all examples.
+    c.data.chunk = 0
+    c.data.window = 8192  # With chunk: examples, over all processes, from which a batch is drawn.
     # Loader processes; 0 loads in threads of the main process. -1: chosen from the cores and the
     # number of pixels to load, see vit_jax.data.batches.automatic_workers.
     c.data.workers = -1
@@ -221,6 +225,8 @@ _BOUNDS = {
     "data.test_fraction": Bounds(0, 1, low_open=True, high_open=True),
     "data.shots": Bounds(0),
     "data.examples": Bounds(0),
+    "data.chunk": Bounds(0),
+    "data.window": Bounds(1),
     "data.workers": Bounds(-1, 1024),
     "data.threads": Bounds(-1, 1024),
     "data.prefetch": Bounds(1, 1024),
@@ -262,6 +268,12 @@ def validate(config: ConfigDict | FrozenConfigDict) -> None:
     if config.data.shots and config.data.examples:
         raise ConfigError(
             "data.shots and data.examples are both set: keep one, and set the other to 0."
+        )
+    if config.data.window < config.data.chunk:
+        raise ConfigError(
+            f"data.window is {config.data.window:,}, less than data.chunk, {config.data.chunk:,}: "
+            "a window consists of whole chunks. Set it to a hundred chunks or more; with fewer a "
+            "batch is drawn from few places of the data."
         )
     for step in config.checkpoint.keep_steps:
         if type(step) is not int or step < 1:

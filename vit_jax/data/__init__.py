@@ -13,6 +13,8 @@ sources         opens a data set by its config: `open_source`
 locate          from what a user points to, to the keys of `config.data`: `locate_data`
 evaluated       the split of an evaluation: `open_split`
 order           which examples are in the batch of step t: `examples_at`
+  chunked_order   the two-level order: chunks, and examples within windows
+  permutation     a permutation of a range, at single indices
 decode          encoded images -> pixels
 transforms      crop, flip, normalise, ... as plain config data: `compose`, `OPS`
   op              base class of a transform
@@ -22,6 +24,7 @@ transforms      crop, flip, normalise, ... as plain config data: `compose`, `OPS
 pipeline        global batches on the mesh: `train_batches`, `eval_batches`
   batches         their iterator: prefetches blocks and transfers them to the devices
   blocks          loads examples in threads and worker processes
+  chunk_cache     reads whole chunks for the two-level order
   headers         finds broken files before a run begins: `check_headers`
   bad_examples    the report of skipped examples
 mixing          Mixup and CutMix, inside the jitted step: `mix`

@@ -29,6 +29,7 @@ class Source(abc.ABC):
       channels: of the stored images: 1 or 3. It is 3, the number after decoding, if images differ
         or have another format (palette, alpha, CMYK).
       multi_label: labels are multi-hot float32[num_classes] rather than one integer.
+      reads_groups: whether `read` is faster than reading one example after the other.
       divided_from: the number of examples of which `vit_jax.data.held_out` chose the split; 0: the
         data have splits of their own.
     """
@@ -38,6 +39,7 @@ class Source(abc.ABC):
     class_names: tuple[str, ...]
     channels: int = 3
     multi_label: bool = False
+    reads_groups: bool = False
     divided_from: int = 0
 
     @property
@@ -49,6 +51,13 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def __getitem__(self, index: int) -> Example: ...
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        """Returns several examples, at once where the storage allows it.
+
+        Raises as `__getitem__` does, if any of them is bad, without saying which.
+        """
+        return [self[index] for index in indices]
 
     def label(self, index: int) -> Any:
         """Returns the label of an example, without decoding its image."""

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import queue
 import signal
@@ -20,7 +21,7 @@ from jax.sharding import Sharding
 from jaxtyping import Int64
 from ml_collections import FrozenConfigDict
 
-from vit_jax.data.blocks import BadRow, Blocks, RowBlock
+from vit_jax.data.blocks import BLOCK_ROWS, BadRow, Blocks, RowBlock
 from vit_jax.errors import DataError, LostError, VitJaxError
 
 if TYPE_CHECKING:
@@ -81,6 +82,15 @@ class LoaderOptions:
         if threads == AUTOMATIC:
             threads = automatic_threads(cores=cores, workers=workers)
         return dataclasses.replace(self, workers=workers, threads=threads)
+
+    def rows_ahead(self, rows: int) -> int:
+        """Returns how many rows are loaded ahead, at most, in this process or in a worker.
+
+        Args:
+          rows: rows of the global batch that this process loads; no option is automatic.
+        """
+        in_batch = math.ceil(rows / BLOCK_ROWS)
+        return max(self.threads, self.prefetch * in_batch, _BLOCKS_AHEAD) * BLOCK_ROWS
 
 
 def _available_cores() -> int:

@@ -4,13 +4,14 @@ import dataclasses
 import math
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
 from vit_jax.data.base import Example, Source
+from vit_jax.data.chunk_cache import ChunkCache
 from vit_jax.data.reading import is_transient
 from vit_jax.errors import DataError, VitJaxError
 
@@ -36,14 +37,44 @@ class BadRow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ExampleLoader:
-    """Reads, checks and transforms one example."""
+    """Reads, checks and transforms one example.
+
+    Attributes:
+      source: the examples.
+      transform: applied to each.
+      seed: of its randomness.
+      cache: reads the examples of the two-level order; None: another order.
+    """
 
     source: Source
     transform: Transform
     seed: int
+    cache: ChunkCache | None = None
 
-    def __call__(self, i: int, *, epoch: int) -> dict[str, np.ndarray]:
+    def read(self, ids: Sequence[int]) -> list[Example | None]:
+        """Reads some examples, where that is faster at once; None: to be read by `__call__`.
+
+        Raises:
+          MemoryError, OSError: they cannot be read now (`vit_jax.data.reading.is_transient`).
+        """
+        if self.cache is None and not self.source.reads_groups:
+            return [None] * len(ids)
+        try:
+            return list((self.cache or self.source).read(ids))
+        except Exception as error:  # One of them is bad: `__call__` will name it.
+            if is_transient(error):
+                raise
+            return [None] * len(ids)
+
+    def __call__(
+        self, i: int, *, epoch: int, example: Example | None = None
+    ) -> dict[str, np.ndarray]:
         """Loads example `i`, with random numbers seeded by (seed, epoch, i).
+
+        Args:
+          i: the example.
+          epoch: in which it is used.
+          example: as read by `read`; None: it is read.
 
         Returns:
           {"image": [H,W,C], "label": i32[] or f32[K]}.
@@ -53,7 +84,8 @@ class ExampleLoader:
           MemoryError, OSError: it cannot be read now (`vit_jax.data.reading.is_transient`).
         """
         try:
-            example = self.source[i]
+            if example is None:
+                example = self.source[i]
             self._check_label(example["label"])
             example = self.transform(example, np.random.default_rng((self.seed, epoch, i)))
             image = np.asarray(example["image"])
@@ -138,18 +170,19 @@ class Blocks:
             key: np.zeros((len(rows), *shape), dtype) for key, (shape, dtype) in self._specs.items()
         }
         block["bad"] = []
+        examples = iter(self._load.read(ids[ids != PADDING].tolist()))
         for row, (i, epoch) in enumerate(zip(ids.tolist(), epochs.tolist(), strict=True)):
             if i == PADDING:
                 continue
             try:
-                self._fill(block, row, i, epoch)
+                self._fill(block, row, i, self._load(i, epoch=epoch, example=next(examples)))
             except DataError as error:
                 # Not an exception: Grain would add its own traceback to the message.
                 block["bad"].append(BadRow(int(rows[row]), i, str(error)))
         return block
 
-    def _fill(self, block: RowBlock, row: int, i: int, epoch: int) -> None:
-        example = self._load(i, epoch=epoch) | {"weight": np.ones((), np.float32)}
+    def _fill(self, block: RowBlock, row: int, i: int, example: dict[str, np.ndarray]) -> None:
+        example = example | {"weight": np.ones((), np.float32)}
         for key, (shape, dtype) in self._specs.items():
             array = example[key]
             if (array.shape, array.dtype) != (shape, dtype):

@@ -13,16 +13,21 @@ result is below that number ("cycle walking"; Black and Rogaway, "Ciphers with a
 domains", 2002). We implement it on 64-bit integers, with keys from a NumPy stream that is
 guaranteed never to change, because a later release must resume a run in the same order. A change of
 the results of this file changes every run.
+
+`vit_jax.data.chunked_order` permutes chunks of consecutive examples instead, for storage that reads
+long ranges faster than single examples.
 """
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Int64
 
-_ROUNDS = 12
+from vit_jax.data import chunked_order
+from vit_jax.data.chunked_order import Chunks
+from vit_jax.data.permutation import epoch_keys, permute
 
 
 def example_ids(
-    step: int, *, batch_size: int, num_examples: int, seed: int
+    step: int, *, batch_size: int, num_examples: int, seed: int, chunks: Chunks | None = None
 ) -> Int64[np.ndarray, "{batch_size}"]:
     """Returns the examples in the global batch of one step, row by row.
 
@@ -31,9 +36,10 @@ def example_ids(
       batch_size: examples in the global batch.
       num_examples: examples in the data set, at least 1.
       seed: of the order, not negative.
+      chunks: of the two-level order, for the same batch size; None: one global permutation.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
-    return examples_at(positions, num_examples=num_examples, seed=seed)[0]
+    return examples_at(positions, num_examples=num_examples, seed=seed, chunks=chunks)[0]
 
 
 def epochs(step: int, *, batch_size: int, num_examples: int) -> Int64[np.ndarray, "{batch_size}"]:
@@ -43,7 +49,11 @@ def epochs(step: int, *, batch_size: int, num_examples: int) -> Int64[np.ndarray
 
 
 def examples_at(
-    positions: Int64[np.ndarray, "n"], *, num_examples: int, seed: int
+    positions: Int64[np.ndarray, "n"],
+    *,
+    num_examples: int,
+    seed: int,
+    chunks: Chunks | None = None,
 ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
     """Returns the example and the epoch at each position of the infinite order.
 
@@ -51,49 +61,20 @@ def examples_at(
       positions: numbers of earlier examples.
       num_examples: examples in the data set, at least 1.
       seed: of the order, not negative.
+      chunks: of the two-level order; None: one global permutation.
 
     Returns:
       Examples in [0, num_examples), and epochs.
     """
     epoch, index = np.divmod(positions, num_examples)
     ids = np.empty_like(positions)
-    for e in np.unique(epoch):
+    for e in np.unique(epoch).tolist():
         is_in_epoch = epoch == e
-        keys = np.random.SeedSequence((seed, int(e))).generate_state(_ROUNDS, np.uint64)
-        ids[is_in_epoch] = _permute(index[is_in_epoch], size=num_examples, keys=keys)
-    return ids, epoch
-
-
-def _permute(
-    indices: Int64[np.ndarray, "n"], *, size: int, keys: UInt64[np.ndarray, "rounds"]
-) -> Int64[np.ndarray, "n"]:
-    """Maps indices by the permutation of range(size) that the keys define."""
-    bits = max(2, (size - 1).bit_length())
-    x = indices.astype(np.uint64)
-    walking = np.arange(len(x))
-    while len(walking):
-        x[walking] = _feistel(x[walking], low_bits=bits // 2, high_bits=bits - bits // 2, keys=keys)
-        walking = walking[x[walking] >= size]
-    return x.astype(np.int64)
-
-
-def _feistel(
-    x: UInt64[np.ndarray, "n"], *, low_bits: int, high_bits: int, keys: UInt64[np.ndarray, "rounds"]
-) -> UInt64[np.ndarray, "n"]:
-    """Feistel network: a keyed bijection of [0, 2**(low_bits + high_bits))."""
-    low_mask, high_mask = np.uint64((1 << low_bits) - 1), np.uint64((1 << high_bits) - 1)
-    low, high = x & low_mask, x >> np.uint64(low_bits)
-    for r, key in enumerate(keys):
-        if r % 2:
-            high = high ^ (_hash(low, key) & high_mask)
+        if chunks is None:
+            permuted = permute(index[is_in_epoch], size=num_examples, keys=epoch_keys(seed, e))
         else:
-            low = low ^ (_hash(high, key) & low_mask)
-    return high << np.uint64(low_bits) | low
-
-
-def _hash(x: UInt64[np.ndarray, "n"], key: np.uint64) -> UInt64[np.ndarray, "n"]:
-    """Returns SplitMix64's finaliser (Steele et al., 2014) of x XOR key."""
-    x = x ^ key
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+            permuted = chunked_order.permute_epoch(
+                positions[is_in_epoch], num_examples=num_examples, seed=seed, epoch=e, chunks=chunks
+            )
+        ids[is_in_epoch] = permuted
+    return ids, epoch

@@ -7,6 +7,7 @@ blocks: so a batch is the same for any number of processes, workers and threads,
 only the step.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from vit_jax.data import order
 from vit_jax.data.base import Source
 from vit_jax.data.batches import IF_FEW_ARE_BAD, Batches, LoaderOptions
 from vit_jax.data.blocks import PADDING, Blocks, ExampleLoader, Ids, Transform, row_specs
+from vit_jax.data.chunk_cache import ChunkCache, held_examples
+from vit_jax.data.order import Chunks
 from vit_jax.errors import ConfigError, DataError
 
 _MAX_TRIED = 1000  # Give up when this many leading examples are bad.
@@ -36,6 +39,7 @@ def train_batches(
     options: LoaderOptions,
     num_steps: int | None = None,
     on_bad: Callable[[int, int, int, str], None] | None = None,
+    chunks: Chunks | None = None,
 ) -> Batches:
     """Returns an infinite iterator of the training batches, from step `start_step` on.
 
@@ -56,6 +60,7 @@ def train_batches(
         read, decoded or transformed, in the process that owns the row (`batches.owned_rows`). The
         row is zero and has weight 0; nothing else changes. None: such an example ends the iteration
         with a DataError.
+      chunks: of the two-level order, for this batch size; None: one permutation of all examples.
 
     Returns:
       An iterator of {"image": f32[B,H,W,C], "label": i32[B] or f32[B,K], "weight": f32[B]}; weights
@@ -73,16 +78,21 @@ def train_batches(
         batch_size=batch_size,
         num_examples=len(source),
         seed=seed,
+        chunks=chunks,
     )
     load = ExampleLoader(source, transform, seed)
     template = first_example(load, skip_bad=on_bad is not None)
-    blocks = Blocks(load, assign, rows=rows, num_batches=None, template=template)
     steps = math.ceil(len(source) / batch_size) if num_steps is None else num_steps
+    pixels = math.prod(template["image"].shape[:2])
+    options = options.resolved(images=steps * len(rows), pixels=pixels)
+    if chunks is not None:
+        most = held_examples(chunks, rows=len(rows), ahead=options.rows_ahead(len(rows)))
+        load = dataclasses.replace(load, cache=ChunkCache(source, chunks.size, max_examples=most))
     return Batches(
-        blocks,
+        Blocks(load, assign, rows=rows, num_batches=None, template=template),
         batch_size=batch_size,
         sharding=sharding,
-        options=options.resolved(images=steps * len(rows), pixels=blocks.pixels),
+        options=options,
         on_bad=on_bad and (lambda batch, bad: on_bad(start_step + batch, *bad)),
     )
 
@@ -174,10 +184,17 @@ def local_rows(sharding: Sharding, *, batch_size: int) -> Int64[np.ndarray, "row
 
 
 def _training_examples(
-    batch: int, rows: Ids, *, start_step: int, batch_size: int, num_examples: int, seed: int
+    batch: int,
+    rows: Ids,
+    *,
+    start_step: int,
+    batch_size: int,
+    num_examples: int,
+    seed: int,
+    chunks: Chunks | None = None,
 ) -> tuple[Ids, Ids]:
     positions = (start_step + batch) * batch_size + rows
-    return order.examples_at(positions, num_examples=num_examples, seed=seed)
+    return order.examples_at(positions, num_examples=num_examples, seed=seed, chunks=chunks)
 
 
 def _evaluation_examples(

@@ -33,7 +33,7 @@ class Subset(Source):
         self._source, self._ids, self._fingerprint = source, ids, fingerprint
         self.name, self.split, self.channels = source.name, source.split, source.channels
         self.class_names, self.multi_label = source.class_names, source.multi_label
-        self.divided_from = source.divided_from
+        self.divided_from, self.reads_groups = source.divided_from, source.reads_groups
         self._new_label = None
         if classes is not None:
             self._new_label = {label: i for i, label in enumerate(classes)}
@@ -45,6 +45,10 @@ class Subset(Source):
     def __getitem__(self, index: int) -> Example:
         example = self._source[int(self._ids[index])]
         return {**example, "label": self._renumbered(example["label"])}
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        examples = self._source.read([int(self._ids[index]) for index in indices])
+        return [{**example, "label": self._renumbered(example["label"])} for example in examples]
 
     def label(self, index: int) -> Any:
         return self._renumbered(self._source.label(int(self._ids[index])))

@@ -8,7 +8,7 @@ TFRecord, has no random access: we make an index of the records. Images remain e
 import contextlib
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import storage
 from vit_jax.data.base import Example, Source, digest, split_name
-from vit_jax.data.reading import is_transient
+from vit_jax.data.reading import Span, in_parallel, is_transient
 from vit_jax.data.shards import tfrecord
 from vit_jax.data.shards.index import open_index
 from vit_jax.errors import ConfigError, DataError, did_you_mean
@@ -157,17 +157,26 @@ class _TfRecords:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
-        row = int(self._rows[index])
-        data = tfrecord.read_record(
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        records = tfrecord.read_records([self._span(int(self._rows[i])) for i in indices])
+        return [
+            self._features.deserialize_example_np(data, decoders=self._decoders) for data in records
+        ]
+
+    def _span(self, row: int) -> Span:
+        return Span(
             self._index.files[self._index.array("file")[row]],
-            offset=int(self._index.array("offset")[row]),
-            length=int(self._index.array("length")[row]),
+            int(self._index.array("offset")[row]),
+            int(self._index.array("length")[row]),
         )
-        return self._features.deserialize_example_np(data, decoders=self._decoders)
 
 
 class TfdsSource(Source):
     """One split of a data set that TFDS has prepared."""
+
+    reads_groups = True
 
     def __init__(
         self,
@@ -232,12 +241,18 @@ class TfdsSource(Source):
         return digest(super().fingerprint, *map(str, self._shards))
 
     def __getitem__(self, index: int) -> Example:
-        try:
+        with _reported():
             record = self._records[index]
-        except Exception as error:  # The reader and the parser raise many types.
-            if is_transient(error):
-                raise
-            raise DataError(f"This record cannot be read: {error}") from error
+        return self._example(record)
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        if not isinstance(self._records, _TfRecords):
+            return in_parallel(self.__getitem__, indices)
+        with _reported():
+            records = self._records.__getitems__(indices)
+        return [self._example(record) for record in records]
+
+    def _example(self, record: dict) -> Example:
         label = record[self._label_key]
         if self.multi_label:
             multi_hot = np.zeros(self.num_classes, np.float32)
@@ -250,6 +265,17 @@ class TfdsSource(Source):
             multi_hot[classes] = 1
             return {"image": record[self._image_key], "label": multi_hot}
         return {"image": record[self._image_key], "label": int(label)}
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """Turns errors of TFDS's reader and parser, which are of many types, into a DataError."""
+    try:
+        yield
+    except Exception as error:
+        if is_transient(error):
+            raise
+        raise DataError(f"This record cannot be read: {error}") from error
 
 
 def _open_records(builder: tfds.core.DatasetBuilder, split: str, decoders: dict) -> Any:

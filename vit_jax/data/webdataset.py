@@ -5,13 +5,14 @@ import glob
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.data.base import Example, Source, check_split, digest
 from vit_jax.data.held_out import TEST_FRACTION, undivided_rows
-from vit_jax.data.reading import MAX_BYTES, read_at
+from vit_jax.data.reading import MAX_BYTES, Span, read_spans
 from vit_jax.data.shards import tar
 from vit_jax.data.shards.index import open_index
 from vit_jax.data.shards.labels import class_ids
@@ -104,6 +105,8 @@ class WebDataset(Source):
     `vit_jax.data.shards.labels.class_ids` of all splits.
     """
 
+    reads_groups = True
+
     def __init__(
         self,
         where: str,
@@ -170,13 +173,20 @@ class WebDataset(Source):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        row = int(self._rows[index])
+        return self.read([index])[0]
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        images = read_spans([self._span(int(self._rows[index])) for index in indices])
+        return [
+            {"image": image, "label": self.label(index)}
+            for image, index in zip(images, indices, strict=True)
+        ]
+
+    def _span(self, row: int) -> Span:
         length = int(self._index.array("length")[row])
         if length > MAX_BYTES:
             raise DataError(f"The image has {length:,} bytes; at most {MAX_BYTES:,} are read.")
-        offset = int(self._index.array("offset")[row])
-        image = read_at(self._file(row), offset=offset, length=length)
-        return {"image": image, "label": self.label(index)}
+        return Span(self._file(row), int(self._index.array("offset")[row]), length)
 
     def label(self, index: int) -> int:
         return int(self._labels[index])

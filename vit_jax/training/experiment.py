@@ -18,6 +18,7 @@ from vit_jax.data.batches import Batches, LoaderOptions
 from vit_jax.data.blocks import Transform
 from vit_jax.data.headers import check_headers
 from vit_jax.data.image_folder import lower_root
+from vit_jax.data.order import Chunks
 from vit_jax.data.sources import open_source
 from vit_jax.data.subset import few_shot, random_subset
 from vit_jax.errors import ConfigError, DataError
@@ -247,6 +248,7 @@ class Experiment:
             sharding=meshes.batch_sharding(self.mesh),
             options=LoaderOptions.from_config(config.data),
             on_bad=on_bad,
+            chunks=Chunks.from_config(config),
         )
 
     def evals_due(self, step: int) -> list[str]:

@@ -52,7 +52,11 @@ def check_finite(
     if not broken:
         return
     ids = order.example_ids(
-        step - 1, batch_size=config.batch_size, num_examples=len(source), seed=config.seed
+        step - 1,
+        batch_size=config.batch_size,
+        num_examples=len(source),
+        seed=config.seed,
+        chunks=order.Chunks.from_config(config),
     )
     saved = store.steps()
     last_good = f"{store.folder / str(saved[-1])}" if saved else "none was saved yet"

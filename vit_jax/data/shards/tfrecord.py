@@ -5,12 +5,13 @@ masked CRC-32C of the data. Source: tensorflow/core/lib/io/record_writer.h.
 """
 
 import os
+from collections.abc import Sequence
 
 import google_crc32c
 import numpy as np
 import pyarrow as pa
 
-from vit_jax.data.reading import MAX_BYTES, read_at
+from vit_jax.data.reading import MAX_BYTES, Span, read_spans
 from vit_jax.errors import DataError
 
 _HEADER, _FOOTER = 12, 4  # In bytes.
@@ -54,17 +55,28 @@ def scan(path: str) -> pa.Table:
     return pa.table({"offset": np.array(offsets, np.int64), "length": np.array(lengths, np.int64)})
 
 
-def read_record(path: str, *, offset: int, length: int) -> bytes:
-    """Returns the data of a record.
+def read_records(spans: Sequence[Span]) -> list[bytes]:
+    """Returns the data of some records, of which neighbours are read at once.
+
+    Args:
+      spans: the data of each record, without its length and checksums.
 
     Raises:
-      DataError: the file cannot be read, or the data are damaged.
+      DataError: a file cannot be read, or the data are damaged.
       OSError: it cannot be read now (`is_transient`).
     """
-    if length > MAX_BYTES:
-        raise DataError(f"The record has {length:,} bytes; at most {MAX_BYTES:,} are read.")
-    data = read_at(path, offset=offset, length=length + _FOOTER)
-    data, crc = data[:length], data[length:]
-    if crc != _masked_crc(data):
-        raise DataError(f"The record at byte {offset:,} of {path} is damaged. Get the file again.")
-    return data
+    for span in spans:
+        if span.length > MAX_BYTES:
+            raise DataError(
+                f"The record has {span.length:,} bytes; at most {MAX_BYTES:,} are read."
+            )
+    with_crc = [span._replace(length=span.length + _FOOTER) for span in spans]
+    records = []
+    for span, data in zip(spans, read_spans(with_crc), strict=True):
+        data, crc = data[: span.length], data[span.length :]
+        if crc != _masked_crc(data):
+            raise DataError(
+                f"The record at byte {span.offset:,} of {span.path} is damaged. Get the file again."
+            )
+        records.append(data)
+    return records
