@@ -43,11 +43,10 @@ class DecodedCrop:
                 f'install "vit-jax[fast]". Without it, set data.decode={EXACT}: other pixels, so '
                 "another run."
             )
-        if self.crop.method not in simd_resize.METHODS or not self.crop.antialias:
+        if self.crop.method != "bilinear" or not self.crop.antialias:
             raise ConfigError(
                 f'data.decode is "{FAST}", which needs a random_resized_crop with antialias=True '
-                f"and method {' or '.join(simd_resize.METHODS)}. Change it, or set data.decode="
-                f"{EXACT}."
+                f"and method bilinear. Change it, or set data.decode={EXACT}."
             )
 
     def __call__(
@@ -61,5 +60,5 @@ class DecodedCrop:
             least=self.crop.size if self.is_fast else None,
         )
         if self.is_fast:
-            return simd_resize.resize(region, self.crop.size, method=self.crop.method)
+            return simd_resize.resize(region, self.crop.size)
         return self.crop.resize(region.pixels)

@@ -19,7 +19,7 @@ from vit_jax.data.decode import (
 
 # Top, left, height, width in pixels.
 Box = tuple[int, int, int, int]
-FractionalBox = tuple[float, float, float, float]
+FractionalBox = tuple[int | float, int | float, int | float, int | float]
 
 _DENOMINATORS = (8, 4, 2)  # Of the sizes at which JPEGs are decoded; 1: in full.
 

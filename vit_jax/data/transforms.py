@@ -129,7 +129,8 @@ class ComposedTransform:
             return self, None
         levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(self.shape[-1], axis=-1)
         try:
-            is_finite = np.isfinite(last(levels)).all()
+            with np.errstate(all="ignore"):
+                is_finite = np.isfinite(last(levels)).all()
         except ConfigError:  # Other channels: the transform says so, of an example.
             return self, None
         return (
