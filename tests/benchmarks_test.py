@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from benchmarks import (
     analysis,
     checkpointing,
+    input,
     loading,
     pod_reading,
     prediction,
@@ -34,7 +35,7 @@ __all__ = ["small_idx"]  # A fixture.
 pytestmark = pytest.mark.medium
 
 TESTED = {
-    "analysis", "checkpointing", "loading", "pod_reading", "prediction", "scaling_fits",
+    "analysis", "checkpointing", "input", "loading", "pod_reading", "prediction", "scaling_fits",
     "scaling_lack_of_fit", "scaling_optimistix", "scaling_published", "scaling_rules", "seeds",
     "shuffling", "startup", "transfer",
 }  # fmt: skip
@@ -54,6 +55,15 @@ def test_analysis():
     assert ratios["attention_distance"].median > 0
     peak = analysis.peak_mebibytes("attention_distance", "digits:test", 10, "mu/4", 8)
     assert 100 < peak < 4000
+
+
+def test_input(tmp_path):
+    scale = input.SCALES["toy"]
+    assert input.write(tmp_path, scale.files)["png"] > 100
+    exact = input.CASES[0]
+    assert input.run(exact, tmp_path, scale)["processor"] > 0
+    assert input.measure(exact, "", "", "toy") is None  # No TensorFlow.
+    assert "not measured" in input._cells([])
 
 
 @pytest.mark.slow

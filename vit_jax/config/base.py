@@ -94,6 +94,10 @@ def base_config() -> ConfigDict:
     # image_size.
     c.data.train_transforms = ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"})
     c.data.eval_transforms = ({"op": "decode"}, {"op": "resize"}, {"op": "value_range"})
+    # Of training images whose transforms begin with decode and random_resized_crop: "exact" gives
+    # Pillow's pixels; "fast" decodes JPEGs at a part of their size and resizes by SIMD, which needs
+    # the extra `fast` (see docs/training.md for the difference). Evaluations are exact.
+    c.data.decode = "exact"
     # If an example cannot be read, decoded or transformed: "error" ends the run and names it;
     # "skip" gives it weight 0, lists it in bad_examples.jsonl, and moves no other example.
     c.data.on_bad = "error"
@@ -239,7 +243,11 @@ _BOUNDS = {
     "checkpoint.keep_every_steps": Bounds(0),
     "log.every_steps": Bounds(1),
 }
-_CHOICES = {"data.on_bad": ("error", "skip"), "checkpoint.best_mode": ("max", "min")}
+_CHOICES = {
+    "data.decode": ("exact", "fast"),
+    "data.on_bad": ("error", "skip"),
+    "checkpoint.best_mode": ("max", "min"),
+}
 
 
 def validate(config: ConfigDict | FrozenConfigDict) -> None:

@@ -16,9 +16,13 @@ order           which examples are in the batch of step t: `examples_at`
   chunked_order   the two-level order: chunks, and examples within windows
   permutation     a permutation of a range, at single indices
 decode          encoded images -> pixels
+regions         a box of an image -> pixels, decoding only what it needs: `decode_region`
+  turbojpeg     TurboJPEG 3, which decodes boxes, if it is installed
 transforms      crop, flip, normalise, ... as plain config data: `compose`, `OPS`
   op              base class of a transform
   geometry, resample, color, randaugment    the transforms
+  decoded_crop    decode and random_resized_crop as one operation
+  simd_resize     resizing by SIMD, if it is installed
   recipes         published sequences of transforms
   inherit         transforms taken from the checkpoint of `init_from`
 pipeline        global batches on the mesh: `train_batches`, `eval_batches`

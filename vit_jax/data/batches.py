@@ -22,6 +22,7 @@ from jaxtyping import Int64
 from ml_collections import FrozenConfigDict
 
 from vit_jax.data.blocks import BLOCK_ROWS, BadRow, Blocks, RowBlock
+from vit_jax.data.op import Scaling
 from vit_jax.errors import DataError, LostError, VitJaxError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _PIXELS_PER_WORKER = 2_000 * 224**2
 _THREADS_PER_WORKER, _MAX_THREADS = 4, 16
 
 _CLOSE_TIMEOUT_SECONDS = 10.0  # For the thread to end.
+_ALIGNMENT = 64  # Bytes: of the arrays that XLA's CPU client uses without a copy.
 _BLOCKS_AHEAD = 2  # Per worker: one is copied while the next is loaded.
 
 
@@ -136,6 +138,7 @@ class Batches:
         batch_size: int,
         sharding: Sharding,
         options: LoaderOptions,
+        scaling: Scaling | None = None,
         on_bad: Callable[[int, BadRow], None] | None = None,
     ):
         """Starts to load.
@@ -145,6 +148,8 @@ class Batches:
           batch_size: rows of the global batch.
           sharding: of the global arrays; splits only their first axis.
           options: numbers of processes, threads and prefetched batches, none of them automatic.
+          scaling: of the images in the blocks, uint8, to those of the batches, float32; None: they
+            are the same.
           on_bad: called by `next` for each bad row of `owned_rows`, with the number of the batch
             and the row; None: a bad row ends the iteration with a DataError.
         """
@@ -157,11 +162,12 @@ class Batches:
             _to_devices, rows=blocks.rows, batch_size=batch_size, sharding=sharding
         )
         load = functools.partial(_load, blocks, options)
+        assemble = functools.partial(_assemble, blocks=blocks, scaling=scaling)
         stop = threading.Event()
         # The thread has no reference to self: otherwise the iterator would never be collected.
         thread = threading.Thread(
             target=_produce,
-            args=(self._batches, stop, blocks, load, to_devices),
+            args=(self._batches, stop, load, assemble, to_devices),
             name="batches",
             daemon=True,
         )
@@ -242,8 +248,8 @@ def owned_rows(sharding: Sharding, *, batch_size: int) -> Int64[np.ndarray, "row
 def _produce(
     output: queue.Queue,
     stop: threading.Event,
-    blocks: Blocks,
     load: Callable[[], "grain.DatasetIterator"],
+    assemble: Callable[[Iterator[RowBlock]], tuple[dict[str, np.ndarray], list[BadRow]]],
     to_devices: Callable[[dict[str, np.ndarray]], Batch],
 ) -> None:
     """Body of the thread: puts (batch, its bad rows), and at the end None or an exception."""
@@ -258,7 +264,7 @@ def _produce(
     try:
         with contextlib.closing(load()) as loaded:
             while not stop.is_set():
-                local, bad = _assemble(loaded, blocks)
+                local, bad = assemble(loaded)
                 if not local:
                     return put(None)
                 put((to_devices(local), bad))
@@ -301,7 +307,7 @@ def _follow_parent(index: int, count: int) -> None:
 
 
 def _assemble(
-    loaded: Iterator[RowBlock], blocks: Blocks
+    loaded: Iterator[RowBlock], *, blocks: Blocks, scaling: Scaling | None
 ) -> tuple[dict[str, np.ndarray], list[BadRow]]:
     """Returns this process's rows of the next batch, and the bad ones; both empty at the end."""
     local: dict[str, np.ndarray] = {}
@@ -310,11 +316,29 @@ def _assemble(
     for block in itertools.islice(loaded, blocks.per_batch):
         bad += block.pop("bad")
         for key, array in block.items():
+            scale = scaling if key == "image" else None
             if key not in local:
-                local[key] = np.empty((len(blocks.rows), *array.shape[1:]), array.dtype)
-            local[key][row : row + len(array)] = array
+                dtype = np.dtype(np.float32) if scale else array.dtype
+                local[key] = _aligned_empty((len(blocks.rows), *array.shape[1:]), dtype)
+            target = local[key][row : row + len(array)]
+            if scale is None:
+                target[...] = array
+                continue
+            for i, weight in enumerate(block["weight"]):  # One image at a time: it stays in cache.
+                if weight:
+                    scale.write(array[i], target[i])
+                else:
+                    target[i] = 0
         row += len(block["weight"])
     return local, bad
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns an array that begins at a multiple of 64 bytes, which a CPU device does not copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _to_devices(

@@ -1,14 +1,13 @@
 """Transforms of pixel values: jitter, 3-Augment, gray and RGB, and normalisation."""
 
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32, Num, UInt8
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vit_jax.data.decode import from_pillow, gray_to_rgb, rgb_to_gray, to_pillow
-from vit_jax.data.op import FLOAT, FLOAT_255, UINT8, Op, check_number, check_range
+from vit_jax.data.op import Op, Scaling, check_number, check_range
 from vit_jax.errors import ConfigError
 
 # Per-channel statistics of ImageNet's training images, in 0..1.
@@ -124,29 +123,23 @@ class RgbToGrayscale(Op):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ValueRange(Op):
+class ValueRange(Scaling):
     """Scales levels 0..255 to float32 in vmin..vmax; the default is that of Google's ViTs."""
 
     vmin: float = -1.0
     vmax: float = 1.0
-    takes: ClassVar[tuple[str, ...]] = (UINT8, FLOAT_255)
 
     def __post_init__(self) -> None:
         if not self.vmin < self.vmax:
             raise ConfigError(f"vmin={self.vmin} should be below vmax={self.vmax}.")
 
-    def gives(self, kind: str) -> str:
-        return FLOAT
-
-    def __call__(
-        self, image: Num[np.ndarray, "h w c"], rng: np.random.Generator
-    ) -> Float32[np.ndarray, "h w c"]:
-        scale = np.float32((self.vmax - self.vmin) / 255)
-        return image * scale + np.float32(self.vmin)
+    def write(self, image: Num[np.ndarray, "h w c"], out: Float32[np.ndarray, "h w c"]) -> None:
+        np.multiply(image, np.float32((self.vmax - self.vmin) / 255), out=out)
+        out += np.float32(self.vmin)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Normalize(Op):
+class Normalize(Scaling):
     """Normalises levels 0..255 to float32 (level / 255 - mean) / std, per channel.
 
     Attributes:
@@ -156,7 +149,6 @@ class Normalize(Op):
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    takes: ClassVar[tuple[str, ...]] = (UINT8, FLOAT_255)
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
@@ -166,12 +158,7 @@ class Normalize(Op):
         if min(self.std) <= 0:
             raise ConfigError(f"std={self.std} should be above 0.")
 
-    def gives(self, kind: str) -> str:
-        return FLOAT
-
-    def __call__(
-        self, image: Num[np.ndarray, "h w c"], rng: np.random.Generator
-    ) -> Float32[np.ndarray, "h w c"]:
+    def write(self, image: Num[np.ndarray, "h w c"], out: Float32[np.ndarray, "h w c"]) -> None:
         if len(self.mean) > image.shape[-1]:
             raise ConfigError(
                 "normalize has three means, but the image has one channel. Give one mean, as in "
@@ -179,4 +166,5 @@ class Normalize(Op):
             )
         mean, std = np.array(self.mean), np.array(self.std)
         scale, shift = (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)
-        return image * scale - shift
+        np.multiply(image, scale, out=out)
+        out -= shift

@@ -1,8 +1,10 @@
 """Decodes image files of every format to uint8 [height, width, 3 or 1]."""
 
+import contextlib
 import io
 import warnings
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt8
@@ -82,7 +84,7 @@ def decode_image(
         `MAX_SCANS`; or the range of its pixels is unknown (floats, 32-bit or signed integers).
     """
     if isinstance(data, np.ndarray):
-        return _convert_array(data, channels)
+        return convert_pixels(data, channels)
     try:
         return _decode_file(data, channels, exif)
     except DataError:
@@ -93,9 +95,16 @@ def decode_image(
 
 
 def _decode_file(data: bytes, channels: int, exif: bool) -> UInt8[np.ndarray, "h w c"]:
-    image = _open(data)
-    try:
+    image = open_image(data)
+    with names_broken_file(image, data):
         return _decode(image, channels, exif)
+
+
+@contextlib.contextmanager
+def names_broken_file(image: Image.Image, data: bytes) -> Iterator[None]:
+    """Makes a DataError of what Pillow raises when it decodes a broken file."""
+    try:
+        yield
     except (DataError, MemoryError):
         raise
     except Exception as e:  # On a broken file, Pillow's readers raise nearly every type.
@@ -158,12 +167,17 @@ def decode_pillow(
 def _decode(image: Image.Image, channels: int, exif: bool) -> UInt8[np.ndarray, "h w c"]:
     image.load()
     mode_i_has_16_bits = image.format in _16_BIT_AS_MODE_I  # A transposed image has no format.
-    if exif:
-        image = _apply_orientation(image)
-    return _pixels(image, channels, mode_i_has_16_bits=mode_i_has_16_bits)
+    if exif and (transpose := _TRANSPOSE.get(orientation(image))) is not None:
+        image = image.transpose(transpose)
+    return pixels_of(image, channels, mode_i_has_16_bits=mode_i_has_16_bits)
 
 
-def _open(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
+    """Opens an image file without decoding its pixels.
+
+    Raises:
+      DataError: the data are not an image, or a broken one; or it is too large.
+    """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
@@ -220,17 +234,28 @@ def _broken(kind: str, data: bytes, error: Exception) -> DataError:
     )
 
 
-def _apply_orientation(image: Image.Image) -> Image.Image:
+def orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation of an opened image, from 1 to 8; 1, upright: it has none."""
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # The pixels of an image with broken EXIF may be intact.
-        return image
-    return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
+        return 1
+    return value if value in _TRANSPOSE else 1
 
 
-def _pixels(
-    image: Image.Image, channels: int, *, mode_i_has_16_bits: bool
+def pixels_of(
+    image: Image.Image, channels: int, *, mode_i_has_16_bits: bool = False
 ) -> UInt8[np.ndarray, "h w c"]:
+    """Returns the pixels of an image in any of Pillow's modes.
+
+    Args:
+      image: decoded.
+      channels: 3 or 1.
+      mode_i_has_16_bits: mode I is 16-bit gray in 32 bits.
+
+    Raises:
+      DataError: the range of its pixels is unknown.
+    """
     if image.mode.startswith("I"):  # I;16, I;16B, I;16L; or I.
         gray = np.asarray(image)
         if image.mode == "I" and not mode_i_has_16_bits:
@@ -238,7 +263,7 @@ def _pixels(
                 f"The image has 32-bit or signed pixels, from {gray.min()} to {gray.max()}, and "
                 "the level of white is unknown. Convert it to 8 bits, or 16 without a sign."
             )
-        return _convert_array((gray >> 8).astype(np.uint8), channels)
+        return convert_pixels((gray >> 8).astype(np.uint8), channels)
     if image.mode == "F":
         raise DataError(
             "The image has floating-point pixels, and the level of white is unknown. Convert it to "
@@ -248,10 +273,15 @@ def _pixels(
         image = image.convert("RGBA")
     mode = "RGB" if channels == 3 else "L"
     image = image if image.mode == mode else image.convert(mode)
-    return _convert_array(np.array(image), channels)
+    return convert_pixels(np.array(image), channels)
 
 
-def _convert_array(pixels: np.ndarray, channels: int) -> UInt8[np.ndarray, "h w c"]:
+def convert_pixels(pixels: np.ndarray, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    """Converts an array of 1 to 4 channels, which may include alpha, to 3 or 1.
+
+    Raises:
+      DataError: it is no image.
+    """
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.size == 0:
         raise DataError(
             "An image that is stored as an array must be uint8 [height, width] or [height, width, "

@@ -224,15 +224,21 @@ class RandomResizedCrop(Op):
     def __call__(
         self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "h2 w2 c"]:
-        height, width = image.shape[:2]
+        y, x, h, w = self.draw(rng, *image.shape[:2])
+        return self.resize(image[y : y + h, x : x + w])
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+        """Draws the crop of an image of this size: its top, left, height and width."""
         box = _random_box(rng, height, width, area=self.area, ratio=self.ratio)
-        if box is None:
-            low, high = self.ratio
-            h = min(height, max(1, round(width / low)))
-            w = min(width, max(1, round(height * high)))
-            box = (height - h) // 2, (width - w) // 2, h, w
-        y, x, h, w = box
-        crop = image[y : y + h, x : x + w]
+        if box is not None:
+            return box
+        low, high = self.ratio
+        h = min(height, max(1, round(width / low)))
+        w = min(width, max(1, round(height * high)))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    def resize(self, crop: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h2 w2 c"]:
+        """Resizes the crop to `size`."""
         return resample.resize(crop, self.size, method=self.method, antialias=self.antialias)
 
 
@@ -249,7 +255,12 @@ class FlipLr(Op):
     def __call__(
         self, image: Num[np.ndarray, "h w c"], rng: np.random.Generator
     ) -> Num[np.ndarray, "h w c"]:
-        return image[:, ::-1] if rng.random() < self.prob else image
+        if rng.random() >= self.prob:
+            return image
+        flipped = np.empty_like(image)
+        for channel in range(image.shape[2]):  # Three times as fast as all of them together.
+            flipped[..., channel] = image[:, ::-1, channel]
+        return flipped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

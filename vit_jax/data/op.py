@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Float32, Num
 
 from vit_jax.errors import ConfigError, did_you_mean
 
@@ -36,6 +36,27 @@ class Op:
         self, image: Num[np.ndarray, "h w c"], rng: np.random.Generator
     ) -> Num[np.ndarray, "h2 w2 c2"]:
         """Transforms one image."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaling(Op):
+    """A transform of each level by itself, from 0..255 to float32: the last one before a model."""
+
+    takes: ClassVar[tuple[str, ...]] = (UINT8, FLOAT_255)
+
+    def gives(self, kind: str) -> str:
+        return FLOAT
+
+    def __call__(
+        self, image: Num[np.ndarray, "h w c"], rng: np.random.Generator | None = None
+    ) -> Float32[np.ndarray, "h w c"]:
+        out = np.empty(image.shape, np.float32)
+        self.write(image, out)
+        return out
+
+    def write(self, image: Num[np.ndarray, "h w c"], out: Float32[np.ndarray, "h w c"]) -> None:
+        """Writes the transformed image to `out`."""
         raise NotImplementedError
 
 

@@ -22,7 +22,9 @@ from vit_jax.data.base import Source
 from vit_jax.data.batches import IF_FEW_ARE_BAD, Batches, LoaderOptions
 from vit_jax.data.blocks import PADDING, Blocks, ExampleLoader, Ids, Transform, row_specs
 from vit_jax.data.chunk_cache import ChunkCache, held_examples
+from vit_jax.data.op import Scaling
 from vit_jax.data.order import Chunks
+from vit_jax.data.transforms import ComposedTransform
 from vit_jax.errors import ConfigError, DataError
 
 _MAX_TRIED = 1000  # Give up when this many leading examples are bad.
@@ -80,7 +82,8 @@ def train_batches(
         seed=seed,
         chunks=chunks,
     )
-    load = ExampleLoader(source, transform, seed)
+    to_levels, scaling = _stages(transform)
+    load = ExampleLoader(source, to_levels, seed)
     template = first_example(load, skip_bad=on_bad is not None)
     steps = math.ceil(len(source) / batch_size) if num_steps is None else num_steps
     pixels = math.prod(template["image"].shape[:2])
@@ -92,6 +95,7 @@ def train_batches(
         Blocks(load, assign, rows=rows, num_batches=None, template=template),
         batch_size=batch_size,
         sharding=sharding,
+        scaling=scaling,
         options=options,
         on_bad=on_bad and (lambda batch, bad: on_bad(start_step + batch, *bad)),
     )
@@ -151,7 +155,8 @@ def eval_batches(
     assign = functools.partial(
         _evaluation_examples, batch_size=batch_size, num_examples=len(source)
     )
-    load = ExampleLoader(source, transform, 0)
+    to_levels, scaling = _stages(transform)
+    load = ExampleLoader(source, to_levels, 0)
     template, bad = _load_first_good(load) if on_bad else (first_example(load), [])
     if not template and on_bad is not None:
         for i, message in bad:
@@ -162,9 +167,14 @@ def eval_batches(
         blocks,
         batch_size=batch_size,
         sharding=sharding,
+        scaling=scaling,
         options=options.resolved(images=num_batches * len(rows), pixels=blocks.pixels),
         on_bad=on_bad and (lambda batch, row: on_bad(row.example, row.message)),
     )
+
+
+def _stages(transform: Transform) -> tuple[Transform, Scaling | None]:
+    return transform.stages() if isinstance(transform, ComposedTransform) else (transform, None)
 
 
 def local_rows(sharding: Sharding, *, batch_size: int) -> Int64[np.ndarray, "rows"]:

@@ -12,6 +12,7 @@ error when the transforms are composed, before an image is read.
 """
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,8 @@ from jaxtyping import UInt8
 
 from vit_jax.data import color, geometry, randaugment
 from vit_jax.data.decode import MAX_PIXELS, decode_image
-from vit_jax.data.op import FLOAT, STORED, UINT8, Op
+from vit_jax.data.decoded_crop import EXACT, FAST, DecodedCrop
+from vit_jax.data.op import FLOAT, STORED, UINT8, Op, Scaling
 from vit_jax.errors import ConfigError, did_you_mean
 
 
@@ -81,12 +83,15 @@ class ComposedTransform:
       gives: the kind of the transformed image; one of those in `vit_jax.data.op`.
       key: the config key of the transforms, for messages.
       shape: required (height, width, channels) of the transformed image; None: any.
+      decoded_crop: computes the first two operations, decode and random_resized_crop, as one; None:
+        the first two are others.
     """
 
     ops: tuple[Op, ...]
     gives: str
     key: str
     shape: tuple[int, int, int] | None = None
+    decoded_crop: DecodedCrop | None = None
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Returns a copy of the example with a transformed image.
@@ -99,8 +104,10 @@ class ComposedTransform:
           ConfigError: the transformed image does not have the required shape.
           DataError: the image is broken, or too small for a crop.
         """
-        image = example["image"]
-        for op in self.ops:
+        image, ops = example["image"], self.ops
+        if self.decoded_crop is not None:
+            image, ops = self.decoded_crop(image, rng), ops[2:]
+        for op in ops:
             image = op(image, rng)
         if self.shape not in (None, image.shape):
             raise ConfigError(
@@ -110,6 +117,28 @@ class ComposedTransform:
             )
         return {**example, "image": np.ascontiguousarray(image)}
 
+    def stages(self) -> tuple["ComposedTransform", Scaling | None]:
+        """Returns the transform to uint8, and the last operation, which scales that to float32.
+
+        Images of one byte for each level take a quarter of the time to copy. If the last operation
+        is another, or is not finite for every level: this transform, and None.
+        """
+        *ops, last = self.ops
+        kind = functools.reduce(lambda kind, op: op.gives(kind), ops, STORED)
+        if not isinstance(last, Scaling) or kind != UINT8 or self.shape is None:
+            return self, None
+        levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(self.shape[-1], axis=-1)
+        try:
+            with np.errstate(all="ignore"):
+                is_finite = np.isfinite(last(levels)).all()
+        except ConfigError:  # Other channels: the transform says so, of an example.
+            return self, None
+        return (
+            (dataclasses.replace(self, ops=tuple(ops), gives=kind), last)
+            if is_finite
+            else (self, None)
+        )
+
 
 def compose(
     transforms: Iterable[Any],
@@ -117,6 +146,7 @@ def compose(
     image_size: Iterable[int] | int,
     channels: int | None = None,
     key: str = "transforms",
+    decode: str = EXACT,
 ) -> ComposedTransform:
     """Checks transforms and composes them to a function.
 
@@ -126,6 +156,7 @@ def compose(
       channels: the model's channels: the transformed images must be normalised and have
         `image_size` and these channels. None: no such check.
       key: the config key of the transforms, for messages.
+      decode: "exact" or "fast", see `config.data.decode`.
 
     Returns:
       A function of (example, random generator) that can be pickled.
@@ -151,14 +182,29 @@ def compose(
             raise ConfigError(f"{where} {_order_problem(op, kind, previous)}")
         ops.append(op)
         kind, previous = op.gives(kind), name
+    crop = _decoded_crop(ops, decode=decode, key=key)
     if channels is None:
-        return ComposedTransform(tuple(ops), kind, key)
+        return ComposedTransform(tuple(ops), kind, key, decoded_crop=crop)
     if kind != FLOAT:
         raise ConfigError(
             f"{key} end with images that are {kind}, but a model takes {FLOAT}: add value_range or "
             "normalize."
         )
-    return ComposedTransform(tuple(ops), kind, key, (*image_size, channels))
+    return ComposedTransform(tuple(ops), kind, key, (*image_size, channels), crop)
+
+
+def _decoded_crop(ops: list[Op], *, decode: str, key: str) -> DecodedCrop | None:
+    match ops:
+        case [Decode() as first, geometry.RandomResizedCrop() as crop, *_]:
+            return DecodedCrop(
+                channels=first.channels, exif=first.exif, crop=crop, is_fast=decode == FAST
+            )
+    if decode == FAST:
+        raise ConfigError(
+            f'data.decode is "{FAST}", which is for {key} that begin with decode and '
+            f"random_resized_crop. Set data.decode={EXACT}."
+        )
+    return None
 
 
 def _make(

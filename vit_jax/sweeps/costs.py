@@ -10,6 +10,7 @@ from ml_collections import FrozenConfigDict
 from vit_jax.config import validate
 from vit_jax.data import transforms
 from vit_jax.data.base import Source
+from vit_jax.data.decoded_crop import EXACT
 from vit_jax.data.headers import check_headers
 from vit_jax.data.sources import open_source
 from vit_jax.data.subset import few_shot, random_subset
@@ -156,12 +157,13 @@ def _check(
             num_examples=examples or 0,
         )
         Periods.of(config, total_steps=steps, num_examples=examples or 0)
-    for key in ("train_transforms", "eval_transforms"):
+    for key, decode in (("train_transforms", config.data.decode), ("eval_transforms", EXACT)):
         transforms.compose(
             config.data[key],
             image_size=model_config.image_size,
             channels=model_config.channels,
             key=f"data.{key}",
+            decode=decode,
         )
     if source is None:
         return

@@ -180,6 +180,7 @@ class Experiment:
             image_size=model.image_size,
             channels=model.channels,
             key="data.train_transforms",
+            decode=config.data.decode,
         )
         steps = total_steps(config, len(source))
         periods = Periods.of(config, total_steps=steps, num_examples=len(source))
