@@ -107,6 +107,7 @@ def model_of_one_patch():
     return dataclasses.replace(model, params=params)
 
 
+@pytest.mark.slow
 def test_gradients_find_the_only_patch_that_matters():
     images = np.zeros((2, 64, 64, 3), np.float32)
     places = [(1, 2), (3, 0)]
