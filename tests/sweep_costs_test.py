@@ -130,7 +130,8 @@ for changes in json.loads(sys.argv[1]):
 def test_memory_is_near_what_the_compiler_allocates(tmp_path):
     model = {"model__image_size": (32,), "model__depth": 3, "model__num_classes": 10}
     head = {"optim__freeze": ("(?!head/).*",)}
-    cases = [model | case | {"batch_size": 64} for case in ({}, head, {"optim__sam_rho": 0.1})]
+    sam = {"optim__sam_rho": 0.1, "model__remat": "named"}
+    cases = [model | case | {"batch_size": 64} for case in ({}, head, sam)]
     environment = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, json.dumps(cases)],

@@ -24,7 +24,8 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-_UNROLLED_ON_CPU = 12  # The depth of Ti, S and B.
+# Models up to S/16 are not scanned on CPUs.
+_UNROLLED_DEPTH, _UNROLLED_PARAMETERS = 12, 2**25
 
 # Intermediates of a block: its output, the outputs of its two branches as they are added to the
 # residual stream [b, n, width], the hidden units of its MLP [b, n, mlp_dim], and attention's.
@@ -153,13 +154,17 @@ class Block(nn.Module):
 
 
 def _blocks_per_iteration(config: Any) -> int:
-    """Returns the number of blocks in an iteration of the scan.
+    """Returns the number of blocks in an iteration of the scan: one, or for small models all.
 
     What a scan keeps for the backward pass is copied into and out of stacked arrays, which takes a
-    CPU long beside a block. The compilation takes as long as that of so many blocks. Recomputation
-    needs the loop: XLA:CPU would merge it with the forward pass of the same iteration.
+    CPU long beside a block of a small model. Without the loop, compilation takes as long as for so
+    many blocks, XLA copies their parameters, and recomputation would be merged with the forward
+    pass.
     """
-    return _UNROLLED_ON_CPU if jax.default_backend() == "cpu" and config.remat == "none" else 1
+    parameters = config.depth * config.width * (4 * config.width + 2 * config.mlp_dim)
+    is_small = config.depth <= _UNROLLED_DEPTH and parameters <= _UNROLLED_PARAMETERS
+    on_cpu = jax.default_backend() == "cpu"
+    return config.depth if on_cpu and is_small and config.remat == "none" else 1
 
 
 def run_blocks(
