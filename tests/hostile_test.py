@@ -36,8 +36,8 @@ CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "np.l
 # A config's own file is run; torch loads weights only.
 ALLOWED = {("file.py", "spec.loader.exec_module"), ("pth.py", "torch")}
 # A sweep starts its runs, by the commands that the config's file gives, never by what it reads in a
-# work directory; ctypes calls prctl, malloc_trim, and the installed libturbojpeg. Of its own checkout a run asks
-# git which commit it is.
+# work directory; ctypes calls prctl, malloc_trim and the installed libturbojpeg. Of its own
+# checkout a run asks git which commit it is.
 ALLOWED |= {(name, "subprocess") for name in ("attempt.py", "local.py", "slurm.py", "reports.py")}
 ALLOWED |= {("start.py", "ctypes"), ("turbojpeg.py", "ctypes"), ("turbojpeg.py", "ctypes.util")}
 ALLOWED |= {("compilation.py", "ctypes")}

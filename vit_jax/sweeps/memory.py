@@ -24,7 +24,7 @@ the estimate without the batches ahead (2 cores of an Intel Xeon, jax 0.9.2):
     remat full                1.25        SAM, remat named            1.03
 
 On a CPU, small models are not scanned: XLA copies each block's parameters, which the estimate does
-not count (20 MB of 38 with all but the head frozen), and keeps the residuals of one of SAM's passes.
+not count (20 MB of 38 with all but the head frozen), and keeps residuals of one of SAM's passes.
 Not measured on a GPU. A CPU computes bfloat16 in float32, so its count says nothing there.
 """
 
