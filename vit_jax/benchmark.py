@@ -16,14 +16,22 @@ same updates: a contender with other losses or outputs is WRONG, and has no thro
 and those of --batch, by speed.
 """
 
+import dataclasses
 import json
 import sys
 import time
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from vit_jax import cli, storage
-from vit_jax.errors import DataError, ExitCode
+from vit_jax.errors import ConfigError, DataError, ExitCode
+
+if TYPE_CHECKING:
+    from etils import epath
+
+    from vit_jax.benchmarking.result import Result
+    from vit_jax.benchmarking.sweep import Grid
 
 _OPTIMIZERS = ("sgd", "adamw")
 
@@ -45,6 +53,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "sweep", False, "All combinations, one after another, sorted by speed.", flag_values=values
     )
+    flags.DEFINE_bool(
+        "profile", False, "Our step alone: time by operation, largest arrays.", flag_values=values
+    )
     flags.DEFINE_integer("rounds", 5, "Turns of each contender.", 1, flag_values=values)
     flags.DEFINE_float(
         "turn_seconds", 0.5, "A turn has as many steps as take this long.", 0.0, flag_values=values
@@ -57,53 +68,73 @@ def define(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Measures, and prints tables."""
-    from vit_jax.benchmarking.case import parse_mesh
-    from vit_jax.benchmarking.result import WRONG, Result
-    from vit_jax.benchmarking.run import Effort, benchmark, check_peers
-    from vit_jax.benchmarking.sweep import Grid, sweep
-    from vit_jax.benchmarking.table import ratio_lines, terminal_table
-    from vit_jax.telemetry.progress import wide_console
+    from vit_jax.benchmarking.result import WRONG
+    from vit_jax.benchmarking.run import Effort, check_peers
+    from vit_jax.benchmarking.sweep import Grid, measure_groups, measure_sweeps
 
     out = None if values.out is None else storage.as_path(values.out, name="--out")
     check_peers(values.peers)
+    names = ("variant", "size", "batch", "dtype", "remat", "scan", "attention")
     grid = Grid.parse(
-        {
-            name: values[name].value
-            for name in ("variant", "size", "batch", "dtype", "remat", "scan", "attention")
-        },
-        mesh=parse_mesh(values.mesh),
-        optimizer=values.optimizer,
+        {name: values[name].value for name in names}, mesh=values.mesh, optimizer=values.optimizer
     )
+    if values.profile:
+        return _profile(grid, out)
     effort = Effort(
         rounds=values.rounds,
         turn_seconds=values.turn_seconds,
         checked_updates=values.checked_updates,
     )
-    start, console = time.monotonic(), wide_console()
-
-    def report(line: str) -> None:
-        print(f"{time.monotonic() - start:6.0f} s  {line}", file=sys.stderr, flush=True)
-
-    measured: list[Result] = []
-    if values.sweep:
-        groups = [(title, sweep(cases, effort=effort, report=report))
-                  for title, cases in grid.sweeps()]  # fmt: skip
-    else:
-        groups = (
-            (title, benchmark(cases, peers=values.peers, effort=effort, report=report))
-            for title, cases in grid.groups()
-        )
-    for title, results in groups:
+    if values.sweep and values.peers:
+        raise ConfigError("--sweep measures our model alone: leave out --peers, or --sweep.")
+    tables = (
+        measure_sweeps(grid, effort=effort, report=_report)
+        if values.sweep
+        else measure_groups(grid, peers=values.peers, effort=effort, report=_report)
+    )
+    measured = []
+    for title, results in tables:
         measured += results
-        console.print(terminal_table(title, results))
-        for line in ratio_lines(results):
-            console.print(line)
-        if out is not None:
-            text = json.dumps([result.to_json() for result in measured], indent=1)
-            with storage.reported(DataError, f"{out} cannot be written"):
-                storage.write_bytes(out, text.encode())
+        _print(title, results)
+        _write(out, [result.to_json() for result in measured])
     is_wrong = any(result.status in (WRONG, "failed") for result in measured)
     return ExitCode.FAILED if is_wrong else ExitCode.DONE
+
+
+def _print(title: str, results: "list[Result]") -> None:
+    from vit_jax.benchmarking.table import ratio_lines, terminal_table
+    from vit_jax.telemetry.progress import wide_console
+
+    console = wide_console()
+    console.print(terminal_table(title, results))
+    for line in ratio_lines(results):
+        console.print(line)
+
+
+def _profile(grid: "Grid", out: "epath.Path | None") -> int:
+    from vit_jax.benchmarking.profile import profile
+
+    profiles = []
+    for _, cases in grid.groups():
+        for case in cases:
+            profiled = profile(case, report=_report)
+            print(f"{case.describe_workload()} {case.describe_settings()}".strip())
+            print("\n".join(profiled.lines()), flush=True)
+            profiles.append({"case": case.to_json(), **dataclasses.asdict(profiled)})
+            _write(out, profiles)
+    return ExitCode.DONE
+
+
+def _report(line: str) -> None:
+    """Shows a line of progress, beside the tables."""
+    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
+
+
+def _write(out: "epath.Path | None", content: list[dict[str, Any]]) -> None:
+    """Writes what has been measured so far."""
+    if out is not None:
+        with storage.reported(DataError, f"{out} cannot be written"):
+            storage.write_bytes(out, json.dumps(content, indent=1).encode())
 
 
 COMMAND = cli.Command(__doc__, define, main)

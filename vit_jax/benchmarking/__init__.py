@@ -16,6 +16,6 @@ samples       medians, ranges and ratios
 result        what was measured, as JSON; table: for the terminal
 sweep         combinations of settings, compared or one after another
 trace         device time of a step by kind of operation; hlo: what the compiled program says
-profile       both, and the largest arrays
+profiled_step both, and the largest arrays; profile: in a process of its own
 growth        cost as depth, width, tokens, batch and devices double
 """

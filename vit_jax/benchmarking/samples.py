@@ -24,7 +24,7 @@ class Spread:
         return Spread(self.median * factor, self.low * factor, self.high * factor, self.count)
 
 
-def rates(amount: float, seconds: Sequence[float]) -> Spread:
+def rates(amount: float | int, seconds: Sequence[float]) -> Spread:
     """Returns the spread of amount / seconds, such as images per second."""
     return Spread.of([amount / each for each in seconds])
 

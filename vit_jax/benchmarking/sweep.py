@@ -4,9 +4,8 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from vit_jax.benchmarking.case import DTYPES, Case, choices
+from vit_jax.benchmarking.case import DTYPES, Case, choices, parse_mesh
 from vit_jax.benchmarking.result import Result
 from vit_jax.benchmarking.run import Effort, benchmark
 from vit_jax.benchmarking.turns import Report
@@ -30,9 +29,7 @@ class Grid:
     optimizer: str = "sgd"
 
     @classmethod
-    def parse(
-        cls, texts: Mapping[str, Sequence[str]], *, mesh: tuple[int, ...], optimizer: str
-    ) -> "Grid":
+    def parse(cls, texts: Mapping[str, Sequence[str]], *, mesh: str, optimizer: str) -> "Grid":
         """Returns the grid of the command's flags, by their names.
 
         Raises:
@@ -46,7 +43,7 @@ class Grid:
             remats=_words("remat", texts["remat"], choices("remat")),
             scans=[_SCAN[word] for word in _words("scan", texts["scan"], tuple(_SCAN))],
             attentions=_words("attention", texts["attention"], choices("attention")),
-            mesh=mesh,
+            mesh=parse_mesh(mesh),
             optimizer=optimizer,
         )
         for name in ("variant", "size", "batch", "dtype"):
@@ -86,23 +83,33 @@ class Grid:
             yield f"{variant}, {size} px, {dtype}, {self.optimizer}", cases
 
 
-def sweep(cases: Sequence[Case], *, effort: Effort, report: Report, **kwargs: Any) -> list[Result]:
-    """Measures each case by itself, since all together may not fit in memory.
+def measure_groups(
+    grid: Grid, *, peers: Sequence[str], effort: Effort, report: Report
+) -> Iterator[tuple[str, list[Result]]]:
+    """Yields title and results of each group of a grid, whose members take turns."""
+    for title, cases in grid.groups():
+        yield title, benchmark(cases, peers=peers, effort=effort, report=report)
 
-    Returns:
-      The results, the fastest first; those without a throughput, such as those that ran out of
-      memory, are last.
+
+def measure_sweeps(
+    grid: Grid, *, effort: Effort, report: Report
+) -> Iterator[tuple[str, list[Result]]]:
+    """Yields title and results of each sweep of a grid, the fastest first.
+
+    Each case is measured by itself, since all together may not fit in memory. Those without a
+    throughput, such as those that ran out of memory, are last.
     """
-    results = []
-    for number, case in enumerate(cases):
-        report(f"case {number + 1} of {len(cases)}: {case.describe_workload()}")
-        results += benchmark([case], effort=effort, report=report, **kwargs)
+    for title, cases in grid.sweeps():
+        results = []
+        for number, case in enumerate(cases):
+            report(f"case {number + 1} of {len(cases)}: {case.describe_workload()}")
+            results += benchmark([case], effort=effort, report=report)
+        yield title, sorted(results, key=_speed, reverse=True)
 
-    def speed(result: Result) -> float:
-        rate = result.train_rate()
-        return -math.inf if rate is None else rate.median
 
-    return sorted(results, key=speed, reverse=True)
+def _speed(result: Result) -> float:
+    rate = result.train_rate()
+    return -math.inf if rate is None else rate.median
 
 
 def _numbers(flag: str, texts: Sequence[str]) -> list[int]:

@@ -61,6 +61,10 @@ def make_tasks(job: dict[str, Any]) -> Tasks:
 
         peak = MatmulPeak(case.dtype, side=job.get("side"))
         return {"measure": peak.flops_per_second}
+    if job["contender"] == "profile":
+        from vit_jax.benchmarking.profiled_step import profile_here
+
+        return {"profile": lambda: profile_here(case, folder)}
     return contender_tasks(make_contender(job["contender"], case, folder))
 
 

@@ -26,7 +26,7 @@ class Chip:
     name: str
     kinds: tuple[str, ...]
     bf16_flops: float
-    memory_bytes: float
+    memory_bytes: int
     bandwidth: float
     source: str
     devices: int = 1
