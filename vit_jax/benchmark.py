@@ -76,7 +76,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     check_peers(values.peers)
     names = ("variant", "size", "batch", "dtype", "remat", "scan", "attention")
     grid = Grid.parse(
-        {name: values[name].value for name in names}, mesh=values.mesh, optimizer=values.optimizer
+        {name: getattr(values, name) for name in names},
+        mesh=values.mesh,
+        optimizer=values.optimizer,
     )
     if values.profile:
         return _profile(grid, out)

@@ -110,7 +110,7 @@ class FlaxPeer:
 
     def _train_step(self, params: Any, opt_state: Any, images: Any, labels: Any) -> tuple:
         def loss_fn(params):
-            logits = self._model.apply({"params": params}, images)
+            logits: Any = self._model.apply({"params": params}, images)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         loss, grads = jax.value_and_grad(loss_fn)(params)

@@ -25,8 +25,13 @@ from vit_jax.training.experiment import Program
 class OurModel:
     """The programs of a run: see `Contender`."""
 
-    def __init__(self, case: Case, folder: pathlib.Path):
-        """Checks the case; `folder` has the parameters of `weights.write`."""
+    def __init__(self, case: Case, folder: pathlib.Path | None):
+        """Checks the case.
+
+        Args:
+          case: what is measured.
+          folder: has the parameters of `weights.write`; None: those of the initialisation are kept.
+        """
         self._folder = folder
         self._config = case.config()
         self._model_config = case.model_config()
@@ -58,7 +63,9 @@ class OurModel:
             self.compiled = lowered.compile()
             compile_seconds = time.perf_counter() - start
 
-            self._state = state.replace(params=self._common_parameters())
+            if self._folder is not None:
+                state = state.replace(params=self._common_parameters())
+            self._state = state
         memory = self.compiled.memory_analysis()
         device = self._mesh.devices.flat[0]
         return Preparation(
@@ -81,6 +88,7 @@ class OurModel:
         return f"remat={config.remat} scan={str(config.scan).lower()} attention={backend}"
 
     def _common_parameters(self) -> Any:
+        assert self._folder is not None, "outputs are those of the common parameters"
         return weights.read(self._folder, self._program.layout.params)
 
     def step(self) -> dict[str, jax.Array]:

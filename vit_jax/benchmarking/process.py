@@ -39,7 +39,7 @@ class Worker:
         self,
         contender: str,
         case: Case,
-        folder: pathlib.Path,
+        folder: pathlib.Path | None,
         *,
         env: Mapping[str, str] | None = None,
         **job: Any,
@@ -49,13 +49,13 @@ class Worker:
         Args:
           contender: vit_jax, flax, transformers, timm, weights or matmul.
           case: what it measures.
-          folder: with the files of all contenders of the case.
+          folder: with the files of all contenders of the case; None: there are none.
           env: further environment variables; XLA_FLAGS are added to those that are set.
           **job: further keys of its job.
         """
         self.contender, self.case = contender, case
         self._log = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115
-        job = {"contender": contender, "case": case.to_json(), "folder": str(folder), **job}
+        job = {"contender": contender, "case": case.to_json(), "folder": str(folder or ""), **job}
         self._process = subprocess.Popen(
             [sys.executable, "-m", _MODULE, json.dumps(job)],
             stdin=subprocess.PIPE,
@@ -72,17 +72,23 @@ class Worker:
         Raises:
           WorkerError: it failed, ended, or took too long; it is then of no more use.
         """
+        self.tell(task, **arguments)
+        return self.hear(timeout_seconds=timeout_seconds)
+
+    def tell(self, task: str, **arguments: Any) -> None:
+        """Tells the worker to do something; `hear` returns its result."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # `hear` reports how the process ended.
+            stdin.write(json.dumps({"do": task, "arguments": arguments}).encode() + b"\n")
+            stdin.flush()
+
+    def hear(self, *, timeout_seconds: float) -> Any:
+        """Waits for the result of what the worker was told; see `do`."""
         deadline = time.monotonic() + timeout_seconds
         if not self._is_ready:
             self._read(deadline)
             self._is_ready = True
-        stdin = self._process.stdin
-        assert stdin is not None
-        try:
-            stdin.write(json.dumps({"do": task, "arguments": arguments}).encode() + b"\n")
-            stdin.flush()
-        except BrokenPipeError:
-            raise self._ended() from None
         return self._read(deadline)
 
     def _read(self, deadline: float) -> Any:

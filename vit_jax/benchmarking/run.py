@@ -8,12 +8,13 @@ makes the same updates in plain float32; whoever has other losses or outputs has
 import contextlib
 import dataclasses
 import pathlib
-import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from vit_jax.benchmarking.case import Case
+from vit_jax.benchmarking.common import Common, Reference
 from vit_jax.benchmarking.inputs import FORMATS
 from vit_jax.benchmarking.process import Worker, WorkerError
 from vit_jax.benchmarking.result import WRONG, Result
@@ -35,8 +36,11 @@ class Effort:
       turn_seconds: a turn has as many steps as take this long, at least one.
       checked_updates: how many updates the reference makes; 0: all.
       timeout_seconds: of a task of a worker, such as its preparation.
+      deadline: of `time.monotonic`, after which no task goes on; None: none.
       matmul_side: side of the matrices of the peak; None: that of the platform.
+      with_matmul: whether the peak of matrix products is measured.
       with_forward: whether forward passes are timed and outputs compared.
+      at_once: whether contenders prepare at the same time.
       reference_accum_steps: microbatches of the reference, whose activations in float32 take
         several times the memory of the contenders'.
       reference_scan: whether the reference loops over its blocks, to compile in less time.
@@ -45,11 +49,20 @@ class Effort:
     rounds: int = 5
     turn_seconds: float = 0.5
     checked_updates: int = 0
-    timeout_seconds: float = 1800.0
+    timeout_seconds: float = 3600.0
+    deadline: float | None = None
     matmul_side: int | None = None
+    with_matmul: bool = True
     with_forward: bool = True
+    at_once: bool = False
     reference_accum_steps: int = 1
     reference_scan: bool = False
+
+    def timeout(self) -> float:
+        """Returns the seconds that a task that begins now may take."""
+        if self.deadline is None:
+            return self.timeout_seconds
+        return max(0.0, min(self.timeout_seconds, self.deadline - time.monotonic()))
 
 
 def benchmark(
@@ -58,6 +71,7 @@ def benchmark(
     peers: Sequence[str] = (),
     effort: Effort,
     env: Mapping[str, str] | None = None,
+    common: Common | None = None,
     report: Report = lambda line: None,
 ) -> list[Result]:
     """Measures cases of one workload and its peers, interleaved.
@@ -67,6 +81,8 @@ def benchmark(
       peers: some of PEERS.
       effort: how much is measured.
       env: environment variables of our workers, such as XLA_FLAGS.
+      common: parameters and references of earlier calls, which are taken from it again; None: none
+        are kept.
       report: shows a line of progress.
 
     Raises:
@@ -77,40 +93,52 @@ def benchmark(
     results = [Result(OURS, case) for case in cases] + [Result(peer, workload) for peer in peers]
     for result in results:
         _count_flops(result)
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        folder = pathlib.Path(name)
+    with contextlib.ExitStack() as stack:
+        common = common or stack.enter_context(Common())
         report("drawing parameters")
-        refused = _write_weights(workload, folder, peers, effort)
-        turns = Turns(results, timeout_seconds=effort.timeout_seconds, report=report)
+        weights = common.weights(workload, peers, timeout_seconds=effort.timeout())
+        turns = Turns(results, timeout=effort.timeout, report=report)
         stack.callback(turns.close)
 
         # --- Each contender alone
+        workers = {}
         for index, result in enumerate(results):
-            if message := refused.get(result.contender):
+            if message := weights.refused.get(result.contender):
                 result.status, result.message = FAILED, message
-            else:
-                own_env = env if result.contender == OURS else None
-                turns.add(index, Worker(result.contender, result.case, folder, env=own_env))
+                continue
+            own_env = env if result.contender == OURS else None
+            workers[index] = Worker(result.contender, result.case, weights.folder, env=own_env)
+        turns.add(workers, at_once=effort.at_once)
 
         # --- In turns
-        with _matmul(workload, folder, effort) as measure_peak:
-            turns.train(rounds=effort.rounds, turn_seconds=effort.turn_seconds, beside=measure_peak)
+        with _matmul(workload, weights.folder, effort) as matmul:
+            turns.train(rounds=effort.rounds, turn_seconds=effort.turn_seconds, beside=matmul)
         outputs = {}
         if effort.with_forward:
-            outputs = turns.outputs(folder)
+            outputs = turns.outputs(weights.folder, at_once=effort.at_once)
             turns.forward(rounds=effort.rounds, turn_seconds=effort.turn_seconds)
         turns.close()
 
         # --- The reference
-        updates = max((len(result.losses) for result in results), default=0)
-        if updates:
+        if updates := max((len(each.losses) for each in results if each.is_ok), default=0):
             report("reference")
-            peaks = measure_peak.peaks
-            reference = _Reference.of(workload, folder, updates, effort)
+            reference = common.reference(
+                _reference_case(workload, effort),
+                min(updates, effort.checked_updates or updates),
+                timeout_seconds=effort.timeout(),
+            )
             for index, result in enumerate(results):
-                result.matmul_flops_per_second = max(peaks, default=None)
+                result.matmul_flops_per_second = max(matmul.peaks, default=None)
                 _judge(result, reference, outputs.get(index))
     return results
+
+
+def _reference_case(workload: Case, effort: Effort) -> Case:
+    return dataclasses.replace(
+        workload.reference(),
+        accum_steps=effort.reference_accum_steps,
+        scan=effort.reference_scan,
+    )
 
 
 def check_peers(peers: Sequence[str]) -> None:
@@ -135,70 +163,31 @@ def _count_flops(result: Result) -> None:
     result.train_flops_per_image = update_flops_per_image(model_config, result.case.config())
 
 
-def _write_weights(
-    workload: Case, folder: pathlib.Path, peers: Sequence[str], effort: Effort
-) -> dict[str, str]:
-    """Writes the parameters in a process of its own, on the CPU; returns who cannot read them."""
-    on_cpu = {"JAX_PLATFORMS": "cpu"}
-    with Worker("weights", workload, folder, env=on_cpu) as worker:
-        try:
-            return worker.do(
-                "write", timeout_seconds=effort.timeout_seconds, contenders=list(peers)
-            )
-        except WorkerError as error:
-            raise ConfigError(f"{workload.variant} cannot be built: {error}") from error
-
-
 class _MeasurePeak:
     """Measures the peak of matrix products once for each call."""
 
-    def __init__(self, worker: Worker, timeout_seconds: float):
-        self._worker, self._timeout_seconds = worker, timeout_seconds
+    def __init__(self, worker: Worker | None, effort: Effort):
+        self._worker, self._effort = worker, effort
         self.peaks: list[float] = []
 
     def __call__(self) -> None:
-        with contextlib.suppress(WorkerError):  # Then the table has no share of the peak.
-            self.peaks.append(self._worker.do("measure", timeout_seconds=self._timeout_seconds))
+        if self._worker is not None:
+            with contextlib.suppress(WorkerError):  # Then the table has no share of the peak.
+                peak = self._worker.do("measure", timeout_seconds=self._effort.timeout())
+                self.peaks.append(peak)
 
 
 @contextlib.contextmanager
-def _matmul(workload: Case, folder: pathlib.Path, effort: Effort) -> Iterator[_MeasurePeak]:
+def _matmul(workload: Case, folder: pathlib.Path, effort: Effort) -> Iterator["_MeasurePeak"]:
+    if not effort.with_matmul:
+        yield _MeasurePeak(None, effort)
+        return
     one_device = dataclasses.replace(workload, mesh=(1, 1, 1))
     with Worker("matmul", one_device, folder, side=effort.matmul_side) as worker:
-        yield _MeasurePeak(worker, effort.timeout_seconds)
+        yield _MeasurePeak(worker, effort)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Reference:
-    """Losses and outputs of the reference, or why there are none."""
-
-    losses: list[float]
-    outputs: np.ndarray
-    problem: str = ""
-
-    @classmethod
-    def of(cls, workload: Case, folder: pathlib.Path, updates: int, effort: Effort) -> "_Reference":
-        """Runs it in a process of its own."""
-        case = dataclasses.replace(
-            workload.reference(),
-            accum_steps=effort.reference_accum_steps,
-            scan=effort.reference_scan,
-        )
-        limit = effort.timeout_seconds
-        env = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-        with Worker(OURS, case, folder, env=env) as worker:
-            try:
-                worker.do("prepare", timeout_seconds=limit)
-                steps = min(updates, effort.checked_updates or updates)
-                losses = worker.do("train", timeout_seconds=limit, steps=steps)["losses"]
-                path = folder / "reference.npy"
-                worker.do("outputs", timeout_seconds=limit, path=str(path))
-                return cls(losses, np.load(path))
-            except WorkerError as error:
-                return cls([], np.zeros((0, 0), np.float32), f"{error.kind}: {error}")
-
-
-def _judge(result: Result, reference: _Reference, outputs: pathlib.Path | None) -> None:
+def _judge(result: Result, reference: Reference, outputs: pathlib.Path | None) -> None:
     if not result.is_ok:
         return
     if reference.problem:

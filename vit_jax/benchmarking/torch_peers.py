@@ -50,7 +50,7 @@ class TorchPeer:
         """Builds the model with the common parameters, and its optimizer."""
         torch, case = self._torch, self._case
         start = time.perf_counter()
-        self._model = self._load().to(self._device).train()
+        self._model: Any = self._load().to(self._device).train()
         parameters = list(self._model.parameters())
         if case.optimizer == "sgd":
             optimizer = torch.optim.SGD(parameters, lr=case.learning_rate, momentum=MOMENTUM)
@@ -59,7 +59,7 @@ class TorchPeer:
         self._optimizer: Any = optimizer
         self._synchronise()
         init_seconds = time.perf_counter() - start
-        self._callable = torch.compile(self._model) if self._device == "cuda" else self._model
+        self._callable: Any = torch.compile(self._model) if self._device == "cuda" else self._model
         on_gpu = self._device == "cuda"
         return Preparation(
             software=f"{self._library} {importlib.metadata.version(self._library)}, "

@@ -22,25 +22,35 @@ class Turns:
       workers: those that still take turns, by the position of their result.
     """
 
-    def __init__(self, results: Sequence[Result], *, timeout_seconds: float, report: Report):
+    def __init__(self, results: Sequence[Result], *, timeout: Callable[[], float], report: Report):
         """Takes the results to fill in.
 
         Args:
           results: of all contenders.
-          timeout_seconds: of each task.
+          timeout: returns the seconds that a task may take.
           report: shows a line of progress.
         """
-        self._results, self._report = results, report
-        self._timeout_seconds = timeout_seconds
+        self._results, self._report, self._timeout = results, report, timeout
         self.workers: dict[int, Worker] = {}
 
-    def add(self, index: int, worker: Worker) -> None:
-        """Lets a worker prepare, and take part."""
-        self.workers[index] = worker
-        result = self._results[index]
-        self._report(f"{result.name}: preparing")
-        if (fields := self._do(index, "prepare")) is not None:
-            result.preparation = Preparation(**fields)
+    def add(self, workers: Mapping[int, Worker], *, at_once: bool) -> None:
+        """Lets workers prepare, and take part.
+
+        Args:
+          workers: by the position of their results.
+          at_once: whether they prepare at the same time: that is faster, but each is slower.
+        """
+        self.workers.update(workers)
+        if at_once:
+            self._report("all contenders: preparing")
+            for worker in workers.values():
+                worker.tell("prepare")
+        for index, worker in workers.items():
+            if not at_once:
+                self._report(f"{self._results[index].name}: preparing")
+                worker.tell("prepare")
+            if (fields := self._hear(index)) is not None:
+                self._results[index].preparation = Preparation(**fields)
 
     def train(self, *, rounds: int, turn_seconds: float, beside: Callable[[], None]) -> None:
         """Times train steps; afterwards reads the peak memory.
@@ -70,16 +80,20 @@ class Turns:
                 result.steps_bytes = peak["device"] or peak["resident"]
                 result.process_bytes = max(peak["resident"], before[index])
 
-    def outputs(self, folder: pathlib.Path) -> Mapping[int, pathlib.Path]:
-        """Computes the outputs of each worker; returns the .npy files by position."""
-        paths = {}
-        for index in list(self.workers):
-            self._report(f"{self._results[index].name}: outputs")
-            path = folder / f"outputs-{index}.npy"
-            self._do(index, "outputs", path=str(path))
-            if index in self.workers:
-                paths[index] = path
-        return paths
+    def outputs(self, folder: pathlib.Path, *, at_once: bool) -> Mapping[int, pathlib.Path]:
+        """Computes the outputs of each worker; returns the .npy files by position.
+
+        `at_once`: as for `add`; the forward passes are compiled here.
+        """
+        paths = {index: folder / f"outputs-{index}.npy" for index in self.workers}
+        for index in paths if at_once else ():
+            self.workers[index].tell("outputs", path=str(paths[index]))
+        for index, path in paths.items():
+            if not at_once:
+                self._report(f"{self._results[index].name}: outputs")
+                self.workers[index].tell("outputs", path=str(path))
+            self._hear(index)
+        return {index: path for index, path in paths.items() if index in self.workers}
 
     def forward(self, *, rounds: int, turn_seconds: float) -> None:
         """Times forward passes: see `train`. Call `outputs` before."""
@@ -108,8 +122,12 @@ class Turns:
         """Returns the result of a task, or None: then the worker drops out."""
         if index not in self.workers:
             return None
+        self.workers[index].tell(task, **arguments)
+        return self._hear(index)
+
+    def _hear(self, index: int) -> Any:
         try:
-            return self.workers[index].do(task, timeout_seconds=self._timeout_seconds, **arguments)
+            return self.workers[index].hear(timeout_seconds=self._timeout())
         except WorkerError as error:
             result = self._results[index]
             result.status, result.message = error.kind, str(error)

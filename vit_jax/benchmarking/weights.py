@@ -31,9 +31,10 @@ def write(case: Case, folder: pathlib.Path, contenders: Iterable[str]) -> dict[s
     Returns:
       {contender: why its format cannot express the model}.
     """
+    sizes: dict[str, Any] = dict(case.sizes)
     pretrained = create(
         case.variant, image_size=case.image_size, num_classes=case.num_classes, seed=SEED,
-        **dict(case.sizes),
+        **sizes,
     )  # fmt: skip
     params: dict[str, Any] = dict(pretrained.params)
     kernel = params["head"]["kernel"]

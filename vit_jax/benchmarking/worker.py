@@ -30,8 +30,10 @@ _OUT_OF_MEMORY_TEXTS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", 
 Tasks = dict[str, Callable[..., Any]]
 
 
-def make_contender(name: str, case: Case, folder: pathlib.Path) -> Contender:
+def make_contender(name: str, case: Case, folder: pathlib.Path | None) -> Contender:
     """Returns the contender of a name: vit_jax, flax, transformers or timm.
+
+    The last three need a folder with parameters in their formats.
 
     Raises:
       ImportError: its library is not installed.
@@ -40,6 +42,7 @@ def make_contender(name: str, case: Case, folder: pathlib.Path) -> Contender:
         from vit_jax.benchmarking.ours import OurModel
 
         return OurModel(case, folder)
+    assert folder is not None
     if name == FLAX:
         from vit_jax.benchmarking.flax_peer import FlaxPeer
 
@@ -51,7 +54,10 @@ def make_contender(name: str, case: Case, folder: pathlib.Path) -> Contender:
 
 def make_tasks(job: dict[str, Any]) -> Tasks:
     """Returns what the process of a job can be told to do, by name."""
-    case, folder = Case.from_json(job["case"]), pathlib.Path(job["folder"])
+    case = Case.from_json(job["case"])
+    if not job["folder"]:
+        return contender_tasks(make_contender(job["contender"], case, None))
+    folder = pathlib.Path(job["folder"])
     if job["contender"] == "weights":
         from vit_jax.benchmarking import weights
 
