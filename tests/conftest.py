@@ -17,7 +17,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ["NPROC"] = "32"  # See give_threads_to_simulated_devices.
-os.environ["JAX_PLATFORMS"] = "cpu"
+# benchmarks/gpu.py runs a golden test on a GPU.
+os.environ["JAX_PLATFORMS"] = os.environ.get("VIT_JAX_TEST_PLATFORM", "cpu")
 ROOT = pathlib.Path(vit_jax.__file__).resolve().parent.parent
 
 import numpy as np  # noqa: E402

@@ -22,6 +22,7 @@ _MODULES = {
     "compare": "vit_jax.compare",
     "sweep": "vit_jax.sweep",
     "fit": "vit_jax.fit",
+    "benchmark": "vit_jax.benchmark",
     "config": "vit_jax.config.__main__",
     "transforms": "vit_jax.transforms",
     "completion": "vit_jax.completion",

@@ -7,15 +7,15 @@ tensorboard  event files
 progress     a progress bar on a terminal, plain lines elsewhere
 clock        wall time by span: img/s, goodput, MFU, device-hours
 notes        warnings, as plain lines
-devices      peak FLOP/s by kind of device
+chips        peak, memory and bandwidth by kind of device
 profiler     a trace of chosen steps
 
 Nothing here initialises JAX's devices: callers pass the number of devices, and whether this process
 writes.
 """
 
+from vit_jax.telemetry.chips import peak_flops
 from vit_jax.telemetry.clock import SPANS, Clock
-from vit_jax.telemetry.devices import peak_flops
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.telemetry.profiler import StepProfiler
 from vit_jax.telemetry.progress import Progress, format_duration

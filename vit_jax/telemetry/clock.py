@@ -37,7 +37,7 @@ class Clock:
         Args:
           num_devices: number of devices of all processes.
           flops_per_example: forward and backward FLOPs; None: FLOP/s and MFU are omitted.
-          peak_flops: FLOP/s of one device (`devices.peak_flops`); None: MFU is omitted.
+          peak_flops: FLOP/s of one device (`chips.peak_flops`); None: MFU is omitted.
           now: returns the time in seconds. If it goes back, the elapsed time counts as 0.
         """
         self._num_devices = num_devices

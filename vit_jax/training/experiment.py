@@ -33,8 +33,8 @@ from vit_jax.models import (
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel.compilation import compiler_options
+from vit_jax.telemetry.chips import peak_flops
 from vit_jax.telemetry.clock import Clock
-from vit_jax.telemetry.devices import peak_flops
 from vit_jax.telemetry.notes import note
 from vit_jax.training.evaluations import Evaluation, build_evals, open_splits
 from vit_jax.training.periods import Periods

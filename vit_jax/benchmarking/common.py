@@ -1,0 +1,117 @@
+"""What several measurements have in common: parameters, and losses and outputs of references."""
+
+import contextlib
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from vit_jax.benchmarking.case import Case
+from vit_jax.benchmarking.process import Worker, WorkerError
+from vit_jax.benchmarking.worker import OURS
+from vit_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The files of a model's parameters.
+
+    Attributes:
+      folder: that of `vit_jax.benchmarking.weights.write`.
+      refused: {contender: why its format cannot express the model}.
+      written_for: the peers in whose formats they were to be written.
+    """
+
+    folder: pathlib.Path
+    refused: dict[str, str]
+    written_for: frozenset[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What the reference computed.
+
+    Attributes:
+      losses: before each update.
+      outputs: logits of the batch before training.
+      problem: why there is nothing; "": there is.
+    """
+
+    losses: list[float]
+    outputs: Float32[np.ndarray, "b classes"]
+    problem: str = ""
+
+
+class Common:
+    """Keeps parameters and references; use it as a context manager.
+
+    Attributes:
+      folder: a temporary folder.
+    """
+
+    def __init__(self):
+        self._stack = contextlib.ExitStack()
+        self.folder = pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        self._weights: dict[tuple[Any, ...], Weights] = {}
+        self._references: dict[Case, Reference] = {}
+
+    def __enter__(self) -> "Common":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def weights(self, case: Case, peers: Sequence[str], *, timeout_seconds: float) -> Weights:
+        """Returns the files of a case's parameters, also in the formats of its peers.
+
+        They are written by a process of its own, on the CPU.
+
+        Raises:
+          ConfigError: the model cannot be built.
+        """
+        key = _model_of(case)
+        known = self._weights.get(key)
+        if known is None or not {*peers} <= known.written_for:
+            folder = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
+            with Worker("weights", case, folder, env={"JAX_PLATFORMS": "cpu"}) as worker:
+                try:
+                    refused = worker.do(
+                        "write", timeout_seconds=timeout_seconds, contenders=list(peers)
+                    )
+                except WorkerError as error:
+                    raise ConfigError(f"{case.variant} cannot be built: {error}") from error
+            self._weights[key] = Weights(folder, refused, frozenset(peers))
+        return self._weights[key]
+
+    def reference(self, case: Case, updates: int, *, timeout_seconds: float) -> Reference:
+        """Returns losses of at least so many updates, and outputs, of a plain case.
+
+        They are computed in a process of their own. `weights` must have been called for the model.
+        """
+        known = self._references.get(case)
+        if known is None or len(known.losses) < updates:
+            self._references[case] = self._run(case, updates, timeout_seconds)
+        return self._references[case]
+
+    def _run(self, case: Case, updates: int, timeout_seconds: float) -> Reference:
+        folder = self._weights[_model_of(case)].folder
+        env = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+        with Worker(OURS, case, folder, env=env) as worker:
+            try:
+                worker.do("prepare", timeout_seconds=timeout_seconds)
+                turn = worker.do("train", timeout_seconds=timeout_seconds, steps=updates)
+                path = folder / "reference.npy"
+                worker.do("outputs", timeout_seconds=timeout_seconds, path=str(path))
+                return Reference(turn["losses"], np.load(path))
+            except WorkerError as error:
+                empty = np.zeros((0, 0), np.float32)
+                return Reference([], empty, f"{error.kind}: {error}")
+
+
+def _model_of(case: Case) -> tuple[Any, ...]:
+    """Returns what the parameters of a case depend on."""
+    return case.variant, case.image_size, case.num_classes, case.sizes
