@@ -19,6 +19,7 @@ from vit_jax.models import VitConfig
 from vit_jax.models.attention import current_platform, resolve_backend
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
+from vit_jax.parallel.compilation import release_unused_memory
 from vit_jax.training.experiment import Program
 
 
@@ -62,6 +63,7 @@ class OurModel:
             start = time.perf_counter()
             self.compiled = lowered.compile()
             compile_seconds = time.perf_counter() - start
+            release_unused_memory()  # As a run does.
 
             if self._folder is not None:
                 state = state.replace(params=self._common_parameters())
