@@ -64,6 +64,7 @@ def imports_of(verb: str) -> str:
 def run(arguments: Sequence[str], code: pathlib.Path, **variables: str) -> tuple[Seconds, str]:
     """Runs Python with these arguments and the modules of a checkout; returns its output, too."""
     env = os.environ | {"PYTHONPATH": str(code), "TF_CPP_MIN_LOG_LEVEL": "3"} | variables
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)  # It would take precedence over XDG_CACHE_HOME.
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *arguments], env=env, cwd=code, stdout=subprocess.PIPE, text=True

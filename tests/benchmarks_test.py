@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from benchmarks import (
     analysis,
     checkpointing,
+    gpu,
+    growth,
     input,
     loading,
     pod_reading,
@@ -35,7 +37,7 @@ __all__ = ["small_idx"]  # A fixture.
 pytestmark = pytest.mark.medium
 
 TESTED = {
-    "analysis", "checkpointing", "input", "loading", "pod_reading", "prediction", "scaling_fits",
+    "analysis", "checkpointing", "gpu", "growth", "input", "loading", "pod_reading", "prediction", "scaling_fits",
     "scaling_lack_of_fit", "scaling_optimistix", "scaling_published", "scaling_rules", "seeds",
     "shuffling", "startup", "transfer",
 }  # fmt: skip
@@ -64,6 +66,21 @@ def test_input(tmp_path):
     assert input.run(exact, tmp_path, scale)["processor"] > 0
     assert input.measure(exact, "", "", "toy") is None  # No TensorFlow.
     assert "not measured" in input._cells([])
+
+
+@pytest.mark.slow
+def test_gpu_dry_run():
+    """Two stages of the GPU's script, at toy size on a CPU."""
+    stages = [gpu.toy(stage) for stage in gpu.plan()][-2:]
+    text = "\n".join(gpu.table(gpu.run(stages, seconds=300.0, cpu=True, out=None)))
+    assert "| vit_jax" in text and "WRONG" not in text and "failed" not in text
+
+
+def test_growth():
+    point = growth.Point(growth.BASE, 2.0, 1.0, 0.9, 1.1, 100.0)
+    curves = {axis: [point] for axis in growth.BASE}
+    assert len(list(growth.table(curves))) == 2 + len(growth.BASE)
+    assert len(growth.figure(curves).axes) == len(growth.COSTS)
 
 
 @pytest.mark.slow

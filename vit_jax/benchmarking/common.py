@@ -106,7 +106,7 @@ class Common:
                 turn = worker.do("train", timeout_seconds=timeout_seconds, steps=updates)
                 path = folder / "reference.npy"
                 worker.do("outputs", timeout_seconds=timeout_seconds, path=str(path))
-                return Reference(turn["losses"], np.load(path))
+                return Reference(turn["losses"], np.load(path, allow_pickle=False))
             except WorkerError as error:
                 empty = np.zeros((0, 0), np.float32)
                 return Reference([], empty, f"{error.kind}: {error}")

@@ -147,7 +147,7 @@ class FlaxPeer:
     def _common_parameters(self) -> Any:
         """Reads Google's names; the module has those of its classes, flat below the root."""
         leaves = {}
-        with np.load(self._path) as archive:
+        with np.load(self._path, allow_pickle=False) as archive:
             for name in archive.files:
                 path = re.sub("^Transformer/(posembed_input/)?", "", name)
                 leaves[path] = jnp.asarray(archive[name])

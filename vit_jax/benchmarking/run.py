@@ -198,7 +198,7 @@ def _judge(result: Result, reference: Reference, outputs: pathlib.Path | None) -
         result.case.dtype,
         losses=result.losses,
         reference_losses=reference.losses,
-        outputs=None if outputs is None else np.load(outputs),
+        outputs=None if outputs is None else np.load(outputs, allow_pickle=False),
         reference_outputs=reference.outputs,
     )
     if result.verdict.problem:

@@ -62,7 +62,7 @@ def read(folder: pathlib.Path, layout: PyTree) -> PyTree:
       layout: a tree of shardings, with the paths of the parameters.
     """
     leaves = {}
-    with np.load(folder / PARAMETERS) as archive:
+    with np.load(folder / PARAMETERS, allow_pickle=False) as archive:
         for path, sharding in named_leaves(layout).items():
             leaves[path] = jax.device_put(_array(archive, path), sharding)
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
