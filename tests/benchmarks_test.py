@@ -37,9 +37,9 @@ __all__ = ["small_idx"]  # A fixture.
 pytestmark = pytest.mark.medium
 
 TESTED = {
-    "analysis", "checkpointing", "gpu", "growth", "input", "loading", "pod_reading", "prediction", "scaling_fits",
-    "scaling_lack_of_fit", "scaling_optimistix", "scaling_published", "scaling_rules", "seeds",
-    "shuffling", "startup", "transfer",
+    "analysis", "checkpointing", "gpu", "growth", "input", "loading", "pod_reading", "prediction",
+    "scaling_fits", "scaling_lack_of_fit", "scaling_optimistix", "scaling_published",
+    "scaling_rules", "seeds", "shuffling", "startup", "transfer",
 }  # fmt: skip
 # By numerics_test.py.
 TESTED |= {"numerics", "numerics_cases", "numpy_gradients", "numpy_optimizers"}

@@ -1,7 +1,7 @@
 """What every contender can do, and what it says of itself."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -55,6 +55,7 @@ class Turn:
         return dataclasses.asdict(self)
 
 
+@runtime_checkable  # The tests check types at run time.
 class Contender(Protocol):
     """A model of one code base with its train step, on one batch."""
 
