@@ -10,8 +10,9 @@ matrix products measured in the same run, and of the data sheet's (MFU, on known
 multiply-add is two FLOPs, matrix products and convolutions count, recomputation does not.
 
 Each contender has a process, the same parameters and the same batch; their turns are interleaved,
-and the table shows the median and the range of the rounds. A reference in plain float32 makes the
-same updates: a contender with other losses or outputs is WRONG, and has no throughput. Lists of
+and the table shows the median and the range of the rounds. A reference in float32, a plain
+Flax ViT, makes the same updates: a contender with other losses or outputs is WRONG, and has no
+throughput. Lists of
 --remat, --scan and --attention are compared with one another; --sweep sorts all their combinations,
 and those of --batch, by speed.
 """

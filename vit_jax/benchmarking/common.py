@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from vit_jax.benchmarking.case import Case
+from vit_jax.benchmarking.flax_peer import is_plain
 from vit_jax.benchmarking.process import Worker, WorkerError
-from vit_jax.benchmarking.worker import OURS
+from vit_jax.benchmarking.worker import FLAX, OURS
 from vit_jax.errors import ConfigError
 
 
@@ -36,11 +37,13 @@ class Reference:
     """What the reference computed.
 
     Attributes:
+      contender: vit_jax or flax.
       losses: before each update.
       outputs: logits of the batch before training.
       problem: why there is nothing; "": there is.
     """
 
+    contender: str
     losses: list[float]
     outputs: Float32[np.ndarray, "b classes"]
     problem: str = ""
@@ -73,24 +76,26 @@ class Common:
         Raises:
           ConfigError: the model cannot be built.
         """
-        key = _model_of(case)
+        key, wanted = _model_of(case), {*peers, FLAX}  # The reference may be the plain Flax model.
         known = self._weights.get(key)
-        if known is None or not {*peers} <= known.written_for:
+        if known is None or not wanted <= known.written_for:
             folder = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
             with Worker("weights", case, folder, env={"JAX_PLATFORMS": "cpu"}) as worker:
                 try:
                     refused = worker.do(
-                        "write", timeout_seconds=timeout_seconds, contenders=list(peers)
+                        "write", timeout_seconds=timeout_seconds, contenders=sorted(wanted)
                     )
                 except WorkerError as error:
                     raise ConfigError(f"{case.variant} cannot be built: {error}") from error
-            self._weights[key] = Weights(folder, refused, frozenset(peers))
+            self._weights[key] = Weights(folder, refused, frozenset(wanted))
         return self._weights[key]
 
     def reference(self, case: Case, updates: int, *, timeout_seconds: float) -> Reference:
         """Returns losses of at least so many updates, and outputs, of a plain case.
 
-        They are computed in a process of their own. `weights` must have been called for the model.
+        A process of its own computes them: the plain Flax model, which shares no code with ours,
+        if it can compute the case; else ours with the settings of the case, whose own backward
+        passes are tested against plain ones. `weights` must have been called for the model.
         """
         known = self._references.get(case)
         if known is None or len(known.losses) < updates:
@@ -100,16 +105,18 @@ class Common:
     def _run(self, case: Case, updates: int, timeout_seconds: float) -> Reference:
         folder = self._weights[_model_of(case)].folder
         env = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-        with Worker(OURS, case, folder, env=env) as worker:
+        is_whole = case.accum_steps == 1 and not case.scan
+        contender = FLAX if is_whole and is_plain(case.model_config()) else OURS
+        with Worker(contender, case, folder, env=env) as worker:
             try:
                 worker.do("prepare", timeout_seconds=timeout_seconds)
                 turn = worker.do("train", timeout_seconds=timeout_seconds, steps=updates)
                 path = folder / "reference.npy"
                 worker.do("outputs", timeout_seconds=timeout_seconds, path=str(path))
-                return Reference(turn["losses"], np.load(path, allow_pickle=False))
+                return Reference(contender, turn["losses"], np.load(path, allow_pickle=False))
             except WorkerError as error:
                 empty = np.zeros((0, 0), np.float32)
-                return Reference([], empty, f"{error.kind}: {error}")
+                return Reference(contender, [], empty, f"{error.kind}: {error}")
 
 
 def _model_of(case: Case) -> tuple[Any, ...]:

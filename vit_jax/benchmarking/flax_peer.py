@@ -26,7 +26,7 @@ from vit_jax.benchmarking.case import CLIP_NORM, MOMENTUM, Case
 from vit_jax.benchmarking.contenders import Preparation, Turn
 from vit_jax.benchmarking.memory import peak_device_bytes
 from vit_jax.errors import ConfigError
-from vit_jax.models import VitConfig
+from vit_jax.models import ModelConfig, VitConfig
 
 
 class PlainBlock(nn.Module):
@@ -84,6 +84,17 @@ class PlainVit(nn.Module):
         return nn.Dense(config.num_classes, name="head")(x[:, 0])
 
 
+def is_plain(config: ModelConfig) -> bool:
+    """Whether `PlainVit` computes a model: a ViT of the paper, without a ResNet below it."""
+    return (
+        isinstance(config, VitConfig)
+        and config.stem is None
+        and (config.pool, config.norm, config.mlp) == ("token", "layernorm", "gelu")
+        and not (config.parallel or config.qk_norm)
+        and config.qkv_bias
+    )
+
+
 class FlaxPeer:
     """`PlainVit` with a plain train step on one device: see `Contender`."""
 
@@ -93,6 +104,8 @@ class FlaxPeer:
             raise ConfigError("the plain Flax peer runs on one device")
         self._path = folder / inputs.FORMATS["flax"][1]
         config = case.model_config()
+        if not is_plain(config):
+            raise ConfigError(f"the plain Flax peer has no {case.variant}")
         assert isinstance(config, VitConfig)
         self._model = PlainVit(config)
         batch = inputs.batch(case)

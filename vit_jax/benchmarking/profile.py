@@ -18,7 +18,7 @@ def profile(case: Case, *, report: Report = lambda line: None) -> Profile:
     with tempfile.TemporaryDirectory() as folder:
         report(f"profiling {case.describe_workload()}")
         with Worker("profile", case, pathlib.Path(folder)) as worker:
-            fields = worker.do("profile", timeout_seconds=3600)
+            fields = worker.do("profile", timeout_seconds=3600.0)
     operations = [tuple(each) for each in fields.pop("operations")]
     arrays = [tuple(each) for each in fields.pop("arrays")]
     return Profile(**fields, operations=operations, arrays=arrays)

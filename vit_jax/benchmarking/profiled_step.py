@@ -27,7 +27,8 @@ class Profile:
       untraced_step_seconds: of a step without the profiler, which slows it down.
       seconds_by_kind: of a step, by kind of operation.
       unaccounted_seconds: of a step, in which no operation ran.
-      operations: the longest operations: [name, kind, source, seconds].
+      operations: the longest operations: [source, kind, how many instructions, seconds]; those of
+        the same module and kind are added up, such as those of all blocks.
       arrays: the largest results of operations: [shape, source, bytes, how many].
       memory: bytes of the compiled program by XLA's account: arguments, temporary, ...
     """
@@ -36,7 +37,7 @@ class Profile:
     untraced_step_seconds: float
     seconds_by_kind: dict[str, float]
     unaccounted_seconds: float
-    operations: list[tuple[str, str, str, float]]
+    operations: list[tuple[str, str, int, float]]
     arrays: list[tuple[str, str, int, int]]
     memory: dict[str, int]
 
@@ -49,9 +50,9 @@ class Profile:
         parts = sorted(self.seconds_by_kind.items(), key=lambda pair: -pair[1])
         for kind, seconds in [*parts, ("unaccounted: nothing ran", self.unaccounted_seconds)]:
             yield f"  {kind:28} {seconds * 1e3:10,.1f} ms {seconds / self.step_seconds:6.1%}"
-        yield "longest operations, all their calls in a step"
-        for name, kind, source, seconds in self.operations:
-            yield f"  {seconds * 1e3:10,.1f} ms  {kind:28} {name}  {source}"
+        yield "longest operations of a step"
+        for source, kind, count, seconds in self.operations:
+            yield f"  {seconds * 1e3:10,.1f} ms  {kind:28} {count:4} x {source}"
         yield "memory of the compiled step, MB"
         for name, size in self.memory.items():
             yield f"  {name:28} {size / 1e6:10,.1f}"
@@ -89,8 +90,8 @@ def profile_here(case: Case, folder: pathlib.Path) -> dict[str, Any]:
             seconds_by_kind={kind: time * scale for kind, time in kinds.items()},
             unaccounted_seconds=idle * scale,
             operations=[
-                (each.name, each.kind, short_source(each.source), time * scale)
-                for each, time in trace.slowest(shares, instructions, _LONGEST)
+                (*key, count, time * scale)
+                for key, count, time in longest_operations(shares, instructions, _LONGEST)
             ],
             arrays=largest_arrays(instructions, _LARGEST),
             memory={
@@ -101,6 +102,19 @@ def profile_here(case: Case, folder: pathlib.Path) -> dict[str, Any]:
             },
         )
     )
+
+
+def longest_operations(
+    shares: Mapping[str, float], instructions: Mapping[str, hlo.Instruction], count: int
+) -> list[tuple[tuple[str, str], int, float]]:
+    """Returns the sources and kinds that took longest, their number of instructions, their time."""
+    numbers: dict[tuple[str, str], list[float]] = {}
+    for name, time in shares.items():
+        if (known := instructions.get(name)) is not None:
+            key = (short_source(known.source) or known.name, known.kind)
+            numbers.setdefault(key, []).append(time)
+    totals = [(key, len(times), sum(times)) for key, times in numbers.items()]
+    return sorted(totals, key=lambda total: -total[2])[:count]
 
 
 def largest_arrays(
@@ -120,5 +134,6 @@ def short_source(source: str) -> str:
     """Shortens a path of modules: "backward encoder/blocks/mlp/fc1/dot_general"."""
     direction = "backward " if "transpose(" in source else "forward " if "jvp(" in source else ""
     path = re.sub(r"jit\(\w+\)/|transpose\(|jvp\(\w*\)\)?/?|\w+\.classify/", "", source)
+    path = re.sub(r"\bblock_\d+/", "blocks/", path)
     path = re.sub(r"while/body/|closed_call/|checkpoint/|rematted_computation/", "", path)
     return f"{direction}{path}"

@@ -35,6 +35,7 @@ class Result:
       process_bytes: peak resident memory of the process up to the last timed train step, compiler
         included.
       verdict: comparison with the reference.
+      reference: contender that made the reference: flax, or vit_jax with plain settings.
       matmul_flops_per_second: peak of matrix products, measured in the same rounds.
     """
 
@@ -51,6 +52,7 @@ class Result:
     steps_bytes: int | None = None
     process_bytes: int | None = None
     verdict: Verdict | None = None
+    reference: str = ""
     matmul_flops_per_second: float | None = None
 
     @property

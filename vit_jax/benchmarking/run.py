@@ -194,6 +194,7 @@ def _judge(result: Result, reference: Reference, outputs: pathlib.Path | None) -
         result.status = FAILED
         result.message = f"no reference to compare with: {reference.problem}"
         return
+    result.reference = reference.contender
     result.verdict = compare(
         result.case.dtype,
         losses=result.losses,

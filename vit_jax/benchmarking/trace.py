@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import jax
 
@@ -107,11 +107,3 @@ def by_kind(
         known = instructions.get(name)
         totals["other programs" if known is None else known.kind] += time
     return dict(totals)
-
-
-def slowest(
-    shares: Mapping[str, float], instructions: Mapping[str, Instruction], count: int
-) -> Sequence[tuple[Instruction, float]]:
-    """Returns the instructions that took longest in total, with their time."""
-    known = [(instructions[name], time) for name, time in shares.items() if name in instructions]
-    return sorted(known, key=lambda pair: -pair[1])[:count]

@@ -1,8 +1,9 @@
 """Compares losses and outputs with those of the reference: no time counts without it.
 
-The reference is the same model in float32 with plain settings: every block by itself, nothing
-recomputed, XLA's attention, products in full float32. Losses are compared update by update, each as
-a difference relative to the reference's first loss: the later ones approach zero.
+The reference is the same model in float32, with products in full float32: a plain Flax ViT, or ours
+with plain settings where that cannot compute the case (`vit_jax.benchmarking.common`). Losses are
+compared update by update, each as a difference relative to the reference's first loss, because the
+later ones approach zero.
 """
 
 import dataclasses
