@@ -1,4 +1,9 @@
-"""The accelerators that ViTs are trained on: peak, memory and bandwidth, with their sources."""
+"""The accelerators that ViTs are trained on: peak, memory and bandwidth, with their sources.
+
+NVIDIA's numbers were compared with pages that quote the data sheets, not with the sheets (2026),
+and the bandwidth of the A100 80 GB PCIe with none. Those of TPUs were compared with Google's pages,
+except the bandwidth of TPU7x, and a test compares all of them with JAX's own table.
+"""
 
 import dataclasses
 
