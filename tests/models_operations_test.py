@@ -73,7 +73,7 @@ OPERATIONS = {
     "dense of heads": (
         lambda x, w: operations.project(x, w, HEADS),
         lambda x, w: jnp.einsum("bnhd,hdw->bnw", x, w),
-        (normal(2, 9, 3, 8), normal(3, 8, 16)),
+        (normal(2, 9, 3, 8), normal(3, 8, 32)),
     ),
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
@@ -37,12 +38,28 @@ def _matmul_forward(x, kernel):
     return _matmul(x, kernel), (x, kernel)
 
 
+def _contract_rows(x, dy):
+    """Returns x'dy."""
+    return jax.lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
+
+
+def _narrow_first(x, dy):
+    """Returns x'dy, for CPUs: XLA's product takes up to a third less time if its left is narrow.
+
+    Without the barrier XLA would simplify the transpose of dy'x to x'dy.
+    """
+    if x.shape[1] <= dy.shape[1]:
+        return _contract_rows(x, dy)
+    return jax.lax.optimization_barrier(_contract_rows(dy, x)).T
+
+
 def _matmul_backward(kept, dy):
     x, kernel = kept
     dx = jax.lax.dot_general(dy, kernel, (((dy.ndim - 1,), (1,)), ((), ())))
-    # The transpose of dy'x: XLA:CPU would copy x into its transpose for x'dy.
     rows_x, rows_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    d_kernel = jax.lax.dot_general(rows_dy, rows_x, (((0,), (0,)), ((), ()))).T
+    d_kernel = jax.lax.platform_dependent(
+        rows_x, rows_dy, cpu=_narrow_first, default=_contract_rows
+    )
     return dx, d_kernel
 
 
@@ -134,8 +151,8 @@ _gelu.defvjp(_gelu_forward, _gelu_backward)
 
 def layer_norm(
     x: Float[Array, "*rows width"],
-    scale: Float[Array, " width"],
-    bias: Float[Array, " width"] | None,
+    scale: Float[Array | np.ndarray, " width"],
+    bias: Float[Array | np.ndarray, " width"] | None,
     *,
     epsilon: float,
     dtype: str,

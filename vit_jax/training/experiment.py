@@ -37,6 +37,7 @@ from vit_jax.telemetry.chips import peak_flops
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.notes import note
 from vit_jax.training.evaluations import Evaluation, build_evals, open_splits
+from vit_jax.training.parts import number_of_parts
 from vit_jax.training.periods import Periods
 from vit_jax.training.state import TrainState, make_init, state_layout, with_shardings
 from vit_jax.training.update import make_train_step
@@ -99,8 +100,9 @@ class Program:
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=meshes.replicated(mesh))
         shapes = jax.eval_shape(init, key)
         layout = state_layout(shapes, mesh)
+        parts = 1 if head else number_of_parts(config, model_config, mesh)
         train_step = jax.jit(
-            make_train_step(config, head or module, tx, schedule),
+            make_train_step(config, head or module, tx, schedule, parts=parts),
             donate_argnums=0,
             out_shardings=(layout, meshes.replicated(mesh)),
             compiler_options=compiler_options(mesh.devices.flat[0].platform),

@@ -20,8 +20,18 @@ def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
+    *,
+    parts: int = 1,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """Returns a function (state, batch, stop) -> (state, metrics): one update, not jitted yet."""
+    """Returns a function (state, batch, stop) -> (state, metrics): one update, not jitted yet.
+
+    Args:
+      config: the config of the run.
+      model: (images, train) -> (logits, intermediates).
+      tx: the optimizer.
+      schedule: update -> factor of the learning rate, which the metrics report.
+      parts: each microbatch is computed in so many parts: see `vit_jax.training.parts`.
+    """
     loss_of = loss_by_name(config.loss.name)
     skip_bad = config.data.on_bad == "skip"
     mixes = config.mix.mixup_alpha > 0 or config.mix.cutmix_alpha > 0
@@ -65,7 +75,7 @@ def make_train_step(
             state.params,
             mixed,
             rng_model,
-            accum_steps=config.optim.accum_steps,
+            accum_steps=config.optim.accum_steps * parts,
             sam_rho=config.optim.sam_rho,
             frozen=frozen_mask(config.optim, state.params),
         )
