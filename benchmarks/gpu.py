@@ -5,8 +5,10 @@
 
 The stages (`benchmarks.gpu_plan`) are in the order of their importance. Each has a time limit; when
 the time of all is up, the rest is "skipped: out of time". What a stage has measured is printed and
-written to --out as it comes; a stage that fails, hangs or is killed costs its own rows only. Peers
-(timm, compiled) are measured if they are installed. Sizes are chosen for one H200.
+written to --out, with the table beside it (gpu.md), as it comes; a stage that fails, hangs or is
+killed costs its own rows only. Peers (timm, compiled) are measured if they are installed, reference
+outputs and training if the folder `shared/goldens` is in the checkout or beside it. Sizes are chosen
+for one H200.
 
 Stages: training and forward passes of ViT-L, B, H and S in bfloat16, L and B beside timm; reference
 outputs of published formats and a reference training run; the numerics of fused kernels, verified
@@ -36,7 +38,7 @@ from vit_jax.benchmarking.table import markdown_table, ratio_lines
 
 SKIPPED, NOT_MEASURED = "skipped: out of time", "not measured"
 _LEAST_SECONDS = 20.0  # A stage with less time left is skipped.
-_SHOWN_LINES = 20  # Of the commands of a stage, in the table; the JSON file has all.
+_SHOWN_LINES = 16  # Of the commands of a stage, in the table; the JSON file has all.
 
 
 @dataclasses.dataclass
@@ -82,7 +84,7 @@ def run(
       stages: the most important first.
       seconds: time of all stages.
       cpu: compile quickly, for a CPU.
-      out: JSON file, written whenever something has been measured.
+      out: JSON file, written whenever something has been measured; the table is beside it (.md).
     """
     end = time.monotonic() + seconds
     outcomes = [Outcome(stage, note=SKIPPED) for stage in stages]
@@ -90,6 +92,7 @@ def run(
     def save() -> None:
         if out is not None:
             out.write_text(json.dumps([outcome.to_json() for outcome in outcomes], indent=1))
+            out.with_suffix(".md").write_text(table(outcomes))
 
     with Common() as common:
         for outcome in outcomes:
@@ -163,7 +166,7 @@ def _run_command(command: Command, seconds: float, *, cpu: bool) -> list[str]:
     missing = next((line for line in lines if "No module named" in line), None)
     if code and missing:
         return [f"{title}: skipped: {missing.strip()}; see requirements-dev.txt"]
-    return [*lines, f"{title}: {'ok' if code == 0 else f'FAILED with exit code {code}'}"]
+    return [*lines, f"{title}: {'FAILED, ' if code else ''}exit code {code}"]
 
 
 def _output(
@@ -251,6 +254,6 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _MINUTES = flags.DEFINE_float("minutes", 9.0, "Time of all stages.")
-    _OUT = flags.DEFINE_string("out", "", "JSON file, written whenever something is measured.")
+    _OUT = flags.DEFINE_string("out", "", "JSON file; the table is beside it (.md).")
     _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Toy size, on a CPU.")
     app.run(main)

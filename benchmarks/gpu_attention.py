@@ -5,10 +5,10 @@
 
 xla is the attention of our models, which XLA compiles; cudnn the fused kernel that they take on
 GPUs; pallas the Triton kernel in `jax.experimental.pallas.ops.gpu.attention`, with its default
-blocks, and pallas_64 with blocks of 64. That kernel takes whole blocks of tokens only, so queries,
+blocks, and pallas_64 with blocks of 64. That kernel takes whole blocks of tokens only. So queries,
 keys and values are padded, and the padding is a segment of its own, which real tokens do not
-attend to; the time includes the padding. JAX's Hopper kernel (`attention_mgpu`) cannot mask padding,
-so it cannot run 197, 577 or 1,601 tokens, and is left out.
+attend to; the times include the padding. JAX's Hopper kernel (`attention_mgpu`) cannot mask it: at
+197, 577 and 1,601 tokens it would be wrong, and is left out.
 
 Output and gradients are compared with plain attention in float32; a difference of more than the
 tolerance, relative to the largest element, is WRONG, and then no time is printed.
@@ -157,9 +157,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     for tokens, batch in TOY_SIZES if _TOY.value else SIZES:
         dtype = "float32" if _TOY.value else "bfloat16"
-        print(
-            line(_BACKEND.value, tokens, batch, dtype=dtype, interpret=_TOY.value), flush=True
-        )
+        print(line(_BACKEND.value, tokens, batch, dtype=dtype, interpret=_TOY.value), flush=True)
 
 
 if __name__ == "__main__":

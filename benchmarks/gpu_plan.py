@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` measures: its stages, the most important first, and the same at toy size."""
+"""What `benchmarks.gpu` measures: its stages, the most important first; also at toy size."""
 
 import dataclasses
 import pathlib
@@ -87,7 +87,7 @@ def plan() -> tuple[Stage, ...]:
         Stage("B/16", 120, _scanned_and_unrolled(base), True, ("timm",), _WHOLE),
         Stage("H/14", 80, (_like(large, "H/14", 64),), effort=_WHOLE),
         Stage("S/16", 50, (_like(large, "S/16", 512),), effort=_WHOLE),
-        Stage("reference outputs", 40, commands=(_reference_outputs(),)),
+        Stage("reference outputs", 60, commands=_reference_outputs()),
         Stage("reference training", 40, commands=(_reference_training(),)),
         Stage("fused kernels verified", 50, (base,),
               xla_flags="--xla_gpu_verify_triton_fusion_numerics=true"),
@@ -109,23 +109,24 @@ def _scanned_and_unrolled(case: Case) -> tuple[Case, ...]:
     return tuple(dataclasses.replace(case, scan=scan) for scan in (True, False))
 
 
-def _reference_outputs() -> Command:
-    """Compares published checkpoints with the outputs of the libraries that they are from."""
-    module = "vit_jax.convert"
-    arguments = (module, f"--verify={GOLDENS}")
-    toy = (module, f"--verify={GOLDENS / 'hf_vit' / 'cls'}")
-    return Command(arguments, toy, needs=GOLDENS, precision="highest")
+def _reference_outputs() -> tuple[Command, ...]:
+    """Compares checkpoints of three libraries with the outputs of these libraries."""
+    toy = ("vit_jax.convert", f"--verify={GOLDENS / 'hf_vit' / 'cls'}")
+    return tuple(
+        Command(("vit_jax.convert", f"--verify={GOLDENS / folder}"), toy, GOLDENS, "highest")
+        for folder in ("vt_npz", "timm_vit", "hf_dinov3_vit")
+    )
 
 
 def _reference_training() -> Command:
     """Repeats ten updates of Google's fine-tuning: losses, norms and parameters."""
     test = "tests/adapt_golden_test.py::test_ten_batches_of_vision_transformer"
     arguments = (
-        "pytest", "-rs", f"{test}[vt_finetune_token_f32acc-sizes0]",
+        "pytest", f"{test}[vt_finetune_token_f32acc-sizes0]", "-rs",
         # A GPU's start counts as time of the test, and its libraries may warn.
         "-p", "no:time-limit", "-p", "no:cacheprovider", "-W", "default",
     )  # fmt: skip
-    return Command(arguments, arguments, needs=GOLDENS, precision="highest")
+    return Command(arguments, arguments, GOLDENS, "highest")
 
 
 def _attention_alone(backend: str) -> Command:
@@ -144,9 +145,8 @@ def toy(stage: Stage) -> Stage:
         if small not in cases:
             cases.append(small)
     effort = dataclasses.replace(stage.effort, rounds=2, turn_seconds=0.0, matmul_side=64)
-    commands = tuple(
-        dataclasses.replace(command, arguments=command.toy) for command in stage.commands
-    )
+    commands = (dataclasses.replace(command, arguments=command.toy) for command in stage.commands)
     return dataclasses.replace(
-        stage, seconds=600, cases=tuple(cases[:2]), effort=effort, commands=commands
-    )
+        stage, seconds=600, cases=tuple(cases[:2]), effort=effort,
+        commands=tuple(dict.fromkeys(commands)),
+    )  # fmt: skip
