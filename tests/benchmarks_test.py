@@ -98,7 +98,7 @@ def python(code, *, seconds=60.0, **fields):
 
 def test_gpu_rows_of_what_fails(tmp_path):
     """A stage that raises, hangs, is killed or lacks something costs its own rows only."""
-    wrong = gpu_plan.Stage("wrong", 60.0, (Case("mu/16", attention="cudnn", num_classes=0),))
+    wrong = gpu_plan.Stage("wrong", 60.0, (Case("not_a_variant/16"),))
     hangs = "import os, time; print('before', flush=True); os.fork(); time.sleep(60)"
     stages = [
         wrong,
@@ -137,10 +137,8 @@ def test_gpu_rows_of_what_fails(tmp_path):
     assert [each.note for each in late] == [gpu.SKIPPED]
 
 
-def test_gpu_attention(monkeypatch):
+def test_gpu_attention_that_is_wrong_or_not_there(monkeypatch):
     measure = functools.partial(gpu_attention.line, dtype="float32", interpret=True)
-    assert "forward and backward" in measure("pallas_64", 70, 1)
-
     monkeypatch.setattr(gpu_attention, "attend", lambda query, key, value: query + key + value)
     assert "WRONG: differs by" in measure("xla", 5, 1)
     monkeypatch.setitem(sys.modules, "jax.experimental.pallas.ops.gpu", None)
