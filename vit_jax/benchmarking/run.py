@@ -1,8 +1,9 @@
 """The benchmark of one case. Read from top to bottom.
 
 Every contender has a process of its own and the same parameters and batch. They prepare one after
-another, then train in turns, then compute outputs and forward passes in turns. At last a reference
-makes the same updates in plain float32; whoever has other losses or outputs has no throughput.
+another, then train in turns, then compute outputs and forward passes in turns. A reference makes
+the same updates in plain float32: at last, or first where the number of its updates is given.
+Whoever has other losses or outputs has no throughput.
 """
 
 import contextlib
@@ -101,6 +102,14 @@ def benchmark(
         common = common or stack.enter_context(Common())
         report("drawing parameters")
         weights = common.weights(workload, peers, timeout_seconds=effort.timeout())
+
+        def make_reference(updates: int) -> Reference:
+            report("reference")
+            case = _reference_case(workload, effort)
+            return common.reference(case, updates, timeout_seconds=effort.timeout())
+
+        if effort.checked_updates:  # First: a contender that hangs may use up the time.
+            make_reference(effort.checked_updates)  # `common` keeps it.
         turns = Turns(results, timeout=effort.timeout, report=report)
         stack.callback(turns.close)
 
@@ -125,12 +134,7 @@ def benchmark(
 
         # --- The reference
         if updates := max((len(each.losses) for each in results if each.is_ok), default=0):
-            report("reference")
-            reference = common.reference(
-                _reference_case(workload, effort),
-                min(updates, effort.checked_updates or updates),
-                timeout_seconds=effort.timeout(),
-            )
+            reference = make_reference(min(updates, effort.checked_updates or updates))
             for index, result in enumerate(results):
                 result.matmul_flops_per_second = max(matmul.peaks, default=None)
                 _judge(result, reference, outputs.get(index))
