@@ -180,9 +180,11 @@ class _MeasurePeak:
 
     def __call__(self) -> None:
         if self._worker is not None:
-            with contextlib.suppress(WorkerError):  # Then the table has no share of the peak.
+            try:
                 peak = self._worker.do("measure", timeout_seconds=self._effort.timeout())
                 self.peaks.append(peak)
+            except WorkerError:  # Then the table has no share of the peak.
+                self._worker = None
 
 
 @contextlib.contextmanager
