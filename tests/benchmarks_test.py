@@ -76,6 +76,7 @@ def test_input(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # Waits for a dozen processes, one after another.
 def test_gpu_dry_run(tmp_path):
     """Every kind of stage of the GPU's script, at toy size on a CPU."""
     names = {"B/16", "reference outputs", "reference training", "attention alone", "latency hiding"}
