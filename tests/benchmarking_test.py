@@ -190,6 +190,23 @@ def test_a_worker_fails_for_a_reason(tmp_path):
 
 
 @pytest.mark.medium
+def test_a_flag_that_xla_does_not_know(tmp_path):
+    env = {"XLA_FLAGS": "--xla_not_a_flag=1"}
+    with (
+        Worker("matmul", TOY, tmp_path, env=env, side=16) as worker,
+        pytest.raises(WorkerError, match=r"^Unknown flag.*--xla_not_a_flag=1") as caught,
+    ):
+        worker.do("measure", timeout_seconds=60.0)
+    assert caught.value.kind == "refused by this jaxlib"
+
+
+def test_a_task_leaves_time_for_others():
+    left = Effort(deadline=time.monotonic() + 30.0).timeout()
+    assert 15.0 < left <= 20.0
+    assert Effort(deadline=time.monotonic() - 1.0).timeout() == 0.0
+
+
+@pytest.mark.medium
 def test_a_worker_rests_between_its_turns(tmp_path):
     with Worker("matmul", TOY, tmp_path, side=16) as worker:
         assert worker.do("measure", timeout_seconds=60.0) > 0

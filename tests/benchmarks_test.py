@@ -2,7 +2,11 @@
 
 import csv
 import dataclasses
+import functools
+import json
 import math
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +16,8 @@ from benchmarks import (
     analysis,
     checkpointing,
     gpu,
+    gpu_attention,
+    gpu_plan,
     growth,
     input,
     loading,
@@ -30,6 +36,7 @@ from benchmarks import (
 from tests.conftest import ROOT
 from tests.data_sources_test import small_idx
 from tests.small_run import small_config, train_on_one
+from vit_jax.benchmarking.case import Case
 from vit_jax.config import base_config, freeze, validate
 
 __all__ = ["small_idx"]  # A fixture.
@@ -37,9 +44,9 @@ __all__ = ["small_idx"]  # A fixture.
 pytestmark = pytest.mark.medium
 
 TESTED = {
-    "analysis", "checkpointing", "gpu", "growth", "input", "loading", "pod_reading", "prediction",
-    "scaling_fits", "scaling_lack_of_fit", "scaling_optimistix", "scaling_published",
-    "scaling_rules", "seeds", "shuffling", "startup", "transfer",
+    "analysis", "checkpointing", "gpu", "gpu_attention", "gpu_plan", "growth", "input", "loading",
+    "pod_reading", "prediction", "scaling_fits", "scaling_lack_of_fit", "scaling_optimistix",
+    "scaling_published", "scaling_rules", "seeds", "shuffling", "startup", "transfer",
 }  # fmt: skip
 # By numerics_test.py.
 TESTED |= {"numerics", "numerics_cases", "numpy_gradients", "numpy_optimizers"}
@@ -69,11 +76,74 @@ def test_input(tmp_path):
 
 
 @pytest.mark.slow
-def test_gpu_dry_run():
-    """Two stages of the GPU's script, at toy size on a CPU."""
-    stages = [gpu.toy(stage) for stage in gpu.plan()][-2:]
-    text = "\n".join(gpu.table(gpu.run(stages, seconds=300.0, cpu=True, out=None)))
-    assert "| vit_jax" in text and "WRONG" not in text and "failed" not in text
+@pytest.mark.timeout(1800)  # Waits for a dozen processes, one after another.
+def test_gpu_dry_run(tmp_path):
+    """Every kind of stage of the GPU's script, at toy size on a CPU."""
+    names = {"B/16", "reference outputs", "reference training", "attention alone", "latency hiding"}
+    stages = [gpu_plan.toy(stage) for stage in gpu_plan.plan() if stage.name in names]
+    outcomes = gpu.run(stages, seconds=1000.0, cpu=True, out=tmp_path / "gpu.json")
+    text = gpu.table(outcomes)
+    assert text.count("| vit_jax") == 3 and "WRONG" not in text and "FAILED" not in text
+    assert [each["seconds"] > 0 for each in json.loads((tmp_path / "gpu.json").read_text())]
+    assert re.search(r"pallas, 70 tokens, batch 1: forward [\d.]+ ms", text)
+    if gpu_plan.GOLDENS.is_dir():
+        assert "hf_vit/cls" in text and "1 passed" in text
+
+
+def python(code, *, seconds=60.0, **fields):
+    """A stage of a module that runs code."""
+    arguments = ("timeit", "-n1", "-r1", code)
+    command = gpu_plan.Command(arguments, arguments, **fields)
+    return gpu_plan.Stage(code, seconds, commands=(command,))
+
+
+def test_gpu_rows_of_what_fails(tmp_path):
+    """A stage that raises, hangs, is killed or lacks something costs its own rows only."""
+    wrong = gpu_plan.Stage("wrong", 60.0, (Case("not_a_variant/16"),))
+    hangs = "import os, time; print('before', flush=True); os.fork(); time.sleep(60)"
+    stages = [
+        wrong,
+        python("import os; os.kill(os.getpid(), 9)"),
+        python("import not_there"),
+        python("pass", needs=tmp_path / "shared" / "goldens"),
+        python("print('done')"),
+        python(hangs, seconds=2.0),
+        python("print('after')"),
+    ]
+    outcomes = gpu.run(stages, seconds=200.0, cpu=True, out=tmp_path / "gpu.json")
+    assert [each.note[:22] for each in outcomes] == [
+        "failed: ConfigError: m",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "",
+    ]
+    assert outcomes[1].lines[-1] == "timeit -n1: FAILED, exit code -9"
+    ends = [each.lines[-1].partition(": ")[2] for each in outcomes[2:]]
+    assert ends == [
+        "skipped: ModuleNotFoundError: No module named 'not_there'; see requirements-dev.txt",
+        "skipped: there is no folder shared/goldens",
+        "exit code 0",
+        "stopped: took longer than 2 s",
+        "exit code 0",
+    ]
+    assert outcomes[5].lines[0] == "before"
+    saved = json.loads((tmp_path / "gpu.json").read_text())
+    assert [each["lines"] for each in saved] == [each.lines for each in outcomes]
+    assert "ConfigError" in gpu.table(outcomes)
+
+    late = gpu.run([python("pass")], seconds=0.5, cpu=True)
+    assert [each.note for each in late] == [gpu.SKIPPED]
+
+
+def test_gpu_attention_that_is_wrong_or_not_there(monkeypatch):
+    measure = functools.partial(gpu_attention.line, dtype="float32", interpret=True)
+    monkeypatch.setattr(gpu_attention, "attend", lambda query, key, value: query + key + value)
+    assert "WRONG: differs by" in measure("xla", 5, 1)
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.ops.gpu", None)
+    assert "not shipped in JAX" in measure("pallas", 5, 1)
 
 
 def test_growth():

@@ -37,7 +37,7 @@ compilation.enable_user_compilation_cache()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compilation.user_cache_folder())
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-SHARED = ROOT.parent / "shared"
+SHARED = ROOT / "shared" if (ROOT / "shared").is_dir() else ROOT.parent / "shared"
 
 # Without a handler of their own, notes reach pytest's `caplog`, which listens to the root logger.
 logging.getLogger("vit_jax").addHandler(logging.NullHandler())

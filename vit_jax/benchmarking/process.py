@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.benchmarking.case import Case
-from vit_jax.benchmarking.worker import FAILED, OUT_OF_MEMORY
+from vit_jax.benchmarking.worker import FAILED, OUT_OF_MEMORY, REFUSED
 
 _MODULE = "vit_jax.benchmarking.worker"
 _KILLED = -9  # Exit code of a process that the kernel killed, as it does when memory runs out.
+_UNKNOWN_FLAG = "Unknown flag"  # XLA ends the process: "Unknown flag in XLA_FLAGS: --xla_...".
 _EXIT_SECONDS = 20  # For a process whose input has ended.
 
 
@@ -24,7 +25,7 @@ class WorkerError(Exception):
     """What a worker was told to do did not work.
 
     Attributes:
-      kind: out of memory, not installed, or failed.
+      kind: out of memory, not installed, refused by this jaxlib, or failed.
     """
 
     def __init__(self, kind: str, message: str):
@@ -116,7 +117,10 @@ class Worker:
         if code == _KILLED:
             return WorkerError(OUT_OF_MEMORY, "its process was killed")
         self._log.seek(0)
-        lines = self._log.read().strip().splitlines() or ["without a message"]
+        text = self._log.read()
+        if (start := text.find(_UNKNOWN_FLAG)) >= 0:
+            return WorkerError(REFUSED, text[start:].partition("\n")[0][:300])
+        lines = text.strip().splitlines() or ["without a message"]
         return WorkerError(FAILED, f"its process ended with code {code}: {lines[-1][:300]}")
 
     def cpu_seconds(self) -> float:

@@ -21,7 +21,7 @@ class Result:
       contender: vit_jax, flax, transformers or timm.
       case: what was measured.
       status: ok; WRONG: other losses or outputs than the reference; out of memory, not installed,
-        failed, skipped.
+        refused by this jaxlib, failed, skipped.
       message: what is wrong, or "".
       preparation: before the first timed step.
       train_flops_per_image: of forward and backward pass by `vit_jax.models.flops`: a multiply-add

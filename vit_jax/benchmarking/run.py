@@ -1,8 +1,9 @@
 """The benchmark of one case. Read from top to bottom.
 
 Every contender has a process of its own and the same parameters and batch. They prepare one after
-another, then train in turns, then compute outputs and forward passes in turns. At last a reference
-makes the same updates in plain float32; whoever has other losses or outputs has no throughput.
+another, then train in turns, then compute outputs and forward passes in turns. A reference makes
+the same updates in plain float32: at last, or first where the number of its updates is given.
+Whoever has other losses or outputs has no throughput.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.models import forward_flops, update_flops_per_image
 
 PEERS = tuple(FORMATS)
+_SHARE_OF_TASK = 2 / 3  # Of the time that is left; see Effort.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Effort:
       turn_seconds: a turn has as many steps as take this long, at least one.
       checked_updates: how many updates the reference makes; 0: all.
       timeout_seconds: of a task of a worker, such as its preparation.
-      deadline: of `time.monotonic`, after which no task goes on; None: none.
+      deadline: of `time.monotonic`, after which no task goes on; a task may take two thirds of the
+        time that is left, so that one that hangs leaves some for the others and the reference.
+        None: none.
       matmul_side: side of the matrices of the peak; None: that of the platform.
       with_matmul: whether the peak of matrix products is measured.
       with_forward: whether forward passes are timed and outputs compared.
@@ -62,7 +66,8 @@ class Effort:
         """Returns the seconds that a task that begins now may take."""
         if self.deadline is None:
             return self.timeout_seconds
-        return max(0.0, min(self.timeout_seconds, self.deadline - time.monotonic()))
+        left = self.deadline - time.monotonic()
+        return max(0.0, min(self.timeout_seconds, _SHARE_OF_TASK * left))
 
 
 def benchmark(
@@ -97,6 +102,14 @@ def benchmark(
         common = common or stack.enter_context(Common())
         report("drawing parameters")
         weights = common.weights(workload, peers, timeout_seconds=effort.timeout())
+
+        def make_reference(updates: int) -> Reference:
+            report("reference")
+            case = _reference_case(workload, effort)
+            return common.reference(case, updates, timeout_seconds=effort.timeout())
+
+        if effort.checked_updates:  # First: a contender that hangs may use up the time.
+            make_reference(effort.checked_updates)  # `common` keeps it.
         turns = Turns(results, timeout=effort.timeout, report=report)
         stack.callback(turns.close)
 
@@ -121,12 +134,7 @@ def benchmark(
 
         # --- The reference
         if updates := max((len(each.losses) for each in results if each.is_ok), default=0):
-            report("reference")
-            reference = common.reference(
-                _reference_case(workload, effort),
-                min(updates, effort.checked_updates or updates),
-                timeout_seconds=effort.timeout(),
-            )
+            reference = make_reference(min(updates, effort.checked_updates or updates))
             for index, result in enumerate(results):
                 result.matmul_flops_per_second = max(matmul.peaks, default=None)
                 _judge(result, reference, outputs.get(index))
@@ -172,9 +180,11 @@ class _MeasurePeak:
 
     def __call__(self) -> None:
         if self._worker is not None:
-            with contextlib.suppress(WorkerError):  # Then the table has no share of the peak.
+            try:
                 peak = self._worker.do("measure", timeout_seconds=self._effort.timeout())
                 self.peaks.append(peak)
+            except WorkerError:  # Then the table has no share of the peak.
+                self._worker = None
 
 
 @contextlib.contextmanager

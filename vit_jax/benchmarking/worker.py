@@ -24,6 +24,7 @@ from vit_jax.errors import VitJaxError
 from vit_jax.parallel.simulated import give_threads_to_simulated_devices
 
 OUT_OF_MEMORY, NOT_INSTALLED, FAILED = "out of memory", "not installed", "failed"
+REFUSED = "refused by this jaxlib"  # A flag of XLA that it does not know.
 OURS, FLAX = "vit_jax", "flax"
 _OUT_OF_MEMORY_TEXTS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "can't allocate")
 
