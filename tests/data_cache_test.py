@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.data_fast_decode_test import jpeg, photograph
-from tests.data_pipeline_test import assert_same, one_device
+from tests.data_pipeline_test import assert_nothing_lives, assert_same, one_device
 from tests.small_run import run, small_config
 from vit_jax.config import base_config, validate
 from vit_jax.data import decoded_cache, recipes
@@ -71,7 +71,9 @@ def batches(cache, source, *, steps=6, start_step=0, workers=0, level="medium1")
         options=LoaderOptions(workers, 1, 1),
         on_bad=lambda *args: bad.append(args[:-1]),
     ) as iterator:
-        return [jax.device_get(next(iterator)) for _ in range(steps)], bad
+        got = [jax.device_get(next(iterator)) for _ in range(steps)]
+    assert_nothing_lives()  # The loader's threads would go on to decode.
+    return got, bad
 
 
 def evaluated(cache, source):
