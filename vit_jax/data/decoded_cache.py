@@ -79,6 +79,11 @@ class DecodedCache:
         """Uses a store, which may hold images already."""
         self.store = store
 
+    def describe(self) -> str:
+        """Returns where decoded images are kept, and the limit."""
+        folder = self.store.folder if isinstance(self.store, PixelFiles) else "memory"
+        return f"decoded images in {folder}, up to {self.store.limit_bytes / 1e9:,.1f} GB"
+
     def decoded(
         self, data: bytes | np.ndarray, *, channels: int, exif: bool
     ) -> bytes | UInt8[np.ndarray, "h w c"]:

@@ -31,7 +31,7 @@ _WORD = 8  # Bytes: an image is padded to whole words, of which the checksum is 
 class PixelFiles:
     """A store of images by key. Thread-safe; a pickled copy, in a worker process, opens the folder.
 
-    Each process holds about 200 bytes for each stored image, and opens files only to read or write.
+    Each process holds about 170 bytes for each stored image, and opens files only to read or write.
 
     Attributes:
       in_this_process: other processes have no access to it.
@@ -114,7 +114,7 @@ class PixelFiles:
         try:
             # Not memory-mapped: a file that another program shortens would end this process.
             with open(_path(self.folder, self._names[number], _PIXELS), "rb", buffering=0) as file:
-                count = os.preadv(file.fileno(), [words], offset)
+                count = os.preadv(file.fileno(), [words.data], offset)
         except OSError:  # The folder may be deleted at any time.
             return None
         if count != words.nbytes or _checksum(words) != checksum:

@@ -107,7 +107,8 @@ class ComposedTransform:
           ConfigError: the transformed image does not have the required shape.
           DataError: the image is broken, or too small for a crop.
         """
-        image, ops = example["image"], self.ops
+        image: Any = example["image"]
+        ops = self.ops
         if self.cache is not None and isinstance(first := ops[0], Decode):
             image = self.cache.decoded(image, channels=first.channels, exif=first.exif)
         if self.decoded_crop is not None:
