@@ -129,7 +129,7 @@ class PixelFiles:
 
     def _refresh(self) -> None:
         """Reads what other processes have appended, and the sizes of all files."""
-        used, indexes = 0, {}
+        used, indexes = 0, []
         try:
             with os.scandir(self.folder) as entries:
                 for entry in entries:
@@ -137,10 +137,12 @@ class PixelFiles:
                     if extension == _PIXELS:
                         used += entry.stat().st_size
                     elif extension == _INDEX:
-                        indexes[name] = entry.stat().st_size // _ROW.size
+                        status = entry.stat()
+                        indexes.append((status.st_mtime_ns, name, status.st_size // _ROW.size))
             self.used_bytes = used
             own = self._writer and self._writer.name
-            for name, rows in indexes.items():
+            # The last row of a key counts: an image that was damaged is stored again.
+            for _, name, rows in sorted(indexes):
                 number = self._number_of(name)
                 if name != own and rows > self._rows[name][1]:
                     self._rows[name] = number, self._read_rows(name, rows)
