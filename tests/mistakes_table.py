@@ -201,8 +201,8 @@ NUMBERS = {
     ),
     "a cache that is no folder": (
         "--config.data.cache=disk",
-        'data.cache is "disk". Accepted: "" for no cache, ram, or a folder, which is written with a '
-        "slash: ./disk.",
+        'data.cache is "disk". Accepted: "" for no cache, ram, or a folder, which is written with '
+        "a slash: ./disk.",
     ),
     "unknown policy for bad data": (
         "--config.data.on_bad=ignore",
