@@ -57,6 +57,7 @@ class Case:
       cost: divides the number of images.
       threads: of our loader; 0: automatic.
       workers: processes of our loader.
+      cache: value of `data.cache`: "ram", or "disk" for a folder beside the files.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Case:
     cost: int = 1
     threads: int = 0
     workers: int = 0
+    cache: str = ""
 
 
 def _three(name: str, files: str, **options) -> list[Case]:
@@ -91,6 +93,11 @@ CASES = (
     *(
         Case(f"JPEG 500x400, ours, fast, {workers} worker(s)", "jpeg", "fast", workers=workers)
         for workers in (1, 2)
+    ),
+    *(
+        Case(f"{name}, ours, exact, cached ({cache})", files, "exact", cost=cost, cache=cache)
+        for name, files, cost in (("JPEG 500x400", "jpeg", 1), ("PNG 500x400", "png", 4))
+        for cache in ("ram", "disk")
     ),
 )
 
@@ -134,15 +141,25 @@ def our_batches(case: Case, paths: list[str], batch: int):
     """Returns our iterator of batches; they are ready when `next` returns."""
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    from ml_collections import FrozenConfigDict
 
     from vit_jax.data import recipes
     from vit_jax.data.batches import AUTOMATIC, LoaderOptions
+    from vit_jax.data.decoded_cache import open_cache
     from vit_jax.data.files import Files
     from vit_jax.data.pipeline import train_batches
     from vit_jax.data.transforms import compose
 
     transforms, _ = recipes.augreg("medium1" if case.augment else "none")
-    transform = compose(transforms, image_size=_SIZE, channels=3, decode=case.ours)
+    folder = pathlib.Path(paths[0]).parents[1] / "cache"
+    cache = str(folder) if case.cache == "disk" else case.cache
+    transform = compose(
+        transforms,
+        image_size=_SIZE,
+        channels=3,
+        decode=case.ours,
+        cache=open_cache(FrozenConfigDict({"cache": cache, "cache_gb": 1.0})),
+    )
     source = Files([pathlib.Path(path) for path in paths], class_names=["any"])
     sharding = NamedSharding(Mesh(np.array(jax.devices()[:1]), "data"), PartitionSpec("data"))
     with train_batches(
@@ -220,12 +237,15 @@ def _tf_randaugment(tf, image):
 
 
 def run(case: Case, folder: pathlib.Path, scale: Scale) -> dict[str, float]:
-    """Measures one pipeline in this process, after two batches to warm up."""
+    """Measures one pipeline in this process, after two batches to warm up.
+
+    With a cache these follow a first epoch, in which every image is decoded and stored.
+    """
     paths = sorted(map(str, (folder / case.files).iterdir()))
     batch = max(scale.batch // case.cost, 1)
     count = max(scale.images // case.cost // batch, 1)
     batches = (our_batches if case.ours else tf_batches)(case, paths * 4, batch)
-    for _ in range(2):
+    for _ in range(2 + (len(paths) * 4 // batch if case.cache else 0)):
         next(batches)
     start, before = time.perf_counter(), _processor_seconds()
     for _ in range(count):

@@ -71,6 +71,9 @@ def test_input(tmp_path):
     assert input.write(tmp_path, scale.files)["png"] > 100
     exact = input.CASES[0]
     assert input.run(exact, tmp_path, scale)["processor"] > 0
+    cached = next(case for case in input.CASES if case.cache == "disk")
+    assert input.run(cached, tmp_path, scale)["processor"] > 0
+    assert list((tmp_path / "cache").iterdir())
     assert input.measure(exact, "", "", "toy") is None  # No TensorFlow.
     assert "not measured" in input._cells([])
 

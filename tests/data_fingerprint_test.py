@@ -161,6 +161,7 @@ def test_a_fingerprint_depends_on_everything_that_determines_the_order(tmp_path,
 @pytest.mark.medium
 def test_a_run_continues_with_other_loader_options(run_copy):
     """They change no number of it."""
-    assert train_on_one(small_config(data__threads=3, data__prefetch=5), run_copy) == 0
+    changes = {"data__threads": 3, "data__prefetch": 5, "data__cache": "ram"}
+    assert train_on_one(small_config(**changes), run_copy) == 0
     with pytest.raises(ConfigError, match=r"data\.split: 'train' -> 'train\[:50%\]'"):
         train_on_one(small_config(data__threads=3, data__split="train[:50%]"), run_copy)

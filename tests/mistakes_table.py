@@ -199,6 +199,11 @@ NUMBERS = {
         "--config.data.workers=1000000",
         "data.workers is 1000000: it must be from -1 to 1,024.",
     ),
+    "a cache that is no folder": (
+        "--config.data.cache=disk",
+        'data.cache is "disk". Accepted: "" for no cache, ram, or a folder, which is written with '
+        "a slash: ./disk.",
+    ),
     "unknown policy for bad data": (
         "--config.data.on_bad=ignore",
         'data.on_bad is "ignore". Accepted: error, skip.',

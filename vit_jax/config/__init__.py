@@ -1,6 +1,7 @@
 """The config of a run: every key, its default and its meaning.
 
 base          the base config, from which every config file starts; validation; freezing
+data          checks of the keys of `data` that belong together
 durations     keys in one of several units: steps, epochs, examples, percent
 evals         the entries of `config.evals`: evaluations by type
 model         every field of every kind of model, and the section `model`

@@ -16,6 +16,7 @@ from immutabledict import immutabledict
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
+from vit_jax.config.data import check_data
 from vit_jax.config.durations import duration
 from vit_jax.config.evals import check_evals, eval_form
 from vit_jax.config.fields import FRACTION, Bounds, check_value
@@ -109,6 +110,13 @@ def base_config() -> ConfigDict:
     # number of pixels to load, see vit_jax.data.batches.automatic_workers.
     c.data.workers = -1
     c.data.threads = -1  # Reading threads, in the main process or in each worker; -1: automatic.
+    # Keeps decoded images for later epochs and evaluations, with the same batches. "": off; "ram":
+    # in the memory of this process, so without loader processes; FOLDER: on a disk, or in memory
+    # that loader processes share, /dev/shm/FOLDER. docs/training.md says when to use it.
+    c.data.cache = ""
+    # Limit of the cache in GB (1e9 bytes); further images are decoded each time. 0: half of the
+    # memory, or of the disk, that is free when the run begins.
+    c.data.cache_gb = 0.0
     c.data.prefetch = 2  # Batches loaded ahead in host memory, and as many on the devices.
 
     c.mix = ConfigDict()  # Inside the jitted step; labels become soft.
@@ -234,6 +242,7 @@ _BOUNDS = {
     "data.workers": Bounds(-1, 1024),
     "data.threads": Bounds(-1, 1024),
     "data.prefetch": Bounds(1, 1024),
+    "data.cache_gb": Bounds(0),
     "mix.mixup_alpha": Bounds(0),
     "mix.cutmix_alpha": Bounds(0),
     "loss.label_smoothing": FRACTION,
@@ -262,8 +271,7 @@ def validate(config: ConfigDict | FrozenConfigDict) -> None:
         check_value("checkpoint.every_steps", every, bounds=Bounds(1))
     for key, accepted in _CHOICES.items():
         check_value(key, _get(config, key), choices=accepted)
-    if not config.data.threads:
-        raise ConfigError("data.threads is 0: it must be at least 1, or -1 for automatic.")
+    check_data(config.data)
     for key in ("init_skip", "optim.freeze"):
         for pattern in _get(config, key):
             check_pattern(pattern, key=key)
@@ -273,16 +281,6 @@ def validate(config: ConfigDict | FrozenConfigDict) -> None:
                 f"init_hints: {hint!r} is not a hint: write pairs (name, value), such as "
                 '(("num_heads", 4),).'
             )
-    if config.data.shots and config.data.examples:
-        raise ConfigError(
-            "data.shots and data.examples are both set: keep one, and set the other to 0."
-        )
-    if config.data.window < config.data.chunk:
-        raise ConfigError(
-            f"data.window is {config.data.window:,}, less than data.chunk, {config.data.chunk:,}: "
-            "a window consists of whole chunks. Set it to a hundred chunks or more; with fewer a "
-            "batch is drawn from few places of the data."
-        )
     for step in config.checkpoint.keep_steps:
         if type(step) is not int or step < 1:
             raise ConfigError(

@@ -16,6 +16,8 @@ order           which examples are in the batch of step t: `examples_at`
   chunked_order   the two-level order: chunks, and examples within windows
   permutation     a permutation of a range, at single indices
 decode          encoded images -> pixels
+decoded_cache   keeps decoded images for later epochs: `open_cache`
+  pixel_files     the files of such images in a folder
 regions         a box of an image -> pixels, decoding only what it needs: `decode_region`
   turbojpeg     TurboJPEG 3, which decodes boxes, if it is installed
 transforms      crop, flip, normalise, ... as plain config data: `compose`, `OPS`

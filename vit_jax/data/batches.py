@@ -24,6 +24,7 @@ from ml_collections import FrozenConfigDict
 from vit_jax.data.blocks import BLOCK_ROWS, BadRow, Blocks, RowBlock
 from vit_jax.data.op import Scaling
 from vit_jax.errors import DataError, LostError, VitJaxError
+from vit_jax.telemetry.notes import leave_notes_to_others
 
 if TYPE_CHECKING:
     import grain
@@ -296,6 +297,8 @@ def _follow_parent(index: int, count: int) -> None:
     """Makes this worker process ignore signals, and end when its parent is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if index:  # All workers find the same.
+        leave_notes_to_others()
     parent = os.getppid()
 
     def watch() -> None:

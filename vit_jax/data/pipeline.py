@@ -87,7 +87,7 @@ def train_batches(
     template = first_example(load, skip_bad=on_bad is not None)
     steps = math.ceil(len(source) / batch_size) if num_steps is None else num_steps
     pixels = math.prod(template["image"].shape[:2])
-    options = options.resolved(images=steps * len(rows), pixels=pixels)
+    options = _local(options, transform).resolved(images=steps * len(rows), pixels=pixels)
     if chunks is not None:
         most = held_examples(chunks, rows=len(rows), ahead=options.rows_ahead(len(rows)))
         load = dataclasses.replace(load, cache=ChunkCache(source, chunks.size, max_examples=most))
@@ -168,13 +168,22 @@ def eval_batches(
         batch_size=batch_size,
         sharding=sharding,
         scaling=scaling,
-        options=options.resolved(images=num_batches * len(rows), pixels=blocks.pixels),
+        options=_local(options, transform).resolved(
+            images=num_batches * len(rows), pixels=blocks.pixels
+        ),
         on_bad=on_bad and (lambda batch, row: on_bad(row.example, row.message)),
     )
 
 
 def _stages(transform: Transform) -> tuple[Transform, Scaling | None]:
     return transform.stages() if isinstance(transform, ComposedTransform) else (transform, None)
+
+
+def _local(options: LoaderOptions, transform: Transform) -> LoaderOptions:
+    """Returns the options without processes that cannot reach the transform's cache."""
+    cache = transform.cache if isinstance(transform, ComposedTransform) else None
+    in_this_process = cache is not None and cache.store.in_this_process
+    return dataclasses.replace(options, workers=0) if in_this_process else options
 
 
 def local_rows(sharding: Sharding, *, batch_size: int) -> Int64[np.ndarray, "rows"]:

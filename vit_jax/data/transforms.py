@@ -23,6 +23,7 @@ from jaxtyping import UInt8
 
 from vit_jax.data import color, geometry, randaugment
 from vit_jax.data.decode import MAX_PIXELS, decode_image
+from vit_jax.data.decoded_cache import DecodedCache
 from vit_jax.data.decoded_crop import EXACT, FAST, DecodedCrop
 from vit_jax.data.op import FLOAT, STORED, UINT8, Op, Scaling
 from vit_jax.errors import ConfigError, did_you_mean
@@ -85,6 +86,7 @@ class ComposedTransform:
       shape: required (height, width, channels) of the transformed image; None: any.
       decoded_crop: computes the first two operations, decode and random_resized_crop, as one; None:
         the first two are others.
+      cache: decodes the image before the operations, or has its pixels; None: no cache.
     """
 
     ops: tuple[Op, ...]
@@ -92,6 +94,7 @@ class ComposedTransform:
     key: str
     shape: tuple[int, int, int] | None = None
     decoded_crop: DecodedCrop | None = None
+    cache: DecodedCache | None = None
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Returns a copy of the example with a transformed image.
@@ -104,7 +107,10 @@ class ComposedTransform:
           ConfigError: the transformed image does not have the required shape.
           DataError: the image is broken, or too small for a crop.
         """
-        image, ops = example["image"], self.ops
+        image: Any = example["image"]
+        ops = self.ops
+        if self.cache is not None and isinstance(first := ops[0], Decode):
+            image = self.cache.decoded(image, channels=first.channels, exif=first.exif)
         if self.decoded_crop is not None:
             image, ops = self.decoded_crop(image, rng), ops[2:]
         for op in ops:
@@ -147,6 +153,7 @@ def compose(
     channels: int | None = None,
     key: str = "transforms",
     decode: str = EXACT,
+    cache: DecodedCache | None = None,
 ) -> ComposedTransform:
     """Checks transforms and composes them to a function.
 
@@ -157,6 +164,7 @@ def compose(
         `image_size` and these channels. None: no such check.
       key: the config key of the transforms, for messages.
       decode: "exact" or "fast", see `config.data.decode`.
+      cache: keeps decoded images; with decode "exact". None: no cache.
 
     Returns:
       A function of (example, random generator) that can be pickled.
@@ -184,13 +192,13 @@ def compose(
         kind, previous = op.gives(kind), name
     crop = _decoded_crop(ops, decode=decode, key=key)
     if channels is None:
-        return ComposedTransform(tuple(ops), kind, key, decoded_crop=crop)
+        return ComposedTransform(tuple(ops), kind, key, decoded_crop=crop, cache=cache)
     if kind != FLOAT:
         raise ConfigError(
             f"{key} end with images that are {kind}, but a model takes {FLOAT}: add value_range or "
             "normalize."
         )
-    return ComposedTransform(tuple(ops), kind, key, (*image_size, channels), crop)
+    return ComposedTransform(tuple(ops), kind, key, (*image_size, channels), crop, cache)
 
 
 def _decoded_crop(ops: list[Op], *, decode: str, key: str) -> DecodedCrop | None:

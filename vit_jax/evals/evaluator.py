@@ -14,6 +14,7 @@ from vit_jax.data import pipeline, transforms
 from vit_jax.data.base import Source
 from vit_jax.data.batches import Batches, LoaderOptions
 from vit_jax.data.blocks import Transform
+from vit_jax.data.decoded_cache import DecodedCache
 from vit_jax.evals.classification import Classification
 from vit_jax.models import ModelConfig, build
 from vit_jax.parallel.compilation import compiler_options
@@ -32,11 +33,13 @@ class Evaluator:
       config: the config of the run.
       model_config: the config of its model.
       mesh: the mesh of batches and parameters; may differ from the mesh of the training.
+      cache: of decoded images; None: there is none.
     """
 
     config: FrozenConfigDict
     model_config: ModelConfig
     mesh: Mesh
+    cache: DecodedCache | None = None
 
     def transform(self) -> Transform:
         """Returns the transform from an example to the input of the model."""
@@ -45,6 +48,7 @@ class Evaluator:
             image_size=self.model_config.image_size,
             channels=self.model_config.channels,
             key="data.eval_transforms",
+            cache=self.cache,
         )
 
     def classification(self) -> Classification:

@@ -98,15 +98,18 @@ def config_to_json(config: ConfigDict | FrozenConfigDict) -> dict[str, Any]:
     return _plain(config)
 
 
-_WITHOUT_EFFECT = {"log": ("compilation_cache",), "data": ("workers", "threads", "prefetch")}
+_WITHOUT_EFFECT = {
+    "log": ("compilation_cache",),
+    "data": ("workers", "threads", "prefetch", "cache", "cache_gb"),
+}
 
 
 def comparable(config: ConfigDict | FrozenConfigDict, but: Sequence[str] = ()) -> dict[str, Any]:
     """Returns a config as plain data, without the keys that may differ within one run.
 
-    These are the folder of compiled programs and the settings of the loaders, on which no result
-    depends, and the top-level keys `but`. An evaluation may lack the units of its period that it
-    does not use.
+    These are the folder of compiled programs and the settings of the loaders and their cache, on
+    which no result depends, and the top-level keys `but`. An evaluation may lack the units of its
+    period that it does not use.
     """
     plain = {key: value for key, value in config_to_json(config).items() if key not in but}
     for section, keys in _WITHOUT_EFFECT.items():

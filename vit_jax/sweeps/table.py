@@ -72,7 +72,7 @@ _LAST = (
 # devices and implementation, saving and logging.
 _IRRELEVANT = {
     "": ("checkpoint", "log", "mesh", "timeout_seconds"),
-    "data": ("data_dir", "manual_dir", "workers", "threads", "prefetch"),
+    "data": ("data_dir", "manual_dir", "workers", "threads", "prefetch", "cache", "cache_gb"),
     "model": ("attention", "remat"),
 }
 _LARGEST = 2**26  # Bytes of a JSON file.

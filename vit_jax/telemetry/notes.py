@@ -17,6 +17,7 @@ from vit_jax.errors import printable
 LOGGER = "vit_jax"
 
 _shown: set[str] = set()
+_left_to_others = False
 
 
 def note(message: str) -> None:
@@ -25,9 +26,15 @@ def note(message: str) -> None:
     It is shown by the first of a run's processes only, since all of them find the same; and not
     again if the same data are opened again, for another split.
     """
-    if message not in _shown and _process_index() == 0:
+    if message not in _shown and not _left_to_others and _process_index() == 0:
         _shown.add(message)
         _logger().warning("%s", message)
+
+
+def leave_notes_to_others() -> None:
+    """Makes `note` silent in this process, since another one of the same machine shows the same."""
+    global _left_to_others
+    _left_to_others = True
 
 
 def warn(message: str) -> None:

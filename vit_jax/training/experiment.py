@@ -16,6 +16,7 @@ from vit_jax.data import pipeline, transforms
 from vit_jax.data.base import Source
 from vit_jax.data.batches import Batches, LoaderOptions
 from vit_jax.data.blocks import Transform
+from vit_jax.data.decoded_cache import DecodedCache, open_cache
 from vit_jax.data.headers import check_headers
 from vit_jax.data.image_folder import lower_root
 from vit_jax.data.order import Chunks
@@ -148,6 +149,7 @@ class Experiment:
       evals: evaluations by name.
       total_steps: number of updates of the whole run.
       save_every_steps: number of updates between saves.
+      cache: of decoded images, for training and evaluations; None: there is none.
     """
 
     config: FrozenConfigDict
@@ -158,6 +160,7 @@ class Experiment:
     evals: Mapping[str, Evaluation]
     total_steps: int
     save_every_steps: int
+    cache: DecodedCache | None = None
 
     @classmethod
     def of(cls, config: FrozenConfigDict, mesh: Mesh) -> "Experiment":
@@ -183,6 +186,7 @@ class Experiment:
             channels=model.channels,
             key="data.train_transforms",
             decode=config.data.decode,
+            cache=(cache := open_cache(config.data)),
         )
         steps = total_steps(config, len(source))
         periods = Periods.of(config, total_steps=steps, num_examples=len(source))
@@ -190,19 +194,19 @@ class Experiment:
         skip_bad = config.data.on_bad == "skip"
         check_headers([source, *splits.values()], skip_bad=skip_bad)
         evals = build_evals(
-            Evaluator(config, model, mesh), sources=splits, every_steps=periods.evaluate
+            Evaluator(config, model, mesh, cache), sources=splits, every_steps=periods.evaluate
         )
         for name, evaluation in evals.items():
             is_accuracy = config.evals[name].type == CLASSIFICATION
             if is_accuracy and evaluation.num_examples < _FEW:
                 precision = evaluation.precision(num_trained_on=len(source))
                 note(f"{name}: {'up to ' if skip_bad else ''}{precision}.")
-        return cls(config, model, mesh, source, transform, evals, steps, periods.save)
+        return cls(config, model, mesh, source, transform, evals, steps, periods.save, cache)
 
     @property
     def evaluator(self) -> Evaluator:
         """Returns the evaluator of the model."""
-        return Evaluator(self.config, self.model_config, self.mesh)
+        return Evaluator(self.config, self.model_config, self.mesh, self.cache)
 
     def program(self, head: nn.Module | None = None) -> Program:
         """Returns the programs of the run; see `Program.of`."""

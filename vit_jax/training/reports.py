@@ -102,6 +102,8 @@ def describe(experiment: Experiment, *, start: int, origin: str = "") -> str:
         f"run     {format_count(total, 'step')} of {format_count(config.batch_size, 'image')}, "
         f"{total * config.batch_size / len(source):.4g} epochs{_rounded(experiment)}{begins}",
     ]
+    if experiment.cache is not None:
+        lines.append(f"cache   {experiment.cache.describe()}")
     if cache := describe_compilation_cache():
         lines.append(f"cache   {cache}")
     if origin:
