@@ -141,7 +141,10 @@ def _library() -> ctypes.CDLL | None:
     """Returns the first installed libturbojpeg with the functions of version 3; None: none."""
     for path in _candidates():
         try:
-            library = ctypes.CDLL(path)
+            # Only decoding releases Python's global lock. All else takes less time than to get the
+            # lock back while other threads load.
+            library = ctypes.PyDLL(path)
+            library.tj3Decompress8 = ctypes.CDLL(path).tj3Decompress8
             for name, (result, *arguments) in _SIGNATURES.items():
                 function = getattr(library, name)
                 function.restype, function.argtypes = result, arguments
