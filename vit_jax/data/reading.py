@@ -5,7 +5,6 @@ import errno
 import functools
 import json
 import os
-import pathlib
 import stat
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
