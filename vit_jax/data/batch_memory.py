@@ -1,7 +1,7 @@
 """Memory of batches, used again when a batch is gone.
 
-The system clears each page of new memory: for a batch of 64 images of 224x224, as float32, that
-takes longer than to compute it.
+The system clears each page of new memory, which takes as long as to scale the images of a batch:
+benchmarks/README.md has the times.
 """
 
 import math
@@ -16,12 +16,13 @@ _ALIGNMENT = 64  # Bytes: of the arrays that XLA's CPU client uses without a cop
 class BatchMemory:
     """Gives out arrays, and takes their memory back when the last reference to one is gone.
 
-    A CPU device uses an array without a copy, and has a reference to it as long; a transfer to
-    another device has one until it is complete. One thread takes arrays; any may release them.
+    JAX refers to an array until it needs it no more: until a transfer is complete or, on a CPU,
+    which uses the array itself, until the `jax.Array` is gone. One thread takes arrays; they may be
+    released by any.
     """
 
     def __init__(self) -> None:
-        self._free: dict[int, list[UInt8[np.ndarray, bytes]]] = {}  # By size.
+        self._free: dict[int, list[UInt8[np.ndarray, "n"]]] = {}  # By size.
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Num[np.ndarray, "..."]:
         """Returns an array of undefined content that begins at a multiple of 64 bytes."""
@@ -34,7 +35,7 @@ class BatchMemory:
 class _Loan:
     """The owner of an array: NumPy refers to it as long as there is a view of the array."""
 
-    def __init__(self, memory: UInt8[np.ndarray, "bytes"], free: list) -> None:
+    def __init__(self, memory: UInt8[np.ndarray, "n"], free: list[UInt8[np.ndarray, "n"]]) -> None:
         self.__array_interface__: dict[str, Any] = memory.__array_interface__
         self._memory, self._free = memory, free
 
@@ -42,7 +43,7 @@ class _Loan:
         self._free.append(self._memory)
 
 
-def _aligned(size: int) -> UInt8[np.ndarray, "bytes"]:
+def _aligned(size: int) -> UInt8[np.ndarray, "n"]:
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size]
