@@ -22,7 +22,7 @@ class BatchMemory:
     """
 
     def __init__(self) -> None:
-        self._free: dict[int, list[UInt8[np.ndarray, n]]] = {}  # By size.
+        self._free: dict[int, list[np.ndarray]] = {}  # By size.
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Num[np.ndarray, "..."]:
         """Returns an array of undefined content that begins at a multiple of 64 bytes."""

@@ -6,7 +6,7 @@ pixels are those of the whole image, to the bit: chroma is interpolated between 
 So whether the library is there changes no number of a run, only its speed.
 
 No package of Python exposes both the box and the scale, so this is a binding of eight functions of
-its stable C API (https://libjpeg-turbo.org), by ctypes, which releases Python's global lock to decode.
+its stable C API (https://libjpeg-turbo.org), by ctypes. Decoding releases Python's global lock.
 """
 
 import contextlib
