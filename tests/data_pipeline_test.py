@@ -19,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
 from vit_jax.data import order, pipeline
 from vit_jax.data.base import Source
+from vit_jax.data.batch_memory import BatchMemory
 from vit_jax.data.batches import LoaderOptions
 from vit_jax.data.blocks import BLOCK_ROWS
 from vit_jax.errors import ConfigError, DataError
@@ -226,6 +227,26 @@ def test_memory_is_bounded():
         time.sleep(0.5)
         # One returned, `prefetch` on the devices, one in the thread, `prefetch` in Grain.
         assert source.reads <= 64 * (1 + 2 + 1 + 2) + 1
+
+
+def test_memory_is_used_again_only_when_nothing_refers_to_it():
+    memory, shape, dtype = BatchMemory(), (4, 1000), np.dtype(np.float32)
+    first = memory.empty(shape, dtype)
+    first[...] = 7
+    address = first.ctypes.data
+    assert address % 64 == 0
+    on_device = jax.device_put(first)  # A CPU device has no copy.
+    view = first[1:, ::2]
+    del first
+    assert memory.empty(shape, dtype).ctypes.data != address
+    np.testing.assert_array_equal(on_device, 7)
+    del on_device
+    gc.collect()  # JAX releases what it refers to.
+    assert memory.empty(shape, dtype).ctypes.data != address
+    np.testing.assert_array_equal(view, 7)
+    del view
+    # Of the two that were released, the last is used first.
+    assert memory.empty(shape, dtype).ctypes.data == address
 
 
 def live_threads():

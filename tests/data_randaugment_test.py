@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from vit_jax.data.randaugment import OPERATIONS, RandAugment, apply
+from vit_jax.data.decode import to_pillow
+from vit_jax.data.randaugment import OPERATIONS, RandAugment, apply, as_array
 
 MAGNITUDES = (0, 3, 10, 15, 20)
 FILL = 128
@@ -24,17 +25,8 @@ def smooth(height=40, width=30):
 
 
 def run(operation, image, *, magnitude, seed=0, **arguments):
-    gray = image.shape[-1] == 1
-    pillow_image = Image.fromarray(image[..., 0] if gray else image)
-    out = apply(
-        operation,
-        pillow_image,
-        np.random.default_rng(seed),
-        magnitude=float(magnitude),
-        **arguments,
-    )
-    out = np.asarray(out)
-    return out[..., None] if gray else out
+    rng = np.random.default_rng(seed)
+    return as_array(apply(operation, image, rng, magnitude=float(magnitude), **arguments))
 
 
 def both_ways(operation, image, *, magnitude, **arguments):
@@ -101,6 +93,16 @@ def test_solarize_and_solarize_add(magnitude):
     got = run("SolarizeAdd", image.astype(np.uint8), magnitude=magnitude)
     want = np.where(image < 128, np.minimum(image + addition, 255), image)
     np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3), (40, 31, 1), (300, 300, 3)])
+def test_sharpness_is_that_of_pillow_to_the_bit(shape):
+    image = noise(*shape)
+    pil_image = to_pillow(image)
+    want = Image.blend(pil_image.filter(ImageFilter.SMOOTH), pil_image, 1.9)
+    np.testing.assert_array_equal(
+        run("Sharpness", image, magnitude=10), np.asarray(want).reshape(shape)
+    )
 
 
 @pytest.mark.parametrize("magnitude", MAGNITUDES)

@@ -29,6 +29,7 @@ transforms      crop, flip, normalise, ... as plain config data: `compose`, `OPS
   inherit         transforms taken from the checkpoint of `init_from`
 pipeline        global batches on the mesh: `train_batches`, `eval_batches`
   batches         their iterator: prefetches blocks and transfers them to the devices
+  batch_memory    memory of batches, used again
   blocks          loads examples in threads and worker processes
   chunk_cache     reads whole chunks for the two-level order
   headers         finds broken files before a run begins: `check_headers`

@@ -21,6 +21,7 @@ from jax.sharding import Sharding
 from jaxtyping import Int64
 from ml_collections import FrozenConfigDict
 
+from vit_jax.data.batch_memory import BatchMemory
 from vit_jax.data.blocks import BLOCK_ROWS, BadRow, Blocks, RowBlock
 from vit_jax.data.op import Scaling
 from vit_jax.errors import DataError, LostError, VitJaxError
@@ -47,7 +48,6 @@ _PIXELS_PER_WORKER = 2_000 * 224**2
 _THREADS_PER_WORKER, _MAX_THREADS = 4, 16
 
 _CLOSE_TIMEOUT_SECONDS = 10.0  # For the thread to end.
-_ALIGNMENT = 64  # Bytes: of the arrays that XLA's CPU client uses without a copy.
 _BLOCKS_AHEAD = 2  # Per worker: one is copied while the next is loaded.
 
 
@@ -163,7 +163,9 @@ class Batches:
             _to_devices, rows=blocks.rows, batch_size=batch_size, sharding=sharding
         )
         load = functools.partial(_load, blocks, options)
-        assemble = functools.partial(_assemble, blocks=blocks, scaling=scaling)
+        assemble = functools.partial(
+            _assemble, blocks=blocks, scaling=scaling, memory=BatchMemory()
+        )
         stop = threading.Event()
         # The thread has no reference to self: otherwise the iterator would never be collected.
         thread = threading.Thread(
@@ -310,7 +312,7 @@ def _follow_parent(index: int, count: int) -> None:
 
 
 def _assemble(
-    loaded: Iterator[RowBlock], *, blocks: Blocks, scaling: Scaling | None
+    loaded: Iterator[RowBlock], *, blocks: Blocks, scaling: Scaling | None, memory: BatchMemory
 ) -> tuple[dict[str, np.ndarray], list[BadRow]]:
     """Returns this process's rows of the next batch, and the bad ones; both empty at the end."""
     local: dict[str, np.ndarray] = {}
@@ -322,7 +324,7 @@ def _assemble(
             scale = scaling if key == "image" else None
             if key not in local:
                 dtype = np.dtype(np.float32) if scale else array.dtype
-                local[key] = _aligned_empty((len(blocks.rows), *array.shape[1:]), dtype)
+                local[key] = memory.empty((len(blocks.rows), *array.shape[1:]), dtype)
             target = local[key][row : row + len(array)]
             if scale is None:
                 target[...] = array
@@ -334,14 +336,6 @@ def _assemble(
                     target[i] = 0
         row += len(block["weight"])
     return local, bad
-
-
-def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Returns an array that begins at a multiple of 64 bytes, which a CPU device does not copy."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _to_devices(

@@ -321,6 +321,6 @@ def to_pillow(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
 
 
 def from_pillow(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
-    """Inverts `to_pillow`."""
-    pixels = np.array(image)
+    """Inverts `to_pillow`; the result is read-only."""
+    pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -17,8 +17,8 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageEnhance, ImageOps
 
 from vit_jax.data.decode import from_pillow, to_pillow
 from vit_jax.data.op import Op, check_number
@@ -43,6 +43,8 @@ OPERATIONS = (
 )
 
 _GRAY = 128
+
+_Form = Image.Image | UInt8[np.ndarray, "h w c"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,63 +76,73 @@ class RandAugment(Op):
     def __call__(
         self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "h w c"]:
-        pil_image = to_pillow(image)
+        form: _Form = image
         for _ in range(self.num_layers):
             operation = OPERATIONS[rng.integers(len(OPERATIONS))]
-            pil_image = apply(
+            form = apply(
                 operation,
-                pil_image,
+                form,
                 rng,
                 magnitude=self.magnitude,
                 translate=self.translate,
                 cutout=self.cutout,
             )
-        return from_pillow(pil_image)
+        return as_array(form)
 
 
 def apply(
     operation: str,
-    pil_image: Image.Image,
+    image: _Form,
     rng: np.random.Generator,
     *,
     magnitude: float,
     translate: float = 100.0,
     cutout: float = 40.0,
-) -> Image.Image:
+) -> _Form:
     """Applies one operation; returns an image of the same size and mode.
+
+    To convert an image takes as long as many an operation: so it is returned in the form in which
+    the operation computes, and `as_array` converts the last one.
 
     Args:
       operation: one of `OPERATIONS`.
-      pil_image: mode L or RGB.
+      image: mode L or RGB, or uint8 [h, w, 1 or 3].
       rng: for the direction of rotations, shears and translations, and for Cutout's position.
       magnitude: on a scale of 10.
       translate: see `RandAugment`.
       cutout: see `RandAugment`.
     """
     m = magnitude / 10
+    match operation:  # On arrays.
+        case "Invert":
+            return ~as_array(image)
+        case "Posterize":  # Bits kept.
+            return as_array(image) & np.uint8(256 - 2 ** (8 - min(max(int(4 * m), 1), 8)))
+        case "Solarize":  # Levels from this one on are inverted.
+            pixels = as_array(image)
+            return pixels ^ _ones(pixels > min(int(256 * m), 256) - 1)
+        case "SolarizeAdd":  # Added to the levels below 128.
+            pixels, addition = as_array(image), np.uint8(min(int(110 * m), 255))
+            added = (pixels + addition) | _ones(pixels > 255 - addition)
+            return pixels ^ ((pixels ^ added) & _ones(pixels < 128))
+        case "Cutout":
+            return _cutout(as_array(image), int(cutout * m), rng)
+        case "Sharpness":
+            return _sharpness(as_array(image), 1.8 * m + 0.1)
+    pil_image = image if isinstance(image, Image.Image) else to_pillow(image)
     match operation:
         case "AutoContrast":  # Per channel, as Equalize.
             return ImageOps.autocontrast(pil_image)
         case "Equalize":
             return ImageOps.equalize(pil_image)
-        case "Invert":
-            return ImageOps.invert(pil_image)
         case "Rotate":  # Degrees, about the centre.
             return _rotate(pil_image, _random_sign(30 * m, rng))
-        case "Posterize":  # Bits kept.
-            return ImageOps.posterize(pil_image, min(max(int(4 * m), 1), 8))
-        case "Solarize":  # Levels from this one on are inverted.
-            return ImageOps.solarize(pil_image, min(int(256 * m), 256))
-        case "SolarizeAdd":  # Added to the levels below 128.
-            return _solarize_add(pil_image, int(110 * m))
         case "Color":
             return ImageEnhance.Color(pil_image).enhance(1.8 * m + 0.1)
         case "Contrast":
             return ImageEnhance.Contrast(pil_image).enhance(1.8 * m + 0.1)
         case "Brightness":
             return ImageEnhance.Brightness(pil_image).enhance(1.8 * m + 0.1)
-        case "Sharpness":
-            return _sharpness(pil_image, 1.8 * m + 0.1)
         case "ShearX":  # Horizontal pixels per vertical pixel; the upper left corner is fixed.
             return _affine(pil_image, (1, _random_sign(0.3 * m, rng), 0, 0, 1, 0))
         case "ShearY":
@@ -139,10 +151,18 @@ def apply(
             return _affine(pil_image, (1, 0, _random_sign(translate * m, rng), 0, 1, 0))
         case "TranslateY":
             return _affine(pil_image, (1, 0, 0, 0, 1, _random_sign(translate * m, rng)))
-        case "Cutout":
-            return _cutout(pil_image, int(cutout * m), rng)
         case _:
             raise ValueError(operation)
+
+
+def as_array(image: _Form) -> UInt8[np.ndarray, "h w c"]:
+    """Returns the pixels of a Pillow image, or an array as it is."""
+    return from_pillow(image) if isinstance(image, Image.Image) else image
+
+
+def _ones(condition: Bool[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
+    """Returns 255, all bits, where it is true, else 0: faster than `np.where`."""
+    return -condition.view(np.uint8)
 
 
 def _random_sign(level: float, rng: np.random.Generator) -> float:
@@ -169,24 +189,34 @@ def _affine(pil_image: Image.Image, matrix: tuple[int | float, ...]) -> Image.Im
     )
 
 
-def _sharpness(pil_image: Image.Image, factor: float) -> Image.Image:
-    if min(pil_image.size) < 3:  # No pixel has all its neighbours.
-        return pil_image
-    return Image.blend(pil_image.filter(ImageFilter.SMOOTH), pil_image, factor)
+def _sharpness(pixels: UInt8[np.ndarray, "h w c"], factor: float) -> _Form:
+    if min(pixels.shape[:2]) < 3:  # No pixel has all its neighbours.
+        return pixels
+    return Image.blend(to_pillow(_smooth(pixels)), to_pillow(pixels), factor)
 
 
-def _solarize_add(pil_image: Image.Image, addition: int) -> Image.Image:
-    levels = [min(level + addition, 255) if level < 128 else level for level in range(256)]
-    return pil_image.point(levels * len(pil_image.getbands()))
+def _smooth(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
+    """Computes Pillow's filter SMOOTH to the bit: the mean of 3x3 pixels, the centre five times.
+
+    Pillow computes in float32, which is nearest to the same level: a sum divided by 13 is never
+    near the middle of two. Pixels at the border do not change.
+    """
+    wide = pixels.astype(np.uint16)
+    rows = wide[:-2] + wide[1:-1] + wide[2:]
+    total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * wide[1:-1, 1:-1]
+    smooth = pixels.copy()
+    smooth[1:-1, 1:-1] = (total + 6) // 13
+    return smooth
 
 
-def _cutout(pil_image: Image.Image, half: int, rng: np.random.Generator) -> Image.Image:
-    x, y = int(rng.integers(pil_image.width)), int(rng.integers(pil_image.height))
-    if half > 0:
-        pil_image = pil_image.copy()
-        corners = [(x - half, y - half), (x + half - 1, y + half - 1)]  # Both inclusive.
-        ImageDraw.Draw(pil_image).rectangle(corners, fill=_gray(pil_image))
-    return pil_image
+def _cutout(
+    pixels: UInt8[np.ndarray, "h w c"], half: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "h w c"]:
+    height, width, _ = pixels.shape
+    x, y = int(rng.integers(width)), int(rng.integers(height))
+    pixels = pixels.copy()
+    pixels[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = _GRAY
+    return pixels
 
 
 def _gray(pil_image: Image.Image) -> int | tuple[int, int, int]:

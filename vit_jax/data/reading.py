@@ -5,7 +5,6 @@ import errno
 import functools
 import json
 import os
-import pathlib
 import stat
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -56,7 +55,8 @@ def read_file(path: str | os.PathLike[str], *, within: str = "") -> bytes:
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise DataError(f"It is {kind}.")
         if status.st_size <= MAX_BYTES:
-            return pathlib.Path(path).read_bytes()
+            with open(path, "rb", buffering=0) as file:  # Half as many system calls.
+                return file.readall()
     except OSError as error:
         if is_transient(error):
             raise

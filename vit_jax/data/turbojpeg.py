@@ -6,7 +6,7 @@ pixels are those of the whole image, to the bit: chroma is interpolated between 
 So whether the library is there changes no number of a run, only its speed.
 
 No package of Python exposes both the box and the scale, so this is a binding of eight functions of
-its stable C API (https://libjpeg-turbo.org), by ctypes, which releases Python's global lock.
+its stable C API (https://libjpeg-turbo.org), by ctypes. Decoding releases Python's global lock.
 """
 
 import contextlib
@@ -141,10 +141,13 @@ def _library() -> ctypes.CDLL | None:
     """Returns the first installed libturbojpeg with the functions of version 3; None: none."""
     for path in _candidates():
         try:
-            library = ctypes.CDLL(path)
+            # Only decoding releases Python's global lock. All else takes less time than to get the
+            # lock back while other threads load.
+            library, unlocked = ctypes.PyDLL(path), ctypes.CDLL(path)
             for name, (result, *arguments) in _SIGNATURES.items():
-                function = getattr(library, name)
+                function = getattr(unlocked if name == "tj3Decompress8" else library, name)
                 function.restype, function.argtypes = result, arguments
+                setattr(library, name, function)
         except (OSError, AttributeError):  # Not a library, or version 2.
             continue
         return library
