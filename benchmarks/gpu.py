@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import app, flags
 
-from vit_jax.benchmarking.case import Case, choices
+from vit_jax.benchmarking.case import Case, settled_choices
 from vit_jax.benchmarking.common import Common
 from vit_jax.benchmarking.result import Result
 from vit_jax.benchmarking.run import Effort, benchmark
@@ -86,13 +86,12 @@ def plan() -> tuple[Stage, ...]:
     base = dataclasses.replace(large, variant="B/16", batch_size=256)
     whole = dataclasses.replace(_BRIEF, with_matmul=True, with_forward=True, rounds=5)
     remats = tuple(
-        dataclasses.replace(large, batch_size=64, remat=remat) for remat in choices("remat")
+        dataclasses.replace(large, batch_size=64, remat=remat) for remat in settled_choices("remat")
     )
     backends = tuple(
         dataclasses.replace(base, image_size=size, batch_size=batch, attention=attention)
         for size, batch in ((224, 128), (384, 32), (640, 8))  # 197, 577 and 1,601 tokens.
-        for attention in choices("attention")
-        if attention != "auto"
+        for attention in settled_choices("attention")
     )
     batches = tuple(dataclasses.replace(large, batch_size=batch) for batch in (32, 64, 256))
     latency_hiding = "--xla_gpu_enable_latency_hiding_scheduler=true"

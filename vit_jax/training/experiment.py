@@ -36,6 +36,7 @@ from vit_jax.parallel.compilation import compiler_options
 from vit_jax.telemetry.chips import peak_flops
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.notes import note
+from vit_jax.training import rematerialisation
 from vit_jax.training.evaluations import Evaluation, build_evals, open_splits
 from vit_jax.training.periods import Periods
 from vit_jax.training.state import TrainState, make_init, state_layout, with_shardings
@@ -139,7 +140,8 @@ class Experiment:
 
     Attributes:
       config: the config, after `vit_jax.training.init_from.inherit_model` has completed it.
-      model_config: the config of its model.
+      model_config: the config of its model, with the `remat` that was chosen for `mesh`.
+      remat_reason: how it was chosen; "" if it was not.
       mesh: the mesh of its devices.
       source: the training examples.
       transform: maps an example to the input of the model.
@@ -150,6 +152,7 @@ class Experiment:
 
     config: FrozenConfigDict
     model_config: ModelConfig
+    remat_reason: str
     mesh: Mesh
     source: Source
     transform: Transform
@@ -175,6 +178,7 @@ class Experiment:
             )
         if source.num_classes == 1 and config.loss.name == "softmax_xent":
             raise DataError(_single_class(source, config))
+        model, remat_reason = rematerialisation.resolve(config, model, mesh)
         transform = transforms.compose(
             config.data.train_transforms,
             image_size=model.image_size,
@@ -195,7 +199,7 @@ class Experiment:
             if is_accuracy and evaluation.num_examples < _FEW:
                 precision = evaluation.precision(num_trained_on=len(source))
                 note(f"{name}: {'up to ' if skip_bad else ''}{precision}.")
-        return cls(config, model, mesh, source, transform, evals, steps, periods.save)
+        return cls(config, model, remat_reason, mesh, source, transform, evals, steps, periods.save)
 
     @property
     def evaluator(self) -> Evaluator:

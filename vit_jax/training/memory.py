@@ -5,6 +5,8 @@ The parts of the estimate:
 - Parameters, gradients, optimizer state and moving average are counted exactly, with the layout of
   `vit_jax.parallel.rules`: replicated along the mesh axis data, sharded along fsdp and tensor.
   Gradients count for trained parameters only.
+- A model in bfloat16 has a copy of the parameters in that dtype: compilers make it before the loop
+  over the blocks, not in the loop.
 - Residuals that `jax.vjp` of the model keeps for the backward pass (fewer with frozen parameters),
   for the device's images of a microbatch. Sharpness-aware minimisation makes two passes, and XLA on
   a CPU allocates the residuals of both.
@@ -36,7 +38,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
@@ -46,14 +48,23 @@ from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import mesh_shape
 
 
-def bytes_per_device(config: FrozenConfigDict, model_config: ModelConfig) -> int:
-    """Returns the estimated bytes of a run on each device, on the mesh of the config.
-
-    A mesh axis of -1 counts as 1, the fewest possible devices.
-    """
+def smallest_mesh(config: FrozenConfigDict) -> AbstractMesh:
+    """Returns the mesh of a config with the fewest possible devices: an axis of -1 has one."""
     fixed = math.prod(size for size in config.mesh.values() if size != -1)
     sizes = mesh_shape(config.mesh, fixed)
-    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes))
+
+
+def bytes_per_device(
+    config: FrozenConfigDict, model_config: ModelConfig, mesh: Mesh | AbstractMesh
+) -> int:
+    """Returns the estimated bytes of a run on each device of a mesh.
+
+    Args:
+      config: of the run.
+      model_config: of its model; `remat` is a policy, and "auto" counts as "none".
+      mesh: has the axes data, fsdp and tensor.
+    """
     # Without the schedule, which has no state, runs of all lengths share the caches below.
     optim = FrozenConfigDict({**config.optim, "schedule": {}})
     shapes, state = param_shapes(model_config), _optimizer_state(optim, model_config)
@@ -64,12 +75,14 @@ def bytes_per_device(config: FrozenConfigDict, model_config: ModelConfig) -> int
     # The sum over microbatches has zeros for frozen parameters.
     gradients = params if optim.accum_steps > 1 else trained
     optimizer = _bytes(state, rules.state_shardings(state, shapes, mesh))
-    images = -(-config.batch_size // (sizes["data"] * sizes["fsdp"]))
+    cast = params // 2 if model_config.dtype == "bfloat16" else 0
+    images = -(-config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"]))
     at_once = -(-images // optim.accum_steps)
     residuals = _residual_bytes(optim, model_config) * (2 if optim.sam_rho else 1)
     batches = images * (1 + config.data.prefetch) * _image_bytes(model_config)
     return (
         copies * params
+        + cast
         + gradients
         + optimizer
         + at_once * (residuals + _working_bytes(model_config))

@@ -1,0 +1,105 @@
+"""Chooses what the backward pass recomputes, by the memory of the devices: `model.remat="auto"`.
+
+The choice is a function of the config, the mesh and the memory of a device, made before anything is
+compiled: the first of `POLICIES` whose estimate (`vit_jax.training.memory`) leaves a margin. Losses
+do not depend on it but for rounding, so a run may continue with another one on other devices.
+
+XLA's count for one TPU v5e (compiled ahead of time without one; jax 0.9.2, libtpu 0.0.37,
+bfloat16, AdamW, 224 pixels), as a share of the estimate without the batches ahead: RATIOS
+"""
+
+import dataclasses
+
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import FrozenConfigDict
+
+from vit_jax.models import MixerConfig, ModelConfig, VitConfig
+from vit_jax.telemetry.chips import GIB, memory_bytes
+from vit_jax.telemetry.notes import note
+from vit_jax.training.memory import bytes_per_device
+
+AUTO = "auto"  # The value of config.model.remat.
+
+# From the least recomputation to the most. "dots" is none of them: it keeps the attention matrix,
+# and with it as much as "none".
+POLICIES = ("none", "named", "dots_no_batch", "full")
+
+# An estimate fits if it is at most this share of a device's memory. The rest is for what XLA
+# allocates beyond the estimate, and for what cannot be allocated in one piece.
+SHARE = 0.75
+
+
+def resolve(
+    config: FrozenConfigDict, model_config: ModelConfig, mesh: Mesh
+) -> tuple[ModelConfig, str]:
+    """Returns the model with a policy in the place of "auto", and how it was chosen.
+
+    Args:
+      config: of the run.
+      model_config: of its model; returned unchanged unless its `remat` is "auto".
+      mesh: of the run's devices.
+
+    Returns:
+      The model's config, and a few words such as "auto: 31.2 of 56.2 GiB, 75% of a device's memory;
+      none would take 96.3"; "" if there was nothing to choose by.
+    """
+    if getattr(model_config, "remat", None) != AUTO:
+        return model_config, ""
+    policy, reason = choose(config, model_config, mesh, available_bytes(mesh))
+    return _with_policy(model_config, policy), reason
+
+
+def available_bytes(mesh: Mesh) -> int | None:
+    """Returns the memory of one device for a program; None if it is unknown, or that of a CPU."""
+    device = mesh.local_devices[0]
+    if device.platform == "cpu":
+        return None
+    statistics = device.memory_stats() or {}  # None: the back end has no such statistics.
+    return statistics.get("bytes_limit") or memory_bytes(device.device_kind)
+
+
+def choose(
+    config: FrozenConfigDict,
+    model_config: ModelConfig,
+    mesh: Mesh | AbstractMesh,
+    available: int | None,
+) -> tuple[str, str]:
+    """Returns the policy for devices with `available` bytes of memory, and how it was chosen.
+
+    Without a known memory it is "none". If no policy fits it is "full", and a note says what to
+    lower.
+
+    Args:
+      config: of the run.
+      model_config: of its model, which has a `remat`.
+      mesh: of the run's devices.
+      available: bytes of one device; None: unknown.
+    """
+    if available is None or config.cache_features:  # Then no gradient passes through the blocks.
+        return "none", ""
+    policy, estimates, budget = "", {}, SHARE * available
+    for policy in POLICIES:
+        estimates[policy] = bytes_per_device(config, _with_policy(model_config, policy), mesh)
+        if estimates[policy] <= budget:
+            break
+    if estimates[policy] > budget:
+        note(
+            f"The run is estimated to take {_gib(estimates[policy])} GiB of each device's memory "
+            f"of {_gib(available)} GiB, although the backward pass recomputes everything "
+            f"(model.remat={policy}): it may run out of memory. Lower batch_size, raise "
+            "optim.accum_steps, or split the parameters over more devices by mesh.fsdp."
+        )
+    least = f"; none would take {_gib(estimates['none'])}" if policy != "none" else ""
+    return policy, (
+        f"{AUTO}: {_gib(estimates[policy])} of {_gib(budget)} GiB, {SHARE:.0%} of a device's memory"
+        f"{least}"
+    )
+
+
+def _with_policy(model_config: ModelConfig, policy: str) -> ModelConfig:
+    assert isinstance(model_config, VitConfig | MixerConfig), "a ResNet has no remat"
+    return dataclasses.replace(model_config, remat=policy)
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.1f}"
