@@ -30,6 +30,7 @@ not count (20 MB of 38 with all but the head frozen), and keeps residuals of one
 Not measured on a GPU. A CPU computes bfloat16 in float32, so its count says nothing there.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
-from vit_jax.models import ModelConfig, build, param_shapes
+from vit_jax.models import MixerConfig, ModelConfig, VitConfig, build, param_shapes
 from vit_jax.optim import frozen_mask, make_optimizer, stop_frozen_gradients
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import mesh_shape
@@ -65,15 +66,17 @@ def bytes_per_device(
       model_config: of its model; `remat` is a policy, and "auto" counts as "none".
       mesh: has the axes data, fsdp and tensor.
     """
-    # Without the schedule, which has no state, runs of all lengths share the caches below.
+    # Only residuals depend on `remat`: policies that are compared share the rest. Without the
+    # schedule, which has no state, runs of all lengths share the caches below.
+    plain = _without_remat(model_config)
     optim = FrozenConfigDict({**config.optim, "schedule": {}})
-    shapes, state = param_shapes(model_config), _optimizer_state(optim, model_config)
+    shapes, state = param_shapes(plain), _optimizer_state(optim, plain)
     layout = rules.param_shardings(shapes, mesh)
     params, trained = _bytes(shapes, layout), _bytes(shapes, layout, frozen_mask(optim, shapes))
     # The moving average; the perturbed parameters of sharpness-aware minimisation.
     copies = 1 + bool(optim.ema_decay) + bool(optim.sam_rho)
-    # The sum over microbatches has zeros for frozen parameters.
-    gradients = params if optim.accum_steps > 1 else trained
+    # The sum over microbatches, which has zeros for frozen parameters, is kept beside theirs.
+    gradients = trained + (params if optim.accum_steps > 1 else 0)
     optimizer = _bytes(state, rules.state_shardings(state, shapes, mesh))
     cast = params // 2 if model_config.dtype == "bfloat16" else 0
     images = -(-config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"]))
@@ -85,9 +88,15 @@ def bytes_per_device(
         + cast
         + gradients
         + optimizer
-        + at_once * (residuals + _working_bytes(model_config))
+        + at_once * (residuals + _working_bytes(plain))
         + batches
     )
+
+
+def _without_remat(model_config: ModelConfig) -> ModelConfig:
+    if isinstance(model_config, VitConfig | MixerConfig):
+        return dataclasses.replace(model_config, remat="none")
+    return model_config
 
 
 def _image_bytes(model_config: ModelConfig) -> int:
@@ -103,7 +112,7 @@ def _optimizer_state(optim: FrozenConfigDict, model_config: ModelConfig) -> PyTr
 @functools.cache
 def _residual_bytes(optim: FrozenConfigDict, model_config: ModelConfig) -> int:
     """Returns the bytes of residuals per image: the difference between two images and one."""
-    model, params = build(model_config), param_shapes(model_config)
+    model, params = build(model_config), param_shapes(_without_remat(model_config))
     frozen = frozen_mask(optim, params)
 
     def residuals(params: PyTree, images: jax.Array, key: jax.Array) -> PyTree:

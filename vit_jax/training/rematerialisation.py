@@ -9,6 +9,7 @@ bfloat16, AdamW, 224 pixels), as a share of the estimate without the batches ahe
 """
 
 import dataclasses
+from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import FrozenConfigDict
@@ -45,13 +46,12 @@ def resolve(
     """
     if getattr(model_config, "remat", None) != AUTO:
         return model_config, ""
-    policy, reason = choose(config, model_config, mesh, available_bytes(mesh))
+    policy, reason = choose(config, model_config, mesh, available_bytes(mesh.local_devices[0]))
     return _with_policy(model_config, policy), reason
 
 
-def available_bytes(mesh: Mesh) -> int | None:
-    """Returns the memory of one device for a program; None if it is unknown, or that of a CPU."""
-    device = mesh.local_devices[0]
+def available_bytes(device: Any) -> int | None:
+    """Returns the memory that programs have on a `jax.Device`; None: it is unknown, or a CPU's."""
     if device.platform == "cpu":
         return None
     statistics = device.memory_stats() or {}  # None: the back end has no such statistics.
@@ -101,5 +101,5 @@ def _with_policy(model_config: ModelConfig, policy: str) -> ModelConfig:
     return dataclasses.replace(model_config, remat=policy)
 
 
-def _gib(count: float) -> str:
+def _gib(count: int | float) -> str:
     return f"{count / GIB:.1f}"

@@ -15,7 +15,6 @@ from vit_jax.data import bad_examples, order
 from vit_jax.data.base import Source
 from vit_jax.errors import DataError, NonFiniteError
 from vit_jax.models import (
-    ResnetConfig,
     VitConfig,
     describe_model,
     forward_flops,
@@ -85,10 +84,9 @@ def describe(experiment: Experiment, *, start: int, origin: str = "") -> str:
     if isinstance(model_config, VitConfig):
         backend = resolve_backend(model_config, train=True, platform=current_platform())
         attention = f", attention by {backend}"
-    remat = ""
-    if not isinstance(model_config, ResnetConfig):
-        reason = f" ({experiment.remat_reason})" if experiment.remat_reason else ""
-        remat = f", remat {model_config.remat}{reason}"
+    policy, reason = getattr(model_config, "remat", "none"), experiment.remat_reason
+    remat = f", remat {policy}" if reason or policy != "none" else ""
+    remat += f" ({reason})" if reason else ""
     height, width = model_config.image_size
     flops = update_flops_per_image(model_config, config)
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
