@@ -136,8 +136,8 @@ def test_memory_is_near_what_the_compiler_allocates(tmp_path):
     sam = {"optim__sam_rho": 0.1, "model__remat": "named"}
     mixer = {"model__variant": "Mixer-S/4", "model__pool": None, "model__token_mlp_dim": 64}
     mixer |= {"model__width": 64, "model__mlp_dim": 256}
-    policies = ({}, *({"model__remat": remat} for remat in ("named", "dots_no_batch", "full")))
-    variants = (*policies, head, sam, mixer, mixer | policies[1], mixer | policies[3])
+    named, full = ({"model__remat": remat} for remat in ("named", "full"))
+    variants = ({}, named, full, head, sam, mixer, mixer | named)
     cases = [model | case | {"batch_size": 64} for case in variants]
     environment = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(
@@ -148,8 +148,7 @@ def test_memory_is_near_what_the_compiler_allocates(tmp_path):
         run = PlannedRun("a", {}, (), small_config(**case, data__prefetch=1), tmp_path)
         ahead = 64 * 32 * 32 * 4  # The compiler does not know of the next batch.
         # More where the compiler fuses the softmax.
-        print(case, (cost(run).bytes_per_device - ahead) / allocated)
-        assert 0.1 < (cost(run).bytes_per_device - ahead) / allocated < 1.6, case
+        assert 0.9 < (cost(run).bytes_per_device - ahead) / allocated < 1.6, case
 
 
 def test_flops_count_trained_parameters_only(tmp_path):

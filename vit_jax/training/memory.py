@@ -21,7 +21,7 @@ the estimate without the batches ahead (2 cores of an Intel Xeon, jax 0.9.2):
 
     ViT, width 192, depth 6   1.03        all but the head frozen     2.09
     with scan off             0.97        LoRA                        0.86
-    accumulating 4 steps      1.16        SAM                         0.60
+    accumulating 4 steps      1.00        SAM                         0.60
     remat named               1.09        SAM, all but head frozen    1.32
     remat full                1.25        SAM, remat named            1.03
 
