@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from benchmarks.gpu_attention import BACKENDS
-from vit_jax.benchmarking.case import Case, choices
+from vit_jax.benchmarking.case import Case, settled_choices
 from vit_jax.benchmarking.run import Effort
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -74,12 +74,11 @@ def plan() -> tuple[Stage, ...]:
     """Returns all stages, the most important first."""
     large = Case("L/16", batch_size=128, dtype="bfloat16")
     base = dataclasses.replace(large, variant="B/16", batch_size=256)
-    remats = tuple(dataclasses.replace(large, remat=remat) for remat in choices("remat"))
+    remats = tuple(dataclasses.replace(large, remat=remat) for remat in settled_choices("remat"))
     backends = tuple(
         dataclasses.replace(base, image_size=size, batch_size=batch, attention=attention)
         for size, batch in ((224, 256), (384, 64), (640, 16))  # 197, 577 and 1,601 tokens.
-        for attention in choices("attention")
-        if attention != "auto"
+        for attention in settled_choices("attention")
     )
     batches = tuple(dataclasses.replace(large, batch_size=batch) for batch in (32, 64, 256))
     return (

@@ -67,9 +67,12 @@ def test_more_devices_along_data_do_not_split_the_state(tmp_path):
     # Each has its share of the images.
     share = cost_of(tmp_path, mesh__data=1, batch_size=16).bytes_per_device
     assert cost_of(tmp_path, mesh__data=4, batch_size=64).bytes_per_device == share
-    # A microbatch needs no more, but for the other 48 images, in this batch and two ahead.
+    # A microbatch needs no more, but for the sum of the gradients, and the other 48 images, in this
+    # batch and two ahead.
     accumulated = cost_of(tmp_path, batch_size=64, optim__accum_steps=4).bytes_per_device
-    assert accumulated == share + 48 * 3 * 8 * 8 * 4
+    params = param_shapes(read_section(small_config(**MODEL).model, num_classes=10))
+    gradients = sum(leaf.size for leaf in jax.tree.leaves(params)) * 4
+    assert accumulated == share + gradients + 48 * 3 * 8 * 8 * 4
 
 
 def test_frozen_parameters_take_neither_gradients_nor_activations(tmp_path):
@@ -131,7 +134,11 @@ def test_memory_is_near_what_the_compiler_allocates(tmp_path):
     model = {"model__image_size": (32,), "model__depth": 3, "model__num_classes": 10}
     head = {"optim__freeze": ("(?!head/).*",)}
     sam = {"optim__sam_rho": 0.1, "model__remat": "named"}
-    cases = [model | case | {"batch_size": 64} for case in ({}, head, sam)]
+    mixer = {"model__variant": "Mixer-S/4", "model__pool": None, "model__token_mlp_dim": 64}
+    mixer |= {"model__width": 64, "model__mlp_dim": 256}
+    named, full = ({"model__remat": remat} for remat in ("named", "full"))
+    variants = ({}, named, full, head, sam, mixer, mixer | named)
+    cases = [model | case | {"batch_size": 64} for case in variants]
     environment = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, json.dumps(cases)],

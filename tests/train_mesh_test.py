@@ -57,8 +57,8 @@ def test_the_train_step_is_compiled_once(tmp_path, monkeypatch):
     compiled = []
     make = experiment.make_train_step
 
-    def counting(*args):
-        step = make(*args)
+    def counting(*args, **settings):
+        step = make(*args, **settings)
 
         def train_step(*step_args):
             compiled.append(None)  # Runs while tracing only.

@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         return recipes.fashion_vit(width, depth, mlp_dim, heads=4, steps=steps)
     c = recipes.imagenet21k("So400m/14", steps=steps)
     c.model.update({"width": width, "depth": depth, "mlp_dim": mlp_dim})
-    c.model.num_heads, c.model.remat = 16, "full"  # 16 divides every width.
+    c.model.num_heads = 16  # Divides every width.
     return c
 
 

@@ -33,6 +33,11 @@ def choices(field: str) -> tuple[str, ...]:
     return tuple(by_name[field].choices or ())
 
 
+def settled_choices(field: str) -> tuple[str, ...]:
+    """Returns the `choices` that are tried one by one: without "auto", which is one of them."""
+    return tuple(choice for choice in choices(field) if choice != "auto")
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A model, a batch and settings. Settings that are None are those of the base config.

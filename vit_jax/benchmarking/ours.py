@@ -21,6 +21,7 @@ from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import processes
 from vit_jax.parallel.compilation import release_unused_memory
 from vit_jax.training.experiment import Program
+from vit_jax.training.rematerialisation import resolve
 
 
 class OurModel:
@@ -35,12 +36,12 @@ class OurModel:
         """
         self._folder = folder
         self._config = case.config()
-        self._model_config = case.model_config()
         if len(jax.devices()) < case.num_devices:
             raise ConfigError(
                 f"--mesh needs {case.num_devices} devices, but there are {len(jax.devices())}."
             )
         self._mesh = meshes.make_mesh(self._config.mesh, devices=jax.devices()[: case.num_devices])
+        self._model_config, _ = resolve(self._config, case.model_config(), self._mesh)
         meshes.check_batch_size(case.batch_size, accum_steps=case.accum_steps, mesh=self._mesh)
         self._batch = jax.device_put(inputs.batch(case), meshes.batch_sharding(self._mesh))
         self._program = Program.of(

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from vit_jax.benchmarking.case import DTYPES, Case, choices, parse_mesh
+from vit_jax.benchmarking.case import DTYPES, Case, choices, parse_mesh, settled_choices
 from vit_jax.benchmarking.result import Result
 from vit_jax.benchmarking.run import Effort, benchmark
 from vit_jax.benchmarking.turns import Report
@@ -72,10 +72,10 @@ class Grid:
     def sweeps(self) -> Iterator[tuple[str, list[Case]]]:
         """Yields the cases of each model, size and dtype, for every batch size.
 
-        Of --remat and --scan, every accepted value is tried if none is named.
+        Of --remat and --scan, every value but auto is tried if none is named.
         """
         wide = dataclasses.replace(
-            self, remats=self.remats or choices("remat"), scans=self.scans or (True, False)
+            self, remats=self.remats or settled_choices("remat"), scans=self.scans or (True, False)
         )
         for variant, size, dtype in itertools.product(wide.variants, wide.image_sizes, wide.dtypes):
             one = dataclasses.replace(wide, variants=[variant], image_sizes=[size], dtypes=[dtype])

@@ -111,8 +111,9 @@ class PatchConfig(ClassifierConfig):
         "activations; named: all but queries, keys, values, attention's output, hidden units "
         "before the activation, and the residual stream; dots: all but matrix products; "
         "dots_no_batch: all but matrix products without a batch dimension (so the attention matrix "
-        "is recomputed); full: everything.",
-        default="none", choices=("none", "named", "dots", "dots_no_batch", "full"),
+        "is recomputed); full: everything. auto: the least of these that fits in the memory of the "
+        "run's devices, so none on a CPU (vit_jax.training.rematerialisation).",
+        default="auto", choices=("auto", "none", "named", "dots", "dots_no_batch", "full"),
     )  # fmt: skip
 
     @property

@@ -17,6 +17,7 @@ from vit_jax.models.operations import KEPT, LayerNorm, gelu, project
 from vit_jax.parallel.constraints import BATCH, constrain
 
 # `config.model.remat` -> policy: which results of the forward pass are saved for the backward pass.
+# Without a policy, with "none" and an "auto" that no run has resolved, nothing is recomputed.
 REMAT = {
     "named": jax.checkpoint_policies.save_only_these_names(*KEPT),
     "dots": jax.checkpoint_policies.dots_saveable,
@@ -164,7 +165,7 @@ def _blocks_per_iteration(config: Any) -> int:
     parameters = config.depth * config.width * (4 * config.width + 2 * config.mlp_dim)
     is_small = config.depth <= _UNROLLED_DEPTH and parameters <= _UNROLLED_PARAMETERS
     on_cpu = jax.default_backend() == "cpu"
-    return config.depth if on_cpu and is_small and config.remat == "none" else 1
+    return config.depth if on_cpu and is_small and config.remat not in REMAT else 1
 
 
 def run_blocks(
@@ -186,7 +187,7 @@ def run_blocks(
     """
     config: Any = module.config
     drop_rates = jnp.linspace(0.0, config.stochastic_depth, config.depth, dtype=jnp.float32)
-    if config.remat != "none":
+    if config.remat in REMAT:
         # Inside a scan, common subexpressions of forward and backward pass cannot be merged anyway,
         # and the barrier that prevents it costs speed.
         block = nn.remat(block, prevent_cse=not config.scan, policy=REMAT[config.remat])

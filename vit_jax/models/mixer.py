@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from vit_jax.config.model import MixerConfig
@@ -30,7 +31,7 @@ class MixerMlp(nn.Module):
     def __call__(self, x: Float[Array, "b m n"]) -> Float[Array, "b m n"]:
         config = self.config
         y = nn.Dense(self.hidden, dtype=config.dtype, dot_general=project, name="fc1")(x)
-        y = gelu(y, approximate=config.gelu == "tanh")
+        y = gelu(checkpoint_name(y, "mlp_hidden"), approximate=config.gelu == "tanh")
         return nn.Dense(x.shape[-1], dtype=config.dtype, dot_general=project, name="fc2")(y)
 
 
@@ -54,7 +55,7 @@ class MixerBlock(nn.Module):
         x = constrain(x, BATCH, None, None)
         y = _norm(config, "norm1")(x).swapaxes(1, 2)
         y = MixerMlp(config, config.token_mlp_dim, name="token_mlp")(y).swapaxes(1, 2)
-        x = x + self._drop_path(y, drop_rate)
+        x = checkpoint_name(x + self._drop_path(y, drop_rate), "residual")
         y = MixerMlp(config, config.mlp_dim, name="mlp")(_norm(config, "norm2")(x))
         x = perturb(self, "blocks", x + self._drop_path(y, drop_rate))
         return x, dict.fromkeys(self.capture, x)

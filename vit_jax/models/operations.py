@@ -31,11 +31,13 @@ _CUBIC = 0.044715
 
 @jax.custom_vjp
 def _matmul(x: Float[Array, "*rows k"], kernel: Float[Array, "k n"]) -> Float[Array, "*rows n"]:
-    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    return _matmul_forward(x, kernel)[0]
 
 
 def _matmul_forward(x, kernel):
-    return _matmul(x, kernel), (x, kernel)
+    # Not by _matmul: the policies of `remat` do not see a product inside of a function with a
+    # backward pass of its own.
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))), (x, kernel)
 
 
 def _contract_rows(x, dy):

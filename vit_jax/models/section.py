@@ -143,7 +143,8 @@ def _refuse_unused(kind: type, section: ConfigDict, *, has_resnet: bool) -> None
         unused |= {f"resnet.{key}": default for key, default in defaults.resnet.items()}
     for key, default in unused.items():
         value = operator.attrgetter(key)(section)
-        if value != default:
+        # Runs of release 0.1.0 recorded remat="none", then the default, for every kind of model.
+        if value != default and (key, value) != ("remat", "none"):
             raise ConfigError(
                 f"model.{key} is {value!r}, but {_KINDS[kind]} does not "
                 f"use it: leave it at {default!r}."

@@ -14,23 +14,39 @@ from vit_jax.parallel.processes import exchange
 from vit_jax.rundir.workdir import config_diff, config_to_json
 
 
-def agree(workdir: epath.Path, config: FrozenConfigDict, dataset: Mapping[str, Any]) -> None:
+def agree(
+    workdir: epath.Path,
+    config: FrozenConfigDict,
+    dataset: Mapping[str, Any],
+    *,
+    remat: str | None,
+) -> None:
     """Checks that all processes of this run have the same config, data and work directory.
 
-    All processes must call this, and either all return or all raise. `workdir` exists; `dataset` is
-    the result of `vit_jax.rundir.workdir.describe_dataset`.
+    All processes must call this, and either all return or all raise.
+
+    Args:
+      workdir: exists.
+      config: of the run.
+      dataset: the result of `vit_jax.rundir.workdir.describe_dataset`.
+      remat: of the model; chosen by the devices of this process if that of the config is "auto".
 
     Raises:
       ConfigError: a process differs from process 0; the message says which, and in what.
     """
     if jax.process_count() == 1:
         return
-    mine = {"config": config_to_json(config), "dataset": dataset, "workdir": os.fspath(workdir)}
+    mine = {
+        "config": config_to_json(config),
+        "dataset": dataset,
+        "resolved": {"model.remat, as chosen": remat},
+        "workdir": os.fspath(workdir),
+    }
     processes = [json.loads(text) for text in exchange(json.dumps(mine))]
     first = processes[0]
     for i, process in enumerate(processes):
-        diff = config_diff(first["config"], process["config"])
-        diff += config_diff(first["dataset"], process["dataset"])
+        parts = ("config", "dataset", "resolved")
+        diff = [line for part in parts for line in config_diff(first[part], process[part])]
         if diff:
             raise ConfigError(
                 f"Process {i} of {len(processes)} was started with another config than process 0, "

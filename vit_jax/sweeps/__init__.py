@@ -4,7 +4,6 @@ grids     the points of a sweep: grid, paired, chain, star, subset, durations
 recipes   shared config of the runs of a study, on ImageNet-21k and on Fashion-MNIST
 plan      points of a config file's sweep() -> PlannedRuns: names, commands, checked configs
 costs     checks a run; its parameters and FLOPs, without training it
-memory    its memory on a device
 durations how long runs take, from timed ones
 dry_run   prints all of these
 run       `sweep`: runs the runs

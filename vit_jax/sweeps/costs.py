@@ -24,8 +24,8 @@ from vit_jax.models import (
     update_flops_per_image,
 )
 from vit_jax.optim import make_schedule, total_steps
-from vit_jax.sweeps.memory import bytes_per_device
 from vit_jax.sweeps.plan import PlannedRun
+from vit_jax.training.memory import bytes_per_device, smallest_mesh
 from vit_jax.training.periods import Periods
 
 
@@ -43,8 +43,9 @@ class Cost:
       steps: steps of the whole run.
       own_steps: steps that the run makes itself; of a branch, the steps after the trunk's state.
       total_train_flops: FLOPs of `own_steps`.
-      bytes_per_device: memory of each device (vit_jax.sweeps.memory). A mesh axis of -1 counts as
-        1, the fewest possible devices; with more devices each needs less.
+      bytes_per_device: memory of each device (vit_jax.training.memory). A mesh axis of -1 counts
+        as 1, the fewest possible devices; with more devices each needs less. With
+        `model.remat="auto"` it is that without recomputation.
       unknown: what is unknown, and why; "" if nothing is.
     """
 
@@ -102,7 +103,7 @@ def cost(run: PlannedRun) -> Cost:
         steps=steps,
         own_steps=own_steps,
         total_train_flops=None if own_steps is None else _flops(config, model_config, own_steps),
-        bytes_per_device=bytes_per_device(config, model_config),
+        bytes_per_device=bytes_per_device(config, model_config, smallest_mesh(config)),
         unknown=f"{' and '.join(unknown)}: {reason}" if unknown else "",
     )
 

@@ -9,6 +9,7 @@ from vit_jax.sweeps.costs import Cost, cost
 from vit_jax.sweeps.durations import Estimate, Speeds, estimate, logged_speeds, timed_speeds
 from vit_jax.sweeps.plan import PlannedRun
 from vit_jax.telemetry.progress import format_count, format_duration
+from vit_jax.training.rematerialisation import AUTO
 
 
 def dry_run(
@@ -108,6 +109,11 @@ def _print_total(
         print(
             "       The memory is that on one device; on several (a mesh axis of -1 takes all) "
             "they share the images."
+        )
+    if any(getattr(each.model_config, "remat", None) == AUTO for each in costs.values()):
+        print(
+            "       It is the memory without recomputation; with model.remat=auto a run recomputes "
+            "more where its devices have less."
         )
 
 

@@ -26,6 +26,7 @@ from vit_jax.sweeps.costs import Cost
 from vit_jax.sweeps.plan import PlannedRun
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.training.experiment import Program
+from vit_jax.training.rematerialisation import resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _time(
 ) -> Speed:
     mesh = meshes.make_mesh(config.mesh, devices=devices)
     meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
-    model_config = run_cost.model_config
+    model_config, _ = resolve(config, run_cost.model_config, mesh)
     shape = (config.batch_size, *model_config.image_size, model_config.channels)
     host = {
         "image": np.zeros(shape, np.float32),

@@ -88,3 +88,16 @@ def peak_flops(device_kind: str) -> float | None:
     """
     chip = chip_of(device_kind)
     return None if chip is None else chip.bf16_flops / chip.devices
+
+
+def memory_bytes(device_kind: str) -> int | None:
+    """Returns the memory of one device by its data sheet, of which a program gets a little less.
+
+    Args:
+      device_kind: `jax.devices()[0].device_kind`.
+
+    Returns:
+      Bytes, or None if the chip is unknown: see `chip_of`.
+    """
+    chip = chip_of(device_kind)
+    return None if chip is None else chip.memory_bytes // chip.devices

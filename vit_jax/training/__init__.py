@@ -8,6 +8,8 @@ final_similarity  how similar the states that were evaluated are to the final on
 observer         reports, evaluates and saves a run, in the order of the contract
 state            the training state: its initial value, its shardings, its restore
 update           one update of the state: forward, backward, optimizer, moving average
+memory           estimates the memory of a run on a device
+rematerialisation  chooses what the backward pass recomputes, by that memory
 periods          how often a run saves and evaluates
 init_from        takes model, preprocessing and parameters from a checkpoint
 cached_features  trains the head alone, on features that are computed once

@@ -37,6 +37,7 @@ from vit_jax.parallel.compilation import compiler_options
 from vit_jax.telemetry.chips import peak_flops
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.notes import note
+from vit_jax.training import rematerialisation
 from vit_jax.training.evaluations import Evaluation, build_evals, open_splits
 from vit_jax.training.parts import number_of_parts
 from vit_jax.training.periods import Periods
@@ -142,7 +143,8 @@ class Experiment:
 
     Attributes:
       config: the config, after `vit_jax.training.init_from.inherit_model` has completed it.
-      model_config: the config of its model.
+      model_config: the config of its model, with the `remat` that was chosen for `mesh`.
+      remat_reason: how it was chosen; "" if it was not.
       mesh: the mesh of its devices.
       source: the training examples.
       transform: maps an example to the input of the model.
@@ -154,6 +156,7 @@ class Experiment:
 
     config: FrozenConfigDict
     model_config: ModelConfig
+    remat_reason: str
     mesh: Mesh
     source: Source
     transform: Transform
@@ -180,6 +183,7 @@ class Experiment:
             )
         if source.num_classes == 1 and config.loss.name == "softmax_xent":
             raise DataError(_single_class(source, config))
+        model, remat_reason = rematerialisation.resolve(config, model, mesh)
         transform = transforms.compose(
             config.data.train_transforms,
             image_size=model.image_size,
@@ -201,7 +205,9 @@ class Experiment:
             if is_accuracy and evaluation.num_examples < _FEW:
                 precision = evaluation.precision(num_trained_on=len(source))
                 note(f"{name}: {'up to ' if skip_bad else ''}{precision}.")
-        return cls(config, model, mesh, source, transform, evals, steps, periods.save, cache)
+        return cls(
+            config, model, remat_reason, mesh, source, transform, evals, steps, periods.save, cache
+        )
 
     @property
     def evaluator(self) -> Evaluator:

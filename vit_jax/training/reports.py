@@ -84,6 +84,9 @@ def describe(experiment: Experiment, *, start: int, origin: str = "") -> str:
     if isinstance(model_config, VitConfig):
         backend = resolve_backend(model_config, train=True, platform=current_platform())
         attention = f", attention by {backend}"
+    policy, reason = getattr(model_config, "remat", "none"), experiment.remat_reason
+    remat = f", remat {policy}" if reason or policy != "none" else ""
+    remat += f" ({reason})" if reason else ""
     height, width = model_config.image_size
     flops = update_flops_per_image(model_config, config)
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -94,7 +97,7 @@ def describe(experiment: Experiment, *, start: int, origin: str = "") -> str:
     lines = [
         f"model   {describe_model(model_config)} on images of {height}x{width}: "
         f"{_count_params(experiment)}, {flops / 1e9:.3g} GFLOPs to train on an image, "
-        f"{model_config.dtype}{attention}",
+        f"{model_config.dtype}{attention}{remat}",
         f"data    {source.name}, {source.split}: {up_to}{format_count(len(source), 'image')}, "
         f"{format_count(model_config.num_classes, 'class')}",
         f"devices {mesh.size} x {device.device_kind} ({shape}), "
@@ -155,6 +158,8 @@ def run_summary(experiment: Experiment) -> dict[str, Any]:
       update_flops_per_image         of an update, without gradients of frozen parameters;
       examples                       number of training examples in an epoch;
       total_steps, batch_size        of the run;
+      remat                          what the backward pass recomputed, also if it was "auto"; None:
+                                     the model has no such setting;
       device, num_devices            kind and number of the devices of all processes;
       code_version                   release, and commit if it is a checkout.
     """
@@ -168,6 +173,7 @@ def run_summary(experiment: Experiment) -> dict[str, Any]:
         "examples": len(experiment.source),
         "total_steps": experiment.total_steps,
         "batch_size": experiment.config.batch_size,
+        "remat": getattr(model_config, "remat", None),
         "device": mesh.devices.flat[0].device_kind,
         "num_devices": mesh.size,
         "code_version": code_version(),

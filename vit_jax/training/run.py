@@ -247,6 +247,7 @@ class _Claim:
 
     def __init__(self, experiment: Experiment, workdir: epath.Path):
         self._workdir, self._config = workdir, experiment.config
+        self._remat: str | None = getattr(experiment.model_config, "remat", None)
         self._extended: FrozenConfigDict | None = None  # The config before it was extended.
         evals = {name: evaluation.fingerprint for name, evaluation in experiment.evals.items()}
         self._dataset = workdirs.describe_dataset(
@@ -265,7 +266,7 @@ class _Claim:
         with ExitStack() as stack:
             if jax.process_index() == 0:
                 stack.enter_context(lock(self._workdir))
-            agree(self._workdir, self._config, self._dataset)
+            agree(self._workdir, self._config, self._dataset, remat=self._remat)
             self._extended = workdirs.check_claim(
                 self._workdir,
                 self._config,

@@ -5,6 +5,8 @@ The parts of the estimate:
 - Parameters, gradients, optimizer state and moving average are counted exactly, with the layout of
   `vit_jax.parallel.rules`: replicated along the mesh axis data, sharded along fsdp and tensor.
   Gradients count for trained parameters only.
+- A model in bfloat16 has a copy of the parameters in that dtype: compilers make it before the loop
+  over the blocks, not in the loop.
 - Residuals that `jax.vjp` of the model keeps for the backward pass (fewer with frozen parameters),
   for the device's images of a microbatch. Sharpness-aware minimisation makes two passes, and XLA on
   a CPU allocates the residuals of both.
@@ -19,7 +21,7 @@ the estimate without the batches ahead (2 cores of an Intel Xeon, jax 0.9.2):
 
     ViT, width 192, depth 6   1.03        all but the head frozen     2.09
     with scan off             0.97        LoRA                        0.86
-    accumulating 4 steps      1.16        SAM                         0.60
+    accumulating 4 steps      1.00        SAM                         0.60
     remat named               1.09        SAM, all but head frozen    1.32
     remat full                1.25        SAM, remat named            1.03
 
@@ -28,6 +30,7 @@ not count (20 MB of 38 with all but the head frozen), and keeps residuals of one
 Not measured on a GPU. A CPU computes bfloat16 in float32, so its count says nothing there.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator
@@ -36,45 +39,64 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
-from vit_jax.models import ModelConfig, build, param_shapes
+from vit_jax.models import MixerConfig, ModelConfig, VitConfig, build, param_shapes
 from vit_jax.optim import frozen_mask, make_optimizer, stop_frozen_gradients
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import mesh_shape
 
 
-def bytes_per_device(config: FrozenConfigDict, model_config: ModelConfig) -> int:
-    """Returns the estimated bytes of a run on each device, on the mesh of the config.
-
-    A mesh axis of -1 counts as 1, the fewest possible devices.
-    """
+def smallest_mesh(config: FrozenConfigDict) -> AbstractMesh:
+    """Returns the mesh of a config with the fewest possible devices: an axis of -1 has one."""
     fixed = math.prod(size for size in config.mesh.values() if size != -1)
     sizes = mesh_shape(config.mesh, fixed)
-    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-    # Without the schedule, which has no state, runs of all lengths share the caches below.
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes))
+
+
+def bytes_per_device(
+    config: FrozenConfigDict, model_config: ModelConfig, mesh: Mesh | AbstractMesh
+) -> int:
+    """Returns the estimated bytes of a run on each device of a mesh.
+
+    Args:
+      config: of the run.
+      model_config: of its model; `remat` is a policy, and "auto" counts as "none".
+      mesh: has the axes data, fsdp and tensor.
+    """
+    # Only residuals depend on `remat`: policies that are compared share the rest. Without the
+    # schedule, which has no state, runs of all lengths share the caches below.
+    plain = _without_remat(model_config)
     optim = FrozenConfigDict({**config.optim, "schedule": {}})
-    shapes, state = param_shapes(model_config), _optimizer_state(optim, model_config)
+    shapes, state = param_shapes(plain), _optimizer_state(optim, plain)
     layout = rules.param_shardings(shapes, mesh)
     params, trained = _bytes(shapes, layout), _bytes(shapes, layout, frozen_mask(optim, shapes))
     # The moving average; the perturbed parameters of sharpness-aware minimisation.
     copies = 1 + bool(optim.ema_decay) + bool(optim.sam_rho)
-    # The sum over microbatches has zeros for frozen parameters.
-    gradients = params if optim.accum_steps > 1 else trained
+    # The sum over microbatches, which has zeros for frozen parameters, is kept beside theirs.
+    gradients = trained + (params if optim.accum_steps > 1 else 0)
     optimizer = _bytes(state, rules.state_shardings(state, shapes, mesh))
-    images = -(-config.batch_size // (sizes["data"] * sizes["fsdp"]))
+    cast = params // 2 if model_config.dtype == "bfloat16" else 0
+    images = -(-config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"]))
     at_once = -(-images // optim.accum_steps)
     residuals = _residual_bytes(optim, model_config) * (2 if optim.sam_rho else 1)
     batches = images * (1 + config.data.prefetch) * _image_bytes(model_config)
     return (
         copies * params
+        + cast
         + gradients
         + optimizer
-        + at_once * (residuals + _working_bytes(model_config))
+        + at_once * (residuals + _working_bytes(plain))
         + batches
     )
+
+
+def _without_remat(model_config: ModelConfig) -> ModelConfig:
+    if isinstance(model_config, VitConfig | MixerConfig):
+        return dataclasses.replace(model_config, remat="none")
+    return model_config
 
 
 def _image_bytes(model_config: ModelConfig) -> int:
@@ -90,7 +112,7 @@ def _optimizer_state(optim: FrozenConfigDict, model_config: ModelConfig) -> PyTr
 @functools.cache
 def _residual_bytes(optim: FrozenConfigDict, model_config: ModelConfig) -> int:
     """Returns the bytes of residuals per image: the difference between two images and one."""
-    model, params = build(model_config), param_shapes(model_config)
+    model, params = build(model_config), param_shapes(_without_remat(model_config))
     frozen = frozen_mask(optim, params)
 
     def residuals(params: PyTree, images: jax.Array, key: jax.Array) -> PyTree:
