@@ -105,11 +105,9 @@ from tests.small_run import mesh_of, small_config
 from vit_jax.models import read_section
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel.processes import flag_array
-from vit_jax.training import experiment
 from vit_jax.training.experiment import Program
 
 mesh = mesh_of()
-experiment.number_of_parts = lambda *args: 1  # As on other devices: the whole batch at once.
 for changes in json.loads(sys.argv[1]):
     config = small_config(**changes)
     model_config = read_section(config.model, num_classes=10)

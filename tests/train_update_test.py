@@ -8,9 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from tests.small_run import mesh_of, small_config
+from tests.small_run import small_config
 from vit_jax.models import build, read_section
-from vit_jax.training.parts import number_of_parts
 from vit_jax.training.state import make_init, run_keys
 from vit_jax.training.update import make_train_step
 
@@ -66,20 +65,3 @@ def test_accuracy_is_measured_only_on_images_of_one_class(changes, measured):
     _, metrics = step_shapes(**changes)
     assert ("train/top1" in metrics) == measured
     assert {"train/loss", "train/lr", "train/grad_norm", "stop"} <= metrics.keys()
-
-
-def parts(*, devices=1, **changes):
-    """The number of parts of a batch of ViT-Ti/16, which has 197 tokens at 224 pixels."""
-    model = {"model__variant": "Ti/16", "model__depth": None, "model__image_size": (224,)}
-    config = small_config(**model | changes)
-    model_config = read_section(config.model, num_classes=10)
-    return number_of_parts(config, model_config, mesh_of(data=devices))
-
-
-def test_a_batch_is_computed_in_parts_on_one_cpu_without_random_numbers():
-    assert parts() == 4  # Of 4 images, 788 tokens.
-    assert parts(optim__accum_steps=2) == 2
-    assert parts(batch_size=2) == 1 and parts(batch_size=13) == 1  # 13 has no other divisor.
-    assert parts(devices=2) == 1
-    for name in ("dropout", "attention_dropout", "stochastic_depth"):
-        assert parts(**{f"model__{name}": 0.1}) == 1

@@ -10,7 +10,6 @@ resnet      Resnet (the CNN baseline), and the stem of hybrids
 mixer       Mixer
 patches     the embedding of patches
 blocks      the encoder and its block; rematerialisation
-stacking    parameters of blocks in one tree or in one for each block
 attention   multi-head attention and its back ends
 operations  GELU, LayerNorm, attention and dense layers with backward passes of their own
 lora        low-rank adapters of attention, and merging them

@@ -154,8 +154,8 @@ class Block(nn.Module):
         return drop_path(y, drop_rate, self.make_rng("dropout"))
 
 
-def is_unrolled(config: Any) -> bool:
-    """Returns whether the scan computes all blocks in one iteration: for small models on CPUs.
+def _blocks_per_iteration(config: Any) -> int:
+    """Returns the number of blocks in an iteration of the scan: one, or for small models all.
 
     What a scan keeps for the backward pass is copied into and out of stacked arrays, which takes a
     CPU long beside a block of a small model. Without the loop, compilation takes as long as for so
@@ -165,7 +165,7 @@ def is_unrolled(config: Any) -> bool:
     parameters = config.depth * config.width * (4 * config.width + 2 * config.mlp_dim)
     is_small = config.depth <= _UNROLLED_DEPTH and parameters <= _UNROLLED_PARAMETERS
     on_cpu = jax.default_backend() == "cpu"
-    return on_cpu and is_small and config.scan and config.remat not in REMAT
+    return config.depth if on_cpu and is_small and config.remat not in REMAT else 1
 
 
 def run_blocks(
@@ -192,13 +192,12 @@ def run_blocks(
         # and the barrier that prevents it costs speed.
         block = nn.remat(block, prevent_cse=not config.scan, policy=REMAT[config.remat])
     if config.scan:
-        unrolls = is_unrolled(config) and not module.is_initializing()
         blocks = nn.scan(
             block,
             variable_axes={"params": 0, PERTURBATIONS: 0, REGISTER_NEURONS: 0},
             split_rngs={"params": True, "dropout": True},
             length=config.depth,
-            unroll=config.depth if unrolls else 1,
+            unroll=1 if module.is_initializing() else _blocks_per_iteration(config),
         )(*settings, name="blocks")
         return blocks(x, drop_rates)
     captured_by_block = []

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, PyTree
 from vit_jax.models import MixerConfig, ModelConfig, VitConfig, param_shapes
 from vit_jax.models.lora import merge_lora
 from vit_jax.models.resize import resize_patches, resize_posemb
-from vit_jax.models.stacking import stack_blocks, unstack_blocks
 from vit_jax.parallel.rules import named_leaves, param_shardings, path_name
 
 NEW_HEAD = "new head, of zeros"
@@ -85,8 +84,8 @@ def _adapt(params: PyTree, *, old: ModelConfig, new: ModelConfig, shapes: PyTree
         params, old = merge_lora(params, old)
     has_blocks = (VitConfig, MixerConfig)
     if isinstance(old, has_blocks) and isinstance(new, has_blocks) and old.scan != new.scan:
-        convert = stack_blocks if new.scan else unstack_blocks
-        params = convert(params, old.depth)
+        convert = _stacked if new.scan else _unstacked
+        params = {**params, "encoder": convert(params["encoder"], old.depth)}
     leaves = named_leaves(params)
 
     def adapted(path, target):
@@ -94,3 +93,19 @@ def _adapt(params: PyTree, *, old: ModelConfig, new: ModelConfig, shapes: PyTree
         return adapt_leaf(name, leaves.get(name), old=old, new=new, shape=target.shape)[0]
 
     return jax.tree_util.tree_map_with_path(adapted, shapes)
+
+
+def _stacked(encoder: PyTree, depth: int) -> PyTree:
+    """Stacks the blocks along a leading axis of depth."""
+    names = [f"block_{i}" for i in range(depth)]
+    blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *(encoder[name] for name in names))
+    return {k: v for k, v in encoder.items() if k not in names} | {"blocks": blocks}
+
+
+def _unstacked(encoder: PyTree, depth: int) -> PyTree:
+    """Splits the stacked blocks into one tree for each block."""
+    blocks = {
+        f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], encoder["blocks"])
+        for i in range(depth)
+    }
+    return {k: v for k, v in encoder.items() if k != "blocks"} | blocks

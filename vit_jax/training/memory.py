@@ -27,8 +27,6 @@ the estimate without the batches ahead (2 cores of an Intel Xeon, jax 0.9.2):
 
 On a CPU, small models are not scanned: XLA copies each block's parameters, which the estimate does
 not count (20 MB of 38 with all but the head frozen), and keeps residuals of one of SAM's passes.
-One CPU computes a microbatch in parts (`vit_jax.training.parts`), and holds the residuals of one:
-the shares above are without that.
 Not measured on a GPU. A CPU computes bfloat16 in float32, so its count says nothing there.
 """
 

@@ -1,6 +1,5 @@
 """One update of the state: forward, backward, optimizer, moving average."""
 
-import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -11,9 +10,6 @@ from jaxtyping import Array
 from ml_collections import FrozenConfigDict
 
 from vit_jax.data import mixing
-from vit_jax.models import build
-from vit_jax.models.blocks import is_unrolled
-from vit_jax.models.stacking import stack_blocks, unstack_blocks
 from vit_jax.optim import ema, frozen_mask, loss_by_name, value_and_grad
 from vit_jax.parallel import processes
 from vit_jax.training.state import TrainState, run_keys
@@ -36,10 +32,6 @@ def make_train_step(
       schedule: update -> factor of the learning rate, which the metrics report.
       parts: each microbatch is computed in so many parts: see `vit_jax.training.parts`.
     """
-    # The parameters of unrolled blocks are copied out of their stack once, not for each part.
-    unstacks = parts > 1 and is_unrolled(model.config)
-    if unstacks:
-        model = build(dataclasses.replace(model.config, scan=False))
     loss_of = loss_by_name(config.loss.name)
     skip_bad = config.data.on_bad == "skip"
     mixes = config.mix.mixup_alpha > 0 or config.mix.cutmix_alpha > 0
@@ -78,20 +70,15 @@ def make_train_step(
             # also under gradient accumulation.
             mixed["share"] = weights * (weights.size / jnp.maximum(weights.sum(), 1))
 
-        params, frozen = state.params, frozen_mask(config.optim, state.params)
-        if unstacks:
-            params, frozen = (unstack_blocks(tree, model.config.depth) for tree in (params, frozen))
         (loss, accuracy), grads = value_and_grad(
             loss_fn,
-            params,
+            state.params,
             mixed,
             rng_model,
             accum_steps=config.optim.accum_steps * parts,
             sam_rho=config.optim.sam_rho,
-            frozen=frozen,
+            frozen=frozen_mask(config.optim, state.params),
         )
-        if unstacks:
-            grads = stack_blocks(grads, model.config.depth)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
