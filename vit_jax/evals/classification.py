@@ -23,7 +23,6 @@ from vit_jax.config import CLASSIFICATION_METRICS
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.evals.intervals import LEVEL, wilson
 from vit_jax.optim.losses import loss_by_name, probabilities
-from vit_jax.parallel.compilation import compiler_options
 
 _CALIBRATION_BINS = 15  # As in Guo et al. and most papers since.
 TOP = 5  # Of the accuracy top5, which is 1 with at most so many classes.
@@ -147,10 +146,7 @@ class Classification:
         if isinstance(sharding, NamedSharding):
             replicated = NamedSharding(sharding.mesh, PartitionSpec())
         if replicated not in self._jitted:
-            (platform, *_) = {device.platform for device in sharding.device_set}
-            self._jitted[replicated] = jax.jit(
-                self._step, out_shardings=replicated, compiler_options=compiler_options(platform)
-            )
+            self._jitted[replicated] = jax.jit(self._step, out_shardings=replicated)
         return self._jitted[replicated]
 
     def _step(self, params: Any, batch: Batch) -> dict[str, Array]:

@@ -17,7 +17,6 @@ from vit_jax.data.blocks import Transform
 from vit_jax.data.decoded_cache import DecodedCache
 from vit_jax.evals.classification import Classification
 from vit_jax.models import ModelConfig, build
-from vit_jax.parallel.compilation import compiler_options
 from vit_jax.parallel.mesh import batch_sharding, replicated
 from vit_jax.telemetry.notes import warn
 
@@ -142,8 +141,7 @@ class Evaluator:
             }
             return jax.lax.with_sharding_constraint(values, replicated(self.mesh))
 
-        options = compiler_options(self.mesh.devices.flat[0].platform)
-        return jax.jit(outputs, compiler_options=options).lower(params, batch).compile()
+        return jax.jit(outputs).lower(params, batch).compile()
 
 
 def warn_of_bad(source: Source, example: int, message: str) -> None:

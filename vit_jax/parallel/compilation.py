@@ -1,4 +1,4 @@
-"""XLA's compilation: its persistent cache, its options, and the memory that it leaves."""
+"""XLA's compilation: its persistent cache, and the memory that it leaves."""
 
 import contextlib
 import ctypes
@@ -20,20 +20,6 @@ from vit_jax.telemetry import notes
 _CACHE_DIR, _IS_ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
 AUTO = "auto"  # The value of config.log.compilation_cache for the user's cache folder.
 _LARGEST_CACHE = 2 * 2**30  # Bytes of all programs in the user's cache folder.
-
-
-def compiler_options(platform: str) -> dict[str, str]:
-    """Returns the options to compile a large program with: `jax.jit(f, compiler_options=...)`.
-
-    On CPUs, matrix products go to Eigen and only reductions to YNNPACK, which jaxlib takes for
-    both: dense layers of a ViT-Ti/16 take 6% to 16% less time (docs/numerics.md).
-
-    Args:
-      platform: of the devices, `jax.Device.platform`.
-    """
-    if platform != "cpu":
-        return {}
-    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def release_unused_memory() -> None:

@@ -39,18 +39,24 @@ def agree(
     mine = {
         "config": config_to_json(config),
         "dataset": dataset,
-        "resolved": {"model.remat, as chosen": remat},
+        "remat": remat,
         "workdir": os.fspath(workdir),
     }
     processes = [json.loads(text) for text in exchange(json.dumps(mine))]
     first = processes[0]
     for i, process in enumerate(processes):
-        parts = ("config", "dataset", "resolved")
+        parts = ("config", "dataset")
         diff = [line for part in parts for line in config_diff(first[part], process[part])]
         if diff:
             raise ConfigError(
                 f"Process {i} of {len(processes)} was started with another config than process 0, "
                 "or finds other data:\n" + "\n".join(diff) + "\nStart all with the same command."
+            )
+        if process["remat"] != first["remat"]:
+            raise ConfigError(
+                f"By the memory of its devices process {i} of {len(processes)} chose model.remat="
+                f"{process['remat']}, and process 0 {first['remat']}: all must have one. Set "
+                f"--config.model.remat={process['remat']} or {first['remat']}."
             )
         if process["workdir"] != first["workdir"]:
             raise ConfigError(

@@ -10,6 +10,7 @@ state            the training state: its initial value, its shardings, its resto
 update           one update of the state: forward, backward, optimizer, moving average
 memory           estimates the memory of a run on a device
 rematerialisation  chooses what the backward pass recomputes, by that memory
+parts            the parts in which one CPU computes a batch
 periods          how often a run saves and evaluates
 init_from        takes model, preprocessing and parameters from a checkpoint
 cached_features  trains the head alone, on features that are computed once

@@ -33,7 +33,6 @@ from vit_jax.models import (
 )
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
-from vit_jax.parallel.compilation import compiler_options
 from vit_jax.telemetry.chips import peak_flops
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.notes import note
@@ -107,7 +106,6 @@ class Program:
             make_train_step(config, head or module, tx, schedule, parts=parts),
             donate_argnums=0,
             out_shardings=(layout, meshes.replicated(mesh)),
-            compiler_options=compiler_options(mesh.devices.flat[0].platform),
         )
         return cls(init, with_shardings(shapes, layout), train_step)
 

@@ -30,7 +30,7 @@ def make_train_step(
       model: (images, train) -> (logits, intermediates).
       tx: the optimizer.
       schedule: update -> factor of the learning rate, which the metrics report.
-      parts: each microbatch is computed in so many parts: see `vit_jax.training.parts`.
+      parts: number of parts in which each microbatch is computed: see `vit_jax.training.parts`.
     """
     loss_of = loss_by_name(config.loss.name)
     skip_bad = config.data.on_bad == "skip"
