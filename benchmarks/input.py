@@ -158,7 +158,7 @@ def our_batches(case: Case, paths: list[str], batch: int):
         image_size=_SIZE,
         channels=3,
         decode=case.ours,
-        cache=open_cache(FrozenConfigDict({"cache": cache, "cache_gb": 1.0})),
+        cache=open_cache(FrozenConfigDict({"cache": cache, "cache_gb": 1.0}), processes=1),
     )
     source = Files([pathlib.Path(path) for path in paths], class_names=["any"])
     sharding = NamedSharding(Mesh(np.array(jax.devices()[:1]), "data"), PartitionSpec("data"))

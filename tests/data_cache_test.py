@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import features
 
 from tests.conftest import ROOT
 from tests.data_fast_decode_test import jpeg, photograph
@@ -21,7 +22,7 @@ from vit_jax.data import decoded_cache, recipes
 from vit_jax.data.base import Source
 from vit_jax.data.batches import LoaderOptions
 from vit_jax.data.decode import decode_image
-from vit_jax.data.decoded_cache import DecodedCache, Memory, open_cache
+from vit_jax.data.decoded_cache import DecodedCache, ImageMemory, open_cache
 from vit_jax.data.pipeline import eval_batches, train_batches
 from vit_jax.data.pixel_files import PixelFiles
 from vit_jax.data.transforms import compose
@@ -91,7 +92,7 @@ def evaluated(cache, source):
 
 def make(kind, folder, *, limit_bytes=ENOUGH):
     if kind == "ram":
-        return DecodedCache(Memory(limit_bytes=limit_bytes))
+        return DecodedCache(ImageMemory(limit_bytes=limit_bytes))
     folder.mkdir(exist_ok=True)
     return DecodedCache(PixelFiles(str(folder), limit_bytes=limit_bytes))
 
@@ -270,6 +271,56 @@ def test_worker_processes_share_a_folder(tmp_path, decoded):
     assert len(decoded) == 1  # The first one, for its shape: workers have stored the others.
 
 
+def test_a_folder_that_is_emptied_is_filled_again(tmp_path):
+    ours, others = (PixelFiles(str(tmp_path), limit_bytes=ENOUGH) for _ in range(2))
+    for i in (0, 1, 2, None, 2, 1):
+        if i is None:
+            for file in tmp_path.iterdir():
+                file.unlink()
+            continue
+        key, pixels = bytes([i] * 16), np.full((5 + i, 7, 3), i, np.uint8)
+        assert ours.get(key) is None
+        ours.put(key, pixels)
+        others.get(b"x" * 16)  # Reads the index.
+        for files in (ours, others):
+            np.testing.assert_array_equal(files.get(key), pixels)
+
+
+def test_files_that_cannot_be_read_hide_no_others(tmp_path):
+    for name in ("0.index", "0.pixels", "g.index", "g.pixels"):  # Before and after hexadecimals.
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    (tmp_path / "1.index").mkdir()
+    images = stored(tmp_path)
+    assert check(tmp_path, images) == 3
+
+
+def test_the_process_that_starts_loader_processes_says_that_the_limit_is_reached(tmp_path, caplog):
+    files = PixelFiles(str(tmp_path), limit_bytes=1000)
+    with caplog.at_level("WARNING", logger="vit_jax"):
+        copy = pickle.loads(pickle.dumps(files))
+        for i in range(6):
+            copy.put(bytes([i] * 16), np.full((10, 10, 3), i, np.uint8))
+        assert not caplog.records
+        later = [pickle.loads(pickle.dumps(files)) for _ in range(2)]
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert message.startswith(str(tmp_path)) and "takes no more" in message
+    later[0].put(b"x" * 16, np.zeros((1, 1, 3), np.uint8))
+    assert check(tmp_path, {b"x" * 16: None}) == 0
+
+
+def test_the_key_depends_on_the_decoders_version(monkeypatch):
+    versions = decoded_cache._decoder.__wrapped__
+    before = versions()
+    with monkeypatch.context() as patch:
+        patch.setattr(decoded_cache, "DECODING_VERSION", 0)
+        assert versions() != before
+    installed = features.version
+    monkeypatch.setattr(
+        features, "version", lambda name: "0" if name == "libjpeg_turbo" else installed(name)
+    )
+    assert versions() != before
+
+
 def test_ram_loads_in_this_process(monkeypatch):
     seen = []
     original = LoaderOptions.resolved
@@ -325,4 +376,13 @@ def test_mistakes(tmp_path):
     (tmp_path / "file").touch()
     config = small_config(data__cache=str(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"data\.cache=.* cannot be used"):
-        open_cache(config.data)
+        open_cache(config.data, processes=1)
+
+
+def test_the_limit_in_memory():
+    config = small_config(data__cache="ram")
+    assert open_cache(config.data, processes=1).store.limit_bytes > 0
+    with pytest.raises(ConfigError, match=r"2 processes .* Set data\.cache_gb"):
+        open_cache(config.data, processes=2)
+    config = small_config(data__cache="ram", data__cache_gb=0.5)
+    assert open_cache(config.data, processes=2).store.limit_bytes == 5e8

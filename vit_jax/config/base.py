@@ -115,7 +115,8 @@ def base_config() -> ConfigDict:
     # that loader processes share, /dev/shm/FOLDER. docs/training.md says when to use it.
     c.data.cache = ""
     # Limit of the cache in GB (1e9 bytes); further images are decoded each time. 0: half of the
-    # memory, or of the disk, that is free when the run begins.
+    # machine's memory, or of the disk, that is free when the run begins. With "ram", set it in a
+    # container or a job that may use less memory, and for a run of several processes.
     c.data.cache_gb = 0.0
     c.data.prefetch = 2  # Batches loaded ahead in host memory, and as many on the devices.
 

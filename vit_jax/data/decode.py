@@ -13,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from vit_jax.errors import DataError
 from vit_jax.telemetry.progress import format_count
 
+# Raise it when decoded pixels change: images that `config.data.cache` holds are then decoded again.
+DECODING_VERSION = 1
 # Larger images are refused before a pixel is decoded: a few kilobytes can declare gigabytes.
 # The limit is Pillow's, which only warns: 268 MB as RGB.
 MAX_PIXELS = 89_478_485

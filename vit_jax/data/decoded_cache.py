@@ -20,18 +20,17 @@ from PIL import features
 
 import vit_jax
 from vit_jax import storage
-from vit_jax.data.decode import decode_image
-from vit_jax.data.pixel_files import PixelFiles
+from vit_jax.config.data import RAM
+from vit_jax.data.decode import DECODING_VERSION, decode_image
+from vit_jax.data.pixel_files import KEY_BYTES, PixelFiles, note_full
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.telemetry.notes import note
 
-RAM = "ram"
-# Pillow's libraries of formats with loss, whose versions may decode to other pixels.
-_CODECS = ("jpg", "webp", "jpg_2000")
-_KEY_BYTES = 16
+# Pillow's libraries of formats with loss, whose versions may decode to other pixels. "jpg" is only
+# the version of an interface, which libjpeg-turbo and MozJPEG share; TIFF files may contain JPEG.
+_CODECS = ("jpg", "libjpeg_turbo", "mozjpeg", "webp", "jpg_2000", "libtiff")
 
 
-class Memory:
+class ImageMemory:
     """A store of images by key, in the memory of this process. Thread-safe.
 
     Attributes:
@@ -54,17 +53,14 @@ class Memory:
         return self._images.get(key)
 
     def put(self, key: bytes, pixels: UInt8[np.ndarray, "h w c"]) -> None:
-        """Stores an image, unless the limit is reached; a note says so once."""
+        """Stores an image, unless the limit is reached; a note then says so."""
         with self._lock:
             if self._is_full or key in self._images:
                 return
             if self._used_bytes + pixels.nbytes > self.limit_bytes:
                 self._is_full = True
-                note(
-                    f"data.cache={RAM} takes no more images: it has {len(self._images):,}, of "
-                    f"{self._used_bytes / 1e9:,.2f} GB, and its limit is "
-                    f"{self.limit_bytes / 1e9:,.2f} GB (data.cache_gb). The others are decoded "
-                    "each time."
+                note_full(
+                    f"data.cache={RAM}", used_bytes=self._used_bytes, limit_bytes=self.limit_bytes
                 )
                 return
             pixels.flags.writeable = False  # Later epochs use the same array.
@@ -75,7 +71,7 @@ class Memory:
 class DecodedCache:
     """Decodes images, and keeps their pixels in a store."""
 
-    def __init__(self, store: Memory | PixelFiles):
+    def __init__(self, store: ImageMemory | PixelFiles):
         """Uses a store, which may hold images already."""
         self.store = store
 
@@ -111,17 +107,28 @@ class DecodedCache:
         return pixels
 
 
-def open_cache(data: ConfigDict | FrozenConfigDict) -> DecodedCache | None:
+def open_cache(data: ConfigDict | FrozenConfigDict, *, processes: int) -> DecodedCache | None:
     """Opens or creates the cache of `config.data`; None: it has none.
 
+    Args:
+      data: the section of the config.
+      processes: number of JAX processes of the run, of which several may be on this machine.
+
     Raises:
-      ConfigError: the folder cannot be used, or the free memory is not known.
+      ConfigError: the folder cannot be used; or a limit must be given, since the free memory is not
+        known, or several processes may share it.
     """
     if not data.cache:
         return None
     limit = int(data.cache_gb * 1e9)
     if data.cache == RAM:
-        return DecodedCache(Memory(limit_bytes=limit or _available_memory() // 2))
+        if not limit and processes > 1:
+            raise ConfigError(
+                f"data.cache is {RAM} and data.cache_gb is 0, half of the free memory, which the "
+                f"{processes} processes of this run may share. Set data.cache_gb, the limit of "
+                "each process in GB."
+            )
+        return DecodedCache(ImageMemory(limit_bytes=limit or _available_memory() // 2))
     folder = os.path.abspath(os.path.expanduser(data.cache))
     with storage.reported(ConfigError, f"data.cache={data.cache} cannot be used"):
         storage.make_folder(folder)
@@ -137,17 +144,20 @@ def _key(data: bytes, channels: int, exif: bool) -> bytes:
     # Faster than BLAKE2 on processors with instructions for it.
     hasher = hashlib.sha256(f"{_decoder()} {channels} {exif}\0".encode())
     hasher.update(data)
-    return hasher.digest()[:_KEY_BYTES]
+    return hasher.digest()[:KEY_BYTES]
 
 
 @functools.cache
 def _decoder() -> str:
     codecs = (str(features.version(codec)) for codec in _CODECS)
-    return " ".join((vit_jax.__version__, PIL.__version__, *codecs))
+    return " ".join((vit_jax.__version__, str(DECODING_VERSION), PIL.__version__, *codecs))
 
 
 def _available_memory() -> int:
-    """Returns the bytes of memory that this process may still use (Linux).
+    """Returns the bytes of memory that are free on this machine (Linux).
+
+    A container's limit is not considered: it may be in any of the parents of its control group, and
+    what counts as used includes files in the page cache.
 
     Raises:
       ConfigError: the system does not say.
@@ -155,17 +165,9 @@ def _available_memory() -> int:
     try:
         lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
         kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-        available = int(kibibytes) * 1024
+        return int(kibibytes) * 1024
     except (OSError, StopIteration, ValueError) as error:
         raise ConfigError(
             f"data.cache={RAM}: this system does not say how much memory is free. Set "
             "data.cache_gb, the limit in GB."
         ) from error
-    # Of the control group, such as a container's or a Slurm job's.
-    try:
-        group = pathlib.Path("/proc/self/cgroup").read_text().split("0::")[1].split("\n")[0]
-        folder = pathlib.Path(f"/sys/fs/cgroup{group}")
-        limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
-        return max(0, min(available, limit - used))
-    except (OSError, IndexError, ValueError):  # No control group, or no limit ("max").
-        return available

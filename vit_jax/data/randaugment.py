@@ -44,7 +44,7 @@ OPERATIONS = (
 
 _GRAY = 128
 
-_Form = Image.Image | UInt8[np.ndarray, "h w c"]
+_Pixels = Image.Image | UInt8[np.ndarray, "h w c"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,33 +76,33 @@ class RandAugment(Op):
     def __call__(
         self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "h w c"]:
-        form: _Form = image
+        pixels: _Pixels = image
         for _ in range(self.num_layers):
             operation = OPERATIONS[rng.integers(len(OPERATIONS))]
-            form = apply(
+            pixels = apply(
                 operation,
-                form,
+                pixels,
                 rng,
                 magnitude=self.magnitude,
                 translate=self.translate,
                 cutout=self.cutout,
             )
-        return as_array(form)
+        return as_array(pixels)
 
 
 def apply(
     operation: str,
-    image: _Form,
+    image: _Pixels,
     rng: np.random.Generator,
     *,
     magnitude: float,
     translate: float = 100.0,
     cutout: float = 40.0,
-) -> _Form:
+) -> _Pixels:
     """Applies one operation; returns an image of the same size and mode.
 
-    To convert an image takes as long as many an operation: so it is returned in the form in which
-    the operation computes, and `as_array` converts the last one.
+    Converting between an array and a Pillow image can take as long as an operation. So the result
+    has the type with which the operation computes, and `as_array` converts it after the last one.
 
     Args:
       operation: one of `OPERATIONS`.
@@ -155,7 +155,7 @@ def apply(
             raise ValueError(operation)
 
 
-def as_array(image: _Form) -> UInt8[np.ndarray, "h w c"]:
+def as_array(image: _Pixels) -> UInt8[np.ndarray, "h w c"]:
     """Returns the pixels of a Pillow image, or an array as it is."""
     return from_pillow(image) if isinstance(image, Image.Image) else image
 
@@ -189,7 +189,7 @@ def _affine(pil_image: Image.Image, matrix: tuple[int | float, ...]) -> Image.Im
     )
 
 
-def _sharpness(pixels: UInt8[np.ndarray, "h w c"], factor: float) -> _Form:
+def _sharpness(pixels: UInt8[np.ndarray, "h w c"], factor: float) -> _Pixels:
     if min(pixels.shape[:2]) < 3:  # No pixel has all its neighbours.
         return pixels
     return Image.blend(to_pillow(_smooth(pixels)), to_pillow(pixels), factor)

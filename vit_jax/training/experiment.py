@@ -188,7 +188,7 @@ class Experiment:
             channels=model.channels,
             key="data.train_transforms",
             decode=config.data.decode,
-            cache=(cache := open_cache(config.data)),
+            cache=(cache := open_cache(config.data, processes=jax.process_count())),
         )
         steps = total_steps(config, len(source))
         periods = Periods.of(config, total_steps=steps, num_examples=len(source))
