@@ -16,6 +16,7 @@ by XLA; attention alone, at 197, 577 and 1,601 tokens; flags of XLA; back ends o
 training; recomputation (remat) as a curve of memory and speed; batch sizes.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -35,6 +36,7 @@ from vit_jax.benchmarking.common import Common
 from vit_jax.benchmarking.result import Result
 from vit_jax.benchmarking.run import benchmark
 from vit_jax.benchmarking.table import markdown_table, ratio_lines
+from vit_jax.storage import write_bytes
 
 SKIPPED, NOT_MEASURED = "skipped: out of time", "not measured"
 _LEAST_SECONDS = 20.0  # A stage with less time left is skipped.
@@ -90,9 +92,14 @@ def run(
     outcomes = [Outcome(stage, note=SKIPPED) for stage in stages]
 
     def save() -> None:
-        if out is not None:
-            out.write_text(json.dumps([outcome.to_json() for outcome in outcomes], indent=1))
-            out.with_suffix(".md").write_text(table(outcomes))
+        if out is None:
+            return
+        content = json.dumps([outcome.to_json() for outcome in outcomes], indent=1)
+        try:  # Atomically: what was written before survives a full disk.
+            write_bytes(out, content.encode())
+            write_bytes(out.with_suffix(".md"), table(outcomes).encode())
+        except OSError as error:  # The next stages are measured, and printed.
+            print(f"not saved: {error}", file=sys.stderr, flush=True)
 
     with Common() as common:
         for outcome in outcomes:
@@ -163,9 +170,9 @@ def _run_command(command: Command, seconds: float, *, cpu: bool) -> list[str]:
     lines = [line for line in text.splitlines() if line.strip()]
     if code is None:
         return [*lines, f"{title}: stopped: took longer than {seconds:.0f} s"]
-    missing = next((line for line in lines if "No module named" in line), None)
-    if code and missing:
-        return [f"{title}: skipped: {missing.strip()}; see requirements-dev.txt"]
+    # Only the last line says why a process ended; an earlier one may be of a test that failed.
+    if code and lines and "No module named" in lines[-1]:
+        return [f"{title}: skipped: {lines[-1].strip()}; see requirements-dev.txt"]
     return [*lines, f"{title}: {'FAILED, ' if code else ''}exit code {code}"]
 
 
@@ -178,12 +185,14 @@ def _output(
             command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, **env},
         )  # fmt: skip
+        code = None
         try:
-            code = process.wait(max(1.0, seconds))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # With its children, which may use the GPU.
-            process.wait()
-            code = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(max(1.0, seconds))
+        finally:
+            if code is None:  # Also after Ctrl-C, which a session of its own does not receive.
+                os.killpg(process.pid, signal.SIGKILL)  # With its children, which may use the GPU.
+                process.wait()
         log.seek(0)
         return code, log.read()
 
@@ -239,6 +248,8 @@ def main(argv: Sequence[str]) -> None:
     """Runs the plan and prints its table."""
     del argv
     out = pathlib.Path(_OUT.value) if _OUT.value else None
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # A mistake in the path shows before the run.
     if _DRY_RUN.value:
         os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         title, stages = "Dry run on a CPU", [toy(stage) for stage in plan()]

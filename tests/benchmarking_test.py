@@ -12,7 +12,7 @@ from tests.commands import call
 from tests.references import reference as library
 from vit_jax.benchmarking import hlo, trace, weights
 from vit_jax.benchmarking.case import Case, parse_mesh
-from vit_jax.benchmarking.common import Reference
+from vit_jax.benchmarking.common import Common, Reference
 from vit_jax.benchmarking.contenders import Preparation
 from vit_jax.benchmarking.flax_peer import is_plain
 from vit_jax.benchmarking.process import Worker, WorkerError
@@ -143,12 +143,14 @@ class FakeWorker(Worker):
 
     def __init__(self, name, log, fails_at=None):
         self.name, self.log, self.fails_at, self.answers = name, log, fails_at, 0
+        self.timeouts = []
 
     def tell(self, task, **arguments):
         self.task, self.steps = task, arguments.get("steps", 0)
 
     def hear(self, *, timeout_seconds):
         self.answers += 1
+        self.timeouts.append(timeout_seconds)
         if self.answers == self.fails_at:
             raise WorkerError("out of memory", "3 GB")
         if self.task == "train":
@@ -167,7 +169,8 @@ class FakeWorker(Worker):
 @pytest.mark.parametrize("at_once", [False, True])
 def test_contenders_take_turns_and_one_that_fails_drops_out(at_once):
     results, log = [Result(name, TOY) for name in ("vit_jax", "timm", "flax")], []
-    turns = Turns(results, timeout=lambda: 1.0, report=lambda line: None)
+    left = 90.0
+    turns = Turns(results, timeout=lambda share=2 / 3: share * left, report=lambda line: None)
     fails_at = 1 + WARM_UP_STEPS + 3  # Preparation, warm-up, reset of the peak; the second round.
     workers = {0: FakeWorker("A", log), 1: FakeWorker("B", log, fails_at), 2: FakeWorker("C", log)}
     turns.add(workers, at_once=at_once)
@@ -180,6 +183,9 @@ def test_contenders_take_turns_and_one_that_fails_drops_out(at_once):
     # A turn of half a second has three steps of 0.2 s.
     assert len(results[0].losses) == WARM_UP_STEPS + 3 * 3
     assert results[0].steps_bytes == 50 and results[0].process_bytes == 70
+    # A peer that hangs leaves time for our model: it has less in each task, least to prepare.
+    assert set(workers[0].timeouts) == {60.0}
+    assert workers[1].timeouts == [30.0] + [45.0] * (fails_at - 1)
 
 
 @pytest.mark.slow
@@ -187,6 +193,24 @@ def test_a_worker_fails_for_a_reason(tmp_path):
     with Worker("timm", TOY, tmp_path) as worker, pytest.raises(WorkerError) as caught:
         worker.do("prepare", timeout_seconds=60.0)
     assert caught.value.kind in ("failed", "not installed")  # There are no parameters.
+
+
+@pytest.mark.medium
+def test_a_worker_is_killed(tmp_path):
+    with Worker("matmul", TOY, tmp_path) as worker:
+        worker._process.kill()
+        with pytest.raises(WorkerError, match="killed by signal 9") as caught:
+            worker.do("measure", timeout_seconds=60.0)
+    assert caught.value.kind == "failed"
+
+
+def test_a_reference_that_failed_is_not_run_again(monkeypatch):
+    failed, updates_run = Reference("flax", [], LOGITS, "failed: x"), []
+    monkeypatch.setattr(Common, "_run", lambda self, case, n, _: updates_run.append(n) or failed)
+    with Common() as common:
+        for _ in range(2):
+            assert common.reference(TOY, 4, timeout_seconds=1.0) is failed
+    assert updates_run == [4]
 
 
 @pytest.mark.medium

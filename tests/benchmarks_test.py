@@ -2,10 +2,15 @@
 
 import csv
 import dataclasses
+import errno
 import functools
+import importlib.util
 import json
 import math
+import pathlib
 import re
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -37,6 +42,7 @@ from tests.conftest import ROOT
 from tests.data_sources_test import small_idx
 from tests.small_run import small_config, train_on_one
 from vit_jax.benchmarking.case import Case
+from vit_jax.benchmarking.run import check_peers
 from vit_jax.config import base_config, freeze, validate
 
 __all__ = ["small_idx"]  # A fixture.
@@ -79,18 +85,52 @@ def test_input(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # Waits for a dozen processes, one after another.
 def test_gpu_dry_run(tmp_path):
-    """Every kind of stage of the GPU's script, at toy size on a CPU."""
-    names = {"B/16", "reference outputs", "reference training", "attention alone", "latency hiding"}
-    stages = [gpu_plan.toy(stage) for stage in gpu_plan.plan() if stage.name in names]
-    outcomes = gpu.run(stages, seconds=1000.0, cpu=True, out=tmp_path / "gpu.json")
+    """A stage of each kind, at toy size on a CPU: beside a peer, with a flag, commands."""
+    stages = {stage.name: gpu_plan.toy(stage) for stage in gpu_plan.plan()}
+    (pallas,) = (
+        command
+        for command in stages["attention alone"].commands
+        if "--backend=pallas" in command.arguments
+    )
+    shortened = [
+        dataclasses.replace(stages["B/16"], cases=stages["B/16"].cases[:1]),
+        stages["latency hiding"],
+        stages["reference outputs"],
+        dataclasses.replace(stages["attention alone"], commands=(pallas,)),
+    ]
+    outcomes = gpu.run(shortened, seconds=280.0, cpu=True, out=tmp_path / "gpu.json")
     text = gpu.table(outcomes)
-    assert text.count("| vit_jax") == 3 and "WRONG" not in text and "FAILED" not in text
-    assert [each["seconds"] > 0 for each in json.loads((tmp_path / "gpu.json").read_text())]
+    assert text.count("| vit_jax") == 2 and "WRONG" not in text and "FAILED" not in text
+    assert all(each["seconds"] > 0 for each in json.loads((tmp_path / "gpu.json").read_text()))
     assert re.search(r"pallas, 70 tokens, batch 1: forward [\d.]+ ms", text)
     if gpu_plan.GOLDENS.is_dir():
-        assert "hf_vit/cls" in text and "1 passed" in text
+        assert "hf_vit/cls" in text
+
+
+def test_gpu_plan_is_well_formed():
+    """What every stage names exists: models, peers, modules, folders, tests, flags of XLA."""
+    stages = gpu_plan.plan()
+    names = {stage.name for stage in stages}
+    assert len(names) == len(stages) and names >= gpu_plan.TARGETS.keys()
+    for stage in (*stages, *map(gpu_plan.toy, stages)):
+        check_peers(stage.peers)
+        assert bool(stage.cases) != bool(stage.commands)
+        for case in stage.cases:
+            case.model_config()
+        for command in stage.commands:
+            module, argument = command.arguments[:2]
+            assert importlib.util.find_spec(module), module
+            if argument.startswith("--verify=") and gpu_plan.GOLDENS.is_dir():
+                assert pathlib.Path(argument.removeprefix("--verify=")).is_dir(), argument
+    (training,) = (each.commands[0] for each in stages if each.name == "reference training")
+    path, _, test = training.arguments[1].partition("::")
+    function = getattr(importlib.import_module(path[:-3].replace("/", ".")), test.split("[")[0])
+    (cases,) = (mark.args[1] for mark in function.pytestmark if mark.name == "parametrize")
+    assert test == f"{function.__name__}[{cases[0][0]}-sizes0]"
+    flags = {"XLA_FLAGS": " ".join(stage.xla_flags for stage in stages)}
+    code, text = gpu._output([sys.executable, "-c", "import jax; jax.devices()"], 60.0, flags)
+    assert code == 0, text
 
 
 def python(code, *, seconds=60.0, **fields):
@@ -108,6 +148,7 @@ def test_gpu_rows_of_what_fails(tmp_path):
         wrong,
         python("import os; os.kill(os.getpid(), 9)"),
         python("import not_there"),
+        python("print('No module named x', flush=True); 1 / 0"),
         python("pass", needs=tmp_path / "shared" / "goldens"),
         python("print('done')"),
         python(hangs, seconds=2.0),
@@ -116,29 +157,51 @@ def test_gpu_rows_of_what_fails(tmp_path):
     outcomes = gpu.run(stages, seconds=200.0, cpu=True, out=tmp_path / "gpu.json")
     assert [each.note[:22] for each in outcomes] == [
         "failed: ConfigError: m",
-        "",
-        "",
-        "",
-        "",
-        "",
-        "",
+        *[""] * 7,
     ]
     assert outcomes[1].lines[-1] == "timeit -n1: FAILED, exit code -9"
     ends = [each.lines[-1].partition(": ")[2] for each in outcomes[2:]]
     assert ends == [
         "skipped: ModuleNotFoundError: No module named 'not_there'; see requirements-dev.txt",
+        "FAILED, exit code 1",
         "skipped: there is no folder shared/goldens",
         "exit code 0",
         "stopped: took longer than 2 s",
         "exit code 0",
     ]
-    assert outcomes[5].lines[0] == "before"
+    assert outcomes[6].lines[0] == "before"
     saved = json.loads((tmp_path / "gpu.json").read_text())
     assert [each["lines"] for each in saved] == [each.lines for each in outcomes]
     assert "ConfigError" in gpu.table(outcomes)
 
     late = gpu.run([python("pass")], seconds=0.5, cpu=True)
     assert [each.note for each in late] == [gpu.SKIPPED]
+
+
+def test_gpu_interrupted_ends_its_command(monkeypatch):
+    started = []
+
+    class Interrupted(subprocess.Popen):
+        def wait(self, timeout=None):
+            if timeout is None:
+                return super().wait()
+            started.append(self)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gpu._output(["sleep", "60"], 50.0, {})
+    assert [each.returncode for each in started] == [-signal.SIGKILL]
+
+
+def test_gpu_a_full_disk_ends_no_stage(tmp_path, monkeypatch, capsys):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(gpu, "write_bytes", full)
+    outcomes = gpu.run([python("pass")], seconds=60.0, cpu=True, out=tmp_path / "gpu.json")
+    assert outcomes[0].lines[-1] == "timeit -n1: exit code 0"
+    assert "not saved: [Errno 28]" in capsys.readouterr().err
 
 
 def test_gpu_attention_that_is_wrong_or_not_there(monkeypatch):

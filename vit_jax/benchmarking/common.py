@@ -95,10 +95,11 @@ class Common:
 
         A process of its own computes them: the plain Flax model, which shares no code with ours,
         if it can compute the case; else ours with the settings of the case, whose own backward
-        passes are tested against plain ones. `weights` must have been called for the model.
+        passes are tested against plain ones. `weights` must have been called for the model. One
+        that failed is not run again: that would take as long, and most likely fail again.
         """
         known = self._references.get(case)
-        if known is None or len(known.losses) < updates:
+        if known is None or (not known.problem and len(known.losses) < updates):
             self._references[case] = self._run(case, updates, timeout_seconds)
         return self._references[case]
 

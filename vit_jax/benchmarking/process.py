@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.benchmarking.case import Case
-from vit_jax.benchmarking.worker import FAILED, OUT_OF_MEMORY, REFUSED
+from vit_jax.benchmarking.worker import FAILED, REFUSED
 
 _MODULE = "vit_jax.benchmarking.worker"
-_KILLED = -9  # Exit code of a process that the kernel killed, as it does when memory runs out.
+_KILLED = -9  # Exit code after SIGKILL, which the kernel sends when memory runs out.
 _UNKNOWN_FLAG = "Unknown flag"  # XLA ends the process: "Unknown flag in XLA_FLAGS: --xla_...".
 _EXIT_SECONDS = 20  # For a process whose input has ended.
 
@@ -115,7 +115,7 @@ class Worker:
         """Returns the error of a process that has ended by itself."""
         code = self._process.wait(_EXIT_SECONDS)
         if code == _KILLED:
-            return WorkerError(OUT_OF_MEMORY, "its process was killed")
+            return WorkerError(FAILED, "its process was killed by signal 9 (out of memory?)")
         self._log.seek(0)
         text = self._log.read()
         if (start := text.find(_UNKNOWN_FLAG)) >= 0:

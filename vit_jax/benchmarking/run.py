@@ -26,7 +26,7 @@ from vit_jax.errors import ConfigError, did_you_mean
 from vit_jax.models import forward_flops, update_flops_per_image
 
 PEERS = tuple(FORMATS)
-_SHARE_OF_TASK = 2 / 3  # Of the time that is left; see Effort.
+_SHARE_OF_TASK = 2 / 3  # Of the time that is left; see `Effort.timeout`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Effort:
       turn_seconds: a turn has as many steps as take this long, at least one.
       checked_updates: how many updates the reference makes; 0: all.
       timeout_seconds: of a task of a worker, such as its preparation.
-      deadline: of `time.monotonic`, after which no task goes on; a task may take two thirds of the
-        time that is left, so that one that hangs leaves some for the others and the reference.
-        None: none.
+      deadline: of `time.monotonic`, after which no task goes on; a task may take a share of the
+        time that is left (see `timeout`), so that one that hangs leaves some for the others and
+        the reference. None: none.
       matmul_side: side of the matrices of the peak; None: that of the platform.
       with_matmul: whether the peak of matrix products is measured.
       with_forward: whether forward passes are timed and outputs compared.
@@ -62,12 +62,16 @@ class Effort:
     reference_accum_steps: int = 1
     reference_scan: bool = False
 
-    def timeout(self) -> float:
-        """Returns the seconds that a task that begins now may take."""
+    def timeout(self, share: float = _SHARE_OF_TASK) -> float:
+        """Returns the seconds that a task that begins now may take.
+
+        Args:
+          share: of the time until the deadline; `Turns` gives a peer less than our model.
+        """
         if self.deadline is None:
             return self.timeout_seconds
         left = self.deadline - time.monotonic()
-        return max(0.0, min(self.timeout_seconds, _SHARE_OF_TASK * left))
+        return max(0.0, min(self.timeout_seconds, share * left))
 
 
 def benchmark(

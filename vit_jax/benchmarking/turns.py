@@ -8,9 +8,13 @@ from typing import Any
 from vit_jax.benchmarking.contenders import Preparation
 from vit_jax.benchmarking.process import Worker, WorkerError
 from vit_jax.benchmarking.result import Result
+from vit_jax.benchmarking.worker import OURS
 
 WARM_UP_STEPS = 2  # Before the first timed step: the second shows how long a step takes.
 _MAX_STEPS = 100  # Of a turn.
+# A peer's shares of the time that is left: one that hangs, in an import or as it compiles, must
+# leave enough to measure our model.
+_PREPARATION_SHARE, _TASK_SHARE = 1 / 3, 1 / 2
 
 Report = Callable[[str], None]
 
@@ -22,12 +26,12 @@ class Turns:
       workers: those that still take turns, by the position of their result.
     """
 
-    def __init__(self, results: Sequence[Result], *, timeout: Callable[[], float], report: Report):
+    def __init__(self, results: Sequence[Result], *, timeout: Callable[..., float], report: Report):
         """Takes the results to fill in.
 
         Args:
           results: of all contenders.
-          timeout: returns the seconds that a task may take.
+          timeout: `Effort.timeout`: returns the seconds that a task may take.
           report: shows a line of progress.
         """
         self._results, self._report, self._timeout = results, report, timeout
@@ -37,7 +41,8 @@ class Turns:
         """Lets workers prepare, and take part.
 
         Args:
-          workers: by the position of their results.
+          workers: by the position of their results; waited for in this order, so our model's come
+            before the peers'.
           at_once: whether they prepare at the same time: that is faster, but each is slower.
         """
         self.workers.update(workers)
@@ -49,7 +54,7 @@ class Turns:
             if not at_once:
                 self._report(f"{self._results[index].name}: preparing")
                 worker.tell("prepare")
-            if (fields := self._hear(index)) is not None:
+            if (fields := self._hear(index, peer_share=_PREPARATION_SHARE)) is not None:
                 self._results[index].preparation = Preparation(**fields)
 
     def train(self, *, rounds: int, turn_seconds: float, beside: Callable[[], None]) -> None:
@@ -125,11 +130,12 @@ class Turns:
         self.workers[index].tell(task, **arguments)
         return self._hear(index)
 
-    def _hear(self, index: int) -> Any:
+    def _hear(self, index: int, *, peer_share: float = _TASK_SHARE) -> Any:
+        result = self._results[index]
+        seconds = self._timeout() if result.contender == OURS else self._timeout(peer_share)
         try:
-            return self.workers[index].hear(timeout_seconds=self._timeout())
+            return self.workers[index].hear(timeout_seconds=seconds)
         except WorkerError as error:
-            result = self._results[index]
             result.status, result.message = error.kind, str(error)
             self.workers.pop(index).close(kill=True)
             self._report(f"{result.name}: {error.kind}: {error}")
