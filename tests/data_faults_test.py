@@ -4,7 +4,6 @@ import collections
 import errno
 import multiprocessing
 import os
-import pathlib
 import signal
 import threading
 import time
@@ -22,6 +21,7 @@ from tests.data_pipeline_test import (
 )
 from tests.data_sources_test import write_image
 from vit_jax.data import batches as batches_module
+from vit_jax.data import reading
 from vit_jax.data.blocks import ExampleLoader
 from vit_jax.data.image_folder import ImageFolder
 from vit_jax.errors import DataError, ExitCode, LostError, exit_code
@@ -138,11 +138,11 @@ def test_an_unreachable_file_system_does_not_make_an_image_bad(tmp_path, monkeyp
     folder = ImageFolder(tmp_path, split="train")
     load = ExampleLoader(folder, lambda example, rng: example, 0)
 
-    def refuse(*args):
+    def refuse(*args, **kwargs):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     with monkeypatch.context() as patch:
-        patch.setattr(pathlib.Path, "read_bytes", refuse)
+        patch.setattr(reading, "open", refuse, raising=False)
         with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
             load(0, epoch=0)
     assert load(0, epoch=0)["label"] == 0

@@ -285,7 +285,7 @@ def assert_near(gradient, want):
 
 def test_remat_policies_are_the_choices_of_the_config():
     (choices,) = (d.choices for field, d in declarations(VitConfig) if field.name == "remat")
-    assert set(choices) == {"none", *REMAT}
+    assert set(choices) == {"auto", "none", *REMAT}
 
 
 @pytest.mark.medium
@@ -349,7 +349,7 @@ def test_published_overrides_of_a_variant():
         ("posemb", "sincos", 'Did you mean "sincos2d"'),
         ("dropout", 1.5, "at least 0 and below 1"),
         ("num_heads", 5, "not a multiple of model.num_heads 5"),
-        ("remat", "all", "Accepted: none, named"),
+        ("remat", "all", "Accepted: auto, none, named"),
         ("depth", 0, "must be from 1 to"),
     ],
 )  # fmt: skip

@@ -120,7 +120,7 @@ def test_processes_that_chose_differently_are_refused(monkeypatch):
         agreement.agree(epath.Path("/nowhere"), small_config(), {}, remat="none")
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_run_continues_with_another_policy(tmp_path, capsys, monkeypatch, plain_run):
     assert json.loads((plain_run / "run.json").read_text())["remat"] == "none"
     shutil.copytree(plain_run, tmp_path / "run")

@@ -59,6 +59,7 @@ def test_a_run_ends_when_a_file_of_lines_was_deleted(tmp_path, monkeypatch, name
     assert locate(tmp_path).step == 4  # No checkpoint is ahead of the metrics.
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reports_lost_lines(run_copy, caplog, plain_run):
     shutil.rmtree(run_copy / "checkpoints" / "12")
     delete(run_copy / "metrics.jsonl")
