@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import Sharding
 from jaxtyping import Int64
 from ml_collections import FrozenConfigDict
@@ -290,6 +291,8 @@ def _load(blocks: Blocks, options: LoaderOptions) -> "grain.DatasetIterator":
         # the signals when it starts, so it is started before.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        if not flags.FLAGS.is_parsed():  # Grain 0.2.18 reads one; only commands parse them.
+            flags.FLAGS.mark_as_parsed()
         processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_BLOCKS_AHEAD)
         dataset = dataset.mp_prefetch(processes, worker_init_fn=_follow_parent)
     return iter(dataset)
