@@ -1,6 +1,7 @@
 """Loader processes and reads that are killed, interrupted or hang: the run ends, and so do they."""
 
 import collections
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -155,8 +156,9 @@ def test_signals_of_the_group_do_not_end_workers():
     def send_signals():
         while not ended.wait(0.01):
             for process in multiprocessing.active_children():
-                os.kill(process.pid, signal.SIGINT)
-                os.kill(process.pid, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):  # It has just ended.
+                    os.kill(process.pid, signal.SIGINT)
+                    os.kill(process.pid, signal.SIGTERM)
 
     sender = threading.Thread(target=send_signals)
     sender.start()
