@@ -13,7 +13,8 @@ import time
 import pytest
 
 MARKERS = ("medium", "slow", "campaign")
-LIMIT_SECONDS = 5.0  # Of a test in `make test`.
+# Of a test in `make test`. Write it for five: one that takes 2.8 s alone took 5.2 s beside others.
+LIMIT_SECONDS = 8.0
 LOOP_SECONDS = 0.05  # What `_loop_seconds` takes on the machine that CONTRIBUTING.md names.
 
 
@@ -45,7 +46,7 @@ def _busy() -> float:
 
 
 class TimeLimit:
-    """Fails a test of `make test` that takes more than five seconds, setup excluded.
+    """Fails a test of `make test` that takes more than eight seconds, setup excluded.
 
     Processor time counts, so that a busy machine fails no test, and on a slower machine the limit
     grows with the time of a fixed loop. Waiting is limited too: to twice as long, times the load.
