@@ -36,7 +36,14 @@ CONFIGS = {
     "Ti/16": (
         "--config=quickstart",
         "--config.model.variant=Ti/16",
+        "--config.model.width=192",
+        "--config.model.depth=12",
+        "--config.model.mlp_dim=768",
+        "--config.model.num_heads=3",
+        "--config.model.scan=True",
         "--config.model.image_size=224",
+        '--config.data.train_transforms=({"op":"decode","channels":1},{"op":"resize"},'
+        '{"op":"value_range"})',
         "--config.batch_size=16",
         "--config.data.workers=0",
     ),
