@@ -6,7 +6,7 @@ constraints  sharding constraints on activations
 compilation  the cache of compiled programs
 simulated    threads for simulated CPU devices
 launchers    finds the other processes of a run: what torchrun, mpirun, srun, GKE and others leave
-arrivals     waits for them, and ends all if one never arrives
+rendezvous   they wait for each other; if one never arrives, all end and say which
 processes    joins the processes of a run, exchanges messages, handles stop signals
 watch        watchdog: ends a process that is stalled, or that fails while others wait for it
 """

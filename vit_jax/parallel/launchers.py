@@ -259,7 +259,9 @@ def _place_by_srun() -> tuple[int, int] | None:
     if _visible_gpus() < int(os.environ.get("SLURM_GPUS_ON_NODE") or 0):
         return 0, 1  # --gpus-per-task or --gpu-bind: what it sees is its own.
     counts = []
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ["SLURM_STEP_TASKS_PER_NODE"]):
+    for count, times in re.findall(
+        r"(\d+)(?:\(x(\d+)\))?", os.environ["SLURM_STEP_TASKS_PER_NODE"]
+    ):
         counts += [int(count)] * int(times or 1)
     return _number("SLURM_LOCALID"), counts[_number("SLURM_NODEID")]
 

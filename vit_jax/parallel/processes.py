@@ -16,7 +16,7 @@ from jax._src import distributed
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import ConfigError
-from vit_jax.parallel import arrivals, launchers
+from vit_jax.parallel import launchers, rendezvous
 from vit_jax.parallel.constraints import AXES
 
 _exchanges = itertools.count()
@@ -25,40 +25,28 @@ _exchanges = itertools.count()
 def start() -> None:
     """Joins the run's other processes, if there are any. Call it before JAX has devices.
 
-    `vit_jax.parallel.launchers` finds them. If one does not arrive, this process ends with exit
-    code 76 (`vit_jax.parallel.arrivals`).
-
     Raises:
-      ConfigError: the launcher's variables are wrong, or the address of process 0 is in use.
-      LostError: the host of process 0 is not known.
+      ConfigError: the launcher's variables are wrong, process 0 cannot listen at its address, or
+        the processes were started differently.
+      LostError: a process has not arrived (vit_jax.parallel.rendezvous).
     """
-    membership = launchers.find(int(arrivals.TIMEOUT_SECONDS))
+    membership = launchers.find(int(rendezvous.TIMEOUT_SECONDS))
     if membership is None:
         return
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    with arrivals.Arrivals(membership):
-        try:
-            jax.distributed.initialize(
-                membership.address,
-                membership.count,
-                membership.index,
-                local_device_ids=membership.gpus,
-                initialization_timeout=int(arrivals.TIMEOUT_SECONDS + arrivals.MARGIN_SECONDS),
-                cluster_detection_method="deactivate",
-            )
-        except jax.errors.JaxRuntimeError as error:
-            if "Failed to start RPC server" not in str(error):
-                raise
-            raise ConfigError(
-                f"Process 0 cannot listen at {membership.address}: is another run using this port? "
-                "Set JAX_COORDINATOR_PORT to a free one for all processes (or another "
-                "JAX_COORDINATOR_ADDRESS, if you set that)."
-            ) from error
+    rendezvous.meet(membership)
+    jax.distributed.initialize(
+        membership.address,
+        membership.count,
+        membership.index,
+        local_device_ids=membership.gpus,
+        cluster_detection_method="deactivate",  # Ours replaces it.
+    )
     if membership.index == 0:
         print(
-            f"joined  {membership.count} processes, found by {membership.launcher}; process 0 is "
-            f"at {membership.address}",
+            f"joined  {membership.count} processes, found by {membership.launcher}, process 0 at "
+            f"{membership.address}",
             file=sys.stderr,
             flush=True,
         )
