@@ -161,6 +161,11 @@ def base_config() -> ConfigDict:
     c.mesh.fsdp = 1  # Splits the batch and the parameters.
     c.mesh.tensor = 1  # Splits the heads and the MLP's hidden units.
 
+    c.compiler = ConfigDict()
+    # XLA's options for the train step, a set of vit_jax.parallel.xla_options by its name: none,
+    # overlap, collective_matmul or sparse_core. Results are equal up to rounding.
+    c.compiler.options = "none"
+
     # Evaluations by name: see classification_eval and analysis_eval in evals.py for their keys.
     c.evals = ConfigDict()
 
@@ -254,6 +259,7 @@ _BOUNDS = {
     "log.every_steps": Bounds(1),
 }
 _CHOICES = {
+    "compiler.options": ("none", "overlap", "collective_matmul", "sparse_core"),
     "data.decode": ("exact", "fast"),
     "data.on_bad": ("error", "skip"),
     "checkpoint.best_mode": ("max", "min"),

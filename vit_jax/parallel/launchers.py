@@ -1,4 +1,4 @@
-"""Launchers: finds the other processes of this run in what the launcher has left in its environment.
+"""Launchers: finds the other processes of a run by the variables that a launcher sets.
 
 JAX finds Open MPI 4, Slurm, Cloud TPU slices and Kubernetes jobs by itself. What it lacks is here:
 torchrun, Open MPI 5 without mpi4py, and which GPUs of a host belong to a process. docs/pods.md has
@@ -28,7 +28,7 @@ _PORT = "JAX_COORDINATOR_PORT"  # JAX's: replaces the port that a launcher's var
 
 @dataclasses.dataclass(frozen=True)
 class Membership:
-    """This process among those of its run.
+    """Where this process is among those of its run.
 
     Attributes:
       launcher: what has started the processes, for messages.
@@ -118,7 +118,7 @@ def _torchrun() -> Membership | None:
 
 
 def _open_mpi_5() -> Membership | None:
-    """Finds Open MPI 5, whose mpirun names its own host and process id alone, as "prterun-HOST-ID@1".
+    """Finds Open MPI 5. Its mpirun tells its own host and process id: "prterun-HOST-ID@1".
 
     So rank 0 must be on the host of mpirun, as JAX assumes of Open MPI 4.
     """

@@ -79,9 +79,7 @@ class _Host:
             waited = time.monotonic() - start
             if waited >= TIMEOUT_SECONDS:
                 raise LostError(
-                    f"{self._missing()} within {TIMEOUT_SECONDS:g} s. Start all "
-                    f"{self._membership.count} again: the same command begins the run, or continues "
-                    "it from its last checkpoint."
+                    f"{self._missing()} within {TIMEOUT_SECONDS:g} s. {_again(self._membership)}"
                 )
             if hints and waited >= hints[0]:
                 _hint(self._membership, waited, self._missing(), hints)
@@ -205,8 +203,7 @@ def _arrive(membership: Membership) -> None:
         time.sleep(_RETRY_SECONDS)
     raise LostError(
         f"{_name(membership)}: process 0 has not been reached at {membership.address} within "
-        f"{TIMEOUT_SECONDS:g} s ({reason}). Start all {membership.count} again: the same command "
-        "begins the run, or continues it from its last checkpoint."
+        f"{TIMEOUT_SECONDS:g} s ({reason}). {_again(membership)}"
     )
 
 
@@ -259,6 +256,13 @@ def _name(membership: Membership) -> str:
     return f"process {membership.index} of {membership.count} (on {socket.gethostname()})"
 
 
+def _again(membership: Membership) -> str:
+    return (
+        f"Start all {membership.count} again: the same command begins the run, or continues it "
+        "from its last checkpoint."
+    )
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return ", ".join(names[:_MOST_NAMED]) + more
@@ -268,8 +272,8 @@ def _hint(membership: Membership, waited: float, absent: str, hints: list[float]
     """Prints what is missing and what to check, once."""
     hints.clear()
     text = (
-        f"note: {_name(membership)} has waited {waited:.0f} s and ends after {TIMEOUT_SECONDS:g} s: "
-        f"{absent}. Are all started, with the same address and number of processes? Can they reach "
-        "process 0 there?"
+        f"note: {_name(membership)} has waited {waited:.0f} s, and ends after "
+        f"{TIMEOUT_SECONDS:g} s: {absent}. Are all started, with the same address and number of "
+        "processes? Can they reach process 0 there?"
     )
     print(printable(text), file=sys.stderr, flush=True)

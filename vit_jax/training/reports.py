@@ -160,6 +160,7 @@ def run_summary(experiment: Experiment) -> dict[str, Any]:
       total_steps, batch_size        of the run;
       remat                          what the backward pass recomputed, also if it was "auto"; None:
                                      the model has no such setting;
+      compiler_options               XLA's options for the train step (parallel.xla_options);
       device, num_devices            kind and number of the devices of all processes;
       code_version                   release, and commit if it is a checkout.
     """
@@ -174,6 +175,7 @@ def run_summary(experiment: Experiment) -> dict[str, Any]:
         "total_steps": experiment.total_steps,
         "batch_size": experiment.config.batch_size,
         "remat": getattr(model_config, "remat", None),
+        "compiler_options": experiment.compiler_options,
         "device": mesh.devices.flat[0].device_kind,
         "num_devices": mesh.size,
         "code_version": code_version(),
