@@ -147,7 +147,7 @@ _NAMES = {
 def _found_by_jax(timeout_seconds: int) -> Membership | None:
     """Asks JAX's detection: the methods that JAX documents for launchers of its users."""
     for cluster in clusters.ClusterEnv._cluster_types:
-        if cluster.opt_in_only_method or _is_alone(cluster.__name__):
+        if cluster.opt_in_only_method or _is_excluded(cluster.__name__):
             continue
         launcher = _NAMES.get(cluster.__name__, cluster.__name__)
         try:
@@ -174,14 +174,16 @@ def _found_by_jax(timeout_seconds: int) -> Membership | None:
     return None
 
 
-def _is_alone(cluster: str) -> bool:
-    """Returns whether one of JAX's detections would take a process that runs alone for several.
+def _is_excluded(cluster: str) -> bool:
+    """Returns whether one of JAX's detections is not to be asked.
 
-    Or whether it would make it wait for an answer that is known.
+    It would take a process that runs alone for one of several, or wait for a server's answer that
+    is known.
     """
+    if cluster == "GceTpuCluster" and _tpu_hosts() is not None:
+        return True  # GKE's variables say it all; JAX would ask the metadata server for 3 s first.
     if cluster in ("GkeTpuCluster", "GceTpuCluster"):
-        platforms = (jax.config.jax_platforms or "tpu").split(",")
-        return "tpu" not in platforms or _is_single_tpu_host()
+        return not _may_use("tpu") or _is_single_tpu_host()
     if cluster == "K8sCluster":  # Every pod has Kubernetes' variables, those of a job an index.
         if "JOB_COMPLETION_INDEX" not in os.environ:
             return True
@@ -196,13 +198,24 @@ def _is_alone(cluster: str) -> bool:
     return False
 
 
+def _may_use(*platforms: str) -> bool:
+    """Returns whether JAX may use one of these platforms: JAX_PLATFORMS excludes others."""
+    allowed = jax.config.jax_platforms
+    return not allowed or not set(platforms).isdisjoint(allowed.split(","))
+
+
 def _is_single_tpu_host() -> bool:
-    """Returns whether GKE says that this host is all: JAX would ask the metadata server, too."""
-    names = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
-    hosts = next((os.environ[name] for name in names if name in os.environ), None)
+    """Returns whether GKE's variables say that there is one host of one slice."""
+    hosts = _tpu_hosts()
     if hosts is None or "," in hosts or "TPU_PROCESS_ADDRESSES_PATH" in os.environ:
         return False
     return os.environ.get("MEGASCALE_NUM_SLICES", "1") == "1"
+
+
+def _tpu_hosts() -> str | None:
+    """Returns GKE's list of the hosts of a slice."""
+    names = ("TPU_PROCESS_ADDRESSES_PATH", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+    return next((os.environ[name] for name in names if name in os.environ), None)
 
 
 # ------------------------------------------------------------------------------------- GPUs
@@ -218,8 +231,7 @@ def _own_gpus() -> tuple[int, ...] | None:
     Raises:
       ConfigError: the GPUs cannot be divided among the processes.
     """
-    platforms = (jax.config.jax_platforms or "cuda").split(",")
-    if "JAX_LOCAL_DEVICE_IDS" in os.environ or not {"cuda", "gpu"} & set(platforms):
+    if "JAX_LOCAL_DEVICE_IDS" in os.environ or not _may_use("cuda", "gpu"):
         return None
     visible = _visible_gpus()
     index, count = next(filter(None, (place() for place in _PLACES_ON_HOST)), (0, 1))

@@ -65,13 +65,26 @@ def coordination_client() -> Any:
         return None
     if distributed.global_state.client is None:
         raise ConfigError(
-            f"This is process {jax.process_index()} of {jax.process_count()}, which JAX found "
-            "without a launcher that vit_jax knows, so they have no coordination service. Set "
-            "JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and "
-            "JAX_PROCESS_ID for each, and start them again. In your own program, call "
-            "jax.distributed.initialize() first."
+            f"This is process {jax.process_index()} of {jax.process_count()}, which the TPU "
+            "runtime found and no launcher that vit_jax knows, so they have no coordination "
+            "service. Set JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID for each, and start them again (docs/pods.md). In your own program, "
+            "call vit_jax.parallel.processes.start() first."
         )
     return distributed.global_state.client
+
+
+def check_alone(command: str) -> None:
+    """Refuses several processes, for a command that runs in one.
+
+    Raises:
+      ConfigError: a Cloud TPU slice's runtime has joined the hosts: its devices are not all here.
+    """
+    if (count := jax.process_count()) > 1:
+        raise ConfigError(
+            f"`vit-jax {command}` runs in one process, and the TPU runtime has joined {count} "
+            "hosts. Run it on a machine with one host, or with JAX_PLATFORMS=cpu."
+        )
 
 
 def exchange(message: str) -> list[str]:
