@@ -56,7 +56,7 @@ def test_a_run_may_continue_with_another_set():
     assert not workdirs.config_changes(then, now)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_run_compiles_with_its_options_and_records_them(tmp_path, monkeypatch):
     # An option that XLA has on a CPU.
     options = {"xla_cpu_enable_fast_math": False}
