@@ -200,7 +200,7 @@ def _is_excluded(cluster: str) -> bool:
 
 def _may_use(*platforms: str) -> bool:
     """Returns whether JAX may use one of these platforms: JAX_PLATFORMS excludes others."""
-    allowed = jax.config.jax_platforms
+    allowed = jax.config.values["jax_platforms"]
     return not allowed or not set(platforms).isdisjoint(allowed.split(","))
 
 

@@ -64,6 +64,7 @@ class _Host:
     def gather(self) -> None:
         """See `meet`."""
         with self._selector, _listen(self._membership) as listener:
+            listener.setblocking(False)
             self._selector.register(listener, selectors.EVENT_READ)
             try:
                 self._wait(listener)
@@ -86,9 +87,11 @@ class _Host:
             until = min([TIMEOUT_SECONDS, *hints]) - waited
             for key, _ in self._selector.select(max(0.0, until)):
                 if key.fileobj is listener:
-                    connection, _ = listener.accept()
-                    connection.setblocking(False)
-                    self._selector.register(connection, selectors.EVENT_READ, _Guest(connection))
+                    with contextlib.suppress(OSError):  # It may have ended already.
+                        connection, _ = listener.accept()
+                        connection.setblocking(False)
+                        guest = _Guest(connection)
+                        self._selector.register(connection, selectors.EVENT_READ, guest)
                 else:
                     self._hear(key.data)
 
@@ -104,30 +107,30 @@ class _Host:
         if guest.index is not None or not guest.received.endswith(b"\n"):
             return None
         said = _parse(guest.received)
-        if said is None or not isinstance(said.get("index"), int):
+        if said is None or not isinstance(index := said.get("index"), int):
             return self._dismiss(guest)
-        guest.index, guest.host = said["index"], str(said.get("host"))[:253]
-        if reason := self._refusal(guest, said.get("count")):
+        guest.host = str(said.get("host"))[:253]
+        if reason := self._refusal(index, guest.host, said.get("count")):
             print(printable(f"note: {reason}"), file=sys.stderr, flush=True)
             _send(guest, {"refused": reason})
-            guest.index = None
             return self._dismiss(guest)
-        self._guests[said["index"]] = guest
+        guest.index = index
+        self._guests[index] = guest
         return None
 
-    def _refusal(self, guest: _Guest, count: object) -> str:
-        """Returns why a guest cannot be a process of this run; "" if it can."""
-        ours, index = self._membership.count, guest.index
+    def _refusal(self, index: int, host: str, count: object) -> str:
+        """Returns why a process cannot be one of this run; "" if it can."""
+        ours = self._membership.count
         if count != ours:
             return (
-                f"process {index} on {guest.host} was started as one of {count} processes, and "
-                f"process 0 as one of {ours}."
+                f"process {index} on {host} was started as one of {count} processes, and process 0 "
+                f"as one of {ours}."
             )
         if index not in range(ours):
-            return f"process {index} on {guest.host}: there are processes 0 to {ours - 1}."
+            return f"process {index} on {host}: there are processes 0 to {ours - 1}."
         if index in self._guests or index == 0:
-            host = socket.gethostname() if index == 0 else self._guests[index].host
-            return f"process {index} was started twice, on {host} and on {guest.host}."
+            other = socket.gethostname() if index == 0 else self._guests[index].host
+            return f"process {index} was started twice, on {other} and on {host}."
         return ""
 
     def _dismiss(self, guest: _Guest) -> None:
