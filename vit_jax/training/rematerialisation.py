@@ -63,11 +63,17 @@ def resolve(
 
 
 def available_bytes(device: Any) -> int | None:
-    """Returns the memory that programs have on a `jax.Device`; None: it is unknown, or a CPU's."""
+    """Returns the memory that programs have on a `jax.Device`; None: it is unknown, or a CPU's.
+
+    That of a TPU is known from its kind alone: a plan made without the TPU is that of the run.
+    """
+    known = memory_bytes(device.device_kind)
+    if device.platform == "tpu" and known:
+        return known
     if device.platform == "cpu":
         return None
     statistics = device.memory_stats() or {}  # None: the back end has no such statistics.
-    return statistics.get("bytes_limit") or memory_bytes(device.device_kind)
+    return statistics.get("bytes_limit") or known
 
 
 def choose(
