@@ -135,6 +135,7 @@ def flag_array(value: bool, mesh: Mesh) -> jax.Array:
     gets a stop signal.
     """
     flags = flag_shape(mesh)
+    assert isinstance(flags.sharding, NamedSharding), flags
 
     def shard(index):
         return np.full(len(range(*index[0].indices(mesh.size))), value)
