@@ -85,7 +85,6 @@ def test_either_back_end_gives_the_same_model_outputs(monkeypatch):
     ("capability", "want"), [("9.0", "cuda"), ("8.0", "cuda"), ("7.5", "gpu"), ("gfx942", "gpu")]
 )
 def test_the_kinds_of_gpu(monkeypatch, capability, want):
-    device = types.SimpleNamespace(compute_capability=capability)
-    monkeypatch.setattr(attention.jax, "default_backend", lambda: "gpu")
+    device = types.SimpleNamespace(compute_capability=capability, platform="gpu")
     monkeypatch.setattr(attention.jax, "devices", lambda: [device])
     assert attention.current_platform() == want

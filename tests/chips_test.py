@@ -50,6 +50,9 @@ def test_every_chip_has_a_source_and_is_found_by_its_kinds():
     assert len(kinds) == len({*kinds})
     for chip in CHIPS:
         assert "20" in chip.source and chip.bf16_flops > 1e14 and chip.bandwidth > 5e11
+        assert chip.bandwidth > chip.links > chip.network > 1e9
+        share = chip.program_bytes * chip.devices / chip.memory_bytes
+        assert not chip.program_bytes or 0.95 < share < 1.01
         for kind in chip.kinds:
             assert chip_of(kind) is chip and peak_flops(kind) == chip.bf16_flops / chip.devices
     assert chip_of("NVIDIA H200 MIG 1g.18gb") is None

@@ -84,17 +84,18 @@ def test_without_a_choice_by_memory(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "statistics", "available"),
+    ("platform", "kind", "statistics", "available"),
     [
-        ("NVIDIA H200", {"bytes_limit": 5}, 5),
-        ("NVIDIA H200", None, 141 * GB),
-        ("TPU v3", {}, 16 * GIB),  # A core of its chip.
-        ("unknown", None, None),
+        ("gpu", "NVIDIA H200", {"bytes_limit": 5}, 5),
+        ("gpu", "NVIDIA H200", None, 141 * GB),
+        ("tpu", "TPU v3", {"bytes_limit": 5}, int(15.48 * GIB)),  # A core of its chip.
+        ("tpu", "unknown", {"bytes_limit": 5}, 5),
+        ("gpu", "unknown", None, None),
     ],
 )
-def test_the_memory_of_a_device(kind, statistics, available):
+def test_the_memory_of_a_device(platform, kind, statistics, available):
     device = types.SimpleNamespace(
-        platform="gpu", device_kind=kind, memory_stats=lambda: statistics
+        platform=platform, device_kind=kind, memory_stats=lambda: statistics
     )
     assert available_bytes(device) == available
 

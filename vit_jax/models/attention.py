@@ -62,12 +62,17 @@ def resolve_backend(config: VitConfig, *, train: bool, platform: str) -> str:
 
 
 def current_platform() -> str:
-    """Returns JAX's platform, as `resolve_backend` expects it."""
-    platform = jax.default_backend()
-    if platform != "gpu":
-        return platform
+    """Returns the platform of the devices of `jax.set_mesh`, or JAX's, for `resolve_backend`."""
+    device = jax.devices()[0]
+    planned = jax.sharding.get_abstract_mesh().abstract_device
+    if planned and planned.device_kind != device.device_kind:
+        # Only for TPUs are programs compiled on machines that have none.
+        assert planned.device_kind.startswith("TPU"), planned
+        return "tpu"
+    if device.platform != "gpu":
+        return device.platform
     # "9.0" on an H200; not a number, such as "gfx942", on an AMD GPU.
-    capability = getattr(jax.devices()[0], "compute_capability", "")
+    capability = getattr(device, "compute_capability", "")
     is_ampere_or_later = capability[:1].isdigit() and float(capability) >= 8.0
     return "cuda" if is_ampere_or_later else "gpu"
 

@@ -164,7 +164,7 @@ def _blocks_per_iteration(config: Any) -> int:
     """
     parameters = config.depth * config.width * (4 * config.width + 2 * config.mlp_dim)
     is_small = config.depth <= _UNROLLED_DEPTH and parameters <= _UNROLLED_PARAMETERS
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = attention_module.current_platform() == "cpu"
     return config.depth if on_cpu and is_small and config.remat not in REMAT else 1
 
 

@@ -109,12 +109,19 @@ def flag_array(value: bool, mesh: Mesh) -> jax.Array:
     The train step takes the maximum, so that all processes stop after the same step if one of them
     gets a stop signal.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(AXES))
+    flags = flag_shape(mesh)
+    assert isinstance(flags.sharding, NamedSharding), flags
 
     def shard(index):
         return np.full(len(range(*index[0].indices(mesh.size))), value)
 
-    return jax.make_array_from_callback((mesh.size,), sharding, shard)
+    return jax.make_array_from_callback(flags.shape, flags.sharding, shard)
+
+
+def flag_shape(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Returns shape, dtype and sharding of a `flag_array`, also for devices that are not here."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXES))
+    return jax.ShapeDtypeStruct((mesh.size,), np.bool_, sharding=sharding)
 
 
 def any_flag(flags: jax.Array) -> jax.Array:

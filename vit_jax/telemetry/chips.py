@@ -1,8 +1,10 @@
-"""The accelerators that ViTs are trained on: peak, memory and bandwidth, with their sources.
+"""The accelerators that ViTs are trained on: peak, memory and bandwidths, with their sources.
 
 NVIDIA's numbers were compared with pages that quote the data sheets, not with the sheets (2026),
 and the bandwidth of the A100 80 GB PCIe with none. Those of TPUs were compared with Google's pages,
-except the bandwidth of TPU7x, and a test compares all of them with JAX's own table.
+except those of TPU v3 and v4 that are marked and the bandwidth of TPU7x; a test compares peak,
+memory and bandwidth with JAX's own table. What the TPU compilers offer to programs was read from
+their refusals (libtpu 0.0.37).
 """
 
 import dataclasses
@@ -26,6 +28,12 @@ class Chip:
       bandwidth: of its HBM, bytes per second.
       source: data sheet or page, and its year.
       devices: JAX's devices on one chip.
+      links: bytes per second of all its links to other chips of its slice or node (ICI, NVLink),
+        in both directions together.
+      ports: number of these links: two for each axis of a TPU's torus; 1: a switch.
+      network: bytes per second of its share of the data centre's network, in one direction; of GPUs
+        that of NVIDIA's own nodes.
+      program_bytes: memory that the compiler offers to a program on one device; 0: unknown.
     """
 
     name: str
@@ -35,28 +43,45 @@ class Chip:
     bandwidth: float
     source: str
     devices: int = 1
+    links: float = 0.0
+    ports: int = 1
+    network: float = 0.0
+    program_bytes: int = 0
 
 
 CHIPS = (
     Chip("A100 40 GB SXM", ("NVIDIA A100-SXM4-40GB",), 312e12, 40 * GB, 1555e9,
-         "NVIDIA A100 Tensor Core GPU data sheet, 2020"),
+         "NVIDIA A100 Tensor Core GPU data sheet, 2020", links=600e9, network=25e9),
     Chip("A100 40 GB PCIe", ("NVIDIA A100-PCIE-40GB",), 312e12, 40 * GB, 1555e9,
-         "NVIDIA A100 Tensor Core GPU data sheet, 2020"),
-    Chip("A100 80 GB SXM", ("NVIDIA A100-SXM4-80GB",), 312e12, 80 * GB, 2039e9, _A100),
-    Chip("A100 80 GB PCIe", ("NVIDIA A100 80GB PCIe",), 312e12, 80 * GB, 1935e9, _A100),
-    Chip("H100 SXM", ("NVIDIA H100 80GB HBM3",), 989e12, 80 * GB, 3350e9, _H100),
-    Chip("H100 PCIe", ("NVIDIA H100 PCIe",), 756e12, 80 * GB, 2000e9, _H100),
+         "NVIDIA A100 Tensor Core GPU data sheet, 2020", links=64e9, network=25e9),
+    Chip("A100 80 GB SXM", ("NVIDIA A100-SXM4-80GB",), 312e12, 80 * GB, 2039e9, _A100,
+         links=600e9, network=25e9),
+    Chip("A100 80 GB PCIe", ("NVIDIA A100 80GB PCIe",), 312e12, 80 * GB, 1935e9, _A100,
+         links=64e9, network=25e9),
+    Chip("H100 SXM", ("NVIDIA H100 80GB HBM3",), 989e12, 80 * GB, 3350e9, _H100,
+         links=900e9, network=50e9),
+    Chip("H100 PCIe", ("NVIDIA H100 PCIe",), 756e12, 80 * GB, 2000e9, _H100,
+         links=128e9, network=50e9),
     Chip("H200 SXM", ("NVIDIA H200",), 989e12, 141 * GB, 4800e9,
-         "NVIDIA H200 Tensor Core GPU data sheet, 2024; half of its figures with sparsity"),
+         "NVIDIA H200 Tensor Core GPU data sheet, 2024; half of its figures with sparsity",
+         links=900e9, network=50e9),
     Chip("B200", ("NVIDIA B200",), 2250e12, 180 * GB, 8000e9,
-         "NVIDIA DGX B200 data sheet, 2024, an eighth; half of its figures with sparsity"),
-    Chip("TPU v3", ("TPU v3",), 123e12, 32 * GIB, 900e9, f"{_TPU}v3, 2026", devices=2),
-    Chip("TPU v4", ("TPU v4",), 275e12, 32 * GIB, 1200e9, f"{_TPU}v4, 2026"),
-    # Their pages write GB; the compilers for v5e and v6e offer 15.75 and 31.25 GiB.
-    Chip("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, f"{_TPU}v5e, 2026"),
-    Chip("TPU v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, f"{_TPU}v5p, 2026"),
-    Chip("TPU v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, f"{_TPU}v6e, 2026"),
-    Chip("TPU7x", ("TPU7x",), 2307e12, 192 * GIB, 7380e9, f"{_TPU}tpu7x, 2026", devices=2),
+         "NVIDIA DGX B200 data sheet, 2024, an eighth; half of its figures with sparsity",
+         links=1800e9, network=50e9),
+    # Links of TPU v3 and v4: How to Scale Your Model (Austin et al. 2025), chapter 2. Their network
+    # was found on no page: that of v5e.
+    Chip("TPU v3", ("TPU v3",), 123e12, 32 * GIB, 900e9, f"{_TPU}v3, 2026", devices=2,
+         links=800e9, ports=4, network=3.1e9, program_bytes=int(15.48 * GIB)),
+    Chip("TPU v4", ("TPU v4",), 275e12, 32 * GIB, 1200e9, f"{_TPU}v4, 2026",
+         links=540e9, ports=6, network=3.1e9, program_bytes=int(30.75 * GIB)),
+    Chip("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, f"{_TPU}v5e, 2026",
+         links=400e9, ports=4, network=3.1e9, program_bytes=int(15.75 * GIB)),
+    Chip("TPU v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, f"{_TPU}v5p, 2026",
+         links=1200e9, ports=6, network=6.25e9, program_bytes=int(95.74 * GIB)),
+    Chip("TPU v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, f"{_TPU}v6e, 2026",
+         links=800e9, ports=4, network=12.5e9, program_bytes=int(31.25 * GIB)),
+    Chip("TPU7x", ("TPU7x",), 2307e12, 192 * GIB, 7380e9, f"{_TPU}tpu7x, 2026", devices=2,
+         links=1200e9, ports=6, network=12.5e9, program_bytes=int(94.75 * GIB)),
 )  # fmt: skip
 
 _BY_KIND = {kind: chip for chip in CHIPS for kind in chip.kinds}
@@ -91,7 +116,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def memory_bytes(device_kind: str) -> int | None:
-    """Returns the memory of one device by its data sheet, of which a program gets a little less.
+    """Returns the memory that a program has on one device, or that of its data sheet.
 
     Args:
       device_kind: `jax.devices()[0].device_kind`.
@@ -100,4 +125,4 @@ def memory_bytes(device_kind: str) -> int | None:
       Bytes, or None if the chip is unknown: see `chip_of`.
     """
     chip = chip_of(device_kind)
-    return None if chip is None else chip.memory_bytes // chip.devices
+    return None if chip is None else chip.program_bytes or chip.memory_bytes // chip.devices

@@ -48,10 +48,10 @@ def make_init(
 
     def init(key: jax.Array, params: PyTree = None) -> TrainState:
         if params is None:
-            # Every mesh can split this batch; parameters do not depend on its size.
-            shape = (jax.device_count(), *model_config.image_size, model_config.channels)
-            images = jnp.zeros(shape)
-            params = model.init(key, images)["params"]
+            # The mesh can split this batch; parameters do not depend on its size.
+            images = max(1, jax.sharding.get_abstract_mesh().size)
+            shape = (images, *model_config.image_size, model_config.channels)
+            params = model.init(key, jnp.zeros(shape))["params"]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,

@@ -1,0 +1,82 @@
+"""How long a step takes at the data sheets' rates: arithmetic, memory, and links."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from vit_jax.planning.collectives import Collective
+from vit_jax.planning.topology import Topology
+
+# The share of the peak that large matrix products reach at best, for the slow end of the range.
+PRODUCTS = 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of a step on one device.
+
+    Attributes:
+      compute: all products at the peak, those that are computed again included.
+      memory: all traffic to and from HBM at its bandwidth.
+      links: all collectives inside a slice or node over all ports at once.
+      links_one_axis: the same over the ports of one axis of the torus.
+      network: what goes between slices or nodes.
+    """
+
+    compute: float
+    memory: float
+    links: float
+    links_one_axis: float
+    network: float
+
+    @property
+    def fastest(self) -> float:
+        """Everything at its peak and at the same time."""
+        return max(self.compute, self.memory, self.links, self.network)
+
+    @property
+    def slowest(self) -> float:
+        """Products at `PRODUCTS` of the peak, a collective on one axis, and nothing at once."""
+        return self.compute / PRODUCTS + self.memory + self.links_one_axis + self.network
+
+    @property
+    def bound(self) -> str:
+        """What takes longest: "compute", "memory", "links" or "network"."""
+        return max(("compute", "memory", "links", "network"), key=lambda name: getattr(self, name))
+
+
+def roofline(
+    topology: Topology,
+    *,
+    flops: float,
+    hbm_bytes: float,
+    collectives: Sequence[Collective],
+    slower_axis: str = "data",
+) -> Roofline:
+    """Returns the roofline of a step.
+
+    Args:
+      topology: of the devices.
+      flops: of a step on one device.
+      hbm_bytes: of a step on one device.
+      collectives: of a step.
+      slower_axis: the mesh axis that goes over slices or nodes, if there are several.
+    """
+    chip = topology.chip
+    inside = across = 0.0
+    groups = topology.slices if topology.is_tpu else topology.shape[0]
+    for each in collectives:
+        inside += each.sent_bytes
+        if groups > 1 and slower_axis in each.axes:
+            # Summed inside a slice first: a device sends its share of the sum between slices.
+            share = each.total_bytes / max(1, each.devices // groups)
+            passes = 2 if each.kind == "all-reduce" else 1
+            across += passes * share * (groups - 1) / groups
+    one_way = chip.links / 2 / chip.devices
+    axis = one_way * min(1.0, 2 / chip.ports) if chip.ports > 1 else one_way
+    return Roofline(
+        compute=flops / (chip.bf16_flops / chip.devices),
+        memory=hbm_bytes / (chip.bandwidth / chip.devices),
+        links=inside / one_way,
+        links_one_axis=inside / axis,
+        network=across / (chip.network / chip.devices),
+    )
