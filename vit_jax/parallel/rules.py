@@ -13,12 +13,12 @@ from vit_jax.parallel.constraints import check_axes
 # (pattern of the whole parameter path, mesh axis or axes of each trailing dimension). The first
 # pattern that matches counts; if more than one split is given for it, the first that the mesh
 # divides, else the last. Leading dimensions without an axis in the rule (the depth of scanned
-# blocks) are not split. Heads and hidden units of the MLP are split over tensor (Shoeybi et al. 2019, arXiv
-# 1909.08053), another dimension of the same kernel over fsdp. Only over fsdp are split convolutions
-# (their norms use groups of channels) and a Mixer's layers over tokens (their number need not be
-# divisible). Attention's output projection is split over its heads by both axes where they divide:
-# XLA for TPUs sums its gradient by a reduce-scatter only along the dimension that is first in
-# memory, and else by an all-reduce of the whole.
+# blocks) are not split. Heads and hidden units of the MLP are split over tensor (Shoeybi et al.
+# 2019, arXiv 1909.08053), another dimension of the same kernel over fsdp. Only over fsdp are split
+# convolutions (their norms use groups of channels) and a Mixer's layers over tokens (their number
+# need not be divisible). Attention's output projection is split over its heads by both axes where
+# they divide: XLA for TPUs sums its gradient by a reduce-scatter only along the dimension that is
+# first in memory, and else by an all-reduce of the whole.
 RULES = (
     (r"embedding/kernel", (None, None, None, "fsdp")),
     (r"(.*/)?(root/conv|unit\d+/(conv\d|proj))/kernel", (None, None, None, "fsdp")),
