@@ -14,7 +14,7 @@ from vit_jax.parallel.rules import param_shardings, path_name
 
 MODELS = {
     "ViT": {
-        "variant": "mu/8", "depth": 2, "registers": 3, "distilled": True, "mlp": "swiglu",
+        "variant": "mu/8", "depth": 2, "registers": 4, "distilled": True, "mlp": "swiglu",
         "layer_scale": 0.5, "qk_norm": True, "qk_norm_bias": True, "attn_norm": True,
         "mlp_norm": True, "rope": "dinov3", "lora_rank": 2,
     },

@@ -169,6 +169,7 @@ class MultiHeadAttention(nn.Module):
             x = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
         else:
             x = attend(query, key, value)
+        x = constrain(x, BATCH, None, "tensor", None)
         captured = {
             "query": query, "key": key, "value": value, "attention": weights, "heads": x,
         }  # fmt: skip
