@@ -13,7 +13,7 @@ from vit_jax.config.model import VitConfig
 from vit_jax.models import attention as attention_module
 from vit_jax.models.attention import MultiHeadAttention
 from vit_jax.models.hooks import PERTURBATIONS, REGISTER_NEURONS, move_to_register, perturb
-from vit_jax.models.operations import KEPT, LayerNorm, gelu, project
+from vit_jax.models.operations import KEPT, Dense, LayerNorm, gelu
 from vit_jax.parallel.constraints import (
     BATCH,
     constrain,
@@ -73,12 +73,11 @@ class Mlp(nn.Module):
         config = self.config
 
         def dense(features, name):
-            return nn.Dense(
-                features,
+            return Dense(
+                config,
+                (features,),
                 kernel_init=nn.initializers.xavier_uniform(),
                 bias_init=nn.initializers.normal(stddev=1e-6),
-                dtype=config.dtype,
-                dot_general=project,
                 name=name,
             )
 
