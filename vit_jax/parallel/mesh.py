@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from vit_jax.errors import ConfigError
@@ -158,7 +158,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_size(batch_size: int, *, accum_steps: int, mesh: Mesh) -> None:
+def check_batch_size(batch_size: int, *, accum_steps: int, mesh: Mesh | AbstractMesh) -> None:
     """Raises ConfigError if a batch cannot be split evenly over microbatches and devices."""
     num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
     divisor = num_shards * accum_steps
