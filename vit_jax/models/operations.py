@@ -10,6 +10,7 @@ Forward-mode differentiation (`jax.jvp`) is not defined for them.
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -91,7 +92,7 @@ def project(
     """
     rows, features = x.shape[: x.ndim - axes], kernel.shape[axes:]
     contracted = math.prod(kernel.shape[:axes])
-    y = _matmul(x.reshape(*rows, contracted), kernel.reshape(contracted, -1), sum_dtype)
+    y: Any = _matmul(x.reshape(*rows, contracted), kernel.reshape(contracted, -1), sum_dtype)
     return y.reshape(*rows, *features)
 
 

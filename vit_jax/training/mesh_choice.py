@@ -75,9 +75,8 @@ def choose(
     several = [mesh for mesh in candidates if mesh.shape["data"] > 1]
     if available is None:
         return dict(candidates[0].shape), "auto: the memory of a device is unknown"
-    policies = (model_config.remat,) if hasattr(model_config, "remat") else ("",)
-    if policies == (AUTO,):
-        policies = POLICIES
+    remat = getattr(model_config, "remat", "")
+    policies = POLICIES if remat == AUTO else (remat,)
     budget = SHARE * available
     smallest = None
     for meshes_tried, tried in (
