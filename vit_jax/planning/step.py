@@ -15,7 +15,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.models import ModelConfig, read_section
 from vit_jax.optim import total_steps
 from vit_jax.parallel import mesh as meshes
-from vit_jax.parallel import processes
+from vit_jax.parallel import processes, xla_options
 from vit_jax.training import rematerialisation
 from vit_jax.training.experiment import Program
 
@@ -100,6 +100,11 @@ class Step:
         return self.mesh.devices.flat[0].platform
 
     @property
+    def compiler_options(self) -> dict[str, Any]:
+        """XLA's options, those of `config.compiler.options`."""
+        return xla_options.compiler_options(self.config.compiler.options, self.platform)
+
+    @property
     def stop(self) -> jax.ShapeDtypeStruct:
         """Shape of the flag by which processes agree to stop."""
         return processes.flag_shape(self.mesh)
@@ -159,7 +164,8 @@ def compile_step(step: Step, traced: Any, *, full_effort: bool) -> Compiled:
     before = jax.config.jax_exec_time_optimization_effort  # pyright: ignore[reportAttributeAccessIssue]  # Untyped.
     jax.config.update("jax_exec_time_optimization_effort", 0.0 if full_effort else _LEAST_EFFORT)
     try:
-        compiled = lowered.compile()
+        with xla_options.reported():
+            compiled = lowered.compile(compiler_options=step.compiler_options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
