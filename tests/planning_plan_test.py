@@ -119,6 +119,9 @@ def test_several_nodes_send_over_the_network():
     two = roofline(parse("h200x16"), flops=0.0, hbm_bytes=0.0, collectives=planned("h200x16").sends)
     one = roofline(parse("h200x8"), flops=0.0, hbm_bytes=0.0, collectives=planned().sends)
     assert two.network > 0 == one.network
+    # Each of 16 devices sends an eighth of the gradients to the other node and gets its eighth.
+    params = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(planned().model_config)))
+    assert two.network == pytest.approx(4 * params / 8 / 50e9)
 
 
 def test_the_text_of_a_plan_has_its_numbers():

@@ -66,7 +66,8 @@ def _shards(plan: Plan) -> Iterator[str]:
     rows = {}
     for name, leaf in rules.named_leaves(param_shapes(plan.model_config)).items():
         spec = rules.partition_spec(name, leaf.shape, _mesh(plan))
-        for size, axis in zip(leaf.shape, spec, strict=True):
+        # The last two dimensions lie in tiles.
+        for size, axis in list(zip(leaf.shape, spec, strict=True))[-2:]:
             axes = axis if isinstance(axis, tuple) else (axis,)
             if "fsdp" in axes and leaf.size >= rules.LARGE:
                 shard = size

@@ -15,8 +15,9 @@ _KINDS = (
     "collective-permute", "collective-broadcast",
 )  # fmt: skip
 # XLA writes a reduce-scatter on a TPU as a fusion of this name: an all-reduce and a slice.
-_SCATTER = "all-reduce-scatter"
-SMALL = 2**20  # Bytes; below, a collective costs latency alone.
+SCATTER = "all-reduce-scatter"
+# Between slices, the host sends what a chip gives it.
+_MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Collective:
       in_loop: whether they are inside the loop over the blocks or another.
       dtype: of the largest array.
       axes: mesh axes over which they go, such as ("fsdp",).
-      devices: devices of a group.
+      network: whether they go between slices or nodes.
+      devices: devices of a group; of those between slices, slices.
       executions: in a step.
       bytes: of what an execution works on, on average: the result, of a reduce-scatter the operand.
       largest: dimensions of the largest array of any.
@@ -38,6 +40,7 @@ class Collective:
     in_loop: bool
     dtype: str
     axes: tuple[str, ...]
+    network: bool
     devices: int
     executions: int
     bytes: float
@@ -57,36 +60,51 @@ class Collective:
         return passes * self.total_bytes * (self.devices - 1) / self.devices
 
 
-def collectives(hlo: Hlo, mesh: Mesh) -> list[Collective]:
+def collectives(hlo: Hlo, mesh: Mesh, *, slices: int = 1) -> list[Collective]:
     """Returns the collectives of a compiled step, those that send most first.
 
     Args:
       hlo: the program of one device of `mesh`.
       mesh: whose devices in their order are the program's partitions.
+      slices: TPU slices of its devices.
     """
     groups: dict[tuple, list[tuple[int, float, Array]]] = collections.defaultdict(list)
     for instruction, computation, times in hlo.executed():
         kind = instruction.opcode.removesuffix("-start")
-        if kind not in _KINDS:
+        network = _MEGASCALE.search(instruction.line) if kind == "recv" else None
+        if network:
+            # Only data crosses slices: see vit_jax.parallel.mesh.
+            kind, axes, devices = network[1].lower().replace("_", "-"), ("data",), slices
+            moved = instruction.results[:1]
+        elif kind in _KINDS:
+            axes, devices = _group(instruction.line, mesh)
+            moved = _moved(instruction, kind)
+        else:
             continue
-        moved = _moved(instruction, kind)
-        if not moved:
+        if not moved or devices == 1:
             continue
-        axes, devices = _group(instruction.line, mesh)
-        if devices == 1:
-            continue
-        if computation.startswith(_SCATTER):
+        if computation.startswith(SCATTER):
             kind = "reduce-scatter"
         largest = max(moved, key=lambda array: array.size)
-        key = (kind, times > 1, largest.dtype, axes, devices)
+        key = (kind, times > 1, largest.dtype, axes, bool(network), devices)
         groups[key].append((times, sum(array.size for array in moved), largest))
     found = []
-    for (kind, in_loop, dtype, axes, devices), entries in groups.items():
+    for (kind, in_loop, dtype, axes, network, devices), entries in groups.items():
         executions = sum(times for times, _, _ in entries)
         total = sum(times * size for times, size, _ in entries)
         largest = max((array for _, _, array in entries), key=lambda array: array.size).dims
         found.append(
-            Collective(kind, in_loop, dtype, axes, devices, executions, total / executions, largest)
+            Collective(
+                kind,
+                in_loop,
+                dtype,
+                axes,
+                network,
+                devices,
+                executions,
+                total / executions,
+                largest,
+            )
         )
     return sorted(found, key=lambda each: -each.sent_bytes)
 

@@ -25,9 +25,21 @@ _USES = {"full": 3}
 
 
 def formula_collectives(
-    config: FrozenConfigDict, model_config: ModelConfig, mesh: Mesh | AbstractMesh
+    config: FrozenConfigDict,
+    model_config: ModelConfig,
+    mesh: Mesh | AbstractMesh,
+    *,
+    groups: int = 1,
 ) -> list[Collective]:
-    """Returns what a step sends, as `vit_jax.planning.collectives` would count it."""
+    """Returns what a step sends, as `vit_jax.planning.collectives` would count it.
+
+    Args:
+      config: of the run.
+      model_config: of its model.
+      mesh: of its devices.
+      groups: TPU slices or nodes of GPUs, over which data is split; gradients are summed inside of
+        them first, and each device sends its share of the sum to the others.
+    """
     data, fsdp, tensor = (mesh.shape[axis] for axis in ("data", "fsdp", "tensor"))
     sizes = [leaf.size for leaf in jax.tree.leaves(param_shapes(model_config))]
     item = 2 if model_config.dtype == "bfloat16" else 4
@@ -38,13 +50,16 @@ def formula_collectives(
     blocks = getattr(model_config, "depth", 1)
     found = []
 
-    def add(kind: str, axes: tuple[str, ...], devices: int, executions: int, size: float) -> None:
+    def add(kind, axis, devices, executions, size, network=False):
         if devices > 1 and size:
-            found.append(Collective(kind, True, dtype, axes, devices, executions, size, ()))
+            each = Collective(kind, True, dtype, (axis,), network, devices, executions, size, ())
+            found.append(each)
 
-    add("all-gather", ("fsdp",), fsdp, passes * uses * blocks, whole / blocks)
-    add("reduce-scatter", ("fsdp",), fsdp, passes * blocks, whole / blocks)
-    add("all-reduce", ("data",), data, passes * blocks, whole / blocks / fsdp)
+    add("all-gather", "fsdp", fsdp, passes * uses * blocks, whole / blocks)
+    add("reduce-scatter", "fsdp", fsdp, passes * blocks, whole / blocks)
+    shard, inside = whole / blocks / fsdp, max(1, data // groups)
+    add("all-reduce", "data", inside, passes * blocks, shard)
+    add("all-reduce", "data", min(groups, data), passes * blocks, shard / inside, network=True)
     if isinstance(model_config, VitConfig):
         images = config.batch_size / (data * fsdp * passes)
         stream = images * model_config.num_tokens * model_config.width * item
@@ -53,11 +68,11 @@ def formula_collectives(
         branches = 1 if model_config.parallel else 2
         sums = passes * blocks * branches * uses
         if model_config.num_tokens % tensor:
-            add("all-reduce", ("tensor",), tensor, sums, stream)
+            add("all-reduce", "tensor", tensor, sums, stream)
         else:  # Tokens are split between blocks; the backward pass gathers the norms' again.
             again = passes * blocks * branches
-            add("all-gather", ("tensor",), tensor, sums + again, stream)
-            add("reduce-scatter", ("tensor",), tensor, sums, stream)
+            add("all-gather", "tensor", tensor, sums + again, stream)
+            add("reduce-scatter", "tensor", tensor, sums, stream)
     return sorted(found, key=lambda each: -each.sent_bytes)
 
 

@@ -56,7 +56,7 @@ class Instruction:
     @property
     def size(self) -> float:
         """Bytes of its results."""
-        return sum(array.size for array in self.results)
+        return sum((array.size for array in self.results), 0.0)
 
     @functools.cached_property
     def called(self) -> tuple[str, ...]:

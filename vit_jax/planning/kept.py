@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Collection
 
 from vit_jax.models import ModelConfig, VitConfig
-from vit_jax.planning.hlo import Hlo
+from vit_jax.planning.hlo import Array, Hlo
 
 SMALL = 2**20  # Bytes of a stacked array that is not listed.
 
@@ -51,7 +51,7 @@ def kept_arrays(
             (array.dtype, array.dims)
             for array in loop.results
             if array.dims[:1] == (depth,)
-            and images in array.dims[1:3]
+            and images in array.dims[1:2]
             and array.dims not in state
             and array.size >= SMALL
         )
@@ -60,35 +60,28 @@ def kept_arrays(
             key: count for key, count in found.items() if key not in alike
         }
     return sorted(
-        (_kept(dtype, dims, count, model_config, images) for (dtype, dims), count in found.items()),
+        (_kept(dtype, dims, count, model_config) for (dtype, dims), count in found.items()),
         key=lambda kept: -kept.bytes,
     )
 
 
-def _kept(
-    dtype: str, dims: tuple[int, ...], count: int, model_config: ModelConfig, images: int
-) -> Kept:
-    size = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2}.get(dtype, 1)
-    letters = {dims[0]: "depth", images: "b"}
-    what = "other"
+def _kept(dtype: str, dims: tuple[int, ...], count: int, model_config: ModelConfig) -> Kept:
+    """Returns the description of arrays [depth, images, ...]."""
+    what, letters = "other", {}
     if isinstance(model_config, VitConfig):
         n, heads = model_config.num_tokens, model_config.num_heads
-        names = {n: "n", model_config.width: "width", model_config.mlp_dim: "hidden"}
-        names |= {heads: "heads", model_config.width // heads: "head width"}
-        letters = names | letters
-        tail = [dim for dim in dims[2:] if dim != 1]
+        width, hidden, head = model_config.width, model_config.mlp_dim, model_config.width // heads
+        letters = {heads: "heads", head: "head width", n: "n", hidden: "hidden", width: "width"}
+        tail = sorted(dim for dim in dims[2:] if dim != 1)
         if tail.count(n) == 2:
             what = "attention weights"
-        elif model_config.mlp_dim in tail:
+        elif hidden in tail:
             what = "hidden units of the MLP"
-        elif tail == [n, model_config.width] or tail == [model_config.width, n]:
-            what = "residual stream, inputs of norms"
-        elif model_config.width // heads in tail:
-            what = "queries, keys, values, attention's output"
-        elif sorted(tail) in ([n], sorted([heads, n])):
-            what = "maxima and sums of softmax, statistics of norms"
-    formula = " ".join(letters.get(dim, str(dim)) for dim in dims)
-    total = float(count * size)
-    for dim in dims:
-        total *= dim
-    return Kept(what, formula, dtype, dims, count, total)
+        elif tail == sorted([n, width]):
+            what = "residual stream"
+        elif head in tail:
+            what = "queries, keys, values, outputs"
+        elif tail in ([n], sorted([heads, n])):
+            what = "statistics of softmax and norms"
+    formula = " ".join(["depth", "b", *(letters.get(dim, str(dim)) for dim in dims[2:])])
+    return Kept(what, formula, dtype, dims, count, count * Array(dtype, dims).size)

@@ -141,7 +141,8 @@ def make_plan(
             images=images // config.optim.accum_steps,
             state=_shard_shapes(step),
         )
-        sends, moved = collectives(hlo, mesh), hbm_bytes(hlo)
+        sends = collectives(hlo, mesh, slices=topology.slices)
+        moved = hbm_bytes(hlo)
     return Plan(
         config=config,
         model_config=step.model_config,
@@ -184,7 +185,7 @@ def plan_by_formula(
     meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
     model_config, reason = rematerialisation.resolve_for(config, model_config, mesh, available)
     estimate = memory_per_device(config, model_config, mesh)
-    sends = formula.formula_collectives(config, model_config, mesh)
+    sends = formula.formula_collectives(config, model_config, mesh, groups=topology.groups)
     model_flops = _model_flops(config, model_config, mesh.size)
     step_flops = model_flops * formula.recomputation(config, model_config)
     moved = formula.formula_hbm_bytes(estimate)

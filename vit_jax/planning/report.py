@@ -103,7 +103,7 @@ def _collectives(plan: Plan) -> Iterator[str]:
     for each in plan.sends:
         if each.sent_bytes < 1e6:
             continue
-        axes = ",".join(each.axes)
+        axes = ",".join(each.axes) + (" (net)" if each.network else "")
         yield (
             f"  {each.kind:28} {axes:12} {'yes' if each.in_loop else 'no':7} {each.executions:6} "
             f"{each.dtype:5} {each.total_bytes / 1e9:8.3f} {each.sent_bytes / 1e9:8.3f}"

@@ -50,7 +50,6 @@ def roofline(
     flops: float,
     hbm_bytes: float,
     collectives: Sequence[Collective],
-    slower_axis: str = "data",
 ) -> Roofline:
     """Returns the roofline of a step.
 
@@ -59,18 +58,10 @@ def roofline(
       flops: of a step on one device.
       hbm_bytes: of a step on one device.
       collectives: of a step.
-      slower_axis: the mesh axis that goes over slices or nodes, if there are several.
     """
     chip = topology.chip
-    inside = across = 0.0
-    groups = topology.slices if topology.is_tpu else topology.shape[0]
-    for each in collectives:
-        inside += each.sent_bytes
-        if groups > 1 and slower_axis in each.axes:
-            # Summed inside a slice first: a device sends its share of the sum between slices.
-            share = each.total_bytes / max(1, each.devices // groups)
-            passes = 2 if each.kind == "all-reduce" else 1
-            across += passes * share * (groups - 1) / groups
+    inside = sum((each.sent_bytes for each in collectives if not each.network), 0.0)
+    across = sum((each.sent_bytes for each in collectives if each.network), 0.0)
     one_way = chip.links / 2 / chip.devices
     axis = one_way * min(1.0, 2 / chip.ports) if chip.ports > 1 else one_way
     return Roofline(

@@ -19,8 +19,7 @@ from vit_jax.parallel import processes, xla_options
 from vit_jax.training import rematerialisation
 from vit_jax.training.experiment import Program
 
-# What JAX passes to the compiler: the least time for optimisation.
-_LEAST_EFFORT = -1.0
+_LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,18 +160,15 @@ def compile_step(step: Step, traced: Any, *, full_effort: bool) -> Compiled:
         lowered = traced.lower(lowering_platforms=(step.platform,))
     seconds["lower"] = time.perf_counter() - start
     start = time.perf_counter()
-    before = jax.config.jax_exec_time_optimization_effort  # pyright: ignore[reportAttributeAccessIssue]  # Untyped.
-    jax.config.update("jax_exec_time_optimization_effort", 0.0 if full_effort else _LEAST_EFFORT)
+    options = step.compiler_options | ({} if full_effort else _LEAST_EFFORT)
     try:
         with xla_options.reported():
-            compiled = lowered.compile(compiler_options=step.compiler_options)
+            compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         seconds["compile"] = time.perf_counter() - start
         return Compiled("", {}, str(error), seconds)
-    finally:
-        jax.config.update("jax_exec_time_optimization_effort", before)
     seconds["compile"] = time.perf_counter() - start
     sizes = compiled.memory_analysis()
     memory = {

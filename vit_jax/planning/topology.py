@@ -63,6 +63,11 @@ class Topology:
         return math.prod(self.shape) * self.slices
 
     @property
+    def groups(self) -> int:
+        """Number of slices or nodes, between which is the data centre's network."""
+        return self.slices if self.is_tpu else self.shape[0]
+
+    @property
     def num_devices(self) -> int:
         """Number of JAX's devices."""
         return self.num_chips * self.chip.devices
@@ -112,15 +117,22 @@ def parse(name: str, *, slices: int = 1) -> Topology:
     raise ConfigError(f"--topology={name} is not known.{hint} Accepted are such as {EXAMPLES}.")
 
 
+# What libtpu reads when it is loaded on a machine without TPUs.
+LIBTPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",  # No queries to Google Cloud.
+    "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Two plans at once.
+    # Of any host: a description does not depend on them, but libtpu complains without.
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+}
+
+
 def prepare_environment() -> None:
-    """Sets what libtpu needs on a machine without TPUs. Call it before JAX has devices."""
+    """Lets JAX use this machine's processor alone, quietly. Call it before JAX is imported."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # No queries to Google Cloud.
-    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # Two plans at once.
-    # Whatever host: a description needs its names, or complains.
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    for name, value in LIBTPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def devices(topology: Topology) -> list[Any]:

@@ -55,7 +55,7 @@ def _moved(line: Instruction, by_name: dict[str, Instruction], hlo: Hlo) -> floa
         source = by_name.get(operand)
         if source is None or source.opcode == "constant":
             continue
-        size = sum(array.size for array in source.results if array.in_hbm)
+        size = sum((array.size for array in source.results if array.in_hbm), 0.0)
         if line.opcode == "fusion":
             size = _part_read(position, inside, size, hlo)
         elif line.opcode == "dynamic-slice":
@@ -63,7 +63,7 @@ def _moved(line: Instruction, by_name: dict[str, Instruction], hlo: Hlo) -> floa
         elif line.opcode == "dynamic-update-slice" and position == 0:
             size = 0.0
         read += size
-    written = sum(array.size for array in line.results if array.in_hbm)
+    written = sum((array.size for array in line.results if array.in_hbm), 0.0)
     if line.opcode.endswith("-start"):
         written = 0.0  # Its results have the operands, too; a copy to the chip reads alone.
     for update in [line] if line.opcode == "dynamic-update-slice" else inside:
