@@ -15,7 +15,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.models import ModelConfig, read_section
 from vit_jax.optim import total_steps
 from vit_jax.parallel import mesh as meshes
-from vit_jax.parallel import processes
+from vit_jax.parallel import processes, xla_options
 from vit_jax.training import rematerialisation
 from vit_jax.training.experiment import Program
 
@@ -159,7 +159,9 @@ def compile_step(step: Step, traced: Any, *, full_effort: bool) -> Compiled:
     before = jax.config.jax_exec_time_optimization_effort  # pyright: ignore[reportAttributeAccessIssue]  # Untyped.
     jax.config.update("jax_exec_time_optimization_effort", 0.0 if full_effort else _LEAST_EFFORT)
     try:
-        compiled = lowered.compile()
+        options = xla_options.compiler_options(step.config.compiler.options, step.platform)
+        with xla_options.reported():
+            compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
