@@ -35,7 +35,6 @@ def normal(*shape, scale=1.0):
     return np.random.default_rng(shape).normal(size=shape, scale=scale)
 
 
-HEADS = (((2, 3), (0, 1)), ((), ()))
 # name: (ours, the plain form, inputs).
 OPERATIONS = {
     "gelu": (
@@ -66,12 +65,12 @@ OPERATIONS = {
         (normal(2, 1, 3, 8), normal(2, 9, 3, 8), normal(2, 9, 3, 8)),
     ),
     "dense": (
-        lambda x, w: operations.project(x, w, (((2,), (0,)), ((), ()))),
+        lambda x, w: operations.project(x, w, axes=1, sum_dtype="bfloat16"),
         lambda x, w: jnp.einsum("bnc,cd->bnd", x, w),
         (normal(2, 9, WIDTH), normal(WIDTH, 16)),
     ),
     "dense of heads": (
-        lambda x, w: operations.project(x, w, HEADS),
+        lambda x, w: operations.project(x, w, axes=2, sum_dtype="bfloat16"),
         lambda x, w: jnp.einsum("bnhd,hdw->bnw", x, w),
         (normal(2, 9, 3, 8), normal(3, 8, 32)),
     ),

@@ -26,7 +26,7 @@ def second_of_four(monkeypatch):
         processes.coordination_client,
         lambda: processes.exchange("message"),
         lambda: Watch(60),
-        lambda: agree(epath.Path("/nowhere"), small_config(), {}, remat="none"),
+        lambda: agree(epath.Path("/nowhere"), small_config(), {}, remat="none", mesh={}),
     ],
     ids=["client", "exchange", "watch", "agreement"],
 )

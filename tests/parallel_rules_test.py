@@ -76,14 +76,15 @@ def test_every_rule_matches_some_parameter():
     }
     import re
 
-    for pattern, axes in rules.RULES:
+    for pattern, *splits in rules.RULES:
         assert any(re.fullmatch(pattern, name) for name in names), pattern
-        assert set(axes) <= {None, "fsdp", "tensor"}
+        axes = {axis for split in splits for axis in split}
+        assert axes <= {None, "fsdp", "tensor", ("tensor", "fsdp")}
 
 
 def test_a_misspelt_rule_is_an_error_and_does_not_replicate(monkeypatch):
     # Silent failure: a parameter without a matching rule would be replicated on every device.
-    misspelt = tuple((p.replace("fc1", "fc_1"), axes) for p, axes in rules.RULES)
+    misspelt = tuple((p.replace("fc1", "fc_1"), *splits) for p, *splits in rules.RULES)
     monkeypatch.setattr(rules, "RULES", misspelt)
     with pytest.raises(ConfigError, match=r"No sharding rule matches .*mlp/fc1/kernel"):
         rules.param_shardings(param_shapes(model_config()), mesh(fsdp=8))
@@ -95,6 +96,15 @@ def test_a_dimension_that_does_not_split_is_an_error_if_large():
         rules.param_shardings(shapes, mesh(tensor=2))
     small = rules.partition_spec("encoder/blocks/attn/query/kernel", (2, 6, 3, 2), mesh(tensor=2))
     assert small == PartitionSpec(None, "fsdp", None, None)
+
+
+@pytest.mark.parametrize(
+    ("heads", "want"),
+    [(16, (None, ("tensor", "fsdp"), None, None)), (6, (None, "tensor", None, "fsdp"))],
+)
+def test_the_output_projection_is_split_over_heads_where_they_divide(heads, want):
+    name, shape = "encoder/blocks/attn/out/kernel", (24, heads, 64, 1024)
+    assert rules.partition_spec(name, shape, mesh(fsdp=4, tensor=2)) == PartitionSpec(*want)
 
 
 @pytest.mark.medium

@@ -159,7 +159,10 @@ def base_config() -> ConfigDict:
     c.mesh = ConfigDict()  # Devices along each axis; one axis may be -1: all remaining devices.
     c.mesh.data = -1  # Splits the batch; parameters are replicated.
     c.mesh.fsdp = 1  # Splits the batch and the parameters.
-    c.mesh.tensor = 1  # Splits the heads and the MLP's hidden units.
+    c.mesh.tensor = 1  # Splits the heads, the MLP's hidden units, and tokens between blocks.
+    # Choose data and fsdp, whatever they say: the smallest fsdp that fits in the memory of the
+    # devices (vit_jax.training.mesh_choice).
+    c.mesh.auto = False
 
     c.compiler = ConfigDict()
     # XLA's options for the train step, a set of vit_jax.parallel.xla_options by its name: none,

@@ -103,6 +103,12 @@ class PatchConfig(ClassifierConfig):
         "tanh: the approximation, of Google's models; erf: exact, of PyTorch's.",
         default="tanh", choices=("tanh", "erf"), hint=True,
     )  # fmt: skip
+    grad_sum_dtype: str = run_setting(
+        "Dtype in which the gradients of dense layers' kernels are summed over devices. bfloat16: "
+        "that of the computation, half the bytes in a bfloat16 model. float32: errors do not grow "
+        "with the number of devices. A float32 model sums in float32 with either.",
+        default="bfloat16", choices=("bfloat16", "float32"),
+    )  # fmt: skip
     scan: bool = run_setting(
         "Compile one block and loop over it: compile time independent of depth.", default=True
     )

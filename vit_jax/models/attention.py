@@ -15,7 +15,7 @@ from vit_jax.config.model import VitConfig
 from vit_jax.errors import ConfigError
 from vit_jax.models.hooks import PERTURBATIONS, perturb
 from vit_jax.models.lora import Adapter
-from vit_jax.models.operations import LayerNorm, attend, project
+from vit_jax.models.operations import Dense, LayerNorm, attend
 from vit_jax.models.positions import rotation
 from vit_jax.parallel.constraints import BATCH, constrain
 
@@ -130,12 +130,11 @@ class MultiHeadAttention(nn.Module):
         heads = (config.num_heads, config.width // config.num_heads)
 
         def dense(x, name):
-            y = nn.DenseGeneral(
+            y = Dense(
+                config,
                 heads,
-                dot_general=project,
                 use_bias=config.qkv_bias and (config.key_bias or name != "key"),
                 kernel_init=nn.initializers.xavier_uniform(),
-                dtype=config.dtype,
                 name=name,
             )(x)
             if config.lora_rank:
@@ -169,6 +168,7 @@ class MultiHeadAttention(nn.Module):
             x = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
         else:
             x = attend(query, key, value)
+        x = constrain(x, BATCH, None, "tensor", None)
         captured = {
             "query": query, "key": key, "value": value, "attention": weights, "heads": x,
         }  # fmt: skip
@@ -176,14 +176,8 @@ class MultiHeadAttention(nn.Module):
             shape = x.shape
             norm = LayerNorm(config.ln_eps, config.dtype, name="norm")
             x = norm(x.reshape(*shape[:2], -1)).reshape(shape)
-        y = nn.DenseGeneral(
-            config.width,
-            axis=(-2, -1),
-            dot_general=project,
-            kernel_init=nn.initializers.xavier_uniform(),
-            dtype=config.dtype,
-            name="out",
-        )(x)
+        xavier = nn.initializers.xavier_uniform()
+        y = Dense(config, (config.width,), axes=2, kernel_init=xavier, name="out")(x)
         if config.lora_rank:
             y = y + Adapter(config, (config.width,), axes=2, name="out_lora")(x)
         return y, {name: captured[name] for name in CAPTURED if name in self.capture}

@@ -13,8 +13,14 @@ from vit_jax.config.model import VitConfig
 from vit_jax.models import attention as attention_module
 from vit_jax.models.attention import MultiHeadAttention
 from vit_jax.models.hooks import PERTURBATIONS, REGISTER_NEURONS, move_to_register, perturb
-from vit_jax.models.operations import KEPT, LayerNorm, gelu, project
-from vit_jax.parallel.constraints import BATCH, constrain
+from vit_jax.models.operations import KEPT, Dense, LayerNorm, gelu
+from vit_jax.parallel.constraints import (
+    BATCH,
+    constrain,
+    gather_tokens,
+    scatter_tokens,
+    split_tokens,
+)
 
 # `config.model.remat` -> policy: which results of the forward pass are saved for the backward pass.
 # Without a policy, with "none" and an "auto" that no run has resolved, nothing is recomputed.
@@ -67,12 +73,11 @@ class Mlp(nn.Module):
         config = self.config
 
         def dense(features, name):
-            return nn.Dense(
-                features,
+            return Dense(
+                config,
+                (features,),
                 kernel_init=nn.initializers.xavier_uniform(),
                 bias_init=nn.initializers.normal(stddev=1e-6),
-                dtype=config.dtype,
-                dot_general=project,
                 name=name,
             )
 
@@ -115,22 +120,25 @@ class Block(nn.Module):
         config = self.config
         attention = MultiHeadAttention(config, self.train, self.capture, rotate=True, name="attn")
         mlp = Mlp(config, self.train, name="mlp")
-        x = constrain(x, BATCH, None, None)
+        x = split_tokens(x)
 
-        y = make_norm(config, "norm1")(x)
+        y = gather_tokens(make_norm(config, "norm1")(x))
         y_attn, captured = attention(y, y)
         y_attn = nn.Dropout(config.dropout, deterministic=not self.train)(y_attn)
         scale = scale_mlp = self._layer_scale("scale1")
         if config.parallel:
             y_mlp, hidden = mlp(y)
             y_mlp = nn.Dropout(config.dropout, deterministic=not self.train)(y_mlp)
-            x = x + self._drop_path(scale(y_attn + y_mlp), drop_rate)
+            y_both = scatter_tokens(y_attn + y_mlp)
+            x = x + self._drop_path(scale(y_both), drop_rate)
         else:
+            y_attn = scatter_tokens(y_attn)
             x = checkpoint_name(x + self._drop_path(scale(y_attn), drop_rate), "residual")
-            y_mlp, hidden = mlp(make_norm(config, "norm2")(x))
+            y = gather_tokens(make_norm(config, "norm2")(x))
+            y_mlp, hidden = mlp(y)
             y_mlp = nn.Dropout(config.dropout, deterministic=not self.train)(y_mlp)
             scale_mlp = self._layer_scale("scale2")
-            x = x + self._drop_path(scale_mlp(y_mlp), drop_rate)
+            x = x + self._drop_path(scale_mlp(scatter_tokens(y_mlp)), drop_rate)
         x = perturb(self, "blocks", x)
 
         captured |= {

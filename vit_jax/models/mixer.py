@@ -12,7 +12,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.models.blocks import drop_path, run_blocks
 from vit_jax.models.classifier import Classifier
 from vit_jax.models.hooks import perturb
-from vit_jax.models.operations import LayerNorm, gelu, project
+from vit_jax.models.operations import Dense, LayerNorm, gelu
 from vit_jax.models.patches import embed_patches
 from vit_jax.parallel.constraints import BATCH, constrain
 
@@ -30,9 +30,9 @@ class MixerMlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b m n"]) -> Float[Array, "b m n"]:
         config = self.config
-        y = nn.Dense(self.hidden, dtype=config.dtype, dot_general=project, name="fc1")(x)
+        y = Dense(config, (self.hidden,), name="fc1")(x)
         y = gelu(checkpoint_name(y, "mlp_hidden"), approximate=config.gelu == "tanh")
-        return nn.Dense(x.shape[-1], dtype=config.dtype, dot_general=project, name="fc2")(y)
+        return Dense(config, (x.shape[-1],), name="fc2")(y)
 
 
 class MixerBlock(nn.Module):

@@ -19,6 +19,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from vit_jax.config.model import PatchConfig
+
 # Names of the arrays that `remat="named"` keeps; see `vit_jax.models.blocks.REMAT`.
 KEPT = ("attention_inputs", "attention_output", "residual", "mlp_hidden")
 
@@ -29,70 +31,105 @@ _SQRT_2_PI = math.sqrt(
 _CUBIC = 0.044715
 
 
-@jax.custom_vjp
-def _matmul(x: Float[Array, "*rows k"], kernel: Float[Array, "k n"]) -> Float[Array, "*rows n"]:
-    return _matmul_forward(x, kernel)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(
+    x: Float[Array, "*rows k"], kernel: Float[Array, "k n"], sum_dtype: str
+) -> Float[Array, "*rows n"]:
+    return _matmul_forward(x, kernel, sum_dtype)[0]
 
 
-def _matmul_forward(x, kernel):
+def _matmul_forward(x, kernel, sum_dtype):
     # Not by _matmul: the policies of `remat` do not see a product inside of a function with a
     # backward pass of its own.
-    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))), (x, kernel)
+    dimensions = (((x.ndim - 1,), (0,)), ((), ()))
+    return jax.lax.dot_general(x, kernel.astype(x.dtype), dimensions), (x, kernel)
 
 
-def _contract_rows(x, dy):
+def _contract_rows(x, dy, dtype):
     """Returns x'dy."""
-    return jax.lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
+    return jax.lax.dot_general(x, dy, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
 
 
-def _narrow_first(x, dy):
+def _narrow_first(x, dy, dtype):
     """Returns x'dy, for CPUs: XLA's product takes up to a third less time if its left is narrow.
 
     Without the barrier XLA would simplify the transpose of dy'x to x'dy.
     """
     if x.shape[1] <= dy.shape[1]:
-        return _contract_rows(x, dy)
-    return jax.lax.optimization_barrier(_contract_rows(dy, x)).T
+        return _contract_rows(x, dy, dtype)
+    return jax.lax.optimization_barrier(_contract_rows(dy, x, dtype)).T
 
 
-def _matmul_backward(kept, dy):
+def _matmul_backward(sum_dtype, kept, dy):
     x, kernel = kept
-    dx = jax.lax.dot_general(dy, kernel, (((dy.ndim - 1,), (1,)), ((), ())))
+    dx = jax.lax.dot_general(dy, kernel.astype(dy.dtype), (((dy.ndim - 1,), (1,)), ((), ())))
     rows_x, rows_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    # The gradient is summed over the devices of the batch in the dtype of this product.
+    dtype = jnp.promote_types(x.dtype, sum_dtype)
     d_kernel = jax.lax.platform_dependent(
-        rows_x, rows_dy, cpu=_narrow_first, default=_contract_rows
+        rows_x,
+        rows_dy,
+        cpu=functools.partial(_narrow_first, dtype=dtype),
+        default=functools.partial(_contract_rows, dtype=dtype),
     )
-    return dx, d_kernel
+    return dx, d_kernel.astype(kernel.dtype)
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def project(
-    x: Float[Array, "..."],
-    kernel: Float[Array, "..."],
-    dimension_numbers: Any,
-    precision: None = None,
+    x: Float[Array, "..."], kernel: Float[Array, "..."], *, axes: int, sum_dtype: str
 ) -> Float[Array, "..."]:
-    """Contracts the last axes of x with the first of a kernel: the `dot_general` of dense layers.
-
-    Pass it as `dot_general=project` to `nn.Dense` and `nn.DenseGeneral`.
+    """Contracts the last axes of x with the first of a kernel, in the dtype of x.
 
     Args:
       x: input.
-      kernel: in the dtype of x.
-      dimension_numbers: of `jax.lax.dot_general`: the last axes of x and the first of the kernel,
-        and no batch axes.
-      precision: None; JAX's default_matmul_precision sets it.
+      kernel: of any dtype, which is that of its gradient.
+      axes: number of contracted axes.
+      sum_dtype: dtype in which the kernel's gradient is summed over devices, or that of x if it is
+        wider.
     """
-    (axes, kernel_axes), batch = dimension_numbers
-    count = len(axes)
-    assert tuple(axes) == tuple(range(x.ndim - count, x.ndim)), "not the last axes"
-    assert tuple(kernel_axes) == tuple(range(count)) and batch == ((), ()) and precision is None
-    rows, features = x.shape[: x.ndim - count], kernel.shape[count:]
-    contracted = math.prod(kernel.shape[:count])
-    y = _matmul(x.reshape(*rows, contracted), kernel.reshape(contracted, -1))
+    rows, features = x.shape[: x.ndim - axes], kernel.shape[axes:]
+    contracted = math.prod(kernel.shape[:axes])
+    y: Any = _matmul(x.reshape(*rows, contracted), kernel.reshape(contracted, -1), sum_dtype)
     return y.reshape(*rows, *features)
+
+
+class Dense(nn.Module):
+    """`project` with its parameters, float32 `kernel` and `bias`, as in `nn.DenseGeneral`.
+
+    Attributes:
+      config: of the model: its dtypes.
+      features: shape of the output's feature axes.
+      axes: number of the input's feature axes, which are its last ones.
+    """
+
+    config: PatchConfig
+    features: tuple[int, ...]
+    axes: int = 1
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows_and_inputs"]) -> Float[Array, "*rows_and_outputs"]:
+        inputs = x.shape[-self.axes :]
+
+        def flat_init(key, shape):
+            flat = (math.prod(inputs), math.prod(self.features))
+            return self.kernel_init(key, flat, jnp.float32).reshape(shape)
+
+        kernel = self.param("kernel", flat_init, (*inputs, *self.features))
+        x = x.astype(self.config.dtype)
+        y = project(x, kernel, axes=self.axes, sum_dtype=self.config.grad_sum_dtype)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", self._flat_bias_init, self.features)
+        return y + bias.astype(y.dtype)
+
+    def _flat_bias_init(self, key, shape):
+        return self.bias_init(key, (math.prod(shape),), jnp.float32).reshape(shape)
 
 
 def gelu(x: Float[Array, "..."], *, approximate: bool) -> Float[Array, "..."]:

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-import flax.linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.config.model import PatchConfig
-from vit_jax.models.operations import project
+from vit_jax.models.operations import Dense
 
 
 def embed_patches(
@@ -17,14 +16,7 @@ def embed_patches(
     Its kernel [height, width, channels, features] is that of a convolution whose stride is the
     kernel's size, which XLA computes in the same way but differentiates more slowly.
     """
-    dense = nn.DenseGeneral(
-        config.width,
-        axis=(-3, -2, -1),
-        use_bias=use_bias,
-        dtype=config.dtype,
-        dot_general=project,
-        name="embedding",
-    )
+    dense = Dense(config, (config.width,), axes=3, use_bias=use_bias, name="embedding")
 
     def embed(x):
         (height, width), batch = config.patch_size, x.shape[0]

@@ -12,7 +12,7 @@ from vit_jax.models.heads import MapHead
 from vit_jax.models.patches import embed_patches
 from vit_jax.models.positions import sincos2d
 from vit_jax.models.resnet import Stem
-from vit_jax.parallel.constraints import BATCH, constrain
+from vit_jax.parallel.constraints import split_tokens
 
 
 class Vit(Classifier[VitConfig]):
@@ -107,4 +107,4 @@ class Vit(Classifier[VitConfig]):
             zeros = jnp.zeros((1, config.num_prefix - rows, config.width), x.dtype)
             x = x + jnp.concatenate([posemb[:, :rows], zeros, posemb[:, rows:]], axis=1)
         x = nn.Dropout(config.dropout, deterministic=not train)(x)
-        return constrain(x, BATCH, None, None)
+        return split_tokens(x)

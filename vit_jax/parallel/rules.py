@@ -10,12 +10,15 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from vit_jax.errors import ConfigError
 from vit_jax.parallel.constraints import check_axes
 
-# (pattern of the whole parameter path, mesh axis of each trailing dimension). The first pattern
-# that matches counts. Leading dimensions without an axis in the rule (the depth of scanned blocks)
-# are not split. Heads and hidden units of the MLP are split over tensor (Shoeybi et al. 2019, arXiv
-# 1909.08053), another dimension of the same kernel over fsdp. Only over fsdp are split convolutions
-# (their norms use groups of channels) and a Mixer's layers over tokens (their number need not be
-# divisible).
+# (pattern of the whole parameter path, mesh axis or axes of each trailing dimension). The first
+# pattern that matches counts; if more than one split is given for it, the first that the mesh
+# divides, else the last. Leading dimensions without an axis in the rule (the depth of scanned
+# blocks) are not split. Heads and hidden units of the MLP are split over tensor (Shoeybi et al.
+# 2019, arXiv 1909.08053), another dimension of the same kernel over fsdp. Only over fsdp are split
+# convolutions (their norms use groups of channels) and a Mixer's layers over tokens (their number
+# need not be divisible). Attention's output projection is split over its heads by both axes where
+# they divide: XLA for TPUs sums its gradient by a reduce-scatter only along the dimension that is
+# first in memory, and else by an all-reduce of the whole.
 RULES = (
     (r"embedding/kernel", (None, None, None, "fsdp")),
     (r"(.*/)?(root/conv|unit\d+/(conv\d|proj))/kernel", (None, None, None, "fsdp")),
@@ -27,7 +30,7 @@ RULES = (
     (r".*/out_lora/a", ("tensor", None, None)),
     (r".*/out_lora/b", (None, "fsdp")),
     (r".*/(query_norm|key_norm)/scale", ()),
-    (r".*/out/kernel", ("tensor", None, "fsdp")),
+    (r".*/out/kernel", (("tensor", "fsdp"), None, None), ("tensor", None, "fsdp")),
     (r".*/token_mlp/fc1/kernel", (None, "fsdp")),
     (r".*/token_mlp/fc2/kernel", ("fsdp", None)),
     (r".*/token_mlp/.*/bias", ()),
@@ -67,22 +70,32 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
         large parameter.
     """
     check_axes(mesh.axis_names)
-    axes = next((axes for pattern, axes in RULES if re.fullmatch(pattern, path)), None)
-    if axes is None:
+    splits = next((splits for pattern, *splits in RULES if re.fullmatch(pattern, path)), None)
+    if splits is None:
         raise ConfigError(
             f"No sharding rule matches the parameter {path} of shape {shape}: add one to RULES in "
             "vit_jax/parallel/rules.py."
         )
-    spec = [None] * (len(shape) - len(axes)) + list(axes)
-    for dim, axis in enumerate(spec):
-        if axis is not None and shape[dim] % mesh.shape[axis]:
-            if math.prod(shape) >= LARGE:
-                raise ConfigError(
-                    f"Dimension {dim} of the parameter {path}, shape {shape}, does not split over "
-                    f"mesh.{axis}={mesh.shape[axis]}: choose a divisor of {shape[dim]}."
-                )
-            spec[dim] = None
+    specs = [[None] * (len(shape) - len(axes)) + list(axes) for axes in splits]
+    spec = next((spec for spec in specs if not _undivided(spec, shape, mesh)), specs[-1])
+    for dim in _undivided(spec, shape, mesh):
+        if math.prod(shape) >= LARGE:
+            raise ConfigError(
+                f"Dimension {dim} of the parameter {path}, shape {shape}, does not split over "
+                f"mesh.{spec[dim]}={mesh.shape[spec[dim]]}: choose a divisor of {shape[dim]}."
+            )
+        spec[dim] = None
     return PartitionSpec(*spec)
+
+
+def _undivided(spec: list[Any], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> list[int]:
+    """Returns the dimensions that the mesh axes of a split do not divide."""
+
+    def shards(axes: str | tuple[str, ...] | None) -> int:
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        return math.prod(mesh.shape[name] for name in names)
+
+    return [dim for dim, axes in enumerate(spec) if shape[dim] % shards(axes)]
 
 
 def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:

@@ -2,17 +2,18 @@
 
 They are those of a program that gathers the shards of each kernel before its use and scatters its
 gradient (Rajbhandari et al. 2020, 1910.02054), and sums over the tensor axis twice in each block
-and pass (Shoeybi et al. 2019, 1909.08053).
+and pass (Shoeybi et al. 2019, 1909.08053), by a gather and a scatter where tokens are split over it
+(Korthikanti et al. 2022, 2205.05198).
 """
 
 import functools
 
 import jax
 from jax.sharding import AbstractMesh, Mesh
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from vit_jax.config import base_config, freeze
-from vit_jax.models import MixerConfig, ModelConfig, VitConfig, param_shapes, update_flops_per_image
+from vit_jax.models import ModelConfig, VitConfig, param_shapes, update_flops_per_image
 from vit_jax.parallel import mesh as meshes
 from vit_jax.planning.collectives import Collective
 from vit_jax.planning.flops import traced_flops
@@ -21,7 +22,6 @@ from vit_jax.training.memory import Memory
 
 # `model.remat` -> how often each kernel is used in a step: forward, backward, and again.
 _USES = {"full": 3}
-_ONE_DEVICE = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
 
 
 def formula_collectives(
@@ -45,13 +45,19 @@ def formula_collectives(
     add("all-gather", ("fsdp",), fsdp, passes * uses * blocks, whole / blocks)
     add("reduce-scatter", ("fsdp",), fsdp, passes * blocks, whole / blocks)
     add("all-reduce", ("data",), data, passes * blocks, whole / blocks / fsdp)
-    if isinstance(model_config, VitConfig | MixerConfig):
+    if isinstance(model_config, VitConfig):
         images = config.batch_size / (data * fsdp * passes)
         stream = images * model_config.num_tokens * model_config.width * item
         # Two sums in the forward pass of a block and two in its backward pass; one and one if its
         # branches are parallel. With remat=full the forward pass is made twice.
-        sums = (1 if getattr(model_config, "parallel", False) else 2) * (uses if uses > 2 else 2)
-        add("all-reduce", ("tensor",), tensor, passes * sums * blocks, stream)
+        branches = 1 if model_config.parallel else 2
+        sums = passes * blocks * branches * uses
+        if model_config.num_tokens % tensor:
+            add("all-reduce", ("tensor",), tensor, sums, stream)
+        else:  # Tokens are split between blocks; the backward pass gathers the norms' again.
+            again = passes * blocks * branches
+            add("all-gather", ("tensor",), tensor, sums + again, stream)
+            add("reduce-scatter", ("tensor",), tensor, sums, stream)
     return sorted(found, key=lambda each: -each.sent_bytes)
 
 
@@ -75,7 +81,6 @@ def recomputation(config: FrozenConfigDict, model_config: ModelConfig) -> float:
     # Only what the step's arithmetic depends on: runs that differ in anything else share the trace.
     small = base_config()
     small.batch_size, small.total_steps = config.optim.accum_steps, 1
-    small.mesh = _ONE_DEVICE
     optim = {key: value for key, value in config.optim.items() if key != "schedule"}
     small.optim.update(optim)
     return _recomputation(freeze(small), model_config)

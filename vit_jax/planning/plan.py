@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh
@@ -24,7 +23,7 @@ from vit_jax.planning.step import Compiled, Step, compile_step
 from vit_jax.planning.topology import Topology
 from vit_jax.planning.traffic import hbm_bytes
 from vit_jax.telemetry.chips import memory_bytes
-from vit_jax.training import rematerialisation
+from vit_jax.training import mesh_choice, rematerialisation
 from vit_jax.training.memory import Memory, memory_per_device
 
 DAY = 24 * 3600
@@ -40,6 +39,7 @@ class Plan:
       remat_reason: how it was chosen; "" if it was not.
       topology: of the devices.
       mesh: devices along data, fsdp and tensor.
+      mesh_reason: how these were chosen; "" if the config has them.
       num_steps: updates of the whole run.
       compiled: the compiled step; None: the plan is by formula.
       estimate: of the memory, by formula.
@@ -60,6 +60,7 @@ class Plan:
     remat_reason: str
     topology: Topology
     mesh: dict[str, int]
+    mesh_reason: str
     num_steps: int
     compiled: Compiled | None
     estimate: Memory
@@ -123,7 +124,7 @@ def make_plan(
     """
     if not topology.is_tpu:
         return plan_by_formula(config, topology, num_classes=num_classes, num_examples=num_examples)
-    mesh = meshes.make_mesh(config.mesh, devices=topologies.devices(topology))
+    mesh, mesh_reason = mesh_choice.make_mesh(config, devices=topologies.devices(topology))
     step = Step.of(config, mesh, num_classes=num_classes, num_examples=num_examples)
     start = time.perf_counter()
     traced = step.trace()
@@ -147,6 +148,7 @@ def make_plan(
         remat_reason=step.remat_reason,
         topology=topology,
         mesh=dict(mesh.shape),
+        mesh_reason=mesh_reason,
         num_steps=step.num_steps,
         compiled=compiled,
         estimate=memory_per_device(config, step.model_config, mesh),
@@ -169,12 +171,17 @@ def plan_by_formula(
     validate(config)
     if config.cache_features:
         raise ConfigError("cache_features=True trains a head alone, which needs no plan.")
-    sizes = meshes.mesh_shape(config.mesh, topology.num_devices)
-    mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-    meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
-    model_config = read_section(config.model, num_classes=num_classes)
-    available = _available(topology)
     start = time.perf_counter()
+    model_config = read_section(config.model, num_classes=num_classes)
+    available, count = _available(topology), topology.num_devices
+    if config.mesh.auto:
+        sizes, mesh_reason = mesh_choice.choose(
+            config, model_config, count, available, slices=topology.slices
+        )
+    else:
+        sizes, mesh_reason = meshes.mesh_shape(config.mesh, count), ""
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
     model_config, reason = rematerialisation.resolve_for(config, model_config, mesh, available)
     estimate = memory_per_device(config, model_config, mesh)
     sends = formula.formula_collectives(config, model_config, mesh)
@@ -187,6 +194,7 @@ def plan_by_formula(
         remat_reason=reason,
         topology=topology,
         mesh=sizes,
+        mesh_reason=mesh_reason,
         num_steps=total_steps(config, num_examples),
         compiled=None,
         estimate=estimate,

@@ -43,7 +43,8 @@ def text(plan: Plan, *, price: float = 0.0) -> str:
     """Returns the whole plan as text; `price` as in `sentence`."""
     how = "compiled" if plan.compiled is not None else "by formula: no program was compiled"
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
-    parts = [sentence(plan, price=price), f"\nmesh    {mesh}; {how}", *_settings(plan)]
+    chosen = f" ({plan.mesh_reason})" if plan.mesh_reason else ""
+    parts = [sentence(plan, price=price), f"\nmesh    {mesh}{chosen}; {how}", *_settings(plan)]
     parts += ["", *_memory(plan)]
     if plan.compiled is not None and plan.compiled.refusal:
         parts += ["", "The compiler:", *plan.compiled.refusal.splitlines()[:8]]
@@ -107,6 +108,8 @@ def _collectives(plan: Plan) -> Iterator[str]:
             f"  {each.kind:28} {axes:12} {'yes' if each.in_loop else 'no':7} {each.executions:6} "
             f"{each.dtype:5} {each.total_bytes / 1e9:8.3f} {each.sent_bytes / 1e9:8.3f}"
         )
+    if any(each.dtype == "bf16" and "reduce" in each.kind for each in plan.sends):
+        yield "  Gradients are summed over devices in bfloat16: model.grad_sum_dtype."
     small = [each for each in plan.sends if each.sent_bytes < 1e6]
     if small:
         times = sum(each.executions for each in small)

@@ -140,6 +140,7 @@ def _config_of(
 ) -> FrozenConfigDict:
     changed = ConfigDict(config)
     changed.mesh.data, changed.mesh.fsdp, changed.mesh.tensor = mesh
+    changed.mesh.auto = False
     if remat:
         changed.model.remat = remat
     return FrozenConfigDict(changed)

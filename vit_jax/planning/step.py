@@ -100,6 +100,11 @@ class Step:
         return self.mesh.devices.flat[0].platform
 
     @property
+    def compiler_options(self) -> dict[str, Any]:
+        """XLA's options, those of `config.compiler.options`."""
+        return xla_options.compiler_options(self.config.compiler.options, self.platform)
+
+    @property
     def stop(self) -> jax.ShapeDtypeStruct:
         """Shape of the flag by which processes agree to stop."""
         return processes.flag_shape(self.mesh)
@@ -159,9 +164,8 @@ def compile_step(step: Step, traced: Any, *, full_effort: bool) -> Compiled:
     before = jax.config.jax_exec_time_optimization_effort  # pyright: ignore[reportAttributeAccessIssue]  # Untyped.
     jax.config.update("jax_exec_time_optimization_effort", 0.0 if full_effort else _LEAST_EFFORT)
     try:
-        options = xla_options.compiler_options(step.config.compiler.options, step.platform)
         with xla_options.reported():
-            compiled = lowered.compile(compiler_options=options)
+            compiled = lowered.compile(compiler_options=step.compiler_options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -20,6 +20,7 @@ def agree(
     dataset: Mapping[str, Any],
     *,
     remat: str | None,
+    mesh: Mapping[str, int],
 ) -> None:
     """Checks that all processes of this run have the same config, data and work directory.
 
@@ -30,6 +31,7 @@ def agree(
       config: of the run.
       dataset: the result of `vit_jax.rundir.workdir.describe_dataset`.
       remat: of the model; chosen by the devices of this process if that of the config is "auto".
+      mesh: sizes by axis; chosen by the devices of this process with mesh.auto.
 
     Raises:
       ConfigError: a process differs from process 0; the message says which, and in what.
@@ -40,6 +42,7 @@ def agree(
         "config": config_to_json(config),
         "dataset": dataset,
         "remat": remat,
+        "mesh": dict(mesh),
         "workdir": os.fspath(workdir),
     }
     processes = [json.loads(text) for text in exchange(json.dumps(mine))]
@@ -57,6 +60,12 @@ def agree(
                 f"By the memory of its devices process {i} of {len(processes)} chose model.remat="
                 f"{process['remat']}, and process 0 {first['remat']}: all must have one. Set "
                 f"--config.model.remat={process['remat']} or {first['remat']}."
+            )
+        if process["mesh"] != first["mesh"]:
+            raise ConfigError(
+                f"By the memory of its devices process {i} of {len(processes)} chose the mesh "
+                f"{process['mesh']}, and process 0 {first['mesh']}: all must have one. Set "
+                "--config.mesh.auto=False, mesh.data and mesh.fsdp."
             )
         if process["workdir"] != first["workdir"]:
             raise ConfigError(

@@ -26,6 +26,7 @@ from vit_jax.sweeps.costs import Cost
 from vit_jax.sweeps.plan import PlannedRun
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.training.experiment import Program
+from vit_jax.training.mesh_choice import make_mesh
 from vit_jax.training.rematerialisation import resolve
 
 
@@ -128,7 +129,7 @@ def _time(
     updates: int,
     devices: Sequence[jax.Device] | None,  # pyright: ignore[reportInvalidTypeForm]  # Untyped in JAX.
 ) -> Speed:
-    mesh = meshes.make_mesh(config.mesh, devices=devices)
+    mesh, _ = make_mesh(config, devices=devices)
     meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
     model_config, _ = resolve(config, run_cost.model_config, mesh)
     shape = (config.batch_size, *model_config.image_size, model_config.channels)

@@ -9,6 +9,7 @@ observer         reports, evaluates and saves a run, in the order of the contrac
 state            the training state: its initial value, its shardings, its restore
 update           one update of the state: forward, backward, optimizer, moving average
 memory           estimates the memory of a run on a device
+mesh_choice      chooses over how many devices parameters are split, by that memory
 rematerialisation  chooses what the backward pass recomputes, by that memory
 parts            the parts in which one CPU computes a batch
 periods          how often a run saves and evaluates

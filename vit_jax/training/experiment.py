@@ -158,6 +158,7 @@ class Experiment:
       total_steps: number of updates of the whole run.
       save_every_steps: number of updates between saves.
       cache: of decoded images, for training and evaluations; None: there is none.
+      mesh_reason: how the sizes of the mesh were chosen; "" if the config has them.
     """
 
     config: FrozenConfigDict
@@ -170,10 +171,16 @@ class Experiment:
     total_steps: int
     save_every_steps: int
     cache: DecodedCache | None = None
+    mesh_reason: str = ""
 
     @classmethod
-    def of(cls, config: FrozenConfigDict, mesh: Mesh) -> "Experiment":
+    def of(cls, config: FrozenConfigDict, mesh: Mesh, mesh_reason: str = "") -> "Experiment":
         """Opens the data of a config and builds the experiment.
+
+        Args:
+          config: of the run.
+          mesh: of its devices.
+          mesh_reason: how its sizes were chosen; "" if the config has them.
 
         Raises:
           VitJaxError: the config or the data is wrong, or they do not match.
@@ -212,7 +219,17 @@ class Experiment:
                 precision = evaluation.precision(num_trained_on=len(source))
                 note(f"{name}: {'up to ' if skip_bad else ''}{precision}.")
         return cls(
-            config, model, remat_reason, mesh, source, transform, evals, steps, periods.save, cache
+            config,
+            model,
+            remat_reason,
+            mesh,
+            source,
+            transform,
+            evals,
+            steps,
+            periods.save,
+            cache,
+            mesh_reason,
         )
 
     @property

@@ -14,7 +14,8 @@ The parts of the estimate:
   of its operations. It is all that the frozen part of a model needs.
 - The batch of the update and those that the loader has put onto the devices ahead.
 
-The sharding of activations along tensor is ignored.
+Residuals of a ViT are divided by the size of tensor where it divides the tokens, which are split
+between blocks. Otherwise the sharding of activations along tensor is ignored.
 
 XLA's own count (`compiled.memory_analysis()`) of an update with 32 images of 96x96, as a share of
 the estimate without the batches ahead (2 cores of an Intel Xeon, jax 0.9.2):
@@ -46,12 +47,13 @@ from ml_collections import FrozenConfigDict
 from vit_jax.models import MixerConfig, ModelConfig, VitConfig, build, param_shapes
 from vit_jax.optim import frozen_mask, make_optimizer, stop_frozen_gradients
 from vit_jax.parallel import rules
+from vit_jax.parallel.constraints import AXES
 from vit_jax.parallel.mesh import mesh_shape
 
 
 def smallest_mesh(config: FrozenConfigDict) -> AbstractMesh:
     """Returns the mesh of a config with the fewest possible devices: an axis of -1 has one."""
-    fixed = math.prod(size for size in config.mesh.values() if size != -1)
+    fixed = math.prod(config.mesh[axis] for axis in AXES if config.mesh[axis] != -1)
     sizes = mesh_shape(config.mesh, fixed)
     return AbstractMesh(tuple(sizes.values()), tuple(sizes))
 
@@ -101,6 +103,10 @@ def memory_per_device(
     params, trained = _bytes(shapes, layout), _bytes(shapes, layout, frozen_mask(optim, shapes))
     images = -(-config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"]))
     at_once = -(-images // optim.accum_steps)
+    residuals = _residual_bytes(optim, model_config) * (2 if optim.sam_rho else 1)
+    tensor = mesh.shape["tensor"]
+    if isinstance(model_config, VitConfig) and model_config.num_tokens % tensor == 0:
+        residuals //= tensor
     return Memory(
         params=params,
         # The moving average; the perturbed parameters of sharpness-aware minimisation.
@@ -109,7 +115,7 @@ def memory_per_device(
         # The sum over microbatches, which has zeros for frozen parameters, is kept beside theirs.
         gradients=trained + (params if optim.accum_steps > 1 else 0),
         cast=params // 2 if model_config.dtype == "bfloat16" else 0,
-        residuals=at_once * _residual_bytes(optim, model_config) * (2 if optim.sam_rho else 1),
+        residuals=at_once * residuals,
         working=at_once * _working_bytes(plain),
         batches=images * (1 + config.data.prefetch) * _image_bytes(model_config),
     )

@@ -90,6 +90,7 @@ def describe(experiment: Experiment, *, start: int, origin: str = "") -> str:
     height, width = model_config.image_size
     flops = update_flops_per_image(model_config, config)
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    shape += f"; {experiment.mesh_reason}" if experiment.mesh_reason else ""
     # How many examples are bad is known when all are read.
     up_to = "up to " if config.data.on_bad == "skip" else ""
     begins = f", continued at step {start:,}" if start else ""
@@ -161,6 +162,7 @@ def run_summary(experiment: Experiment) -> dict[str, Any]:
       remat                          what the backward pass recomputed, also if it was "auto"; None:
                                      the model has no such setting;
       compiler_options               XLA's options for the train step (parallel.xla_options);
+      mesh                           sizes of data, fsdp and tensor, also if they were chosen;
       device, num_devices            kind and number of the devices of all processes;
       code_version                   release, and commit if it is a checkout.
     """
@@ -176,6 +178,7 @@ def run_summary(experiment: Experiment) -> dict[str, Any]:
         "batch_size": experiment.config.batch_size,
         "remat": getattr(model_config, "remat", None),
         "compiler_options": experiment.compiler_options,
+        "mesh": dict(mesh.shape),
         "device": mesh.devices.flat[0].device_kind,
         "num_devices": mesh.size,
         "code_version": code_version(),

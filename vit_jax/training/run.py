@@ -39,6 +39,7 @@ from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.training.cached_features import cache_features
 from vit_jax.training.experiment import Experiment, Program
 from vit_jax.training.init_from import inherit_model
+from vit_jax.training.mesh_choice import make_mesh
 from vit_jax.training.observer import Observer, observe
 from vit_jax.training.reports import conclusion, run_summary
 from vit_jax.training.state import TrainState, starting_point
@@ -81,9 +82,10 @@ def train(
         stop_asked = stack.enter_context(processes.stop_signals(second_interrupts=True))
         validate(config)
         watch = stack.enter_context(Watch(config.timeout_seconds))
-        mesh = _mesh(config, devices)
+        config = inherit_model(config, workdir)
+        mesh, mesh_reason = _mesh(config, devices)
         stack.enter_context(jax.set_mesh(mesh))
-        experiment = Experiment.of(inherit_model(config, workdir), mesh)
+        experiment = Experiment.of(config, mesh, mesh_reason)
         config, total = experiment.config, experiment.total_steps
         program = experiment.program()
         clock = experiment.clock()
@@ -191,12 +193,12 @@ def train(
 def _mesh(
     config: FrozenConfigDict,
     devices: Sequence[jax.Device] | None,  # pyright: ignore[reportInvalidTypeForm]  # Untyped in JAX.
-) -> Mesh:
-    """Sets the compilation cache of a config and returns its mesh."""
+) -> tuple[Mesh, str]:
+    """Sets the compilation cache of a config; returns its mesh, and how that was chosen or ""."""
     enable_compilation_cache(config.log.compilation_cache)
-    mesh = meshes.make_mesh(config.mesh, devices=devices)
+    mesh, reason = make_mesh(config, devices=devices)
     meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
-    return mesh
+    return mesh, reason
 
 
 def _begin(
@@ -248,6 +250,7 @@ class _Claim:
     def __init__(self, experiment: Experiment, workdir: epath.Path):
         self._workdir, self._config = workdir, experiment.config
         self._remat: str | None = getattr(experiment.model_config, "remat", None)
+        self._mesh_sizes = dict(experiment.mesh.shape)
         self._extended: FrozenConfigDict | None = None  # The config before it was extended.
         evals = {name: evaluation.fingerprint for name, evaluation in experiment.evals.items()}
         self._dataset = workdirs.describe_dataset(
@@ -266,7 +269,13 @@ class _Claim:
         with ExitStack() as stack:
             if jax.process_index() == 0:
                 stack.enter_context(lock(self._workdir))
-            agree(self._workdir, self._config, self._dataset, remat=self._remat)
+            agree(
+                self._workdir,
+                self._config,
+                self._dataset,
+                remat=self._remat,
+                mesh=self._mesh_sizes,
+            )
             self._extended = workdirs.check_claim(
                 self._workdir,
                 self._config,

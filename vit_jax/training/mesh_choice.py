@@ -1,0 +1,136 @@
+"""Chooses over how many devices parameters are split, by their memory: `config.mesh.auto`.
+
+Each doubling of fsdp halves the state of a device and adds gathers and scatters of the parameters;
+so the choice is the smallest fsdp whose estimate (`vit_jax.training.memory`) leaves the margin of
+`vit_jax.training.rematerialisation`. The batch is split over data and fsdp alike: activations do
+not depend on the choice. Over all devices (data = 1) XLA for TPUs replaces gathers and scatters by
+all-reduces, which move twice as much; so data is at least 2 wherever that fits.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import FrozenConfigDict
+
+from vit_jax.errors import ConfigError
+from vit_jax.models import MixerConfig, ModelConfig, VitConfig, read_section
+from vit_jax.parallel import mesh as meshes
+from vit_jax.telemetry.chips import GIB
+from vit_jax.training.memory import bytes_per_device
+from vit_jax.training.rematerialisation import AUTO, POLICIES, SHARE, available_bytes
+
+
+def make_mesh(
+    config: FrozenConfigDict, *, devices: Sequence[Any] | None = None
+) -> tuple[Mesh, str]:
+    """Returns the mesh of a run, and how it was chosen; "" if the config has its sizes.
+
+    A choice counts one class if the config leaves their number to the data, which are not open.
+
+    Args:
+      config: of the run.
+      devices: those of all processes, here or not; None: JAX's.
+
+    Raises:
+      ConfigError: no sizes fit the devices and the batch, or those of the config do not.
+    """
+    if not config.mesh.auto:
+        return meshes.make_mesh(config.mesh, devices=devices), ""
+    devices = jax.devices() if devices is None else devices
+    model_config = read_section(config.model, num_classes=config.model.num_classes or 1)
+    mine = [device for device in devices if device.process_index == jax.process_index()]
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    available = available_bytes((mine or devices)[0])
+    sizes, reason = choose(config, model_config, len(devices), available, slices=slices)
+    return meshes.make_mesh(FrozenConfigDict(sizes), devices=devices), reason
+
+
+def choose(
+    config: FrozenConfigDict,
+    model_config: ModelConfig,
+    num_devices: int,
+    available: int | None,
+    *,
+    slices: int = 1,
+) -> tuple[dict[str, int], str]:
+    """Returns the sizes of a mesh, and how they were chosen.
+
+    The first choice that fits, of: data of at least 2 and the cheaper half of the policies of
+    recomputation; all of these; data of 1. If none fits, the one that takes least.
+
+    Args:
+      config: of the run; mesh.tensor holds, data and fsdp are chosen.
+      model_config: of its model.
+      num_devices: the product of the sizes.
+      available: bytes of one device; None: unknown, and parameters are not split.
+      slices: number of TPU slices; their number divides data.
+
+    Raises:
+      ConfigError: mesh.tensor does not divide the devices, or the devices the batch.
+    """
+    candidates = list(_meshes(config, num_devices, slices))
+    several = [mesh for mesh in candidates if mesh.shape["data"] > 1]
+    if available is None:
+        return dict(candidates[0].shape), "auto: the memory of a device is unknown"
+    remat = getattr(model_config, "remat", "")
+    policies = POLICIES if remat == AUTO else (remat,)
+    budget = SHARE * available
+    smallest = None
+    for meshes_tried, tried in (
+        (several, policies[: (len(policies) + 1) // 2]), (several, policies), (candidates, policies)
+    ):  # fmt: skip
+        for mesh in meshes_tried:
+            for policy in tried:
+                if (size := _bytes(config, model_config, mesh, policy)) is None:
+                    break
+                if size <= budget:
+                    return dict(mesh.shape), _reason(mesh, size, budget)
+                smallest = min(smallest or (size, mesh), (size, mesh), key=lambda pair: pair[0])
+    if smallest is None:
+        raise ConfigError(
+            f"mesh.auto: no mesh.fsdp splits the parameters over {num_devices} devices with "
+            f"mesh.tensor={config.mesh.tensor}: set mesh.auto=False, mesh.data and mesh.fsdp."
+        )
+    size, mesh = smallest
+    return dict(mesh.shape), _reason(mesh, size, budget)
+
+
+def _meshes(config: FrozenConfigDict, num_devices: int, slices: int) -> Iterator[AbstractMesh]:
+    """Yields the meshes with a size of tensor, from the smallest fsdp."""
+    tensor = config.mesh.tensor
+    if tensor < 1 or num_devices % (tensor * slices):
+        raise ConfigError(
+            f"mesh.auto chooses data and fsdp, but mesh.tensor={tensor} does not divide "
+            f"{num_devices // slices} devices: set a divisor, such as 1."
+        )
+    meshes.check_batch_size(
+        config.batch_size,
+        accum_steps=config.optim.accum_steps,
+        mesh=AbstractMesh((num_devices // tensor, 1, tensor), meshes.AXES),
+    )
+    inside = num_devices // slices // tensor
+    for fsdp in range(1, inside + 1):
+        if inside % fsdp == 0:
+            yield AbstractMesh((num_devices // (fsdp * tensor), fsdp, tensor), meshes.AXES)
+
+
+def _bytes(
+    config: FrozenConfigDict, model_config: ModelConfig, mesh: AbstractMesh, policy: str
+) -> int | None:
+    """Returns the estimate for a device; None if the mesh does not divide a large parameter."""
+    if isinstance(model_config, VitConfig | MixerConfig):
+        model_config = dataclasses.replace(model_config, remat=policy)
+    try:
+        return bytes_per_device(config, model_config, mesh)
+    except ConfigError:
+        return None
+
+
+def _reason(mesh: AbstractMesh, size: int, budget: float) -> str:
+    return (
+        f"auto: fsdp {mesh.shape['fsdp']} takes {size / GIB:.1f} of {budget / GIB:.1f} GiB, "
+        f"{SHARE:.0%} of a device's memory"
+    )
