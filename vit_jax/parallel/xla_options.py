@@ -7,7 +7,7 @@ and so rounding.
 Verified is that the compiler knows each name, which is all that `tests/xla_options_test.py` and a
 compilation can show: those for GPUs by jaxlib 0.9.2, 0.10.2, 0.11 and 0.12 (on a CPU, since XLA
 has one list for both), those for TPUs by libtpu 0.0.37, which has compiled a small sharded program
-for v5e:2x2 and v6e:2x2 with each set.
+for v5e:2x2 and v6e:2x2 with each set. There "overlap" gives the same program as "none" on v5e.
 """
 
 from collections.abc import Iterator, Mapping
