@@ -49,7 +49,9 @@ def test_topologies(name, slices, chips, devices, words):
     [
         ("v5x:4x4", 1, "Did you mean v5"),
         ("v5e", 1, "Accepted are such as v5e:16x16"),
-        ("v5e:0x4", 1, "is not known"),
+        ("v5e:0x4", 1, "a slice of v5e is v5e:AxB with up to 256 chips"),
+        ("v5e:16x32", 1, "More chips: --slices"),
+        ("v5p:8x8", 1, "v5p:AxBxC"),
         ("h200x12", 1, "up to 8 GPUs, or a multiple of 8"),
         ("h200x8", 2, "write h200x16"),
         ("v5e:4x4", 0, "--slices=0"),

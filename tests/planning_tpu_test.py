@@ -10,7 +10,6 @@ import pytest
 
 from tests.conftest import ROOT
 from vit_jax import load_config
-from vit_jax.errors import ConfigError
 from vit_jax.planning.plan import make_plan
 from vit_jax.planning.topology import devices, parse, prepare_environment
 
@@ -80,8 +79,6 @@ def test_topologies_of_libtpu():
         topology = parse(name, slices=slices)
         assert len(devices(topology)) == topology.num_devices
         assert devices(topology)[0].device_kind in topology.chip.kinds
-    with pytest.raises(ConfigError, match="libtpu knows no topology"):
-        devices(parse("v5e:64x64"))
 
 
 @pytest.mark.campaign

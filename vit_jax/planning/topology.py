@@ -15,15 +15,27 @@ from typing import Any
 from vit_jax.errors import ConfigError
 from vit_jax.telemetry.chips import CHIPS, Chip
 
-# Name in --topology -> name of the chip, name of libtpu, and its settings. Megacore joins the two
-# cores of a v4 chip to one device, as on Cloud TPUs.
-_TPUS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "v3": ("TPU v3", "v3", {}),
-    "v4": ("TPU v4", "v4", {"chip_config_name": "megacore"}),
-    "v5e": ("TPU v5e", "v5e", {}),
-    "v5p": ("TPU v5p", "v5p", {}),
-    "v6e": ("TPU v6e", "v6e", {}),
-    "v7": ("TPU7x", "tpu7x", {}),
+
+@dataclasses.dataclass(frozen=True)
+class _Tpu:
+    """A kind of TPU: its chip, its name in libtpu, axes of its torus, and chips of its pod."""
+
+    chip: str
+    kind: str
+    axes: int
+    chips: int
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# By name in --topology. Axes and chips: docs.cloud.google.com/tpu/docs, the page of each, 2026.
+_TPUS = {
+    "v3": _Tpu("TPU v3", "v3", 2, 1024),
+    # Megacore joins the two cores of a chip to one device, as on Cloud TPUs.
+    "v4": _Tpu("TPU v4", "v4", 3, 4096, {"chip_config_name": "megacore"}),
+    "v5e": _Tpu("TPU v5e", "v5e", 2, 256),
+    "v5p": _Tpu("TPU v5p", "v5p", 3, 8960),
+    "v6e": _Tpu("TPU v6e", "v6e", 2, 256),
+    "v7": _Tpu("TPU7x", "tpu7x", 3, 9216),
 }
 # Name in --topology -> name of the chip, and GPUs in a node.
 _GPUS: dict[str, tuple[str, int]] = {
@@ -96,9 +108,15 @@ def parse(name: str, *, slices: int = 1) -> Topology:
     kind = re.match(r"[a-z]*\d*[a-z]?(?=[:x]|$)", text)
     known = kind[0] if kind else ""
     if known in _TPUS and (match := re.fullmatch(r"\w+:(\d+(?:x\d+)*)", text)):
-        shape = tuple(map(int, match[1].split("x")))
-        if 0 not in shape and 2 <= len(shape) <= 3 and slices >= 1:
-            return Topology(text, _CHIPS[_TPUS[known][0]], shape, slices)
+        tpu, shape = _TPUS[known], tuple(map(int, match[1].split("x")))
+        if len(shape) != tpu.axes or not 0 < math.prod(shape) <= tpu.chips:
+            sides = "x".join("ABC"[: tpu.axes])
+            raise ConfigError(
+                f"--topology={name}: a slice of {known} is {known}:{sides} with up to "
+                f"{tpu.chips:,} chips. More chips: --slices."
+            )
+        if slices >= 1:
+            return Topology(text, _CHIPS[tpu.chip], shape, slices)
     if known in _GPUS and (match := re.fullmatch(rf"{known}x(\d+)", text)):
         chip, node = _GPUS[known]
         count = int(match[1])
@@ -139,7 +157,7 @@ def devices(topology: Topology) -> list[Any]:
     """Returns the descriptions of a TPU topology's devices, for `vit_jax.parallel.mesh.make_mesh`.
 
     Raises:
-      ConfigError: libtpu is not installed, or knows no such topology.
+      ConfigError: libtpu is not installed.
     """
     from jax.experimental import topologies
 
@@ -148,17 +166,12 @@ def devices(topology: Topology) -> list[Any]:
             f"A plan for {topology.name} needs libtpu, TPU's compiler, which runs on any Linux "
             'machine with an x86-64 processor: pip install "vit-jax[plan]".'
         )
-    _, kind, settings = _TPUS[topology.name.partition(":")[0]]
-    settings = dict(settings)
+    tpu = _TPUS[topology.name.partition(":")[0]]
+    settings = dict(tpu.settings)
     if topology.slices > 1:
         settings["num_slices"] = topology.slices
     if any(side % 2 for side in topology.shape[:2]):  # A host has 2x2 chips by default.
         settings["chips_per_host_bounds"] = (1, 1, 1)
-    layout = f"{kind}:{'x'.join(map(str, topology.shape))}"
-    try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=layout, **settings)
-    except Exception as error:  # JaxRuntimeError, and others in other versions.
-        raise ConfigError(
-            f"libtpu knows no topology {topology.name}: {str(error).splitlines()[0]}"
-        ) from error
+    layout = f"{tpu.kind}:{'x'.join(map(str, topology.shape))}"
+    description = topologies.get_topology_desc(platform="tpu", topology_name=layout, **settings)
     return list(description.devices)
