@@ -180,6 +180,7 @@ class MultiHeadAttention(nn.Module):
         xavier = nn.initializers.xavier_uniform()
         out = Dense(config, (config.width,), axes=2, kernel_init=xavier, name="out")
         y, bias = out.product_and_bias(x)
+        assert bias is not None
         if config.lora_rank:
             y = y + Adapter(config, (config.width,), axes=2, name="out_lora")(x)
         return y, bias, {name: captured[name] for name in CAPTURED if name in self.capture}

@@ -98,7 +98,9 @@ class Mlp(nn.Module):
         if config.mlp_norm:
             x = make_norm(config, "norm")(x)
         x = nn.Dropout(config.dropout, deterministic=not self.train)(x)
-        return *dense(config.width, "fc2").product_and_bias(x), activations
+        y, bias = dense(config.width, "fc2").product_and_bias(x)
+        assert bias is not None
+        return y, bias, activations
 
 
 class Block(nn.Module):
