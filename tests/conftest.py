@@ -128,6 +128,17 @@ def commands():
     return Commands()
 
 
+@pytest.fixture
+def tpu_compiler(monkeypatch):
+    """Lets a test compile for TPUs that are not here; it is skipped without their compiler."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip('needs libtpu: pip install "vit-jax[plan]"')
+    from vit_jax.planning.topology import LIBTPU_ENVIRONMENT
+
+    for name, value in LIBTPU_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture(scope="module")
 def leaves_nothing():
     """Collects what Orbax leaves of failed reads and saves here, not in a later module."""

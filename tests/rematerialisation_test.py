@@ -111,7 +111,7 @@ def test_the_policy_is_no_other_run():
 
 def test_processes_that_chose_differently_are_refused(monkeypatch):
     def exchange(message):
-        return [message, message.replace('"none"', '"full"')]
+        return [message, message.replace('"remat": "none"', '"remat": "full"')]
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(agreement, "exchange", exchange)

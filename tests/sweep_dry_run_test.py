@@ -1,6 +1,7 @@
 """What a dry run says of invalid points, and of the time that runs take."""
 
 import json
+import re
 
 import jax
 import pytest
@@ -9,11 +10,13 @@ from tests.small_run import small_config
 from tests.sweep_runs import REAL, plan
 from vit_jax import cli
 from vit_jax.errors import ConfigError
+from vit_jax.planning.topology import parse
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.sweeps.costs import cost
 from vit_jax.sweeps.dry_run import dry_run
 from vit_jax.sweeps.durations import estimate, logged_speeds, timed_speeds
 from vit_jax.sweeps.plan import PlannedRun, plan_runs
+from vit_jax.sweeps.pod import on_pod
 
 POINTS = [
     {"name": "good", "seed": 1},
@@ -93,3 +96,28 @@ def test_equal_updates_are_timed_once(tmp_path):
     )
     [speed] = speeds.values()
     assert speed.images_per_second > 0 and speed.extra_seconds > 0 and speed.device == "1 x cpu"
+
+
+def test_hours_on_a_pod(tmp_path, capsys):
+    runs = [
+        planned(tmp_path, "fits"),
+        planned(tmp_path, "longer", total_steps=120),
+        planned(tmp_path, "large", batch_size=2**23, model__image_size=(64,)),
+        planned(tmp_path, "odd", batch_size=15),
+    ]
+    dry_run(runs, topology=parse("v5e:2x2"))
+    out = capsys.readouterr().out
+    hours = [
+        [float(end) for end in re.search(r", ([\d.]+) to ([\d.]+) chip-hours", line).groups()]
+        for line in out.splitlines()
+        if " of a device; " in line
+    ]
+    assert len(hours) == 2 and out.count("on 4 TPU v5e chips (2x2): ") == 4
+    assert "does not fit on 4 TPU v5e" in out and "does not split into" in out
+    assert "without 2 runs that cannot run there" in out
+    costs = [cost(run) for run in runs[:2]]
+    ends = [
+        on_pod(run, each, parse("v5e:2x2")).chip_hours
+        for run, each in zip(runs, costs, strict=False)
+    ]
+    assert ends[1][0] == pytest.approx(10 * ends[0][0])

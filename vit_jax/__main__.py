@@ -23,6 +23,7 @@ _MODULES = {
     "sweep": "vit_jax.sweep",
     "fit": "vit_jax.fit",
     "benchmark": "vit_jax.benchmark",
+    "plan": "vit_jax.plan",
     "config": "vit_jax.config.__main__",
     "transforms": "vit_jax.transforms",
     "completion": "vit_jax.completion",

@@ -53,11 +53,13 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     chosen(values.only, values.skip)
     from vit_jax.analysis import report
     from vit_jax.analysis.all_measures import analyze, default_folder
+    from vit_jax.parallel import processes
     from vit_jax.parallel.compilation import enable_user_compilation_cache
     from vit_jax.pretrained.formats.hints import parse_hints
     from vit_jax.telemetry.progress import format_count
 
     enable_user_compilation_cache()
+    processes.check_alone("analyze")
     compared = list(values.compare)
     if values.checkpoint in compared or len(set(compared)) < len(compared):
         raise ConfigError("--compare names a checkpoint twice: leave one out.")

@@ -52,11 +52,13 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     from vit_jax.inference import outputs
     from vit_jax.inference.predict import Predictor
     from vit_jax.inference.progress import ProgressBar
+    from vit_jax.parallel import processes
     from vit_jax.parallel.compilation import enable_user_compilation_cache
     from vit_jax.pretrained.formats.hints import parse_hints
     from vit_jax.telemetry.progress import format_count
 
     enable_user_compilation_cache()
+    processes.check_alone("predict")
     files = {}
     for flag, formats in (("output", outputs.PREDICTIONS), ("features", outputs.FEATURES)):
         if path := values[flag].value:

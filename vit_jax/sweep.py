@@ -1,6 +1,7 @@
 """Runs a sweep: each run by `vit-jax train`, on this machine or as a Slurm job.
 
     vit-jax sweep --config=scaling/data_x_params --workdir=runs/study --dry_run
+    vit-jax sweep --config=scaling/data_x_params --workdir=runs/study --dry_run --topology=v5e:4x4
     vit-jax sweep --config=scaling/data_x_params --workdir=runs/study
 
 Besides get_config(), the config file defines sweep(), which returns a dict of changed keys for each
@@ -69,6 +70,12 @@ def define(values: flags.FlagValues) -> None:
         lower_bound=0,
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "topology",
+        "",
+        "With --dry_run: hours and chips of each run on these devices, such as v5e:16x16.",
+        flag_values=values,
+    )
     flags.DEFINE_bool(
         "collect", False, "Run nothing: write the table of the runs.", flag_values=values
     )
@@ -78,6 +85,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Runs the sweep."""
     import jax
 
+    from vit_jax.planning.topology import parse
     from vit_jax.sweeps.plan import plan_runs
     from vit_jax.sweeps.run import select, sweep
     from vit_jax.sweeps.table import collect
@@ -96,6 +104,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         raise ConfigError("--config=... is missing. See --help.")
     if values.time_updates and not values.dry_run:
         raise ConfigError("--time_updates needs --dry_run: a sweep that runs shows its times.")
+    if values.topology and not values.dry_run:
+        raise ConfigError("--topology needs --dry_run: a sweep runs on the devices that are here.")
+    topology = parse(values.topology) if values.topology else None
     if values.dry_run and not values.time_updates:
         jax.config.update("jax_platforms", "cpu")  # Only shapes are computed.
     file, argument, points = cli.read_sweep(values)
@@ -117,6 +128,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
             [run for run in runs if run.name in names],
             invalid={name: invalid[name] for name in names if name in invalid},
             time_updates=values.time_updates,
+            topology=topology,
         )
         return 0
     names = select([run.name for run in runs], values.only)

@@ -8,9 +8,9 @@ state, step included); the model and the parameters of `config.init_from`, one o
 a published one; random parameters. `vit-jax config` lists the configs, and --show_config every key.
 
 Exit codes: 0 finished; 2 an error that the message explains; 75 stopped by SIGTERM or SIGINT, and
-saved; 76 no progress for `config.timeout_seconds`, or another process of the run is lost; an abort
-(SIGABRT, in a shell 134) by JAX also means a lost process. After 75, 76 and an abort the same
-command resumes the run.
+saved; 76 no progress for `config.timeout_seconds`, or another process of the run is lost or never
+arrived; an abort (SIGABRT, in a shell 134) by JAX also means a lost process. After 75, 76 and an
+abort the same command resumes the run.
 """
 
 from absl import flags

@@ -164,6 +164,11 @@ def base_config() -> ConfigDict:
     # devices (vit_jax.training.mesh_choice).
     c.mesh.auto = False
 
+    c.compiler = ConfigDict()
+    # XLA's options for the train step, a set of vit_jax.parallel.xla_options by its name: none,
+    # overlap, collective_matmul or sparse_core. Results are equal up to rounding.
+    c.compiler.options = "none"
+
     # Evaluations by name: see classification_eval and analysis_eval in evals.py for their keys.
     c.evals = ConfigDict()
 
@@ -257,6 +262,7 @@ _BOUNDS = {
     "log.every_steps": Bounds(1),
 }
 _CHOICES = {
+    "compiler.options": ("none", "overlap", "collective_matmul", "sparse_core"),
     "data.decode": ("exact", "fast"),
     "data.on_bad": ("error", "skip"),
     "checkpoint.best_mode": ("max", "min"),

@@ -16,10 +16,8 @@ from jax._src import distributed
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import ConfigError
+from vit_jax.parallel import launchers, rendezvous
 from vit_jax.parallel.constraints import AXES
-
-# At its start, a process that waits for the others prints a hint and later gives up.
-HINT_SECONDS, START_TIMEOUT_SECONDS = 30, 300
 
 _exchanges = itertools.count()
 
@@ -27,67 +25,31 @@ _exchanges = itertools.count()
 def start() -> None:
     """Joins the run's other processes, if there are any. Call it before JAX has devices.
 
-    Under Slurm's srun, Open MPI and GKE's TPU slices JAX finds the others by itself. Elsewhere set
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Otherwise the run must have one
-    process: `coordination_client` refuses several that only JAX's runtime has found.
-
     Raises:
-      ConfigError: JAX_COORDINATOR_ADDRESS is set without the other two, or one of these is not a
-        valid number.
+      ConfigError: the launcher's variables are wrong, process 0 cannot listen at its address, or
+        the processes were started differently.
+      LostError: a process has not arrived (vit_jax.parallel.rendezvous).
     """
-    explicit = "JAX_COORDINATOR_ADDRESS" in os.environ
-    # srun starts all processes of a step; a batch script alone runs as one process.
-    slurm = "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
-    mpi = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-    tpu_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    if not (explicit or slurm or mpi or tpu_pod):
+    membership = launchers.find(int(rendezvous.TIMEOUT_SECONDS))
+    if membership is None:
         return
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    numbers = {}
-    if explicit:
-        if missing := {"JAX_NUM_PROCESSES", "JAX_PROCESS_ID"} - os.environ.keys():
-            raise ConfigError(f"JAX_COORDINATOR_ADDRESS is set: set {sorted(missing)} as well.")
-        numbers = {
-            "num_processes": _read_number("JAX_NUM_PROCESSES"),
-            "process_id": _read_number("JAX_PROCESS_ID"),
-        }
-        if not numbers["process_id"] < numbers["num_processes"]:
-            raise ConfigError(
-                "JAX_PROCESS_ID={process_id} of JAX_NUM_PROCESSES={num_processes}: the processes "
-                "are numbered from 0 to JAX_NUM_PROCESSES - 1.".format(**numbers)
-            )
-    # JAX aborts after its time-out without saying what to check.
-    timer = threading.Timer(HINT_SECONDS, _print_hint, kwargs=numbers)
-    timer.daemon = True
-    timer.start()
-    try:
-        jax.distributed.initialize(
-            num_processes=numbers.get("num_processes"),
-            process_id=numbers.get("process_id"),
-            initialization_timeout=START_TIMEOUT_SECONDS,
-        )
-    finally:
-        timer.cancel()
-
-
-def _read_number(variable: str) -> int:
-    text = os.environ[variable]
-    if not text.isdecimal():
-        raise ConfigError(f"{variable}={text!r}: it must be a whole number, 0 or more.")
-    return int(text)
-
-
-def _print_hint(num_processes: int | None = None, process_id: int | None = None) -> None:
-    process = "This process" if process_id is None else f"Process {process_id} of {num_processes}"
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "the address that the scheduler gave")
-    print(
-        f"{process} has waited {HINT_SECONDS} s for the others at {address}, and ends after "
-        f"{START_TIMEOUT_SECONDS} s. Are they all started, with the same address and number of "
-        "processes, each with its own JAX_PROCESS_ID? Can they reach process 0 there?",
-        file=sys.stderr,
-        flush=True,
+    rendezvous.meet(membership)
+    jax.distributed.initialize(
+        membership.address,
+        membership.count,
+        membership.index,
+        local_device_ids=membership.gpus,
+        cluster_detection_method="deactivate",  # Ours replaces it.
     )
+    if membership.index == 0:
+        print(
+            f"joined  {membership.count} processes, found by {membership.launcher}, process 0 at "
+            f"{membership.address}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def coordination_client() -> Any:
@@ -103,13 +65,26 @@ def coordination_client() -> Any:
         return None
     if distributed.global_state.client is None:
         raise ConfigError(
-            f"This is process {jax.process_index()} of {jax.process_count()}, which JAX found "
-            "without a launcher that vit_jax knows, so they have no coordination service. Set "
-            "JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and "
-            "JAX_PROCESS_ID for each, and start them again. In your own program, call "
-            "jax.distributed.initialize() first."
+            f"This is process {jax.process_index()} of {jax.process_count()}, which the TPU "
+            "runtime found and no launcher that vit_jax knows, so they have no coordination "
+            "service. Set JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID for each, and start them again (docs/pods.md). In your own program, "
+            "call vit_jax.parallel.processes.start() first."
         )
     return distributed.global_state.client
+
+
+def check_alone(command: str) -> None:
+    """Refuses several processes, for a command that runs in one.
+
+    Raises:
+      ConfigError: a Cloud TPU slice's runtime has joined the hosts: its devices are not all here.
+    """
+    if (count := jax.process_count()) > 1:
+        raise ConfigError(
+            f"`vit-jax {command}` runs in one process, and the TPU runtime has joined {count} "
+            "hosts. Run it on a machine with one host, or with JAX_PLATFORMS=cpu."
+        )
 
 
 def exchange(message: str) -> list[str]:
@@ -135,6 +110,7 @@ def flag_array(value: bool, mesh: Mesh) -> jax.Array:
     gets a stop signal.
     """
     flags = flag_shape(mesh)
+    assert isinstance(flags.sharding, NamedSharding), flags
 
     def shard(index):
         return np.full(len(range(*index[0].indices(mesh.size))), value)

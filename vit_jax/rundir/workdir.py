@@ -123,8 +123,8 @@ def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns a line for each key in which a config makes another run than the one that has begun.
 
     `data.on_bad` may become "skip": while it was "error" no example was left out, so the run goes
-    on, to the bit, as if it had been "skip" from the start. `model.remat` may change: results are
-    equal up to rounding, as when "auto" finds other devices.
+    on, to the bit, as if it had been "skip" from the start. `model.remat` and
+    `compiler` may change: results are equal up to rounding, as on other devices.
 
     Args:
       old: the `comparable` config of the run that has begun.
@@ -133,6 +133,7 @@ def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if new["data"]["on_bad"] == "skip":
         old = {**old, "data": {**old["data"], "on_bad": "skip"}}
     old = {**old, "model": {**old["model"], "remat": new["model"]["remat"]}}
+    old = {**old, "compiler": new["compiler"]}
     return config_diff(old, new)
 
 

@@ -5,6 +5,7 @@ recipes   shared config of the runs of a study, on ImageNet-21k and on Fashion-M
 plan      points of a config file's sweep() -> PlannedRuns: names, commands, checked configs
 costs     checks a run; its parameters and FLOPs, without training it
 durations how long runs take, from timed ones
+pod       what each run would take on devices that are not here
 dry_run   prints all of these
 run       `sweep`: runs the runs
 record    status of a run, in its work directory

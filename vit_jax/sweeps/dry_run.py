@@ -4,16 +4,23 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from vit_jax.errors import ConfigError, VitJaxError, printable
+from vit_jax.planning.topology import Topology
 from vit_jax.sweeps import record as records
 from vit_jax.sweeps.costs import Cost, cost
 from vit_jax.sweeps.durations import Estimate, Speeds, estimate, logged_speeds, timed_speeds
 from vit_jax.sweeps.plan import PlannedRun
+from vit_jax.sweeps.pod import on_pod
+from vit_jax.sweeps.pod import total as total_on_pod
 from vit_jax.telemetry.progress import format_count, format_duration
 from vit_jax.training.rematerialisation import AUTO
 
 
 def dry_run(
-    runs: Sequence[PlannedRun], *, invalid: Mapping[str, str] | None = None, time_updates: int = 0
+    runs: Sequence[PlannedRun],
+    *,
+    invalid: Mapping[str, str] | None = None,
+    time_updates: int = 0,
+    topology: Topology | None = None,
 ) -> None:
     """Prints command, cost and duration of each run, and the totals.
 
@@ -22,6 +29,7 @@ def dry_run(
       invalid: reasons of points that are no runs (`vit_jax.sweeps.plan.plan_runs`), by name.
       time_updates: number of updates to time on this machine for each kind of run; 0: only runs of
         the sweep that have logged their speed give an estimate of durations.
+      topology: a pod, for which each run gets hours and chip-hours.
 
     Raises:
       ConfigError: runs are invalid; after the valid ones are printed it names all of them, with
@@ -46,10 +54,15 @@ def dry_run(
     )
     if invalid and valid:  # First, so that the plan is not taken for the whole sweep.
         print(f"{cannot_start}: the reasons are below. The plan of the others:")
+    pods = {run.name: on_pod(run, costs[run.name], topology) for run in valid if topology}
     for run in valid:
         _print_run(run, costs[run.name], estimates[run.name], finished=finished[run.name])
+        if topology:
+            print(f"  {pods[run.name].text}")
     if valid:
         _print_total(valid, costs, finished)
+        if topology:
+            print(total_on_pod(valid, pods, topology))
         unfinished = [estimates[run.name] for run in valid if not finished[run.name]]
         print(_describe_time(unfinished, speeds, timed=bool(time_updates)))
     if invalid:

@@ -19,7 +19,7 @@ from ml_collections import FrozenConfigDict
 
 from vit_jax.errors import VitJaxError
 from vit_jax.parallel import mesh as meshes
-from vit_jax.parallel import processes
+from vit_jax.parallel import processes, xla_options
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.sweeps import record as records
 from vit_jax.sweeps.costs import Cost
@@ -145,7 +145,10 @@ def _time(
         state = jax.jit(program.init, out_shardings=program.layout)(jax.random.key(config.seed))
         batch = jax.device_put(host, meshes.batch_sharding(mesh))
         stop = processes.flag_array(False, mesh)
-        update = program.train_step.lower(state, batch, stop).compile()
+        platform = mesh.devices.flat[0].platform
+        options = xla_options.compiler_options(config.compiler.options, platform)
+        with xla_options.reported():
+            update = program.train_step.lower(state, batch, stop).compile(compiler_options=options)
         state, metrics = jax.block_until_ready(update(state, batch, stop))
         start = time.monotonic()
         for _ in range(updates):

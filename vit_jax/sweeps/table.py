@@ -71,7 +71,7 @@ _LAST = (
 # Keys by section that do not affect results beyond rounding: location and loading of the data,
 # devices and implementation, saving and logging.
 _IRRELEVANT = {
-    "": ("checkpoint", "log", "mesh", "timeout_seconds"),
+    "": ("checkpoint", "compiler", "log", "mesh", "timeout_seconds"),
     "data": ("data_dir", "manual_dir", "workers", "threads", "prefetch", "cache", "cache_gb"),
     "model": ("attention", "remat"),
 }
@@ -212,10 +212,10 @@ def _measured(line: Mapping[str, Any], name: str) -> Row:
 def config_hash(config: Mapping[str, Any]) -> str:
     """Returns 12 hexadecimal digits that are equal for configs with equal results.
 
-    Excludes the location and loading of the data, the mesh, the attention back end and
-    rematerialisation (which only change rounding), checkpointing and logging. Of `resume` only the
-    run's name and the step are included, not the folder of the sweep. Tables of early commits of
-    0.2.0 have other hashes for the same configs.
+    Excludes the location and loading of the data, the mesh, the attention back end,
+    rematerialisation and the compiler's options (which only change rounding), checkpointing and
+    logging. Of `resume` only the run's name and the step are included, not the folder of the sweep.
+    Tables of early commits of 0.2.0 have other hashes for the same configs.
     """
     relevant = {key: value for key, value in config.items() if key not in _IRRELEVANT[""]}
     for section in ("data", "model"):

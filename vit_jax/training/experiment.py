@@ -33,6 +33,7 @@ from vit_jax.models import (
 )
 from vit_jax.optim import make_optimizer, make_schedule, total_steps
 from vit_jax.parallel import mesh as meshes
+from vit_jax.parallel import xla_options
 from vit_jax.telemetry.chips import peak_flops
 from vit_jax.telemetry.clock import Clock
 from vit_jax.telemetry.notes import note
@@ -110,7 +111,12 @@ class Program:
         return cls(init, with_shardings(shapes, layout), train_step)
 
     def compile(
-        self, batch: Mapping[str, jax.ShapeDtypeStruct], stop: jax.Array, *, mesh: Mesh
+        self,
+        batch: Mapping[str, jax.ShapeDtypeStruct],
+        stop: jax.Array,
+        *,
+        mesh: Mesh,
+        options: Mapping[str, Any],
     ) -> Future:
         """Compiles the train step in a thread, and returns at once.
 
@@ -120,14 +126,16 @@ class Program:
           batch: shapes, dtypes and shardings of a batch.
           stop: a flag as the train step will get it.
           mesh: of the state and the batches.
+          options: of XLA; see `vit_jax.parallel.xla_options`.
 
         Returns:
-          Its result is the compiled train step.
+          Its result is the compiled train step, or the error.
         """
 
         def compiled():
-            with jax.set_mesh(mesh):  # Each thread has its own.
-                return self.train_step.lower(self.shapes, batch, stop).compile()
+            with jax.set_mesh(mesh), xla_options.reported():  # Each thread has its own mesh.
+                lowered = self.train_step.lower(self.shapes, batch, stop)
+                return lowered.compile(compiler_options=dict(options))
 
         executor = ThreadPoolExecutor(1, thread_name_prefix="compilation")
         future = executor.submit(compiled)
@@ -243,6 +251,12 @@ class Experiment:
             peak_flops=peak_flops(self.mesh.devices.flat[0].device_kind),
         )
 
+    @property
+    def compiler_options(self) -> dict[str, Any]:
+        """Returns XLA's options for the train step on the devices of the run."""
+        platform = self.mesh.devices.flat[0].platform
+        return xla_options.compiler_options(self.config.compiler.options, platform)
+
     def compile(self, program: Program, stop: jax.Array) -> Future:
         """Begins to compile the train step of a program of this run; see `Program.compile`.
 
@@ -256,7 +270,7 @@ class Experiment:
             sharding=meshes.batch_sharding(self.mesh),
             skip_bad=self.config.data.on_bad == "skip",
         )
-        return program.compile(batch, stop, mesh=self.mesh)
+        return program.compile(batch, stop, mesh=self.mesh, options=self.compiler_options)
 
     def batches(
         self, start: int, *, on_bad: Callable[[int, int, int, str], None] | None

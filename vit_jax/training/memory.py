@@ -58,10 +58,36 @@ def smallest_mesh(config: FrozenConfigDict) -> AbstractMesh:
     return AbstractMesh(tuple(sizes.values()), tuple(sizes))
 
 
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Estimated bytes of a run on one device, by kind; the module says how each is counted."""
+
+    params: int
+    average: int
+    optimizer: int
+    gradients: int
+    cast: int
+    residuals: int
+    working: int
+    batches: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
 def bytes_per_device(
     config: FrozenConfigDict, model_config: ModelConfig, mesh: Mesh | AbstractMesh
 ) -> int:
-    """Returns the estimated bytes of a run on each device of a mesh.
+    """Returns the estimated bytes of a run on each device of a mesh: see `memory_per_device`."""
+    return memory_per_device(config, model_config, mesh).total
+
+
+def memory_per_device(
+    config: FrozenConfigDict, model_config: ModelConfig, mesh: Mesh | AbstractMesh
+) -> Memory:
+    """Returns the estimated memory of a run on each device of a mesh.
 
     Args:
       config: of the run.
@@ -75,26 +101,23 @@ def bytes_per_device(
     shapes, state = param_shapes(plain), _optimizer_state(optim, plain)
     layout = rules.param_shardings(shapes, mesh)
     params, trained = _bytes(shapes, layout), _bytes(shapes, layout, frozen_mask(optim, shapes))
-    # The moving average; the perturbed parameters of sharpness-aware minimisation.
-    copies = 1 + bool(optim.ema_decay) + bool(optim.sam_rho)
-    # The sum over microbatches, which has zeros for frozen parameters, is kept beside theirs.
-    gradients = trained + (params if optim.accum_steps > 1 else 0)
-    optimizer = _bytes(state, rules.state_shardings(state, shapes, mesh))
-    cast = params // 2 if model_config.dtype == "bfloat16" else 0
     images = -(-config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"]))
     at_once = -(-images // optim.accum_steps)
     residuals = _residual_bytes(optim, model_config) * (2 if optim.sam_rho else 1)
     tensor = mesh.shape["tensor"]
     if isinstance(model_config, VitConfig) and model_config.num_tokens % tensor == 0:
         residuals //= tensor
-    batches = images * (1 + config.data.prefetch) * _image_bytes(model_config)
-    return (
-        copies * params
-        + cast
-        + gradients
-        + optimizer
-        + at_once * (residuals + _working_bytes(plain))
-        + batches
+    return Memory(
+        params=params,
+        # The moving average; the perturbed parameters of sharpness-aware minimisation.
+        average=params * (bool(optim.ema_decay) + bool(optim.sam_rho)),
+        optimizer=_bytes(state, rules.state_shardings(state, shapes, mesh)),
+        # The sum over microbatches, which has zeros for frozen parameters, is kept beside theirs.
+        gradients=trained + (params if optim.accum_steps > 1 else 0),
+        cast=params // 2 if model_config.dtype == "bfloat16" else 0,
+        residuals=at_once * residuals,
+        working=at_once * _working_bytes(plain),
+        batches=images * (1 + config.data.prefetch) * _image_bytes(model_config),
     )
 
 

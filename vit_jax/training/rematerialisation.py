@@ -59,9 +59,19 @@ def resolve(
       The model's config, and a few words such as "auto: 31.2 of 56.2 GiB, 75% of a device's memory;
       none would take 96.3"; "" if there was nothing to choose by.
     """
+    return resolve_for(config, model_config, mesh, available_bytes(mesh.local_devices[0]))
+
+
+def resolve_for(
+    config: FrozenConfigDict,
+    model_config: ModelConfig,
+    mesh: Mesh | AbstractMesh,
+    available: int | None,
+) -> tuple[ModelConfig, str]:
+    """Returns the same as `resolve`, for devices with `available` bytes of memory."""
     if getattr(model_config, "remat", None) != AUTO:
         return model_config, ""
-    policy, reason = choose(config, model_config, mesh, available_bytes(mesh.local_devices[0]))
+    policy, reason = choose(config, model_config, mesh, available)
     return _with_policy(model_config, policy), reason
 
 

@@ -161,6 +161,7 @@ def run_summary(experiment: Experiment) -> dict[str, Any]:
       total_steps, batch_size        of the run;
       remat                          what the backward pass recomputed, also if it was "auto"; None:
                                      the model has no such setting;
+      compiler_options               XLA's options for the train step (parallel.xla_options);
       mesh                           sizes of data, fsdp and tensor, also if they were chosen;
       device, num_devices            kind and number of the devices of all processes;
       code_version                   release, and commit if it is a checkout.
@@ -176,6 +177,7 @@ def run_summary(experiment: Experiment) -> dict[str, Any]:
         "total_steps": experiment.total_steps,
         "batch_size": experiment.config.batch_size,
         "remat": getattr(model_config, "remat", None),
+        "compiler_options": experiment.compiler_options,
         "mesh": dict(mesh.shape),
         "device": mesh.devices.flat[0].device_kind,
         "num_devices": mesh.size,

@@ -1,0 +1,180 @@
+"""`vit-jax plan`: topologies, sizes of data, plans by formula, and the command."""
+
+import json
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh
+
+from tests.commands import call
+from tests.small_run import small_config
+from vit_jax.errors import ConfigError
+from vit_jax.models import param_shapes
+from vit_jax.planning import search as search_module
+from vit_jax.planning.advice import advice
+from vit_jax.planning.data_size import data_size
+from vit_jax.planning.formula import formula_collectives
+from vit_jax.planning.plan import plan_by_formula
+from vit_jax.planning.report import sentence, text, to_json
+from vit_jax.planning.roofline import roofline
+from vit_jax.planning.topology import parse
+from vit_jax.training.memory import bytes_per_device
+
+pytestmark = pytest.mark.medium
+
+SIZES = {"num_classes": 10, "num_examples": 1442}
+# Sixteen rows of width 128 in each of two shards; large enough for a rule to matter.
+WIDE = {"model__width": 128, "model__mlp_dim": 512, "model__num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "slices", "chips", "devices", "words"),
+    [
+        ("v5e:16x16", 1, 256, 256, "256 TPU v5e chips (16x16)"),
+        ("v5p:8x8x8", 2, 1024, 1024, "1,024 TPU v5p chips (2 slices of 8x8x8)"),
+        ("v7:2x2x4", 1, 16, 32, "16 TPU7x chips (2x2x4)"),
+        ("V4:4x4x4", 1, 64, 64, "64 TPU v4 chips (4x4x4)"),
+        ("h200x8", 1, 8, 8, "8 H200 SXM GPUs (1x8)"),
+        ("b200x64", 1, 64, 64, "64 B200 GPUs (8x8)"),
+    ],
+)
+def test_topologies(name, slices, chips, devices, words):
+    topology = parse(name, slices=slices)
+    assert (topology.num_chips, topology.num_devices) == (chips, devices)
+    assert topology.describe() == words
+
+
+@pytest.mark.parametrize(
+    ("name", "slices", "message"),
+    [
+        ("v5x:4x4", 1, "Did you mean v5"),
+        ("v5e", 1, "Accepted are such as v5e:16x16"),
+        ("v5e:0x4", 1, "is not known"),
+        ("h200x12", 1, "up to 8 GPUs, or a multiple of 8"),
+        ("h200x8", 2, "write h200x16"),
+        ("v5e:4x4", 0, "--slices=0"),
+    ],
+)
+def test_what_is_no_topology(name, slices, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(name, slices=slices)
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        ({"name": "imagenet2012", "split": "train"}, (1_281_167, 1000)),
+        ({"name": "imagenet2012:5.1.0", "split": "train[:99%]"}, (1_268_355, 1000)),
+        ({"name": "imagenet21k", "split": "full[51200:]"}, (14_145_922, 21_843)),
+        ({"name": "cifar10", "split": "train[-100:]"}, (100, 10)),
+        ({"name": "cifar10", "split": "train", "shots": 5}, (50, 10)),
+        ({"source": "digits", "split": "train"}, (1442, 10)),
+    ],
+)
+def test_sizes_of_data(changes, size):
+    changes = {f"data__{key}": value for key, value in {"source": "tfds", **changes}.items()}
+    assert data_size(small_config(**changes)) == size
+
+
+def test_data_of_unknown_size_needs_flags():
+    config = small_config(data__source="tfds", data__name="no_such_data", data__split="train")
+    with pytest.raises(ConfigError, match="--examples"):
+        data_size(config)
+    assert data_size(config, examples=5, classes=3) == (5, 3)
+
+
+def planned(topology="h200x8", **changes):
+    return plan_by_formula(small_config(**changes), parse(topology), **SIZES)
+
+
+def test_a_plan_by_formula():
+    plan = planned(mesh__fsdp=2, model__dtype="bfloat16", **WIDE)
+    assert plan.fits and plan.mesh == {"data": 4, "fsdp": 2, "tensor": 1}
+    mesh = AbstractMesh((4, 2, 1), ("data", "fsdp", "tensor"))
+    assert plan.needed == bytes_per_device(plan.config, plan.model_config, mesh)
+    params = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(plan.model_config)))
+    sent = {each.kind: each.total_bytes for each in plan.sends}
+    # Each kernel is gathered forward and backward and scattered once, in bfloat16, and a shard's
+    # gradient is summed over the data axis.
+    assert sent == pytest.approx(
+        {"all-gather": 4 * params, "reduce-scatter": 2 * params, "all-reduce": params}
+    )
+    assert plan.step_flops > plan.model_flops > 0
+    assert plan.num_steps == 12 and plan.images_per_device == 2
+    low, high = plan.chip_hours
+    assert 0 < low < high and high == pytest.approx(plan.roofline.slowest * 12 * 8 / 3600)
+
+
+def test_the_tensor_axis_sums_the_residual_stream():
+    plan = planned(mesh__tensor=2, mesh__data=4)
+    (sums,) = (each for each in plan.sends if each.axes == ("tensor",))
+    model = plan.model_config
+    assert sums.executions == 2 * 2 * model.depth  # Two in each pass of a block.
+    assert sums.bytes == 16 / 4 * model.num_tokens * model.width * 4
+    mesh = AbstractMesh((4, 1, 2), ("data", "fsdp", "tensor"))
+    assert formula_collectives(plan.config, model, mesh) == plan.sends
+
+
+def test_several_nodes_send_over_the_network():
+    two = roofline(parse("h200x16"), flops=0.0, hbm_bytes=0.0, collectives=planned("h200x16").sends)
+    one = roofline(parse("h200x8"), flops=0.0, hbm_bytes=0.0, collectives=planned().sends)
+    assert two.network > 0 == one.network
+    # Each of 16 devices sends an eighth of the gradients to the other node and gets its eighth.
+    params = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(planned().model_config)))
+    assert two.network == pytest.approx(4 * params / 8 / 50e9)
+
+
+def test_the_text_of_a_plan_has_its_numbers():
+    plan = planned(mesh__fsdp=2)
+    written = text(plan, price=2.0)
+    assert sentence(plan, price=2.0) in written
+    for part in ("by formula", "small ones", "parameters", "chip-hours", "at a cost of", "What to"):
+        assert part in written
+    saved = json.loads(json.dumps(to_json(plan)))
+    assert saved["fits"] and saved["needed_bytes"] == plan.needed and saved["by_formula"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "fewer than 8"),
+        ({"model__remat": "full", "batch_size": 64}, "recomputes more than needed"),
+        ({"batch_size": 32, "mesh__fsdp": 16, **WIDE, "model__mlp_dim": 2048}, "shards of 8 rows"),
+        ({"mesh__data": 4, "mesh__tensor": 2}, "5 tokens do not split over mesh.tensor=2"),
+    ],
+)
+def test_advice(changes, message):
+    topology = "h200x32" if "mesh__fsdp" in changes else "h200x8"
+    assert message in " ".join(advice(planned(topology, **changes)))
+
+
+def test_a_plan_that_does_not_fit():
+    plan = planned(batch_size=2**22, model__image_size=(64,))
+    assert not plan.fits and sentence(plan).startswith("Does not fit on 8 H200 SXM GPUs (1x8): it")
+    assert "raise mesh.fsdp" in advice(plan)[0]
+
+
+@pytest.mark.slow
+def test_a_search_finds_the_fastest_that_fits():
+    lines = []
+    config = small_config(batch_size=2048, **WIDE)
+    best = search_module.search(
+        config, parse("h200x8"), **SIZES, full_effort=False, show=lines.append
+    )
+    assert best.mesh == {"data": 8, "fsdp": 1, "tensor": 1}  # Nothing need be split.
+    assert any("candidates by formula" in line for line in lines)
+    with pytest.raises(ConfigError, match="No mesh of 1 H200"):
+        search_module.search(
+            small_config(batch_size=2**22, model__image_size=(64,)), parse("h200x1"), **SIZES,
+            full_effort=False, show=lines.append,
+        )  # fmt: skip
+
+
+def test_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    flags = ["--config=quickstart", "--topology=h200x8", f"--out={tmp_path / 'plan.json'}"]
+    done = call("plan", *flags)
+    assert done.code == 0 and done.out.startswith("Fits on 8 H200"), done
+    assert json.loads((tmp_path / "plan.json").read_text())["chips"] == 8
+    done = call("plan", "--config=quickstart", "--topology=h20x8")
+    assert done.code == 2 and "Did you mean h200?" in done.err

@@ -1,0 +1,156 @@
+"""Reading a compiled program: collectives, loops, traffic; and FLOPs of a traced one."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tests.small_run import mesh_of, small_config
+from vit_jax.models import update_flops_per_image
+from vit_jax.planning import kept as kept_module
+from vit_jax.planning.collectives import collectives, replica_groups
+from vit_jax.planning.flops import traced_flops
+from vit_jax.planning.hlo import Hlo, arrays
+from vit_jax.planning.kept import kept_arrays
+from vit_jax.planning.step import Step, compile_step
+from vit_jax.planning.traffic import hbm_bytes
+from vit_jax.training.experiment import Experiment
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("replica_groups={{0,1},{2,3}}, x={1}", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,4]<=[8], x", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0), x", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("no groups", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+    ],
+)
+def test_replica_groups(text, groups):
+    assert replica_groups(text, 8).tolist() == groups
+
+
+def test_arrays_of_a_shape():
+    text = "(bf16[2,3]{1,0:T(8,128)(2,1)}, f32[], /*index=5*/pred[7]{0:S(1)})"
+    found = arrays(text)
+    assert [(a.dtype, a.dims, a.in_hbm, a.size) for a in found] == [
+        ("bf16", (2, 3), True, 12),
+        ("f32", (), True, 4),
+        ("pred", (7,), False, 7),
+    ]
+
+
+@pytest.fixture(scope="module")
+def looped():
+    """A program on a mesh of 2 x 4: a sum over each axis, one of them in a loop of 5 iterations."""
+    mesh = mesh_of(data=2, fsdp=4)
+
+    def step(x, kernel):
+        def body(carry, _):
+            y = jax.lax.with_sharding_constraint(carry @ kernel, PartitionSpec("data", None))
+            return jnp.tanh(y), None
+
+        y, _ = jax.lax.scan(body, x, None, length=5)
+        return y.sum()
+
+    with jax.set_mesh(mesh):
+        x = NamedSharding(mesh, PartitionSpec("data", "fsdp"))
+        k = NamedSharding(mesh, PartitionSpec("fsdp", None))
+        shapes = (
+            jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=x),
+            jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=k),
+        )
+        return Hlo.parse(jax.jit(step).lower(*shapes).compile().as_text()), mesh
+
+
+def test_collectives_are_counted_with_their_loops_axes_and_bytes(looped):
+    hlo, mesh = looped
+    assert [trips for _, trips in hlo.loops()] == [5]
+    found = {(each.kind, each.axes, each.in_loop): each for each in collectives(hlo, mesh)}
+    # The batch of a data shard, 8 rows of 64 features in float32, is the sum of 4 products.
+    product = found["all-reduce", ("fsdp",), True]
+    assert product.executions == 5 and product.devices == 4 and product.dtype == "f32"
+    assert product.bytes == 8 * 64 * 4 and product.largest == (8, 64)
+    assert product.sent_bytes == 5 * 2 * 8 * 64 * 4 * 3 / 4
+    total = next(e for key, e in found.items() if key[0] == "all-reduce" and "data" in key[1])
+    assert not total.in_loop and total.bytes == 4
+
+
+def test_traffic_counts_operands_and_results_of_products():
+    def step(a, b):
+        return (a @ b) @ b
+
+    a, b = jnp.ones((64, 128)), jnp.ones((128, 128))
+    hlo = Hlo.parse(jax.jit(step).lower(a, b).compile().as_text())
+    # Each product reads [64, 128] and [128, 128] and writes [64, 128].
+    assert hbm_bytes(hlo) == 2 * (64 * 128 + 128 * 128 + 64 * 128) * 4
+
+
+def test_traffic_of_slices_is_that_of_the_slice():
+    def step(stack, x):
+        def body(carry, kernel):
+            return carry @ kernel, carry
+
+        return jax.lax.scan(body, x, stack)
+
+    stack, x = jnp.ones((10, 64, 64)), jnp.ones((8, 64))
+    hlo = Hlo.parse(jax.jit(step).lower(stack, x).compile().as_text())
+    moved = hbm_bytes(hlo)
+    whole = stack.size * 4
+    # The stack is read once, not once an iteration; a kernel may be copied before its product.
+    assert whole < moved < 4 * whole
+
+
+STEPS = {"mix__mixup_alpha": 0.2, "optim__ema_decay": 0.9}
+
+
+def step_of(mesh=None, **changes):
+    config = small_config(**STEPS, **changes)
+    return Step.of(config, mesh or mesh_of(), num_classes=10, num_examples=1442)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_traced_flops_are_those_of_the_formula_and_what_is_computed_again(remat):
+    step = step_of(model__remat=remat, model__scan=True)
+    model = step.model_config
+    images = step.config.batch_size
+    traced = traced_flops(step.trace().jaxpr) / images
+    again = traced - update_flops_per_image(model, step.config)
+    tokens, width = model.num_tokens, model.width
+    # Attention's weights are computed again in the backward pass, whatever is kept; and there is
+    # the gradient of the images, which XLA removes.
+    weights = 2 * tokens**2 * width * model.depth + 2 * model.image_size[0] ** 2 * width
+    forward = {"none": 0, "full": 2 * tokens * width * (4 * width + model.mlp_dim) * model.depth}
+    forward["full"] += 2 * 2 * tokens**2 * width * model.depth
+    assert again == pytest.approx(weights + forward[remat], rel=0.02)
+
+
+@pytest.mark.medium
+def test_the_step_is_the_one_that_train_compiles():
+    mesh = mesh_of(data=2, fsdp=2)
+    step = step_of(mesh)
+    with jax.set_mesh(mesh):
+        experiment = Experiment.of(step.config, mesh)
+        program = experiment.program()
+        trained = program.train_step.lower(program.shapes, step.batch, step.stop)
+    planned = step.trace().lower()
+    assert planned.as_text() == trained.as_text()
+    batch = next(iter(experiment.batches(0, on_bad=None)))
+    shapes = {name: (array.shape, array.dtype, array.sharding) for name, array in batch.items()}
+    assert shapes == {name: (s.shape, s.dtype, s.sharding) for name, s in step.batch.items()}
+
+
+@pytest.mark.slow
+def test_kept_activations_of_a_scanned_model(monkeypatch):
+    monkeypatch.setattr(kept_module, "SMALL", 1)
+    scanned = {"model__remat": "dots_no_batch", "model__scan": True, "model__depth": 3}
+    step = step_of(mesh_of(data=2), **scanned, batch_size=22)
+    hlo = Hlo.parse(compile_step(step, step.trace(), full_effort=False).text)
+    images = 11
+    kept = kept_arrays(hlo, step.model_config, images=images, state=set())
+    hidden = [each for each in kept if each.what == "hidden units of the MLP"]
+    model = step.model_config
+    size = model.depth * images * model.num_tokens * model.mlp_dim * 4
+    assert hidden and hidden[0].bytes == pytest.approx(size * hidden[0].count)
+    assert "hidden" in hidden[0].formula

@@ -1,0 +1,71 @@
+r"""Plans a run for a TPU pod or GPUs that are not here: memory, collectives, time.
+
+    vit-jax plan --config=vit_i1k --config.model.variant=L/16 --topology=v5e:16x16
+    vit-jax plan --config=vit_g_scaling:variant=G/14 --topology=v5p:8x8x8 --search
+    vit-jax plan --config=vit_i21k --topology=h200x64 --price=2.5
+
+For TPUs it compiles the program that `vit-jax train` compiles there, on this machine's processor,
+in 10 to 120 seconds: pip install "vit-jax[plan]" (Linux, x86-64). It says whether the program fits
+and by how much, what is kept for the backward pass, what is sent between the chips, and between
+which times a step lies at the data sheets' rates. For GPUs all of it is by formula.
+docs/planning.md says how far the numbers are from measured ones.
+
+Topologies: KIND:CHIPS of a slice, such as v5e:16x16, v5p:8x8x8, v6e:16x16, v4:4x4x8, v7:4x4x4; and
+KINDxNUMBER of GPUs, such as h200x8 or b200x64.
+"""
+
+import json
+
+from absl import flags
+
+from vit_jax import cli
+from vit_jax.errors import ExitCode
+
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    cli.define_config(values)
+    flags.DEFINE_string("topology", None, "The devices, such as v5e:16x16.", flag_values=values)
+    flags.DEFINE_integer("slices", 1, "TPU slices of this topology.", 1, flag_values=values)
+    flags.DEFINE_integer("examples", 0, "In an epoch; 0: of the data.", 0, flag_values=values)
+    flags.DEFINE_integer("classes", 0, "Of the data; 0: its own.", 0, flag_values=values)
+    flags.DEFINE_float("price", 0.0, "Of an hour of a chip.", 0.0, flag_values=values)
+    flags.DEFINE_bool(
+        "full", False, "Compile as long as train does: slower, nearly the same.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "search", False, "Compare meshes and remat; compile the best.", flag_values=values
+    )
+    flags.DEFINE_string("out", "", "File for the plan as JSON.", flag_values=values)
+
+
+def main(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Plans."""
+    from vit_jax.planning import topology as topologies
+
+    topologies.prepare_environment()
+    from vit_jax.planning.data_size import data_size
+    from vit_jax.planning.plan import make_plan
+    from vit_jax.planning.report import text, to_json
+    from vit_jax.planning.search import search
+    from vit_jax.storage import as_path
+
+    topology = topologies.parse(values.topology, slices=values.slices)
+    out = as_path(values.out, name="--out") if values.out else None
+    config = cli.read_config(values)
+    examples, classes = data_size(config, examples=values.examples, classes=values.classes)
+    sizes = {"num_classes": classes, "num_examples": examples}
+    if values.search:
+        plan = search(config, topology, **sizes, full_effort=values.full, show=print)
+    else:
+        plan = make_plan(config, topology, **sizes, full_effort=values.full)
+    print(text(plan, price=values.price))
+    if out is not None:
+        out.write_text(json.dumps(to_json(plan, price=values.price), indent=2) + "\n")
+    return ExitCode.DONE if plan.fits else ExitCode.ERROR
+
+
+COMMAND = cli.Command(__doc__, define, main, required=("config", "topology"))
+
+if __name__ == "__main__":
+    cli.run(COMMAND)

@@ -1,0 +1,134 @@
+"""What is wrong or wasteful in a plan, each with its remedy."""
+
+from collections.abc import Iterator
+
+from jax.sharding import AbstractMesh
+
+from vit_jax.models import VitConfig, param_shapes
+from vit_jax.parallel import rules
+from vit_jax.planning.plan import Plan
+from vit_jax.telemetry.chips import GIB
+from vit_jax.training.rematerialisation import POLICIES, choose
+
+MIB = 2**20
+FEW_IMAGES = 8  # Fewer on a device leave its matrix units idle, or its links busy.
+TILE_ROWS = 16  # Of a bfloat16 tile of a TPU; smaller shards are padded.
+
+
+def advice(plan: Plan) -> list[str]:
+    """Returns sentences, each of which names a fault and what to change."""
+    checks = (_fit, _remat, _images, _shards, _sums, _tensor, _kept)
+    return [each for check in checks for each in check(plan)]
+
+
+def _fit(plan: Plan) -> Iterator[str]:
+    share = plan.needed / plan.available
+    if not plan.fits:
+        yield (
+            "The step does not fit: raise mesh.fsdp (or set mesh.auto=True), take a stronger "
+            "model.remat, raise optim.accum_steps, or lower batch_size."
+        )
+    elif share > 0.9:
+        yield (
+            f"The step takes {share:.0%} of the memory: the batches that are loaded ahead "
+            f"({plan.estimate.batches / MIB:,.0f} MiB) may not fit beside it. Lower "
+            "data.prefetch, raise mesh.fsdp, or take a stronger model.remat."
+        )
+
+
+def _remat(plan: Plan) -> Iterator[str]:
+    used = getattr(plan.model_config, "remat", "none")
+    if used not in POLICIES or plan.config.model.remat == "auto":
+        return
+    needed, _ = choose(plan.config, plan.model_config, _mesh(plan), plan.available)
+    if POLICIES.index(used) > POLICIES.index(needed):
+        yield (
+            f"model.remat={used} recomputes more than needed: by the estimate {needed} fits. Set "
+            "model.remat=auto."
+        )
+    elif POLICIES.index(used) < POLICIES.index(needed) and not plan.fits:
+        yield f"model.remat={used} recomputes too little: {needed} may fit. Set model.remat=auto."
+
+
+def _images(plan: Plan) -> Iterator[str]:
+    images = plan.images_per_device // plan.config.optim.accum_steps
+    if images < FEW_IMAGES:
+        yield (
+            f"A device computes {images} images at once, fewer than {FEW_IMAGES}: take fewer "
+            "chips, raise batch_size, lower optim.accum_steps, or split with mesh.tensor."
+        )
+
+
+def _shards(plan: Plan) -> Iterator[str]:
+    """Shards that the compiler pads, or splits that it cannot scatter."""
+    if plan.mesh["fsdp"] == 1:
+        return
+    rows = {}
+    for name, leaf in rules.named_leaves(param_shapes(plan.model_config)).items():
+        spec = rules.partition_spec(name, leaf.shape, _mesh(plan))
+        # The last two dimensions lie in tiles.
+        for size, axis in list(zip(leaf.shape, spec, strict=True))[-2:]:
+            axes = axis if isinstance(axis, tuple) else (axis,)
+            if "fsdp" in axes and leaf.size >= rules.LARGE:
+                shard = size
+                for each in axes:
+                    shard //= plan.mesh[each]
+                rows[name] = shard
+    if rows and min(rows.values()) < TILE_ROWS:
+        name = min(rows, key=lambda each: rows[each])
+        yield (
+            f"mesh.fsdp={plan.mesh['fsdp']} leaves shards of {rows[name]} rows ({name}), and a "
+            f"tile has {TILE_ROWS}: choose a smaller mesh.fsdp."
+        )
+
+
+def _sums(plan: Plan) -> Iterator[str]:
+    if plan.compiled is None:
+        return
+    whole = [
+        each
+        for each in plan.sends
+        if each.kind == "all-reduce" and "fsdp" in each.axes and each.bytes >= MIB
+    ]
+    if plan.mesh["fsdp"] > 1 and whole:
+        total = sum(each.sent_bytes for each in whole)
+        remedy = "Take data of 2 or more." if plan.mesh["data"] == 1 else "Try another mesh.fsdp."
+        yield (
+            f"Gradients are all-reduced over fsdp ({total / 1e9:.2f} GB sent in a step), where a "
+            f"reduce-scatter would send half: the compiler did not scatter them. {remedy}"
+        )
+    if moved := [
+        each
+        for each in plan.sends
+        if each.kind == "collective-permute" and each.in_loop and "fsdp" in each.axes
+    ]:
+        total = sum(each.total_bytes for each in moved)
+        yield (
+            f"Shards are padded and moved in each block ({total / 1e6:.1f} MB in a step): a "
+            "mesh.fsdp that divides the width into multiples of 128 needs none of it."
+        )
+
+
+def _tensor(plan: Plan) -> Iterator[str]:
+    tensor, model = plan.mesh["tensor"], plan.model_config
+    if tensor > 1 and isinstance(model, VitConfig) and model.num_tokens % tensor:
+        yield (
+            f"{model.num_tokens} tokens do not split over mesh.tensor={tensor}: each of these "
+            "devices keeps the whole residual stream. A model without class token (model.pool=gap "
+            f"or map) has {model.num_tokens - model.num_prefix} tokens."
+        )
+
+
+def _kept(plan: Plan) -> Iterator[str]:
+    if plan.model_config.dtype != "bfloat16":
+        return
+    wide = sum(kept.bytes for kept in plan.kept if kept.dtype == "f32")
+    if wide > 0.05 * plan.available:
+        yield (
+            f"{wide / GIB:.1f} GiB of what is kept for the backward pass is float32 in a bfloat16 "
+            "model: model.remat=named keeps less."
+        )
+
+
+def _mesh(plan: Plan) -> AbstractMesh:
+    return AbstractMesh(tuple(plan.mesh.values()), tuple(plan.mesh))

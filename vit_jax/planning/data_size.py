@@ -1,0 +1,74 @@
+"""How many examples and classes the data of a config has, also where the data is not here."""
+
+import re
+
+from ml_collections import FrozenConfigDict
+
+from vit_jax.data.sources import open_source
+from vit_jax.errors import ConfigError, VitJaxError
+
+# TFDS name -> (examples by split, classes). ImageNet: Russakovsky et al. 2015, 1409.0575;
+# ImageNet-21k, the release of fall 2011, with one split as configs/vit_i21k.py describes it.
+_KNOWN = {
+    "imagenet2012": ({"train": 1_281_167, "validation": 50_000}, 1000),
+    "imagenet21k": ({"full": 14_197_122}, 21_843),
+    "cifar10": ({"train": 50_000, "test": 10_000}, 10),
+    "cifar100": ({"train": 50_000, "test": 10_000}, 100),
+}
+
+
+def data_size(config: FrozenConfigDict, *, examples: int = 0, classes: int = 0) -> tuple[int, int]:
+    """Returns the numbers of training examples in an epoch and of classes.
+
+    Args:
+      config: of the run.
+      examples: takes the place of what the data says, unless it is 0.
+      classes: likewise.
+
+    Raises:
+      ConfigError: a number is unknown here.
+    """
+    data = config.data
+    examples = examples or data.examples
+    classes = classes or config.model.num_classes or len(data.classes)
+    if not (examples and classes):
+        known_examples, known_classes = _known(config)
+        if data.shots and known_classes:
+            known_examples = data.shots * known_classes
+        examples, classes = examples or known_examples, classes or known_classes
+    if not (examples and classes):
+        raise ConfigError(
+            f"The data of this config, {data.source} {data.name or data.data_dir}, is not here: "
+            "give --examples (in an epoch) and --classes."
+        )
+    return examples, classes
+
+
+def _known(config: FrozenConfigDict) -> tuple[int, int]:
+    """Returns the numbers of a well-known data set, or of the data that is here; or zeros."""
+    data = config.data
+    name = data.name.partition(":")[0]
+    if data.source == "tfds" and name in _KNOWN:
+        splits, classes = _KNOWN[name]
+        return _of_split(data.split, splits), classes
+    try:
+        source = open_source(data, split=data.split)
+    except VitJaxError:
+        return 0, 0
+    return len(source), source.num_classes
+
+
+def _of_split(split: str, sizes: dict[str, int]) -> int:
+    """Returns the examples of a split such as "train[:99%]" or "full[51200:]"; 0: unknown."""
+    match = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
+    if not match or match[1] not in sizes:
+        return 0
+    size = sizes[match[1]]
+
+    def position(text: str | None, default: int) -> int:
+        if not text:
+            return default
+        value = round(size * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+        return value + size if value < 0 else min(value, size)
+
+    return max(0, position(match[3], size) - position(match[2], 0))

@@ -1,0 +1,186 @@
+"""Writes a plan: a sentence, tables, and JSON."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from vit_jax.planning.advice import advice
+from vit_jax.planning.plan import Plan
+from vit_jax.planning.roofline import PRODUCTS
+from vit_jax.telemetry.chips import GIB
+
+
+def sentence(plan: Plan, *, price: float = 0.0) -> str:
+    """Returns the plan in a few words.
+
+    Args:
+      plan: the plan.
+      price: of an hour of a chip, in any currency; 0: unknown.
+    """
+    where = plan.topology.describe()
+    needed, available = plan.needed / GIB, plan.available / GIB
+    if not plan.fits:
+        size = f"it needs {needed:.1f}" if plan.needed else "it needs more than the"
+        return f"Does not fit on {where}: {size} of {available:.2f} GiB of a device."
+    assert plan.roofline and plan.days and plan.chip_hours
+    low, high = plan.roofline.fastest * 1e3, plan.roofline.slowest * 1e3
+    images = plan.num_steps * plan.config.batch_size
+    cost = ""
+    if price:
+        cost = (
+            f", at a cost of {plan.chip_hours[0] * price:,.0f} to {plan.chip_hours[1] * price:,.0f}"
+        )
+    return (
+        f"Fits on {where}: {needed:.2f} of {available:.2f} GiB of a device "
+        f"({plan.needed / plan.available:.0%}). A step of {plan.config.batch_size:,} images takes "
+        f"{low:,.1f} to {high:,.1f} ms; {plan.num_steps:,} steps ({images:,} images) take "
+        f"{_days(*plan.days)}, {plan.chip_hours[0]:,.0f} to {plan.chip_hours[1]:,.0f} "
+        f"chip-hours{cost}."
+    )
+
+
+def text(plan: Plan, *, price: float = 0.0) -> str:
+    """Returns the whole plan as text; `price` as in `sentence`."""
+    how = "compiled" if plan.compiled is not None else "by formula: no program was compiled"
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    chosen = f" ({plan.mesh_reason})" if plan.mesh_reason else ""
+    parts = [sentence(plan, price=price), f"\nmesh    {mesh}{chosen}; {how}", *_settings(plan)]
+    parts += ["", *_memory(plan)]
+    if plan.compiled is not None and plan.compiled.refusal:
+        parts += ["", "The compiler:", *plan.compiled.refusal.splitlines()[:8]]
+    if plan.roofline is not None:
+        parts += ["", *_collectives(plan), "", *_time(plan)]
+    if found := advice(plan):
+        parts += ["", "What to change:", *(f"- {each}" for each in found)]
+    took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in plan.seconds.items())
+    return "\n".join([*parts, "", f"The plan took: {took}."])
+
+
+def _settings(plan: Plan) -> Iterator[str]:
+    remat = getattr(plan.model_config, "remat", "none")
+    reason = f" ({plan.remat_reason})" if plan.remat_reason else ""
+    yield f"remat   {remat}{reason}"
+    yield (
+        f"images  {plan.images_per_device:,} on a device, in {plan.config.optim.accum_steps} "
+        f"microbatch{'es' if plan.config.optim.accum_steps > 1 else ''}"
+    )
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    estimate = plan.estimate
+    rows = [
+        ("parameters", estimate.params, "counted"),
+        ("optimizer", estimate.optimizer, "counted"),
+        ("moving average", estimate.average, "counted"),
+        ("gradients", estimate.gradients, "counted"),
+        ("parameters in bfloat16", estimate.cast, "counted"),
+        ("kept for the backward pass", estimate.residuals, "by formula"),
+        ("largest working set", estimate.working, "by formula"),
+        ("batches, those loaded ahead included", estimate.batches, "counted"),
+    ]
+    yield "Memory of a device, MiB"
+    for name, size, how in rows:
+        if size:
+            yield f"  {name:40}{size / 2**20:12,.1f}  {how}"
+    yield f"  {'sum':40}{estimate.total / 2**20:12,.1f}"
+    if plan.compiled is None or plan.compiled.refusal:
+        return
+    memory = plan.compiled.memory
+    yield "  of the compiled program:"
+    for name in ("arguments", "temporaries", "peak"):
+        yield f"  {name:40}{memory[name] / 2**20:12,.1f}  compiler"
+    for kept in plan.kept:
+        name = f"  kept: {kept.what}"
+        shape = f"{kept.count} x {kept.dtype}[{kept.formula}]"
+        yield f"  {name:40}{kept.bytes / 2**20:12,.1f}  {shape}"
+
+
+def _collectives(plan: Plan) -> Iterator[str]:
+    if not plan.sends:
+        yield "Nothing is sent between devices."
+        return
+    yield "Collectives of a step          axes         in loop  times  dtype      GB  GB sent"
+    for each in plan.sends:
+        if each.sent_bytes < 1e6:
+            continue
+        axes = ",".join(each.axes) + (" (net)" if each.network else "")
+        yield (
+            f"  {each.kind:28} {axes:12} {'yes' if each.in_loop else 'no':7} {each.executions:6} "
+            f"{each.dtype:5} {each.total_bytes / 1e9:8.3f} {each.sent_bytes / 1e9:8.3f}"
+        )
+    if any(each.dtype == "bf16" and "reduce" in each.kind for each in plan.sends):
+        yield "  Gradients are summed over devices in bfloat16: model.grad_sum_dtype."
+    small = [each for each in plan.sends if each.sent_bytes < 1e6]
+    if small:
+        times = sum(each.executions for each in small)
+        total = sum(each.sent_bytes for each in small) / 1e6
+        yield f"  and {times} small ones, {total:.2f} MB sent in all"
+
+
+def _time(plan: Plan) -> Iterator[str]:
+    line, chip = plan.roofline, plan.topology.chip
+    assert line is not None
+    again = plan.step_flops / plan.model_flops - 1
+    yield "Time of a step, ms"
+    yield (
+        f"  compute  {line.compute * 1e3:9.2f}  {plan.step_flops / 1e12:.2f} TFLOP, of which "
+        f"{again:.0%} again, at {chip.bf16_flops / chip.devices / 1e12:,.0f} TFLOP/s"
+    )
+    yield (
+        f"  memory   {line.memory * 1e3:9.2f}  {plan.hbm_bytes / 1e9:.2f} GB at "
+        f"{chip.bandwidth / chip.devices / 1e9:,.0f} GB/s"
+    )
+    sent = sum(each.sent_bytes for each in plan.sends) / 1e9
+    rate = chip.links / 2 / chip.devices / 1e9
+    yield (
+        f"  links    {line.links * 1e3:9.2f}  {sent:.2f} GB at {rate:,.0f} GB/s; on one axis "
+        f"{line.links_one_axis * 1e3:.2f}"
+    )
+    if line.network:
+        yield f"  network  {line.network * 1e3:9.2f}  at {chip.network / 1e9:,.1f} GB/s a chip"
+    yield (
+        f"  step     {line.fastest * 1e3:9.2f} if all are at their peak and at once (bound by "
+        f"{line.bound}), {line.slowest * 1e3:.2f} if products reach {PRODUCTS:.0%} of it and "
+        "nothing is at once"
+    )
+
+
+def _days(low: float, high: float) -> str:
+    if high < 1:
+        return f"{low * 24:,.1f} to {high * 24:,.1f} hours"
+    return f"{low:,.1f} to {high:,.1f} days"
+
+
+def to_json(plan: Plan, *, price: float = 0.0) -> dict[str, Any]:
+    """Returns the plan as JSON: bytes, seconds and FLOPs of a device and a step."""
+    compiled = plan.compiled
+    return {
+        "summary": sentence(plan, price=price),
+        "fits": plan.fits,
+        "topology": plan.topology.name,
+        "slices": plan.topology.slices,
+        "chips": plan.topology.num_chips,
+        "mesh": plan.mesh,
+        "remat": getattr(plan.model_config, "remat", "none"),
+        "batch_size": plan.config.batch_size,
+        "steps": plan.num_steps,
+        "by_formula": compiled is None,
+        "needed_bytes": plan.needed,
+        "available_bytes": plan.available,
+        "compiler_bytes": {} if compiled is None else compiled.memory,
+        "refusal": "" if compiled is None else compiled.refusal,
+        "estimated_bytes": dataclasses.asdict(plan.estimate),
+        "kept": [dataclasses.asdict(kept) for kept in plan.kept],
+        "model_flops": plan.model_flops,
+        "step_flops": plan.step_flops,
+        "hbm_bytes": plan.hbm_bytes,
+        "collectives": [
+            dataclasses.asdict(each) | {"sent_bytes": each.sent_bytes} for each in plan.sends
+        ],
+        "roofline_seconds": dataclasses.asdict(plan.roofline) if plan.roofline else None,
+        "step_seconds": [plan.roofline.fastest, plan.roofline.slowest] if plan.roofline else None,
+        "days": plan.days,
+        "chip_hours": plan.chip_hours,
+        "advice": advice(plan),
+        "plan_seconds": plan.seconds,
+    }

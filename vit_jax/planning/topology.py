@@ -1,0 +1,164 @@
+"""The devices that a run is planned for, which are not here.
+
+TPUs: descriptions of devices for which libtpu compiles programs on any Linux machine. GPUs: a name
+and a number; nothing is compiled for them.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+from vit_jax.errors import ConfigError
+from vit_jax.telemetry.chips import CHIPS, Chip
+
+# Name in --topology -> name of the chip, name of libtpu, and its settings. Megacore joins the two
+# cores of a v4 chip to one device, as on Cloud TPUs.
+_TPUS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "v3": ("TPU v3", "v3", {}),
+    "v4": ("TPU v4", "v4", {"chip_config_name": "megacore"}),
+    "v5e": ("TPU v5e", "v5e", {}),
+    "v5p": ("TPU v5p", "v5p", {}),
+    "v6e": ("TPU v6e", "v6e", {}),
+    "v7": ("TPU7x", "tpu7x", {}),
+}
+# Name in --topology -> name of the chip, and GPUs in a node.
+_GPUS: dict[str, tuple[str, int]] = {
+    "a100": ("A100 80 GB SXM", 8),
+    "h100": ("H100 SXM", 8),
+    "h200": ("H200 SXM", 8),
+    "b200": ("B200", 8),
+}
+_CHIPS = {chip.name: chip for chip in CHIPS}
+EXAMPLES = "v5e:16x16, v5p:8x8x8, v6e:16x16, v4:4x4x4, v7:4x4x4 or h200x8, b200x64"
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips and how they are connected.
+
+    Attributes:
+      name: as in --topology.
+      chip: of which it consists.
+      shape: chips along each axis of a TPU slice; of GPUs, nodes and GPUs in a node.
+      slices: number of TPU slices, connected by the data centre's network.
+    """
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def is_tpu(self) -> bool:
+        """Whether programs can be compiled for it."""
+        return self.chip.name.startswith("TPU")
+
+    @property
+    def num_chips(self) -> int:
+        """Number of chips of all slices."""
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def groups(self) -> int:
+        """Number of slices or nodes, between which is the data centre's network."""
+        return self.slices if self.is_tpu else self.shape[0]
+
+    @property
+    def num_devices(self) -> int:
+        """Number of JAX's devices."""
+        return self.num_chips * self.chip.devices
+
+    def describe(self) -> str:
+        """Returns it in words, such as "256 TPU v5e chips (16x16)"."""
+        layout = "x".join(map(str, self.shape))
+        layout = f"{self.slices} slices of {layout}" if self.slices > 1 else layout
+        return (
+            f"{self.num_chips:,} {self.chip.name} {'chips' if self.is_tpu else 'GPUs'} ({layout})"
+        )
+
+
+def parse(name: str, *, slices: int = 1) -> Topology:
+    """Returns the topology of a name.
+
+    Args:
+      name: "v5e:16x16", a kind of TPU and the chips along each axis of a slice; or "h200x8", a kind
+        of GPU and their number.
+      slices: number of such TPU slices.
+
+    Raises:
+      ConfigError: the name is no topology.
+    """
+    text = name.strip().lower()
+    kind = re.match(r"[a-z]*\d*[a-z]?(?=[:x]|$)", text)
+    known = kind[0] if kind else ""
+    if known in _TPUS and (match := re.fullmatch(r"\w+:(\d+(?:x\d+)*)", text)):
+        shape = tuple(map(int, match[1].split("x")))
+        if 0 not in shape and 2 <= len(shape) <= 3 and slices >= 1:
+            return Topology(text, _CHIPS[_TPUS[known][0]], shape, slices)
+    if known in _GPUS and (match := re.fullmatch(rf"{known}x(\d+)", text)):
+        chip, node = _GPUS[known]
+        count = int(match[1])
+        if slices != 1:
+            raise ConfigError(
+                f"--slices={slices}: GPUs have no slices; write {known}x{count * slices}."
+            )
+        if count and (count <= node or count % node == 0):
+            shape = (1, count) if count <= node else (count // node, node)
+            return Topology(text, _CHIPS[chip], shape)
+        raise ConfigError(f"--topology={name}: up to {node} GPUs, or a multiple of {node}.")
+    if slices < 1:
+        raise ConfigError(f"--slices={slices}: it must be 1 or more.")
+    nearest = difflib.get_close_matches(known, [*_TPUS, *_GPUS], n=1)
+    hint = f" Did you mean {nearest[0]}?" if nearest and nearest[0] != known else ""
+    raise ConfigError(f"--topology={name} is not known.{hint} Accepted are such as {EXAMPLES}.")
+
+
+# What libtpu reads when it is loaded on a machine without TPUs.
+LIBTPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",  # No queries to Google Cloud.
+    "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Two plans at once.
+    # Of any host: a description does not depend on them, but libtpu complains without.
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+}
+
+
+def prepare_environment() -> None:
+    """Lets JAX use this machine's processor alone, quietly. Call it before JAX is imported."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    for name, value in LIBTPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def devices(topology: Topology) -> list[Any]:
+    """Returns the descriptions of a TPU topology's devices, for `vit_jax.parallel.mesh.make_mesh`.
+
+    Raises:
+      ConfigError: libtpu is not installed, or knows no such topology.
+    """
+    from jax.experimental import topologies
+
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(
+            f"A plan for {topology.name} needs libtpu, TPU's compiler, which runs on any Linux "
+            'machine with an x86-64 processor: pip install "vit-jax[plan]".'
+        )
+    _, kind, settings = _TPUS[topology.name.partition(":")[0]]
+    settings = dict(settings)
+    if topology.slices > 1:
+        settings["num_slices"] = topology.slices
+    if any(side % 2 for side in topology.shape[:2]):  # A host has 2x2 chips by default.
+        settings["chips_per_host_bounds"] = (1, 1, 1)
+    layout = f"{kind}:{'x'.join(map(str, topology.shape))}"
+    try:
+        description = topologies.get_topology_desc(platform="tpu", topology_name=layout, **settings)
+    except Exception as error:  # JaxRuntimeError, and others in other versions.
+        raise ConfigError(
+            f"libtpu knows no topology {topology.name}: {str(error).splitlines()[0]}"
+        ) from error
+    return list(description.devices)

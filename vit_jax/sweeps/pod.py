@@ -1,0 +1,65 @@
+"""What each run of a sweep would take on a pod: fit, hours and chip-hours, by formula."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from vit_jax.errors import VitJaxError
+from vit_jax.planning.data_size import data_size
+from vit_jax.planning.plan import plan_by_formula
+from vit_jax.planning.topology import Topology
+from vit_jax.sweeps.costs import Cost
+from vit_jax.sweeps.plan import PlannedRun
+from vit_jax.telemetry.chips import GIB
+from vit_jax.telemetry.progress import format_count
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPod:
+    """A run on a pod.
+
+    Attributes:
+      text: a line that says whether it fits, and its time.
+      chip_hours: the fewest and the most of its own steps; None: unknown, or it does not fit.
+    """
+
+    text: str
+    chip_hours: tuple[float, float] | None = None
+
+
+def on_pod(run: PlannedRun, cost: Cost, topology: Topology) -> OnPod:
+    """Returns what a run would take.
+
+    Args:
+      run: the run.
+      cost: of it.
+      topology: of the pod; every run has all of it for itself.
+    """
+    try:
+        examples, classes = data_size(run.config, examples=cost.examples or 0)
+        plan = plan_by_formula(run.config, topology, num_classes=classes, num_examples=examples)
+    except VitJaxError as error:
+        return OnPod(f"cannot run on {topology.describe()}: {error}")
+    memory = f"{plan.needed / GIB:.2f} of {plan.available / GIB:.2f} GiB of a device"
+    if not plan.fits or plan.roofline is None:
+        return OnPod(f"does not fit on {topology.describe()}: {memory}")
+    steps = plan.num_steps if cost.own_steps is None else cost.own_steps
+    hours = [each * steps / 3600 for each in (plan.roofline.fastest, plan.roofline.slowest)]
+    low, high = (each * topology.num_chips for each in hours)
+    return OnPod(
+        f"on {topology.describe()}: {memory}; {hours[0]:,.2f} to {hours[1]:,.2f} hours, "
+        f"{low:,.1f} to {high:,.1f} chip-hours",
+        (low, high),
+    )
+
+
+def total(runs: Sequence[PlannedRun], pods: Mapping[str, OnPod], topology: Topology) -> str:
+    """Returns a line with the sum over all runs of `pods`."""
+    known = [hours for run in runs if (hours := pods[run.name].chip_hours)]
+    low, high = (sum(hours[end] for hours in known) for end in (0, 1))
+    missing = len(runs) - len(known)
+    without = f"; without {format_count(missing, 'run')} that cannot run there" if missing else ""
+    return (
+        f"Pod:   {low:,.1f} to {high:,.1f} chip-hours, {low / topology.num_chips:,.1f} to "
+        f"{high / topology.num_chips:,.1f} hours one run after the other, on {topology.describe()}"
+        f"{without}. By formula (docs/planning.md); `vit-jax plan` compiles a run."
+    )
