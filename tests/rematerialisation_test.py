@@ -123,13 +123,13 @@ def test_processes_that_chose_differently_are_refused(monkeypatch):
 
 def test_processes_that_chose_different_meshes_are_refused(monkeypatch):
     def exchange(message):
-        return [message, message.replace('"fsdp": 1', '"fsdp": 2')]
+        return [message, message.replace('"fsdp": 77', '"fsdp": 2')]
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(agreement, "exchange", exchange)
     with pytest.raises(ConfigError, match=r"process 1 of 2 chose the mesh .*'fsdp': 2.* process 0"):
         agreement.agree(
-            epath.Path("/nowhere"), small_config(), {}, remat="none", mesh={"data": 4, "fsdp": 1}
+            epath.Path("/nowhere"), small_config(), {}, remat="none", mesh={"data": 4, "fsdp": 77}
         )
 
 

@@ -57,9 +57,12 @@ def test_kernels_are_gathered_in_bfloat16_and_their_gradients_scattered(dtype):
     assert max(moved["all-reduce", "bf16"] + moved["all-reduce", "f32"]) < WIDTH * WIDTH
 
 
-def test_the_residual_stream_is_split_over_tensor():
-    moved = moved_by_step("v5e:16x16", data=4, fsdp=8, tensor=8)
+@pytest.mark.parametrize("parallel", [False, True])
+def test_the_residual_stream_is_split_over_tensor(parallel):
+    moved = moved_by_step("v5e:16x16", data=4, fsdp=8, tensor=8, parallel=parallel)
     stream = BATCH // 32 * TOKENS * WIDTH
     assert max(moved["all-reduce", "bf16"] + moved["all-reduce", "f32"]) < stream
-    assert stream in moved["reduce-scatter", "bf16"] and stream in moved["all-gather", "bf16"]
+    # The outputs of both branches, or of a parallel block their sum; and as many gradients.
+    assert moved["reduce-scatter", "bf16"].count(stream) == (2 if parallel else 4)
+    assert stream in moved["all-gather", "bf16"]
     assert max(moved["all-gather", "f32"]) < stream

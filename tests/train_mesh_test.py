@@ -19,6 +19,7 @@ from vit_jax.parallel import processes
 from vit_jax.parallel.mesh import batch_sharding, make_mesh
 from vit_jax.parallel.rules import path_name
 from vit_jax.telemetry.clock import Clock
+from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.training import experiment
 from vit_jax.training.run import train
 from vit_jax.training.state import make_init, state_layout
@@ -50,6 +51,25 @@ def test_fifty_steps_on_any_mesh(tmp_path, alone, mesh, accum_steps):
     assert difference["loss"] < TOLERANCE, difference
     assert difference["same batches"] and difference["same accuracies"]
     assert run.losses[-5:].mean() < run.losses[0] - 0.02  # It learns: equality means something.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [True, campaign(False)])
+def test_the_same_losses_with_tokens_split_over_tensor(tmp_path, parallel):
+    # Four tokens: without a class token, tensor=2 divides them.
+    losses = {}
+    for mesh in ((1, 1, 1), (2, 2, 2)):
+        config = small_config(
+            model__pool="map", model__parallel=parallel, model__qk_norm=parallel,
+            evals=ConfigDict(), log__every_steps=1, checkpoint__every_steps=12,
+            **dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True)),
+        )  # fmt: skip
+        folder = tmp_path / str(mesh)
+        assert train(config, folder, devices=jax.devices()[: math.prod(mesh)]) == 0
+        losses[mesh] = [line["train/loss"] for line in read_jsonl(folder / "metrics.jsonl")]
+    alone, split = losses.values()
+    assert len(set(alone)) >= 11  # The parameters change, but for the head at first.
+    np.testing.assert_allclose(split, alone, rtol=TOLERANCE)
 
 
 @pytest.mark.slow

@@ -125,7 +125,8 @@ class MultiHeadAttention(nn.Module):
     @nn.compact
     def __call__(
         self, x_q: Float[Array, "b q width"], x_kv: Float[Array, "b k width"]
-    ) -> tuple[Float[Array, "b q width"], dict[str, Array]]:
+    ) -> tuple[Float[Array, "b q width"], Float[Array, " width"], dict[str, Array]]:
+        """Returns the output without its bias, the bias, and the captured intermediates."""
         config = self.config
         heads = (config.num_heads, config.width // config.num_heads)
 
@@ -177,7 +178,9 @@ class MultiHeadAttention(nn.Module):
             norm = LayerNorm(config.ln_eps, config.dtype, name="norm")
             x = norm(x.reshape(*shape[:2], -1)).reshape(shape)
         xavier = nn.initializers.xavier_uniform()
-        y = Dense(config, (config.width,), axes=2, kernel_init=xavier, name="out")(x)
+        out = Dense(config, (config.width,), axes=2, kernel_init=xavier, name="out")
+        y, bias = out.product_and_bias(x)
+        assert bias is not None
         if config.lora_rank:
             y = y + Adapter(config, (config.width,), axes=2, name="out_lora")(x)
-        return y, {name: captured[name] for name in CAPTURED if name in self.capture}
+        return y, bias, {name: captured[name] for name in CAPTURED if name in self.capture}

@@ -68,8 +68,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "b n width"]
-    ) -> tuple[Float[Array, "b n width"], Float[Array, "b n hidden"]]:
-        """Returns the output and the hidden units' activations."""
+    ) -> tuple[Float[Array, "b n width"], Float[Array, " width"], Float[Array, "b n hidden"]]:
+        """Returns the output without its bias, the bias, and the hidden units' activations."""
         config = self.config
 
         def dense(features, name):
@@ -98,7 +98,9 @@ class Mlp(nn.Module):
         if config.mlp_norm:
             x = make_norm(config, "norm")(x)
         x = nn.Dropout(config.dropout, deterministic=not self.train)(x)
-        return dense(config.width, "fc2")(x), activations
+        y, bias = dense(config.width, "fc2").product_and_bias(x)
+        assert bias is not None
+        return y, bias, activations
 
 
 class Block(nn.Module):
@@ -123,22 +125,23 @@ class Block(nn.Module):
         x = split_tokens(x)
 
         y = gather_tokens(make_norm(config, "norm1")(x))
-        y_attn, captured = attention(y, y)
-        y_attn = nn.Dropout(config.dropout, deterministic=not self.train)(y_attn)
+        attn, attn_bias, captured = attention(y, y)
+        y_attn = self._branch(attn, attn_bias)
         scale = scale_mlp = self._layer_scale("scale1")
         if config.parallel:
-            y_mlp, hidden = mlp(y)
-            y_mlp = nn.Dropout(config.dropout, deterministic=not self.train)(y_mlp)
-            y_both = scatter_tokens(y_attn + y_mlp)
+            product, mlp_bias, hidden = mlp(y)
+            y_mlp = self._branch(product, mlp_bias)
+            if self.train and config.dropout:
+                y_both = y_attn + y_mlp
+            else:  # One sum over the devices along tensor.
+                y_both = scatter_tokens(attn + product) + (attn_bias + mlp_bias)
             x = x + self._drop_path(scale(y_both), drop_rate)
         else:
-            y_attn = scatter_tokens(y_attn)
             x = checkpoint_name(x + self._drop_path(scale(y_attn), drop_rate), "residual")
-            y = gather_tokens(make_norm(config, "norm2")(x))
-            y_mlp, hidden = mlp(y)
-            y_mlp = nn.Dropout(config.dropout, deterministic=not self.train)(y_mlp)
+            product, mlp_bias, hidden = mlp(gather_tokens(make_norm(config, "norm2")(x)))
+            y_mlp = self._branch(product, mlp_bias)
             scale_mlp = self._layer_scale("scale2")
-            x = x + self._drop_path(scale_mlp(scatter_tokens(y_mlp)), drop_rate)
+            x = x + self._drop_path(scale_mlp(y_mlp), drop_rate)
         x = perturb(self, "blocks", x)
 
         captured |= {
@@ -146,6 +149,11 @@ class Block(nn.Module):
             "hidden": hidden,
         }  # fmt: skip
         return x, {key: captured[key] for key in self.capture}
+
+    def _branch(self, y, bias):
+        """Returns a branch's output, with its bias and dropout, as it is added to the stream."""
+        dropout = nn.Dropout(self.config.dropout, deterministic=not self.train)
+        return dropout(scatter_tokens(y) + bias)
 
     def _layer_scale(self, name):
         """Layer scale: a learned factor for each channel of a branch (Touvron 2021, 2103.17239)."""

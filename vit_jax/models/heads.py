@@ -41,6 +41,7 @@ class MapHead(nn.Module):
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, config.width))
         probe = jnp.tile(probe.astype(x.dtype), (x.shape[0], 1, 1))
         attention = MultiHeadAttention(config, False, self.capture, name="attn")
-        x, captured = attention(probe, x)
-        y, _ = Mlp(config, train=False, name="mlp")(make_norm(config, "norm")(x))
-        return (x + y)[:, 0], captured
+        x, bias, captured = attention(probe, x)
+        x = x + bias
+        y, bias, _ = Mlp(config, train=False, name="mlp")(make_norm(config, "norm")(x))
+        return (x + (y + bias))[:, 0], captured

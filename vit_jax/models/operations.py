@@ -112,8 +112,16 @@ class Dense(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
-    @nn.compact
     def __call__(self, x: Float[Array, "*rows_and_inputs"]) -> Float[Array, "*rows_and_outputs"]:
+        """Returns the product, with the bias if there is one."""
+        y, bias = self.product_and_bias(x)
+        return y if bias is None else y + bias
+
+    @nn.compact
+    def product_and_bias(
+        self, x: Float[Array, "*rows_and_inputs"]
+    ) -> tuple[Float[Array, "*rows_and_outputs"], Float[Array, "*outputs"] | None]:
+        """Returns the product, a sum over devices if the mesh splits the inputs, and the bias."""
         inputs = x.shape[-self.axes :]
 
         def flat_init(key, shape):
@@ -124,9 +132,9 @@ class Dense(nn.Module):
         x = x.astype(self.config.dtype)
         y = project(x, kernel, axes=self.axes, sum_dtype=self.config.grad_sum_dtype)
         if not self.use_bias:
-            return y
+            return y, None
         bias = self.param("bias", self._flat_bias_init, self.features)
-        return y + bias.astype(y.dtype)
+        return y, bias.astype(y.dtype)
 
     def _flat_bias_init(self, key, shape):
         return self.bias_init(key, (math.prod(shape),), jnp.float32).reshape(shape)
