@@ -117,9 +117,61 @@ def test_the_tensor_axis_sums_the_residual_stream():
     assert formula_collectives(plan.config, model, mesh) == plan.sends
 
 
+def sent(plan):
+    return {(each.kind, *each.axes, each.dtype): each.total_bytes for each in plan.sends}
+
+
+def test_frozen_parameters_are_gathered_and_not_summed():
+    changes = {"mesh__fsdp": 2, "model__dtype": "bfloat16", **WIDE}
+    all_trained, head = planned(**changes), planned(**changes, optim__freeze=("(?!head/).*",))
+    key = ("reduce-scatter", "fsdp", "bf16")
+    assert sent(head)[key] < 0.01 * sent(all_trained)[key]
+    key = ("all-gather", "fsdp", "bf16")
+    assert sent(head)[key] == sent(all_trained)[key]
+
+
+def test_gradients_summed_in_float32_take_twice_the_bytes():
+    changes = {"mesh__fsdp": 2, "model__dtype": "bfloat16"}
+    plain, wide = planned(**changes), planned(**changes, model__grad_sum_dtype="float32")
+    for kind, axis in (("reduce-scatter", "fsdp"), ("all-reduce", "data")):
+        assert sent(wide)[kind, axis, "f32"] == 2 * sent(plain)[kind, axis, "bf16"]
+
+
+def test_microbatches_gather_and_move_as_often():
+    one, four = planned(batch_size=64), planned(batch_size=64, optim__accum_steps=4)
+    assert sum(sent(four).values()) == 4 * sum(sent(one).values())
+    assert one.hbm_bytes < four.hbm_bytes < 4 * one.hbm_bytes
+
+
+@pytest.mark.parametrize(
+    ("topology", "ports"),
+    [("v5e:16x16", (2, 2)), ("v5e:4x8", (1, 1)), ("v5p:2x4x8", (1, 2, 2)), ("h200x8", (1,))],
+)
+def test_ports_of_a_slice(topology, ports):
+    assert parse(topology).ports_by_axis == ports
+
+
+def test_models_that_are_no_vit():
+    plan = planned(
+        model__variant="BiT-R50x1", model__pool=None, model__depth=None, model__remat="none"
+    )
+    assert plan.fits and not [each for each in advice(plan) if "remat" in each]
+    with pytest.raises(ConfigError, match="splits no ResNet"):
+        planned(model__variant="BiT-R50x1", model__pool=None, model__depth=None, mesh__tensor=2)
+
+
+def test_a_slice_holds_whole_groups():
+    with pytest.raises(ConfigError, match="must be a multiple of 2, the number of slices"):
+        plan_by_formula(
+            small_config(mesh__fsdp=8, mesh__data=1), parse("v5e:2x2", slices=2), **SIZES
+        )
+
+
 def test_several_nodes_send_over_the_network():
-    two = roofline(parse("h200x16"), flops=0.0, hbm_bytes=0.0, collectives=planned("h200x16").sends)
-    one = roofline(parse("h200x8"), flops=0.0, hbm_bytes=0.0, collectives=planned().sends)
+    two = roofline(
+        parse("h200x16"), peak=1.0, flops=0.0, hbm_bytes=0.0, collectives=planned("h200x16").sends
+    )
+    one = roofline(parse("h200x8"), peak=1.0, flops=0.0, hbm_bytes=0.0, collectives=planned().sends)
     assert two.network > 0 == one.network
     # Each of 16 devices sends an eighth of the gradients to the other node and gets its eighth.
     params = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(planned().model_config)))
@@ -146,7 +198,7 @@ def test_the_text_of_a_plan_has_its_numbers():
     ],
 )
 def test_advice(changes, message):
-    topology = "h200x32" if "mesh__fsdp" in changes else "h200x8"
+    topology = "v5e:4x8" if "mesh__fsdp" in changes else "h200x8"
     assert message in " ".join(advice(planned(topology, **changes)))
 
 
@@ -174,7 +226,9 @@ def test_a_search_finds_the_fastest_that_fits():
 
 def test_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    flags = ["--config=quickstart", "--topology=h200x8", f"--out={tmp_path / 'plan.json'}"]
+    small = ["--config.model.depth=2", "--config.model.scan=True"]
+    flags = ["--config=quickstart", *small, "--topology=h200x8"]
+    flags.append(f"--out={tmp_path / 'plan.json'}")
     done = call("plan", *flags)
     assert done.code == 0 and done.out.startswith("Fits on 8 H200"), done
     assert json.loads((tmp_path / "plan.json").read_text())["chips"] == 8

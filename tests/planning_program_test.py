@@ -76,6 +76,17 @@ def test_collectives_are_counted_with_their_loops_axes_and_bytes(looped):
     assert not total.in_loop and total.bytes == 4
 
 
+def test_a_reduce_scatter_works_on_its_operand():
+    """Of the text of an operation of its own; XLA for TPUs mostly writes a fusion."""
+    text = """ENTRY %main (p: f32[64]) -> f32[16] {
+  %p = f32[64]{0} parameter(0)
+  ROOT %r = f32[16]{0} reduce-scatter(%p), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add
+}"""
+    (found,) = collectives(Hlo.parse(text), mesh_of(data=2, fsdp=4))
+    assert (found.kind, found.axes, found.bytes) == ("reduce-scatter", ("fsdp",), 64 * 4)
+    assert found.sent_bytes == 64 * 4 * 3 / 4
+
+
 def test_traffic_counts_operands_and_results_of_products():
     def step(a, b):
         return (a @ b) @ b

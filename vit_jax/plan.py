@@ -21,6 +21,8 @@ from absl import flags
 from vit_jax import cli
 from vit_jax.errors import ExitCode
 
+_NO_WORKDIR = "no-run-yet"  # Of the run that is planned, which has none.
+
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
@@ -49,10 +51,11 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     from vit_jax.planning.report import text, to_json
     from vit_jax.planning.search import search
     from vit_jax.storage import as_path
+    from vit_jax.training.init_from import inherit_model
 
     topology = topologies.parse(values.topology, slices=values.slices)
     out = as_path(values.out, name="--out") if values.out else None
-    config = cli.read_config(values)
+    config = inherit_model(cli.read_config(values), _NO_WORKDIR)
     examples, classes = data_size(config, examples=values.examples, classes=values.classes)
     sizes = {"num_classes": classes, "num_examples": examples}
     if values.search:

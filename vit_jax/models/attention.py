@@ -66,9 +66,8 @@ def current_platform() -> str:
     device = jax.devices()[0]
     planned = jax.sharding.get_abstract_mesh().abstract_device
     if planned and planned.device_kind != device.device_kind:
-        # Only for TPUs are programs compiled on machines that have none.
-        assert planned.device_kind.startswith("TPU"), planned
-        return "tpu"
+        # The processor of a machine with GPUs; or TPUs, for which programs are compiled anywhere.
+        return "cpu" if planned.device_kind == "cpu" else "tpu"
     if device.platform != "gpu":
         return device.platform
     # "9.0" on an H200; not a number, such as "gfx942", on an AMD GPU.

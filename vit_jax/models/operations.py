@@ -25,15 +25,13 @@ from vit_jax.config.model import PatchConfig
 KEPT = ("attention_inputs", "attention_output", "residual", "mlp_hidden")
 
 _SQRT_HALF = math.sqrt(0.5)
-_SQRT_2_PI = math.sqrt(
-    2 / math.pi
-)  # sqrt(2/pi) of the tanh approximation; its half is 1/sqrt(2 pi).
+_SQRT_2_PI = math.sqrt(2 / math.pi)  # Of the tanh approximation; its half is 1/sqrt(2 pi).
 _CUBIC = 0.044715
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _matmul(
-    x: Float[Array, "*rows k"], kernel: Float[Array, "k n"], sum_dtype: str
+    x: Float[Array, "*rows k"], kernel: Float[Array | np.ndarray, "k n"], sum_dtype: str
 ) -> Float[Array, "*rows n"]:
     return _matmul_forward(x, kernel, sum_dtype)[0]
 
@@ -79,7 +77,7 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def project(
-    x: Float[Array, "..."], kernel: Float[Array, "..."], *, axes: int, sum_dtype: str
+    x: Float[Array, "..."], kernel: Float[Array | np.ndarray, "..."], *, axes: int, sum_dtype: str
 ) -> Float[Array, "..."]:
     """Contracts the last axes of x with the first of a kernel, in the dtype of x.
 
@@ -120,7 +118,7 @@ class Dense(nn.Module):
     @nn.compact
     def product_and_bias(
         self, x: Float[Array, "*rows_and_inputs"]
-    ) -> tuple[Float[Array, "*rows_and_outputs"], Float[Array, "*outputs"] | None]:
+    ) -> tuple[Float[Array, "*rows_and_outputs"], Float[Array | np.ndarray, "*outputs"] | None]:
         """Returns the product, a sum over devices if the mesh splits the inputs, and the bias."""
         inputs = x.shape[-self.axes :]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from jax.sharding import AbstractMesh
 
-from vit_jax.models import VitConfig, param_shapes
+from vit_jax.models import MixerConfig, VitConfig, param_shapes
 from vit_jax.parallel import rules
 from vit_jax.planning.plan import Plan
 from vit_jax.telemetry.chips import GIB
@@ -38,7 +38,8 @@ def _fit(plan: Plan) -> Iterator[str]:
 
 def _remat(plan: Plan) -> Iterator[str]:
     used = getattr(plan.model_config, "remat", "none")
-    if used not in POLICIES or plan.config.model.remat == "auto":
+    splits = isinstance(plan.model_config, VitConfig | MixerConfig)
+    if not splits or used not in POLICIES or plan.config.model.remat == "auto":
         return
     needed, _ = choose(plan.config, plan.model_config, _mesh(plan), plan.available)
     if POLICIES.index(used) > POLICIES.index(needed):
@@ -61,7 +62,7 @@ def _images(plan: Plan) -> Iterator[str]:
 
 def _shards(plan: Plan) -> Iterator[str]:
     """Shards that the compiler pads, or splits that it cannot scatter."""
-    if plan.mesh["fsdp"] == 1:
+    if plan.mesh["fsdp"] == 1 or not plan.topology.is_tpu:
         return
     rows = {}
     for name, leaf in rules.named_leaves(param_shapes(plan.model_config)).items():
@@ -114,13 +115,14 @@ def _tensor(plan: Plan) -> Iterator[str]:
     if tensor > 1 and isinstance(model, VitConfig) and model.num_tokens % tensor:
         yield (
             f"{model.num_tokens} tokens do not split over mesh.tensor={tensor}: each of these "
-            "devices keeps the whole residual stream. A model without class token (model.pool=gap "
-            f"or map) has {model.num_tokens - model.num_prefix} tokens."
+            "devices keeps the whole residual stream. Without class token (model.pool=gap or map) "
+            f"there are {model.num_tokens - model.num_prefix}."
         )
 
 
 def _kept(plan: Plan) -> Iterator[str]:
-    if plan.model_config.dtype != "bfloat16":
+    remat = getattr(plan.model_config, "remat", "")
+    if plan.model_config.dtype != "bfloat16" or remat not in ("none", "dots"):
         return
     wide = sum(kept.bytes for kept in plan.kept if kept.dtype == "f32")
     if wide > 0.05 * plan.available:

@@ -85,9 +85,11 @@ def collectives(hlo: Hlo, mesh: Mesh, *, slices: int = 1) -> list[Collective]:
             continue
         if computation.startswith(SCATTER):
             kind = "reduce-scatter"
+        # The text has no shapes of operands: of a reduce-scatter, that of the result times devices.
+        factor = devices if kind == "reduce-scatter" and not computation.startswith(SCATTER) else 1
         largest = max(moved, key=lambda array: array.size)
         key = (kind, times > 1, largest.dtype, axes, bool(network), devices)
-        groups[key].append((times, sum(array.size for array in moved), largest))
+        groups[key].append((times, factor * sum(array.size for array in moved), largest))
     found = []
     for (kind, in_loop, dtype, axes, network, devices), entries in groups.items():
         executions = sum(times for times, _, _ in entries)
@@ -110,14 +112,12 @@ def collectives(hlo: Hlo, mesh: Mesh, *, slices: int = 1) -> list[Collective]:
 
 
 def _moved(instruction: Instruction, kind: str) -> tuple[Array, ...]:
-    """Returns the arrays that a collective works on."""
+    """Returns the arrays that a collective returns."""
     results = instruction.results
-    if kind == "reduce-scatter":
-        # The text has no shapes of operands: the result times the devices of a group, below.
-        return results
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
-        # (operands, results, contexts): the larger of both is the result, or they are equal.
-        return (max(results, key=lambda array: array.size),)
+        # (operands, results, contexts), of which contexts are scalars.
+        arrays = [array for array in results if array.dims]
+        return tuple(arrays[len(arrays) // 2 :])
     return results
 
 

@@ -33,8 +33,8 @@ def data_size(config: FrozenConfigDict, *, examples: int = 0, classes: int = 0) 
     classes = classes or config.model.num_classes or len(data.classes)
     if not (examples and classes):
         known_examples, known_classes = _known(config)
-        if data.shots and known_classes:
-            known_examples = data.shots * known_classes
+        if data.shots:
+            known_examples = data.shots * (classes or known_classes)
         examples, classes = examples or known_examples, classes or known_classes
     if not (examples and classes):
         raise ConfigError(
@@ -48,7 +48,7 @@ def _known(config: FrozenConfigDict) -> tuple[int, int]:
     """Returns the numbers of a well-known data set, or of the data that is here; or zeros."""
     data = config.data
     name = data.name.partition(":")[0]
-    if data.source == "tfds" and name in _KNOWN:
+    if data.source == "tfds" and name in _KNOWN and not data.classes:
         splits, classes = _KNOWN[name]
         return _of_split(data.split, splits), classes
     try:

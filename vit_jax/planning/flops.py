@@ -28,7 +28,9 @@ def _flops(eqn: JaxprEqn) -> int:
     if name == "conv_general_dilated":
         _, kernel, result = shapes
         features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-        return 2 * result.size * kernel.size // features
+        # Of a stride's gradient, the zeros between the rows take no product.
+        stride = math.prod(eqn.params["lhs_dilation"])
+        return 2 * result.size * kernel.size // features // stride
     inside = [traced_flops(program) for program in _programs(eqn)]
     if name == "cond":
         return max(inside, default=0)

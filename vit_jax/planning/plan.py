@@ -9,7 +9,13 @@ from ml_collections import FrozenConfigDict
 
 from vit_jax.config import validate
 from vit_jax.errors import ConfigError
-from vit_jax.models import ModelConfig, read_section, update_flops_per_image
+from vit_jax.models import (
+    ModelConfig,
+    ResnetConfig,
+    VitConfig,
+    read_section,
+    update_flops_per_image,
+)
 from vit_jax.optim import total_steps
 from vit_jax.parallel import mesh as meshes
 from vit_jax.planning import formula
@@ -27,6 +33,8 @@ from vit_jax.training import mesh_choice, rematerialisation
 from vit_jax.training.memory import Memory, memory_per_device
 
 DAY = 24 * 3600
+# Of a GPU's memory, what JAX takes by default (XLA_PYTHON_CLIENT_MEM_FRACTION).
+_GPU_SHARE = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +130,7 @@ def make_plan(
     Raises:
       ConfigError: the config is wrong, or does not fit the devices, or libtpu is missing.
     """
+    validate(config)
     if not topology.is_tpu:
         return plan_by_formula(config, topology, num_classes=num_classes, num_examples=num_examples)
     mesh, mesh_reason = mesh_choice.make_mesh(config, devices=topologies.devices(topology))
@@ -143,6 +152,9 @@ def make_plan(
         )
         sends = collectives(hlo, mesh, slices=topology.slices)
         moved = hbm_bytes(hlo)
+    line = None
+    if not compiled.refusal:
+        line = _roofline(topology, step_flops, moved, sends, step.model_config.dtype)
     return Plan(
         config=config,
         model_config=step.model_config,
@@ -160,7 +172,7 @@ def make_plan(
         step_flops=step_flops,
         hbm_bytes=moved,
         sends=sends,
-        roofline=None if compiled.refusal else _roofline(topology, step_flops, moved, sends),
+        roofline=line,
         seconds=seconds | compiled.seconds,
     )
 
@@ -174,6 +186,8 @@ def plan_by_formula(
         raise ConfigError("cache_features=True trains a head alone, which needs no plan.")
     start = time.perf_counter()
     model_config = read_section(config.model, num_classes=num_classes)
+    if isinstance(model_config, VitConfig):  # cuDNN's has the same products, and is not here.
+        model_config = dataclasses.replace(model_config, attention="xla")
     available, count = _available(topology), topology.num_devices
     if config.mesh.auto:
         sizes, mesh_reason = mesh_choice.choose(
@@ -181,6 +195,13 @@ def plan_by_formula(
         )
     else:
         sizes, mesh_reason = meshes.mesh_shape(config.mesh, count), ""
+    if sizes["data"] % topology.slices:
+        raise ConfigError(
+            f"mesh.data={sizes['data']} must be a multiple of {topology.slices}, the number of "
+            "slices: each holds whole groups of mesh.fsdp x mesh.tensor devices."
+        )
+    if sizes["tensor"] > 1 and isinstance(model_config, ResnetConfig):
+        raise ConfigError("mesh.tensor splits no ResNet: set it to 1.")
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
     model_config, reason = rematerialisation.resolve_for(config, model_config, mesh, available)
@@ -188,7 +209,7 @@ def plan_by_formula(
     sends = formula.formula_collectives(config, model_config, mesh, groups=topology.groups)
     model_flops = _model_flops(config, model_config, mesh.size)
     step_flops = model_flops * formula.recomputation(config, model_config)
-    moved = formula.formula_hbm_bytes(estimate)
+    moved = formula.formula_hbm_bytes(config, model_config, mesh)
     return Plan(
         config=config,
         model_config=model_config,
@@ -206,7 +227,7 @@ def plan_by_formula(
         step_flops=step_flops,
         hbm_bytes=moved,
         sends=sends,
-        roofline=_roofline(topology, step_flops, moved, sends),
+        roofline=_roofline(topology, step_flops, moved, sends, model_config.dtype),
         seconds={"formulas": time.perf_counter() - start},
     )
 
@@ -220,7 +241,7 @@ def _shard_shapes(step: Step) -> set[tuple[int, ...]]:
 def _available(topology: Topology) -> int:
     available = memory_bytes(topology.chip.kinds[0])
     assert available is not None, topology  # Every chip has its memory.
-    return available
+    return available if topology.is_tpu else int(available * _GPU_SHARE)
 
 
 def _model_flops(config: FrozenConfigDict, model_config: ModelConfig, num_devices: int) -> float:
@@ -228,6 +249,9 @@ def _model_flops(config: FrozenConfigDict, model_config: ModelConfig, num_device
 
 
 def _roofline(
-    topology: Topology, step_flops: float, moved: float, sends: list[Collective]
+    topology: Topology, step_flops: float, moved: float, sends: list[Collective], dtype: str
 ) -> Roofline:
-    return roofline(topology, flops=step_flops, hbm_bytes=moved, collectives=sends)
+    peak = topology.chip.bf16_flops / topology.chip.devices
+    if dtype == "float32" and not topology.is_tpu:
+        peak /= 2  # TF32; a TPU computes products of float32 arrays in bfloat16 by default.
+    return roofline(topology, peak=peak, flops=step_flops, hbm_bytes=moved, collectives=sends)

@@ -20,8 +20,8 @@ def sentence(plan: Plan, *, price: float = 0.0) -> str:
     where = plan.topology.describe()
     needed, available = plan.needed / GIB, plan.available / GIB
     if not plan.fits:
-        size = f"it needs {needed:.1f}" if plan.needed else "it needs more than the"
-        return f"Does not fit on {where}: {size} of {available:.2f} GiB of a device."
+        size = f"{needed:.1f}" if plan.needed else "more than"
+        return f"Does not fit on {where}: it needs {size}, a device has {available:.2f} GiB."
     assert plan.roofline and plan.days and plan.chip_hours
     low, high = plan.roofline.fastest * 1e3, plan.roofline.slowest * 1e3
     images = plan.num_steps * plan.config.batch_size
@@ -108,7 +108,7 @@ def _collectives(plan: Plan) -> Iterator[str]:
             f"  {each.kind:28} {axes:12} {'yes' if each.in_loop else 'no':7} {each.executions:6} "
             f"{each.dtype:5} {each.total_bytes / 1e9:8.3f} {each.sent_bytes / 1e9:8.3f}"
         )
-    if any(each.dtype == "bf16" and "reduce" in each.kind for each in plan.sends):
+    if plan.model_config.dtype == plan.config.model.grad_sum_dtype == "bfloat16":
         yield "  Gradients are summed over devices in bfloat16: model.grad_sum_dtype."
     small = [each for each in plan.sends if each.sent_bytes < 1e6]
     if small:
@@ -124,16 +124,15 @@ def _time(plan: Plan) -> Iterator[str]:
     yield "Time of a step, ms"
     yield (
         f"  compute  {line.compute * 1e3:9.2f}  {plan.step_flops / 1e12:.2f} TFLOP, of which "
-        f"{again:.0%} again, at {chip.bf16_flops / chip.devices / 1e12:,.0f} TFLOP/s"
+        f"{again:.0%} again, at {plan.step_flops / line.compute / 1e12:,.0f} TFLOP/s"
     )
     yield (
         f"  memory   {line.memory * 1e3:9.2f}  {plan.hbm_bytes / 1e9:.2f} GB at "
         f"{chip.bandwidth / chip.devices / 1e9:,.0f} GB/s"
     )
-    sent = sum(each.sent_bytes for each in plan.sends) / 1e9
-    rate = chip.links / 2 / chip.devices / 1e9
+    sent = sum(each.sent_bytes for each in plan.sends if not each.network) / 1e9
     yield (
-        f"  links    {line.links * 1e3:9.2f}  {sent:.2f} GB at {rate:,.0f} GB/s; on one axis "
+        f"  links    {line.links * 1e3:9.2f}  {sent:.2f} GB over all ports; over one axis "
         f"{line.links_one_axis * 1e3:.2f}"
     )
     if line.network:

@@ -47,6 +47,7 @@ class Roofline:
 def roofline(
     topology: Topology,
     *,
+    peak: float,
     flops: float,
     hbm_bytes: float,
     collectives: Sequence[Collective],
@@ -55,6 +56,7 @@ def roofline(
 
     Args:
       topology: of the devices.
+      peak: FLOP/s of one device.
       flops: of a step on one device.
       hbm_bytes: of a step on one device.
       collectives: of a step.
@@ -62,12 +64,12 @@ def roofline(
     chip = topology.chip
     inside = sum((each.sent_bytes for each in collectives if not each.network), 0.0)
     across = sum((each.sent_bytes for each in collectives if each.network), 0.0)
-    one_way = chip.links / 2 / chip.devices
-    axis = one_way * min(1.0, 2 / chip.ports) if chip.ports > 1 else one_way
+    port = chip.links / 2 / chip.devices / chip.ports
+    ports = topology.ports_by_axis or (1,)
     return Roofline(
-        compute=flops / (chip.bf16_flops / chip.devices),
+        compute=flops / peak,
         memory=hbm_bytes / (chip.bandwidth / chip.devices),
-        links=inside / one_way,
-        links_one_axis=inside / axis,
+        links=inside / (port * sum(ports)),
+        links_one_axis=inside / (port * min(ports)),
         network=across / (chip.network / chip.devices),
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.errors import ConfigError
+from vit_jax.models import MixerConfig, VitConfig, read_section
 from vit_jax.planning.plan import Plan, make_plan, plan_by_formula
 from vit_jax.planning.topology import Topology
 from vit_jax.telemetry.chips import GIB
@@ -14,7 +15,7 @@ from vit_jax.training.rematerialisation import POLICIES
 MAX_FSDP, MAX_TENSOR = 64, 16
 # A formula's estimate of memory may be this much above what is there: the compiler decides.
 SLACK = 1.3
-COMPILED = 3  # Candidates that are compiled.
+FITTING, TRIED = 3, 8  # Candidates that are compiled: until so many fit, at most so many.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ def search(
         return possible[0].plan
     show("Compiled:")
     fitting: list[Plan] = []
-    for each in possible:
+    for each in possible[:TRIED]:
         try:
             plan = make_plan(
                 _config_of(config, each.mesh, each.remat),
@@ -87,14 +88,16 @@ def search(
             continue
         show(_row(each.mesh, each.remat, plan) + ("" if plan.fits else "  does not fit"))
         fitting += [plan] if plan.fits else []
-        if len(fitting) == COMPILED:
+        if len(fitting) == FITTING:
             break
     if not fitting:
-        raise ConfigError("The compiler refused all candidates: lower batch_size.")
+        raise ConfigError(
+            f"The compiler refused the {min(TRIED, len(possible))} best: lower batch_size, or take "
+            "more chips."
+        )
     best = min(fitting, key=_seconds)
     flags = " ".join(f"--config.mesh.{axis}={size}" for axis, size in best.mesh.items())
-    remat = getattr(best.model_config, "remat", "")
-    show(f"Best: {flags}" + (f" --config.model.remat={remat}" if remat else "") + "\n")
+    show(f"Best: {flags} --config.model.remat={best.config.model.remat}\n")
     return best
 
 
@@ -112,15 +115,15 @@ def _row(mesh: tuple[int, int, int], remat: str, plan: Plan) -> str:
 def _candidates(
     config: FrozenConfigDict, topology: Topology, sizes: dict[str, int]
 ) -> Iterator[_Candidate]:
-    policies = POLICIES if "remat" in config.model else ("",)
+    model_config = read_section(config.model, num_classes=sizes["num_classes"])
+    recomputes = isinstance(model_config, VitConfig | MixerConfig)
+    policies = POLICIES if recomputes else (config.model.remat,)
+    tensors = _powers(MAX_TENSOR) if isinstance(model_config, VitConfig) else [1]
     for fsdp in _powers(MAX_FSDP):
-        for tensor in _powers(MAX_TENSOR):
+        for tensor in tensors:
             data, rest = divmod(topology.num_devices, fsdp * tensor)
-            if (
-                rest
-                or not data
-                or (fsdp > 1 and data == 1 and topology.num_devices > fsdp * tensor)
-            ):
+            # With fsdp over all chips XLA sums gradients whole: see mesh_choice.
+            if rest or not data or (topology.is_tpu and fsdp > 1 and data == 1):
                 continue
             for remat in policies:
                 mesh = (data, fsdp, tensor)
@@ -141,6 +144,5 @@ def _config_of(
     changed = ConfigDict(config)
     changed.mesh.data, changed.mesh.fsdp, changed.mesh.tensor = mesh
     changed.mesh.auto = False
-    if remat:
-        changed.model.remat = remat
+    changed.model.remat = remat
     return FrozenConfigDict(changed)

@@ -123,7 +123,7 @@ class Compiled:
       memory: of one device, bytes by name: "arguments", "temporaries", "outputs", "aliased"
         (outputs in the place of arguments) and "peak"; {} if it was refused.
       refusal: the compiler's words on memory; "" if it fits.
-      seconds: of tracing, lowering and compiling.
+      seconds: of lowering and compiling.
     """
 
     text: str

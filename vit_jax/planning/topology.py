@@ -75,6 +75,20 @@ class Topology:
         return math.prod(self.shape) * self.slices
 
     @property
+    def ports_by_axis(self) -> tuple[int, ...]:
+        """Ports of a chip along each axis of a TPU slice that has several chips along it.
+
+        Two if the axis is a ring, which it is in whole pods of v5e and v6e (16 chips) and v3 (32)
+        and in multiples of 4 chips of the others; else one, which a chip at the end has. A GPU has
+        one, to a switch.
+        """
+        if not self.is_tpu:
+            return (1,)
+        tpu = _TPUS[self.name.partition(":")[0]]
+        ring = math.isqrt(tpu.chips) if tpu.axes == 2 else 4
+        return tuple(2 if side % ring == 0 else 1 for side in self.shape if side > 1)
+
+    @property
     def groups(self) -> int:
         """Number of slices or nodes, between which is the data centre's network."""
         return self.slices if self.is_tpu else self.shape[0]

@@ -47,8 +47,10 @@ def _fused(hlo: Hlo) -> set[str]:
 
 
 def _moved(line: Instruction, by_name: dict[str, Instruction], hlo: Hlo) -> float:
-    if line.opcode in _FREE or line.opcode.endswith("-done"):
+    if line.opcode in _FREE:
         return 0.0
+    if line.opcode.endswith("-done"):
+        return sum((array.size for array in line.results if array.in_hbm), 0.0)
     inside = hlo.computations.get(line.called[0], ()) if line.called else ()
     read = 0.0
     for position, operand in enumerate(line.operands):
@@ -65,7 +67,7 @@ def _moved(line: Instruction, by_name: dict[str, Instruction], hlo: Hlo) -> floa
         read += size
     written = sum((array.size for array in line.results if array.in_hbm), 0.0)
     if line.opcode.endswith("-start"):
-        written = 0.0  # Its results have the operands, too; a copy to the chip reads alone.
+        written = 0.0  # Counted where it is done.
     for update in [line] if line.opcode == "dynamic-update-slice" else inside:
         if update.opcode == "dynamic-update-slice" and len(update.operands) > 1:
             scope = by_name if update is line else {each.name: each for each in inside}
