@@ -22,7 +22,7 @@ LEARNING_RATE = 1e-2
 ADAM_LEARNING_RATE = 1e-4
 MOMENTUM = 0.9
 CLIP_NORM = 1.0
-AXES = tuple(base_config().mesh)  # Of a mesh: data, fsdp, tensor.
+AXES = tuple(name for name in base_config().mesh if name != "auto")  # data, fsdp, tensor.
 OPTIMIZERS = ("sgd", "adamw")
 DTYPES = ("float32", "bfloat16")
 
