@@ -121,6 +121,7 @@ def sent(plan):
     return {(each.kind, *each.axes, each.dtype): each.total_bytes for each in plan.sends}
 
 
+@pytest.mark.slow
 def test_frozen_parameters_are_gathered_and_not_summed():
     changes = {"mesh__fsdp": 2, "model__dtype": "bfloat16", **WIDE}
     all_trained, head = planned(**changes), planned(**changes, optim__freeze=("(?!head/).*",))
@@ -130,6 +131,7 @@ def test_frozen_parameters_are_gathered_and_not_summed():
     assert sent(head)[key] == sent(all_trained)[key]
 
 
+@pytest.mark.slow
 def test_gradients_summed_in_float32_take_twice_the_bytes():
     changes = {"mesh__fsdp": 2, "model__dtype": "bfloat16"}
     plain, wide = planned(**changes), planned(**changes, model__grad_sum_dtype="float32")
@@ -137,6 +139,7 @@ def test_gradients_summed_in_float32_take_twice_the_bytes():
         assert sent(wide)[kind, axis, "f32"] == 2 * sent(plain)[kind, axis, "bf16"]
 
 
+@pytest.mark.slow
 def test_microbatches_gather_and_move_as_often():
     one, four = planned(batch_size=64), planned(batch_size=64, optim__accum_steps=4)
     assert sum(sent(four).values()) == 4 * sum(sent(one).values())
@@ -151,6 +154,7 @@ def test_ports_of_a_slice(topology, ports):
     assert parse(topology).ports_by_axis == ports
 
 
+@pytest.mark.slow
 def test_models_that_are_no_vit():
     plan = planned(
         model__variant="BiT-R50x1", model__pool=None, model__depth=None, model__remat="none"
