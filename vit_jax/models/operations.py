@@ -118,7 +118,7 @@ class Dense(nn.Module):
     @nn.compact
     def product_and_bias(
         self, x: Float[Array, "*rows_and_inputs"]
-    ) -> tuple[Float[Array, "*rows_and_outputs"], Float[Array | np.ndarray, "*outputs"] | None]:
+    ) -> tuple[Float[Array, "*rows_and_outputs"], Float[Array, "*outputs"] | None]:
         """Returns the product, a sum over devices if the mesh splits the inputs, and the bias."""
         inputs = x.shape[-self.axes :]
 
@@ -132,7 +132,7 @@ class Dense(nn.Module):
         if not self.use_bias:
             return y, None
         bias = self.param("bias", self._flat_bias_init, self.features)
-        return y, bias.astype(y.dtype)
+        return y, jnp.asarray(bias, y.dtype)
 
     def _flat_bias_init(self, key, shape):
         return self.bias_init(key, (math.prod(shape),), jnp.float32).reshape(shape)
