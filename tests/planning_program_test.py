@@ -137,7 +137,7 @@ def test_traced_flops_are_those_of_the_formula_and_what_is_computed_again(remat)
     assert again == pytest.approx(weights + forward[remat], rel=0.02)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_the_step_is_the_one_that_train_compiles():
     mesh = mesh_of(data=2, fsdp=2)
     step = step_of(mesh)

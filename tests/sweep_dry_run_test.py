@@ -98,6 +98,7 @@ def test_equal_updates_are_timed_once(tmp_path):
     assert speed.images_per_second > 0 and speed.extra_seconds > 0 and speed.device == "1 x cpu"
 
 
+@pytest.mark.slow
 def test_hours_on_a_pod(tmp_path, capsys):
     runs = [
         planned(tmp_path, "fits"),
