@@ -14,7 +14,7 @@ from vit_jax.planning.hlo import Hlo, arrays
 from vit_jax.planning.kept import kept_arrays
 from vit_jax.planning.step import Step, compile_step
 from vit_jax.planning.traffic import hbm_bytes
-from vit_jax.training.experiment import Experiment
+from vit_jax.training.experiment import Experiment, open_training_data
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_the_step_is_the_one_that_train_compiles():
     mesh = mesh_of(data=2, fsdp=2)
     step = step_of(mesh)
     with jax.set_mesh(mesh):
-        experiment = Experiment.of(step.config, mesh)
+        experiment = Experiment.of(step.config, open_training_data(step.config), mesh)
         program = experiment.program()
         trained = program.train_step.lower(program.shapes, step.batch, step.stop)
     planned = step.trace().lower()

@@ -133,7 +133,9 @@ def make_plan(
     validate(config)
     if not topology.is_tpu:
         return plan_by_formula(config, topology, num_classes=num_classes, num_examples=num_examples)
-    mesh, mesh_reason = mesh_choice.make_mesh(config, devices=topologies.devices(topology))
+    mesh, mesh_reason = mesh_choice.make_mesh(
+        config, num_classes=num_classes, devices=topologies.devices(topology)
+    )
     step = Step.of(config, mesh, num_classes=num_classes, num_examples=num_examples)
     start = time.perf_counter()
     traced = step.trace()

@@ -7,7 +7,6 @@ not depend on the choice. Over all devices (data = 1) XLA for TPUs replaces gath
 all-reduces, which move twice as much; so data is at least 2 wherever that fits.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,22 +15,22 @@ from jax.sharding import AbstractMesh, Mesh
 from ml_collections import FrozenConfigDict
 
 from vit_jax.errors import ConfigError
-from vit_jax.models import MixerConfig, ModelConfig, VitConfig, read_section
+from vit_jax.models import ModelConfig, read_section, with_remat
 from vit_jax.parallel import mesh as meshes
+from vit_jax.parallel.rules import UndividedError
 from vit_jax.telemetry.chips import GIB
 from vit_jax.training.memory import bytes_per_device
 from vit_jax.training.rematerialisation import AUTO, POLICIES, SHARE, available_bytes
 
 
 def make_mesh(
-    config: FrozenConfigDict, *, devices: Sequence[Any] | None = None
+    config: FrozenConfigDict, *, num_classes: int, devices: Sequence[Any] | None = None
 ) -> tuple[Mesh, str]:
     """Returns the mesh of a run, and how it was chosen; "" if the config has its sizes.
 
-    A choice counts one class if the config leaves their number to the data, which are not open.
-
     Args:
-      config: of the run.
+      config: the config of the run.
+      num_classes: the number of classes of the training data, for a config that leaves it to them.
       devices: those of all processes, here or not; None: JAX's.
 
     Raises:
@@ -40,7 +39,7 @@ def make_mesh(
     if not config.mesh.auto:
         return meshes.make_mesh(config.mesh, devices=devices), ""
     devices = jax.devices() if devices is None else devices
-    model_config = read_section(config.model, num_classes=config.model.num_classes or 1)
+    model_config = read_section(config.model, num_classes=num_classes)
     mine = [device for device in devices if device.process_index == jax.process_index()]
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     available = available_bytes((mine or devices)[0])
@@ -62,14 +61,15 @@ def choose(
     recomputation; all of these; data of 1. If none fits, the one that takes least.
 
     Args:
-      config: of the run; mesh.tensor holds, data and fsdp are chosen.
-      model_config: of its model.
+      config: the config of the run; its mesh.tensor is kept, data and fsdp are chosen.
+      model_config: the config of the run's model.
       num_devices: the product of the sizes.
-      available: bytes of one device; None: unknown, and parameters are not split.
-      slices: number of TPU slices; their number divides data.
+      available: memory of one device in bytes; None: unknown, and parameters are not split.
+      slices: number of TPU slices, which must divide data.
 
     Raises:
-      ConfigError: mesh.tensor does not divide the devices, or the devices the batch.
+      ConfigError: mesh.tensor does not divide the devices, or the devices the batch; no mesh
+        divides the parameters; or the config is wrong.
     """
     candidates = list(_meshes(config, num_devices, slices))
     several = [mesh for mesh in candidates if mesh.shape["data"] > 1]
@@ -121,11 +121,9 @@ def _bytes(
     config: FrozenConfigDict, model_config: ModelConfig, mesh: AbstractMesh, policy: str
 ) -> int | None:
     """Returns the estimate for a device; None if the mesh does not divide a large parameter."""
-    if isinstance(model_config, VitConfig | MixerConfig):
-        model_config = dataclasses.replace(model_config, remat=policy)
     try:
-        return bytes_per_device(config, model_config, mesh)
-    except ConfigError:
+        return bytes_per_device(config, with_remat(model_config, policy), mesh)
+    except UndividedError:
         return None
 
 

@@ -23,13 +23,12 @@ The most that is alive at once, without the gaps between arrays, is .78 to 1.13 
 measured on a GPU.
 """
 
-import dataclasses
 from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import FrozenConfigDict
 
-from vit_jax.models import MixerConfig, ModelConfig, VitConfig
+from vit_jax.models import ModelConfig, with_remat
 from vit_jax.telemetry.chips import GIB, memory_bytes
 from vit_jax.telemetry.notes import note
 from vit_jax.training.memory import bytes_per_device
@@ -72,7 +71,7 @@ def resolve_for(
     if getattr(model_config, "remat", None) != AUTO:
         return model_config, ""
     policy, reason = choose(config, model_config, mesh, available)
-    return _with_policy(model_config, policy), reason
+    return with_remat(model_config, policy), reason
 
 
 def available_bytes(device: Any) -> int | None:
@@ -110,7 +109,7 @@ def choose(
         return "none", ""
     policy, estimates, budget = "", {}, SHARE * available
     for policy in POLICIES:
-        estimates[policy] = bytes_per_device(config, _with_policy(model_config, policy), mesh)
+        estimates[policy] = bytes_per_device(config, with_remat(model_config, policy), mesh)
         if estimates[policy] <= budget:
             break
     if estimates[policy] > budget:
@@ -125,11 +124,6 @@ def choose(
         f"{AUTO}: {_gib(estimates[policy])} of {_gib(budget)} GiB, {SHARE:.0%} of a device's memory"
         f"{least}"
     )
-
-
-def _with_policy(model_config: ModelConfig, policy: str) -> ModelConfig:
-    assert isinstance(model_config, VitConfig | MixerConfig), "a ResNet has no remat"
-    return dataclasses.replace(model_config, remat=policy)
 
 
 def _gib(count: int | float) -> str:
