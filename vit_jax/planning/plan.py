@@ -4,10 +4,8 @@ import dataclasses
 import time
 
 import jax
-from jax.sharding import AbstractMesh
 from ml_collections import FrozenConfigDict
 
-from vit_jax.config import validate
 from vit_jax.errors import ConfigError
 from vit_jax.models import (
     ModelConfig,
@@ -25,7 +23,7 @@ from vit_jax.planning.flops import traced_flops
 from vit_jax.planning.hlo import Hlo
 from vit_jax.planning.kept import Kept, kept_arrays
 from vit_jax.planning.roofline import Roofline, roofline
-from vit_jax.planning.step import Compiled, Step, compile_step
+from vit_jax.planning.step import Compiled, Step, check_config, compile_step
 from vit_jax.planning.topology import Topology
 from vit_jax.planning.traffic import hbm_bytes
 from vit_jax.telemetry.chips import memory_bytes
@@ -130,9 +128,9 @@ def make_plan(
     Raises:
       ConfigError: the config is wrong, or does not fit the devices, or libtpu is missing.
     """
-    validate(config)
     if not topology.is_tpu:
         return plan_by_formula(config, topology, num_classes=num_classes, num_examples=num_examples)
+    check_config(config)
     mesh, mesh_reason = mesh_choice.make_mesh(
         config, num_classes=num_classes, devices=topologies.devices(topology)
     )
@@ -183,9 +181,7 @@ def plan_by_formula(
     config: FrozenConfigDict, topology: Topology, *, num_classes: int, num_examples: int
 ) -> Plan:
     """Returns the plan of a run without compiling it; see `make_plan`."""
-    validate(config)
-    if config.cache_features:
-        raise ConfigError("cache_features=True trains a head alone, which needs no plan.")
+    check_config(config)
     start = time.perf_counter()
     model_config = read_section(config.model, num_classes=num_classes)
     if isinstance(model_config, VitConfig):  # cuDNN's has the same products, and is not here.
@@ -204,7 +200,7 @@ def plan_by_formula(
         )
     if sizes["tensor"] > 1 and isinstance(model_config, ResnetConfig):
         raise ConfigError("mesh.tensor splits no ResNet: set it to 1.")
-    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    mesh = meshes.abstract_mesh(sizes)
     meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
     model_config, reason = rematerialisation.resolve_for(config, model_config, mesh, available)
     estimate = memory_per_device(config, model_config, mesh)

@@ -22,6 +22,13 @@ from vit_jax.training.experiment import Program
 _LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
 
 
+def check_config(config: FrozenConfigDict) -> None:
+    """Raises ConfigError if a config is wrong, or is of a run that cannot be planned."""
+    validate(config)
+    if config.cache_features:
+        raise ConfigError("cache_features=True trains a head alone, which needs no plan.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """A train step and the shapes of its arguments.
@@ -59,9 +66,7 @@ class Step:
         Raises:
           ConfigError: the config is wrong, or does not fit the mesh.
         """
-        validate(config)
-        if config.cache_features:
-            raise ConfigError("cache_features=True trains a head alone, which needs no plan.")
+        check_config(config)
         meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
         model_config = read_section(config.model, num_classes=num_classes)
         model_config, reason = rematerialisation.resolve(config, model_config, mesh)
@@ -97,11 +102,6 @@ class Step:
     def platform(self) -> str:
         """Of the devices of the mesh: "tpu", "gpu" or "cpu"."""
         return self.mesh.devices.flat[0].platform
-
-    @property
-    def compiler_options(self) -> dict[str, Any]:
-        """XLA's options, those of `config.compiler.options`."""
-        return xla_options.compiler_options(self.config.compiler.options, self.platform)
 
     @property
     def stop(self) -> jax.ShapeDtypeStruct:
@@ -160,7 +160,8 @@ def compile_step(step: Step, traced: Any, *, full_effort: bool) -> Compiled:
         lowered = traced.lower(lowering_platforms=(step.platform,))
     seconds["lower"] = time.perf_counter() - start
     start = time.perf_counter()
-    options = step.compiler_options | ({} if full_effort else _LEAST_EFFORT)
+    options = xla_options.compiler_options(step.config.compiler.options, step.platform)
+    options |= {} if full_effort else _LEAST_EFFORT
     try:
         with xla_options.reported():
             compiled = lowered.compile(compiler_options=options)

@@ -42,11 +42,13 @@ def on_pod(run: PlannedRun, cost: Cost, topology: Topology) -> OnPod:
     memory = f"{plan.needed / GIB:.2f} of {plan.available / GIB:.2f} GiB of a device"
     if not plan.fits or plan.roofline is None:
         return OnPod(f"does not fit on {topology.describe()}: {memory}")
-    steps = plan.num_steps if cost.own_steps is None else cost.own_steps
-    hours = [each * steps / 3600 for each in (plan.roofline.fastest, plan.roofline.slowest)]
-    low, high = (each * topology.num_chips for each in hours)
+    if cost.own_steps is not None:  # Of a branch fewer than those of its schedule.
+        plan = dataclasses.replace(plan, num_steps=cost.own_steps)
+    assert plan.chip_hours is not None  # It fits.
+    low, high = plan.chip_hours
+    chips = topology.num_chips
     return OnPod(
-        f"on {topology.describe()}: {memory}; {hours[0]:,.2f} to {hours[1]:,.2f} hours, "
+        f"on {topology.describe()}: {memory}; {low / chips:,.2f} to {high / chips:,.2f} hours, "
         f"{low:,.1f} to {high:,.1f} chip-hours",
         (low, high),
     )

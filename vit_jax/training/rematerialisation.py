@@ -107,23 +107,35 @@ def choose(
     """
     if available is None or config.cache_features:  # Then no gradient passes through the blocks.
         return "none", ""
-    policy, estimates, budget = "", {}, SHARE * available
-    for policy in POLICIES:
-        estimates[policy] = bytes_per_device(config, with_remat(model_config, policy), mesh)
-        if estimates[policy] <= budget:
-            break
-    if estimates[policy] > budget:
+    sizes, budget = estimates(config, model_config, mesh, available), SHARE * available
+    *_, policy = sizes
+    if sizes[policy] > budget:
         note(
-            f"The run is estimated to take {_gib(estimates[policy])} GiB of each device's memory "
+            f"The run is estimated to take {_gib(sizes[policy])} GiB of each device's memory "
             f"of {_gib(available)} GiB, although the backward pass recomputes everything "
             f"(model.remat={policy}): it may run out of memory. Lower batch_size, raise "
             "optim.accum_steps, or split the parameters over more devices by mesh.fsdp."
         )
-    least = f"; none would take {_gib(estimates['none'])}" if policy != "none" else ""
+    least = f"; none would take {_gib(sizes['none'])}" if policy != "none" else ""
     return policy, (
-        f"{AUTO}: {_gib(estimates[policy])} of {_gib(budget)} GiB, {SHARE:.0%} of a device's memory"
+        f"{AUTO}: {_gib(sizes[policy])} of {_gib(budget)} GiB, {SHARE:.0%} of a device's memory"
         f"{least}"
     )
+
+
+def estimates(
+    config: FrozenConfigDict, model_config: ModelConfig, mesh: Mesh | AbstractMesh, available: int
+) -> dict[str, int]:
+    """Returns the estimated bytes of each policy up to the first that fits, or of all if none does.
+
+    The arguments are those of `choose`.
+    """
+    sizes: dict[str, int] = {}
+    for policy in POLICIES:
+        sizes[policy] = bytes_per_device(config, with_remat(model_config, policy), mesh)
+        if sizes[policy] <= SHARE * available:
+            break
+    return sizes
 
 
 def _gib(count: int | float) -> str:
