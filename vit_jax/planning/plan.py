@@ -149,6 +149,7 @@ def make_plan(
             step.model_config,
             images=images // config.optim.accum_steps,
             state=_shard_shapes(step),
+            tensor=mesh.shape["tensor"],
         )
         sends = collectives(hlo, mesh, slices=topology.slices)
         moved = hbm_bytes(hlo)
