@@ -112,6 +112,24 @@ def test_traffic_of_slices_is_that_of_the_slice():
     assert whole < moved < 4 * whole
 
 
+def test_traffic_of_asynchronous_operations_counts_once():
+    """A call of a computation, and a slice that is copied into the memory of the processor."""
+    text = """%gather (a: bf16[16]) -> bf16[64] {
+  %a = bf16[16]{0} parameter(0)
+  ROOT %g = bf16[64]{0} all-gather(%a), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+ENTRY %main (p: bf16[16], q: f32[100]) -> bf16[64] {
+  %p = bf16[16]{0} parameter(0)
+  %q = f32[100]{0} parameter(1)
+  %s = ((f32[100]{0}), f32[10]{0:S(1)}, s32[]{:S(2)}) slice-start(%q), slice={[0:10]}
+  %slice = f32[10]{0:S(1)} slice-done(%s)
+  %start = ((bf16[16]{0}), bf16[64]{0}) async-start(%p), calls=%gather
+  ROOT %done = bf16[64]{0} async-done(%start)
+}"""
+    assert hbm_bytes(Hlo.parse(text)) == 10 * 4 + (16 + 64) * 2
+
+
 STEPS = {"mix__mixup_alpha": 0.2, "optim__ema_decay": 0.9}
 
 
