@@ -31,7 +31,7 @@ from vit_jax.training import mesh_choice, rematerialisation
 from vit_jax.training.memory import Memory, memory_per_device
 
 DAY = 24 * 3600
-# Of a GPU's memory, what JAX takes by default (XLA_PYTHON_CLIENT_MEM_FRACTION).
+# The share of a GPU's memory that JAX takes by default (XLA_PYTHON_CLIENT_MEM_FRACTION).
 _GPU_SHARE = 0.75
 
 
@@ -40,25 +40,25 @@ class Plan:
     """What is known of a run before it starts.
 
     Attributes:
-      config: of the run.
-      model_config: of its model, with the `remat` that was chosen.
-      remat_reason: how it was chosen; "" if it was not.
-      topology: of the devices.
-      mesh: devices along data, fsdp and tensor.
-      mesh_reason: how these were chosen; "" if the config has them.
-      num_steps: updates of the whole run.
+      config: the config of the run.
+      model_config: the config of its model, with the `remat` that was chosen.
+      remat_reason: how `remat` was chosen; "" if the config has it.
+      topology: the chips and how they are connected.
+      mesh: the number of devices along data, fsdp and tensor.
+      mesh_reason: how these numbers were chosen; "" if the config has them.
+      num_steps: the number of updates of the whole run.
       compiled: the compiled step; None: the plan is by formula.
-      estimate: of the memory, by formula.
-      available: bytes that a program has on a device.
-      needed: bytes that the step needs there: the compiler's arguments and temporaries; by formula
-        without it. 0: the compiler refused it without saying how much.
-      kept: activations that are kept for the backward pass.
-      model_flops: of an update on one device, by `vit_jax.models.flops`.
-      step_flops: likewise, with what is computed again.
-      hbm_bytes: that a step moves between memory and processor.
-      sends: collectives of a step.
-      roofline: seconds of a step; None: the compiler refused it.
-      seconds: that the plan took: trace, lower, compile.
+      estimate: the memory of a device, by formula.
+      available: the bytes that a program has on a device.
+      needed: the bytes that a step needs on a device: arguments and temporaries of the compiled
+        program, or the estimate. 0: the compiler refused the program without naming its size.
+      kept: the activations that the compiled program keeps for the backward pass.
+      model_flops: FLOPs of an update on one device, by `vit_jax.models.flops`.
+      step_flops: the same with what is computed again.
+      hbm_bytes: the bytes that a step moves between the memory and the processor of a device.
+      sends: the collectives of a step.
+      roofline: the seconds of a step; None: the compiler refused the program.
+      seconds: the seconds that each part of the planning took: trace, lower, compile.
     """
 
     config: FrozenConfigDict
@@ -119,10 +119,10 @@ def make_plan(
     """Returns the plan of a run: for TPUs compiled, for GPUs by formula.
 
     Args:
-      config: of the run.
-      topology: of its devices.
-      num_classes: of its data.
-      num_examples: of an epoch of its data.
+      config: the config of the run.
+      topology: the chips and how they are connected.
+      num_classes: the number of classes of the training data.
+      num_examples: the number of training examples in an epoch.
       full_effort: see `vit_jax.planning.step.compile_step`.
 
     Raises:

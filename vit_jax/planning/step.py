@@ -34,13 +34,13 @@ class Step:
     """A train step and the shapes of its arguments.
 
     Attributes:
-      config: of the run.
-      model_config: of its model, with the `remat` that was chosen for the mesh.
-      remat_reason: how it was chosen; "" if it was not.
-      mesh: of the devices.
-      num_steps: updates of the whole run.
-      program: of the run; see `vit_jax.training.experiment.Program`.
-      batch: shapes of a batch.
+      config: the config of the run.
+      model_config: the config of its model, with the `remat` that was chosen for the mesh.
+      remat_reason: how `remat` was chosen; "" if the config has it.
+      mesh: the mesh of the run's devices.
+      num_steps: the number of updates of the whole run.
+      program: the programs of the run.
+      batch: shape, dtype and sharding of each array of a batch.
     """
 
     config: FrozenConfigDict
@@ -58,10 +58,10 @@ class Step:
         """Returns the step of a config, whose data need not be here.
 
         Args:
-          config: of the run.
-          mesh: of its devices, which need not be here.
-          num_classes: of its data.
-          num_examples: of an epoch of its data.
+          config: the config of the run.
+          mesh: the mesh of its devices, which need not be here.
+          num_classes: the number of classes of the training data.
+          num_examples: the number of training examples in an epoch.
 
         Raises:
           ConfigError: the config is wrong, or does not fit the mesh.
@@ -100,7 +100,7 @@ class Step:
 
     @property
     def platform(self) -> str:
-        """Of the devices of the mesh: "tpu", "gpu" or "cpu"."""
+        """Platform of the mesh's devices: "tpu", "gpu" or "cpu"."""
         return self.mesh.devices.flat[0].platform
 
     @property
@@ -120,10 +120,10 @@ class Compiled:
 
     Attributes:
       text: the optimised program (HLO); "" if it was refused.
-      memory: of one device, bytes by name: "arguments", "temporaries", "outputs", "aliased"
-        (outputs in the place of arguments) and "peak"; {} if it was refused.
-      refusal: the compiler's words on memory; "" if it fits.
-      seconds: of lowering and compiling.
+      memory: bytes on one device by name: "arguments", "temporaries", "outputs", "aliased" (outputs
+        in the place of arguments) and "peak"; {} if it was refused.
+      refusal: the compiler's error message on memory; "" if it fits.
+      seconds: seconds of "lower" and "compile".
     """
 
     text: str

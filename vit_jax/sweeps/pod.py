@@ -19,7 +19,8 @@ class OnPod:
 
     Attributes:
       text: a line that says whether it fits, and its time.
-      chip_hours: the fewest and the most of its own steps; None: unknown, or it does not fit.
+      chip_hours: the fewest and the most chip-hours of the run's own steps; None: it does not fit,
+        or their number is unknown.
     """
 
     text: str
@@ -31,8 +32,8 @@ def on_pod(run: PlannedRun, cost: Cost, topology: Topology) -> OnPod:
 
     Args:
       run: the run.
-      cost: of it.
-      topology: of the pod; every run has all of it for itself.
+      cost: the cost of the run.
+      topology: the pod's chips and how they are connected; every run has all of them for itself.
     """
     try:
         examples, classes = data_size(run.config, examples=cost.examples or 0)

@@ -125,8 +125,8 @@ class Program:
         Args:
           batch: shapes, dtypes and shardings of a batch.
           stop: a flag as the train step will get it.
-          mesh: of the state and the batches.
-          options: of XLA; see `vit_jax.parallel.xla_options`.
+          mesh: the mesh of the state and the batches.
+          options: XLA's options; see `vit_jax.parallel.xla_options`.
 
         Returns:
           Its result is the compiled train step, or the error.

@@ -50,9 +50,9 @@ def resolve(
     """Returns the model with a policy in the place of "auto", and how it was chosen.
 
     Args:
-      config: of the run.
-      model_config: of its model; returned unchanged unless its `remat` is "auto".
-      mesh: of the run's devices.
+      config: the config of the run.
+      model_config: the config of its model; returned unchanged unless its `remat` is "auto".
+      mesh: the mesh of the run's devices.
 
     Returns:
       The model's config, and a few words such as "auto: 31.2 of 56.2 GiB, 75% of a device's memory;
@@ -100,10 +100,10 @@ def choose(
     lower.
 
     Args:
-      config: of the run.
-      model_config: of its model, which has a `remat`.
-      mesh: of the run's devices.
-      available: bytes of one device; None: unknown.
+      config: the config of the run.
+      model_config: the config of its model, which has a `remat`.
+      mesh: the mesh of the run's devices.
+      available: memory of one device in bytes; None: unknown.
     """
     if available is None or config.cache_features:  # Then no gradient passes through the blocks.
         return "none", ""
