@@ -56,13 +56,20 @@ def on_pod(run: PlannedRun, cost: Cost, topology: Topology) -> OnPod:
 
 
 def total(runs: Sequence[PlannedRun], pods: Mapping[str, OnPod], topology: Topology) -> str:
-    """Returns a line with the sum over all runs of `pods`."""
+    """Returns a line with the sum over runs, those that are not finished.
+
+    Args:
+      runs: the runs.
+      pods: the result of `on_pod` for each of them, by name.
+      topology: the pod's chips and how they are connected.
+    """
     known = [hours for run in runs if (hours := pods[run.name].chip_hours)]
     low, high = (sum(hours[end] for hours in known) for end in (0, 1))
     missing = len(runs) - len(known)
     without = f"; without {format_count(missing, 'run')} that cannot run there" if missing else ""
     return (
-        f"Pod:   {low:,.1f} to {high:,.1f} chip-hours, {low / topology.num_chips:,.1f} to "
-        f"{high / topology.num_chips:,.1f} hours one run after the other, on {topology.describe()}"
+        f"Pod:   {low:,.1f} to {high:,.1f} chip-hours for what remains, "
+        f"{low / topology.num_chips:,.1f} to {high / topology.num_chips:,.1f} hours one run after "
+        f"the other, on {topology.describe()}; an unfinished run counts as a whole one"
         f"{without}. By formula (docs/planning.md); `vit-jax plan` compiles a run."
     )
