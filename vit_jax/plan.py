@@ -21,15 +21,13 @@ from absl import flags
 from vit_jax import cli
 from vit_jax.errors import ExitCode
 
-_NO_WORKDIR = "no-run-yet"  # Of the run that is planned, which has none.
+_NO_WORKDIR = "no-run-yet"  # A run that is planned has no work directory.
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
     cli.define_config(values)
-    flags.DEFINE_string(
-        "topology", None, "The devices to plan for, such as v5e:16x16.", flag_values=values
-    )
+    flags.DEFINE_string("topology", None, "Devices, such as v5e:16x16.", flag_values=values)
     flags.DEFINE_integer(
         "slices", 1, "Number of TPU slices with this topology.", 1, flag_values=values
     )

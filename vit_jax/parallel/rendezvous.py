@@ -57,7 +57,7 @@ class _Peer:
 
 
 class _Host:
-    """Process 0, while it waits for the others."""
+    """The side of process 0, which waits for the others and answers them."""
 
     def __init__(self, membership: Membership):
         self._membership = membership

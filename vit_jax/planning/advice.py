@@ -10,8 +10,8 @@ from vit_jax.telemetry.chips import GIB
 from vit_jax.training.rematerialisation import POLICIES, estimates
 
 MIB = 2**20
-FEW_IMAGES = 8  # Fewer on a device leave its matrix units idle, or its links busy.
-TILE_ROWS = 16  # Of a bfloat16 tile of a TPU; smaller shards are padded.
+FEW_IMAGES = 8  # With fewer on a device, its matrix units idle or its links are the bottleneck.
+TILE_ROWS = 16  # Rows of a TPU's tile of bfloat16 numbers; smaller shards are padded.
 
 
 def advice(plan: Plan) -> list[str]:

@@ -2,7 +2,7 @@
 
 from vit_jax.planning.hlo import Hlo, Instruction
 
-# They move nothing, or what they call is counted.
+# Operations that move nothing, or call computations that are counted.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "iota", "partition-id", "replica-id", "opt-barrier", "custom-call",

@@ -7,6 +7,7 @@ not depend on the choice. Over all devices (data = 1) XLA for TPUs replaces gath
 all-reduces, which move twice as much; so data is at least 2 wherever that fits.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -78,24 +79,29 @@ def choose(
     remat = getattr(model_config, "remat", "")
     policies = POLICIES if remat == AUTO else (remat,)
     budget = SHARE * available
+    attempts = (
+        *itertools.product(several, policies[: (len(policies) + 1) // 2]),
+        *itertools.product(several, policies),
+        *itertools.product(candidates, policies),
+    )
     smallest = None
-    for meshes_tried, tried in (
-        (several, policies[: (len(policies) + 1) // 2]), (several, policies), (candidates, policies)
-    ):  # fmt: skip
-        for mesh in meshes_tried:
-            for policy in tried:
-                if (size := _bytes(config, model_config, mesh, policy)) is None:
-                    break
-                if size <= budget:
-                    return dict(mesh.shape), _reason(mesh, size, budget)
-                smallest = min(smallest or (size, mesh), (size, mesh), key=lambda pair: pair[0])
+    for mesh, policy in attempts:
+        if (size := _bytes(config, model_config, mesh, policy)) is None:
+            continue
+        if smallest is None or size < smallest[0]:
+            smallest = size, mesh
+        if size <= budget:
+            break
     if smallest is None:
         raise ConfigError(
             f"mesh.auto: no mesh.fsdp splits the parameters over {num_devices} devices with "
             f"mesh.tensor={config.mesh.tensor}: set mesh.auto=False, mesh.data and mesh.fsdp."
         )
     size, mesh = smallest
-    return dict(mesh.shape), _reason(mesh, size, budget)
+    return dict(mesh.shape), (
+        f"auto: fsdp {mesh.shape['fsdp']} takes {size / GIB:.1f} of {budget / GIB:.1f} GiB, "
+        f"{SHARE:.0%} of a device's memory"
+    )
 
 
 def _meshes(config: FrozenConfigDict, num_devices: int, slices: int) -> Iterator[AbstractMesh]:
@@ -125,10 +131,3 @@ def _bytes(
         return bytes_per_device(config, with_remat(model_config, policy), mesh)
     except UndividedError:
         return None
-
-
-def _reason(mesh: AbstractMesh, size: int, budget: float) -> str:
-    return (
-        f"auto: fsdp {mesh.shape['fsdp']} takes {size / GIB:.1f} of {budget / GIB:.1f} GiB, "
-        f"{SHARE:.0%} of a device's memory"
-    )
