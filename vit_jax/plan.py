@@ -36,7 +36,13 @@ def define(values: flags.FlagValues) -> None:
         "full", False, "Compile as long as train does: slower, nearly the same.", flag_values=values
     )
     flags.DEFINE_bool(
-        "search", False, "Compare meshes and remat; compile the best.", flag_values=values
+        "search",
+        False,
+        "Compare meshes, recomputation and microbatches; compile the best.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "batch_sizes", [], "For --search: the batch sizes to compare.", flag_values=values
     )
     flags.DEFINE_string("out", "", "File for the plan as JSON.", flag_values=values)
 
@@ -59,7 +65,14 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     examples, classes = data_size(config, examples=values.examples, classes=values.classes)
     sizes = {"num_classes": classes, "num_examples": examples}
     if values.search:
-        plan = search(config, topology, **sizes, full_effort=values.full, show=print)
+        plan = search(
+            config,
+            topology,
+            **sizes,
+            batch_sizes=_integers(values.batch_sizes),
+            full_effort=values.full,
+            show=print,
+        )
     else:
         plan = make_plan(config, topology, **sizes, full_effort=values.full)
     print(text(plan, price=values.price))
