@@ -1,4 +1,4 @@
-"""Searches mesh, recomputation, microbatches and batch: all by formula, the best by the compiler."""
+"""Searches mesh, recomputation and microbatches: all by formula, the best by the compiler."""
 
 import dataclasses
 import itertools
