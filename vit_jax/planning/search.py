@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -17,7 +18,10 @@ MAX_FSDP, MAX_TENSOR, MAX_ACCUM = 256, 16, 16
 # A formula's estimate of memory may be this much above what is there: the compiler decides.
 SLACK = 1.3
 SHOWN = 8  # Rows of the table of candidates.
-FITTING, TRIED = 3, 16  # Candidates that are compiled: until so many fit, at most so many.
+# What is compiled: unlike meshes until so many fit, then other policies on the best of them.
+MESHES, POLICIES_TRIED = 3, 2
+TRIED = 16  # Programs at most.
+UNLIKE = 4  # Meshes whose fsdp or tensor differ by this factor.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,12 @@ class _Candidate:
         """Sizes of data, fsdp and tensor."""
         return self.data, self.fsdp, self.tensor
 
+    def is_like(self, other: "_Candidate") -> bool:
+        """Whether the meshes are nearly the same, for the same batch."""
+        factors = self.fsdp / other.fsdp, self.tensor / other.tensor
+        near = all(1 / UNLIKE < factor < UNLIKE for factor in factors)
+        return near and self.batch_size == other.batch_size
+
     def flags(self, config: FrozenConfigDict) -> str:
         """Returns the flags that change the config to these values."""
         flags = [
@@ -72,9 +82,10 @@ def search(
     """Returns the plan that fits and has the best estimate of images per second.
 
     Every split of the devices over data, fsdp (up to 256) and tensor (up to 16), every policy of
-    `model.remat` and 1 to 16 microbatches are estimated by formula; for TPUs the best are compiled,
-    until three fit. What needs no less memory than a program that the compiler refused, by formula
-    and with the same policy and tensor axis, is not compiled.
+    `model.remat` and 1 to 16 microbatches are estimated by formula. For TPUs the best of these are
+    compiled, by unlike meshes until three fit; then two other policies on the best mesh. What
+    needs no less memory than a program that the compiler refused, by formula and with the same
+    policy and tensor axis, is not compiled.
 
     Args:
       config: the config of the run.
@@ -136,27 +147,35 @@ def _compiled(
     full_effort: bool,
     show: Callable[[str], None],
 ) -> dict[_Candidate, Plan]:
-    """Returns the compiled plans that fit, of the first candidates."""
+    """Returns the compiled plans that fit, of some of the candidates."""
     show("Compiled:")
     fitting: dict[_Candidate, Plan] = {}
     refused: dict[tuple[str, int], int] = {}  # Policy, tensor -> the least estimate refused.
-    tried = 0
-    for each in possible:
-        if plans[each].needed >= refused.get((each.remat, each.tensor), plans[each].needed + 1):
-            continue
-        tried += 1
-        plan = make_plan(each.apply(config), topology, full_effort=full_effort, **sizes)
-        show(_row(each, plan) + ("" if plan.fits else "  does not fit"))
-        if plan.fits:
-            fitting[each] = plan
-        else:
-            refused[each.remat, each.tensor] = plans[each].needed
-        if len(fitting) == FITTING or tried == TRIED:
-            break
+    tried: set[_Candidate] = set()
+
+    def compile_until(candidates: Iterable[_Candidate], count: int) -> None:
+        for each in candidates:
+            if len(fitting) == count or len(tried) == TRIED:
+                return
+            estimate = plans[each].needed
+            if each in tried or estimate >= refused.get((each.remat, each.tensor), math.inf):
+                continue
+            tried.add(each)
+            plan = make_plan(each.apply(config), topology, full_effort=full_effort, **sizes)
+            show(_row(each, plan) + ("" if plan.fits else "  does not fit"))
+            if plan.fits:
+                fitting[each] = plan
+            else:
+                refused[each.remat, each.tensor] = estimate
+
+    compile_until((each for each in possible if not any(map(each.is_like, fitting))), MESHES)
     if not fitting:
         raise ConfigError(
-            f"The compiler refused the best {tried}: take more chips, or a smaller batch_size."
+            f"The compiler refused the best {len(tried)}: take more chips, or a smaller batch_size."
         )
+    best = min(fitting, key=lambda each: _seconds_per_image(fitting[each]))
+    others = [each for each in possible if dataclasses.replace(each, remat=best.remat) == best]
+    compile_until(others, len(fitting) + POLICIES_TRIED)
     return fitting
 
 
