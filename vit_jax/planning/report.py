@@ -166,6 +166,7 @@ def to_json(plan: Plan, *, price: float = 0.0) -> dict[str, Any]:
         "mesh": plan.mesh,
         "remat": getattr(plan.model_config, "remat", "none"),
         "batch_size": plan.config.batch_size,
+        "accum_steps": plan.config.optim.accum_steps,
         "steps": plan.num_steps,
         "by_formula": compiled is None,
         "needed_bytes": plan.needed,
