@@ -280,6 +280,11 @@ WRONG = {
     "JAX_COORDINATOR_ADDRESS='head': write HOST:PORT": EXPLICIT
     | {"JAX_COORDINATOR_ADDRESS": "head"},
     "one of 4 processes that MPICH": {"PMI_SIZE": "4", "PMI_RANK": "1"},
+    "RANK are set, as torchrun sets them: set MASTER_PORT and WORLD_SIZE": {
+        "MASTER_ADDR": "head",
+        "RANK": "0",
+    },
+    "torchrun numbers this process 16 of 16: .* from 0 to 15": TORCHRUN | {"RANK": "16"},
     "8 processes of this host share 3 GPUs": SRUN | {"CUDA_VISIBLE_DEVICES": "0,1,2"},
 }
 

@@ -51,6 +51,7 @@ def test_topologies(name, slices, chips, devices, words):
         ("v5e", 1, "Accepted are such as v5e:16x16"),
         ("v5e:0x4", 1, "a slice of v5e is v5e:AxB with up to 256 chips"),
         ("v5e:16x32", 1, "More chips: --slices"),
+        ("v6e:3x5", 1, "slices of v6e of 1x1, 2x2, 2x4"),
         ("v5p:8x8", 1, "v5p:AxBxC"),
         ("h200x12", 1, "up to 8 GPUs, or a multiple of 8"),
         ("h200x8", 2, "write h200x16"),
@@ -232,6 +233,7 @@ def test_a_search_finds_the_fastest_that_fits():
     )
     assert best.fits and best.config.optim.accum_steps > 1
     assert f"--config.optim.accum_steps={best.config.optim.accum_steps}" in lines[-1]
+    assert {int(line.split()[0]) for line in lines if line[5:6].isdigit()} >= {2**14, 2**15}
     with pytest.raises(ConfigError, match=r"No mesh of 32 H200 .* divides a batch of 15 images"):
         search_module.search(
             small_config(batch_size=15), parse("h200x32"), **SIZES, show=lines.append
@@ -251,5 +253,7 @@ def test_the_command(tmp_path, monkeypatch):
     done = call("plan", *flags)
     assert done.code == 0 and done.out.startswith("Fits on 8 H200"), done
     assert json.loads((tmp_path / "plan.json").read_text())["chips"] == 8
+    again = call("plan", *flags)
+    assert again.code == 2 and "exists: name another file, or add --overwrite" in again.err
     done = call("plan", "--config=quickstart", "--topology=h20x8")
     assert done.code == 2 and "Did you mean h200?" in done.err

@@ -50,6 +50,7 @@ def define(values: flags.FlagValues) -> None:
         "batch_sizes", [], "For --search: the batch sizes to compare.", flag_values=values
     )
     flags.DEFINE_string("out", "", "File for the plan as JSON.", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace the file of --out.", flag_values=values)
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -57,6 +58,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     from vit_jax.planning import topology as topologies
 
     topologies.prepare_environment()
+    from vit_jax.inference.outputs import check_output
     from vit_jax.planning.advice import advice
     from vit_jax.planning.data_size import data_size
     from vit_jax.planning.plan import make_plan
@@ -67,6 +69,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
 
     topology = topologies.parse(values.topology, slices=values.slices)
     out = as_path(values.out, name="--out") if values.out else None
+    if out is not None:
+        check_output(out, flag="out", formats=(".json",), overwrite=values.overwrite)
     config = inherit_model(cli.read_config(values), _NO_WORKDIR)
     examples, classes = data_size(config, examples=values.examples, classes=values.classes)
     sizes = {"num_classes": classes, "num_examples": examples}

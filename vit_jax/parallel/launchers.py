@@ -89,8 +89,15 @@ def find(timeout_seconds: int) -> Membership | None:
             f'and start `sh -c "{INDEX}=$PMI_RANK exec vit-jax ..."`. {COUNT}=1 for independent '
             "runs."
         )
+    if membership is None:
+        _check_torchrun()
     if membership is None or membership.count == 1:
         return None
+    if membership.index >= membership.count:
+        raise ConfigError(
+            f"{membership.launcher} numbers this process {membership.index} of {membership.count}: "
+            f"they are numbered from 0 to {membership.count - 1}."
+        )
     return dataclasses.replace(membership, gpus=_own_gpus())
 
 
@@ -104,10 +111,12 @@ def _number(variable: str) -> int:
 # --------------------------------------------------------------------------- not known to JAX
 
 
+_TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+
+
 def _torchrun() -> Membership | None:
     """Finds torchrun, or another launcher for PyTorch with its variables (Kubeflow)."""
-    names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
-    if not all(name in os.environ for name in names):
+    if not all(name in os.environ for name in _TORCHRUN):
         return None
     port = _number("MASTER_PORT")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -115,6 +124,17 @@ def _torchrun() -> Membership | None:
     host = os.environ["MASTER_ADDR"]
     address = f"{host}:{os.environ.get(_PORT, port)}"
     return Membership("torchrun", address, _number("WORLD_SIZE"), _number("RANK"))
+
+
+def _check_torchrun() -> None:
+    """Refuses a part of torchrun's variables: the other processes would train alone as well."""
+    given = [name for name in _TORCHRUN if name in os.environ]
+    if {"RANK", "WORLD_SIZE"} & set(given) and os.environ.get("WORLD_SIZE") != "1":
+        missing = " and ".join(name for name in _TORCHRUN if name not in given)
+        raise ConfigError(
+            f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} set, as torchrun sets "
+            f"them: set {missing} as well, or WORLD_SIZE=1 for a run of one process."
+        )
 
 
 def _open_mpi_5() -> Membership | None:

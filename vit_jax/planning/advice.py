@@ -12,6 +12,7 @@ from vit_jax.training.rematerialisation import POLICIES, estimates
 MIB = 2**20
 FEW_IMAGES = 8  # With fewer on a device, its matrix units idle or its links are the bottleneck.
 TILE_ROWS = 16  # Rows of a TPU's tile of bfloat16 numbers; smaller shards are padded.
+LITTLE = 0.05  # Of the bytes that a step sends: not worth a change.
 
 
 def advice(plan: Plan) -> list[str]:
@@ -28,10 +29,12 @@ def _fit(plan: Plan) -> Iterator[str]:
             "model.remat, raise optim.accum_steps, or lower batch_size."
         )
     elif share > 0.9:
+        stronger = getattr(plan.model_config, "remat", "full") != "full"
         yield (
-            f"The step takes {share:.0%} of the memory: the batches that are loaded ahead "
-            f"({plan.estimate.batches / MIB:,.0f} MiB) may not fit beside it. Lower "
-            "data.prefetch, raise mesh.fsdp, or take a stronger model.remat."
+            f"Arguments and temporaries are {share:.0%} of the memory: the batches that are loaded "
+            f"ahead ({plan.estimate.batches / MIB:,.0f} MiB) may not fit beside the step. "
+            f"{'Take a stronger model.remat, l' if stronger else 'L'}ower data.prefetch or "
+            "batch_size, or raise mesh.fsdp or optim.accum_steps."
         )
 
 
@@ -90,8 +93,8 @@ def _sums(plan: Plan) -> Iterator[str]:
         for each in plan.sends
         if each.kind == "all-reduce" and "fsdp" in each.axes and each.bytes >= MIB
     ]
-    if plan.mesh["fsdp"] > 1 and whole:
-        total = sum(each.sent_bytes for each in whole)
+    total = sum(each.sent_bytes for each in whole)
+    if plan.mesh["fsdp"] > 1 and total > LITTLE * sum(each.sent_bytes for each in plan.sends):
         remedy = "Take data of 2 or more." if plan.mesh["data"] == 1 else "Try another mesh.fsdp."
         yield (
             f"Gradients are all-reduced over fsdp ({total / 1e9:.2f} GB sent in a step), where a "

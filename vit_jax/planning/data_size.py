@@ -45,13 +45,24 @@ def data_size(config: FrozenConfigDict, *, examples: int = 0, classes: int = 0) 
     return examples, head
 
 
+def published_size(data: FrozenConfigDict) -> tuple[int, int]:
+    """Returns the numbers of examples and classes of a well-known data set; zeros: unknown.
+
+    Args:
+      data: `config.data`.
+    """
+    name = data.name.partition(":")[0]
+    if data.source != "tfds" or name not in _KNOWN or data.classes:
+        return 0, 0
+    splits, classes = _KNOWN[name]
+    return _of_split(data.split, splits), classes
+
+
 def _known(config: FrozenConfigDict) -> tuple[int, int]:
     """Returns the numbers of a well-known data set, or of the data that is here; or zeros."""
     data = config.data
-    name = data.name.partition(":")[0]
-    if data.source == "tfds" and name in _KNOWN and not data.classes:
-        splits, classes = _KNOWN[name]
-        return _of_split(data.split, splits), classes
+    if all(published := published_size(data)):
+        return published
     try:
         source = open_source(data, split=data.split)
     except VitJaxError:

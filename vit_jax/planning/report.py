@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from vit_jax.models import num_params
 from vit_jax.planning.plan import Plan
 from vit_jax.planning.roofline import PRODUCTS
 from vit_jax.telemetry.chips import GIB
+from vit_jax.telemetry.progress import format_count
 
 
 def sentence(plan: Plan, *, price: float = 0.0) -> str:
@@ -29,7 +31,8 @@ def sentence(plan: Plan, *, price: float = 0.0) -> str:
         cost = (
             f", at a cost of {plan.chip_hours[0] * price:,.0f} to {plan.chip_hours[1] * price:,.0f}"
         )
-    share = f"{needed:.2f} of {available:.2f} GiB of a device ({plan.needed / plan.available:.0%})"
+    offered = "of a device" if plan.topology.is_tpu else "that JAX takes of a device"
+    share = f"{needed:.2f} of {available:.2f} GiB {offered} ({plan.needed / plan.available:.0%})"
     if plan.compiled is not None and plan.needed > plan.available:
         # Arguments and temporaries that are not there at the same time.
         peak = plan.compiled.memory["peak"] / GIB
@@ -68,6 +71,8 @@ def text(plan: Plan, advised: Sequence[str], *, price: float = 0.0) -> str:
 def _settings(plan: Plan) -> Iterator[str]:
     remat = getattr(plan.model_config, "remat", "none")
     reason = f" ({plan.remat_reason})" if plan.remat_reason else ""
+    model = plan.model_config
+    yield f"model   {num_params(model):,} parameters, {format_count(model.num_classes, 'class')}"
     yield f"remat   {remat}{reason}"
     yield (
         f"images  {plan.images_per_device:,} on a device, in {plan.config.optim.accum_steps} "
@@ -96,8 +101,10 @@ def _memory(plan: Plan) -> Iterator[str]:
         return
     memory = plan.compiled.memory
     yield "  of the compiled program:"
-    for name in ("arguments", "temporaries", "peak"):
+    for name in ("arguments", "temporaries"):
         yield f"  {name:40}{memory[name] / 2**20:12,.1f}  compiler"
+    yield f"  {'together':40}{plan.needed / 2**20:12,.1f}"
+    yield f"  {'peak of what is alive at once':40}{memory['peak'] / 2**20:12,.1f}  compiler"
     for kept in plan.kept:
         name = f"  kept: {kept.what}"
         shape = f"{kept.count} x {kept.dtype}[{kept.formula}]"
@@ -133,7 +140,7 @@ def _time(plan: Plan) -> Iterator[str]:
     yield "Time of a step, ms"
     yield (
         f"  compute  {line.compute * 1e3:9.2f}  {plan.step_flops / 1e12:.2f} TFLOP, of which "
-        f"{again:.0%} again, at {plan.step_flops / line.compute / 1e12:,.0f} TFLOP/s"
+        f"{again:.0%} for recomputing, at {plan.step_flops / line.compute / 1e12:,.0f} TFLOP/s"
     )
     yield (
         f"  memory   {line.memory * 1e3:9.2f}  {plan.hbm_bytes / 1e9:.2f} GB at "
@@ -150,6 +157,12 @@ def _time(plan: Plan) -> Iterator[str]:
         f"  step     {line.fastest * 1e3:9.2f} if all are at their peak and at once (bound by "
         f"{line.bound}), {line.slowest * 1e3:.2f} if products reach {PRODUCTS:.0%} of it and "
         "nothing is at once"
+    )
+    seconds = line.slowest, line.fastest
+    low, high = (plan.config.batch_size / each / plan.topology.num_chips for each in seconds)
+    shares = [line.compute * plan.model_flops / plan.step_flops / each for each in seconds]
+    yield (
+        f"  rate     {low:,.1f} to {high:,.1f} img/s a chip; MFU {shares[0]:.0%} to {shares[1]:.0%}"
     )
 
 

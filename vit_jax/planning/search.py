@@ -83,9 +83,9 @@ def search(
 
     Every split of the devices over data, fsdp (up to 256) and tensor (up to 16), every policy of
     `model.remat` and 1 to 16 microbatches are estimated by formula. For TPUs the best of these are
-    compiled, by unlike meshes until three fit; then two other policies on the best mesh. What
-    needs no less memory than a program that the compiler refused, by formula and with the same
-    policy and tensor axis, is not compiled.
+    compiled, by unlike meshes until three fit, one for each batch size among them; then two other
+    policies on the best mesh. What needs no less memory by formula than a program that the compiler
+    refused, with the same policy and tensor axis, is not compiled.
 
     Args:
       config: the config of the run.
@@ -102,17 +102,19 @@ def search(
     sizes = {"num_classes": num_classes, "num_examples": num_examples}
     batch_sizes = batch_sizes or (config.batch_size,)
     plans: dict[_Candidate, Plan] = {}
-    problem = ConfigError(
-        f"No mesh of {topology.describe()} divides a batch of "
-        f"{', '.join(map(str, batch_sizes))} images: use a multiple of {topology.num_devices}."
-    )
+    problem = None
     for each in _candidates(config, topology, batch_sizes):
         try:
             plans[each] = plan_by_formula(each.apply(config), topology, **sizes)
         except ConfigError as error:  # The mesh does not divide the model or the slices.
             problem = error
-    if not plans:
+    if not plans and problem and any(size % topology.num_devices == 0 for size in batch_sizes):
         raise problem
+    if not plans:
+        raise ConfigError(
+            f"No mesh of {topology.describe()} divides a batch of "
+            f"{', '.join(map(str, batch_sizes))} images: use a multiple of {topology.num_devices}."
+        )
     limit = SLACK if topology.is_tpu else 1.0
     possible = sorted(
         (each for each, plan in plans.items() if plan.needed <= limit * plan.available),
@@ -124,7 +126,12 @@ def search(
             f"Nothing fits on {topology.describe()} by the estimate: the smallest needs "
             f"{least / GIB:.1f} GiB. Take more chips, or a smaller batch_size."
         )
+    leaders: dict[int, _Candidate] = {}  # The best of each batch size.
+    for each in possible:
+        leaders.setdefault(each.batch_size, each)
+    possible = list(dict.fromkeys([*leaders.values(), *possible]))
     show(f"{len(plans):,} candidates by formula, {len(possible):,} of them may fit; the best:")
+    show("GiB of a device; the middle of a step's range in ms, differences of 10% mean little")
     show(" batch  data  fsdp tensor accum  remat            GiB      ms  img/s a chip")
     for each in possible[:SHOWN]:
         show(_row(each, plans[each]))
@@ -168,7 +175,8 @@ def _compiled(
             else:
                 refused[each.remat, each.tensor] = estimate
 
-    compile_until((each for each in possible if not any(map(each.is_like, fitting))), MESHES)
+    unlike = (each for each in possible if not any(map(each.is_like, fitting)))
+    compile_until(unlike, max(MESHES, len({each.batch_size for each in possible})))
     if not fitting:
         raise ConfigError(
             f"The compiler refused the best {len(tried)}: take more chips, or a smaller batch_size."

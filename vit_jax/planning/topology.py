@@ -18,23 +18,35 @@ from vit_jax.telemetry.chips import CHIPS, Chip
 
 @dataclasses.dataclass(frozen=True)
 class _Tpu:
-    """A kind of TPU: its chip, its name in libtpu, axes of its torus, and chips of its pod."""
+    """A kind of TPU.
+
+    Attributes:
+      chip: the name of its chip.
+      kind: its name in libtpu.
+      axes: the number of axes of its torus.
+      chips: the number of chips of its pod.
+      slices: the shapes of its slices; (): any.
+      settings: further arguments of libtpu.
+    """
 
     chip: str
     kind: str
     axes: int
     chips: int
+    slices: tuple[tuple[int, ...], ...] = ()
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# By name in --topology. Axes and chips: docs.cloud.google.com/tpu/docs, the page of each, 2026.
+# Of TPU v5e and v6e: docs.cloud.google.com/tpu/docs, the page of each, 2026.
+_SLICES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+# By name in --topology. Axes and chips: likewise.
 _TPUS = {
     "v3": _Tpu("TPU v3", "v3", 2, 1024),
     # Megacore joins the two cores of a chip to one device, as on Cloud TPUs.
-    "v4": _Tpu("TPU v4", "v4", 3, 4096, {"chip_config_name": "megacore"}),
-    "v5e": _Tpu("TPU v5e", "v5e", 2, 256),
+    "v4": _Tpu("TPU v4", "v4", 3, 4096, settings={"chip_config_name": "megacore"}),
+    "v5e": _Tpu("TPU v5e", "v5e", 2, 256, _SLICES_2D),
     "v5p": _Tpu("TPU v5p", "v5p", 3, 8960),
-    "v6e": _Tpu("TPU v6e", "v6e", 2, 256),
+    "v6e": _Tpu("TPU v6e", "v6e", 2, 256, _SLICES_2D),
     "v7": _Tpu("TPU7x", "tpu7x", 3, 9216),
 }
 # Name in --topology -> name of the chip, and GPUs in a node.
@@ -130,6 +142,9 @@ def parse(name: str, *, slices: int = 1) -> Topology:
                 f"--topology={name}: a slice of {known} is {known}:{sides} with up to "
                 f"{tpu.chips:,} chips. More chips: --slices."
             )
+        if tpu.slices and shape not in tpu.slices:
+            accepted = ", ".join("x".join(map(str, each)) for each in tpu.slices)
+            raise ConfigError(f"--topology={name}: Cloud TPU has slices of {known} of {accepted}.")
         if slices >= 1:
             return Topology(text, _CHIPS[tpu.chip], shape, slices)
     if known in _GPUS and (match := re.fullmatch(rf"{known}x(\d+)", text)):

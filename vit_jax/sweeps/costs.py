@@ -24,6 +24,7 @@ from vit_jax.models import (
     update_flops_per_image,
 )
 from vit_jax.optim import make_schedule, total_steps
+from vit_jax.planning.data_size import published_size
 from vit_jax.sweeps.plan import PlannedRun
 from vit_jax.training.memory import bytes_per_device, smallest_mesh
 from vit_jax.training.periods import Periods
@@ -135,8 +136,9 @@ def _flops(config: FrozenConfigDict, model_config: ModelConfig, steps: int) -> i
 
 def _count(config: FrozenConfigDict, source: Source | None) -> tuple[int | None, int | None]:
     """Returns the numbers of training examples and of classes; None: unknown without the data."""
-    classes = source.num_classes if source else len(config.data.classes)
-    whole = len(source) if source else 0
+    whole, classes = published_size(config.data)
+    classes = source.num_classes if source else classes or len(config.data.classes)
+    whole = len(source) if source else whole
     examples = num_examples(config.data, whole=whole, num_classes=classes)
     return examples or None, classes or None
 
