@@ -142,9 +142,11 @@ def _time(plan: Plan) -> Iterator[str]:
         f"  compute  {line.compute * 1e3:9.2f}  {plan.step_flops / 1e12:.2f} TFLOP, of which "
         f"{again:.0%} for recomputing, at {plan.step_flops / line.compute / 1e12:,.0f} TFLOP/s"
     )
+    least = plan.compiled is not None and not plan.compiled.full_effort
     yield (
         f"  memory   {line.memory * 1e3:9.2f}  {plan.hbm_bytes / 1e9:.2f} GB at "
         f"{chip.bandwidth / chip.devices / 1e9:,.0f} GB/s"
+        + ("; compiled with the least effort: less with --full" if least else "")
     )
     sent = sum(each.sent_bytes for each in plan.sends if not each.network) / 1e9
     yield (

@@ -123,12 +123,14 @@ class Compiled:
       memory: bytes on one device by name: "arguments", "temporaries", "outputs", "aliased" (outputs
         in the place of arguments) and "peak"; {} if it was refused.
       refusal: the compiler's error message on memory; "" if it fits.
+      full_effort: see `compile_step`.
       seconds: seconds of "lower" and "compile".
     """
 
     text: str
     memory: dict[str, int]
     refusal: str
+    full_effort: bool
     seconds: dict[str, float]
 
     @property
@@ -169,7 +171,7 @@ def compile_step(step: Step, traced: Any, *, full_effort: bool) -> Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         seconds["compile"] = time.perf_counter() - start
-        return Compiled("", {}, str(error), seconds)
+        return Compiled("", {}, str(error), full_effort, seconds)
     seconds["compile"] = time.perf_counter() - start
     sizes = compiled.memory_analysis()
     memory = {
@@ -179,4 +181,4 @@ def compile_step(step: Step, traced: Any, *, full_effort: bool) -> Compiled:
         "outputs": sizes.output_size_in_bytes,
         "peak": sizes.peak_memory_in_bytes,
     }
-    return Compiled(compiled.as_text(), memory, "", seconds)
+    return Compiled(compiled.as_text(), memory, "", full_effort, seconds)
