@@ -216,16 +216,25 @@ def test_a_plan_that_does_not_fit():
 def test_a_search_finds_the_fastest_that_fits():
     lines = []
     config = small_config(batch_size=2048, **WIDE)
-    best = search_module.search(
-        config, parse("h200x8"), **SIZES, full_effort=False, show=lines.append
-    )
+    best = search_module.search(config, parse("h200x8"), **SIZES, show=lines.append)
     assert best.fits and best.mesh["tensor"] == 1  # Sums over tensor cost, and save nothing here.
-    assert best.config.model.remat == "none"
+    assert best.config.model.remat == "none" and best.config.optim.accum_steps == 1
     assert any("candidates by formula" in line for line in lines)
-    with pytest.raises(ConfigError, match="No mesh of 1 H200"):
+    # Whatever is recomputed, only microbatches fit.
+    large = small_config(batch_size=2**15, model__image_size=(128,), model__depth=2)
+    best = search_module.search(
+        large, parse("h200x1"), **SIZES, batch_sizes=(2**14, 2**15), show=lines.append
+    )
+    assert best.fits and best.config.optim.accum_steps > 1
+    assert f"--config.optim.accum_steps={best.config.optim.accum_steps}" in lines[-1]
+    with pytest.raises(ConfigError, match=r"No mesh of 32 H200 .* divides a batch of 15 images"):
+        search_module.search(
+            small_config(batch_size=15), parse("h200x32"), **SIZES, show=lines.append
+        )
+    with pytest.raises(ConfigError, match=r"Nothing fits on 1 H200 .* the smallest needs"):
         search_module.search(
             small_config(batch_size=2**22, model__image_size=(64,)), parse("h200x1"), **SIZES,
-            full_effort=False, show=lines.append,
+            show=lines.append,
         )  # fmt: skip
 
 

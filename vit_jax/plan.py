@@ -19,7 +19,7 @@ import json
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.errors import ExitCode
+from vit_jax.errors import ConfigError, ExitCode
 
 _NO_WORKDIR = "no-run-yet"  # Of the run that is planned, which has none.
 
@@ -36,7 +36,13 @@ def define(values: flags.FlagValues) -> None:
         "full", False, "Compile as long as train does: slower, nearly the same.", flag_values=values
     )
     flags.DEFINE_bool(
-        "search", False, "Compare meshes and remat; compile the best.", flag_values=values
+        "search",
+        False,
+        "Compare meshes, recomputation and microbatches; compile the best.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "batch_sizes", [], "For --search: the batch sizes to compare.", flag_values=values
     )
     flags.DEFINE_string("out", "", "File for the plan as JSON.", flag_values=values)
 
@@ -58,14 +64,29 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     config = inherit_model(cli.read_config(values), _NO_WORKDIR)
     examples, classes = data_size(config, examples=values.examples, classes=values.classes)
     sizes = {"num_classes": classes, "num_examples": examples}
+    if values.batch_sizes and not values.search:
+        raise ConfigError("--batch_sizes is for --search: set --config.batch_size, or --search.")
     if values.search:
-        plan = search(config, topology, **sizes, full_effort=values.full, show=print)
+        plan = search(
+            config,
+            topology,
+            **sizes,
+            batch_sizes=_batch_sizes(values.batch_sizes),
+            full_effort=values.full,
+            show=print,
+        )
     else:
         plan = make_plan(config, topology, **sizes, full_effort=values.full)
     print(text(plan, price=values.price))
     if out is not None:
         out.write_text(json.dumps(to_json(plan, price=values.price), indent=2) + "\n")
     return ExitCode.DONE if plan.fits else ExitCode.ERROR
+
+
+def _batch_sizes(texts: list[str]) -> list[int]:
+    if wrong := [text for text in texts if not text.isdecimal() or not int(text)]:
+        raise ConfigError(f"--batch_sizes={wrong[0]} is no number of images, such as 4096.")
+    return [int(text) for text in texts]
 
 
 COMMAND = cli.Command(__doc__, define, main, required=("config", "topology"))

@@ -129,13 +129,13 @@ def formula_hbm_bytes(
 def recomputation(config: FrozenConfigDict, model_config: ModelConfig) -> float:
     """Returns the FLOPs of a step as a multiple of the model's: what is computed again counts.
 
-    Traces a step of one image in each microbatch on a device of this machine.
+    Traces a step of one image on a device of this machine.
     """
     # Only what the step's arithmetic depends on: runs that differ in anything else share the trace.
     small = base_config()
-    small.batch_size, small.total_steps = config.optim.accum_steps, 1
+    small.batch_size = small.total_steps = 1
     optim = {key: value for key, value in config.optim.items() if key != "schedule"}
-    small.optim.update(optim)
+    small.optim.update(optim | {"accum_steps": 1})
     return _recomputation(freeze(small), model_config)
 
 

@@ -30,9 +30,13 @@ def sentence(plan: Plan, *, price: float = 0.0) -> str:
         cost = (
             f", at a cost of {plan.chip_hours[0] * price:,.0f} to {plan.chip_hours[1] * price:,.0f}"
         )
+    share = f"{needed:.2f} of {available:.2f} GiB of a device ({plan.needed / plan.available:.0%})"
+    if plan.compiled is not None and plan.needed > plan.available:
+        # Arguments and temporaries that are not there at the same time.
+        peak = plan.compiled.memory["peak"] / GIB
+        share = f"barely, at a peak of {peak:.2f} of {available:.2f} GiB of a device"
     return (
-        f"Fits on {where}: {needed:.2f} of {available:.2f} GiB of a device "
-        f"({plan.needed / plan.available:.0%}). A step of {plan.config.batch_size:,} images takes "
+        f"Fits on {where}: {share}. A step of {plan.config.batch_size:,} images takes "
         f"{low:,.1f} to {high:,.1f} ms; {plan.num_steps:,} steps ({images:,} images) take "
         f"{_days(*plan.days)}, {plan.chip_hours[0]:,.0f} to {plan.chip_hours[1]:,.0f} "
         f"chip-hours{cost}."
@@ -162,6 +166,7 @@ def to_json(plan: Plan, *, price: float = 0.0) -> dict[str, Any]:
         "mesh": plan.mesh,
         "remat": getattr(plan.model_config, "remat", "none"),
         "batch_size": plan.config.batch_size,
+        "accum_steps": plan.config.optim.accum_steps,
         "steps": plan.num_steps,
         "by_formula": compiled is None,
         "needed_bytes": plan.needed,

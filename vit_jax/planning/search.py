@@ -1,7 +1,9 @@
-"""Searches mesh and remat: by formula all, by the compiler the best of them."""
+"""Searches mesh, recomputation and microbatches: all by formula, the best by the compiler."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -12,23 +14,59 @@ from vit_jax.planning.topology import Topology
 from vit_jax.telemetry.chips import GIB
 from vit_jax.training.rematerialisation import POLICIES
 
-MAX_FSDP, MAX_TENSOR = 64, 16
+MAX_FSDP, MAX_TENSOR, MAX_ACCUM = 256, 16, 16
 # A formula's estimate of memory may be this much above what is there: the compiler decides.
 SLACK = 1.3
-FITTING, TRIED = 3, 8  # Candidates that are compiled: until so many fit, at most so many.
+SHOWN = 8  # Rows of the table of candidates.
+# What is compiled: unlike meshes until so many fit, then other policies on the best of them.
+MESHES, POLICIES_TRIED = 3, 2
+TRIED = 16  # Programs at most.
+UNLIKE = 4  # Meshes whose fsdp or tensor differ by this factor.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
-    mesh: tuple[int, int, int]
+    """What the search varies, in the order of the table's columns."""
+
+    batch_size: int
+    data: int
+    fsdp: int
+    tensor: int
+    accum_steps: int
     remat: str
-    plan: Plan  # By formula.
+
+    def apply(self, config: FrozenConfigDict) -> FrozenConfigDict:
+        """Returns the config with these values."""
+        changed = ConfigDict(config)
+        changed.batch_size = self.batch_size
+        changed.mesh.data, changed.mesh.fsdp, changed.mesh.tensor = self.mesh
+        changed.mesh.auto = False
+        changed.optim.accum_steps = self.accum_steps
+        changed.model.remat = self.remat
+        return FrozenConfigDict(changed)
 
     @property
-    def seconds(self) -> float:
-        """Of a step, in the middle of the range."""
-        assert self.plan.roofline is not None
-        return (self.plan.roofline.fastest + self.plan.roofline.slowest) / 2
+    def mesh(self) -> tuple[int, int, int]:
+        """Sizes of data, fsdp and tensor."""
+        return self.data, self.fsdp, self.tensor
+
+    def is_like(self, other: "_Candidate") -> bool:
+        """Whether the meshes are nearly the same, for the same batch."""
+        factors = self.fsdp / other.fsdp, self.tensor / other.tensor
+        near = all(1 / UNLIKE < factor < UNLIKE for factor in factors)
+        return near and self.batch_size == other.batch_size
+
+    def flags(self, config: FrozenConfigDict) -> str:
+        """Returns the flags that change the config to these values."""
+        flags = [
+            f"--config.mesh.{axis}={getattr(self, axis)}" for axis in ("data", "fsdp", "tensor")
+        ]
+        flags += [f"--config.model.remat={self.remat}"]
+        if self.accum_steps != config.optim.accum_steps:
+            flags += [f"--config.optim.accum_steps={self.accum_steps}"]
+        if self.batch_size != config.batch_size:
+            flags += [f"--config.batch_size={self.batch_size}"]
+        return " ".join(flags)
 
 
 def search(
@@ -37,19 +75,24 @@ def search(
     *,
     num_classes: int,
     num_examples: int,
-    full_effort: bool,
+    batch_sizes: Sequence[int] = (),
+    full_effort: bool = False,
     show: Callable[[str], None],
 ) -> Plan:
-    """Returns the plan with the best estimate of time that fits.
+    """Returns the plan that fits and has the best estimate of images per second.
 
-    Every split of the devices over data, fsdp (up to 64) and tensor (up to 16) and every policy of
-    `model.remat` is estimated by formula; the best are compiled (for TPUs), until three fit.
+    Every split of the devices over data, fsdp (up to 256) and tensor (up to 16), every policy of
+    `model.remat` and 1 to 16 microbatches are estimated by formula. For TPUs the best of these are
+    compiled, by unlike meshes until three fit; then two other policies on the best mesh. What
+    needs no less memory than a program that the compiler refused, by formula and with the same
+    policy and tensor axis, is not compiled.
 
     Args:
-      config: of the run; `batch_size` and `optim.accum_steps` stay.
-      topology: of its devices.
-      num_classes: of its data.
-      num_examples: of an epoch of its data.
+      config: the config of the run.
+      topology: the devices.
+      num_classes: the number of classes of the data.
+      num_examples: the number of examples in an epoch.
+      batch_sizes: the batch sizes to compare; (): that of the config.
       full_effort: see `vit_jax.planning.step.compile_step`.
       show: gets the lines of the table of candidates.
 
@@ -57,92 +100,120 @@ def search(
       ConfigError: nothing fits.
     """
     sizes = {"num_classes": num_classes, "num_examples": num_examples}
-    candidates = sorted(_candidates(config, topology, sizes), key=lambda each: each.seconds)
-    limit = SLACK if topology.is_tpu else 1.0
-    possible = [c for c in candidates if c.plan.needed <= limit * c.plan.available]
-    if not possible:
-        least = min(candidates, key=lambda each: each.plan.needed, default=None)
-        known = f" The smallest needs {least.plan.needed / GIB:.1f} GiB." if least else ""
-        raise ConfigError(
-            f"No mesh of {topology.describe()} fits by the estimate.{known} Lower batch_size, "
-            "raise optim.accum_steps, or take more chips."
-        )
-    show(f"{len(candidates)} candidates by formula, {len(possible)} of them may fit; the best:")
-    show("  data  fsdp tensor  remat            GiB      ms")
-    for each in possible[:8]:
-        show(_row(each.mesh, each.remat, each.plan))
-    if not topology.is_tpu:
-        return possible[0].plan
-    show("Compiled:")
-    fitting: list[Plan] = []
-    for each in possible[:TRIED]:
+    batch_sizes = batch_sizes or (config.batch_size,)
+    plans: dict[_Candidate, Plan] = {}
+    problem = ConfigError(
+        f"No mesh of {topology.describe()} divides a batch of "
+        f"{', '.join(map(str, batch_sizes))} images: use a multiple of {topology.num_devices}."
+    )
+    for each in _candidates(config, topology, batch_sizes):
         try:
-            plan = make_plan(
-                _config_of(config, each.mesh, each.remat),
-                topology,
-                full_effort=full_effort,
-                **sizes,
-            )
-        except ConfigError as error:
-            show(f"{_row(each.mesh, each.remat, each.plan)}  {error}")
-            continue
-        show(_row(each.mesh, each.remat, plan) + ("" if plan.fits else "  does not fit"))
-        fitting += [plan] if plan.fits else []
-        if len(fitting) == FITTING:
-            break
+            plans[each] = plan_by_formula(each.apply(config), topology, **sizes)
+        except ConfigError as error:  # The mesh does not divide the model or the slices.
+            problem = error
+    if not plans:
+        raise problem
+    limit = SLACK if topology.is_tpu else 1.0
+    possible = sorted(
+        (each for each, plan in plans.items() if plan.needed <= limit * plan.available),
+        key=lambda each: _seconds_per_image(plans[each]),
+    )
+    if not possible:
+        least = min(plan.needed for plan in plans.values())
+        raise ConfigError(
+            f"Nothing fits on {topology.describe()} by the estimate: the smallest needs "
+            f"{least / GIB:.1f} GiB. Take more chips, or a smaller batch_size."
+        )
+    show(f"{len(plans):,} candidates by formula, {len(possible):,} of them may fit; the best:")
+    show(" batch  data  fsdp tensor accum  remat            GiB      ms  img/s a chip")
+    for each in possible[:SHOWN]:
+        show(_row(each, plans[each]))
+    if topology.is_tpu:
+        plans = _compiled(config, topology, sizes, plans, possible, full_effort, show)
+    best = min(
+        (each for each in possible if each in plans),
+        key=lambda each: _seconds_per_image(plans[each]),
+    )
+    show(f"Best: {best.flags(config)}\n")
+    return plans[best]
+
+
+def _compiled(
+    config: FrozenConfigDict,
+    topology: Topology,
+    sizes: dict[str, int],
+    plans: dict[_Candidate, Plan],
+    possible: list[_Candidate],
+    full_effort: bool,
+    show: Callable[[str], None],
+) -> dict[_Candidate, Plan]:
+    """Returns the compiled plans that fit, of some of the candidates."""
+    show("Compiled:")
+    fitting: dict[_Candidate, Plan] = {}
+    refused: dict[tuple[str, int], int] = {}  # Policy, tensor -> the least estimate refused.
+    tried: set[_Candidate] = set()
+
+    def compile_until(candidates: Iterable[_Candidate], count: int) -> None:
+        for each in candidates:
+            if len(fitting) == count or len(tried) == TRIED:
+                return
+            estimate = plans[each].needed
+            if each in tried or estimate >= refused.get((each.remat, each.tensor), math.inf):
+                continue
+            tried.add(each)
+            plan = make_plan(each.apply(config), topology, full_effort=full_effort, **sizes)
+            show(_row(each, plan) + ("" if plan.fits else "  does not fit"))
+            if plan.fits:
+                fitting[each] = plan
+            else:
+                refused[each.remat, each.tensor] = estimate
+
+    compile_until((each for each in possible if not any(map(each.is_like, fitting))), MESHES)
     if not fitting:
         raise ConfigError(
-            f"The compiler refused the {min(TRIED, len(possible))} best: lower batch_size, or take "
-            "more chips."
+            f"The compiler refused the best {len(tried)}: take more chips, or a smaller batch_size."
         )
-    best = min(fitting, key=_seconds)
-    flags = " ".join(f"--config.mesh.{axis}={size}" for axis, size in best.mesh.items())
-    show(f"Best: {flags} --config.model.remat={best.config.model.remat}\n")
-    return best
+    best = min(fitting, key=lambda each: _seconds_per_image(fitting[each]))
+    others = [each for each in possible if dataclasses.replace(each, remat=best.remat) == best]
+    compile_until(others, len(fitting) + POLICIES_TRIED)
+    return fitting
 
 
-def _seconds(plan: Plan) -> float:
+def _seconds_per_image(plan: Plan) -> float:
+    """In the middle of the range."""
     assert plan.roofline is not None
-    return (plan.roofline.fastest + plan.roofline.slowest) / 2
+    return (plan.roofline.fastest + plan.roofline.slowest) / 2 / plan.config.batch_size
 
 
-def _row(mesh: tuple[int, int, int], remat: str, plan: Plan) -> str:
-    time = f"{_seconds(plan) * 1e3:8.1f}" if plan.roofline else " " * 8
-    data, fsdp, tensor = mesh
-    return f"{data:6}{fsdp:6}{tensor:7}  {remat:14}{plan.needed / GIB:6.1f}{time}"
+def _row(each: _Candidate, plan: Plan) -> str:
+    row = (
+        f"{each.batch_size:6}{each.data:6}{each.fsdp:6}{each.tensor:7}{each.accum_steps:6}  "
+        f"{each.remat:14}{plan.needed / GIB:6.1f}"
+    )
+    if plan.roofline is None:
+        return row
+    seconds = _seconds_per_image(plan)
+    rate = 1 / seconds / plan.topology.num_chips
+    return f"{row}{seconds * each.batch_size * 1e3:8.1f}{rate:14.1f}"
 
 
 def _candidates(
-    config: FrozenConfigDict, topology: Topology, sizes: dict[str, int]
+    config: FrozenConfigDict, topology: Topology, batch_sizes: Sequence[int]
 ) -> Iterator[_Candidate]:
-    model_config = read_section(config.model, num_classes=sizes["num_classes"])
+    model_config = read_section(config.model, num_classes=1)
     recomputes = isinstance(model_config, VitConfig | MixerConfig)
-    policies = POLICIES if recomputes else (config.model.remat,)
     tensors = _powers(MAX_TENSOR) if isinstance(model_config, VitConfig) else [1]
-    for fsdp in _powers(MAX_FSDP):
-        for tensor in tensors:
-            data, rest = divmod(topology.num_devices, fsdp * tensor)
-            # With fsdp over all chips XLA sums gradients whole: see mesh_choice.
-            if rest or not data or (topology.is_tpu and fsdp > 1 and data == 1):
-                continue
-            for remat in policies:
-                mesh = (data, fsdp, tensor)
-                try:
-                    plan = plan_by_formula(_config_of(config, mesh, remat), topology, **sizes)
-                except ConfigError:  # The mesh does not divide the batch or the model.
-                    break
-                yield _Candidate(mesh, remat, plan)
+    policies = POLICIES if recomputes else (config.model.remat,)
+    for fsdp, tensor in itertools.product(_powers(MAX_FSDP), tensors):
+        data, rest = divmod(topology.num_devices, fsdp * tensor)
+        # With fsdp over all chips XLA sums gradients whole: see mesh_choice.
+        if rest or (topology.is_tpu and fsdp > 1 and data == 1):
+            continue
+        for batch_size, accum_steps in itertools.product(batch_sizes, _powers(MAX_ACCUM)):
+            if data and batch_size % (data * fsdp * accum_steps) == 0:
+                for remat in policies:
+                    yield _Candidate(batch_size, data, fsdp, tensor, accum_steps, remat)
 
 
 def _powers(largest: int) -> list[int]:
     return [2**k for k in range(largest.bit_length())]
-
-
-def _config_of(
-    config: FrozenConfigDict, mesh: tuple[int, int, int], remat: str
-) -> FrozenConfigDict:
-    changed = ConfigDict(config)
-    changed.mesh.data, changed.mesh.fsdp, changed.mesh.tensor = mesh
-    changed.mesh.auto = False
-    changed.model.remat = remat
-    return FrozenConfigDict(changed)

@@ -101,14 +101,15 @@ def memory_per_device(
       mesh: has the axes data, fsdp and tensor.
     """
     # Only residuals depend on `remat`: policies that are compared share the rest. Without the
-    # schedule, which has no state, runs of all lengths share the caches below.
+    # schedule, which has no state, and microbatches, runs that differ in these share the caches
+    # below.
     plain = _without_remat(model_config)
-    optim = FrozenConfigDict({**config.optim, "schedule": {}})
+    optim = FrozenConfigDict({**config.optim, "schedule": {}, "accum_steps": 1})
     shapes, state = param_shapes(plain), _optimizer_state(optim, plain)
     layout = rules.param_shardings(shapes, mesh)
     params, trained = _bytes(shapes, layout), _bytes(shapes, layout, frozen_mask(optim, shapes))
     images = -(-config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"]))
-    at_once = -(-images // optim.accum_steps)
+    at_once = -(-images // config.optim.accum_steps)
     tensor = mesh.shape["tensor"]
     if not isinstance(model_config, VitConfig) or model_config.num_tokens % tensor:
         tensor = 1
@@ -119,7 +120,7 @@ def memory_per_device(
         average=params * (bool(optim.ema_decay) + bool(optim.sam_rho)),
         optimizer=_bytes(state, rules.state_shardings(state, shapes, mesh)),
         # The sum over microbatches, which has zeros for frozen parameters, is kept beside theirs.
-        gradients=trained + (params if optim.accum_steps > 1 else 0),
+        gradients=trained + (params if config.optim.accum_steps > 1 else 0),
         cast=params // 2 if model_config.dtype == "bfloat16" else 0,
         residuals=at_once * residuals,
         working=at_once * _working_bytes(plain, tensor),
