@@ -20,7 +20,7 @@ from vit_jax.scaling.fit import fit_law
 from vit_jax.scaling.table import read_runs
 from vit_jax.sweeps.table import collect
 from vit_jax.telemetry.jsonlines import read_jsonl
-from vit_jax.training.experiment import Experiment
+from vit_jax.training.experiment import Experiment, open_training_data
 from vit_jax.training.final_similarity import FinalSimilarity
 
 pytestmark = pytest.mark.medium
@@ -32,6 +32,10 @@ EVALS = ConfigDict(
         "test": classification_eval(split="test[:50]"),
     }
 )
+
+
+def experiment_of(config, mesh):
+    return Experiment.of(config, open_training_data(config), mesh)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,7 @@ def test_each_state_is_compared_with_the_final_one(sweep):
 def test_a_state_of_other_images_is_not_compared(tmp_path, caplog):
     """Nor is one whose file is damaged: the end of a run does not depend on these files."""
     one, two = (
-        Experiment.of(
+        experiment_of(
             small_config(
                 evals=ConfigDict({"a": analysis_eval(split=split, measures=("layer_similarity",))})
             ),
@@ -126,7 +130,7 @@ def test_a_sharded_model_has_the_same_values(fields):
 
     def values(mesh):
         with jax.set_mesh(mesh):
-            experiment = Experiment.of(config, mesh)
+            experiment = experiment_of(config, mesh)
             params = jax.jit(build(model_config).init)(
                 jax.random.key(0), np.zeros((8, 8, 8, 1), np.float32)
             )["params"]
@@ -162,7 +166,7 @@ def test_a_measure_that_the_model_has_not_is_refused_at_the_start(measures, fiel
     entry = analysis_eval(split="test[:20]", measures=measures)
     config = small_config(evals=ConfigDict({"attention": entry}), **fields)
     with pytest.raises(ConfigError, match=text):
-        Experiment.of(config, mesh_of())
+        experiment_of(config, mesh_of())
 
 
 @pytest.mark.parametrize("name", OVER_TRAINING)
@@ -170,4 +174,4 @@ def test_every_measure_over_training_can_be_checked_before_there_are_parameters(
     config = small_config(
         evals=ConfigDict({"a": analysis_eval(split="test[:20]", measures=(name,))})
     )
-    assert Experiment.of(config, mesh_of()).evals["a"].num_examples == 20
+    assert experiment_of(config, mesh_of()).evals["a"].num_examples == 20

@@ -22,9 +22,9 @@ CONFIG = small_config(batch_size=256, model__remat="none", model__depth=1)
 MODEL = read_section(CONFIG.model, num_classes=10)
 
 
-def available(*sizes, config=CONFIG):
+def available(*sizes, config=CONFIG, num_classes=10):
     """The memory with which a mesh of these sizes just fits."""
-    model = read_section(config.model, num_classes=10)
+    model = read_section(config.model, num_classes=num_classes)
     return int(bytes_per_device(config, model, AbstractMesh(sizes, AXES)) / SHARE) + 1
 
 
@@ -70,12 +70,19 @@ def test_little_recomputation_comes_before_a_larger_fsdp_and_that_before_much():
     assert sizes(available(8, 1, 1, config=full), config=config, model=model) == (8, 1, 1)
 
 
+def test_a_wrong_config_is_not_a_mesh_that_does_not_divide():
+    config = small_config(batch_size=256, model__remat="none", optim__name="adamm")
+    with pytest.raises(ConfigError, match="adamm"):
+        choose(config, MODEL, 8, 10**9)
+
+
 @pytest.mark.slow
 def test_a_run_prints_and_records_the_chosen_mesh(tmp_path, capsys, monkeypatch):
     config = small_config(
         total_steps=3, evals=ConfigDict(), mesh__auto=True, optim__name="sgd", model__remat="none"
     )
-    memory = available(2, 2, 1, config=config)
+    # With the ten classes of the data, a head of one class would fit unsplit.
+    memory = available(4, 1, 1, config=config, num_classes=1)
     monkeypatch.setattr(mesh_choice, "available_bytes", lambda device: memory)
     assert train(config, tmp_path, devices=jax.devices()[:4]) == 0
     assert "(data 2 x fsdp 2 x tensor 1; auto: fsdp 2 takes" in capsys.readouterr().out

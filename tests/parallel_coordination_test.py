@@ -4,7 +4,10 @@ import jax
 import pytest
 from etils import epath
 
+from tests.commands import call
 from tests.small_run import small_config
+from vit_jax.benchmarking.case import Case
+from vit_jax.benchmarking.ours import OurModel
 from vit_jax.errors import ConfigError
 from vit_jax.parallel import processes
 from vit_jax.parallel.watch import Watch
@@ -39,6 +42,25 @@ def test_a_run_is_refused_before_it_writes_files(second_of_four, tmp_path):
     with pytest.raises(ConfigError, match=MESSAGE):
         train(small_config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "--checkpoint=nothing", "image.png"),
+        ("analyze", "--checkpoint=nothing"),
+        ("convert", "--inspect=nothing"),
+    ],
+)
+def test_a_command_that_runs_in_one_process_is_refused(second_of_four, arguments):
+    done = call(*arguments)
+    assert done.code == 2, done
+    assert f"`vit-jax {arguments[0]}` runs in one process, and the TPU runtime" in done.err
+
+
+def test_a_benchmark_of_one_of_several_processes_is_refused(second_of_four):
+    with pytest.raises(ConfigError, match="`vit-jax benchmark` runs in one process"):
+        OurModel(Case("mu/4"), None)
 
 
 def test_a_running_service_is_used(second_of_four, monkeypatch):

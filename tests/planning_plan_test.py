@@ -70,11 +70,16 @@ def test_what_is_no_topology(name, slices, message):
         ({"name": "imagenet21k", "split": "full[51200:]"}, (14_145_922, 21_843)),
         ({"name": "cifar10", "split": "train[-100:]"}, (100, 10)),
         ({"name": "cifar10", "split": "train", "shots": 5}, (50, 10)),
+        # The shots are those of the data's ten classes.
+        ({"name": "cifar10", "split": "train", "shots": 5, "model__num_classes": 99}, (50, 99)),
         ({"source": "digits", "split": "train"}, (1442, 10)),
     ],
 )
 def test_sizes_of_data(changes, size):
-    changes = {f"data__{key}": value for key, value in {"source": "tfds", **changes}.items()}
+    changes = {
+        key if "__" in key else f"data__{key}": value
+        for key, value in {"source": "tfds", **changes}.items()
+    }
     assert data_size(small_config(**changes)) == size
 
 
@@ -184,11 +189,11 @@ def test_several_nodes_send_over_the_network():
 
 def test_the_text_of_a_plan_has_its_numbers():
     plan = planned(mesh__fsdp=2)
-    written = text(plan, price=2.0)
+    written = text(plan, advice(plan), price=2.0)
     assert sentence(plan, price=2.0) in written
     for part in ("by formula", "small ones", "parameters", "chip-hours", "at a cost of", "What to"):
         assert part in written
-    saved = json.loads(json.dumps(to_json(plan)))
+    saved = json.loads(json.dumps(to_json(plan, advice(plan))))
     assert saved["fits"] and saved["needed_bytes"] == plan.needed and saved["by_formula"]
 
 

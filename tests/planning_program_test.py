@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.small_run import mesh_of, small_config
-from vit_jax.models import update_flops_per_image
+from vit_jax.models import read_section, update_flops_per_image
 from vit_jax.planning import kept as kept_module
 from vit_jax.planning.collectives import collectives, replica_groups
 from vit_jax.planning.flops import traced_flops
@@ -14,7 +14,7 @@ from vit_jax.planning.hlo import Hlo, arrays
 from vit_jax.planning.kept import kept_arrays
 from vit_jax.planning.step import Step, compile_step
 from vit_jax.planning.traffic import hbm_bytes
-from vit_jax.training.experiment import Experiment
+from vit_jax.training.experiment import Experiment, open_training_data
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,24 @@ def test_traffic_of_slices_is_that_of_the_slice():
     assert whole < moved < 4 * whole
 
 
+def test_traffic_of_asynchronous_operations_counts_once():
+    """A call of a computation, and a slice that is copied into the memory of the processor."""
+    text = """%gather (a: bf16[16]) -> bf16[64] {
+  %a = bf16[16]{0} parameter(0)
+  ROOT %g = bf16[64]{0} all-gather(%a), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+ENTRY %main (p: bf16[16], q: f32[100]) -> bf16[64] {
+  %p = bf16[16]{0} parameter(0)
+  %q = f32[100]{0} parameter(1)
+  %s = ((f32[100]{0}), f32[10]{0:S(1)}, s32[]{:S(2)}) slice-start(%q), slice={[0:10]}
+  %slice = f32[10]{0:S(1)} slice-done(%s)
+  %start = ((bf16[16]{0}), bf16[64]{0}) async-start(%p), calls=%gather
+  ROOT %done = bf16[64]{0} async-done(%start)
+}"""
+    assert hbm_bytes(Hlo.parse(text)) == 10 * 4 + (16 + 64) * 2
+
+
 STEPS = {"mix__mixup_alpha": 0.2, "optim__ema_decay": 0.9}
 
 
@@ -142,7 +160,7 @@ def test_the_step_is_the_one_that_train_compiles():
     mesh = mesh_of(data=2, fsdp=2)
     step = step_of(mesh)
     with jax.set_mesh(mesh):
-        experiment = Experiment.of(step.config, mesh)
+        experiment = Experiment.of(step.config, open_training_data(step.config), mesh)
         program = experiment.program()
         trained = program.train_step.lower(program.shapes, step.batch, step.stop)
     planned = step.trace().lower()
@@ -159,9 +177,37 @@ def test_kept_activations_of_a_scanned_model(monkeypatch):
     step = step_of(mesh_of(data=2), **scanned, batch_size=22)
     hlo = Hlo.parse(compile_step(step, step.trace(), full_effort=False).text)
     images = 11
-    kept = kept_arrays(hlo, step.model_config, images=images, state=set())
+    kept = kept_arrays(hlo, step.model_config, images=images, state=set(), tensor=1)
     hidden = [each for each in kept if each.what == "hidden units of the MLP"]
     model = step.model_config
     size = model.depth * images * model.num_tokens * model.mlp_dim * 4
     assert hidden and hidden[0].bytes == pytest.approx(size * hidden[0].count)
     assert "hidden" in hidden[0].formula
+
+
+@pytest.mark.parametrize(
+    ("tensor", "dims", "what", "formula"),
+    [
+        (1, (196, 3072), "hidden units of the MLP", "depth b n hidden"),
+        (2, (196, 1536), "hidden units of the MLP", "depth b n hidden/2"),
+        (4, (49, 768), "residual stream", "depth b n/4 width"),
+        (4, (3, 196, 64), "queries, keys, values, outputs", "depth b heads/4 n head width"),
+        (4, (196, 192), "queries, keys, values, outputs", "depth b n width/4"),
+        (4, (3, 196, 196), "attention weights", "depth b heads/4 n n"),
+        (4, (49,), "statistics of softmax and norms", "depth b n/4"),
+        # A quarter of the MLP is as wide as the residual stream.
+        (4, (196, 768), "residual stream or hidden units", "depth b n width"),
+    ],
+)
+def test_kept_dimensions_have_the_letters_of_their_part_on_a_device(tensor, dims, what, formula):
+    model = read_section(
+        small_config(model__variant="B/16", model__image_size=(224,), model__pool="gap",
+                     model__depth=None).model, num_classes=10,
+    )  # fmt: skip
+    shape = f"(s32[], bf16[{','.join(map(str, (model.depth, 2048, *dims)))}])"
+    trips = f'{{"known_trip_count":{{"n":"{model.depth}"}}}}'
+    text = f"""ENTRY %main (p: {shape}) -> {shape} {{
+  ROOT %w = {shape} while(%p), condition=%c, body=%b, backend_config={trips}
+}}"""
+    (kept,) = kept_arrays(Hlo.parse(text), model, images=2048, state=set(), tensor=tensor)
+    assert (kept.what, kept.formula, kept.count) == (what, formula, 1)

@@ -51,6 +51,14 @@ def errors(*processes):
     return [process.error for process in processes]
 
 
+@pytest.mark.parametrize("bound", ["0.0.0.0", "[::]:", ":"])
+def test_an_address_to_listen_at_without_a_port_is_an_error(address, bound, monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", bound)
+    (error,) = errors(Process(address, 2, 0))
+    assert isinstance(error, ConfigError)
+    assert "JAX_COORDINATOR_BIND_ADDRESS=" in str(error) and "HOST:PORT" in str(error)
+
+
 @pytest.mark.parametrize("late", [0, 1, 2])
 def test_processes_meet_also_if_one_is_late(address, late, capsys):
     run = [Process(address, 3, i, after=0.4 * (i == late)) for i in range(3)]

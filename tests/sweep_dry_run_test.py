@@ -6,12 +6,14 @@ import re
 import jax
 import pytest
 
+from tests.commands import call
 from tests.small_run import small_config
 from tests.sweep_runs import REAL, plan
 from vit_jax import cli
 from vit_jax.errors import ConfigError
 from vit_jax.planning.topology import parse
 from vit_jax.rundir import workdir as workdirs
+from vit_jax.sweeps import record as records
 from vit_jax.sweeps.costs import cost
 from vit_jax.sweeps.dry_run import dry_run
 from vit_jax.sweeps.durations import estimate, logged_speeds, timed_speeds
@@ -99,7 +101,7 @@ def test_equal_updates_are_timed_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_hours_on_a_pod(tmp_path, capsys):
+def test_hours_on_a_pod(tmp_path, capsys, monkeypatch):
     runs = [
         planned(tmp_path, "fits"),
         planned(tmp_path, "longer", total_steps=120),
@@ -116,9 +118,24 @@ def test_hours_on_a_pod(tmp_path, capsys):
     assert len(hours) == 2 and out.count("on 4 TPU v5e chips (2x2): ") == 4
     assert "does not fit on 4 TPU v5e" in out and "does not split into" in out
     assert "without 2 runs that cannot run there" in out
+    monkeypatch.setattr(records, "is_finished", lambda workdir, record: workdir.name == "odd")
+    dry_run(runs, topology=parse("v5e:2x2"))
+    assert "without 1 run that cannot run there" in capsys.readouterr().out
     costs = [cost(run) for run in runs[:2]]
     ends = [
         on_pod(run, each, parse("v5e:2x2")).chip_hours
         for run, each in zip(runs, costs, strict=False)
     ]
     assert ends[1][0] == pytest.approx(10 * ends[0][0])
+
+
+@pytest.mark.slow
+def test_a_pod_of_several_slices(tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(REAL)
+    flags = [f"--config={file}", f"--workdir={tmp_path / 'sweep'}", "--dry_run", "--only=depth*"]
+    flags.append("--slices=2")
+    done = call("sweep", *flags)
+    assert done.code == 2 and "--slices needs --topology" in done.err, done
+    done = call("sweep", *flags, "--topology=v5e:2x2")
+    assert done.code == 0 and "on 8 TPU v5e chips (2 slices of 2x2)" in done.out, done

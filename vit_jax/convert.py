@@ -123,6 +123,7 @@ def _source_and_destination(arguments: list[str], *, to: str | None) -> tuple[st
 
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Inspects, verifies or converts."""
+    from vit_jax.parallel import processes
     from vit_jax.parallel.compilation import enable_user_compilation_cache
     from vit_jax.pretrained.exports import check_destination, export
     from vit_jax.pretrained.formats.hints import parse_hints
@@ -130,6 +131,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     from vit_jax.pretrained.load import load_pretrained
 
     enable_user_compilation_cache()
+    processes.check_alone("convert")
     hints = parse_hints(values.hints)
     size = parse_size(values.image_size, flag="image_size")
     if arguments and (values.verify or values.inspect):

@@ -21,17 +21,22 @@ from absl import flags
 from vit_jax import cli
 from vit_jax.errors import ConfigError, ExitCode
 
-_NO_WORKDIR = "no-run-yet"  # Of the run that is planned, which has none.
+_NO_WORKDIR = "no-run-yet"  # A run that is planned has no work directory.
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
     cli.define_config(values)
-    flags.DEFINE_string("topology", None, "The devices, such as v5e:16x16.", flag_values=values)
-    flags.DEFINE_integer("slices", 1, "TPU slices of this topology.", 1, flag_values=values)
-    flags.DEFINE_integer("examples", 0, "In an epoch; 0: of the data.", 0, flag_values=values)
-    flags.DEFINE_integer("classes", 0, "Of the data; 0: its own.", 0, flag_values=values)
-    flags.DEFINE_float("price", 0.0, "Of an hour of a chip.", 0.0, flag_values=values)
+    flags.DEFINE_string("topology", None, "Devices, such as v5e:16x16.", flag_values=values)
+    flags.DEFINE_integer(
+        "slices", 1, "Number of TPU slices with this topology.", 1, flag_values=values
+    )
+    examples = "Training examples in an epoch; 0: as many as the config's data has."
+    flags.DEFINE_integer("examples", 0, examples, 0, flag_values=values)
+    classes = "Classes of the training data; 0: as many as the config's data has."
+    flags.DEFINE_integer("classes", 0, classes, 0, flag_values=values)
+    price = "Price of one chip for one hour, in any currency; 0: unknown."
+    flags.DEFINE_float("price", 0.0, price, 0.0, flag_values=values)
     flags.DEFINE_bool(
         "full", False, "Compile as long as train does: slower, nearly the same.", flag_values=values
     )
@@ -52,6 +57,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     from vit_jax.planning import topology as topologies
 
     topologies.prepare_environment()
+    from vit_jax.planning.advice import advice
     from vit_jax.planning.data_size import data_size
     from vit_jax.planning.plan import make_plan
     from vit_jax.planning.report import text, to_json
@@ -77,9 +83,10 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         )
     else:
         plan = make_plan(config, topology, **sizes, full_effort=values.full)
-    print(text(plan, price=values.price))
+    advised = advice(plan)
+    print(text(plan, advised, price=values.price))
     if out is not None:
-        out.write_text(json.dumps(to_json(plan, price=values.price), indent=2) + "\n")
+        out.write_text(json.dumps(to_json(plan, advised, price=values.price), indent=2) + "\n")
     return ExitCode.DONE if plan.fits else ExitCode.ERROR
 
 

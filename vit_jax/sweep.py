@@ -76,6 +76,9 @@ def define(values: flags.FlagValues) -> None:
         "With --dry_run: hours and chips of each run on these devices, such as v5e:16x16.",
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "slices", 1, "With --topology: number of TPU slices.", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_bool(
         "collect", False, "Run nothing: write the table of the runs.", flag_values=values
     )
@@ -106,7 +109,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         raise ConfigError("--time_updates needs --dry_run: a sweep that runs shows its times.")
     if values.topology and not values.dry_run:
         raise ConfigError("--topology needs --dry_run: a sweep runs on the devices that are here.")
-    topology = parse(values.topology) if values.topology else None
+    if values.slices > 1 and not values.topology:
+        raise ConfigError("--slices needs --topology, that of a slice, such as v5e:16x16.")
+    topology = parse(values.topology, slices=values.slices) if values.topology else None
     if values.dry_run and not values.time_updates:
         jax.config.update("jax_platforms", "cpu")  # Only shapes are computed.
     file, argument, points = cli.read_sweep(values)

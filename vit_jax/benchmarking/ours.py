@@ -33,7 +33,11 @@ class OurModel:
         Args:
           case: what is measured.
           folder: has the parameters of `weights.write`; None: those of the initialisation are kept.
+
+        Raises:
+          ConfigError: the devices here are fewer than the case needs, or of several processes.
         """
+        processes.check_alone("benchmark")
         self._folder = folder
         self._config = case.config()
         if len(jax.devices()) < case.num_devices:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.data import order
 from vit_jax.data.base import Example, Source, digest
@@ -65,6 +66,17 @@ class Subset(Source):
     @property
     def fingerprint(self) -> str:
         return digest(self._source.fingerprint, self._fingerprint)
+
+
+def num_examples(data: ConfigDict | FrozenConfigDict, *, whole: int, num_classes: int) -> int:
+    """Returns how many examples of a split a run trains on, without reading it; 0: unknown.
+
+    Args:
+      data: `config.data`.
+      whole: the number of examples of the split; 0: unknown.
+      num_classes: the number of its classes; 0: unknown.
+    """
+    return data.examples or (data.shots * num_classes if data.shots else whole)
 
 
 def select_classes(source: Source, classes: Sequence[Any]) -> Source:

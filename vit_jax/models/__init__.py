@@ -39,7 +39,7 @@ from vit_jax.models.flops import (
 )
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.resnet import Resnet
-from vit_jax.models.section import read_section
+from vit_jax.models.section import read_section, with_remat
 from vit_jax.models.variants import VARIANTS, Variant, family, parse_variant
 from vit_jax.models.vit import Vit
 
@@ -65,4 +65,5 @@ __all__ = [
     "read_section",
     "train_flops_per_image",
     "update_flops_per_image",
+    "with_remat",
 ]

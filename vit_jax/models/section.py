@@ -93,6 +93,13 @@ def write_section(model_config: ModelConfig, section: ConfigDict) -> None:
             raise ConfigError(f"A run's config cannot express {field.name}={value}.")
 
 
+def with_remat(model_config: ModelConfig, policy: str) -> ModelConfig:
+    """Returns the model's config with `remat=policy`; a ResNet's, which has none, unchanged."""
+    if isinstance(model_config, ResnetConfig):
+        return model_config
+    return dataclasses.replace(model_config, remat=policy)
+
+
 def _subsection(section: ConfigDict, declaration: Declaration) -> ConfigDict:
     return getattr(section, declaration.section) if declaration.section else section
 

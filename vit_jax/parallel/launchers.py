@@ -1,6 +1,6 @@
 """Launchers: finds the other processes of a run by the variables that a launcher sets.
 
-JAX finds Open MPI 4, Slurm, Cloud TPU slices and Kubernetes jobs by itself. What it lacks is here:
+JAX finds Open MPI 4, Slurm, Cloud TPU slices and Kubernetes jobs by itself. This file adds
 torchrun, Open MPI 5 without mpi4py, and which GPUs of a host belong to a process. docs/pods.md has
 the commands.
 """
@@ -31,11 +31,11 @@ class Membership:
     """Where this process is among those of its run.
 
     Attributes:
-      launcher: what has started the processes, for messages.
+      launcher: the program that has started the processes, for messages.
       address: HOST:PORT of process 0, where JAX's coordination service listens.
-      count: number of processes.
-      index: of this process, from 0.
-      gpus: of those that this process sees, the ones that it uses; None: all.
+      count: the number of processes.
+      index: the index of this process, from 0.
+      gpus: the GPUs that this process uses, of those that it sees, by index; None: all.
     """
 
     launcher: str
@@ -77,21 +77,21 @@ def find(timeout_seconds: int) -> Membership | None:
             given = " and ".join(name for name in EXPLICIT if name in os.environ)
             raise ConfigError(f"{given} is set: set {' and '.join(missing)} as well.")
         return Membership(ADDRESS, str(address), numbers[COUNT], numbers[INDEX], _own_gpus())
-    found = _torchrun() or _open_mpi_5() or _found_by_jax(timeout_seconds)
+    membership = _torchrun() or _open_mpi_5() or _detected_by_jax(timeout_seconds)
     if address is not None:
-        if found is None:
+        if membership is None:
             raise ConfigError(f"{ADDRESS} is set: set {COUNT} and {INDEX} as well.")
-        found = dataclasses.replace(found, address=address)
-    if found is None and (size := os.environ.get("PMI_SIZE", "1")) != "1":
+        membership = dataclasses.replace(membership, address=address)
+    if membership is None and (size := os.environ.get("PMI_SIZE", "1")) != "1":
         raise ConfigError(
             f"This is one of {size} processes that MPICH or a relative of it has started, which "
             f"does not say where process 0 is. Set {ADDRESS}=HOST:PORT and {COUNT}={size} for all, "
             f'and start `sh -c "{INDEX}=$PMI_RANK exec vit-jax ..."`. {COUNT}=1 for independent '
             "runs."
         )
-    if found is None or found.count == 1:
+    if membership is None or membership.count == 1:
         return None
-    return dataclasses.replace(found, gpus=_own_gpus())
+    return dataclasses.replace(membership, gpus=_own_gpus())
 
 
 def _number(variable: str) -> int:
@@ -144,7 +144,7 @@ _NAMES = {
 }
 
 
-def _found_by_jax(timeout_seconds: int) -> Membership | None:
+def _detected_by_jax(timeout_seconds: int) -> Membership | None:
     """Asks JAX's detection: the methods that JAX documents for launchers of its users."""
     for cluster in clusters.ClusterEnv._cluster_types:
         if cluster.opt_in_only_method or _is_excluded(cluster.__name__):

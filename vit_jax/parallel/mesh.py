@@ -47,6 +47,11 @@ def mesh_shape(mesh: ConfigDict, num_devices: int) -> dict[str, int]:
     return sizes
 
 
+def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
+    """Returns a mesh without devices, for shapes alone; `sizes` is the result of `mesh_shape`."""
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes))
+
+
 def make_mesh(
     mesh: ConfigDict,
     *,

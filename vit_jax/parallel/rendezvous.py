@@ -2,13 +2,14 @@
 
 JAX's own wait ends in a C++ abort that says neither who is missing nor why. So until all have
 arrived, process 0 listens at the address of JAX's coordination service itself: each other process
-says its index there, and gets the same answer as all. Then JAX starts the service at that address.
+sends its index there, and all get the same answer. Then JAX starts the service at that address.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
+import re
 import selectors
 import socket
 import sys
@@ -17,12 +18,13 @@ import time
 from vit_jax.errors import ConfigError, LostError, printable
 from vit_jax.parallel.launchers import Membership
 
-# Who waits prints a hint after HINT_SECONDS, and ends after TIMEOUT_SECONDS.
+# A process that waits prints a hint after HINT_SECONDS, and ends after TIMEOUT_SECONDS.
 HINT_SECONDS, TIMEOUT_SECONDS = 30.0, 300.0
 _RETRY_SECONDS, _CONNECT_SECONDS = 0.5, 5.0
-_LONGEST_LINE = 4096  # Bytes of a message; what is longer comes from another program.
+_LONGEST_LINE = 4096  # Bytes of a message; a longer one comes from another program.
 _MOST_NAMED = 8
-_MAGIC = "vit_jax rendezvous 1"  # Of a message; programs of other versions are refused.
+_BIND_ADDRESS = "JAX_COORDINATOR_BIND_ADDRESS"  # JAX's: where its service listens on process 0.
+_MAGIC = "vit_jax rendezvous 1"  # In each message; programs of other versions are refused.
 
 
 def meet(membership: Membership) -> None:
@@ -31,8 +33,9 @@ def meet(membership: Membership) -> None:
     Raises:
       LostError: one has not, in TIMEOUT_SECONDS since the start of process 0; the message names it.
         Or process 0 cannot be reached.
-      ConfigError: process 0 cannot listen at its address, another process has the index of this
-        one, or they were started with different numbers of processes.
+      ConfigError: process 0 cannot listen at its address, or JAX_COORDINATOR_BIND_ADDRESS is no
+        address; another process has the index of this one; or the processes were started with
+        different numbers of processes.
     """
     if membership.index == 0:
         _Host(membership).gather()
@@ -44,8 +47,8 @@ def meet(membership: Membership) -> None:
 
 
 @dataclasses.dataclass
-class _Guest:
-    """A connection to process 0; `index` is None until it has said which process it is."""
+class _Peer:
+    """A connection to process 0; `index` is None until the other side has sent its index."""
 
     connection: socket.socket
     received: bytes = b""
@@ -54,11 +57,11 @@ class _Guest:
 
 
 class _Host:
-    """Process 0, while it waits for the others."""
+    """The side of process 0, which waits for the others and answers them."""
 
     def __init__(self, membership: Membership):
         self._membership = membership
-        self._guests: dict[int, _Guest] = {}  # Those that have said their index.
+        self._peers: dict[int, _Peer] = {}  # Those that have arrived, by index.
         self._selector = selectors.DefaultSelector()
 
     def gather(self) -> None:
@@ -76,7 +79,7 @@ class _Host:
     def _wait(self, listener: socket.socket) -> None:
         start = time.monotonic()
         hints = [HINT_SECONDS]
-        while len(self._guests) < self._membership.count - 1:
+        while len(self._peers) < self._membership.count - 1:
             waited = time.monotonic() - start
             if waited >= TIMEOUT_SECONDS:
                 raise LostError(
@@ -90,32 +93,33 @@ class _Host:
                     with contextlib.suppress(OSError):  # It may have ended already.
                         connection, _ = listener.accept()
                         connection.setblocking(False)
-                        guest = _Guest(connection)
-                        self._selector.register(connection, selectors.EVENT_READ, guest)
+                        peer = _Peer(connection)
+                        self._selector.register(connection, selectors.EVENT_READ, peer)
                 else:
-                    self._hear(key.data)
+                    self._receive(key.data)
 
-    def _hear(self, guest: _Guest) -> None:
-        """Reads what has come from a guest."""
+    def _receive(self, peer: _Peer) -> None:
+        """Reads from a connection; registers the process if its message is complete and valid."""
         try:
-            received = guest.connection.recv(_LONGEST_LINE)
+            received = peer.connection.recv(_LONGEST_LINE)
         except OSError:
             received = b""
-        guest.received += received
-        if not received or len(guest.received) > _LONGEST_LINE:  # It has ended, or is no process.
-            return self._dismiss(guest)
-        if guest.index is not None or not guest.received.endswith(b"\n"):
+        peer.received += received
+        # The other side has ended, or is another program.
+        if not received or len(peer.received) > _LONGEST_LINE:
+            return self._close(peer)
+        if peer.index is not None or not peer.received.endswith(b"\n"):
             return None
-        said = _parse(guest.received)
-        if said is None or not isinstance(index := said.get("index"), int):
-            return self._dismiss(guest)
-        guest.host = str(said.get("host"))[:253]
-        if reason := self._refusal(index, guest.host, said.get("count")):
+        message = _parse(peer.received)
+        if message is None or not isinstance(index := message.get("index"), int):
+            return self._close(peer)
+        peer.host = str(message.get("host"))[:253]
+        if reason := self._refusal(index, peer.host, message.get("count")):
             print(printable(f"note: {reason}"), file=sys.stderr, flush=True)
-            _send(guest, {"refused": reason})
-            return self._dismiss(guest)
-        guest.index = index
-        self._guests[index] = guest
+            _send(peer, {"refused": reason})
+            return self._close(peer)
+        peer.index = index
+        self._peers[index] = peer
         return None
 
     def _refusal(self, index: int, host: str, count: object) -> str:
@@ -128,32 +132,32 @@ class _Host:
             )
         if index not in range(ours):
             return f"process {index} on {host}: there are processes 0 to {ours - 1}."
-        if index in self._guests or index == 0:
-            other = socket.gethostname() if index == 0 else self._guests[index].host
+        if index in self._peers or index == 0:
+            other = socket.gethostname() if index == 0 else self._peers[index].host
             return f"process {index} was started twice, on {other} and on {host}."
         return ""
 
-    def _dismiss(self, guest: _Guest) -> None:
-        self._selector.unregister(guest.connection)
-        guest.connection.close()
-        if guest.index is not None:
-            del self._guests[guest.index]
+    def _close(self, peer: _Peer) -> None:
+        self._selector.unregister(peer.connection)
+        peer.connection.close()
+        if peer.index is not None:
+            del self._peers[peer.index]
 
     def _answer(self, answer: dict[str, object]) -> None:
         """Sends the answer to all, and waits until they have closed: so the port is free again."""
-        for guest in self._guests.values():
-            _send(guest, answer)
-        for guest in self._guests.values():
-            with contextlib.suppress(OSError), guest.connection:
-                guest.connection.settimeout(_CONNECT_SECONDS)
-                guest.connection.recv(1)
+        for peer in self._peers.values():
+            _send(peer, answer)
+        for peer in self._peers.values():
+            with contextlib.suppress(OSError), peer.connection:
+                peer.connection.settimeout(_CONNECT_SECONDS)
+                peer.connection.recv(1)
 
     def _missing(self) -> str:
         """Returns which processes have not arrived, as the beginning of a sentence."""
         count, address = self._membership.count, self._membership.address
-        missing = [i for i in range(1, count) if i not in self._guests]
+        missing = [i for i in range(1, count) if i not in self._peers]
         hosts = [f"0 on {socket.gethostname()}"]
-        hosts += [f"{i} on {guest.host}" for i, guest in sorted(self._guests.items())]
+        hosts += [f"{i} on {peer.host}" for i, peer in sorted(self._peers.items())]
         noun, verb = ("process", "has") if len(missing) == 1 else ("processes", "have")
         return (
             f"{noun} {_listed(list(map(str, missing)))} of {count} {verb} not arrived at {address} "
@@ -163,8 +167,10 @@ class _Host:
 
 def _listen(membership: Membership) -> socket.socket:
     # JAX's service will listen at the same port.
-    bound = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", membership.address)
-    port = int(bound.rsplit(":", 1)[1])
+    bound = os.environ.get(_BIND_ADDRESS, membership.address)
+    if not re.fullmatch(r".+:\d+", bound):
+        raise ConfigError(f"{_BIND_ADDRESS}={bound!r}: write HOST:PORT, such as [::]:1234.")
+    port = int(bound.rpartition(":")[2])
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     try:
@@ -179,10 +185,10 @@ def _listen(membership: Membership) -> socket.socket:
         ) from error
 
 
-def _send(guest: _Guest, message: dict[str, object]) -> None:
+def _send(peer: _Peer, message: dict[str, object]) -> None:
     with contextlib.suppress(OSError):  # It may have ended.
-        guest.connection.settimeout(_CONNECT_SECONDS)
-        guest.connection.sendall(_line(message))
+        peer.connection.settimeout(_CONNECT_SECONDS)
+        peer.connection.sendall(_line(message))
 
 
 # ------------------------------------------------------------------------- the other processes
@@ -199,7 +205,7 @@ def _arrive(membership: Membership) -> None:
         except OSError as error:
             answer, reason = None, str(error)
         if answer is not None:
-            return _obey(membership, answer)
+            return _raise_refusal(membership, answer)
         absent = f"process 0 has not been reached at {membership.address} ({reason})"
         if hints and waited >= hints[0]:
             _hint(membership, waited, absent, hints)
@@ -211,7 +217,7 @@ def _arrive(membership: Membership) -> None:
 
 
 def _ask(membership: Membership) -> dict[str, object] | None:
-    """Returns the answer of process 0, when all have arrived; None: it was another program's.
+    """Returns the answer of process 0, which comes when all have arrived; None: from elsewhere.
 
     Raises:
       OSError: process 0 cannot be reached.
@@ -219,19 +225,20 @@ def _ask(membership: Membership) -> dict[str, object] | None:
     host, port = membership.address.rsplit(":", 1)
     address = (host.strip("[]"), int(port))
     with socket.create_connection(address, timeout=_CONNECT_SECONDS) as connection:
-        hello = {
+        message = {
             "index": membership.index,
             "count": membership.count,
             "host": socket.gethostname(),
         }
-        connection.sendall(_line(hello))
-        # Process 0 has begun to wait before this one could reach it, and answers when it ends.
+        connection.sendall(_line(message))
+        # Process 0 waits at most this long from its start, which was before this connection.
         connection.settimeout(TIMEOUT_SECONDS + 2 * _CONNECT_SECONDS)
         with connection.makefile("rb") as answers:
             return _parse(answers.readline(_LONGEST_LINE))
 
 
-def _obey(membership: Membership, answer: dict[str, object]) -> None:
+def _raise_refusal(membership: Membership, answer: dict[str, object]) -> None:
+    """Raises the error that process 0 has answered, if it is one; see `meet`."""
     if "lost" in answer:
         raise LostError(f"{_name(membership)}: {answer['lost']}")
     if "refused" in answer:
@@ -246,7 +253,7 @@ def _line(message: dict[str, object]) -> bytes:
 
 
 def _parse(line: bytes) -> dict[str, object] | None:
-    """Returns a message; None if it is none of ours."""
+    """Returns the message of a line; None if another program has sent it."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):

@@ -47,6 +47,10 @@ RULES = (
 LARGE = 2**18
 
 
+class UndividedError(ConfigError):
+    """A mesh does not divide a dimension of a large parameter."""
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """Returns a key path of `jax.tree_util` as "encoder/blocks/mlp/fc1/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -66,8 +70,8 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
       mesh: with the axes data, fsdp, tensor.
 
     Raises:
-      ConfigError: no rule matches, the mesh lacks an axis, or it does not divide a dimension of a
-        large parameter.
+      UndividedError: the mesh does not divide a dimension of a large parameter.
+      ConfigError: no rule matches, or the mesh lacks an axis.
     """
     check_axes(mesh.axis_names)
     splits = next((splits for pattern, *splits in RULES if re.fullmatch(pattern, path)), None)
@@ -80,7 +84,7 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
     spec = next((spec for spec in specs if not _undivided(spec, shape, mesh)), specs[-1])
     for dim in _undivided(spec, shape, mesh):
         if math.prod(shape) >= LARGE:
-            raise ConfigError(
+            raise UndividedError(
                 f"Dimension {dim} of the parameter {path}, shape {shape}, does not split over "
                 f"mesh.{spec[dim]}={mesh.shape[spec[dim]]}: choose a divisor of {shape[dim]}."
             )

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator
 
-from jax.sharding import AbstractMesh
-
 from vit_jax.models import MixerConfig, VitConfig, param_shapes
+from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import rules
 from vit_jax.planning.plan import Plan
 from vit_jax.telemetry.chips import GIB
-from vit_jax.training.rematerialisation import POLICIES, choose
+from vit_jax.training.rematerialisation import POLICIES, estimates
 
 MIB = 2**20
-FEW_IMAGES = 8  # Fewer on a device leave its matrix units idle, or its links busy.
-TILE_ROWS = 16  # Of a bfloat16 tile of a TPU; smaller shards are padded.
+FEW_IMAGES = 8  # With fewer on a device, its matrix units idle or its links are the bottleneck.
+TILE_ROWS = 16  # Rows of a TPU's tile of bfloat16 numbers; smaller shards are padded.
 
 
 def advice(plan: Plan) -> list[str]:
@@ -41,7 +40,8 @@ def _remat(plan: Plan) -> Iterator[str]:
     splits = isinstance(plan.model_config, VitConfig | MixerConfig)
     if not splits or used not in POLICIES or plan.config.model.remat == "auto":
         return
-    needed, _ = choose(plan.config, plan.model_config, _mesh(plan), plan.available)
+    mesh = meshes.abstract_mesh(plan.mesh)
+    *_, needed = estimates(plan.config, plan.model_config, mesh, plan.available)
     if POLICIES.index(used) > POLICIES.index(needed):
         yield (
             f"model.remat={used} recomputes more than needed: by the estimate {needed} fits. Set "
@@ -65,16 +65,15 @@ def _shards(plan: Plan) -> Iterator[str]:
     if plan.mesh["fsdp"] == 1 or not plan.topology.is_tpu:
         return
     rows = {}
-    for name, leaf in rules.named_leaves(param_shapes(plan.model_config)).items():
-        spec = rules.partition_spec(name, leaf.shape, _mesh(plan))
+    shapes = param_shapes(plan.model_config)
+    layouts = rules.named_leaves(rules.param_shardings(shapes, meshes.abstract_mesh(plan.mesh)))
+    for name, leaf in rules.named_leaves(shapes).items():
+        shard = layouts[name].shard_shape(leaf.shape)
         # The last two dimensions lie in tiles.
-        for size, axis in list(zip(leaf.shape, spec, strict=True))[-2:]:
+        for size, axis in list(zip(shard, layouts[name].spec, strict=True))[-2:]:
             axes = axis if isinstance(axis, tuple) else (axis,)
             if "fsdp" in axes and leaf.size >= rules.LARGE:
-                shard = size
-                for each in axes:
-                    shard //= plan.mesh[each]
-                rows[name] = shard
+                rows[name] = size
     if rows and min(rows.values()) < TILE_ROWS:
         name = min(rows, key=lambda each: rows[each])
         yield (
@@ -130,7 +129,3 @@ def _kept(plan: Plan) -> Iterator[str]:
             f"{wide / GIB:.1f} GiB of what is kept for the backward pass is float32 in a bfloat16 "
             "model: model.remat=named keeps less."
         )
-
-
-def _mesh(plan: Plan) -> AbstractMesh:
-    return AbstractMesh(tuple(plan.mesh.values()), tuple(plan.mesh))

@@ -27,13 +27,13 @@ class Collective:
     Attributes:
       kind: such as "all-gather".
       in_loop: whether they are inside the loop over the blocks or another.
-      dtype: of the largest array.
-      axes: mesh axes over which they go, such as ("fsdp",).
+      dtype: the dtype of the largest array.
+      axes: the mesh axes over which they go, such as ("fsdp",).
       network: whether they go between slices or nodes.
-      devices: devices of a group; of those between slices, slices.
-      executions: in a step.
-      bytes: of what an execution works on, on average: the result, of a reduce-scatter the operand.
-      largest: dimensions of the largest array of any.
+      devices: the number of devices in a group; between slices, the number of slices.
+      executions: the number of executions in a step.
+      bytes: mean bytes of an execution: those of its result, for a reduce-scatter its operand.
+      largest: the dimensions of the largest array.
     """
 
     kind: str
@@ -65,8 +65,8 @@ def collectives(hlo: Hlo, mesh: Mesh, *, slices: int = 1) -> list[Collective]:
 
     Args:
       hlo: the program of one device of `mesh`.
-      mesh: whose devices in their order are the program's partitions.
-      slices: TPU slices of its devices.
+      mesh: the mesh of the program, whose devices in their order are its partitions.
+      slices: the number of TPU slices.
     """
     groups: dict[tuple, list[tuple[int, float, Array]]] = collections.defaultdict(list)
     for instruction, computation, times in hlo.executed():
@@ -85,17 +85,17 @@ def collectives(hlo: Hlo, mesh: Mesh, *, slices: int = 1) -> list[Collective]:
             continue
         if computation.startswith(SCATTER):
             kind = "reduce-scatter"
-        # The text has no shapes of operands: of a reduce-scatter, that of the result times devices.
+        # The text has no shapes of operands: a reduce-scatter's is its result's times the devices.
         factor = devices if kind == "reduce-scatter" and not computation.startswith(SCATTER) else 1
         largest = max(moved, key=lambda array: array.size)
         key = (kind, times > 1, largest.dtype, axes, bool(network), devices)
         groups[key].append((times, factor * sum(array.size for array in moved), largest))
-    found = []
+    result = []
     for (kind, in_loop, dtype, axes, network, devices), entries in groups.items():
         executions = sum(times for times, _, _ in entries)
         total = sum(times * size for times, size, _ in entries)
         largest = max((array for _, _, array in entries), key=lambda array: array.size).dims
-        found.append(
+        result.append(
             Collective(
                 kind,
                 in_loop,
@@ -108,7 +108,7 @@ def collectives(hlo: Hlo, mesh: Mesh, *, slices: int = 1) -> list[Collective]:
                 largest,
             )
         )
-    return sorted(found, key=lambda each: -each.sent_bytes)
+    return sorted(result, key=lambda each: -each.sent_bytes)
 
 
 def _moved(instruction: Instruction, kind: str) -> tuple[Array, ...]:

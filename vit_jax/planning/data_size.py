@@ -5,6 +5,7 @@ import re
 from ml_collections import FrozenConfigDict
 
 from vit_jax.data.sources import open_source
+from vit_jax.data.subset import num_examples
 from vit_jax.errors import ConfigError, VitJaxError
 
 # TFDS name -> (examples by split, classes). ImageNet: Russakovsky et al. 2015, 1409.0575;
@@ -18,30 +19,30 @@ _KNOWN = {
 
 
 def data_size(config: FrozenConfigDict, *, examples: int = 0, classes: int = 0) -> tuple[int, int]:
-    """Returns the numbers of training examples in an epoch and of classes.
+    """Returns the numbers of training examples in an epoch and of classes of the model's head.
 
     Args:
-      config: of the run.
-      examples: takes the place of what the data says, unless it is 0.
-      classes: likewise.
+      config: the config of the run.
+      examples: replaces the number of examples that the data has, unless it is 0.
+      classes: replaces the number of classes of data and head, unless it is 0.
 
     Raises:
       ConfigError: a number is unknown here.
     """
     data = config.data
     examples = examples or data.examples
-    classes = classes or config.model.num_classes or len(data.classes)
-    if not (examples and classes):
+    head = classes or config.model.num_classes or len(data.classes)
+    if not (examples and head):
         known_examples, known_classes = _known(config)
-        if data.shots:
-            known_examples = data.shots * (classes or known_classes)
-        examples, classes = examples or known_examples, classes or known_classes
-    if not (examples and classes):
+        of_data = classes or len(data.classes) or known_classes
+        examples = examples or num_examples(data, whole=known_examples, num_classes=of_data)
+        head = head or known_classes
+    if not (examples and head):
         raise ConfigError(
             f"The data of this config, {data.source} {data.name or data.data_dir}, is not here: "
             "give --examples (in an epoch) and --classes."
         )
-    return examples, classes
+    return examples, head
 
 
 def _known(config: FrozenConfigDict) -> tuple[int, int]:

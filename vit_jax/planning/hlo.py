@@ -40,10 +40,10 @@ class Instruction:
     """A line of a computation.
 
     Attributes:
-      name: of its result.
-      opcode: such as "fusion".
-      results: its arrays; several if it returns a tuple.
-      operands: names of what it takes.
+      name: the name of its result.
+      opcode: the operation, such as "fusion".
+      results: the arrays of its result; several if that is a tuple.
+      operands: the names of its operands.
       line: the whole line.
     """
 

@@ -16,11 +16,12 @@ class Kept:
 
     Attributes:
       what: their content, as far as their dimensions tell.
-      formula: their dimensions in the letters of the field, such as "depth b n width".
-      dtype: as HLO writes it.
-      dims: of one of them, on one device.
-      count: number of them.
-      bytes: of all of them.
+      formula: their dimensions in the letters of the field, such as "depth b n hidden/4" for hidden
+        units that are split over four devices.
+      dtype: the dtype as HLO writes it.
+      dims: the dimensions of one of them on one device.
+      count: the number of these arrays.
+      bytes: the bytes of all of them on one device.
     """
 
     what: str
@@ -32,18 +33,24 @@ class Kept:
 
 
 def kept_arrays(
-    hlo: Hlo, model_config: ModelConfig, *, images: int, state: Collection[tuple[int, ...]]
+    hlo: Hlo,
+    model_config: ModelConfig,
+    *,
+    images: int,
+    state: Collection[tuple[int, ...]],
+    tensor: int,
 ) -> list[Kept]:
     """Returns the activations that the loop over the blocks keeps; [] if blocks are not scanned.
 
     Args:
       hlo: the program of one device.
-      model_config: of its model.
-      images: of a microbatch on one device.
-      state: dimensions of parameters on one device, which the loop has beside them.
+      model_config: the config of its model.
+      images: the number of images of a microbatch on one device.
+      state: the dimensions of all parameters on one device, which are not activations.
+      tensor: the size of the mesh axis tensor, over which heads, hidden units and tokens are split.
     """
     depth = getattr(model_config, "depth", 0)
-    found: dict[tuple, int] = {}
+    counts: dict[tuple, int] = {}
     for loop, trips in hlo.loops():
         if trips != depth:
             continue
@@ -56,32 +63,57 @@ def kept_arrays(
             and array.size >= SMALL
         )
         # The backward loop takes what the forward loop makes: both list the same arrays.
-        found = {key: max(count, found.get(key, 0)) for key, count in alike.items()} | {
-            key: count for key, count in found.items() if key not in alike
-        }
+        counts |= {key: max(count, counts.get(key, 0)) for key, count in alike.items()}
     return sorted(
-        (_kept(dtype, dims, count, model_config) for (dtype, dims), count in found.items()),
+        (
+            _kept(dtype, dims, count, model_config, tensor)
+            for (dtype, dims), count in counts.items()
+        ),
         key=lambda kept: -kept.bytes,
     )
 
 
-def _kept(dtype: str, dims: tuple[int, ...], count: int, model_config: ModelConfig) -> Kept:
+def _kept(
+    dtype: str, dims: tuple[int, ...], count: int, model_config: ModelConfig, tensor: int
+) -> Kept:
     """Returns the description of arrays [depth, images, ...]."""
     what, letters = "other", {}
     if isinstance(model_config, VitConfig):
-        n, heads = model_config.num_tokens, model_config.num_heads
-        width, hidden, head = model_config.width, model_config.mlp_dim, model_config.width // heads
-        letters = {heads: "heads", head: "head width", n: "n", hidden: "hidden", width: "width"}
-        tail = sorted(dim for dim in dims[2:] if dim != 1)
-        if tail.count(n) == 2:
-            what = "attention weights"
-        elif hidden in tail:
-            what = "hidden units of the MLP"
-        elif tail == sorted([n, width]):
-            what = "residual stream"
-        elif head in tail:
-            what = "queries, keys, values, outputs"
-        elif tail in ([n], sorted([heads, n])):
-            what = "statistics of softmax and norms"
+        what, letters = _content(dims[2:], model_config, tensor)
     formula = " ".join(["depth", "b", *(letters.get(dim, str(dim)) for dim in dims[2:])])
     return Kept(what, formula, dtype, dims, count, count * Array(dtype, dims).size)
+
+
+def _content(dims: tuple[int, ...], vit: VitConfig, tensor: int) -> tuple[str, dict[int, str]]:
+    """Returns what an array of these dimensions of one block and image holds, and their letters."""
+    letters: dict[int, str] = {}
+
+    def on_device(size: int, letter: str) -> int:
+        """Returns the size of a dimension that is split over tensor if that divides it."""
+        splits = tensor > 1 and size % tensor == 0
+        size = size // tensor if splits else size
+        letters[size] = f"{letter}/{tensor}" if splits else letter
+        return size
+
+    # Of two dimensions with one size the later gives the letter.
+    heads = on_device(vit.num_heads, "heads")
+    tokens = on_device(vit.num_tokens, "n")  # Between blocks; attention and MLP have all of them.
+    head, n, width = vit.width // vit.num_heads, vit.num_tokens, vit.width
+    letters |= {head: "head width", n: "n"}
+    all_heads, hidden = on_device(width, "width"), on_device(vit.mlp_dim, "hidden")
+    letters[width] = "width"
+    tail = sorted(dim for dim in dims if dim != 1)
+    if tail == sorted([tokens, width]) and tokens != n:
+        return "residual stream", letters | {tokens: f"n/{tensor}"}
+    if tail.count(n) == 2:
+        return "attention weights", letters
+    if hidden in tail:
+        either = "residual stream or hidden units" if hidden == width else "hidden units of the MLP"
+        return either, letters
+    if tail == sorted([n, width]):
+        return "residual stream", letters
+    if head in tail or tail == sorted([n, all_heads]):
+        return "queries, keys, values, outputs", letters
+    if tail in ([n], [tokens], sorted([heads, n])):
+        return "statistics of softmax and norms", letters
+    return "other", letters

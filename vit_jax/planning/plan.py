@@ -4,10 +4,8 @@ import dataclasses
 import time
 
 import jax
-from jax.sharding import AbstractMesh
 from ml_collections import FrozenConfigDict
 
-from vit_jax.config import validate
 from vit_jax.errors import ConfigError
 from vit_jax.models import (
     ModelConfig,
@@ -25,7 +23,7 @@ from vit_jax.planning.flops import traced_flops
 from vit_jax.planning.hlo import Hlo
 from vit_jax.planning.kept import Kept, kept_arrays
 from vit_jax.planning.roofline import Roofline, roofline
-from vit_jax.planning.step import Compiled, Step, compile_step
+from vit_jax.planning.step import Compiled, Step, check_config, compile_step
 from vit_jax.planning.topology import Topology
 from vit_jax.planning.traffic import hbm_bytes
 from vit_jax.telemetry.chips import memory_bytes
@@ -33,7 +31,7 @@ from vit_jax.training import mesh_choice, rematerialisation
 from vit_jax.training.memory import Memory, memory_per_device
 
 DAY = 24 * 3600
-# Of a GPU's memory, what JAX takes by default (XLA_PYTHON_CLIENT_MEM_FRACTION).
+# The share of a GPU's memory that JAX takes by default (XLA_PYTHON_CLIENT_MEM_FRACTION).
 _GPU_SHARE = 0.75
 
 
@@ -42,25 +40,25 @@ class Plan:
     """What is known of a run before it starts.
 
     Attributes:
-      config: of the run.
-      model_config: of its model, with the `remat` that was chosen.
-      remat_reason: how it was chosen; "" if it was not.
-      topology: of the devices.
-      mesh: devices along data, fsdp and tensor.
-      mesh_reason: how these were chosen; "" if the config has them.
-      num_steps: updates of the whole run.
+      config: the config of the run.
+      model_config: the config of its model, with the `remat` that was chosen.
+      remat_reason: how `remat` was chosen; "" if the config has it.
+      topology: the chips and how they are connected.
+      mesh: the number of devices along data, fsdp and tensor.
+      mesh_reason: how these numbers were chosen; "" if the config has them.
+      num_steps: the number of updates of the whole run.
       compiled: the compiled step; None: the plan is by formula.
-      estimate: of the memory, by formula.
-      available: bytes that a program has on a device.
-      needed: bytes that the step needs there: the compiler's arguments and temporaries; by formula
-        without it. 0: the compiler refused it without saying how much.
-      kept: activations that are kept for the backward pass.
-      model_flops: of an update on one device, by `vit_jax.models.flops`.
-      step_flops: likewise, with what is computed again.
-      hbm_bytes: that a step moves between memory and processor.
-      sends: collectives of a step.
-      roofline: seconds of a step; None: the compiler refused it.
-      seconds: that the plan took: trace, lower, compile.
+      estimate: the memory of a device, by formula.
+      available: the bytes that a program has on a device.
+      needed: the bytes that a step needs on a device: arguments and temporaries of the compiled
+        program, or the estimate. 0: the compiler refused the program without naming its size.
+      kept: the activations that the compiled program keeps for the backward pass.
+      model_flops: FLOPs of an update on one device, by `vit_jax.models.flops`.
+      step_flops: the same with what is computed again.
+      hbm_bytes: the bytes that a step moves between the memory and the processor of a device.
+      sends: the collectives of a step.
+      roofline: the seconds of a step; None: the compiler refused the program.
+      seconds: the seconds that each part of the planning took: trace, lower, compile.
     """
 
     config: FrozenConfigDict
@@ -121,19 +119,21 @@ def make_plan(
     """Returns the plan of a run: for TPUs compiled, for GPUs by formula.
 
     Args:
-      config: of the run.
-      topology: of its devices.
-      num_classes: of its data.
-      num_examples: of an epoch of its data.
+      config: the config of the run.
+      topology: the chips and how they are connected.
+      num_classes: the number of classes of the training data.
+      num_examples: the number of training examples in an epoch.
       full_effort: see `vit_jax.planning.step.compile_step`.
 
     Raises:
       ConfigError: the config is wrong, or does not fit the devices, or libtpu is missing.
     """
-    validate(config)
     if not topology.is_tpu:
         return plan_by_formula(config, topology, num_classes=num_classes, num_examples=num_examples)
-    mesh, mesh_reason = mesh_choice.make_mesh(config, devices=topologies.devices(topology))
+    check_config(config)
+    mesh, mesh_reason = mesh_choice.make_mesh(
+        config, num_classes=num_classes, devices=topologies.devices(topology)
+    )
     step = Step.of(config, mesh, num_classes=num_classes, num_examples=num_examples)
     start = time.perf_counter()
     traced = step.trace()
@@ -149,6 +149,7 @@ def make_plan(
             step.model_config,
             images=images // config.optim.accum_steps,
             state=_shard_shapes(step),
+            tensor=mesh.shape["tensor"],
         )
         sends = collectives(hlo, mesh, slices=topology.slices)
         moved = hbm_bytes(hlo)
@@ -181,9 +182,7 @@ def plan_by_formula(
     config: FrozenConfigDict, topology: Topology, *, num_classes: int, num_examples: int
 ) -> Plan:
     """Returns the plan of a run without compiling it; see `make_plan`."""
-    validate(config)
-    if config.cache_features:
-        raise ConfigError("cache_features=True trains a head alone, which needs no plan.")
+    check_config(config)
     start = time.perf_counter()
     model_config = read_section(config.model, num_classes=num_classes)
     if isinstance(model_config, VitConfig):  # cuDNN's has the same products, and is not here.
@@ -202,7 +201,7 @@ def plan_by_formula(
         )
     if sizes["tensor"] > 1 and isinstance(model_config, ResnetConfig):
         raise ConfigError("mesh.tensor splits no ResNet: set it to 1.")
-    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    mesh = meshes.abstract_mesh(sizes)
     meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
     model_config, reason = rematerialisation.resolve_for(config, model_config, mesh, available)
     estimate = memory_per_device(config, model_config, mesh)

@@ -1,10 +1,9 @@
 """Writes a plan: a sentence, tables, and JSON."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vit_jax.planning.advice import advice
 from vit_jax.planning.plan import Plan
 from vit_jax.planning.roofline import PRODUCTS
 from vit_jax.telemetry.chips import GIB
@@ -15,7 +14,7 @@ def sentence(plan: Plan, *, price: float = 0.0) -> str:
 
     Args:
       plan: the plan.
-      price: of an hour of a chip, in any currency; 0: unknown.
+      price: the price of one chip for one hour, in any currency; 0: unknown.
     """
     where = plan.topology.describe()
     needed, available = plan.needed / GIB, plan.available / GIB
@@ -43,8 +42,14 @@ def sentence(plan: Plan, *, price: float = 0.0) -> str:
     )
 
 
-def text(plan: Plan, *, price: float = 0.0) -> str:
-    """Returns the whole plan as text; `price` as in `sentence`."""
+def text(plan: Plan, advised: Sequence[str], *, price: float = 0.0) -> str:
+    """Returns the whole plan as text.
+
+    Args:
+      plan: the plan.
+      advised: the result of `vit_jax.planning.advice.advice`.
+      price: see `sentence`.
+    """
     how = "compiled" if plan.compiled is not None else "by formula: no program was compiled"
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     chosen = f" ({plan.mesh_reason})" if plan.mesh_reason else ""
@@ -54,8 +59,8 @@ def text(plan: Plan, *, price: float = 0.0) -> str:
         parts += ["", "The compiler:", *plan.compiled.refusal.splitlines()[:8]]
     if plan.roofline is not None:
         parts += ["", *_collectives(plan), "", *_time(plan)]
-    if found := advice(plan):
-        parts += ["", "What to change:", *(f"- {each}" for each in found)]
+    if advised:
+        parts += ["", "What to change:", *(f"- {each}" for each in advised)]
     took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in plan.seconds.items())
     return "\n".join([*parts, "", f"The plan took: {took}."])
 
@@ -154,8 +159,8 @@ def _days(low: float, high: float) -> str:
     return f"{low:,.1f} to {high:,.1f} days"
 
 
-def to_json(plan: Plan, *, price: float = 0.0) -> dict[str, Any]:
-    """Returns the plan as JSON: bytes, seconds and FLOPs of a device and a step."""
+def to_json(plan: Plan, advised: Sequence[str], *, price: float = 0.0) -> dict[str, Any]:
+    """Returns the plan as JSON: bytes, seconds and FLOPs of a device and a step; see `text`."""
     compiled = plan.compiled
     return {
         "summary": sentence(plan, price=price),
@@ -185,6 +190,6 @@ def to_json(plan: Plan, *, price: float = 0.0) -> dict[str, Any]:
         "step_seconds": [plan.roofline.fastest, plan.roofline.slowest] if plan.roofline else None,
         "days": plan.days,
         "chip_hours": plan.chip_hours,
-        "advice": advice(plan),
+        "advice": [*advised],
         "plan_seconds": plan.seconds,
     }

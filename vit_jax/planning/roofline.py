@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from vit_jax.planning.collectives import Collective
 from vit_jax.planning.topology import Topology
 
-# The share of the peak that large matrix products reach at best, for the slow end of the range.
+# The share of the peak that matrix products reach at the slow end of the range. This is our
+# assumption: it has no source, and no step of a plan has been timed on its devices.
 PRODUCTS = 0.7
 
 
@@ -55,11 +56,11 @@ def roofline(
     """Returns the roofline of a step.
 
     Args:
-      topology: of the devices.
+      topology: the chips and how they are connected.
       peak: FLOP/s of one device.
-      flops: of a step on one device.
-      hbm_bytes: of a step on one device.
-      collectives: of a step.
+      flops: FLOPs of a step on one device.
+      hbm_bytes: bytes that a step moves between the memory and the processor of one device.
+      collectives: the collectives of a step.
     """
     chip = topology.chip
     inside = sum((each.sent_bytes for each in collectives if not each.network), 0.0)

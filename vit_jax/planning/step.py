@@ -22,18 +22,25 @@ from vit_jax.training.experiment import Program
 _LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
 
 
+def check_config(config: FrozenConfigDict) -> None:
+    """Raises ConfigError if a config is wrong, or is of a run that cannot be planned."""
+    validate(config)
+    if config.cache_features:
+        raise ConfigError("cache_features=True trains a head alone, which needs no plan.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """A train step and the shapes of its arguments.
 
     Attributes:
-      config: of the run.
-      model_config: of its model, with the `remat` that was chosen for the mesh.
-      remat_reason: how it was chosen; "" if it was not.
-      mesh: of the devices.
-      num_steps: updates of the whole run.
-      program: of the run; see `vit_jax.training.experiment.Program`.
-      batch: shapes of a batch.
+      config: the config of the run.
+      model_config: the config of its model, with the `remat` that was chosen for the mesh.
+      remat_reason: how `remat` was chosen; "" if the config has it.
+      mesh: the mesh of the run's devices.
+      num_steps: the number of updates of the whole run.
+      program: the programs of the run.
+      batch: shape, dtype and sharding of each array of a batch.
     """
 
     config: FrozenConfigDict
@@ -51,17 +58,15 @@ class Step:
         """Returns the step of a config, whose data need not be here.
 
         Args:
-          config: of the run.
-          mesh: of its devices, which need not be here.
-          num_classes: of its data.
-          num_examples: of an epoch of its data.
+          config: the config of the run.
+          mesh: the mesh of its devices, which need not be here.
+          num_classes: the number of classes of the training data.
+          num_examples: the number of training examples in an epoch.
 
         Raises:
           ConfigError: the config is wrong, or does not fit the mesh.
         """
-        validate(config)
-        if config.cache_features:
-            raise ConfigError("cache_features=True trains a head alone, which needs no plan.")
+        check_config(config)
         meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
         model_config = read_section(config.model, num_classes=num_classes)
         model_config, reason = rematerialisation.resolve(config, model_config, mesh)
@@ -95,13 +100,8 @@ class Step:
 
     @property
     def platform(self) -> str:
-        """Of the devices of the mesh: "tpu", "gpu" or "cpu"."""
+        """Platform of the mesh's devices: "tpu", "gpu" or "cpu"."""
         return self.mesh.devices.flat[0].platform
-
-    @property
-    def compiler_options(self) -> dict[str, Any]:
-        """XLA's options, those of `config.compiler.options`."""
-        return xla_options.compiler_options(self.config.compiler.options, self.platform)
 
     @property
     def stop(self) -> jax.ShapeDtypeStruct:
@@ -120,10 +120,10 @@ class Compiled:
 
     Attributes:
       text: the optimised program (HLO); "" if it was refused.
-      memory: of one device, bytes by name: "arguments", "temporaries", "outputs", "aliased"
-        (outputs in the place of arguments) and "peak"; {} if it was refused.
-      refusal: the compiler's words on memory; "" if it fits.
-      seconds: of lowering and compiling.
+      memory: bytes on one device by name: "arguments", "temporaries", "outputs", "aliased" (outputs
+        in the place of arguments) and "peak"; {} if it was refused.
+      refusal: the compiler's error message on memory; "" if it fits.
+      seconds: seconds of "lower" and "compile".
     """
 
     text: str
@@ -160,7 +160,8 @@ def compile_step(step: Step, traced: Any, *, full_effort: bool) -> Compiled:
         lowered = traced.lower(lowering_platforms=(step.platform,))
     seconds["lower"] = time.perf_counter() - start
     start = time.perf_counter()
-    options = step.compiler_options | ({} if full_effort else _LEAST_EFFORT)
+    options = xla_options.compiler_options(step.config.compiler.options, step.platform)
+    options |= {} if full_effort else _LEAST_EFFORT
     try:
         with xla_options.reported():
             compiled = lowered.compile(compiler_options=options)

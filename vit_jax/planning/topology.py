@@ -53,10 +53,11 @@ class Topology:
     """Chips and how they are connected.
 
     Attributes:
-      name: as in --topology.
-      chip: of which it consists.
-      shape: chips along each axis of a TPU slice; of GPUs, nodes and GPUs in a node.
-      slices: number of TPU slices, connected by the data centre's network.
+      name: the value of --topology.
+      chip: the kind of its chips.
+      shape: the number of chips along each axis of a TPU slice; for GPUs, the number of nodes and
+        that of GPUs in a node.
+      slices: the number of TPU slices, connected by the data centre's network.
     """
 
     name: str
@@ -99,7 +100,7 @@ class Topology:
         return self.num_chips * self.chip.devices
 
     def describe(self) -> str:
-        """Returns it in words, such as "256 TPU v5e chips (16x16)"."""
+        """Returns the topology in words, such as "256 TPU v5e chips (16x16)"."""
         layout = "x".join(map(str, self.shape))
         layout = f"{self.slices} slices of {layout}" if self.slices > 1 else layout
         return (
@@ -113,7 +114,7 @@ def parse(name: str, *, slices: int = 1) -> Topology:
     Args:
       name: "v5e:16x16", a kind of TPU and the chips along each axis of a slice; or "h200x8", a kind
         of GPU and their number.
-      slices: number of such TPU slices.
+      slices: the number of such TPU slices.
 
     Raises:
       ConfigError: the name is no topology.
@@ -154,7 +155,7 @@ LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # No queries to Google Cloud.
     "TPU_MIN_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Two plans at once.
-    # Of any host: a description does not depend on them, but libtpu complains without.
+    # Any host will do: a description does not depend on it, but libtpu complains without.
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }

@@ -2,7 +2,7 @@
 
 from vit_jax.planning.hlo import Hlo, Instruction
 
-# They move nothing, or what they call is counted.
+# Operations that move nothing, or call computations that are counted.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "iota", "partition-id", "replica-id", "opt-barrier", "custom-call",
@@ -28,22 +28,25 @@ def hbm_bytes(hlo: Hlo) -> float:
 
 
 def _fused(hlo: Hlo) -> set[str]:
-    """Returns the computations that are part of another one's operation."""
+    """Returns the computations that are part of another one's operation.
+
+    Those of an asynchronous operation, too: what it moves counts at its start and its end.
+    """
     pending = [
         called
         for lines in hlo.computations.values()
         for line in lines
-        if line.opcode not in ("while", "conditional", "call", "async-start")
+        if line.opcode not in ("while", "conditional", "call")
         for called in line.called
     ]
-    found: set[str] = set()
+    fused: set[str] = set()
     while pending:
         name = pending.pop()
-        if name in found or name not in hlo.computations:
+        if name in fused or name not in hlo.computations:
             continue
-        found.add(name)
+        fused.add(name)
         pending += [called for line in hlo.computations[name] for called in line.called]
-    return found
+    return fused
 
 
 def _moved(line: Instruction, by_name: dict[str, Instruction], hlo: Hlo) -> float:
@@ -60,8 +63,10 @@ def _moved(line: Instruction, by_name: dict[str, Instruction], hlo: Hlo) -> floa
         size = sum((array.size for array in source.results if array.in_hbm), 0.0)
         if line.opcode == "fusion":
             size = _part_read(position, inside, size, hlo)
-        elif line.opcode == "dynamic-slice":
+        elif line.opcode in ("slice", "dynamic-slice"):
             size = min(size, line.size)
+        elif line.opcode == "slice-start":  # Its results are the operand, the slice and a context.
+            size = min(size, line.results[1].size)
         elif line.opcode == "dynamic-update-slice" and position == 0:
             size = 0.0
         read += size

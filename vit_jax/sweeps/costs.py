@@ -13,7 +13,7 @@ from vit_jax.data.base import Source
 from vit_jax.data.decoded_crop import EXACT
 from vit_jax.data.headers import check_headers
 from vit_jax.data.sources import open_source
-from vit_jax.data.subset import few_shot, random_subset
+from vit_jax.data.subset import few_shot, num_examples, random_subset
 from vit_jax.errors import ConfigError, DataError, VitJaxError
 from vit_jax.models import (
     ModelConfig,
@@ -135,10 +135,10 @@ def _flops(config: FrozenConfigDict, model_config: ModelConfig, steps: int) -> i
 
 def _count(config: FrozenConfigDict, source: Source | None) -> tuple[int | None, int | None]:
     """Returns the numbers of training examples and of classes; None: unknown without the data."""
-    data = config.data
-    classes = source.num_classes if source else len(data.classes) or None
-    whole = len(source) if source else None
-    return data.examples or (data.shots * classes if classes and data.shots else whole), classes
+    classes = source.num_classes if source else len(config.data.classes)
+    whole = len(source) if source else 0
+    examples = num_examples(config.data, whole=whole, num_classes=classes)
+    return examples or None, classes or None
 
 
 def _check(

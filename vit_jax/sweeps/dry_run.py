@@ -61,10 +61,11 @@ def dry_run(
             print(f"  {pods[run.name].text}")
     if valid:
         _print_total(valid, costs, finished)
+        unfinished = [run for run in valid if not finished[run.name]]
         if topology:
-            print(total_on_pod(valid, pods, topology))
-        unfinished = [estimates[run.name] for run in valid if not finished[run.name]]
-        print(_describe_time(unfinished, speeds, timed=bool(time_updates)))
+            print(total_on_pod(unfinished, pods, topology))
+        left = [estimates[run.name] for run in unfinished]
+        print(_describe_time(left, speeds, timed=bool(time_updates)))
     if invalid:
         reasons = _list_choices_once(invalid)
         raise ConfigError(

@@ -129,7 +129,8 @@ def _time(
     updates: int,
     devices: Sequence[jax.Device] | None,  # pyright: ignore[reportInvalidTypeForm]  # Untyped in JAX.
 ) -> Speed:
-    mesh, _ = make_mesh(config, devices=devices)
+    num_classes = run_cost.model_config.num_classes
+    mesh, _ = make_mesh(config, num_classes=num_classes, devices=devices)
     meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
     model_config, _ = resolve(config, run_cost.model_config, mesh)
     shape = (config.batch_size, *model_config.image_size, model_config.channels)

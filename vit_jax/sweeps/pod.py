@@ -19,7 +19,8 @@ class OnPod:
 
     Attributes:
       text: a line that says whether it fits, and its time.
-      chip_hours: the fewest and the most of its own steps; None: unknown, or it does not fit.
+      chip_hours: the fewest and the most chip-hours of the run's own steps; None: it does not fit,
+        or their number is unknown.
     """
 
     text: str
@@ -31,8 +32,8 @@ def on_pod(run: PlannedRun, cost: Cost, topology: Topology) -> OnPod:
 
     Args:
       run: the run.
-      cost: of it.
-      topology: of the pod; every run has all of it for itself.
+      cost: the cost of the run.
+      topology: the pod's chips and how they are connected; every run has all of them for itself.
     """
     try:
         examples, classes = data_size(run.config, examples=cost.examples or 0)
@@ -42,24 +43,33 @@ def on_pod(run: PlannedRun, cost: Cost, topology: Topology) -> OnPod:
     memory = f"{plan.needed / GIB:.2f} of {plan.available / GIB:.2f} GiB of a device"
     if not plan.fits or plan.roofline is None:
         return OnPod(f"does not fit on {topology.describe()}: {memory}")
-    steps = plan.num_steps if cost.own_steps is None else cost.own_steps
-    hours = [each * steps / 3600 for each in (plan.roofline.fastest, plan.roofline.slowest)]
-    low, high = (each * topology.num_chips for each in hours)
+    if cost.own_steps is not None:  # Of a branch fewer than those of its schedule.
+        plan = dataclasses.replace(plan, num_steps=cost.own_steps)
+    assert plan.chip_hours is not None  # It fits.
+    low, high = plan.chip_hours
+    chips = topology.num_chips
     return OnPod(
-        f"on {topology.describe()}: {memory}; {hours[0]:,.2f} to {hours[1]:,.2f} hours, "
+        f"on {topology.describe()}: {memory}; {low / chips:,.2f} to {high / chips:,.2f} hours, "
         f"{low:,.1f} to {high:,.1f} chip-hours",
         (low, high),
     )
 
 
 def total(runs: Sequence[PlannedRun], pods: Mapping[str, OnPod], topology: Topology) -> str:
-    """Returns a line with the sum over all runs of `pods`."""
+    """Returns a line with the sum over runs, those that are not finished.
+
+    Args:
+      runs: the runs.
+      pods: the result of `on_pod` for each of them, by name.
+      topology: the pod's chips and how they are connected.
+    """
     known = [hours for run in runs if (hours := pods[run.name].chip_hours)]
     low, high = (sum(hours[end] for hours in known) for end in (0, 1))
     missing = len(runs) - len(known)
     without = f"; without {format_count(missing, 'run')} that cannot run there" if missing else ""
     return (
-        f"Pod:   {low:,.1f} to {high:,.1f} chip-hours, {low / topology.num_chips:,.1f} to "
-        f"{high / topology.num_chips:,.1f} hours one run after the other, on {topology.describe()}"
+        f"Pod:   {low:,.1f} to {high:,.1f} chip-hours for what remains, "
+        f"{low / topology.num_chips:,.1f} to {high / topology.num_chips:,.1f} hours one run after "
+        f"the other, on {topology.describe()}; an unfinished run counts as a whole one"
         f"{without}. By formula (docs/planning.md); `vit-jax plan` compiles a run."
     )

@@ -125,8 +125,8 @@ class Program:
         Args:
           batch: shapes, dtypes and shardings of a batch.
           stop: a flag as the train step will get it.
-          mesh: of the state and the batches.
-          options: of XLA; see `vit_jax.parallel.xla_options`.
+          mesh: the mesh of the state and the batches.
+          options: XLA's options; see `vit_jax.parallel.xla_options`.
 
         Returns:
           Its result is the compiled train step, or the error.
@@ -174,20 +174,20 @@ class Experiment:
     mesh_reason: str = ""
 
     @classmethod
-    def of(cls, config: FrozenConfigDict, mesh: Mesh, mesh_reason: str = "") -> "Experiment":
-        """Opens the data of a config and builds the experiment.
+    def of(
+        cls, config: FrozenConfigDict, source: Source, mesh: Mesh, mesh_reason: str = ""
+    ) -> "Experiment":
+        """Builds the experiment of a config, and opens the data of its evaluations.
 
         Args:
-          config: of the run.
-          mesh: of its devices.
+          config: the config of the run.
+          source: the result of `open_training_data`.
+          mesh: the mesh of the run's devices.
           mesh_reason: how its sizes were chosen; "" if the config has them.
 
         Raises:
           VitJaxError: the config or the data is wrong, or they do not match.
         """
-        source = open_source(config.data, split=config.data.split)
-        source = random_subset(source, config.data.examples, seed=config.seed)
-        source = few_shot(source, config.data.shots, seed=config.seed)
         model = read_section(config.model, num_classes=source.num_classes)
         if model.num_classes < source.num_classes:
             raise ConfigError(
@@ -302,6 +302,17 @@ class Experiment:
         periodic = step % self.save_every_steps == 0
         keep_steps = self.config.checkpoint.keep_steps
         return step == self.total_steps or periodic or step in keep_steps
+
+
+def open_training_data(config: FrozenConfigDict) -> Source:
+    """Opens the training examples of a config.
+
+    Raises:
+      VitJaxError: they are missing or broken, or the config asks for more than there are.
+    """
+    source = open_source(config.data, split=config.data.split)
+    source = random_subset(source, config.data.examples, seed=config.seed)
+    return few_shot(source, config.data.shots, seed=config.seed)
 
 
 def _single_class(source: Source, config: FrozenConfigDict) -> str:

@@ -7,7 +7,7 @@ not depend on the choice. Over all devices (data = 1) XLA for TPUs replaces gath
 all-reduces, which move twice as much; so data is at least 2 wherever that fits.
 """
 
-import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,22 +16,22 @@ from jax.sharding import AbstractMesh, Mesh
 from ml_collections import FrozenConfigDict
 
 from vit_jax.errors import ConfigError
-from vit_jax.models import MixerConfig, ModelConfig, VitConfig, read_section
+from vit_jax.models import ModelConfig, read_section, with_remat
 from vit_jax.parallel import mesh as meshes
+from vit_jax.parallel.rules import UndividedError
 from vit_jax.telemetry.chips import GIB
 from vit_jax.training.memory import bytes_per_device
 from vit_jax.training.rematerialisation import AUTO, POLICIES, SHARE, available_bytes
 
 
 def make_mesh(
-    config: FrozenConfigDict, *, devices: Sequence[Any] | None = None
+    config: FrozenConfigDict, *, num_classes: int, devices: Sequence[Any] | None = None
 ) -> tuple[Mesh, str]:
     """Returns the mesh of a run, and how it was chosen; "" if the config has its sizes.
 
-    A choice counts one class if the config leaves their number to the data, which are not open.
-
     Args:
-      config: of the run.
+      config: the config of the run.
+      num_classes: the number of classes of the training data, for a config that leaves it to them.
       devices: those of all processes, here or not; None: JAX's.
 
     Raises:
@@ -40,7 +40,7 @@ def make_mesh(
     if not config.mesh.auto:
         return meshes.make_mesh(config.mesh, devices=devices), ""
     devices = jax.devices() if devices is None else devices
-    model_config = read_section(config.model, num_classes=config.model.num_classes or 1)
+    model_config = read_section(config.model, num_classes=num_classes)
     mine = [device for device in devices if device.process_index == jax.process_index()]
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     available = available_bytes((mine or devices)[0])
@@ -62,14 +62,15 @@ def choose(
     recomputation; all of these; data of 1. If none fits, the one that takes least.
 
     Args:
-      config: of the run; mesh.tensor holds, data and fsdp are chosen.
-      model_config: of its model.
+      config: the config of the run; its mesh.tensor is kept, data and fsdp are chosen.
+      model_config: the config of the run's model.
       num_devices: the product of the sizes.
-      available: bytes of one device; None: unknown, and parameters are not split.
-      slices: number of TPU slices; their number divides data.
+      available: memory of one device in bytes; None: unknown, and parameters are not split.
+      slices: number of TPU slices, which must divide data.
 
     Raises:
-      ConfigError: mesh.tensor does not divide the devices, or the devices the batch.
+      ConfigError: mesh.tensor does not divide the devices, or the devices the batch; no mesh
+        divides the parameters; or the config is wrong.
     """
     candidates = list(_meshes(config, num_devices, slices))
     several = [mesh for mesh in candidates if mesh.shape["data"] > 1]
@@ -78,24 +79,29 @@ def choose(
     remat = getattr(model_config, "remat", "")
     policies = POLICIES if remat == AUTO else (remat,)
     budget = SHARE * available
+    attempts = (
+        *itertools.product(several, policies[: (len(policies) + 1) // 2]),
+        *itertools.product(several, policies),
+        *itertools.product(candidates, policies),
+    )
     smallest = None
-    for meshes_tried, tried in (
-        (several, policies[: (len(policies) + 1) // 2]), (several, policies), (candidates, policies)
-    ):  # fmt: skip
-        for mesh in meshes_tried:
-            for policy in tried:
-                if (size := _bytes(config, model_config, mesh, policy)) is None:
-                    break
-                if size <= budget:
-                    return dict(mesh.shape), _reason(mesh, size, budget)
-                smallest = min(smallest or (size, mesh), (size, mesh), key=lambda pair: pair[0])
+    for mesh, policy in attempts:
+        if (size := _bytes(config, model_config, mesh, policy)) is None:
+            continue
+        if smallest is None or size < smallest[0]:
+            smallest = size, mesh
+        if size <= budget:
+            break
     if smallest is None:
         raise ConfigError(
             f"mesh.auto: no mesh.fsdp splits the parameters over {num_devices} devices with "
             f"mesh.tensor={config.mesh.tensor}: set mesh.auto=False, mesh.data and mesh.fsdp."
         )
     size, mesh = smallest
-    return dict(mesh.shape), _reason(mesh, size, budget)
+    return dict(mesh.shape), (
+        f"auto: fsdp {mesh.shape['fsdp']} takes {size / GIB:.1f} of {budget / GIB:.1f} GiB, "
+        f"{SHARE:.0%} of a device's memory"
+    )
 
 
 def _meshes(config: FrozenConfigDict, num_devices: int, slices: int) -> Iterator[AbstractMesh]:
@@ -121,16 +127,7 @@ def _bytes(
     config: FrozenConfigDict, model_config: ModelConfig, mesh: AbstractMesh, policy: str
 ) -> int | None:
     """Returns the estimate for a device; None if the mesh does not divide a large parameter."""
-    if isinstance(model_config, VitConfig | MixerConfig):
-        model_config = dataclasses.replace(model_config, remat=policy)
     try:
-        return bytes_per_device(config, model_config, mesh)
-    except ConfigError:
+        return bytes_per_device(config, with_remat(model_config, policy), mesh)
+    except UndividedError:
         return None
-
-
-def _reason(mesh: AbstractMesh, size: int, budget: float) -> str:
-    return (
-        f"auto: fsdp {mesh.shape['fsdp']} takes {size / GIB:.1f} of {budget / GIB:.1f} GiB, "
-        f"{SHARE:.0%} of a device's memory"
-    )

@@ -23,13 +23,12 @@ The most that is alive at once, without the gaps between arrays, is .78 to 1.13 
 measured on a GPU.
 """
 
-import dataclasses
 from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import FrozenConfigDict
 
-from vit_jax.models import MixerConfig, ModelConfig, VitConfig
+from vit_jax.models import ModelConfig, with_remat
 from vit_jax.telemetry.chips import GIB, memory_bytes
 from vit_jax.telemetry.notes import note
 from vit_jax.training.memory import bytes_per_device
@@ -51,9 +50,9 @@ def resolve(
     """Returns the model with a policy in the place of "auto", and how it was chosen.
 
     Args:
-      config: of the run.
-      model_config: of its model; returned unchanged unless its `remat` is "auto".
-      mesh: of the run's devices.
+      config: the config of the run.
+      model_config: the config of its model; returned unchanged unless its `remat` is "auto".
+      mesh: the mesh of the run's devices.
 
     Returns:
       The model's config, and a few words such as "auto: 31.2 of 56.2 GiB, 75% of a device's memory;
@@ -72,7 +71,7 @@ def resolve_for(
     if getattr(model_config, "remat", None) != AUTO:
         return model_config, ""
     policy, reason = choose(config, model_config, mesh, available)
-    return _with_policy(model_config, policy), reason
+    return with_remat(model_config, policy), reason
 
 
 def available_bytes(device: Any) -> int | None:
@@ -101,35 +100,42 @@ def choose(
     lower.
 
     Args:
-      config: of the run.
-      model_config: of its model, which has a `remat`.
-      mesh: of the run's devices.
-      available: bytes of one device; None: unknown.
+      config: the config of the run.
+      model_config: the config of its model, which has a `remat`.
+      mesh: the mesh of the run's devices.
+      available: memory of one device in bytes; None: unknown.
     """
     if available is None or config.cache_features:  # Then no gradient passes through the blocks.
         return "none", ""
-    policy, estimates, budget = "", {}, SHARE * available
-    for policy in POLICIES:
-        estimates[policy] = bytes_per_device(config, _with_policy(model_config, policy), mesh)
-        if estimates[policy] <= budget:
-            break
-    if estimates[policy] > budget:
+    sizes, budget = estimates(config, model_config, mesh, available), SHARE * available
+    *_, policy = sizes
+    if sizes[policy] > budget:
         note(
-            f"The run is estimated to take {_gib(estimates[policy])} GiB of each device's memory "
+            f"The run is estimated to take {_gib(sizes[policy])} GiB of each device's memory "
             f"of {_gib(available)} GiB, although the backward pass recomputes everything "
             f"(model.remat={policy}): it may run out of memory. Lower batch_size, raise "
             "optim.accum_steps, or split the parameters over more devices by mesh.fsdp."
         )
-    least = f"; none would take {_gib(estimates['none'])}" if policy != "none" else ""
+    least = f"; none would take {_gib(sizes['none'])}" if policy != "none" else ""
     return policy, (
-        f"{AUTO}: {_gib(estimates[policy])} of {_gib(budget)} GiB, {SHARE:.0%} of a device's memory"
+        f"{AUTO}: {_gib(sizes[policy])} of {_gib(budget)} GiB, {SHARE:.0%} of a device's memory"
         f"{least}"
     )
 
 
-def _with_policy(model_config: ModelConfig, policy: str) -> ModelConfig:
-    assert isinstance(model_config, VitConfig | MixerConfig), "a ResNet has no remat"
-    return dataclasses.replace(model_config, remat=policy)
+def estimates(
+    config: FrozenConfigDict, model_config: ModelConfig, mesh: Mesh | AbstractMesh, available: int
+) -> dict[str, int]:
+    """Returns the estimated bytes of each policy up to the first that fits, or of all if none does.
+
+    The arguments are those of `choose`.
+    """
+    sizes: dict[str, int] = {}
+    for policy in POLICIES:
+        sizes[policy] = bytes_per_device(config, with_remat(model_config, policy), mesh)
+        if sizes[policy] <= SHARE * available:
+            break
+    return sizes
 
 
 def _gib(count: int | float) -> str:

@@ -37,7 +37,7 @@ from vit_jax.rundir.lock import lock
 from vit_jax.storage import as_path
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.training.cached_features import cache_features
-from vit_jax.training.experiment import Experiment, Program
+from vit_jax.training.experiment import Experiment, Program, open_training_data
 from vit_jax.training.init_from import inherit_model
 from vit_jax.training.mesh_choice import make_mesh
 from vit_jax.training.observer import Observer, observe
@@ -83,9 +83,10 @@ def train(
         validate(config)
         watch = stack.enter_context(Watch(config.timeout_seconds))
         config = inherit_model(config, workdir)
-        mesh, mesh_reason = _mesh(config, devices)
+        source = open_training_data(config)
+        mesh, mesh_reason = _mesh(config, devices, num_classes=source.num_classes)
         stack.enter_context(jax.set_mesh(mesh))
-        experiment = Experiment.of(config, mesh, mesh_reason)
+        experiment = Experiment.of(config, source, mesh, mesh_reason)
         config, total = experiment.config, experiment.total_steps
         program = experiment.program()
         clock = experiment.clock()
@@ -193,10 +194,12 @@ def train(
 def _mesh(
     config: FrozenConfigDict,
     devices: Sequence[jax.Device] | None,  # pyright: ignore[reportInvalidTypeForm]  # Untyped in JAX.
+    *,
+    num_classes: int,
 ) -> tuple[Mesh, str]:
     """Sets the compilation cache of a config; returns its mesh, and how that was chosen or ""."""
     enable_compilation_cache(config.log.compilation_cache)
-    mesh, reason = make_mesh(config, devices=devices)
+    mesh, reason = make_mesh(config, num_classes=num_classes, devices=devices)
     meshes.check_batch_size(config.batch_size, accum_steps=config.optim.accum_steps, mesh=mesh)
     return mesh, reason
 
