@@ -145,7 +145,7 @@ def run(point: Point) -> Result:
 
     with jax.set_mesh(mesh):
         init = jax.jit(step.program.init, out_shardings=step.program.layout)
-        update = traced.lower().compile(step.compiler_options)
+        update = traced.lower().compile()
         stop = processes.flag_array(False, mesh)
         updates(1)
         gc.collect()
