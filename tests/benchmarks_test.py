@@ -26,6 +26,7 @@ from benchmarks import (
     growth,
     input,
     loading,
+    planning,
     pod_reading,
     prediction,
     scaling_fits,
@@ -51,8 +52,9 @@ pytestmark = pytest.mark.medium
 
 TESTED = {
     "analysis", "checkpointing", "gpu", "gpu_attention", "gpu_plan", "growth", "input", "loading",
-    "pod_reading", "prediction", "scaling_fits", "scaling_lack_of_fit", "scaling_optimistix",
-    "scaling_published", "scaling_rules", "seeds", "shuffling", "startup", "transfer",
+    "planning", "pod_reading", "prediction", "scaling_fits", "scaling_lack_of_fit",
+    "scaling_optimistix", "scaling_published", "scaling_rules", "seeds", "shuffling", "startup",
+    "transfer",
 }  # fmt: skip
 # By numerics_test.py.
 TESTED |= {"numerics", "numerics_cases", "numpy_gradients", "numpy_optimizers"}
@@ -251,6 +253,16 @@ def test_loading(tmp_path, case):
     assert 100_000 < size < 30_000_000
     # All of the eight devices that the tests have.
     assert set(loading.load(str(tmp_path), 8)) == {"bytes", "seconds"}
+
+
+@pytest.mark.slow
+def test_planning(tmp_path):
+    small = planning.Point(width=128, depth=2, image_size=96, mesh=(1, 2, 2))
+    found = planning.measure(small, str(tmp_path))
+    # What is allocated for small arrays and threads is a part of so little.
+    assert 0.5 < found.compiler / found.measured < 2 and found.formula > 0
+    lines = list(planning.table({small: [found, found]}))
+    assert "| 128 x 2 | 96 | 16 | none | 1 | 1x2x2 |" in lines[2] and "worst" in lines[-1]
 
 
 def test_pod_reading():

@@ -9,18 +9,20 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from jax.sharding import AbstractMesh
 
 from tests.small_run import mesh_of, small_config, train_on_one
 from vit_jax.config.model import model_section
 from vit_jax.errors import ConfigError
 from vit_jax.models import read_section
+from vit_jax.parallel.constraints import AXES
 from vit_jax.rundir import agreement
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.telemetry import notes
 from vit_jax.telemetry.chips import GB, GIB
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.training import rematerialisation
-from vit_jax.training.memory import bytes_per_device, smallest_mesh
+from vit_jax.training.memory import bytes_per_device, memory_per_device, smallest_mesh
 from vit_jax.training.rematerialisation import POLICIES, SHARE, available_bytes, choose, resolve
 
 CONFIG = small_config(batch_size=256)
@@ -64,6 +66,20 @@ def test_more_devices_need_less_recomputation():
     with jax.set_mesh(mesh_of(data=8)):
         assert choose(CONFIG, MODEL, mesh_of(data=8), budget)[0] == "none"
     assert choose(CONFIG, MODEL, mesh_of(), budget)[0] in POLICIES[2:]
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_over_tensor_all_is_split_but_the_inputs_of_its_layers(policy, parallel):
+    model = dataclasses.replace(MODEL, pool="gap", remat=policy, parallel=parallel)
+    alone, split = (
+        memory_per_device(CONFIG, model, AbstractMesh((1, 1, tensor), AXES)) for tensor in (1, 2)
+    )
+    one_array = CONFIG.batch_size * model.num_tokens * model.width * 4
+    gathered = model.depth * (1 if parallel else 2) * one_array if policy == "none" else 0
+    assert split.residuals == (alone.residuals + gathered) / 2
+    # Two more in the backward pass.
+    assert alone.working / 2 < split.working < alone.working / 2 + 2 * one_array
 
 
 def test_a_mixer_keeps_its_hidden_units_by_name():

@@ -1,10 +1,11 @@
 """Counts the floating-point operations of a traced function, with all that it computes again."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from vit_jax.training.memory import programs
 
 
 def traced_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
@@ -31,14 +32,7 @@ def _flops(eqn: JaxprEqn) -> int:
         # Of a stride's gradient, the zeros between the rows take no product.
         stride = math.prod(eqn.params["lhs_dilation"])
         return 2 * result.size * kernel.size // features // stride
-    inside = [traced_flops(program) for program in _programs(eqn)]
+    inside = [traced_flops(program) for program in programs(eqn)]
     if name == "cond":
         return max(inside, default=0)
     return sum(inside) * (eqn.params["length"] if name == "scan" else 1)
-
-
-def _programs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr | Jaxpr]:
-    for value in eqn.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, ClosedJaxpr | Jaxpr):
-                yield item

@@ -14,8 +14,10 @@ The parts of the estimate:
   of its operations. It is all that the frozen part of a model needs.
 - The batch of the update and those that the loader has put onto the devices ahead.
 
-Residuals of a ViT are divided by the size of tensor where it divides the tokens, which are split
-between blocks. Otherwise the sharding of activations along tensor is ignored.
+Where the size of tensor divides the tokens of a ViT, which are then split between blocks, the
+activations are divided by it. Not so the norms' outputs, which layers over tensor gather: without
+recomputation they are kept whole. A backward pass has two more such arrays. Where tensor does not
+divide the tokens, and in other models, the sharding of activations along it is ignored.
 
 XLA's own count (`compiled.memory_analysis()`) of an update with 32 images of 96x96, as a share of
 the estimate without the batches ahead (2 cores of an Intel Xeon, jax 0.9.2):
@@ -34,13 +36,13 @@ Not measured on a GPU. A CPU computes bfloat16 in float32, so its count says not
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
@@ -49,6 +51,10 @@ from vit_jax.optim import frozen_mask, make_optimizer, stop_frozen_gradients
 from vit_jax.parallel import rules
 from vit_jax.parallel.constraints import AXES
 from vit_jax.parallel.mesh import mesh_shape
+
+# Arrays [tokens, width] that the backward pass of a layer over tensor has whole at once: of its
+# input, of that one's gradient before the sum over tensor, and of its output's gradient.
+_WHOLE_IN_BACKWARD = 2
 
 
 def smallest_mesh(config: FrozenConfigDict) -> AbstractMesh:
@@ -104,10 +110,10 @@ def memory_per_device(
     params, trained = _bytes(shapes, layout), _bytes(shapes, layout, frozen_mask(optim, shapes))
     images = -(-config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"]))
     at_once = -(-images // config.optim.accum_steps)
-    residuals = _residual_bytes(optim, model_config) * (2 if optim.sam_rho else 1)
     tensor = mesh.shape["tensor"]
-    if isinstance(model_config, VitConfig) and model_config.num_tokens % tensor == 0:
-        residuals //= tensor
+    if not isinstance(model_config, VitConfig) or model_config.num_tokens % tensor:
+        tensor = 1
+    residuals = _residual_bytes(optim, model_config, tensor) * (2 if optim.sam_rho else 1)
     return Memory(
         params=params,
         # The moving average; the perturbed parameters of sharpness-aware minimisation.
@@ -117,7 +123,7 @@ def memory_per_device(
         gradients=trained + (params if config.optim.accum_steps > 1 else 0),
         cast=params // 2 if model_config.dtype == "bfloat16" else 0,
         residuals=at_once * residuals,
-        working=at_once * _working_bytes(plain),
+        working=at_once * _working_bytes(plain, tensor),
         batches=images * (1 + config.data.prefetch) * _image_bytes(model_config),
     )
 
@@ -138,9 +144,18 @@ def _optimizer_state(optim: FrozenConfigDict, model_config: ModelConfig) -> PyTr
     return jax.eval_shape(tx.init, param_shapes(model_config))
 
 
-@functools.cache
-def _residual_bytes(optim: FrozenConfigDict, model_config: ModelConfig) -> int:
+def _residual_bytes(optim: FrozenConfigDict, model_config: ModelConfig, tensor: int) -> int:
     """Returns the bytes of residuals per image: the difference between two images and one."""
+    one, two = (
+        sum(_bytes_of_results(jaxpr.eqns, jaxpr.outvars, tensor))
+        for jaxpr in _residual_programs(optim, model_config)
+    )
+    return two - one
+
+
+@functools.cache
+def _residual_programs(optim: FrozenConfigDict, model_config: ModelConfig) -> tuple[Jaxpr, Jaxpr]:
+    """Returns programs, for one image and two, whose results are the residuals."""
     model, params = build(model_config), param_shapes(_without_remat(model_config))
     frozen = frozen_mask(optim, params)
 
@@ -151,26 +166,45 @@ def _residual_bytes(optim: FrozenConfigDict, model_config: ModelConfig) -> int:
 
         return jax.tree.leaves(jax.vjp(logits, params)[1])
 
-    def total(images: int) -> int:
-        leaves = jax.eval_shape(residuals, params, _images(images, model_config), _key())
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if hasattr(leaf, "dtype"))
+    return _programs_of(residuals, params, model_config)
 
-    return total(2) - total(1)
+
+def _working_bytes(model_config: ModelConfig, tensor: int) -> int:
+    """Returns the bytes per image of the largest working set."""
+    one, two = (_peak_bytes(jaxpr, tensor) for jaxpr in _forward_programs(model_config))
+    whole = 0
+    if isinstance(model_config, VitConfig):
+        item = jnp.dtype(model_config.dtype).itemsize
+        whole = _WHOLE_IN_BACKWARD * model_config.num_tokens * model_config.width * item
+    return two - one + whole * (tensor - 1) // tensor
 
 
 @functools.cache
-def _working_bytes(model_config: ModelConfig) -> int:
-    """Returns the bytes per image of the largest working set of a forward pass."""
-    model, params = build(model_config), param_shapes(model_config)
+def _forward_programs(model_config: ModelConfig) -> tuple[Jaxpr, Jaxpr]:
+    """Returns programs of the forward pass, for one image and two."""
+    model = build(model_config)
 
     def logits(params: PyTree, images: jax.Array, key: jax.Array) -> jax.Array:
         return model.apply({"params": params}, images, train=True, rngs={"dropout": key})[0]
 
-    one, two = (
-        _peak_bytes(jax.make_jaxpr(logits)(params, _images(n, model_config), _key()).jaxpr)
-        for n in (1, 2)
+    return _programs_of(logits, param_shapes(model_config), model_config)
+
+
+def _programs_of(
+    function: Callable[..., PyTree], params: PyTree, model_config: ModelConfig
+) -> tuple[Jaxpr, Jaxpr]:
+    """Returns the programs of a function (params, images, key), for one image and two."""
+    # With a mesh of any size, programs have the constraints that say what is split over tensor.
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    mesh = AbstractMesh(
+        (1, 1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=device
     )
-    return two - one
+    with jax.sharding.use_abstract_mesh(mesh):
+        one, two = (
+            jax.make_jaxpr(function)(params, _images(count, model_config), _key()).jaxpr
+            for count in (1, 2)
+        )
+    return one, two
 
 
 def _images(count: int, model_config: ModelConfig) -> jax.ShapeDtypeStruct:
@@ -182,19 +216,42 @@ def _key() -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def _peak_bytes(jaxpr: Jaxpr) -> int:
+def _peak_bytes(jaxpr: Jaxpr, tensor: int) -> int:
     """Returns the most bytes of results that are alive at once, if operations run in order."""
     last_use = {var: i for i, eqn in enumerate(jaxpr.eqns) for var in _variables(eqn.invars)}
     last_use |= dict.fromkeys(_variables(jaxpr.outvars), len(jaxpr.eqns))
     alive: dict[Var, int] = {}
     peak = 0
     for i, eqn in enumerate(jaxpr.eqns):
-        results = {var: _array_bytes(var) for var in eqn.outvars}
-        inside = max(map(_peak_bytes, _inner(eqn)), default=0)
+        results = dict(zip(eqn.outvars, _bytes_of_results([eqn], eqn.outvars, tensor), strict=True))
+        inside = max((_peak_bytes(each, tensor) for each in programs(eqn)), default=0)
         peak = max(peak, sum(alive.values()) + max(inside, sum(results.values())))
         alive |= results
         alive = {var: size for var, size in alive.items() if last_use.get(var, -1) > i}
     return peak
+
+
+def _bytes_of_results(eqns: list[JaxprEqn], results: list, tensor: int) -> list[int]:
+    """Returns the bytes of arrays that operations make, on one of the devices along tensor."""
+    made = {var: (eqn, i) for eqn in eqns for i, var in enumerate(eqn.outvars)}
+    return [
+        _array_bytes(var) // (1 if var in made and _is_whole(*made[var]) else tensor)
+        for var in results
+        if not isinstance(var, Literal)
+    ]
+
+
+def _is_whole(eqn: JaxprEqn, result: int) -> bool:
+    """Returns whether a constraint made a result of an operation whole on devices along tensor."""
+    if eqn.primitive.name == "sharding_constraint":
+        return "tensor" not in eqn.params["sharding"].spec
+    for program in programs(eqn):
+        if len(program.outvars) == len(eqn.outvars):  # The body of a loop, or a function.
+            var = program.outvars[result]
+            for inner in program.eqns:
+                if var in inner.outvars:
+                    return _is_whole(inner, inner.outvars.index(var))
+    return False
 
 
 def _variables(operands: list) -> list[Var]:
@@ -207,7 +264,7 @@ def _array_bytes(var: Var) -> int:
     return math.prod(getattr(var.aval, "shape", ())) * size
 
 
-def _inner(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+def programs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
     """Yields the programs inside an operation, such as the body of a loop."""
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):

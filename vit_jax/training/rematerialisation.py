@@ -16,8 +16,8 @@ share of the estimate without the batches ahead:
     Mixer-B/16, 64 images, AdamW              1.02    .97   -              1.03
     L/16, 32 images, AdamW, accumulating 4    -      -      -              1.12
 
-and for v5p: G/14, 32 images, data 16, fsdp 8, tensor 4, named .93; 22B, 64 images, data 8, fsdp 8,
-tensor 8, full 1.12.
+and for v5p: G/14, 32 images, data 16, fsdp 8, tensor 4, named 1.05; 22B, 64 images, data 8, fsdp 8,
+tensor 8, full 1.24. docs/planning.md has more with tensor.
 
 The most that is alive at once, without the gaps between arrays, is .78 to 1.13 of the estimate. Not
 measured on a GPU.
