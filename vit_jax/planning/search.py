@@ -155,7 +155,8 @@ def _compiled(
     show: Callable[[str], None],
 ) -> dict[_Candidate, Plan]:
     """Returns the compiled plans that fit, of some of the candidates."""
-    show("Compiled:")
+    effort = "" if full_effort else " with the least effort, which moves up to 1.7 times as much"
+    show(f"Compiled{effort}:")
     fitting: dict[_Candidate, Plan] = {}
     refused: dict[tuple[str, int], int] = {}  # Policy, tensor -> the least estimate refused.
     tried: set[_Candidate] = set()
