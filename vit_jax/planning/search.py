@@ -83,8 +83,8 @@ def search(
 
     Every split of the devices over data, fsdp (up to 256) and tensor (up to 16), every policy of
     `model.remat` and 1 to 16 microbatches are estimated by formula. For TPUs the best of these are
-    compiled, by unlike meshes until three fit, one for each batch size among them; then two other
-    policies on the best mesh. What needs no less memory by formula than a program that the compiler
+    compiled, by unlike meshes until three fit, one for each batch size among them, and the config
+    as it is; then two other policies on the best mesh. What needs no less memory by formula than a program that the compiler
     refused, with the same policy and tensor axis, is not compiled.
 
     Args:
@@ -115,6 +115,7 @@ def search(
             f"No mesh of {topology.describe()} divides a batch of "
             f"{', '.join(map(str, batch_sizes))} images: use a multiple of {topology.num_devices}."
         )
+    own = _own(config, topology, sizes)
     limit = SLACK if topology.is_tpu else 1.0
     possible = sorted(
         (each for each, plan in plans.items() if plan.needed <= limit * plan.available),
@@ -136,7 +137,7 @@ def search(
     for each in possible[:SHOWN]:
         show(_row(each, plans[each]))
     if topology.is_tpu:
-        plans = _compiled(config, topology, sizes, plans, possible, full_effort, show)
+        plans = _compiled(config, topology, sizes, plans, possible, own, full_effort, show)
     best = min(
         (each for each in possible if each in plans),
         key=lambda each: _seconds_per_image(plans[each]),
@@ -151,6 +152,7 @@ def _compiled(
     sizes: dict[str, int],
     plans: dict[_Candidate, Plan],
     possible: list[_Candidate],
+    own: _Candidate | None,
     full_effort: bool,
     show: Callable[[str], None],
 ) -> dict[_Candidate, Plan]:
@@ -178,6 +180,7 @@ def _compiled(
 
     unlike = (each for each in possible if not any(map(each.is_like, fitting)))
     compile_until(unlike, max(MESHES, len({each.batch_size for each in possible})))
+    compile_until([own] if own in possible else [], len(fitting) + 1)
     if not fitting:
         raise ConfigError(
             f"The compiler refused the best {len(tried)}: take more chips, or a smaller batch_size."
@@ -204,6 +207,18 @@ def _row(each: _Candidate, plan: Plan) -> str:
     seconds = _seconds_per_image(plan)
     rate = 1 / seconds / plan.topology.num_chips
     return f"{row}{seconds * each.batch_size * 1e3:8.1f}{rate:14.1f}"
+
+
+def _own(config: FrozenConfigDict, topology: Topology, sizes: dict[str, int]) -> _Candidate | None:
+    """Returns the candidate that the config is as it stands; None: it cannot run there."""
+    try:
+        plan = plan_by_formula(config, topology, **sizes)
+    except ConfigError:
+        return None
+    remat = getattr(plan.model_config, "remat", config.model.remat)
+    return _Candidate(
+        config.batch_size, **plan.mesh, accum_steps=config.optim.accum_steps, remat=remat
+    )
 
 
 def _candidates(
