@@ -84,8 +84,8 @@ def search(
     Every split of the devices over data, fsdp (up to 256) and tensor (up to 16), every policy of
     `model.remat` and 1 to 16 microbatches are estimated by formula. For TPUs the best of these are
     compiled, by unlike meshes until three fit, one for each batch size among them, and the config
-    as it is; then two other policies on the best mesh. What needs no less memory by formula than a program that the compiler
-    refused, with the same policy and tensor axis, is not compiled.
+    as it is; then two other policies on the best mesh. What needs no less memory by formula than a
+    program that the compiler refused, with the same policy and tensor axis, is not compiled.
 
     Args:
       config: the config of the run.
