@@ -87,6 +87,21 @@ def test_a_reduce_scatter_works_on_its_operand():
     assert found.sent_bytes == 64 * 4 * 3 / 4
 
 
+def test_a_collective_that_overlaps_with_products_counts_once():
+    """XLA for TPUs writes it into each fusion from its start to its end."""
+    gather = """ROOT %{0} = f32[64]{{0}} all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8], \
+dimensions={{0}}, frontend_attributes={{chain_id="{1}"}}"""
+    called = "".join(
+        f"%fused.{i} (p: f32[16]) -> f32[64] {{\n  %p = f32[16]{{0}} parameter(0)\n"
+        f"  {gather.format(f'g{i}', chain)}\n}}\n"
+        for i, chain in enumerate((0, 0, 1))
+    )
+    calls = "".join(f"  %f{i} = f32[64]{{0}} fusion(%p), calls=%fused.{i}\n" for i in range(3))
+    text = f"{called}ENTRY %main (p: f32[16]) -> f32[64] {{\n{calls}}}"
+    (gathers,) = collectives(Hlo.parse(text), mesh_of(data=2, fsdp=4))
+    assert gathers.executions == 2 and gathers.bytes == 64 * 4
+
+
 def test_traffic_counts_operands_and_results_of_products():
     def step(a, b):
         return (a @ b) @ b

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from vit_jax import load_config
 from vit_jax.planning.plan import make_plan
+from vit_jax.planning.search import search
 from vit_jax.planning.topology import devices, parse, prepare_environment
 
 GOLDEN = ROOT / "tests" / "goldens" / "plans.json"
@@ -72,6 +73,20 @@ def test_what_the_compiler_refuses():
     plan = make_plan(config, parse("v5e:4x4"), **SIZES)
     assert not plan.fits and plan.needed > 2 * plan.available and plan.roofline is None
     assert "hbm" in plan.compiled.refusal.lower()
+
+
+def test_a_search_compiles_unlike_meshes_and_the_config_as_it_is():
+    config = load_config(
+        "vit_i1k", {"mesh.data": 2, "mesh.fsdp": 2, "model.remat": "full", **SMALL}
+    )
+    lines = []
+    best = search(config, parse("v5e:2x2"), **SIZES, show=lines.append)
+    start = next(i for i, line in enumerate(lines) if line.startswith("Compiled"))
+    rows = [line.split() for line in lines[start + 1 : -1]]
+    assert rows[-1][:6] == ["128", "2", "2", "1", "1", "full"]
+    rates = {tuple(row[1:4]): float(row[-1]) for row in rows}
+    assert len(rates) == len(rows) > 1
+    assert rates[tuple(map(str, best.mesh.values()))] == max(rates.values())
 
 
 def test_topologies_of_libtpu():

@@ -18,6 +18,7 @@ _KINDS = (
 SCATTER = "all-reduce-scatter"
 # Between slices, the host sends what a chip gives it.
 _MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_CHAIN = re.compile(r'channel_id=(\d+).*chain_id="(\d+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,7 @@ def collectives(hlo: Hlo, mesh: Mesh, *, slices: int = 1) -> list[Collective]:
       slices: the number of TPU slices.
     """
     groups: dict[tuple, list[tuple[int, float, Array]]] = collections.defaultdict(list)
+    chains: set[tuple[str, ...]] = set()
     for instruction, computation, times in hlo.executed():
         kind = instruction.opcode.removesuffix("-start")
         network = _MEGASCALE.search(instruction.line) if kind == "recv" else None
@@ -83,6 +85,12 @@ def collectives(hlo: Hlo, mesh: Mesh, *, slices: int = 1) -> list[Collective]:
             continue
         if not moved or devices == 1:
             continue
+        if match := _CHAIN.search(instruction.line):
+            # A collective that overlaps with products is in each fusion from its start to its end.
+            chain = (kind, *match.groups())
+            if chain in chains:
+                continue
+            chains.add(chain)
         if computation.startswith(SCATTER):
             kind = "reduce-scatter"
         # The text has no shapes of operands: a reduce-scatter's is its result's times the devices.

@@ -18,7 +18,7 @@ MAX_FSDP, MAX_TENSOR, MAX_ACCUM = 256, 16, 16
 # A formula's estimate of memory may be this much above what is there: the compiler decides.
 SLACK = 1.3
 SHOWN = 8  # Rows of the table of candidates.
-# What is compiled: unlike meshes until so many fit, then other policies on the best of them.
+# What is compiled: unlike meshes until so many fit, and other policies on the best of them.
 MESHES, POLICIES_TRIED = 3, 2
 TRIED = 16  # Programs at most.
 UNLIKE = 4  # Meshes whose fsdp or tensor differ by this factor.
@@ -84,8 +84,9 @@ def search(
     Every split of the devices over data, fsdp (up to 256) and tensor (up to 16), every policy of
     `model.remat` and 1 to 16 microbatches are estimated by formula. For TPUs the best of these are
     compiled, by unlike meshes until three fit, one for each batch size among them, and the config
-    as it is; then two other policies on the best mesh. What needs no less memory by formula than a
-    program that the compiler refused, with the same policy and tensor axis, is not compiled.
+    as it is; with full effort two other policies on the best mesh, too. What needs no less memory
+    by formula than a program that the compiler refused, with the same policy and tensor axis, is
+    not compiled.
 
     Args:
       config: the config of the run.
@@ -157,7 +158,7 @@ def _compiled(
     show: Callable[[str], None],
 ) -> dict[_Candidate, Plan]:
     """Returns the compiled plans that fit, of some of the candidates."""
-    effort = "" if full_effort else " with the least effort, which moves up to 1.7 times as much"
+    effort = "" if full_effort else " with the least effort (times are too long: see --full)"
     show(f"Compiled{effort}:")
     fitting: dict[_Candidate, Plan] = {}
     refused: dict[tuple[str, int], int] = {}  # Policy, tensor -> the least estimate refused.
@@ -185,9 +186,10 @@ def _compiled(
         raise ConfigError(
             f"The compiler refused the best {len(tried)}: take more chips, or a smaller batch_size."
         )
-    best = min(fitting, key=lambda each: _seconds_per_image(fitting[each]))
-    others = [each for each in possible if dataclasses.replace(each, remat=best.remat) == best]
-    compile_until(others, len(fitting) + POLICIES_TRIED)
+    if full_effort:  # With the least effort, what is kept is moved too often: see docs/planning.md.
+        best = min(fitting, key=lambda each: _seconds_per_image(fitting[each]))
+        others = [each for each in possible if dataclasses.replace(each, remat=best.remat) == best]
+        compile_until(others, len(fitting) + POLICIES_TRIED)
     return fitting
 
 
