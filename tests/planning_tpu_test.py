@@ -84,9 +84,10 @@ def test_a_search_compiles_unlike_meshes_and_the_config_as_it_is():
     start = next(i for i, line in enumerate(lines) if line.startswith("Compiled"))
     rows = [line.split() for line in lines[start + 1 : -1]]
     assert rows[-1][:6] == ["128", "2", "2", "1", "1", "full"]
-    rates = {tuple(row[1:4]): float(row[-1]) for row in rows}
-    assert len(rates) == len(rows) > 1
-    assert rates[tuple(map(str, best.mesh.values()))] == max(rates.values())
+    rates = {(*row[1:4], row[5]): float(row[-1]) for row in rows}
+    assert len(rates) == len(rows) > 2
+    chosen = (*map(str, best.mesh.values()), best.config.model.remat)
+    assert rates[chosen] == max(rates.values())
 
 
 def test_topologies_of_libtpu():
