@@ -154,8 +154,8 @@ def compile_step(step: Step, traced: Any, *, full_effort: bool) -> Compiled:
       step: the step.
       traced: the result of its `trace`.
       full_effort: as `vit-jax train` compiles it; False: with the least effort, which takes a
-        quarter of the time and gives nearly the same memory and collectives, but moves 1.1 to
-        4 times as much between memory and processor (docs/planning.md).
+        quarter of the time and gives nearly the same memory and collectives, but mostly moves
+        more between memory and processor (docs/planning.md).
     """
     seconds = {}
     start = time.perf_counter()
