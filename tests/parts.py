@@ -13,9 +13,9 @@ import time
 import pytest
 
 MARKERS = ("medium", "slow", "campaign")
-# Of a test in `make test`. Write it for five: with cold caches and another test on the other thread
-# of its core, one that takes 2.8 s alone took 5.2 s, and one of 4 s took 8.1 s.
-LIMIT_SECONDS = 12.0
+# Of a test in `make test`. Write it for five. With cold caches and a busy host, tests of 2.8 and 4 s
+# took 5.2 and 13 s of processor time: the limit finds what is in the wrong part, not what is slow.
+LIMIT_SECONDS = 30.0
 LOOP_SECONDS = 0.05  # What `_loop_seconds` takes on the machine that CONTRIBUTING.md names.
 
 
@@ -47,7 +47,7 @@ def _busy() -> float:
 
 
 class TimeLimit:
-    """Fails a test of `make test` that takes more than twelve seconds, setup excluded.
+    """Fails a test of `make test` that takes more than thirty seconds, setup excluded.
 
     Processor time counts, so that a busy machine fails no test, and on a slower machine the limit
     grows with the time of a fixed loop. Waiting is limited too: to twice as long, times the load.
