@@ -13,8 +13,8 @@ import time
 import pytest
 
 MARKERS = ("medium", "slow", "campaign")
-# Of a test in `make test`. Write it for five. With cold caches and a busy host, tests of 2.8 and 4 s
-# took 5.2 and 13 s of processor time: the limit finds what is in the wrong part, not what is slow.
+# Of a test in `make test`. Write it for five. With cold caches and a busy host, tests of 2.8 and
+# 4 s took 5.2 and 13 s of processor time: the limit finds what is in the wrong part.
 LIMIT_SECONDS = 30.0
 LOOP_SECONDS = 0.05  # What `_loop_seconds` takes on the machine that CONTRIBUTING.md names.
 
