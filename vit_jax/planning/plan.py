@@ -88,6 +88,21 @@ class Plan:
         return self.needed <= self.available
 
     @property
+    def at_risk(self) -> bool:
+        """Whether the compiler accepts the step, but arguments and temporaries are too large.
+
+        They count gaps between arrays, and arrays that are not alive at the same time.
+        """
+        return self.compiled is not None and self.fits and self.needed > self.available
+
+    @property
+    def verdict(self) -> str:
+        """The answer: "fits", "at risk" or "does not fit"."""
+        if not self.fits:
+            return "does not fit"
+        return "at risk" if self.at_risk else "fits"
+
+    @property
     def images_per_device(self) -> int:
         """Images of a batch on one device."""
         return self.config.batch_size // (self.mesh["data"] * self.mesh["fsdp"])

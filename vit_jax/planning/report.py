@@ -7,8 +7,10 @@ from typing import Any
 from vit_jax.models import num_params
 from vit_jax.planning.plan import Plan
 from vit_jax.planning.roofline import PRODUCTS
+from vit_jax.rundir.workdir import config_to_json
 from vit_jax.telemetry.chips import GIB
 from vit_jax.telemetry.progress import format_count
+from vit_jax.training.reports import code_version
 
 
 def sentence(plan: Plan, *, price: float = 0.0) -> str:
@@ -24,24 +26,26 @@ def sentence(plan: Plan, *, price: float = 0.0) -> str:
         size = f"{needed:.1f}" if plan.needed else "more than"
         return f"Does not fit on {where}: it needs {size}, a device has {available:.2f} GiB."
     assert plan.roofline and plan.days and plan.chip_hours
-    low, high = plan.roofline.fastest * 1e3, plan.roofline.slowest * 1e3
+    step = _range(plan.roofline.fastest * 1e3, plan.roofline.slowest * 1e3)
     images = plan.num_steps * plan.config.batch_size
-    cost = ""
-    if price:
-        cost = (
-            f", at a cost of {plan.chip_hours[0] * price:,.0f} to {plan.chip_hours[1] * price:,.0f}"
-        )
+    low, high = plan.chip_hours
+    cost = f", at a cost of {_range(low * price, high * price)}" if price else ""
     offered = "of a device" if plan.topology.is_tpu else "that JAX takes of a device"
-    share = f"{needed:.2f} of {available:.2f} GiB {offered} ({plan.needed / plan.available:.0%})"
-    if plan.compiled is not None and plan.needed > plan.available:
-        # Arguments and temporaries that are not there at the same time.
-        peak = plan.compiled.memory["peak"] / GIB
-        share = f"barely, at a peak of {peak:.2f} of {available:.2f} GiB of a device"
+    answer = (
+        f"Fits on {where}: {needed:.2f} of {available:.2f} GiB {offered} "
+        f"({plan.needed / plan.available:.0%})"
+    )
+    if plan.at_risk:
+        assert plan.compiled is not None
+        answer = (
+            f"At risk on {where}: the compiler accepts the step with a peak of "
+            f"{plan.compiled.memory['peak'] / GIB:.2f} of {available:.2f} GiB of a device, but "
+            f"arguments and temporaries are {needed:.2f} GiB"
+        )
     return (
-        f"Fits on {where}: {share}. A step of {plan.config.batch_size:,} images takes "
-        f"{low:,.1f} to {high:,.1f} ms; {plan.num_steps:,} steps ({images:,} images) take "
-        f"{_days(*plan.days)}, {plan.chip_hours[0]:,.0f} to {plan.chip_hours[1]:,.0f} "
-        f"chip-hours{cost}."
+        f"{answer}. A step of {plan.config.batch_size:,} images takes {step} ms; "
+        f"{format_count(plan.num_steps, 'step')} ({images:,} images) take {_days(*plan.days)}, "
+        f"{_range(low, high)} chip-hours{cost}."
     )
 
 
@@ -136,11 +140,13 @@ def _collectives(plan: Plan) -> Iterator[str]:
 def _time(plan: Plan) -> Iterator[str]:
     line, chip = plan.roofline, plan.topology.chip
     assert line is not None
-    again = plan.step_flops / plan.model_flops - 1
+    again = ""
+    if getattr(plan.model_config, "remat", "none") != "none":
+        again = f", of which {1 - plan.model_flops / plan.step_flops:.0%} for recomputing,"
     yield "Time of a step, ms"
     yield (
-        f"  compute  {line.compute * 1e3:9.2f}  {plan.step_flops / 1e12:.2f} TFLOP, of which "
-        f"{again:.0%} for recomputing, at {plan.step_flops / line.compute / 1e12:,.0f} TFLOP/s"
+        f"  compute  {line.compute * 1e3:9.2f}  {plan.step_flops / 1e12:.2f} TFLOP{again} at "
+        f"{plan.step_flops / line.compute / 1e12:,.0f} TFLOP/s"
     )
     least = plan.compiled is not None and not plan.compiled.full_effort
     yield (
@@ -170,8 +176,12 @@ def _time(plan: Plan) -> Iterator[str]:
 
 def _days(low: float, high: float) -> str:
     if high < 1:
-        return f"{low * 24:,.1f} to {high * 24:,.1f} hours"
-    return f"{low:,.1f} to {high:,.1f} days"
+        return f"{_range(low * 24, high * 24)} hours"
+    return f"{_range(low, high)} days"
+
+
+def _range(low: float, high: float) -> str:
+    return " to ".join(f"{end:,.0f}" if end >= 100 else f"{end:.3g}" for end in (low, high))
 
 
 def to_json(plan: Plan, advised: Sequence[str], *, price: float = 0.0) -> dict[str, Any]:
@@ -179,6 +189,7 @@ def to_json(plan: Plan, advised: Sequence[str], *, price: float = 0.0) -> dict[s
     compiled = plan.compiled
     return {
         "summary": sentence(plan, price=price),
+        "verdict": plan.verdict,
         "fits": plan.fits,
         "topology": plan.topology.name,
         "slices": plan.topology.slices,
@@ -188,6 +199,8 @@ def to_json(plan: Plan, advised: Sequence[str], *, price: float = 0.0) -> dict[s
         "batch_size": plan.config.batch_size,
         "accum_steps": plan.config.optim.accum_steps,
         "steps": plan.num_steps,
+        "parameters": num_params(plan.model_config),
+        "classes": plan.model_config.num_classes,
         "by_formula": compiled is None,
         "needed_bytes": plan.needed,
         "available_bytes": plan.available,
@@ -205,6 +218,10 @@ def to_json(plan: Plan, advised: Sequence[str], *, price: float = 0.0) -> dict[s
         "step_seconds": [plan.roofline.fastest, plan.roofline.slowest] if plan.roofline else None,
         "days": plan.days,
         "chip_hours": plan.chip_hours,
+        "price": price or None,
+        "cost": [price * end for end in plan.chip_hours] if price and plan.chip_hours else None,
         "advice": [*advised],
         "plan_seconds": plan.seconds,
+        "config": config_to_json(plan.config),
+        "code_version": code_version(),
     }
