@@ -20,9 +20,10 @@ def sentence(plan: Plan, *, price: float = 0.0) -> str:
     """
     where = plan.topology.describe()
     needed, available = plan.needed / GIB, plan.available / GIB
+    offered = "of a device" if plan.topology.is_tpu else "that JAX takes of a device"
     if not plan.fits:
-        size = f"{needed:.1f}" if plan.needed else "more than"
-        return f"Does not fit on {where}: it needs {size}, a device has {available:.2f} GiB."
+        size = f"{needed:.1f} GiB" if plan.needed else "more than there is"
+        return f"Does not fit on {where}: it needs {size}, of {available:.2f} GiB {offered}."
     assert plan.roofline and plan.days and plan.chip_hours
     low, high = plan.roofline.fastest * 1e3, plan.roofline.slowest * 1e3
     images = plan.num_steps * plan.config.batch_size
@@ -31,7 +32,6 @@ def sentence(plan: Plan, *, price: float = 0.0) -> str:
         cost = (
             f", at a cost of {plan.chip_hours[0] * price:,.0f} to {plan.chip_hours[1] * price:,.0f}"
         )
-    offered = "of a device" if plan.topology.is_tpu else "that JAX takes of a device"
     share = f"{needed:.2f} of {available:.2f} GiB {offered} ({plan.needed / plan.available:.0%})"
     if plan.compiled is not None and plan.needed > plan.available:
         # Arguments and temporaries that are not there at the same time.
@@ -169,6 +169,8 @@ def _time(plan: Plan) -> Iterator[str]:
 
 
 def _days(low: float, high: float) -> str:
+    if high < 1 / 24:
+        return f"{low * 1440:,.1f} to {high * 1440:,.1f} minutes"
     if high < 1:
         return f"{low * 24:,.1f} to {high * 24:,.1f} hours"
     return f"{low:,.1f} to {high:,.1f} days"
