@@ -145,6 +145,46 @@ ENTRY %main (p: bf16[16], q: f32[100]) -> bf16[64] {
     assert hbm_bytes(Hlo.parse(text)) == 10 * 4 + (16 + 64) * 2
 
 
+def test_traffic_of_a_gather_that_products_carry_counts_where_it_starts():
+    """What XLA:TPU writes with full effort: a start, a product beside it, and an end."""
+    gather = """%{0} = bf16[64]{{0}} all-gather(%a), channel_id=3, replica_groups=[2,4]<=[8], \
+dimensions={{0}}, frontend_attributes={{chain_id="1"}}"""
+    text = f"""%starts (a: bf16[16]) -> (bf16[64], u32[]) {{
+  %a = bf16[16]{{0}} parameter(0)
+  {gather.format("g1")}
+  ROOT %s = (bf16[64]{{0}}, u32[]{{:S(2)}}) custom-call(%g1), \
+custom_call_target="AsyncCollectiveStart"
+}}
+
+%carries (a: bf16[16], whole: bf16[64], x: f32[10]) -> (f32[10], bf16[16], bf16[64]) {{
+  %x = f32[10]{{0}} parameter(2)
+  %y = f32[10]{{0}} multiply(%x, %x)
+  %a = bf16[16]{{0}} parameter(0)
+  %whole = bf16[64]{{0}} parameter(1)
+  {gather.format("g2")}
+  ROOT %t = (f32[10]{{0}}, bf16[16]{{0}}, bf16[64]{{0}}, bf16[64]{{0}}) tuple(%y, %a, %whole, %g2)
+}}
+
+%ends (a: bf16[16], whole: bf16[64]) -> bf16[64] {{
+  %a = bf16[16]{{0}} parameter(0)
+  %whole = bf16[64]{{0}} parameter(1)
+  {gather.format("g3")}
+  ROOT %d = bf16[64]{{0}} custom-call(%a, %whole, %g3), custom_call_target="AsyncCollectiveDone"
+}}
+
+ENTRY %main (p: bf16[16], q: f32[10]) -> bf16[64] {{
+  %p = bf16[16]{{0}} parameter(0)
+  %q = f32[10]{{0}} parameter(1)
+  %start = (bf16[64]{{0}}, u32[]{{:S(2)}}) fusion(%p), calls=%starts
+  %whole = bf16[64]{{0}} get-tuple-element(%start), index=0
+  %beside = (f32[10]{{0}}, bf16[16]{{0}}, bf16[64]{{0}}, bf16[64]{{0}}) fusion(%p, %whole, %q), \
+calls=%carries
+  %carried = bf16[64]{{0}} get-tuple-element(%beside), index=3
+  ROOT %end = bf16[64]{{0}} fusion(%p, %carried), calls=%ends
+}}"""
+    assert hbm_bytes(Hlo.parse(text)) == (16 + 64) * 2 + (10 + 10) * 4
+
+
 STEPS = {"mix__mixup_alpha": 0.2, "optim__ema_decay": 0.9}
 
 

@@ -137,5 +137,8 @@ def test_a_pod_of_several_slices(tmp_path):
     flags.append("--slices=2")
     done = call("sweep", *flags)
     assert done.code == 2 and "--slices needs --topology" in done.err, done
-    done = call("sweep", *flags, "--topology=v5e:2x2")
+    done = call("sweep", *flags, "--topology=v5e:2x2", "--price=1e9")
     assert done.code == 0 and "on 8 TPU v5e chips (2 slices of 2x2)" in done.out, done
+    line = next(line for line in done.out.splitlines() if line.startswith("Pod:"))
+    numbers = [float(each.replace(",", "")) for each in re.findall(r"[\d,]*\d\.?\d*", line)]
+    assert "at a cost of" in line and numbers[2] == pytest.approx(numbers[0] * 1e9, abs=5e7), line

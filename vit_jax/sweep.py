@@ -79,6 +79,13 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "slices", 1, "With --topology: number of TPU slices.", lower_bound=1, flag_values=values
     )
+    flags.DEFINE_float(
+        "price",
+        0.0,
+        "With --topology: price of one chip for one hour, in any currency.",
+        lower_bound=0.0,
+        flag_values=values,
+    )
     flags.DEFINE_bool(
         "collect", False, "Run nothing: write the table of the runs.", flag_values=values
     )
@@ -111,6 +118,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         raise ConfigError("--topology needs --dry_run: a sweep runs on the devices that are here.")
     if values.slices > 1 and not values.topology:
         raise ConfigError("--slices needs --topology, that of a slice, such as v5e:16x16.")
+    if values.price and not values.topology:
+        raise ConfigError("--price needs --topology, the chips that it is for.")
     topology = parse(values.topology, slices=values.slices) if values.topology else None
     if values.dry_run and not values.time_updates:
         jax.config.update("jax_platforms", "cpu")  # Only shapes are computed.
@@ -134,6 +143,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
             invalid={name: invalid[name] for name in names if name in invalid},
             time_updates=values.time_updates,
             topology=topology,
+            price=values.price,
         )
         return 0
     names = select([run.name for run in runs], values.only)

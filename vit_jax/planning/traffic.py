@@ -1,6 +1,8 @@
 """Estimates what a program moves between a device's memory (HBM) and its processor."""
 
-from vit_jax.planning.hlo import Hlo, Instruction
+import collections
+
+from vit_jax.planning.hlo import Array, Hlo, Instruction
 
 # Operations that move nothing, or call computations that are counted.
 _FREE = {
@@ -55,6 +57,7 @@ def _moved(line: Instruction, by_name: dict[str, Instruction], hlo: Hlo) -> floa
     if line.opcode.endswith("-done"):
         return sum((array.size for array in line.results if array.in_hbm), 0.0)
     inside = hlo.computations.get(line.called[0], ()) if line.called else ()
+    carried = _carried(inside)
     read = 0.0
     for position, operand in enumerate(line.operands):
         source = by_name.get(operand)
@@ -62,7 +65,7 @@ def _moved(line: Instruction, by_name: dict[str, Instruction], hlo: Hlo) -> floa
             continue
         size = sum((array.size for array in source.results if array.in_hbm), 0.0)
         if line.opcode == "fusion":
-            size = _part_read(position, inside, size, hlo)
+            size = _part_read(position, inside, size, hlo, carried)
         elif line.opcode in ("slice", "dynamic-slice"):
             size = min(size, line.size)
         elif line.opcode == "slice-start":  # Its results are the operand, the slice and a context.
@@ -70,7 +73,7 @@ def _moved(line: Instruction, by_name: dict[str, Instruction], hlo: Hlo) -> floa
         elif line.opcode == "dynamic-update-slice" and position == 0:
             size = 0.0
         read += size
-    written = sum((array.size for array in line.results if array.in_hbm), 0.0)
+    written = sum((array.size for array in _new(line, inside, carried) if array.in_hbm), 0.0)
     if line.opcode.endswith("-start"):
         written = 0.0  # Counted where it is done.
     for update in [line] if line.opcode == "dynamic-update-slice" else inside:
@@ -83,11 +86,52 @@ def _moved(line: Instruction, by_name: dict[str, Instruction], hlo: Hlo) -> floa
     return read + written
 
 
-def _part_read(position: int, inside: tuple[Instruction, ...], size: float, hlo: Hlo) -> float:
+def _carried(inside: tuple[Instruction, ...]) -> frozenset[str]:
+    """Returns what a fusion only hands on: a collective under way, its operands and its results.
+
+    XLA:TPU writes a collective that overlaps with products as a fusion that starts it, fusions that
+    carry it on beside their own product, and one that ends it. It counts where it is started.
+    """
+    under_way = {line.name for line in inside if "chain_id=" in line.line}
+    if not under_way or any('"AsyncCollectiveStart"' in line.line for line in inside):
+        return frozenset()
+    users = collections.defaultdict(set)
+    for line in inside:
+        for operand in line.operands:
+            users[operand].add(line.name)
+    ends = under_way | {inside[-1].name}
+    return frozenset(
+        under_way
+        | {line.name for line in inside if line.opcode == "parameter" and users[line.name] <= ends}
+    )
+
+
+def _new(
+    line: Instruction, inside: tuple[Instruction, ...], carried: frozenset[str]
+) -> tuple[Array, ...]:
+    """Returns the results of an operation that it computes itself."""
+    if not carried:
+        return line.results
+    if inside[-1].opcode != "tuple":  # It ends a collective.
+        return ()
+    sources = inside[-1].operands
+    return tuple(
+        array for array, source in zip(line.results, sources, strict=True) if source not in carried
+    )
+
+
+def _part_read(
+    position: int,
+    inside: tuple[Instruction, ...],
+    size: float,
+    hlo: Hlo,
+    carried: frozenset[str] = frozenset(),
+) -> float:
     """Returns the bytes that a fusion reads of an operand of `size` bytes, by its position."""
     for line in inside:
         if line.opcode == "parameter" and f" parameter({position})" in line.line:
-            return min(size, _read_of(line.name, inside, size, hlo))
+            read = 0.0 if line.name in carried else _read_of(line.name, inside, size, hlo)
+            return min(size, read)
     return size
 
 

@@ -21,6 +21,7 @@ def dry_run(
     invalid: Mapping[str, str] | None = None,
     time_updates: int = 0,
     topology: Topology | None = None,
+    price: float = 0.0,
 ) -> None:
     """Prints command, cost and duration of each run, and the totals.
 
@@ -30,6 +31,7 @@ def dry_run(
       time_updates: number of updates to time on this machine for each kind of run; 0: only runs of
         the sweep that have logged their speed give an estimate of durations.
       topology: a pod, for which each run gets hours and chip-hours.
+      price: the price of one of its chips for one hour, in any currency; 0: unknown.
 
     Raises:
       ConfigError: runs are invalid; after the valid ones are printed it names all of them, with
@@ -63,7 +65,7 @@ def dry_run(
         _print_total(valid, costs, finished)
         unfinished = [run for run in valid if not finished[run.name]]
         if topology:
-            print(total_on_pod(unfinished, pods, topology))
+            print(total_on_pod(unfinished, pods, topology, price=price))
         left = [estimates[run.name] for run in unfinished]
         print(_describe_time(left, speeds, timed=bool(time_updates)))
     if invalid:

@@ -55,20 +55,28 @@ def on_pod(run: PlannedRun, cost: Cost, topology: Topology) -> OnPod:
     )
 
 
-def total(runs: Sequence[PlannedRun], pods: Mapping[str, OnPod], topology: Topology) -> str:
+def total(
+    runs: Sequence[PlannedRun],
+    pods: Mapping[str, OnPod],
+    topology: Topology,
+    *,
+    price: float = 0.0,
+) -> str:
     """Returns a line with the sum over runs, those that are not finished.
 
     Args:
       runs: the runs.
       pods: the result of `on_pod` for each of them, by name.
       topology: the pod's chips and how they are connected.
+      price: the price of one chip for one hour, in any currency; 0: unknown.
     """
     known = [hours for run in runs if (hours := pods[run.name].chip_hours)]
     low, high = (sum(hours[end] for hours in known) for end in (0, 1))
     missing = len(runs) - len(known)
     without = f"; without {format_count(missing, 'run')} that cannot run there" if missing else ""
+    cost = f", at a cost of {low * price:,.0f} to {high * price:,.0f}" if price else ""
     return (
-        f"Pod:   {low:,.1f} to {high:,.1f} chip-hours for what remains, "
+        f"Pod:   {low:,.1f} to {high:,.1f} chip-hours for what remains{cost}, "
         f"{low / topology.num_chips:,.1f} to {high / topology.num_chips:,.1f} hours one run after "
         f"the other, on {topology.describe()}; an unfinished run counts as a whole one"
         f"{without}. By formula (docs/planning.md); `vit-jax plan` compiles a run."
