@@ -285,6 +285,15 @@ WRONG = {
         "RANK": "0",
     },
     "torchrun numbers this process 16 of 16: .* from 0 to 15": TORCHRUN | {"RANK": "16"},
+    "JAX_COORDINATOR_PORT='http': it must be": TORCHRUN | {"JAX_COORDINATOR_PORT": "http"},
+    "OMPI_COMM_WORLD_RANK='': it must be": {
+        "OMPI_COMM_WORLD_SIZE": "4",
+        "PMIX_NAMESPACE": "prterun-head-node-4221@1",
+    },
+    "number this process 8 of 8 on its host": TORCHRUN
+    | {"LOCAL_RANK": "8", "CUDA_VISIBLE_DEVICES": ALL_GPUS},
+    "number this process 2 of 0 on its host": SRUN
+    | {"SLURM_NODEID": "3", "CUDA_VISIBLE_DEVICES": ALL_GPUS},
     "8 processes of this host share 3 GPUs": SRUN | {"CUDA_VISIBLE_DEVICES": "0,1,2"},
 }
 

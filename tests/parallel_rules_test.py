@@ -208,3 +208,5 @@ def test_batch_sizes_that_do_not_split():
     check_batch_size(32, accum_steps=2, mesh=mesh(data=2, fsdp=2, tensor=2))
     with pytest.raises(ConfigError, match=r"multiple of 8, such as 8 or 16"):
         check_batch_size(12, accum_steps=2, mesh=mesh(data=4))
+    with pytest.raises(ConfigError, match=r"multiple of 8, such as 8\.$"):
+        check_batch_size(4, accum_steps=2, mesh=mesh(data=4))

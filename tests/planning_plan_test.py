@@ -1,5 +1,6 @@
 """`vit-jax plan`: topologies, sizes of data, plans by formula, and the command."""
 
+import dataclasses
 import json
 
 import jax
@@ -17,6 +18,7 @@ from vit_jax.planning.formula import formula_collectives
 from vit_jax.planning.plan import plan_by_formula
 from vit_jax.planning.report import sentence, text, to_json
 from vit_jax.planning.roofline import roofline
+from vit_jax.planning.step import Compiled
 from vit_jax.planning.topology import parse
 from vit_jax.training.memory import bytes_per_device
 
@@ -74,6 +76,8 @@ def test_what_is_no_topology(name, slices, message):
         # The shots are those of the data's ten classes.
         ({"name": "cifar10", "split": "train", "shots": 5, "model__num_classes": 99}, (50, 99)),
         ({"source": "digits", "split": "train"}, (1442, 10)),
+        # Known without the data, which opening would download.
+        ({"source": "fashion_mnist", "split": "train[:55000]"}, (55_000, 10)),
     ],
 )
 def test_sizes_of_data(changes, size):
@@ -154,7 +158,14 @@ def test_microbatches_gather_and_move_as_often():
 
 @pytest.mark.parametrize(
     ("topology", "ports"),
-    [("v5e:16x16", (2, 2)), ("v5e:4x8", (1, 1)), ("v5p:2x4x8", (1, 2, 2)), ("h200x8", (1,))],
+    [
+        ("v5e:16x16", (2, 2)),
+        ("v5e:8x16", (1, 2)),
+        ("v5e:4x8", (1, 1)),
+        ("v5p:4x4x8", (2, 2, 2)),
+        ("v5p:2x4x8", (1, 1, 1)),  # No whole cubes.
+        ("h200x8", (1,)),
+    ],
 )
 def test_ports_of_a_slice(topology, ports):
     assert parse(topology).ports_by_axis == ports
@@ -188,6 +199,14 @@ def test_several_nodes_send_over_the_network():
     assert two.network == pytest.approx(4 * params / 8 / 50e9)
 
 
+def test_an_axis_that_fills_no_whole_node_has_a_part_between_nodes():
+    plan = planned()
+    mesh = AbstractMesh((2, 12, 1), ("data", "fsdp", "tensor"))
+    sends = formula_collectives(plan.config, plan.model_config, mesh, groups=3)
+    gathers = {each.network: each.devices for each in sends if each.kind == "all-gather"}
+    assert gathers == {False: 4, True: 3}
+
+
 def test_the_text_of_a_plan_has_its_numbers():
     plan = planned(mesh__fsdp=2)
     written = text(plan, advice(plan), price=2.0)
@@ -216,6 +235,9 @@ def test_a_plan_that_does_not_fit():
     plan = planned(batch_size=2**22, model__image_size=(64,))
     assert not plan.fits and sentence(plan).startswith("Does not fit on 8 H200 SXM GPUs (1x8): it")
     assert "raise mesh.fsdp" in advice(plan)[0]
+    refused = Compiled("", {}, "RESOURCE_EXHAUSTED: Allocation", False, {})  # It names no size.
+    plan = dataclasses.replace(plan, compiled=refused, needed=0, roofline=None)
+    assert "it needs more than there is, of 98.49 GiB that JAX" in sentence(plan)
 
 
 @pytest.mark.slow
@@ -245,6 +267,16 @@ def test_a_search_finds_the_fastest_that_fits():
         )  # fmt: skip
 
 
+@pytest.mark.slow
+def test_a_search_has_the_config_itself_and_names_batches_that_it_leaves_out(monkeypatch):
+    monkeypatch.setattr(search_module, "MAX_FSDP", 1)
+    monkeypatch.setattr(search_module, "MAX_TENSOR", 1)
+    lines, config = [], small_config(batch_size=24, optim__accum_steps=3)
+    search_module.search(config, parse("h200x8"), **SIZES, batch_sizes=(24, 25), show=lines.append)
+    assert lines[0].startswith("Left out: batches of 25,")
+    assert any(line.split()[:5] == ["24", "8", "1", "1", "3"] for line in lines)
+
+
 def test_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     small = ["--config.model.depth=2", "--config.model.scan=True"]
@@ -255,5 +287,11 @@ def test_the_command(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "plan.json").read_text())["chips"] == 8
     again = call("plan", *flags)
     assert again.code == 2 and "exists: name another file, or add --overwrite" in again.err
+    (tmp_path / "full.json").symlink_to("/dev/full")
+    flags[-1] = f"--out={tmp_path / 'full.json'}"
+    done = call("plan", *flags, "--overwrite")
+    assert done.code == 2 and "full.json cannot be written: No space left" in done.err
+    done = call("plan", *flags, "--price=nan")
+    assert done.code == 2 and "--price=nan: give a number" in done.err
     done = call("plan", "--config=quickstart", "--topology=h20x8")
     assert done.code == 2 and "Did you mean h200?" in done.err

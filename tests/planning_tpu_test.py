@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from vit_jax import load_config
+from vit_jax.errors import ConfigError
 from vit_jax.planning.plan import make_plan
 from vit_jax.planning.search import search
 from vit_jax.planning.topology import devices, parse, prepare_environment
@@ -95,6 +96,8 @@ def test_topologies_of_libtpu():
         topology = parse(name, slices=slices)
         assert len(devices(topology)) == topology.num_devices
         assert devices(topology)[0].device_kind in topology.chip.kinds
+    with pytest.raises(ConfigError, match="v5p:1x1x8960: libtpu has no such slice"):
+        devices(parse("v5p:1x1x8960"))
 
 
 @pytest.mark.campaign

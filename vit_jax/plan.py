@@ -15,6 +15,7 @@ KINDxNUMBER of GPUs, such as h200x8 or b200x64.
 """
 
 import json
+import math
 
 from absl import flags
 
@@ -64,9 +65,11 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     from vit_jax.planning.plan import make_plan
     from vit_jax.planning.report import text, to_json
     from vit_jax.planning.search import search
-    from vit_jax.storage import as_path
+    from vit_jax.storage import as_path, reported
     from vit_jax.training.init_from import inherit_model
 
+    if not math.isfinite(values.price):
+        raise ConfigError(f"--price={values.price}: give a number, or leave the flag out.")
     topology = topologies.parse(values.topology, slices=values.slices)
     out = as_path(values.out, name="--out") if values.out else None
     if out is not None:
@@ -90,7 +93,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     advised = advice(plan)
     print(text(plan, advised, price=values.price))
     if out is not None:
-        out.write_text(json.dumps(to_json(plan, advised, price=values.price), indent=2) + "\n")
+        written = json.dumps(to_json(plan, advised, price=values.price), indent=2) + "\n"
+        with reported(ConfigError, f"--out={out} cannot be written"):
+            out.write_text(written)
     return ExitCode.DONE if plan.fits else ExitCode.ERROR
 
 

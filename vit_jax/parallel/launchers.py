@@ -77,6 +77,8 @@ def find(timeout_seconds: int) -> Membership | None:
             given = " and ".join(name for name in EXPLICIT if name in os.environ)
             raise ConfigError(f"{given} is set: set {' and '.join(missing)} as well.")
         return Membership(ADDRESS, str(address), numbers[COUNT], numbers[INDEX], _own_gpus())
+    if _PORT in os.environ:
+        _number(_PORT)  # Every launcher's address takes it.
     membership = _torchrun() or _open_mpi_5() or _detected_by_jax(timeout_seconds)
     if address is not None:
         if membership is None:
@@ -102,7 +104,7 @@ def find(timeout_seconds: int) -> Membership | None:
 
 
 def _number(variable: str) -> int:
-    text = os.environ[variable]
+    text = os.environ.get(variable, "")
     if not text.isdecimal():
         raise ConfigError(f"{variable}={text!r}: it must be a whole number, 0 or more.")
     return int(text)
@@ -249,7 +251,8 @@ def _own_gpus() -> tuple[int, ...] | None:
     device).
 
     Raises:
-      ConfigError: the GPUs cannot be divided among the processes.
+      ConfigError: the GPUs cannot be divided among the processes, or the launcher's variables
+        contradict each other.
     """
     if "JAX_LOCAL_DEVICE_IDS" in os.environ or not _may_use("cuda", "gpu"):
         return None
@@ -257,6 +260,11 @@ def _own_gpus() -> tuple[int, ...] | None:
     index, count = next(filter(None, (place() for place in _PLACES_ON_HOST)), (0, 1))
     if count == 1 or visible <= 1:
         return None
+    if index >= count:
+        raise ConfigError(
+            f"The launcher's variables number this process {index} of {count} on its host: they "
+            "are numbered from 0. Set JAX_LOCAL_DEVICE_IDS for each."
+        )
     if visible % count:
         raise ConfigError(
             f"{count} processes of this host share {visible} GPUs: start one for each GPU or one "
@@ -295,7 +303,8 @@ def _place_by_srun() -> tuple[int, int] | None:
         r"(\d+)(?:\(x(\d+)\))?", os.environ["SLURM_STEP_TASKS_PER_NODE"]
     ):
         counts += [int(count)] * int(times or 1)
-    return _number("SLURM_LOCALID"), counts[_number("SLURM_NODEID")]
+    node = _number("SLURM_NODEID")
+    return _number("SLURM_LOCALID"), counts[node] if node < len(counts) else 0
 
 
 # (index, count) of this process among those of its host; the innermost launcher first.

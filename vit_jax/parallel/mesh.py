@@ -168,9 +168,10 @@ def check_batch_size(batch_size: int, *, accum_steps: int, mesh: Mesh | Abstract
     num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
     divisor = num_shards * accum_steps
     if batch_size % divisor:
-        below, above = batch_size // divisor * divisor, (batch_size // divisor + 1) * divisor
+        below = batch_size // divisor * divisor
+        choices = [str(size) for size in (below, below + divisor) if size]
         raise ConfigError(
             f"batch_size {batch_size} does not split into optim.accum_steps={accum_steps} "
             f"microbatches over {num_shards} devices (mesh.data x mesh.fsdp): it must be a "
-            f"multiple of {divisor}, such as {below or above} or {above}."
+            f"multiple of {divisor}, such as {' or '.join(choices)}."
         )

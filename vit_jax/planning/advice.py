@@ -23,13 +23,14 @@ def advice(plan: Plan) -> list[str]:
 
 def _fit(plan: Plan) -> Iterator[str]:
     share = plan.needed / plan.available
+    stronger = getattr(plan.model_config, "remat", "full") != "full"
     if not plan.fits:
         yield (
-            "The step does not fit: raise mesh.fsdp (or set mesh.auto=True), take a stronger "
-            "model.remat, raise optim.accum_steps, or lower batch_size."
+            "The step does not fit: raise mesh.fsdp (or set mesh.auto=True), "
+            f"{'take a stronger model.remat, ' if stronger else ''}raise optim.accum_steps, or "
+            "lower batch_size."
         )
     elif share > 0.9:
-        stronger = getattr(plan.model_config, "remat", "full") != "full"
         yield (
             f"Arguments and temporaries are {share:.0%} of the memory: the batches that are loaded "
             f"ahead ({plan.estimate.batches / MIB:,.0f} MiB) may not fit beside the step. "
@@ -115,10 +116,15 @@ def _sums(plan: Plan) -> Iterator[str]:
 def _tensor(plan: Plan) -> Iterator[str]:
     tensor, model = plan.mesh["tensor"], plan.model_config
     if tensor > 1 and isinstance(model, VitConfig) and model.num_tokens % tensor:
+        others = model.num_tokens - model.has_class_token
+        remedy = (
+            f"Without class token (model.pool=gap or map, class_token=False) there are {others}."
+            if model.has_class_token and others % tensor == 0
+            else "Choose another mesh.tensor or model.image_size."
+        )
         yield (
             f"{model.num_tokens} tokens do not split over mesh.tensor={tensor}: each of these "
-            "devices keeps the whole residual stream. Without class token (model.pool=gap or map) "
-            f"there are {model.num_tokens - model.num_prefix}."
+            f"devices keeps the whole residual stream. {remedy}"
         )
 
 

@@ -8,13 +8,15 @@ from vit_jax.data.sources import open_source
 from vit_jax.data.subset import num_examples
 from vit_jax.errors import ConfigError, VitJaxError
 
-# TFDS name -> (examples by split, classes). ImageNet: Russakovsky et al. 2015, 1409.0575;
-# ImageNet-21k, the release of fall 2011, with one split as configs/vit_i21k.py describes it.
+# TFDS name, or the source if it has one data set -> (examples by split, classes). ImageNet:
+# Russakovsky et al. 2015, 1409.0575; ImageNet-21k, the release of fall 2011, with one split as
+# configs/vit_i21k.py describes it.
 _KNOWN = {
     "imagenet2012": ({"train": 1_281_167, "validation": 50_000}, 1000),
     "imagenet21k": ({"full": 14_197_122}, 21_843),
     "cifar10": ({"train": 50_000, "test": 10_000}, 10),
     "cifar100": ({"train": 50_000, "test": 10_000}, 100),
+    "fashion_mnist": ({"train": 60_000, "test": 10_000}, 10),  # Opening it would download it.
 }
 
 
@@ -51,8 +53,8 @@ def published_size(data: FrozenConfigDict) -> tuple[int, int]:
     Args:
       data: `config.data`.
     """
-    name = data.name.partition(":")[0]
-    if data.source != "tfds" or name not in _KNOWN or data.classes:
+    name = data.name.partition(":")[0] if data.source == "tfds" else data.source
+    if name not in _KNOWN or data.classes:
         return 0, 0
     splits, classes = _KNOWN[name]
     return _of_split(data.split, splits), classes
@@ -81,6 +83,6 @@ def _of_split(split: str, sizes: dict[str, int]) -> int:
         if not text:
             return default
         value = round(size * int(text[:-1]) / 100) if text.endswith("%") else int(text)
-        return value + size if value < 0 else min(value, size)
+        return max(0, value + size) if value < 0 else min(value, size)
 
     return max(0, position(match[3], size) - position(match[2], 0))

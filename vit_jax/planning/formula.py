@@ -85,11 +85,12 @@ def formula_collectives(
                     Collective(kind, True, dtype, (axis,), network, devices, executions, moved, ())
                 )
 
-    # The last axis has the nearest devices.
+    # The last axis has the nearest devices. Where an axis does not fill whole groups, the rest of
+    # it is between them.
     group = data * fsdp * tensor // groups
-    in_tensor = min(tensor, group)
-    in_fsdp = min(fsdp, group // in_tensor)
-    in_data = min(data, group // in_tensor // in_fsdp)
+    in_tensor = math.gcd(tensor, group)
+    in_fsdp = math.gcd(fsdp, group // in_tensor)
+    in_data = math.gcd(data, group // in_tensor // in_fsdp)
     add("all-gather", "fsdp", in_fsdp, passes * uses * blocks, kernels / blocks, item)
     add("reduce-scatter", "fsdp", in_fsdp, passes * blocks, trained / blocks, sum_item)
     add("all-reduce", "data", in_data, passes * blocks, trained / blocks / fsdp, sum_item)

@@ -22,15 +22,15 @@ def sentence(plan: Plan, *, price: float = 0.0) -> str:
     """
     where = plan.topology.describe()
     needed, available = plan.needed / GIB, plan.available / GIB
+    offered = "of a device" if plan.topology.is_tpu else "that JAX takes of a device"
     if not plan.fits:
-        size = f"{needed:.1f}" if plan.needed else "more than"
-        return f"Does not fit on {where}: it needs {size}, a device has {available:.2f} GiB."
+        size = f"{needed:.1f} GiB" if plan.needed else "more than there is"
+        return f"Does not fit on {where}: it needs {size}, of {available:.2f} GiB {offered}."
     assert plan.roofline and plan.days and plan.chip_hours
     step = _range(plan.roofline.fastest * 1e3, plan.roofline.slowest * 1e3)
     images = plan.num_steps * plan.config.batch_size
     low, high = plan.chip_hours
     cost = f", at a cost of {_range(low * price, high * price)}" if price else ""
-    offered = "of a device" if plan.topology.is_tpu else "that JAX takes of a device"
     answer = (
         f"Fits on {where}: {needed:.2f} of {available:.2f} GiB {offered} "
         f"({plan.needed / plan.available:.0%})"
@@ -175,6 +175,8 @@ def _time(plan: Plan) -> Iterator[str]:
 
 
 def _days(low: float, high: float) -> str:
+    if high < 1 / 24:
+        return f"{_range(low * 1440, high * 1440)} minutes"
     if high < 1:
         return f"{_range(low * 24, high * 24)} hours"
     return f"{_range(low, high)} days"

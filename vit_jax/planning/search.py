@@ -109,6 +109,10 @@ def search(
             plans[each] = plan_by_formula(each.apply(config), topology, **sizes)
         except ConfigError as error:  # The mesh does not divide the model or the slices.
             problem = error
+    # The config may have what the candidates vary otherwise, such as three microbatches.
+    own, own_plan = _own(config, topology, sizes)
+    if own is not None and own_plan is not None and own.batch_size in batch_sizes:
+        plans.setdefault(own, own_plan)
     if not plans and problem and any(size % topology.num_devices == 0 for size in batch_sizes):
         raise problem
     if not plans:
@@ -116,7 +120,6 @@ def search(
             f"No mesh of {topology.describe()} divides a batch of "
             f"{', '.join(map(str, batch_sizes))} images: use a multiple of {topology.num_devices}."
         )
-    own = _own(config, topology, sizes)
     limit = SLACK if topology.is_tpu else 1.0
     possible = sorted(
         (each for each, plan in plans.items() if plan.needed <= limit * plan.available),
@@ -132,6 +135,8 @@ def search(
     for each in possible:
         leaders.setdefault(each.batch_size, each)
     possible = list(dict.fromkeys([*leaders.values(), *possible]))
+    if absent := [str(size) for size in batch_sizes if size not in leaders]:
+        show(f"Left out: batches of {', '.join(absent)}, which no mesh divides or which do not fit")
     show(f"{len(plans):,} candidates by formula, {len(possible):,} of them may fit; the best:")
     show("GiB of a device; the middle of a step's range in ms, differences of 10% mean little")
     show(" batch  data  fsdp tensor accum  remat            GiB      ms  img/s a chip")
@@ -211,16 +216,17 @@ def _row(each: _Candidate, plan: Plan) -> str:
     return f"{row}{seconds * each.batch_size * 1e3:8.1f}{rate:14.1f}"
 
 
-def _own(config: FrozenConfigDict, topology: Topology, sizes: dict[str, int]) -> _Candidate | None:
+def _own(
+    config: FrozenConfigDict, topology: Topology, sizes: dict[str, int]
+) -> tuple[_Candidate, Plan] | tuple[None, None]:
     """Returns the candidate that the config is as it stands; None: it cannot run there."""
     try:
         plan = plan_by_formula(config, topology, **sizes)
     except ConfigError:
-        return None
+        return None, None
     remat = getattr(plan.model_config, "remat", config.model.remat)
-    return _Candidate(
-        config.batch_size, **plan.mesh, accum_steps=config.optim.accum_steps, remat=remat
-    )
+    accum_steps = config.optim.accum_steps
+    return _Candidate(config.batch_size, **plan.mesh, accum_steps=accum_steps, remat=remat), plan
 
 
 def _candidates(

@@ -91,15 +91,18 @@ class Topology:
     def ports_by_axis(self) -> tuple[int, ...]:
         """Ports of a chip along each axis of a TPU slice that has several chips along it.
 
-        Two if the axis is a ring, which it is in whole pods of v5e and v6e (16 chips) and v3 (32)
-        and in multiples of 4 chips of the others; else one, which a chip at the end has. A GPU has
-        one, to a switch.
+        Two if the axis is a ring: in v5e and v6e one of 16 chips, in v3 of 32; in the others every
+        axis, if the slice consists of whole cubes of 4x4x4 chips, which optical switches join. Else
+        one, which a chip at the end has. A GPU has one, to a switch.
         """
         if not self.is_tpu:
             return (1,)
         tpu = _TPUS[self.name.partition(":")[0]]
-        ring = math.isqrt(tpu.chips) if tpu.axes == 2 else 4
-        return tuple(2 if side % ring == 0 else 1 for side in self.shape if side > 1)
+        if tpu.axes == 2:
+            rings = [side % math.isqrt(tpu.chips) == 0 for side in self.shape]
+        else:
+            rings = [all(side % 4 == 0 for side in self.shape)] * tpu.axes
+        return tuple(1 + ring for side, ring in zip(self.shape, rings, strict=True) if side > 1)
 
     @property
     def groups(self) -> int:
@@ -187,8 +190,9 @@ def devices(topology: Topology) -> list[Any]:
     """Returns the descriptions of a TPU topology's devices, for `vit_jax.parallel.mesh.make_mesh`.
 
     Raises:
-      ConfigError: libtpu is not installed.
+      ConfigError: libtpu is not installed, or has no such slice.
     """
+    import jax
     from jax.experimental import topologies
 
     if importlib.util.find_spec("libtpu") is None:
@@ -203,5 +207,11 @@ def devices(topology: Topology) -> list[Any]:
     if any(side % 2 for side in topology.shape[:2]):  # A host has 2x2 chips by default.
         settings["chips_per_host_bounds"] = (1, 1, 1)
     layout = f"{tpu.kind}:{'x'.join(map(str, topology.shape))}"
-    description = topologies.get_topology_desc(platform="tpu", topology_name=layout, **settings)
+    try:
+        description = topologies.get_topology_desc(platform="tpu", topology_name=layout, **settings)
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(
+            f"--topology={topology.name}: libtpu has no such slice ({error}). Choose another "
+            "shape: docs.cloud.google.com/tpu/docs lists those of each kind."
+        ) from error
     return list(description.devices)

@@ -52,8 +52,9 @@ from vit_jax.parallel import rules
 from vit_jax.parallel.constraints import AXES
 from vit_jax.parallel.mesh import mesh_shape
 
-# Arrays [tokens, width] that the backward pass of a layer over tensor has whole at once: of its
-# input, of that one's gradient before the sum over tensor, and of its output's gradient.
+# Arrays [tokens, width] that the backward pass of a layer over tensor has whole at once. There are
+# three: its input, the gradient of that before the sum over tensor, and the gradient of its output;
+# two of them are closest to compiled programs (docs/planning.md, "With tensor, on TPUs").
 _WHOLE_IN_BACKWARD = 2
 
 
