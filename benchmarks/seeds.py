@@ -11,17 +11,17 @@ import statistics
 import time
 
 from absl import flags
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from vit_jax import cli
-from vit_jax.config import freeze
+from vit_jax.config import freeze, thaw
 from vit_jax.telemetry.jsonlines import read_jsonl
 from vit_jax.training.run import train
 
 
 def accuracy(config: FrozenConfigDict, seed: int, folder: pathlib.Path) -> float:
     """Trains the config with this seed, or resumes it; returns the last test accuracy."""
-    seeded = ConfigDict(config.as_configdict())
+    seeded = thaw(config)
     seeded.seed = seed
     train(freeze(seeded), folder / f"seed{seed}")
     lines = read_jsonl(folder / f"seed{seed}" / "metrics.jsonl")

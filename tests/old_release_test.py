@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from tests.small_run import mesh_of
 from vit_jax.checkpoints.load import load_run
-from vit_jax.config import freeze
+from vit_jax.config import freeze, thaw
 from vit_jax.data import transforms
 from vit_jax.data.sources import open_source
 from vit_jax.inference.evaluate import evaluate
@@ -94,7 +93,7 @@ def test_it_is_evaluated_and_predicted_from(release, tmp_path):
 def test_it_is_trained_further(release):
     workdir, _ = release
     before = (workdir / "metrics.jsonl").read_bytes()
-    config = ConfigDict(workdirs.read_config(workdir).as_configdict())
+    config = thaw(workdirs.read_config(workdir))
     assert config.total_steps == 400
     config.total_steps = 450
     devices = jax.devices()[:1]

@@ -16,10 +16,12 @@ from vit_jax.planning.advice import advice
 from vit_jax.planning.data_size import data_size
 from vit_jax.planning.formula import formula_collectives
 from vit_jax.planning.plan import plan_by_formula
+from vit_jax.planning.remedies import remedies
 from vit_jax.planning.report import sentence, text, to_json
 from vit_jax.planning.roofline import roofline
 from vit_jax.planning.step import Compiled
 from vit_jax.planning.topology import parse
+from vit_jax.telemetry.chips import GIB
 from vit_jax.training.memory import bytes_per_device
 
 pytestmark = pytest.mark.medium
@@ -231,10 +233,25 @@ def test_advice(changes, message):
     assert message in " ".join(advice(planned(topology, **changes)))
 
 
+def test_each_remedy_is_enough():
+    changes = {"batch_size": 3 * 2**18, "model__image_size": (64,), "model__remat": "none"}
+    plan = planned(**changes)
+    found = remedies(plan)
+    assert not plan.fits and len(found) == 3
+    for remedy in found:
+        words = [word for word in remedy.split() if word.startswith("--")]
+        flags = dict(word.removeprefix("--config.").split("=") for word in words)
+        values = {name.replace(".", "__"): text for name, text in flags.items()}
+        values = {name: int(v) if v.isdecimal() else v for name, v in values.items()}
+        mended = planned(**changes | values)
+        assert mended.fits, remedy
+        assert remedy.endswith(f"({mended.needed / GIB:.1f} GiB)")
+
+
 def test_a_plan_that_does_not_fit():
     plan = planned(batch_size=2**22, model__image_size=(64,))
     assert not plan.fits and sentence(plan).startswith("Does not fit on 8 H200 SXM GPUs (1x8): it")
-    assert "raise mesh.fsdp" in advice(plan)[0]
+    assert "one of these is enough: --config.optim.accum_steps=16 (" in advice(plan)[0]
     refused = Compiled("", {}, "RESOURCE_EXHAUSTED: Allocation", False, {})  # It names no size.
     plan = dataclasses.replace(plan, compiled=refused, needed=0, roofline=None)
     assert "it needs more than there is, of 98.49 GiB that JAX" in sentence(plan)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.sweep_runs import NAMES, REAL, plan
 from vit_jax import cli
-from vit_jax.config import freeze
+from vit_jax.config import freeze, thaw
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.sweeps import record as records
@@ -191,7 +191,7 @@ def test_a_run_that_has_begun_keeps_its_config(tmp_path, file):
 def test_settings_from_the_checkpoint_are_no_change(tmp_path, file):
     """A run that starts from a published model writes down what that is."""
     (run,) = plan([{"name": "a", "init_from": "x", "model.variant": ""}], tmp_path, file)
-    filled = run.config.as_configdict()
+    filled = thaw(run.config)
     with filled.unlocked():
         filled.model.variant, filled.model.width = "S/16", 384
     begin(run, freeze(filled))

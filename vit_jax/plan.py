@@ -39,7 +39,10 @@ def define(values: flags.FlagValues) -> None:
     price = "Price of one chip for one hour, in any currency; 0: unknown."
     flags.DEFINE_float("price", 0.0, price, 0.0, flag_values=values)
     flags.DEFINE_bool(
-        "full", False, "Compile as long as train does: slower, nearly the same.", flag_values=values
+        "full",
+        False,
+        "Compile as long as train does: slower, with other times.",
+        flag_values=values,
     )
     flags.DEFINE_bool(
         "search",
@@ -77,6 +80,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     config = inherit_model(cli.read_config(values), _NO_WORKDIR)
     examples, classes = data_size(config, examples=values.examples, classes=values.classes)
     sizes = {"num_classes": classes, "num_examples": examples}
+    if values.full and not topology.is_tpu:
+        raise ConfigError("--full is for TPUs: the plan of GPUs compiles nothing.")
     if values.batch_sizes and not values.search:
         raise ConfigError("--batch_sizes is for --search: set --config.batch_size, or --search.")
     if values.search:

@@ -9,6 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax import storage
+from vit_jax.config import thaw
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.evals.classification import TOP
 from vit_jax.models.section import read_section, write_section
@@ -136,13 +137,13 @@ def _read_run(workdir: epath.Path, name: str) -> Run:
 
 def _with_resolved_model(config: FrozenConfigDict, classes: int | None) -> ConfigDict:
     """Returns a config whose model keys have the values of the model; else as it was recorded."""
-    resolved = ConfigDict(config)
+    resolved = thaw(config)
     if classes is None:
         return resolved
     try:
         write_section(read_section(config.model, num_classes=classes), resolved.model)
     except ConfigError:  # Such as a model of an older release.
-        return ConfigDict(config)
+        return thaw(config)
     resolved.model.variant = config.model.variant  # By its own name.
     resolved.model.num_classes = config.model.num_classes
     return resolved

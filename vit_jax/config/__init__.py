@@ -20,6 +20,7 @@ from vit_jax.config.base import (
     check_pattern,
     freeze,
     parse_args,
+    thaw,
     validate,
 )
 from vit_jax.config.durations import DURATION_UNITS, other_units
@@ -49,5 +50,6 @@ __all__ = [
     "freeze",
     "other_units",
     "parse_args",
+    "thaw",
     "validate",
 ]

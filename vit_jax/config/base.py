@@ -222,6 +222,15 @@ def freeze(config: ConfigDict) -> FrozenConfigDict:
     return FrozenConfigDict(frozen)
 
 
+def thaw(config: FrozenConfigDict) -> ConfigDict:
+    """Returns a copy of a frozen config that can be changed.
+
+    What `ConfigDict(config)` and `config.as_configdict()` return has the same sections at each
+    call: a change to one would be in all later ones.
+    """
+    return config.as_configdict().copy_and_resolve_references()
+
+
 def _freeze_tuples(section: ConfigDict) -> None:
     for key, value in section.items():
         if isinstance(value, ConfigDict):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.checkpoints.load import TrainedModel, load_run
-from vit_jax.config import base_config, freeze
+from vit_jax.config import base_config, freeze, thaw
 from vit_jax.errors import ConfigError
 from vit_jax.evals.evaluator import Evaluator
 from vit_jax.models import ModelConfig, describe_model
@@ -98,7 +98,7 @@ class Model:
 
         The preprocessing stays.
         """
-        config = ConfigDict(self.evaluator.config.as_configdict())
+        config = thaw(self.evaluator.config)
         transforms = config.data.eval_transforms
         config.data = base_config().data
         config.data.update({**data, "eval_transforms": transforms})
@@ -199,14 +199,14 @@ def _on_mesh(pretrained: Pretrained, mesh: Mesh) -> Pretrained:
 
 
 def _with_batch_size(pretrained: Pretrained) -> FrozenConfigDict:
-    config = ConfigDict(run_config(pretrained).as_configdict())
+    config = thaw(run_config(pretrained))
     config.batch_size = BATCH_SIZE
     return freeze(config)
 
 
 def _with_transforms(run: TrainedModel, pretrained: Pretrained) -> FrozenConfigDict:
     """Returns a run's config with the preprocessing of its model at another image size."""
-    config = ConfigDict(run.config.as_configdict())
+    config = thaw(run.config)
     config.data.eval_transforms = run_config(pretrained).data.eval_transforms
     return freeze(config)
 

@@ -6,6 +6,7 @@ from vit_jax.models import MixerConfig, VitConfig, param_shapes
 from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel import rules
 from vit_jax.planning.plan import Plan
+from vit_jax.planning.remedies import ROOM, remedies
 from vit_jax.telemetry.chips import GIB
 from vit_jax.training.rematerialisation import POLICIES, estimates
 
@@ -23,20 +24,23 @@ def advice(plan: Plan) -> list[str]:
 
 def _fit(plan: Plan) -> Iterator[str]:
     share = plan.needed / plan.available
-    stronger = getattr(plan.model_config, "remat", "full") != "full"
+    if plan.fits and share <= ROOM:
+        return
+    found = " or ".join(remedies(plan))
     if not plan.fits:
-        yield (
-            "The step does not fit: raise mesh.fsdp (or set mesh.auto=True), "
-            f"{'take a stronger model.remat, ' if stronger else ''}raise optim.accum_steps, or "
-            "lower batch_size."
+        problem = "The step does not fit."
+        otherwise = (
+            "No change of one setting (recomputation, microbatches, mesh.fsdp, batch_size) is "
+            "enough by the estimate: --search combines them, or take more chips."
         )
-    elif share > 0.9:
-        yield (
+    else:
+        problem = (
             f"Arguments and temporaries are {share:.0%} of the memory: the batches that are loaded "
-            f"ahead ({plan.estimate.batches / MIB:,.0f} MiB) may not fit beside the step. "
-            f"{'Take a stronger model.remat, l' if stronger else 'L'}ower data.prefetch or "
-            "batch_size, or raise mesh.fsdp or optim.accum_steps."
+            f"ahead ({plan.estimate.batches / MIB:,.0f} MiB) may not fit beside the step."
         )
+        otherwise = "Lower data.prefetch, or take more chips."
+    remedy = f"By the estimate, one of these is enough: {found}." if found else otherwise
+    yield f"{problem} {remedy}"
 
 
 def _remat(plan: Plan) -> Iterator[str]:
@@ -51,8 +55,6 @@ def _remat(plan: Plan) -> Iterator[str]:
             f"model.remat={used} recomputes more than needed: by the estimate {needed} fits. Set "
             "model.remat=auto."
         )
-    elif POLICIES.index(used) < POLICIES.index(needed) and not plan.fits:
-        yield f"model.remat={used} recomputes too little: {needed} may fit. Set model.remat=auto."
 
 
 def _images(plan: Plan) -> Iterator[str]:

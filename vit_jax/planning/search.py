@@ -5,8 +5,9 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
+from vit_jax.config import thaw
 from vit_jax.errors import ConfigError
 from vit_jax.models import MixerConfig, VitConfig, read_section
 from vit_jax.planning.plan import Plan, make_plan, plan_by_formula
@@ -37,7 +38,7 @@ class _Candidate:
 
     def apply(self, config: FrozenConfigDict) -> FrozenConfigDict:
         """Returns the config with these values."""
-        changed = ConfigDict(config)
+        changed = thaw(config)
         changed.batch_size = self.batch_size
         changed.mesh.data, changed.mesh.fsdp, changed.mesh.tensor = self.mesh
         changed.mesh.auto = False
@@ -84,9 +85,9 @@ def search(
     Every split of the devices over data, fsdp (up to 256) and tensor (up to 16), every policy of
     `model.remat` and 1 to 16 microbatches are estimated by formula. For TPUs the best of these are
     compiled, by unlike meshes until three fit, one for each batch size among them, and the config
-    as it is; with full effort two other policies on the best mesh, too. What needs no less memory
-    by formula than a program that the compiler refused, with the same policy and tensor axis, is
-    not compiled.
+    as it is; with full effort two other policies on the best mesh, too. What would not fit if its
+    memory is as many times the formula's as that of the programs compiled so far, with the same
+    policy and tensor axis, is not compiled. A plan at risk does not fit.
 
     Args:
       config: the config of the run.
@@ -137,6 +138,7 @@ def search(
     possible = list(dict.fromkeys([*leaders.values(), *possible]))
     if absent := [str(size) for size in batch_sizes if size not in leaders]:
         show(f"Left out: batches of {', '.join(absent)}, which no mesh divides or which do not fit")
+    show("Searches mesh, model.remat and optim.accum_steps, whatever the config has.")
     show(f"{len(plans):,} candidates by formula, {len(possible):,} of them may fit; the best:")
     show("GiB of a device; the middle of a step's range in ms, differences of 10% mean little")
     show(" batch  data  fsdp tensor accum  remat            GiB      ms  img/s a chip")
@@ -166,30 +168,34 @@ def _compiled(
     effort = "" if full_effort else " with the least effort (times are too long: see --full)"
     show(f"Compiled{effort}:")
     fitting: dict[_Candidate, Plan] = {}
-    refused: dict[tuple[str, int], int] = {}  # Policy, tensor -> the least estimate refused.
+    # Policy, tensor -> the least memory of a program as a multiple of the formula's.
+    ratios: dict[tuple[str, int], float] = {}
     tried: set[_Candidate] = set()
 
     def compile_until(candidates: Iterable[_Candidate], count: int) -> None:
         for each in candidates:
             if len(fitting) == count or len(tried) == TRIED:
                 return
-            estimate = plans[each].needed
-            if each in tried or estimate >= refused.get((each.remat, each.tensor), math.inf):
+            estimate, kind = plans[each].needed, (each.remat, each.tensor)
+            if each in tried or estimate * ratios.get(kind, 0.0) > plans[each].available:
                 continue
             tried.add(each)
             plan = make_plan(each.apply(config), topology, full_effort=full_effort, **sizes)
-            show(_row(each, plan) + ("" if plan.fits else "  does not fit"))
-            if plan.fits:
+            fits = plan.fits and not plan.at_risk
+            show(_row(each, plan) + ("" if fits else f"  {plan.verdict}"))
+            if fits:
                 fitting[each] = plan
-            else:
-                refused[each.remat, each.tensor] = estimate
+            # A refusal may name no size: then the estimate was too large by itself.
+            ratio = (plan.needed or plan.available) / estimate
+            ratios[kind] = min(ratio, ratios.get(kind, math.inf))
 
     unlike = (each for each in possible if not any(map(each.is_like, fitting)))
     compile_until(unlike, max(MESHES, len({each.batch_size for each in possible})))
     compile_until([own] if own in possible else [], len(fitting) + 1)
     if not fitting:
         raise ConfigError(
-            f"The compiler refused the best {len(tried)}: take more chips, or a smaller batch_size."
+            f"None of the {len(tried)} that were compiled fits: take more chips, or a smaller "
+            "batch_size."
         )
     if full_effort:  # With the least effort, what is kept is moved too often: see docs/planning.md.
         best = min(fitting, key=lambda each: _seconds_per_image(fitting[each]))

@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax.checkpoints.load import load_params, locate, merge_params
-from vit_jax.config import base_config, freeze
+from vit_jax.config import base_config, freeze, thaw
 from vit_jax.config.fields import Role, field_names
 from vit_jax.config.model import MODEL_CONFIGS, StemConfig
 from vit_jax.data import inherit
@@ -60,7 +60,7 @@ def inherit_model(config: FrozenConfigDict, workdir: epath.PathLike) -> FrozenCo
     if not config.init_from:
         _check_inherits_nothing(config)
         return config
-    resolved = ConfigDict(config.as_configdict())
+    resolved = thaw(config)
     earlier = _config_of_resumed_run(config, workdir)
     if earlier is not None:
         _fill_unset(resolved.model, earlier.model)

@@ -1,0 +1,75 @@
+"""What would make a step fit: of each setting the least change that does, by the estimate."""
+
+from collections.abc import Iterator
+
+from ml_collections import FrozenConfigDict
+
+from vit_jax.config import thaw
+from vit_jax.models import with_remat
+from vit_jax.parallel import mesh as meshes
+from vit_jax.parallel.rules import UndividedError
+from vit_jax.planning.plan import Plan
+from vit_jax.telemetry.chips import GIB
+from vit_jax.training.memory import bytes_per_device
+from vit_jax.training.rematerialisation import POLICIES
+
+ROOM = 0.9  # Share of the memory that the step may take: the batches loaded ahead are beside it.
+
+
+def remedies(plan: Plan) -> list[str]:
+    """Returns flags with the memory that a device would need: each alone makes the step fit.
+
+    The estimate of `vit_jax.training.memory` is scaled by what the compiled program needs of it.
+    """
+    ratio = 1.0
+    if plan.compiled is not None:
+        # A refusal may name no size: then the step needs more than there is.
+        ratio = (plan.needed or plan.available) / plan.estimate.total
+    found = {}
+    for setting, flags, changed in _changes(plan):
+        if setting in found:
+            continue
+        try:
+            needed = ratio * _estimate(plan, changed)
+        except UndividedError:
+            continue
+        if needed <= ROOM * plan.available:
+            found[setting] = f"{flags} ({needed / GIB:.1f} GiB)"
+    return list(found.values())
+
+
+def _changes(plan: Plan) -> Iterator[tuple[str, str, FrozenConfigDict]]:
+    """Yields setting, flags and config of each change, the least change of a setting first."""
+    config, mesh = plan.config, plan.mesh
+    used = getattr(plan.model_config, "remat", "")
+
+    def changed(**keys: object) -> FrozenConfigDict:
+        new = thaw(config)
+        new.mesh.update(mesh | {"auto": False})
+        new.model.remat = used or config.model.remat
+        new.update_from_flattened_dict({key.replace("__", "."): keys[key] for key in keys})
+        return FrozenConfigDict(new)
+
+    for policy in POLICIES[POLICIES.index(used) + 1 :] if used in POLICIES else ():
+        yield "remat", f"--config.model.remat={policy}", changed(model__remat=policy)
+    steps = 2 * config.optim.accum_steps
+    while plan.images_per_device % steps == 0:
+        flags = f"--config.optim.accum_steps={steps}"
+        yield "accum", flags, changed(optim__accum_steps=steps)
+        steps *= 2
+    data, fsdp = mesh["data"], mesh["fsdp"]
+    while data % 2 == 0 and (data // 2) % plan.topology.slices == 0:
+        data, fsdp = data // 2, fsdp * 2
+        flags = f"--config.mesh.data={data} --config.mesh.fsdp={fsdp}"
+        flags += " --config.mesh.auto=False" if config.mesh.auto else ""
+        yield "fsdp", flags, changed(mesh__data=data, mesh__fsdp=fsdp)
+    size, least = config.batch_size, mesh["data"] * mesh["fsdp"] * config.optim.accum_steps
+    while size % (2 * least) == 0:
+        size //= 2
+        yield "batch", f"--config.batch_size={size}", changed(batch_size=size)
+
+
+def _estimate(plan: Plan, config: FrozenConfigDict) -> int:
+    sizes = {axis: config.mesh[axis] for axis in plan.mesh}
+    model_config = with_remat(plan.model_config, config.model.remat)
+    return bytes_per_device(config, model_config, meshes.abstract_mesh(sizes))
