@@ -52,7 +52,9 @@ def test_topologies(name, slices, chips, devices, words):
     ("name", "slices", "message"),
     [
         ("v5x:4x4", 1, "Did you mean v5"),
-        ("v5e", 1, "Accepted are such as v5e:16x16"),
+        ("v5e", 1, "Accepted are v3, v4, v5e, v5p, v6e, v7 with the chips along each axis"),
+        ("v5litepod-32", 1, "Did you mean v5e:4x8"),
+        ("v5p-1024", 1, "Did you mean v5p with the axes of its 512 chips"),
         ("v5e:0x4", 1, "a slice of v5e is v5e:AxB with up to 256 chips"),
         ("v5e:16x32", 1, "More chips: --slices"),
         ("v6e:3x5", 1, "slices of v6e of 1x1, 2x2, 2x4"),

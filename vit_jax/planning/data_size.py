@@ -39,10 +39,11 @@ def data_size(config: FrozenConfigDict, *, examples: int = 0, classes: int = 0) 
         of_data = classes or len(data.classes) or known_classes
         examples = examples or num_examples(data, whole=known_examples, num_classes=of_data)
         head = head or known_classes
-    if not (examples and head):
+    missing = ["--examples (in an epoch)"] * (not examples) + ["--classes"] * (not head)
+    if missing:
         raise ConfigError(
             f"The data of this config, {data.source} {data.name or data.data_dir}, is not here: "
-            "give --examples (in an epoch) and --classes."
+            f"give {' and '.join(missing)}."
         )
     return examples, head
 

@@ -57,7 +57,6 @@ _GPUS: dict[str, tuple[str, int]] = {
     "b200": ("B200", 8),
 }
 _CHIPS = {chip.name: chip for chip in CHIPS}
-EXAMPLES = "v5e:16x16, v5p:8x8x8, v6e:16x16, v4:4x4x4, v7:4x4x4 or h200x8, b200x64"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +162,26 @@ def parse(name: str, *, slices: int = 1) -> Topology:
         raise ConfigError(f"--topology={name}: up to {node} GPUs, or a multiple of {node}.")
     if slices < 1:
         raise ConfigError(f"--slices={slices}: it must be 1 or more.")
+    raise ConfigError(
+        f"--topology={name} is not known.{_hint(text, known)} Accepted are {', '.join(_TPUS)} with "
+        f"the chips along each axis, and {', '.join(_GPUS)} with their number, such as "
+        "v5e:16x16, v5p:8x8x8 or h200x8."
+    )
+
+
+def _hint(text: str, known: str) -> str:
+    """Returns a topology that may be meant, as a question; or "".
+
+    Google Cloud names a slice by its number of chips, or of cores where a chip has two.
+    """
+    if match := re.fullmatch(r"(v5litepod|v6e|v5p|v4)-(\d+)", text):
+        kind = "v5e" if match[1] == "v5litepod" else match[1]
+        chips = int(match[2]) // (1 if _TPUS[kind].axes == 2 else 2)
+        if shapes := [shape for shape in _TPUS[kind].slices if math.prod(shape) == chips]:
+            return f" Did you mean {kind}:{'x'.join(map(str, shapes[0]))}?"
+        return f" Did you mean {kind} with the axes of its {chips:,} chips?"
     nearest = difflib.get_close_matches(known, [*_TPUS, *_GPUS], n=1)
-    hint = f" Did you mean {nearest[0]}?" if nearest and nearest[0] != known else ""
-    raise ConfigError(f"--topology={name} is not known.{hint} Accepted are such as {EXAMPLES}.")
+    return f" Did you mean {nearest[0]}?" if nearest and nearest[0] != known else ""
 
 
 # What libtpu reads when it is loaded on a machine without TPUs.
