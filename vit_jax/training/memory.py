@@ -10,6 +10,8 @@ The parts of the estimate:
 - Residuals that `jax.vjp` of the model keeps for the backward pass (fewer with frozen parameters),
   for the device's images of a microbatch. Sharpness-aware minimisation makes two passes, and XLA on
   a CPU allocates the residuals of both.
+  Of a ResNet, and of a hybrid's, instead the results of convolutions, products, reductions and
+  pooling, from which compilers compute those of normalisations and activations in their fusions.
 - The working set: the most that is alive at once in a forward pass that keeps nothing, by the order
   of its operations. It is all that the frozen part of a model needs.
 - The batch of the update and those that the loader has put onto the devices ahead.
@@ -46,7 +48,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from jaxtyping import PyTree
 from ml_collections import FrozenConfigDict
 
-from vit_jax.models import MixerConfig, ModelConfig, VitConfig, build, param_shapes
+from vit_jax.models import MixerConfig, ModelConfig, ResnetConfig, VitConfig, build, param_shapes
 from vit_jax.optim import frozen_mask, make_optimizer, stop_frozen_gradients
 from vit_jax.parallel import rules
 from vit_jax.parallel.constraints import AXES
@@ -56,6 +58,11 @@ from vit_jax.parallel.mesh import mesh_shape
 # three: its input, the gradient of that before the sum over tensor, and the gradient of its output;
 # two of them are closest to compiled programs (docs/planning.md, "With tensor, on TPUs").
 _WHOLE_IN_BACKWARD = 2
+# Operations whose results compilers keep for the backward pass of a ResNet.
+_LARGE = {"conv_general_dilated", "dot_general", "reduce_sum", "reduce_window_max"}
+# Images of the programs whose difference is the working set: of a ResNet with one or two images,
+# the largest set is that of its kernels.
+_FEW, _MANY = 64, 128
 
 
 def smallest_mesh(config: FrozenConfigDict) -> AbstractMesh:
@@ -147,11 +154,35 @@ def _optimizer_state(optim: FrozenConfigDict, model_config: ModelConfig) -> PyTr
 
 def _residual_bytes(optim: FrozenConfigDict, model_config: ModelConfig, tensor: int) -> int:
     """Returns the bytes of residuals per image: the difference between two images and one."""
+    fused = isinstance(model_config, ResnetConfig) or getattr(model_config, "stem", None)
     one, two = (
-        sum(_bytes_of_results(jaxpr.eqns, jaxpr.outvars, tensor))
+        sum(_bytes_of_results(jaxpr.eqns, _sources(jaxpr) if fused else jaxpr.outvars, tensor))
         for jaxpr in _residual_programs(optim, model_config)
     )
     return two - one
+
+
+def _sources(jaxpr: Jaxpr) -> list[Var]:
+    """Returns the results of large operations from which the results of a program follow."""
+    made = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+    pending, seen, sources = _variables(jaxpr.outvars), set(), []
+    while pending:
+        var = pending.pop()
+        if var in seen or var not in made:
+            continue
+        seen.add(var)
+        if _is_large(made[var]):
+            sources.append(var)
+        else:
+            pending += _variables(made[var].invars)
+    return sources
+
+
+def _is_large(eqn: JaxprEqn) -> bool:
+    """Returns whether compilers keep the result of an operation for the backward pass."""
+    return eqn.primitive.name in _LARGE or any(
+        _is_large(inner) for program in programs(eqn) for inner in program.eqns
+    )
 
 
 @functools.cache
@@ -172,40 +203,43 @@ def _residual_programs(optim: FrozenConfigDict, model_config: ModelConfig) -> tu
 
 def _working_bytes(model_config: ModelConfig, tensor: int) -> int:
     """Returns the bytes per image of the largest working set."""
-    one, two = (_peak_bytes(jaxpr, tensor) for jaxpr in _forward_programs(model_config))
+    few, many = (_peak_bytes(jaxpr, tensor) for jaxpr in _forward_programs(model_config))
     whole = 0
     if isinstance(model_config, VitConfig):
         item = jnp.dtype(model_config.dtype).itemsize
         whole = _WHOLE_IN_BACKWARD * model_config.num_tokens * model_config.width * item
-    return two - one + whole * (tensor - 1) // tensor
+    return (many - few) // (_MANY - _FEW) + whole * (tensor - 1) // tensor
 
 
 @functools.cache
 def _forward_programs(model_config: ModelConfig) -> tuple[Jaxpr, Jaxpr]:
-    """Returns programs of the forward pass, for one image and two."""
+    """Returns programs of the forward pass, for _FEW images and _MANY."""
     model = build(model_config)
 
     def logits(params: PyTree, images: jax.Array, key: jax.Array) -> jax.Array:
         return model.apply({"params": params}, images, train=True, rngs={"dropout": key})[0]
 
-    return _programs_of(logits, param_shapes(model_config), model_config)
+    return _programs_of(logits, param_shapes(model_config), model_config, (_FEW, _MANY))
 
 
 def _programs_of(
-    function: Callable[..., PyTree], params: PyTree, model_config: ModelConfig
+    function: Callable[..., PyTree],
+    params: PyTree,
+    model_config: ModelConfig,
+    counts: tuple[int, int] = (1, 2),
 ) -> tuple[Jaxpr, Jaxpr]:
-    """Returns the programs of a function (params, images, key), for one image and two."""
+    """Returns the programs of a function (params, images, key), for two numbers of images."""
     # With a mesh of any size, programs have the constraints that say what is split over tensor.
     device = jax.sharding.get_abstract_mesh().abstract_device
     mesh = AbstractMesh(
         (1, 1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=device
     )
     with jax.sharding.use_abstract_mesh(mesh):
-        one, two = (
+        one, other = (
             jax.make_jaxpr(function)(params, _images(count, model_config), _key()).jaxpr
-            for count in (1, 2)
+            for count in counts
         )
-    return one, two
+    return one, other
 
 
 def _images(count: int, model_config: ModelConfig) -> jax.ShapeDtypeStruct:
