@@ -14,7 +14,6 @@ from vit_jax.sweeps.costs import Cost
 from vit_jax.sweeps.plan import PlannedRun
 from vit_jax.telemetry.chips import GIB
 from vit_jax.telemetry.progress import format_count
-from vit_jax.training.rematerialisation import AUTO, POLICIES
 
 _MICROBATCHES = (2, 4, 8, 16)  # Tried, times those of the config, for a run that does not fit.
 
@@ -92,11 +91,13 @@ def _plan_of_step(step: FrozenConfigDict, topology: Topology, num_classes: int) 
 @functools.cache
 def _remedy(step: FrozenConfigDict, topology: Topology, num_classes: int) -> str:
     """Returns what to change for a step that does not fit."""
+    # As "auto" has resolved it; a ResNet has none.
+    refused = _plan_of_step(step, topology, num_classes).model_config
+    remat = getattr(refused, "remat", step.model.remat)
     for microbatches in _MICROBATCHES:
         changed = step.as_configdict().copy_and_resolve_references()
         changed.optim.accum_steps *= microbatches
-        if changed.model.remat == AUTO:  # It chooses the last of them where nothing fits.
-            changed.model.remat = POLICIES[-1]
+        changed.model.remat = remat
         try:
             plan = _plan_of_step(freeze(changed), topology, num_classes)
         except ConfigError:  # They do not divide the batch; nor do more of them.
