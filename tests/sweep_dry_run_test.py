@@ -14,7 +14,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.planning.topology import parse
 from vit_jax.rundir import workdir as workdirs
 from vit_jax.sweeps import record as records
-from vit_jax.sweeps.costs import cost
+from vit_jax.sweeps.costs import cost, step_config
 from vit_jax.sweeps.dry_run import dry_run
 from vit_jax.sweeps.durations import estimate, logged_speeds, timed_speeds
 from vit_jax.sweeps.plan import PlannedRun, plan_runs
@@ -105,28 +105,52 @@ def test_hours_on_a_pod(tmp_path, capsys, monkeypatch):
     runs = [
         planned(tmp_path, "fits"),
         planned(tmp_path, "longer", total_steps=120),
-        planned(tmp_path, "large", batch_size=2**23, model__image_size=(64,)),
+        planned(tmp_path, "large", batch_size=2**17, model__image_size=(64,)),
         planned(tmp_path, "odd", batch_size=15),
     ]
-    dry_run(runs, topology=parse("v5e:2x2"))
+    with pytest.raises(ConfigError) as error:
+        dry_run(runs, topology=parse("v5e:2x2"))
+    assert str(error.value).startswith(
+        "2 of 4 runs do not fit on 4 TPU v5e chips (2x2): those of mu/4."
+    )
     out = capsys.readouterr().out
     hours = [
         [float(end) for end in re.search(r", ([\d.]+) to ([\d.]+) chip-hours", line).groups()]
         for line in out.splitlines()
-        if " of a device; " in line
+        if " GiB of a device, " in line
     ]
-    assert len(hours) == 2 and out.count("on 4 TPU v5e chips (2x2): ") == 4
-    assert "does not fit on 4 TPU v5e" in out and "does not split into" in out
+    assert len(hours) == 2
+    assert "does not fit: " in out and "does not split into" in out
+    large = re.search(r"([\d.]+) of 15.75 GiB of a device; it fits with .*accum_steps=(\d+)", out)
+    assert 15.75 < float(large[1]) <= 15.75 * int(large[2])
+    resnet = {"model__variant": "BiT-R26x1", "model__pool": None, "model__depth": None}
+    resnet = planned(tmp_path, "resnet", batch_size=2**19, **resnet)
+    assert "it fits with" in on_pod(cost(resnet), parse("v5e:2x2")).problem
     assert "without 2 runs that cannot run there" in out
+    # Only the pod's memory is named.
+    assert "per device" not in out and "memory on one device" not in out and "Time:" not in out
+    table = out[out.index("\nmodel ") :].splitlines()[1:]
+    names, large_row = table[0].split(), table[2].split()
+    assert names[0] == "model" and names[-1] == "fits"
+    assert [row.split()[2] for row in table[1:]] == ["3", "1"] and table[1].split()[-1] == "2"
+    assert large_row[3:6] == [large[1], "of", "15.75"] and large_row[-3:] == ["-", "-", "no"]
     monkeypatch.setattr(records, "is_finished", lambda workdir, record: workdir.name == "odd")
-    dry_run(runs, topology=parse("v5e:2x2"))
+    with pytest.raises(ConfigError, match="1 of 3 runs do not fit"):
+        dry_run(runs, topology=parse("v5e:2x2"))
     assert "without 1 run that cannot run there" in capsys.readouterr().out
-    costs = [cost(run) for run in runs[:2]]
-    ends = [
-        on_pod(run, each, parse("v5e:2x2")).chip_hours
-        for run, each in zip(runs, costs, strict=False)
-    ]
+    ends = [on_pod(cost(run), parse("v5e:2x2")).chip_hours for run in runs[:2]]
     assert ends[1][0] == pytest.approx(10 * ends[0][0])
+
+
+def test_runs_of_different_length_and_data_share_a_step():
+    one = small_config()
+    step, code = step_config(one), hash(one)
+    changes = {"seed": 3, "total_steps": 7, "optim__lr": 0.5, "data__examples": 20}
+    changes |= {"optim__schedule__warmup_steps": 2, "checkpoint__keep_steps": (4,)}
+    assert step_config(small_config(**changes)) == step and hash(one) == code
+    assert step_config(small_config(batch_size=32)) != step
+    assert step_config(small_config(optim__ema_decay=0.9)) != step
+    assert step_config(small_config(model__depth=3)) != step
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ On Ctrl-C and SIGTERM the runs save and end. A failed run does not stop the othe
 The results are in runs.parquet and runs.csv, with a row for each run and evaluation
 (vit_jax.sweeps.table). --collect only writes these files, at any time.
 
-Exit codes: 0 all runs are finished; 1 some failed; 2 an error that the message explains; 75 stopped
-by a signal: the same command resumes the sweep.
+Exit codes: 0 all runs are finished; 1 some failed; 2 an error that the message explains, such as
+runs that cannot start or, with --dry_run, do not fit on --topology; 75 stopped by a signal: the
+same command resumes the sweep.
 """
 
 import pathlib
@@ -73,7 +74,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "topology",
         "",
-        "With --dry_run: hours and chips of each run on these devices, such as v5e:16x16.",
+        "With --dry_run: memory and hours of each run on these devices, such as v5e:16x16.",
         flag_values=values,
     )
     flags.DEFINE_integer(

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from vit_jax.config import validate
+from vit_jax.config import base_config, freeze, validate
 from vit_jax.data import transforms
 from vit_jax.data.base import Source
 from vit_jax.data.decoded_crop import EXACT
@@ -35,6 +35,7 @@ class Cost:
     """The cost of a run; None: unknown without the data.
 
     Attributes:
+      step: the result of `step_config`.
       model_config: the model; its head has one class if their number is unknown.
       examples: number of training examples in an epoch.
       params: number of parameters of the model.
@@ -44,12 +45,10 @@ class Cost:
       steps: steps of the whole run.
       own_steps: steps that the run makes itself; of a branch, the steps after the trunk's state.
       total_train_flops: FLOPs of `own_steps`.
-      bytes_per_device: memory of each device (vit_jax.training.memory). A mesh axis of -1 counts
-        as 1, the fewest possible devices; with more devices each needs less. With
-        `model.remat="auto"` it is that without recomputation.
       unknown: what is unknown, and why; "" if nothing is.
     """
 
+    step: FrozenConfigDict
     model_config: ModelConfig
     examples: int | None
     params: int
@@ -59,8 +58,19 @@ class Cost:
     steps: int | None
     own_steps: int | None
     total_train_flops: int | None
-    bytes_per_device: int
     unknown: str = ""
+
+    @property
+    def bytes_per_device(self) -> int:
+        """Memory of each device (vit_jax.training.memory).
+
+        A mesh axis of -1 counts as 1, the fewest possible devices; with more devices each needs
+        less. With `model.remat="auto"` it is that without recomputation.
+
+        Raises:
+          VitJaxError: the mesh does not split the parameters.
+        """
+        return _bytes_per_device(self.step, self.model_config)
 
 
 def cost(run: PlannedRun) -> Cost:
@@ -95,6 +105,7 @@ def cost(run: PlannedRun) -> Cost:
     own_steps = None if steps is None else steps - (run.branch_of[1] if run.branch_of else 0)
     _check(config, model_config, source, steps=steps, examples=examples)
     return Cost(
+        step=step_config(config),
         model_config=model_config,
         examples=examples,
         params=num_params(model_config),
@@ -104,9 +115,31 @@ def cost(run: PlannedRun) -> Cost:
         steps=steps,
         own_steps=own_steps,
         total_train_flops=None if own_steps is None else _flops(config, model_config, own_steps),
-        bytes_per_device=bytes_per_device(config, model_config, smallest_mesh(config)),
         unknown=f"{' and '.join(unknown)}: {reason}" if unknown else "",
     )
+
+
+def step_config(config: FrozenConfigDict) -> FrozenConfigDict:
+    """Returns the config with the keys on which the memory and time of a step do not depend reset.
+
+    These are the seed, the length of the run, its learning rate, which examples it trains on, and
+    what it resumes, evaluates, saves and logs. So the runs of a study share what is computed once
+    for each result: to trace the step of a model takes seconds.
+    """
+    default, step = base_config(), config.as_configdict().copy_and_resolve_references()
+    for key in ("seed", "total_epochs", "total_examples", "resume", "evals", "checkpoint", "log"):
+        step[key] = default[key]
+    for key in ("examples", "shots"):
+        step.data[key] = default.data[key]
+    for key in ("lr", "schedule"):
+        step.optim[key] = default.optim[key]
+    step.total_steps = 1
+    return freeze(step)
+
+
+@functools.cache
+def _bytes_per_device(step: FrozenConfigDict, model_config: ModelConfig) -> int:
+    return bytes_per_device(step, model_config, smallest_mesh(step))
 
 
 def total_train_flops(run: PlannedRun) -> float | None:

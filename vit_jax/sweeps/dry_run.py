@@ -9,7 +9,7 @@ from vit_jax.sweeps import record as records
 from vit_jax.sweeps.costs import Cost, cost
 from vit_jax.sweeps.durations import Estimate, Speeds, estimate, logged_speeds, timed_speeds
 from vit_jax.sweeps.plan import PlannedRun
-from vit_jax.sweeps.pod import on_pod
+from vit_jax.sweeps.pod import OnPod, model_name, on_pod, table
 from vit_jax.sweeps.pod import total as total_on_pod
 from vit_jax.telemetry.progress import format_count, format_duration
 from vit_jax.training.rematerialisation import AUTO
@@ -30,17 +30,21 @@ def dry_run(
       invalid: reasons of points that are no runs (`vit_jax.sweeps.plan.plan_runs`), by name.
       time_updates: number of updates to time on this machine for each kind of run; 0: only runs of
         the sweep that have logged their speed give an estimate of durations.
-      topology: a pod, for which each run gets hours and chip-hours.
+      topology: a pod, for which each run gets memory, hours and chip-hours, in the place of memory
+        and duration on a device like this machine's; and each model a row of a table.
       price: the price of one of its chips for one hour, in any currency; 0: unknown.
 
     Raises:
-      ConfigError: runs are invalid; after the valid ones are printed it names all of them, with
-        reasons.
+      ConfigError: runs are invalid, or do not fit on the topology. It is raised after everything
+        is printed, and names the invalid runs, with reasons, and the models that do not fit.
     """
-    invalid, costs = dict(invalid or {}), {}
+    invalid, costs, sizes = dict(invalid or {}), {}, {}
     for run in runs:
         try:
-            costs[run.name] = cost(run)
+            run_cost = cost(run)
+            if topology is None:
+                sizes[run.name] = run_cost.bytes_per_device
+            costs[run.name] = run_cost
         except VitJaxError as error:
             invalid[run.name] = str(error)
     valid = [run for run in runs if run.name in costs]
@@ -51,29 +55,41 @@ def dry_run(
     finished = {
         run.name: records.is_finished(run.workdir, records.read(run.workdir)) for run in valid
     }
+    unfinished = [run for run in valid if not finished[run.name]]
     cannot_start = (
         f"{len(invalid)} of {format_count(len(valid) + len(invalid), 'run')} cannot start"
     )
     if invalid and valid:  # First, so that the plan is not taken for the whole sweep.
         print(f"{cannot_start}: the reasons are below. The plan of the others:")
-    pods = {run.name: on_pod(run, costs[run.name], topology) for run in valid if topology}
+    pods: dict[str, OnPod] = {}
     for run in valid:
-        _print_run(run, costs[run.name], estimates[run.name], finished=finished[run.name])
-        if topology:
-            print(f"  {pods[run.name].text}")
+        run_cost = costs[run.name]
+        if topology:  # Takes seconds for each kind of step: a run is printed before the next one.
+            pods[run.name] = on_pod(run_cost, topology)
+            needs = pods[run.name].describe()
+        else:
+            needs = _describe_here(sizes[run.name], estimates[run.name])
+        _print_run(run, run_cost, needs, finished=finished[run.name])
     if valid:
-        _print_total(valid, costs, finished)
-        unfinished = [run for run in valid if not finished[run.name]]
+        _print_total(valid, costs, finished, sizes)
         if topology:
             print(total_on_pod(unfinished, pods, topology, price=price))
-        left = [estimates[run.name] for run in unfinished]
-        print(_describe_time(left, speeds, timed=bool(time_updates)))
+            print(table(unfinished, costs, pods) if unfinished else "All runs are finished.")
+        if speeds or not topology:
+            left = [estimates[run.name] for run in unfinished]
+            print(_describe_time(left, speeds, timed=bool(time_updates)))
+    problems = []
     if invalid:
         reasons = _list_choices_once(invalid)
-        raise ConfigError(
-            f"{cannot_start}:\n"
-            + "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
+        problems += [f"{cannot_start}:", *(f"  {name}: {why}" for name, why in reasons.items())]
+    if topology and (misfits := [run for run in unfinished if not pods[run.name].fits]):
+        models = ", ".join(dict.fromkeys(map(model_name, misfits)))
+        problems.append(
+            f"{len(misfits):,} of {format_count(len(unfinished), 'run')} do not fit on "
+            f"{topology.describe()}: those of {models}. Their lines above say what to change."
         )
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _list_choices_once(reasons: Mapping[str, str]) -> dict[str, str]:
@@ -86,9 +102,7 @@ def _list_choices_once(reasons: Mapping[str, str]) -> dict[str, str]:
     return shortened
 
 
-def _print_run(
-    run: PlannedRun, run_cost: Cost, duration: Estimate | None, *, finished: bool
-) -> None:
+def _print_run(run: PlannedRun, run_cost: Cost, needs: str, *, finished: bool) -> None:
     status = "finished" if finished else records.read(run.workdir).status
     print(f"{run.name} ({status})")
     print(f"  {shlex.join(['vit-jax', 'train', *run.command[3:]])}")
@@ -98,35 +112,46 @@ def _print_run(
         length = f"{steps}, {run_cost.total_train_flops:.3g} FLOPs"
     print(
         f"  {run_cost.params:,} parameters ({run_cost.params_non_embedding:,} non-embedding), "
-        f"{length}, about {_size(run_cost.bytes_per_device)} per device"
-        + (f", about {format_duration(duration.seconds)}" if duration else "")
-        + (" (scaled by FLOPs)" if duration and duration.is_scaled else "")
+        f"{length}, {needs}",
+        flush=True,
     )
     if run_cost.unknown:
         print(printable(f"  Unknown: {run_cost.unknown}"))
 
 
+def _describe_here(size: int, duration: Estimate | None) -> str:
+    """Returns memory and duration on devices like those of this machine."""
+    return (
+        f"about {_size(size)} per device"
+        + (f", about {format_duration(duration.seconds)}" if duration else "")
+        + (" (scaled by FLOPs)" if duration and duration.is_scaled else "")
+    )
+
+
 def _print_total(
-    runs: Sequence[PlannedRun], costs: Mapping[str, Cost], finished: Mapping[str, bool]
+    runs: Sequence[PlannedRun],
+    costs: Mapping[str, Cost],
+    finished: Mapping[str, bool],
+    sizes: Mapping[str, int],
 ) -> None:
     flops = {name: run_cost.total_train_flops for name, run_cost in costs.items()}
     total = sum(value or 0 for value in flops.values())
     left = sum(value or 0 for name, value in flops.items() if not finished[name])
     unknown = sum(value is None for value in flops.values())
-    largest = max(run_cost.bytes_per_device for run_cost in costs.values())
-    open_axes = any(-1 in run.config.mesh.values() for run in runs)
+    largest = (
+        f"; the largest run needs about {_size(max(sizes.values()))} per device" if sizes else ""
+    )
     print(
         f"Total: {format_count(len(runs), 'run')}, {total:.3g} FLOPs, of which {left:.3g} remain"
         + (f" (without {format_count(unknown, 'run')} of unknown length)" if unknown else "")
-        + f"; the largest run needs about {_size(largest)} per device"
-        + "."
+        + f"{largest}."
     )
-    if open_axes:
+    if sizes and any(-1 in run.config.mesh.values() for run in runs):
         print(
             "       The memory is that on one device; on several (a mesh axis of -1 takes all) "
             "they share the images."
         )
-    if any(getattr(each.model_config, "remat", None) == AUTO for each in costs.values()):
+    if sizes and any(getattr(each.model_config, "remat", None) == AUTO for each in costs.values()):
         print(
             "       It is the memory without recomputation; with model.remat=auto a run recomputes "
             "more where its devices have less."
