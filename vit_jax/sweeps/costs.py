@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from vit_jax.config import base_config, freeze, validate
+from vit_jax.config import base_config, freeze, thaw, validate
 from vit_jax.data import transforms
 from vit_jax.data.base import Source
 from vit_jax.data.decoded_crop import EXACT
@@ -126,7 +126,7 @@ def step_config(config: FrozenConfigDict) -> FrozenConfigDict:
     what it resumes, evaluates, saves and logs. So the runs of a study share what is computed once
     for each result: to trace the step of a model takes seconds.
     """
-    default, step = base_config(), config.as_configdict().copy_and_resolve_references()
+    default, step = base_config(), thaw(config)
     for key in ("seed", "total_epochs", "total_examples", "resume", "evals", "checkpoint", "log"):
         step[key] = default[key]
     for key in ("examples", "shots"):

@@ -6,16 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ml_collections import FrozenConfigDict
 
-from vit_jax.config import freeze
-from vit_jax.errors import ConfigError, VitJaxError
+from vit_jax.errors import VitJaxError
 from vit_jax.planning.plan import Plan, plan_by_formula
+from vit_jax.planning.remedies import remedies
 from vit_jax.planning.topology import Topology
 from vit_jax.sweeps.costs import Cost
 from vit_jax.sweeps.plan import PlannedRun
 from vit_jax.telemetry.chips import GIB
 from vit_jax.telemetry.progress import format_count
-
-_MICROBATCHES = (2, 4, 8, 16)  # Tried, times those of the config, for a run that does not fit.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,19 +89,8 @@ def _plan_of_step(step: FrozenConfigDict, topology: Topology, num_classes: int) 
 @functools.cache
 def _remedy(step: FrozenConfigDict, topology: Topology, num_classes: int) -> str:
     """Returns what to change for a step that does not fit."""
-    # As "auto" has resolved it; a ResNet has none.
-    refused = _plan_of_step(step, topology, num_classes).model_config
-    remat = getattr(refused, "remat", step.model.remat)
-    for microbatches in _MICROBATCHES:
-        changed = step.as_configdict().copy_and_resolve_references()
-        changed.optim.accum_steps *= microbatches
-        changed.model.remat = remat
-        try:
-            plan = _plan_of_step(freeze(changed), topology, num_classes)
-        except ConfigError:  # They do not divide the batch; nor do more of them.
-            break
-        if plan.fits:
-            return f"it fits with optim.accum_steps={changed.optim.accum_steps}"
+    if found := remedies(_plan_of_step(step, topology, num_classes)):
+        return f"enough is {' or '.join(found)}"
     return f"`vit-jax plan --topology={topology.name} --search` with its flags looks for a remedy"
 
 
