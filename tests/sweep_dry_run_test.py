@@ -124,7 +124,7 @@ def test_hours_on_a_pod(tmp_path, capsys, monkeypatch):
     large = re.search(r"([\d.]+) of 15.75 GiB of a device; enough is .*accum_steps=(\d+) ", out)
     assert 15.75 < float(large[1]) <= 15.75 * int(large[2])
     resnet = {"model__variant": "BiT-R26x1", "model__pool": None, "model__depth": None}
-    resnet = planned(tmp_path, "resnet", batch_size=2**19, **resnet)
+    resnet = planned(tmp_path, "resnet", batch_size=2**20, **resnet)
     assert "enough is" in on_pod(cost(resnet), parse("v5e:2x2")).problem
     assert "without 2 runs that cannot run there" in out
     # Only the pod's memory is named.
