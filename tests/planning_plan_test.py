@@ -29,6 +29,8 @@ pytestmark = pytest.mark.medium
 SIZES = {"num_classes": 10, "num_examples": 1442}
 # Sixteen rows of width 128 in each of two shards; large enough for a rule to matter.
 WIDE = {"model__width": 128, "model__mlp_dim": 512, "model__num_heads": 2}
+# Its state takes gigabytes, so that mesh.fsdp matters.
+LARGE = {"model__width": 2048, "model__mlp_dim": 8192, "model__num_heads": 16}
 
 
 @pytest.mark.parametrize(
@@ -235,11 +237,20 @@ def test_advice(changes, message):
     assert message in " ".join(advice(planned(topology, **changes)))
 
 
-def test_each_remedy_is_enough():
-    changes = {"batch_size": 2**19, "model__image_size": (64,), "model__remat": "none"}
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({"model__remat": "none"}, 3),
+        ({"model__remat": "dots"}, 3),
+        ({"batch_size": 2**21}, 2),  # Microbatches change what remat=auto chooses,
+        (LARGE | {"batch_size": 2**17, "model__remat": "full", "mesh__auto": True}, 2),  # or fsdp.
+    ],
+)
+def test_each_remedy_is_enough(changes, count):
+    changes = {"batch_size": 2**19, "model__image_size": (64,)} | changes
     plan = planned(**changes)
     found = remedies(plan)
-    assert not plan.fits and len(found) == 3
+    assert not plan.fits and len(found) == count
     for remedy in found:
         words = [word for word in remedy.split() if word.startswith("--")]
         flags = dict(word.removeprefix("--config.").split("=") for word in words)
@@ -290,10 +301,11 @@ def test_a_search_finds_the_fastest_that_fits():
 def test_a_search_has_the_config_itself_and_names_batches_that_it_leaves_out(monkeypatch):
     monkeypatch.setattr(search_module, "MAX_FSDP", 1)
     monkeypatch.setattr(search_module, "MAX_TENSOR", 1)
-    lines, config = [], small_config(batch_size=24, optim__accum_steps=3)
+    lines, config = [], small_config(batch_size=24, optim__accum_steps=3, mesh__auto=True)
     search_module.search(config, parse("h200x8"), **SIZES, batch_sizes=(24, 25), show=lines.append)
     assert lines[0].startswith("Left out: batches of 25,")
     assert any(line.split()[:5] == ["24", "8", "1", "1", "3"] for line in lines)
+    assert "--config.mesh.auto=False" in lines[-1]  # Else its mesh would be chosen anew.
 
 
 def test_the_command(tmp_path, monkeypatch):

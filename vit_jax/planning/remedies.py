@@ -10,8 +10,9 @@ from vit_jax.parallel import mesh as meshes
 from vit_jax.parallel.rules import UndividedError
 from vit_jax.planning.plan import Plan
 from vit_jax.telemetry.chips import GIB
+from vit_jax.training import mesh_choice
 from vit_jax.training.memory import bytes_per_device
-from vit_jax.training.rematerialisation import POLICIES
+from vit_jax.training.rematerialisation import AUTO, POLICIES, estimates
 
 ROOM = 0.9  # Share of the memory that the step may take: the batches loaded ahead are beside it.
 
@@ -20,6 +21,7 @@ def remedies(plan: Plan) -> list[str]:
     """Returns flags with the memory that a device would need: each alone makes the step fit.
 
     The estimate of `vit_jax.training.memory` is scaled by what the compiled program needs of it.
+    What the config leaves to the devices (`model.remat`, `mesh.auto`) is chosen anew.
     """
     ratio = 1.0
     if plan.compiled is not None:
@@ -42,11 +44,10 @@ def _changes(plan: Plan) -> Iterator[tuple[str, str, FrozenConfigDict]]:
     """Yields setting, flags and config of each change, the least change of a setting first."""
     config, mesh = plan.config, plan.mesh
     used = getattr(plan.model_config, "remat", "")
+    used = "none" if used == "dots" else used  # It keeps as much.
 
     def changed(**keys: object) -> FrozenConfigDict:
         new = thaw(config)
-        new.mesh.update(mesh | {"auto": False})
-        new.model.remat = used or config.model.remat
         new.update_from_flattened_dict({key.replace("__", "."): keys[key] for key in keys})
         return FrozenConfigDict(new)
 
@@ -62,7 +63,7 @@ def _changes(plan: Plan) -> Iterator[tuple[str, str, FrozenConfigDict]]:
         data, fsdp = data // 2, fsdp * 2
         flags = f"--config.mesh.data={data} --config.mesh.fsdp={fsdp}"
         flags += " --config.mesh.auto=False" if config.mesh.auto else ""
-        yield "fsdp", flags, changed(mesh__data=data, mesh__fsdp=fsdp)
+        yield "fsdp", flags, changed(mesh__data=data, mesh__fsdp=fsdp, mesh__auto=False)
     size, least = config.batch_size, mesh["data"] * mesh["fsdp"] * config.optim.accum_steps
     while size % (2 * least) == 0:
         size //= 2
@@ -70,6 +71,17 @@ def _changes(plan: Plan) -> Iterator[tuple[str, str, FrozenConfigDict]]:
 
 
 def _estimate(plan: Plan, config: FrozenConfigDict) -> int:
-    sizes = {axis: config.mesh[axis] for axis in plan.mesh}
+    """Returns the bytes that a device needs with a changed config, mesh and policy as a run's."""
+    topology, available = plan.topology, plan.available
     model_config = with_remat(plan.model_config, config.model.remat)
-    return bytes_per_device(config, model_config, meshes.abstract_mesh(sizes))
+    if config.mesh.auto:
+        sizes, _ = mesh_choice.choose(
+            config, model_config, topology.num_devices, available, slices=topology.slices
+        )
+    else:
+        sizes = meshes.mesh_shape(config.mesh, topology.num_devices)
+    mesh = meshes.abstract_mesh(sizes)
+    if getattr(model_config, "remat", "") == AUTO:
+        *_, size = estimates(config, model_config, mesh, available).values()
+        return size
+    return bytes_per_device(config, model_config, mesh)

@@ -62,6 +62,7 @@ class _Candidate:
         flags = [
             f"--config.mesh.{axis}={getattr(self, axis)}" for axis in ("data", "fsdp", "tensor")
         ]
+        flags += ["--config.mesh.auto=False"] * config.mesh.auto
         flags += [f"--config.model.remat={self.remat}"]
         if self.accum_steps != config.optim.accum_steps:
             flags += [f"--config.optim.accum_steps={self.accum_steps}"]
