@@ -23,9 +23,9 @@ def advice(plan: Plan) -> list[str]:
 
 
 def _fit(plan: Plan) -> Iterator[str]:
-    share = plan.needed / plan.available
-    if plan.fits and share <= ROOM:
+    if not _is_tight(plan):
         return
+    share = plan.needed / plan.available
     found = " or ".join(remedies(plan))
     if not plan.fits:
         problem = "The step does not fit."
@@ -33,6 +33,12 @@ def _fit(plan: Plan) -> Iterator[str]:
             "No change of one setting (recomputation, microbatches, mesh.fsdp, batch_size) is "
             "enough by the estimate: --search combines them, or take more chips."
         )
+    elif plan.compiled is None:
+        problem = (
+            f"The estimate is {share:.0%} of the memory: what the compiler allocates beyond it may "
+            "not fit."
+        )
+        otherwise = "Lower data.prefetch, or take more chips."
     else:
         problem = (
             f"Arguments and temporaries are {share:.0%} of the memory: the batches that are loaded "
@@ -43,10 +49,15 @@ def _fit(plan: Plan) -> Iterator[str]:
     yield f"{problem} {remedy}"
 
 
+def _is_tight(plan: Plan) -> bool:
+    """Returns whether a step does not fit, or leaves too little room beside it."""
+    return not plan.fits or plan.needed > ROOM * plan.available
+
+
 def _remat(plan: Plan) -> Iterator[str]:
     used = getattr(plan.model_config, "remat", "none")
     splits = isinstance(plan.model_config, VitConfig | MixerConfig)
-    if not splits or used not in POLICIES or plan.config.model.remat == "auto":
+    if not splits or used not in POLICIES or plan.config.model.remat == "auto" or _is_tight(plan):
         return
     mesh = meshes.abstract_mesh(plan.mesh)
     *_, needed = estimates(plan.config, plan.model_config, mesh, plan.available)
