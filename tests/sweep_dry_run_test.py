@@ -140,6 +140,8 @@ def test_hours_on_a_pod(tmp_path, capsys, monkeypatch):
     assert "without 1 run that cannot run there" in capsys.readouterr().out
     ends = [on_pod(cost(run), parse("v5e:2x2")).chip_hours for run in runs[:2]]
     assert ends[1][0] == pytest.approx(10 * ends[0][0])
+    probe = on_pod(cost(planned(tmp_path, "probe", cache_features=True)), parse("v5e:2x2"))
+    assert probe.fits and "no plan" in probe.describe()
 
 
 def test_runs_of_different_length_and_data_share_a_step():
@@ -161,6 +163,8 @@ def test_a_pod_of_several_slices(tmp_path):
     flags.append("--slices=2")
     done = call("sweep", *flags)
     assert done.code == 2 and "--slices needs --topology" in done.err, done
+    done = call("sweep", *flags, "--topology=v5e:2x2", "--price=nan")
+    assert done.code == 2 and "--price=nan: give a number" in done.err, done
     done = call("sweep", *flags, "--topology=v5e:2x2", "--price=1e9")
     assert done.code == 0 and "on 8 TPU v5e chips (2 slices of 2x2)" in done.out, done
     line = next(line for line in done.out.splitlines() if line.startswith("Pod:"))

@@ -9,6 +9,7 @@ import errno
 import faulthandler
 import inspect
 import io
+import math
 import os
 import select
 import signal
@@ -297,6 +298,12 @@ def define_dtype(values: flags.FlagValues) -> None:
     """Defines --dtype, of the commands whose outputs are not measured in float32 alone."""
     dtypes = ("float32", "bfloat16")
     flags.DEFINE_enum("dtype", None, dtypes, "Of the computation.", flag_values=values)
+
+
+def check_price(values: flags.FlagValues) -> None:
+    """Raises ConfigError unless --price is finite: the bounds of a flag let NaN and inf pass."""
+    if not math.isfinite(values.price):
+        raise ConfigError(f"--price={values.price}: give a number, or leave the flag out.")
 
 
 def read_config(values: flags.FlagValues) -> FrozenConfigDict:

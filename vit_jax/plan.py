@@ -15,7 +15,6 @@ KINDxNUMBER of GPUs, such as h200x8 or b200x64.
 """
 
 import json
-import math
 
 from absl import flags
 
@@ -41,7 +40,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "full",
         False,
-        "Compile as long as train does: slower, with other times.",
+        "Compile with full effort, as train does: slower, with less memory traffic.",
         flag_values=values,
     )
     flags.DEFINE_bool(
@@ -71,8 +70,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     from vit_jax.storage import as_path, reported
     from vit_jax.training.init_from import inherit_model
 
-    if not math.isfinite(values.price):
-        raise ConfigError(f"--price={values.price}: give a number, or leave the flag out.")
+    cli.check_price(values)
     topology = topologies.parse(values.topology, slices=values.slices)
     out = as_path(values.out, name="--out") if values.out else None
     if out is not None:

@@ -119,6 +119,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         raise ConfigError("--topology needs --dry_run: a sweep runs on the devices that are here.")
     if values.slices > 1 and not values.topology:
         raise ConfigError("--slices needs --topology, that of a slice, such as v5e:16x16.")
+    cli.check_price(values)
     if values.price and not values.topology:
         raise ConfigError("--price needs --topology, the chips that it is for.")
     topology = parse(values.topology, slices=values.slices) if values.topology else None

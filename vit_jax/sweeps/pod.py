@@ -22,11 +22,12 @@ class OnPod:
 
     Attributes:
       topology: the pod's chips and how they are connected.
-      needed: the bytes that its step needs on a device; 0: the step cannot be split over them.
+      needed: the bytes that its step needs on a device; 0: the step cannot be split over the
+        devices, or trains a head on cached features, which has no plan.
       available: the bytes that a program has on a device; 0: likewise.
       problem: why it cannot run there, and what to change; "" if it fits.
       chip_hours: the fewest and the most chip-hours of the run's own steps; None: it does not fit,
-        or their number is unknown.
+        has no plan, or their number is unknown.
     """
 
     topology: Topology
@@ -56,6 +57,8 @@ class OnPod:
         memory = f"{self.memory} GiB of a device"
         if self.problem:
             return f"does not fit: {f'{memory}; ' if self.needed else ''}{self.problem}"
+        if not self.needed:
+            return "a head on cached features: no plan"
         if self.chip_hours is None:
             return memory
         return f"{memory}, {self.hours} hours, {_between(self.chip_hours, 1)} chip-hours"
@@ -69,6 +72,8 @@ def on_pod(cost: Cost, topology: Topology) -> OnPod:
       topology: the pod's chips and how they are connected; every run has all of them for itself.
     """
     step, classes = cost.step, cost.model_config.num_classes
+    if step.cache_features:
+        return OnPod(topology)
     try:
         plan = _plan_of_step(step, topology, classes)
     except VitJaxError as error:
@@ -91,7 +96,11 @@ def _remedy(step: FrozenConfigDict, topology: Topology, num_classes: int) -> str
     """Returns what to change for a step that does not fit."""
     if found := remedies(_plan_of_step(step, topology, num_classes)):
         return f"enough is {' or '.join(found)}"
-    return f"`vit-jax plan --topology={topology.name} --search` with its flags looks for a remedy"
+    slices = f" --slices={topology.slices}" if topology.slices > 1 else ""
+    return (
+        f"`vit-jax plan --topology={topology.name}{slices} --search` with the run's flags looks "
+        "for a remedy"
+    )
 
 
 def total(
@@ -113,8 +122,8 @@ def total(
     missing = sum(not pods[run.name].fits for run in runs)
     unknown = sum(pods[run.name].fits and not pods[run.name].chip_hours for run in runs)
     without = f"; without {format_count(missing, 'run')} that cannot run there" if missing else ""
-    without += f"; without {format_count(unknown, 'run')} of unknown length" if unknown else ""
-    cost = f", at a cost of {low * price:,.0f} to {high * price:,.0f}" if price else ""
+    without += f"; without {format_count(unknown, 'run')} of unknown duration" if unknown else ""
+    cost = f", at a cost of {_between((low * price, high * price), 2)}" if price else ""
     return (
         f"Pod:   {low:,.1f} to {high:,.1f} chip-hours for what remains{cost}, "
         f"{low / topology.num_chips:,.1f} to {high / topology.num_chips:,.1f} hours one run after "
