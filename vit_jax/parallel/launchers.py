@@ -262,8 +262,8 @@ def _own_gpus() -> tuple[int, ...] | None:
         return None
     if index >= count:
         raise ConfigError(
-            f"The launcher's variables number this process {index} of {count} on its host: they "
-            "are numbered from 0. Set JAX_LOCAL_DEVICE_IDS for each."
+            f"The launcher's variables number this process {index} of {count} on its host, "
+            "counted from 0: correct them, or set JAX_LOCAL_DEVICE_IDS for each process."
         )
     if visible % count:
         raise ConfigError(

@@ -120,7 +120,7 @@ def cost(run: PlannedRun) -> Cost:
 
 
 def step_config(config: FrozenConfigDict) -> FrozenConfigDict:
-    """Returns the config with the keys on which the memory and time of a step do not depend reset.
+    """Returns a copy in which keys that do not affect a step's memory and time have defaults.
 
     These are the seed, the length of the run, its learning rate, which examples it trains on, and
     what it resumes, evaluates, saves and logs. So the runs of a study share what is computed once

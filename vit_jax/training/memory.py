@@ -10,8 +10,9 @@ The parts of the estimate:
 - Residuals that `jax.vjp` of the model keeps for the backward pass (fewer with frozen parameters),
   for the device's images of a microbatch. Sharpness-aware minimisation makes two passes, and XLA on
   a CPU allocates the residuals of both.
-  Of a ResNet, and of a hybrid's, instead the results of convolutions, products, reductions and
-  pooling, from which compilers compute those of normalisations and activations in their fusions.
+  For a ResNet, and for a hybrid (a ViT on a ResNet stem), instead the results of convolutions,
+  products, reductions and pooling: compilers recompute normalisations and activations from these
+  inside their fusions.
 - The working set: the most that is alive at once in a forward pass that keeps nothing, by the order
   of its operations. It is all that the frozen part of a model needs.
 - The batch of the update and those that the loader has put onto the devices ahead.
@@ -58,7 +59,7 @@ from vit_jax.parallel.mesh import mesh_shape
 # three: its input, the gradient of that before the sum over tensor, and the gradient of its output;
 # two of them are closest to compiled programs (docs/planning.md, "With tensor, on TPUs").
 _WHOLE_IN_BACKWARD = 2
-# Operations whose results compilers keep for the backward pass of a ResNet.
+# Operations whose results compilers keep for the backward pass of a ResNet or a hybrid.
 _LARGE = {"conv_general_dilated", "dot_general", "reduce_sum", "reduce_window_max"}
 # Images of the programs whose difference is the working set: of a ResNet with one or two images,
 # the largest set is that of its kernels.
