@@ -264,6 +264,7 @@ def test_each_remedy_is_enough(changes, count):
 def test_a_plan_that_does_not_fit():
     plan = planned(batch_size=2**22, model__image_size=(64,))
     assert not plan.fits and sentence(plan).startswith("Does not fit on 8 H200 SXM GPUs (1x8): it")
+    assert plan.days is None and plan.chip_hours is None
     assert "one of these is enough: --config.optim.accum_steps=16 (" in advice(plan)[0]
     refused = Compiled("", {}, "RESOURCE_EXHAUSTED: Allocation", False, {})  # It names no size.
     plan = dataclasses.replace(plan, compiled=refused, needed=0, roofline=None)

@@ -110,7 +110,7 @@ class Plan:
     @property
     def days(self) -> tuple[float, float] | None:
         """The fewest and the most days of the whole run; None: it does not fit."""
-        if self.roofline is None:
+        if self.roofline is None or not self.fits:
             return None
         ends = self.roofline.fastest, self.roofline.slowest
         return ends[0] * self.num_steps / DAY, ends[1] * self.num_steps / DAY
