@@ -85,7 +85,7 @@ def dry_run(
     if topology and (misfits := [run for run in unfinished if not pods[run.name].fits]):
         models = ", ".join(dict.fromkeys(map(model_name, misfits)))
         problems.append(
-            f"{len(misfits):,} of {format_count(len(unfinished), 'run')} do not fit on "
+            f"{len(misfits):,} of {format_count(len(unfinished), 'run')} cannot run on "
             f"{topology.describe()}: those of {models}. Their lines above say what to change."
         )
     if problems:

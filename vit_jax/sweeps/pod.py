@@ -55,8 +55,10 @@ class OnPod:
     def describe(self) -> str:
         """Returns memory and time in a line, or the problem."""
         memory = f"{self.memory} GiB of a device"
+        if self.problem and self.needed:
+            return f"does not fit: {memory}; {self.problem}"
         if self.problem:
-            return f"does not fit: {f'{memory}; ' if self.needed else ''}{self.problem}"
+            return f"cannot run there: {self.problem}"
         if not self.needed:
             return "a head on cached features: no plan"
         if self.chip_hours is None:
@@ -95,7 +97,7 @@ def _plan_of_step(step: FrozenConfigDict, topology: Topology, num_classes: int) 
 def _remedy(step: FrozenConfigDict, topology: Topology, num_classes: int) -> str:
     """Returns what to change for a step that does not fit."""
     if found := remedies(_plan_of_step(step, topology, num_classes)):
-        return f"enough is {' or '.join(found)}"
+        return f"{' or '.join(found)} is enough"
     slices = f" --slices={topology.slices}" if topology.slices > 1 else ""
     return (
         f"`vit-jax plan --topology={topology.name}{slices} --search` with the run's flags looks "
