@@ -268,7 +268,7 @@ def test_a_plan_that_does_not_fit():
     assert "one of these is enough: --config.optim.accum_steps=16 (" in advice(plan)[0]
     refused = Compiled("", {}, "RESOURCE_EXHAUSTED: Allocation", False, {})  # It names no size.
     plan = dataclasses.replace(plan, compiled=refused, needed=0, roofline=None)
-    assert "it needs more than there is, of 98.49 GiB that JAX" in sentence(plan)
+    assert "it needs more than the 98.49 GiB that JAX" in sentence(plan)
 
 
 @pytest.mark.slow

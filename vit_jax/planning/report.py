@@ -24,8 +24,10 @@ def sentence(plan: Plan, *, price: float = 0.0) -> str:
     needed, available = plan.needed / GIB, plan.available / GIB
     offered = "of a device" if plan.topology.is_tpu else "that JAX takes of a device"
     if not plan.fits:
-        size = f"{needed:.1f} GiB" if plan.needed else "more than there is"
-        return f"Does not fit on {where}: it needs {size}, of {available:.2f} GiB {offered}."
+        size = f"{needed:.1f} GiB, " if plan.needed else ""
+        return (
+            f"Does not fit on {where}: it needs {size}more than the {available:.2f} GiB {offered}."
+        )
     assert plan.roofline and plan.days and plan.chip_hours
     step = _range(plan.roofline.fastest * 1e3, plan.roofline.slowest * 1e3)
     images = plan.num_steps * plan.config.batch_size
