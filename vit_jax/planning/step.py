@@ -138,10 +138,10 @@ class Compiled:
         """Bytes of arguments and temporaries, and of results that do not take arguments' place.
 
         XLA reports a peak that is smaller: it does not count the gaps between arrays. Of a refused
-        program this is what the refusal says, or 0.
+        program this is what the refusal says, of newer versions the temporaries alone, or 0.
         """
         if self.refusal:
-            used = re.search(r"Used ([\d.]+)([KMGT]?)", self.refusal)
+            used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT]?)", self.refusal)
             return int(float(used[1]) * 1024 ** " KMGT".index(used[2] or " ")) if used else 0
         memory = self.memory
         return memory["arguments"] + memory["temporaries"] + memory["outputs"] - memory["aliased"]
