@@ -5,6 +5,8 @@ import itertools
 import multiprocessing
 import os
 import pathlib
+import re
+import statistics
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from vit_jax.data.transforms import compose
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
 
-# Large, because other memory that this process frees or takes meanwhile is some 5 MB.
+# Large, because other memory that this process frees or takes meanwhile is some megabytes.
 HEIGHT, WIDTH = 800, 1000
 IMAGE_BYTES = HEIGHT * WIDTH * 3
 BATCH = 4
@@ -50,18 +52,22 @@ class Leaky(Photographs):
         return super().__getitem__(index)
 
 
-def resident_bytes():
-    """Resident memory of this process and of its loader processes."""
+def allocated_bytes():
+    """Memory that this process and its loader processes have written, wherever it lies.
+
+    Without pages of files, which the system drops and reads again as it likes.
+    """
     pids = [os.getpid(), *(process.pid for process in multiprocessing.active_children())]
-    pages = (int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
-    return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+    texts = [pathlib.Path(f"/proc/{pid}/status").read_text() for pid in pids]
+    found = [re.findall(r"(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB", text) for text in texts]
+    return sum(int(size) * 1024 for sizes in found for size in sizes)
 
 
 def leaked_images_per_batch(source, *, workers=0, cache=None, warm_up=10, steps=15):
-    """Growth of the resident memory in decoded images per batch, after a warm-up.
+    """Growth of the allocated memory in decoded images per batch, after a warm-up.
 
-    The least of three periods: a leak grows in each, and what the process keeps of freed memory
-    does not.
+    The median of three periods: a leak grows in each; that the process takes or frees other memory
+    happens in one.
     """
     transform = compose(recipes.augreg("none")[0], image_size=32, channels=3, cache=cache)
     with train_batches(
@@ -76,12 +82,12 @@ def leaked_images_per_batch(source, *, workers=0, cache=None, warm_up=10, steps=
         for _ in range(warm_up):
             next(batches)
         gc.collect()  # what earlier tests left must not be freed in the middle
-        sizes = [resident_bytes()]
+        sizes = [allocated_bytes()]
         for _ in range(3):
             for _ in range(steps):
                 next(batches)
-            sizes.append(resident_bytes())
-        growth = min(after - before for before, after in itertools.pairwise(sizes))
+            sizes.append(allocated_bytes())
+        growth = statistics.median(after - before for before, after in itertools.pairwise(sizes))
         return growth / (steps * IMAGE_BYTES)
 
 
