@@ -14,19 +14,22 @@ from vit_jax.training import mesh_choice
 from vit_jax.training.memory import bytes_per_device
 from vit_jax.training.rematerialisation import AUTO, POLICIES, estimates
 
+_MOST = 1.3  # A compiled program takes up to so many times the estimate.
 ROOM = 0.9  # Share of the memory that the step may take: the batches loaded ahead are beside it.
 
 
 def remedies(plan: Plan) -> list[str]:
     """Returns flags with the memory that a device would need: each alone makes the step fit.
 
-    The estimate of `vit_jax.training.memory` is scaled by what the compiled program needs of it.
+    The estimate of `vit_jax.training.memory` is scaled by what the compiled program needs of it, or
+    by 1.3 or more if the compiler refused it.
     What the config leaves to the devices (`model.remat`, `mesh.auto`) is chosen anew.
     """
     ratio = 1.0
     if plan.compiled is not None:
-        # A refusal may name no size: then the step needs more than there is.
-        ratio = (plan.needed or plan.available) / plan.estimate.total
+        ratio = plan.needed / plan.estimate.total
+        if plan.compiled.refusal:  # Its size, if it names one, is what recomputation has left.
+            ratio = max(ratio, _MOST)
     found = {}
     for setting, flags, changed in _changes(plan):
         if setting in found:
